@@ -1,0 +1,23 @@
+"""Learned copy-paste augmentation for object detectors, trained live against the detector's own loss."""
+
+from terse_aug._compose import Composites, Paste
+from terse_aug._config import TerseConfig
+from terse_aug._pixels import PixelFormat
+from terse_aug._terse import Terse, TerseWarning
+from terse_aug._transforms import PARAMETERS, TransformRanges
+from terse_aug._version import __version__
+from terse_aug.bank import Foreground, ForegroundBank
+
+__all__ = [
+    "PARAMETERS",
+    "Composites",
+    "Foreground",
+    "ForegroundBank",
+    "Paste",
+    "PixelFormat",
+    "Terse",
+    "TerseConfig",
+    "TerseWarning",
+    "TransformRanges",
+    "__version__",
+]

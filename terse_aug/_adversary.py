@@ -1,0 +1,213 @@
+"""The adversary: policy and discriminator, and how they move. Imports torch only.
+
+The game, one line a player (L the detector's loss on the composite, D the discriminator)::
+
+    policy         ascends   E_q[L] - tau KL(q || uniform) + w E log D(composite)
+    discriminator  descends  -(E log D(real) + E log(1 - D(composite)))
+    detector       descends  L                                            (the host's own step, not here)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from terse_aug._compose import Composites, Paste
+from terse_aug._config import TerseConfig
+from terse_aug._discriminator import PatchDiscriminator, discriminator_loss, object_crops, realism_loss
+from terse_aug._distributed import sum_over_ranks, sum_tensors_over_ranks
+from terse_aug._optimizer import BufferedAdam
+from terse_aug._pixels import PixelFormat
+from terse_aug._sample import Target
+from terse_aug.policies import Policy, Proposal
+
+_GAN_BETAS = (0.5, 0.999)
+
+
+@dataclass
+class Turn:
+    """One batch of composites that the adversary will learn from once the detector has gone backward.
+
+    Attributes:
+        proposal: made with ``learning``.
+        image_count: of the batch, to turn the gradient of its mean loss into that of an image.
+        realism_gradients: d(-log D) / d leaf, or empty without discriminator.
+        real: crops of real objects ``[R, 3, CROP, CROP]``, or ``None``.
+        composite: crops of pasted objects, detached, likewise.
+    """
+
+    proposal: Proposal
+    image_count: int
+    realism_gradients: tuple[Tensor, ...] = ()
+    real: Tensor | None = None
+    composite: Tensor | None = None
+
+
+@dataclass
+class Move:
+    """What became of a move: whether it was made, why not, and figures for the log."""
+
+    made: bool
+    reason: str = ""
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+class Adversary(nn.Module):
+    """Owns the parameters that play against the detector; none of them belongs in the host's optimizer.
+
+    Args:
+        policy: decides the transforms.
+        config: learning rates and weights.
+        seed: of the discriminator's initial weights.
+        pixels: format of the host's images.
+    """
+
+    def __init__(self, policy: Policy, config: TerseConfig, seed: int, pixels: PixelFormat) -> None:
+        super().__init__()
+        self.policy = policy
+        self._config = config
+        self._pixels = pixels
+        self.policy_optimizer: BufferedAdam | None = None
+        self.discriminator: PatchDiscriminator | None = None
+        self.discriminator_optimizer: BufferedAdam | None = None
+        if policy.learns:
+            self.policy_optimizer = BufferedAdam(policy.parameters(), config.learning_rate)
+            if config.discriminator_weight > 0:
+                self.discriminator = PatchDiscriminator(seed)
+                self.discriminator_optimizer = BufferedAdam(
+                    self.discriminator.parameters(), config.learning_rate, _GAN_BETAS
+                )
+
+    def begin(
+        self, proposal: Proposal, composites: Composites, images: Sequence[Tensor], targets: Sequence[Target]
+    ) -> Turn:
+        """Keep what the move will need, before the host's backward frees the graph.
+
+        Args:
+            proposal: made with ``learning``.
+            composites: made from it, with their graph.
+            images: the batch before pasting.
+            targets: likewise.
+        """
+        turn = Turn(proposal, len(images))
+        if self.discriminator is None or not composites.images:
+            return turn
+        boxes = [
+            _pasted_boxes(target, pastes) for target, pastes in zip(composites.targets, composites.pastes, strict=True)
+        ]
+        shown = object_crops([self._pixels.decode(image) for image in composites.images], boxes)
+        if len(shown) == 0 or not shown.requires_grad:
+            return turn
+        with torch.autocast(shown.device.type, enabled=False):
+            loss = realism_loss(self.discriminator(shown))
+        gradients = torch.autograd.grad(loss, proposal.leaves, retain_graph=True, allow_unused=True)
+        turn.realism_gradients = tuple(
+            torch.zeros_like(leaf) if gradient is None else gradient
+            for leaf, gradient in zip(proposal.leaves, gradients, strict=True)
+        )
+        proposal.metrics["realism"] = -float(loss.detach())
+        real = [target["boxes"] for target in targets]
+        turn.real = object_crops([self._pixels.decode(image.detach()) for image in images], real)
+        turn.composite = shown.detach()
+        return turn
+
+    def move(self, turns: Sequence[Turn], loss_finite: bool, loss_scale: float, device: torch.device) -> Move:
+        """Ascend the detector's loss along the gradient that its backward left; every rank has to call it.
+
+        Nothing moves on any rank unless everything is finite on all of them.
+
+        Args:
+            turns: since the last move; may be empty on some ranks.
+            loss_finite: whether this rank's loss was finite.
+            loss_scale: factor by which the backward's loss was scaled (a GradScaler's).
+            device: of the parameters.
+        """
+        assert self.policy_optimizer is not None
+        figures: dict[str, float] = {}
+        reached, finite = self._accumulate(turns, loss_finite, loss_scale, figures)
+        ranks_reached, ranks_failed = sum_over_ranks([float(reached), float(not finite)], device)
+        if ranks_failed:
+            self._forget()
+            return Move(False, "not_finite", figures)
+        if not ranks_reached:
+            self._forget()
+            return Move(False, "no_gradient" if turns else "nothing_pasted", figures)
+        self._descend(self.policy, self.policy_optimizer, ranks_reached, figures)
+        if self.discriminator is not None and self.discriminator_optimizer is not None:
+            self._train_discriminator(turns, self.discriminator, self.discriminator_optimizer, figures, device)
+        return Move(True, figures=figures)
+
+    def _accumulate(
+        self, turns: Sequence[Turn], loss_finite: bool, loss_scale: float, figures: dict[str, float]
+    ) -> tuple[bool, bool]:
+        """Fill the policy's gradients; whether the detector's reached it, and whether all is finite."""
+        reached, finite = False, loss_finite
+        for turn in turns:
+            if any(leaf.grad is None for leaf in turn.proposal.leaves) or not finite:
+                continue
+            scale = turn.image_count / loss_scale
+            gradients = [leaf.grad * scale for leaf in turn.proposal.leaves if leaf.grad is not None]
+            finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+            if not finite:
+                break
+            if turn.realism_gradients:
+                weight = self._config.discriminator_weight * len(turn.proposal.unit)
+                gradients = [g - weight * r for g, r in zip(gradients, turn.realism_gradients, strict=True)]
+            torch.autograd.backward(self.policy.objective(turn.proposal, tuple(gradients)) / len(turns))
+            figures.update(turn.proposal.metrics)
+            reached = True
+        return reached, finite
+
+    def _descend(
+        self,
+        module: nn.Module,
+        optimizer: BufferedAdam,
+        ranks: float,
+        figures: dict[str, float] | None = None,
+    ) -> None:
+        """Average the gradients over the ranks that have any, clip them and step."""
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        sum_tensors_over_ranks(gradients)
+        for gradient in gradients:
+            gradient.div_(ranks)
+        norm = nn.utils.clip_grad_norm_(parameters, self._config.max_gradient_norm)
+        if figures is not None:
+            figures["gradient_norm"] = float(norm)
+        optimizer.step()
+
+    def _train_discriminator(
+        self,
+        turns: Sequence[Turn],
+        discriminator: PatchDiscriminator,
+        optimizer: BufferedAdam,
+        figures: dict[str, float],
+        device: torch.device,
+    ) -> None:
+        discriminator.zero_grad(set_to_none=True)
+        seen = False
+        for turn in turns:
+            if turn.real is None or turn.composite is None or len(turn.real) == 0:
+                continue
+            with torch.autocast(device.type, enabled=False):
+                loss = discriminator_loss(discriminator(turn.real), discriminator(turn.composite))
+            torch.autograd.backward(loss)
+            figures["discriminator_loss"] = float(loss.detach())
+            seen = True
+        (ranks,) = sum_over_ranks([float(seen)], device)
+        if ranks:
+            self._descend(discriminator, optimizer, ranks)
+
+    def _forget(self) -> None:
+        self.zero_grad(set_to_none=True)
+
+
+def _pasted_boxes(target: Target, pastes: Sequence[Paste]) -> Tensor:
+    boxes: Tensor = target["boxes"].detach()
+    return boxes[[paste.row for paste in pastes if paste.row is not None]]

@@ -1,0 +1,269 @@
+"""From a layout and a policy's proposal to composites with corrected labels. Imports torch only.
+
+A pure function of its arguments; :class:`terse_aug.Terse` owns everything that has a state.
+Shape letters: B images, M pastes, P transform parameters.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from terse_aug._compositor import Patch, Rectangle, blend, covered_rectangles, render
+from terse_aug._config import TerseConfig
+from terse_aug._labels import PastedObject, correct_target
+from terse_aug._layout import Decoy, Layout, cutout_tensor, paste_geometry
+from terse_aug._pixels import PixelFormat
+from terse_aug._sample import Target
+from terse_aug._transforms import affine_maps
+from terse_aug.bank import Foreground
+
+_DECOY_OBJECT_SHARE = 0.1
+"""A decoy whose source shows more than this share of an object's box is left out: it would teach that objects
+are background."""
+
+
+@dataclass(frozen=True)
+class Paste:
+    """One paste of a composite.
+
+    Attributes:
+        index: of the cut-out in the bank.
+        source: where the cut-out comes from.
+        label: its class.
+        unit: float ``[P]``, its transform in the unit cube, on the CPU.
+        row: its row in the composite's target, or ``None`` where it got no label.
+    """
+
+    index: int
+    source: str
+    label: int
+    unit: Tensor
+    row: int | None
+
+
+@dataclass(frozen=True)
+class Composites:
+    """The outcome of :func:`compose`.
+
+    Attributes:
+        images: B tensors float ``[3, H, W]``; with a graph where the proposal had one.
+        targets: B corrected targets.
+        pastes: for each image its pastes, the last in front.
+        dropped: counts by reason.
+    """
+
+    images: list[Tensor]
+    targets: list[Target]
+    pastes: list[list[Paste]]
+    dropped: Counter[str]
+
+
+@dataclass(frozen=True)
+class Surface:
+    """The settings of a compositor that are not drawn: configuration, pixel format, mirrored keypoint order.
+
+    Attributes:
+        config: of the run.
+        pixels: of the host's images.
+        mirror_keypoints: for each keypoint the index of its mirror image (left eye, right eye).
+        batched: whether to warp all cut-outs in one batch.
+    """
+
+    config: TerseConfig
+    pixels: PixelFormat
+    mirror_keypoints: tuple[int, ...]
+    batched: bool
+
+
+def compose(
+    images: Sequence[Tensor], targets: Sequence[Target], layout: Layout, unit: Tensor, surface: Surface
+) -> Composites:
+    """Paste the cut-outs of a layout with the given transforms.
+
+    Args:
+        images: B checked images, left untouched.
+        targets: B checked targets, left untouched.
+        layout: M pastes.
+        unit: float ``[M, P]`` in [0, 1].
+        surface: settings.
+
+    Returns:
+        Composites, differentiable in ``unit``. Images without pastes are the very input tensors.
+    """
+    dropped: Counter[str] = Counter()
+    decoys = _decoy_pastes(layout.decoys, images, targets, surface, dropped)
+    objects = _object_pastes(layout, images, unit, surface, dropped)
+    out_images: list[Tensor] = []
+    out_targets: list[Target] = []
+    pastes: list[list[Paste]] = []
+    detached = unit.detach().cpu()
+    for number, (image, target) in enumerate(zip(images, targets, strict=True)):
+        mine = [row for row, where in enumerate(layout.image_of) if where == number and row in objects]
+        covers = decoys.get(number, [])
+        shown = [pasted for _, pasted in covers] + [objects[row][1] for row in mine]
+        if not shown:
+            out_images.append(image)
+            out_targets.append(target)
+            pastes.append([])
+            continue
+        patches = [patch for patch, _ in covers] + [objects[row][0] for row in mine]
+        out_images.append(blend(image, patches))
+        size = (image.shape[-2], image.shape[-1])
+        correction = correct_target(target, size, shown, surface.config.min_visibility)
+        dropped.update(correction.dropped)
+        out_targets.append(correction.target)
+        rows = correction.rows[len(covers) :]
+        pastes.append([_paste(layout, row, detached[row], at) for row, at in zip(mine, rows, strict=True)])
+    return Composites(out_images, out_targets, pastes, +dropped)
+
+
+def _paste(layout: Layout, row: int, unit: Tensor, target_row: int | None) -> Paste:
+    foreground = layout.foregrounds[row]
+    return Paste(layout.indices[row], foreground.source, foreground.label, unit, target_row)
+
+
+def _object_pastes(
+    layout: Layout, images: Sequence[Tensor], unit: Tensor, surface: Surface, dropped: Counter[str]
+) -> dict[int, tuple[Patch, PastedObject]]:
+    """Patches and label information of the pastes that show anything, by row of the layout."""
+    frames = [(images[number].shape[-2], images[number].shape[-1]) for number in layout.image_of]
+    warps = _warp(layout.foregrounds, layout.mirrored, frames, unit, images, surface, dropped)
+    pasted = {}
+    for row, (patch, matrix, centre) in warps.items():
+        foreground = layout.foregrounds[row]
+        determinant = abs(float(matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0]))
+        opaque = int((foreground.rgba[:, :, 3] > 127).sum())
+        keypoints = _map_keypoints(foreground, layout.mirrored[row], matrix, centre, surface)
+        pasted[row] = (
+            patch,
+            PastedObject(patch.rectangle, patch.mask, foreground.label, determinant * opaque, keypoints),
+        )
+    return pasted
+
+
+def _warp(
+    foregrounds: Sequence[Foreground],
+    mirrored: Sequence[bool],
+    frames: Sequence[tuple[int, int]],
+    unit: Tensor,
+    images: Sequence[Tensor],
+    surface: Surface,
+    dropped: Counter[str],
+) -> dict[int, tuple[Patch, Tensor, Tensor]]:
+    """Render cut-outs; rows that are too small or outside are left out and counted.
+
+    Returns:
+        By row: the patch, and on the CPU without a graph the matrix ``[2, 2]`` and centre ``[2]``.
+    """
+    if not foregrounds:
+        return {}
+    config = surface.config
+    geometry = paste_geometry(foregrounds, mirrored, frames, unit)
+    physical = config.ranges.physical(unit)
+    matrix, centre, half_extent = affine_maps(physical, geometry, config.ranges.keep_inside)
+    matrix_cpu, centre_cpu, half_cpu = (tensor.detach().cpu() for tensor in (matrix, centre, half_extent))
+    rectangles = covered_rectangles(centre_cpu, half_cpu, frames, config.edge_sigma)
+    scales = matrix_cpu.norm(dim=1)
+    sides = (scales * geometry.cutout_sizes.cpu()).amax(1).tolist()
+    rows = []
+    for row, (side, rectangle) in enumerate(zip(sides, rectangles, strict=True)):
+        if side < config.min_side:
+            dropped["paste_too_small"] += 1
+        elif rectangle.empty:
+            dropped["paste_outside"] += 1
+        else:
+            rows.append(row)
+    shrink = scales.amax(1).tolist()
+    cutouts = [cutout_tensor(foregrounds[row], shrink[row], surface.pixels, images[0]) for row in rows]
+    resized = matrix[rows] * _reduction(foregrounds, rows, cutouts, matrix)
+    patches = render(
+        cutouts, resized, centre[rows], [rectangles[row] for row in rows], config.edge_sigma, surface.batched
+    )
+    return {row: (patch, matrix_cpu[row], centre_cpu[row]) for row, patch in zip(rows, patches, strict=True)}
+
+
+def _reduction(
+    foregrounds: Sequence[Foreground], rows: Sequence[int], cutouts: Sequence[Tensor], like: Tensor
+) -> Tensor:
+    """How many pixels of the bank's cut-out a pixel of the reduced one stands for, ``[m, 1, 2]`` (x, y)."""
+    factors = [
+        (foregrounds[row].rgba.shape[1] / cutout.shape[2], foregrounds[row].rgba.shape[0] / cutout.shape[1])
+        for row, cutout in zip(rows, cutouts, strict=True)
+    ]
+    return torch.tensor(factors, dtype=like.dtype, device=like.device).view(-1, 1, 2)
+
+
+def _map_keypoints(
+    foreground: Foreground, mirrored: bool, matrix: Tensor, centre: Tensor, surface: Surface
+) -> Tensor | None:
+    """Keypoints in image pixels ``[k, 3]``; a mirrored person's left eye becomes the right one."""
+    if foreground.keypoints is None:
+        return None
+    points = torch.from_numpy(foreground.keypoints.copy()).to(matrix.dtype)
+    height, width = foreground.rgba.shape[:2]
+    middle = torch.tensor([width / 2, height / 2], dtype=matrix.dtype)
+    points[:, :2] = (points[:, :2] - middle) @ matrix.T + centre
+    if mirrored and surface.mirror_keypoints:
+        points = points[list(surface.mirror_keypoints)]
+    return points
+
+
+def _decoy_pastes(
+    decoys: Sequence[Decoy],
+    images: Sequence[Tensor],
+    targets: Sequence[Target],
+    surface: Surface,
+    dropped: Counter[str],
+) -> dict[int, list[tuple[Patch, PastedObject]]]:
+    """Patches of background in an object's shape, by image."""
+    if not decoys:
+        return {}
+    unit = torch.stack([decoy.unit for decoy in decoys]).to(images[0])
+    frames = [(images[decoy.image].shape[-2], images[decoy.image].shape[-1]) for decoy in decoys]
+    foregrounds = [decoy.foreground for decoy in decoys]
+    warps = _warp(foregrounds, [False] * len(decoys), frames, unit, images, surface, Counter())
+    pasted: dict[int, list[tuple[Patch, PastedObject]]] = {}
+    for row, (patch, _, _) in warps.items():
+        decoy = decoys[row]
+        source = _free_background(patch.rectangle, decoy, images[decoy.source], targets[decoy.source])
+        if source is None:
+            dropped["decoy_without_background"] += 1
+            continue
+        color = source.of(images[decoy.source].detach())
+        pasted.setdefault(decoy.image, []).append(
+            (
+                Patch(patch.rectangle, color, patch.alpha),
+                PastedObject(patch.rectangle, patch.mask, label=None, full_area=0.0),
+            )
+        )
+    return pasted
+
+
+def _free_background(rectangle: Rectangle, decoy: Decoy, source: Tensor, target: Target) -> Rectangle | None:
+    """The first of the decoy's places where a rectangle of this size shows no object, or ``None``."""
+    height, width = rectangle.bottom - rectangle.top, rectangle.right - rectangle.left
+    free_rows, free_columns = source.shape[-2] - height, source.shape[-1] - width
+    if free_rows < 0 or free_columns < 0:
+        return None
+    boxes = target["boxes"].tolist()
+    for x, y in decoy.corners:
+        left, top = round(x * free_columns), round(y * free_rows)
+        place = Rectangle(top, left, top + height, left + width)
+        if not _shows_object(place, boxes):
+            return place
+    return None
+
+
+def _shows_object(rectangle: Rectangle, boxes: Sequence[Sequence[float]]) -> bool:
+    for left, top, right, bottom in boxes:
+        width = min(right, rectangle.right) - max(left, rectangle.left)
+        height = min(bottom, rectangle.bottom) - max(top, rectangle.top)
+        share = max(width, 0) * max(height, 0) / ((right - left) * (bottom - top))
+        if share > _DECOY_OBJECT_SHARE:
+            return True
+    return False

@@ -1,0 +1,71 @@
+"""The one place where a setting of terse-aug is named, explained, defaulted and checked. Imports no framework.
+
+Adapters and command lines are made from the fields of :class:`TerseConfig` and their ``help`` metadata.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from terse_aug._transforms import TransformRanges
+
+
+def _setting(default: Any, help_text: str) -> Any:
+    """A dataclass field whose meaning adapters can show to their users."""
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True)
+class TerseConfig:
+    """Settings of :class:`terse_aug.Terse`; ``dataclasses.fields(TerseConfig)`` carries the ``help`` of each.
+
+    Raises:
+        ValueError: a value is outside its range; the message names the setting.
+    """
+
+    objects: tuple[int, int] = _setting((1, 3), "fewest and most objects pasted on an image, 0 to 20")
+    image_probability: float = _setting(0.75, "share of the images that get pastes, 0 to 1")
+    ranges: TransformRanges = field(
+        default=TransformRanges(), metadata={"help": "allowed range of every transform parameter"}
+    )
+    mirror_probability: float = _setting(0.5, "share of the cut-outs mirrored left to right, 0 to 1")
+    min_visibility: float = _setting(0.25, "an object whose visible share falls below this loses its label, 0 to 1")
+    min_side: float = _setting(4.0, "a paste whose larger side would be below this many pixels is left out")
+    edge_sigma: float = _setting(1.0, "standard deviation of the Gaussian that softens the edge, pixels")
+    decoys: tuple[int, int] = _setting(
+        (0, 1), "fewest and most decoys on a pasted image: background in an object's shape, without a label"
+    )
+    candidates: int = _setting(2, "hard-random: proposals per image of which the detector picks one")
+    move_every: int = _setting(4, "learned: the synthesizer moves every this many iterations")
+    temperature: float = _setting(
+        0.1,
+        "learned: weight tau of KL(q || uniform), in units of the loss of an image; higher is more random",
+    )
+    learning_rate: float = _setting(1e-3, "Adam step size of synthesizer and discriminator")
+    dropout: float = _setting(0.1, "learned: dropout in the synthesizer, 0 to 1")
+    max_gradient_norm: float = _setting(1.0, "learned: the synthesizer's gradient is clipped to this norm")
+    discriminator_weight: float = _setting(
+        0.0, "weight of realism in the synthesizer's objective; 0 switches the discriminator off"
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("objects", "decoys"):
+            low, high = getattr(self, name)
+            if not (0 <= low <= high <= 20):
+                raise ValueError(f"{name}: expected 0 <= low <= high <= 20, got ({low}, {high})")
+        for name in ("image_probability", "mirror_probability", "min_visibility"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}: expected a share within [0, 1], got {value}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: expected a share within [0, 1), got {self.dropout}")
+        for name in ("edge_sigma", "temperature", "discriminator_weight", "min_side"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected a value of at least 0, got {getattr(self, name)}")
+        for name in ("candidates", "move_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "max_gradient_norm"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: expected a value above 0, got {getattr(self, name)}")

@@ -1,0 +1,215 @@
+"""Which cut-outs go on which images, and how they look at the size they will have. Imports torch, numpy, OpenCV.
+
+Shape letters: B images, M pastes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from terse_aug._config import TerseConfig
+from terse_aug._pixels import PixelFormat
+from terse_aug._sample import Target
+from terse_aug._transforms import PARAMETERS, PasteGeometry
+from terse_aug.bank import Foreground, ForegroundBank
+from terse_aug.policies import Scene
+from terse_aug.policies._base import THUMBNAIL
+
+_FOREGROUND_FILL = 0.9
+_DECOY_TRIES = 8
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is pasted where, before a policy has said how.
+
+    Attributes:
+        image_of: the image of each paste, ascending; M entries.
+        indices: the bank's index of each cut-out.
+        foregrounds: the cut-outs.
+        mirrored: whether each is mirrored left to right.
+        decoys: decoys, to be pasted before the objects.
+    """
+
+    image_of: list[int]
+    indices: list[int]
+    foregrounds: list[Foreground]
+    mirrored: list[bool]
+    decoys: list[Decoy]
+
+
+@dataclass(frozen=True)
+class Decoy:
+    """A piece of background in the shape of an object: teaches that a pasted edge is not an object.
+
+    After TERSE (CVPR 2019, section 3.1, blending artefacts).
+
+    Attributes:
+        image: the image it goes on.
+        source: the image its pixels come from.
+        foreground: the cut-out whose shape it has.
+        unit: float ``[P]``, its transform in the unit cube, always uniform.
+        corners: float pairs in [0, 1], where in the source its pixels may lie, in the order of preference.
+    """
+
+    image: int
+    source: int
+    foreground: Foreground
+    unit: Tensor
+    corners: list[tuple[float, float]]
+
+
+def draw_layout(
+    bank: ForegroundBank, usable: Sequence[bool], config: TerseConfig, generator: torch.Generator
+) -> Layout:
+    """Draw numbers of objects and cut-outs for a batch.
+
+    Args:
+        bank: not empty.
+        usable: for each image whether it may be pasted on.
+        config: ``objects``, ``image_probability``, ``mirror_probability`` and ``decoys``.
+        generator: the only source of randomness.
+    """
+    pasted = torch.rand(len(usable), generator=generator) < config.image_probability
+    counts = torch.randint(config.objects[0], config.objects[1] + 1, (len(usable),), generator=generator)
+    decoy_counts = torch.randint(config.decoys[0], config.decoys[1] + 1, (len(usable),), generator=generator)
+    image_of: list[int] = []
+    decoys: list[Decoy] = []
+    for image, usable_here in enumerate(usable):
+        if not (usable_here and bool(pasted[image]) and int(counts[image])):
+            continue
+        image_of += [image] * int(counts[image])
+        sources = [index for index, other in enumerate(usable) if other]
+        decoys += [_draw_decoy(bank, image, sources, generator) for _ in range(int(decoy_counts[image]))]
+    indices = torch.randint(len(bank), (len(image_of),), generator=generator).tolist()
+    mirrored = (torch.rand(len(image_of), generator=generator) < config.mirror_probability).tolist()
+    return Layout(image_of, indices, [bank[index] for index in indices], mirrored, decoys)
+
+
+def _draw_decoy(bank: ForegroundBank, image: int, sources: Sequence[int], generator: torch.Generator) -> Decoy:
+    index = int(torch.randint(len(bank), (1,), generator=generator))
+    source = sources[int(torch.randint(len(sources), (1,), generator=generator))]
+    unit = torch.rand(len(PARAMETERS), generator=generator)
+    corners = [(x, y) for x, y in torch.rand(_DECOY_TRIES, 2, generator=generator).tolist()]
+    return Decoy(image, source, bank[index], unit, corners)
+
+
+def paste_geometry(
+    foregrounds: Sequence[Foreground],
+    mirrored: Sequence[bool],
+    frames: Sequence[tuple[int, int]],
+    like: Tensor,
+) -> PasteGeometry:
+    """Sizes and natural scales of M pastes.
+
+    Args:
+        foregrounds: M cut-outs.
+        mirrored: M flags.
+        frames: (H, W) of each paste's background.
+        like: gives dtype and device.
+    """
+    sizes = [(foreground.rgba.shape[1], foreground.rgba.shape[0]) for foreground in foregrounds]
+    natural = [
+        foreground.extent * math.sqrt(height * width) / max(size)
+        for foreground, size, (height, width) in zip(foregrounds, sizes, frames, strict=True)
+    ]
+    return PasteGeometry(
+        like.new_tensor(sizes).view(-1, 2),
+        like.new_tensor([(width, height) for height, width in frames]).view(-1, 2),
+        like.new_tensor(natural),
+        like.new_tensor([-1.0 if flag else 1.0 for flag in mirrored]),
+    )
+
+
+def cutout_tensor(foreground: Foreground, shrink: float, pixels: PixelFormat, like: Tensor) -> Tensor:
+    """A cut-out as the compositor wants it.
+
+    Args:
+        foreground: the cut-out.
+        shrink: largest factor by which it will be scaled; below one half it is first reduced by area averaging,
+            or the bilinear warp would skip pixels.
+        pixels: format of its colours.
+        like: gives dtype and device.
+
+    Returns:
+        float ``[4, h', w']``.
+    """
+    rgba = foreground.rgba
+    if shrink <= 0.5:
+        height, width = rgba.shape[:2]
+        factor = 2.0 ** math.floor(math.log2(1 / max(shrink, 1e-6)))
+        size = (max(round(width / factor), 1), max(round(height / factor), 1))
+        rgba = np.asarray(cv2.resize(rgba, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    planes = torch.from_numpy(np.array(rgba.transpose(2, 0, 1), order="C")).to(like.device)
+    scaled = planes.to(like.dtype).mul_(1 / 255)
+    if pixels.identity:
+        return scaled
+    return torch.cat([pixels.encode(scaled[:3]), scaled[3:]])
+
+
+def describe_scene(layout: Layout, images: Sequence[Tensor], targets: Sequence[Target], pixels: PixelFormat) -> Scene:
+    """The scene with the pictures that a policy sees."""
+    plain = plain_scene(layout, len(images), images[0].device)
+    backgrounds = torch.stack(
+        [_background_thumbnail(image, target, pixels) for image, target in zip(images, targets, strict=True)]
+    )
+    pictures = [
+        _foreground_thumbnail(foreground.rgba, flag)
+        for foreground, flag in zip(layout.foregrounds, layout.mirrored, strict=True)
+    ]
+    empty = np.zeros((0, THUMBNAIL, THUMBNAIL, 4), np.uint8)
+    foregrounds = torch.from_numpy(np.stack(pictures) if pictures else empty).permute(0, 3, 1, 2) / 255
+    natural = []
+    for foreground, image in zip(layout.foregrounds, layout.image_of, strict=True):
+        height, width = images[image].shape[-2:]
+        factor = foreground.extent * math.sqrt(height * width) / max(foreground.rgba.shape[:2])
+        natural.append((factor * foreground.rgba.shape[1] / width, factor * foreground.rgba.shape[0] / height))
+    return Scene(
+        plain.image_of,
+        plain.image_count,
+        plain.labels,
+        backgrounds,
+        foregrounds.to(images[0].device),
+        torch.tensor(natural, device=images[0].device).view(-1, 2),
+    )
+
+
+def plain_scene(layout: Layout, image_count: int, device: torch.device) -> Scene:
+    """The scene without pictures."""
+    return Scene(
+        torch.tensor(layout.image_of, dtype=torch.long, device=device),
+        image_count,
+        torch.tensor([foreground.label for foreground in layout.foregrounds], dtype=torch.long, device=device),
+    )
+
+
+def _background_thumbnail(image: Tensor, target: Target, pixels: PixelFormat) -> Tensor:
+    """RGB by area averaging and a map of the boxes of the objects in the image, ``[4, T, T]``."""
+    small = F.adaptive_avg_pool2d(image.detach().float()[None], THUMBNAIL)[0]
+    height, width = image.shape[-2:]
+    occupied = torch.zeros(1, THUMBNAIL, THUMBNAIL, device=image.device)
+    scale = target["boxes"].new_tensor([THUMBNAIL / width, THUMBNAIL / height] * 2)
+    for left, top, right, bottom in (target["boxes"].detach() * scale).tolist():
+        occupied[0, math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right)] = 1
+    return torch.cat([pixels.decode(small).clamp(0, 1), occupied])
+
+
+def _foreground_thumbnail(rgba: np.ndarray, mirrored: bool) -> np.ndarray:
+    """The cut-out in the middle, its larger side filling nine tenths, uint8 ``[T, T, 4]``."""
+    height, width = rgba.shape[:2]
+    factor = _FOREGROUND_FILL * THUMBNAIL / max(height, width)
+    size = (max(round(width * factor), 1), max(round(height * factor), 1))
+    small = cv2.resize(rgba, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR)
+    small = small[:, ::-1] if mirrored else small
+    picture = np.zeros((THUMBNAIL, THUMBNAIL, 4), np.uint8)
+    top, left = (THUMBNAIL - size[1]) // 2, (THUMBNAIL - size[0]) // 2
+    picture[top : top + size[1], left : left + size[0]] = small
+    return picture

@@ -1,0 +1,49 @@
+"""Adam whose state is buffers, so that a module's ``state_dict`` holds all of it as plain tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class BufferedAdam(nn.Module):
+    """``torch.optim.Adam`` over given parameters; its moments are saved and moved with the owner module.
+
+    The parameters are not registered here: they belong to somebody else.
+
+    Args:
+        parameters: what is optimised.
+        learning_rate: step size.
+        betas: decay rates of the moments.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        learning_rate: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ) -> None:
+        super().__init__()
+        self._adam = torch.optim.Adam(list(parameters), lr=learning_rate, betas=betas)
+        for index, parameter in enumerate(self._parameters_in_order):
+            for name in _MOMENTS:
+                self.register_buffer(f"{name}_{index}", torch.zeros_like(parameter))
+        self.register_buffer("steps", torch.zeros(()))
+        self.steps: torch.Tensor
+
+    @property
+    def _parameters_in_order(self) -> list[nn.Parameter]:
+        return list(self._adam.param_groups[0]["params"])
+
+    def step(self) -> None:
+        """Descend along the parameters' gradients and clear them; parameters without one stay."""
+        for index, parameter in enumerate(self._parameters_in_order):
+            moments = {name: getattr(self, f"{name}_{index}") for name in _MOMENTS}
+            self._adam.state[parameter] = {"step": self.steps.detach().cpu().clone(), **moments}
+        self._adam.step()
+        self._adam.zero_grad(set_to_none=True)
+        self.steps += 1

@@ -1,0 +1,50 @@
+"""Randomness as a function of (seed, rank, worker, call). Imports torch only.
+
+The global random state is never read or moved: every draw comes from a generator made here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def derived_seed(*keys: int | str) -> int:
+    """Mix any number of keys into one seed.
+
+    Args:
+        keys: for example ``(seed, rank, worker, call)``; the order matters.
+
+    Returns:
+        An integer in ``[0, 2**63)``, the same on every machine and in every Python process.
+    """
+    digest = hashlib.blake2b(repr(keys).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def generator_for(*keys: int | str) -> torch.Generator:
+    """A CPU generator seeded from the keys (see :func:`derived_seed`).
+
+    It lives on the CPU whatever the device of the images, so that CPU and CUDA runs draw the same numbers.
+    """
+    return torch.Generator().manual_seed(derived_seed(*keys))
+
+
+@contextmanager
+def isolated_global_rng(seed: int, devices: list[torch.device] | None = None) -> Iterator[None]:
+    """Run code that draws from the global generators (layer initialisers, a detector's samplers) reproducibly.
+
+    Args:
+        seed: what the global generators are seeded with inside the block.
+        devices: devices besides the CPU whose generators the block uses; all are put back afterwards.
+    """
+    cuda = [device for device in devices or [] if device.type == "cuda"]
+    with torch.random.fork_rng(devices=cuda):
+        torch.random.manual_seed(seed)
+        for device in cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

@@ -1,0 +1,121 @@
+"""The contract of a sample, checked once at the door; everything inside trusts it. Imports torch only.
+
+images: float ``[3, H, W]``, targets: a dictionary of ``boxes`` float ``[N, 4]`` (XYXY, pixels), ``labels`` int
+``[N]`` and, where present, ``masks`` bool or uint8 ``[N, H, W]``, ``keypoints`` float ``[N, k, 3]`` (x, y,
+visibility), ``ids`` int ``[N]``, ``area`` float ``[N]``, ``iscrowd`` ``[N]``. Other entries are handed through.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Target = dict[str, Any]
+"""The annotation of one image."""
+
+OBJECT_FIELDS = ("boxes", "labels", "masks", "keypoints", "ids", "area", "iscrowd")
+"""Fields with one entry per object, in the order in which they are documented."""
+
+_TRAILING = {"boxes": (4,), "labels": (), "ids": (), "area": (), "iscrowd": ()}
+
+
+def check_samples(images: Sequence[Tensor], targets: Sequence[Target]) -> None:
+    """Refuse what cannot be a batch of samples.
+
+    Args:
+        images: see the module.
+        targets: see the module; as many as images.
+
+    Raises:
+        ValueError: naming the image, the field, what was expected and what came.
+    """
+    if len(images) != len(targets):
+        raise ValueError(f"expected one target per image, got {len(images)} images and {len(targets)} targets")
+    for index, (image, target) in enumerate(zip(images, targets, strict=True)):
+        _check_image(index, image)
+        _check_target(index, image, target)
+
+
+def _check_image(index: int, image: Tensor) -> None:
+    if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+        shape = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
+        raise ValueError(f"image {index}: expected a tensor [3, H, W], got {shape}")
+    if not image.is_floating_point():
+        raise ValueError(
+            f"image {index}: expected a float tensor, got {image.dtype}; "
+            "convert it (image / 255) before calling Terse, or declare the host's range with pixels="
+        )
+
+
+def _check_target(index: int, image: Tensor, target: Target) -> None:
+    where = f"target {index}"
+    for name in ("boxes", "labels"):
+        if name not in target:
+            raise ValueError(f"{where}: the field {name!r} is missing; it has {sorted(target)}")
+    count = len(target["boxes"])
+    for name in OBJECT_FIELDS:
+        if name not in target:
+            continue
+        value = target[name]
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{where}: expected {name} to be a tensor, got {type(value).__name__}")
+        expected = _expected_shape(name, count, image, value)
+        if tuple(value.shape) != expected:
+            raise ValueError(f"{where}: expected {name} of shape {list(expected)}, got {list(value.shape)}")
+        if value.device != image.device:
+            raise ValueError(f"{where}: {name} is on {value.device}, its image on {image.device}; move both")
+    if not target["boxes"].is_floating_point():
+        raise ValueError(f"{where}: expected boxes to be a float tensor, got {target['boxes'].dtype}")
+
+
+def _expected_shape(name: str, count: int, image: Tensor, value: Tensor) -> tuple[int, ...]:
+    if name == "masks":
+        return (count, *image.shape[1:])
+    if name == "keypoints":
+        return (count, value.shape[1] if value.ndim == 3 else -1, 3)
+    return (count, *_TRAILING[name])
+
+
+def mend_boxes(target: Target, height: int, width: int) -> tuple[Target, Counter[str]]:
+    """Clip boxes to the frame and leave out objects whose box holds no pixel.
+
+    Args:
+        target: a checked target; left untouched.
+        height: of the image, pixels.
+        width: of the image, pixels.
+
+    Returns:
+        The target itself where nothing had to be mended, else a copy; and counts under
+        ``box_degenerate`` (no area, or not finite) and ``box_outside``.
+    """
+    dropped: Counter[str] = Counter()
+    boxes = target["boxes"].detach()
+    if len(boxes) == 0:
+        return target, dropped
+    rows = boxes.tolist()
+    keep: list[int] = []
+    clip = False
+    for index, (left, top, right, bottom) in enumerate(rows):
+        if not (right > left and bottom > top and abs(left + top + right + bottom) < float("inf")):
+            dropped["box_degenerate"] += 1
+        elif right <= 0 or bottom <= 0 or left >= width or top >= height:
+            dropped["box_outside"] += 1
+        else:
+            keep.append(index)
+            clip |= left < 0 or top < 0 or right > width or bottom > height
+    if not clip and len(keep) == len(rows):
+        return target, dropped
+    mended = take_objects(target, keep)
+    limits = boxes.new_tensor([width, height, width, height])
+    mended["boxes"] = torch.minimum(mended["boxes"].clamp(min=0), limits)
+    return mended, dropped
+
+
+def take_objects(target: Target, indices: Sequence[int]) -> Target:
+    """A copy of a target with the chosen objects, in the given order, in every per-object field."""
+    chosen = torch.tensor(indices, dtype=torch.long, device=target["boxes"].device)
+    return {name: value[chosen] if name in OBJECT_FIELDS else value for name, value in target.items()}

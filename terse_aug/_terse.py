@@ -1,0 +1,360 @@
+"""``Terse``: the module that stands between a data loader and a detector. Imports torch only, no host."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from terse_aug._adversary import Adversary, Turn
+from terse_aug._compose import Composites, Surface, compose
+from terse_aug._config import TerseConfig
+from terse_aug._distributed import rank
+from terse_aug._layout import Layout, describe_scene, draw_layout, plain_scene
+from terse_aug._ledger import Ledger
+from terse_aug._pixels import PixelFormat
+from terse_aug._random import generator_for
+from terse_aug._sample import Target, check_samples, mend_boxes
+from terse_aug.bank import ForegroundBank
+from terse_aug.policies import Policy, Proposal, Scene, make_policy, uniform_proposal
+from terse_aug.targets import TargetModel, as_target
+
+_MOST_TURNS = 64
+
+
+class TerseWarning(UserWarning):
+    """Something was left out so that training could go on; each kind is said once per :class:`Terse`."""
+
+
+class Terse(nn.Module):
+    """Pastes objects onto a batch and learns from the detector's loss where to paste them.
+
+    ::
+
+        terse = Terse(ForegroundBank.open("people.bank"), policy="learned", seed=0).to(device)
+        for images, targets in loader:
+            images, targets = terse(images, targets)
+            losses = detector(images, targets)
+            sum(losses.values()).backward()
+            optimizer.step(); optimizer.zero_grad()
+            terse.step(losses)
+
+    In evaluation mode (``terse.eval()``) batches pass through unchanged.
+
+    Args:
+        bank: the cut-outs.
+        policy: ``"random"``, ``"hard-random"``, ``"learned"``, or a :class:`~terse_aug.policies.Policy`.
+        seed: of everything drawn; what is drawn is a function of (seed, rank, number of calls) and the global
+            random state is left alone. The same seed gives the same adversary on every rank.
+        classes: the detector's class names, from label 1 on, or a mapping from name to label; the bank's
+            categories are translated by name. Without it the bank's category ids are the labels.
+        target: the detector (a torchvision model, or a :class:`~terse_aug.targets.TargetModel`); needed by
+            ``hard-random`` only. It does not become a part of this module.
+        pixels: format of the host's images; by default RGB in [0, 1].
+        config: settings; by default ``TerseConfig()``.
+        settings: single settings that replace those of ``config``, e.g. ``objects=(1, 5)``.
+
+    Raises:
+        ValueError: an unknown policy or setting, a value outside its range, or a class in the bank that the
+            detector does not have.
+    """
+
+    def __init__(
+        self,
+        bank: ForegroundBank,
+        policy: str | Policy = "learned",
+        *,
+        seed: int = 0,
+        classes: Sequence[str] | Mapping[str, int] | None = None,
+        target: nn.Module | TargetModel | None = None,
+        pixels: PixelFormat | None = None,
+        config: TerseConfig | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        self.config = _configured(config or TerseConfig(), settings)
+        self.bank = bank if classes is None else _translated(bank, classes)
+        self.seed = seed
+        self.pixels = pixels or PixelFormat()
+        # In a tuple, so that nn.Module does not take the detector for a part of the adversary.
+        self._target = (as_target(target),) if target is not None else ()
+        self._check_labels()
+        chosen = make_policy(policy, self.config, seed)
+        if chosen.needs_target and not self._target:
+            raise ValueError(f"policy {policy!r} asks the detector: give Terse(target=detector)")
+        self.adversary = Adversary(chosen, self.config, seed, self.pixels)
+        self.ledger = Ledger()
+        self._mirror_keypoints = _mirror_order(self.bank.keypoint_names)
+        self._turns: list[Turn] = []
+        self._warned: set[str] = set()
+        self.register_buffer("_anchor", torch.zeros(()), persistent=False)
+        self._anchor: Tensor
+        self.seconds = 0.0
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in use."""
+        return self.adversary.policy
+
+    def forward(
+        self, images: Sequence[Tensor] | Tensor, targets: Sequence[Target]
+    ) -> tuple[list[Tensor] | Tensor, list[Target]]:
+        """Paste objects onto a batch.
+
+        Args:
+            images: B float tensors ``[3, H, W]`` of any sizes, or one ``[B, 3, H, W]``; left untouched.
+            targets: B dictionaries: ``boxes`` float ``[N, 4]`` XYXY pixels, ``labels`` int ``[N]``, optionally
+                ``masks``, ``keypoints``, ``ids``, ``area``, ``iscrowd``; left untouched.
+
+        Returns:
+            Composites and their corrected targets, in the form that came. Every ``move_every``-th iteration the
+            composites of a learning policy carry a graph, so that the detector's backward reaches it.
+
+        Raises:
+            ValueError: the batch does not keep to the contract above.
+        """
+        if not self.training:
+            return list(images) if not isinstance(images, Tensor) else images, list(targets)
+        started = time.perf_counter()
+        composites = self._composites(images, targets)
+        self.seconds += time.perf_counter() - started
+        stacked = isinstance(images, Tensor)
+        return torch.stack(composites.images) if stacked else composites.images, composites.targets
+
+    def step(self, losses: Mapping[str, Tensor] | Tensor | float, loss_scale: float = 1.0) -> None:
+        """The adversary's move; call it once per iteration, after the detector's ``backward``.
+
+        A loss or gradient that is not finite skips the move, on all ranks; composites are then random until a
+        move succeeds again.
+
+        Args:
+            losses: the detector's losses of this iteration, summed if a mapping; or their sum.
+            loss_scale: what the loss was multiplied by before ``backward``: ``scaler.get_scale()`` of a
+                GradScaler, taken before ``scaler.update()``.
+        """
+        started = time.perf_counter()
+        value = _total(losses)
+        finite = abs(value) < float("inf")
+        if finite:
+            self.ledger.average("loss", value)
+        else:
+            self._warn("loss", f"the loss is {value}; the adversary skips its move and pastes at random")
+        if self._moves_now():
+            self._move(finite, loss_scale)
+        self._turns.clear()
+        self.ledger.counts["iterations"] += 1
+        self.seconds += time.perf_counter() - started
+
+    def compose(
+        self,
+        images: Sequence[Tensor],
+        targets: Sequence[Target],
+        policy: str | Policy | None = None,
+        seed: int = 0,
+    ) -> Composites:
+        """Composites for looking at or measuring with: no state moves and nothing is learned.
+
+        Args:
+            images: as in :meth:`forward`.
+            targets: as in :meth:`forward`.
+            policy: another policy than the one in use.
+            seed: what is drawn is a function of it alone.
+
+        Returns:
+            Composites with a record of every paste.
+        """
+        chosen = self.policy if policy is None else make_policy(policy, self.config, self.seed)
+        images, targets, usable, dropped = self._door(images, targets)
+        generator = generator_for(self.seed, "compose", seed)
+        with torch.no_grad():
+            layout = draw_layout(self.bank, usable, self.config, generator)
+            scene = self._scene(layout, images, targets, chosen)
+            proposal = chosen.propose(scene, generator, learning=False)
+            composites = compose(images, targets, layout, proposal.unit, self._surface(images))
+        composites.dropped.update(dropped)
+        return composites
+
+    def metrics(self) -> dict[str, float]:
+        """Figures for a log, by name: counters, running averages, and the spread of the transforms.
+
+        ``diversity`` is the mean over the transform parameters of their standard deviation relative to uniform
+        (1 random, 0 collapsed); ``loss`` the running mean of the detector's loss; ``moves`` and
+        ``skipped_moves`` count the adversary's moves; ``dropped/...`` count what was left out, by reason. They
+        are a function of the run alone: time is kept apart, in ``seconds``.
+        """
+        return self.ledger.summary()
+
+    def _composites(self, images: Sequence[Tensor] | Tensor, targets: Sequence[Target]) -> Composites:
+        images, targets, usable, dropped = self._door(images, targets)
+        counts = self.ledger.counts
+        generator = generator_for(self.seed, rank(), "paste", counts["calls"])
+        learning = self._moves_now() and torch.is_grad_enabled()
+        with torch.no_grad():
+            layout = draw_layout(self.bank, usable, self.config, generator)
+            scene = self._scene(layout, images, targets, self.policy)
+        proposal = self._propose(scene, generator, learning)
+        with torch.set_grad_enabled(bool(proposal.leaves)):
+            composites = compose(images, targets, layout, proposal.unit, self._surface(images))
+        if proposal.leaves and len(layout.image_of):
+            self._keep(self.adversary.begin(proposal, composites, images, targets))
+        composites.dropped.update(dropped)
+        self._record(layout, proposal, composites)
+        return composites
+
+    def _propose(self, scene: Scene, generator: torch.Generator, learning: bool) -> Proposal:
+        """The policy's proposal, or a random one while it is suspended."""
+        if self.ledger.counts["suspended"] and self.policy.learns and not learning:
+            return uniform_proposal(len(scene.image_of), generator, scene.image_of.device)
+        return self.policy.propose(scene, generator, learning)
+
+    def _scene(self, layout: Layout, images: Sequence[Tensor], targets: Sequence[Target], policy: Policy) -> Scene:
+        if policy.sees_pixels:
+            scene = describe_scene(layout, images, targets, self.pixels)
+        else:
+            scene = plain_scene(layout, len(images), images[0].device)
+        if not policy.needs_target:
+            return scene
+        if not self._target:
+            raise ValueError("this policy asks the detector: give Terse(target=detector)")
+        detector, surface = self._target[0], self._surface(images)
+
+        def detector_loss(unit: Tensor) -> Tensor:
+            candidates = compose(images, targets, layout, unit, surface)
+            return detector.image_losses(candidates.images, candidates.targets)
+
+        return dataclasses.replace(scene, detector_loss=detector_loss)
+
+    def _surface(self, images: Sequence[Tensor]) -> Surface:
+        return Surface(self.config, self.pixels, self._mirror_keypoints, batched=images[0].is_cuda)
+
+    def _door(
+        self, images: Sequence[Tensor] | Tensor, targets: Sequence[Target]
+    ) -> tuple[list[Tensor], list[Target], list[bool], Counter[str]]:
+        """Check a batch; mend boxes; say which images can be pasted on and what was left out."""
+        images, targets = list(images), list(targets)
+        if not images:
+            raise ValueError("expected at least one image, got an empty batch")
+        check_samples(images, targets)
+        dropped: Counter[str] = Counter()
+        finite = torch.isfinite(torch.stack([image.detach().sum(dtype=torch.float32) for image in images]))
+        usable = finite.tolist()
+        dropped["image_not_finite"] = usable.count(False)
+        for index, image in enumerate(images):
+            targets[index], mended = mend_boxes(targets[index], image.shape[-2], image.shape[-1])
+            dropped.update(mended)
+        dropped = +dropped
+        for reason, text in _DOOR_WARNINGS.items():
+            if dropped[reason]:
+                self._warn(reason, text.format(dropped[reason]))
+        return images, targets, usable, dropped
+
+    def _record(self, layout: Layout, proposal: Proposal, composites: Composites) -> None:
+        counts = self.ledger.counts
+        counts["calls"] += 1
+        counts["images"] += len(composites.images)
+        counts["composites"] += sum(bool(pastes) for pastes in composites.pastes)
+        counts["objects_pasted"] += sum(len(pastes) for pastes in composites.pastes)
+        counts["objects_labelled"] += sum(paste.row is not None for pastes in composites.pastes for paste in pastes)
+        counts["decoys"] += len(layout.decoys) - composites.dropped["decoy_without_background"]
+        counts["extra_forwards"] += proposal.extra_forwards
+        for reason, count in composites.dropped.items():
+            counts[f"dropped/{reason}"] += count
+        if composites.dropped["paste_too_small"]:
+            self._warn(
+                "paste_too_small",
+                f"pastes below min_side = {self.config.min_side} pixels are left out: the images are small or "
+                "the scale range is low",
+            )
+        if len(proposal.unit):
+            self.ledger.see_transforms(proposal.unit.detach().cpu())
+
+    def _moves_now(self) -> bool:
+        return self.policy.learns and self.ledger.counts["iterations"] % self.config.move_every == 0
+
+    def _keep(self, turn: Turn) -> None:
+        """Remember a batch for the next step, but not without end if nobody calls it."""
+        self._turns.append(turn)
+        if len(self._turns) > _MOST_TURNS:
+            del self._turns[0]
+            self.ledger.counts["dropped/graph"] += 1
+            self._warn("step", f"Terse was called {_MOST_TURNS} times without step(); call it after backward()")
+
+    def _move(self, loss_finite: bool, loss_scale: float) -> None:
+        move = self.adversary.move(self._turns, loss_finite, loss_scale, self._anchor.device)
+        counts = self.ledger.counts
+        if move.made:
+            counts["moves"] += 1
+            counts["suspended"] = 0
+            for name, value in move.figures.items():
+                self.ledger.average(name, value)
+            return
+        if move.reason == "nothing_pasted":
+            return
+        counts["skipped_moves"] += 1
+        if move.reason == "not_finite":
+            counts["suspended"] = 1
+            self._warn("gradient", "a loss or gradient is not finite; the adversary pastes at random for now")
+        else:
+            self._warn(
+                "no_gradient",
+                "no gradient reached the composites: call backward() on the detector's loss before step(), "
+                "outside torch.no_grad(), and hand the images on as Terse returned them",
+            )
+
+    def _check_labels(self) -> None:
+        limit = self._target[0].label_limit if self._target else None
+        if limit is None:
+            return
+        unknown = sorted({int(label) for label in self.bank.labels if not 0 <= label < limit})
+        if unknown:
+            named = {label: self.bank.categories.get(label, "?") for label in unknown}
+            raise ValueError(
+                f"the bank has labels that the detector does not have: expected labels below {limit}, got "
+                f"{named}; give Terse(classes=[...]) with the detector's class names"
+            )
+
+    def _warn(self, kind: str, text: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(text, TerseWarning, stacklevel=4)
+
+
+_DOOR_WARNINGS = {
+    "image_not_finite": "{} image(s) with NaN or infinity: nothing is pasted on them",
+    "box_degenerate": "{} object(s) with a box without area or not finite: left out of the targets",
+    "box_outside": "{} object(s) with a box outside the image: left out of the targets",
+}
+
+
+def _translated(bank: ForegroundBank, classes: Sequence[str] | Mapping[str, int]) -> ForegroundBank:
+    return bank.relabel(classes) if isinstance(classes, Mapping) else bank.relabel(classes, offset=1)
+
+
+def _configured(config: TerseConfig, settings: dict[str, Any]) -> TerseConfig:
+    known = [setting.name for setting in dataclasses.fields(TerseConfig)]
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise ValueError(f"unknown settings {unknown}; expected some of {known}")
+    return dataclasses.replace(config, **settings)
+
+
+def _total(losses: Mapping[str, Tensor] | Tensor | float) -> float:
+    if isinstance(losses, Mapping):
+        return float(sum(loss.detach().float() for loss in losses.values()))
+    return float(losses.detach()) if isinstance(losses, Tensor) else float(losses)
+
+
+def _mirror_order(names: Sequence[str]) -> tuple[int, ...]:
+    """For each keypoint the index of its mirror image, by names with "left" and "right"."""
+    swapped = [_swap_sides(name) for name in names]
+    return tuple(names.index(name) if name in names else index for index, name in enumerate(swapped))
+
+
+def _swap_sides(name: str) -> str:
+    return name.replace("left", "\0").replace("right", "left").replace("\0", "right")

@@ -1,0 +1,136 @@
+"""The transform of a paste: its parameters, their allowed ranges, and the affine map they stand for.
+
+Imports torch only. Shape letters: M pastes, P = len(PARAMETERS).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+PARAMETERS = ("rotation", "shear", "scale", "scale_x", "scale_y", "translate_x", "translate_y")
+"""Names of the columns of a transform, in order."""
+
+_LOGARITHMIC = {"scale", "scale_x", "scale_y"}
+
+
+@dataclass(frozen=True)
+class TransformRanges:
+    """The allowed range ``(low, high)`` of every transform parameter.
+
+    A policy proposes points of the unit cube; a range maps them to units. A range with ``low == high`` fixes
+    the parameter.
+
+    Attributes:
+        rotation: degrees, positive turns clockwise on the screen.
+        shear: tangent of the shear angle along x.
+        scale: size relative to the natural size of the cut-out (1 covers the same fraction of the background
+            as the object did of the photograph it was cut from); spaced logarithmically, as are the next two.
+        scale_x: additional factor along the cut-out's own x axis.
+        scale_y: additional factor along the cut-out's own y axis.
+        translate_x: where the centre lies, 0 the leftmost and 1 the rightmost place that ``keep_inside`` allows.
+        translate_y: likewise, 0 the top and 1 the bottom.
+        keep_inside: how much of the half extent of the object has to stay inside the frame: 1 the whole object,
+            0 its centre. An object too large for that is centred.
+
+    Raises:
+        ValueError: a range is not ordered, not finite, or outside what its unit allows.
+    """
+
+    rotation: tuple[float, float] = (-10.0, 10.0)
+    shear: tuple[float, float] = (-0.05, 0.05)
+    scale: tuple[float, float] = (0.5, 1.5)
+    scale_x: tuple[float, float] = (0.9, 1.1)
+    scale_y: tuple[float, float] = (0.9, 1.1)
+    translate_x: tuple[float, float] = (0.0, 1.0)
+    translate_y: tuple[float, float] = (0.0, 1.0)
+    keep_inside: float = 0.75
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if field.name == "keep_inside":
+                continue
+            low, high = getattr(self, field.name)
+            if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+                raise ValueError(f"{field.name}: expected (low, high) with low <= high, got ({low}, {high})")
+            if field.name in _LOGARITHMIC and low <= 0:
+                raise ValueError(f"{field.name}: a scale has to be above 0, got ({low}, {high})")
+            if field.name.startswith("translate") and not 0 <= low <= high <= 1:
+                raise ValueError(f"{field.name}: expected fractions within [0, 1], got ({low}, {high})")
+        if not 0 <= self.keep_inside <= 1:
+            raise ValueError(f"keep_inside: expected a fraction within [0, 1], got {self.keep_inside}")
+
+    def physical(self, unit: Tensor) -> Tensor:
+        """Map points of the unit cube to parameter values.
+
+        Args:
+            unit: float ``[..., P]`` in [0, 1].
+
+        Returns:
+            float ``[..., P]`` in the units above, differentiable in ``unit``; uniform points give uniform
+            values (uniform logarithms for the scales).
+        """
+        columns = []
+        for index, name in enumerate(PARAMETERS):
+            low, high = getattr(self, name)
+            value = unit[..., index]
+            if name in _LOGARITHMIC:
+                columns.append(low * (value * math.log(high / low)).exp())
+            else:
+                columns.append(low + value * (high - low))
+        return torch.stack(columns, -1)
+
+
+@dataclass(frozen=True)
+class PasteGeometry:
+    """What besides the parameters decides where a paste lands; all tensors have one row per paste.
+
+    Attributes:
+        cutout_sizes: float ``[M, 2]``, width and height of the cut-out in its own pixels.
+        frame_sizes: float ``[M, 2]``, width and height of the background in pixels.
+        natural_scale: float ``[M]``, background pixels per cut-out pixel at scale 1.
+        mirror: float ``[M]``, -1 where the cut-out is mirrored left to right, else 1.
+    """
+
+    cutout_sizes: Tensor
+    frame_sizes: Tensor
+    natural_scale: Tensor
+    mirror: Tensor
+
+
+def affine_maps(physical: Tensor, geometry: PasteGeometry, keep_inside: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The affine map from cut-out to background, ``x = centre + matrix @ (u - cutout_size / 2)``.
+
+    ``matrix = Rotation @ Shear @ diag(scale_x, scale_y) * scale * natural_scale``; pixel (i, j) covers the
+    square from (j, i) to (j + 1, i + 1).
+
+    Args:
+        physical: float ``[M, P]`` from :meth:`TransformRanges.physical`.
+        geometry: sizes and natural scales, M rows.
+        keep_inside: see :class:`TransformRanges`.
+
+    Returns:
+        ``matrix`` float ``[M, 2, 2]``, ``centre`` float ``[M, 2]`` (x, y) in background pixels, and
+        ``half_extent`` float ``[M, 2]``, half the sides of the bounding box of the mapped rectangle; all
+        differentiable in ``physical``.
+    """
+    rotation, shear, scale, scale_x, scale_y, *translation = physical.unbind(-1)
+    radians = rotation * (math.pi / 180)
+    cosine, sine = radians.cos(), radians.sin()
+    size = scale * geometry.natural_scale
+    along_x = size * scale_x * geometry.mirror
+    along_y = size * scale_y
+    matrix = torch.stack(
+        [
+            torch.stack([cosine * along_x, (cosine * shear - sine) * along_y], -1),
+            torch.stack([sine * along_x, (sine * shear + cosine) * along_y], -1),
+        ],
+        -2,
+    )
+    half_extent = (matrix.abs() @ (geometry.cutout_sizes / 2).unsqueeze(-1)).squeeze(-1)
+    lowest = torch.minimum(keep_inside * half_extent, geometry.frame_sizes / 2)
+    centre = lowest + torch.stack(translation, -1) * (geometry.frame_sizes - 2 * lowest)
+    return matrix, centre, half_extent

@@ -1,0 +1,14 @@
+"""The model under training as terse-aug sees it."""
+
+from torch import nn
+
+from terse_aug.targets._base import TargetModel, undisturbed
+from terse_aug.targets._torchvision import TorchvisionDetector
+
+
+def as_target(model: nn.Module | TargetModel) -> TargetModel:
+    """A target as it is, or a module with torchvision's detection interface wrapped as one."""
+    return TorchvisionDetector(model) if isinstance(model, nn.Module) else model
+
+
+__all__ = ["TargetModel", "TorchvisionDetector", "as_target", "undisturbed"]

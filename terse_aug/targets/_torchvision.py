@@ -1,0 +1,71 @@
+"""Torchvision's detectors as targets. Imports torch and torchvision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import box_iou
+
+from terse_aug._random import isolated_global_rng
+from terse_aug._sample import Target
+from terse_aug.targets._base import undisturbed
+
+_MODEL_FIELDS = ("boxes", "labels", "masks", "keypoints")
+
+
+class TorchvisionDetector:
+    """A model with torchvision's detection interface: a dictionary of losses in training, predictions otherwise.
+
+    Args:
+        model: for example ``torchvision.models.detection.fasterrcnn_resnet50_fpn()``; a
+            DistributedDataParallel wrapper is looked through.
+        iou_threshold: a detection belongs to an object if they overlap at least this much.
+    """
+
+    def __init__(self, model: nn.Module, iou_threshold: float = 0.5) -> None:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        self.model: nn.Module = model
+        self.iou_threshold = iou_threshold
+        self.label_limit = _label_limit(model)
+
+    def image_losses(self, images: Sequence[Tensor], targets: Sequence[Target]) -> Tensor:
+        """See :class:`TargetModel`; one forward per image, each with the same draw of proposals."""
+        losses = []
+        with undisturbed(self.model, training=True):
+            for image, target in zip(images, targets, strict=True):
+                fields = {name: target[name] for name in _MODEL_FIELDS if name in target}
+                with isolated_global_rng(0, [image.device]):
+                    result: Mapping[str, Tensor] = self.model([image], [fields])
+                losses.append(torch.stack([loss.float() for loss in result.values()]).sum())
+        return torch.stack(losses)
+
+    def object_scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
+        """See :class:`TargetModel`; the highest score of a detection of the object's class that overlaps it."""
+        with undisturbed(self.model, training=False):
+            predictions: list[dict[str, Any]] = self.model(list(images))
+        scores = []
+        for prediction, target in zip(predictions, targets, strict=True):
+            agree = target["labels"][:, None] == prediction["labels"][None]
+            near = box_iou(target["boxes"].float(), prediction["boxes"].float()) >= self.iou_threshold
+            candidates = (agree & near) * prediction["scores"].float()
+            none = candidates.new_zeros(len(candidates), 1)
+            scores.append(torch.cat([candidates, none], 1).amax(1))
+        return scores
+
+
+def _label_limit(model: nn.Module) -> int | None:
+    """The number of class indices that the model's loss can take, read from its head."""
+    heads = getattr(model, "roi_heads", None)
+    score = getattr(getattr(heads, "box_predictor", None), "cls_score", None)
+    if isinstance(score, nn.Linear):
+        return score.out_features
+    classification = getattr(getattr(model, "head", None), "classification_head", None)
+    for name in ("num_classes", "num_columns"):
+        value = getattr(classification, name, None)
+        if isinstance(value, int):
+            return value
+    return None
