@@ -1,0 +1,28 @@
+"""Cut-out objects on disk: the store, and the builders that fill it from annotated images.
+
+Imports numpy, opencv, pillow, lmdb and pycocotools; never torch, so that a bank can be built anywhere.
+"""
+
+from terse_aug.bank._bank import ForegroundBank
+from terse_aug.bank._coco import build_from_coco
+from terse_aug.bank._cut import CutRules
+from terse_aug.bank._foreground import Foreground
+from terse_aug.bank._images import NoAlphaError, read_image, read_rgba
+from terse_aug.bank._masks import build_from_masks
+from terse_aug.bank._report import BuildReport
+from terse_aug.bank._rgba import build_from_rgba
+from terse_aug.bank._writer import BankWriter
+
+__all__ = [
+    "BankWriter",
+    "BuildReport",
+    "CutRules",
+    "Foreground",
+    "ForegroundBank",
+    "NoAlphaError",
+    "build_from_coco",
+    "build_from_masks",
+    "build_from_rgba",
+    "read_image",
+    "read_rgba",
+]

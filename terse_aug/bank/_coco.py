@@ -1,0 +1,225 @@
+"""Builds a bank from COCO annotations. Imports numpy only, beside the parts of this package."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from terse_aug.bank._cut import Annotation, CutRules, Unusable, cut_from_image
+from terse_aug.bank._foreground import Foreground
+from terse_aug.bank._images import read_image_like
+from terse_aug.bank._include import Include
+from terse_aug.bank._report import BuildReport, Dropped, Progress, build
+from terse_aug.bank._segmentation import NO_MASK, segmentation_to_mask
+from terse_aug.bank._selection import listed
+from terse_aug.bank._writer import BankWriter
+
+
+def build_from_coco(
+    annotations: str | Path,
+    images: str | Path,
+    out: str | Path,
+    *,
+    categories: Collection[str] | None = None,
+    include: Iterable[str] | str | Path | None = None,
+    rules: CutRules | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> BuildReport:
+    """Build a bank from a COCO JSON with masks (polygons or RLE).
+
+    Labels are the JSON's category ids, whatever gaps they have; :meth:`ForegroundBank.relabel` gives them the
+    detector's numbers. Keypoints come along where the JSON has them. Left out, and counted by reason:
+    crowds, boxes without mask, broken masks, masks that disagree with their box, objects too small, images
+    missing, unreadable or of another size than the JSON says.
+
+    Args:
+        annotations: the JSON file.
+        images: folder that the JSON's file names are relative to.
+        out: the bank to write.
+        categories: names to keep; all by default.
+        include: image names to use, see :class:`Include`; all by default.
+        rules: what is kept, see :class:`CutRules`.
+        overwrite: replace an existing bank.
+        progress: called with images done and in total.
+
+    Raises:
+        FileNotFoundError: the JSON or the folder does not exist.
+        FileExistsError: ``out`` exists and ``overwrite`` is false.
+        ValueError: the file is no COCO JSON of instances, a name in ``categories`` is unknown, the
+            categories have different keypoints, or nothing was kept.
+        OSError: the disk is full or cannot be written.
+    """
+    rules, folder, included = rules or CutRules(), Path(images), Include(include)
+    data = _Coco.read(Path(annotations))
+    if not folder.is_dir():
+        raise FileNotFoundError(f"expected a folder of images at {folder}, found none")
+    wanted = data.categories if categories is None else data.chosen(categories)
+    keypoint_names = data.keypoint_names(wanted)
+    writer = BankWriter(out, wanted, keypoint_names=keypoint_names, overwrite=overwrite)
+
+    def cut_outs(dropped: Dropped) -> Iterator[Foreground]:
+        groups = data.eligible(wanted, included, dropped)
+        for done, (image, objects) in enumerate(groups, 1):
+            yield from _objects(folder, image, objects, rules, dropped, len(keypoint_names))
+            if progress is not None:
+                progress(done, len(groups))
+
+    built = {"from": "coco", "annotations": Path(annotations).name, "images": folder.name, **vars(rules)}
+    return build(writer, cut_outs, wanted, built)
+
+
+@dataclass(frozen=True)
+class _Coco:
+    """The parts of a COCO JSON that a bank needs."""
+
+    images: dict[Any, dict[str, Any]]
+    objects: list[dict[str, Any]]
+    raw_categories: dict[int, dict[str, Any]]
+
+    @classmethod
+    def read(cls, path: Path) -> _Coco:
+        if not path.is_file():
+            raise FileNotFoundError(f"expected a COCO JSON file at {path}, found none")
+        try:
+            content = json.loads(path.read_bytes())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"expected a COCO JSON file, got {path}, which is not JSON ({error})") from error
+        lists = [content.get(key) if isinstance(content, dict) else None for key in _LISTS]
+        if not all(
+            isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries) for entries in lists
+        ):
+            raise ValueError(
+                f"expected a COCO JSON with lists of {', '.join(_LISTS)} (an instances or keypoints file), got {path}"
+            )
+        images, objects, categories = lists
+        try:
+            return cls(
+                {image["id"]: image for image in images or ()},
+                objects or [],
+                {int(category["id"]): category for category in categories or () if str(category["name"])},
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: an image or category lacks its id or name ({error!r})") from error
+
+    @property
+    def categories(self) -> dict[int, str]:
+        return {label: str(category["name"]) for label, category in self.raw_categories.items()}
+
+    def chosen(self, names: Collection[str]) -> dict[int, str]:
+        names = [names] if isinstance(names, str) else list(names)
+        known = self.categories
+        unknown = [name for name in names if name not in known.values()]
+        if unknown or not names:
+            raise ValueError(
+                f"no such categories: {listed(unknown) or '(none asked for)'}; "
+                f"the JSON has {listed(sorted(known.values()))}"
+            )
+        return {label: name for label, name in known.items() if name in names}
+
+    def keypoint_names(self, wanted: dict[int, str]) -> tuple[str, ...]:
+        named_by = {
+            tuple(str(name) for name in self.raw_categories[label]["keypoints"]): wanted[label]
+            for label in wanted
+            if self.raw_categories[label].get("keypoints")
+        }
+        if len(named_by) > 1:
+            raise ValueError(
+                f"the categories {listed(list(named_by.values()))} have different keypoints; "
+                "build one bank each, choosing by categories (--category)"
+            )
+        return next(iter(named_by), ())
+
+    def eligible(
+        self, wanted: dict[int, str], include: Include, dropped: Dropped
+    ) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+        """Images with the objects worth a look, in the JSON's order; the others are counted."""
+        included = {key: str(image.get("file_name", "")) in include for key, image in self.images.items()}
+        groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+        for entry in self.objects:
+            image_id, category_id = entry.get("image_id"), entry.get("category_id")
+            reason = self._reason_against(entry, wanted, included)
+            if reason is None:
+                groups[image_id].append(entry)
+            else:
+                dropped.add(reason, f"annotation {entry.get('id')} (image {image_id}, category {category_id})")
+        include.report_unmatched(dropped)
+        return [(image, groups[key]) for key, image in self.images.items() if key in groups]
+
+    def _reason_against(self, entry: dict[str, Any], wanted: dict[int, str], included: dict[Any, bool]) -> str | None:
+        if entry.get("image_id") not in self.images:
+            return "image is not in the JSON"
+        if entry.get("category_id") not in self.raw_categories:
+            return "category is not in the JSON"
+        if entry["category_id"] not in wanted:
+            return "category is not in `categories`"
+        if not included[entry["image_id"]]:
+            return "image is not in `include`"
+        if entry.get("iscrowd"):
+            return "crowd region, not one object (iscrowd)"
+        return None if entry.get("segmentation") else NO_MASK
+
+
+_LISTS = ("images", "annotations", "categories")
+
+
+def _objects(
+    folder: Path,
+    image: dict[str, Any],
+    objects: list[dict[str, Any]],
+    rules: CutRules,
+    dropped: Dropped,
+    keypoint_count: int,
+) -> Iterator[Foreground]:
+    """The cut-outs of one image."""
+    name = str(image.get("file_name", ""))
+    try:
+        pixels = _read(folder / name, image)
+    except Unusable as reason:
+        dropped.add(str(reason), str(reason.__cause__ or name), len(objects))
+        return
+    for entry in objects:
+        source = f"{name}#{entry.get('id')}"
+        try:
+            mask = segmentation_to_mask(entry["segmentation"], *pixels.shape[:2])
+            yield cut_from_image(pixels, mask, _annotation(entry, source, keypoint_count), rules)
+        except Unusable as reason:
+            dropped.add(str(reason), source)
+
+
+def _read(path: Path, image: dict[str, Any]) -> NDArray[np.uint8]:
+    height, width = image.get("height"), image.get("width")
+    try:
+        pixels = read_image_like(path, height or 0, width or 0)
+    except FileNotFoundError as error:
+        raise Unusable("image file is missing") from error
+    except ValueError as error:
+        raise Unusable("image file cannot be read") from error
+    if height and width and pixels.shape[:2] != (height, width):
+        raise Unusable("image file has another size than the JSON says") from ValueError(
+            f"{path.name}: file {pixels.shape[0]}x{pixels.shape[1]}, JSON {height}x{width}"
+        )
+    return pixels
+
+
+def _annotation(entry: dict[str, Any], source: str, keypoint_count: int) -> Annotation:
+    box = entry.get("bbox")
+    if box is not None and (len(box) != 4 or not all(isinstance(number, (int, float)) for number in box)):
+        raise Unusable("box is not x, y, width, height")
+    keypoints = entry.get("keypoints")
+    if not keypoints:
+        return Annotation(entry["category_id"], source, box)
+    try:
+        points = np.asarray(keypoints, dtype=np.float32).reshape(keypoint_count, 3)
+    except (ValueError, TypeError) as error:
+        raise Unusable("keypoints are not x, y, visibility for each name of the category") from error
+    if not np.isfinite(points).all():
+        raise Unusable("keypoints are not finite")
+    return Annotation(entry["category_id"], source, box, points)

@@ -1,0 +1,31 @@
+"""The cut-out that is pasted. Imports numpy only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Foreground:
+    """One cut-out object.
+
+    Attributes:
+        rgba: uint8 ``[h, w, 4]``, RGB and alpha, straight (not premultiplied), the tight crop of ``alpha >
+            0``.
+        label: category id of the object, as in the source data set; a key of the bank's ``categories``.
+        source: where it was cut from, for a person to find it again (file name and annotation id).
+        extent: natural size: the larger side of the crop divided by ``sqrt(height * width)`` of the image it
+            was cut from, so in (0, ~2]. At transform scale 1 the cut-out covers the same fraction of a
+            background as it did of its own image.
+        keypoints: float32 ``[k, 3]``, x and y in pixels of the crop and the COCO visibility flag 0, 1 or 2;
+            ``None`` where the source has none.
+    """
+
+    rgba: NDArray[np.uint8]
+    label: int
+    source: str
+    extent: float
+    keypoints: NDArray[np.float32] | None = None

@@ -1,0 +1,160 @@
+"""Reads image files of any usual mode into uint8 arrays. Imports numpy and pillow only."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+_ORIENTATION_TAG = 0x0112
+_ROTATED_ORIENTATIONS = (5, 6, 7, 8)
+# What pillow raises on broken files, found by cutting and flipping bytes of each format.
+_BROKEN_FILE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+class NoAlphaError(ValueError):
+    """The image file has no alpha channel, so nothing in it is cut out."""
+
+
+def read_image(path: str | Path) -> NDArray[np.uint8]:
+    """Read an image as a viewer shows it: EXIF orientation applied, 16-bit grey scaled to 8 bit.
+
+    Grey, palette, CMYK and other modes are converted to RGB. An alpha channel is left out; the colour under
+    it is kept as stored.
+
+    Returns:
+        uint8 ``[H, W, 3]``, RGB.
+
+    Raises:
+        FileNotFoundError: there is no file at ``path``.
+        ValueError: the file is no image, is damaged, or holds values with no known range (32-bit, float).
+    """
+    image, orientation = _load(path)
+    return _oriented(_to_rgb(image, path), orientation)
+
+
+def read_image_like(path: str | Path, height: int, width: int) -> NDArray[np.uint8]:
+    """Read an image in the raster that annotations of ``height`` x ``width`` refer to.
+
+    Annotation files do not say whether their coordinates refer to the stored raster or to the one with the
+    EXIF orientation applied. Labelling tools show the second, so it is preferred; the stored raster is taken
+    when only that one has the annotated size. (A half turn or a square image leaves the size as it is: there
+    the EXIF orientation is applied.) Where neither fits, the oriented image is returned and the caller finds
+    its size different.
+
+    Returns:
+        uint8 ``[H, W, 3]``, RGB.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_image`.
+    """
+    image, orientation = _load(path)
+    rgb = _to_rgb(image, path)
+    stored_fits = rgb.shape[:2] == (height, width)
+    turned_fits = rgb.shape[1::-1] == (height, width)
+    if orientation in _ROTATED_ORIENTATIONS and stored_fits and not turned_fits:
+        return rgb
+    return _oriented(rgb, orientation)
+
+
+def read_rgba(path: str | Path) -> NDArray[np.uint8]:
+    """Read an image with transparency, EXIF orientation applied.
+
+    Palettes with transparent entries, grey with alpha, and premultiplied TIFF are converted to straight RGBA.
+
+    Returns:
+        uint8 ``[H, W, 4]``, RGB and straight alpha.
+
+    Raises:
+        FileNotFoundError: there is no file at ``path``.
+        NoAlphaError: the file has no alpha channel and no transparent colour.
+        ValueError: the file is no image or is damaged.
+    """
+    image, orientation = _load(path)
+    if not image.has_transparency_data:
+        raise NoAlphaError(f"{path}: expected an image with an alpha channel, got mode {image.mode}")
+    return _oriented(np.asarray(image.convert("RGBA")), orientation)
+
+
+def read_index_mask(path: str | Path) -> NDArray[np.int32]:
+    """Read an instance mask: the stored numbers (palette indices, not colours), 0 for background.
+
+    Returns:
+        int32 ``[H, W]``; a bilevel file gives 0 and 1.
+
+    Raises:
+        FileNotFoundError: there is no file at ``path``.
+        ValueError: the file is damaged or has several channels.
+    """
+    image, _ = _load(path)
+    if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
+        raise ValueError(
+            f"{path}: expected a mask of one integer channel (0 background, 1..n objects), got mode {image.mode}"
+        )
+    return np.asarray(image).astype(np.int32)
+
+
+def _load(path: str | Path) -> tuple[Image.Image, int]:
+    """The decoded image and its EXIF orientation, 1 to 8."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no image file at {path}")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of oddities in TIFF and EXIF tags that do not touch the pixels.
+            warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+            with Image.open(path) as image:
+                image.load()
+                return image.copy(), _orientation(image)
+    except _BROKEN_FILE as error:
+        raise ValueError(f"{path}: cannot be read as an image ({type(error).__name__}: {error})") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except _BROKEN_FILE:  # EXIF is damaged far more often than pixels; a viewer then shows the stored raster
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _to_rgb(image: Image.Image, path: str | Path) -> NDArray[np.uint8]:
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM", None)):
+        return _grey16_to_rgb(np.asarray(image), path)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"{path}: expected 8 or 16 bits per channel, got mode {image.mode}; convert it first")
+    if image.has_transparency_data:  # pillow loses palette entries that carry transparency on the direct way
+        return np.asarray(image.convert("RGBA"))[..., :3]
+    return np.asarray(image.convert("RGB"))
+
+
+def _grey16_to_rgb(grey: NDArray[np.generic], path: str | Path) -> NDArray[np.uint8]:
+    wide = grey.astype(np.int64)
+    if wide.size and (wide.min() < 0 or wide.max() > 65535):
+        raise ValueError(f"{path}: expected 16-bit values, got up to {wide.max()}; convert the image first")
+    narrow = ((wide * 255 + 32767) // 65535).astype(np.uint8)
+    return np.repeat(narrow[..., None], 3, axis=2)
+
+
+def _oriented(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Apply an EXIF orientation to ``[H, W, C]`` (EXIF 2.32, table 4.6.4)."""
+    if orientation in _ROTATED_ORIENTATIONS:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)

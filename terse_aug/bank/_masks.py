@@ -1,0 +1,145 @@
+"""Builds a bank from images and instance masks, in the form of Penn-Fudan. Imports numpy and pillow only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from terse_aug.bank._cut import Annotation, CutRules, Unusable, cut_from_image
+from terse_aug.bank._foreground import Foreground
+from terse_aug.bank._images import read_image_like, read_index_mask
+from terse_aug.bank._include import Include
+from terse_aug.bank._report import BuildReport, Dropped, Progress, build
+from terse_aug.bank._writer import BankWriter
+
+_LABEL = 1
+_MASK_SUFFIX = "_mask"
+_IMAGE_EXTENSIONS = {
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".bmp",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".gif",
+}
+
+
+def build_from_masks(
+    images: str | Path,
+    masks: str | Path,
+    out: str | Path,
+    *,
+    category: str = "person",
+    include: Iterable[str] | str | Path | None = None,
+    rules: CutRules | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> BuildReport:
+    """Build a bank from a folder of images and one of instance masks.
+
+    ``NAME.jpg`` belongs to ``NAME_mask.png`` or ``NAME.png``; both folders may be the same when masks have
+    the ``_mask``. In a mask, 0 is background and every other number one object.
+
+    Args:
+        images: folder of images.
+        masks: folder of masks: one integer channel, or a palette whose indices count.
+        out: the bank to write.
+        category: name of all objects; their label is 1.
+        include: image names to use, see :class:`Include`; all by default.
+        rules: what is kept, see :class:`CutRules`.
+        overwrite: replace an existing bank.
+        progress: called with images done and in total.
+
+    Raises:
+        FileNotFoundError: a folder does not exist.
+        FileExistsError: ``out`` exists and ``overwrite`` is false.
+        ValueError: nothing was kept.
+        OSError: the disk is full or cannot be written.
+    """
+    rules = rules or CutRules()
+    categories = {_LABEL: category}
+    writer = BankWriter(out, categories, overwrite=overwrite)
+    image_folder, mask_folder, listed = _folder(images), _folder(masks), Include(include)
+
+    def cut_outs(dropped: Dropped) -> Iterator[Foreground]:
+        pairs = list(_pairs(image_folder, mask_folder, listed, dropped))
+        for done, (image, mask) in enumerate(pairs, 1):
+            yield from _objects(image, mask, rules, dropped)
+            if progress is not None:
+                progress(done, len(pairs))
+
+    return build(writer, cut_outs, categories, {"from": "masks", "images": image_folder.name, **vars(rules)})
+
+
+def _folder(path: str | Path) -> Path:
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"expected a folder of images at {folder}, found none")
+    return folder
+
+
+def _pairs(images: Path, masks: Path, include: Include, dropped: Dropped) -> Iterator[tuple[Path, Path]]:
+    image_by_stem = _by_stem(images, dropped)
+    mask_by_stem = _by_stem(masks, dropped) if masks.resolve() != images.resolve() else image_by_stem
+    if mask_by_stem is image_by_stem:
+        image_by_stem = {stem: p for stem, p in image_by_stem.items() if not stem.endswith(_MASK_SUFFIX)}
+        mask_by_stem = {stem: p for stem, p in mask_by_stem.items() if stem.endswith(_MASK_SUFFIX)}
+    used: set[str] = set()
+    for stem, image in image_by_stem.items():
+        mask_stem = stem + _MASK_SUFFIX if stem + _MASK_SUFFIX in mask_by_stem else stem
+        used.add(mask_stem)
+        if image.name not in include:
+            dropped.add("image is not in `include`", image.name)
+        elif mask_stem not in mask_by_stem:
+            dropped.add("image without a mask of its name", image.name)
+        else:
+            yield image, mask_by_stem[mask_stem]
+    for stem in sorted(mask_by_stem.keys() - used):
+        dropped.add("mask without an image of its name", mask_by_stem[stem].name)
+    include.report_unmatched(dropped)
+
+
+def _by_stem(folder: Path, dropped: Dropped) -> dict[str, Path]:
+    """Image files by name without extension, in the order of their names."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        if path.name.startswith(".") or path.suffix.lower() not in _IMAGE_EXTENSIONS:
+            continue
+        if path.stem in found:
+            dropped.add("second file of the same name, of another extension", path.name)
+        found.setdefault(path.stem, path)
+    return found
+
+
+def _objects(image_path: Path, mask_path: Path, rules: CutRules, dropped: Dropped) -> Iterator[Foreground]:
+    try:
+        ids = read_index_mask(mask_path)
+        image = read_image_like(image_path, *ids.shape)
+    except ValueError as error:
+        dropped.add("image or mask cannot be read", str(error))
+        return
+    if image.shape[:2] != ids.shape:
+        dropped.add("image and mask differ in size", _sizes(image_path, image, ids))
+        return
+    numbers = [number for number in np.unique(ids).tolist() if number]
+    if not numbers:
+        dropped.add("mask has no object", mask_path.name)
+    for number in numbers:
+        source = f"{image_path.name}#{number}"
+        mask = (ids == number).astype(np.uint8)
+        try:
+            yield cut_from_image(image, mask, Annotation(_LABEL, source), rules)
+        except Unusable as reason:
+            dropped.add(str(reason), source)
+
+
+def _sizes(path: Path, image: NDArray[np.uint8], ids: NDArray[np.int32]) -> str:
+    return f"{path.name}: image {image.shape[0]}x{image.shape[1]}, mask {ids.shape[0]}x{ids.shape[1]}"

@@ -1,0 +1,125 @@
+"""What a build kept and dropped, and the frame that all builders share. Imports the writer."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from terse_aug.bank._foreground import Foreground
+from terse_aug.bank._writer import BankWriter
+
+EXAMPLES_PER_REASON = 3
+
+Progress = Callable[[int, int], None]
+"""Called with the number of images done and their total."""
+
+
+@dataclass
+class Dropped:
+    """Objects left out, by reason.
+
+    Attributes:
+        counts: objects per reason.
+        examples: for every reason, where its first objects are found.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, example: str, times: int = 1) -> None:
+        """Count ``times`` objects left out for ``reason``."""
+        self.counts[reason] += times
+        known = self.examples.setdefault(reason, [])
+        if len(known) < EXAMPLES_PER_REASON:
+            known.append(example)
+
+    def lines(self) -> list[str]:
+        """One line per reason, the most frequent first, with an example each."""
+        return [
+            f"{count:>8}  {reason} (such as {self.examples[reason][0]})" for reason, count in self.counts.most_common()
+        ]
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build did.
+
+    Attributes:
+        path: the bank.
+        kept: cut-outs per category name.
+        dropped: objects left out per reason.
+        examples: for every reason, where up to three of its objects are found (file name and object).
+        seconds: duration of the build.
+        bytes: size of the bank.
+    """
+
+    path: Path
+    kept: dict[str, int]
+    dropped: dict[str, int]
+    examples: dict[str, list[str]]
+    seconds: float
+    bytes: int
+
+    def summary(self) -> str:
+        """Text for a person: what was kept per class, what was dropped and why, size and duration."""
+        total = sum(self.kept.values())
+        lines = [f"{self.path}: {total} cut-outs, {self.bytes / 1e6:.1f} MB, {self.seconds:.1f} s", "kept"]
+        lines += [f"{count:>8}  {name}" for name, count in self.kept.items()]
+        if self.dropped:
+            lines += ["dropped", *Dropped(Counter(self.dropped), self.examples).lines()]
+        return "\n".join(lines)
+
+
+def build(
+    writer: BankWriter,
+    cut_outs: Callable[[Dropped], Iterator[Foreground]],
+    categories: Mapping[int, str],
+    built: dict[str, Any],
+) -> BuildReport:
+    """Write all cut-outs of a source, and report.
+
+    Args:
+        writer: for the new bank, not entered yet.
+        cut_outs: gives the cut-outs in a fixed order, and counts what it leaves out.
+        categories: name of every label.
+        built: how the bank is built; stored in it together with what was dropped.
+
+    Raises:
+        ValueError: nothing was kept; the message says why.
+        OSError: the disk is full or cannot be written.
+    """
+    start = time.perf_counter()
+    dropped = Dropped()
+    kept: Counter[int] = Counter()
+    with writer:
+        for foreground in cut_outs(dropped):
+            writer.add(foreground)
+            kept[foreground.label] += 1
+        if not kept:
+            raise ValueError(_nothing_kept(writer.path, dropped))
+        writer.built = built | {"dropped": dict(sorted(dropped.counts.items()))}
+    return BuildReport(
+        path=writer.path,
+        kept=_by_name(kept, categories),
+        dropped=dict(dropped.counts),
+        examples=dropped.examples,
+        seconds=time.perf_counter() - start,
+        bytes=writer.path.stat().st_size,
+    )
+
+
+def _by_name(kept: Counter[int], categories: Mapping[int, str]) -> dict[str, int]:
+    """Counts per name; two categories of one name are counted together."""
+    counts: Counter[str] = Counter()
+    for label, count in sorted(kept.items()):
+        counts[categories[label]] += count
+    return dict(counts)
+
+
+def _nothing_kept(path: Path, dropped: Dropped) -> str:
+    reasons = [line.strip() for line in dropped.lines()]
+    return f"no cut-out was kept, so no bank is written to {path}; dropped: " + ("; ".join(reasons) or "nothing")

@@ -1,0 +1,114 @@
+"""Builds a bank from a folder of images with transparency. Imports numpy and pillow only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from terse_aug.bank._cut import CutRules, Unusable, finish, tight_box
+from terse_aug.bank._foreground import Foreground
+from terse_aug.bank._images import NoAlphaError, read_rgba
+from terse_aug.bank._include import Include
+from terse_aug.bank._report import BuildReport, Dropped, Progress, build
+from terse_aug.bank._writer import BankWriter
+
+_EXTENSIONS = (".png", ".webp", ".tif", ".tiff")
+
+
+def build_from_rgba(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    category: str = "object",
+    extent: float = 0.3,
+    include: Iterable[str] | str | Path | None = None,
+    rules: CutRules | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> BuildReport:
+    """Build a bank from PNG, WebP or TIFF files whose alpha channel cuts the object out.
+
+    Files in a subfolder (at any depth below it) are of the class that the subfolder is named after. Labels
+    are 1, 2, ... in the order of the class names.
+
+    Args:
+        folder: where the files are.
+        out: the bank to write.
+        category: class of the files that lie in ``folder`` itself.
+        extent: natural size of all objects, see :class:`Foreground`: larger side over the square root of the
+            background's area. The files do not tell, since there is no image they were cut from.
+        include: image names to use, see :class:`Include`; all by default.
+        rules: what is kept, see :class:`CutRules`; ``min_box_agreement`` means nothing here.
+        overwrite: replace an existing bank.
+        progress: called with images done and in total.
+
+    Raises:
+        FileNotFoundError: ``folder`` does not exist.
+        FileExistsError: ``out`` exists and ``overwrite`` is false.
+        ValueError: nothing was kept, ``extent`` is not above 0, or ``rules`` ask for ``drop_truncated``,
+            which a cut-out does not show.
+        OSError: the disk is full or cannot be written.
+    """
+    rules = rules or CutRules()
+    if rules.drop_truncated:
+        raise ValueError("drop_truncated needs the image an object was cut from; RGBA files have none")
+    if not (math.isfinite(extent) and extent > 0):
+        raise ValueError(f"expected a finite extent above 0, got {extent!r}")
+    root, listed = Path(folder), Include(include)
+    if not root.is_dir():
+        raise FileNotFoundError(f"expected a folder of RGBA images at {root}, found none")
+    files = _files(root)
+    names = sorted({_class_of(root, path, category) for path in files})
+    labels = {name: label for label, name in enumerate(names, 1)}
+    categories = {label: name for name, label in labels.items()}
+    writer = BankWriter(out, categories, overwrite=overwrite)
+
+    def cut_outs(dropped: Dropped) -> Iterator[Foreground]:
+        for done, path in enumerate(files, 1):
+            label, source = labels[_class_of(root, path, category)], path.relative_to(root).as_posix()
+            try:
+                if source not in listed:
+                    raise Unusable("image is not in `include`")
+                yield finish(Foreground(_tight_rgba(path), label, source, extent), rules)
+            except Unusable as reason:
+                dropped.add(str(reason), source)
+            if progress is not None:
+                progress(done, len(files))
+        listed.report_unmatched(dropped)
+
+    return build(writer, cut_outs, categories, {"from": "rgba", "folder": root.name, **vars(rules)})
+
+
+def _files(root: Path) -> list[Path]:
+    """All visible files, in an order that does not depend on the file system."""
+    below = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
+    visible = [path for path in below if not any(part.startswith(".") for part in path.parts)]
+    return [root / path for path in sorted(visible, key=lambda path: path.as_posix())]
+
+
+def _class_of(root: Path, path: Path, category: str) -> str:
+    parts = path.relative_to(root).parts
+    return parts[0] if len(parts) > 1 else category
+
+
+def _tight_rgba(path: Path) -> NDArray[np.uint8]:
+    if path.suffix.lower() not in _EXTENSIONS:
+        raise Unusable("not a PNG, WebP or TIFF file")
+    try:
+        rgba = read_rgba(path)
+    except NoAlphaError as error:
+        raise Unusable("no alpha channel: nothing is cut out") from error
+    except ValueError as error:
+        raise Unusable("image cannot be read") from error
+    alpha = np.ascontiguousarray(rgba[..., 3])
+    if alpha.min() == 255:
+        raise Unusable("alpha is opaque everywhere: nothing is cut out")
+    tight = tight_box(alpha)
+    if tight is None:
+        raise Unusable("alpha is transparent everywhere")
+    left, top, width, height = tight
+    return np.ascontiguousarray(rgba[top : top + height, left : left + width])

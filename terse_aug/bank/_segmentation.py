@@ -1,0 +1,107 @@
+"""COCO segmentations to masks, with the checks pycocotools leaves out. Imports numpy and pycocotools."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from terse_aug.bank._cut import Unusable
+
+NO_MASK = "no mask: the annotation has a box only, and a box cannot be cut out; masks are missing"
+_DEGENERATE = "polygon is degenerate: fewer than 3 points or an odd number of coordinates"
+# pycocotools walks a polygon's outline pixel by pixel: a wild coordinate would take all memory.
+_FARTHEST_IN_SIDES = 4
+
+
+def segmentation_to_mask(segmentation: Any, height: int, width: int) -> NDArray[np.uint8]:
+    """Rasterise a COCO segmentation as pycocotools does.
+
+    Args:
+        segmentation: polygons ``[[x, y, x, y, ...], ...]`` in px, or an RLE of ``size`` and ``counts``, the
+            latter a list or compressed to text. Degenerate polygons beside sound ones are passed over.
+        height: of the image in px.
+        width: of the image in px.
+
+    Returns:
+        uint8 ``[height, width]``, 0 and 1.
+
+    Raises:
+        Unusable: there is no segmentation, or it is broken.
+    """
+    if not segmentation:
+        raise Unusable(NO_MASK)
+    if isinstance(segmentation, dict):
+        return _from_runs(_checked_runs(segmentation, height, width), height, width)
+    if not isinstance(segmentation, list):
+        raise Unusable("segmentation is neither polygons nor RLE")
+    polygons = _sound_polygons(segmentation, height, width)
+    merged = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+    return _from_runs(_uncompressed(merged["counts"].decode("ascii")), height, width)
+
+
+def _from_runs(runs: list[int], height: int, width: int) -> NDArray[np.uint8]:
+    """Runs of 0 and 1 in turn, column by column (pycocotools' own decoder warns with numpy 2)."""
+    values = np.arange(len(runs), dtype=np.int64) % 2
+    columns = np.repeat(values.astype(np.uint8), runs).reshape(width, height)
+    return np.ascontiguousarray(columns.T)
+
+
+def _sound_polygons(segmentation: list[Any], height: int, width: int) -> list[list[float]]:
+    polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
+    if not all(_is_numbers(polygon) for polygon in polygons):
+        raise Unusable("polygon is no list of finite numbers")
+    sound = [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
+    if not sound:
+        raise Unusable(_DEGENERATE)
+    farthest = _FARTHEST_IN_SIDES * max(height, width)
+    if any(abs(number) > farthest for polygon in sound for number in polygon):
+        raise Unusable("polygon lies far outside its image")
+    return sound
+
+
+def _is_numbers(polygon: Any) -> bool:
+    return isinstance(polygon, list) and all(
+        isinstance(number, (int, float)) and math.isfinite(number) for number in polygon
+    )
+
+
+def _checked_runs(rle: dict[str, Any], height: int, width: int) -> list[int]:
+    counts = rle.get("counts")
+    if rle.get("size") != [height, width]:
+        raise Unusable("RLE and image differ in size")
+    if isinstance(counts, str):
+        counts = _uncompressed(counts)
+    if not isinstance(counts, list) or not all(isinstance(run, int) and run >= 0 for run in counts):
+        raise Unusable("RLE is damaged")
+    if sum(counts) != height * width:
+        raise Unusable("RLE is damaged")
+    return counts
+
+
+def _uncompressed(text: str) -> list[int]:
+    """Run lengths of COCO's compressed RLE (rleFrString in maskApi.c), which itself checks nothing.
+
+    Every character holds five bits of a number, lowest first, and whether more follow; from the third run on,
+    the number is the difference to the run before the last.
+    """
+    runs: list[int] = []
+    number, shift = 0, 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 60:
+            raise Unusable("RLE is damaged")
+        number |= (bits & 0x1F) << shift
+        shift += 5
+        if bits & 0x20:
+            continue
+        if bits & 0x10:
+            number -= 1 << shift
+        runs.append(number + (runs[-2] if len(runs) > 2 else 0))
+        number, shift = 0, 0
+    if shift:
+        raise Unusable("RLE is damaged")
+    return runs

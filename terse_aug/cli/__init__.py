@@ -1,0 +1,56 @@
+"""The `terse-aug` command. One module per sub-command; imports the standard library and the commands only.
+
+A command is a module here with ``add_parser(subparsers)``, which sets the default ``run`` of its parser to a
+function ``run(arguments) -> int``. To add one, put its name into :data:`COMMANDS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+COMMANDS = ("bank", "preview")
+
+_USER_ERROR = 2
+_INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as all errors of this command are said."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(_USER_ERROR, f"error: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments without the program's name; those of the process by default.
+
+    Returns:
+        The exit code: 0; 2 where the user's input is wrong (one line on stderr says how); 130 on Ctrl-C.
+    """
+    try:
+        arguments = _parser().parse_args(argv)
+    except SystemExit as end:  # argparse's own way out, for --help and errors alike
+        return int(end.code or 0)
+    try:
+        return int(arguments.run(arguments))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return _USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="terse-aug", description="Learned copy-paste augmentation for object detectors.")
+    subparsers = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        importlib.import_module(f"terse_aug.cli.{name}").add_parser(subparsers)
+    return parser

@@ -1,0 +1,223 @@
+"""`terse-aug bank build|info`: build a bank of cut-outs, say what is in one. Imports rich and the bank."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from terse_aug.bank import (
+    BuildReport,
+    CutRules,
+    ForegroundBank,
+    build_from_coco,
+    build_from_masks,
+    build_from_rgba,
+)
+
+_DEFAULT = CutRules()
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add `bank` to the commands."""
+    bank = subparsers.add_parser("bank", help="build a bank of cut-out objects, or look into one")
+    actions = bank.add_subparsers(title="actions", dest="action", required=True, metavar="ACTION")
+    build = actions.add_parser("build", help="cut objects out of annotated images")
+    sources = build.add_subparsers(title="sources", dest="source", required=True, metavar="SOURCE")
+    _add_coco(sources)
+    _add_masks(sources)
+    _add_rgba(sources)
+    info = actions.add_parser("info", help="say what is in a bank")
+    info.add_argument("bank", type=Path, help="the bank file")
+    info.add_argument("--json", action="store_true", help="print JSON")
+    info.set_defaults(run=_info)
+
+
+def _add_coco(sources: argparse._SubParsersAction[Any]) -> None:
+    coco = sources.add_parser("coco", help="a COCO JSON with masks, polygons or RLE")
+    coco.add_argument("--annotations", type=Path, required=True, metavar="JSON", help="the COCO file")
+    coco.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of its images")
+    coco.add_argument("--category", nargs="+", metavar="NAME", help="categories to keep (default: all)")
+    _add_common(coco)
+    _add_scene_rules(coco)
+    coco.add_argument(
+        "--min-box-agreement",
+        type=float,
+        default=_DEFAULT.min_box_agreement,
+        metavar="IOU",
+        help="drop objects whose mask and box overlap less (default: %(default)s)",
+    )
+    coco.set_defaults(run=_build_coco)
+
+
+def _add_masks(sources: argparse._SubParsersAction[Any]) -> None:
+    masks = sources.add_parser("masks", help="images and instance masks of the same names (Penn-Fudan)")
+    masks.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of images NAME.png")
+    masks.add_argument(
+        "--masks", type=Path, required=True, metavar="DIR", help="folder of masks NAME_mask.png or NAME.png"
+    )
+    masks.add_argument("--category", default="person", metavar="NAME", help="of all objects (default: %(default)s)")
+    _add_common(masks)
+    _add_scene_rules(masks)
+    masks.set_defaults(run=_build_masks)
+
+
+def _add_rgba(sources: argparse._SubParsersAction[Any]) -> None:
+    rgba = sources.add_parser("rgba", help="a folder of PNG, WebP or TIFF files with transparency")
+    rgba.add_argument(
+        "--folder", type=Path, required=True, metavar="DIR", help="the folder; its subfolders are classes"
+    )
+    rgba.add_argument(
+        "--category", default="object", metavar="NAME", help="of files in no subfolder (default: %(default)s)"
+    )
+    rgba.add_argument(
+        "--extent",
+        type=float,
+        default=0.3,
+        metavar="PART",
+        help="natural size: larger side over the square root of a background's area (default: %(default)s)",
+    )
+    _add_common(rgba)
+    rgba.set_defaults(run=_build_rgba)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the bank to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing bank")
+    parser.add_argument(
+        "--include",
+        type=Path,
+        metavar="FILE",
+        help="text file of image names to use, one a line (default: all)",
+    )
+    parser.add_argument(
+        "--min-area",
+        type=int,
+        default=_DEFAULT.min_area,
+        metavar="PX",
+        help="drop objects with fewer visible pixels (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--min-side",
+        type=int,
+        default=_DEFAULT.min_side,
+        metavar="PX",
+        help="drop objects with a shorter side (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-side",
+        type=int,
+        default=_DEFAULT.max_side,
+        metavar="PX",
+        help="scale larger cut-outs down, 0 for never (default: %(default)s)",
+    )
+
+
+def _add_scene_rules(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--drop-truncated", action="store_true", help="drop objects that touch the border of their image"
+    )
+
+
+def _rules(arguments: argparse.Namespace) -> CutRules:
+    return CutRules(
+        min_area=arguments.min_area,
+        min_side=arguments.min_side,
+        max_side=arguments.max_side or None,
+        min_box_agreement=getattr(arguments, "min_box_agreement", _DEFAULT.min_box_agreement),
+        drop_truncated=getattr(arguments, "drop_truncated", False),
+    )
+
+
+def _build_coco(arguments: argparse.Namespace) -> int:
+    with _progress() as progress:
+        report = build_from_coco(
+            arguments.annotations,
+            arguments.images,
+            arguments.out,
+            categories=arguments.category,
+            include=arguments.include,
+            rules=_rules(arguments),
+            overwrite=arguments.overwrite,
+            progress=progress,
+        )
+    return _print_report(report)
+
+
+def _build_masks(arguments: argparse.Namespace) -> int:
+    with _progress() as progress:
+        report = build_from_masks(
+            arguments.images,
+            arguments.masks,
+            arguments.out,
+            category=arguments.category,
+            include=arguments.include,
+            rules=_rules(arguments),
+            overwrite=arguments.overwrite,
+            progress=progress,
+        )
+    return _print_report(report)
+
+
+def _build_rgba(arguments: argparse.Namespace) -> int:
+    with _progress() as progress:
+        report = build_from_rgba(
+            arguments.folder,
+            arguments.out,
+            category=arguments.category,
+            extent=arguments.extent,
+            include=arguments.include,
+            rules=_rules(arguments),
+            overwrite=arguments.overwrite,
+            progress=progress,
+        )
+    return _print_report(report)
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    with ForegroundBank.open(arguments.bank) as bank:
+        info = bank.info()
+    print(json.dumps(info, indent=2, ensure_ascii=False) if arguments.json else _info_text(info))
+    return 0
+
+
+def _info_text(info: dict[str, Any]) -> str:
+    lines = [
+        f"{info['path']}: {info['cut_outs']} cut-outs, {info['bytes'] / 1e6:.1f} MB, "
+        f"format version {info['format_version']}",
+        f"fingerprint {info['fingerprint']}",
+    ]
+    for measure in ("height_px", "width_px", "extent"):
+        numbers = ", ".join(f"{name} {value:g}" for name, value in info[measure].items())
+        lines.append(f"{measure.replace('_', ' in '):<13} {numbers}")
+    if info["keypoint_names"]:
+        lines.append(f"keypoints     {', '.join(info['keypoint_names'])}")
+    lines.append("cut-outs per category")
+    lines += [f"{count:>8}  {name}" for name, count in info["cut_outs_per_category"].items()]
+    dropped = info["built"].get("dropped")
+    if dropped:
+        lines.append("dropped when it was built")
+        lines += [f"{count:>8}  {reason}" for reason, count in dropped.items()]
+    return "\n".join(lines)
+
+
+def _print_report(report: BuildReport) -> int:
+    print(report.summary())
+    return 0
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr; nothing where that is no terminal."""
+    columns = (TextColumn("cutting out"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not sys.stderr.isatty(), transient=True) as bar:
+        task = bar.add_task("images", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

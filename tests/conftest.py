@@ -1,0 +1,33 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from factories import make_bank
+
+from terse_aug import ForegroundBank
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder of real data sets, which are no part of the project."""
+    folder = os.environ.get("TERSE_AUG_DATA")
+    if not folder:
+        pytest.skip("set TERSE_AUG_DATA to the folder of the real data sets (coco_mini, penn_fudan)")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_bank(tmp_path_factory: pytest.TempPathFactory) -> ForegroundBank:
+    """Six small cut-outs of the classes ``cat`` (1) and ``dog`` (2)."""
+    return make_bank(tmp_path_factory.mktemp("bank"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tensors here are too small for several threads to pay."""
+    torch.set_num_threads(1)

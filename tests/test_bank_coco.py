@@ -1,0 +1,319 @@
+"""Banks from COCO JSON: what is kept is what pycocotools decodes, and whatever is dropped is counted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bank_samples import CocoSample
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from terse_aug.bank import BuildReport, CutRules, ForegroundBank, build_from_coco, read_image
+from terse_aug.bank._segmentation import _uncompressed
+
+# pycocotools 2.0.11 with numpy 2: its decoder, which only these tests call, has no `copy` keyword.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> CocoSample:
+    return CocoSample(tmp_path)
+
+
+def build(sample: CocoSample, **arguments: Any) -> tuple[BuildReport, ForegroundBank]:
+    report = build_from_coco(*sample.write(), sample.folder / "out.bank", **arguments)
+    return report, ForegroundBank.open(report.path)
+
+
+def rectangle_mask() -> np.ndarray:
+    mask = np.zeros((80, 120), np.uint8, order="F")
+    mask[10:30, 30:70] = 1
+    return mask
+
+
+def run_lengths(mask: np.ndarray) -> list[int]:
+    flat = mask.flatten(order="F")
+    changes = np.flatnonzero(np.diff(flat)) + 1
+    return np.diff([0, *changes.tolist(), flat.size]).tolist() if not flat[0] else [0]
+
+
+def compressed() -> dict[str, Any]:
+    encoded = coco_mask.encode(rectangle_mask())
+    return {"size": encoded["size"], "counts": encoded["counts"].decode()}
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [[30, 10, 70, 10, 70, 30, 30, 30]],
+        [[30, 10, 50, 10, 50, 30, 30, 30], [50, 10, 70, 10, 70, 30, 50, 30], [1, 2, 3, 4]],
+        {"size": [80, 120], "counts": run_lengths(rectangle_mask())},
+        compressed(),
+    ],
+    ids=["polygon", "parts, one degenerate", "runs", "compressed"],
+)
+def test_segmentations_of_all_forms(sample: CocoSample, segmentation: object) -> None:
+    sample.content["annotations"] = []
+    sample.add(segmentation=segmentation)
+    report, bank = build(sample)
+    assert report.kept == {"car": 1}
+    assert report.dropped == {}
+    cut_out = bank[0]
+    assert cut_out.rgba.shape == (20, 40, 4)
+    assert (cut_out.rgba[..., 3] == 255).all()
+    np.testing.assert_array_equal(cut_out.rgba[..., :3], sample.pixels[10:30, 30:70])
+    assert (cut_out.label, cut_out.source) == (3, "a.png#1")
+    assert cut_out.extent == pytest.approx(40 / np.sqrt(80 * 120))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"segmentation": None}, "no mask: the annotation has a box only"),
+        ({"segmentation": []}, "no mask: the annotation has a box only"),
+        ({"iscrowd": 1}, "crowd"),
+        ({"segmentation": [[1, 2, 3, 4]]}, "fewer than 3 points"),
+        ({"segmentation": [[10, 10, 50, 10, 50, float("nan")]]}, "no list of finite numbers"),
+        ({"segmentation": [["a"] * 6]}, "no list of finite numbers"),
+        ({"segmentation": "text"}, "neither polygons nor RLE"),
+        ({"segmentation": [[1, 1, 1e9, 1, 1e9, 1e9]]}, "far outside"),
+        ({"segmentation": [[200, 10, 240, 10, 240, 30, 200, 30]]}, "mask is empty"),
+        ({"segmentation": {"size": [80, 121], "counts": [80 * 121]}}, "RLE and image differ in size"),
+        ({"segmentation": {"size": [80, 120], "counts": [5, 5]}}, "RLE is damaged"),
+        ({"segmentation": {"size": [80, 120], "counts": [-5, 9605]}}, "RLE is damaged"),
+        ({"segmentation": {"size": [80, 120], "counts": "\u00ff!?"}}, "RLE is damaged"),
+        ({"segmentation": {"size": [80, 120], "counts": compressed()["counts"][:-1]}}, "RLE is damaged"),
+        ({"segmentation": {"size": [80, 120]}}, "RLE is damaged"),
+        ({"bbox": [0, 50, 40, 20]}, "mask and box disagree"),
+        ({"bbox": [30, 10, 0, 0]}, "mask and box disagree"),
+        ({"bbox": [30, 10]}, "box is not"),
+        ({"segmentation": [[30, 10, 34, 10, 34, 30, 30, 30]], "bbox": [30, 10, 4, 20]}, "min_area"),
+        ({"segmentation": [[30, 10, 70, 10, 70, 14, 30, 14]], "bbox": [30, 10, 40, 4]}, "min_side"),
+        ({"image_id": 8}, "image is not in the JSON"),
+        ({"category_id": 4}, "category is not in the JSON"),
+        ({"keypoints": [1, 2]}, "keypoints are not"),
+    ],
+)
+def test_unusable_objects_are_counted(sample: CocoSample, changes: dict[str, Any], reason: str) -> None:
+    sample.add(**changes)
+    report, bank = build(sample)
+    assert len(bank) == 1
+    assert sum(report.dropped.values()) == 1
+    (told,) = report.dropped
+    assert reason in told
+    assert "2" in report.examples[told][0]
+    assert told in report.summary()
+    assert bank.info()["built"]["dropped"] == report.dropped
+
+
+def test_nothing_kept_says_why_and_leaves_nothing(sample: CocoSample) -> None:
+    sample.content["annotations"] = []
+    sample.add(segmentation=None)
+    with pytest.raises(ValueError, match=r"no cut-out was kept.*masks are missing"):
+        build(sample)
+    assert not list(sample.folder.glob("*out.bank*"))
+
+
+@pytest.mark.parametrize("trouble", ["missing", "truncated", "size", "text"])
+def test_unusable_images_are_counted_by_object(sample: CocoSample, trouble: str) -> None:
+    sample.content["images"].append({"id": 8, "file_name": "b.png", "height": 80, "width": 120})
+    sample.add(image_id=8)
+    sample.add(image_id=8)
+    whole = (sample.images / "a.png").read_bytes()
+    if trouble == "truncated":
+        (sample.images / "b.png").write_bytes(whole[: len(whole) // 2])
+    elif trouble == "text":
+        (sample.images / "b.png").write_text("no image")
+    elif trouble == "size":
+        Image.fromarray(sample.pixels[:-1]).save(sample.images / "b.png")
+    report, _ = build(sample)
+    assert list(report.dropped.values()) == [2]
+    expected = {"missing": "missing", "size": "another size"}.get(trouble, "cannot be read")
+    assert expected in next(iter(report.dropped))
+
+
+def test_exif_turned_image_fits_either_annotation(sample: CocoSample) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(sample.pixels).save(sample.images / "b.png", exif=exif)
+    sample.content["images"] += [
+        {"id": 8, "file_name": "b.png", "height": 80, "width": 120},  # annotated on the stored raster
+        {"id": 9, "file_name": "b.png", "height": 120, "width": 80},  # annotated as a viewer shows it
+    ]
+    sample.add(image_id=8)
+    sample.add(image_id=9)
+    _, bank = build(sample)
+    np.testing.assert_array_equal(bank[1].rgba, bank[0].rgba)
+    turned = np.rot90(sample.pixels, -1)
+    np.testing.assert_array_equal(bank[2].rgba[..., :3], turned[10:30, 30:70])
+
+
+def test_keypoints_move_and_shrink_with_the_cut_out(sample: CocoSample) -> None:
+    sample.content["categories"][0]["keypoints"] = ["front", "back", "top"]
+    sample.content["annotations"][0]["keypoints"] = [30, 10, 2, 70, 30, 1, 0, 0, 0]
+    _, bank = build(sample)
+    assert bank.keypoint_names == ("front", "back", "top")
+    assert bank[0].keypoints is not None
+    assert bank[0].keypoints.tolist() == [[0, 0, 2], [40, 20, 1], [0, 0, 0]]
+    _, small = build(sample, rules=CutRules(max_side=20), overwrite=True)
+    assert small[0].rgba.shape == (10, 20, 4)
+    assert small[0].extent == bank[0].extent
+    assert small[0].keypoints is not None
+    assert small[0].keypoints.tolist() == [[0, 0, 2], [20, 10, 1], [0, 0, 0]]
+
+
+def test_different_keypoints_are_refused_unless_one_is_chosen(sample: CocoSample) -> None:
+    for category, names in zip(sample.content["categories"], (["a"], ["b"]), strict=True):
+        category["keypoints"] = names
+    with pytest.raises(ValueError, match="different keypoints"):
+        build(sample)
+    assert build(sample, categories=["car"])[1].keypoint_names == ("a",)
+
+
+def test_scaling_down_keeps_outside_colours_out(sample: CocoSample) -> None:
+    pixels = np.zeros((80, 120, 3), np.uint8)
+    pixels[..., 1] = 255  # the background is green, the object red
+    mask = np.zeros((80, 120), np.uint8, order="F")
+    mask[10:61, 30:81] = np.tri(51, dtype=np.uint8)
+    pixels[mask > 0] = (255, 0, 0)
+    Image.fromarray(pixels).save(sample.images / "a.png")
+    encoded = coco_mask.encode(mask)
+    sample.content["annotations"] = []
+    sample.add(segmentation={"size": [80, 120], "counts": encoded["counts"].decode()}, bbox=[30, 10, 51, 51])
+    _, bank = build(sample, rules=CutRules(max_side=20))
+    rgba = bank[0].rgba
+    assert max(rgba.shape) == 20
+    assert set(np.unique(rgba[..., 3])) - {0, 255}  # the edge is soft
+    assert (rgba[rgba[..., 3] > 0][:, :3] == (255, 0, 0)).all()
+
+
+def test_truncated_objects_can_be_left_out(sample: CocoSample) -> None:
+    sample.add(segmentation=[[0, 10, 40, 10, 40, 30, 0, 30]], bbox=[0, 10, 40, 20])
+    assert sum(build(sample)[0].kept.values()) == 2
+    report, _ = build(sample, rules=CutRules(drop_truncated=True), overwrite=True)
+    assert report.dropped == {"touches the border of its image (drop_truncated)": 1}
+
+
+def test_choice_of_categories(sample: CocoSample) -> None:
+    sample.add(category_id=90)
+    report, bank = build(sample, categories=["toothbrush"])
+    assert bank.categories == {90: "toothbrush"}
+    assert report.dropped == {"category is not in `categories`": 1}
+    with pytest.raises(ValueError, match="no such categories: cat; the JSON has car, toothbrush"):
+        build(sample, categories=["cat"], overwrite=True)
+
+
+@pytest.mark.parametrize("entry", ["b.png", "b", "sub/b.png", "sub/b"])
+def test_include_keeps_to_the_listed_images(sample: CocoSample, entry: str) -> None:
+    (sample.images / "sub").mkdir()
+    Image.fromarray(sample.pixels).save(sample.images / "sub" / "b.png")
+    sample.content["images"].append({"id": 8, "file_name": "sub/b.png", "height": 80, "width": 120})
+    sample.add(image_id=8)
+    listing = sample.folder / "train.txt"
+    listing.write_text(f"# training split\n\n{entry}\nmissing.png\n", encoding="utf-8")
+    report, bank = build(sample, include=listing)
+    assert [foreground.source for foreground in bank] == ["sub/b.png#2"]
+    assert report.dropped == {
+        "image is not in `include`": 1,
+        "listed in `include`, but there is no such image": 1,
+    }
+    assert [f.source for f in build(sample, include=[entry], overwrite=True)[1]] == ["sub/b.png#2"]
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "{", '{"images": [], "annotations": []}', "\x00\x01"])
+def test_other_json_is_refused(sample: CocoSample, content: str) -> None:
+    sample.write()
+    sample.json.write_text(content)
+    with pytest.raises(ValueError, match="expected a COCO JSON"):
+        build_from_coco(sample.json, sample.images, sample.folder / "out.bank")
+
+
+def test_missing_inputs_are_said(sample: CocoSample) -> None:
+    annotations, images = sample.write()
+    with pytest.raises(FileNotFoundError, match="COCO JSON file at"):
+        build_from_coco(sample.folder / "no.json", images, sample.folder / "out.bank")
+    with pytest.raises(FileNotFoundError, match="folder of images at"):
+        build_from_coco(annotations, sample.folder / "no", sample.folder / "out.bank")
+    with pytest.raises(FileNotFoundError, match="text file of image names"):
+        build(sample, include=sample.folder / "no.txt")
+
+
+@pytest.mark.parametrize("split", ["train2017", "val2017"])
+def test_real_coco_agrees_with_pycocotools(data_root: Path, tmp_path: Path, split: str) -> None:
+    annotations = data_root / "coco_mini" / "annotations" / f"instances_{split}.json"
+    images = data_root / "coco_mini" / split
+    every = CutRules(min_area=1, min_side=1, max_side=None, min_box_agreement=0)
+    report = build_from_coco(annotations, images, tmp_path / "out.bank", rules=every)
+    coco = COCO(str(annotations))
+    bank = ForegroundBank.open(report.path)
+    singles = [entry for entry in coco.anns.values() if not entry["iscrowd"]]
+    areas = {entry["id"]: int(coco.annToMask(entry).sum()) for entry in singles}
+    assert len(bank) == sum(area > 0 for area in areas.values())
+    assert sum(report.kept.values()) + sum(report.dropped.values()) == len(coco.anns)
+    for cut_out in bank:
+        name, number = cut_out.source.split("#")
+        entry = coco.anns[int(number)]
+        assert np.count_nonzero(cut_out.rgba[..., 3]) == areas[int(number)]
+        assert cut_out.label == entry["category_id"]
+        image = coco.imgs[entry["image_id"]]
+        larger = cut_out.extent * np.sqrt(image["height"] * image["width"])
+        assert larger == pytest.approx(max(cut_out.rgba.shape[:2]), rel=1e-5)
+        assert name == image["file_name"]
+
+
+def test_real_keypoints_lie_where_coco_has_them(data_root: Path, tmp_path: Path) -> None:
+    folder = data_root / "coco_mini"
+    annotations = folder / "annotations" / "person_keypoints_val2017.json"
+    content = json.loads(annotations.read_text())
+    by_id = {entry["id"]: entry for entry in content["annotations"]}
+    rules = CutRules(max_side=None)
+    report = build_from_coco(annotations, folder / "val2017", tmp_path / "out.bank", rules=rules)
+    bank = ForegroundBank.open(report.path)
+    assert len(bank.keypoint_names) == 17
+    compared = 0
+    for cut_out in bank:
+        name, number = cut_out.source.split("#")
+        image = read_image(folder / "val2017" / name)
+        points = np.array(by_id[int(number)]["keypoints"]).reshape(17, 3)
+        assert cut_out.keypoints is not None
+        np.testing.assert_array_equal(cut_out.keypoints[:, 2], points[:, 2])
+        for (x, y, seen), (column, row, _) in zip(cut_out.keypoints.astype(int), points, strict=True):
+            inside = 0 <= x < cut_out.rgba.shape[1] and 0 <= y < cut_out.rgba.shape[0]
+            if seen and inside:
+                np.testing.assert_array_equal(cut_out.rgba[y, x, :3], image[row, column])
+                compared += 1
+    assert compared > 500
+
+
+def test_builds_are_reproducible(sample: CocoSample) -> None:
+    for _ in range(3):
+        sample.add(category_id=90)
+    first = build(sample)[0].path.read_bytes()
+    assert build(sample, overwrite=True)[0].path.read_bytes() == first
+
+
+def test_progress_is_told(sample: CocoSample) -> None:
+    told: list[tuple[int, int]] = []
+    build(sample, progress=lambda done, total: told.append((done, total)))
+    assert told == [(1, 1)]
+
+
+def test_own_decoding_of_compressed_runs_is_pycocotools(sample: CocoSample) -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        mask = (generator.random(generator.integers(1, 40, 2)) < generator.random()).astype(np.uint8)
+        encoded = coco_mask.encode(np.asfortranarray(mask))
+        runs = _uncompressed(encoded["counts"].decode())
+        again = coco_mask.decode(coco_mask.frPyObjects({"size": [*mask.shape], "counts": runs}, *mask.shape))
+        np.testing.assert_array_equal(again, mask)
+
+
+@pytest.mark.parametrize("wrong", [{"min_area": 0}, {"min_side": 0}, {"max_side": 1}, {"min_box_agreement": 1.5}])
+def test_wrong_rules_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected .*" + next(iter(wrong))):
+        CutRules(**wrong)

@@ -1,0 +1,257 @@
+"""Broken files are refused without a crash, and an interrupted build leaves no half bank."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lmdb
+import pytest
+from bank_samples import CATEGORIES, assert_equal, gradient, make_foreground, write_bank
+from PIL import Image
+
+from terse_aug.bank import BankWriter, ForegroundBank
+from terse_aug.bank._record import DESCRIPTION_KEY, record_key
+
+
+def change(path: Path, key: bytes, value: bytes | None) -> None:
+    """Set or delete a value of an LMDB file."""
+    environment = lmdb.open(str(path), subdir=False, lock=False, map_size=1 << 24)
+    with environment.begin(write=True) as transaction:
+        if value is None:
+            transaction.delete(key)
+        else:
+            transaction.put(key, value)
+    environment.close()
+
+
+def value_of(path: Path, key: bytes) -> bytes:
+    environment = lmdb.open(str(path), subdir=False, lock=False, readonly=True)
+    with environment.begin() as transaction:
+        value = transaction.get(key)
+    environment.close()
+    return value
+
+
+def test_missing_folder_and_foreign_files(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no foreground bank at .*bank build"):
+        ForegroundBank.open(tmp_path / "missing.bank")
+    with pytest.raises(ValueError, match="got the folder"):
+        ForegroundBank.open(tmp_path)
+    (tmp_path / "text").write_text("some text\n" * 2000)
+    (tmp_path / "empty").write_bytes(b"")
+    Image.fromarray(gradient(90, 90)).save(tmp_path / "image.png")
+    for name in ("text", "empty", "image.png"):
+        with pytest.raises(ValueError, match=f"{name} is no foreground bank"):
+            ForegroundBank.open(tmp_path / name)
+
+
+def test_other_lmdb_file(tmp_path: Path) -> None:
+    change(tmp_path / "other.mdb", b"key", b"value")
+    with pytest.raises(ValueError, match="LMDB file but no foreground bank"):
+        ForegroundBank.open(tmp_path / "other.mdb")
+    assert [path.name for path in tmp_path.iterdir()] == ["other.mdb"]  # no lock file
+
+
+def test_other_format_version(tmp_path: Path) -> None:
+    write_bank(tmp_path / "a.bank")
+    description = json.loads(value_of(tmp_path / "a.bank", DESCRIPTION_KEY)) | {"version": 99}
+    change(tmp_path / "a.bank", DESCRIPTION_KEY, json.dumps(description).encode())
+    with pytest.raises(ValueError, match="format version 1, got 99"):
+        ForegroundBank.open(tmp_path / "a.bank")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "match"),
+    [
+        (DESCRIPTION_KEY, b"{", "description is damaged"),
+        (DESCRIPTION_KEY, b'{"format": "terse-aug foreground bank", "version": 1}', "description is damaged"),
+        (b"labels", None, "labels are missing"),
+        (b"sizes", b"123", "expected 96 bytes of sizes for 12 cut-outs, got 3"),
+    ],
+)
+def test_damaged_descriptions(tmp_path: Path, key: bytes, value: bytes | None, match: str) -> None:
+    write_bank(tmp_path / "a.bank")
+    change(tmp_path / "a.bank", key, value)
+    with pytest.raises(ValueError, match=match):
+        ForegroundBank.open(tmp_path / "a.bank")
+
+
+@pytest.mark.parametrize("value", [None, b"", b"\xff" * 16, b"\x00" * 40])
+def test_damaged_records(tmp_path: Path, value: bytes | None) -> None:
+    write_bank(tmp_path / "a.bank")
+    change(tmp_path / "a.bank", record_key(5), value)
+    bank = ForegroundBank.open(tmp_path / "a.bank")
+    assert_equal(bank[4], make_foreground(4))
+    with pytest.raises(ValueError, match=r"cut-out 5 of .* is damaged"):
+        bank[5]
+
+
+def test_every_truncation_is_refused(tmp_path: Path) -> None:
+    write_bank(tmp_path / "whole.bank", 12)
+    # In a process of its own: without the check of the length, the kernel kills the reader.
+    script = """if True:
+        import sys, random
+        from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+        from terse_aug.bank import ForegroundBank
+        whole = Path(sys.argv[1]).read_bytes()
+        part = Path(sys.argv[1] + ".part")
+        lengths = {*range(0, 300), *range(4000, 4400), len(whole) - 1, len(whole) - 4096}
+        lengths |= set(range(0, len(whole), 4096)) | set(random.Random(0).sample(range(len(whole)), 300))
+        for length in sorted(lengths):
+            part.write_bytes(whole[:length])
+            try:
+                ForegroundBank.open(part)
+            except ValueError as error:
+                assert "truncated" in str(error) or "no foreground bank" in str(error), error
+            else:
+                sys.exit(f"accepted {length} of {len(whole)} bytes")
+        part.write_bytes(whole)
+        print(len(lengths), len(list(ForegroundBank.open(part))))
+    """
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "whole.bank")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    refused, read = done.stdout.split()
+    assert int(refused) > 900
+    assert int(read) == 12
+
+
+def stop_halfway(path: Path, error: type[BaseException], overwrite: bool = False) -> None:
+    with BankWriter(path, CATEGORIES, overwrite=overwrite) as writer:
+        for seed in range(100):
+            writer.add(make_foreground(seed))
+        raise error
+
+
+def put_file_and_add(path: Path, writer: BankWriter) -> None:
+    writer.add(make_foreground(0))
+    path.write_text("mine")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_interrupted_build_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error):
+        stop_halfway(tmp_path / "a.bank", error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_empty_build_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no cut-out was kept"), BankWriter(tmp_path / "a.bank", CATEGORIES):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupted_rebuild_keeps_the_old_bank(tmp_path: Path) -> None:
+    write_bank(tmp_path / "a.bank", 4)
+    with pytest.raises(RuntimeError):
+        stop_halfway(tmp_path / "a.bank", RuntimeError, overwrite=True)
+    assert len(ForegroundBank.open(tmp_path / "a.bank")) == 4
+
+
+def test_existing_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.bank").write_text("mine")
+    with pytest.raises(FileExistsError, match="overwrite"):
+        write_bank(tmp_path / "a.bank")
+    assert (tmp_path / "a.bank").read_text() == "mine"
+    write_bank(tmp_path / "a.bank", overwrite=True)
+    assert len(ForegroundBank.open(tmp_path / "a.bank")) == 12
+
+
+def test_file_that_appears_during_the_build_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileExistsError), BankWriter(tmp_path / "a.bank", CATEGORIES) as writer:
+        put_file_and_add(tmp_path / "a.bank", writer)
+    assert (tmp_path / "a.bank").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_wrong_places(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="got the folder"):
+        BankWriter(tmp_path, CATEGORIES, overwrite=True)
+    with pytest.raises(FileNotFoundError, match="create it first"):
+        BankWriter(tmp_path / "missing" / "a.bank", CATEGORIES)
+
+
+ENDLESS = """if True:
+    import sys
+    sys.path.insert(0, sys.argv[2])
+    from bank_samples import CATEGORIES, make_foreground
+    from terse_aug.bank import BankWriter
+    import terse_aug.bank._writer as module
+    module._BATCH_BYTES = 1 << 16
+    with BankWriter(sys.argv[1], CATEGORIES) as writer:
+        for seed in range(10**9):
+            writer.add(make_foreground(seed))
+            if seed == 200:
+                print("writing", flush=True)
+"""
+
+
+@contextmanager
+def endless_build(path: Path) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", ENDLESS, str(path), str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as build:
+        try:
+            assert build.stdout is not None
+            assert build.stdout.readline() == "writing\n"
+            yield build
+        finally:
+            build.kill()  # whatever the test found out, it must not write on
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_killed_build_leaves_no_bank_and_the_next_cleans_up(tmp_path: Path) -> None:
+    path = tmp_path / "a.bank"
+    with endless_build(path) as build:
+        build.send_signal(signal.SIGKILL)
+    left = list(tmp_path.iterdir())
+    assert len(left) == 1
+    assert left[0].name.endswith(".building")
+    assert not path.exists()
+    write_bank(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows guards open files itself")
+def test_a_live_build_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.bank"
+    with endless_build(path) as build:
+        write_bank(path)
+        assert len(list(tmp_path.glob(".a.bank.*.building"))) == 1
+        build.send_signal(signal.SIGINT)
+        build.wait(timeout=60)
+    assert list(tmp_path.iterdir()) == [path]
+    assert len(ForegroundBank.open(path)) == 12
+
+
+def test_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    script = f"""if True:
+        import resource
+        resource.setrlimit(resource.RLIMIT_FSIZE, ({1 << 20}, {1 << 20}))
+        {ENDLESS.removeprefix("if True:").replace(chr(10), chr(10) + "    ")}
+    """
+    assert resource
+    command = [sys.executable, "-c", script, str(tmp_path / "a.bank"), str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "OSError: the bank" in done.stderr
+    assert "Free some disk space" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bank_without_write_permission_opens(tmp_path: Path) -> None:
+    write_bank(tmp_path / "a.bank")
+    os.chmod(tmp_path / "a.bank", 0o444)
+    before = (tmp_path / "a.bank").stat().st_mtime_ns
+    time.sleep(0.01)
+    assert len(ForegroundBank.open(tmp_path / "a.bank")) == 12
+    assert (tmp_path / "a.bank").stat().st_mtime_ns == before
+    assert len(list(tmp_path.iterdir())) == 1

@@ -1,0 +1,94 @@
+"""Banks from images and instance masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bank_samples import gradient
+from PIL import Image
+
+from terse_aug.bank import CutRules, ForegroundBank, build_from_masks, read_image
+
+EVERY = CutRules(min_area=1, min_side=1, max_side=None)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    images.mkdir()
+    masks.mkdir()
+    return images, masks
+
+
+def add(images: Path, masks: Path, name: str, suffix: str = "_mask") -> None:
+    mask = np.zeros((60, 80), np.uint8)
+    mask[5:25, 10:40] = 1
+    mask[30:50, 50:75] = 4  # ids have holes
+    Image.fromarray(gradient(60, 80)).save(images / f"{name}.png")
+    Image.fromarray(mask).save(masks / f"{name}{suffix}.png")
+
+
+def test_every_number_is_an_object(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    add(*folders, "b")
+    add(*folders, "a", suffix="")
+    report = build_from_masks(*folders, tmp_path / "out.bank", category="walker")
+    bank = ForegroundBank.open(report.path)
+    assert (report.kept, report.dropped) == ({"walker": 4}, {})
+    assert [f.source for f in bank] == ["a.png#1", "a.png#4", "b.png#1", "b.png#4"]
+    assert bank.categories == {1: "walker"}
+    np.testing.assert_array_equal(bank[3].rgba[..., :3], gradient(60, 80)[30:50, 50:75])
+
+
+def test_one_folder_for_both(tmp_path: Path) -> None:
+    folder = tmp_path / "both"
+    folder.mkdir()
+    add(folder, folder, "a")
+    report = build_from_masks(folder, folder, tmp_path / "out.bank")
+    assert (report.kept, report.dropped) == ({"person": 2}, {})
+
+
+def test_whatever_does_not_fit_is_counted(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    images, masks = folders
+    for name in ("good", "no_mask_here", "no_image", "size", "broken", "void", "colour", "unlisted"):
+        add(images, masks, name)
+    (masks / "no_mask_here_mask.png").unlink()
+    (images / "no_image.png").unlink()
+    Image.fromarray(gradient(61, 80)).save(images / "size.png")
+    whole = (images / "broken.png").read_bytes()
+    (images / "broken.png").write_bytes(whole[: len(whole) // 2])
+    Image.new("L", (80, 60)).save(masks / "void_mask.png")
+    Image.fromarray(gradient(60, 80)).save(masks / "colour_mask.png")
+    listed = [path.stem for path in images.iterdir() if path.stem != "unlisted"] + ["gone"]
+    report = build_from_masks(images, masks, tmp_path / "out.bank", include=listed)
+    assert report.kept == {"person": 2}
+    assert report.dropped == {
+        "image without a mask of its name": 1,
+        "mask without an image of its name": 1,
+        "image is not in `include`": 1,
+        "listed in `include`, but there is no such image": 1,
+        "image or mask cannot be read": 2,
+        "image and mask differ in size": 1,
+        "mask has no object": 1,
+    }
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="folder of images"):
+        build_from_masks(tmp_path / "no", tmp_path, tmp_path / "out.bank")
+
+
+def test_real_penn_fudan(data_root: Path, tmp_path: Path) -> None:
+    images, masks = data_root / "penn_fudan" / "PNGImages", data_root / "penn_fudan" / "PedMasks"
+    report = build_from_masks(images, masks, tmp_path / "out.bank", rules=EVERY)
+    assert (report.kept, report.dropped) == ({"person": 423}, {})
+    with ForegroundBank.open(report.path) as bank:
+        for cut_out in bank.select(range(0, 423, 7)):
+            name, number = cut_out.source.split("#")
+            mask = np.asarray(Image.open(masks / name.replace(".png", "_mask.png"))) == int(number)
+            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            np.testing.assert_array_equal(cut_out.rgba[..., 3] > 0, mask[window])
+            np.testing.assert_array_equal(cut_out.rgba[..., :3], read_image(images / name)[window])
+            assert cut_out.extent == pytest.approx(max(mask[window].shape) / np.sqrt(mask.size))

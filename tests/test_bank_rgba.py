@@ -1,0 +1,73 @@
+"""Banks from files with transparency."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bank_samples import gradient
+from PIL import Image
+
+from terse_aug.bank import CutRules, ForegroundBank, build_from_rgba
+
+
+def save(path: Path, alpha_at: tuple[slice, slice] = np.s_[3:23, 5:35], alpha: int = 200) -> np.ndarray:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rgba = np.dstack([gradient(40, 50), np.zeros((40, 50), np.uint8)])
+    rgba[(*alpha_at, 3)] = alpha
+    Image.fromarray(rgba).save(path, **({"lossless": True, "exact": True} if path.suffix == ".webp" else {}))
+    return rgba
+
+
+def test_subfolders_are_classes(tmp_path: Path) -> None:
+    folder = tmp_path / "cut-outs"
+    save(folder / "zebra" / "a.png")
+    save(folder / "apple" / "red" / "b.tif")
+    save(folder / "grüner apfel" / "c.webp")
+    rgba = save(folder / "d.png")
+    report = build_from_rgba(folder, tmp_path / "out.bank", category="thing", extent=0.25)
+    bank = ForegroundBank.open(report.path)
+    assert report.kept == {"apple": 1, "grüner apfel": 1, "thing": 1, "zebra": 1}
+    assert bank.categories == {1: "apple", 2: "grüner apfel", 3: "thing", 4: "zebra"}
+    assert {f.source: bank.categories[f.label] for f in bank} == {
+        "apple/red/b.tif": "apple",
+        "d.png": "thing",
+        "grüner apfel/c.webp": "grüner apfel",
+        "zebra/a.png": "zebra",
+    }
+    for cut_out in bank:
+        np.testing.assert_array_equal(cut_out.rgba, rgba[3:23, 5:35])  # tight, and alpha as it was
+        assert cut_out.extent == 0.25
+
+
+def test_whatever_is_not_cut_out_is_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "cut-outs"
+    save(folder / "good.png")
+    save(folder / "unlisted.png")
+    save(folder / "opaque.png", np.s_[:, :], 255)
+    save(folder / "clear.png", alpha=0)
+    save(folder / "small.png", np.s_[3:6, 3:6])
+    Image.fromarray(gradient(9, 9)).save(folder / "flat.png")
+    Image.fromarray(gradient(9, 9)).save(folder / "photo.jpg")
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (folder / ".hidden").write_text("")
+    listed = [path.name for path in folder.iterdir() if path.stem != "unlisted"]
+    report = build_from_rgba(folder, tmp_path / "out.bank", include=listed)
+    assert report.kept == {"object": 1}
+    assert sorted(report.dropped.values()) == [1] * 8
+    told = " ".join(report.dropped)
+    for reason in ("no alpha", "opaque", "transparent", "min_area", "cannot be read", "not a PNG", "include"):
+        assert reason in told
+
+
+def test_wrong_arguments(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="folder of RGBA images"):
+        build_from_rgba(tmp_path / "no", tmp_path / "out.bank")
+    for extent in (0, -1, float("inf")):
+        with pytest.raises(ValueError, match="extent above 0"):
+            build_from_rgba(tmp_path, tmp_path / "out.bank", extent=extent)
+    with pytest.raises(ValueError, match="drop_truncated"):
+        build_from_rgba(tmp_path, tmp_path / "out.bank", rules=CutRules(drop_truncated=True))
+    with pytest.raises(ValueError, match="no cut-out was kept"):
+        build_from_rgba(tmp_path, tmp_path / "out.bank")

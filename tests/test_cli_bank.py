@@ -1,0 +1,133 @@
+"""`terse-aug bank`: builds, tells, and says user errors in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from bank_samples import CocoSample, write_bank
+
+from terse_aug.bank import CutRules, ForegroundBank
+from terse_aug.cli import main
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> CocoSample:
+    sample = CocoSample(tmp_path)
+    sample.add(category_id=90, segmentation=None)
+    sample.write()
+    return sample
+
+
+def coco_arguments(sample: CocoSample, *more: str) -> list[str]:
+    out = str(sample.folder / "out.bank")
+    source = ["--annotations", str(sample.json), "--images", str(sample.images)]
+    return ["bank", "build", "coco", *source, "--out", out, *more]
+
+
+def test_build_coco_says_what_was_kept_and_dropped(sample: CocoSample, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(coco_arguments(sample)) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""  # no bar where stderr is no terminal
+    assert "1 cut-outs" in printed.out
+    assert "1  car" in printed.out
+    assert "masks are missing (such as annotation 2 (image 7, category 90))" in printed.out
+
+
+def test_options_reach_the_builder(sample: CocoSample) -> None:
+    rules = ["--min-area", "50", "--min-side", "3", "--max-side", "10", "--min-box-agreement", "0.9"]
+    include = sample.folder / "train.txt"
+    include.write_text("a.png\n")
+    more = [*rules, "--drop-truncated", "--category", "car", "--include", str(include)]
+    assert main(coco_arguments(sample, *more)) == 0
+    bank = ForegroundBank.open(sample.folder / "out.bank")
+    built = bank.info()["built"]
+    expected = CutRules(min_area=50, min_side=3, max_side=10, min_box_agreement=0.9, drop_truncated=True)
+    assert {name: built[name] for name in vars(expected)} == vars(expected)
+    assert bank.sizes.tolist() == [[5, 10]]
+    assert built["dropped"] == {"category is not in `categories`": 1}
+    assert main(coco_arguments(sample, "--max-side", "0", "--overwrite")) == 0
+    assert ForegroundBank.open(sample.folder / "out.bank").info()["built"]["max_side"] is None
+
+
+def test_build_masks_and_info_of_real_data(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = data_root / "penn_fudan", str(tmp_path / "penn.bank")
+    include = tmp_path / "split.txt"
+    include.write_text("FudanPed00001\nFudanPed00002.png\n")
+    source = ["--images", str(folder / "PNGImages"), "--masks", str(folder / "PedMasks")]
+    arguments = ["bank", "build", "masks", *source, "--category", "walker", "--include", str(include)]
+    assert main([*arguments, "--out", out]) == 0
+    capsys.readouterr()
+    assert main(["bank", "info", out]) == 0
+    assert "3  walker" in capsys.readouterr().out
+    assert main(["bank", "info", out, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["cut_outs_per_category"] == {"walker": 3}
+    assert told["built"]["dropped"] == {"image is not in `include`": 168}
+
+
+def test_build_rgba(tmp_path: Path) -> None:
+    from test_bank_rgba import save
+
+    save(tmp_path / "objects" / "cup" / "a.png")
+    arguments = ["bank", "build", "rgba", "--folder", str(tmp_path / "objects"), "--extent", "0.5"]
+    assert main([*arguments, "--out", str(tmp_path / "cups.bank")]) == 0
+    bank = ForegroundBank.open(tmp_path / "cups.bank")
+    assert (bank.categories, bank[0].extent) == ({1: "cup"}, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "COMMAND"),
+        (["bank"], "ACTION"),
+        (["bank", "build", "voc"], "invalid choice: 'voc'"),
+        (["bank", "build", "coco"], "--annotations"),
+        (["bank", "info", "missing.bank"], "no foreground bank at"),
+        (["bank", "info", "."], "got the folder"),
+        (["bank", "build", "rgba", "--folder", "missing", "--out", "x.bank"], "found none"),
+        (["bank", "build", "rgba", "--folder", ".", "--out", "x.bank", "--min-area", "0"], "min_area"),
+        (["bank", "build", "rgba", "--folder", ".", "--out", "x.bank", "--min-area", "a"], "invalid int"),
+    ],
+)
+def test_user_errors_are_one_line_and_exit_code_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert message in printed.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_bank_is_refused(sample: CocoSample, capsys: pytest.CaptureFixture[str]) -> None:
+    write_bank(sample.folder / "out.bank", 2)
+    assert main(coco_arguments(sample)) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert len(ForegroundBank.open(sample.folder / "out.bank")) == 2
+
+
+def test_interrupt_is_said(
+    sample: CocoSample, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("terse_aug.bank._coco.cut_from_image", interrupted)
+    assert main(coco_arguments(sample)) == 130
+    assert "nothing was written" in capsys.readouterr().err
+    assert not list(sample.folder.glob("*bank*"))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["bank", "build", "coco", "--help"]])
+def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    assert "usage: terse-aug" in capsys.readouterr().out
