@@ -1,0 +1,74 @@
+"""How hard are a policy's composites for a detector, and how diverse? Imports torch only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from terse_aug._ledger import relative_spread
+from terse_aug._sample import Target
+from terse_aug.policies import Policy
+from terse_aug.targets import TargetModel, as_target
+
+if TYPE_CHECKING:
+    from terse_aug._terse import Terse
+
+MISSED_BELOW = 0.5
+"""An object counts as missed where the detector's probability of it is below this (TERSE, CVPR 2019, section 4)."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Hardness and diversity of labelled pastes.
+
+    Attributes:
+        scores: float ``[n]`` in [0, 1], the detector's probability of each pasted object; its hardness is one
+            minus this.
+        unit: float ``[n, P]``, the transforms in the unit cube.
+    """
+
+    scores: Tensor
+    unit: Tensor
+
+    @property
+    def missed_share(self) -> float:
+        """Share of the pasted objects that the detector misses; NaN where there are none."""
+        return float((self.scores < MISSED_BELOW).float().mean())
+
+    @property
+    def spread(self) -> dict[str, float]:
+        """Standard deviation of each transform parameter relative to uniform: 1 random, 0 collapsed."""
+        return relative_spread(self.unit)
+
+
+def probe(
+    terse: Terse,
+    detector: nn.Module | TargetModel,
+    batches: Iterable[tuple[Sequence[Tensor], Sequence[Target]]],
+    policy: str | Policy | None = None,
+    seed: int = 0,
+) -> Probe:
+    """Compose batches and ask a detector for every pasted object. No state moves, nothing is learned.
+
+    Args:
+        terse: gives bank, settings and, by default, the policy.
+        detector: as for ``Terse(target=...)``; it is left as it was.
+        batches: ``(images, targets)`` as for :meth:`Terse.forward`.
+        policy: the policy to probe; ``"random"`` for the reference that others are compared with.
+        seed: what is drawn is a function of it, so that two policies meet the same cut-outs.
+    """
+    target = as_target(detector)
+    scores: list[Tensor] = []
+    units: list[Tensor] = []
+    for number, (images, targets) in enumerate(batches):
+        composites = terse.compose(images, targets, policy, seed=seed + number)
+        by_image = target.object_scores(composites.images, composites.targets)
+        for own_scores, pastes in zip(by_image, composites.pastes, strict=True):
+            labelled = [paste for paste in pastes if paste.row is not None]
+            scores.append(own_scores[[paste.row for paste in labelled]].float().cpu())
+            units += [paste.unit for paste in labelled]
+    return Probe(torch.cat([torch.zeros(0), *scores]), torch.stack(units) if units else torch.zeros(0, 0))
