@@ -1,0 +1,1 @@
+"""The parts of the demo: data, detector, training, measurement and report."""

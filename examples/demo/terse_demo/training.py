@@ -1,0 +1,209 @@
+"""Trains the small detector once: without pasting, with random pasting, or with learned pasting."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from terse_aug import ForegroundBank, Terse, TransformRanges, probe
+from terse_demo.data import CLASSES, SIZE, test_images, training_images
+from terse_demo.detector import build_detector
+from terse_demo.measurement import Evaluator, Sample, SeenImage, Stopwatch, compose_and_see, hardest_pairs
+
+ARMS = ("none", "random", "learned")
+"""What is pasted; everything else is the same: initial weights, batches, schedule."""
+
+RANGES = TransformRanges(rotation=(-30, 30), shear=(-0.15, 0.15), scale=(0.6, 1.7))
+"""How far a pasted digit may be turned, slanted and scaled; it may lie anywhere in the image."""
+
+LEARNING_RATE = 3e-3
+WEIGHT_DECAY = 1e-2
+WARM_UP = 0.1
+
+Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the demo is run with.
+
+    Attributes:
+        seed: of initial weights, order of the images, and pasting.
+        iterations: of each arm.
+        batch_size: images per iteration.
+        train_images: images to train on.
+        test_images: images to measure on.
+        measurements: how often AP and hardness are measured, at equal distances, the last time at the end.
+        probe_rounds: sets of cut-outs that hardness is measured with.
+        gallery: scenes shown of a measurement.
+    """
+
+    seed: int = 0
+    iterations: int = 720
+    batch_size: int = 8
+    train_images: int = 32
+    test_images: int = 100
+    measurements: int = 6
+    probe_rounds: int = 2
+    gallery: int = 6
+
+    def measured_at(self) -> list[int]:
+        """Iterations after which AP and hardness are measured."""
+        return [round(self.iterations * number / self.measurements) for number in range(1, self.measurements + 1)]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Figures of one moment: ``average_precision`` in per cent by name; ``missed`` pasted objects in per cent by
+    the policy that pasted them; ``spread`` of the transforms by parameter, 1 as diverse as random."""
+
+    iteration: int
+    average_precision: dict[str, float]
+    missed: dict[str, float]
+    spread: dict[str, float]
+
+
+@dataclass
+class ArmResult:
+    """What came of an arm.
+
+    Attributes:
+        arm: which.
+        measurements: as training went on.
+        metrics: ``terse.metrics()`` at the end.
+        seconds: CPU seconds per iteration, and of the whole training.
+        pairs: by iteration, composites at random beside those of the arm's policy.
+        tests: some test images.
+    """
+
+    arm: str
+    measurements: list[Measurement] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    pairs: dict[int, list[tuple[SeenImage, SeenImage]]] = field(default_factory=dict)
+    tests: list[SeenImage] = field(default_factory=list)
+
+
+def train(arm: str, settings: Settings, bank: Path, progress: Callable[[int], None]) -> ArmResult:
+    """Train and measure one arm.
+
+    Args:
+        arm: one of ``ARMS``.
+        settings: of the run.
+        bank: the cut-outs.
+        progress: called with the number of iterations done.
+    """
+    samples = [image.tensors() for image in training_images(settings.train_images)]
+    detector = build_detector(len(CLASSES), SIZE, settings.seed).train()
+    optimizer = torch.optim.AdamW(detector.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, LEARNING_RATE, total_steps=settings.iterations, pct_start=WARM_UP
+    )
+    terse = build_terse(arm, bank, settings)
+    diary = Diary(arm, settings, samples)
+
+    for iteration, (images, targets) in enumerate(batches(samples, settings), 1):
+        torch.manual_seed(settings.seed * 1_000_003 + iteration)  # the detector samples its proposals at random
+        with diary.stopwatch:
+            images, targets = terse(images, targets)
+            losses = detector(images, targets)
+            sum(losses.values()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            terse.step(losses)
+        progress(iteration)
+        if iteration in settings.measured_at():
+            diary.write(iteration, terse, detector)
+    return diary.close(terse, detector)
+
+
+def build_terse(arm: str, bank: Path, settings: Settings) -> Terse:
+    """The augmentation of an arm. That of ``none`` is switched off, and hands every batch on as it is."""
+    policy = "learned" if arm == "learned" else "random"
+    terse = Terse(
+        ForegroundBank.open(bank), policy, seed=settings.seed, classes=CLASSES, ranges=RANGES, mirror_probability=0.0
+    )
+    return terse.train(arm != "none")
+
+
+def batches(samples: Sequence[Sample], settings: Settings) -> Iterator[Batch]:
+    """Batches in an order that is a function of the seed alone; every image once before any comes again."""
+    rng = np.random.default_rng(settings.seed)
+    waiting: list[int] = []
+    for _ in range(settings.iterations):
+        while len(waiting) < settings.batch_size:
+            waiting += rng.permutation(len(samples)).tolist()
+        chosen, waiting = waiting[: settings.batch_size], waiting[settings.batch_size :]
+        yield [samples[number][0] for number in chosen], [samples[number][1] for number in chosen]
+
+
+class Diary:
+    """Measures an arm while it trains, and keeps what was found.
+
+    Args:
+        arm: one of ``ARMS``.
+        settings: of the run.
+        samples: training images and targets, which hardness is measured on.
+    """
+
+    def __init__(self, arm: str, settings: Settings, samples: Sequence[Sample]) -> None:
+        self.stopwatch = Stopwatch()
+        self._settings = settings
+        self._samples = samples
+        self._evaluator = Evaluator(test_images(settings.test_images))
+        self._result = ArmResult(arm)
+
+    def write(self, iteration: int, terse: Terse, detector: nn.Module) -> None:
+        """Measure now."""
+        if self._result.arm == "learned":
+            self._compare(iteration, terse, detector)
+        self._result.measurements.append(
+            Measurement(
+                iteration,
+                average_precision=self._evaluator.measure(detector),
+                missed=self._missed(terse, detector),
+                spread=_spread(terse),
+            )
+        )
+
+    def close(self, terse: Terse, detector: nn.Module) -> ArmResult:
+        """The outcome, when training is over."""
+        result = self._result
+        result.metrics = terse.metrics()
+        result.seconds = {
+            "cpu_per_iteration": self.stopwatch.cpu / self._settings.iterations,
+            "cpu_of_training": self.stopwatch.cpu,
+            "terse_share": terse.seconds / self.stopwatch.wall,
+        }
+        result.tests = self._evaluator.look(detector, self._settings.gallery)
+        return result
+
+    def _missed(self, terse: Terse, detector: nn.Module) -> dict[str, float]:
+        batch = tuple(zip(*self._samples, strict=True))
+        rounds = [batch] * self._settings.probe_rounds
+        return {
+            name: 100 * probe(terse, detector, rounds, policy).missed_share
+            for name, policy in _PROBED[self._result.arm].items()
+        }
+
+    def _compare(self, iteration: int, terse: Terse, detector: nn.Module) -> None:
+        by_random = compose_and_see(terse, detector, self._samples, "random", seed=0)
+        by_learned = compose_and_see(terse, detector, self._samples, None, seed=0)
+        self._result.pairs[iteration] = hardest_pairs(by_random, by_learned, self._settings.gallery)
+
+
+_PROBED: dict[str, dict[str, str | None]] = {
+    "none": {},
+    "random": {"random": None},
+    "learned": {"random": "random", "learned": None},
+}
+"""What pastes for a measurement of hardness, by arm and name; ``None`` is the policy in use."""
+
+
+def _spread(terse: Terse) -> dict[str, float]:
+    prefix = "spread/"
+    return {name.removeprefix(prefix): value for name, value in terse.metrics().items() if name.startswith(prefix)}

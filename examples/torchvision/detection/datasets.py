@@ -1,0 +1,294 @@
+"""Two kinds of data in one convention: COCO-format sets and the Penn-Fudan pedestrians.
+
+Both give `(image, target)` as torchvision's detectors take them:
+
+    image      float [3, H, W] in [0, 1]
+    boxes      float [N, 4], XYXY in pixels of this image
+    labels     int64 [N], 1..C: position in `classes` plus one; 0 is the background
+    masks      bool [N, H, W], where the data has them
+    keypoints  float [N, K, 3] (x, y, visibility), where the data has them
+    area       float [N] px², iscrowd int64 [N] (always 0 here), image_id int
+
+Crowd annotations never become targets, and boxes thinner than a pixel cannot be regressed: both are
+left out and counted in `dropped`. The evaluation's ground truth keeps them, as COCO's protocol wants.
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pycocotools import mask as run_lengths
+from torch import Tensor
+from torch.utils.data import Dataset
+
+Target = dict[str, Any]
+Sample = tuple[Tensor, Target]
+
+MINIMUM_SIDE = 1.0  # px
+
+
+class DetectionDataset(Dataset[Sample]):
+    """What the rest of the example knows of a data set."""
+
+    classes: list[str]
+    keypoint_names: list[str]
+    has_masks: bool
+    names: list[str]
+    dropped: Counter[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Sample:
+        raise NotImplementedError
+
+    def ground_truth(self) -> dict[str, Any]:
+        """The annotations as a COCO dictionary whose category ids are this set's labels."""
+        raise NotImplementedError
+
+
+def read_image(path: Path) -> Tensor:
+    """An image file as float `[3, H, W]` in [0, 1]; grey and palette images become RGB."""
+    with Image.open(path) as image:
+        pixels = np.array(image.convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div_(255)
+
+
+class PennFudan(DetectionDataset):
+    """The Penn-Fudan pedestrians: `PNGImages`, and `PedMasks` whose pixel values number the people.
+
+    Args:
+        root: The folder that holds `PNGImages` and `PedMasks`.
+        names: The images to use, as file names without the ending (`FudanPed00001`).
+
+    Raises:
+        FileNotFoundError: If the folder, or one of the named images, is not there.
+    """
+
+    def __init__(self, root: Path, names: list[str]):
+        self.root = root
+        self.names = names
+        self.classes = ["person"]
+        self.keypoint_names = []
+        self.has_masks = True
+        self.dropped = Counter()
+        missing = sorted(set(names) - set(self.all_names(root)))
+        if missing:
+            raise FileNotFoundError(f"{root}: no image and mask for {missing[:5]} ({len(missing)} in all)")
+
+    @staticmethod
+    def all_names(root: Path) -> list[str]:
+        """The names of all images below `root` that have a mask, sorted."""
+        images = {path.stem for path in (root / "PNGImages").glob("*.png")}
+        masks = {path.stem.removesuffix("_mask") for path in (root / "PedMasks").glob("*_mask.png")}
+        if not images & masks:
+            raise FileNotFoundError(f"{root}: expected PNGImages/*.png and PedMasks/*_mask.png, found none")
+        return sorted(images & masks)
+
+    def __getitem__(self, index: int) -> Sample:
+        image = read_image(self.root / "PNGImages" / f"{self.names[index]}.png")
+        masks = self._masks(index)
+        boxes = _boxes_around(masks)
+        return image, _target(boxes, torch.ones(len(boxes), dtype=torch.int64), index + 1, masks=masks)
+
+    def ground_truth(self) -> dict[str, Any]:
+        """The people as COCO annotations; category 1 is `person`, image ids count from 1."""
+        images, annotations = [], []
+        for index, name in enumerate(self.names):
+            masks = self._masks(index)
+            height, width = masks.shape[1:]
+            images.append({"id": index + 1, "file_name": f"{name}.png", "height": height, "width": width})
+            for mask, box in zip(masks, _boxes_around(masks), strict=True):
+                left, top, right, bottom = box.tolist()
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": index + 1,
+                        "category_id": 1,
+                        "bbox": [left, top, right - left, bottom - top],
+                        "area": float(mask.sum()),
+                        "segmentation": encode_mask(mask),
+                        "iscrowd": 0,
+                    }
+                )
+        return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}
+
+    def _masks(self, index: int) -> Tensor:
+        with Image.open(self.root / "PedMasks" / f"{self.names[index]}_mask.png") as image:
+            numbered = torch.from_numpy(np.array(image))
+        people = numbered.unique()
+        return numbered == people[people > 0][:, None, None]
+
+
+class CocoFormat(DetectionDataset):
+    """A COCO-format set: one JSON of annotations and a folder of images.
+
+    Args:
+        annotations: The JSON file (`images`, `annotations`, `categories`).
+        images: The folder that its `file_name`s are relative to.
+        classes: Class names of the training set, for a validation set that must share its labels. Without
+            them the file's categories are taken in the order of their ids.
+        keep_empty: Whether images without a usable box stay in (as pure background).
+        limit: Use only the first so many images.
+
+    Raises:
+        ValueError: If the file is not COCO's detection format, or names classes that `classes` lacks.
+    """
+
+    def __init__(
+        self,
+        annotations: Path,
+        images: Path,
+        classes: list[str] | None = None,
+        keep_empty: bool = False,
+        limit: int | None = None,
+    ):
+        self.folder = images
+        self.dropped = Counter()
+        self._source = _read_coco(annotations)
+        categories = sorted(self._source["categories"], key=lambda category: category["id"])
+        self.classes = classes or [category["name"] for category in categories]
+        self._label_of = _labels(categories, self.classes, annotations)
+        self.keypoint_names = _keypoint_names(categories, annotations)
+        self._objects = self._usable_objects()
+        self._images = [image for image in self._source["images"] if keep_empty or self._objects.get(image["id"])]
+        self.dropped["images without a usable box"] = len(self._source["images"]) - len(self._images)
+        self._images = self._images[:limit]
+        self.names = [image["file_name"] for image in self._images]
+        self.has_masks = self._all_have_masks()
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self._images[index]
+        image = read_image(self.folder / record["file_name"])
+        height, width = image.shape[1:]
+        if (height, width) != (record["height"], record["width"]):
+            raise ValueError(
+                f"{record['file_name']}: the annotations say {record['width']}x{record['height']} px, "
+                f"the file has {width}x{height}; correct the JSON or the image"
+            )
+        objects = self._objects.get(record["id"], [])
+        boxes = torch.tensor([_corners(o["bbox"], record) for o in objects]).reshape(-1, 4)
+        labels = torch.tensor([self._label_of[o["category_id"]] for o in objects], dtype=torch.int64)
+        optional = {}
+        if self.has_masks:
+            optional["masks"] = _decode_masks([o["segmentation"] for o in objects], height, width)
+        if self.keypoint_names:
+            unlabelled = [0.0] * (3 * len(self.keypoint_names))
+            rows = [o.get("keypoints") or unlabelled for o in objects]
+            optional["keypoints"] = torch.tensor(rows, dtype=torch.float32).reshape(
+                len(objects), len(self.keypoint_names), 3
+            )
+        return image, _target(boxes, labels, record["id"], **optional)
+
+    def ground_truth(self) -> dict[str, Any]:
+        """All annotations of these images, crowds and slivers included; category ids are labels."""
+        kept = {image["id"] for image in self._images}
+        annotations = []
+        for number, annotation in enumerate(self._source["annotations"], start=1):
+            if annotation["image_id"] in kept:
+                width, height = annotation["bbox"][2:]
+                label = self._label_of[annotation["category_id"]]
+                defaults = {"area": width * height, "iscrowd": 0}
+                annotations.append(defaults | annotation | {"id": number, "category_id": label})
+        categories = [{"id": label, "name": name} for label, name in enumerate(self.classes, start=1)]
+        return {"images": self._images, "annotations": annotations, "categories": categories}
+
+    def _usable_objects(self) -> dict[int, list[dict[str, Any]]]:
+        images = {image["id"]: image for image in self._source["images"]}
+        objects: dict[int, list[dict[str, Any]]] = {}
+        for annotation in self._source["annotations"]:
+            if annotation.get("iscrowd", 0):
+                self.dropped["crowd annotations"] += 1
+                continue
+            left, top, right, bottom = _corners(annotation["bbox"], images[annotation["image_id"]])
+            if right - left < MINIMUM_SIDE or bottom - top < MINIMUM_SIDE:
+                self.dropped["boxes thinner than a pixel"] += 1
+                continue
+            objects.setdefault(annotation["image_id"], []).append(annotation)
+        return objects
+
+    def _all_have_masks(self) -> bool:
+        # A detector trained on masks needs one for every box; a few without spoil all of them.
+        objects = [o for group in self._objects.values() for o in group]
+        without = sum(not o.get("segmentation") for o in objects)
+        if without and without < len(objects):
+            self.dropped["masks, because other objects have none"] = len(objects) - without
+        return bool(objects) and not without
+
+
+def encode_mask(mask: Tensor) -> dict[str, Any]:
+    """A boolean mask `[H, W]` as COCO's compressed run lengths."""
+    return run_lengths.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
+
+
+def _target(boxes: Tensor, labels: Tensor, image_id: int, **optional: Tensor) -> Target:
+    if "masks" in optional:
+        area = optional["masks"].flatten(1).sum(1).float()
+    else:
+        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    iscrowd = torch.zeros(len(boxes), dtype=torch.int64)
+    required = {"boxes": boxes, "labels": labels, "image_id": image_id, "area": area, "iscrowd": iscrowd}
+    return required | optional
+
+
+def _boxes_around(masks: Tensor) -> Tensor:
+    # The far edge of the last pixel, so that a box's width is its number of pixels
+    # (torchvision.ops.masks_to_boxes gives that pixel's index instead, and fails on no masks).
+    boxes = torch.zeros(len(masks), 4)
+    for box, mask in zip(boxes, masks, strict=True):
+        rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+        box[:] = torch.tensor([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+    return boxes
+
+
+def _corners(box: list[float], image: dict[str, Any]) -> list[float]:
+    left, top, width, height = box
+    right, bottom = min(left + width, image["width"]), min(top + height, image["height"])
+    return [float(max(left, 0)), float(max(top, 0)), float(right), float(bottom)]
+
+
+def _decode_masks(segmentations: list[Any], height: int, width: int) -> Tensor:
+    masks = torch.zeros(len(segmentations), height, width, dtype=torch.bool)
+    for mask, segmentation in zip(masks, segmentations, strict=True):
+        if isinstance(segmentation, list):
+            encoded = run_lengths.merge(run_lengths.frPyObjects(segmentation, height, width))
+        elif isinstance(segmentation["counts"], list):
+            encoded = run_lengths.frPyObjects(segmentation, height, width)
+        else:
+            encoded = segmentation
+        mask.copy_(torch.from_numpy(run_lengths.decode(encoded)))
+    return masks
+
+
+def _read_coco(path: Path) -> dict[str, Any]:
+    source = json.loads(path.read_text())
+    if not isinstance(source, dict) or not {"images", "annotations", "categories"} <= source.keys():
+        raise ValueError(f"{path}: expected COCO detection JSON with images, annotations and categories")
+    if not all(isinstance(image["id"], int) for image in source["images"]):
+        raise ValueError(f"{path}: expected whole numbers as image ids")
+    known = {image["id"] for image in source["images"]}
+    strays = sum(annotation["image_id"] not in known for annotation in source["annotations"])
+    if strays:
+        raise ValueError(f"{path}: {strays} annotations belong to images that the file does not list")
+    return source
+
+
+def _labels(categories: list[dict[str, Any]], classes: list[str], path: Path) -> dict[int, int]:
+    names = [category["name"] for category in categories]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{path}: two categories share a name; names are the labels' identity here")
+    unknown = sorted(set(names) - set(classes))
+    if unknown:
+        raise ValueError(f"{path}: classes {unknown[:5]} are not among the training set's {classes[:10]}")
+    return {category["id"]: classes.index(category["name"]) + 1 for category in categories}
+
+
+def _keypoint_names(categories: list[dict[str, Any]], path: Path) -> list[str]:
+    lists = [list(category["keypoints"]) for category in categories if category.get("keypoints")]
+    if any(names != lists[0] for names in lists):
+        raise ValueError(f"{path}: its categories name different keypoints; one list for all is supported")
+    return lists[0] if lists else []

@@ -1,0 +1,90 @@
+"""What `train_with_terse.py` adds besides its loop: flags, a bank, and a probe of the composites."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import terse_aug
+from detection.datasets import DetectionDataset
+from detection.loading import to_device
+from terse_aug.bank import build_from_coco, build_from_masks
+from terse_aug.policies import POLICIES
+
+
+def add_flags(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The flags of terse-aug."""
+    group = parser.add_argument_group("pasting")
+    group.add_argument("--policy", choices=sorted(POLICIES), default="learned", help="how cut-outs are placed")
+    group.add_argument("--bank", type=Path, help="cut-outs; none: cut from the training images, kept in --out")
+    group.add_argument(
+        "--terse",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="settings of TerseConfig, e.g. objects=1,5 temperature=0.2",
+    )
+    group.add_argument("--probe-images", type=int, default=64, help="composites probed at each evaluation; 0: none")
+    return parser
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """`--terse NAME=VALUE ...` as keywords; a comma makes a pair, `ranges.NAME=LOW,HIGH` sets a range."""
+    keywords: dict[str, Any] = {}
+    ranges: dict[str, Any] = {}
+    for item in args.terse:
+        name, separator, text = item.partition("=")
+        if not separator:
+            raise SystemExit(f"--terse expects NAME=VALUE, got {item!r}")
+        numbers = [float(part) if "." in part else int(part) for part in text.split(",")]
+        value = numbers[0] if len(numbers) == 1 else tuple(numbers)
+        owner = ranges if name.startswith("ranges.") else keywords
+        owner[name.removeprefix("ranges.")] = value
+    return keywords | ({"ranges": terse_aug.TransformRanges(**ranges)} if ranges else {})
+
+
+def open_bank(args: argparse.Namespace, training_set: DetectionDataset) -> terse_aug.ForegroundBank:
+    """The bank given, or one cut from the training images and from no others."""
+    if args.bank:
+        return terse_aug.ForegroundBank.open(args.bank)
+    path = args.out / "foregrounds.bank"
+    if not path.exists():
+        args.out.mkdir(parents=True, exist_ok=True)
+        if args.penn_fudan:
+            report = build_from_masks(
+                args.penn_fudan / "PNGImages",
+                args.penn_fudan / "PedMasks",
+                path,
+                category=training_set.classes[0],
+                include=training_set.names,
+            )
+        else:
+            report = build_from_coco(args.annotations, args.images, path, include=training_set.names)
+        print(report)
+    return terse_aug.ForegroundBank.open(path)
+
+
+def probe_figures(
+    terse: terse_aug.Terse, detector: nn.Module, dataset: DetectionDataset, count: int, batch_size: int
+) -> dict[str, dict[str, Any]]:
+    """How hard and how diverse composites are, by the policy in use and by the random one, on the same images."""
+    device = next(detector.parameters()).device
+    order = torch.arange(count) % len(dataset)
+    batches = []
+    for start in range(0, count, batch_size):
+        samples = [dataset[int(index)] for index in order[start : start + batch_size]]
+        images, targets = zip(*samples, strict=True)
+        batches.append(to_device(list(images), list(targets), device))
+    figures = {}
+    for name, policy in (("composites", None), ("random composites", "random")):
+        found = terse_aug.probe(terse, detector, batches, policy)
+        spread = found.spread
+        figures[name] = {
+            "objects": len(found.scores),
+            "missed share": found.missed_share,
+            "diversity": sum(spread.values()) / max(len(spread), 1),
+            "spread": spread,
+        }
+    return figures

@@ -1,0 +1,63 @@
+"""From the flags to the training set, the evaluation set, and a record of what is in them."""
+
+import argparse
+import json
+import random
+from typing import Any
+
+from detection.datasets import CocoFormat, DetectionDataset, PennFudan
+
+TEST_IMAGES = 50  # of Penn-Fudan's 170, where no split is given
+
+
+def open_data(args: argparse.Namespace) -> tuple[DetectionDataset, DetectionDataset | None, dict[str, Any]]:
+    """The training set, the evaluation set if there is one, and their description for the results."""
+    training, evaluation = _open_penn_fudan(args) if args.penn_fudan else _open_coco(args)
+    description = {
+        "classes": training.classes,
+        "keypoints": training.keypoint_names,
+        "masks": training.has_masks,
+        "split": {"train": training.names, "test": evaluation.names if evaluation else []},
+        "left_out": dict(+training.dropped),
+    }
+    print(
+        f"{len(training)} training images, {len(evaluation) if evaluation else 'no'} evaluation images, "
+        f"{len(training.classes)} classes"
+    )
+    for what, count in description["left_out"].items():
+        print(f"left out of training: {count} {what}")
+    return training, evaluation, description
+
+
+def split_penn_fudan(names: list[str]) -> dict[str, list[str]]:
+    """The split used where none is given: always the same, whatever the run's seed."""
+    shuffled = sorted(names)
+    random.Random(0).shuffle(shuffled)
+    return {"train": shuffled[:-TEST_IMAGES], "test": shuffled[-TEST_IMAGES:]}
+
+
+def _open_penn_fudan(args: argparse.Namespace) -> tuple[DetectionDataset, DetectionDataset | None]:
+    names = PennFudan.all_names(args.penn_fudan)
+    split = json.loads(args.split.read_text()) if args.split else split_penn_fudan(names)
+    for part in (args.train_part, "test"):
+        if part not in split:
+            raise ValueError(f"{args.split}: expected a list '{part}', found {', '.join(split)}")
+    both = sorted(set(split[args.train_part]) & set(split["test"]))
+    if both:
+        raise ValueError(f"{args.split}: {both[:5]} are both in '{args.train_part}' and in 'test'")
+    training = PennFudan(args.penn_fudan, split[args.train_part][: args.train_images])
+    test = PennFudan(args.penn_fudan, split["test"]) if split["test"] else None
+    return training, test
+
+
+def _open_coco(args: argparse.Namespace) -> tuple[DetectionDataset, DetectionDataset | None]:
+    training = CocoFormat(args.annotations, args.images, keep_empty=args.keep_empty, limit=args.train_images)
+    if not len(training):
+        raise ValueError(f"{args.annotations}: no image with a usable box to train on")
+    if not args.val_annotations:
+        return training, None
+    # Images without objects stay in: what is found on them is a false alarm.
+    evaluation = CocoFormat(
+        args.val_annotations, args.val_images or args.images, classes=training.classes, keep_empty=True
+    )
+    return training, evaluation

@@ -1,0 +1,88 @@
+"""Train a torchvision detector on COCO-format data or Penn-Fudan, in plain PyTorch, with learned pasting.
+
+`train.py` beside it is this file without terse-aug.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+import terse_aug
+from detection import checkpoint, models, options, pasting
+from detection.evaluation import Evaluator, autocast_dtype
+from detection.loading import TrainingOrder, seed_iteration, to_device, training_batches
+from detection.reporting import Report
+from detection.schedule import learning_rate, set_learning_rate
+from detection.sources import open_data
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train, evaluate and write checkpoints as the flags say."""
+    args = options.finish(pasting.add_flags(options.parser(__doc__)), argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    training_set, evaluation_set, data = open_data(args)
+    evaluator = Evaluator(evaluation_set) if evaluation_set else None
+
+    torch.manual_seed(args.seed)
+    detector = models.build(args.model, training_set, args.image_size, args.weights).to(device)
+    trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
+    scaler = torch.amp.GradScaler(device.type, enabled=args.amp and device.type == "cuda")
+
+    terse = terse_aug.Terse(
+        pasting.open_bank(args, training_set),
+        args.policy,
+        seed=args.seed,
+        classes=training_set.classes,
+        target=detector,
+        **pasting.settings(args),
+    ).to(device)
+
+    kept = {"detector": detector, "optimizer": optimizer, "terse": terse}
+    if scaler.is_enabled():
+        kept["scaler"] = scaler
+    report = Report(args.out, args, data)
+    start = 0
+    if args.resume:
+        saved = checkpoint.load(args.resume)
+        start = report.resume(saved)
+        saved.restore(kept)
+
+    order = TrainingOrder(
+        len(training_set), args.batch_size, args.seed, start, args.iterations, mirror=not args.no_flip
+    )
+    loader = training_batches(training_set, order, args.workers, pin_memory=device.type == "cuda")
+    detector.train()
+    with report:
+        for iteration, (images, targets) in enumerate(loader, start):
+            seed_iteration(args.seed, iteration)
+            rate = learning_rate(iteration, args.iterations, args.lr, args.warmup, args.decay)
+            set_learning_rate(optimizer, rate)
+
+            images, targets = to_device(images, targets, device)
+            images, targets = terse(images, targets)
+            with torch.autocast(device.type, autocast_dtype(device), enabled=args.amp):
+                losses = detector(images, targets)
+            scaler.scale(sum(losses.values())).backward()
+            scaler.step(optimizer)
+            terse.step(losses, loss_scale=scaler.get_scale())
+            scaler.update()
+            optimizer.zero_grad()
+            report.step(iteration, losses, images, targets, rate, terse.metrics())
+
+            done = iteration + 1
+            last = done == args.iterations
+            if evaluator and (last or (args.eval_every and done % args.eval_every == 0)):
+                with report.evaluating():
+                    figures = evaluator.measure(detector, device, args.batch_size, args.workers, args.amp)
+                    figures |= pasting.probe_figures(terse, detector, training_set, args.probe_images, args.batch_size)
+                report.evaluated(figures)
+            if last or (args.checkpoint_every and done % args.checkpoint_every == 0):
+                checkpoint.save(args.out / "checkpoint.pt", kept, done, report.notes())
+        report.write()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,425 @@
+"""The plain-PyTorch trainer in examples/torchvision: real runs, tiny ones."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+REPOSITORY = Path(__file__).parents[1]
+EXAMPLE = REPOSITORY / "examples" / "torchvision"
+WIDTH, HEIGHT = 96, 80
+MODELS = (
+    "fasterrcnn_mobilenet_v2_fpn",
+    "fasterrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn",
+    "keypointrcnn_resnet50_fpn",
+    "retinanet_resnet50_fpn",
+    "fcos_resnet50_fpn",
+    "ssd300_vgg16",
+    "ssdlite320_mobilenet_v3_large",
+)
+
+# pycocotools 2.0.11 decodes masks through an `__array__` from before NumPy 2; nothing in our hands.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
+
+
+@pytest.fixture(scope="module")
+def example():
+    """The example's modules, imported as a script of its folder sees them, and forgotten afterwards."""
+    before, threads = set(sys.modules), torch.get_num_threads()
+    sys.path.insert(0, str(EXAMPLE))
+    torch.set_num_threads(1)
+    try:
+        import train
+        from detection import checkpoint, datasets, evaluation, loading, models, options, schedule, sources
+
+        yield SimpleNamespace(
+            main=train.main,
+            checkpoint=checkpoint,
+            datasets=datasets,
+            evaluation=evaluation,
+            loading=loading,
+            models=models,
+            options=options,
+            schedule=schedule,
+            sources=sources,
+        )
+    finally:
+        sys.path.remove(str(EXAMPLE))
+        torch.set_num_threads(threads)
+        for name in set(sys.modules) - before:
+            if name == "train" or name.partition(".")[0] == "detection":
+                del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def data():
+    """The folder of real data."""
+    folder = os.environ.get("TERSE_AUG_DATA")
+    if not folder:
+        pytest.skip("TERSE_AUG_DATA does not name the folder of real data")
+    return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    """A COCO-format set of six pictures: two classes, a crowd, and on the last nothing but a sliver."""
+    folder = tmp_path_factory.mktemp("coco")
+    rng = np.random.default_rng(0)
+    names = ["nose", "left_eye", "right_eye"]
+    content = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "person", "keypoints": names}],
+    }
+    for number in range(6):
+        picture = rng.integers(0, 120, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+        content["images"].append({"id": 10 + number, "file_name": f"{number}.png", "width": WIDTH, "height": HEIGHT})
+        for category in (3, 7) if number < 5 else ():
+            x, y = 5 + 4 * number + 40 * (category == 7), 10 + 5 * number
+            picture[y : y + 30, x : x + 24] = (250, 40, 40) if category == 3 else (40, 40, 250)
+            annotation = {"image_id": 10 + number, "category_id": category, "bbox": [x, y, 24, 30]}
+            annotation["segmentation"] = [[x, y, x + 24, y, x + 24, y + 30, x, y + 30]]
+            if category == 3:
+                annotation["keypoints"] = [x + 12, y + 9, 2, x + 4, y + 5, 2, 0, 0, 0]
+            content["annotations"].append(annotation)
+        Image.fromarray(picture).save(folder / f"{number}.png")
+    crowd = {"size": [HEIGHT, WIDTH], "counts": [0, 400, HEIGHT * WIDTH - 400]}
+    content["annotations"] += [
+        {"image_id": 10, "category_id": 3, "bbox": [0, 0, 5, 80], "segmentation": crowd, "iscrowd": 1},
+        {"image_id": 15, "category_id": 3, "bbox": [60, 9, 0.2, 9], "segmentation": [[60, 9, 61, 9, 61, 18]]},
+    ]
+    for number, annotation in enumerate(content["annotations"], start=1):
+        annotation |= {"id": number, "area": annotation["bbox"][2] * annotation["bbox"][3]}
+        annotation.setdefault("iscrowd", 0)
+    (folder / "annotations.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def coco_set(example, coco):
+    """The set of `coco` for training."""
+    return example.datasets.CocoFormat(coco / "annotations.json", coco)
+
+
+def coco_flags(coco, out, *more):
+    """Flags of a run on `coco` that takes seconds."""
+    annotations = coco / "annotations.json"
+    flags = ["--annotations", annotations, "--images", coco, "--val-annotations", annotations, "--out", out]
+    flags += ["--image-size", "64", "--batch-size", "2", "--threads", "1", "--log-every", "2", *more]
+    return [str(flag) for flag in flags]
+
+
+def perfect_predictions(dataset):
+    """What a detector that knows the answers would say."""
+    predictions = {}
+    for image, target in (dataset[index] for index in range(len(dataset))):
+        assert image.shape[0] == 3
+        kept = {key: target[key] for key in ("boxes", "labels", "masks")}
+        predictions[target["image_id"]] = kept | {"scores": torch.ones(len(target["boxes"]))}
+    return predictions
+
+
+def test_coco_targets(coco_set):
+    assert coco_set.classes == ["person", "dog"]
+    assert len(coco_set) == 5
+    assert coco_set.dropped == {
+        "crowd annotations": 1,
+        "boxes thinner than a pixel": 1,
+        "images without a usable box": 1,
+    }
+    image, target = coco_set[1]
+    assert image.shape == (3, HEIGHT, WIDTH)
+    assert 0 <= image.min() < image.max() <= 1
+    assert target["labels"].tolist() == [1, 2]
+    assert target["boxes"].tolist() == [[9, 15, 33, 45], [49, 15, 73, 45]]
+    assert target["image_id"] == 11
+    assert target["masks"].dtype == torch.bool
+    assert target["area"].tolist() == [720, 720]
+    assert target["iscrowd"].tolist() == [0, 0]
+    assert target["keypoints"].shape == (2, 3, 3)
+    assert not target["keypoints"][1].any()  # the dog has none
+
+
+def test_empty_images_train_only_on_request(example, coco):
+    kept = example.datasets.CocoFormat(coco / "annotations.json", coco, keep_empty=True)
+    assert len(kept) == 6
+    _, target = kept[5]
+    assert target["boxes"].shape == (0, 4)
+    assert target["masks"].shape == (0, HEIGHT, WIDTH)
+    assert target["keypoints"].shape == (0, 3, 3)
+
+
+def test_masks_are_all_or_none(example, coco, tmp_path):
+    content = json.loads((coco / "annotations.json").read_text())
+    content["annotations"][0]["segmentation"] = []
+    (tmp_path / "partly.json").write_text(json.dumps(content))
+    partly = example.datasets.CocoFormat(tmp_path / "partly.json", coco)
+    assert "masks" not in partly[0][1]
+    assert partly.dropped["masks, because other objects have none"] == 9
+    with pytest.raises(ValueError, match="learns from masks"):
+        example.models.build("maskrcnn_resnet50_fpn", partly)
+
+
+def test_unknown_evaluation_class(example, coco):
+    with pytest.raises(ValueError, match=r"\['dog'\] are not among the training set's"):
+        example.datasets.CocoFormat(coco / "annotations.json", coco, classes=["person"])
+
+
+def test_penn_fudan_targets(example, data):
+    dataset = example.datasets.PennFudan(data / "penn_fudan", ["FudanPed00001", "PennPed00027"])
+    for _, target in (dataset[0], dataset[1]):
+        for box, mask in zip(target["boxes"].int().tolist(), target["masks"], strict=True):
+            left, top, right, bottom = box
+            assert mask[top:bottom, left:right].sum() == mask.sum()
+            assert mask[top, :].any()
+            assert mask[bottom - 1, :].any()
+            assert mask[:, right - 1].any()
+    assert example.evaluation.Evaluator(dataset).score(perfect_predictions(dataset))["mask"]["AP"] == 100.0
+    with pytest.raises(FileNotFoundError, match="no image and mask"):
+        example.datasets.PennFudan(data / "penn_fudan", ["PennPed99999"])
+
+
+def test_split_file_is_the_default_split(example, data):
+    written = json.loads((REPOSITORY / "benchmarks" / "penn_fudan_split.json").read_text())
+    split = example.sources.split_penn_fudan(example.datasets.PennFudan.all_names(data / "penn_fudan"))
+    assert written["test"] == split["test"]
+    assert written["train_60"] == split["train"][:60]
+    assert written["train_20"] == split["train"][:20]
+    assert not set(written["test"]) & set(split["train"])
+
+
+def test_mirror_twice_is_nothing(example, coco_set):
+    order = example.loading.mirrored_keypoints(coco_set.keypoint_names)
+    assert order == [0, 2, 1]
+    image, target = coco_set[2]
+    once_image, once = example.loading.mirror(image, target, order)
+    twice_image, twice = example.loading.mirror(once_image, once, order)
+    assert torch.equal(twice_image, image)
+    for key in ("boxes", "masks", "keypoints", "labels"):
+        assert torch.equal(twice[key], target[key]), key
+    left, top, right, bottom = once["boxes"][0].int().tolist()
+    assert once["masks"][0, top:bottom, left:right].all()
+    assert once_image[0, top:bottom, left:right].min() > 0.9  # the red person went with its box
+    assert once["keypoints"][0, 2].tolist() == [WIDTH - target["keypoints"][0, 1, 0], 25, 2]
+    assert once["keypoints"][0, 1].tolist() == [0, 0, 0]
+
+
+def test_order_is_a_function_of_seed_and_position(example):
+    order = example.loading.TrainingOrder
+    whole = list(order(7, 3, seed=4, start=0, end=14))
+    assert list(order(7, 3, seed=4, start=9, end=14)) == whole[9:]
+    assert list(order(7, 3, seed=5, start=0, end=14)) != whole
+    draws = [draw for batch in whole for draw in batch]
+    assert all(sorted(draw.index for draw in draws[at : at + 7]) == list(range(7)) for at in range(0, 42, 7))
+    assert 0.2 < np.mean([draw.mirrored for draw in draws]) < 0.8
+    unmirrored = [d for batch in order(7, 3, seed=4, start=0, end=14, mirror=False) for d in batch]
+    assert [d.index for d in unmirrored] == [d.index for d in draws]
+    assert not any(d.mirrored for d in unmirrored)
+
+
+def test_learning_rate(example):
+    def rates(decay):
+        return [example.schedule.learning_rate(i, 90, 1.0, 9, decay) for i in range(90)]
+
+    assert rates("none")[:10] == pytest.approx([i / 10 for i in range(1, 11)])
+    assert rates("none")[-1] == 1
+    assert rates("step")[59:61] == pytest.approx([1, 0.1])
+    assert rates("step")[-1] == pytest.approx(0.01)
+    assert rates("cosine")[9] == 1
+    assert rates("cosine")[-1] < 0.01
+
+
+def test_perfect_and_empty_predictions(example, coco_set):
+    evaluator = example.evaluation.Evaluator(coco_set)
+    perfect = evaluator.score(perfect_predictions(coco_set))
+    for kind in ("box", "mask"):
+        assert perfect[kind]["AP"] == perfect[kind]["AP75"] == 100.0
+        assert perfect[kind]["AP_large"] is None  # there are no large objects
+        assert perfect[kind]["per_class"] == {"person": 100.0, "dog": 100.0}
+    shifted = perfect_predictions(coco_set)
+    for prediction in shifted.values():
+        prediction["boxes"] = prediction["boxes"] + 3
+    assert 0 < evaluator.score(shifted)["box"]["AP"] < 60
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long), "scores": torch.zeros(0)}
+    for predictions in ({}, {10: nothing}):
+        assert evaluator.score(predictions)["box"]["AP"] == 0.0
+
+
+def test_evaluation_restores_the_mode(example, coco_set):
+    class Silent(torch.nn.Module):
+        def forward(self, images):
+            assert not self.training
+            empty = torch.zeros(0)
+            return [{"boxes": torch.zeros(0, 4), "labels": empty.long(), "scores": empty} for _ in images]
+
+    detector = Silent().train()
+    evaluator = example.evaluation.Evaluator(coco_set)
+    assert evaluator.measure(detector, torch.device("cpu"), batch_size=2, workers=0)["box"]["AP"] == 0.0
+    assert detector.training
+
+
+def test_resumed_run_equals_uninterrupted(example, coco, tmp_path):
+    flags = ["--iterations", "8", "--checkpoint-every", "4", "--eval-every", "4", "--image-every", "4"]
+    # Stop at four by leaving the loop, as a killed run would: its schedule is for eight.
+    save = example.checkpoint.save
+
+    class Killed(Exception):
+        pass
+
+    def save_and_die(path, objects, iteration, notes):
+        save(path, objects, iteration, notes)
+        raise Killed
+
+    example.main(coco_flags(coco, tmp_path / "whole", *flags))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(example.checkpoint, "save", save_and_die)
+        with pytest.raises(Killed):
+            example.main(coco_flags(coco, tmp_path / "parts", *flags))
+    example.main(coco_flags(coco, tmp_path / "parts", *flags, "--resume"))
+
+    whole, parts = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "parts"))
+    assert whole["iteration"] == parts["iteration"] == 8
+    for key, value in whole["objects"]["detector"].items():
+        assert torch.equal(value, parts["objects"]["detector"][key]), key
+    momentum = [
+        [state["momentum_buffer"] for state in content["objects"]["optimizer"]["state"].values()]
+        for content in (whole, parts)
+    ]
+    assert len(momentum[0]) > 50
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*momentum, strict=True))
+    assert whole["notes"]["history"] == parts["notes"]["history"]
+
+    results = json.loads((tmp_path / "parts" / "results.json").read_text())
+    assert results["arguments"]["iterations"] == 8
+    assert results["arguments"]["lr"] == pytest.approx(0.0025)
+    assert results["data"]["classes"] == ["person", "dog"]
+    assert results["data"]["split"]["train"] == [f"{n}.png" for n in range(5)]
+    assert len(results["data"]["split"]["test"]) == 6
+    assert [entry["iteration"] for entry in results["evaluations"]] == [4, 8]
+    assert {"AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "per_class"} == set(
+        results["evaluations"][0]["box"]
+    )
+    seconds = results["seconds"]
+    assert seconds["training"] > 0 < seconds["evaluation"]
+    assert seconds["per_iteration"] == pytest.approx(seconds["training"] / 8)
+    assert results["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert list((tmp_path / "parts").glob("events.out.tfevents.*"))
+    assert not list(tmp_path.rglob("*.partial"))
+
+    renamed = (coco / "annotations.json").read_text().replace('"dog"', '"horse"')
+    (coco / "renamed.json").write_text(renamed)
+    other = ["--annotations", coco / "renamed.json", "--val-annotations", coco / "renamed.json", "--resume"]
+    with pytest.raises(ValueError, match="the checkpoint is for"):
+        example.main(coco_flags(coco, tmp_path / "parts", *other))
+
+
+def test_checkpoints_of_either_script(example, tmp_path, capsys):
+    def parts(names):
+        return {name: torch.nn.Linear(2, 1) for name in names}
+
+    path = tmp_path / "checkpoint.pt"
+    plain, learned = ("detector", "optimizer"), ("detector", "optimizer", "terse")
+    example.checkpoint.save(path, saved := parts(learned), 3, {"classes": ["person"]})
+    restored = parts(plain)
+    loaded = example.checkpoint.load(path)
+    assert (loaded.iteration, loaded.notes) == (3, {"classes": ["person"]})
+    loaded.restore(restored)
+    assert torch.equal(restored["detector"].weight, saved["detector"].weight)
+    assert "'terse' is not used here" in capsys.readouterr().out
+
+    example.checkpoint.save(path, parts(plain), 3, {})
+    loaded = example.checkpoint.load(path)
+    loaded.restore(parts(learned))
+    assert "no state for 'terse', which starts anew" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="lacks terse"):
+        loaded.restore(parts(learned), required=("terse",))
+    torch.save({"weight": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="use --weights"):
+        example.checkpoint.load(path)
+
+
+def test_penn_fudan_run_from_backbone_weights(example, data, tmp_path):
+    names = example.datasets.PennFudan.all_names(data / "penn_fudan")
+    (tmp_path / "split.json").write_text(json.dumps({"few": names[:3], "test": names[-2:]}))
+    flags = f"--penn-fudan {data}/penn_fudan --split {tmp_path}/split.json --train-part few --train-images 2 "
+    flags += f"--weights {data}/weights/mobilenet_v2.pth --image-size 96 --batch-size 2 --iterations 2 "
+    flags += f"--amp --threads 1 --workers 1 --log-every 1 --out {tmp_path}/run"
+    example.main(flags.split())
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["data"]["split"] == {"train": names[:2], "test": names[-2:]}
+    assert results["evaluations"][0]["iteration"] == 2
+
+    weights = torch.load(data / "weights" / "mobilenet_v2.pth", weights_only=True)
+    trained = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["objects"]["detector"]
+    for frozen in ("0.0.weight", "3.conv.0.0.weight", "17.conv.1.1.running_mean"):
+        assert torch.equal(trained[f"backbone.body.{frozen}"], weights[f"features.{frozen}"]), frozen
+    assert not torch.equal(trained["backbone.body.4.conv.0.0.weight"], weights["features.4.conv.0.0.weight"])
+
+
+def test_detector_weights_for_other_classes(example, coco_set, tmp_path, capsys):
+    name = "fasterrcnn_mobilenet_v2_fpn"
+    source = example.models.build(name, SimpleNamespace(classes=["cat"], has_masks=False, keypoint_names=[]))
+    torch.save({"model": source.state_dict()}, tmp_path / "cat.pth")
+    detector = example.models.build(name, coco_set, weights=tmp_path / "cat.pth")
+    assert torch.equal(detector.rpn.head.conv[0][0].weight, source.rpn.head.conv[0][0].weight)
+    assert "roi_heads.box_predictor.cls_score.weight" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="do not fit"):
+        example.models.build("retinanet_resnet50_fpn", coco_set, weights=tmp_path / "cat.pth")
+    torch.save({"features.0.0.weight": torch.zeros(32, 3, 3, 3)}, tmp_path / "torn.pth")
+    with pytest.raises(ValueError, match="lacks"):
+        example.models.build(name, coco_set, weights=tmp_path / "torn.pth")
+    with pytest.raises(ValueError, match="whole detector's weights"):
+        example.models.build("ssd300_vgg16", coco_set, weights=tmp_path / "torn.pth")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_learns_and_predicts(example, coco_set, name):
+    assert tuple(example.models.MODELS) == MODELS
+    fixed_size = example.models.MODELS[name].image_size is None
+    torch.manual_seed(0)
+    detector = example.models.build(name, coco_set, None if fixed_size else (64, 96)).train()
+    if name.endswith("rcnn_resnet50_fpn"):  # its per-box heads are slow, and a few boxes tell as much
+        detector.roi_heads.fg_bg_sampler.batch_size_per_image = 16
+        detector.roi_heads.detections_per_img = 4
+    images, targets = zip(coco_set[0], coco_set[1], strict=True)
+    sum(detector(list(images), list(targets)).values()).backward()
+    assert any(parameter.grad is not None for parameter in detector.parameters())
+    with torch.inference_mode():
+        output = detector.eval()([images[0]])[0]
+    prediction = example.evaluation.compact(output)
+    assert prediction["boxes"].shape == (len(prediction["scores"]), 4)
+    assert ("masks" in prediction) == name.startswith("maskrcnn")
+    if fixed_size:
+        with pytest.raises(ValueError, match="one fixed size"):
+            example.models.build(name, coco_set, (64, 96))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("", "either --annotations"),
+        ("--annotations a.json", "needs --images"),
+        ("--penn-fudan x --image-size 9 3", "SHORTER"),
+        ("--penn-fudan x --iterations 0", "at least 1"),
+    ],
+)
+def test_flags_that_make_no_sense(example, capsys, flags, message):
+    with pytest.raises(SystemExit):
+        example.main(flags.split())
+    assert message in capsys.readouterr().err
+
+
+def test_runs_as_a_script_from_anywhere(tmp_path):
+    command = [sys.executable, EXAMPLE / "train.py", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "--penn-fudan" in done.stdout
