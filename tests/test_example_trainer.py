@@ -40,10 +40,13 @@ def example():
     torch.set_num_threads(1)
     try:
         import train
-        from detection import checkpoint, datasets, evaluation, loading, models, options, schedule, sources
+        import train_with_terse
+        from detection import checkpoint, datasets, evaluation, loading, models, options, pasting, schedule, sources
 
         yield SimpleNamespace(
             main=train.main,
+            main_with_terse=train_with_terse.main,
+            pasting=pasting,
             checkpoint=checkpoint,
             datasets=datasets,
             evaluation=evaluation,
@@ -57,7 +60,7 @@ def example():
         sys.path.remove(str(EXAMPLE))
         torch.set_num_threads(threads)
         for name in set(sys.modules) - before:
-            if name == "train" or name.partition(".")[0] == "detection":
+            if name in ("train", "train_with_terse") or name.partition(".")[0] == "detection":
                 del sys.modules[name]
 
 
@@ -268,8 +271,11 @@ def test_evaluation_restores_the_mode(example, coco_set):
     assert detector.training
 
 
-def test_resumed_run_equals_uninterrupted(example, coco, tmp_path):
-    flags = ["--iterations", "8", "--checkpoint-every", "4", "--eval-every", "4", "--image-every", "4"]
+@pytest.mark.parametrize("policy", [None, "random", "learned"])
+def test_resumed_run_equals_uninterrupted(example, coco, tmp_path, policy):
+    main = example.main_with_terse if policy else example.main
+    own = ["--policy", policy, "--probe-images", "4", "--terse", "move_every=2"] if policy else []
+    flags = ["--iterations", "8", "--checkpoint-every", "4", "--eval-every", "4", "--image-every", "4", *own]
     # Stop at four by leaving the loop, as a killed run would: its schedule is for eight.
     save = example.checkpoint.save
 
@@ -280,17 +286,21 @@ def test_resumed_run_equals_uninterrupted(example, coco, tmp_path):
         save(path, objects, iteration, notes)
         raise Killed
 
-    example.main(coco_flags(coco, tmp_path / "whole", *flags))
+    main(coco_flags(coco, tmp_path / "whole", *flags))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(example.checkpoint, "save", save_and_die)
         with pytest.raises(Killed):
-            example.main(coco_flags(coco, tmp_path / "parts", *flags))
-    example.main(coco_flags(coco, tmp_path / "parts", *flags, "--resume"))
+            main(coco_flags(coco, tmp_path / "parts", *flags))
+    main(coco_flags(coco, tmp_path / "parts", *flags, "--resume"))
 
     whole, parts = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "parts"))
     assert whole["iteration"] == parts["iteration"] == 8
     for key, value in whole["objects"]["detector"].items():
         assert torch.equal(value, parts["objects"]["detector"][key]), key
+    if policy:
+        assert whole["objects"]["terse"].keys() == parts["objects"]["terse"].keys()
+        for key, value in whole["objects"]["terse"].items():
+            assert torch.equal(value.nan_to_num(), parts["objects"]["terse"][key].nan_to_num()), key
     momentum = [
         [state["momentum_buffer"] for state in content["objects"]["optimizer"]["state"].values()]
         for content in (whole, parts)
@@ -320,7 +330,39 @@ def test_resumed_run_equals_uninterrupted(example, coco, tmp_path):
     (coco / "renamed.json").write_text(renamed)
     other = ["--annotations", coco / "renamed.json", "--val-annotations", coco / "renamed.json", "--resume"]
     with pytest.raises(ValueError, match="the checkpoint is for"):
-        example.main(coco_flags(coco, tmp_path / "parts", *other))
+        main(coco_flags(coco, tmp_path / "parts", *other))
+
+
+def test_pasting_is_learned_probed_and_recorded(example, coco, tmp_path):
+    flags = [
+        "--iterations",
+        "4",
+        "--policy",
+        "learned",
+        "--probe-images",
+        "8",
+        "--terse",
+        "move_every=1",
+        "objects=2,2",
+    ]
+    example.main_with_terse(coco_flags(coco, tmp_path, *flags))
+    results = json.loads((tmp_path / "results.json").read_text())
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["objects"]["terse"]
+    assert results["arguments"]["policy"] == "learned"
+    assert (tmp_path / "foregrounds.bank").exists()
+    for kind in ("composites", "random composites"):
+        figures = results["evaluations"][-1][kind]
+        assert figures["objects"] > 0
+        assert 0 <= figures["missed share"] <= 1
+        assert 0 < figures["diversity"] < 1.5
+    moved = [value.abs().max() for key, value in state.items() if key.endswith("regressor.weight")]
+    assert moved[0] > 0
+
+
+@pytest.mark.parametrize("item", ["objects", "objects=", "depth=3", "ranges.rotation=9,1"])
+def test_a_setting_that_makes_no_sense_is_refused(example, coco, tmp_path, item):
+    with pytest.raises((SystemExit, ValueError)):
+        example.main_with_terse(coco_flags(coco, tmp_path, "--iterations", "1", "--terse", item))
 
 
 def test_checkpoints_of_either_script(example, tmp_path, capsys):

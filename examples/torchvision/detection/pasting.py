@@ -38,7 +38,10 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
         name, separator, text = item.partition("=")
         if not separator:
             raise SystemExit(f"--terse expects NAME=VALUE, got {item!r}")
-        numbers = [float(part) if "." in part else int(part) for part in text.split(",")]
+        try:
+            numbers = [float(part) if "." in part else int(part) for part in text.split(",")]
+        except ValueError:
+            raise SystemExit(f"--terse {name}: expects a number or LOW,HIGH, got {text!r}") from None
         value = numbers[0] if len(numbers) == 1 else tuple(numbers)
         owner = ranges if name.startswith("ranges.") else keywords
         owner[name.removeprefix("ranges.")] = value
