@@ -1,0 +1,34 @@
+"""Pictures of what would enter the model: samples with their labels drawn in, and contact sheets of them.
+
+The parts of `terse-aug preview`, for use in reports and training logs. Imports torch, OpenCV, pillow and jinja2.
+"""
+
+from terse_aug.preview._contact import contact_sheet
+from terse_aug.preview._data import LabelledImages, LeftOut, Sample, resize_sample
+from terse_aug.preview._draw import ORIGINAL_COLOR, PASTED_COLOR, draw_sample
+from terse_aug.preview._page import Facts, render_html, render_png
+from terse_aug.preview._readers import open_coco, open_masks
+from terse_aug.preview._record import Pair, PasteNote, Preview, preview_samples
+from terse_aug.preview._state import STATE_KEY, load_policy_state
+
+__all__ = [
+    "ORIGINAL_COLOR",
+    "PASTED_COLOR",
+    "STATE_KEY",
+    "Facts",
+    "LabelledImages",
+    "LeftOut",
+    "Pair",
+    "PasteNote",
+    "Preview",
+    "Sample",
+    "contact_sheet",
+    "draw_sample",
+    "load_policy_state",
+    "open_coco",
+    "open_masks",
+    "preview_samples",
+    "render_html",
+    "render_png",
+    "resize_sample",
+]
