@@ -3,6 +3,7 @@
 from terse_aug._compose import Composites, Paste
 from terse_aug._config import TerseConfig
 from terse_aug._pixels import PixelFormat
+from terse_aug._probe import Probe, probe
 from terse_aug._terse import Terse, TerseWarning
 from terse_aug._transforms import PARAMETERS, TransformRanges
 from terse_aug._version import __version__
@@ -15,9 +16,11 @@ __all__ = [
     "ForegroundBank",
     "Paste",
     "PixelFormat",
+    "Probe",
     "Terse",
     "TerseConfig",
     "TerseWarning",
     "TransformRanges",
     "__version__",
+    "probe",
 ]

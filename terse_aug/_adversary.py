@@ -9,6 +9,7 @@ The game, one line a player (L the detector's loss on the composite, D the discr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -110,7 +111,8 @@ class Adversary(nn.Module):
         )
         proposal.metrics["realism"] = -float(loss.detach())
         real = [target["boxes"] for target in targets]
-        turn.real = object_crops([self._pixels.decode(image.detach()) for image in images], real)
+        crops = object_crops([self._pixels.decode(image.detach()) for image in images], real)
+        turn.real = crops[crops.isfinite().flatten(1).all(1)]
         turn.composite = shown.detach()
         return turn
 
@@ -135,7 +137,8 @@ class Adversary(nn.Module):
         if not ranks_reached:
             self._forget()
             return Move(False, "no_gradient" if turns else "nothing_pasted", figures)
-        self._descend(self.policy, self.policy_optimizer, ranks_reached, figures)
+        if not self._descend(self.policy, self.policy_optimizer, ranks_reached, figures):
+            return Move(False, "not_finite", figures)
         if self.discriminator is not None and self.discriminator_optimizer is not None:
             self._train_discriminator(turns, self.discriminator, self.discriminator_optimizer, figures, device)
         return Move(True, figures=figures)
@@ -167,8 +170,8 @@ class Adversary(nn.Module):
         optimizer: BufferedAdam,
         ranks: float,
         figures: dict[str, float] | None = None,
-    ) -> None:
-        """Average the gradients over the ranks that have any, clip them and step."""
+    ) -> bool:
+        """Average the gradients over the ranks that have any, clip them and step; false if they are not finite."""
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         for parameter in parameters:
             if parameter.grad is None:
@@ -177,10 +180,14 @@ class Adversary(nn.Module):
         sum_tensors_over_ranks(gradients)
         for gradient in gradients:
             gradient.div_(ranks)
-        norm = nn.utils.clip_grad_norm_(parameters, self._config.max_gradient_norm)
+        norm = float(nn.utils.clip_grad_norm_(parameters, self._config.max_gradient_norm))
+        if not math.isfinite(norm):
+            self._forget()
+            return False
         if figures is not None:
-            figures["gradient_norm"] = float(norm)
+            figures["gradient_norm"] = norm
         optimizer.step()
+        return True
 
     def _train_discriminator(
         self,

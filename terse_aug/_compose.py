@@ -1,4 +1,4 @@
-"""From a layout and a policy's proposal to composites with corrected labels. Imports torch only.
+"""From a layout and a policy's proposal to composites with corrected labels. Imports torch and numpy.
 
 A pure function of its arguments; :class:`terse_aug.Terse` owns everything that has a state.
 Shape letters: B images, M pastes, P transform parameters.
@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -132,12 +133,13 @@ def _object_pastes(
 ) -> dict[int, tuple[Patch, PastedObject]]:
     """Patches and label information of the pastes that show anything, by row of the layout."""
     frames = [(images[number].shape[-2], images[number].shape[-1]) for number in layout.image_of]
-    warps = _warp(layout.foregrounds, layout.mirrored, frames, unit, images, surface, dropped)
+    warps = _warp(layout.foregrounds, layout.mirrored, frames, unit, surface, dropped)
     pasted = {}
     for row, (patch, matrix, centre) in warps.items():
         foreground = layout.foregrounds[row]
-        determinant = abs(float(matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0]))
-        opaque = int((foreground.rgba[:, :, 3] > 127).sum())
+        (a, b), (c, d) = matrix.tolist()
+        determinant = abs(a * d - b * c)
+        opaque = int(np.count_nonzero(foreground.rgba[:, :, 3] > 127))
         keypoints = _map_keypoints(foreground, layout.mirrored[row], matrix, centre, surface)
         pasted[row] = (
             patch,
@@ -151,7 +153,6 @@ def _warp(
     mirrored: Sequence[bool],
     frames: Sequence[tuple[int, int]],
     unit: Tensor,
-    images: Sequence[Tensor],
     surface: Surface,
     dropped: Counter[str],
 ) -> dict[int, tuple[Patch, Tensor, Tensor]]:
@@ -167,7 +168,7 @@ def _warp(
     physical = config.ranges.physical(unit)
     matrix, centre, half_extent = affine_maps(physical, geometry, config.ranges.keep_inside)
     matrix_cpu, centre_cpu, half_cpu = (tensor.detach().cpu() for tensor in (matrix, centre, half_extent))
-    rectangles = covered_rectangles(centre_cpu, half_cpu, frames, config.edge_sigma)
+    rectangles = covered_rectangles(matrix_cpu, centre_cpu, half_cpu, frames, config.edge_sigma)
     scales = matrix_cpu.norm(dim=1)
     sides = (scales * geometry.cutout_sizes.cpu()).amax(1).tolist()
     rows = []
@@ -179,7 +180,7 @@ def _warp(
         else:
             rows.append(row)
     shrink = scales.amax(1).tolist()
-    cutouts = [cutout_tensor(foregrounds[row], shrink[row], surface.pixels, images[0]) for row in rows]
+    cutouts = [cutout_tensor(foregrounds[row], shrink[row], surface.pixels, unit) for row in rows]
     resized = matrix[rows] * _reduction(foregrounds, rows, cutouts, matrix)
     patches = render(
         cutouts, resized, centre[rows], [rectangles[row] for row in rows], config.edge_sigma, surface.batched
@@ -223,10 +224,10 @@ def _decoy_pastes(
     """Patches of background in an object's shape, by image."""
     if not decoys:
         return {}
-    unit = torch.stack([decoy.unit for decoy in decoys]).to(images[0])
+    unit = torch.stack([decoy.unit for decoy in decoys]).to(images[0].device)
     frames = [(images[decoy.image].shape[-2], images[decoy.image].shape[-1]) for decoy in decoys]
     foregrounds = [decoy.foreground for decoy in decoys]
-    warps = _warp(foregrounds, [False] * len(decoys), frames, unit, images, surface, Counter())
+    warps = _warp(foregrounds, [False] * len(decoys), frames, unit, surface, Counter())
     pasted: dict[int, list[tuple[Patch, PastedObject]]] = {}
     for row, (patch, _, _) in warps.items():
         decoy = decoys[row]

@@ -64,11 +64,12 @@ class Patch:
 
 
 def covered_rectangles(
-    centre: Tensor, half_extent: Tensor, frame_sizes: Sequence[tuple[int, int]], edge_sigma: float
+    matrix: Tensor, centre: Tensor, half_extent: Tensor, frame_sizes: Sequence[tuple[int, int]], edge_sigma: float
 ) -> list[Rectangle]:
     """The pixels that each paste can touch, cut at the frame.
 
     Args:
+        matrix: ``[M, 2, 2]`` from :func:`terse_aug._transforms.affine_maps`.
         centre: ``[M, 2]`` x, y in pixels.
         half_extent: ``[M, 2]`` pixels.
         frame_sizes: (height, width) of each paste's background.
@@ -77,9 +78,11 @@ def covered_rectangles(
     Returns:
         M rectangles; an empty one where the paste lies outside the frame.
     """
-    margin = _blur_radius(edge_sigma) + 1
-    low = (centre - half_extent - margin).floor().tolist()
-    high = (centre + half_extent + margin).ceil().tolist()
+    # The bilinear edge fades outside the cut-out, over a fraction of one of its own pixels: many when enlarged.
+    fringe = matrix.abs().sum(-1) * (0.5 - _RAMP_LOW)
+    reach = half_extent + fringe + _blur_radius(edge_sigma) + 1
+    low = (centre - reach).floor().tolist()
+    high = (centre + reach).ceil().tolist()
     rectangles = []
     for (left, top), (right, bottom), (height, width) in zip(low, high, frame_sizes, strict=True):
         rectangles.append(
@@ -118,16 +121,19 @@ def render(
     Returns:
         M patches, differentiable in ``matrix`` and ``centre``.
     """
-    inverse = _inverse(matrix)
     groups = [list(range(len(cutouts)))] if batched else [[index] for index in range(len(cutouts))]
+    groups = list(filter(None, groups))
+    canvases = [_canvas([cutouts[index] for index in group]) for group in groups]
+    radius = _blur_radius(edge_sigma)
+    canvas_sizes = [canvas.shape[-2:] for canvas, group in zip(canvases, groups, strict=True) for _ in group]
+    own_sizes = [cutout.shape[-2:] for cutout in cutouts]
+    start, steps = _sampling_lines(_inverse(matrix), centre, rectangles, radius, own_sizes, canvas_sizes)
     patches: dict[int, Patch] = {}
-    for group in filter(None, groups):
-        canvas, sizes = _canvas([cutouts[index] for index in group])
-        chosen = [rectangles[index] for index in group]
-        radius = _blur_radius(edge_sigma)
-        grid = _sampling_grid(inverse[group], centre[group], chosen, radius, sizes, canvas.shape[-2:])
+    for group, canvas in zip(groups, canvases, strict=True):
+        rows_of = slice(group[0], group[-1] + 1)
+        grid = _sampling_grid(start[rows_of], steps[rows_of], rectangles[rows_of], radius)
         warped = F.grid_sample(canvas, grid, mode="bilinear", padding_mode="border", align_corners=False)
-        alpha = ((warped[:, 3:] - _RAMP_LOW) / (_RAMP_HIGH - _RAMP_LOW)).clamp(0, 1)
+        alpha = (warped[:, 3:] - _RAMP_LOW).div_(_RAMP_HIGH - _RAMP_LOW).clamp(0, 1)
         alpha = gaussian_blur(alpha, edge_sigma)
         for row, index in enumerate(group):
             rectangle = rectangles[index]
@@ -187,7 +193,7 @@ def _weighted_sum(values: Tensor, weights: Sequence[float], dim: int) -> Tensor:
     length = values.shape[dim] - len(weights) + 1
     total = values.narrow(dim, 0, length) * weights[0]
     for offset, weight in enumerate(weights[1:], start=1):
-        total = torch.add(total, values.narrow(dim, offset, length), alpha=weight)
+        total.add_(values.narrow(dim, offset, length), alpha=weight)  # a sum's backward does not need its terms
     return total
 
 
@@ -202,32 +208,53 @@ def _inverse(matrix: Tensor) -> Tensor:
     return torch.stack([torch.stack([d, -b], -1), torch.stack([-c, a], -1)], -2) / determinant[..., None, None]
 
 
-def _canvas(cutouts: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
+def _canvas(cutouts: Sequence[Tensor]) -> Tensor:
     """Stack cut-outs with a frame of transparent pixels in the colour of their border.
 
     The frame lets a bilinear edge fade in alpha without fading to black in colour.
 
     Returns:
-        ``[m, 4, height + 2, width + 2]`` with the common (largest) size, and each cut-out's own (height, width).
+        ``[m, 4, height + 2, width + 2]`` with the common (largest) size.
     """
     sizes = [(cutout.shape[-2], cutout.shape[-1]) for cutout in cutouts]
     height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
     padded = []
     for cutout, (own_height, own_width) in zip(cutouts, sizes, strict=True):
-        border = (1, width - own_width + 1, 1, height - own_height + 1)
-        color = F.pad(cutout[None, :3], border, mode="replicate")
-        padded.append(torch.cat([color, F.pad(cutout[None, 3:], border)], 1))
-    return torch.cat(padded), sizes
+        # The frame is made once for all four channels; then it loses its alpha.
+        framed = F.pad(cutout[None], (1, width - own_width + 1, 1, height - own_height + 1), mode="replicate")
+        for edge in (
+            framed[:, 3, :1],
+            framed[:, 3, own_height + 1 :],
+            framed[:, 3, :, :1],
+            framed[:, 3, :, own_width + 1 :],
+        ):
+            edge.zero_()
+        padded.append(framed)
+    return padded[0] if len(padded) == 1 else torch.cat(padded)
 
 
-def _sampling_grid(
+def _sampling_lines(
     inverse: Tensor,
     centre: Tensor,
     rectangles: Sequence[Rectangle],
     margin: int,
-    sizes: Sequence[tuple[int, int]],
-    canvas_size: Sequence[int],
-) -> Tensor:
+    sizes: Sequence[Sequence[int]],
+    canvas_sizes: Sequence[Sequence[int]],
+) -> tuple[Tensor, Tensor]:
+    """Where the first pixel of each rectangle looks in its canvas, and how far the next ones are.
+
+    Returns:
+        In grid_sample's coordinates (x, y): ``[M, 2]``, and ``[M, 2, 2]`` with a column for a step to the right
+        and one for a step down.
+    """
+    corner = inverse.new_tensor([[r.left - margin + 0.5, r.top - margin + 0.5] for r in rectangles]).view(-1, 2)
+    half_size = inverse.new_tensor([[width / 2 + 1, height / 2 + 1] for height, width in sizes]).view(-1, 2)
+    to_unit = inverse.new_tensor([[2 / width, 2 / height] for height, width in canvas_sizes]).view(-1, 2)
+    start = ((inverse @ (corner - centre).unsqueeze(-1)).squeeze(-1) + half_size) * to_unit - 1
+    return start, inverse * to_unit[:, :, None]
+
+
+def _sampling_grid(start: Tensor, steps: Tensor, rectangles: Sequence[Rectangle], margin: int) -> Tensor:
     """Where the pixels of each rectangle look in the canvas, in grid_sample's coordinates.
 
     Returns:
@@ -235,13 +262,8 @@ def _sampling_grid(
     """
     height = max(rectangle.bottom - rectangle.top for rectangle in rectangles)
     width = max(rectangle.right - rectangle.left for rectangle in rectangles)
-    corner = inverse.new_tensor([[r.left - margin + 0.5, r.top - margin + 0.5] for r in rectangles])
-    half_size = inverse.new_tensor([[own_width / 2 + 1, own_height / 2 + 1] for own_height, own_width in sizes])
-    to_unit = inverse.new_tensor([2 / canvas_size[1], 2 / canvas_size[0]])
-    steps = inverse * to_unit[:, None]
-    start = ((inverse @ (corner - centre).unsqueeze(-1)).squeeze(-1) + half_size) * to_unit - 1
-    columns = torch.arange(width + 2 * margin, dtype=inverse.dtype, device=inverse.device)
-    rows = torch.arange(height + 2 * margin, dtype=inverse.dtype, device=inverse.device)
+    columns = torch.arange(width + 2 * margin, dtype=start.dtype, device=start.device)
+    rows = torch.arange(height + 2 * margin, dtype=start.dtype, device=start.device)
     along_columns = steps[:, :, 0, None] * columns
     along_rows = steps[:, :, 1, None] * rows + start[:, :, None]
     return (along_rows[:, :, :, None] + along_columns[:, :, None, :]).permute(0, 2, 3, 1)

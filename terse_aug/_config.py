@@ -61,11 +61,11 @@ class TerseConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: expected a share within [0, 1), got {self.dropout}")
         for name in ("edge_sigma", "temperature", "discriminator_weight", "min_side"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: expected a value of at least 0, got {getattr(self, name)}")
         for name in ("candidates", "move_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         for name in ("learning_rate", "max_gradient_norm"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a value above 0, got {getattr(self, name)}")

@@ -49,7 +49,7 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, crops: Tensor) -> Tensor:
         """Logits ``[R, 1, h, w]`` of RGB crops float ``[R, 3, CROP, CROP]`` in [0, 1]."""
-        logits: Tensor = self.layers(crops * 2 - 1)
+        logits: Tensor = self.layers((crops * 2 - 1).to(next(self.parameters()).dtype))
         return logits
 
 

@@ -1,4 +1,4 @@
-"""Correct the annotation of an image after pasting. Imports torch only.
+"""Correct the annotation of an image after pasting. Imports torch, and numpy and OpenCV for reading masks.
 
 :func:`correct_target` is the one place where boxes, masks, keypoints and ids follow the pixels.
 Shape letters: N objects before, K pastes, H and W the image.
@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,7 +63,8 @@ def correct_target(
     An object that a paste covers in part gets the mask of its visible pixels and their bounding box; an object
     without a mask counts as filling its box. An object of which less than ``min_visibility`` of the area it had
     remains, or nothing at all, is left out. Pasted objects are appended in the order of pasting, later ones in
-    front. Objects that no paste touches keep their annotation to the letter.
+    front. Objects that no paste touches keep their annotation to the letter;
+    visible keypoints that a paste covers become labelled but not visible.
 
     Args:
         target: a checked sample target; left untouched.
@@ -82,9 +85,8 @@ def correct_target(
     for row, index in enumerate(labelled, start=count):
         views[row] = _show_paste(grown, row, pastes[index], index, frame, front)
     _write_views(grown, views, count)
-    if "keypoints" in grown:
-        layers = {row: -1 for row in views if row < count} | dict(enumerate(labelled, start=count))
-        _cover_keypoints(grown, layers, frame, front)
+    if "keypoints" in grown and not frame.empty:
+        _cover_keypoints(grown, [-1] * count + labelled, frame, front)
     keep = [row for row in range(count + len(labelled)) if row not in views or views[row].enough(min_visibility)]
     dropped = Counter(
         occluded=count - sum(row < count for row in keep),
@@ -127,7 +129,9 @@ def _front_map(pastes: Sequence[PastedObject], device: torch.device) -> tuple[Re
     front = torch.full(shape, -1, dtype=torch.int16, device=device)
     for index, paste in enumerate(pastes):
         if not paste.rectangle.empty:
-            front[_within(paste.rectangle, frame)].masked_fill_(paste.mask, index)
+            region = front[_within(paste.rectangle, frame)]
+            # The indices ascend, so the front one is the largest; -1 + mask * (index + 1) without a branch a pixel.
+            torch.maximum(region, paste.mask.to(front.dtype).mul_(index + 1).sub_(1), out=region)
     return frame, front
 
 
@@ -207,10 +211,12 @@ def _hide_originals(
     covered = front >= 0
     if "masks" in grown:
         region = frame.of(grown["masks"][:count])
-        hidden = (region.bool() & covered).flatten(1).sum(1).tolist() if count else []
+        hidden = _counts(region.bool() & covered)
         touched = [row for row, pixels in enumerate(hidden) if pixels]
-        for row in touched:
-            region[row].masked_fill_(covered, 0)
+        if touched:
+            free = (~covered).to(region.dtype)
+            for row in touched:
+                region[row].mul_(free)
         return {row: _mask_view(grown["masks"][row], hidden[row]) for row in touched}
     views = {}
     for row, box in enumerate(grown["boxes"][:count].tolist()):
@@ -271,11 +277,23 @@ def _show_paste(grown: Target, row: int, paste: PastedObject, index: int, frame:
 
 def _bounds(mask: Tensor) -> tuple[tuple[int, int, int, int], int]:
     """Left, top, right and bottom of the pixels that are set, upper bounds exclusive, and their number."""
+    if mask.device.type == "cpu":  # torch's bool reductions there are ten times slower than these
+        left, top, width, height = cv2.boundingRect(mask.view(torch.uint8).numpy())
+        window = mask[top : top + height, left : left + width]
+        return (left, top, left + width, top + height), int(np.count_nonzero(window.numpy()))
     columns, rows = mask.any(0).nonzero(), mask.any(1).nonzero()
     if len(rows) == 0:
         return (0, 0, 0, 0), 0
     left, top, right, bottom = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).flatten().tolist()
     return (left, top, right, bottom), int(mask[top:bottom, left:right].sum())
+
+
+def _counts(masks: Tensor) -> list[int]:
+    """The number of pixels that are set in each of bool ``[n, h, w]``."""
+    if masks.device.type == "cpu":  # a sum of bool there goes through int64
+        return [int(np.count_nonzero(mask)) for mask in masks.numpy()]
+    counts: list[int] = masks.flatten(1).sum(1).tolist()
+    return counts
 
 
 def _write_views(grown: Target, views: dict[int, _View], count: int) -> None:
@@ -295,22 +313,23 @@ def _write_views(grown: Target, views: dict[int, _View], count: int) -> None:
         grown["area"] = area
 
 
-def _cover_keypoints(grown: Target, layers: dict[int, int], frame: Rectangle, front: Tensor) -> None:
+def _cover_keypoints(grown: Target, layers: Sequence[int], frame: Rectangle, front: Tensor) -> None:
     """Lower the flag of covered keypoints from 2 (visible) to 1 (labelled, not visible), as COCO has it.
 
     Args:
         grown: its keypoints are replaced.
-        layers: for each row to look at, the paste that shows it, -1 for the background; later pastes hide it.
-        frame: the rectangle of ``front``.
+        layers: for each row, the paste that shows it, -1 for the background; later pastes hide it. A keypoint
+            can lie outside the mask or box of its object, so all rows are looked at.
+        frame: the rectangle of ``front``, not empty.
         front: see :func:`_front_map`.
     """
     keypoints = grown["keypoints"].clone()
-    for row, layer in layers.items():
-        points = keypoints[row]
-        x = points[:, 0].floor().long() - frame.left
-        y = points[:, 1].floor().long() - frame.top
-        inside = (x >= 0) & (y >= 0) & (x < front.shape[1]) & (y < front.shape[0])
-        hidden = torch.zeros_like(inside)
-        hidden[inside] = front[y[inside], x[inside]] > layer
-        points[hidden & (points[:, 2] == 2), 2] = 1
+    x = keypoints[..., 0].floor().long() - frame.left
+    y = keypoints[..., 1].floor().long() - frame.top
+    height, width = front.shape
+    inside = (x >= 0) & (y >= 0) & (x < width) & (y < height)
+    first = front[y.clamp(0, height - 1), x.clamp(0, width - 1)]
+    own = torch.tensor(layers, dtype=front.dtype, device=front.device)
+    hidden = inside & (first > own[:, None]) & (keypoints[..., 2] == 2)
+    keypoints[..., 2].masked_fill_(hidden, 1)
     grown["keypoints"] = keypoints

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -147,12 +148,22 @@ def cutout_tensor(foreground: Foreground, shrink: float, pixels: PixelFormat, li
         height, width = rgba.shape[:2]
         factor = 2.0 ** math.floor(math.log2(1 / max(shrink, 1e-6)))
         size = (max(round(width / factor), 1), max(round(height / factor), 1))
-        rgba = np.asarray(cv2.resize(rgba, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+        rgba = _area_averaged(rgba, size)
     planes = torch.from_numpy(np.array(rgba.transpose(2, 0, 1), order="C")).to(like.device)
     scaled = planes.to(like.dtype).mul_(1 / 255)
     if pixels.identity:
         return scaled
     return torch.cat([pixels.encode(scaled[:3]), scaled[3:]])
+
+
+def _area_averaged(rgba: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Reduce to ``size`` (width, height); colour is weighted by alpha, or what surrounds the object would bleed in."""
+    plain = cv2.resize(rgba, size, interpolation=cv2.INTER_AREA).reshape(size[1], size[0], 4)
+    if plain[..., 3].min() == 255:
+        return np.asarray(plain, dtype=np.uint8)
+    weighted = cv2.resize(cv2.cvtColor(rgba, cv2.COLOR_RGBA2mRGBA), size, interpolation=cv2.INTER_AREA)
+    straight = cv2.cvtColor(weighted.reshape(size[1], size[0], 4), cv2.COLOR_mRGBA2RGBA)
+    return np.where(plain[..., 3:] > 0, straight, plain).astype(np.uint8)
 
 
 def describe_scene(layout: Layout, images: Sequence[Tensor], targets: Sequence[Target], pixels: PixelFormat) -> Scene:
@@ -199,7 +210,8 @@ def _background_thumbnail(image: Tensor, target: Target, pixels: PixelFormat) ->
     scale = target["boxes"].new_tensor([THUMBNAIL / width, THUMBNAIL / height] * 2)
     for left, top, right, bottom in (target["boxes"].detach() * scale).tolist():
         occupied[0, math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right)] = 1
-    return torch.cat([pixels.decode(small).clamp(0, 1), occupied])
+    # An image that is not finite gets no pastes, but a NaN would reach the synthesizer's weights all the same.
+    return torch.cat([pixels.decode(small).nan_to_num(0.0, 1.0, 0.0).clamp(0, 1), occupied])
 
 
 def _foreground_thumbnail(rgba: np.ndarray, mirrored: bool) -> np.ndarray:

@@ -26,6 +26,7 @@ COUNTERS = (
     "skipped_moves",
     "extra_forwards",
     "suspended",
+    "losses_not_finite",
     "dropped/occluded",
     "dropped/paste_hidden",
     "dropped/paste_too_small",
@@ -44,6 +45,14 @@ AVERAGES = ("loss", "divergence", "realism", "discriminator_loss", "gradient_nor
 _AVERAGE_DECAY = 0.95
 _SPREAD_DECAY = 0.98
 _UNIFORM_DEVIATION = 1 / math.sqrt(12)
+
+
+def relative_spread(unit: Tensor) -> dict[str, float]:
+    """Standard deviation of each column of transforms ``[n, P]`` in the unit cube, relative to uniform."""
+    if len(unit) == 0:
+        return {}
+    deviation = unit.double().std(0, correction=0) / _UNIFORM_DEVIATION
+    return dict(zip(PARAMETERS, deviation.tolist(), strict=True))
 
 
 class Ledger(nn.Module):

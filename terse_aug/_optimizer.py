@@ -32,7 +32,8 @@ class BufferedAdam(nn.Module):
         for index, parameter in enumerate(self._parameters_in_order):
             for name in _MOMENTS:
                 self.register_buffer(f"{name}_{index}", torch.zeros_like(parameter))
-        self.register_buffer("steps", torch.zeros(()))
+        # An integer, which module.to(torch.bfloat16) leaves alone: bfloat16 cannot count beyond 256.
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self.steps: torch.Tensor
 
     @property
@@ -43,7 +44,7 @@ class BufferedAdam(nn.Module):
         """Descend along the parameters' gradients and clear them; parameters without one stay."""
         for index, parameter in enumerate(self._parameters_in_order):
             moments = {name: getattr(self, f"{name}_{index}") for name in _MOMENTS}
-            self._adam.state[parameter] = {"step": self.steps.detach().cpu().clone(), **moments}
+            self._adam.state[parameter] = {"step": self.steps.cpu().float(), **moments}
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
         self.steps += 1

@@ -43,7 +43,8 @@ def isolated_global_rng(seed: int, devices: list[torch.device] | None = None) ->
     """
     cuda = [device for device in devices or [] if device.type == "cuda"]
     with torch.random.fork_rng(devices=cuda):
-        torch.random.manual_seed(seed)
+        # Not torch.manual_seed, which would also seed every CUDA device, and those are not put back.
+        torch.default_generator.manual_seed(seed)
         for device in cuda:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)

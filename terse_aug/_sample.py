@@ -8,7 +8,7 @@ visibility), ``ids`` int ``[N]``, ``area`` float ``[N]``, ``iscrowd`` ``[N]``. O
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,17 @@ Target = dict[str, Any]
 OBJECT_FIELDS = ("boxes", "labels", "masks", "keypoints", "ids", "area", "iscrowd")
 """Fields with one entry per object, in the order in which they are documented."""
 
-_TRAILING = {"boxes": (4,), "labels": (), "ids": (), "area": (), "iscrowd": ()}
+_FLOAT = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
+
+_KINDS: dict[str, tuple[str, tuple[torch.dtype, ...]]] = {
+    "boxes": ("a float", _FLOAT),
+    "labels": ("an integer", (torch.uint8, *_SIGNED)),
+    "masks": ("a bool or uint8", (torch.bool, torch.uint8)),
+    "keypoints": ("a float", _FLOAT),
+    "ids": ("a signed integer", _SIGNED),
+}
+"""Types of the fields that would otherwise be corrupted silently: pasted ids are negative, for one."""
 
 
 def check_samples(images: Sequence[Tensor], targets: Sequence[Target]) -> None:
@@ -53,31 +63,40 @@ def _check_image(index: int, image: Tensor) -> None:
 
 def _check_target(index: int, image: Tensor, target: Target) -> None:
     where = f"target {index}"
+    if not isinstance(target, Mapping):
+        raise ValueError(f"{where}: expected a dictionary, got {type(target).__name__}")
     for name in ("boxes", "labels"):
         if name not in target:
             raise ValueError(f"{where}: the field {name!r} is missing; it has {sorted(target)}")
-    count = len(target["boxes"])
     for name in OBJECT_FIELDS:
-        if name not in target:
-            continue
-        value = target[name]
-        if not isinstance(value, Tensor):
-            raise ValueError(f"{where}: expected {name} to be a tensor, got {type(value).__name__}")
-        expected = _expected_shape(name, count, image, value)
-        if tuple(value.shape) != expected:
-            raise ValueError(f"{where}: expected {name} of shape {list(expected)}, got {list(value.shape)}")
-        if value.device != image.device:
-            raise ValueError(f"{where}: {name} is on {value.device}, its image on {image.device}; move both")
-    if not target["boxes"].is_floating_point():
-        raise ValueError(f"{where}: expected boxes to be a float tensor, got {target['boxes'].dtype}")
+        if name in target:
+            _check_field(where, name, image, target)
 
 
-def _expected_shape(name: str, count: int, image: Tensor, value: Tensor) -> tuple[int, ...]:
+def _check_field(where: str, name: str, image: Tensor, target: Target) -> None:
+    value = target[name]
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{where}: expected {name} to be a tensor, got {type(value).__name__}")
+    shape = list(value.shape)
+    expected = _expected_shape(name, target["boxes"], image)
+    if len(shape) != len(expected) or any(isinstance(n, int) and n != m for n, m in zip(expected, shape, strict=True)):
+        wanted = ", ".join(map(str, expected))
+        raise ValueError(f"{where}: expected {name} of shape [{wanted}], got {shape}")
+    if value.device != image.device:
+        raise ValueError(f"{where}: {name} is on {value.device}, its image on {image.device}; move both")
+    kind, allowed = _KINDS.get(name, ("", ()))
+    if allowed and value.dtype not in allowed:
+        raise ValueError(f"{where}: expected {name} to be {kind} tensor, got {value.dtype}")
+
+
+def _expected_shape(name: str, boxes: Tensor, image: Tensor) -> tuple[int | str, ...]:
+    """Sizes; a letter where any will do."""
+    count = boxes.shape[0] if boxes.ndim else "N"
     if name == "masks":
         return (count, *image.shape[1:])
     if name == "keypoints":
-        return (count, value.shape[1] if value.ndim == 3 else -1, 3)
-    return (count, *_TRAILING[name])
+        return (count, "k", 3)
+    return (count, 4) if name == "boxes" else (count,)
 
 
 def mend_boxes(target: Target, height: int, width: int) -> tuple[Target, Counter[str]]:

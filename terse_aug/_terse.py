@@ -136,7 +136,11 @@ class Terse(nn.Module):
         Args:
             losses: the detector's losses of this iteration, summed if a mapping; or their sum.
             loss_scale: what the loss was multiplied by before ``backward``: ``scaler.get_scale()`` of a
-                GradScaler, taken before ``scaler.update()``.
+                GradScaler, taken before ``scaler.update()``; ``1 / n`` where the loss is divided by the n
+                batches that a step accumulates.
+
+        Raises:
+            ValueError: a loss that is not one number.
         """
         started = time.perf_counter()
         value = _total(losses)
@@ -144,7 +148,9 @@ class Terse(nn.Module):
         if finite:
             self.ledger.average("loss", value)
         else:
-            self._warn("loss", f"the loss is {value}; the adversary skips its move and pastes at random")
+            self.ledger.counts["losses_not_finite"] += 1
+            self.ledger.counts["suspended"] = int(self.policy.learns)
+            self._warn("loss", f"the loss is {value}; {_SUSPENDED if self.policy.learns else 'it is left out'}")
         if self._moves_now():
             self._move(finite, loss_scale)
         self._turns.clear()
@@ -169,14 +175,14 @@ class Terse(nn.Module):
         Returns:
             Composites with a record of every paste.
         """
-        chosen = self.policy if policy is None else make_policy(policy, self.config, self.seed)
+        chosen = self.policy if policy is None else make_policy(policy, self.config, self.seed).to(self._anchor.device)
         images, targets, usable, dropped = self._door(images, targets)
         generator = generator_for(self.seed, "compose", seed)
         with torch.no_grad():
             layout = draw_layout(self.bank, usable, self.config, generator)
             scene = self._scene(layout, images, targets, chosen)
             proposal = chosen.propose(scene, generator, learning=False)
-            composites = compose(images, targets, layout, proposal.unit, self._surface(images))
+            composites = _compose_exactly(images, targets, layout, proposal.unit, self._surface(images))
         composites.dropped.update(dropped)
         return composites
 
@@ -190,19 +196,27 @@ class Terse(nn.Module):
         """
         return self.ledger.summary()
 
+    def _load_from_state_dict(self, *arguments: Any, **more: Any) -> None:
+        self._turns.clear()  # they are of the run before
+        super()._load_from_state_dict(*arguments, **more)
+
     def _composites(self, images: Sequence[Tensor] | Tensor, targets: Sequence[Target]) -> Composites:
         images, targets, usable, dropped = self._door(images, targets)
         counts = self.ledger.counts
         generator = generator_for(self.seed, rank(), "paste", counts["calls"])
         learning = self._moves_now() and torch.is_grad_enabled()
+        if self._moves_now() and not learning:
+            counts["dropped/graph"] += 1
+            self._warn("no_gradient", _NO_GRADIENT)
         with torch.no_grad():
             layout = draw_layout(self.bank, usable, self.config, generator)
             scene = self._scene(layout, images, targets, self.policy)
         proposal = self._propose(scene, generator, learning)
         with torch.set_grad_enabled(bool(proposal.leaves)):
-            composites = compose(images, targets, layout, proposal.unit, self._surface(images))
-        if proposal.leaves and len(layout.image_of):
-            self._keep(self.adversary.begin(proposal, composites, images, targets))
+            composites = _compose_exactly(images, targets, layout, proposal.unit, self._surface(images))
+        if proposal.leaves and any(composites.pastes):
+            with _full_precision(images[0].device):
+                self._keep(self.adversary.begin(proposal, composites, images, targets))
         composites.dropped.update(dropped)
         self._record(layout, proposal, composites)
         return composites
@@ -222,11 +236,17 @@ class Terse(nn.Module):
             return scene
         if not self._target:
             raise ValueError("this policy asks the detector: give Terse(target=detector)")
-        detector, surface = self._target[0], self._surface(images)
+        detector, surface, pasted = self._target[0], self._surface(images), sorted(set(layout.image_of))
 
         def detector_loss(unit: Tensor) -> Tensor:
-            candidates = compose(images, targets, layout, unit, surface)
-            return detector.image_losses(candidates.images, candidates.targets)
+            """Only images with pastes are asked for: the others have no choice, or are not finite."""
+            candidates = _compose_exactly(images, targets, layout, unit, surface)
+            losses = torch.zeros(len(images), device=unit.device)
+            asked = detector.image_losses(
+                [candidates.images[index] for index in pasted], [candidates.targets[index] for index in pasted]
+            )
+            losses[pasted] = asked.to(losses)
+            return losses
 
         return dataclasses.replace(scene, detector_loss=detector_loss)
 
@@ -286,7 +306,8 @@ class Terse(nn.Module):
             self._warn("step", f"Terse was called {_MOST_TURNS} times without step(); call it after backward()")
 
     def _move(self, loss_finite: bool, loss_scale: float) -> None:
-        move = self.adversary.move(self._turns, loss_finite, loss_scale, self._anchor.device)
+        with _full_precision(self._anchor.device):
+            move = self.adversary.move(self._turns, loss_finite, loss_scale, self._anchor.device)
         counts = self.ledger.counts
         if move.made:
             counts["moves"] += 1
@@ -299,23 +320,20 @@ class Terse(nn.Module):
         counts["skipped_moves"] += 1
         if move.reason == "not_finite":
             counts["suspended"] = 1
-            self._warn("gradient", "a loss or gradient is not finite; the adversary pastes at random for now")
+            if loss_finite:
+                self._warn("gradient", f"a loss or gradient is not finite on some rank; {_SUSPENDED}")
         else:
-            self._warn(
-                "no_gradient",
-                "no gradient reached the composites: call backward() on the detector's loss before step(), "
-                "outside torch.no_grad(), and hand the images on as Terse returned them",
-            )
+            self._warn("no_gradient", _NO_GRADIENT)
 
     def _check_labels(self) -> None:
-        limit = self._target[0].label_limit if self._target else None
-        if limit is None:
+        if not self._target or self._target[0].label_limit is None:
             return
-        unknown = sorted({int(label) for label in self.bank.labels if not 0 <= label < limit})
+        first, limit = self._target[0].first_label, self._target[0].label_limit
+        unknown = [label for label in self.bank.categories if not first <= label < limit]
         if unknown:
-            named = {label: self.bank.categories.get(label, "?") for label in unknown}
+            named = {label: self.bank.categories[label] for label in unknown}
             raise ValueError(
-                f"the bank has labels that the detector does not have: expected labels below {limit}, got "
+                f"the bank has labels that the detector does not have: expected labels {first} to {limit - 1}, got "
                 f"{named}; give Terse(classes=[...]) with the detector's class names"
             )
 
@@ -325,11 +343,31 @@ class Terse(nn.Module):
             warnings.warn(text, TerseWarning, stacklevel=4)
 
 
+_SUSPENDED = "the adversary does not move and pastes at random until a move succeeds"
+
+_NO_GRADIENT = (
+    "no gradient reached the composites, so the adversary does not move: call backward() on the detector's loss "
+    "before step(), call Terse outside torch.no_grad(), and hand the images on as Terse returned them"
+)
+
 _DOOR_WARNINGS = {
     "image_not_finite": "{} image(s) with NaN or infinity: nothing is pasted on them",
     "box_degenerate": "{} object(s) with a box without area or not finite: left out of the targets",
     "box_outside": "{} object(s) with a box outside the image: left out of the targets",
 }
+
+
+def _compose_exactly(
+    images: Sequence[Tensor], targets: Sequence[Target], layout: Layout, unit: Tensor, surface: Surface
+) -> Composites:
+    """:func:`compose` in full precision: under autocast its matrices would round positions to whole pixels."""
+    with _full_precision(images[0].device):
+        return compose(images, targets, layout, unit, surface)
+
+
+def _full_precision(device: torch.device) -> torch.autocast:
+    """No autocast inside; a backward needs that as much as a forward."""
+    return torch.autocast(device.type, enabled=False)
 
 
 def _translated(bank: ForegroundBank, classes: Sequence[str] | Mapping[str, int]) -> ForegroundBank:
@@ -345,9 +383,13 @@ def _configured(config: TerseConfig, settings: dict[str, Any]) -> TerseConfig:
 
 
 def _total(losses: Mapping[str, Tensor] | Tensor | float) -> float:
-    if isinstance(losses, Mapping):
-        return float(sum(loss.detach().float() for loss in losses.values()))
-    return float(losses.detach()) if isinstance(losses, Tensor) else float(losses)
+    parts = list(losses.values()) if isinstance(losses, Mapping) else [losses]
+    for part in parts:
+        if isinstance(part, Tensor) and part.numel() != 1:
+            raise ValueError(f"losses: expected each to be one number, got {list(part.shape)}; reduce it first")
+    # Added up before they are read: one wait for the device, however many losses.
+    total = sum(part.detach().float() if isinstance(part, Tensor) else part for part in parts)
+    return float(total)
 
 
 def _mirror_order(names: Sequence[str]) -> tuple[int, ...]:

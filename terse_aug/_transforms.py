@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class TransformRanges:
             0 its centre. An object too large for that is centred.
 
     Raises:
-        ValueError: a range is not ordered, not finite, or outside what its unit allows.
+        ValueError: a range is no pair of numbers, not ordered, not finite, or outside what its unit allows.
     """
 
     rotation: tuple[float, float] = (-10.0, 10.0)
@@ -53,14 +54,17 @@ class TransformRanges:
         for field in fields(self):
             if field.name == "keep_inside":
                 continue
-            low, high = getattr(self, field.name)
+            pair = getattr(self, field.name)
+            if not _is_pair_of_numbers(pair):
+                raise ValueError(f"{field.name}: expected a pair (low, high) of numbers, got {pair!r}")
+            low, high = pair
             if not (math.isfinite(low) and math.isfinite(high) and low <= high):
                 raise ValueError(f"{field.name}: expected (low, high) with low <= high, got ({low}, {high})")
             if field.name in _LOGARITHMIC and low <= 0:
                 raise ValueError(f"{field.name}: a scale has to be above 0, got ({low}, {high})")
             if field.name.startswith("translate") and not 0 <= low <= high <= 1:
                 raise ValueError(f"{field.name}: expected fractions within [0, 1], got ({low}, {high})")
-        if not 0 <= self.keep_inside <= 1:
+        if not (isinstance(self.keep_inside, Real) and 0 <= self.keep_inside <= 1):
             raise ValueError(f"keep_inside: expected a fraction within [0, 1], got {self.keep_inside}")
 
     def physical(self, unit: Tensor) -> Tensor:
@@ -82,6 +86,10 @@ class TransformRanges:
             else:
                 columns.append(low + value * (high - low))
         return torch.stack(columns, -1)
+
+
+def _is_pair_of_numbers(value: object) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(end, Real) for end in value)
 
 
 @dataclass(frozen=True)

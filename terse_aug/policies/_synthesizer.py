@@ -60,12 +60,13 @@ class Synthesizer(nn.Module):
             ``location`` and ``log_spread``, float ``[M, P]``, bounded; both zero at the start, which is exactly
             the uniform distribution.
         """
-        behind = self.background_branch(self.low_level(backgrounds - 0.5))[image_of]
-        front = self.foreground_branch(self.low_level(foregrounds - 0.5))
+        dtype = self.regressor.weight.dtype
+        behind = self.background_branch(self.low_level(backgrounds.to(dtype) - 0.5))[image_of]
+        front = self.foreground_branch(self.low_level(foregrounds.to(dtype) - 0.5))
         merged = self.merge(torch.cat([behind, front], 1)).flatten(1)
-        hidden = torch.relu(self.hidden(torch.cat([merged, natural_size.to(merged.dtype)], 1)))
+        hidden = torch.relu(self.hidden(torch.cat([merged, natural_size.to(dtype)], 1)))
         if dropout_mask is not None:
-            hidden = hidden * dropout_mask
+            hidden = hidden * dropout_mask.to(dtype)
         location, log_spread = self.regressor(hidden).float().chunk(2, 1)
         return _bounded(location, _MAX_LOCATION), _bounded(log_spread, _MAX_LOG_SPREAD)
 

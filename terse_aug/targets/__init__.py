@@ -7,8 +7,16 @@ from terse_aug.targets._torchvision import TorchvisionDetector
 
 
 def as_target(model: nn.Module | TargetModel) -> TargetModel:
-    """A target as it is, or a module with torchvision's detection interface wrapped as one."""
-    return TorchvisionDetector(model) if isinstance(model, nn.Module) else model
+    """A target as it is, or a module with torchvision's detection interface wrapped as one.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(model, TargetModel):
+        return model
+    if isinstance(model, nn.Module):
+        return TorchvisionDetector(model)
+    raise ValueError(f"target: expected a detector (torch.nn.Module) or a TargetModel, got {type(model).__name__}")
 
 
 __all__ = ["TargetModel", "TorchvisionDetector", "as_target", "undisturbed"]

@@ -20,9 +20,11 @@ class TargetModel(Protocol):
     generators. Neither is needed for the policies ``random`` and ``learned``.
 
     Attributes:
+        first_label: labels have to be at least this: 1 where 0 stands for background, else 0.
         label_limit: labels have to be below this; ``None`` if unknown.
     """
 
+    first_label: int
     label_limit: int | None
 
     def image_losses(self, images: Sequence[Tensor], targets: Sequence[Target]) -> Tensor:

@@ -30,7 +30,7 @@ class TorchvisionDetector:
             model = model.module
         self.model: nn.Module = model
         self.iou_threshold = iou_threshold
-        self.label_limit = _label_limit(model)
+        self.first_label, self.label_limit = _label_range(model)
 
     def image_losses(self, images: Sequence[Tensor], targets: Sequence[Target]) -> Tensor:
         """See :class:`TargetModel`; one forward per image, each with the same draw of proposals."""
@@ -57,15 +57,15 @@ class TorchvisionDetector:
         return scores
 
 
-def _label_limit(model: nn.Module) -> int | None:
-    """The number of class indices that the model's loss can take, read from its head."""
+def _label_range(model: nn.Module) -> tuple[int, int | None]:
+    """The class indices that the model's loss takes for objects, first and limit, read from its head."""
     heads = getattr(model, "roi_heads", None)
     score = getattr(getattr(heads, "box_predictor", None), "cls_score", None)
     if isinstance(score, nn.Linear):
-        return score.out_features
+        return 1, score.out_features
     classification = getattr(getattr(model, "head", None), "classification_head", None)
-    for name in ("num_classes", "num_columns"):
-        value = getattr(classification, name, None)
-        if isinstance(value, int):
-            return value
-    return None
+    if isinstance(columns := getattr(classification, "num_columns", None), int):  # SSD: softmax with background at 0
+        return 1, columns
+    if isinstance(classes := getattr(classification, "num_classes", None), int):  # RetinaNet, FCOS: sigmoids
+        return 0, classes
+    return 0, None

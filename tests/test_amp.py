@@ -1,0 +1,98 @@
+"""Mixed precision: composites keep full precision, and the adversary learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from factories import EVERY_IMAGE, RampLoss, all_equal, make_batch, make_detector, parameters_of
+
+from terse_aug import ForegroundBank, Terse
+from terse_aug.policies import POLICIES
+
+ALL = sorted(POLICIES)
+SETTINGS: dict[str, Any] = {"move_every": 1, "discriminator_weight": 0.1, **EVERY_IMAGE}
+
+
+@pytest.mark.parametrize("policy", ["random", "learned"])
+def test_composites_under_autocast_are_those_without(tiny_bank: ForegroundBank, policy: str) -> None:
+    """Matrix products in bfloat16 would move pastes by pixels."""
+    seen = []
+    for enabled in (False, True):
+        terse = Terse(tiny_bank, policy, **SETTINGS)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            images, targets = terse(*make_batch())
+            composites = terse.compose(*make_batch(1))
+        assert all(image.dtype == torch.float32 for image in images)
+        seen.append([*images, *composites.images, *(target["boxes"] for target in targets)])
+    assert all_equal(*seen)
+
+
+@pytest.mark.parametrize("policy", ALL)
+def test_training_under_autocast_moves_both_players(tiny_bank: ForegroundBank, policy: str) -> None:
+    detector = make_detector("fasterrcnn")
+    terse = Terse(tiny_bank, policy, target=detector, **SETTINGS)
+    optimizer = torch.optim.SGD(detector.parameters(), lr=1e-3)
+    before, detector_before = parameters_of(terse), parameters_of(detector)
+    for seed in range(2):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses = detector(*terse(*make_batch(seed)))
+            total = torch.stack([loss.float() for loss in losses.values()]).sum()
+        total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            terse.step(losses)
+    assert terse.metrics()["moves"] == (2 if policy == "learned" else 0)
+    assert all_equal(before, parameters_of(terse)) is (policy != "learned")
+    assert not all_equal(detector_before, parameters_of(detector))
+    assert all(bool(parameter.isfinite().all()) for parameter in terse.parameters())
+
+
+def test_the_adversary_moves_the_same_with_step_inside_autocast(tiny_bank: ForegroundBank) -> None:
+    moved = []
+    for enabled in (False, True):
+        terse = Terse(tiny_bank, **SETTINGS)
+        losses = RampLoss()(*terse(*make_batch()))
+        losses["loss_ramp"].backward()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            terse.step(losses)
+        moved.append(parameters_of(terse))
+    assert all_equal(*moved)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("policy", ["random", "learned"])
+def test_images_of_another_precision_keep_it(tiny_bank: ForegroundBank, policy: str, dtype: torch.dtype) -> None:
+    terse = Terse(tiny_bank, policy, **SETTINGS)
+    images, targets = make_batch()
+    expected = Terse(tiny_bank, policy, **SETTINGS)(images, targets)[0]
+    composites, corrected = terse([image.to(dtype) for image in images], targets)
+    assert all(image.dtype == dtype for image in composites)
+    assert all(target["boxes"].dtype == torch.float32 for target in corrected)
+    for one, other in zip(composites, expected, strict=True):
+        torch.testing.assert_close(one.float(), other, rtol=0, atol=0.02)
+    losses = RampLoss()([image.float() for image in composites], corrected)
+    if policy == "learned":
+        losses["loss_ramp"].backward()
+    terse.step(losses)
+    assert terse.metrics()["moves"] == int(policy == "learned")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_grad_scaler_on_cuda_scales_nothing_for_the_adversary(tiny_bank: ForegroundBank) -> None:
+    device = torch.device("cuda")
+    terse, detector = Terse(tiny_bank, **SETTINGS).to(device), RampLoss().to(device)
+    optimizer = torch.optim.SGD(detector.parameters(), lr=1e-6)
+    scaler = torch.amp.GradScaler("cuda", init_scale=1024.0)
+    images, targets = make_batch()
+    targets = [{name: value.to(device) for name, value in target.items()} for target in targets]
+    with torch.autocast("cuda", dtype=torch.float16):
+        losses = detector(*terse([image.to(device) for image in images], targets))
+    scaler.scale(losses["loss_ramp"]).backward()
+    scale = scaler.get_scale()
+    scaler.step(optimizer)
+    scaler.update()
+    terse.step(losses, loss_scale=scale)
+    assert terse.metrics()["moves"] == 1

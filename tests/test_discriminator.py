@@ -1,0 +1,136 @@
+"""The discriminator: its formulas, its game, and that it can be switched on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from factories import EVERY_IMAGE, RampLoss, all_equal, make_bank, make_batch, parameters_of, train_step, white_disc
+from torch import nn
+
+from terse_aug import PARAMETERS, ForegroundBank, PixelFormat, Terse, TransformRanges
+from terse_aug._discriminator import CROP, PatchDiscriminator, discriminator_loss, object_crops, realism_loss
+
+
+def test_it_is_off_unless_it_has_a_weight(tiny_bank: ForegroundBank) -> None:
+    assert Terse(tiny_bank).adversary.discriminator is None
+    assert Terse(tiny_bank, discriminator_weight=0.1).adversary.discriminator is not None
+    assert Terse(tiny_bank, "random", discriminator_weight=0.1).adversary.discriminator is None
+
+
+def test_it_judges_patches() -> None:
+    discriminator = PatchDiscriminator(seed=0, width=8)
+    logits = discriminator(torch.rand(2, 3, CROP, CROP))
+    assert logits.shape[:2] == (2, 1)
+    assert min(logits.shape[2:]) > 1
+    widths = [layer.out_channels for layer in discriminator.layers if isinstance(layer, nn.Conv2d)]
+    assert widths == [8, 16, 32, 64, 1]
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    first, second, other = (parameters_of(PatchDiscriminator(seed, width=8)) for seed in (1, 1, 2))
+    assert all_equal(first, second)
+    assert not all_equal(first, other)
+
+
+def test_the_losses_are_those_of_the_paper() -> None:
+    real, composite = torch.tensor([0.3, -1.0]), torch.tensor([2.0, -0.5])
+    p_real, p_composite = real.sigmoid(), composite.sigmoid()
+    assert float(discriminator_loss(real, composite)) == pytest.approx(
+        float(-p_real.log().mean() - (1 - p_composite).log().mean())
+    )
+    assert float(realism_loss(composite)) == pytest.approx(float(-p_composite.log().mean()))
+
+
+def test_crops_show_an_object_with_its_surroundings() -> None:
+    image = torch.zeros(3, 120, 120)
+    image[:, 40:80, 40:80] = 1
+    (crop,) = object_crops([image], [torch.tensor([[40.0, 40.0, 80.0, 80.0]])])
+    edge = round(CROP / 6)  # half as large again: a quarter of the object on each side
+    assert float(crop[:, edge + 2 : -edge - 2, edge + 2 : -edge - 2].min()) == pytest.approx(1)
+    assert float(crop[:, : edge - 2].max()) == pytest.approx(0)
+
+
+def test_crops_of_several_images_come_in_their_order_and_may_be_none() -> None:
+    images = [torch.full((3, 40, 40), value) for value in (0.1, 0.2, 0.3)]
+    box = torch.tensor([[15.0, 15.0, 25.0, 25.0]])
+    crops = object_crops(images, [box, torch.zeros(0, 4), box.repeat(2, 1)])
+    assert crops.mean((1, 2, 3)).tolist() == pytest.approx([0.1, 0.3, 0.3])
+    assert object_crops(images[:1], [torch.zeros(0, 4)]).shape == (0, 3, CROP, CROP)
+
+
+def test_it_learns_to_tell_composites_from_real_images(tmp_path: Path) -> None:
+    terse = Terse(make_bank(tmp_path, [white_disc()]), move_every=1, discriminator_weight=1e-6, **EVERY_IMAGE)
+    for seed in range(12):
+        train_step(terse, RampLoss(), seed, sizes=((48, 48),) * 2)
+        if seed == 0:
+            first = terse.metrics()["discriminator_loss"]
+    assert terse.metrics()["discriminator_loss"] < 0.8 * first
+    discriminator = terse.adversary.discriminator
+    assert discriminator is not None
+    images, targets = make_batch(99, sizes=((48, 48),) * 2)
+    composites = terse.compose(images, targets)
+    pasted = [
+        target["boxes"][[paste.row for paste in pastes if paste.row is not None]]
+        for target, pastes in zip(composites.targets, composites.pastes, strict=True)
+    ]
+    with torch.no_grad():
+        real = discriminator(object_crops(images, [target["boxes"] for target in targets])).mean()
+        fake = discriminator(object_crops(composites.images, pasted)).mean()
+    assert real > fake
+
+
+class LooksRealFurtherLeft(nn.Module):
+    """A discriminator of known taste: in a crop, bright things belong to the left."""
+
+    def forward(self, crops: torch.Tensor) -> torch.Tensor:
+        return -20 * (crops * torch.linspace(0, 1, CROP)).mean((1, 2, 3))[:, None, None, None]
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.0])
+def test_the_synthesizer_moves_to_where_composites_look_real(tmp_path: Path, weight: float) -> None:
+    """The detector's loss is flat here; only realism pulls."""
+    bank = make_bank(tmp_path, [white_disc()])
+    ranges = TransformRanges(rotation=(0, 0), shear=(0, 0), scale=(1, 1), scale_x=(1, 1), scale_y=(1, 1))
+    terse = Terse(
+        bank, move_every=1, ranges=ranges, objects=(1, 1), temperature=0.05, learning_rate=5e-3,
+        discriminator_weight=max(weight, 1e-9), **EVERY_IMAGE,
+    )  # fmt: skip
+    terse.adversary.discriminator = LooksRealFurtherLeft()  # type: ignore[assignment]
+    terse.adversary.discriminator_optimizer = None
+    image = torch.full((3, 48, 48), 0.25)
+    targets = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}] * 4
+    flat = RampLoss(strength=0.0)
+    for _ in range(40):
+        losses = flat(*terse([image] * 4, targets))
+        losses["loss_ramp"].backward()
+        terse.step(losses)
+    found = [terse.compose([image] * 4, targets, seed=seed) for seed in range(8)]
+    unit = torch.stack([paste.unit for one in found for pastes in one.pastes for paste in pastes])
+    across = float(unit[:, PARAMETERS.index("translate_x")].mean())
+    assert across < 0.3 if weight else 0.35 < across < 0.65
+
+
+def test_it_sees_rgb_in_the_unit_range_whatever_the_hosts_format(tiny_bank: ForegroundBank) -> None:
+    formats = [PixelFormat(), PixelFormat(scale=255.0, mean=(103.5, 116.3, 123.7), std=(57.4, 57.1, 58.4), bgr=True)]
+    shown = []
+    for pixels in formats:
+        terse = Terse(tiny_bank, pixels=pixels, discriminator_weight=0.1, **EVERY_IMAGE)
+        images, targets = make_batch()
+        terse([pixels.encode(image) for image in images], targets)
+        turn = terse._turns[0]
+        assert turn.real is not None
+        assert turn.composite is not None
+        shown.append(torch.cat([turn.real, turn.composite]))
+    torch.testing.assert_close(shown[0], shown[1], rtol=0, atol=2e-3)
+
+
+def test_without_real_objects_it_waits(tiny_bank: ForegroundBank) -> None:
+    terse = Terse(tiny_bank, move_every=1, discriminator_weight=0.1, **EVERY_IMAGE)
+    assert terse.adversary.discriminator is not None
+    before = parameters_of(terse.adversary.discriminator)
+    train_step(terse, RampLoss(), objects=0)
+    assert all_equal(before, parameters_of(terse.adversary.discriminator))
+    train_step(terse, RampLoss(), objects=1)
+    assert not all_equal(before, parameters_of(terse.adversary.discriminator))

@@ -1,0 +1,173 @@
+"""Two processes under DistributedDataParallel (gloo): one adversary, two streams of composites."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from factories import EVERY_IMAGE, RampLoss, all_equal, make_bank, make_batch, make_detector, parameters_of
+from torch import Tensor, distributed, nn
+from torch import multiprocessing as mp
+
+from terse_aug import ForegroundBank, Terse, TerseWarning
+
+RANKS, STEPS, BAD_STEP = 2, 20, 4
+
+pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="torch was built without distributed")
+
+
+# --- what each process does -----------------------------------------------------------------------------------------
+
+
+def _work(rank: int, folder: Path, bank_path: Path) -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore", TerseWarning)
+    rendezvous = (folder / "rendezvous").as_uri()
+    distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=RANKS)
+    bank = ForegroundBank.open(bank_path)
+    scenarios = {
+        "training": _train,
+        "one loss is not finite": _one_bad_loss,
+        "one rank has nothing pasted": _nothing_on_one_rank,
+        "average": _one_move,
+        "hard-random": _hard_random,
+    }
+    torch.save({name: run(rank, bank) for name, run in scenarios.items()}, folder / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def _train(rank: int, bank: ForegroundBank) -> dict[str, Any]:
+    """The loop in the manual with a detector in DDP and data of its own on each rank."""
+    detector = nn.parallel.DistributedDataParallel(make_detector("retinanet"))
+    optimizer = torch.optim.SGD(detector.parameters(), lr=1e-3)
+    terse = Terse(bank, "learned", target=detector, move_every=2, discriminator_weight=0.1, **EVERY_IMAGE)
+    start, composites = parameters_of(terse), []
+    for step in range(STEPS):
+        images, targets = terse(*make_batch(1000 * rank + step, sizes=((64, 64),)))
+        losses = detector(images, targets)
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        terse.step(losses)
+    images, targets = make_batch(0)
+    composites = list(terse(images, targets)[0])
+    return {
+        "start": start,
+        "end": parameters_of(terse),
+        "optimizer": list(terse.adversary.policy_optimizer.buffers()),  # type: ignore[union-attr]
+        "detector": parameters_of(detector),
+        "composites": [image.detach() for image in composites],
+        "metrics": terse.metrics(),
+    }
+
+
+def _one_bad_loss(rank: int, bank: ForegroundBank) -> dict[str, Any]:
+    """In one iteration the last rank's loss is NaN; its backward is fine."""
+    terse, detector = Terse(bank, "learned", move_every=2, **EVERY_IMAGE), RampLoss()
+    history, suspended = [parameters_of(terse)], []
+    for step in range(BAD_STEP + 3):
+        losses = detector(*terse(*make_batch(10 * rank + step)))
+        losses["loss_ramp"].backward() if losses["loss_ramp"].requires_grad else None
+        terse.step(float("nan") if step == BAD_STEP and rank == RANKS - 1 else losses)
+        history.append(parameters_of(terse))
+        suspended.append(terse.metrics()["suspended"])
+    return {"history": history, "suspended": suspended, "metrics": terse.metrics()}
+
+
+def _nothing_on_one_rank(rank: int, bank: ForegroundBank) -> dict[str, Any]:
+    """Rank 0 sees only images that are not finite, so that nothing is pasted there."""
+    terse, detector = Terse(bank, "learned", move_every=1, discriminator_weight=0.1, **EVERY_IMAGE), RampLoss()
+    for step in range(2):
+        images, targets = make_batch(step)
+        if rank == 0:
+            images = [image * float("nan") for image in images]
+        composites, targets = terse(images, targets)
+        losses = detector(composites, targets)
+        losses["loss_ramp"].backward()
+        terse.step(1.0)
+    return {"end": parameters_of(terse), "metrics": terse.metrics()}
+
+
+def _one_move(rank: int, bank: ForegroundBank) -> dict[str, Any]:
+    """A single move; its gradient, and what this rank's share of it was."""
+    terse, detector = Terse(bank, "learned", move_every=1, max_gradient_norm=1e9, **EVERY_IMAGE), RampLoss()
+    losses = detector(*terse(*make_batch(rank)))
+    losses["loss_ramp"].backward()
+    (turn,) = terse._turns
+    gradients = tuple(leaf.grad * turn.image_count for leaf in turn.proposal.leaves if leaf.grad is not None)
+    parameters = list(terse.policy.parameters())
+    own = torch.autograd.grad(terse.policy.objective(turn.proposal, gradients), parameters, retain_graph=True)
+    terse.step(losses)
+    optimizer = terse.adversary.policy_optimizer
+    got = [10 * getattr(optimizer, f"exp_avg_{index}") for index in range(len(parameters))]
+    return {"own": list(own), "got": got}
+
+
+def _hard_random(rank: int, bank: ForegroundBank) -> dict[str, Any]:
+    """Only rank 1 asks the detector: a pass through the wrapper would wait for the other rank."""
+    detector = nn.parallel.DistributedDataParallel(make_detector("retinanet"))
+    terse = Terse(bank, "hard-random", target=detector, **EVERY_IMAGE)
+    if rank == 1:
+        terse(*make_batch())
+    return {"metrics": terse.metrics()}
+
+
+# --- what is expected of them ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each rank found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    bank = make_bank(tmp_path_factory.mktemp("bank"))
+    mp.spawn(_work, args=(folder, bank.path), nprocs=RANKS)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+
+
+def test_after_twenty_steps_both_ranks_have_the_same_adversary(ranks: list[dict[str, Any]]) -> None:
+    first, second = (rank["training"] for rank in ranks)
+    assert all_equal(first["start"], second["start"])
+    assert not all_equal(first["start"], first["end"])
+    assert all_equal(first["end"], second["end"])
+    assert all_equal(first["optimizer"], second["optimizer"])
+    assert all_equal(first["detector"], second["detector"])
+    assert first["metrics"]["moves"] == second["metrics"]["moves"] == STEPS / 2
+
+
+def test_the_ranks_paste_different_things_on_the_same_images(ranks: list[dict[str, Any]]) -> None:
+    first, second = (rank["training"]["composites"] for rank in ranks)
+    assert not any(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_skips_the_move_on_all(ranks: list[dict[str, Any]]) -> None:
+    first, second = (rank["one loss is not finite"] for rank in ranks)
+    for one, other in zip(first["history"], second["history"], strict=True):
+        assert all_equal(one, other)
+    moved = [not all_equal(a, b) for a, b in zip(first["history"], first["history"][1:], strict=False)]
+    assert moved == [step % 2 == 0 and step != BAD_STEP for step in range(BAD_STEP + 3)]
+    for rank in (first, second):
+        assert rank["suspended"] == [float(BAD_STEP <= step < BAD_STEP + 2) for step in range(BAD_STEP + 3)]
+        assert rank["metrics"]["skipped_moves"] == 1
+    assert [rank["metrics"]["losses_not_finite"] for rank in (first, second)] == [0, 1]
+
+
+def test_a_rank_on_which_nothing_was_pasted_follows_the_others(ranks: list[dict[str, Any]]) -> None:
+    first, second = (rank["one rank has nothing pasted"] for rank in ranks)
+    assert [rank["metrics"]["composites"] for rank in (first, second)] == [0, 4]
+    assert all_equal(first["end"], second["end"])
+    assert first["metrics"]["moves"] == second["metrics"]["moves"] == 2
+
+
+def test_the_gradient_is_the_mean_over_the_ranks(ranks: list[dict[str, Any]]) -> None:
+    first, second = (rank["average"] for rank in ranks)
+    scale = max(float(gradient.abs().max()) for gradient in first["got"])
+    expected: list[Tensor] = [(one + other) / 2 for one, other in zip(first["own"], second["own"], strict=True)]
+    for got, mean in zip(first["got"], expected, strict=True):
+        torch.testing.assert_close(got, mean, rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_the_detector_is_asked_outside_its_wrapper(ranks: list[dict[str, Any]]) -> None:
+    assert [rank["hard-random"]["metrics"]["extra_forwards"] for rank in ranks] == [0, 4]

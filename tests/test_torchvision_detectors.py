@@ -1,0 +1,199 @@
+"""Torchvision's detectors as targets: trained for real steps with every policy, asked without a trace."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from factories import (
+    DETECTORS,
+    EVERY_IMAGE,
+    KEYPOINTS,
+    TinyBackbone,
+    all_equal,
+    keypoint_cutouts,
+    make_bank,
+    make_batch,
+    make_detector,
+    parameters_of,
+)
+from torch import Tensor, nn
+from torchvision.models import detection
+
+from terse_aug import ForegroundBank, Terse
+from terse_aug.policies import POLICIES
+from terse_aug.targets import TargetModel, TorchvisionDetector, as_target
+
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def keypoint_bank(tmp_path_factory: pytest.TempPathFactory) -> ForegroundBank:
+    return make_bank(tmp_path_factory.mktemp("keypoints"), keypoint_cutouts(), keypoint_names=KEYPOINTS)
+
+
+@pytest.fixture
+def bank_for(tiny_bank: ForegroundBank, keypoint_bank: ForegroundBank) -> dict[str, ForegroundBank]:
+    return {name: keypoint_bank if name == "keypointrcnn" else tiny_bank for name in DETECTORS}
+
+
+def batch_for(name: str, seed: int = 0, **more: Any) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    return make_batch(seed, masks=name == "maskrcnn", keypoints=name == "keypointrcnn", **more)
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_detector_trains_and_its_gradient_reaches_a_policy_that_learns(
+    name: str, policy: str, bank_for: dict[str, ForegroundBank]
+) -> None:
+    detector = make_detector(name)
+    optimizer = torch.optim.SGD(detector.parameters(), lr=1e-3)
+    terse = Terse(bank_for[name], policy, target=detector, move_every=1, **EVERY_IMAGE)
+    before, detector_before = parameters_of(terse), parameters_of(detector)
+    for seed in range(STEPS):
+        images, targets = terse(*batch_for(name, seed))
+        leaves = [leaf for turn in terse._turns for leaf in turn.proposal.leaves]
+        losses = detector(images, targets)
+        torch.stack(list(losses.values())).sum().backward()
+        assert all(leaf.grad is not None and bool((leaf.grad.abs().amax(1) > 0).all()) for leaf in leaves)
+        assert len(leaves) == (2 if policy == "learned" else 0)
+        optimizer.step()
+        optimizer.zero_grad()
+        terse.step(losses)
+    assert not all_equal(detector_before, parameters_of(detector))
+    assert all(bool(parameter.isfinite().all()) for parameter in detector.parameters())
+    assert all_equal(before, parameters_of(terse)) is (policy != "learned")
+    assert terse.metrics()["moves"] == (STEPS if policy == "learned" else 0)
+    assert terse.metrics()["extra_forwards"] == (2 * 2 * STEPS if policy == "hard-random" else 0)
+
+
+# --- a pass through the target leaves no trace ----------------------------------------------------------------------
+
+
+def trace(detector: nn.Module) -> dict[str, Any]:
+    """Everything that a pass could leave behind."""
+    return {
+        "state": copy.deepcopy(detector.state_dict()),
+        "modes": [module.training for module in detector.modules()],
+        "gradients": [None if p.grad is None else p.grad.clone() for p in detector.parameters()],
+        "rng": torch.get_rng_state(),
+    }
+
+
+def assert_same_trace(before: dict[str, Any], after: dict[str, Any]) -> None:
+    assert all(torch.equal(value, after["state"][name]) for name, value in before["state"].items())
+    assert before["modes"] == after["modes"]
+    assert torch.equal(before["rng"], after["rng"])
+    for one, other in zip(before["gradients"], after["gradients"], strict=True):
+        assert (one is None and other is None) or torch.equal(one, other)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", DETECTORS)
+def test_passes_leave_statistics_modes_gradients_and_random_state_as_they_were(name: str, training: bool) -> None:
+    detector = make_detector(name)
+    images, targets = batch_for(name)
+    torch.stack(list(detector(images, targets).values())).sum().backward()
+    detector.train(training)
+    next(module for module in detector.modules() if isinstance(module, nn.BatchNorm2d)).eval()  # a mixture of modes
+    before = trace(detector)
+    target = TorchvisionDetector(detector)
+    losses, scores = target.image_losses(images, targets), target.object_scores(images, targets)
+    assert_same_trace(before, trace(detector))
+    assert not losses.requires_grad
+    assert [len(score) for score in scores] == [1, 1]
+
+
+def test_modes_are_restored_after_an_error() -> None:
+    detector = make_detector("fasterrcnn").eval()
+    before = trace(detector)
+    with pytest.raises(KeyError):
+        TorchvisionDetector(detector).image_losses(make_batch()[0], [{}, {}])
+    assert_same_trace(before, trace(detector))
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_image_losses_are_those_of_the_images_alone_and_repeat_themselves(name: str) -> None:
+    target = TorchvisionDetector(make_detector(name))
+    images, targets = batch_for(name, sizes=((64, 64), (64, 80), (80, 64)))
+    losses = target.image_losses(images, targets)
+    torch.manual_seed(5)
+    again = target.image_losses(images[::-1], targets[::-1]).flip(0)
+    assert torch.equal(losses, again)
+    assert len(set(losses.tolist())) == 3
+
+
+def test_image_losses_equal_the_detectors_own_loss_with_frozen_statistics() -> None:
+    detector = make_detector("retinanet")
+    images, targets = make_batch(sizes=((64, 64),))
+    losses = TorchvisionDetector(detector).image_losses(images, targets)
+    for module in detector.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    with torch.no_grad():
+        own = detector(images, targets)
+    assert float(losses[0]) == pytest.approx(float(sum(own.values())), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_images_without_objects_have_a_loss_and_no_scores(name: str) -> None:
+    target = TorchvisionDetector(make_detector(name))
+    images, targets = batch_for(name, objects=0)
+    if name == "keypointrcnn":
+        targets = [{**target, "keypoints": torch.zeros(0, len(KEYPOINTS), 3)} for target in targets]
+    assert target.image_losses(images, targets).isfinite().all()
+    assert [len(scores) for scores in target.object_scores(images, targets)] == [0, 0]
+
+
+# --- scores ---------------------------------------------------------------------------------------------------------
+
+
+class Predicting(nn.Module):
+    """Predicts what it is told."""
+
+    def __init__(self, **prediction: Any) -> None:
+        super().__init__()
+        self.prediction = {name: torch.tensor(value) for name, value in prediction.items()}
+
+    def forward(self, images: list[Tensor], targets: Any = None) -> list[dict[str, Tensor]]:
+        return [self.prediction for _ in images]
+
+
+def test_the_score_of_an_object_is_that_of_the_best_overlapping_detection_of_its_class() -> None:
+    model = Predicting(
+        boxes=[[0.0, 0, 10, 10], [1, 0, 11, 10], [0, 0, 10, 10], [40, 40, 50, 50]],
+        labels=[1, 1, 2, 1],
+        scores=[0.3, 0.6, 0.9, 0.8],
+    )
+    targets = [{"boxes": torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30]]), "labels": torch.tensor([1, 1])}]
+    (scores,) = TorchvisionDetector(model).object_scores([torch.zeros(3, 64, 64)], targets)
+    assert scores.tolist() == pytest.approx([0.6, 0.0])
+
+
+# --- what is read from a model --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_the_range_of_labels_is_read_from_the_head(name: str) -> None:
+    target = TorchvisionDetector(make_detector(name, classes=5))
+    assert target.label_limit == 5
+    assert target.first_label == (0 if name in ("retinanet", "fcos") else 1)
+    assert isinstance(target, TargetModel)
+
+
+def test_the_range_of_labels_is_read_from_torchvisions_own_models() -> None:
+    target = TorchvisionDetector(
+        detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4)
+    )
+    assert (target.first_label, target.label_limit) == (1, 4)
+    assert TorchvisionDetector(TinyBackbone()).label_limit is None
+
+
+def test_a_target_model_is_taken_as_it_is() -> None:
+    target = TorchvisionDetector(make_detector("fasterrcnn"))
+    assert as_target(target) is target
