@@ -329,7 +329,7 @@ def test_resumed_run_equals_uninterrupted(example, coco, tmp_path, policy):
     renamed = (coco / "annotations.json").read_text().replace('"dog"', '"horse"')
     (coco / "renamed.json").write_text(renamed)
     other = ["--annotations", coco / "renamed.json", "--val-annotations", coco / "renamed.json", "--resume"]
-    with pytest.raises(ValueError, match="the checkpoint is for|the bank has categories that the detector lacks"):
+    with pytest.raises(ValueError, match=r"the checkpoint is for|the bank has categories that the detector lacks"):
         main(coco_flags(coco, tmp_path / "parts", *other))
 
 

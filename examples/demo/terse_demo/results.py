@@ -51,7 +51,7 @@ def collect(
         "arms": {name: _figures(arm) for name, arm in arms.items()},
         "versions": {"terse-aug": terse_aug.__version__, "python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in _PACKAGES},
-        "machine": {"cores": len(os.sched_getaffinity(0)), "processor": _processor(), "system": platform.platform()},
+        "machine": {"cores": _cores(), "processor": _processor(), "system": platform.platform()},
         "seconds": {"run": seconds, "arms": {name: arm.seconds for name, arm in arms.items()}},
     }
 
@@ -99,6 +99,11 @@ def _part(images: Sequence[LabelledImage], photographs: Sequence[str], placing: 
 def _figures(arm: ArmResult) -> dict[str, Any]:
     measurements: list[Measurement] = arm.measurements
     return {"measurements": [dataclasses.asdict(one) for one in measurements], "metrics": arm.metrics}
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -1,5 +1,6 @@
 """Trains the small detector once: without pasting, with random pasting, or with learned pasting."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,9 +100,7 @@ def train(arm: str, settings: Settings, bank: Path, progress: Callable[[int], No
     samples = [image.tensors() for image in training_images(settings.train_images)]
     detector = build_detector(len(CLASSES), SIZE, settings.seed).train()
     optimizer = torch.optim.AdamW(detector.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LEARNING_RATE, total_steps=settings.iterations, pct_start=WARM_UP
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: rate_factor(done, settings.iterations))
     terse = build_terse(arm, bank, settings)
     diary = Diary(arm, settings, samples)
 
@@ -128,6 +127,14 @@ def build_terse(arm: str, bank: Path, settings: Settings) -> Terse:
         ForegroundBank.open(bank), policy, seed=settings.seed, classes=CLASSES, ranges=RANGES, mirror_probability=0.0
     )
     return terse.train(arm != "none")
+
+
+def rate_factor(done: int, iterations: int) -> float:
+    """Learning rate of the iteration after ``done`` ones, relative to the highest: a linear rise, half a cosine."""
+    rise = max(round(WARM_UP * iterations), 1)
+    if done < rise:
+        return (done + 1) / rise
+    return (1 + math.cos(math.pi * (done - rise) / max(iterations - rise, 1))) / 2
 
 
 def batches(samples: Sequence[Sample], settings: Settings) -> Iterator[Batch]:
