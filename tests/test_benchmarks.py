@@ -1,0 +1,66 @@
+"""The benchmarks run and their JSON has the form that readers rely on; the figures are not looked at."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rich")
+ROOT = Path(__file__).parents[1]
+
+
+def run(module: str, out: Path, *arguments: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", f"benchmarks.{module}", "--json", str(out), *arguments]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert finished.returncode == 0, finished.stderr
+    return json.loads(out.read_text()) | {"printed": finished.stdout}
+
+
+def test_composite_reports_every_arm_and_memory(tmp_path: Path) -> None:
+    content = run("composite", tmp_path / "f.json", "--rounds", "2", "--cases", "96:2", "128:1", "--memory", "10")
+    assert [(row["size"], row["objects"]) for row in content["rows"]] == [(96, 2), (128, 1)]
+    for row in content["rows"]:
+        assert set(row["ms_per_image"]) == {"terse", "numpy", "mmdet", "segpaste"}
+        for name, value in row["ms_per_image"].items():
+            if value is None:
+                assert f"{name}: not measured" in content["printed"]
+            else:
+                assert value > 0
+                assert row["spread"][name]["repeats"] == 2
+        assert row["ms_per_image"]["terse"] is not None
+        assert row["ms_per_image"]["numpy"] is not None
+    assert list(content["memory"]["resident_mb_after_images"]) == ["2", "10"]
+    assert content["machine"]["threads"] == 1
+    assert content["versions"]["torch"]
+
+
+def test_step_reports_ratios_to_none(tmp_path: Path) -> None:
+    content = run("step", tmp_path / "f.json", "--cycles", "1", "--warmup", "0", "--side", "64", "--batch", "1")
+    assert {"random", "learned_k1", "learned_k4"} <= set(content["ratios"])
+    assert all(value > 0 for value in content["ratios"].values())
+    assert content["seconds_per_step"]["none"] > 0
+    assert content["seconds_in_terse"]["none"] == 0
+
+
+def test_the_paste_by_hand_is_a_paste(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks._arms import numpy_arm
+    from benchmarks._scenes import bounding_box, make_picture
+
+    generator = np.random.default_rng(0)
+    background, source = make_picture(120, 3, generator), make_picture(120, 3, generator)
+    untouched = background.masks.copy()
+    arm = numpy_arm([background], [source])
+    image, boxes, labels, masks = arm.paste(arm.prepare(0))
+    assert len(boxes) == len(labels) == len(masks)
+    assert masks.sum(0).max() <= 1, "an object shows where another covers it"
+    for box, mask in zip(boxes, masks, strict=True):
+        assert tuple(box) == bounding_box(mask)
+    assert (image != background.image).any()
+    np.testing.assert_array_equal(background.masks, untouched)

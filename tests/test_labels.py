@@ -1,0 +1,435 @@
+"""Labels follow the pixels: properties, and agreement with the slow twin."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+import torch
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from terse_aug._compositor import Rectangle
+from terse_aug._labels import Correction, PastedObject, correct_target
+from terse_aug._sample import OBJECT_FIELDS, Target
+
+KEYPOINTS = 3
+many = settings(max_examples=40, deadline=None)
+
+
+@dataclass
+class Scene:
+    """Arguments of ``correct_target``."""
+
+    target: Target
+    size: tuple[int, int]
+    pastes: list[PastedObject]
+    min_visibility: float
+
+    def correct(self, **changes: Any) -> Correction:
+        scene = replace(self, **changes)
+        return correct_target(scene.target, scene.size, scene.pastes, scene.min_visibility)
+
+    def covers(self) -> list[np.ndarray]:
+        """What each paste shows over the whole image."""
+        return [full_mask(paste, self.size) for paste in self.pastes]
+
+
+def full_mask(paste: PastedObject, size: tuple[int, int]) -> np.ndarray:
+    mask = np.zeros(size, dtype=bool)
+    where = paste.rectangle
+    if not where.empty:
+        mask[where.top : where.bottom, where.left : where.right] = paste.mask.cpu().numpy()
+    return mask
+
+
+def masks(draw: st.DrawFn, shape: tuple[int, ...]) -> np.ndarray:
+    """Any mask, as the bits of one number: drawn much faster than an array of booleans."""
+    pixels = int(np.prod(shape))
+    bits = draw(st.integers(0, 2**pixels - 1))
+    return np.array([bits >> place & 1 for place in range(pixels)], dtype=bool).reshape(shape)
+
+
+def points(draw: st.DrawFn, size: tuple[int, int], count: int, outside: float) -> torch.Tensor:
+    place = st.integers(0, 4 * max(size)).map(lambda quarter: quarter / 4 - outside)
+    rows = draw(st.lists(st.tuples(place, place, st.sampled_from([0, 1, 2, 2])), min_size=count, max_size=count))
+    return torch.tensor(rows, dtype=torch.float32).view(count, 3)
+
+
+@st.composite
+def targets(draw: st.DrawFn, size: tuple[int, int], with_masks: bool) -> Target:
+    """Objects with whatever fields: a mask and its bounding box, or a box of any quarter pixels."""
+    height, width = size
+    count = draw(st.integers(0, 4))
+    boxes = []
+    everything = np.zeros((count, height, width), dtype=bool)
+    for row in range(count):
+        if with_masks:
+            everything[row] = masks(draw, size)
+            everything[row, draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))] = True
+            rows, columns = np.nonzero(everything[row])
+            boxes.append([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+        else:
+            left = draw(st.integers(0, 4 * (width - 1))) / 4
+            top = draw(st.integers(0, 4 * (height - 1))) / 4
+            right = draw(st.integers(int(4 * left) + 4, 4 * width)) / 4
+            bottom = draw(st.integers(int(4 * top) + 4, 4 * height)) / 4
+            boxes.append([left, top, right, bottom])
+    target: Target = {
+        "boxes": torch.tensor(np.array(boxes), dtype=draw(st.sampled_from([torch.float32, torch.float64]))).view(-1, 4),
+        "labels": torch.arange(count, dtype=draw(st.sampled_from([torch.int64, torch.int32]))) + 1,
+        "image_id": torch.tensor(5),
+    }
+    optional: Target = {
+        "ids": torch.arange(count, dtype=draw(st.sampled_from([torch.int64, torch.int32]))) + draw(st.integers(-4, 9)),
+        "area": (target["boxes"][:, 2:] - target["boxes"][:, :2]).prod(1).float(),
+        "iscrowd": torch.zeros(count, dtype=draw(st.sampled_from([torch.int64, torch.bool, torch.uint8]))),
+    }
+    target |= {name: value for name, value in optional.items() if draw(st.booleans())}
+    if with_masks:
+        target["masks"] = torch.tensor(everything).to(draw(st.sampled_from([torch.bool, torch.uint8])))
+    if draw(st.booleans()):
+        rows = [points(draw, size, KEYPOINTS, 0.0) for _ in range(count)]
+        target["keypoints"] = torch.stack(rows) if rows else torch.zeros(0, KEYPOINTS, 3)
+    return target
+
+
+@st.composite
+def pasted_objects(draw: st.DrawFn, size: tuple[int, int], index: int) -> PastedObject:
+    """Any mask in any rectangle, sometimes an empty one; a decoy now and then."""
+    top, bottom = sorted((draw(st.integers(0, size[0])), draw(st.integers(0, size[0]))))
+    left, right = sorted((draw(st.integers(0, size[1])), draw(st.integers(0, size[1]))))
+    mask = torch.tensor(masks(draw, (bottom - top, right - left)))
+    hidden_by_the_frame = draw(st.sampled_from([0.0, 0.0, 0.5, 7.25]))
+    label = draw(st.sampled_from([100 + index, 100 + index, None]))
+    keypoints = draw(st.none() | st.builds(lambda: points(draw, size, KEYPOINTS, 1.0)))
+    return PastedObject(
+        Rectangle(top, left, bottom, right), mask, label, float(mask.sum()) + hidden_by_the_frame, keypoints
+    )
+
+
+@st.composite
+def scenes(draw: st.DrawFn, with_masks: bool | None = None, least: int = 0, most: int = 4) -> Scene:
+    size = (draw(st.integers(1, 7)), draw(st.integers(1, 7)))
+    target = draw(targets(size, draw(st.booleans()) if with_masks is None else with_masks))
+    pastes = [draw(pasted_objects(size, index)) for index in range(draw(st.integers(least, most)))]
+    return Scene(target, size, pastes, draw(st.sampled_from([0.0, 0.25, 0.5, 1.0]) | st.floats(0, 1)))
+
+
+def expected_of(scene: Scene) -> list[reference.Thing]:
+    """What the twin makes of a scene."""
+    things, target = [], scene.target
+    for row, box in enumerate(target["boxes"].tolist()):
+        mask = target["masks"][row].numpy().astype(bool) if "masks" in target else None
+        keypoints = target["keypoints"][row].tolist() if "keypoints" in target else None
+        area = float(target["area"][row]) if "area" in target else None
+        things.append(reference.Thing(box, int(target["labels"][row]), mask, keypoints, area))
+    covers = [
+        reference.Cover(
+            mask, paste.label, paste.full_area, None if paste.keypoints is None else paste.keypoints.tolist()
+        )
+        for paste, mask in zip(scene.pastes, scene.covers(), strict=True)
+    ]
+    return reference.correct(things, scene.size, covers, scene.min_visibility, "masks" in target)
+
+
+def originals(scene: Scene, correction: Correction) -> list[int]:
+    """Which original object each of the first rows of the outcome is."""
+    pasted = sum(row is not None for row in correction.rows)
+    labels = correction.target["labels"].tolist()
+    return [label - 1 for label in labels[: len(labels) - pasted]]
+
+
+@settings(many, max_examples=150)
+@given(scene=scenes())
+def test_agrees_with_the_reference(scene: Scene) -> None:
+    correction, expected = scene.correct(), expected_of(scene)
+    actual = correction.target
+    assert actual["labels"].tolist() == [thing.label for thing in expected]
+    for row, thing in enumerate(expected):
+        assert actual["boxes"][row].tolist() == thing.box
+        if "masks" in actual:
+            np.testing.assert_array_equal(actual["masks"][row].numpy().astype(bool), thing.mask)
+        if "keypoints" in actual:
+            assert actual["keypoints"][row].tolist() == (thing.keypoints or [[0, 0, 0]] * KEYPOINTS)
+        if "area" in actual:
+            assert float(actual["area"][row]) == pytest.approx(thing.area, rel=1e-6)
+    count = len(scene.target["boxes"])
+    shown = {thing.origin: row for row, thing in enumerate(expected) if thing.pasted}
+    kept = sum(not thing.pasted for thing in expected)
+    labelled = sum(paste.label is not None for paste in scene.pastes)
+    assert correction.rows == [shown.get(index) for index in range(len(scene.pastes))]
+    dropped = {"occluded": count - kept, "paste_hidden": labelled - len(shown)}
+    assert correction.dropped == {reason: number for reason, number in dropped.items() if number}
+
+
+@many
+@given(scene=scenes(with_masks=True))
+def test_boxes_enclose_exactly_the_visible_mask(scene: Scene) -> None:
+    target = scene.correct().target
+    for box, mask in zip(target["boxes"].long().tolist(), target["masks"].bool(), strict=True):
+        left, top, right, bottom = box
+        inside = mask[top:bottom, left:right]
+        assert inside.sum() == mask.sum()
+        assert inside[0].any()
+        assert inside[-1].any()
+        assert inside[:, 0].any()
+        assert inside[:, -1].any()
+
+
+@many
+@given(scene=scenes(with_masks=True))
+def test_visible_masks_are_what_no_later_paste_covers_and_fill_the_area_field(scene: Scene) -> None:
+    correction = scene.correct()
+    target, covers = correction.target, scene.covers()
+    for row, origin in enumerate(originals(scene, correction)):
+        free = ~np.any([np.zeros(scene.size, bool), *covers], axis=0)
+        np.testing.assert_array_equal(target["masks"][row].bool(), scene.target["masks"][origin].bool().numpy() & free)
+    for index, row in enumerate(correction.rows):
+        if row is not None:
+            free = ~np.any([np.zeros(scene.size, bool), *covers[index + 1 :]], axis=0)
+            np.testing.assert_array_equal(target["masks"][row].bool(), covers[index] & free)
+            if "area" in target:
+                assert target["area"][row] == target["masks"][row].sum()
+
+
+@many
+@given(scene=scenes())
+def test_no_label_without_a_visible_object(scene: Scene) -> None:
+    correction = scene.correct()
+    hidden = np.any([np.zeros(scene.size, bool), *scene.covers()], axis=0)
+    for row, origin in enumerate(originals(scene, correction)):
+        left, top, right, bottom = scene.target["boxes"][origin].tolist()
+        centres = [(y, x) for y in range(scene.size[0]) for x in range(scene.size[1])]
+        whole = [(y, x) for y, x in centres if left <= x + 0.5 < right and top <= y + 0.5 < bottom]
+        if "masks" in scene.target:
+            whole = [place for place in whole if scene.target["masks"][origin][place]]
+        assert any(not hidden[place] for place in whole)
+        left, top, right, bottom = correction.target["boxes"][row].tolist()
+        assert right > left
+        assert bottom > top
+    for index, row in enumerate(correction.rows):
+        later = np.any([np.zeros(scene.size, bool), *scene.covers()[index + 1 :]], axis=0)
+        assert row is None or (scene.covers()[index] & ~later).any()
+
+
+@many
+@given(scene=scenes())
+def test_number_order_and_types_of_the_fields_agree(scene: Scene) -> None:
+    correction = scene.correct()
+    target = correction.target
+    assert list(target) == list(scene.target)
+    assert target["image_id"] is scene.target["image_id"]
+    for name in OBJECT_FIELDS:
+        if name in target:
+            assert len(target[name]) == len(target["boxes"])
+            assert target[name].shape[1:] == scene.target[name].shape[1:]
+            assert target[name].dtype == scene.target[name].dtype
+    rows = [row for row in correction.rows if row is not None]
+    count = len(target["boxes"])
+    assert rows == list(range(count - len(rows), count))
+    labels = [paste.label for paste, row in zip(scene.pastes, correction.rows, strict=True) if row is not None]
+    assert target["labels"].tolist()[count - len(rows) :] == labels
+    assert originals(scene, correction) == sorted(originals(scene, correction))
+    if "iscrowd" in target:
+        assert not target["iscrowd"][count - len(rows) :].any()
+
+
+@many
+@given(scene=scenes())
+def test_the_input_is_left_untouched(scene: Scene) -> None:
+    before = copy.deepcopy(scene)
+    scene.correct()
+    scene.correct(pastes=[replace(paste, label=None) for paste in scene.pastes])
+    assert list(scene.target) == list(before.target)
+    assert all(torch.equal(scene.target[name], before.target[name]) for name in before.target)
+    for paste, earlier in zip(scene.pastes, before.pastes, strict=True):
+        assert torch.equal(paste.mask, earlier.mask)
+        assert paste.keypoints is None or torch.equal(paste.keypoints, earlier.keypoints)
+
+
+@many
+@given(scene=scenes())
+def test_objects_that_no_paste_touches_are_kept_to_the_letter_and_in_order(scene: Scene) -> None:
+    correction = scene.correct()
+    covered = torch.tensor(np.any([np.zeros(scene.size, bool), *scene.covers()], axis=0))
+    kept = originals(scene, correction)
+    for origin, box in enumerate(scene.target["boxes"].tolist()):
+        left, top, right, bottom = box
+        near = covered[int(top) : int(bottom) + 1, int(left) : int(right) + 1]
+        far_keypoints = "keypoints" not in scene.target or not any(
+            covered[int(y), int(x)]
+            for x, y, _ in scene.target["keypoints"][origin].tolist()
+            if y < scene.size[0] and x < scene.size[1]
+        )
+        if near.any() or not far_keypoints:
+            continue
+        assert origin in kept
+        for name in OBJECT_FIELDS:
+            if name in scene.target:
+                assert torch.equal(correction.target[name][kept.index(origin)], scene.target[name][origin])
+
+
+@many
+@given(scene=scenes(), data=st.data())
+def test_a_paste_wholly_outside_changes_nothing(scene: Scene, data: st.DataObject) -> None:
+    without = scene.correct()
+    place = data.draw(st.integers(0, len(scene.pastes)))
+    label = data.draw(st.sampled_from([100, None]))
+    where = data.draw(st.sampled_from([Rectangle(0, 0, 0, 0), Rectangle(0, scene.size[1], 1, scene.size[1])]))
+    rows, columns = where.bottom - where.top, where.right - where.left
+    outside = PastedObject(where, torch.zeros(rows, columns, dtype=torch.bool), label, 9.0, None)
+    within = scene.correct(pastes=[*scene.pastes[:place], outside, *scene.pastes[place:]])
+    assert within.rows == [*without.rows[:place], None, *without.rows[place:]]
+    assert within.dropped["paste_hidden"] == without.dropped["paste_hidden"] + (label is not None)
+    for name in without.target:
+        if name != "ids":
+            assert torch.equal(within.target[name], without.target[name])
+
+
+@many
+@given(scene=scenes())
+def test_no_pastes_change_nothing(scene: Scene) -> None:
+    correction = scene.correct(pastes=[])
+    assert (correction.rows, correction.dropped) == ([], {})
+    assert all(torch.equal(correction.target[name], scene.target[name]) for name in scene.target)
+
+
+@many
+@given(scene=scenes(least=1), lowest=st.integers(-5, 5))
+def test_ids_are_unique_and_pasted_ones_are_negative(scene: Scene, lowest: int) -> None:
+    scene.target["ids"] = torch.arange(len(scene.target["boxes"])) + lowest
+    correction = scene.correct()
+    ids = correction.target["ids"].tolist()
+    assert len(set(ids)) == len(ids)
+    kept = originals(scene, correction)
+    assert ids[: len(kept)] == scene.target["ids"][kept].tolist()
+    assert all(number < 0 for number in ids[len(kept) :])
+
+
+@many
+@given(scene=scenes(with_masks=True, most=3), data=st.data())
+def test_another_paste_never_uncovers_anything(scene: Scene, data: st.DataObject) -> None:
+    scene.min_visibility = 0.0
+    extra = data.draw(pasted_objects(scene.size, 50))
+    place = data.draw(st.integers(0, len(scene.pastes)))
+    before = scene.correct()
+    after = scene.correct(pastes=[*scene.pastes[:place], extra, *scene.pastes[place:]])
+    visible = {int(label): mask.bool() for label, mask in zip(*fields(before, "labels", "masks"), strict=True)}
+    for label, mask in zip(*fields(after, "labels", "masks"), strict=True):
+        if int(label) != 150:
+            assert not (mask.bool() & ~visible[int(label)]).any()
+
+
+def fields(correction: Correction, *names: str) -> list[torch.Tensor]:
+    return [correction.target[name] for name in names]
+
+
+@many
+@given(scene=scenes(with_masks=True, least=2), data=st.data())
+def test_the_order_of_pasting_matters_only_where_pastes_overlap(scene: Scene, data: st.DataObject) -> None:
+    taken = np.zeros(scene.size, bool)
+    apart = []
+    for paste, cover in zip(scene.pastes, scene.covers(), strict=True):
+        free = cover & ~taken
+        taken |= cover
+        where = paste.rectangle
+        mask = torch.tensor(free[where.top : where.bottom, where.left : where.right])
+        apart.append(replace(paste, mask=mask, full_area=float(mask.sum())))
+    order = data.draw(st.permutations(range(len(apart))))
+    first, second = scene.correct(pastes=apart), scene.correct(pastes=[apart[index] for index in order])
+    kept = len(originals(scene, first))
+    assert originals(scene, second) == originals(scene, first)
+    for index, row in zip(order, second.rows, strict=True):
+        other = first.rows[index]
+        assert (row is None) == (other is None)
+        for name in set(OBJECT_FIELDS) & set(first.target) - {"ids"}:
+            assert torch.equal(first.target[name][:kept], second.target[name][:kept])
+            # A keypoint outside its own mask can lie under another paste, wherever the masks are.
+            same = row is None or torch.equal(first.target[name][other], second.target[name][row])
+            assert same or name == "keypoints"
+
+
+@many
+@given(scene=scenes(), higher=st.floats(0, 1))
+def test_a_higher_threshold_keeps_fewer_objects_and_changes_none(scene: Scene, higher: float) -> None:
+    low, high = sorted((scene.min_visibility, higher))
+    more, fewer = scene.correct(min_visibility=low), scene.correct(min_visibility=high)
+    kept = set(map(tuple, zip(more.target["labels"].tolist(), map(tuple, more.target["boxes"].tolist()), strict=True)))
+    assert all(
+        (label, tuple(box)) in kept
+        for label, box in zip(fewer.target["labels"].tolist(), fewer.target["boxes"].tolist(), strict=True)
+    )
+    assert len(fewer.target["boxes"]) + fewer.dropped.total() == len(more.target["boxes"]) + more.dropped.total()
+
+
+@many
+@given(scene=scenes(with_masks=False))
+def test_boxes_without_masks_shrink_only_where_a_whole_strip_along_a_side_is_covered(scene: Scene) -> None:
+    scene.min_visibility = 0.0
+    correction = scene.correct()
+    covered = np.any([np.zeros(scene.size, bool), *scene.covers()], axis=0)
+    for row, origin in enumerate(originals(scene, correction)):
+        old, new = scene.target["boxes"][origin].tolist(), correction.target["boxes"][row].tolist()
+        left, top, right, bottom = (int(np.ceil(side - 0.5)) for side in old)
+        strips = (covered[top:bottom, left], covered[top, left:right])
+        strips += (covered[top:bottom, right - 1], covered[bottom - 1, left:right])
+        for side, strip in enumerate(strips):
+            assert (new[side] != old[side]) == strip.all()
+        assert new[0] >= old[0]
+        assert new[1] >= old[1]
+        assert new[2] <= old[2]
+        assert new[3] <= old[3]
+
+
+@many
+@given(scene=scenes())
+def test_keypoints_that_a_paste_covers_are_labelled_but_not_visible(scene: Scene) -> None:
+    assume("keypoints" in scene.target)
+    correction = scene.correct()
+    covered = np.any([np.zeros(scene.size, bool), *scene.covers()], axis=0)
+    for row, origin in enumerate(originals(scene, correction)):
+        for old, new in zip(scene.target["keypoints"][origin], correction.target["keypoints"][row], strict=True):
+            x, y, flag = old.tolist()
+            inside = x < scene.size[1] and y < scene.size[0]
+            lowered = flag == 2 and inside and covered[int(y), int(x)]
+            assert new.tolist() == [x, y, 1 if lowered else flag]
+
+
+@given(position=st.tuples(st.floats(0, 8), st.floats(0, 6)), side=st.floats(0.001, 0.9))
+@settings(many)
+@example(position=(7.999, 5.999), side=0.9)
+def test_a_box_smaller_than_a_pixel_is_kept_until_it_is_covered(position: tuple[float, float], side: float) -> None:
+    left, top = position
+    box = torch.tensor([[left, top, left + side, top + side]])
+    target = {"boxes": box, "labels": torch.tensor([1])}
+    everywhere = PastedObject(Rectangle(0, 0, 6, 8), torch.ones(6, 8, dtype=torch.bool), None, 0.0)
+    assert torch.equal(correct_target(target, (6, 8), [], 0.25).target["boxes"], box)
+    assert len(correct_target(target, (6, 8), [everywhere], 0.0).target["boxes"]) == 0
+
+
+def test_a_cutout_with_other_keypoints_than_the_targets_is_refused() -> None:
+    target = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long(), "keypoints": torch.zeros(0, 17, 3)}
+    paste = PastedObject(Rectangle(0, 0, 2, 2), torch.ones(2, 2).bool(), 1, 4.0, torch.zeros(5, 3))
+    with pytest.raises(
+        ValueError, match="expected cut-outs with 17 keypoints as in the targets, got 5; build the bank"
+    ):
+        correct_target(target, (4, 4), [paste], 0.25)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@settings(many, max_examples=25)
+@given(scene=scenes())
+def test_cuda_equals_cpu(scene: Scene) -> None:
+    on_cpu = scene.correct()
+    on_cuda = scene.correct(
+        target={name: value.cuda() for name, value in scene.target.items()},
+        pastes=[replace(paste, mask=paste.mask.cuda()) for paste in scene.pastes],
+    )
+    assert (on_cuda.rows, on_cuda.dropped) == (on_cpu.rows, on_cpu.dropped)
+    for name, value in on_cpu.target.items():
+        torch.testing.assert_close(on_cuda.target[name].cpu(), value)

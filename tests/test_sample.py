@@ -1,0 +1,232 @@
+"""The door: what is no sample is refused with a message to act on, and boxes are mended."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from terse_aug._sample import OBJECT_FIELDS, check_samples, mend_boxes, take_objects
+
+HEIGHT, WIDTH = 6, 8
+
+
+def sample_target(count: int = 2) -> dict[str, Any]:
+    """A target with every field, and one that terse-aug does not know."""
+    return {
+        "boxes": torch.tensor([[1.0, 1.0, 4.0, 5.0]] * count).view(-1, 4),
+        "labels": torch.arange(count),
+        "masks": torch.ones(count, HEIGHT, WIDTH, dtype=torch.bool),
+        "keypoints": torch.ones(count, 5, 3),
+        "ids": torch.arange(count) + 10,
+        "area": torch.full((count,), 12.0),
+        "iscrowd": torch.zeros(count, dtype=torch.long),
+        "image_id": torch.tensor(7),
+    }
+
+
+def image() -> torch.Tensor:
+    return torch.rand(3, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_sample_as_documented_passes(count: int) -> None:
+    full = sample_target(count)
+    plain = {name: full[name] for name in ("boxes", "labels")}
+    bytewise = full | {"masks": full["masks"].byte(), "ids": full["ids"].int(), "boxes": full["boxes"].double()}
+    check_samples([image(), image().double(), image()], [full, plain, bytewise])
+    check_samples([], [])
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (torch.rand(1, HEIGHT, WIDTH), r"image 1: expected a tensor \[3, H, W\], got \[1, 6, 8\]"),
+        (torch.rand(3, HEIGHT), r"image 1: expected a tensor \[3, H, W\], got \[3, 6\]"),
+        (torch.rand(1, 3, HEIGHT, WIDTH), r"image 1: expected a tensor \[3, H, W\], got \[1, 3, 6, 8\]"),
+        (torch.rand(3, 0, WIDTH), r"image 1: expected a tensor \[3, H, W\], got \[3, 0, 8\]"),
+        ("cat.jpg", r"image 1: expected a tensor \[3, H, W\], got str"),
+        (
+            torch.zeros(3, HEIGHT, WIDTH, dtype=torch.uint8),
+            r"image 1: expected a float tensor, got torch.uint8; convert it \(image / 255\)",
+        ),
+    ],
+)
+def test_a_bad_image_is_refused(bad: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_samples([image(), bad], [sample_target(), sample_target()])
+
+
+def test_another_number_of_targets_than_images_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected one target per image, got 1 images and 2 targets"):
+        check_samples([image()], [sample_target()] * 2)
+
+
+@pytest.mark.parametrize("missing", ["boxes", "labels"])
+def test_a_missing_field_is_named_with_what_is_there(missing: str) -> None:
+    target = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}
+    del target[missing]
+    (left,) = target
+    with pytest.raises(ValueError, match=rf"target 0: the field '{missing}' is missing; it has \['{left}'\]"):
+        check_samples([image()], [target])
+
+
+@pytest.mark.parametrize("target", [None, [1, 2], torch.zeros(3, 4)])
+def test_a_target_that_is_no_dictionary_is_refused(target: Any) -> None:
+    with pytest.raises(ValueError, match=f"target 0: expected a dictionary, got {type(target).__name__}"):
+        check_samples([image()], [target])
+
+
+@pytest.mark.parametrize("name", OBJECT_FIELDS)
+def test_a_field_that_is_no_tensor_is_refused(name: str) -> None:
+    for value in (sample_target()[name].tolist(), None):
+        with pytest.raises(ValueError, match=f"target 0: expected {name} to be a tensor, got {type(value).__name__}"):
+            check_samples([image()], [sample_target() | {name: value}])
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("boxes", (2, 5), "[2, 4]"),
+        ("boxes", (4,), "[4, 4]"),
+        ("boxes", (2, 1, 4), "[2, 4]"),
+        ("boxes", (), "[N, 4]"),
+        ("labels", (3,), "[2]"),
+        ("labels", (2, 1), "[2]"),
+        ("masks", (2, HEIGHT, WIDTH + 1), "[2, 6, 8]"),
+        ("masks", (2, 1, HEIGHT, WIDTH), "[2, 6, 8]"),
+        ("masks", (1, HEIGHT, WIDTH), "[2, 6, 8]"),
+        ("keypoints", (2, 5, 2), "[2, k, 3]"),
+        ("keypoints", (1, 5, 3), "[2, k, 3]"),
+        ("keypoints", (2, 15), "[2, k, 3]"),
+        ("ids", (1,), "[2]"),
+        ("area", (2, 1), "[2]"),
+        ("iscrowd", (), "[2]"),
+    ],
+)
+def test_a_field_of_a_wrong_shape_is_refused(name: str, shape: tuple[int, ...], expected: str) -> None:
+    target = sample_target()
+    target[name] = torch.zeros(shape, dtype=target[name].dtype)
+    with pytest.raises(ValueError, match="target 0: expected") as caught:
+        check_samples([image()], [target])
+    assert str(caught.value) == f"target 0: expected {name} of shape {expected}, got {list(shape)}"
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "kind"),
+    [
+        ("boxes", torch.long, "a float"),
+        ("labels", torch.float32, "an integer"),
+        ("labels", torch.bool, "an integer"),
+        ("masks", torch.float32, "a bool or uint8"),
+        ("masks", torch.long, "a bool or uint8"),
+        ("keypoints", torch.long, "a float"),
+        ("ids", torch.float32, "a signed integer"),
+        ("ids", torch.uint8, "a signed integer"),
+    ],
+)
+def test_a_field_of_a_wrong_type_is_refused(name: str, dtype: torch.dtype, kind: str) -> None:
+    target = sample_target()
+    target[name] = target[name].to(dtype)
+    with pytest.raises(ValueError, match="target 0: expected") as caught:
+        check_samples([image()], [target])
+    assert str(caught.value) == f"target 0: expected {name} to be {kind} tensor, got {dtype}"
+
+
+@pytest.mark.parametrize("name", OBJECT_FIELDS)
+def test_a_field_on_another_device_than_its_image_is_refused(name: str) -> None:
+    target = sample_target()
+    target[name] = target[name].to("meta")
+    with pytest.raises(ValueError, match=f"target 0: {name} is on meta, its image on cpu; move both"):
+        check_samples([image()], [target])
+
+
+def test_sound_boxes_come_back_as_the_very_same_target() -> None:
+    for target in (sample_target(3), sample_target(0)):
+        target["boxes"] = target["boxes"] * 0 + torch.tensor([0.0, 0.0, WIDTH, HEIGHT])
+        mended, dropped = mend_boxes(target, HEIGHT, WIDTH)
+        assert mended is target
+        assert not dropped
+
+
+@pytest.mark.parametrize(
+    ("box", "reason"),
+    [
+        ((3, 1, 3, 4), "box_degenerate"),
+        ((1, 4, 3, 4), "box_degenerate"),
+        ((5, 1, 3, 4), "box_degenerate"),
+        ((math.nan, 1, 3, 4), "box_degenerate"),
+        ((1, 1, 3, math.nan), "box_degenerate"),
+        ((1, 1, math.inf, 4), "box_degenerate"),
+        ((-math.inf, 1, 3, 4), "box_degenerate"),
+        ((-math.inf, 1, math.inf, 4), "box_degenerate"),
+        ((-5, 1, 0, 4), "box_outside"),
+        ((1, -5, 3, 0), "box_outside"),
+        ((WIDTH, 1, WIDTH + 3, 4), "box_outside"),
+        ((1, HEIGHT, 3, HEIGHT + 2), "box_outside"),
+    ],
+)
+def test_a_box_without_a_pixel_is_left_out_and_counted(box: tuple[float, ...], reason: str) -> None:
+    target = sample_target(3)
+    target["boxes"][1] = torch.tensor(box)
+    mended, dropped = mend_boxes(target, HEIGHT, WIDTH)
+    assert dropped == {reason: 1}
+    for name in OBJECT_FIELDS:
+        assert torch.equal(mended[name], target[name][[0, 2]])
+
+
+def test_a_box_that_leaves_the_frame_is_clipped_and_kept() -> None:
+    target = sample_target(2)
+    target["boxes"][1] = torch.tensor([-3.0, -2.0, WIDTH + 5.0, HEIGHT + 0.5])
+    mended, dropped = mend_boxes(target, HEIGHT, WIDTH)
+    assert mended["boxes"].tolist() == [target["boxes"][0].tolist(), [0, 0, WIDTH, HEIGHT]]
+    assert not dropped
+    assert all(mended[name] is target[name] or torch.equal(mended[name], target[name]) for name in [*target][1:])
+
+
+sides = st.sampled_from([-math.inf, math.inf, math.nan]) | st.floats(-10, 15, width=32)
+sound_boxes = st.tuples(*[st.integers(-8, 15)] * 2, *[st.integers(1, 20)] * 2).map(
+    lambda box: (box[0] / 2, box[1] / 2, (box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    boxes=st.lists(st.tuples(sides, sides, sides, sides) | sound_boxes, max_size=5),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_nothing_is_lost_but_what_is_counted_and_the_rest_lies_in_the_frame(
+    boxes: list[tuple[float, ...]], dtype: torch.dtype
+) -> None:
+    target = sample_target(len(boxes))
+    target["boxes"] = torch.tensor(boxes, dtype=dtype).view(-1, 4)
+    before = copy.deepcopy(target)
+    mended, dropped = mend_boxes(target, HEIGHT, WIDTH)
+    assert len(mended["boxes"]) + dropped.total() == len(boxes)
+    limits = torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT], dtype=dtype)
+    assert ((mended["boxes"] >= 0) & (mended["boxes"] <= limits)).all()
+    assert (mended["boxes"][:, 2:] > mended["boxes"][:, :2]).all()
+    assert mended["boxes"].dtype == dtype
+    kept = (mended["ids"] - 10).tolist()
+    assert kept == sorted(kept)
+    for name in OBJECT_FIELDS:
+        torch.testing.assert_close(target[name], before[name], rtol=0, atol=0, equal_nan=True)
+        if name != "boxes":
+            assert torch.equal(mended[name], target[name][kept])
+    for box, index in zip(mended["boxes"], kept, strict=True):
+        assert torch.equal(box, torch.minimum(target["boxes"][index].clamp(min=0), limits))
+
+
+def test_taking_objects_keeps_the_order_asked_for_and_hands_other_entries_through() -> None:
+    target = sample_target(4)
+    taken = take_objects(target, [2, 0])
+    assert taken["ids"].tolist() == [12, 10]
+    assert taken["image_id"] is target["image_id"]
+    assert [len(taken[name]) for name in OBJECT_FIELDS] == [2] * len(OBJECT_FIELDS)
+    assert [taken[name].shape[1:] for name in OBJECT_FIELDS] == [target[name].shape[1:] for name in OBJECT_FIELDS]
+    assert len(take_objects(target, [])["boxes"]) == 0

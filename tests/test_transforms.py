@@ -1,0 +1,209 @@
+"""Ranges map the unit cube to transforms, and transforms to affine maps, as documented."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from terse_aug import PARAMETERS, TerseConfig, TransformRanges
+from terse_aug._transforms import PasteGeometry, affine_maps
+
+WIDE = TransformRanges(
+    rotation=(-180, 180), shear=(-0.8, 0.8), scale=(0.2, 4), scale_x=(0.5, 2), scale_y=(0.5, 2), keep_inside=1
+)
+
+
+def geometry_of(
+    cutout: tuple[float, float], frame: tuple[float, float], natural: float = 1.0, mirrored: bool = False
+) -> PasteGeometry:
+    """Geometry of a single paste; sizes are (width, height)."""
+    return PasteGeometry(
+        torch.tensor([cutout], dtype=torch.float64),
+        torch.tensor([frame], dtype=torch.float64),
+        torch.tensor([natural], dtype=torch.float64),
+        torch.tensor([-1.0 if mirrored else 1.0], dtype=torch.float64),
+    )
+
+
+unit_points = st.lists(st.floats(0, 1), min_size=len(PARAMETERS), max_size=len(PARAMETERS)).map(
+    lambda values: torch.tensor([values], dtype=torch.float64)
+)
+sizes = st.tuples(st.integers(1, 60), st.integers(1, 60))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("rotation", (10.0, -10.0)),
+        ("rotation", (-math.inf, 0.0)),
+        ("shear", (math.nan, 0.1)),
+        ("shear", (0.0, math.inf)),
+        ("scale", (0.0, 1.0)),
+        ("scale_x", (-1.0, 1.0)),
+        ("scale_y", (2.0, 1.0)),
+        ("translate_x", (-0.1, 1.0)),
+        ("translate_y", (0.5, 1.1)),
+        ("rotation", 5.0),
+        ("scale", (1.0,)),
+        ("scale", (0.5, 1.0, 2.0)),
+        ("shear", ("a", "b")),
+        ("translate_x", None),
+        ("keep_inside", -0.1),
+        ("keep_inside", 1.5),
+        ("keep_inside", math.nan),
+        ("keep_inside", None),
+    ],
+)
+def test_a_bad_range_is_refused_by_name_and_value(setting: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{setting}: ") as caught:
+        TransformRanges(**{setting: value})
+    shown = value if isinstance(value, tuple) else (value,)
+    assert all(str(part) in str(caught.value) for part in shown)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("objects", (3, 1)),
+        ("objects", (-1, 3)),
+        ("objects", (1, 21)),
+        ("decoys", (0, 21)),
+        ("image_probability", 1.5),
+        ("mirror_probability", -0.5),
+        ("min_visibility", math.nan),
+        ("dropout", 1.0),
+        ("edge_sigma", -1.0),
+        ("temperature", -0.1),
+        ("discriminator_weight", -1.0),
+        ("min_side", -4.0),
+        ("candidates", 0),
+        ("move_every", 0),
+        ("learning_rate", 0.0),
+        ("max_gradient_norm", 0.0),
+    ],
+)
+def test_a_bad_setting_is_refused_by_name_and_value(setting: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{setting}: expected ") as caught:
+        TerseConfig(**{setting: value})
+    shown = value if isinstance(value, tuple) else (value,)
+    assert all(str(part) in str(caught.value) for part in shown)
+
+
+def test_the_limits_of_every_setting_are_allowed() -> None:
+    TerseConfig(objects=(0, 20), decoys=(20, 20), image_probability=1, min_visibility=1, edge_sigma=0, dropout=0)
+    TransformRanges(scale=(1, 1), translate_x=(0, 1), translate_y=(1, 1), keep_inside=0)
+
+
+@settings(deadline=None)
+@given(unit=unit_points)
+def test_the_corners_of_the_unit_cube_are_the_ends_of_the_ranges(unit: torch.Tensor) -> None:
+    corner = (unit > 0.5).double()
+    for name, value, end in zip(PARAMETERS, WIDE.physical(corner)[0].tolist(), corner[0].long().tolist(), strict=True):
+        assert value == pytest.approx(getattr(WIDE, name)[end])
+    for name, value in zip(PARAMETERS, WIDE.physical(unit)[0].tolist(), strict=True):
+        low, high = getattr(WIDE, name)
+        assert low - 1e-9 <= value <= high + 1e-9
+
+
+def test_a_range_of_one_value_fixes_the_parameter() -> None:
+    fixed = TransformRanges(rotation=(7, 7), scale=(1.3, 1.3)).physical(torch.rand(50, len(PARAMETERS)))
+    torch.testing.assert_close(fixed[:, PARAMETERS.index("rotation")], torch.full((50,), 7.0))
+    torch.testing.assert_close(fixed[:, PARAMETERS.index("scale")], torch.full((50,), 1.3))
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_uniform_points_give_uniform_values_and_uniform_logarithms_of_scales(name: str) -> None:
+    steps = torch.linspace(0, 1, 101, dtype=torch.float64)
+    values = WIDE.physical(steps[:, None].expand(-1, len(PARAMETERS)))[:, PARAMETERS.index(name)]
+    spaced = values.log() if name.startswith("scale") else values
+    torch.testing.assert_close(spaced.diff(), ((spaced[-1] - spaced[0]) / 100).expand(100))
+
+
+@settings(max_examples=50, deadline=None)
+@given(unit=unit_points, cutout=sizes, frame=sizes, natural=st.floats(0.1, 5), mirrored=st.booleans(), data=st.data())
+def test_the_affine_map_is_mirror_scale_shear_rotation_translation(
+    unit: torch.Tensor,
+    cutout: tuple[int, int],
+    frame: tuple[int, int],
+    natural: float,
+    mirrored: bool,
+    data: st.DataObject,
+) -> None:
+    physical = WIDE.physical(unit)
+    matrix, centre, _ = affine_maps(physical, geometry_of(cutout, frame, natural, mirrored), WIDE.keep_inside)
+    u, v = data.draw(st.floats(0, cutout[0])), data.draw(st.floats(0, cutout[1]))
+    expected = reference.transform_point(
+        u,
+        v,
+        dict(zip(PARAMETERS, physical[0].tolist(), strict=True)),
+        cutout,
+        natural,
+        mirrored,
+        (float(centre[0, 0]), float(centre[0, 1])),
+    )
+    offset = np.array([u - cutout[0] / 2, v - cutout[1] / 2])
+    np.testing.assert_allclose(matrix[0].numpy() @ offset + centre[0].numpy(), expected, atol=1e-9)
+
+
+def test_positive_rotation_turns_clockwise_on_the_screen() -> None:
+    ranges = TransformRanges(rotation=(90, 90), shear=(0, 0), scale=(1, 1), scale_x=(1, 1), scale_y=(1, 1))
+    unit = torch.full((1, len(PARAMETERS)), 0.5, dtype=torch.float64)
+    matrix, centre, half = affine_maps(ranges.physical(unit), geometry_of((4, 2), (20, 30)), 1.0)
+    right = matrix[0] @ torch.tensor([1.0, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(right, torch.tensor([0.0, 1.0], dtype=torch.float64))  # to the bottom
+    assert centre.tolist() == [[10, 15]]
+    torch.testing.assert_close(half, torch.tensor([[1.0, 2.0]], dtype=torch.float64))
+
+
+def corners_of(matrix: torch.Tensor, centre: torch.Tensor, cutout: tuple[int, int]) -> torch.Tensor:
+    """The four corners of the mapped cut-out, ``[4, 2]``."""
+    signs = torch.tensor([[-1, -1], [-1, 1], [1, -1], [1, 1]], dtype=torch.float64)
+    return (signs * torch.tensor(cutout) / 2) @ matrix[0].T + centre[0]
+
+
+@settings(max_examples=150, deadline=None)
+@given(unit=unit_points, cutout=sizes, frame=sizes, natural=st.floats(0.05, 2), mirrored=st.booleans())
+def test_keep_inside_one_keeps_the_whole_object_inside_wherever_it_fits(
+    unit: torch.Tensor, cutout: tuple[int, int], frame: tuple[int, int], natural: float, mirrored: bool
+) -> None:
+    geometry = geometry_of(cutout, frame, natural, mirrored)
+    matrix, centre, half = affine_maps(WIDE.physical(unit), geometry, 1.0)
+    corners = corners_of(matrix, centre, cutout)
+    low, high = corners.amin(0), corners.amax(0)
+    torch.testing.assert_close((high - low) / 2, half[0])
+    for axis in (0, 1):
+        if high[axis] - low[axis] <= frame[axis]:
+            assert low[axis] >= -1e-6
+            assert high[axis] <= frame[axis] + 1e-6
+        else:
+            assert float(centre[0, axis]) == pytest.approx(frame[axis] / 2)
+
+
+@settings(max_examples=50, deadline=None)
+@given(unit=unit_points, cutout=sizes, frame=sizes, keep_inside=st.floats(0, 1))
+def test_keep_inside_keeps_that_much_of_the_half_extent_inside_and_always_the_centre(
+    unit: torch.Tensor, cutout: tuple[int, int], frame: tuple[int, int], keep_inside: float
+) -> None:
+    _, centre, half = affine_maps(WIDE.physical(unit), geometry_of(cutout, frame), keep_inside)
+    for axis in (0, 1):
+        wanted = min(keep_inside * float(half[0, axis]), frame[axis] / 2)
+        assert wanted - 1e-6 <= float(centre[0, axis]) <= frame[axis] - wanted + 1e-6
+
+
+@pytest.mark.parametrize("keep_inside", [0.0, 0.5, 1.0])
+def test_translation_reaches_both_ends_of_what_keep_inside_allows(keep_inside: float) -> None:
+    ranges = TransformRanges(rotation=(0, 0), shear=(0, 0), scale=(1, 1), scale_x=(1, 1), scale_y=(1, 1))
+    unit = torch.tensor([[0.0] * 7, [1.0] * 7], dtype=torch.float64)
+    geometry = PasteGeometry(
+        torch.tensor([[8.0, 4.0]] * 2), torch.tensor([[50.0, 40.0]] * 2), torch.ones(2), torch.ones(2)
+    )
+    _, centre, _ = affine_maps(ranges.physical(unit).float(), geometry, keep_inside)
+    left, top = 4 * keep_inside, 2 * keep_inside
+    assert centre.tolist() == [[left, top], [50 - left, 40 - top]]
