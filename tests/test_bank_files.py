@@ -99,9 +99,7 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
     # In a process of its own: without the check of the length, the kernel kills the reader.
     script = """if True:
         import sys, random
-        from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+        from pathlib import Path
         from terse_aug.bank import ForegroundBank
         whole = Path(sys.argv[1]).read_bytes()
         part = Path(sys.argv[1] + ".part")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -103,7 +103,7 @@ def cut_from_image(
 
 
 def finish(foreground: Foreground, rules: CutRules) -> Foreground:
-    """Drop a cut-out that is too small, and scale down one that is too large.
+    """Drop a cut-out that is too small, scale down one that is too large, and clear its surroundings.
 
     Raises:
         Unusable: it is too small.
@@ -113,9 +113,33 @@ def finish(foreground: Foreground, rules: CutRules) -> Foreground:
         raise Unusable(f"fewer than {rules.min_area} px visible (min_area)")
     if min(height, width) < rules.min_side:
         raise Unusable(f"a side shorter than {rules.min_side} px (min_side)")
-    if rules.max_side is None or max(height, width) <= rules.max_side:
-        return foreground
-    return _scaled_down(foreground, rules.max_side)
+    if rules.max_side is not None and max(height, width) > rules.max_side:
+        foreground = _scaled_down(foreground, rules.max_side)
+    return replace(foreground, rgba=with_spread_color(foreground.rgba))
+
+
+def with_spread_color(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Give pixels that are less than half opaque the colour of the nearest one that is more.
+
+    A soft edge shows a little of what lies beyond the outline. That would be the old background, or the black
+    that a drawing program leaves where nothing is drawn.
+
+    Args:
+        rgba: uint8 ``[h, w, 4]``; a cut-out without any pixel of alpha 128 or more comes back as it is.
+
+    Returns:
+        uint8 ``[h, w, 4]``, alpha and the colour of the object untouched.
+    """
+    object_pixels = rgba[..., 3] >= 128
+    if object_pixels.all() or not object_pixels.any():
+        return rgba
+    outside = (~object_pixels).astype(np.uint8)
+    _, nearest = cv2.distanceTransformWithLabels(outside, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    colors = np.zeros((int(nearest.max()) + 1, 3), np.uint8)
+    colors[nearest[object_pixels]] = rgba[object_pixels, :3]
+    spread: NDArray[np.uint8] = rgba.copy()
+    spread[~object_pixels, :3] = colors[nearest[~object_pixels]]
+    return spread
 
 
 def tight_box(mask: NDArray[np.uint8]) -> tuple[int, int, int, int] | None:
