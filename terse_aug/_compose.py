@@ -24,8 +24,8 @@ from terse_aug._transforms import affine_maps
 from terse_aug.bank import Foreground
 
 _DECOY_OBJECT_SHARE = 0.1
-"""A decoy whose source shows more than this share of an object's box is left out: it would teach that objects
-are background."""
+"""A decoy may share at most this much of an object's box, or of its own area, where its pixels come from (or it
+would teach that objects are background) and where it lands (or it would hide them)."""
 
 
 @dataclass(frozen=True)
@@ -221,19 +221,21 @@ def _decoy_pastes(
     surface: Surface,
     dropped: Counter[str],
 ) -> dict[int, list[tuple[Patch, PastedObject]]]:
-    """Patches of background in an object's shape, by image."""
+    """Patches of background in an object's shape, by image; those that find no place are left out and counted."""
     if not decoys:
         return {}
-    unit = torch.stack([decoy.unit for decoy in decoys]).to(images[0].device)
-    frames = [(images[decoy.image].shape[-2], images[decoy.image].shape[-1]) for decoy in decoys]
-    foregrounds = [decoy.foreground for decoy in decoys]
-    warps = _warp(foregrounds, [False] * len(decoys), frames, unit, surface, Counter())
+    units = _decoy_places(decoys, images, targets, surface)
+    placed = [decoy for decoy, unit in zip(decoys, units, strict=True) if unit is not None]
+    chosen = [unit for unit in units if unit is not None]
+    frames = [(images[decoy.image].shape[-2], images[decoy.image].shape[-1]) for decoy in placed]
+    foregrounds = [decoy.foreground for decoy in placed]
+    unit = torch.stack(chosen).to(images[0].device) if chosen else torch.zeros(0, 0)
+    warps = _warp(foregrounds, [False] * len(placed), frames, unit, surface, Counter())
     pasted: dict[int, list[tuple[Patch, PastedObject]]] = {}
     for row, (patch, _, _) in warps.items():
-        decoy = decoys[row]
+        decoy = placed[row]
         source = _free_background(patch.rectangle, decoy, images[decoy.source], targets[decoy.source])
         if source is None:
-            dropped["decoy_without_background"] += 1
             continue
         color = source.of(images[decoy.source].detach())
         pasted.setdefault(decoy.image, []).append(
@@ -242,7 +244,27 @@ def _decoy_pastes(
                 PastedObject(patch.rectangle, patch.mask, label=None, full_area=0.0),
             )
         )
+    dropped["decoy_without_background"] += len(decoys) - sum(map(len, pasted.values()))
     return pasted
+
+
+def _decoy_places(
+    decoys: Sequence[Decoy], images: Sequence[Tensor], targets: Sequence[Target], surface: Surface
+) -> list[Tensor | None]:
+    """For each decoy the first of its transforms under which it hides no object, or ``None``."""
+    ranges = surface.config.ranges
+    places: list[Tensor | None] = []
+    for decoy in decoys:
+        image = images[decoy.image]
+        count = len(decoy.units)
+        frames = [(image.shape[-2], image.shape[-1])] * count
+        geometry = paste_geometry([decoy.foreground] * count, [False] * count, frames, decoy.units)
+        maps = affine_maps(ranges.physical(decoy.units), geometry, ranges.keep_inside)
+        rectangles = covered_rectangles(*maps, frames, surface.config.edge_sigma)
+        boxes = targets[decoy.image]["boxes"].tolist()
+        free = (unit for unit, place in zip(decoy.units, rectangles, strict=True) if not _meets_object(place, boxes))
+        places.append(next(free, None))
+    return places
 
 
 def _free_background(rectangle: Rectangle, decoy: Decoy, source: Tensor, target: Target) -> Rectangle | None:
@@ -255,16 +277,18 @@ def _free_background(rectangle: Rectangle, decoy: Decoy, source: Tensor, target:
     for x, y in decoy.corners:
         left, top = round(x * free_columns), round(y * free_rows)
         place = Rectangle(top, left, top + height, left + width)
-        if not _shows_object(place, boxes):
+        if not _meets_object(place, boxes):
             return place
     return None
 
 
-def _shows_object(rectangle: Rectangle, boxes: Sequence[Sequence[float]]) -> bool:
+def _meets_object(rectangle: Rectangle, boxes: Sequence[Sequence[float]]) -> bool:
+    """Whether the rectangle and a box share more than a tenth of either."""
+    area = max((rectangle.bottom - rectangle.top) * (rectangle.right - rectangle.left), 1)
     for left, top, right, bottom in boxes:
         width = min(right, rectangle.right) - max(left, rectangle.left)
         height = min(bottom, rectangle.bottom) - max(top, rectangle.top)
-        share = max(width, 0) * max(height, 0) / ((right - left) * (bottom - top))
-        if share > _DECOY_OBJECT_SHARE:
+        shared = max(width, 0) * max(height, 0)
+        if shared > _DECOY_OBJECT_SHARE * min((right - left) * (bottom - top), area):
             return True
     return False

@@ -57,14 +57,14 @@ class Decoy:
         image: the image it goes on.
         source: the image its pixels come from.
         foreground: the cut-out whose shape it has.
-        unit: float ``[P]``, its transform in the unit cube, always uniform.
+        units: float ``[n, P]``, transforms in the unit cube in the order of preference, always uniform.
         corners: float pairs in [0, 1], where in the source its pixels may lie, in the order of preference.
     """
 
     image: int
     source: int
     foreground: Foreground
-    unit: Tensor
+    units: Tensor
     corners: list[tuple[float, float]]
 
 
@@ -98,9 +98,9 @@ def draw_layout(
 def _draw_decoy(bank: ForegroundBank, image: int, sources: Sequence[int], generator: torch.Generator) -> Decoy:
     index = int(torch.randint(len(bank), (1,), generator=generator))
     source = sources[int(torch.randint(len(sources), (1,), generator=generator))]
-    unit = torch.rand(len(PARAMETERS), generator=generator)
+    units = torch.rand(_DECOY_TRIES, len(PARAMETERS), generator=generator)
     corners = [(x, y) for x, y in torch.rand(_DECOY_TRIES, 2, generator=generator).tolist()]
-    return Decoy(image, source, bank[index], unit, corners)
+    return Decoy(image, source, bank[index], units, corners)
 
 
 def paste_geometry(

@@ -413,7 +413,7 @@ def test_twenty_objects_on_an_image_and_none_on_another() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_images_of_any_float_type_are_pasted_on_with_exact_coordinates(dtype: torch.dtype) -> None:
     image = torch.rand(3, 60, 80)
-    decoy = Decoy(0, 0, foreground_of(opaque_cutout(6, 8)), units(1, 5)[0], [(0.3, 0.4)])
+    decoy = Decoy(0, 0, foreground_of(opaque_cutout(6, 8)), units(1, 5), [(0.3, 0.4)])
     layout = layout_of([foreground_of(random_cutout(9, 7) ** 0.5, 0.3)], [0], [decoy])
     wanted = compose([image], [target_of()], layout, units(1), surface_of()).images[0]
     got = compose([image.to(dtype)], [target_of()], layout, units(1), surface_of()).images[0]
@@ -518,11 +518,10 @@ def coded_image(height: int, width: int) -> Tensor:
 
 
 def pasted_decoy(boxes: Sequence[Sequence[float]], corners: list[tuple[float, float]], seed: int) -> Composites:
-    """A decoy with pixels of a coded second image on a black first one, which has an object."""
-    decoy = Decoy(0, 1, foreground_of(opaque_cutout(12, 16), 0.3), units(1, seed)[0], corners)
+    """A decoy with pixels of a coded second image on a black first one."""
+    decoy = Decoy(0, 1, foreground_of(opaque_cutout(12, 16), 0.3), units(1, seed), corners)
     images = [torch.zeros(3, 50, 60), coded_image(45, 55)]
-    covered = target_of([[0.0, 0.0, 60.0, 50.0]])
-    targets = [covered, target_of(boxes)]
+    targets = [target_of(), target_of(boxes)]
     return compose(images, targets, layout_of([], [], [decoy]), units(0), surface_of(replace(STILL, rotation=(-9, 9))))
 
 
@@ -542,7 +541,7 @@ def test_a_decoy_shows_background_and_never_an_object_and_gets_no_label(
 ) -> None:
     composites = pasted_decoy(boxes, corners, seed)
     composite = composites.images[0]
-    assert composites.targets[0]["labels"].tolist() == [1]
+    assert composites.targets[0]["labels"].tolist() == []
     assert composites.pastes == [[], []]
     if composites.dropped["decoy_without_background"]:
         assert boxes
@@ -588,10 +587,25 @@ def test_a_decoy_takes_the_next_place_where_the_first_shows_an_object() -> None:
     assert not pasted_decoy([], [(0.0, 0.0)], 1).dropped
 
 
-def test_a_decoy_hides_what_it_covers() -> None:
-    decoy = Decoy(0, 1, foreground_of(opaque_cutout(12, 16), 0.6), torch.full((len(PARAMETERS),), 0.5), [(0.0, 0.0)])
-    images = [torch.zeros(3, 50, 60), coded_image(50, 60)]
-    targets = [target_of([[28.0, 23.0, 32.0, 27.0], [1.0, 1.0, 9.0, 9.0]]), target_of()]
-    composites = compose(images, targets, layout_of([], [], [decoy]), units(0), surface_of(STILL))
-    assert composites.targets[0]["boxes"].tolist() == [[1, 1, 9, 9]]
-    assert composites.dropped == {"occluded": 1}
+def landed(boxes: list[list[float]], places: Sequence[tuple[float, float]]) -> Composites:
+    """A decoy, white, that tries to land with its centre at the given shares of a black image with objects."""
+    tries = torch.full((len(places), len(PARAMETERS)), 0.5)
+    tries[:, PARAMETERS.index("translate_x")] = torch.tensor([x for x, _ in places])
+    tries[:, PARAMETERS.index("translate_y")] = torch.tensor([y for _, y in places])
+    decoy = Decoy(0, 1, foreground_of(opaque_cutout(12, 16), 0.3), tries, [(0.0, 0.0)])
+    images = [torch.zeros(3, 50, 60), torch.ones(3, 50, 60)]
+    targets = [target_of(boxes), target_of()]
+    return compose(images, targets, layout_of([], [], [decoy]), units(0), surface_of(STILL))
+
+
+def test_a_decoy_lands_beside_the_objects_in_the_first_place_that_hides_none() -> None:
+    middle = [[20.0, 15.0, 40.0, 35.0]]
+    for boxes in (middle, [[28.0, 23.0, 32.0, 27.0]], [[0.0, 0.0, 60.0, 50.0]]):
+        on_object = landed(boxes, [(0.5, 0.5)])
+        assert not on_object.images[0].any()
+        assert on_object.dropped == {"decoy_without_background": 1}
+    beside = landed(middle, [(0.5, 0.5), (0.0, 0.0), (1.0, 1.0)])
+    assert beside.images[0][:, :12, :16].amax() > 0.9
+    assert not beside.images[0][:, 15:, 20:].any()
+    assert beside.targets[0]["boxes"].tolist() == middle
+    assert not beside.dropped
