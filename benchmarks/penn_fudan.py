@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--iterations", type=int, default=400)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each")
     parser.add_argument("--terse", nargs="+", default=[], metavar="NAME=VALUE", help="settings of TerseConfig")
     parser.add_argument("--report", action="store_true", help="only read the runs that are there")
@@ -84,7 +85,7 @@ def _train(run: Run, args: argparse.Namespace) -> int:
     command += ["--penn-fudan", str(args.data), "--weights", str(args.weights)]
     command += ["--split", str(ROOT / "benchmarks" / "penn_fudan_split.json"), "--train-part", f"train_{run.images}"]
     command += ["--iterations", str(args.iterations), "--seed", str(run.seed), "--threads", "1"]
-    command += ["--out", str(folder)]
+    command += ["--out", str(folder), "--device", args.device]
     if run.arm != "none":
         command += ["--policy", run.arm, *(["--terse", *args.terse] if args.terse else [])]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
