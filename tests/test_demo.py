@@ -306,6 +306,18 @@ def test_names_at_the_ends_of_lines_do_not_overlap(demo):
     assert min(np.diff(heights)) >= 15
 
 
+def test_texts_in_a_picture_are_inside_and_apart(demo):
+    boxes = [(10.0, 2.0, 30.0, 30.0), (12.0, 4.0, 32.0, 34.0), (100.0, 60.0, 128.0, 128.0), (96.0, 58.0, 127.0, 120.0)]
+    objects = [_seen_object(demo, box, 0.5) for box in boxes]
+    own = demo.measurement.SeenObject(1, boxes[0], 0.5)
+    placed = demo.report.labels(demo.measurement.SeenImage(np.zeros((128, 128, 3), np.uint8), [own, *objects]))
+    assert [seen for _, _, seen in placed] == objects, "the image's own objects are not named"
+    for number, (x, y, _) in enumerate(placed):
+        assert 0 <= x <= 128 - 40
+        assert 9 <= y <= 128
+        assert all(abs(x - other[0]) >= 40 or abs(y - other[1]) >= 9 for other in placed[:number])
+
+
 def test_a_chart_of_nothing_but_zeros_can_be_drawn(demo):
     assert "<svg" in demo.charts.line_chart([demo.charts.Series("a", "a", [(1, 0.0)])], "title", "x", "y")
 

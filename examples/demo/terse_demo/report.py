@@ -13,7 +13,7 @@ from terse_aug import PARAMETERS
 from terse_demo import wording
 from terse_demo.charts import Series, bar_chart, line_chart
 from terse_demo.data import CLASSES
-from terse_demo.measurement import SeenImage
+from terse_demo.measurement import SeenImage, SeenObject
 from terse_demo.results import Results, cost, diversity, final
 from terse_demo.training import ArmResult
 
@@ -21,6 +21,8 @@ NAMES = {"none": "no pasting", "random": "random", "learned": "learned"}
 """How the arms are called in the report."""
 
 _JPEG_QUALITY = 93
+_LABEL_WIDTH, _LABEL_HEIGHT = 40.0, 9.0
+"""What the text "0: 0.00" takes in a picture, px of the image."""
 
 
 def render(results: Results, arms: Mapping[str, ArmResult]) -> str:
@@ -37,7 +39,7 @@ def render(results: Results, arms: Mapping[str, ArmResult]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(picture=picture, classes=CLASSES, names=NAMES)
+    environment.globals.update(picture=picture, labels=labels, classes=CLASSES, names=NAMES)
     return environment.get_template("report.html.jinja").render(
         results=results,
         headline=wording.headline(results),
@@ -107,6 +109,33 @@ def picture(image: SeenImage) -> Markup:
     if not done:
         raise ValueError(f"expected pixels uint8 [H, W, 3], got {image.pixels.dtype} {list(image.pixels.shape)}")
     return Markup("data:image/jpeg;base64,") + base64.b64encode(encoded.tobytes()).decode()
+
+
+def labels(image: SeenImage) -> list[tuple[float, float, SeenObject]]:
+    """Where the text of each object starts, x and y of its base line; clear of the other texts where there is room.
+
+    Composites name what was pasted; other images all their objects.
+    """
+    height, width = image.pixels.shape[:2]
+    placed: list[tuple[float, float, SeenObject]] = []
+    for seen in image.objects:
+        if image.pasted_scores and not seen.pasted:
+            continue
+        left, top, right, bottom = seen.box
+        candidates = [
+            (min(max(x, 0.0), width - _LABEL_WIDTH), y)
+            for y in (top - 2, bottom + _LABEL_HEIGHT - 1, bottom - 2, top + _LABEL_HEIGHT)
+            for x in (left, right - _LABEL_WIDTH)
+            if _LABEL_HEIGHT <= y <= height
+        ]
+        free = (place for place in candidates if not any(_collide(place, other) for other in placed))
+        x, y = next(free, candidates[0])
+        placed.append((x, y, seen))
+    return placed
+
+
+def _collide(one: tuple[float, float], other: tuple[float, float, SeenObject]) -> bool:
+    return abs(one[0] - other[0]) < _LABEL_WIDTH and abs(one[1] - other[1]) < _LABEL_HEIGHT
 
 
 def _curve(figures: Mapping[str, Any], value: Any) -> Sequence[tuple[float, float]]:

@@ -4,7 +4,7 @@ from terse_demo.results import Results, cost, diversity, final
 
 CLOSE = 1.0
 """AP; arms that differ by less are called equal."""
-CLOSE_MISSED = 2.0
+CLOSE_MISSED = 3.0
 """Percentage points; likewise for shares of missed objects."""
 COLLAPSED = 0.5
 """Diversity below this is called a collapse."""
@@ -59,11 +59,11 @@ def hardness(results: Results) -> str:
     )
     figures = f"on average over training it missed {learned:.0f} % of them, and {random:.0f} % of the same objects"
     if learned - random > CLOSE_MISSED:
-        start = "The learned policy places objects where the detector is weak:"
+        start = "The learned policy's objects are harder for the detector:"
     elif random - learned > CLOSE_MISSED:
-        start = "The learned policy places objects where the detector finds them more easily:"
+        start = "The learned policy's objects are easier for the detector:"
     else:
-        start = "The detector finds the learned policy's objects no harder than random ones:"
+        start = "The learned policy's objects are about as hard for the detector as random ones:"
     return f"{start} {figures} placed at random."
 
 
@@ -78,8 +78,12 @@ def spread(results: Results) -> str:
 def price(results: Results) -> str:
     """What a step costs more than without pasting."""
     base = cost(results, "none")
-    random, learned = (100 * (cost(results, arm) / base - 1) for arm in ("random", "learned"))
+    random, learned = (_more(100 * (cost(results, arm) / base - 1)) for arm in ("random", "learned"))
     return (
-        f"Against no pasting a training step took {random:+.0f} % CPU time with random and {learned:+.0f} % with "
-        "learned pasting; beside so small a detector that weighs more than beside a real one."
+        f"Against no pasting a training step took {random} CPU time with random and {learned} with learned pasting; "
+        "beside so small a detector that weighs more than beside a real one."
     )
+
+
+def _more(per_cent: float) -> str:
+    return f"{abs(per_cent):.0f} % {'less' if per_cent < 0 else 'more'}"
