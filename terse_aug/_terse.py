@@ -86,6 +86,7 @@ class Terse(nn.Module):
         self._target = (as_target(target),) if target is not None else ()
         self._check_labels()
         chosen = make_policy(policy, self.config, seed)
+        self._policy_name = policy if isinstance(policy, str) else None
         if chosen.needs_target and not self._target:
             raise ValueError(f"policy {policy!r} asks the detector: give Terse(target=detector)")
         self.adversary = Adversary(chosen, self.config, seed, self.pixels)
@@ -169,13 +170,16 @@ class Terse(nn.Module):
         Args:
             images: as in :meth:`forward`.
             targets: as in :meth:`forward`.
-            policy: another policy than the one in use.
+            policy: another policy than the one in use; the name of the one in use is that one.
             seed: what is drawn is a function of it alone.
 
         Returns:
             Composites with a record of every paste.
+
+        Raises:
+            ValueError: ``policy`` is the name of one that learns and is not in use: it would be an untrained one.
         """
-        chosen = self.policy if policy is None else make_policy(policy, self.config, self.seed).to(self._anchor.device)
+        chosen = self._another(policy)
         images, targets, usable, dropped = self._door(images, targets)
         generator = generator_for(self.seed, "compose", seed)
         with torch.no_grad():
@@ -199,6 +203,14 @@ class Terse(nn.Module):
     def _load_from_state_dict(self, *arguments: Any, **more: Any) -> None:
         self._turns.clear()  # they are of the run before
         super()._load_from_state_dict(*arguments, **more)
+
+    def _another(self, policy: str | Policy | None) -> Policy:
+        if policy is None or policy == self._policy_name:
+            return self.policy
+        chosen = make_policy(policy, self.config, self.seed)
+        if chosen.learns and not isinstance(policy, Policy):
+            raise ValueError(f"policy {policy!r} has learned nothing here: hand over a trained Policy, or None")
+        return chosen.to(self._anchor.device)
 
     def _composites(self, images: Sequence[Tensor] | Tensor, targets: Sequence[Target]) -> Composites:
         images, targets, usable, dropped = self._door(images, targets)

@@ -331,3 +331,15 @@ class HalfWay(Policy):
 
     def objective(self, proposal: Proposal, gradients: tuple[Tensor, ...]) -> Tensor:
         return -(gradients[0] * proposal.outputs[0]).sum() / len(proposal.unit)
+
+
+def test_a_policy_asked_for_by_name_is_the_one_in_use_and_never_an_untrained_one(tiny_bank: ForegroundBank) -> None:
+    learned = Terse(tiny_bank, "learned", image_probability=1.0)
+    with torch.no_grad():
+        learned.policy.synthesizer.regressor.bias.fill_(2.0)  # type: ignore[union-attr]
+    named, own, random = (learned.compose(*make_batch(), policy=policy) for policy in ("learned", None, "random"))
+    for image, same, other in zip(named.images, own.images, random.images, strict=True):
+        assert torch.equal(image, same)
+        assert not torch.equal(image, other)
+    with pytest.raises(ValueError, match="'learned' has learned nothing here"):
+        Terse(tiny_bank, "random").compose(*make_batch(), policy="learned")
