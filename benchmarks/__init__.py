@@ -1,0 +1,1 @@
+"""Measurements of terse-aug. Each module is a command: ``python -m benchmarks.composite --json figures.json``."""

@@ -1,0 +1,168 @@
+"""What terse-aug adds to a training step of a torchvision detector: none, random, learned with k = 1 and k = 4.
+
+``python -m benchmarks.step --json F [--cycles 10] [--detector mobilenet]``
+
+One Faster R-CNN at 320 px on batches of four images, with boxes only, as most detection data are; ``Terse`` has its
+default settings. All arms train the same detector with a learning rate of 0, so that all have the same work, and take
+turns step by step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.models import detection
+
+from benchmarks._scenes import make_cutout, make_picture, write_bank
+from benchmarks._timing import Summary, Times, interleaved, show, surroundings, write_json
+from terse_aug import Terse
+from terse_aug.bank import ForegroundBank
+
+CYCLE = 4
+"""Steps in which ``learned_k4`` moves once; the mean over whole cycles counts."""
+
+_OBJECTS = 3
+_BATCHES = 4
+_CUTOUTS = 32
+_SOURCE_SIDE = 640  # of the photographs that the cut-outs come from
+_MAKERS = {
+    "mobilenet": detection.fasterrcnn_mobilenet_v3_large_320_fpn,
+    "resnet50": detection.fasterrcnn_resnet50_fpn,
+}
+
+Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark with the arguments of the command line."""
+    options = _options(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    model = _MAKERS[options.detector](
+        weights=None, weights_backbone=None, num_classes=3, min_size=options.side, max_size=options.side
+    ).train()
+    batches = _batches(options.side, options.batch)
+    with tempfile.TemporaryDirectory() as folder:
+        steps = _steps(model, _bank(Path(folder)))
+        arms = {name: (lambda turn: (turn, batches[turn % len(batches)]), step) for name, step in steps.items()}
+        times = interleaved(arms, CYCLE * options.cycles, CYCLE * options.warmup)
+    inside = {name: step.terse_seconds() for name, step in steps.items()}
+    _report(times, inside, options)
+
+
+class _Step:
+    """A training step with or without ``Terse``."""
+
+    def __init__(self, model: nn.Module, terse: Terse | None) -> None:
+        self._model, self._terse = model, terse
+        self._optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+        self._calls = 0
+
+    def __call__(self, prepared: tuple[int, Batch]) -> None:
+        turn, (images, targets) = prepared
+        torch.manual_seed(turn)  # the detector's own sampling is then the same in every arm
+        if self._terse is not None:
+            images, targets = self._terse(images, targets)
+        losses = self._model(images, targets)
+        torch.stack(list(losses.values())).sum().backward()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        if self._terse is not None:
+            self._terse.step(losses)
+        self._calls += 1
+
+    def terse_seconds(self) -> float:
+        """Seconds a step inside ``Terse``, by its own clock."""
+        return 0.0 if self._terse is None else self._terse.seconds / max(self._calls, 1)
+
+
+def _steps(model: nn.Module, bank: ForegroundBank) -> dict[str, _Step]:
+    return {
+        "none": _Step(model, None),
+        "random": _Step(model, Terse(bank, policy="random")),
+        "learned_k1": _Step(model, Terse(bank, policy="learned", move_every=1)),
+        "learned_k4": _Step(model, Terse(bank, policy="learned", move_every=CYCLE)),
+        "hard_random": _Step(model, Terse(bank, policy="hard-random", target=model)),
+    }
+
+
+def _batches(side: int, size: int) -> list[Batch]:
+    generator = np.random.default_rng(0)
+    batches: list[Batch] = []
+    for _ in range(_BATCHES):
+        pictures = [make_picture(side, _OBJECTS, generator) for _ in range(size)]
+        images = [torch.from_numpy(picture.image).permute(2, 0, 1).contiguous().float() / 255 for picture in pictures]
+        targets = [
+            {"boxes": torch.from_numpy(picture.boxes), "labels": torch.from_numpy(picture.labels)}
+            for picture in pictures
+        ]
+        batches.append((images, targets))
+    return batches
+
+
+def _bank(folder: Path) -> ForegroundBank:
+    """Cut-outs as a data set of photographs gives them: of all sizes, most of them larger than they will be shown."""
+    generator = np.random.default_rng(1)
+    radii = _SOURCE_SIDE * np.exp(generator.uniform(np.log(0.03), np.log(0.2), _CUTOUTS))
+    return write_bank(folder / "step.bank", [make_cutout(radius, generator) for radius in radii], _SOURCE_SIDE)
+
+
+def _cycle_mean(seconds: Sequence[float]) -> float:
+    """Mean over the places of a cycle of the median at each place: a mean that outliers do not move."""
+    return float(np.median(np.reshape(seconds, (-1, CYCLE)), axis=0).mean())
+
+
+def _report(times: dict[str, Times], inside: dict[str, float], options: argparse.Namespace) -> None:
+    wall = {name: _cycle_mean(arm.wall) for name, arm in times.items()}
+    processor = {name: _cycle_mean(arm.processor) for name, arm in times.items()}
+    ratios = {name: round(value / wall["none"], 4) for name, value in wall.items() if name != "none"}
+    by_processor = {name: round(value / processor["none"], 4) for name, value in processor.items() if name != "none"}
+    spread = {name: Summary.of(arm.wall) for name, arm in times.items()}
+    rows = [
+        (
+            name,
+            f"{1e3 * value:.1f}",
+            f"{spread[name].low:.1f} to {spread[name].high:.1f}",
+            f"{1e3 * inside[name]:.1f}",
+            f"{ratios.get(name, 1.0):.3f}",
+            f"{by_processor.get(name, 1.0):.3f}",
+        )
+        for name, value in wall.items()
+    ]
+    title = f"{options.detector}, {options.side} px, batch {options.batch}, {options.cycles} cycles of {CYCLE} steps"
+    show(title, ("", "ms per step", "quartiles", "in Terse", "ratio", "ratio, processor"), rows)
+    content: dict[str, Any] = {
+        "ratios": ratios,
+        "processor_ratios": by_processor,
+        "seconds_per_step": {name: round(value, 6) for name, value in wall.items()},
+        "seconds_in_terse": {name: round(value, 6) for name, value in inside.items()},
+        "spread_ms": {name: summary.spread() for name, summary in spread.items()},
+        "detector": options.detector,
+        "side": options.side,
+        "batch": options.batch,
+    }
+    write_json(options.json, content | surroundings())
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
+    parser.add_argument("--json", metavar="F", help="write the figures there")
+    parser.add_argument("--detector", choices=sorted(_MAKERS), default="mobilenet", help="default mobilenet")
+    parser.add_argument("--side", type=int, default=320, help="side of the images, pixels (default 320)")
+    parser.add_argument("--batch", type=int, default=4, help="images per step (default 4)")
+    parser.add_argument("--cycles", type=int, default=10, help=f"timed cycles of {CYCLE} steps (default 10)")
+    parser.add_argument("--warmup", type=int, default=1, help="cycles before that (default 1)")
+    parser.add_argument("--threads", type=int, default=0, help="torch's threads (default: all cores)")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()
