@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torchvision.models import detection
 
 from terse_aug import ForegroundBank, Terse
+from terse_aug._random import isolated_global_rng
 from terse_aug.policies import POLICIES
 from terse_aug.targets import TargetModel, TorchvisionDetector, as_target
 
@@ -70,6 +71,25 @@ def test_a_detector_trains_and_its_gradient_reaches_a_policy_that_learns(
     assert all_equal(before, parameters_of(terse)) is (policy != "learned")
     assert terse.metrics()["moves"] == (STEPS if policy == "learned" else 0)
     assert terse.metrics()["extra_forwards"] == (2 * 2 * STEPS if policy == "hard-random" else 0)
+
+
+@pytest.mark.parametrize("name", ["ssd300_vgg16", "ssdlite320_mobilenet_v3_large"])
+def test_torchvisions_own_large_models_reach_a_policy_that_learns(name: str, tiny_bank: ForegroundBank) -> None:
+    with isolated_global_rng(0):
+        detector = getattr(detection, name)(weights=None, weights_backbone=None, num_classes=3)
+    detector.train()
+    optimizer = torch.optim.SGD(detector.parameters(), lr=1e-4)
+    terse = Terse(tiny_bank, "learned", target=detector, move_every=1, **EVERY_IMAGE)
+    before = parameters_of(terse)
+    for seed in range(2):
+        images, targets = terse(*batch_for("ssd", seed))
+        losses = detector(images, targets)
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        terse.step(losses)
+    assert terse.metrics()["moves"] == 2
+    assert not all_equal(before, parameters_of(terse))
 
 
 # --- a pass through the target leaves no trace ----------------------------------------------------------------------
