@@ -179,7 +179,9 @@ def test_wrong_places(tmp_path: Path) -> None:
 
 
 ENDLESS = """if True:
+    import signal
     import sys
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs us in the background may have it ignored
     sys.path.insert(0, sys.argv[2])
     from bank_samples import CATEGORIES, make_foreground
     from terse_aug.bank import BankWriter
