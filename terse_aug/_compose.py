@@ -16,7 +16,7 @@ from torch import Tensor
 
 from terse_aug._compositor import Patch, Rectangle, blend, covered_rectangles, render
 from terse_aug._config import TerseConfig
-from terse_aug._labels import PastedObject, correct_target
+from terse_aug._labels import PastedObject, correct_target, count_pixels
 from terse_aug._layout import Decoy, Layout, cutout_tensor, paste_geometry
 from terse_aug._pixels import PixelFormat
 from terse_aug._sample import Target
@@ -131,21 +131,39 @@ def _paste(layout: Layout, row: int, unit: Tensor, target_row: int | None) -> Pa
 def _object_pastes(
     layout: Layout, images: Sequence[Tensor], unit: Tensor, surface: Surface, dropped: Counter[str]
 ) -> dict[int, tuple[Patch, PastedObject]]:
-    """Patches and label information of the pastes that show anything, by row of the layout."""
+    """Patches and label information of the pastes that show anything, by row of the layout.
+
+    A paste so thin that its edge is all there is of it is left out: it would be seen and have no label.
+    """
     frames = [(images[number].shape[-2], images[number].shape[-1]) for number in layout.image_of]
     warps = _warp(layout.foregrounds, layout.mirrored, frames, unit, surface, dropped)
     pasted = {}
     for row, (patch, matrix, centre) in warps.items():
         foreground = layout.foregrounds[row]
-        (a, b), (c, d) = matrix.tolist()
-        determinant = abs(a * d - b * c)
-        opaque = int(np.count_nonzero(foreground.rgba[:, :, 3] > 127))
+        shown = count_pixels(patch.mask[None])[0]
+        if not shown:
+            dropped["paste_too_small"] += 1
+            continue
+        area = _uncut_area(foreground, matrix, shown) if _at_border(patch.rectangle, frames[row]) else shown
         keypoints = _map_keypoints(foreground, layout.mirrored[row], matrix, centre, surface)
         pasted[row] = (
             patch,
-            PastedObject(patch.rectangle, patch.mask, foreground.label, determinant * opaque, keypoints),
+            PastedObject(patch.rectangle, patch.mask, foreground.label, area, keypoints),
         )
     return pasted
+
+
+def _at_border(rectangle: Rectangle, frame: tuple[int, int]) -> bool:
+    height, width = frame
+    return rectangle.top == 0 or rectangle.left == 0 or rectangle.bottom == height or rectangle.right == width
+
+
+def _uncut_area(foreground: Foreground, matrix: Tensor, shown: int) -> float:
+    """Pixels that a paste which the frame may cut would show without it; at least those that it does show."""
+    (a, b), (c, d) = matrix.tolist()
+    opaque = int(np.count_nonzero(foreground.rgba[:, :, 3] > 127))
+    determinant: float = abs(a * d - b * c)
+    return max(determinant * opaque, float(shown))
 
 
 def _warp(

@@ -51,9 +51,12 @@ class TerseConfig:
 
     def __post_init__(self) -> None:
         for name in ("objects", "decoys"):
-            low, high = getattr(self, name)
-            if not (0 <= low <= high <= 20):
-                raise ValueError(f"{name}: expected 0 <= low <= high <= 20, got ({low}, {high})")
+            value = getattr(self, name)
+            pair = isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(n, int) for n in value)
+            if not (pair and 0 <= value[0] <= value[1] <= 20):
+                raise ValueError(f"{name}: expected whole numbers (low, high), 0 <= low <= high <= 20, got {value!r}")
+        if not isinstance(self.ranges, TransformRanges):
+            raise ValueError(f"ranges: expected TransformRanges, got {self.ranges!r}")
         for name in ("image_probability", "mirror_probability", "min_visibility"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
@@ -61,8 +64,8 @@ class TerseConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: expected a share within [0, 1), got {self.dropout}")
         for name in ("edge_sigma", "temperature", "discriminator_weight", "min_side"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: expected a value of at least 0, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}: expected a finite value of at least 0, got {getattr(self, name)}")
         for name in ("candidates", "move_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")

@@ -207,19 +207,26 @@ def _pasted_keypoints(keypoints: Tensor, pastes: Sequence[PastedObject], size: t
 def _hide_originals(
     grown: Target, count: int, size: tuple[int, int], frame: Rectangle, front: Tensor
 ) -> dict[int, _View]:
-    """Take the covered pixels from the first ``count`` objects, masks in place; the views of those touched."""
+    """Take the covered pixels from the first ``count`` objects, masks in place; the views of those touched.
+
+    An object whose mask is empty, as some data sets write a missing one, counts like one without a mask.
+    """
     covered = front >= 0
     if "masks" in grown:
         region = frame.of(grown["masks"][:count])
-        hidden = _counts(region.bool() & covered)
+        hidden = count_pixels(region.bool() & covered)
         touched = [row for row, pixels in enumerate(hidden) if pixels]
         if touched:
             free = (~covered).to(region.dtype)
             for row in touched:
                 region[row].mul_(free)
-        return {row: _mask_view(grown["masks"][row], hidden[row]) for row in touched}
-    views = {}
-    for row, box in enumerate(grown["boxes"][:count].tolist()):
+        views = {row: _mask_view(grown["masks"][row], hidden[row]) for row in touched}
+        unmasked = [row for row, pixels in enumerate(hidden) if not pixels and not bool(grown["masks"][row].any())]
+    else:
+        views, unmasked = {}, list(range(count))
+    boxes = grown["boxes"][:count].tolist() if unmasked else []
+    for row in unmasked:
+        box = boxes[row]
         view = _box_view(box, _pixels_of(box, size), frame, covered)
         if view is not None:
             views[row] = view
@@ -288,7 +295,7 @@ def _bounds(mask: Tensor) -> tuple[tuple[int, int, int, int], int]:
     return (left, top, right, bottom), int(mask[top:bottom, left:right].sum())
 
 
-def _counts(masks: Tensor) -> list[int]:
+def count_pixels(masks: Tensor) -> list[int]:
     """The number of pixels that are set in each of bool ``[n, h, w]``."""
     if masks.device.type == "cpu":  # a sum of bool there goes through int64
         return [int(np.count_nonzero(mask)) for mask in masks.numpy()]

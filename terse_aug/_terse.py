@@ -383,6 +383,7 @@ def _full_precision(device: torch.device) -> torch.autocast:
 
 
 def _translated(bank: ForegroundBank, classes: Sequence[str] | Mapping[str, int]) -> ForegroundBank:
+    # Torchvision's labels begin at 1. To leave categories out, relabel the bank before: bank.relabel(...).
     return bank.relabel(classes) if isinstance(classes, Mapping) else bank.relabel(classes, offset=1)
 
 

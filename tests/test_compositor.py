@@ -609,3 +609,20 @@ def test_a_decoy_lands_beside_the_objects_in_the_first_place_that_hides_none() -
     assert not beside.images[0][:, 15:, 20:].any()
     assert beside.targets[0]["boxes"].tolist() == middle
     assert not beside.dropped
+
+
+def test_what_is_too_thin_for_a_label_is_not_drawn_either() -> None:
+    image, thin = torch.zeros(3, 50, 60), foreground_of(opaque_cutout(40, 1), 0.4)
+    composites = compose([image], [target_of()], layout_of([thin], [0]), units(1, 3), surface_of(STILL, min_side=1.0))
+    assert not composites.images[0].any()
+    assert composites.dropped == {"paste_too_small": 1}
+
+
+@pytest.mark.parametrize("side", [4, 6, 20])
+def test_a_paste_that_nothing_covers_is_fully_visible(side: int) -> None:
+    image, middle = torch.zeros(3, 64, 64), torch.full((1, len(PARAMETERS)), 0.5)
+    foreground = foreground_of(opaque_cutout(side, side), side / 64)
+    surface = surface_of(STILL, min_visibility=1.0)
+    composites = compose([image], [target_of()], layout_of([foreground], [0]), middle, surface)
+    assert composites.images[0].amax() > 0.5
+    assert composites.pastes[0][0].row == 0

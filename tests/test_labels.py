@@ -433,3 +433,16 @@ def test_cuda_equals_cpu(scene: Scene) -> None:
     assert (on_cuda.rows, on_cuda.dropped) == (on_cpu.rows, on_cpu.dropped)
     for name, value in on_cpu.target.items():
         torch.testing.assert_close(on_cuda.target[name].cpu(), value)
+
+
+def test_an_object_whose_mask_is_empty_counts_as_filling_its_box() -> None:
+    target = {
+        "boxes": torch.tensor([[1.0, 1.0, 5.0, 5.0], [6.0, 1.0, 10.0, 5.0]]),
+        "labels": torch.tensor([1, 2]),
+        "masks": torch.zeros(2, 8, 12, dtype=torch.bool),
+    }
+    cover = PastedObject(Rectangle(0, 0, 8, 6), torch.ones(8, 6, dtype=torch.bool), 3, 48.0)
+    correction = correct_target(target, (8, 12), [cover], 0.25)
+    assert correction.target["labels"].tolist() == [2, 3]
+    assert correction.target["boxes"][0].tolist() == [6, 1, 10, 5]
+    assert correction.dropped == {"occluded": 1}

@@ -404,12 +404,16 @@ def test_an_unknown_setting_is_refused_with_the_names_of_all(tiny_bank: Foregrou
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"objects": (3, 1)}, r"objects: expected 0 <= low <= high <= 20, got \(3, 1\)"),
+        ({"objects": (3, 1)}, r"objects: expected whole numbers .low, high., 0 <= low <= high <= 20, got \(3, 1\)"),
         ({"image_probability": 1.5}, r"image_probability: expected a share within \[0, 1\], got 1.5"),
-        ({"temperature": -1.0}, r"temperature: expected a value of at least 0, got -1.0"),
+        ({"temperature": -1.0}, r"temperature: expected a finite value of at least 0, got -1.0"),
         ({"move_every": 0}, r"move_every: expected at least 1, got 0"),
         ({"learning_rate": 0.0}, r"learning_rate: expected a value above 0, got 0.0"),
         ({"temperature": float("nan")}, r"temperature: expected"),
+        ({"edge_sigma": float("inf")}, r"edge_sigma: expected a finite value"),
+        ({"objects": 3}, r"objects: expected whole numbers .low, high.,.* got 3"),
+        ({"objects": (1.5, 3)}, r"objects: expected whole numbers"),
+        ({"ranges": None}, r"ranges: expected TransformRanges, got None"),
         ({"learning_rate": float("nan")}, r"learning_rate: expected"),
         ({"max_gradient_norm": float("nan")}, r"max_gradient_norm: expected"),
     ],

@@ -53,7 +53,7 @@ def mapped_labels(
 def unknown_advice(some_known: bool) -> str:
     """What to do about categories that the detector lacks."""
     if some_known:
-        return 'Add them to the detector, or leave their cut-outs out with unknown="drop"'
+        return 'Add them to the detector, or leave their cut-outs out with bank.relabel(..., unknown="drop")'
     return 'None of the bank\'s categories would be left, so unknown="drop" cannot help: check the names'
 
 

@@ -149,7 +149,7 @@ def as_coco(images: Sequence[LabelledImage]) -> dict[str, Any]:
 
 
 def build_bank(annotations: Path, images: Path, bank: Path) -> BuildReport:
-    """Cut the digits out of the training images: `terse-aug bank coco` does the same on a command line."""
+    """Cut the digits out of the training images: `terse-aug bank build coco` does it on a command line."""
     return build_from_coco(annotations, images, bank, rules=CutRules(min_area=40, min_side=4), overwrite=True)
 
 

@@ -39,13 +39,20 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
         if not separator:
             raise SystemExit(f"--terse expects NAME=VALUE, got {item!r}")
         try:
-            numbers = [float(part) if "." in part else int(part) for part in text.split(",")]
+            numbers = [_number(part) for part in text.split(",")]
         except ValueError:
             raise SystemExit(f"--terse {name}: expects a number or LOW,HIGH, got {text!r}") from None
         value = numbers[0] if len(numbers) == 1 else tuple(numbers)
         owner = ranges if name.startswith("ranges.") else keywords
         owner[name.removeprefix("ranges.")] = value
     return keywords | ({"ranges": terse_aug.TransformRanges(**ranges)} if ranges else {})
+
+
+def _number(text: str) -> float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
 
 
 def open_bank(args: argparse.Namespace, training_set: DetectionDataset) -> terse_aug.ForegroundBank:
@@ -73,6 +80,8 @@ def probe_figures(
     terse: terse_aug.Terse, detector: nn.Module, dataset: DetectionDataset, count: int, batch_size: int
 ) -> dict[str, dict[str, Any]]:
     """How hard and how diverse composites are, by the policy in use and by the random one, on the same images."""
+    if not count:
+        return {}
     device = next(detector.parameters()).device
     order = torch.arange(count) % len(dataset)
     batches = []
@@ -86,8 +95,8 @@ def probe_figures(
         spread = found.spread
         figures[name] = {
             "objects": len(found.scores),
-            "missed share": found.missed_share,
-            "diversity": sum(spread.values()) / max(len(spread), 1),
+            "missed share": found.missed_share if len(found.scores) else None,
+            "diversity": sum(spread.values()) / len(spread) if spread else None,
             "spread": spread,
         }
     return figures
