@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     runs = [Run(images, arm, seed) for seed in args.seeds for images in args.train for arm in args.arms]
     missing = [run for run in runs if not (args.out / run.name / "done.json").exists()]
+    for run in set(runs) - set(missing):
+        _check_same(run, args)
     if not args.report:
         args.out.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(args.jobs) as pool:
@@ -95,6 +97,15 @@ def _train(run: Run, args: argparse.Namespace) -> int:
         os.replace(folder / "results.json", folder / "done.json")
         (folder / "checkpoint.pt").unlink(missing_ok=True)
     return code
+
+
+def _check_same(run: Run, args: argparse.Namespace) -> None:
+    """Refuse to mix a finished run with ones of other settings."""
+    done = json.loads((args.out / run.name / "done.json").read_text())["arguments"]
+    wanted = {"iterations": args.iterations} | ({"terse": list(args.terse)} if run.arm != "none" else {})
+    for name, value in wanted.items():
+        if done[name] != value:
+            raise SystemExit(f"{run.name} was run with {name} {done[name]}, not {value}; choose another --out")
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -99,6 +99,19 @@ def _expected_shape(name: str, boxes: Tensor, image: Tensor) -> tuple[int | str,
     return (count, 4) if name == "boxes" else (count,)
 
 
+def unknown_object_fields(target: Target) -> list[str]:
+    """Names of tensors that seem to have an entry per object, but are none of the fields that follow the pixels.
+
+    A target with a single object says nothing: an image's id has one entry, too.
+    """
+    count = len(target["boxes"])
+    return [
+        name
+        for name, value in target.items()
+        if name not in OBJECT_FIELDS and isinstance(value, Tensor) and value.ndim and len(value) == count > 1
+    ]
+
+
 def mend_boxes(target: Target, height: int, width: int) -> tuple[Target, Counter[str]]:
     """Clip boxes to the frame and leave out objects whose box holds no pixel.
 

@@ -20,7 +20,7 @@ from terse_aug._layout import Layout, describe_scene, draw_layout, plain_scene
 from terse_aug._ledger import Ledger
 from terse_aug._pixels import PixelFormat
 from terse_aug._random import generator_for
-from terse_aug._sample import Target, check_samples, mend_boxes
+from terse_aug._sample import OBJECT_FIELDS, Target, check_samples, mend_boxes, unknown_object_fields
 from terse_aug.bank import ForegroundBank
 from terse_aug.policies import Policy, Proposal, Scene, make_policy, uniform_proposal
 from terse_aug.targets import TargetModel, as_target
@@ -281,6 +281,12 @@ class Terse(nn.Module):
             targets[index], mended = mend_boxes(targets[index], image.shape[-2], image.shape[-1])
             dropped.update(mended)
         dropped = +dropped
+        for name in {name for target in targets for name in unknown_object_fields(target)}:
+            self._warn(
+                f"field {name}",
+                f"the field {name!r} seems to have an entry per object; it is handed through as it is and falls out "
+                f"of step with the objects. Fields that follow them are {', '.join(OBJECT_FIELDS)}",
+            )
         for reason, text in _DOOR_WARNINGS.items():
             if dropped[reason]:
                 self._warn(reason, text.format(dropped[reason]))

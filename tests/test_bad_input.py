@@ -317,3 +317,15 @@ def test_a_nan_loss_of_a_random_policy_is_counted_and_left_out_of_the_average(ti
     assert terse.metrics()["losses_not_finite"] == 1
     assert terse.metrics()["suspended"] == 0
     assert "loss" not in terse.metrics()
+
+
+def test_a_field_per_object_that_is_not_known_is_said_once(tiny_bank: ForegroundBank) -> None:
+    terse = Terse(tiny_bank, "random", **EVERY_IMAGE)
+    images, targets = make_batch(objects=3)
+    counts = [len(target["boxes"]) for target in targets]
+    assert max(counts) > 1
+    targets = [target | {"difficult": torch.zeros(len(target["boxes"]))} for target in targets]
+    with pytest.warns(TerseWarning, match="the field 'difficult' seems to have an entry per object; it is handed"):
+        _, pasted = terse(images, targets)
+    assert [len(target["difficult"]) for target in pasted] == counts
+    terse(images, [target | {"image_id": torch.tensor([5])} for target in targets])
