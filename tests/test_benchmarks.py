@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("rich")
 ROOT = Path(__file__).parents[1]
 
 

@@ -50,14 +50,14 @@ def with_flags(defaults: Settings, arguments: argparse.Namespace) -> Settings:
         ValueError: a value is outside its range, as the dataclass says.
     """
     changes: dict[str, Any] = {}
-    for setting in dataclasses.fields(defaults):  # type: ignore[arg-type]
+    for setting in dataclasses.fields(defaults):  # type: ignore[arg-type]  # mypy has no bound "any dataclass"
         value = getattr(defaults, setting.name)
         if dataclasses.is_dataclass(value):
             changes[setting.name] = with_flags(value, arguments)
         elif hasattr(arguments, setting.name):
             given = getattr(arguments, setting.name)
             changes[setting.name] = tuple(given) if isinstance(value, tuple) else given
-    return dataclasses.replace(defaults, **changes)  # type: ignore[type-var]
+    return dataclasses.replace(defaults, **changes)  # type: ignore[type-var]  # likewise
 
 
 def flat_settings(settings: Any) -> Iterator[tuple[str, Any, str]]:

@@ -151,7 +151,7 @@ def _coco_object(entry: dict[str, Any], number: int, fields: _CocoFields, size: 
     box = entry.get("bbox")
     if not _numbers(box, 4):
         raise Unusable("box is not x, y, width, height")
-    left, top, width, height = box  # type: ignore[misc]
+    left, top, width, height = box  # type: ignore[misc]  # _numbers has seen that it is a list of four
     identity = entry.get("id")
     row: dict[str, Any] = {
         "box": [float(left), float(top), float(left + width), float(top + height)],
