@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--iterations", type=int, default=400)
     parser.add_argument("--device", default="cpu", help="cpu, cuda")
+    parser.add_argument("--amp", action="store_true", help="mixed precision, in all arms")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each")
     parser.add_argument("--terse", nargs="+", default=[], metavar="NAME=VALUE", help="settings of TerseConfig")
     parser.add_argument("--report", action="store_true", help="only read the runs that are there")
@@ -87,7 +88,7 @@ def _train(run: Run, args: argparse.Namespace) -> int:
     command += ["--penn-fudan", str(args.data), "--weights", str(args.weights)]
     command += ["--split", str(ROOT / "benchmarks" / "penn_fudan_split.json"), "--train-part", f"train_{run.images}"]
     command += ["--iterations", str(args.iterations), "--seed", str(run.seed), "--threads", "1"]
-    command += ["--out", str(folder), "--device", args.device]
+    command += ["--out", str(folder), "--device", args.device, *(["--amp"] if args.amp else [])]
     if run.arm != "none":
         command += ["--policy", run.arm, *(["--terse", *args.terse] if args.terse else [])]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -102,7 +103,9 @@ def _train(run: Run, args: argparse.Namespace) -> int:
 def _check_same(run: Run, args: argparse.Namespace) -> None:
     """Refuse to mix a finished run with ones of other settings."""
     done = json.loads((args.out / run.name / "done.json").read_text())["arguments"]
-    wanted = {"iterations": args.iterations} | ({"terse": list(args.terse)} if run.arm != "none" else {})
+    wanted = {"iterations": args.iterations, "amp": args.amp} | (
+        {"terse": list(args.terse)} if run.arm != "none" else {}
+    )
     for name, value in wanted.items():
         if done[name] != value:
             raise SystemExit(f"{run.name} was run with {name} {done[name]}, not {value}; choose another --out")

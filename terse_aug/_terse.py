@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,11 +15,12 @@ from terse_aug._adversary import Adversary, Turn
 from terse_aug._compose import Composites, Surface, compose
 from terse_aug._config import TerseConfig
 from terse_aug._distributed import rank
+from terse_aug._door import Admission, admit
 from terse_aug._layout import Layout, describe_scene, draw_layout, plain_scene
 from terse_aug._ledger import Ledger
 from terse_aug._pixels import PixelFormat
 from terse_aug._random import generator_for
-from terse_aug._sample import OBJECT_FIELDS, Target, check_samples, mend_boxes, unknown_object_fields
+from terse_aug._sample import Target
 from terse_aug.bank import ForegroundBank
 from terse_aug.policies import Policy, Proposal, Scene, make_policy, uniform_proposal
 from terse_aug.targets import TargetModel, as_target
@@ -180,14 +180,15 @@ class Terse(nn.Module):
             ValueError: ``policy`` is the name of one that learns and is not in use: it would be an untrained one.
         """
         chosen = self._another(policy)
-        images, targets, usable, dropped = self._door(images, targets)
+        batch = self._admit(images, targets)
+        images, targets = batch.images, batch.targets
         generator = generator_for(self.seed, "compose", seed)
         with torch.no_grad():
-            layout = draw_layout(self.bank, usable, self.config, generator)
+            layout = draw_layout(self.bank, batch.usable, self.config, generator)
             scene = self._scene(layout, images, targets, chosen)
             proposal = chosen.propose(scene, generator, learning=False)
             composites = _compose_exactly(images, targets, layout, proposal.unit, self._surface(images))
-        composites.dropped.update(dropped)
+        composites.dropped.update(batch.dropped)
         return composites
 
     def metrics(self) -> dict[str, float]:
@@ -213,7 +214,8 @@ class Terse(nn.Module):
         return chosen.to(self._anchor.device)
 
     def _composites(self, images: Sequence[Tensor] | Tensor, targets: Sequence[Target]) -> Composites:
-        images, targets, usable, dropped = self._door(images, targets)
+        batch = self._admit(images, targets)
+        images, targets = batch.images, batch.targets
         counts = self.ledger.counts
         generator = generator_for(self.seed, rank(), "paste", counts["calls"])
         learning = self._moves_now() and torch.is_grad_enabled()
@@ -221,7 +223,7 @@ class Terse(nn.Module):
             counts["dropped/graph"] += 1
             self._warn("no_gradient", _NO_GRADIENT)
         with torch.no_grad():
-            layout = draw_layout(self.bank, usable, self.config, generator)
+            layout = draw_layout(self.bank, batch.usable, self.config, generator)
             scene = self._scene(layout, images, targets, self.policy)
         proposal = self._propose(scene, generator, learning)
         with torch.set_grad_enabled(bool(proposal.leaves)):
@@ -229,7 +231,7 @@ class Terse(nn.Module):
         if proposal.leaves and any(composites.pastes):
             with _full_precision(images[0].device):
                 self._keep(self.adversary.begin(proposal, composites, images, targets))
-        composites.dropped.update(dropped)
+        composites.dropped.update(batch.dropped)
         self._record(layout, proposal, composites)
         return composites
 
@@ -265,32 +267,11 @@ class Terse(nn.Module):
     def _surface(self, images: Sequence[Tensor]) -> Surface:
         return Surface(self.config, self.pixels, self._mirror_keypoints, batched=images[0].is_cuda)
 
-    def _door(
-        self, images: Sequence[Tensor] | Tensor, targets: Sequence[Target]
-    ) -> tuple[list[Tensor], list[Target], list[bool], Counter[str]]:
-        """Check a batch; mend boxes; say which images can be pasted on and what was left out."""
-        images, targets = list(images), list(targets)
-        if not images:
-            raise ValueError("expected at least one image, got an empty batch")
-        check_samples(images, targets)
-        dropped: Counter[str] = Counter()
-        finite = torch.isfinite(torch.stack([image.detach().sum(dtype=torch.float32) for image in images]))
-        usable = finite.tolist()
-        dropped["image_not_finite"] = usable.count(False)
-        for index, image in enumerate(images):
-            targets[index], mended = mend_boxes(targets[index], image.shape[-2], image.shape[-1])
-            dropped.update(mended)
-        dropped = +dropped
-        for name in {name for target in targets for name in unknown_object_fields(target)}:
-            self._warn(
-                f"field {name}",
-                f"the field {name!r} seems to have an entry per object; it is handed through as it is and falls out "
-                f"of step with the objects. Fields that follow them are {', '.join(OBJECT_FIELDS)}",
-            )
-        for reason, text in _DOOR_WARNINGS.items():
-            if dropped[reason]:
-                self._warn(reason, text.format(dropped[reason]))
-        return images, targets, usable, dropped
+    def _admit(self, images: Sequence[Tensor] | Tensor, targets: Sequence[Target]) -> Admission:
+        batch = admit(images, targets)
+        for kind, text in batch.remarks.items():
+            self._warn(kind, text)
+        return batch
 
     def _record(self, layout: Layout, proposal: Proposal, composites: Composites) -> None:
         counts = self.ledger.counts
@@ -367,12 +348,6 @@ _NO_GRADIENT = (
     "no gradient reached the composites, so the adversary does not move: call backward() on the detector's loss "
     "before step(), call Terse outside torch.no_grad(), and hand the images on as Terse returned them"
 )
-
-_DOOR_WARNINGS = {
-    "image_not_finite": "{} image(s) with NaN or infinity: nothing is pasted on them",
-    "box_degenerate": "{} object(s) with a box without area or not finite: left out of the targets",
-    "box_outside": "{} object(s) with a box outside the image: left out of the targets",
-}
 
 
 def _compose_exactly(
