@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
-ARMS = ("none", "random", "hard-random", "learned")
+ARMS = ("none", "random", "hard-random", "learned", "critic")
 FIGURES = ("AP", "AP50", "AP75")
 
 

@@ -38,6 +38,8 @@ class Turn:
         realism_gradients: d(-log D) / d leaf, or empty without discriminator.
         real: crops of real objects ``[R, 3, CROP, CROP]``, or ``None``.
         composite: crops of pasted objects, detached, likewise.
+        composites: the batch, kept only for a policy that learns from hardness.
+        hardness: float ``[M]`` in [0, 1], NaN where not known; ``None`` until somebody has said.
     """
 
     proposal: Proposal
@@ -45,6 +47,8 @@ class Turn:
     realism_gradients: tuple[Tensor, ...] = ()
     real: Tensor | None = None
     composite: Tensor | None = None
+    composites: Composites | None = None
+    hardness: Tensor | None = None
 
 
 @dataclass
@@ -93,6 +97,8 @@ class Adversary(nn.Module):
             images: the batch before pasting.
             targets: likewise.
         """
+        if self.policy.learns_from == "hardness":
+            return Turn(proposal, len(images), composites=composites)
         turn = Turn(proposal, len(images))
         if self.discriminator is None or not composites.images:
             return turn
@@ -116,8 +122,15 @@ class Adversary(nn.Module):
         turn.composite = shown.detach()
         return turn
 
-    def move(self, turns: Sequence[Turn], loss_finite: bool, loss_scale: float, device: torch.device) -> Move:
-        """Ascend the detector's loss along the gradient that its backward left; every rank has to call it.
+    def move(
+        self,
+        turns: Sequence[Turn],
+        loss_finite: bool,
+        loss_scale: float,
+        device: torch.device,
+        generator: torch.Generator,
+    ) -> Move:
+        """Learn from the turns since the last move; every rank has to call it.
 
         Nothing moves on any rank unless everything is finite on all of them.
 
@@ -126,7 +139,40 @@ class Adversary(nn.Module):
             loss_finite: whether this rank's loss was finite.
             loss_scale: factor by which the backward's loss was scaled (a GradScaler's).
             device: of the parameters.
+            generator: of what a policy draws to learn.
         """
+        if self.policy.learns_from == "hardness":
+            return self._learn_hardness(turns, loss_finite, device, generator)
+        return self._ascend(turns, loss_finite, loss_scale, device)
+
+    def _learn_hardness(
+        self, turns: Sequence[Turn], loss_finite: bool, device: torch.device, generator: torch.Generator
+    ) -> Move:
+        """Let the policy remember and rehearse how hard its pastes were."""
+        assert self.policy_optimizer is not None
+        seen = [turn for turn in turns if turn.hardness is not None and not bool(turn.hardness.isnan().all())]
+        ranks_reached, ranks_failed = sum_over_ranks([float(bool(seen)), float(not loss_finite)], device)
+        if ranks_failed:
+            return Move(False, "not_finite")
+        if not ranks_reached:
+            return Move(False, "nothing_pasted")
+        figures: dict[str, float] = {}
+        for turn in seen:
+            assert turn.hardness is not None
+            self.policy.remember(turn.proposal, turn.hardness)
+            figures |= turn.proposal.metrics
+        for _ in range(self.policy.rehearsals):
+            self._forget()
+            objective = self.policy.rehearse(generator)
+            if objective is not None:
+                torch.autograd.backward(objective)
+            (ranks,) = sum_over_ranks([float(objective is not None)], device)
+            if not self._descend(self.policy, self.policy_optimizer, ranks, figures):
+                return Move(False, "not_finite", figures)
+        return Move(True, figures=figures)
+
+    def _ascend(self, turns: Sequence[Turn], loss_finite: bool, loss_scale: float, device: torch.device) -> Move:
+        """Ascend the detector's loss along the gradient that its backward left."""
         assert self.policy_optimizer is not None
         figures: dict[str, float] = {}
         reached, finite = self._accumulate(turns, loss_finite, loss_scale, figures)

@@ -38,6 +38,7 @@ class Paste:
         label: its class.
         unit: float ``[P]``, its transform in the unit cube, on the CPU.
         row: its row in the composite's target, or ``None`` where it got no label.
+        number: its row in the proposal.
     """
 
     index: int
@@ -45,6 +46,7 @@ class Paste:
     label: int
     unit: Tensor
     row: int | None
+    number: int
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def compose(
 
 def _paste(layout: Layout, row: int, unit: Tensor, target_row: int | None) -> Paste:
     foreground = layout.foregrounds[row]
-    return Paste(layout.indices[row], foreground.source, foreground.label, unit, target_row)
+    return Paste(layout.indices[row], foreground.source, foreground.label, unit, target_row, row)
 
 
 def _object_pastes(

@@ -5,7 +5,7 @@ Adapters and command lines are made from the fields of :class:`TerseConfig` and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from terse_aug._transforms import TransformRanges
@@ -37,7 +37,17 @@ class TerseConfig:
         (0, 1), "fewest and most decoys on a pasted image: background in an object's shape, without a label"
     )
     candidates: int = _setting(2, "hard-random: proposals per image of which the detector picks one")
-    move_every: int = _setting(4, "learned: the synthesizer moves every this many iterations")
+    move_every: int = _setting(4, "critic, learned: the policy moves every this many iterations")
+    critic_candidates: int = _setting(8, "critic: candidates of which its network picks one")
+    critic_temperature: float = _setting(
+        0.1, "critic: a candidate is picked with probability ~ exp(foretold hardness / this); higher is more random"
+    )
+    critic_held: tuple[str, ...] = _setting(
+        ("scale",),
+        "critic: transform parameters that it does not choose and that stay as diverse as random ones; small things "
+        "are hard, and a critic that may choose the scale pastes little else",
+    )
+    critic_rehearsals: int = _setting(4, "critic: optimizer steps in a move, each on 64 remembered pastes")
     temperature: float = _setting(
         0.1,
         "learned: weight tau of KL(q || uniform), in units of the loss of an image; higher is more random",
@@ -66,9 +76,22 @@ class TerseConfig:
         for name in ("edge_sigma", "temperature", "discriminator_weight", "min_side"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}: expected a finite value of at least 0, got {getattr(self, name)}")
-        for name in ("candidates", "move_every"):
+        for name in ("candidates", "critic_candidates", "critic_rehearsals", "move_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "max_gradient_norm"):
+        for name in ("critic_temperature", "learning_rate", "max_gradient_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a value above 0, got {getattr(self, name)}")
+
+
+def replaced(config: TerseConfig, settings: dict[str, Any]) -> TerseConfig:
+    """A configuration with single settings replaced.
+
+    Raises:
+        ValueError: a setting that there is not, or a value outside its range.
+    """
+    known = [setting.name for setting in fields(TerseConfig)]
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise ValueError(f"unknown settings {unknown}; expected some of {known}")
+    return replace(config, **settings)

@@ -22,9 +22,8 @@ from terse_aug._sample import Target
 from terse_aug._transforms import PARAMETERS, PasteGeometry
 from terse_aug.bank import Foreground, ForegroundBank
 from terse_aug.policies import Scene
-from terse_aug.policies._base import THUMBNAIL
+from terse_aug.policies._base import FOREGROUND_FILL, THUMBNAIL
 
-_FOREGROUND_FILL = 0.9
 _DECOY_TRIES = 8
 
 
@@ -172,12 +171,7 @@ def describe_scene(layout: Layout, images: Sequence[Tensor], targets: Sequence[T
     backgrounds = torch.stack(
         [_background_thumbnail(image, target, pixels) for image, target in zip(images, targets, strict=True)]
     )
-    pictures = [
-        _foreground_thumbnail(foreground.rgba, flag)
-        for foreground, flag in zip(layout.foregrounds, layout.mirrored, strict=True)
-    ]
-    empty = np.zeros((0, THUMBNAIL, THUMBNAIL, 4), np.uint8)
-    foregrounds = torch.from_numpy(np.stack(pictures) if pictures else empty).permute(0, 3, 1, 2) / 255
+    foregrounds = foreground_pictures(layout.foregrounds, layout.mirrored)
     natural = []
     for foreground, image in zip(layout.foregrounds, layout.image_of, strict=True):
         height, width = images[image].shape[-2:]
@@ -202,6 +196,15 @@ def plain_scene(layout: Layout, image_count: int, device: torch.device) -> Scene
     )
 
 
+def foreground_pictures(foregrounds: Sequence[Foreground], mirrored: Sequence[bool]) -> Tensor:
+    """Cut-outs in the middle of pictures of one size, float ``[M, 4, THUMBNAIL, THUMBNAIL]`` in [0, 1], on the CPU."""
+    pictures = [
+        _foreground_thumbnail(foreground.rgba, flag) for foreground, flag in zip(foregrounds, mirrored, strict=True)
+    ]
+    empty = np.zeros((0, THUMBNAIL, THUMBNAIL, 4), np.uint8)
+    return torch.from_numpy(np.stack(pictures) if pictures else empty).permute(0, 3, 1, 2) / 255
+
+
 def _background_thumbnail(image: Tensor, target: Target, pixels: PixelFormat) -> Tensor:
     """RGB by area averaging and a map of the boxes of the objects in the image, ``[4, T, T]``."""
     small = F.adaptive_avg_pool2d(image.detach().float()[None], THUMBNAIL)[0]
@@ -217,7 +220,7 @@ def _background_thumbnail(image: Tensor, target: Target, pixels: PixelFormat) ->
 def _foreground_thumbnail(rgba: np.ndarray, mirrored: bool) -> np.ndarray:
     """The cut-out in the middle, its larger side filling nine tenths, uint8 ``[T, T, 4]``."""
     height, width = rgba.shape[:2]
-    factor = _FOREGROUND_FILL * THUMBNAIL / max(height, width)
+    factor = FOREGROUND_FILL * THUMBNAIL / max(height, width)
     size = (max(round(width * factor), 1), max(round(height * factor), 1))
     small = cv2.resize(rgba, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR)
     small = small[:, ::-1] if mirrored else small

@@ -39,7 +39,15 @@ COUNTERS = (
 )
 """Names of the counters, in the order in which they are saved."""
 
-AVERAGES = ("loss", "divergence", "realism", "discriminator_loss", "gradient_norm")
+AVERAGES = (
+    "loss",
+    "divergence",
+    "realism",
+    "discriminator_loss",
+    "gradient_norm",
+    "hardness",
+    "critic_correlation",
+)
 """Names of the running averages, in the order in which they are saved."""
 
 _AVERAGE_DECAY = 0.95

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 from terse_aug._adversary import Adversary, Turn
 from terse_aug._compose import Composites, Surface, compose
-from terse_aug._config import TerseConfig
+from terse_aug._config import TerseConfig, replaced
 from terse_aug._distributed import rank
 from terse_aug._door import Admission, admit
+from terse_aug._glimpse import glimpse_maker
+from terse_aug._hardness import ask_for_hardness, take_hardness
+from terse_aug._keypoints import mirror_order
 from terse_aug._layout import Layout, describe_scene, draw_layout, plain_scene
 from terse_aug._ledger import Ledger
 from terse_aug._pixels import PixelFormat
@@ -49,13 +52,14 @@ class Terse(nn.Module):
 
     Args:
         bank: the cut-outs.
-        policy: ``"random"``, ``"hard-random"``, ``"learned"``, or a :class:`~terse_aug.policies.Policy`.
+        policy: a name in :data:`terse_aug.policies.POLICIES`, or a :class:`~terse_aug.policies.Policy`.
         seed: of everything drawn; what is drawn is a function of (seed, rank, number of calls) and the global
             random state is left alone. The same seed gives the same adversary on every rank.
         classes: the detector's class names, from label 1 on, or a mapping from name to label; the bank's
             categories are translated by name. Without it the bank's category ids are the labels.
         target: the detector (a torchvision model, or a :class:`~terse_aug.targets.TargetModel`); needed by
-            ``hard-random`` only. It does not become a part of this module.
+            ``hard-random``, and by ``critic`` unless :meth:`observe` is called. It does not become a part of
+            this module.
         pixels: format of the host's images; by default RGB in [0, 1].
         config: settings; by default ``TerseConfig()``.
         settings: single settings that replace those of ``config``, e.g. ``objects=(1, 5)``.
@@ -78,7 +82,7 @@ class Terse(nn.Module):
         **settings: Any,
     ) -> None:
         super().__init__()
-        self.config = _configured(config or TerseConfig(), settings)
+        self.config = replaced(config or TerseConfig(), settings)
         self.bank = bank if classes is None else _translated(bank, classes)
         self.seed = seed
         self.pixels = pixels or PixelFormat()
@@ -91,7 +95,7 @@ class Terse(nn.Module):
             raise ValueError(f"policy {policy!r} asks the detector: give Terse(target=detector)")
         self.adversary = Adversary(chosen, self.config, seed, self.pixels)
         self.ledger = Ledger()
-        self._mirror_keypoints = _mirror_order(self.bank.keypoint_names)
+        self._mirror_keypoints = mirror_order(self.bank.keypoint_names)
         self._turns: list[Turn] = []
         self._warned: set[str] = set()
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)
@@ -153,10 +157,29 @@ class Terse(nn.Module):
             self.ledger.counts["suspended"] = int(self.policy.learns)
             self._warn("loss", f"the loss is {value}; {_SUSPENDED if self.policy.learns else 'it is left out'}")
         if self._moves_now():
+            if self.policy.learns_from == "hardness" and finite:
+                self._ask_for_hardness()
             self._move(finite, loss_scale)
         self._turns.clear()
         self.ledger.counts["iterations"] += 1
         self.seconds += time.perf_counter() - started
+
+    def observe(self, hardness: Sequence[Tensor]) -> None:
+        """Say how hard the objects of the last batch were, where the training says so for nothing.
+
+        For a policy that learns from hardness; without it, :meth:`step` asks the target, which costs a forward.
+        A classifier, for one, knows its probabilities from the training step itself. Call it between ``forward``
+        and ``step``.
+
+        Args:
+            hardness: for each image of the batch float ``[N]`` in [0, 1], one minus the model's probability of
+                each object in the targets that :meth:`forward` returned; NaN where it is not known.
+
+        Raises:
+            ValueError: not one value for each object.
+        """
+        if self._turns and self._turns[-1].composites is not None:
+            take_hardness(self._turns[-1], hardness)
 
     def compose(
         self,
@@ -218,7 +241,7 @@ class Terse(nn.Module):
         images, targets = batch.images, batch.targets
         counts = self.ledger.counts
         generator = generator_for(self.seed, rank(), "paste", counts["calls"])
-        learning = self._moves_now() and torch.is_grad_enabled()
+        learning = self._moves_now() and (torch.is_grad_enabled() or self.policy.learns_from == "hardness")
         if self._moves_now() and not learning:
             counts["dropped/graph"] += 1
             self._warn("no_gradient", _NO_GRADIENT)
@@ -228,7 +251,7 @@ class Terse(nn.Module):
         proposal = self._propose(scene, generator, learning)
         with torch.set_grad_enabled(bool(proposal.leaves)):
             composites = _compose_exactly(images, targets, layout, proposal.unit, self._surface(images))
-        if proposal.leaves and any(composites.pastes):
+        if learning and any(composites.pastes) and (proposal.leaves or proposal.memory):
             with _full_precision(images[0].device):
                 self._keep(self.adversary.begin(proposal, composites, images, targets))
         composites.dropped.update(batch.dropped)
@@ -246,6 +269,9 @@ class Terse(nn.Module):
             scene = describe_scene(layout, images, targets, self.pixels)
         else:
             scene = plain_scene(layout, len(images), images[0].device)
+        if policy.sees_glimpses:
+            glimpse = glimpse_maker(layout, images, targets, self._surface(images))
+            scene = dataclasses.replace(scene, glimpse=glimpse)
         if not policy.needs_target:
             return scene
         if not self._target:
@@ -296,6 +322,16 @@ class Terse(nn.Module):
     def _moves_now(self) -> bool:
         return self.policy.learns and self.ledger.counts["iterations"] % self.config.move_every == 0
 
+    def _ask_for_hardness(self) -> None:
+        """Ask the target about the composites of whose hardness nobody has told."""
+        if any(turn.hardness is None for turn in self._turns) and not self._target:
+            raise ValueError(
+                f"policy {self._policy_name or self.policy!r} learns from hardness: give Terse(target=detector), or "
+                "call observe() before step()"
+            )
+        if self._target:
+            self.ledger.counts["extra_forwards"] += ask_for_hardness(self._turns, self._target[0])
+
     def _keep(self, turn: Turn) -> None:
         """Remember a batch for the next step, but not without end if nobody calls it."""
         self._turns.append(turn)
@@ -305,9 +341,10 @@ class Terse(nn.Module):
             self._warn("step", f"Terse was called {_MOST_TURNS} times without step(); call it after backward()")
 
     def _move(self, loss_finite: bool, loss_scale: float) -> None:
-        with _full_precision(self._anchor.device):
-            move = self.adversary.move(self._turns, loss_finite, loss_scale, self._anchor.device)
         counts = self.ledger.counts
+        with _full_precision(self._anchor.device):
+            generator = generator_for(self.seed, rank(), "move", counts["iterations"])
+            move = self.adversary.move(self._turns, loss_finite, loss_scale, self._anchor.device, generator)
         if move.made:
             counts["moves"] += 1
             counts["suspended"] = 0
@@ -368,14 +405,6 @@ def _translated(bank: ForegroundBank, classes: Sequence[str] | Mapping[str, int]
     return bank.relabel(classes) if isinstance(classes, Mapping) else bank.relabel(classes, offset=1)
 
 
-def _configured(config: TerseConfig, settings: dict[str, Any]) -> TerseConfig:
-    known = [setting.name for setting in dataclasses.fields(TerseConfig)]
-    unknown = sorted(set(settings) - set(known))
-    if unknown:
-        raise ValueError(f"unknown settings {unknown}; expected some of {known}")
-    return dataclasses.replace(config, **settings)
-
-
 def _total(losses: Mapping[str, Tensor] | Tensor | float) -> float:
     parts = list(losses.values()) if isinstance(losses, Mapping) else [losses]
     for part in parts:
@@ -384,13 +413,3 @@ def _total(losses: Mapping[str, Tensor] | Tensor | float) -> float:
     # Added up before they are read: one wait for the device, however many losses.
     total = sum(part.detach().float() if isinstance(part, Tensor) else part for part in parts)
     return float(total)
-
-
-def _mirror_order(names: Sequence[str]) -> tuple[int, ...]:
-    """For each keypoint the index of its mirror image, by names with "left" and "right"."""
-    swapped = [_swap_sides(name) for name in names]
-    return tuple(names.index(name) if name in names else index for index, name in enumerate(swapped))
-
-
-def _swap_sides(name: str) -> str:
-    return name.replace("left", "\0").replace("right", "left").replace("\0", "right")

@@ -62,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             set_learning_rate(optimizer, rate)
 
             images, targets = to_device(images, targets, device)
-            images, targets = terse(images, targets)
             with torch.autocast(device.type, autocast_dtype(device), enabled=args.amp):
+                images, targets = terse(images, targets)
                 losses = detector(images, targets)
             scaler.scale(sum(losses.values())).backward()
             scaler.step(optimizer)

@@ -3,13 +3,21 @@
 from collections.abc import Callable
 
 from terse_aug._config import TerseConfig
-from terse_aug.policies._base import Policy, Proposal, Scene, uniform_proposal
+from terse_aug.policies._base import GLIMPSE, Glimpses, Policy, Proposal, Scene, uniform_proposal
+from terse_aug.policies._critic import CriticPolicy
 from terse_aug.policies._hard_random import HardRandomPolicy
 from terse_aug.policies._learned import LearnedPolicy, divergence_from_uniform
 from terse_aug.policies._random import RandomPolicy
 
 POLICIES: dict[str, Callable[[TerseConfig, int], Policy]] = {
     "random": lambda config, seed: RandomPolicy(),
+    "critic": lambda config, seed: CriticPolicy(
+        seed,
+        config.critic_candidates,
+        config.critic_temperature,
+        config.critic_held,
+        config.critic_rehearsals,
+    ),
     "hard-random": lambda config, seed: HardRandomPolicy(config.candidates),
     "learned": lambda config, seed: LearnedPolicy(seed, config.temperature, config.dropout),
 }
@@ -30,7 +38,10 @@ def make_policy(policy: str | Policy, config: TerseConfig, seed: int) -> Policy:
 
 
 __all__ = [
+    "GLIMPSE",
     "POLICIES",
+    "CriticPolicy",
+    "Glimpses",
     "HardRandomPolicy",
     "LearnedPolicy",
     "Policy",

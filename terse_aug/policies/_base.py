@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,27 @@ from terse_aug._transforms import PARAMETERS
 
 THUMBNAIL = 32
 """Side of the pictures that a policy sees, pixels."""
+FOREGROUND_FILL = 0.9
+"""Share of a cut-out's picture that its larger side fills."""
+GLIMPSE = 32
+"""Side of a glimpse, pixels."""
+GLIMPSE_CHANNELS = 6
+GLIMPSE_FIGURES = len(PARAMETERS) + 4
+
+
+@dataclass(frozen=True)
+class Glimpses:
+    """How candidates would look, small; see :mod:`terse_aug._glimpse`.
+
+    Attributes:
+        pictures: float ``[C, M, GLIMPSE_CHANNELS, GLIMPSE, GLIMPSE]`` in [0, 1]: RGB of a window around the paste
+            with the paste on it, its alpha, a map of the objects that are there already, and where the image is.
+        figures: float ``[C, M, GLIMPSE_FIGURES]`` in [-1, 1] or a little more: the transform, its centre and its
+            extent relative to the image.
+    """
+
+    pictures: Tensor
+    figures: Tensor
 
 
 @dataclass(frozen=True)
@@ -32,6 +54,8 @@ class Scene:
         foregrounds: float ``[M, 4, THUMBNAIL, THUMBNAIL]``, RGB in [0, 1] and alpha, the larger side filling
             nine tenths; likewise.
         natural_size: float ``[M, 2]``, width and height at scale 1 as fractions of the background's; likewise.
+        glimpse: how candidates, float ``[C, M, P]`` unit parameters, would look; only for policies with
+            ``sees_glimpses``.
         detector_loss: composes the scene with float ``[M, P]`` unit parameters and returns the detector's loss
             of each image ``[B]``, without gradients; ``None`` where Terse was given no target.
     """
@@ -42,6 +66,7 @@ class Scene:
     backgrounds: Tensor | None = None
     foregrounds: Tensor | None = None
     natural_size: Tensor | None = None
+    glimpse: Callable[[Tensor], Glimpses] | None = None
     detector_loss: Callable[[Tensor], Tensor] | None = None
 
 
@@ -54,6 +79,7 @@ class Proposal:
         log_density: float ``[M]``, log q(p) with respect to the uniform density on the unit cube.
         leaves: tensors at which the detector's backward leaves dLoss / d leaf, for :meth:`Policy.objective`.
         outputs: the tensors that the leaves are detached copies of, with the policy's own graph.
+        memory: what a policy that learns from hardness wants back when the hardness is known.
         extra_forwards: detector forwards of one image each that the choice has cost.
     """
 
@@ -61,6 +87,7 @@ class Proposal:
     log_density: Tensor
     leaves: tuple[Tensor, ...] = ()
     outputs: tuple[Tensor, ...] = ()
+    memory: tuple[Tensor, ...] = ()
     extra_forwards: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -68,19 +95,33 @@ class Proposal:
 class Policy(nn.Module):
     """Base class: ``propose`` is all that a policy which does not learn has to write.
 
-    The life of a policy in one training iteration::
+    The life of a policy that learns from gradients, in one training iteration::
 
         proposal = policy.propose(scene, generator, learning)
         composites = compose(scene, proposal.unit)
         detector(composites).backward()            # the host's; fills leaf.grad of a learning proposal
         policy.objective(proposal, gradients).backward()
         optimizer.step()                           # Terse's own
+
+    and of one that learns from hardness::
+
+        proposal = policy.propose(scene, generator, learning)
+        hardness = 1 - detector's probability of each object in compose(scene, proposal.unit)
+        policy.remember(proposal, hardness)
+        policy.rehearse(generator).backward()      # some times
+        optimizer.step()
     """
 
     learns = False
-    """Whether it has parameters that the detector's gradient moves."""
+    """Whether it has parameters that move with the detector."""
+    learns_from: Literal["gradient", "hardness"] = "gradient"
+    """What it learns from, if it learns."""
+    rehearsals = 1
+    """Optimizer steps in a move of one that learns from hardness."""
     sees_pixels = False
     """Whether ``propose`` looks at the pictures in the scene."""
+    sees_glimpses = False
+    """Whether ``propose`` calls ``scene.glimpse``."""
     needs_target = False
     """Whether ``propose`` calls ``scene.detector_loss``."""
 
@@ -100,6 +141,23 @@ class Policy(nn.Module):
         Args:
             proposal: one that was made with ``learning``.
             gradients: dLoss / d leaf for each of its leaves, for the loss of an image (not of the batch mean).
+        """
+        raise NotImplementedError
+
+    def remember(self, proposal: Proposal, hardness: Tensor) -> None:
+        """Take in how hard the pastes of a proposal turned out.
+
+        Args:
+            proposal: one that was made with ``learning``.
+            hardness: float ``[M]`` in [0, 1], one minus the detector's probability; NaN where not known.
+        """
+        raise NotImplementedError
+
+    def rehearse(self, generator: torch.Generator) -> Tensor | None:
+        """A scalar over what is remembered, whose gradient is the direction to descend; ``None`` with no memory.
+
+        Args:
+            generator: the only source of randomness, on the CPU.
         """
         raise NotImplementedError
 

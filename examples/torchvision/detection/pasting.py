@@ -31,13 +31,19 @@ def add_flags(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """`--terse NAME=VALUE ...` as keywords; a comma makes a pair, `ranges.NAME=LOW,HIGH` sets a range."""
+    """`--terse NAME=VALUE ...` as keywords.
+
+    A comma makes a pair, `ranges.NAME=LOW,HIGH` sets a range, `critic_held=NAME,NAME` lists names.
+    """
     keywords: dict[str, Any] = {}
     ranges: dict[str, Any] = {}
     for item in args.terse:
         name, separator, text = item.partition("=")
         if not separator:
             raise SystemExit(f"--terse expects NAME=VALUE, got {item!r}")
+        if name in _LISTS_OF_NAMES:
+            keywords[name] = tuple(filter(None, text.split(",")))
+            continue
         try:
             numbers = [_number(part) for part in text.split(",")]
         except ValueError:
@@ -46,6 +52,9 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
         owner = ranges if name.startswith("ranges.") else keywords
         owner[name.removeprefix("ranges.")] = value
     return keywords | ({"ranges": terse_aug.TransformRanges(**ranges)} if ranges else {})
+
+
+_LISTS_OF_NAMES = ("critic_held",)
 
 
 def _number(text: str) -> float:

@@ -1,0 +1,115 @@
+"""Small pictures of what a paste would look like, for policies that judge candidates. Imports torch only.
+
+A glimpse costs a few thousand pixels however large the image is: many candidates can be looked at where the
+detector could be asked for one. No gradient flows through it.
+Shape letters: B images, M pastes, C candidates for each, P transform parameters, G = GLIMPSE.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from terse_aug._compose import Surface
+from terse_aug._layout import Layout, foreground_pictures, paste_geometry
+from terse_aug._sample import Target
+from terse_aug._transforms import PasteGeometry, affine_maps
+from terse_aug.policies import GLIMPSE, Glimpses
+from terse_aug.policies._base import FOREGROUND_FILL
+
+_WINDOW = 1.5
+"""Side of the window relative to the larger side of the paste: some of its surroundings belong to how it looks."""
+_CANVAS = 160
+"""Images are reduced to squares of this side, pixels, before windows are taken from them."""
+_GRID = (GLIMPSE, GLIMPSE, 2)
+
+
+def glimpse_maker(
+    layout: Layout, images: Sequence[Tensor], targets: Sequence[Target], surface: Surface
+) -> Callable[[Tensor], Glimpses]:
+    """A function from candidates, float ``[C, M, P]`` in the unit cube, to their glimpses.
+
+    Args:
+        layout: M pastes.
+        images: B checked images.
+        targets: B checked targets.
+        surface: ranges and pixel format.
+    """
+
+    @torch.no_grad()
+    def glimpse(unit: Tensor) -> Glimpses:
+        frames = [(images[number].shape[-2], images[number].shape[-1]) for number in layout.image_of]
+        count, pastes = unit.shape[:2]
+        flat = unit.flatten(0, 1)
+        geometry = _repeated(paste_geometry(layout.foregrounds, layout.mirrored, frames, unit), count)
+        ranges = surface.config.ranges
+        matrix, centre, half_extent = affine_maps(ranges.physical(flat), geometry, ranges.keep_inside)
+        frame = geometry.frame_sizes
+        figures = torch.cat([flat * 2 - 1, 2 * centre / frame - 1, 2 * half_extent / frame], 1)
+        window = half_extent.amax(1) * _WINDOW
+        steps = (torch.arange(GLIMPSE, device=unit.device, dtype=unit.dtype) + 0.5) * (2 / GLIMPSE) - 1
+        offsets = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1) * window[:, None, None, None]
+        in_image = (2 * (centre[:, None, None] + offsets) / frame[:, None, None] - 1).view(count, pastes, *_GRID)
+        behind = _look_at_images(in_image, layout.image_of, _canvases(images, targets, surface))
+        inverse = torch.linalg.inv(matrix)
+        to_picture = FOREGROUND_FILL * 2 / geometry.cutout_sizes.amax(1)
+        in_cutout = (offsets.flatten(1, 2) @ inverse.mT) * to_picture[:, None, None]
+        in_cutout = in_cutout.view(count, pastes, GLIMPSE * GLIMPSE, 1, 2).transpose(0, 1).flatten(1, 2)
+        pictures = foreground_pictures(layout.foregrounds, [False] * pastes).to(unit)
+        front = F.grid_sample(pictures, in_cutout, mode="bilinear", padding_mode="zeros", align_corners=False)
+        front = front.view(pastes, 4, count, GLIMPSE, GLIMPSE).permute(2, 0, 1, 3, 4)
+        alpha = front[:, :, 3:]
+        color = torch.lerp(behind[:, :, :3], front[:, :, :3], alpha)
+        return Glimpses(torch.cat([color, alpha, behind[:, :, 3:]], 2), figures.view(count, pastes, -1))
+
+    return glimpse
+
+
+def _repeated(geometry: PasteGeometry, count: int) -> PasteGeometry:
+    return PasteGeometry(
+        geometry.cutout_sizes.repeat(count, 1),
+        geometry.frame_sizes.repeat(count, 1),
+        geometry.natural_scale.repeat(count),
+        geometry.mirror.repeat(count),
+    )
+
+
+def _canvases(images: Sequence[Tensor], targets: Sequence[Target], surface: Surface) -> Tensor:
+    """Reduced images as RGB, a map of the objects on them, and ones: ``[B, 5, S, S]``, each filling all of it."""
+    side = min(_CANVAS, max(max(image.shape[-2:]) for image in images))
+    canvases = []
+    for image, target in zip(images, targets, strict=True):
+        small = surface.pixels.decode(F.adaptive_avg_pool2d(image.detach().float()[None], side)[0])
+        occupied = small.new_zeros(1, side, side)
+        scale = target["boxes"].new_tensor([side / image.shape[-1], side / image.shape[-2]] * 2)
+        for left, top, right, bottom in (target["boxes"].detach() * scale).tolist():
+            occupied[0, math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right)] = 1
+        color = small.nan_to_num(0.0, 1.0, 0.0).clamp(0, 1)
+        canvases.append(torch.cat([color, occupied, torch.ones_like(occupied)]))
+    return torch.stack(canvases)
+
+
+def _look_at_images(points: Tensor, image_of: Sequence[int], canvases: Tensor) -> Tensor:
+    """Sample every paste's own image; zeros outside of it.
+
+    Args:
+        points: float ``[C, M, G, G, 2]`` in grid_sample's coordinates of the whole image.
+        image_of: M, ascending.
+        canvases: ``[B, c, S, S]``.
+
+    Returns:
+        ``[C, M, c, G, G]``.
+    """
+    count, channels = len(points), canvases.shape[1]
+    # All pastes of an image are looked up in one row of a padded batch: one call, and no copy of a canvas.
+    place = [image_of[:row].count(image) for row, image in enumerate(image_of)]
+    most = max(place, default=0) + 1
+    padded = points.new_full((len(canvases), most, count * GLIMPSE, GLIMPSE, 2), -2.0)
+    padded[image_of, place] = points.transpose(0, 1).flatten(1, 2)
+    looked = F.grid_sample(canvases.to(points), padded.flatten(1, 2), padding_mode="zeros", align_corners=False)
+    by_paste: Tensor = looked.view(-1, channels, most, count, GLIMPSE, GLIMPSE)[image_of, :, place]
+    return by_paste.permute(2, 0, 1, 3, 4)

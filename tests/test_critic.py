@@ -1,0 +1,252 @@
+"""Policy ``critic``: what it looks at, how it chooses, and that it learns what is hard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from factories import EVERY_IMAGE, RampLoss, make_bank, make_batch, make_detector, train_step, white_disc
+from torch import Tensor
+from torch.nn import functional as F
+
+from terse_aug import PARAMETERS, ForegroundBank, Terse, TransformRanges
+from terse_aug._compose import compose
+from terse_aug._glimpse import glimpse_maker
+from terse_aug._layout import draw_layout
+from terse_aug._random import generator_for
+from terse_aug.policies import GLIMPSE, CriticPolicy, Glimpses, Proposal, Scene
+from terse_aug.policies._base import GLIMPSE_CHANNELS, GLIMPSE_FIGURES
+
+TRANSLATE_X = PARAMETERS.index("translate_x")
+
+
+def make_scene(pastes: int) -> Scene:
+    """A scene whose glimpses are the candidates' own parameters."""
+
+    def glimpse(unit: Tensor) -> Glimpses:
+        figures = F.pad(unit, (0, GLIMPSE_FIGURES - unit.shape[-1]))
+        return Glimpses(torch.zeros(*unit.shape[:2], GLIMPSE_CHANNELS, GLIMPSE, GLIMPSE), figures)
+
+    return Scene(torch.zeros(pastes, dtype=torch.long), 1, torch.ones(pastes, dtype=torch.long), glimpse=glimpse)
+
+
+class Foretell(torch.nn.Module):
+    """A critic that holds what lies to the right for hard: hardness is translate_x."""
+
+    def forward(self, glimpses: Glimpses) -> Tensor:
+        return torch.logit(glimpses.figures[..., TRANSLATE_X], eps=1e-6)
+
+
+# --- glimpses -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mirror", [0.0, 1.0])
+def test_a_glimpse_shows_what_the_composite_shows(tiny_bank: ForegroundBank, mirror: float) -> None:
+    ranges = TransformRanges(rotation=(-30, 30), scale=(1.0, 1.6), keep_inside=0.5)
+    terse = Terse(tiny_bank, "random", objects=(2, 2), ranges=ranges, mirror_probability=mirror, **EVERY_IMAGE)
+    images, targets = make_batch(sizes=((96, 128), (128, 96)))
+    images = [F.avg_pool2d(image[None], 9, 1, 4)[0] for image in images]
+    layout = draw_layout(terse.bank, [True, True], terse.config, generator_for(0))
+    unit = torch.rand(3, 4, len(PARAMETERS), generator=generator_for(1))
+    surface = terse._surface(images)
+    glimpses = glimpse_maker(layout, images, targets, surface)(unit)
+    assert glimpses.pictures.shape == (3, 4, GLIMPSE_CHANNELS, GLIMPSE, GLIMPSE)
+    for candidate in range(3):
+        for row in range(4):
+            # Each paste is judged alone.
+            alone = type(layout)(*([value[row]] for value in _fields(layout)), [])
+            number = layout.image_of[row]
+            composite = compose(images, targets, alone, unit[candidate, row : row + 1], surface)
+            figures = glimpses.figures[candidate, row]
+            size = torch.tensor([images[number].shape[-1], images[number].shape[-2]])
+            centre = (figures[7:9] + 1) / 2 * size
+            side = 1.5 * float((figures[9:11] * size / 2).max())
+            expected = _window(composite.images[number], centre, side)
+            shown = glimpses.pictures[candidate, row]
+            inside = shown[5] > 0.99
+            assert 0.2 < float(inside.float().mean()) <= 1
+            assert float((shown[:3] - expected).abs().mean(0)[inside].mean()) < 0.04
+            pasted = (composite.images[number] - images[number]).abs().amax(0, keepdim=True) > 0.02
+            agreement = (_window(pasted.float(), centre, side)[0] > 0.5) == (shown[3] > 0.5)
+            assert float(agreement[inside].float().mean()) > 0.9
+
+
+def _fields(layout: Any) -> list[list[Any]]:
+    return [layout.image_of, layout.indices, layout.foregrounds, layout.mirrored]
+
+
+def _window(image: Tensor, centre: Tensor, half_side: float) -> Tensor:
+    """A square window, sampled four times as densely as a glimpse and averaged."""
+    steps = ((torch.arange(4 * GLIMPSE) + 0.5) / (2 * GLIMPSE) - 1) * half_side
+    size = torch.tensor([image.shape[-1], image.shape[-2]])
+    points = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1) + centre
+    looked = F.grid_sample(image[None], (2 * points / size - 1)[None], align_corners=False)
+    return F.avg_pool2d(looked, 4)[0]
+
+
+def test_the_map_of_objects_lies_where_the_objects_are(tiny_bank: ForegroundBank) -> None:
+    ranges = TransformRanges(translate_x=(0.5, 0.5), translate_y=(0.5, 0.5), scale=(1, 1))
+    terse = Terse(tiny_bank, "random", objects=(1, 1), ranges=ranges, **EVERY_IMAGE)
+    images = [torch.zeros(3, 100, 200)]
+    targets = [{"boxes": torch.tensor([[100.0, 0, 200, 100]]), "labels": torch.tensor([1])}]
+    layout = draw_layout(terse.bank, [True], terse.config, generator_for(0))
+    glimpses = glimpse_maker(layout, images, targets, terse._surface(images))(torch.rand(1, 1, len(PARAMETERS)))
+    occupied = glimpses.pictures[0, 0, 4]
+    assert float(occupied[:, : GLIMPSE // 2 - 1].amax()) == 0
+    assert float(occupied[:, GLIMPSE // 2 + 1 :].amin()) == pytest.approx(1)
+
+
+# --- choosing -------------------------------------------------------------------------------------------------------
+
+
+def test_before_it_has_learned_it_is_the_random_policy() -> None:
+    proposal = CriticPolicy().propose(make_scene(2000), generator_for(0), learning=False)
+    assert proposal.log_density.abs().max() < 1e-5
+    assert (proposal.unit.mean(0) - 0.5).abs().max() < 0.03
+    assert (proposal.unit.std(0) - 12**-0.5).abs().max() < 0.02
+
+
+def test_a_candidate_is_chosen_with_probability_exp_hardness_over_temperature() -> None:
+    policy = CriticPolicy(candidates=2, temperature=0.5)
+    policy.critic = Foretell()  # type: ignore[assignment]
+    count = 20_000
+    proposal = policy.propose(make_scene(count), generator_for(0), learning=False)
+    # E of the chosen value, for two uniform candidates weighted by exp(x / temperature), by brute force.
+    pairs = torch.rand(2, 200_000, generator=generator_for(1))
+    expected = (pairs * (pairs / 0.5).softmax(0)).sum(0).mean()
+    assert float(proposal.unit[:, TRANSLATE_X].mean()) == pytest.approx(float(expected), abs=0.01)
+    others = [column for column in range(len(PARAMETERS)) if column != TRANSLATE_X]
+    assert (proposal.unit[:, others].mean(0) - 0.5).abs().max() < 0.01
+    # A density averages to one over what the prior, not q, would draw: E_q[1/q] = 1.
+    assert float((-proposal.log_density).exp().mean()) == pytest.approx(1.0, abs=0.02)
+
+
+def test_what_is_held_stays_as_random_would_have_it() -> None:
+    policy = CriticPolicy(candidates=8, temperature=1e-4, held=("translate_x", "scale"))
+    policy.critic = Foretell()  # type: ignore[assignment]
+    proposal = policy.propose(make_scene(4000), generator_for(0), learning=False)
+    assert float(proposal.unit[:, TRANSLATE_X].mean()) == pytest.approx(0.5, abs=0.02)
+    with pytest.raises(ValueError, match=r"held: expected some of rotation, .*, got size"):
+        CriticPolicy(held=("size",))
+
+
+def test_near_temperature_zero_it_takes_the_hardest_candidate() -> None:
+    policy = CriticPolicy(candidates=4, temperature=1e-4)
+    policy.critic = Foretell()  # type: ignore[assignment]
+    proposal = policy.propose(make_scene(500), generator_for(0), learning=False)
+    candidates = torch.rand(4, 500, len(PARAMETERS), generator=generator_for(0))
+    assert torch.equal(proposal.unit[:, TRANSLATE_X], candidates[..., TRANSLATE_X].amax(0))
+
+
+# --- learning -------------------------------------------------------------------------------------------------------
+
+
+def disc_terse(folder: Path, **settings: Any) -> Terse:
+    bank = make_bank(folder, [white_disc()])
+    return Terse(bank, "critic", objects=(2, 2), move_every=1, **(EVERY_IMAGE | settings))
+
+
+def hardness_by_place(images: Any, targets: list[dict[str, Tensor]]) -> list[Tensor]:
+    """What lies in the right half is hard."""
+    return [
+        (target["boxes"][:, [0, 2]].mean(1) > image.shape[-1] / 2).float() * 0.8 + 0.1
+        for image, target in zip(images, targets, strict=True)
+    ]
+
+
+def test_it_learns_what_is_hard_from_values_alone_and_stays_diverse(tmp_path: Path) -> None:
+    terse = disc_terse(tmp_path, learning_rate=3e-3)
+    places = []
+    for step in range(60):
+        images, targets = terse(*make_batch(step, sizes=((64, 64),) * 4, objects=0))
+        assert not any(image.requires_grad for image in images)
+        terse.observe(hardness_by_place(images, targets))
+        terse.step(1.0)
+        places += [float(box[[0, 2]].mean()) / 64 for target in targets for box in target["boxes"]]
+    metrics = terse.metrics()
+    assert metrics["moves"] == 60
+    assert metrics["extra_forwards"] == 0
+    assert metrics["critic_correlation"] > 0.6
+    first, last = torch.tensor(places[:80]), torch.tensor(places[-120:])
+    assert 0.35 < float((first > 0.5).float().mean()) < 0.65
+    assert float((last > 0.5).float().mean()) > 0.8
+    assert metrics["spread/translate_y"] > 0.85
+    assert metrics["spread/rotation"] > 0.85
+
+
+def test_the_target_is_asked_where_nobody_has_told(tiny_bank: ForegroundBank) -> None:
+    detector = make_detector("fasterrcnn")
+    terse = Terse(tiny_bank, "critic", target=detector, move_every=2, **EVERY_IMAGE)
+    before = [parameter.clone() for parameter in terse.parameters()]
+    for step in range(4):
+        images, targets = terse(*make_batch(step))
+        losses = detector(images, targets)
+        sum(losses.values()).backward()
+        terse.step(losses)
+    metrics = terse.metrics()
+    assert metrics["moves"] == 2
+    assert metrics["extra_forwards"] == 4
+    assert 0 <= metrics["hardness"] <= 1
+    assert any(not torch.equal(new, old) for new, old in zip(terse.parameters(), before, strict=True))
+
+
+def test_without_anybody_to_ask_it_says_so(tiny_bank: ForegroundBank) -> None:
+    terse = Terse(tiny_bank, "critic", **EVERY_IMAGE)
+    terse(*make_batch())
+    with pytest.raises(ValueError, match=r"'critic' learns from hardness: give Terse\(target=detector\), or call obs"):
+        terse.step(1.0)
+
+
+def test_hardness_of_another_shape_is_refused(tiny_bank: ForegroundBank) -> None:
+    terse = Terse(tiny_bank, "critic", **EVERY_IMAGE)
+    _, targets = terse(*make_batch())
+    with pytest.raises(ValueError, match="expected a tensor for each of 2 images, got 1"):
+        terse.observe([torch.zeros(1)])
+    count = len(targets[1]["boxes"])
+    with pytest.raises(ValueError, match=rf"hardness of image 1: expected \[{count}\].*got \[{count + 1}\]"):
+        terse.observe([torch.zeros(len(targets[0]["boxes"])), torch.zeros(count + 1)])
+
+
+def test_an_unknown_hardness_teaches_nothing(tiny_bank: ForegroundBank) -> None:
+    terse = Terse(tiny_bank, "critic", move_every=1, **EVERY_IMAGE)
+    before = [parameter.clone() for parameter in terse.parameters()]
+    _, targets = terse(*make_batch())
+    terse.observe([torch.full((len(target["boxes"]),), float("nan")) for target in targets])
+    terse.step(1.0)
+    assert terse.metrics()["moves"] == 0
+    assert all(torch.equal(new, old) for new, old in zip(terse.parameters(), before, strict=True))
+
+
+def test_a_loss_that_is_not_finite_teaches_nothing_and_pastes_at_random(tiny_bank: ForegroundBank) -> None:
+    detector = make_detector("fasterrcnn")
+    terse = Terse(tiny_bank, "critic", target=detector, move_every=2, **EVERY_IMAGE)
+    terse(*make_batch())
+    with pytest.warns(UserWarning, match="the loss is nan"):
+        terse.step(float("nan"))
+    assert terse.metrics()["skipped_moves"] == 1
+    assert terse.metrics()["extra_forwards"] == 0
+    expected = Terse(tiny_bank, "random", **EVERY_IMAGE)
+    expected(*make_batch())
+    assert torch.equal(terse(*make_batch())[0][0], expected(*make_batch())[0][0])
+
+
+def test_the_memory_forgets_the_oldest() -> None:
+    policy = CriticPolicy(capacity=4)
+    for value in (0.1, 0.2, 0.3):
+        proposal = Proposal(torch.zeros(2, len(PARAMETERS)), torch.zeros(2))
+        pictures = torch.full((2, GLIMPSE_CHANNELS, GLIMPSE, GLIMPSE), int(value * 100), dtype=torch.uint8)
+        proposal.memory = (pictures, torch.zeros(2, GLIMPSE_FIGURES), torch.zeros(2))
+        policy.remember(proposal, torch.tensor([value, value]))
+    remembered = policy.state_dict()["_hardness"]
+    assert sorted(remembered.tolist()) == pytest.approx([0.2, 0.2, 0.3, 0.3])
+
+
+def test_a_policy_that_learns_from_hardness_costs_the_detector_no_graph(tiny_bank: ForegroundBank) -> None:
+    terse = Terse(tiny_bank, "critic", target=make_detector("fasterrcnn"), move_every=1, **EVERY_IMAGE)
+    with torch.no_grad():
+        terse(*make_batch())
+    assert terse.metrics()["dropped/graph"] == 0
+    train_step(terse, RampLoss())
+    assert terse.metrics()["moves"] == 1
