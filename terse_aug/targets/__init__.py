@@ -3,6 +3,7 @@
 from torch import nn
 
 from terse_aug.targets._base import TargetModel, undisturbed
+from terse_aug.targets._classifier import NO_CLASS, ClassifierTarget, class_of
 from terse_aug.targets._torchvision import TorchvisionDetector
 
 
@@ -19,4 +20,12 @@ def as_target(model: nn.Module | TargetModel) -> TargetModel:
     raise ValueError(f"target: expected a detector (torch.nn.Module) or a TargetModel, got {type(model).__name__}")
 
 
-__all__ = ["TargetModel", "TorchvisionDetector", "as_target", "undisturbed"]
+__all__ = [
+    "NO_CLASS",
+    "ClassifierTarget",
+    "TargetModel",
+    "TorchvisionDetector",
+    "as_target",
+    "class_of",
+    "undisturbed",
+]

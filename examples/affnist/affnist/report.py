@@ -1,0 +1,64 @@
+"""Table and figures of the runs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from rich.console import Console
+from rich.table import Table
+
+
+def by_arm(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Runs by arm, in the order in which arms first came."""
+    arms: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        arms.setdefault(run["arm"], []).append(run)
+    return arms
+
+
+def print_table(runs: Sequence[dict[str, Any]]) -> None:
+    """Mean and range of the accuracy at every reading, and what the composites were like."""
+    readings = [reading["iteration"] for reading in runs[0]["readings"]]
+    table = Table("arm", "seeds", *(f"at {reading}" for reading in readings), "missed", "diversity", "seconds")
+    for arm, own in by_arm(runs).items():
+        cells = [_spread([run["readings"][row]["accuracy"] for run in own]) for row in range(len(readings))]
+        missed = [100 * run["missed share"] for run in own if "missed share" in run]
+        diversity = [run["metrics"]["diversity"] for run in own if "metrics" in run]
+        seconds = [run["processor seconds"] for run in own]
+        table.add_row(arm, str(len(own)), *cells, _spread(missed), _spread(diversity), _spread(seconds))
+    Console(width=200).print(table)
+
+
+def draw(runs: Sequence[dict[str, Any]], path: Path, batch_size: int) -> None:
+    """Accuracy against the number of synthetic images, and the histogram of hardness, as PNG."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5))
+    for arm, own in by_arm(runs).items():
+        images = [reading["iteration"] * batch_size for reading in own[0]["readings"]]
+        values = [[run["readings"][row]["accuracy"] for run in own] for row in range(len(images))]
+        (line,) = left.plot(images, [statistics.fmean(each) for each in values], marker="o", label=arm)
+        left.fill_between(images, list(map(min, values)), list(map(max, values)), alpha=0.15, color=line.get_color())
+        histograms = [run["hardness histogram"] for run in own if "hardness histogram" in run]
+        if histograms:
+            mean = [statistics.fmean(column) for column in zip(*histograms, strict=True)]
+            right.stairs(mean, [edge / len(mean) for edge in range(len(mean) + 1)], label=arm, color=line.get_color())
+    left.set(xlabel="synthetic images", ylabel="accuracy on AffNIST test digits, %")
+    right.set(xlabel="hardness, 1 - p of the true class", ylabel="share of composites", yscale="log")
+    left.legend()
+    right.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    digits = 2 if max(values) < 2 else 1
+    return f"{statistics.fmean(values):.{digits}f} ({min(values):.{digits}f}..{max(values):.{digits}f})"

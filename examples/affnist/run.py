@@ -1,0 +1,98 @@
+"""MNIST to AffNIST: does a policy that learns teach a classifier more than random transforms do?
+
+::
+
+    python examples/affnist/run.py --mnist mnist/ --out runs/affnist --seeds 0 1 2 3 4
+
+Goes on where it was stopped: every finished run is a JSON file in ``--out``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from affnist import data, report
+from affnist.arms import ARMS
+from affnist.live import Schedule, train_live
+from affnist.models import NETWORKS
+
+VALIDATION = 5000
+"""The last so many of MNIST's training digits are left out of training, as in the paper."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run what is missing, then print the table, draw the figure and write ``results.json``."""
+    args = _parser().parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    schedule = Schedule(args.iterations, args.readings)
+    runs = [(arm, seed) for seed in args.seeds for arm in args.arms]
+    missing = [run for run in runs if not _path(args, *run).exists()]
+    if missing:
+        digits = data.read_mnist(args.mnist, "train")
+        data.digit_bank(digits.part(slice(0, len(digits) - VALIDATION)), args.out / "digits.bank").close()
+    jobs = [(args, arm, seed, schedule) for arm, seed in missing]
+    with ProcessPoolExecutor(args.jobs) as pool, Progress() as progress:
+        task = progress.add_task("runs", total=len(jobs))
+        for (_, arm, seed, _), run in zip(jobs, pool.map(_run, jobs), strict=True):
+            progress.advance(task)
+            progress.print(f"{arm}, seed {seed}: {run['readings'][-1]['accuracy']:.2f} %")
+    results = [json.loads(_path(args, *run).read_text()) for run in runs]
+    content = {
+        "test set": data.describe(data.AffineRanges(), args.test_seed),
+        "schedule": asdict(schedule),
+        "runs": results,
+    }
+    (args.out / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+    report.draw(results, args.out / "accuracy.png", schedule.batch_size)
+    report.print_table(results)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mnist", type=Path, required=True, help="folder with MNIST's four idx files, plain or .gz")
+    parser.add_argument("--out", type=Path, required=True, help="folder for runs, table and figure")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--network", choices=list(NETWORKS), default="small")
+    parser.add_argument("--iterations", type=int, default=2000)
+    parser.add_argument("--readings", type=int, default=400, help="iterations between two measurements")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
+    parser.add_argument("--test-seed", type=int, default=0, help="of the transforms of the test set")
+    return parser
+
+
+def _path(args: argparse.Namespace, arm: str, seed: int) -> Path:
+    path: Path = args.out / f"{args.network}-{arm}-{args.iterations}-seed{seed}.json"
+    return path
+
+
+def _run(job: tuple[argparse.Namespace, str, int, Schedule]) -> dict[str, Any]:
+    """One run in a process of its own; its figures are also written to its file."""
+    args, arm, seed, schedule = job
+    torch.set_num_threads(1)
+    ranges = data.AffineRanges()
+    digits = data.read_mnist(args.mnist, "train")
+    digits = digits.part(slice(0, len(digits) - VALIDATION))
+    test = data.affnist(data.read_mnist(args.mnist, "t10k"), ranges, args.test_seed)
+    bank = data.ForegroundBank.open(args.out / "digits.bank")
+    run = train_live(arm, args.network, digits, bank, test, ranges, schedule, seed)
+    path = _path(args, arm, seed)
+    path.with_suffix(".part").write_text(json.dumps(run, indent=1) + "\n")
+    os.replace(path.with_suffix(".part"), path)
+    return run
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Image classifiers as targets. Imports torch only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from terse_aug._random import isolated_global_rng
+from terse_aug._sample import Target
+from terse_aug.targets._base import undisturbed
+
+
+class ClassifierTarget:
+    """A model that maps images ``[B, 3, H, W]`` of one size to logits ``[B, classes]``, trained by cross-entropy.
+
+    An image has one class: that of the object that is in front, which is the last of its target. :func:`class_of`
+    gives it, for the training loop as for this.
+
+    Args:
+        model: the classifier; a DistributedDataParallel wrapper is looked through.
+        classes: number of classes; labels are 0 to ``classes - 1``.
+    """
+
+    def __init__(self, model: nn.Module, classes: int) -> None:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        self.model: nn.Module = model
+        self.first_label, self.label_limit = 0, classes
+
+    def image_losses(self, images: Sequence[Tensor], targets: Sequence[Target]) -> Tensor:
+        """See :class:`TargetModel`; an image without objects has no class and a loss of 0."""
+        labels = class_of(targets)
+        with undisturbed(self.model, training=True), isolated_global_rng(0, [images[0].device]):
+            logits: Tensor = self.model(torch.stack(list(images)))
+        return F.cross_entropy(logits.float(), labels, reduction="none", ignore_index=NO_CLASS)
+
+    def object_scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
+        """See :class:`TargetModel`; for every object the probability of its class in the whole image."""
+        with undisturbed(self.model, training=False):
+            logits: Tensor = self.model(torch.stack(list(images)))
+        chances = logits.float().softmax(1)
+        return [own[target["labels"]] for own, target in zip(chances, targets, strict=True)]
+
+
+NO_CLASS = -100
+"""The class of an image without objects; cross-entropy leaves it out."""
+
+
+def class_of(targets: Sequence[Target]) -> Tensor:
+    """The class of each image, int64 ``[B]``: the label of its last object, :data:`NO_CLASS` without any."""
+    device = targets[0]["labels"].device
+    last = [int(target["labels"][-1]) if len(target["labels"]) else NO_CLASS for target in targets]
+    return torch.tensor(last, dtype=torch.long, device=device)
