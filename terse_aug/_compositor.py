@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from terse_aug._memory import empty
+
 _RAMP_LOW, _RAMP_HIGH = 0.25, 0.75
 """The mask clean-up maps this interval of the warped mask to [0, 1]. It is symmetric, so the area where alpha
 exceeds one half is the area where the warped mask does."""
@@ -153,7 +155,7 @@ def blend(background: Tensor, patches: Sequence[Patch]) -> Tensor:
     Returns:
         float ``[3, H, W]``, equal to the background where no patch is.
     """
-    composite = background.clone()
+    composite = empty(background.shape, background).copy_(background)
     for patch in patches:
         region = patch.rectangle.of(composite)
         color, alpha = patch.color.to(region.dtype), patch.alpha.to(region.dtype)
