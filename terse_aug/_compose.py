@@ -140,7 +140,7 @@ def _object_pastes(
     pasted = {}
     for row, (patch, matrix, centre) in warps.items():
         foreground = layout.foregrounds[row]
-        shown = count_pixels(patch.mask[None])[0]
+        shown = count_pixels(patch.mask)
         if not shown:
             dropped["paste_too_small"] += 1
             continue
