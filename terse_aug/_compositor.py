@@ -205,9 +205,8 @@ def _blur_radius(sigma: float) -> int:
 
 def _inverse(matrix: Tensor) -> Tensor:
     """Inverse of 2x2 matrices in closed form: no solver call, and it has a gradient on every device."""
-    (a, b), (c, d) = (row.unbind(-1) for row in matrix.unbind(-2))
-    determinant = a * d - b * c
-    return torch.stack([torch.stack([d, -b], -1), torch.stack([-c, a], -1)], -2) / determinant[..., None, None]
+    a, b, c, d = matrix.flatten(1).unbind(1)
+    return torch.stack([d, -b, -c, a], 1).view(-1, 2, 2) / (a * d - b * c)[:, None, None]
 
 
 def _canvas(cutouts: Sequence[Tensor]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 import warnings
 from collections import Counter
@@ -274,8 +275,8 @@ class Terse(nn.Module):
             raise ValueError("expected at least one image, got an empty batch")
         check_samples(images, targets)
         dropped: Counter[str] = Counter()
-        finite = torch.isfinite(torch.stack([image.detach().sum(dtype=torch.float32) for image in images]))
-        usable = finite.tolist()
+        sums = torch.stack([image.detach().sum(dtype=torch.float32) for image in images]).tolist()
+        usable = [math.isfinite(total) for total in sums]
         dropped["image_not_finite"] = usable.count(False)
         for index, image in enumerate(images):
             targets[index], mended = mend_boxes(targets[index], image.shape[-2], image.shape[-1])
