@@ -12,13 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from terse_aug._compositor import Patch, Rectangle, blend, covered_rectangles, render
 from terse_aug._config import TerseConfig
 from terse_aug._labels import PastedObject, correct_target, count_pixels
-from terse_aug._layout import Decoy, Layout, cutout_tensor, paste_geometry
+from terse_aug._layout import Decoy, Layout, cutout_tensor, paste_geometry, reduced_cutout
 from terse_aug._pixels import PixelFormat
+from terse_aug._render_cv2 import render_8bit
 from terse_aug._sample import Target
 from terse_aug._transforms import affine_maps
 from terse_aug.bank import Foreground
@@ -142,7 +144,7 @@ def _object_pastes(
     pasted = {}
     for row, (patch, matrix, centre) in warps.items():
         foreground = layout.foregrounds[row]
-        shown = count_pixels(patch.mask[None])[0]
+        shown = count_pixels(patch.mask)
         if not shown:
             dropped["paste_too_small"] += 1
             continue
@@ -200,20 +202,33 @@ def _warp(
         else:
             rows.append(row)
     shrink = scales.amax(1).tolist()
-    cutouts = [cutout_tensor(foregrounds[row], shrink[row], surface.pixels, unit) for row in rows]
+    cutouts = [reduced_cutout(foregrounds[row], shrink[row]) for row in rows]
     resized = matrix[rows] * _reduction(foregrounds, rows, cutouts, matrix)
-    patches = render(
-        cutouts, resized, centre[rows], [rectangles[row] for row in rows], config.edge_sigma, surface.batched
-    )
+    patches = _render(cutouts, resized, centre[rows], [rectangles[row] for row in rows], surface)
     return {row: (patch, matrix_cpu[row], centre_cpu[row]) for row, patch in zip(rows, patches, strict=True)}
 
 
+def _render(
+    cutouts: Sequence[NDArray[np.uint8]],
+    matrix: Tensor,
+    centre: Tensor,
+    rectangles: Sequence[Rectangle],
+    surface: Surface,
+) -> list[Patch]:
+    """Patches of cut-outs uint8 ``[ch, cw, 4]``; by OpenCV where neither a gradient nor a device forbids it."""
+    sigma, pixels = surface.config.edge_sigma, surface.pixels
+    if matrix.device.type == "cpu" and not matrix.requires_grad:
+        return render_8bit(cutouts, matrix, centre, rectangles, sigma, pixels)
+    tensors = [cutout_tensor(cutout, pixels, matrix) for cutout in cutouts]
+    return render(tensors, matrix, centre, rectangles, sigma, surface.batched)
+
+
 def _reduction(
-    foregrounds: Sequence[Foreground], rows: Sequence[int], cutouts: Sequence[Tensor], like: Tensor
+    foregrounds: Sequence[Foreground], rows: Sequence[int], cutouts: Sequence[NDArray[np.uint8]], like: Tensor
 ) -> Tensor:
     """How many pixels of the bank's cut-out a pixel of the reduced one stands for, ``[m, 1, 2]`` (x, y)."""
     factors = [
-        (foregrounds[row].rgba.shape[1] / cutout.shape[2], foregrounds[row].rgba.shape[0] / cutout.shape[1])
+        (foregrounds[row].rgba.shape[1] / cutout.shape[1], foregrounds[row].rgba.shape[0] / cutout.shape[0])
         for row, cutout in zip(rows, cutouts, strict=True)
     ]
     return torch.tensor(factors, dtype=like.dtype, device=like.device).view(-1, 1, 2)

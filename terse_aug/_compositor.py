@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from terse_aug._memory import empty
+from terse_aug._pixels import PixelFormat
 
 _RAMP_LOW, _RAMP_HIGH = 0.25, 0.75
 """The mask clean-up maps this interval of the warped mask to [0, 1]. It is symmetric, so the area where alpha
@@ -49,18 +53,30 @@ class Patch:
 
     Attributes:
         rectangle: where.
-        color: float ``[3, h, w]`` in the range of the cut-outs.
+        color: ``[3, h, w]``, float in the range of the background, or 8-bit RGB levels, which take a quarter of the
+            memory until they are blended.
         alpha: float ``[1, h, w]`` in [0, 1].
+        pixels: the background's format, for levels.
     """
 
     rectangle: Rectangle
     color: Tensor
     alpha: Tensor
+    pixels: PixelFormat = field(default_factory=PixelFormat)
 
-    @property
+    @cached_property
     def mask(self) -> Tensor:
         """bool ``[h, w]``: the pixels that count as the object (alpha above one half)."""
-        return self.alpha.detach()[0] > 0.5
+        alpha = self.alpha.detach()[0]
+        if alpha.device.type == "cpu":  # numpy compares in a quarter of the time
+            return torch.from_numpy(alpha.numpy() > 0.5)
+        return alpha > 0.5
+
+    def float_color(self) -> Tensor:
+        """``color`` as float ``[3, h, w]`` in the range of the background."""
+        if self.color.is_floating_point():
+            return self.color
+        return self.pixels.encode(self.color.float().mul_(1 / 255))
 
 
 def covered_rectangles(
@@ -127,14 +143,15 @@ def render(
     radius = _blur_radius(edge_sigma)
     canvas_sizes = [canvas.shape[-2:] for canvas, group in zip(canvases, groups, strict=True) for _ in group]
     own_sizes = [cutout.shape[-2:] for cutout in cutouts]
-    start, steps = _sampling_lines(_inverse(matrix), centre, rectangles, radius, own_sizes, canvas_sizes)
+    start, steps = sampling_lines(matrix, centre, rectangles, radius, own_sizes)
+    to_unit = matrix.new_tensor([[2 / width, 2 / height] for height, width in canvas_sizes]).view(-1, 2)
+    start, steps = (start + 1) * to_unit - 1, steps * to_unit[:, :, None]  # in a canvas that begins with its frame
     patches: dict[int, Patch] = {}
     for group, canvas in zip(groups, canvases, strict=True):
         rows_of = slice(group[0], group[-1] + 1)
         grid = _sampling_grid(start[rows_of], steps[rows_of], rectangles[rows_of], radius)
         warped = F.grid_sample(canvas, grid, mode="bilinear", padding_mode="border", align_corners=False)
-        alpha = (warped[:, 3:] - _RAMP_LOW).div_(_RAMP_HIGH - _RAMP_LOW).clamp(0, 1)
-        alpha = gaussian_blur(alpha, edge_sigma)
+        alpha = gaussian_blur(clean_up(warped[:, 3:]), edge_sigma)
         for row, index in enumerate(group):
             rectangle = rectangles[index]
             height, width = rectangle.bottom - rectangle.top, rectangle.right - rectangle.left
@@ -153,16 +170,21 @@ def blend(background: Tensor, patches: Sequence[Patch]) -> Tensor:
     Returns:
         float ``[3, H, W]``, equal to the background where no patch is.
     """
-    composite = background.clone()
+    composite = empty(background.shape, background).copy_(background)
     for patch in patches:
         region = patch.rectangle.of(composite)
-        color, alpha = patch.color.to(region.dtype), patch.alpha.to(region.dtype)
+        color, alpha = patch.float_color().to(region.dtype), patch.alpha.to(region.dtype)
         if color.requires_grad or alpha.requires_grad:
             # A copy, because the backward wants the region as it was and later patches write over it.
             region.copy_(torch.lerp(region.clone(), color, alpha))
         else:
             region.lerp_(color, alpha)
     return composite
+
+
+def clean_up(alpha: Tensor) -> Tensor:
+    """The ramp of the mask clean-up, see :func:`render`: warped alpha to alpha, both in [0, 1]."""
+    return (alpha - _RAMP_LOW).div_(_RAMP_HIGH - _RAMP_LOW).clamp(0, 1)
 
 
 def gaussian_blur(alpha: Tensor, sigma: float) -> Tensor:
@@ -176,12 +198,17 @@ def gaussian_blur(alpha: Tensor, sigma: float) -> Tensor:
         float ``[M, 1, h, w]``: only pixels whose whole neighbourhood is known, so that an object which the frame
         cuts does not fade there.
     """
-    radius = _blur_radius(sigma)
-    if radius == 0:
+    if sigma == 0:
         return alpha
-    weights = [math.exp(-(offset**2) / (2 * sigma**2)) for offset in range(-radius, radius + 1)]
-    weights = [weight / sum(weights) for weight in weights]
+    weights = gaussian_weights(sigma)
     return _weighted_sum(_weighted_sum(alpha, weights, -2), weights, -1)
+
+
+def gaussian_weights(sigma: float) -> list[float]:
+    """A sampled Gaussian, cut at two standard deviations: ``2 ceil(2 sigma) + 1`` weights that add up to 1."""
+    radius = _blur_radius(sigma)
+    weights = [math.exp(-(offset**2) / (2 * sigma**2)) if offset else 1.0 for offset in range(-radius, radius + 1)]
+    return [weight / sum(weights) for weight in weights]
 
 
 def _weighted_sum(values: Tensor, weights: Sequence[float], dim: int) -> Tensor:
@@ -203,9 +230,8 @@ def _blur_radius(sigma: float) -> int:
 
 def _inverse(matrix: Tensor) -> Tensor:
     """Inverse of 2x2 matrices in closed form: no solver call, and it has a gradient on every device."""
-    (a, b), (c, d) = (row.unbind(-1) for row in matrix.unbind(-2))
-    determinant = a * d - b * c
-    return torch.stack([torch.stack([d, -b], -1), torch.stack([-c, a], -1)], -2) / determinant[..., None, None]
+    a, b, c, d = matrix.flatten(1).unbind(1)
+    return torch.stack([d, -b, -c, a], 1).view(-1, 2, 2) / (a * d - b * c)[:, None, None]
 
 
 def _canvas(cutouts: Sequence[Tensor]) -> Tensor:
@@ -233,25 +259,26 @@ def _canvas(cutouts: Sequence[Tensor]) -> Tensor:
     return padded[0] if len(padded) == 1 else torch.cat(padded)
 
 
-def _sampling_lines(
-    inverse: Tensor,
-    centre: Tensor,
-    rectangles: Sequence[Rectangle],
-    margin: int,
-    sizes: Sequence[Sequence[int]],
-    canvas_sizes: Sequence[Sequence[int]],
+def sampling_lines(
+    matrix: Tensor, centre: Tensor, rectangles: Sequence[Rectangle], margin: int, sizes: Sequence[Sequence[int]]
 ) -> tuple[Tensor, Tensor]:
-    """Where the first pixel of each rectangle looks in its canvas, and how far the next ones are.
+    """Where the first pixel of each rectangle looks in its cut-out, and how far the next ones are.
+
+    Args:
+        matrix: ``[M, 2, 2]``.
+        centre: ``[M, 2]``.
+        rectangles: M rectangles.
+        margin: pixels added around each of them.
+        sizes: height, width and whatever else of each cut-out.
 
     Returns:
-        In grid_sample's coordinates (x, y): ``[M, 2]``, and ``[M, 2, 2]`` with a column for a step to the right
-        and one for a step down.
+        In pixels of the cut-out, x before y: ``[M, 2]``, and ``[M, 2, 2]`` with a column for a step to the right and
+        one for a step down.
     """
-    corner = inverse.new_tensor([[r.left - margin + 0.5, r.top - margin + 0.5] for r in rectangles]).view(-1, 2)
-    half_size = inverse.new_tensor([[width / 2 + 1, height / 2 + 1] for height, width in sizes]).view(-1, 2)
-    to_unit = inverse.new_tensor([[2 / width, 2 / height] for height, width in canvas_sizes]).view(-1, 2)
-    start = ((inverse @ (corner - centre).unsqueeze(-1)).squeeze(-1) + half_size) * to_unit - 1
-    return start, inverse * to_unit[:, :, None]
+    inverse = _inverse(matrix)
+    corner = matrix.new_tensor([[r.left - margin + 0.5, r.top - margin + 0.5] for r in rectangles]).view(-1, 2)
+    middle = matrix.new_tensor([[width / 2, height / 2] for height, width, *_ in sizes]).view(-1, 2)
+    return (inverse @ (corner - centre).unsqueeze(-1)).squeeze(-1) + middle, inverse
 
 
 def _sampling_grid(start: Tensor, steps: Tensor, rectangles: Sequence[Rectangle], margin: int) -> Tensor:

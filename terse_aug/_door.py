@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,7 +49,9 @@ def admit(images: Sequence[Tensor] | Tensor, targets: Sequence[Target]) -> Admis
         raise ValueError("expected at least one image, got an empty batch")
     check_samples(images, targets)
     dropped: Counter[str] = Counter()
-    usable = torch.isfinite(torch.stack([image.detach().sum(dtype=torch.float32) for image in images])).tolist()
+    # Read at once: one wait for the device, however many images.
+    sums = torch.stack([image.detach().sum(dtype=torch.float32) for image in images]).tolist()
+    usable = [math.isfinite(total) for total in sums]
     dropped["image_not_finite"] = usable.count(False)
     for index, image in enumerate(images):
         targets[index], mended = mend_boxes(targets[index], image.shape[-2], image.shape[-1])

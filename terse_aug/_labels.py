@@ -1,4 +1,4 @@
-"""Correct the annotation of an image after pasting. Imports torch, and numpy and OpenCV for reading masks.
+"""Correct the annotation of an image after pasting. Imports torch, and OpenCV for reading masks.
 
 :func:`correct_target` is the one place where boxes, masks, keypoints and ids follow the pixels.
 Shape letters: N objects before, K pastes, H and W the image.
@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
-import numpy as np
 import torch
 from torch import Tensor
 
 from terse_aug._compositor import Rectangle
-from terse_aug._sample import OBJECT_FIELDS, Target, take_objects
+from terse_aug._memory import zeros
+from terse_aug._sample import OBJECT_FIELDS, Target
 
 
 @dataclass(frozen=True)
@@ -75,64 +75,85 @@ def correct_target(
     Returns:
         The corrected target, with the fields that ``target`` has and no others.
     """
-    count = len(target["boxes"])
     labelled = [index for index, paste in enumerate(pastes) if paste.label is not None]
-    frame, front = _front_map(pastes, target["boxes"].device)
-    grown = _grow(target, size, [pastes[index] for index in labelled])
-    views: dict[int, _View] = {}
-    if not frame.empty:
-        views = _hide_originals(grown, count, size, frame, front)
-    for row, index in enumerate(labelled, start=count):
-        views[row] = _show_paste(grown, row, pastes[index], index, frame, front)
-    _write_views(grown, views, count)
-    if "keypoints" in grown and not frame.empty:
-        _cover_keypoints(grown, [-1] * count + labelled, frame, front)
-    keep = [row for row in range(count + len(labelled)) if row not in views or views[row].enough(min_visibility)]
-    dropped = Counter(
-        occluded=count - sum(row < count for row in keep),
-        paste_hidden=len(labelled) - sum(row >= count for row in keep),
-    )
-    position = {row: new for new, row in enumerate(keep)}
-    rows = {index: position.get(row) for row, index in enumerate(labelled, start=count)}
-    corrected = take_objects(grown, keep) if dropped.total() else grown
-    return Correction(corrected, [rows.get(index) for index in range(len(pastes))], +dropped)
+    pasted = _pasted_rows(target, [pastes[index] for index in labelled], size)
+    cover = _Cover.around(pastes, target["boxes"].device)
+    shown = _show_pastes(pastes, pasted.get("keypoints"), cover)
+    originals = _hide_originals(target, size, cover)
+    kept = [row for row, view in enumerate(originals) if not view.touched or view.enough(min_visibility)]
+    added = [row for row, view in enumerate(shown) if view.enough(min_visibility)]
+    corrected = dict(target)
+    for name, rows in pasted.items():
+        corrected[name] = torch.cat([_taken(target[name], kept), _taken(rows, added)])
+    if "keypoints" in target:
+        _cover_keypoints(corrected["keypoints"][: len(kept)], cover)
+    views = [originals[row] for row in kept] + [shown[row] for row in added]
+    _write_views(corrected, views, len(kept), size)
+    row_of = {labelled[row]: new for new, row in enumerate(added, start=len(kept))}
+    dropped = Counter(occluded=len(originals) - len(kept), paste_hidden=len(labelled) - len(added))
+    return Correction(corrected, [row_of.get(index) for index in range(len(pastes))], +dropped)
+
+
+@dataclass(frozen=True)
+class _Extent:
+    """The bounding rectangle of the pixels that are set in a mask, empty where there are none, and their number."""
+
+    window: Rectangle
+    pixels: int
+
+    @property
+    def box(self) -> list[float]:
+        """The rectangle as XYXY."""
+        return [float(side) for side in (self.window.left, self.window.top, self.window.right, self.window.bottom)]
 
 
 @dataclass(frozen=True)
 class _View:
-    """What is visible of an object: its bounding box, its area and the area it would have uncovered (pixels)."""
+    """What is visible of an object.
+
+    Attributes:
+        box: bounding box, XYXY pixels.
+        area: pixels.
+        full_area: pixels it would show uncovered.
+        window: what ``mask`` covers.
+        mask: ``[h, w]``; ``None`` for an object without one.
+        touched: whether a paste covers some of it, or it is one.
+    """
 
     box: list[float]
-    area: float
+    area: int
     full_area: float
+    window: Rectangle
+    mask: Tensor | None
+    touched: bool = True
 
     def enough(self, min_visibility: float) -> bool:
         return self.area > 0 and self.area >= min_visibility * self.full_area
 
 
-def _front_map(pastes: Sequence[PastedObject], device: torch.device) -> tuple[Rectangle, Tensor]:
-    """Which paste is in front at each pixel of the rectangle around all of them.
+@dataclass(frozen=True)
+class _Cover:
+    """The pixels that pastes cover, as a map over the rectangle around all of them: bool ``[h, w]``."""
 
-    Returns:
-        The rectangle, and int16 ``[h, w]`` with the index of the paste, -1 where there is none.
-    """
-    boxes = [paste.rectangle for paste in pastes if not paste.rectangle.empty]
-    if not boxes:
-        return Rectangle(0, 0, 0, 0), torch.full((0, 0), -1, dtype=torch.int16, device=device)
-    frame = Rectangle(
-        min(box.top for box in boxes),
-        min(box.left for box in boxes),
-        max(box.bottom for box in boxes),
-        max(box.right for box in boxes),
-    )
-    shape = (frame.bottom - frame.top, frame.right - frame.left)
-    front = torch.full(shape, -1, dtype=torch.int16, device=device)
-    for index, paste in enumerate(pastes):
-        if not paste.rectangle.empty:
-            region = front[_within(paste.rectangle, frame)]
-            # The indices ascend, so the front one is the largest; -1 + mask * (index + 1) without a branch a pixel.
-            torch.maximum(region, paste.mask.to(front.dtype).mul_(index + 1).sub_(1), out=region)
-    return frame, front
+    frame: Rectangle
+    covered: Tensor
+
+    @classmethod
+    def around(cls, pastes: Sequence[PastedObject], device: torch.device) -> _Cover:
+        """A map for these pastes on which nothing is covered yet."""
+        boxes = [paste.rectangle for paste in pastes if not paste.rectangle.empty] or [Rectangle(0, 0, 0, 0)]
+        frame = Rectangle(
+            min(box.top for box in boxes),
+            min(box.left for box in boxes),
+            max(box.bottom for box in boxes),
+            max(box.right for box in boxes),
+        )
+        shape = (frame.bottom - frame.top, frame.right - frame.left)
+        return cls(frame, torch.zeros(shape, dtype=torch.bool, device=device))
+
+    def within(self, rectangle: Rectangle) -> Tensor:
+        """The view ``[h, w]`` of a rectangle inside the frame."""
+        return self.covered[_within(rectangle, self.frame)]
 
 
 def _within(inner: Rectangle, outer: Rectangle) -> tuple[slice, slice]:
@@ -152,28 +173,22 @@ def _overlap(first: Rectangle, second: Rectangle) -> Rectangle:
     )
 
 
-def _grow(target: Target, size: tuple[int, int], pastes: Sequence[PastedObject]) -> Target:
-    """A copy of the target with a row for each paste in every per-object field; boxes and masks still empty."""
-    grown = dict(target)
-    added = len(pastes)
+def _pasted_rows(target: Target, pastes: Sequence[PastedObject], size: tuple[int, int]) -> Target:
+    """A row for each paste in every per-object field but the masks; boxes and areas still zero."""
+    rows = {}
     for name in OBJECT_FIELDS:
-        if name not in target:
+        if name not in target or name == "masks":
             continue
         value = target[name]
-        rows = value.new_zeros((added, *value.shape[1:])) if name != "masks" else None
         if name == "labels":
-            rows = value.new_tensor([paste.label for paste in pastes])
+            rows[name] = value.new_tensor([paste.label for paste in pastes])
         elif name == "ids":
-            rows = _fresh_ids(value, added)
+            rows[name] = _fresh_ids(value, len(pastes))
         elif name == "keypoints":
-            rows = _pasted_keypoints(value, pastes, size)
-        if rows is not None:
-            grown[name] = torch.cat([value, rows.to(value.dtype)])
+            rows[name] = _pasted_keypoints(value, pastes, size)
         else:
-            grown[name] = value.new_empty((len(value) + added, *size))
-            grown[name][: len(value)] = value
-            grown[name][len(value) :] = 0
-    return grown
+            rows[name] = value.new_zeros((len(pastes), *value.shape[1:]))
+    return rows
 
 
 def _fresh_ids(ids: Tensor, added: int) -> Tensor:
@@ -204,60 +219,83 @@ def _pasted_keypoints(keypoints: Tensor, pastes: Sequence[PastedObject], size: t
     return rows
 
 
-def _hide_originals(
-    grown: Target, count: int, size: tuple[int, int], frame: Rectangle, front: Tensor
-) -> dict[int, _View]:
-    """Take the covered pixels from the first ``count`` objects, masks in place; the views of those touched.
+def _show_pastes(pastes: Sequence[PastedObject], keypoints: Tensor | None, cover: _Cover) -> list[_View]:
+    """Mark what pastes cover, and see what each one with a label shows.
+
+    Args:
+        pastes: the last in front.
+        keypoints: of those with a label, ``[L, k, 3]``; the flags of covered ones are lowered in place.
+        cover: with nothing covered yet; filled in place.
+
+    Returns:
+        The views of the L pastes with a label, in their order.
+    """
+    views: list[_View] = []
+    last = sum(paste.label is not None for paste in pastes) - 1
+    for paste in reversed(pastes):  # from front to back: what is covered so far is what hides the next one
+        if paste.label is not None:
+            if keypoints is not None:
+                _cover_keypoints(keypoints[last - len(views)], cover)
+            views.append(_paste_view(paste, cover))
+        if not paste.rectangle.empty:
+            cover.within(paste.rectangle).logical_or_(paste.mask)
+    return views[::-1]
+
+
+def _paste_view(paste: PastedObject, cover: _Cover) -> _View:
+    window = paste.rectangle
+    if window.empty:
+        return _View([0.0] * 4, 0, paste.full_area, window, paste.mask)
+    visible = paste.mask & ~cover.within(window)
+    extent = _extent(visible, window)
+    return _View(extent.box, extent.pixels, paste.full_area, window, visible)
+
+
+def _hide_originals(target: Target, size: tuple[int, int], cover: _Cover) -> list[_View]:
+    """The views of the objects that were there before.
 
     An object whose mask is empty, as some data sets write a missing one, counts like one without a mask.
     """
-    covered = front >= 0
-    if "masks" in grown:
-        region = frame.of(grown["masks"][:count])
-        hidden = count_pixels(region.bool() & covered)
-        touched = [row for row, pixels in enumerate(hidden) if pixels]
-        if touched:
-            free = (~covered).to(region.dtype)
-            for row in touched:
-                region[row].mul_(free)
-        views = {row: _mask_view(grown["masks"][row], hidden[row]) for row in touched}
-        unmasked = [row for row, pixels in enumerate(hidden) if not pixels and not bool(grown["masks"][row].any())]
-    else:
-        views, unmasked = {}, list(range(count))
-    boxes = grown["boxes"][:count].tolist() if unmasked else []
-    for row in unmasked:
-        box = boxes[row]
-        view = _box_view(box, _pixels_of(box, size), frame, covered)
-        if view is not None:
-            views[row] = view
-    return views
+    boxes = target["boxes"].tolist()
+    regions = [_pixels_of(box, size) for box in boxes]
+    if "masks" not in target:
+        return [_box_view(box, region, cover) for box, region in zip(boxes, regions, strict=True)]
+    extents = _extents(target["masks"], regions)
+    return [
+        _mask_view(box, mask, extent, cover) if extent.pixels else _box_view(box, region, cover)
+        for box, mask, extent, region in zip(boxes, target["masks"], extents, regions, strict=True)
+    ]
 
 
-def _mask_view(mask: Tensor, hidden: int) -> _View:
-    bounds, area = _bounds(mask.bool())
-    return _View([float(side) for side in bounds], area, area + hidden)
+def _mask_view(box: list[float], mask: Tensor, extent: _Extent, cover: _Cover) -> _View:
+    """The view of an object with a mask ``[H, W]``."""
+    window, overlap = extent.window, _overlap(extent.window, cover.frame)
+    whole = _View(box, extent.pixels, extent.pixels, window, window.of(mask), touched=False)
+    if overlap.empty:
+        return whole
+    left = overlap.of(mask) * (~cover.within(overlap)).view(mask.dtype)
+    if torch.equal(left, overlap.of(mask)):
+        return whole
+    visible = window.of(mask).clone()
+    visible[_within(overlap, window)] = left
+    rest = _extent(visible, window)
+    return _View(rest.box, rest.pixels, extent.pixels, window, visible)
 
 
-def _box_view(box: list[float], region: Rectangle, frame: Rectangle, covered: Tensor) -> _View | None:
-    """The view of an object that fills its box; ``None`` where nothing covers it.
+def _box_view(box: list[float], region: Rectangle, cover: _Cover) -> _View:
+    """The view of an object that fills its box.
 
     A side of the box moves only where all pixels along it are covered; the others keep their fraction.
     """
-    overlap = _overlap(region, frame)
-    if overlap.empty or not bool(covered[_within(overlap, frame)].any()):
-        return None
-    visible = torch.ones(
-        region.bottom - region.top, region.right - region.left, dtype=torch.bool, device=covered.device
-    )
-    visible[_within(overlap, region)] = ~covered[_within(overlap, frame)]
-    (left, top, right, bottom), area = _bounds(visible)
-    full = [0, 0, region.right - region.left, region.bottom - region.top]
-    corner = [region.left, region.top, region.left, region.top]
-    moved = [
-        old if side == limit else float(side + offset)
-        for old, side, limit, offset in zip(box, (left, top, right, bottom), full, corner, strict=True)
-    ]
-    return _View(moved, area, visible.numel())
+    shape = (region.bottom - region.top, region.right - region.left)
+    whole, overlap = _Extent(region, shape[0] * shape[1]), _overlap(region, cover.frame)
+    if overlap.empty or not count_pixels(cover.within(overlap)):
+        return _View(box, whole.pixels, whole.pixels, region, None, touched=False)
+    visible = torch.ones(shape, dtype=torch.bool, device=cover.covered.device)
+    visible[_within(overlap, region)] = ~cover.within(overlap)
+    rest = _extent(visible, region)
+    moved = [old if side == limit else side for old, side, limit in zip(box, rest.box, whole.box, strict=True)]
+    return _View(moved, rest.pixels, whole.pixels, region, None)
 
 
 def _pixels_of(box: list[float], size: tuple[int, int]) -> Rectangle:
@@ -270,73 +308,103 @@ def _pixels_of(box: list[float], size: tuple[int, int]) -> Rectangle:
     return Rectangle(top, left, bottom, right)
 
 
-def _show_paste(grown: Target, row: int, paste: PastedObject, index: int, frame: Rectangle, front: Tensor) -> _View:
-    """Write the visible mask of a paste, if masks are kept, and return its view."""
-    if paste.rectangle.empty:
-        return _View([0.0] * 4, 0, paste.full_area)
-    visible = front[_within(paste.rectangle, frame)] == index
-    if "masks" in grown:
-        paste.rectangle.of(grown["masks"][row]).copy_(visible)
-    (left, top, right, bottom), area = _bounds(visible)
-    x, y = paste.rectangle.left, paste.rectangle.top
-    return _View([float(left + x), float(top + y), float(right + x), float(bottom + y)], area, paste.full_area)
-
-
-def _bounds(mask: Tensor) -> tuple[tuple[int, int, int, int], int]:
-    """Left, top, right and bottom of the pixels that are set, upper bounds exclusive, and their number."""
-    if mask.device.type == "cpu":  # torch's bool reductions there are ten times slower than these
-        left, top, width, height = cv2.boundingRect(mask.view(torch.uint8).numpy())
-        window = mask[top : top + height, left : left + width]
-        return (left, top, left + width, top + height), int(np.count_nonzero(window.numpy()))
-    columns, rows = mask.any(0).nonzero(), mask.any(1).nonzero()
-    if len(rows) == 0:
-        return (0, 0, 0, 0), 0
-    left, top, right, bottom = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).flatten().tolist()
-    return (left, top, right, bottom), int(mask[top:bottom, left:right].sum())
-
-
-def count_pixels(masks: Tensor) -> list[int]:
-    """The number of pixels that are set in each of bool ``[n, h, w]``."""
-    if masks.device.type == "cpu":  # a sum of bool there goes through int64
-        return [int(np.count_nonzero(mask)) for mask in masks.numpy()]
-    counts: list[int] = masks.flatten(1).sum(1).tolist()
-    return counts
-
-
-def _write_views(grown: Target, views: dict[int, _View], count: int) -> None:
-    """Write boxes and areas of the objects seen; rows from ``count`` on are pastes."""
-    if not views:
-        return
-    rows = list(views)
-    boxes = grown["boxes"].clone()
-    boxes[rows] = boxes.new_tensor([views[row].box for row in rows])
-    grown["boxes"] = boxes
-    if "area" in grown:
-        exact = "masks" in grown
-        area = grown["area"].clone()
-        for row, view in views.items():
-            share = view.area / max(view.full_area, 1)
-            area[row] = view.area if exact or row >= count else area[row] * share
-        grown["area"] = area
-
-
-def _cover_keypoints(grown: Target, layers: Sequence[int], frame: Rectangle, front: Tensor) -> None:
-    """Lower the flag of covered keypoints from 2 (visible) to 1 (labelled, not visible), as COCO has it.
+def _extents(masks: Tensor, regions: Sequence[Rectangle]) -> list[_Extent]:
+    """The extent of each of bool or uint8 ``[n, H, W]``.
 
     Args:
-        grown: its keypoints are replaced.
-        layers: for each row, the paste that shows it, -1 for the background; later pastes hide it. A keypoint
-            can lie outside the mask or box of its object, so all rows are looked at.
-        frame: the rectangle of ``front``, not empty.
-        front: see :func:`_front_map`.
+        masks: of the objects.
+        regions: the pixels of their boxes, where all of a mask is expected; one that is elsewhere takes longer.
     """
-    keypoints = grown["keypoints"].clone()
-    x = keypoints[..., 0].floor().long() - frame.left
-    y = keypoints[..., 1].floor().long() - frame.top
-    height, width = front.shape
+    if masks.device.type != "cpu":
+        return _extents_at_once(masks)
+    extents = []
+    for mask, region in zip(masks, regions, strict=True):
+        height, width = mask.shape
+        # With a pixel around it, because the boxes of polygons and their masks are rounded apart.
+        near = Rectangle(
+            max(region.top - 1, 0),
+            max(region.left - 1, 0),
+            min(region.bottom + 1, height),
+            min(region.right + 1, width),
+        )
+        everything = count_pixels(near.of(mask)) == count_pixels(mask)
+        window = near if everything else Rectangle(0, 0, height, width)
+        extents.append(_extent(window.of(mask), window))
+    return extents
+
+
+def _extent(mask: Tensor, window: Rectangle) -> _Extent:
+    """The extent of bool or uint8 ``[h, w]`` over the rectangle ``window``."""
+    if mask.device.type != "cpu":
+        (extent,) = _extents_at_once(mask[None])
+        return _Extent(_moved(extent.window, window), extent.pixels)
+    left, top, width, height = cv2.boundingRect(mask.view(torch.uint8).numpy())
+    tight = Rectangle(top, left, top + height, left + width)
+    return _Extent(_moved(tight, window), 0 if tight.empty else count_pixels(tight.of(mask)))
+
+
+def _moved(rectangle: Rectangle, window: Rectangle) -> Rectangle:
+    """A rectangle within ``window`` as one of the image."""
+    y, x = window.top, window.left
+    return Rectangle(rectangle.top + y, rectangle.left + x, rectangle.bottom + y, rectangle.right + x)
+
+
+def _extents_at_once(masks: Tensor) -> list[_Extent]:
+    """As :func:`_extents`, with a single wait for the device."""
+    masks = masks.bool()
+    sides = []
+    for line in (masks.any(2), masks.any(1)):  # rows, columns
+        first, after = line.byte().argmax(1), line.shape[1] - line.flip(1).byte().argmax(1)
+        sides += [first, torch.where(line.any(1), after, first)]
+    rows = torch.stack([*sides, masks.flatten(1).sum(1)], 1).tolist()
+    return [_Extent(Rectangle(top, left, bottom, right), pixels) for top, bottom, left, right, pixels in rows]
+
+
+def count_pixels(mask: Tensor) -> int:
+    """The number of pixels that are set in bool or uint8 ``[h, w]``, which has some."""
+    if mask.device.type == "cpu":  # torch's sum of bytes there goes through int64
+        return int(cv2.countNonZero(mask.view(torch.uint8).numpy()))
+    return int(mask.count_nonzero())
+
+
+def _taken(values: Tensor, rows: Sequence[int]) -> Tensor:
+    """These rows, which ascend."""
+    return values if len(rows) == len(values) else values[list(rows)]
+
+
+def _write_views(corrected: Target, views: Sequence[_View], count: int, size: tuple[int, int]) -> None:
+    """Write boxes, areas and masks of all objects; those from ``count`` on are pastes."""
+    if "masks" in corrected:
+        masks = corrected["masks"] = zeros((len(views), *size), corrected["masks"])
+        for mask, view in zip(masks, views, strict=True):
+            if view.mask is not None:
+                view.window.of(mask).copy_(view.mask)
+    touched = [row for row, view in enumerate(views) if view.touched]
+    if not touched:
+        return
+    boxes = corrected["boxes"]
+    boxes[touched] = boxes.new_tensor([views[row].box for row in touched])
+    if "area" in corrected:
+        exact, area = "masks" in corrected, corrected["area"]
+        for row in touched:
+            share = views[row].area / max(views[row].full_area, 1)
+            area[row] = views[row].area if exact or row >= count else area[row] * share
+
+
+def _cover_keypoints(keypoints: Tensor, cover: _Cover) -> None:
+    """Lower the flag of covered keypoints from 2 (visible) to 1 (labelled, not visible), as COCO has it, in place.
+
+    A keypoint can lie outside the mask or box of its object, so those of every object are looked up.
+
+    Args:
+        keypoints: ``[..., 3]``.
+        cover: of the pastes in front of these objects.
+    """
+    if cover.frame.empty:
+        return
+    x = keypoints[..., 0].floor().long() - cover.frame.left
+    y = keypoints[..., 1].floor().long() - cover.frame.top
+    height, width = cover.covered.shape
     inside = (x >= 0) & (y >= 0) & (x < width) & (y < height)
-    first = front[y.clamp(0, height - 1), x.clamp(0, width - 1)]
-    own = torch.tensor(layers, dtype=front.dtype, device=front.device)
-    hidden = inside & (first > own[:, None]) & (keypoints[..., 2] == 2)
+    hidden = inside & cover.covered[y.clamp(0, height - 1), x.clamp(0, width - 1)] & (keypoints[..., 2] == 2)
     keypoints[..., 2].masked_fill_(hidden, 1)
-    grown["keypoints"] = keypoints

@@ -129,25 +129,36 @@ def paste_geometry(
     )
 
 
-def cutout_tensor(foreground: Foreground, shrink: float, pixels: PixelFormat, like: Tensor) -> Tensor:
-    """A cut-out as the compositor wants it.
+def reduced_cutout(foreground: Foreground, shrink: float) -> NDArray[np.uint8]:
+    """A cut-out at a size from which a bilinear warp takes it to its last.
 
     Args:
         foreground: the cut-out.
         shrink: largest factor by which it will be scaled; below one half it is first reduced by area averaging,
             or the bilinear warp would skip pixels.
+
+    Returns:
+        uint8 ``[h', w', 4]``, RGBA.
+    """
+    rgba = foreground.rgba
+    if shrink > 0.5:
+        return rgba
+    height, width = rgba.shape[:2]
+    factor = 2.0 ** math.floor(math.log2(1 / max(shrink, 1e-6)))
+    return _area_averaged(rgba, (max(round(width / factor), 1), max(round(height / factor), 1)))
+
+
+def cutout_tensor(rgba: NDArray[np.uint8], pixels: PixelFormat, like: Tensor) -> Tensor:
+    """A cut-out uint8 ``[h, w, 4]`` as the compositor wants it.
+
+    Args:
+        rgba: the cut-out.
         pixels: format of its colours.
         like: gives dtype and device.
 
     Returns:
-        float ``[4, h', w']``.
+        float ``[4, h, w]``.
     """
-    rgba = foreground.rgba
-    if shrink <= 0.5:
-        height, width = rgba.shape[:2]
-        factor = 2.0 ** math.floor(math.log2(1 / max(shrink, 1e-6)))
-        size = (max(round(width / factor), 1), max(round(height / factor), 1))
-        rgba = _area_averaged(rgba, size)
     planes = torch.from_numpy(np.array(rgba.transpose(2, 0, 1), order="C")).to(like.device)
     scaled = planes.to(like.dtype).mul_(1 / 255)
     if pixels.identity:

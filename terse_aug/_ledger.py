@@ -84,7 +84,7 @@ class Ledger(nn.Module):
     def see_transforms(self, unit: Tensor) -> None:
         """Take transforms ``[M, P]`` in the unit cube, on the CPU, into the running spread."""
         values = unit.double()
-        new = torch.stack([torch.ones_like(values).sum(0), values.sum(0), (values**2).sum(0)])
+        new = torch.stack([torch.ones_like(values), values, values.square()]).sum(1)
         self._moments = _SPREAD_DECAY * self._moments + new
 
     def spread(self) -> dict[str, float]:

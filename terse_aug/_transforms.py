@@ -15,7 +15,8 @@ from torch import Tensor
 PARAMETERS = ("rotation", "shear", "scale", "scale_x", "scale_y", "translate_x", "translate_y")
 """Names of the columns of a transform, in order."""
 
-_LOGARITHMIC = {"scale", "scale_x", "scale_y"}
+_LOGARITHMIC = slice(PARAMETERS.index("scale"), PARAMETERS.index("scale_y") + 1)
+"""The columns whose ranges are spaced logarithmically."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class TransformRanges:
             low, high = pair
             if not (math.isfinite(low) and math.isfinite(high) and low <= high):
                 raise ValueError(f"{field.name}: expected (low, high) with low <= high, got ({low}, {high})")
-            if field.name in _LOGARITHMIC and low <= 0:
+            if field.name in PARAMETERS[_LOGARITHMIC] and low <= 0:
                 raise ValueError(f"{field.name}: a scale has to be above 0, got ({low}, {high})")
             if field.name.startswith("translate") and not 0 <= low <= high <= 1:
                 raise ValueError(f"{field.name}: expected fractions within [0, 1], got ({low}, {high})")
@@ -77,15 +78,12 @@ class TransformRanges:
             float ``[..., P]`` in the units above, differentiable in ``unit``; uniform points give uniform
             values (uniform logarithms for the scales).
         """
-        columns = []
-        for index, name in enumerate(PARAMETERS):
-            low, high = getattr(self, name)
-            value = unit[..., index]
-            if name in _LOGARITHMIC:
-                columns.append(low * (value * math.log(high / low)).exp())
-            else:
-                columns.append(low + value * (high - low))
-        return torch.stack(columns, -1)
+        ends = [getattr(self, name) for name in PARAMETERS]
+        ends[_LOGARITHMIC] = [(math.log(low), math.log(high)) for low, high in ends[_LOGARITHMIC]]
+        low, high = unit.new_tensor(ends).unbind(-1)
+        values = low + unit * (high - low)
+        before, after = slice(0, _LOGARITHMIC.start), slice(_LOGARITHMIC.stop, None)
+        return torch.cat([values[..., before], values[..., _LOGARITHMIC].exp(), values[..., after]], -1)
 
 
 def _is_pair_of_numbers(value: object) -> bool:
@@ -125,20 +123,13 @@ def affine_maps(physical: Tensor, geometry: PasteGeometry, keep_inside: float) -
         ``half_extent`` float ``[M, 2]``, half the sides of the bounding box of the mapped rectangle; all
         differentiable in ``physical``.
     """
-    rotation, shear, scale, scale_x, scale_y, *translation = physical.unbind(-1)
+    rotation, shear, scale, scale_x, scale_y = physical[:, :5].unbind(-1)
     radians = rotation * (math.pi / 180)
     cosine, sine = radians.cos(), radians.sin()
-    size = scale * geometry.natural_scale
-    along_x = size * scale_x * geometry.mirror
-    along_y = size * scale_y
-    matrix = torch.stack(
-        [
-            torch.stack([cosine * along_x, (cosine * shear - sine) * along_y], -1),
-            torch.stack([sine * along_x, (sine * shear + cosine) * along_y], -1),
-        ],
-        -2,
-    )
-    half_extent = (matrix.abs() @ (geometry.cutout_sizes / 2).unsqueeze(-1)).squeeze(-1)
+    turn = torch.stack([cosine, cosine * shear - sine, sine, sine * shear + cosine], -1).view(-1, 2, 2)
+    size = torch.stack([scale_x * geometry.mirror, scale_y], -1) * (scale * geometry.natural_scale)[:, None]
+    matrix = turn * size[:, None]
+    half_extent = (matrix.abs() @ (geometry.cutout_sizes / 2)[:, :, None])[:, :, 0]
     lowest = torch.minimum(keep_inside * half_extent, geometry.frame_sizes / 2)
-    centre = lowest + torch.stack(translation, -1) * (geometry.frame_sizes - 2 * lowest)
+    centre = lowest + physical[:, 5:] * (geometry.frame_sizes - 2 * lowest)
     return matrix, centre, half_extent

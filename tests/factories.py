@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from terse_aug import ForegroundBank, Terse
 from terse_aug.bank import BankWriter, Foreground
 
 KEYPOINTS = ("nose", "left_eye", "right_eye")
+EIGHT_BIT = 2 / 255 if int(cv2.__version__.split(".")[0]) >= 5 else 0.1
+"""How far composites without a gradient may be from those with one; OpenCV 4 warps to 1/32 pixel only."""
+
 EVERY_IMAGE: dict[str, Any] = {"image_probability": 1.0, "decoys": (0, 0)}
 """Settings that leave nothing to chance but where things go."""
 

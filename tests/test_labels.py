@@ -14,7 +14,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from terse_aug._compositor import Rectangle
-from terse_aug._labels import Correction, PastedObject, correct_target
+from terse_aug._labels import Correction, PastedObject, _extents, _extents_at_once, correct_target
 from terse_aug._sample import OBJECT_FIELDS, Target
 
 KEYPOINTS = 3
@@ -446,3 +446,25 @@ def test_an_object_whose_mask_is_empty_counts_as_filling_its_box() -> None:
     assert correction.target["labels"].tolist() == [2, 3]
     assert correction.target["boxes"][0].tolist() == [6, 1, 10, 5]
     assert correction.dropped == {"occluded": 1}
+
+
+@many
+@given(scene=scenes(with_masks=True))
+def test_extents_are_the_same_for_a_device_as_on_the_cpu(scene: Scene) -> None:
+    everywhere = [Rectangle(0, 0, *scene.size)] * len(scene.target["masks"])
+    assert _extents_at_once(scene.target["masks"]) == _extents(scene.target["masks"], everywhere)
+
+
+def test_a_mask_that_is_not_where_its_box_says_counts_with_all_its_pixels() -> None:
+    target = {
+        "boxes": torch.tensor([[1.0, 1.0, 3.0, 3.0], [1.0, 1.0, 3.0, 3.0]]),
+        "labels": torch.tensor([1, 2]),
+        "masks": torch.zeros(2, 9, 12, dtype=torch.bool),
+    }
+    target["masks"][0, 1:8, 1:11] = True
+    target["masks"][1, 6:8, 8:11] = True
+    cover = PastedObject(Rectangle(0, 0, 9, 4), torch.ones(9, 4, dtype=torch.bool), None, 36.0)
+    corrected = correct_target(target, (9, 12), [cover], 0.25).target
+    assert corrected["boxes"].tolist() == [[4, 1, 11, 8], [1, 1, 3, 3]]
+    assert torch.equal(corrected["masks"][0, :, 4:], target["masks"][0, :, 4:])
+    assert torch.equal(corrected["masks"][1], target["masks"][1])
