@@ -40,7 +40,7 @@ class TerseConfig:
     move_every: int = _setting(4, "critic, learned: the policy moves every this many iterations")
     critic_candidates: int = _setting(8, "critic: candidates of which its network picks one")
     critic_temperature: float = _setting(
-        0.1, "critic: a candidate is picked with probability ~ exp(foretold hardness / this); higher is more random"
+        0.5, "critic: a candidate is picked with probability ~ foretold odds ** (1 / this); higher is more random"
     )
     critic_held: tuple[str, ...] = _setting(
         ("scale",),

@@ -1,8 +1,10 @@
 """Policy ``critic``: a small network foretells how hard a paste will be, and the harder candidates are preferred.
 
-Candidates are drawn from the uniform prior; one is taken with probability ~ exp(foretold hardness / temperature).
-With C candidates no density can exceed C times the prior's, so the policy cannot collapse. The network learns from
-what the detector made of earlier pastes: no gradient through the image, any detector.
+Candidates are drawn from the uniform prior; one is taken with probability ~ odds ** (1 / temperature), the odds being
+h / (1 - h) for the foretold hardness h. A ratio of odds means the same when everything is easy for the detector, late
+in training, as when everything is hard; a difference of hardness would not. With C candidates no density can exceed
+C times the prior's, so the policy cannot collapse. The network learns from what the detector made of earlier pastes:
+no gradient through the image, any detector.
 """
 
 from __future__ import annotations
@@ -68,8 +70,8 @@ class CriticPolicy(Policy):
     Args:
         seed: of the network's initial weights.
         candidates: C, at least 1; 1 is the random policy.
-        temperature: above 0, in units of hardness (a probability); high is random pasting, near 0 always takes
-            the candidate that is foretold to be the hardest.
+        temperature: above 0; 1 picks in proportion to the odds of being missed, high is random pasting, near 0
+            always takes the candidate that is foretold to be the hardest.
         held: names of transform parameters that all candidates of a paste share, so that they stay exactly as
             spread out as random ones.
         rehearsals: optimizer steps in a move.
@@ -87,7 +89,7 @@ class CriticPolicy(Policy):
         self,
         seed: int = 0,
         candidates: int = 8,
-        temperature: float = 0.1,
+        temperature: float = 0.5,
         held: Sequence[str] = (),
         rehearsals: int = 4,
         capacity: int = 1024,
@@ -111,7 +113,7 @@ class CriticPolicy(Policy):
         self._written: Tensor
 
     def propose(self, scene: Scene, generator: torch.Generator, learning: bool) -> Proposal:
-        """See :meth:`Policy.propose`."""
+        """See :meth:`Policy.propose`; the density is estimated from the candidates at hand."""
         assert scene.glimpse is not None
         device, count = scene.image_of.device, len(scene.image_of)
         units = torch.rand(self.candidates, count, len(PARAMETERS), generator=generator).to(device)
@@ -121,15 +123,15 @@ class CriticPolicy(Policy):
             return Proposal(units[0], draw)
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             glimpses = scene.glimpse(units)
-            foretold = self.critic(glimpses).sigmoid()
-            chances = torch.softmax(foretold / self.temperature, 0)
+            logits = self.critic(glimpses)
+            chances = torch.softmax(logits / self.temperature, 0)
         # The inverse of the cumulated chances: torch.multinomial would draw other numbers on a GPU.
         chosen = (chances.cumsum(0) < draw).sum(0).clamp(max=self.candidates - 1)
         rows = torch.arange(count, device=device)
         proposal = Proposal(units[chosen, rows], (chances[chosen, rows] * self.candidates).log())
         if learning:
             pictures = (glimpses.pictures[chosen, rows] * 255).round().to(torch.uint8)
-            proposal.memory = (pictures, glimpses.figures[chosen, rows], foretold[chosen, rows])
+            proposal.memory = (pictures, glimpses.figures[chosen, rows], logits[chosen, rows].sigmoid())
         return proposal
 
     def remember(self, proposal: Proposal, hardness: Tensor) -> None:
