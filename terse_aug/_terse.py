@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from terse_aug._adversary import Adversary, Turn
-from terse_aug._compose import Composites, Surface, compose
+from terse_aug._compose import Composites, Paste, Surface, compose
 from terse_aug._config import TerseConfig, replaced
 from terse_aug._distributed import rank
 from terse_aug._door import Admission, admit
@@ -97,6 +97,7 @@ class Terse(nn.Module):
         self.ledger = Ledger()
         self._mirror_keypoints = mirror_order(self.bank.keypoint_names)
         self._turns: list[Turn] = []
+        self._pastes: list[list[Paste]] = []
         self._warned: set[str] = set()
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)
         self._anchor: Tensor
@@ -106,6 +107,11 @@ class Terse(nn.Module):
     def policy(self) -> Policy:
         """The policy in use."""
         return self.adversary.policy
+
+    @property
+    def pastes(self) -> list[list[Paste]]:
+        """The pastes of each image of the last :meth:`forward`."""
+        return self._pastes
 
     def forward(
         self, images: Sequence[Tensor] | Tensor, targets: Sequence[Target]
@@ -128,6 +134,7 @@ class Terse(nn.Module):
             return list(images) if not isinstance(images, Tensor) else images, list(targets)
         started = time.perf_counter()
         composites = self._composites(images, targets)
+        self._pastes = composites.pastes
         self.seconds += time.perf_counter() - started
         stacked = isinstance(images, Tensor)
         return torch.stack(composites.images) if stacked else composites.images, composites.targets

@@ -16,8 +16,8 @@ from terse_aug._sample import Target
 class TargetModel(Protocol):
     """The model under training ("target" in the paper), seen from outside.
 
-    Both passes leave the model as it was: no gradients, no BatchNorm statistics, no draw from the global random
-    generators. Neither is needed for the policies ``random`` and ``learned``.
+    Both passes leave the model as it was: no gradients in its parameters, no BatchNorm statistics, no draw from the
+    global random generators. In live training neither is needed for the policies ``random`` and ``learned``.
 
     Attributes:
         first_label: labels have to be at least this: 1 where 0 stands for background, else 0.
@@ -27,8 +27,8 @@ class TargetModel(Protocol):
     first_label: int
     label_limit: int | None
 
-    def image_losses(self, images: Sequence[Tensor], targets: Sequence[Target]) -> Tensor:
-        """The training loss of each image, float ``[B]``."""
+    def image_losses(self, images: Sequence[Tensor], targets: Sequence[Target], differentiable: bool = False) -> Tensor:
+        """The training loss of each image, float ``[B]``; where asked for, with a graph that ends at the images."""
         ...
 
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
@@ -40,21 +40,27 @@ class TargetModel(Protocol):
 
 
 @contextmanager
-def undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
-    """Run a model without leaving a trace: modes restored, no gradients, normalisation and dropout frozen.
+def undisturbed(model: nn.Module, training: bool, differentiable: bool = False) -> Iterator[None]:
+    """Run a model without leaving a trace: modes restored, parameters, normalisation and dropout frozen.
 
     Args:
         model: the unwrapped module; a DistributedDataParallel wrapper would synchronise.
         training: mode of the modules that choose between losses and predictions by it.
+        differentiable: record a graph to the inputs.
     """
     modes = [(module, module.training) for module in model.modules()]
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         model.train(training)
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
                 module.eval()
-        with torch.no_grad():
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        with torch.set_grad_enabled(differentiable):
             yield
     finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
         for module, mode in modes:
             module.training = mode

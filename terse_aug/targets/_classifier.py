@@ -30,16 +30,16 @@ class ClassifierTarget:
         self.model: nn.Module = model
         self.first_label, self.label_limit = 0, classes
 
-    def image_losses(self, images: Sequence[Tensor], targets: Sequence[Target]) -> Tensor:
+    def image_losses(self, images: Sequence[Tensor], targets: Sequence[Target], differentiable: bool = False) -> Tensor:
         """See :class:`TargetModel`; an image without objects has no class and a loss of 0."""
         labels = class_of(targets)
-        with undisturbed(self.model, training=True), isolated_global_rng(0, [images[0].device]):
+        with undisturbed(self.model, True, differentiable), isolated_global_rng(0, [images[0].device]):
             logits: Tensor = self.model(torch.stack(list(images)))
-        return F.cross_entropy(logits.float(), labels, reduction="none", ignore_index=NO_CLASS)
+            return F.cross_entropy(logits.float(), labels, reduction="none", ignore_index=NO_CLASS)
 
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
         """See :class:`TargetModel`; for every object the probability of its class in the whole image."""
-        with undisturbed(self.model, training=False):
+        with undisturbed(self.model, False):
             logits: Tensor = self.model(torch.stack(list(images)))
         chances = logits.float().softmax(1)
         return [own[target["labels"]] for own, target in zip(chances, targets, strict=True)]

@@ -32,10 +32,10 @@ class TorchvisionDetector:
         self.iou_threshold = iou_threshold
         self.first_label, self.label_limit = _label_range(model)
 
-    def image_losses(self, images: Sequence[Tensor], targets: Sequence[Target]) -> Tensor:
+    def image_losses(self, images: Sequence[Tensor], targets: Sequence[Target], differentiable: bool = False) -> Tensor:
         """See :class:`TargetModel`; one forward per image, each with the same draw of proposals."""
         losses = []
-        with undisturbed(self.model, training=True):
+        with undisturbed(self.model, True, differentiable):
             for image, target in zip(images, targets, strict=True):
                 fields = {name: target[name] for name in _MODEL_FIELDS if name in target}
                 with isolated_global_rng(0, [image.device]):
@@ -45,7 +45,7 @@ class TorchvisionDetector:
 
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
         """See :class:`TargetModel`; the highest score of a detection of the object's class that overlaps it."""
-        with undisturbed(self.model, training=False):
+        with undisturbed(self.model, False):
             predictions: list[dict[str, Any]] = self.model(list(images))
         scores = []
         for prediction, target in zip(predictions, targets, strict=True):

@@ -1,0 +1,7 @@
+"""Training in lock-step, the paper's own schedule: the policy hunts a frozen target, its finds are kept, and the target
+then trains on real and kept images."""
+
+from terse_aug.lockstep._cache import HardExampleCache
+from terse_aug.lockstep._hunt import Hunt, HuntReport, mixed
+
+__all__ = ["HardExampleCache", "Hunt", "HuntReport", "mixed"]

@@ -1,0 +1,163 @@
+"""The halves of a lock-step round: hunting hard examples, and training on real and kept ones. Imports torch only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from terse_aug._probe import MISSED_BELOW
+from terse_aug._random import generator_for
+from terse_aug._sample import Target
+from terse_aug._terse import Terse
+from terse_aug.lockstep._cache import HardExampleCache
+from terse_aug.targets import TargetModel
+
+Batch = tuple[Sequence[Tensor] | Tensor, Sequence[Target]]
+
+
+@dataclass(frozen=True)
+class HuntReport:
+    """What a hunt brought.
+
+    Attributes:
+        found: hard examples added to the cache, by label.
+        seen: pasted objects with a label that the target was asked about.
+        target_forwards: images passed through the target, also those by which a policy chose or learned.
+        complete: whether every label has its wanted number; else the budget was spent.
+    """
+
+    found: dict[int, int]
+    seen: int
+    target_forwards: int
+    complete: bool
+
+    @property
+    def yield_per_forward(self) -> float:
+        """Hard examples per image passed through the target."""
+        return sum(self.found.values()) / max(self.target_forwards, 1)
+
+
+class Hunt:
+    """Train a policy against a frozen target until it has yielded enough hard examples.
+
+    The target is asked once about every composite, which says what is hard; a policy that learns from hardness
+    learns from that, one that learns from gradients costs a training pass besides where it moves. An example is hard
+    where the target's probability of a pasted object is below ``hard_below``. What was found before a kill is in the
+    cache and counts.
+
+    Args:
+        terse: its policy moves at its own ``move_every``.
+        target: frozen: neither parameters nor statistics nor random state are touched.
+        cache: where hard examples go.
+        wanted: hard examples of each label.
+        budget: images that may be passed through the target in a hunt.
+        hard_below: probability in (0, 1].
+
+    Raises:
+        ValueError: a number outside its range.
+    """
+
+    def __init__(
+        self,
+        terse: Terse,
+        target: TargetModel,
+        cache: HardExampleCache,
+        wanted: Mapping[int, int],
+        budget: int,
+        hard_below: float = MISSED_BELOW,
+    ) -> None:
+        if budget < 1:
+            raise ValueError(f"budget: expected at least 1 image, got {budget}")
+        if not 0 < hard_below <= 1:
+            raise ValueError(f"hard_below: expected a probability in (0, 1], got {hard_below}")
+        if not wanted or min(wanted.values()) < 0:
+            raise ValueError(f"wanted: expected a number of hard examples for each label, got {dict(wanted)}")
+        self._terse, self._target, self._cache = terse, target, cache
+        self._wanted, self._budget, self._hard_below = dict(wanted), budget, hard_below
+
+    def run(
+        self, batches: Iterable[Batch], already: Mapping[int, int], progress: Callable[[HuntReport], None] | None = None
+    ) -> HuntReport:
+        """Hunt until every label has its number in the cache beyond what was there before the round.
+
+        Args:
+            batches: images and targets to paste on; the hunt ends with them.
+            already: :attr:`HardExampleCache.counts` at the beginning of the round; kept by the caller, so that a
+                hunt that was killed goes on where it was.
+            progress: told after every batch.
+        """
+        seen = forwards = 0
+        asked_before = self._terse.metrics()["extra_forwards"]
+        found: Counter[int] = Counter()
+        report = self._report(found, seen, forwards, already)
+        for images, targets in batches:
+            if report.complete or forwards >= self._budget:
+                break
+            composites, labels = self._terse(images, targets)
+            hardness, passed = self._ask(list(composites), labels)
+            asked = self._terse.metrics()["extra_forwards"]
+            forwards, asked_before = forwards + passed + int(asked - asked_before), asked
+            for image, target, own, pastes in zip(composites, labels, hardness, self._terse.pastes, strict=True):
+                pasted = [paste.row for paste in pastes if paste.row is not None]
+                seen += len(pasted)
+                hard = [int(target["labels"][row]) for row in pasted if float(own[row]) > 1 - self._hard_below]
+                short = [label for label in hard if self._missing(already).get(label, 0) > 0]
+                if short:
+                    self._cache.add(image, target, short[0])
+                    found[short[0]] += 1
+            report = self._report(found, seen, forwards, already)
+            if progress is not None:
+                progress(report)
+        return report
+
+    def _ask(self, images: list[Tensor], targets: Sequence[Target]) -> tuple[list[Tensor], int]:
+        """Let the policy move; the hardness of every object, and how many images passed through the target."""
+        policy, passed = self._terse.policy, len(images)
+        scores = self._target.object_scores([image.detach() for image in images], targets)
+        hardness = [1 - own for own in scores]
+        known = torch.cat([own.float() for own in hardness])
+        value = known.mean() if len(known) else torch.zeros(())
+        if policy.learns and policy.learns_from == "gradient" and any(image.requires_grad for image in images):
+            loss = self._target.image_losses(images, targets, differentiable=True).mean()
+            torch.autograd.backward(loss)
+            value, passed = loss.detach(), 2 * passed
+        elif policy.learns_from == "hardness":
+            self._terse.observe(hardness)
+        self._terse.step(value)
+        return hardness, passed
+
+    def _missing(self, already: Mapping[int, int]) -> dict[int, int]:
+        counts = self._cache.counts
+        return {
+            label: wanted - (counts.get(label, 0) - already.get(label, 0)) for label, wanted in self._wanted.items()
+        }
+
+    def _report(self, found: Counter[int], seen: int, forwards: int, already: Mapping[int, int]) -> HuntReport:
+        complete = all(missing <= 0 for missing in self._missing(already).values())
+        return HuntReport(dict(found), seen, forwards, complete)
+
+
+def mixed(
+    batches: Iterable[Batch], cache: HardExampleCache, share: float, seed: int
+) -> Iterator[tuple[list[Tensor], list[Target]]]:
+    """Real batches, of which a share of the images is replaced by kept hard ones.
+
+    Args:
+        batches: real images and targets.
+        cache: not empty.
+        share: of every batch, in [0, 1], rounded to whole images.
+        seed: what is drawn is a function of it and of the number of the batch.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share: expected a fraction within [0, 1], got {share}")
+    for number, (images, targets) in enumerate(batches):
+        count = round(share * len(targets))
+        kept = len(targets) - count
+        hard_images, hard_targets = cache.sample(count, generator_for(seed, "mixed", number)) if count else ([], [])
+        device = images[0].device
+        moved = [{name: value.to(device) for name, value in target.items()} for target in hard_targets]
+        yield [*list(images)[:kept], *(image.to(device) for image in hard_images)], [*list(targets)[:kept], *moved]

@@ -1,0 +1,228 @@
+"""Lock-step: the cache of hard examples, the hunt for them, and batches mixed from both."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from factories import EVERY_IMAGE, make_batch, make_detector, parameters_of
+from torch import Tensor, nn
+
+from terse_aug import ForegroundBank, PixelFormat, Terse
+from terse_aug._random import generator_for
+from terse_aug.lockstep import HardExampleCache, Hunt, HuntReport, mixed
+from terse_aug.targets import ClassifierTarget, TorchvisionDetector
+
+
+def example(seed: int, label: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
+    (image,), (target,) = make_batch(seed, sizes=((20, 30),), masks=True)
+    return image, target | {"labels": torch.tensor([label])}
+
+
+# --- cache ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_goes_in_comes_out(tmp_path: Path) -> None:
+    pixels = PixelFormat(scale=255, mean=(120, 110, 100), bgr=True)
+    with HardExampleCache(tmp_path / "hard", pixels=pixels) as cache:
+        added = [example(seed, label=seed % 2) for seed in range(5)]
+        for image, target in added:
+            cache.add(pixels.encode(image), target | {"image_id": 3}, int(target["labels"][0]))
+        assert len(cache) == cache.written == 5
+        assert cache.counts == {0: 3, 1: 2}
+        for position, (image, target) in enumerate(added):
+            out, fields = cache[position]
+            torch.testing.assert_close(pixels.decode(out), image, rtol=0, atol=0.51 / 255)
+            assert fields.keys() == target.keys()
+            assert all(torch.equal(fields[name], value) for name, value in target.items())
+
+
+def test_it_is_bounded_and_the_oldest_makes_room(tmp_path: Path) -> None:
+    with HardExampleCache(tmp_path / "hard", capacity=3) as cache:
+        for label in range(5):
+            cache.add(*example(label, label), label)
+        assert len(cache) == 3
+        assert [int(cache[position][1]["labels"]) for position in range(3)] == [2, 3, 4]
+        assert int(cache[-1][1]["labels"]) == 4
+        with pytest.raises(IndexError, match="has 3 examples, got position 3"):
+            cache[3]
+
+
+def test_it_grows_beyond_its_first_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("terse_aug.lockstep._cache._FIRST_MAP_BYTES", 1 << 15)
+    with HardExampleCache(tmp_path / "hard") as cache:
+        for seed in range(40):
+            cache.add(*example(seed), 1)
+        assert len(cache) == 40
+        assert cache[39][1].keys() == cache[0][1].keys()
+
+
+def test_a_killed_process_loses_nothing_that_was_added(tmp_path: Path) -> None:
+    script = (
+        "import os, sys, torch\n"
+        "from terse_aug.lockstep import HardExampleCache\n"
+        "cache = HardExampleCache(sys.argv[1])\n"
+        "target = {'boxes': torch.zeros(1, 4), 'labels': torch.tensor([2])}\n"
+        "for _ in range(7):\n"
+        "    cache.add(torch.rand(3, 8, 8), target, 2)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    code = subprocess.run([sys.executable, "-c", script, str(tmp_path / "hard")], check=False).returncode
+    assert code == -9
+    with HardExampleCache(tmp_path / "hard") as cache:
+        assert len(cache) == 7
+        assert cache.counts == {2: 7}
+        cache.add(*example(0), 1)
+        assert cache[7][0].shape == (3, 20, 30)
+
+
+def test_a_foreign_file_or_another_capacity_is_refused(tmp_path: Path, tiny_bank: ForegroundBank) -> None:
+    (tmp_path / "text").write_text("no database" * 1000)
+    with pytest.raises(ValueError, match="is no cache of hard examples"):
+        HardExampleCache(tmp_path / "text")
+    with HardExampleCache(tmp_path / "hard", capacity=5) as cache:
+        cache.add(*example(0), 1)
+    with pytest.raises(ValueError, match="capacity 6, got 1 and 5"):
+        HardExampleCache(tmp_path / "hard", capacity=6)
+    with pytest.raises(ValueError, match="capacity: expected at least 1, got 0"):
+        HardExampleCache(tmp_path / "other", capacity=0)
+
+
+def test_drawing_is_a_function_of_the_generator_and_needs_something_to_draw(tmp_path: Path) -> None:
+    with HardExampleCache(tmp_path / "hard") as cache:
+        with pytest.raises(ValueError, match="the cache is empty"):
+            cache.sample(1, generator_for(0))
+        for label in range(4):
+            cache.add(*example(label, label), label)
+        first, second = (cache.sample(50, generator_for(3))[1] for _ in range(2))
+        labels = [int(target["labels"]) for target in first]
+        assert labels == [int(target["labels"]) for target in second]
+        assert set(labels) == {0, 1, 2, 3}
+
+
+# --- hunt -----------------------------------------------------------------------------------------------------------
+
+
+class Brightness(nn.Module):
+    """A classifier that takes what is bright on the left for class 1 and all else for class 2."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        left = images[..., : images.shape[-1] // 2].mean((1, 2, 3)) - images[..., images.shape[-1] // 2 :].mean(
+            (1, 2, 3)
+        )
+        return torch.stack([torch.zeros_like(left), 40 * left, -40 * left], 1)
+
+
+def hunt(bank: ForegroundBank, folder: Path, policy: str, budget: int = 4000, **wanted: int) -> tuple[Hunt, Any, Terse]:
+    target = ClassifierTarget(Brightness(), classes=3)
+    terse = Terse(bank, policy, target=target, objects=(1, 1), move_every=1, **EVERY_IMAGE)
+    cache = HardExampleCache(folder / "hard")
+    labels = {int(name.removeprefix("label")): number for name, number in wanted.items()}
+    return Hunt(terse, target, cache, labels, budget), cache, terse
+
+
+def noise_batches() -> Any:
+    for seed in count():
+        yield make_batch(seed, sizes=((48, 48),) * 4, objects=0)
+
+
+@pytest.mark.parametrize("policy", ["random", "hard-random", "critic", "learned"])
+def test_a_hunt_ends_with_the_wanted_number_of_each_label(
+    tiny_bank: ForegroundBank, tmp_path: Path, policy: str
+) -> None:
+    hunter, cache, terse = hunt(tiny_bank, tmp_path, policy, label1=6, label2=4)
+    report = hunter.run(noise_batches(), already={})
+    assert report.complete
+    assert report.found == cache.counts == {1: 6, 2: 4}
+    target = ClassifierTarget(Brightness(), classes=3)
+    for position in range(len(cache)):
+        image, fields = cache[position]
+        assert float(target.object_scores([image], [fields])[0].min()) < 0.55
+    forwards = {"random": 1, "hard-random": 3, "critic": 1, "learned": 2}[policy]
+    assert report.target_forwards == 4 * forwards * terse.metrics()["iterations"]
+    assert terse.metrics()["moves"] == (terse.metrics()["iterations"] if terse.policy.learns else 0)
+
+
+def test_a_hunt_ends_with_its_budget(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
+    hunter, cache, terse = hunt(tiny_bank, tmp_path, "random", budget=10, label1=1000)
+    report = hunter.run(noise_batches(), already={})
+    assert not report.complete
+    assert report.target_forwards == 12
+    assert terse.metrics()["iterations"] == 3
+    assert sum(report.found.values()) == len(cache) <= report.seen == 12
+
+
+def test_a_hunt_goes_on_with_what_an_interrupted_one_found(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
+    hunter, cache, _ = hunt(tiny_bank, tmp_path, "random", label1=3, label2=3)
+
+    def interrupt(report: HuntReport) -> None:
+        if sum(report.found.values()) >= 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        hunter.run(noise_batches(), already={}, progress=interrupt)
+    before = len(cache)
+    report = hunter.run(noise_batches(), already={})
+    assert report.complete
+    assert cache.counts == {1: 3, 2: 3}
+    assert sum(report.found.values()) == 6 - before
+    second = hunter.run(noise_batches(), already=cache.counts)
+    assert second.found == {1: 3, 2: 3}
+
+
+@pytest.mark.parametrize("policy", ["critic", "learned"])
+def test_a_hunt_leaves_the_target_as_it_was(tiny_bank: ForegroundBank, tmp_path: Path, policy: str) -> None:
+    detector = make_detector("fasterrcnn")
+    before, state = parameters_of(detector), torch.get_rng_state()
+    terse = Terse(tiny_bank, policy, move_every=1, **EVERY_IMAGE)
+    cache = HardExampleCache(tmp_path / "hard")
+    start = parameters_of(terse)
+    report = Hunt(terse, TorchvisionDetector(detector), cache, {1: 50, 2: 50}, budget=12).run(
+        (make_batch(seed) for seed in count()), already={}
+    )
+    assert report.seen > 0
+    assert detector.training
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in detector.parameters())
+    assert all(torch.equal(new, old) for new, old in zip(parameters_of(detector), before, strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert any(not torch.equal(new, old) for new, old in zip(parameters_of(terse), start, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budget": 0}, "budget: expected at least 1 image, got 0"),
+        ({"hard_below": 0.0}, r"hard_below: expected a probability in \(0, 1\], got 0.0"),
+        ({"wanted": {}}, "wanted: expected a number of hard examples"),
+    ],
+)
+def test_a_hunt_refuses_what_it_cannot_do(
+    tiny_bank: ForegroundBank, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    settings: dict[str, Any] = {"wanted": {1: 1}, "budget": 1} | changes
+    target = ClassifierTarget(Brightness(), classes=3)
+    with pytest.raises(ValueError, match=message):
+        Hunt(Terse(tiny_bank, "random"), target, HardExampleCache(tmp_path / "hard"), **settings)
+
+
+# --- mixing ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.0, 0), (0.5, 2), (1.0, 4)])
+def test_a_share_of_every_batch_comes_from_the_cache(tmp_path: Path, share: float, kept: int) -> None:
+    with HardExampleCache(tmp_path / "hard") as cache:
+        cache.add(*example(0, label=9), 9)
+        real = [make_batch(seed, sizes=((20, 30),) * 4) for seed in range(3)]
+        batches = list(mixed(real, cache, share, seed=1))
+    assert len(batches) == 3
+    for (images, targets), (real_images, _) in zip(batches, real, strict=True):
+        assert len(images) == len(targets) == 4
+        assert sum(int(target["labels"][0]) == 9 for target in targets) == kept
+        assert all(torch.equal(one, other) for one, other in zip(images[: 4 - kept], real_images, strict=False))
+    with pytest.raises(ValueError, match=r"share: expected a fraction within \[0, 1\], got 1.5"):
+        next(mixed(real, cache, 1.5, seed=1))
