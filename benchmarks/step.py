@@ -90,6 +90,7 @@ def _steps(model: nn.Module, bank: ForegroundBank) -> dict[str, _Step]:
         "random": _Step(model, Terse(bank, policy="random")),
         "learned_k1": _Step(model, Terse(bank, policy="learned", move_every=1)),
         "learned_k4": _Step(model, Terse(bank, policy="learned", move_every=CYCLE)),
+        "critic_k4": _Step(model, Terse(bank, policy="critic", move_every=CYCLE, target=model)),
         "hard_random": _Step(model, Terse(bank, policy="hard-random", target=model)),
     }
 

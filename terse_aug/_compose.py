@@ -127,6 +127,19 @@ def compose(
     return Composites(out_images, out_targets, pastes, +dropped)
 
 
+def compose_exactly(
+    images: Sequence[Tensor], targets: Sequence[Target], layout: Layout, unit: Tensor, surface: Surface
+) -> Composites:
+    """:func:`compose` in full precision: under autocast its matrices would round positions to whole pixels."""
+    with full_precision(images[0].device):
+        return compose(images, targets, layout, unit, surface)
+
+
+def full_precision(device: torch.device) -> torch.autocast:
+    """No autocast inside; a backward needs that as much as a forward."""
+    return torch.autocast(device.type, enabled=False)
+
+
 def _paste(layout: Layout, row: int, unit: Tensor, target_row: int | None) -> Paste:
     foreground = layout.foregrounds[row]
     return Paste(layout.indices[row], foreground.source, foreground.label, unit, target_row, row)

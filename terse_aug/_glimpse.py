@@ -7,7 +7,6 @@ Shape letters: B images, M pastes, C candidates for each, P transform parameters
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from terse_aug._compose import Surface
-from terse_aug._layout import Layout, foreground_pictures, paste_geometry
+from terse_aug._layout import Layout, paste_geometry
 from terse_aug._sample import Target
+from terse_aug._thumbnails import background_picture, foreground_pictures
 from terse_aug._transforms import PasteGeometry, affine_maps
 from terse_aug.policies import GLIMPSE, Glimpses
 from terse_aug.policies._base import FOREGROUND_FILL
@@ -81,16 +81,11 @@ def _repeated(geometry: PasteGeometry, count: int) -> PasteGeometry:
 def _canvases(images: Sequence[Tensor], targets: Sequence[Target], surface: Surface) -> Tensor:
     """Reduced images as RGB, a map of the objects on them, and ones: ``[B, 5, S, S]``, each filling all of it."""
     side = min(_CANVAS, max(max(image.shape[-2:]) for image in images))
-    canvases = []
-    for image, target in zip(images, targets, strict=True):
-        small = surface.pixels.decode(F.adaptive_avg_pool2d(image.detach().float()[None], side)[0])
-        occupied = small.new_zeros(1, side, side)
-        scale = target["boxes"].new_tensor([side / image.shape[-1], side / image.shape[-2]] * 2)
-        for left, top, right, bottom in (target["boxes"].detach() * scale).tolist():
-            occupied[0, math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right)] = 1
-        color = small.nan_to_num(0.0, 1.0, 0.0).clamp(0, 1)
-        canvases.append(torch.cat([color, occupied, torch.ones_like(occupied)]))
-    return torch.stack(canvases)
+    pictures = [
+        background_picture(image, target, surface.pixels, side) for image, target in zip(images, targets, strict=True)
+    ]
+    backgrounds = torch.stack(pictures)
+    return torch.cat([backgrounds, torch.ones_like(backgrounds[:, :1])], 1)
 
 
 def _look_at_images(points: Tensor, image_of: Sequence[int], canvases: Tensor) -> Tensor:

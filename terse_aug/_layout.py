@@ -14,15 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from terse_aug._config import TerseConfig
 from terse_aug._pixels import PixelFormat
-from terse_aug._sample import Target
 from terse_aug._transforms import PARAMETERS, PasteGeometry
 from terse_aug.bank import Foreground, ForegroundBank
-from terse_aug.policies import Scene
-from terse_aug.policies._base import FOREGROUND_FILL, THUMBNAIL
 
 _DECOY_TRIES = 8
 
@@ -174,68 +170,3 @@ def _area_averaged(rgba: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np
     weighted = cv2.resize(cv2.cvtColor(rgba, cv2.COLOR_RGBA2mRGBA), size, interpolation=cv2.INTER_AREA)
     straight = cv2.cvtColor(weighted.reshape(size[1], size[0], 4), cv2.COLOR_mRGBA2RGBA)
     return np.where(plain[..., 3:] > 0, straight, plain).astype(np.uint8)
-
-
-def describe_scene(layout: Layout, images: Sequence[Tensor], targets: Sequence[Target], pixels: PixelFormat) -> Scene:
-    """The scene with the pictures that a policy sees."""
-    plain = plain_scene(layout, len(images), images[0].device)
-    backgrounds = torch.stack(
-        [_background_thumbnail(image, target, pixels) for image, target in zip(images, targets, strict=True)]
-    )
-    foregrounds = foreground_pictures(layout.foregrounds, layout.mirrored)
-    natural = []
-    for foreground, image in zip(layout.foregrounds, layout.image_of, strict=True):
-        height, width = images[image].shape[-2:]
-        factor = foreground.extent * math.sqrt(height * width) / max(foreground.rgba.shape[:2])
-        natural.append((factor * foreground.rgba.shape[1] / width, factor * foreground.rgba.shape[0] / height))
-    return Scene(
-        plain.image_of,
-        plain.image_count,
-        plain.labels,
-        backgrounds,
-        foregrounds.to(images[0].device),
-        torch.tensor(natural, device=images[0].device).view(-1, 2),
-    )
-
-
-def plain_scene(layout: Layout, image_count: int, device: torch.device) -> Scene:
-    """The scene without pictures."""
-    return Scene(
-        torch.tensor(layout.image_of, dtype=torch.long, device=device),
-        image_count,
-        torch.tensor([foreground.label for foreground in layout.foregrounds], dtype=torch.long, device=device),
-    )
-
-
-def foreground_pictures(foregrounds: Sequence[Foreground], mirrored: Sequence[bool]) -> Tensor:
-    """Cut-outs in the middle of pictures of one size, float ``[M, 4, THUMBNAIL, THUMBNAIL]`` in [0, 1], on the CPU."""
-    pictures = [
-        _foreground_thumbnail(foreground.rgba, flag) for foreground, flag in zip(foregrounds, mirrored, strict=True)
-    ]
-    empty = np.zeros((0, THUMBNAIL, THUMBNAIL, 4), np.uint8)
-    return torch.from_numpy(np.stack(pictures) if pictures else empty).permute(0, 3, 1, 2) / 255
-
-
-def _background_thumbnail(image: Tensor, target: Target, pixels: PixelFormat) -> Tensor:
-    """RGB by area averaging and a map of the boxes of the objects in the image, ``[4, T, T]``."""
-    small = F.adaptive_avg_pool2d(image.detach().float()[None], THUMBNAIL)[0]
-    height, width = image.shape[-2:]
-    occupied = torch.zeros(1, THUMBNAIL, THUMBNAIL, device=image.device)
-    scale = target["boxes"].new_tensor([THUMBNAIL / width, THUMBNAIL / height] * 2)
-    for left, top, right, bottom in (target["boxes"].detach() * scale).tolist():
-        occupied[0, math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right)] = 1
-    # An image that is not finite gets no pastes, but a NaN would reach the synthesizer's weights all the same.
-    return torch.cat([pixels.decode(small).nan_to_num(0.0, 1.0, 0.0).clamp(0, 1), occupied])
-
-
-def _foreground_thumbnail(rgba: np.ndarray, mirrored: bool) -> np.ndarray:
-    """The cut-out in the middle, its larger side filling nine tenths, uint8 ``[T, T, 4]``."""
-    height, width = rgba.shape[:2]
-    factor = FOREGROUND_FILL * THUMBNAIL / max(height, width)
-    size = (max(round(width * factor), 1), max(round(height * factor), 1))
-    small = cv2.resize(rgba, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR)
-    small = small[:, ::-1] if mirrored else small
-    picture = np.zeros((THUMBNAIL, THUMBNAIL, 4), np.uint8)
-    top, left = (THUMBNAIL - size[1]) // 2, (THUMBNAIL - size[0]) // 2
-    picture[top : top + size[1], left : left + size[0]] = small
-    return picture

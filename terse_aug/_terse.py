@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,18 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from terse_aug._adversary import Adversary, Turn
-from terse_aug._compose import Composites, Paste, Surface, compose
+from terse_aug._compose import Composites, Paste, Surface, compose_exactly, full_precision
 from terse_aug._config import TerseConfig, replaced
 from terse_aug._distributed import rank
 from terse_aug._door import Admission, admit
-from terse_aug._glimpse import glimpse_maker
 from terse_aug._hardness import ask_for_hardness, take_hardness
 from terse_aug._keypoints import mirror_order
-from terse_aug._layout import Layout, describe_scene, draw_layout, plain_scene
+from terse_aug._layout import Layout, draw_layout
 from terse_aug._ledger import Ledger
 from terse_aug._pixels import PixelFormat
 from terse_aug._random import generator_for
 from terse_aug._sample import Target
+from terse_aug._scene import make_scene
 from terse_aug.bank import ForegroundBank
 from terse_aug.policies import Policy, Proposal, Scene, make_policy, uniform_proposal
 from terse_aug.targets import TargetModel, as_target
@@ -215,9 +214,9 @@ class Terse(nn.Module):
         generator = generator_for(self.seed, "compose", seed)
         with torch.no_grad():
             layout = draw_layout(self.bank, batch.usable, self.config, generator)
-            scene = self._scene(layout, images, targets, chosen)
+            scene = make_scene(layout, images, targets, self._surface(images), chosen, self._detector)
             proposal = chosen.propose(scene, generator, learning=False)
-            composites = _compose_exactly(images, targets, layout, proposal.unit, self._surface(images))
+            composites = compose_exactly(images, targets, layout, proposal.unit, self._surface(images))
         composites.dropped.update(batch.dropped)
         return composites
 
@@ -254,12 +253,12 @@ class Terse(nn.Module):
             self._warn("no_gradient", _NO_GRADIENT)
         with torch.no_grad():
             layout = draw_layout(self.bank, batch.usable, self.config, generator)
-            scene = self._scene(layout, images, targets, self.policy)
+            scene = make_scene(layout, images, targets, self._surface(images), self.policy, self._detector)
         proposal = self._propose(scene, generator, learning)
         with torch.set_grad_enabled(bool(proposal.leaves)):
-            composites = _compose_exactly(images, targets, layout, proposal.unit, self._surface(images))
+            composites = compose_exactly(images, targets, layout, proposal.unit, self._surface(images))
         if learning and any(composites.pastes) and (proposal.leaves or proposal.memory):
-            with _full_precision(images[0].device):
+            with full_precision(images[0].device):
                 self._keep(self.adversary.begin(proposal, composites, images, targets))
         composites.dropped.update(batch.dropped)
         self._record(layout, proposal, composites)
@@ -271,31 +270,9 @@ class Terse(nn.Module):
             return uniform_proposal(len(scene.image_of), generator, scene.image_of.device)
         return self.policy.propose(scene, generator, learning)
 
-    def _scene(self, layout: Layout, images: Sequence[Tensor], targets: Sequence[Target], policy: Policy) -> Scene:
-        if policy.sees_pixels:
-            scene = describe_scene(layout, images, targets, self.pixels)
-        else:
-            scene = plain_scene(layout, len(images), images[0].device)
-        if policy.sees_glimpses:
-            glimpse = glimpse_maker(layout, images, targets, self._surface(images))
-            scene = dataclasses.replace(scene, glimpse=glimpse)
-        if not policy.needs_target:
-            return scene
-        if not self._target:
-            raise ValueError("this policy asks the detector: give Terse(target=detector)")
-        detector, surface, pasted = self._target[0], self._surface(images), sorted(set(layout.image_of))
-
-        def detector_loss(unit: Tensor) -> Tensor:
-            """Only images with pastes are asked for: the others have no choice, or are not finite."""
-            candidates = _compose_exactly(images, targets, layout, unit, surface)
-            losses = torch.zeros(len(images), device=unit.device)
-            asked = detector.image_losses(
-                [candidates.images[index] for index in pasted], [candidates.targets[index] for index in pasted]
-            )
-            losses[pasted] = asked.to(losses)
-            return losses
-
-        return dataclasses.replace(scene, detector_loss=detector_loss)
+    @property
+    def _detector(self) -> TargetModel | None:
+        return self._target[0] if self._target else None
 
     def _surface(self, images: Sequence[Tensor]) -> Surface:
         return Surface(self.config, self.pixels, self._mirror_keypoints, batched=images[0].is_cuda)
@@ -349,7 +326,7 @@ class Terse(nn.Module):
 
     def _move(self, loss_finite: bool, loss_scale: float) -> None:
         counts = self.ledger.counts
-        with _full_precision(self._anchor.device):
+        with full_precision(self._anchor.device):
             generator = generator_for(self.seed, rank(), "move", counts["iterations"])
             move = self.adversary.move(self._turns, loss_finite, loss_scale, self._anchor.device, generator)
         if move.made:
@@ -392,19 +369,6 @@ _NO_GRADIENT = (
     "no gradient reached the composites, so the adversary does not move: call backward() on the detector's loss "
     "before step(), call Terse outside torch.no_grad(), and hand the images on as Terse returned them"
 )
-
-
-def _compose_exactly(
-    images: Sequence[Tensor], targets: Sequence[Target], layout: Layout, unit: Tensor, surface: Surface
-) -> Composites:
-    """:func:`compose` in full precision: under autocast its matrices would round positions to whole pixels."""
-    with _full_precision(images[0].device):
-        return compose(images, targets, layout, unit, surface)
-
-
-def _full_precision(device: torch.device) -> torch.autocast:
-    """No autocast inside; a backward needs that as much as a forward."""
-    return torch.autocast(device.type, enabled=False)
 
 
 def _translated(bank: ForegroundBank, classes: Sequence[str] | Mapping[str, int]) -> ForegroundBank:

@@ -1,0 +1,90 @@
+"""What a policy may look at, made from a layout and the batch that it is for. Imports torch only."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from terse_aug._compose import Surface, compose_exactly
+from terse_aug._glimpse import glimpse_maker
+from terse_aug._layout import Layout
+from terse_aug._sample import Target
+from terse_aug._thumbnails import background_picture, foreground_pictures
+from terse_aug.policies import Policy, Scene
+from terse_aug.policies._base import THUMBNAIL
+from terse_aug.targets import TargetModel
+
+
+def make_scene(
+    layout: Layout,
+    images: Sequence[Tensor],
+    targets: Sequence[Target],
+    surface: Surface,
+    policy: Policy,
+    detector: TargetModel | None,
+) -> Scene:
+    """The scene with as much as the policy looks at, and no more.
+
+    Raises:
+        ValueError: the policy asks the detector, and there is none.
+    """
+    device = images[0].device
+    scene = Scene(
+        torch.tensor(layout.image_of, dtype=torch.long, device=device),
+        len(images),
+        torch.tensor([foreground.label for foreground in layout.foregrounds], dtype=torch.long, device=device),
+    )
+    if policy.sees_pixels:
+        scene = _with_pictures(scene, layout, images, targets, surface)
+    if policy.sees_glimpses:
+        scene = dataclasses.replace(scene, glimpse=glimpse_maker(layout, images, targets, surface))
+    if policy.needs_target:
+        if detector is None:
+            raise ValueError("this policy asks the detector: give Terse(target=detector)")
+        scene = dataclasses.replace(scene, detector_loss=_asker(layout, images, targets, surface, detector))
+    return scene
+
+
+def _with_pictures(
+    scene: Scene, layout: Layout, images: Sequence[Tensor], targets: Sequence[Target], surface: Surface
+) -> Scene:
+    """The scene with what policies with ``sees_pixels`` look at."""
+    device = images[0].device
+    backgrounds = [
+        background_picture(image, target, surface.pixels, THUMBNAIL)
+        for image, target in zip(images, targets, strict=True)
+    ]
+    natural = []
+    for foreground, image in zip(layout.foregrounds, layout.image_of, strict=True):
+        height, width = images[image].shape[-2:]
+        factor = foreground.extent * math.sqrt(height * width) / max(foreground.rgba.shape[:2])
+        natural.append((factor * foreground.rgba.shape[1] / width, factor * foreground.rgba.shape[0] / height))
+    return dataclasses.replace(
+        scene,
+        backgrounds=torch.stack(backgrounds),
+        foregrounds=foreground_pictures(layout.foregrounds, layout.mirrored).to(device),
+        natural_size=torch.tensor(natural, device=device).view(-1, 2),
+    )
+
+
+def _asker(
+    layout: Layout, images: Sequence[Tensor], targets: Sequence[Target], surface: Surface, detector: TargetModel
+) -> Callable[[Tensor], Tensor]:
+    """The detector's loss of each image, as a function of the transforms."""
+    pasted = sorted(set(layout.image_of))
+
+    def detector_loss(unit: Tensor) -> Tensor:
+        """Only images with pastes are asked for: the others have no choice, or are not finite."""
+        candidates = compose_exactly(images, targets, layout, unit, surface)
+        losses = torch.zeros(len(images), device=unit.device)
+        asked = detector.image_losses(
+            [candidates.images[index] for index in pasted], [candidates.targets[index] for index in pasted]
+        )
+        losses[pasted] = asked.to(losses)
+        return losses
+
+    return detector_loss
