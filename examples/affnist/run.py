@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress
+from rich.progress import track
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from affnist import data, report
@@ -28,6 +29,7 @@ from affnist.arms import ARMS
 from affnist.live import Schedule, train_live
 from affnist.models import NETWORKS
 
+Job = tuple[argparse.Namespace, str, int, Schedule]
 VALIDATION = 5000
 """The last so many of MNIST's training digits are left out of training, as in the paper."""
 
@@ -42,12 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if missing:
         digits = data.read_mnist(args.mnist, "train")
         data.digit_bank(digits.part(slice(0, len(digits) - VALIDATION)), args.out / "digits.bank").close()
-    jobs = [(args, arm, seed, schedule) for arm, seed in missing]
-    with ProcessPoolExecutor(args.jobs) as pool, Progress() as progress:
-        task = progress.add_task("runs", total=len(jobs))
-        for (_, arm, seed, _), run in zip(jobs, pool.map(_run, jobs), strict=True):
-            progress.advance(task)
-            progress.print(f"{arm}, seed {seed}: {run['readings'][-1]['accuracy']:.2f} %")
+    for arm, seed, run in _finished([(args, arm, seed, schedule) for arm, seed in missing], args.jobs):
+        print(f"{arm}, seed {seed}: {run['readings'][-1]['accuracy']:.2f} %", flush=True)
     results = [json.loads(_path(args, *run).read_text()) for run in runs]
     content = {
         "test set": data.describe(data.AffineRanges(), args.test_seed),
@@ -57,6 +55,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     (args.out / "results.json").write_text(json.dumps(content, indent=1) + "\n")
     report.draw(results, args.out / "accuracy.png", schedule.batch_size)
     report.print_table(results)
+
+
+def _finished(jobs: list[Job], count: int) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Do jobs, some at a time, and give arm, seed and figures of each."""
+    if count == 1:
+        for job in track(jobs, "runs"):
+            yield job[1], job[2], _run(job)
+        return
+    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
+        for job, run in zip(jobs, track(pool.map(_run, jobs), "runs", total=len(jobs)), strict=True):
+            yield job[1], job[2], run
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,7 +87,7 @@ def _path(args: argparse.Namespace, arm: str, seed: int) -> Path:
     return path
 
 
-def _run(job: tuple[argparse.Namespace, str, int, Schedule]) -> dict[str, Any]:
+def _run(job: Job) -> dict[str, Any]:
     """One run in a process of its own; its figures are also written to its file."""
     args, arm, seed, schedule = job
     torch.set_num_threads(1)

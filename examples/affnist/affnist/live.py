@@ -98,7 +98,7 @@ def train_live(
                 terse.observe(_hardness(own, targets))
             # The composites are a part of the batch whose mean is the loss.
             terse.step(losses.detach().mean(), loss_scale=schedule.batch_size / len(images))
-            if iteration >= 0.8 * schedule.iterations:
+            if iteration + 1 > 0.8 * schedule.iterations:
                 tally.take(own, classes)
         if (iteration + 1) % schedule.readings == 0:
             readings.append({"iteration": iteration + 1, "accuracy": accuracy(model, *test)})

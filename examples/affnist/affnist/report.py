@@ -51,7 +51,8 @@ def draw(runs: Sequence[dict[str, Any]], path: Path, batch_size: int) -> None:
     left.set(xlabel="synthetic images", ylabel="accuracy on AffNIST test digits, %")
     right.set(xlabel="hardness, 1 - p of the true class", ylabel="share of composites", yscale="log")
     left.legend()
-    right.legend()
+    if right.has_data():
+        right.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)

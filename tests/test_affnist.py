@@ -1,0 +1,166 @@
+"""The AffNIST example: its data, and tiny runs of every arm."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+FOLDER = Path(__file__).parents[1] / "examples" / "affnist"
+
+
+@pytest.fixture(scope="module")
+def example():
+    """The example's modules, imported as its script sees them, and forgotten afterwards."""
+    pytest.importorskip("matplotlib")
+    before = set(sys.modules)
+    sys.path.insert(0, str(FOLDER))
+    try:
+        spec = importlib.util.spec_from_file_location("affnist_run", FOLDER / "run.py")
+        run = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(run)
+        from affnist import arms, data, live, models
+
+        yield SimpleNamespace(main=run.main, arms=arms, data=data, live=live, models=models)
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in set(sys.modules) - before:
+            if name.partition(".")[0] == "affnist":
+                del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def mnist(data_root):
+    return data_root / "mnist"
+
+
+@pytest.fixture(scope="module")
+def digits(example, mnist):
+    return example.data.read_mnist(mnist, "t10k").part(slice(0, 400))
+
+
+def write_idx(path, array):
+    head = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+    path.write_bytes(head + array.tobytes())
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+def test_plain_and_compressed_idx_files_are_read(example, tmp_path):
+    images = np.arange(3 * 28 * 28, dtype=np.uint8).reshape(3, 28, 28)
+    write_idx(tmp_path / "train-images-idx3-ubyte", images)
+    write_idx(tmp_path / "labels", np.array([5, 0, 9], np.uint8))
+    with gzip.open(tmp_path / "train-labels-idx1-ubyte.gz", "wb") as file:
+        file.write((tmp_path / "labels").read_bytes())
+    read = example.data.read_mnist(tmp_path, "train")
+    assert np.array_equal(read.images.numpy(), images)
+    assert read.labels.tolist() == [5, 0, 9]
+
+
+def test_missing_broken_and_unequal_files_are_refused(example, tmp_path):
+    with pytest.raises(ValueError, match=r"expected train-images-idx3-ubyte or train-images-idx3-ubyte\.gz"):
+        example.data.read_mnist(tmp_path, "train")
+    images = np.zeros((3, 28, 28), np.uint8)
+    write_idx(tmp_path / "train-images-idx3-ubyte", images)
+    write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(2, np.uint8))
+    with pytest.raises(ValueError, match="3 images, but 2 labels"):
+        example.data.read_mnist(tmp_path, "train")
+    path = tmp_path / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="is no idx file of bytes, or it is cut off"):
+        example.data.read_mnist(tmp_path, "train")
+
+
+def test_affnist_is_a_function_of_its_seed_and_keeps_the_ink(example, digits):
+    ranges = example.data.AffineRanges()
+    first, labels = example.data.affnist(digits, ranges, seed=0)
+    second, _ = example.data.affnist(digits, ranges, seed=0)
+    other, _ = example.data.affnist(digits, ranges, seed=1)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+    assert torch.equal(labels, digits.labels)
+    assert first.shape == (400, 1, 40, 40)
+    ink, before = first.sum((1, 2, 3)), digits.padded().sum((1, 2, 3))
+    # The determinant of the map is that of the two scales, 0.64 to 1.44; nothing is cut off.
+    assert float((ink / before).min()) > 0.58
+    assert float((ink / before).max()) < 1.55
+    assert float((ink / before).mean()) == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_digit_is_nowhere_preferred(example, digits):
+    images, _ = example.data.affnist(digits, example.data.AffineRanges(), seed=0)
+    mean = images.mean((0, 1))
+    at = torch.arange(40) + 0.5
+    assert float((mean.sum(0) * at).sum() / mean.sum()) == pytest.approx(20, abs=0.7)
+    assert float((mean.sum(1) * at).sum() / mean.sum()) == pytest.approx(20, abs=0.7)
+
+
+def test_pasting_a_digit_gives_the_transformed_digit(example, digits, tmp_path):
+    """Same spread of ink, as a whole, from the pasted digits as from the test set's own transform."""
+    bank = example.data.digit_bank(digits, tmp_path / "digits.bank")
+    terse = example.arms.make_terse("random", bank, example.models.SmallNet(), example.data.AffineRanges(), seed=0)
+    composites, classes, targets = example.live._composites(terse, 400)
+    images, _ = example.data.affnist(digits, example.data.AffineRanges(), seed=0)
+    assert all(len(target["labels"]) == 1 for target in targets)
+    assert set(classes.tolist()) == set(range(10))
+    # The digits are drawn with replacement, and pasting spaces its scales logarithmically: 3 % less area on average.
+    assert float(composites.sum()) == pytest.approx(float(images.sum()), rel=0.1)
+    assert float((composites.amax((1, 2, 3)) > 0.8).float().mean()) > 0.98
+    difference = (composites.mean((0, 1)) - images.mean((0, 1))).abs().mean() / images.mean()
+    assert float(difference) < 0.2
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arm", ["mnist", "random", "hard-random", "learned", "critic"])
+def test_every_arm_trains_and_repeats_itself(example, digits, tmp_path, arm):
+    ranges = example.data.AffineRanges()
+    bank = example.data.digit_bank(digits, tmp_path / "digits.bank")
+    test = example.data.affnist(digits, ranges, 0)
+    schedule = example.live.Schedule(iterations=6, readings=3, batch_size=8)
+    first, second = (
+        example.live.train_live(arm, "small", digits, bank, test, ranges, schedule, seed=1) for _ in range(2)
+    )
+    assert [reading["iteration"] for reading in first["readings"]] == [3, 6]
+    assert first["readings"] == second["readings"]
+    if arm == "mnist":
+        assert "metrics" not in first
+        return
+    assert first["metrics"] == second["metrics"]
+    assert first["metrics"]["objects_labelled"] == 6 * 8
+    assert first["metrics"]["moves"] == (6 if arm in ("learned", "critic") else 0)
+    assert first["metrics"]["extra_forwards"] == (6 * 8 * 4 if arm == "hard-random" else 0)
+    assert sum(first["hardness histogram"]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ["small", "table1"])
+def test_the_networks_give_ten_logits(example, name):
+    logits = example.models.NETWORKS[name]()(torch.rand(2, 3, 40, 40))
+    assert logits.shape == (2, 10)
+
+
+def test_the_script_writes_table_and_figure_and_goes_on(example, mnist, tmp_path, capsys, monkeypatch):
+    whole = example.data.read_mnist(mnist, "train").part(slice(0, 5200))
+    small = tmp_path / "mnist"
+    small.mkdir()
+    for part, digits in (("train", whole), ("t10k", whole.part(slice(0, 100)))):
+        write_idx(small / f"{part}-images-idx3-ubyte", digits.images.numpy())
+        write_idx(small / f"{part}-labels-idx1-ubyte", digits.labels.numpy().astype(np.uint8))
+    flags = ["--mnist", str(small), "--out", str(tmp_path / "out"), "--iterations", "4", "--readings", "2"]
+    example.main([*flags, "--arms", "random", "critic", "--seeds", "0"])
+    assert "random, seed 0" in capsys.readouterr().out
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [run["arm"] for run in results["runs"]] == ["random", "critic"]
+    assert results["test set"]["rotation"] == 20
+    assert (tmp_path / "out" / "accuracy.png").read_bytes()[:4] == b"\x89PNG"
+    example.main([*flags, "--arms", "random", "critic", "--seeds", "0"])
+    assert "seed 0:" not in capsys.readouterr().out
