@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,15 +25,11 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks._trained import detector, people, photographs
 from terse_aug import PARAMETERS, ForegroundBank, Terse
 from terse_aug._compose import compose
 from terse_aug._layout import Layout, draw_layout
 from terse_aug._random import generator_for, isolated_global_rng
-from terse_aug.bank import build_from_masks
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "examples" / "torchvision"))
-from detection import checkpoint, datasets, models  # noqa: E402  # the trainer's own modules
 
 STEPS = (0.02, 0.1)
 """Half widths of the central differences, in the unit cube."""
@@ -44,15 +39,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     args = _parser().parse_args(argv)
     torch.set_num_threads(1)
-    split = json.loads((ROOT / "benchmarks" / "penn_fudan_split.json").read_text())
-    photographs = datasets.PennFudan(args.data, split["train_60"])
-    detector = models.build("fasterrcnn_mobilenet_v2_fpn", photographs, None, None)
-    checkpoint.load(args.checkpoint).restore({"detector": detector}, required=("detector",))
-    detector.train()
+    own = photographs(args.data, "train_60")
+    model = detector(args.checkpoint, own).train()
     with tempfile.TemporaryDirectory() as folder:
-        bank = Path(folder) / "people.bank"
-        build_from_masks(args.data / "PNGImages", args.data / "PedMasks", bank, include=photographs.names)
-        rows = _measure(detector, photographs, ForegroundBank.open(bank), args)
+        rows = _measure(model, own, people(args.data, own, Path(folder) / "people.bank"), args)
     figures = _figures(np.array(rows))
     args.json.write_text(json.dumps({"pastes": len(rows) // len(PARAMETERS), "figures": figures}, indent=1) + "\n")
     _print(figures)
@@ -68,39 +58,37 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _measure(
-    detector: nn.Module, photographs: Any, bank: ForegroundBank, args: argparse.Namespace
-) -> list[list[float]]:
+def _measure(model: nn.Module, own: Any, bank: ForegroundBank, args: argparse.Namespace) -> list[list[float]]:
     """Rows of (parameter, gradient, difference for each step)."""
     terse = Terse(
         bank,
         "random",
         seed=args.seed,
-        classes=photographs.classes,
+        classes=own.classes,
         objects=(1, 1),
         image_probability=1.0,
         decoys=(0, 0),
     )
     rows: list[list[float]] = []
     for number in track(range(args.count), "pastes"):
-        image, target = photographs[number % len(photographs)]
+        image, target = own[number % len(own)]
         generator = generator_for(args.seed, "gradient quality", number)
         layout = draw_layout(terse.bank, [True], terse.config, generator)
         # Away from the borders of the cube, so that both ends of every difference lie in it.
         unit = torch.rand(1, len(PARAMETERS), generator=generator) * 0.8 + 0.1
-        rows += _paste_rows(detector, terse, layout, [image], [target], unit)
+        rows += _paste_rows(model, terse, layout, [image], [target], unit)
     return rows
 
 
 def _paste_rows(
-    detector: nn.Module, terse: Terse, layout: Layout, images: list[Tensor], targets: list[Any], unit: Tensor
+    model: nn.Module, terse: Terse, layout: Layout, images: list[Tensor], targets: list[Any], unit: Tensor
 ) -> list[list[float]]:
     surface = terse._surface(images)
 
     def loss(point: Tensor) -> Tensor:
         composites = compose(images, targets, layout, point, surface)
         with isolated_global_rng(0):
-            losses = detector(composites.images, [_fields(target) for target in composites.targets])
+            losses = model(composites.images, [_fields(target) for target in composites.targets])
         return torch.stack(list(losses.values())).sum()
 
     point = unit.clone().requires_grad_()

@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--amp", action="store_true", help="mixed precision, in all arms")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each")
     parser.add_argument("--terse", nargs="+", default=[], metavar="NAME=VALUE", help="settings of TerseConfig")
+    parser.add_argument("--keep", action="store_true", help="keep every run's checkpoint, 85 MB each")
     parser.add_argument("--report", action="store_true", help="only read the runs that are there")
     return parser
 
@@ -96,7 +97,8 @@ def _train(run: Run, args: argparse.Namespace) -> int:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
     if code == 0:
         os.replace(folder / "results.json", folder / "done.json")
-        (folder / "checkpoint.pt").unlink(missing_ok=True)
+        if not args.keep:
+            (folder / "checkpoint.pt").unlink(missing_ok=True)
     return code
 
 
