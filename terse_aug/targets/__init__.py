@@ -4,6 +4,8 @@ from torch import nn
 
 from terse_aug.targets._base import TargetModel, undisturbed
 from terse_aug.targets._classifier import NO_CLASS, ClassifierTarget, class_of
+from terse_aug.targets._regressor import RegressionTarget
+from terse_aug.targets._segmenter import SegmentationTarget, label_map
 from terse_aug.targets._torchvision import TorchvisionDetector
 
 
@@ -23,9 +25,12 @@ def as_target(model: nn.Module | TargetModel) -> TargetModel:
 __all__ = [
     "NO_CLASS",
     "ClassifierTarget",
+    "RegressionTarget",
+    "SegmentationTarget",
     "TargetModel",
     "TorchvisionDetector",
     "as_target",
     "class_of",
+    "label_map",
     "undisturbed",
 ]

@@ -1,0 +1,61 @@
+"""Regression as a target. Imports torch only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from terse_aug._random import isolated_global_rng
+from terse_aug._sample import Target
+from terse_aug.targets._base import undisturbed
+
+
+class RegressionTarget:
+    """A model that maps images ``[B, 3, H, W]`` of one size to values ``[B, k]``, trained by the smooth L1 loss.
+
+    There is no probability of an object in a regression. In its place stands ``exp(-error / tolerance)``, the error
+    being the largest absolute difference of the k values: 1 where they are right, 0.37 where one is off by the
+    tolerance.
+
+    Args:
+        model: the regressor; a DistributedDataParallel wrapper is looked through.
+        values: from a target to what the model should give, float ``[k]``, for example the centre of its object.
+        tolerance: an error that counts as a miss, in the units of the values; above 0. Also where the smooth L1
+            loss turns from quadratic to linear.
+
+    Raises:
+        ValueError: a tolerance that is not above 0.
+    """
+
+    first_label, label_limit = 0, None
+
+    def __init__(self, model: nn.Module, values: Callable[[Target], Tensor], tolerance: float) -> None:
+        if not tolerance > 0:
+            raise ValueError(f"tolerance: expected a value above 0, got {tolerance}")
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        self.model: nn.Module = model
+        self.values = values
+        self.tolerance = tolerance
+
+    def image_losses(self, images: Sequence[Tensor], targets: Sequence[Target], differentiable: bool = False) -> Tensor:
+        """See :class:`TargetModel`; the mean over the values."""
+        with undisturbed(self.model, True, differentiable), isolated_global_rng(0, [images[0].device]):
+            given: Tensor = self.model(torch.stack(list(images)))
+            return F.smooth_l1_loss(
+                given.float(), self._wanted(targets, given), reduction="none", beta=self.tolerance
+            ).mean(1)
+
+    def object_scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
+        """See :class:`TargetModel`; the same for all objects of an image."""
+        with undisturbed(self.model, False):
+            given: Tensor = self.model(torch.stack(list(images)))
+        errors = (given.float() - self._wanted(targets, given)).abs().amax(1)
+        scores = torch.exp(-errors / self.tolerance)
+        return [score.expand(len(target["boxes"])) for score, target in zip(scores, targets, strict=True)]
+
+    def _wanted(self, targets: Sequence[Target], like: Tensor) -> Tensor:
+        return torch.stack([self.values(target) for target in targets]).to(like.device, torch.float32)
