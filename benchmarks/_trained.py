@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from terse_aug.bank import build_from_masks
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "examples" / "torchvision"))
-from detection import checkpoint, datasets, models  # noqa: E402  # the trainer's own modules
+from detection import checkpoint, datasets, models, pasting  # noqa: E402  # the trainer's own modules
 
 
 def photographs(data: Path, part: str) -> Any:
@@ -34,6 +35,12 @@ def detector(path: Path, own: Any) -> nn.Module:
     model: nn.Module = models.build("fasterrcnn_mobilenet_v2_fpn", own, None, None)
     restore(path, "detector", model)
     return model
+
+
+def policy_settings(run: Path) -> tuple[str, dict[str, Any]]:
+    """Policy and settings of ``Terse`` that a finished run was made with."""
+    arguments = json.loads((run / "done.json").read_text())["arguments"]
+    return arguments["policy"], pasting.settings(argparse.Namespace(terse=arguments["terse"]))
 
 
 def restore(path: Path, name: str, module: nn.Module) -> None:

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from benchmarks._trained import detector, people, photographs, restore
+from benchmarks._trained import detector, people, photographs, policy_settings, restore
 from terse_aug import ForegroundBank, Terse, probe
 
 
@@ -54,8 +54,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _row(run: Path, baseline: nn.Module, own: Any, bank: ForegroundBank, args: argparse.Namespace) -> dict[str, Any]:
     """Figures of one policy and of random pasting with its settings."""
-    name = json.loads((run / "done.json").read_text())["arguments"]["policy"]
-    terse = Terse(bank, name, classes=own.classes, target=baseline)
+    name, settings = policy_settings(run)
+    terse = Terse(bank, name, classes=own.classes, target=baseline, **settings)
     restore(run / "checkpoint.pt", "terse", terse)
     samples = [own[number % len(own)] for number in range(args.images)]
     batches = [tuple(zip(*samples[start : start + 4], strict=True)) for start in range(0, args.images, 4)]

@@ -5,6 +5,8 @@ The game, one line a player (L the detector's loss on the composite, D the discr
     policy         ascends   E_q[L] - tau KL(q || uniform) + w E log D(composite)
     discriminator  descends  -(E log D(real) + E log(1 - D(composite)))
     detector       descends  L                                            (the host's own step, not here)
+
+A policy that learns from hardness plays by itself: it descends its own error in foretelling the detector.
 """
 
 from __future__ import annotations
@@ -80,7 +82,7 @@ class Adversary(nn.Module):
         self.discriminator_optimizer: BufferedAdam | None = None
         if policy.learns:
             self.policy_optimizer = BufferedAdam(policy.parameters(), config.learning_rate)
-            if config.discriminator_weight > 0:
+            if config.discriminator_weight > 0 and policy.learns_from == "gradient":
                 self.discriminator = PatchDiscriminator(seed)
                 self.discriminator_optimizer = BufferedAdam(
                     self.discriminator.parameters(), config.learning_rate, _GAN_BETAS
@@ -132,7 +134,7 @@ class Adversary(nn.Module):
     ) -> Move:
         """Learn from the turns since the last move; every rank has to call it.
 
-        Nothing moves on any rank unless everything is finite on all of them.
+        A step is taken on all ranks or on none; none is taken with anything that is not finite.
 
         Args:
             turns: since the last move; may be empty on some ranks.
@@ -167,6 +169,9 @@ class Adversary(nn.Module):
             if objective is not None:
                 torch.autograd.backward(objective)
             (ranks,) = sum_over_ranks([float(objective is not None)], device)
+            if not ranks:
+                self._forget()
+                return Move(False, "nothing_pasted", figures)
             if not self._descend(self.policy, self.policy_optimizer, ranks, figures):
                 return Move(False, "not_finite", figures)
         return Move(True, figures=figures)

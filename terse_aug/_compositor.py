@@ -228,7 +228,7 @@ def _blur_radius(sigma: float) -> int:
     return math.ceil(2 * sigma)
 
 
-def _inverse(matrix: Tensor) -> Tensor:
+def inverse_2x2(matrix: Tensor) -> Tensor:
     """Inverse of 2x2 matrices in closed form: no solver call, and it has a gradient on every device."""
     a, b, c, d = matrix.flatten(1).unbind(1)
     return torch.stack([d, -b, -c, a], 1).view(-1, 2, 2) / (a * d - b * c)[:, None, None]
@@ -275,7 +275,7 @@ def sampling_lines(
         In pixels of the cut-out, x before y: ``[M, 2]``, and ``[M, 2, 2]`` with a column for a step to the right and
         one for a step down.
     """
-    inverse = _inverse(matrix)
+    inverse = inverse_2x2(matrix)
     corner = matrix.new_tensor([[r.left - margin + 0.5, r.top - margin + 0.5] for r in rectangles]).view(-1, 2)
     middle = matrix.new_tensor([[width / 2, height / 2] for height, width, *_ in sizes]).view(-1, 2)
     return (inverse @ (corner - centre).unsqueeze(-1)).squeeze(-1) + middle, inverse

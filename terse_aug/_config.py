@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from terse_aug._transforms import TransformRanges
+from terse_aug._transforms import PARAMETERS, TransformRanges
 
 
 def _setting(default: Any, help_text: str) -> Any:
@@ -52,9 +52,9 @@ class TerseConfig:
         0.1,
         "learned: weight tau of KL(q || uniform), in units of the loss of an image; higher is more random",
     )
-    learning_rate: float = _setting(1e-3, "Adam step size of synthesizer and discriminator")
+    learning_rate: float = _setting(1e-3, "Adam step size of synthesizer, discriminator and critic")
     dropout: float = _setting(0.1, "learned: dropout in the synthesizer, 0 to 1")
-    max_gradient_norm: float = _setting(1.0, "learned: the synthesizer's gradient is clipped to this norm")
+    max_gradient_norm: float = _setting(1.0, "critic, learned: the policy's gradient is clipped to this norm")
     discriminator_weight: float = _setting(
         0.0, "weight of realism in the synthesizer's objective; 0 switches the discriminator off"
     )
@@ -67,6 +67,9 @@ class TerseConfig:
                 raise ValueError(f"{name}: expected whole numbers (low, high), 0 <= low <= high <= 20, got {value!r}")
         if not isinstance(self.ranges, TransformRanges):
             raise ValueError(f"ranges: expected TransformRanges, got {self.ranges!r}")
+        held = self.critic_held
+        if isinstance(held, str) or not set(held) <= set(PARAMETERS):
+            raise ValueError(f"critic_held: expected a list of some of {', '.join(PARAMETERS)}, got {held!r}")
         for name in ("image_probability", "mirror_probability", "min_visibility"):
             value = getattr(self, name)
             if not 0 <= value <= 1:

@@ -1,7 +1,7 @@
-"""Small pictures of what a paste would look like, for policies that judge candidates. Imports torch only.
+"""Small pictures of what a paste would look like, for policies that judge candidates. Imports no host.
 
-A glimpse costs a few thousand pixels however large the image is: many candidates can be looked at where the
-detector could be asked for one. No gradient flows through it.
+Every image that is pasted on is reduced once; then a glimpse costs a few thousand pixels however large the image is, so
+that many candidates can be looked at where the detector could be asked for one. No gradient flows through it.
 Shape letters: B images, M pastes, C candidates for each, P transform parameters, G = GLIMPSE.
 """
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from terse_aug._compose import Surface
+from terse_aug._compositor import inverse_2x2
 from terse_aug._layout import Layout, paste_geometry
 from terse_aug._sample import Target
 from terse_aug._thumbnails import background_picture, foreground_pictures
@@ -54,8 +55,10 @@ def glimpse_maker(
         steps = (torch.arange(GLIMPSE, device=unit.device, dtype=unit.dtype) + 0.5) * (2 / GLIMPSE) - 1
         offsets = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1) * window[:, None, None, None]
         in_image = (2 * (centre[:, None, None] + offsets) / frame[:, None, None] - 1).view(count, pastes, *_GRID)
-        behind = _look_at_images(in_image, layout.image_of, _canvases(images, targets, surface))
-        inverse = torch.linalg.inv(matrix)
+        pasted = sorted(set(layout.image_of))
+        canvases = _canvases([images[number] for number in pasted], [targets[number] for number in pasted], surface)
+        behind = _look_at_images(in_image, [pasted.index(number) for number in layout.image_of], canvases)
+        inverse = inverse_2x2(matrix)
         to_picture = FOREGROUND_FILL * 2 / geometry.cutout_sizes.amax(1)
         in_cutout = (offsets.flatten(1, 2) @ inverse.mT) * to_picture[:, None, None]
         in_cutout = in_cutout.view(count, pastes, GLIMPSE * GLIMPSE, 1, 2).transpose(0, 1).flatten(1, 2)

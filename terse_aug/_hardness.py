@@ -8,31 +8,35 @@ import torch
 from torch import Tensor
 
 from terse_aug._adversary import Turn
+from terse_aug._sample import Target
 from terse_aug.targets import TargetModel
 
 
-def take_hardness(turn: Turn, hardness: Sequence[Tensor]) -> None:
-    """Keep the hardness of a turn's pastes.
-
-    Args:
-        turn: with its composites.
-        hardness: for each image float ``[N]``, one value for each object of its target.
+def check_hardness(hardness: Sequence[Tensor], targets: Sequence[Target]) -> None:
+    """Refuse what is not one value in [0, 1], or NaN, for each object of each target.
 
     Raises:
-        ValueError: not one value for each object.
+        ValueError: naming the image, what was expected and what came.
     """
-    assert turn.composites is not None
-    targets = turn.composites.targets
     if len(hardness) != len(targets):
         raise ValueError(f"hardness: expected a tensor for each of {len(targets)} images, got {len(hardness)}")
     for number, (values, target) in enumerate(zip(hardness, targets, strict=True)):
         count = len(target["boxes"])
-        if values.shape != (count,):
+        if not isinstance(values, Tensor) or values.shape != (count,):
+            got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(
-                f"hardness of image {number}: expected [{count}], one value for each object of its target, "
-                f"got {list(values.shape)}"
+                f"hardness of image {number}: expected a tensor [{count}], one value for each object of its target, "
+                f"got {got}"
             )
-    turn.hardness = _of_pastes(turn, dict(enumerate(hardness)))
+        known = values.detach()[~values.isnan()]
+        if len(known) and not (float(known.min()) >= -_SLACK and float(known.max()) <= 1 + _SLACK):
+            raise ValueError(
+                f"hardness of image {number}: expected values in [0, 1], one minus a probability, got "
+                f"{float(known.min())} to {float(known.max())}"
+            )
+
+
+_SLACK = 1e-3  # rounding of low precision
 
 
 def ask_for_hardness(turns: Sequence[Turn], target: TargetModel) -> int:
@@ -41,18 +45,31 @@ def ask_for_hardness(turns: Sequence[Turn], target: TargetModel) -> int:
     for turn in turns:
         if turn.hardness is not None or turn.composites is None:
             continue
-        pasted = [number for number, pastes in enumerate(turn.composites.pastes) if pastes]
+        labelled = [
+            number
+            for number, pastes in enumerate(turn.composites.pastes)
+            if any(paste.row is not None for paste in pastes)
+        ]
+        if not labelled:
+            continue
         scores = target.object_scores(
-            [turn.composites.images[number] for number in pasted],
-            [turn.composites.targets[number] for number in pasted],
+            [turn.composites.images[number] for number in labelled],
+            [turn.composites.targets[number] for number in labelled],
         )
-        turn.hardness = _of_pastes(turn, {number: 1 - own for number, own in zip(pasted, scores, strict=True)})
-        asked += len(pasted)
+        turn.hardness = hardness_of_pastes(
+            turn, {number: 1 - own for number, own in zip(labelled, scores, strict=True)}
+        )
+        asked += len(labelled)
     return asked
 
 
-def _of_pastes(turn: Turn, hardness: dict[int, Tensor]) -> Tensor:
-    """Float ``[M]`` in [0, 1] for the pastes of a turn's proposal; NaN for those without a label."""
+def hardness_of_pastes(turn: Turn, hardness: dict[int, Tensor]) -> Tensor:
+    """Float ``[M]`` in [0, 1] for the pastes of a turn's proposal; NaN for those without a label.
+
+    Args:
+        turn: with its composites.
+        hardness: by image, for those with a labelled paste at least: float ``[N]``, a value for each object.
+    """
     assert turn.composites is not None
     values = torch.full((len(turn.proposal.unit),), float("nan"), device=turn.proposal.unit.device)
     for number, pastes in enumerate(turn.composites.pastes):

@@ -1,4 +1,4 @@
-"""What a policy may look at, made from a layout and the batch that it is for. Imports torch only."""
+"""What a policy may look at, made from a layout and the batch that it is for. Imports no host."""
 
 from __future__ import annotations
 
@@ -75,12 +75,14 @@ def _asker(
     layout: Layout, images: Sequence[Tensor], targets: Sequence[Target], surface: Surface, detector: TargetModel
 ) -> Callable[[Tensor], Tensor]:
     """The detector's loss of each image, as a function of the transforms."""
-    pasted = sorted(set(layout.image_of))
 
     def detector_loss(unit: Tensor) -> Tensor:
-        """Only images with pastes are asked for: the others have no choice, or are not finite."""
+        """Only images that show a paste are asked for: the others have no choice, or are not finite."""
         candidates = compose_exactly(images, targets, layout, unit, surface)
         losses = torch.zeros(len(images), device=unit.device)
+        pasted = [number for number, pastes in enumerate(candidates.pastes) if pastes]
+        if not pasted:
+            return losses
         asked = detector.image_losses(
             [candidates.images[index] for index in pasted], [candidates.targets[index] for index in pasted]
         )

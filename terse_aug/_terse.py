@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from terse_aug._admission import Admission, admit
 from terse_aug._adversary import Adversary, Turn
 from terse_aug._compose import Composites, Paste, Surface, compose_exactly, full_precision
 from terse_aug._config import TerseConfig, replaced
 from terse_aug._distributed import rank
-from terse_aug._door import Admission, admit
-from terse_aug._hardness import ask_for_hardness, take_hardness
+from terse_aug._hardness import ask_for_hardness, check_hardness, hardness_of_pastes
 from terse_aug._keypoints import mirror_order
 from terse_aug._layout import Layout, draw_layout
 from terse_aug._ledger import Ledger
@@ -96,7 +96,11 @@ class Terse(nn.Module):
         self.ledger = Ledger()
         self._mirror_keypoints = mirror_order(self.bank.keypoint_names)
         self._turns: list[Turn] = []
+        # Of the last batch, for those who say how hard it was; its turn, if the policy learns from it.
         self._pastes: list[list[Paste]] = []
+        self._targets: list[Target] | None = None
+        self._last_turn: Turn | None = None
+        self._told = False
         self._warned: set[str] = set()
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)
         self._anchor: Tensor
@@ -109,7 +113,7 @@ class Terse(nn.Module):
 
     @property
     def pastes(self) -> list[list[Paste]]:
-        """The pastes of each image of the last :meth:`forward`."""
+        """The pastes of each image of the last :meth:`forward`; none before, and none in evaluation mode."""
         return self._pastes
 
     def forward(
@@ -129,11 +133,12 @@ class Terse(nn.Module):
         Raises:
             ValueError: the batch does not keep to the contract above.
         """
+        self._pastes, self._targets, self._last_turn = [], None, None
         if not self.training:
             return list(images) if not isinstance(images, Tensor) else images, list(targets)
         started = time.perf_counter()
         composites = self._composites(images, targets)
-        self._pastes = composites.pastes
+        self._pastes, self._targets = composites.pastes, composites.targets
         self.seconds += time.perf_counter() - started
         stacked = isinstance(images, Tensor)
         return torch.stack(composites.images) if stacked else composites.images, composites.targets
@@ -167,6 +172,7 @@ class Terse(nn.Module):
                 self._ask_for_hardness()
             self._move(finite, loss_scale)
         self._turns.clear()
+        self._last_turn, self._told = None, False
         self.ledger.counts["iterations"] += 1
         self.seconds += time.perf_counter() - started
 
@@ -182,10 +188,14 @@ class Terse(nn.Module):
                 each object in the targets that :meth:`forward` returned; NaN where it is not known.
 
         Raises:
-            ValueError: not one value for each object.
+            ValueError: no batch was pasted on, not one value for each object, or values outside [0, 1].
         """
-        if self._turns and self._turns[-1].composites is not None:
-            take_hardness(self._turns[-1], hardness)
+        if self._targets is None:
+            raise ValueError("observe: expected a call of Terse in training mode before, whose objects these are")
+        check_hardness(hardness, self._targets)
+        self._told = True
+        if self._last_turn is not None and self._last_turn.composites is not None:
+            self._last_turn.hardness = hardness_of_pastes(self._last_turn, dict(enumerate(hardness)))
 
     def compose(
         self,
@@ -224,9 +234,10 @@ class Terse(nn.Module):
         """Figures for a log, by name: counters, running averages, and the spread of the transforms.
 
         ``diversity`` is the mean over the transform parameters of their standard deviation relative to uniform
-        (1 random, 0 collapsed); ``loss`` the running mean of the detector's loss; ``moves`` and
-        ``skipped_moves`` count the adversary's moves; ``dropped/...`` count what was left out, by reason. They
-        are a function of the run alone: time is kept apart, in ``seconds``.
+        (1 random, 0 collapsed); ``loss`` the running mean of the detector's loss; ``hardness`` that of one minus
+        the detector's probability of a pasted object, and ``critic_correlation`` how well it was foretold, for a
+        policy that learns from it; ``moves`` and ``skipped_moves`` count the adversary's moves; ``dropped/...`` count
+        what was left out, by reason. They are a function of the run alone: time is kept apart, in ``seconds``.
         """
         return self.ledger.summary()
 
@@ -259,7 +270,8 @@ class Terse(nn.Module):
             composites = compose_exactly(images, targets, layout, proposal.unit, self._surface(images))
         if learning and any(composites.pastes) and (proposal.leaves or proposal.memory):
             with full_precision(images[0].device):
-                self._keep(self.adversary.begin(proposal, composites, images, targets))
+                self._last_turn = self.adversary.begin(proposal, composites, images, targets)
+            self._keep(self._last_turn)
         composites.dropped.update(batch.dropped)
         self._record(layout, proposal, composites)
         return composites
@@ -308,7 +320,8 @@ class Terse(nn.Module):
 
     def _ask_for_hardness(self) -> None:
         """Ask the target about the composites of whose hardness nobody has told."""
-        if any(turn.hardness is None for turn in self._turns) and not self._target:
+        # Whatever was pasted on this rank: all ranks have to raise, or none.
+        if not self._target and not self._told:
             raise ValueError(
                 f"policy {self._policy_name or self.policy!r} learns from hardness: give Terse(target=detector), or "
                 "call observe() before step()"

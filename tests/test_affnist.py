@@ -164,3 +164,5 @@ def test_the_script_writes_table_and_figure_and_goes_on(example, mnist, tmp_path
     assert (tmp_path / "out" / "accuracy.png").read_bytes()[:4] == b"\x89PNG"
     example.main([*flags, "--arms", "random", "critic", "--seeds", "0"])
     assert "seed 0:" not in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"'test seed': 0}, not .*'test seed': 5}; choose another --out"):
+        example.main([*flags, "--arms", "random", "--test-seed", "5"])

@@ -198,14 +198,96 @@ def test_without_anybody_to_ask_it_says_so(tiny_bank: ForegroundBank) -> None:
         terse.step(1.0)
 
 
-def test_hardness_of_another_shape_is_refused(tiny_bank: ForegroundBank) -> None:
-    terse = Terse(tiny_bank, "critic", **EVERY_IMAGE)
+@pytest.mark.parametrize("policy", ["critic", "learned", "random"])
+def test_hardness_that_does_not_fit_is_refused(tiny_bank: ForegroundBank, policy: str) -> None:
+    terse = Terse(tiny_bank, policy, **EVERY_IMAGE)
+    with pytest.raises(ValueError, match="expected a call of Terse in training mode before"):
+        terse.observe([])
     _, targets = terse(*make_batch())
+    counts = [len(target["boxes"]) for target in targets]
     with pytest.raises(ValueError, match="expected a tensor for each of 2 images, got 1"):
         terse.observe([torch.zeros(1)])
-    count = len(targets[1]["boxes"])
-    with pytest.raises(ValueError, match=rf"hardness of image 1: expected \[{count}\].*got \[{count + 1}\]"):
-        terse.observe([torch.zeros(len(targets[0]["boxes"])), torch.zeros(count + 1)])
+    with pytest.raises(ValueError, match=rf"hardness of image 1: expected a tensor \[{counts[1]}\].*got \[1, 1\]"):
+        terse.observe([torch.zeros(counts[0]), torch.zeros(1, 1)])
+    with pytest.raises(ValueError, match=r"expected a tensor .* got list"):
+        terse.observe([[0.5], [0.5]])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"hardness of image 0: expected values in \[0, 1\].* got 7.0 to 7.0"):
+        terse.observe([torch.full((count,), 7.0) for count in counts])
+    terse.eval()
+    terse(*make_batch())
+    assert terse.pastes == []
+    with pytest.raises(ValueError, match="expected a call of Terse in training mode before"):
+        terse.observe([torch.zeros(count) for count in counts])
+
+
+def test_hardness_goes_to_the_batch_that_it_is_of(tiny_bank: ForegroundBank) -> None:
+    """Two batches are accumulated; nothing is pasted on the second, which has as many objects as the first."""
+    terse = Terse(tiny_bank, "critic", move_every=1, objects=(1, 1), **EVERY_IMAGE)
+    _, targets = terse(*make_batch(0, objects=0))
+    terse.observe([torch.full((len(target["boxes"]),), 0.1) for target in targets])
+    images, targets = make_batch(1, objects=1)
+    images = [torch.full_like(image, float("nan")) for image in images]
+    with pytest.warns(UserWarning, match="NaN or infinity"):
+        _, targets = terse(images, targets)
+    terse.observe([torch.full((len(target["boxes"]),), 0.9) for target in targets])
+    terse.step(1.0)
+    assert terse.metrics()["moves"] == 1
+    assert terse.metrics()["hardness"] == pytest.approx(0.1)
+
+
+def test_accumulated_batches_are_all_learned_from(tiny_bank: ForegroundBank) -> None:
+    terse = Terse(tiny_bank, "critic", move_every=1, objects=(1, 1), **EVERY_IMAGE)
+    for value in (0.2, 0.6):
+        _, targets = terse(*make_batch(int(10 * value), objects=0))
+        terse.observe([torch.full((len(target["boxes"]),), value) for target in targets])
+    terse.step(1.0)
+    state = terse.policy.state_dict()
+    assert int(state["_written"]) == 4
+    assert state["_hardness"][:4].tolist() == pytest.approx([0.2, 0.2, 0.6, 0.6])
+
+
+def test_only_images_with_a_labelled_paste_are_asked_about(tmp_path: Path) -> None:
+    """The second of two equal discs hides the first wherever they meet; images without a label cost nothing."""
+
+    class Asked:
+        first_label, label_limit = 0, None
+        seen: list[int] = []  # noqa: RUF012
+
+        def object_scores(self, images: Any, targets: Any) -> list[Tensor]:
+            self.seen += [len(target["boxes"]) for target in targets]
+            return [torch.full((len(target["boxes"]),), 0.5) for target in targets]
+
+        def image_losses(self, images: Any, targets: Any, differentiable: bool = False) -> Tensor:
+            raise AssertionError
+
+    target = Asked()
+    bank = make_bank(tmp_path, [white_disc()])
+    terse = Terse(bank, "critic", target=target, move_every=1, min_side=10_000.0, **EVERY_IMAGE)
+    with pytest.warns(UserWarning, match="min_side"):
+        terse(*make_batch(objects=0))
+    terse.step(1.0)
+    assert target.seen == []
+    assert terse.metrics()["extra_forwards"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"candidates": 0}, "candidates: expected at least 1, got 0"),
+        ({"rehearsals": 0}, "rehearsals: expected at least 1, got 0"),
+        ({"capacity": 0}, "capacity: expected at least 1, got 0"),
+        ({"temperature": 0.0}, "temperature: expected a value above 0, got 0"),
+    ],
+)
+def test_a_critic_refuses_numbers_outside_their_range(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CriticPolicy(**changes)
+
+
+@pytest.mark.parametrize("held", ["scale", ("size",)])
+def test_a_setting_that_names_no_parameter_is_refused(tiny_bank: ForegroundBank, held: Any) -> None:
+    with pytest.raises(ValueError, match="critic_held: expected a list of some of rotation"):
+        Terse(tiny_bank, "random", critic_held=held)
 
 
 def test_an_unknown_hardness_teaches_nothing(tiny_bank: ForegroundBank) -> None:
@@ -231,15 +313,20 @@ def test_a_loss_that_is_not_finite_teaches_nothing_and_pastes_at_random(tiny_ban
     assert torch.equal(terse(*make_batch())[0][0], expected(*make_batch())[0][0])
 
 
-def test_the_memory_forgets_the_oldest() -> None:
+@pytest.mark.parametrize("at_once", [1, 2, 6])
+def test_the_memory_forgets_the_oldest_and_keeps_picture_and_hardness_together(at_once: int) -> None:
     policy = CriticPolicy(capacity=4)
-    for value in (0.1, 0.2, 0.3):
-        proposal = Proposal(torch.zeros(2, len(PARAMETERS)), torch.zeros(2))
-        pictures = torch.full((2, GLIMPSE_CHANNELS, GLIMPSE, GLIMPSE), int(value * 100), dtype=torch.uint8)
-        proposal.memory = (pictures, torch.zeros(2, GLIMPSE_FIGURES), torch.zeros(2))
-        policy.remember(proposal, torch.tensor([value, value]))
-    remembered = policy.state_dict()["_hardness"]
-    assert sorted(remembered.tolist()) == pytest.approx([0.2, 0.2, 0.3, 0.3])
+    values = torch.arange(6) / 10
+    for part in values.split(at_once):
+        proposal = Proposal(torch.zeros(len(part), len(PARAMETERS)), torch.zeros(len(part)))
+        levels = (part * 100).round().to(torch.uint8)
+        pictures = levels[:, None, None, None].expand(-1, GLIMPSE_CHANNELS, GLIMPSE, GLIMPSE)
+        proposal.memory = (pictures, part[:, None].expand(-1, GLIMPSE_FIGURES), torch.zeros(len(part)))
+        policy.remember(proposal, part)
+    state = policy.state_dict()
+    assert sorted(state["_hardness"].tolist()) == pytest.approx([0.2, 0.3, 0.4, 0.5])
+    torch.testing.assert_close(state["_pictures"][:, 0, 0, 0] / 100, state["_hardness"])
+    torch.testing.assert_close(state["_figures"][:, 0], state["_hardness"])
 
 
 def test_a_policy_that_learns_from_hardness_costs_the_detector_no_graph(tiny_bank: ForegroundBank) -> None:
@@ -247,5 +334,22 @@ def test_a_policy_that_learns_from_hardness_costs_the_detector_no_graph(tiny_ban
     with torch.no_grad():
         terse(*make_batch())
     assert terse.metrics()["dropped/graph"] == 0
+    images, _ = terse(*make_batch())
+    assert not any(image.requires_grad for image in images)
     train_step(terse, RampLoss())
     assert terse.metrics()["moves"] == 1
+
+
+def test_there_is_no_discriminator_where_none_is_used(tiny_bank: ForegroundBank) -> None:
+    terse = Terse(tiny_bank, "critic", discriminator_weight=0.5)
+    assert terse.adversary.discriminator is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_moved_to_another_dtype_it_still_proposes_and_learns(tiny_bank: ForegroundBank, dtype: torch.dtype) -> None:
+    terse = Terse(tiny_bank, "critic", move_every=1, **EVERY_IMAGE).to(dtype)
+    for seed in range(2):
+        _, targets = terse(*make_batch(seed))
+        terse.observe([torch.full((len(target["boxes"]),), 0.3) for target in targets])
+        terse.step(1.0)
+    assert terse.metrics()["moves"] == 2

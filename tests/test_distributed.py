@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ def _work(rank: int, folder: Path, bank_path: Path) -> None:
         "one rank has nothing pasted": _nothing_on_one_rank,
         "average": _one_move,
         "hard-random": _hard_random,
+        "critic": _critic,
+        "critic with nobody to ask": _nobody_to_ask,
     }
     torch.save({name: run(rank, bank) for name, run in scenarios.items()}, folder / f"{rank}.pt")
     distributed.destroy_process_group()
@@ -62,6 +65,32 @@ def _train(rank: int, bank: ForegroundBank) -> dict[str, Any]:
         "composites": [image.detach() for image in composites],
         "metrics": terse.metrics(),
     }
+
+
+def _critic(rank: int, bank: ForegroundBank) -> dict[str, Any]:
+    """Data of its own on each rank; in one step the last rank's loss is NaN, in one it has nothing pasted."""
+    detector = nn.parallel.DistributedDataParallel(make_detector("retinanet"))
+    terse = Terse(bank, "critic", target=detector, move_every=1, **EVERY_IMAGE)
+    start = parameters_of(terse)
+    for step in range(4):
+        images, targets = make_batch(1000 * rank + step, sizes=((64, 64),))
+        if step == 2 and rank == RANKS - 1:
+            images = [torch.full_like(image, math.nan) for image in images]
+        terse(images, targets)
+        terse.step(math.nan if step == 1 and rank == RANKS - 1 else 1.0)
+    return {"start": start, "end": parameters_of(terse), "metrics": terse.metrics()}
+
+
+def _nobody_to_ask(rank: int, bank: ForegroundBank) -> dict[str, Any]:
+    """On the last rank nothing is pasted; all ranks have to raise, or the others would wait for ever."""
+    terse = Terse(bank, "critic", move_every=1, **EVERY_IMAGE)
+    images, targets = make_batch(0, sizes=((64, 64),))
+    terse([torch.full_like(image, math.nan) for image in images] if rank == RANKS - 1 else images, targets)
+    try:
+        terse.step(1.0)
+    except ValueError as error:
+        return {"error": str(error)}
+    return {"error": ""}
 
 
 def _one_bad_loss(rank: int, bank: ForegroundBank) -> dict[str, Any]:
@@ -167,6 +196,18 @@ def test_the_gradient_is_the_mean_over_the_ranks(ranks: list[dict[str, Any]]) ->
     expected: list[Tensor] = [(one + other) / 2 for one, other in zip(first["own"], second["own"], strict=True)]
     for got, mean in zip(first["got"], expected, strict=True):
         torch.testing.assert_close(got, mean, rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_the_critic_learns_the_same_on_all_ranks_from_data_of_their_own(ranks: list[dict[str, Any]]) -> None:
+    first, second = (rank["critic"] for rank in ranks)
+    assert not all_equal(first["start"], first["end"])
+    assert all_equal(first["end"], second["end"])
+    assert first["metrics"]["moves"] == second["metrics"]["moves"] == 3
+    assert first["metrics"]["skipped_moves"] == second["metrics"]["skipped_moves"] == 1
+
+
+def test_all_ranks_say_that_there_is_nobody_to_ask(ranks: list[dict[str, Any]]) -> None:
+    assert all("learns from hardness" in rank["critic with nobody to ask"]["error"] for rank in ranks)
 
 
 def test_the_detector_is_asked_outside_its_wrapper(ranks: list[dict[str, Any]]) -> None:

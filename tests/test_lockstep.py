@@ -81,13 +81,42 @@ def test_a_killed_process_loses_nothing_that_was_added(tmp_path: Path) -> None:
         assert cache[7][0].shape == (3, 20, 30)
 
 
+def test_two_processes_may_write_and_one_that_grew_is_seen_by_the_other(tmp_path: Path) -> None:
+    script = (
+        "import sys, torch\n"
+        "from terse_aug.lockstep import HardExampleCache\n"
+        "cache = HardExampleCache(sys.argv[1])\n"
+        "target = {'boxes': torch.zeros(1, 4), 'labels': torch.tensor([2])}\n"
+        "for _ in range(40):\n"
+        "    cache.add(torch.rand(3, 64, 64), target, 2)\n"
+    )
+    with HardExampleCache(tmp_path / "hard") as cache:
+        cache.add(*example(0), 1)
+        other = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "hard")])
+        for seed in range(40):
+            cache.add(*example(seed), 1)
+        assert other.wait() == 0
+        assert cache.counts == {1: 41, 2: 40}
+        assert len(cache) == 81
+        assert sum(cache[position][0].shape == (3, 64, 64) for position in range(81)) == 40
+
+
+def test_a_view_is_kept_without_what_it_looks_into(tmp_path: Path) -> None:
+    with HardExampleCache(tmp_path / "hard") as cache:
+        image, target = example(0)
+        cache.add(image, target | {"boxes": torch.zeros(1_000_000, 4)[:1]}, 1)
+    assert (tmp_path / "hard").stat().st_size < 1_000_000
+
+
 def test_a_foreign_file_or_another_capacity_is_refused(tmp_path: Path, tiny_bank: ForegroundBank) -> None:
     (tmp_path / "text").write_text("no database" * 1000)
-    with pytest.raises(ValueError, match="is no cache of hard examples"):
+    with pytest.raises(ValueError, match="cannot be opened as a cache of hard examples"):
         HardExampleCache(tmp_path / "text")
+    with pytest.raises(ValueError, match=r"cannot be opened as a cache of hard examples: .*No such file"):
+        HardExampleCache(tmp_path / "missing" / "hard")
     with HardExampleCache(tmp_path / "hard", capacity=5) as cache:
         cache.add(*example(0), 1)
-    with pytest.raises(ValueError, match="capacity 6, got 1 and 5"):
+    with pytest.raises(ValueError, match="capacity 6, got 1 and 5; choose another file"):
         HardExampleCache(tmp_path / "hard", capacity=6)
     with pytest.raises(ValueError, match="capacity: expected at least 1, got 0"):
         HardExampleCache(tmp_path / "other", capacity=0)
@@ -199,6 +228,8 @@ def test_a_hunt_leaves_the_target_as_it_was(tiny_bank: ForegroundBank, tmp_path:
         ({"budget": 0}, "budget: expected at least 1 image, got 0"),
         ({"hard_below": 0.0}, r"hard_below: expected a probability in \(0, 1\], got 0.0"),
         ({"wanted": {}}, "wanted: expected a number of hard examples"),
+        ({"wanted": {1: 60_000}}, "wanted: 60000 examples, more than the cache's capacity 50000"),
+        ({"wanted": {1: 1, 5: 1}}, r"no cut-out in the bank has the label\(s\) \[5\]"),
     ],
 )
 def test_a_hunt_refuses_what_it_cannot_do(
@@ -210,7 +241,35 @@ def test_a_hunt_refuses_what_it_cannot_do(
         Hunt(Terse(tiny_bank, "random"), target, HardExampleCache(tmp_path / "hard"), **settings)
 
 
+def test_a_hunt_wants_the_pixels_of_its_cache_and_training_mode(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
+    target = ClassifierTarget(Brightness(), classes=3)
+    terse = Terse(tiny_bank, "random", pixels=PixelFormat(scale=255))
+    with HardExampleCache(tmp_path / "hard") as cache, pytest.raises(ValueError, match=r"expected a cache with .*255"):
+        Hunt(terse, target, cache, {1: 1}, 10)
+    hunter, _, terse = hunt(tiny_bank, tmp_path, "random", label1=1)
+    terse.eval()
+    with pytest.raises(ValueError, match="expected Terse in training mode"):
+        hunter.run(noise_batches(), already={})
+
+
+def test_a_hunt_draws_no_batch_that_it_does_not_use(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
+    hunter, _, terse = hunt(tiny_bank, tmp_path, "random", budget=8, label1=1000)
+    drawn = []
+    hunter.run((drawn.append(0) or batch for batch in noise_batches()), already={})  # type: ignore[func-returns-value]
+    assert len(drawn) == terse.metrics()["iterations"] == 2
+
+
 # --- mixing ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_epoch_draws_other_examples(tmp_path: Path) -> None:
+    with HardExampleCache(tmp_path / "hard") as cache:
+        for label in range(30):
+            cache.add(*example(label, label), label)
+        real = [make_batch(0, sizes=((20, 30),) * 8)]
+        first, again, other = (next(mixed(real, cache, 1.0, seed=1, epoch=epoch))[1] for epoch in (0, 0, 1))
+    labels = [[int(target["labels"][0]) for target in targets] for targets in (first, again, other)]
+    assert labels[0] == labels[1] != labels[2]
 
 
 @pytest.mark.parametrize(("share", "kept"), [(0.0, 0), (0.5, 2), (1.0, 4)])
@@ -218,8 +277,9 @@ def test_a_share_of_every_batch_comes_from_the_cache(tmp_path: Path, share: floa
     with HardExampleCache(tmp_path / "hard") as cache:
         cache.add(*example(0, label=9), 9)
         real = [make_batch(seed, sizes=((20, 30),) * 4) for seed in range(3)]
-        batches = list(mixed(real, cache, share, seed=1))
+        batches, again = (list(mixed(real, cache, share, seed=1)) for _ in range(2))
     assert len(batches) == 3
+    assert all(torch.equal(one[-1], other[-1]) for (one, _), (other, _) in zip(batches, again, strict=True))
     for (images, targets), (real_images, _) in zip(batches, real, strict=True):
         assert len(images) == len(targets) == 4
         assert sum(int(target["labels"][0]) == 9 for target in targets) == kept

@@ -161,3 +161,26 @@ def test_an_image_without_objects_has_no_class_and_no_loss() -> None:
     images, targets = batch(0, count=2)
     assert class_of(targets).tolist() == [NO_CLASS] * 2
     assert ClassifierTarget(model, 3).image_losses(list(images), targets).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int64])
+def test_labels_of_every_integer_type_are_classes(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    target = ClassifierTarget(Features(flat_head(3)), 3)
+    images, _ = batch(0, count=1)
+    found = {"boxes": torch.zeros(3, 4), "labels": torch.tensor([2, 0, 2], dtype=dtype)}
+    (scores,) = target.object_scores(list(images), [found])
+    assert scores.shape == (3,)
+    assert float(scores[0]) == float(scores[2]) != float(scores[1])
+    masks = torch.zeros(3, SIDE, SIDE, dtype=torch.bool)
+    masks[:2, :4] = True
+    (scores,) = SegmentationTarget(Features(Upsampled()), 3).object_scores(list(images), [found | {"masks": masks}])
+    assert scores.isnan().tolist() == [False, False, True]
+
+
+def test_a_regression_leaves_images_without_objects_out() -> None:
+    torch.manual_seed(0)
+    target = RegressionTarget(Features(flat_head(2)), centre, tolerance=0.1)
+    images, targets = batch(0, count=2)
+    assert target.image_losses(list(images), targets).tolist() == [0, 0]
+    assert [len(own) for own in target.object_scores(list(images), targets)] == [0, 0]

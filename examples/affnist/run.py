@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     schedule = Schedule(args.iterations, args.readings)
     runs = [(arm, seed) for seed in args.seeds for arm in args.arms]
     missing = [run for run in runs if not _path(args, *run).exists()]
+    for run in set(runs) - set(missing):
+        _check_same(args, *run)
     if missing:
         digits = data.read_mnist(args.mnist, "train")
         data.digit_bank(digits.part(slice(0, len(digits) - VALIDATION)), args.out / "digits.bank").close()
@@ -87,6 +89,19 @@ def _path(args: argparse.Namespace, arm: str, seed: int) -> Path:
     return path
 
 
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What all runs of a folder have in common."""
+    return {"mnist": str(args.mnist.resolve()), "readings": args.readings, "test seed": args.test_seed}
+
+
+def _check_same(args: argparse.Namespace, arm: str, seed: int) -> None:
+    """Refuse to mix a finished run with ones of other settings."""
+    path = _path(args, arm, seed)
+    done = json.loads(path.read_text())["settings"]
+    if done != _settings(args):
+        raise SystemExit(f"{path.name} was made with {done}, not {_settings(args)}; choose another --out")
+
+
 def _run(job: Job) -> dict[str, Any]:
     """One run in a process of its own; its figures are also written to its file."""
     args, arm, seed, schedule = job
@@ -97,6 +112,7 @@ def _run(job: Job) -> dict[str, Any]:
     test = data.affnist(data.read_mnist(args.mnist, "t10k"), ranges, args.test_seed)
     bank = data.ForegroundBank.open(args.out / "digits.bank")
     run = train_live(arm, args.network, digits, bank, test, ranges, schedule, seed)
+    run["settings"] = _settings(args)
     path = _path(args, arm, seed)
     path.with_suffix(".part").write_text(json.dumps(run, indent=1) + "\n")
     os.replace(path.with_suffix(".part"), path)

@@ -27,13 +27,16 @@ class HardExampleCache:
     It lives in one LMDB file, so that its size is a question of the disk and what has been added survives a kill:
     every :meth:`add` is a transaction. Images are kept with 8 bits a channel.
 
+    Several processes may use the same file, each with a cache of its own made after forking.
+
     Args:
         path: the file; an existing cache is gone on with.
         capacity: examples kept; the oldest makes room.
         pixels: format of the images; by default RGB in [0, 1].
 
     Raises:
-        ValueError: a capacity below 1, or a file that is no cache of this version or has another capacity.
+        ValueError: a capacity below 1, or a file that cannot be opened, is no cache of this version or has another
+            capacity.
     """
 
     def __init__(self, path: str | Path, capacity: int = 50_000, pixels: PixelFormat | None = None) -> None:
@@ -41,36 +44,30 @@ class HardExampleCache:
             raise ValueError(f"capacity: expected at least 1, got {capacity}")
         self.path = Path(path).absolute()
         self.capacity = capacity
-        self._pixels = pixels or PixelFormat()
+        self.pixels = pixels or PixelFormat()
         try:
             self._store = lmdb.open(str(self.path), map_size=_FIRST_MAP_BYTES, subdir=False, metasync=False)
         except lmdb.Error as error:
-            raise ValueError(f"{path} is no cache of hard examples: {error}") from error
-        head = self._read_head()
-        if head is None:
-            self._written, self._counts = 0, Counter[int]()
-            return
-        if head.get("format") != _FORMAT or head.get("capacity") != capacity:
+            raise ValueError(f"{path} cannot be opened as a cache of hard examples: {error}") from error
+        try:
+            self._check_head()
+        except ValueError:
             self.close()
-            raise ValueError(
-                f"{path}: expected a cache of format {_FORMAT} and capacity {capacity}, got {head.get('format')} and "
-                f"{head.get('capacity')}; choose another file"
-            )
-        self._written = int(head["written"])
-        self._counts = Counter({int(label): count for label, count in head["counts"].items()})
+            raise
 
     def __len__(self) -> int:
-        return min(self._written, self.capacity)
+        return min(self.written, self.capacity)
 
     @property
     def written(self) -> int:
         """Examples added in all, also those that had to make room."""
-        return self._written
+        written: int = self._head()["written"]
+        return written
 
     @property
     def counts(self) -> dict[int, int]:
         """Examples added in all, by the label that made them hard."""
-        return dict(self._counts)
+        return {int(label): count for label, count in self._head()["counts"].items()}
 
     def add(self, image: Tensor, target: Target, label: int) -> None:
         """Add a composite.
@@ -80,19 +77,23 @@ class HardExampleCache:
             target: its target; only per-object fields are kept.
             label: the class that is hard in it.
         """
-        kept = {name: value.detach().cpu() for name, value in target.items() if name in OBJECT_FIELDS}
-        rgb = self._pixels.decode(image.detach().float().cpu()).clamp(0, 1)
+        # A copy: what is saved of a view is all that it looks into.
+        kept = {name: value.detach().cpu().clone() for name, value in target.items() if name in OBJECT_FIELDS}
+        rgb = self.pixels.decode(image.detach().float().cpu()).clamp(0, 1)
         content = io.BytesIO()
         torch.save({"image": (rgb * 255).round().to(torch.uint8), "target": kept}, content)
-        counts = self._counts + Counter({label: 1})
-        head = {
-            "format": _FORMAT,
-            "capacity": self.capacity,
-            "written": self._written + 1,
-            "counts": {str(key): count for key, count in counts.items()},
-        }
-        self._write({self._key(self._written): content.getvalue(), _HEAD: json.dumps(head).encode()})
-        self._written, self._counts = self._written + 1, counts
+        value = content.getvalue()
+        while True:
+            try:
+                with self._begin(write=True) as transaction:
+                    head = self._head_of(transaction)
+                    transaction.put(self._key(head["written"]), value)
+                    counts = Counter(head["counts"]) + Counter({str(label): 1})
+                    head |= {"written": head["written"] + 1, "counts": counts}
+                    transaction.put(_HEAD, json.dumps(head).encode())
+                return
+            except lmdb.MapFullError:
+                self._store.set_mapsize(2 * self._store.info()["map_size"])
 
     def __getitem__(self, position: int) -> tuple[Tensor, Target]:
         """Image float ``[3, H, W]`` and target of an example, on the CPU.
@@ -100,14 +101,15 @@ class HardExampleCache:
         Raises:
             IndexError: there is no such example.
         """
-        if not -len(self) <= position < len(self):
-            raise IndexError(f"the cache has {len(self)} examples, got position {position}")
-        number = self._written - len(self) + position % len(self)
-        with self._store.begin() as transaction:
-            content = transaction.get(self._key(number))
+        with self._begin() as transaction:
+            written = self._head_of(transaction)["written"]
+            count = min(written, self.capacity)
+            if not -count <= position < count:
+                raise IndexError(f"the cache has {count} examples, got position {position}")
+            content = transaction.get(self._key(written - count + position % count))
         assert content is not None
         record: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
-        return self._pixels.encode(record["image"].float() / 255), record["target"]
+        return self.pixels.encode(record["image"].float() / 255), record["target"]
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[list[Tensor], list[Target]]:
         """Draw examples uniformly, with replacement.
@@ -115,9 +117,10 @@ class HardExampleCache:
         Raises:
             ValueError: the cache is empty.
         """
-        if not len(self):
+        stored = len(self)
+        if not stored:
             raise ValueError(f"{self.path}: the cache is empty")
-        drawn = [self[position] for position in torch.randint(len(self), (count,), generator=generator).tolist()]
+        drawn = [self[position] for position in torch.randint(stored, (count,), generator=generator).tolist()]
         return [image for image, _ in drawn], [target for _, target in drawn]
 
     def close(self) -> None:
@@ -135,23 +138,31 @@ class HardExampleCache:
     def _key(self, number: int) -> bytes:
         return b"%016d" % (number % self.capacity)
 
-    def _read_head(self) -> dict[str, Any] | None:
-        with self._store.begin() as transaction:
-            content = transaction.get(_HEAD)
-            empty = transaction.stat()["entries"] == 0
-        if content is None and not empty:
-            self.close()
-            raise ValueError(f"{self.path} is an LMDB file, but no cache of hard examples")
-        head: dict[str, Any] | None = None if content is None else json.loads(content)
+    def _begin(self, write: bool = False) -> lmdb.Transaction:
+        try:
+            return self._store.begin(write=write)
+        except lmdb.MapResizedError:  # another process has made it larger
+            self._store.set_mapsize(0)
+            return self._store.begin(write=write)
+
+    def _head(self) -> dict[str, Any]:
+        with self._begin() as transaction:
+            return self._head_of(transaction)
+
+    def _head_of(self, transaction: lmdb.Transaction) -> dict[str, Any]:
+        content = transaction.get(_HEAD)
+        if content is None:
+            return {"format": _FORMAT, "capacity": self.capacity, "written": 0, "counts": {}}
+        head: dict[str, Any] = json.loads(bytes(content))
         return head
 
-    def _write(self, values: dict[bytes, bytes]) -> None:
-        """Write all or nothing; the map grows as needed."""
-        while True:
-            try:
-                with self._store.begin(write=True) as transaction:
-                    for key, value in values.items():
-                        transaction.put(key, value)
-                return
-            except lmdb.MapFullError:
-                self._store.set_mapsize(2 * self._store.info()["map_size"])
+    def _check_head(self) -> None:
+        with self._begin() as transaction:
+            if transaction.get(_HEAD) is None and transaction.stat()["entries"]:
+                raise ValueError(f"{self.path} is an LMDB file, but no cache of hard examples")
+            head = self._head_of(transaction)
+        if (head.get("format"), head.get("capacity")) != (_FORMAT, self.capacity):
+            raise ValueError(
+                f"{self.path}: expected a cache of format {_FORMAT} and capacity {self.capacity}, got "
+                f"{head.get('format')} and {head.get('capacity')}; choose another file"
+            )

@@ -27,7 +27,7 @@ class HuntReport:
         found: hard examples added to the cache, by label.
         seen: pasted objects with a label that the target was asked about.
         target_forwards: images passed through the target, also those by which a policy chose or learned.
-        complete: whether every label has its wanted number; else the budget was spent.
+        complete: whether every label has its wanted number; else the budget was spent or the batches ended.
     """
 
     found: dict[int, int]
@@ -54,11 +54,12 @@ class Hunt:
         target: frozen: neither parameters nor statistics nor random state are touched.
         cache: where hard examples go.
         wanted: hard examples of each label.
-        budget: images that may be passed through the target in a hunt.
+        budget: no batch is begun after so many images have passed through the target, in one call of :meth:`run`.
         hard_below: probability in (0, 1].
 
     Raises:
-        ValueError: a number outside its range.
+        ValueError: a number outside its range, more wanted than the cache can hold, a label that no cut-out has, or a
+            cache with another pixel format.
     """
 
     def __init__(
@@ -76,6 +77,14 @@ class Hunt:
             raise ValueError(f"hard_below: expected a probability in (0, 1], got {hard_below}")
         if not wanted or min(wanted.values()) < 0:
             raise ValueError(f"wanted: expected a number of hard examples for each label, got {dict(wanted)}")
+        if sum(wanted.values()) > cache.capacity:
+            raise ValueError(
+                f"wanted: {sum(wanted.values())} examples, more than the cache's capacity {cache.capacity}"
+            )
+        if unknown := sorted(set(wanted) - set(terse.bank.labels.tolist())):
+            raise ValueError(f"wanted: no cut-out in the bank has the label(s) {unknown}")
+        if cache.pixels != terse.pixels:
+            raise ValueError(f"expected a cache with {terse.pixels}, as Terse has, got one with {cache.pixels}")
         self._terse, self._target, self._cache = terse, target, cache
         self._wanted, self._budget, self._hard_below = dict(wanted), budget, hard_below
 
@@ -89,14 +98,22 @@ class Hunt:
             already: :attr:`HardExampleCache.counts` at the beginning of the round; kept by the caller, so that a
                 hunt that was killed goes on where it was.
             progress: told after every batch.
+
+        Raises:
+            ValueError: Terse is in evaluation mode.
         """
+        if not self._terse.training:
+            raise ValueError("expected Terse in training mode: terse.train()")
         seen = forwards = 0
         asked_before = self._terse.metrics()["extra_forwards"]
         found: Counter[int] = Counter()
         report = self._report(found, seen, forwards, already)
-        for images, targets in batches:
-            if report.complete or forwards >= self._budget:
+        upcoming = iter(batches)
+        while not report.complete and forwards < self._budget:
+            batch = next(upcoming, None)
+            if batch is None:
                 break
+            images, targets = batch
             composites, labels = self._terse(images, targets)
             hardness, passed = self._ask(list(composites), labels)
             asked = self._terse.metrics()["extra_forwards"]
@@ -115,7 +132,10 @@ class Hunt:
         return report
 
     def _ask(self, images: list[Tensor], targets: Sequence[Target]) -> tuple[list[Tensor], int]:
-        """Let the policy move; the hardness of every object, and how many images passed through the target."""
+        """Let the policy move; the hardness of every object, and how many images passed through the target.
+
+        The loss that Terse logs is the mean hardness, the same for all policies and at every step.
+        """
         policy, passed = self._terse.policy, len(images)
         scores = self._target.object_scores([image.detach() for image in images], targets)
         hardness = [1 - own for own in scores]
@@ -124,7 +144,7 @@ class Hunt:
         if policy.learns and policy.learns_from == "gradient" and any(image.requires_grad for image in images):
             loss = self._target.image_losses(images, targets, differentiable=True).mean()
             torch.autograd.backward(loss)
-            value, passed = loss.detach(), 2 * passed
+            passed *= 2
         elif policy.learns_from == "hardness":
             self._terse.observe(hardness)
         self._terse.step(value)
@@ -142,7 +162,7 @@ class Hunt:
 
 
 def mixed(
-    batches: Iterable[Batch], cache: HardExampleCache, share: float, seed: int
+    batches: Iterable[Batch], cache: HardExampleCache, share: float, seed: int, epoch: int = 0
 ) -> Iterator[tuple[list[Tensor], list[Target]]]:
     """Real batches, of which a share of the images is replaced by kept hard ones.
 
@@ -150,14 +170,20 @@ def mixed(
         batches: real images and targets.
         cache: not empty.
         share: of every batch, in [0, 1], rounded to whole images.
-        seed: what is drawn is a function of it and of the number of the batch.
+        seed: what is drawn is a function of it, of the epoch and of the number of the batch.
+        epoch: give another one in every pass, or the same examples are drawn again.
+
+    Raises:
+        ValueError: a share outside [0, 1], or an empty cache.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share: expected a fraction within [0, 1], got {share}")
     for number, (images, targets) in enumerate(batches):
         count = round(share * len(targets))
         kept = len(targets) - count
-        hard_images, hard_targets = cache.sample(count, generator_for(seed, "mixed", number)) if count else ([], [])
+        hard_images, hard_targets = (
+            cache.sample(count, generator_for(seed, "mixed", epoch, number)) if count else ([], [])
+        )
         device = images[0].device
         moved = [{name: value.to(device) for name, value in target.items()} for target in hard_targets]
         yield [*list(images)[:kept], *(image.to(device) for image in hard_images)], [*list(targets)[:kept], *moved]

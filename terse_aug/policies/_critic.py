@@ -59,13 +59,17 @@ class Critic(nn.Module):
     def forward(self, glimpses: Glimpses) -> Tensor:
         """The logit of each glimpse's hardness, ``[C, M]`` for those of :class:`Glimpses`."""
         shape = glimpses.figures.shape[:2]
-        seen = self.look(glimpses.pictures.flatten(0, 1) - 0.5)
-        logits: Tensor = self.judge(torch.cat([seen, glimpses.figures.flatten(0, 1)], 1))
+        weight = next(self.parameters())
+        seen = self.look(glimpses.pictures.flatten(0, 1).to(weight.dtype) - 0.5)
+        logits: Tensor = self.judge(torch.cat([seen, glimpses.figures.flatten(0, 1).to(weight.dtype)], 1))
         return logits.view(shape).float()
 
 
 class CriticPolicy(Policy):
     """Of some uniform candidates, a hard one by the word of a network that learns what is hard.
+
+    In a distributed run the network is the same on all ranks, while every rank remembers its own pastes: for a resumed
+    run that is equal to the bit, each rank has to save and load its own state.
 
     Args:
         seed: of the network's initial weights.
@@ -78,7 +82,7 @@ class CriticPolicy(Policy):
         capacity: pastes remembered.
 
     Raises:
-        ValueError: ``held`` names something that is no transform parameter.
+        ValueError: ``held`` names something that is no transform parameter, or a number is outside its range.
     """
 
     learns = True
@@ -95,6 +99,11 @@ class CriticPolicy(Policy):
         capacity: int = 1024,
     ) -> None:
         super().__init__()
+        for name, value in (("candidates", candidates), ("rehearsals", rehearsals), ("capacity", capacity)):
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        if not temperature > 0:
+            raise ValueError(f"temperature: expected a value above 0, got {temperature}")
         if unknown := sorted(set(held) - set(PARAMETERS)):
             raise ValueError(f"held: expected some of {', '.join(PARAMETERS)}, got {', '.join(unknown)}")
         self._held = [PARAMETERS.index(name) for name in held]
@@ -125,8 +134,7 @@ class CriticPolicy(Policy):
             glimpses = scene.glimpse(units)
             logits = self.critic(glimpses)
             chances = torch.softmax(logits / self.temperature, 0)
-        # The inverse of the cumulated chances: torch.multinomial would draw other numbers on a GPU.
-        chosen = (chances.cumsum(0) < draw).sum(0).clamp(max=self.candidates - 1)
+        chosen = _drawn(chances, draw)
         rows = torch.arange(count, device=device)
         proposal = Proposal(units[chosen, rows], (chances[chosen, rows] * self.candidates).log())
         if learning:
@@ -137,10 +145,11 @@ class CriticPolicy(Policy):
     def remember(self, proposal: Proposal, hardness: Tensor) -> None:
         """See :meth:`Policy.remember`; the oldest pastes are forgotten."""
         pictures, figures, foretold = proposal.memory
-        known = ~hardness.isnan()
-        hardness = hardness[known].to(foretold)
-        proposal.metrics |= _figures_of_merit(foretold[known], hardness)
+        known = (~hardness.isnan()).nonzero()[:, 0]
+        proposal.metrics |= _figures_of_merit(foretold[known], hardness[known].to(foretold))
         start, capacity = int(self._written), len(self._hardness)
+        known = known[-capacity:]  # more than there is room for would be written over one another
+        hardness = hardness[known]
         places = (torch.arange(len(hardness), device=hardness.device) + start) % capacity
         self._pictures[places] = pictures[known]
         self._figures[places] = figures[known].to(self._figures)
@@ -157,6 +166,19 @@ class CriticPolicy(Policy):
         with torch.autocast(pictures.device.type, enabled=False):
             logits = self.critic(Glimpses(pictures[None], self._figures[sample][None]))[0]
             return F.binary_cross_entropy_with_logits(logits, self._hardness[sample])
+
+
+def _drawn(chances: Tensor, draw: Tensor) -> Tensor:
+    """The candidate of each paste, ``[M]``, for chances ``[C, M]`` and uniform draws ``[M]``.
+
+    The same on all devices, and allowed under deterministic algorithms, unlike torch.multinomial and cumsum.
+    """
+    chosen = torch.zeros_like(draw, dtype=torch.long)
+    passed = torch.zeros_like(draw)
+    for chance in chances[:-1]:
+        passed = passed + chance
+        chosen += passed < draw
+    return chosen
 
 
 _PICTURE = (GLIMPSE_CHANNELS, GLIMPSE, GLIMPSE)

@@ -44,7 +44,8 @@ def undisturbed(model: nn.Module, training: bool, differentiable: bool = False) 
     """Run a model without leaving a trace: modes restored, parameters, normalisation and dropout frozen.
 
     Args:
-        model: the unwrapped module; a DistributedDataParallel wrapper would synchronise.
+        model: the unwrapped module; a DistributedDataParallel wrapper would synchronise, and a sharded one (FSDP) wait
+            for ranks that have nothing to ask.
         training: mode of the modules that choose between losses and predictions by it.
         differentiable: record a graph to the inputs.
     """

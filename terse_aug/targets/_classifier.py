@@ -42,7 +42,7 @@ class ClassifierTarget:
         with undisturbed(self.model, False):
             logits: Tensor = self.model(torch.stack(list(images)))
         chances = logits.float().softmax(1)
-        return [own[target["labels"]] for own, target in zip(chances, targets, strict=True)]
+        return [own[target["labels"].long()] for own, target in zip(chances, targets, strict=True)]
 
 
 NO_CLASS = -100

@@ -22,9 +22,10 @@ class RegressionTarget:
 
     Args:
         model: the regressor; a DistributedDataParallel wrapper is looked through.
-        values: from a target to what the model should give, float ``[k]``, for example the centre of its object.
-        tolerance: an error that counts as a miss, in the units of the values; above 0. Also where the smooth L1
-            loss turns from quadratic to linear.
+        values: from a target with at least one object to what the model should give, float ``[k]``, for example the
+            centre of the object.
+        tolerance: the scale of an error, in the units of the values; above 0. Also where the smooth L1 loss turns
+            from quadratic to linear. The score falls below one half at 0.69 of it.
 
     Raises:
         ValueError: a tolerance that is not above 0.
@@ -42,20 +43,24 @@ class RegressionTarget:
         self.tolerance = tolerance
 
     def image_losses(self, images: Sequence[Tensor], targets: Sequence[Target], differentiable: bool = False) -> Tensor:
-        """See :class:`TargetModel`; the mean over the values."""
+        """See :class:`TargetModel`; the mean over the values, 0 for an image without objects."""
         with undisturbed(self.model, True, differentiable), isolated_global_rng(0, [images[0].device]):
-            given: Tensor = self.model(torch.stack(list(images)))
-            return F.smooth_l1_loss(
-                given.float(), self._wanted(targets, given), reduction="none", beta=self.tolerance
-            ).mean(1)
+            given: Tensor = self.model(torch.stack(list(images))).float()
+            wanted = self._wanted(targets, given)
+            return F.smooth_l1_loss(given, wanted, reduction="none", beta=self.tolerance).mean(1)
 
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
         """See :class:`TargetModel`; the same for all objects of an image."""
         with undisturbed(self.model, False):
-            given: Tensor = self.model(torch.stack(list(images)))
-        errors = (given.float() - self._wanted(targets, given)).abs().amax(1)
+            given: Tensor = self.model(torch.stack(list(images))).float()
+        errors = (given - self._wanted(targets, given)).abs().amax(1)
         scores = torch.exp(-errors / self.tolerance)
         return [score.expand(len(target["boxes"])) for score, target in zip(scores, targets, strict=True)]
 
-    def _wanted(self, targets: Sequence[Target], like: Tensor) -> Tensor:
-        return torch.stack([self.values(target) for target in targets]).to(like.device, torch.float32)
+    def _wanted(self, targets: Sequence[Target], given: Tensor) -> Tensor:
+        """``[B, k]``; what is given itself where there is no object."""
+        rows = [
+            self.values(target).to(given) if len(target["boxes"]) else own
+            for own, target in zip(given, targets, strict=True)
+        ]
+        return torch.stack(rows)

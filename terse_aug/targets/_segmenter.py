@@ -41,14 +41,14 @@ class SegmentationTarget:
             return F.cross_entropy(logits.float(), wanted, reduction="none").mean((1, 2))
 
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
-        """See :class:`TargetModel`; the mean probability of an object's class over the pixels of its mask."""
+        """See :class:`TargetModel`; the mean probability of an object's class over its mask, NaN for an empty one."""
         with undisturbed(self.model, False):
             logits: Tensor = self.model(torch.stack(list(images)))
         scores = []
         for chances, target in zip(logits.float().softmax(1), targets, strict=True):
-            masks = target["masks"].bool().to(chances.dtype)
-            own = chances[target["labels"]]
-            scores.append((own * masks).sum((1, 2)) / masks.sum((1, 2)).clamp(min=1))
+            masks = _masks(target).to(chances.dtype)
+            own = chances[target["labels"].long()]
+            scores.append((own * masks).sum((1, 2)) / masks.sum((1, 2)))
         return scores
 
 
@@ -58,10 +58,15 @@ def label_map(target: Target) -> Tensor:
     Raises:
         ValueError: the target has no masks.
     """
-    if "masks" not in target:
-        raise ValueError(f"a segmentation target needs masks; this one has {sorted(target)}")
-    masks = target["masks"].bool()
+    masks = _masks(target)
     classes: Tensor = masks.new_full(masks.shape[1:], BACKGROUND, dtype=torch.long)
     for mask, label in zip(masks, target["labels"], strict=True):
         classes[mask] = label.long()
     return classes
+
+
+def _masks(target: Target) -> Tensor:
+    if "masks" not in target:
+        raise ValueError(f"a segmentation target needs masks; this one has {sorted(target)}")
+    masks: Tensor = target["masks"].bool()
+    return masks
