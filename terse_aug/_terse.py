@@ -113,7 +113,7 @@ class Terse(nn.Module):
 
     @property
     def pastes(self) -> list[list[Paste]]:
-        """The pastes of each image of the last :meth:`forward`; none before, and none in evaluation mode."""
+        """The pastes of each image of the last :meth:`forward` in training mode, until :meth:`step`."""
         return self._pastes
 
     def forward(
@@ -172,7 +172,8 @@ class Terse(nn.Module):
                 self._ask_for_hardness()
             self._move(finite, loss_scale)
         self._turns.clear()
-        self._last_turn, self._told = None, False
+        self._pastes, self._targets, self._last_turn = [], None, None
+        self._told = False
         self.ledger.counts["iterations"] += 1
         self.seconds += time.perf_counter() - started
 

@@ -115,10 +115,11 @@ class Hunt:
                 break
             images, targets = batch
             composites, labels = self._terse(images, targets)
+            pasted_on = self._terse.pastes
             hardness, passed = self._ask(list(composites), labels)
             asked = self._terse.metrics()["extra_forwards"]
             forwards, asked_before = forwards + passed + int(asked - asked_before), asked
-            for image, target, own, pastes in zip(composites, labels, hardness, self._terse.pastes, strict=True):
+            for image, target, own, pastes in zip(composites, labels, hardness, pasted_on, strict=True):
                 pasted = [paste.row for paste in pastes if paste.row is not None]
                 seen += len(pasted)
                 hard = [int(target["labels"][row]) for row in pasted if float(own[row]) > 1 - self._hard_below]
