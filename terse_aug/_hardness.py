@@ -11,6 +11,8 @@ from terse_aug._adversary import Turn
 from terse_aug._sample import Target
 from terse_aug.targets import TargetModel
 
+_SLACK = 1e-3  # rounding of low precision
+
 
 def check_hardness(hardness: Sequence[Tensor], targets: Sequence[Target]) -> None:
     """Refuse what is not one value in [0, 1], or NaN, for each object of each target.
@@ -34,9 +36,6 @@ def check_hardness(hardness: Sequence[Tensor], targets: Sequence[Target]) -> Non
                 f"hardness of image {number}: expected values in [0, 1], one minus a probability, got "
                 f"{float(known.min())} to {float(known.max())}"
             )
-
-
-_SLACK = 1e-3  # rounding of low precision
 
 
 def ask_for_hardness(turns: Sequence[Turn], target: TargetModel) -> int:
