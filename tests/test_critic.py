@@ -246,28 +246,32 @@ def test_accumulated_batches_are_all_learned_from(tiny_bank: ForegroundBank) -> 
     assert state["_hardness"][:4].tolist() == pytest.approx([0.2, 0.2, 0.6, 0.6])
 
 
-def test_only_images_with_a_labelled_paste_are_asked_about(tmp_path: Path) -> None:
-    """The second of two equal discs hides the first wherever they meet; images without a label cost nothing."""
+@pytest.mark.parametrize(("min_visibility", "asked"), [(0.0, 2), (1.0, 0)])
+def test_only_images_with_a_labelled_paste_are_asked_about(tmp_path: Path, min_visibility: float, asked: int) -> None:
+    """The frame cuts every disc in half, which is enough for a label or not; each image has an object of its own."""
 
     class Asked:
         first_label, label_limit = 0, None
-        seen: list[int] = []  # noqa: RUF012
+
+        def __init__(self) -> None:
+            self.batches: list[int] = []
 
         def object_scores(self, images: Any, targets: Any) -> list[Tensor]:
-            self.seen += [len(target["boxes"]) for target in targets]
+            self.batches.append(len(images))
             return [torch.full((len(target["boxes"]),), 0.5) for target in targets]
 
         def image_losses(self, images: Any, targets: Any, differentiable: bool = False) -> Tensor:
             raise AssertionError
 
-    target = Asked()
-    bank = make_bank(tmp_path, [white_disc()])
-    terse = Terse(bank, "critic", target=target, move_every=1, min_side=10_000.0, **EVERY_IMAGE)
-    with pytest.warns(UserWarning, match="min_side"):
-        terse(*make_batch(objects=0))
+    target, bank = Asked(), make_bank(tmp_path, [white_disc()])
+    ranges = TransformRanges(translate_x=(0.0, 0.0), keep_inside=0.0)
+    settings: dict[str, Any] = EVERY_IMAGE | {"objects": (1, 1), "min_visibility": min_visibility, "ranges": ranges}
+    terse = Terse(bank, "critic", target=target, move_every=1, **settings)
+    terse(*make_batch(objects=0))
+    assert all(len(pastes) == 1 for pastes in terse.pastes)
     terse.step(1.0)
-    assert target.seen == []
-    assert terse.metrics()["extra_forwards"] == 0
+    assert target.batches == ([asked] if asked else [])
+    assert terse.metrics()["extra_forwards"] == asked
 
 
 @pytest.mark.parametrize(

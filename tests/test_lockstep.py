@@ -51,6 +51,12 @@ def test_it_is_bounded_and_the_oldest_makes_room(tmp_path: Path) -> None:
         assert int(cache[-1][1]["labels"]) == 4
         with pytest.raises(IndexError, match="has 3 examples, got position 3"):
             cache[3]
+        for seed in range(20):
+            cache.add(*example(seed), 1)
+        size = cache.path.stat().st_size
+        for seed in range(150):
+            cache.add(*example(seed), 1)
+        assert cache.path.stat().st_size < 1.5 * size
 
 
 def test_it_grows_beyond_its_first_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
