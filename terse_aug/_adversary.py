@@ -42,6 +42,7 @@ class Turn:
         composite: crops of pasted objects, detached, likewise.
         composites: the batch, kept only for a policy that learns from hardness.
         hardness: float ``[M]`` in [0, 1], NaN where not known; ``None`` until somebody has said.
+        chances: float ``[M, K]``, the probability of every class, NaN where not known; ``None`` if nobody tells.
     """
 
     proposal: Proposal
@@ -51,6 +52,7 @@ class Turn:
     composite: Tensor | None = None
     composites: Composites | None = None
     hardness: Tensor | None = None
+    chances: Tensor | None = None
 
 
 @dataclass
@@ -161,7 +163,7 @@ class Adversary(nn.Module):
         figures: dict[str, float] = {}
         for turn in seen:
             assert turn.hardness is not None
-            self.policy.remember(turn.proposal, turn.hardness)
+            self.policy.remember(turn.proposal, turn.hardness, turn.chances)
             figures |= turn.proposal.metrics
         for _ in range(self.policy.rehearsals):
             self._forget()

@@ -39,6 +39,12 @@ class TerseConfig:
     candidates: int = _setting(2, "hard-random: proposals per image of which the detector picks one")
     move_every: int = _setting(4, "critic, learned: the policy moves every this many iterations")
     critic_candidates: int = _setting(8, "critic: candidates of which its network picks one")
+    critic_cutouts: int = _setting(
+        1, "critic: cut-outs of a class among which it also chooses, for each paste; each has its own candidates"
+    )
+    critic_ceiling: float = _setting(
+        1.0, "critic: candidates foretold to be harder than this are not preferred to one another, above 0, to 1"
+    )
     critic_temperature: float = _setting(
         0.5, "critic: a candidate is picked with probability ~ foretold odds ** (1 / this); higher is more random"
     )
@@ -79,9 +85,11 @@ class TerseConfig:
         for name in ("edge_sigma", "temperature", "discriminator_weight", "min_side"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}: expected a finite value of at least 0, got {getattr(self, name)}")
-        for name in ("candidates", "critic_candidates", "critic_rehearsals", "move_every"):
+        for name in ("candidates", "critic_candidates", "critic_cutouts", "critic_rehearsals", "move_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 < self.critic_ceiling <= 1:
+            raise ValueError(f"critic_ceiling: expected a hardness in (0, 1], got {self.critic_ceiling}")
         for name in ("critic_temperature", "learning_rate", "max_gradient_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a value above 0, got {getattr(self, name)}")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from terse_aug._config import TerseConfig
 from terse_aug._pixels import PixelFormat
+from terse_aug._sampler import Sampler
 from terse_aug._transforms import PARAMETERS, PasteGeometry
 from terse_aug.bank import Foreground, ForegroundBank
 
@@ -41,6 +42,16 @@ class Layout:
     mirrored: list[bool]
     decoys: list[Decoy]
 
+    def kept(self, rows: Sequence[int]) -> Layout:
+        """The same with some of the entries only, and all decoys."""
+        return Layout(
+            [self.image_of[row] for row in rows],
+            [self.indices[row] for row in rows],
+            [self.foregrounds[row] for row in rows],
+            [self.mirrored[row] for row in rows],
+            self.decoys,
+        )
+
 
 @dataclass(frozen=True)
 class Decoy:
@@ -64,7 +75,12 @@ class Decoy:
 
 
 def draw_layout(
-    bank: ForegroundBank, usable: Sequence[bool], config: TerseConfig, generator: torch.Generator
+    bank: ForegroundBank,
+    usable: Sequence[bool],
+    config: TerseConfig,
+    generator: torch.Generator,
+    sampler: Sampler,
+    offers: int = 1,
 ) -> Layout:
     """Draw numbers of objects and cut-outs for a batch.
 
@@ -73,6 +89,8 @@ def draw_layout(
         usable: for each image whether it may be pasted on.
         config: ``objects``, ``image_probability``, ``mirror_probability`` and ``decoys``.
         generator: the only source of randomness.
+        sampler: of the bank's cut-outs.
+        offers: cut-outs drawn for each paste; the entries of the layout that belong to one follow one another.
     """
     pasted = torch.rand(len(usable), generator=generator) < config.image_probability
     counts = torch.randint(config.objects[0], config.objects[1] + 1, (len(usable),), generator=generator)
@@ -82,10 +100,10 @@ def draw_layout(
     for image, usable_here in enumerate(usable):
         if not (usable_here and bool(pasted[image]) and int(counts[image])):
             continue
-        image_of += [image] * int(counts[image])
+        image_of += [image] * (int(counts[image]) * offers)
         sources = [index for index, other in enumerate(usable) if other]
         decoys += [_draw_decoy(bank, image, sources, generator) for _ in range(int(decoy_counts[image]))]
-    indices = torch.randint(len(bank), (len(image_of),), generator=generator).tolist()
+    indices = sampler.draw(len(image_of) // offers, offers, generator)
     mirrored = (torch.rand(len(image_of), generator=generator) < config.mirror_probability).tolist()
     return Layout(image_of, indices, [bank[index] for index in indices], mirrored, decoys)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,13 +15,14 @@ from terse_aug._adversary import Adversary, Turn
 from terse_aug._compose import Composites, Paste, Surface, compose_exactly, full_precision
 from terse_aug._config import TerseConfig, replaced
 from terse_aug._distributed import rank
-from terse_aug._hardness import ask_for_hardness, check_hardness, hardness_of_pastes
+from terse_aug._hardness import ask_for_hardness, take_outcomes, told_outcomes
 from terse_aug._keypoints import mirror_order
 from terse_aug._layout import Layout, draw_layout
 from terse_aug._ledger import Ledger
 from terse_aug._pixels import PixelFormat
 from terse_aug._random import generator_for
 from terse_aug._sample import Target
+from terse_aug._sampler import Sampler
 from terse_aug._scene import make_scene
 from terse_aug.bank import ForegroundBank
 from terse_aug.policies import Policy, Proposal, Scene, make_policy, uniform_proposal
@@ -88,7 +89,7 @@ class Terse(nn.Module):
         # In a tuple, so that nn.Module does not take the detector for a part of the adversary.
         self._target = (as_target(target),) if target is not None else ()
         self._check_labels()
-        chosen = make_policy(policy, self.config, seed)
+        chosen = make_policy(policy, self.config, seed, self._class_count)
         self._policy_name = policy if isinstance(policy, str) else None
         if chosen.needs_target and not self._target:
             raise ValueError(f"policy {policy!r} asks the detector: give Terse(target=detector)")
@@ -101,6 +102,7 @@ class Terse(nn.Module):
         self._targets: list[Target] | None = None
         self._last_turn: Turn | None = None
         self._told = False
+        self._sampler = Sampler(self.bank.labels)
         self._warned: set[str] = set()
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)
         self._anchor: Tensor
@@ -177,26 +179,41 @@ class Terse(nn.Module):
         self.ledger.counts["iterations"] += 1
         self.seconds += time.perf_counter() - started
 
-    def observe(self, hardness: Sequence[Tensor]) -> None:
+    def observe(self, hardness: Sequence[Tensor] | None = None, *, chances: Sequence[Tensor] | None = None) -> None:
         """Say how hard the objects of the last batch were, where the training says so for nothing.
 
         For a policy that learns from hardness; without it, :meth:`step` asks the target, which costs a forward.
         A classifier, for one, knows its probabilities from the training step itself. Call it between ``forward``
-        and ``step``.
+        and ``step``. Give one of the two; chances teach more.
 
         Args:
             hardness: for each image of the batch float ``[N]`` in [0, 1], one minus the model's probability of
                 each object in the targets that :meth:`forward` returned; NaN where it is not known.
+            chances: for each image float ``[N, K]`` in [0, 1], the model's probability of every class, label k in
+                column k, for the same objects; a row of NaN where it is not known. K is the number of classes of the
+                target, else one more than the highest label.
 
         Raises:
-            ValueError: no batch was pasted on, not one value for each object, or values outside [0, 1].
+            ValueError: no batch was pasted on, both or neither are given, not one value (row) for each object, or
+                values outside [0, 1].
         """
         if self._targets is None:
             raise ValueError("observe: expected a call of Terse in training mode before, whose objects these are")
-        check_hardness(hardness, self._targets)
+        outcomes = told_outcomes(hardness, chances, self._targets, self._class_count)
         self._told = True
         if self._last_turn is not None and self._last_turn.composites is not None:
-            self._last_turn.hardness = hardness_of_pastes(self._last_turn, dict(enumerate(hardness)))
+            take_outcomes(self._last_turn, outcomes)
+
+    def paste_only(self, labels: Iterable[int] | None) -> None:
+        """From now on paste only cut-outs with some labels. A matter of the training loop: not a part of the state.
+
+        Args:
+            labels: the bank's, or the detector's where ``classes`` was given; ``None`` for all.
+
+        Raises:
+            ValueError: no cut-out has any of them.
+        """
+        self._sampler.only(labels)
 
     def compose(
         self,
@@ -224,9 +241,11 @@ class Terse(nn.Module):
         images, targets = batch.images, batch.targets
         generator = generator_for(self.seed, "compose", seed)
         with torch.no_grad():
-            layout = draw_layout(self.bank, batch.usable, self.config, generator)
+            sampler = Sampler(self.bank.labels)
+            layout = draw_layout(self.bank, batch.usable, self.config, generator, sampler, chosen.offers)
             scene = make_scene(layout, images, targets, self._surface(images), chosen, self._detector)
             proposal = chosen.propose(scene, generator, learning=False)
+            layout = _chosen(layout, proposal)
             composites = compose_exactly(images, targets, layout, proposal.unit, self._surface(images))
         composites.dropped.update(batch.dropped)
         return composites
@@ -249,7 +268,7 @@ class Terse(nn.Module):
     def _another(self, policy: str | Policy | None) -> Policy:
         if policy is None or policy == self._policy_name:
             return self.policy
-        chosen = make_policy(policy, self.config, self.seed)
+        chosen = make_policy(policy, self.config, self.seed, self._class_count)
         if chosen.learns and not isinstance(policy, Policy):
             raise ValueError(f"policy {policy!r} has learned nothing here: hand over a trained Policy, or None")
         return chosen.to(self._anchor.device)
@@ -264,9 +283,10 @@ class Terse(nn.Module):
             counts["dropped/graph"] += 1
             self._warn("no_gradient", _NO_GRADIENT)
         with torch.no_grad():
-            layout = draw_layout(self.bank, batch.usable, self.config, generator)
+            layout = draw_layout(self.bank, batch.usable, self.config, generator, self._sampler, self.policy.offers)
             scene = make_scene(layout, images, targets, self._surface(images), self.policy, self._detector)
         proposal = self._propose(scene, generator, learning)
+        layout = _chosen(layout, proposal)
         with torch.set_grad_enabled(bool(proposal.leaves)):
             composites = compose_exactly(images, targets, layout, proposal.unit, self._surface(images))
         if learning and any(composites.pastes) and (proposal.leaves or proposal.memory):
@@ -280,8 +300,15 @@ class Terse(nn.Module):
     def _propose(self, scene: Scene, generator: torch.Generator, learning: bool) -> Proposal:
         """The policy's proposal, or a random one while it is suspended."""
         if self.ledger.counts["suspended"] and self.policy.learns and not learning:
-            return uniform_proposal(len(scene.image_of), generator, scene.image_of.device)
+            first = torch.arange(0, len(scene.image_of), self.policy.offers)
+            return uniform_proposal(len(first), generator, scene.image_of.device, first)
         return self.policy.propose(scene, generator, learning)
+
+    @property
+    def _class_count(self) -> int:
+        """A number above every label, at least 2: the target's own where it is known."""
+        known = self._target[0].label_limit if self._target else None
+        return max(known or 0, max(self.bank.categories, default=0) + 1, 2)
 
     @property
     def _detector(self) -> TargetModel | None:
@@ -383,6 +410,11 @@ _NO_GRADIENT = (
     "no gradient reached the composites, so the adversary does not move: call backward() on the detector's loss "
     "before step(), call Terse outside torch.no_grad(), and hand the images on as Terse returned them"
 )
+
+
+def _chosen(layout: Layout, proposal: Proposal) -> Layout:
+    """What a policy has taken of the cut-outs that it was offered."""
+    return layout if proposal.rows is None else layout.kept(proposal.rows.tolist())
 
 
 def _translated(bank: ForegroundBank, classes: Sequence[str] | Mapping[str, int]) -> ForegroundBank:

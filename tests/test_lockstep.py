@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from terse_aug import ForegroundBank, PixelFormat, Terse
 from terse_aug._random import generator_for
-from terse_aug.lockstep import HardExampleCache, Hunt, HuntReport, mixed
+from terse_aug.lockstep import HardExampleCache, Hunt, HuntReport, LockStep, mixed
 from terse_aug.targets import ClassifierTarget, TorchvisionDetector
 
 
@@ -122,7 +122,7 @@ def test_a_foreign_file_or_another_capacity_is_refused(tmp_path: Path, tiny_bank
         HardExampleCache(tmp_path / "missing" / "hard")
     with HardExampleCache(tmp_path / "hard", capacity=5) as cache:
         cache.add(*example(0), 1)
-    with pytest.raises(ValueError, match="capacity 6, got 1 and 5; choose another file"):
+    with pytest.raises(ValueError, match="capacity 6, got 2 and 5; choose another file"):
         HardExampleCache(tmp_path / "hard", capacity=6)
     with pytest.raises(ValueError, match="capacity: expected at least 1, got 0"):
         HardExampleCache(tmp_path / "other", capacity=0)
@@ -140,6 +140,26 @@ def test_drawing_is_a_function_of_the_generator_and_needs_something_to_draw(tmp_
         assert set(labels) == {0, 1, 2, 3}
 
 
+@pytest.mark.parametrize(("capacity", "kept"), [(100, [0, 1, 2, 3]), (4, [0, 1, 2, 3]), (3, [1, 2, 3])])
+def test_taking_back_is_as_if_they_had_never_been_added(tmp_path: Path, capacity: int, kept: list[int]) -> None:
+    with HardExampleCache(tmp_path / "hard", capacity=capacity) as cache:
+        for label in range(4):
+            cache.add(*example(label, label), label)
+        for label in range(3):
+            cache.add(*example(10 + label, label), label)
+        cache.take_back(4)
+        assert cache.written == 4
+        assert cache.counts == dict.fromkeys(range(4), 1)
+        assert [int(cache[position][1]["labels"]) for position in range(len(cache))] == kept
+        torch.testing.assert_close(cache[-1][0], example(3)[0], rtol=0, atol=0.51 / 255)
+        cache.add(*example(5, 7), 7)
+        assert cache.counts == dict.fromkeys([*range(4), 7], 1)
+        for impossible in (6, -1):
+            with pytest.raises(ValueError, match="can be taken back, not all after the first"):
+                cache.take_back(impossible)
+        assert cache.written == 5
+
+
 # --- hunt -----------------------------------------------------------------------------------------------------------
 
 
@@ -154,6 +174,7 @@ class Brightness(nn.Module):
 
 
 def hunt(bank: ForegroundBank, folder: Path, policy: str, budget: int = 4000, **wanted: int) -> tuple[Hunt, Any, Terse]:
+    folder.mkdir(exist_ok=True)
     target = ClassifierTarget(Brightness(), classes=3)
     terse = Terse(bank, policy, target=target, objects=(1, 1), move_every=1, **EVERY_IMAGE)
     cache = HardExampleCache(folder / "hard")
@@ -171,7 +192,7 @@ def test_a_hunt_ends_with_the_wanted_number_of_each_label(
     tiny_bank: ForegroundBank, tmp_path: Path, policy: str
 ) -> None:
     hunter, cache, terse = hunt(tiny_bank, tmp_path, policy, label1=6, label2=4)
-    report = hunter.run(noise_batches(), already={})
+    report = hunter.run(noise_batches())
     assert report.complete
     assert report.found == cache.counts == {1: 6, 2: 4}
     target = ClassifierTarget(Brightness(), classes=3)
@@ -185,29 +206,61 @@ def test_a_hunt_ends_with_the_wanted_number_of_each_label(
 
 def test_a_hunt_ends_with_its_budget(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
     hunter, cache, terse = hunt(tiny_bank, tmp_path, "random", budget=10, label1=1000)
-    report = hunter.run(noise_batches(), already={})
+    report = hunter.run(noise_batches())
     assert not report.complete
     assert report.target_forwards == 12
     assert terse.metrics()["iterations"] == 3
     assert sum(report.found.values()) == len(cache) <= report.seen == 12
 
 
-def test_a_hunt_goes_on_with_what_an_interrupted_one_found(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
+def test_a_hunt_goes_on_where_an_interrupted_one_was(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
     hunter, cache, _ = hunt(tiny_bank, tmp_path, "random", label1=3, label2=3)
+    reports = []
 
     def interrupt(report: HuntReport) -> None:
+        reports.append(report)
         if sum(report.found.values()) >= 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        hunter.run(noise_batches(), already={}, progress=interrupt)
-    before = len(cache)
-    report = hunter.run(noise_batches(), already={})
+        hunter.run(noise_batches(), progress=interrupt)
+    assert len(cache) == sum(reports[-1].found.values()) < 6
+    report = hunter.run(noise_batches(), begun=reports[-1])
     assert report.complete
-    assert cache.counts == {1: 3, 2: 3}
-    assert sum(report.found.values()) == 6 - before
-    second = hunter.run(noise_batches(), already=cache.counts)
-    assert second.found == {1: 3, 2: 3}
+    assert report.found == cache.counts == {1: 3, 2: 3}
+    assert report.batches > reports[-1].batches == len(reports)
+    assert report.target_forwards == 4 * report.batches
+    assert hunter.run(noise_batches()).found == {1: 3, 2: 3}
+    assert cache.counts == {1: 6, 2: 6}
+
+
+def test_only_labels_that_are_short_are_pasted(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
+    hunter, _, terse = hunt(tiny_bank, tmp_path, "random", budget=200, label1=1, label2=40)
+    pasted: set[int] = set()
+    both_short = True
+
+    def watch(report: HuntReport) -> None:
+        nonlocal both_short
+        if not both_short:
+            pasted.update(watched)
+        both_short = report.found.get(1, 0) == 0
+
+    watched: list[int] = []
+    forward = terse.forward
+
+    def spy(*batch: Any) -> Any:
+        out = forward(*batch)
+        watched[:] = [paste.label for pastes in terse.pastes for paste in pastes]
+        return out
+
+    terse.forward = spy  # type: ignore[method-assign]
+    hunter.run(noise_batches(), progress=watch)
+    assert pasted == {2}
+    terse.forward = forward  # type: ignore[method-assign]
+    for images, targets in (make_batch(seed, sizes=((48, 48),) * 4) for seed in range(5)):
+        spy(images, targets)
+        pasted.update(watched)
+    assert pasted == {1, 2}
 
 
 @pytest.mark.parametrize("policy", ["critic", "learned"])
@@ -218,7 +271,7 @@ def test_a_hunt_leaves_the_target_as_it_was(tiny_bank: ForegroundBank, tmp_path:
     cache = HardExampleCache(tmp_path / "hard")
     start = parameters_of(terse)
     report = Hunt(terse, TorchvisionDetector(detector), cache, {1: 50, 2: 50}, budget=12).run(
-        (make_batch(seed) for seed in count()), already={}
+        make_batch(seed) for seed in count()
     )
     assert report.seen > 0
     assert detector.training
@@ -255,14 +308,138 @@ def test_a_hunt_wants_the_pixels_of_its_cache_and_training_mode(tiny_bank: Foreg
     hunter, _, terse = hunt(tiny_bank, tmp_path, "random", label1=1)
     terse.eval()
     with pytest.raises(ValueError, match="expected Terse in training mode"):
-        hunter.run(noise_batches(), already={})
+        hunter.run(noise_batches())
 
 
 def test_a_hunt_draws_no_batch_that_it_does_not_use(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
     hunter, _, terse = hunt(tiny_bank, tmp_path, "random", budget=8, label1=1000)
     drawn = []
-    hunter.run((drawn.append(0) or batch for batch in noise_batches()), already={})  # type: ignore[func-returns-value]
+    hunter.run(drawn.append(0) or batch for batch in noise_batches())  # type: ignore[func-returns-value]
     assert len(drawn) == terse.metrics()["iterations"] == 2
+
+
+# --- the whole cycle ------------------------------------------------------------------------------------------------
+
+CYCLE = """
+import os, sys, torch
+torch.set_num_threads(1)
+from itertools import count
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from factories import EVERY_IMAGE, make_batch
+from terse_aug import ForegroundBank, Terse
+from terse_aug.lockstep import HardExampleCache, Hunt, LockStep, mixed
+from terse_aug.targets import ClassifierTarget, class_of
+
+bank, folder, kill_at = sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
+folder.mkdir(exist_ok=True)
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(6), torch.nn.Flatten(), torch.nn.Linear(108, 3))
+optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+target = ClassifierTarget(model, classes=3)
+terse = Terse(ForegroundBank.open(bank), "critic", target=target, objects=(1, 1), move_every=1, **EVERY_IMAGE)
+events = 0
+
+def event():
+    global events
+    events += 1
+    if events == kill_at:
+        os.kill(os.getpid(), 9)
+
+def backgrounds(number):
+    for seed in count(1000 * number):
+        event()
+        yield make_batch(seed, sizes=((32, 32),) * 4, objects=0)
+
+def train(number, reports):
+    assert len(reports) == number + 1
+    real = [make_batch(seed, sizes=((32, 32),) * 8, objects=1) for seed in range(5)]
+    for images, targets in mixed(real, cache, 0.5, seed=1, epoch=number):
+        event()
+        loss = torch.nn.functional.cross_entropy(model(torch.stack(images)), class_of(targets))
+        optimizer.zero_grad(); loss.backward(); optimizer.step()
+
+with HardExampleCache(folder / "hard", capacity=10) as cache:
+    hunt = Hunt(terse, target, cache, {1: 4, 2: 4}, budget=60)
+    lockstep = LockStep(hunt, folder / "run", {"model": model, "optimizer": optimizer}, save_every=2)
+    reports = lockstep.run(3, backgrounds, train, show=False)
+    kept = [cache[position] for position in range(len(cache))]
+torch.save({
+    "reports": [vars(report) for report in reports], "model": model.state_dict(), "terse": terse.state_dict(),
+    "images": [image for image, _ in kept], "labels": [own["labels"] for _, own in kept], "events": events,
+}, folder / "out.pt")
+"""
+
+
+def run_cycle(bank: ForegroundBank, folder: Path, kill_at: int = 0) -> int:
+    tests = str(Path(__file__).parent)
+    command = [sys.executable, "-c", CYCLE, tests, str(bank.path), str(folder), str(kill_at)]
+    return subprocess.run(command, check=False).returncode
+
+
+def assert_equal(one: Any, other: Any, where: str) -> None:
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for name in one:
+            assert_equal(one[name], other[name], f"{where} {name}")
+    elif isinstance(one, list):
+        assert len(one) == len(other), where
+        for number, pair in enumerate(zip(one, other, strict=True)):
+            assert_equal(*pair, f"{where} {number}")
+    elif isinstance(one, Tensor):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True, msg=where)
+    else:
+        assert one == other, where
+
+
+def test_a_run_killed_anywhere_ends_as_one_that_was_not(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
+    assert run_cycle(tiny_bank, tmp_path / "whole") == 0
+    whole = torch.load(tmp_path / "whole" / "out.pt")
+    events = whole.pop("events")
+    assert [report["complete"] for report in whole["reports"]][:1] == [True]
+    assert len(whole["images"]) == 10  # the cache ran over: more were found
+    assert sorted(path.name for path in (tmp_path / "whole" / "run").iterdir()) == ["learners-3.pt", "lockstep.pt"]
+    # In the first hunt between two checkpoints, while training, and in the second hunt.
+    first = whole["reports"][0]["batches"]
+    for kill_at in (first - 1, first + 3, first + 5 + 4):
+        folder = tmp_path / f"killed-{kill_at}"
+        assert run_cycle(tiny_bank, folder, kill_at) == -9
+        assert run_cycle(tiny_bank, folder) == 0
+        resumed = torch.load(folder / "out.pt")
+        assert resumed.pop("events") <= events
+        assert_equal(resumed, whole, f"killed at {kill_at}:")
+
+
+def test_a_cycle_can_be_gone_on_with_and_refuses_what_does_not_belong_to_it(
+    tiny_bank: ForegroundBank, tmp_path: Path
+) -> None:
+    hunter, _, _ = hunt(tiny_bank, tmp_path, "random", label1=2)
+    trained: list[int] = []
+
+    def run(rounds: int, **learners: Any) -> list[HuntReport]:
+        cycle = LockStep(hunter, tmp_path / "run", learners or {"model": nn.Linear(2, 2)})
+        return cycle.run(
+            rounds, lambda number: noise_batches(), lambda number, reports: trained.append(number), show=rounds == 2
+        )
+
+    reports = run(2)
+    assert trained == [0, 1]
+    assert [report.found for report in reports] == [{1: 2}] * 2
+    more = run(3)
+    assert trained == [0, 1, 2]
+    assert more[:2] == reports
+    assert run(3) == more
+    with pytest.raises(ValueError, match=r"expected the learners \['model'\], got \['other'\]"):
+        run(3, other=nn.Linear(1, 1))
+    (tmp_path / "run" / "lockstep.pt").unlink()
+    with pytest.raises(ValueError, match="expected an empty cache for a new run"):
+        run(3)
+    torch.save({"format": 9}, tmp_path / "run" / "lockstep.pt")
+    with pytest.raises(ValueError, match="expected a checkpoint of version 1, got 9"):
+        run(3)
+    assert trained == [0, 1, 2]
+    with pytest.raises(ValueError, match="save_every: expected at least 1 batch, got 0"):
+        LockStep(hunter, tmp_path, {}, save_every=0)
 
 
 # --- mixing ---------------------------------------------------------------------------------------------------------

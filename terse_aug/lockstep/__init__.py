@@ -2,6 +2,7 @@
 then trains on real and kept images."""
 
 from terse_aug.lockstep._cache import HardExampleCache
+from terse_aug.lockstep._cycle import LockStep
 from terse_aug.lockstep._hunt import Hunt, HuntReport, mixed
 
-__all__ = ["HardExampleCache", "Hunt", "HuntReport", "mixed"]
+__all__ = ["HardExampleCache", "Hunt", "HuntReport", "LockStep", "mixed"]

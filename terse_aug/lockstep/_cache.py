@@ -16,7 +16,7 @@ from torch import Tensor
 from terse_aug._pixels import PixelFormat
 from terse_aug._sample import OBJECT_FIELDS, Target
 
-_FORMAT = 1
+_FORMAT = 2
 _HEAD = b"head"
 _FIRST_MAP_BYTES = 1 << 26
 
@@ -25,7 +25,9 @@ class HardExampleCache:
     """A bounded store of composites with their targets; a sequence, the oldest first.
 
     It lives in one LMDB file, so that its size is a question of the disk and what has been added survives a kill:
-    every :meth:`add` is a transaction. Images are kept with 8 bits a channel.
+    every :meth:`add` is a transaction. Images are kept with 8 bits a channel. The file holds up to twice the capacity,
+    so that the newest examples can be taken back (:meth:`take_back`) and those that had made room for them be there
+    again.
 
     Several processes may use the same file, each with a cache of its own made after forking.
 
@@ -81,13 +83,14 @@ class HardExampleCache:
         kept = {name: value.detach().cpu().clone() for name, value in target.items() if name in OBJECT_FIELDS}
         rgb = self.pixels.decode(image.detach().float().cpu()).clamp(0, 1)
         content = io.BytesIO()
-        torch.save({"image": (rgb * 255).round().to(torch.uint8), "target": kept}, content)
+        torch.save({"image": (rgb * 255).round().to(torch.uint8), "target": kept, "label": label}, content)
         value = content.getvalue()
         while True:
             try:
                 with self._begin(write=True) as transaction:
                     head = self._head_of(transaction)
-                    transaction.put(self._key(head["written"]), value)
+                    transaction.delete(_key(head["written"] - 2 * self.capacity))
+                    transaction.put(_key(head["written"]), value)
                     counts = Counter(head["counts"]) + Counter({str(label): 1})
                     head |= {"written": head["written"] + 1, "counts": counts}
                     transaction.put(_HEAD, json.dumps(head).encode())
@@ -106,10 +109,30 @@ class HardExampleCache:
             count = min(written, self.capacity)
             if not -count <= position < count:
                 raise IndexError(f"the cache has {count} examples, got position {position}")
-            content = transaction.get(self._key(written - count + position % count))
-        assert content is not None
-        record: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
+            record = _record(transaction, written - count + position % count)
         return self.pixels.encode(record["image"].float() / 255), record["target"]
+
+    def take_back(self, written: int) -> None:
+        """Forget the newest examples, as if they had never been added.
+
+        Args:
+            written: :attr:`written` as it was before them.
+
+        Raises:
+            ValueError: more than is there, or so long ago that those which had made room are gone.
+        """
+        with self._begin(write=True) as transaction:
+            head = self._head_of(transaction)
+            if not head["written"] - self.capacity <= written <= head["written"] or written < 0:
+                raise ValueError(
+                    f"{self.path}: {head['written']} examples were added and the last {self.capacity} can be taken "
+                    f"back, not all after the first {written}"
+                )
+            counts = Counter(head["counts"])
+            for number in range(written, head["written"]):
+                counts[str(_record(transaction, number)["label"])] -= 1
+                transaction.delete(_key(number))
+            transaction.put(_HEAD, json.dumps(head | {"written": written, "counts": +counts}).encode())
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[list[Tensor], list[Target]]:
         """Draw examples uniformly, with replacement.
@@ -134,9 +157,6 @@ class HardExampleCache:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _key(self, number: int) -> bytes:
-        return b"%016d" % (number % self.capacity)
 
     def _begin(self, write: bool = False) -> lmdb.Transaction:
         try:
@@ -166,3 +186,14 @@ class HardExampleCache:
                 f"{self.path}: expected a cache of format {_FORMAT} and capacity {self.capacity}, got "
                 f"{head.get('format')} and {head.get('capacity')}; choose another file"
             )
+
+
+def _key(number: int) -> bytes:
+    return b"%016d" % number
+
+
+def _record(transaction: lmdb.Transaction, number: int) -> dict[str, Any]:
+    content = transaction.get(_key(number))
+    assert content is not None
+    record: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
+    return record

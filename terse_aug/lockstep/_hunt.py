@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from terse_aug._hardness import asked_outcomes
 from terse_aug._probe import MISSED_BELOW
 from terse_aug._random import generator_for
 from terse_aug._sample import Target
@@ -27,13 +28,15 @@ class HuntReport:
         found: hard examples added to the cache, by label.
         seen: pasted objects with a label that the target was asked about.
         target_forwards: images passed through the target, also those by which a policy chose or learned.
+        batches: batches of images pasted on.
         complete: whether every label has its wanted number; else the budget was spent or the batches ended.
     """
 
-    found: dict[int, int]
-    seen: int
-    target_forwards: int
-    complete: bool
+    found: dict[int, int] = field(default_factory=dict)
+    seen: int = 0
+    target_forwards: int = 0
+    batches: int = 0
+    complete: bool = False
 
     @property
     def yield_per_forward(self) -> float:
@@ -46,8 +49,7 @@ class Hunt:
 
     The target is asked once about every composite, which says what is hard; a policy that learns from hardness
     learns from that, one that learns from gradients costs a training pass besides where it moves. An example is hard
-    where the target's probability of a pasted object is below ``hard_below``. What was found before a kill is in the
-    cache and counts.
+    where the target's probability of a pasted object is below ``hard_below``.
 
     Args:
         terse: its policy moves at its own ``move_every``.
@@ -88,15 +90,32 @@ class Hunt:
         self._terse, self._target, self._cache = terse, target, cache
         self._wanted, self._budget, self._hard_below = dict(wanted), budget, hard_below
 
+    @property
+    def terse(self) -> Terse:
+        """Whose policy hunts."""
+        return self._terse
+
+    @property
+    def cache(self) -> HardExampleCache:
+        """Where hard examples go."""
+        return self._cache
+
+    @property
+    def wanted(self) -> dict[int, int]:
+        """Hard examples of each label."""
+        return dict(self._wanted)
+
     def run(
-        self, batches: Iterable[Batch], already: Mapping[int, int], progress: Callable[[HuntReport], None] | None = None
+        self,
+        batches: Iterable[Batch],
+        begun: HuntReport | None = None,
+        progress: Callable[[HuntReport], None] | None = None,
     ) -> HuntReport:
-        """Hunt until every label has its number in the cache beyond what was there before the round.
+        """Hunt until every label has its number. Only cut-outs of labels that are still short are pasted.
 
         Args:
             batches: images and targets to paste on; the hunt ends with them.
-            already: :attr:`HardExampleCache.counts` at the beginning of the round; kept by the caller, so that a
-                hunt that was killed goes on where it was.
+            begun: the last report of a hunt that was interrupted, to go on with it.
             progress: told after every batch.
 
         Raises:
@@ -104,33 +123,39 @@ class Hunt:
         """
         if not self._terse.training:
             raise ValueError("expected Terse in training mode: terse.train()")
-        seen = forwards = 0
-        asked_before = self._terse.metrics()["extra_forwards"]
-        found: Counter[int] = Counter()
-        report = self._report(found, seen, forwards, already)
+        report = begun or HuntReport(complete=not self._short({}))
         upcoming = iter(batches)
-        while not report.complete and forwards < self._budget:
-            batch = next(upcoming, None)
-            if batch is None:
-                break
-            images, targets = batch
-            composites, labels = self._terse(images, targets)
-            pasted_on = self._terse.pastes
-            hardness, passed = self._ask(list(composites), labels)
-            asked = self._terse.metrics()["extra_forwards"]
-            forwards, asked_before = forwards + passed + int(asked - asked_before), asked
-            for image, target, own, pastes in zip(composites, labels, hardness, pasted_on, strict=True):
-                pasted = [paste.row for paste in pastes if paste.row is not None]
-                seen += len(pasted)
-                hard = [int(target["labels"][row]) for row in pasted if float(own[row]) > 1 - self._hard_below]
-                short = [label for label in hard if self._missing(already).get(label, 0) > 0]
-                if short:
-                    self._cache.add(image, target, short[0])
-                    found[short[0]] += 1
-            report = self._report(found, seen, forwards, already)
-            if progress is not None:
-                progress(report)
+        try:
+            while not report.complete and report.target_forwards < self._budget:
+                batch = next(upcoming, None)
+                if batch is None:
+                    break
+                report = self._hunt(batch, report)
+                if progress is not None:
+                    progress(report)
+        finally:
+            self._terse.paste_only(None)
         return report
+
+    def _hunt(self, batch: Batch, before: HuntReport) -> HuntReport:
+        """Paste on a batch and keep what is hard."""
+        found, seen = Counter(before.found), before.seen
+        asked_before = self._terse.metrics()["extra_forwards"]
+        self._terse.paste_only(self._short(found))
+        composites, labels = self._terse(*batch)
+        pasted_on = self._terse.pastes
+        hardness, passed = self._ask(list(composites), labels)
+        asked = int(self._terse.metrics()["extra_forwards"] - asked_before)
+        for image, target, own, pastes in zip(composites, labels, hardness, pasted_on, strict=True):
+            pasted = [paste.row for paste in pastes if paste.row is not None]
+            seen += len(pasted)
+            hard = [int(target["labels"][row]) for row in pasted if float(own[row]) > 1 - self._hard_below]
+            short = [label for label in hard if label in self._short(found)]
+            if short:
+                self._cache.add(image, target, short[0])
+                found[short[0]] += 1
+        forwards = before.target_forwards + passed + asked
+        return HuntReport(dict(found), seen, forwards, before.batches + 1, complete=not self._short(found))
 
     def _ask(self, images: list[Tensor], targets: Sequence[Target]) -> tuple[list[Tensor], int]:
         """Let the policy move; the hardness of every object, and how many images passed through the target.
@@ -138,8 +163,8 @@ class Hunt:
         The loss that Terse logs is the mean hardness, the same for all policies and at every step.
         """
         policy, passed = self._terse.policy, len(images)
-        scores = self._target.object_scores([image.detach() for image in images], targets)
-        hardness = [1 - own for own in scores]
+        outcomes = asked_outcomes([image.detach() for image in images], targets, self._target)
+        hardness = [own for own, _ in outcomes]
         known = torch.cat([own.float() for own in hardness])
         value = known.mean() if len(known) else torch.zeros(())
         if policy.learns and policy.learns_from == "gradient" and any(image.requires_grad for image in images):
@@ -147,19 +172,17 @@ class Hunt:
             torch.autograd.backward(loss)
             passed *= 2
         elif policy.learns_from == "hardness":
-            self._terse.observe(hardness)
+            chances = [own for _, own in outcomes if own is not None]
+            if len(chances) == len(images):
+                self._terse.observe(chances=chances)
+            else:
+                self._terse.observe(hardness)
         self._terse.step(value)
         return hardness, passed
 
-    def _missing(self, already: Mapping[int, int]) -> dict[int, int]:
-        counts = self._cache.counts
-        return {
-            label: wanted - (counts.get(label, 0) - already.get(label, 0)) for label, wanted in self._wanted.items()
-        }
-
-    def _report(self, found: Counter[int], seen: int, forwards: int, already: Mapping[int, int]) -> HuntReport:
-        complete = all(missing <= 0 for missing in self._missing(already).values())
-        return HuntReport(dict(found), seen, forwards, complete)
+    def _short(self, found: Mapping[int, int]) -> set[int]:
+        """Labels of which examples are still wanted."""
+        return {label for label, wanted in self._wanted.items() if found.get(label, 0) < wanted}
 
 
 def mixed(

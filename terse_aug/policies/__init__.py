@@ -9,23 +9,32 @@ from terse_aug.policies._hard_random import HardRandomPolicy
 from terse_aug.policies._learned import LearnedPolicy, divergence_from_uniform
 from terse_aug.policies._random import RandomPolicy
 
-POLICIES: dict[str, Callable[[TerseConfig, int], Policy]] = {
-    "random": lambda config, seed: RandomPolicy(),
-    "critic": lambda config, seed: CriticPolicy(
+POLICIES: dict[str, Callable[[TerseConfig, int, int], Policy]] = {
+    "random": lambda config, seed, classes: RandomPolicy(),
+    "critic": lambda config, seed, classes: CriticPolicy(
         seed,
         config.critic_candidates,
         config.critic_temperature,
         config.critic_held,
         config.critic_rehearsals,
+        classes=classes,
+        offers=config.critic_cutouts,
+        ceiling=config.critic_ceiling,
     ),
-    "hard-random": lambda config, seed: HardRandomPolicy(config.candidates),
-    "learned": lambda config, seed: LearnedPolicy(seed, config.temperature, config.dropout),
+    "hard-random": lambda config, seed, classes: HardRandomPolicy(config.candidates),
+    "learned": lambda config, seed, classes: LearnedPolicy(seed, config.temperature, config.dropout),
 }
-"""Named policies, each made from the settings and a seed."""
+"""Named policies, each made from the settings, a seed, and a number above every label."""
 
 
-def make_policy(policy: str | Policy, config: TerseConfig, seed: int) -> Policy:
+def make_policy(policy: str | Policy, config: TerseConfig, seed: int, classes: int = 2) -> Policy:
     """A policy by name, or the given one.
+
+    Args:
+        policy: a name in :data:`POLICIES`, or one that is made already.
+        config: settings.
+        seed: of initial weights.
+        classes: at least 2; every label of a cut-out is below it.
 
     Raises:
         ValueError: there is no policy of that name; the message lists the names.
@@ -34,7 +43,7 @@ def make_policy(policy: str | Policy, config: TerseConfig, seed: int) -> Policy:
         return policy
     if policy not in POLICIES:
         raise ValueError(f"policy: expected one of {sorted(POLICIES)} or a Policy, got {policy!r}")
-    return POLICIES[policy](config, seed)
+    return POLICIES[policy](config, seed, classes)
 
 
 __all__ = [

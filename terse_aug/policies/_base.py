@@ -45,6 +45,8 @@ class Glimpses:
 class Scene:
     """What a policy may look at: M cut-outs and the backgrounds that they go on.
 
+    Of a policy that is offered several cut-outs for each paste (:attr:`Policy.offers`), M counts all of them.
+
     Attributes:
         image_of: int64 ``[M]``, the background of each paste, ascending.
         image_count: B.
@@ -80,6 +82,8 @@ class Proposal:
         leaves: tensors at which the detector's backward leaves dLoss / d leaf, for :meth:`Policy.objective`.
         outputs: the tensors that the leaves are detached copies of, with the policy's own graph.
         memory: what a policy that learns from hardness wants back when the hardness is known.
+        rows: int64, on the CPU: for each paste the row of the scene whose cut-out was taken, where several were
+            offered; M then counts the pastes.
         extra_forwards: detector forwards of one image each that the choice has cost.
     """
 
@@ -88,6 +92,7 @@ class Proposal:
     leaves: tuple[Tensor, ...] = ()
     outputs: tuple[Tensor, ...] = ()
     memory: tuple[Tensor, ...] = ()
+    rows: Tensor | None = None
     extra_forwards: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -107,7 +112,7 @@ class Policy(nn.Module):
 
         proposal = policy.propose(scene, generator, learning)
         hardness = 1 - detector's probability of each object in compose(scene, proposal.unit)
-        policy.remember(proposal, hardness)
+        policy.remember(proposal, hardness, chances)
         policy.rehearse(generator).backward()      # some times
         optimizer.step()
     """
@@ -118,6 +123,8 @@ class Policy(nn.Module):
     """What it learns from, if it learns."""
     rehearsals = 1
     """Optimizer steps in a move of one that learns from hardness."""
+    offers = 1
+    """Cut-outs of a class that are drawn for each paste, of which ``propose`` takes one."""
     sees_pixels = False
     """Whether ``propose`` looks at the pictures in the scene."""
     sees_glimpses = False
@@ -144,12 +151,14 @@ class Policy(nn.Module):
         """
         raise NotImplementedError
 
-    def remember(self, proposal: Proposal, hardness: Tensor) -> None:
+    def remember(self, proposal: Proposal, hardness: Tensor, chances: Tensor | None = None) -> None:
         """Take in how hard the pastes of a proposal turned out.
 
         Args:
             proposal: one that was made with ``learning``.
             hardness: float ``[M]`` in [0, 1], one minus the detector's probability; NaN where not known.
+            chances: float ``[M, K]``, the detector's probability of every class, NaN where not known; ``None`` where
+                it tells only that of the right one.
         """
         raise NotImplementedError
 
@@ -162,7 +171,9 @@ class Policy(nn.Module):
         raise NotImplementedError
 
 
-def uniform_proposal(count: int, generator: torch.Generator, device: torch.device) -> Proposal:
+def uniform_proposal(
+    count: int, generator: torch.Generator, device: torch.device, rows: Tensor | None = None
+) -> Proposal:
     """Transforms drawn uniformly from the allowed ranges."""
     unit = torch.rand(count, len(PARAMETERS), generator=generator).to(device)
-    return Proposal(unit, torch.zeros(count, device=device))
+    return Proposal(unit, torch.zeros(count, device=device), rows=rows)

@@ -1,10 +1,15 @@
 """Policy ``critic``: a small network foretells how hard a paste will be, and the harder candidates are preferred.
 
-Candidates are drawn from the uniform prior; one is taken with probability ~ odds ** (1 / temperature), the odds being
-h / (1 - h) for the foretold hardness h. A ratio of odds means the same when everything is easy for the detector, late
-in training, as when everything is hard; a difference of hardness would not. With C candidates no density can exceed
-C times the prior's, so the policy cannot collapse. The network learns from what the detector made of earlier pastes:
-no gradient through the image, any detector.
+Candidates are drawn from the uniform prior, for one cut-out or for several of a class; one is taken with probability
+~ odds ** (1 / temperature), the odds being h / (1 - h) for the foretold hardness h, up to a ceiling of h. A ratio of
+odds means the same when everything is easy for the detector, late in training, as when everything is hard; a difference
+of hardness would not. With C candidates no density can exceed C times the prior's, so the policy cannot collapse. The
+network learns from what the detector made of earlier pastes: no gradient through the image, any detector.
+
+It foretells the probability of every class, not only of the right one: where the target tells all of them, what it
+takes a paste for says more about it than that it is mistaken (Hinton et al., Distilling the Knowledge in a Neural
+Network, 2015).
+Shape letters: C candidates, M pastes, K classes.
 """
 
 from __future__ import annotations
@@ -30,13 +35,14 @@ from terse_aug.policies._base import (
 
 
 class Critic(nn.Module):
-    """From a glimpse to a logit of hardness.
+    """From a glimpse to the logits of the classes that the detector will take it for.
 
     Args:
+        classes: K, at least 2.
         width: channels of the first layer.
     """
 
-    def __init__(self, width: int = 16) -> None:
+    def __init__(self, classes: int = 2, width: int = 16) -> None:
         super().__init__()
         self.look = nn.Sequential(
             nn.Conv2d(GLIMPSE_CHANNELS, width, 5, stride=2, padding=2),
@@ -48,7 +54,7 @@ class Critic(nn.Module):
             nn.Flatten(),
         )
         self.judge = nn.Sequential(
-            nn.Linear(4 * width * (GLIMPSE // 8) ** 2 + GLIMPSE_FIGURES, 64), nn.ReLU(), nn.Linear(64, 1)
+            nn.Linear(4 * width * (GLIMPSE // 8) ** 2 + GLIMPSE_FIGURES, 64), nn.ReLU(), nn.Linear(64, classes)
         )
         # At the start every candidate is as good as any other, which is the random policy.
         last = self.judge[-1]
@@ -57,12 +63,12 @@ class Critic(nn.Module):
         nn.init.zeros_(last.bias)
 
     def forward(self, glimpses: Glimpses) -> Tensor:
-        """The logit of each glimpse's hardness, ``[C, M]`` for those of :class:`Glimpses`."""
+        """Logits float ``[C, M, K]`` for the glimpses of :class:`Glimpses`."""
         shape = glimpses.figures.shape[:2]
         weight = next(self.parameters())
         seen = self.look(glimpses.pictures.flatten(0, 1).to(weight.dtype) - 0.5)
         logits: Tensor = self.judge(torch.cat([seen, glimpses.figures.flatten(0, 1).to(weight.dtype)], 1))
-        return logits.view(shape).float()
+        return logits.view(*shape, -1).float()
 
 
 class CriticPolicy(Policy):
@@ -80,6 +86,10 @@ class CriticPolicy(Policy):
             spread out as random ones.
         rehearsals: optimizer steps in a move.
         capacity: pastes remembered.
+        classes: K, at least 2; every label is below it.
+        offers: cut-outs of a class among which one is chosen for each paste, at least 1; each has candidates of its
+            own.
+        ceiling: in (0, 1]; candidates foretold to be harder than this are not preferred to one another.
 
     Raises:
         ValueError: ``held`` names something that is no transform parameter, or a number is outside its range.
@@ -97,11 +107,22 @@ class CriticPolicy(Policy):
         held: Sequence[str] = (),
         rehearsals: int = 4,
         capacity: int = 1024,
+        classes: int = 2,
+        offers: int = 1,
+        ceiling: float = 1.0,
     ) -> None:
         super().__init__()
-        for name, value in (("candidates", candidates), ("rehearsals", rehearsals), ("capacity", capacity)):
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+        for name, value, least in (
+            ("candidates", candidates, 1),
+            ("rehearsals", rehearsals, 1),
+            ("capacity", capacity, 1),
+            ("classes", classes, 2),
+            ("offers", offers, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name}: expected at least {least}, got {value}")
+        if not 0 < ceiling <= 1:
+            raise ValueError(f"ceiling: expected a hardness in (0, 1], got {ceiling}")
         if not temperature > 0:
             raise ValueError(f"temperature: expected a value above 0, got {temperature}")
         if unknown := sorted(set(held) - set(PARAMETERS)):
@@ -110,62 +131,111 @@ class CriticPolicy(Policy):
         self.candidates = candidates
         self.temperature = temperature
         self.rehearsals = rehearsals
+        self.offers = offers
+        self._highest = math.log(ceiling / (1 - ceiling)) if ceiling < 1 else math.inf
         with isolated_global_rng(seed):
-            self.critic = Critic()
+            self.critic = Critic(classes)
         self.register_buffer("_pictures", torch.zeros(capacity, *_PICTURE, dtype=torch.uint8))
         self.register_buffer("_figures", torch.zeros(capacity, GLIMPSE_FIGURES))
-        self.register_buffer("_hardness", torch.zeros(capacity))
+        self.register_buffer("_chances", torch.zeros(capacity, classes))
+        self.register_buffer("_complete", torch.zeros(capacity, dtype=torch.bool))
+        self.register_buffer("_labels", torch.zeros(capacity, dtype=torch.long))
         self.register_buffer("_written", torch.zeros((), dtype=torch.long, device="cpu"))
         self._pictures: Tensor
         self._figures: Tensor
-        self._hardness: Tensor
+        self._chances: Tensor
+        self._complete: Tensor
+        self._labels: Tensor
         self._written: Tensor
 
     def propose(self, scene: Scene, generator: torch.Generator, learning: bool) -> Proposal:
         """See :meth:`Policy.propose`; the density is estimated from the candidates at hand."""
         assert scene.glimpse is not None
-        device, count = scene.image_of.device, len(scene.image_of)
-        units = torch.rand(self.candidates, count, len(PARAMETERS), generator=generator).to(device)
-        units[:, :, self._held] = units[:1, :, self._held]
+        device, count = scene.image_of.device, len(scene.image_of) // self.offers
+        shape = (self.candidates, count, self.offers, len(PARAMETERS))
+        units = torch.rand(shape, generator=generator).to(device)
+        units[..., self._held] = units[:1, :, :1, self._held]
         draw = torch.rand(count, generator=generator).to(device)
         if count == 0:
-            return Proposal(units[0], draw)
+            return Proposal(units[0, :, 0], draw)
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            glimpses = scene.glimpse(units)
-            logits = self.critic(glimpses)
-            chances = torch.softmax(logits / self.temperature, 0)
+            glimpses = scene.glimpse(units.flatten(1, 2))
+            log_odds = hardness_log_odds(self.critic(glimpses), scene.labels)
+            # One column of all candidates for each paste, candidate by candidate, offer by offer.
+            every = log_odds.view(shape[:3]).transpose(1, 2).flatten(0, 1)
+            chances = torch.softmax(every.clamp(max=self._highest) / self.temperature, 0)
         chosen = _drawn(chances, draw)
-        rows = torch.arange(count, device=device)
-        proposal = Proposal(units[chosen, rows], (chances[chosen, rows] * self.candidates).log())
+        pastes = torch.arange(count, device=device)
+        candidate, offer = chosen // self.offers, chosen % self.offers
+        rows = pastes * self.offers + offer
+        log_density = (chances[chosen, pastes] * len(chances)).log()
+        proposal = Proposal(units[candidate, pastes, offer], log_density, rows=rows.cpu() if self.offers > 1 else None)
         if learning:
-            pictures = (glimpses.pictures[chosen, rows] * 255).round().to(torch.uint8)
-            proposal.memory = (pictures, glimpses.figures[chosen, rows], logits[chosen, rows].sigmoid())
+            pictures = (glimpses.pictures[candidate, rows] * 255).round().to(torch.uint8)
+            foretold = log_odds[candidate, rows].sigmoid()
+            proposal.memory = (pictures, glimpses.figures[candidate, rows], foretold, scene.labels[rows])
         return proposal
 
-    def remember(self, proposal: Proposal, hardness: Tensor) -> None:
+    def remember(self, proposal: Proposal, hardness: Tensor, chances: Tensor | None = None) -> None:
         """See :meth:`Policy.remember`; the oldest pastes are forgotten."""
-        pictures, figures, foretold = proposal.memory
+        pictures, figures, foretold, labels = proposal.memory
         known = (~hardness.isnan()).nonzero()[:, 0]
         proposal.metrics |= _figures_of_merit(foretold[known], hardness[known].to(foretold))
-        start, capacity = int(self._written), len(self._hardness)
+        start, capacity = int(self._written), len(self._labels)
         known = known[-capacity:]  # more than there is room for would be written over one another
-        hardness = hardness[known]
-        places = (torch.arange(len(hardness), device=hardness.device) + start) % capacity
+        labels = labels[known]
+        places = (torch.arange(len(known), device=known.device) + start) % capacity
         self._pictures[places] = pictures[known]
         self._figures[places] = figures[known].to(self._figures)
-        self._hardness[places] = hardness.to(self._hardness)
-        self._written += len(hardness)
+        self._labels[places] = labels
+        told = _chance_of_label(hardness[known].to(self._chances), labels, self._chances.shape[1])
+        complete = torch.full_like(labels, self._chances.shape[1] == 2, dtype=torch.bool)
+        if chances is not None:
+            every = ~chances[known].isnan().any(1)
+            told = torch.where(every[:, None], chances[known].to(told), told)
+            complete |= every
+        self._chances[places], self._complete[places] = told, complete
+        self._written += len(known)
 
     def rehearse(self, generator: torch.Generator) -> Tensor | None:
-        """Cross-entropy of the foretold hardness against what came, over a sample of the memory."""
-        filled = min(int(self._written), len(self._hardness))
+        """Cross-entropy of the foretold chances against what came, over a sample of the memory.
+
+        Where only the chance of the right class is known, that of all others together stands for them.
+        """
+        filled = min(int(self._written), len(self._labels))
         if filled == 0:
             return None
-        sample = torch.randint(filled, (_REHEARSED,), generator=generator).to(self._hardness.device)
+        sample = torch.randint(filled, (_REHEARSED,), generator=generator).to(self._labels.device)
         pictures = self._pictures[sample].float() / 255
+        chances, labels = self._chances[sample].float(), self._labels[sample]
         with torch.autocast(pictures.device.type, enabled=False):
             logits = self.critic(Glimpses(pictures[None], self._figures[sample][None]))[0]
-            return F.binary_cross_entropy_with_logits(logits, self._hardness[sample])
+            over_classes = -(chances * logits.log_softmax(1)).sum(1)
+            hardness = 1 - chances.gather(1, labels[:, None])[:, 0]
+            of_label = F.binary_cross_entropy_with_logits(hardness_log_odds(logits, labels), hardness, reduction="none")
+            return torch.where(self._complete[sample], over_classes, of_label).mean()
+
+
+def hardness_log_odds(logits: Tensor, labels: Tensor) -> Tensor:
+    """Log odds ``log(h / (1 - h))`` of the hardness h, one minus the softmax at the label.
+
+    Args:
+        logits: float ``[..., M, K]``.
+        labels: int64 ``[M]`` in [0, K).
+
+    Returns:
+        float ``[..., M]``.
+    """
+    column = labels.expand(logits.shape[:-1])[..., None]
+    others = logits.scatter(-1, column, -torch.inf).logsumexp(-1)
+    return others - logits.gather(-1, column)[..., 0]
+
+
+def _chance_of_label(hardness: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Chances ``[n, K]`` of which only the label's is known, and with it, of two classes, the other's; zeros else."""
+    chances = hardness.new_zeros(len(hardness), classes)
+    chances.scatter_(1, labels[:, None], 1 - hardness[:, None])
+    return chances.scatter_(1, 1 - labels[:, None], hardness[:, None]) if classes == 2 else chances
 
 
 def _drawn(chances: Tensor, draw: Tensor) -> Tensor:

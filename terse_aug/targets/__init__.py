@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from terse_aug.targets._base import TargetModel, undisturbed
+from terse_aug.targets._base import TargetModel, TellsChances, undisturbed
 from terse_aug.targets._classifier import NO_CLASS, ClassifierTarget, class_of
 from terse_aug.targets._regressor import RegressionTarget
 from terse_aug.targets._segmenter import SegmentationTarget, label_map
@@ -28,6 +28,7 @@ __all__ = [
     "RegressionTarget",
     "SegmentationTarget",
     "TargetModel",
+    "TellsChances",
     "TorchvisionDetector",
     "as_target",
     "class_of",

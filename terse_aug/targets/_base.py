@@ -39,6 +39,18 @@ class TargetModel(Protocol):
         ...
 
 
+@runtime_checkable
+class TellsChances(Protocol):
+    """A target that can also say what it takes an object for, from which a policy learns more than from a score."""
+
+    def object_chances(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
+        """For each annotated object the model's probability of every class, float ``[N, label_limit]``.
+
+        Column k is label k; at the object's label it is what :meth:`TargetModel.object_scores` gives.
+        """
+        ...
+
+
 @contextmanager
 def undisturbed(model: nn.Module, training: bool, differentiable: bool = False) -> Iterator[None]:
     """Run a model without leaving a trace: modes restored, parameters, normalisation and dropout frozen.

@@ -39,10 +39,17 @@ class ClassifierTarget:
 
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
         """See :class:`TargetModel`; for every object the probability of its class in the whole image."""
+        every = self.object_chances(images, targets)
+        return [
+            own.gather(1, target["labels"].long()[:, None])[:, 0] for own, target in zip(every, targets, strict=True)
+        ]
+
+    def object_chances(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
+        """See :class:`TellsChances`; the same for all objects of an image."""
         with undisturbed(self.model, False):
             logits: Tensor = self.model(torch.stack(list(images)))
         chances = logits.float().softmax(1)
-        return [own[target["labels"].long()] for own, target in zip(chances, targets, strict=True)]
+        return [own.expand(len(target["labels"]), -1) for own, target in zip(chances, targets, strict=True)]
 
 
 NO_CLASS = -100
