@@ -42,11 +42,15 @@ class TerseConfig:
     critic_cutouts: int = _setting(
         1, "critic: cut-outs of a class among which it also chooses, for each paste; each has its own candidates"
     )
-    critic_ceiling: float = _setting(
-        1.0, "critic: candidates foretold to be harder than this are not preferred to one another, above 0, to 1"
+    critic_goal: float = _setting(
+        0.5,
+        "critic: it chooses no more sharply than brings the mean foretold hardness to this, 0 (random) to 1 (always as "
+        "sharply as its temperature allows)",
     )
     critic_temperature: float = _setting(
-        0.5, "critic: a candidate is picked with probability ~ foretold odds ** (1 / this); higher is more random"
+        0.5,
+        "critic: a candidate is picked with probability ~ foretold odds ** (1 / this) at the sharpest; higher is more "
+        "random",
     )
     critic_held: tuple[str, ...] = _setting(
         ("scale",),
@@ -88,8 +92,8 @@ class TerseConfig:
         for name in ("candidates", "critic_candidates", "critic_cutouts", "critic_rehearsals", "move_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if not 0 < self.critic_ceiling <= 1:
-            raise ValueError(f"critic_ceiling: expected a hardness in (0, 1], got {self.critic_ceiling}")
+        if not 0 <= self.critic_goal <= 1:
+            raise ValueError(f"critic_goal: expected a hardness in [0, 1], got {self.critic_goal}")
         for name in ("critic_temperature", "learning_rate", "max_gradient_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a value above 0, got {getattr(self, name)}")

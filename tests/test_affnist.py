@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from terse_aug.targets import ClassifierTarget
+
 FOLDER = Path(__file__).parents[1] / "examples" / "affnist"
 
 
@@ -26,9 +28,11 @@ def example():
         spec = importlib.util.spec_from_file_location("affnist_run", FOLDER / "run.py")
         run = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(run)
-        from affnist import arms, data, live, models
+        from affnist import arms, data, live, lockstep, models, report
 
-        yield SimpleNamespace(main=run.main, arms=arms, data=data, live=live, models=models)
+        yield SimpleNamespace(
+            main=run.main, arms=arms, data=data, live=live, lockstep=lockstep, models=models, report=report
+        )
     finally:
         sys.path.remove(str(FOLDER))
         for name in set(sys.modules) - before:
@@ -106,7 +110,8 @@ def test_a_digit_is_nowhere_preferred(example, digits):
 def test_pasting_a_digit_gives_the_transformed_digit(example, digits, tmp_path):
     """Same spread of ink, as a whole, from the pasted digits as from the test set's own transform."""
     bank = example.data.digit_bank(digits, tmp_path / "digits.bank")
-    terse = example.arms.make_terse("random", bank, example.models.SmallNet(), example.data.AffineRanges(), seed=0)
+    target = ClassifierTarget(example.models.SmallNet(), 10)
+    terse = example.arms.make_terse(example.arms.LIVE["random"], bank, target, example.data.AffineRanges(), seed=0)
     composites, classes, targets = example.live._composites(terse, 400)
     images, _ = example.data.affnist(digits, example.data.AffineRanges(), seed=0)
     assert all(len(target["labels"]) == 1 for target in targets)
@@ -128,9 +133,10 @@ def test_every_arm_trains_and_repeats_itself(example, digits, tmp_path, arm):
     test = example.data.affnist(digits, ranges, 0)
     schedule = example.live.Schedule(iterations=6, readings=3, batch_size=8)
     first, second = (
-        example.live.train_live(arm, "small", digits, bank, test, ranges, schedule, seed=1) for _ in range(2)
+        example.live.train_live(example.arms.LIVE[arm], "small", digits, bank, test, ranges, schedule, seed=1)
+        for _ in range(2)
     )
-    assert [reading["iteration"] for reading in first["readings"]] == [3, 6]
+    assert [reading["images"] for reading in first["readings"]] == [24, 48]
     assert first["readings"] == second["readings"]
     if arm == "mnist":
         assert "metrics" not in first
@@ -140,6 +146,39 @@ def test_every_arm_trains_and_repeats_itself(example, digits, tmp_path, arm):
     assert first["metrics"]["moves"] == (6 if arm in ("learned", "critic") else 0)
     assert first["metrics"]["extra_forwards"] == (6 * 8 * 4 if arm == "hard-random" else 0)
     assert sum(first["hardness histogram"]) == pytest.approx(1)
+
+
+LOCKSTEP = ["mnist", "random", "random-filtered", "deterministic", "learned", "critic", "critic-cutouts"]
+
+
+@pytest.mark.parametrize("arm", LOCKSTEP)
+def test_every_arm_trains_in_lock_step(example, digits, tmp_path, arm):
+    ranges = example.data.AffineRanges()
+    bank = example.data.digit_bank(digits, tmp_path / "digits.bank")
+    test = example.data.affnist(digits, ranges, 0)
+    schedule = example.lockstep.LockStepSchedule(rounds=2, wanted=20, budget=400, warm_up=60, iterations=3, batch_size=8)
+    run = example.lockstep.train_in_lock_step(
+        example.arms.LOCKSTEP[arm], "small", digits, bank, test, ranges, schedule, 0, tmp_path / "run"
+    )
+    assert list(example.arms.LOCKSTEP) == LOCKSTEP
+    assert [reading["images"] for reading in run["readings"]] == [20, 40]
+    assert not (tmp_path / "run").exists()
+    if arm == "mnist":
+        assert "hunts" not in run
+        return
+    assert [hunt["found"] for hunt in run["hunts"]] == [dict.fromkeys(range(10), 2)] * 2
+    for hunt in run["hunts"]:
+        assert hunt["yield per forward"] == pytest.approx(20 / hunt["target_forwards"])
+        assert hunt["target_forwards"] == (2 if arm in ("learned", "deterministic") else 1) * hunt["seen"]
+    assert 0 < run["neighbour distance of the kept"] < 0.3
+    assert run["spread of a class"] == pytest.approx(1 if arm != "deterministic" else 0, abs=0.25)
+
+
+def test_the_yield_is_that_of_the_hunts_that_met_a_good_classifier(example):
+    hunts = [{"found": {0: 5}, "target_forwards": forwards} for forwards in (5, 10, 20, 50)]
+    readings = [{"accuracy": accuracy} for accuracy in (80.0, 86.0, 84.0, 90.0)]
+    assert example.report.hunt_yield({"hunts": hunts, "readings": readings}) == pytest.approx(5 / 20)
+    assert np.isnan(example.report.hunt_yield({"hunts": hunts[:2], "readings": readings[:2]}))
 
 
 @pytest.mark.parametrize("name", ["small", "table1"])
@@ -164,5 +203,11 @@ def test_the_script_writes_table_and_figure_and_goes_on(example, mnist, tmp_path
     assert (tmp_path / "out" / "accuracy.png").read_bytes()[:4] == b"\x89PNG"
     example.main([*flags, "--arms", "random", "critic", "--seeds", "0"])
     assert "seed 0:" not in capsys.readouterr().out
+    short = ["--mnist", str(small), "--out", str(tmp_path / "out"), "--mode", "lockstep", "--iterations", "2"]
+    example.main([*short, "--rounds", "2", "--wanted", "10", "--arms", "critic", "mnist"])
+    assert "critic, seed 0" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        example.main([*flags, "--arms", "deterministic"])
+    assert "live has mnist, random, hard-random, learned, critic, not deterministic" in capsys.readouterr().err
     with pytest.raises(SystemExit, match=r"'test seed': 0}, not .*'test seed': 5}; choose another --out"):
         example.main([*flags, "--arms", "random", "--test-seed", "5"])

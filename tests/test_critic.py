@@ -116,7 +116,7 @@ def test_before_it_has_learned_it_is_the_random_policy() -> None:
 
 
 def test_a_candidate_is_chosen_with_probability_odds_to_one_over_temperature() -> None:
-    policy = CriticPolicy(candidates=2, temperature=0.7)
+    policy = CriticPolicy(candidates=2, temperature=0.7, goal=1.0)
     policy.critic = Foretell()  # type: ignore[assignment]
     count = 20_000
     proposal = policy.propose(make_scene(count), generator_for(0), learning=False)
@@ -130,7 +130,7 @@ def test_a_candidate_is_chosen_with_probability_odds_to_one_over_temperature() -
 
 
 def test_what_is_held_stays_as_random_would_have_it() -> None:
-    policy = CriticPolicy(candidates=8, temperature=1e-4, held=("translate_x", "scale"))
+    policy = CriticPolicy(candidates=8, temperature=1e-4, goal=1.0, held=("translate_x", "scale"))
     policy.critic = Foretell()  # type: ignore[assignment]
     proposal = policy.propose(make_scene(4000), generator_for(0), learning=False)
     assert float(proposal.unit[:, TRANSLATE_X].mean()) == pytest.approx(0.5, abs=0.02)
@@ -139,7 +139,7 @@ def test_what_is_held_stays_as_random_would_have_it() -> None:
 
 
 def test_near_temperature_zero_it_takes_the_hardest_candidate() -> None:
-    policy = CriticPolicy(candidates=4, temperature=1e-4)
+    policy = CriticPolicy(candidates=4, temperature=1e-4, goal=1.0)
     policy.critic = Foretell()  # type: ignore[assignment]
     proposal = policy.propose(make_scene(500), generator_for(0), learning=False)
     candidates = torch.rand(4, 500, len(PARAMETERS), generator=generator_for(0))
@@ -155,7 +155,7 @@ def chances_of_labels(state: dict[str, Tensor]) -> Tensor:
 
 def disc_terse(folder: Path, **settings: Any) -> Terse:
     bank = make_bank(folder, [white_disc()])
-    return Terse(bank, "critic", objects=(2, 2), move_every=1, **(EVERY_IMAGE | settings))
+    return Terse(bank, "critic", objects=(2, 2), move_every=1, critic_goal=1.0, **(EVERY_IMAGE | settings))
 
 
 def hardness_by_place(images: Any, targets: list[dict[str, Tensor]]) -> list[Tensor]:
@@ -463,7 +463,7 @@ def test_chances_that_do_not_fit_are_refused(tiny_bank: ForegroundBank) -> None:
 
 
 def test_of_several_cut_outs_the_hardest_is_taken_and_its_row_is_said() -> None:
-    policy = CriticPolicy(candidates=3, temperature=1e-4, offers=4)
+    policy = CriticPolicy(candidates=3, temperature=1e-4, offers=4, goal=1.0)
     policy.critic = Foretell()  # type: ignore[assignment]
     scene = dataclasses.replace(make_scene(20), labels=torch.arange(20) // 4 % 2)
     proposal = policy.propose(scene, generator_for(0), learning=True)
@@ -479,18 +479,25 @@ def test_of_several_cut_outs_the_hardest_is_taken_and_its_row_is_said() -> None:
     torch.testing.assert_close(proposal.memory[2], hardness.amax((0, 2)))
 
 
-def test_above_the_ceiling_none_is_preferred() -> None:
-    policy = CriticPolicy(candidates=4, temperature=1e-4, ceiling=0.5)
+@pytest.mark.parametrize(("goal", "mean"), [(0.0, 0.5), (0.3, 0.5), (0.6, 0.6), (0.7, 0.7), (1.0, 0.8)])
+def test_it_chooses_no_more_sharply_than_the_goal_takes(goal: float, mean: float) -> None:
+    """Foretold hardness is the place, uniform; at the sharpest the mean of the best of four is 0.8."""
+    policy = CriticPolicy(candidates=4, temperature=1e-3, goal=goal)
     policy.critic = Foretell()  # type: ignore[assignment]
-    place = policy.propose(make_scene(4000), generator_for(0), learning=False).unit[:, TRANSLATE_X]
-    candidates = torch.rand(4, 4000, len(PARAMETERS), generator=generator_for(0))[..., TRANSLATE_X]
-    easy = candidates.amax(0) < 0.5
-    assert torch.equal(place[easy], candidates.amax(0)[easy])
-    assert place[~easy].min() >= 0.5
-    assert float(place[~easy].mean()) == pytest.approx(0.75, abs=0.01)
-    for ceiling in (0.0, 1.5):
-        with pytest.raises(ValueError, match=r"ceiling: expected a hardness in \(0, 1\]"):
-            CriticPolicy(ceiling=ceiling)
+    proposal = policy.propose(make_scene(20_000), generator_for(0), learning=False)
+    assert float(proposal.unit[:, TRANSLATE_X].mean()) == pytest.approx(mean, abs=0.01)
+    if mean == 0.5:
+        assert proposal.log_density.abs().max() < 1e-5
+    others = [column for column in range(len(PARAMETERS)) if column != TRANSLATE_X]
+    assert (proposal.unit[:, others].std(0) - 12**-0.5).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("goal", [-0.1, 1.5])
+def test_a_goal_that_is_no_hardness_is_refused(goal: float, tiny_bank: ForegroundBank) -> None:
+    with pytest.raises(ValueError, match=r"^goal: expected a hardness in \[0, 1\]"):
+        CriticPolicy(goal=goal)
+    with pytest.raises(ValueError, match=r"critic_goal: expected a hardness in \[0, 1\]"):
+        Terse(tiny_bank, "random", critic_goal=goal)
 
 
 @pytest.mark.parametrize("suspended", [False, True])
@@ -528,6 +535,7 @@ def test_it_learns_which_cut_outs_are_hard(tmp_path: Path) -> None:
         "critic",
         critic_cutouts=4,
         critic_candidates=1,
+        critic_goal=1.0,
         learning_rate=3e-3,
         **(EVERY_IMAGE | {"objects": (2, 2), "move_every": 1}),
     )

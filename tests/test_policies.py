@@ -99,7 +99,8 @@ def test_a_new_policy_is_one_class(tiny_bank: ForegroundBank) -> None:
 
 def test_an_unknown_policy_is_refused_with_the_names_of_all(tiny_bank: ForegroundBank) -> None:
     with pytest.raises(
-        ValueError, match=r"expected one of \['critic', 'hard-random', 'learned', 'random'.*got 'lerned'"
+        ValueError,
+        match=r"expected one of \['critic', 'deterministic', 'hard-random', 'learned', 'random'.*got 'lerned'",
     ):
         Terse(tiny_bank, "lerned")
 

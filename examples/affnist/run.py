@@ -2,9 +2,10 @@
 
 ::
 
-    python examples/affnist/run.py --mnist mnist/ --out runs/affnist --seeds 0 1 2 3 4
+    python examples/affnist/run.py --mnist mnist/ --out runs/live --mode live --seeds 0 1 2 3 4
+    python examples/affnist/run.py --mnist mnist/ --out runs/lockstep --mode lockstep --seeds 0 1 2 3 4
 
-Goes on where it was stopped: every finished run is a JSON file in ``--out``.
+Goes on where it was stopped: every finished run is a JSON file in ``--out``; one in lock-step goes on in its middle.
 """
 
 from __future__ import annotations
@@ -25,20 +26,21 @@ from rich.progress import track
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from affnist import data, report
-from affnist.arms import ARMS
+from affnist.arms import LIVE, LOCKSTEP
 from affnist.live import Schedule, train_live
+from affnist.lockstep import LockStepSchedule, train_in_lock_step
 from affnist.models import NETWORKS
 
-Job = tuple[argparse.Namespace, str, int, Schedule]
+Job = tuple[argparse.Namespace, str, int]
+ARMS = {"live": LIVE, "lockstep": LOCKSTEP}
 VALIDATION = 5000
 """The last so many of MNIST's training digits are left out of training, as in the paper."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing, then print the table, draw the figure and write ``results.json``."""
-    args = _parser().parse_args(argv)
+    args = _arguments(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    schedule = Schedule(args.iterations, args.readings)
     runs = [(arm, seed) for seed in args.seeds for arm in args.arms]
     missing = [run for run in runs if not _path(args, *run).exists()]
     for run in set(runs) - set(missing):
@@ -46,16 +48,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if missing:
         digits = data.read_mnist(args.mnist, "train")
         data.digit_bank(digits.part(slice(0, len(digits) - VALIDATION)), args.out / "digits.bank").close()
-    for arm, seed, run in _finished([(args, arm, seed, schedule) for arm, seed in missing], args.jobs):
+    for arm, seed, run in _finished([(args, arm, seed) for arm, seed in missing], args.jobs):
         print(f"{arm}, seed {seed}: {run['readings'][-1]['accuracy']:.2f} %", flush=True)
     results = [json.loads(_path(args, *run).read_text()) for run in runs]
-    content = {
-        "test set": data.describe(data.AffineRanges(), args.test_seed),
-        "schedule": asdict(schedule),
-        "runs": results,
-    }
+    content = {"test set": data.describe(data.AffineRanges(), args.test_seed), "runs": results} | _settings(args)
     (args.out / "results.json").write_text(json.dumps(content, indent=1) + "\n")
-    report.draw(results, args.out / "accuracy.png", schedule.batch_size)
+    report.draw(results, args.out / "accuracy.png")
     report.print_table(results)
 
 
@@ -70,28 +68,45 @@ def _finished(jobs: list[Job], count: int) -> Iterator[tuple[str, int, dict[str,
             yield job[1], job[2], run
 
 
-def _parser() -> argparse.ArgumentParser:
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist", type=Path, required=True, help="folder with MNIST's four idx files, plain or .gz")
     parser.add_argument("--out", type=Path, required=True, help="folder for runs, table and figure")
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--mode", choices=list(ARMS), default="live")
+    parser.add_argument("--arms", nargs="+", choices=sorted({*LIVE, *LOCKSTEP}), help="default: all of the mode")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--network", choices=list(NETWORKS), default="small")
-    parser.add_argument("--iterations", type=int, default=2000)
-    parser.add_argument("--readings", type=int, default=400, help="iterations between two measurements")
+    live, lockstep = Schedule(), LockStepSchedule()
+    parser.add_argument(
+        "--iterations", type=int, help=f"live: in all ({live.iterations}); lockstep: in a round ({lockstep.iterations})"
+    )
+    parser.add_argument("--readings", type=int, default=live.readings, help="live: iterations between measurements")
+    parser.add_argument("--rounds", type=int, default=lockstep.rounds, help="lockstep: hunts and trainings")
+    parser.add_argument("--wanted", type=int, default=lockstep.wanted, help="lockstep: synthetic images of a round")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
     parser.add_argument("--test-seed", type=int, default=0, help="of the transforms of the test set")
-    return parser
+    args = parser.parse_args(argv)
+    args.arms = args.arms or list(ARMS[args.mode])
+    if unknown := [arm for arm in args.arms if arm not in ARMS[args.mode]]:
+        parser.error(f"--arms: {args.mode} has {', '.join(ARMS[args.mode])}, not {', '.join(unknown)}")
+    return args
+
+
+def _schedule(args: argparse.Namespace) -> Schedule | LockStepSchedule:
+    chosen = {} if args.iterations is None else {"iterations": args.iterations}
+    if args.mode == "live":
+        return Schedule(readings=args.readings, **chosen)
+    return LockStepSchedule(rounds=args.rounds, wanted=args.wanted, **chosen)
 
 
 def _path(args: argparse.Namespace, arm: str, seed: int) -> Path:
-    path: Path = args.out / f"{args.network}-{arm}-{args.iterations}-seed{seed}.json"
+    path: Path = args.out / f"{args.mode}-{args.network}-{arm}-seed{seed}.json"
     return path
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """What all runs of a folder have in common."""
-    return {"mnist": str(args.mnist.resolve()), "readings": args.readings, "test seed": args.test_seed}
+    return {"schedule": asdict(_schedule(args)), "mnist": str(args.mnist.resolve()), "test seed": args.test_seed}
 
 
 def _check_same(args: argparse.Namespace, arm: str, seed: int) -> None:
@@ -104,16 +119,21 @@ def _check_same(args: argparse.Namespace, arm: str, seed: int) -> None:
 
 def _run(job: Job) -> dict[str, Any]:
     """One run in a process of its own; its figures are also written to its file."""
-    args, arm, seed, schedule = job
+    args, arm, seed = job
     torch.set_num_threads(1)
     ranges = data.AffineRanges()
     digits = data.read_mnist(args.mnist, "train")
     digits = digits.part(slice(0, len(digits) - VALIDATION))
     test = data.affnist(data.read_mnist(args.mnist, "t10k"), ranges, args.test_seed)
     bank = data.ForegroundBank.open(args.out / "digits.bank")
-    run = train_live(arm, args.network, digits, bank, test, ranges, schedule, seed)
-    run["settings"] = _settings(args)
-    path = _path(args, arm, seed)
+    schedule, path = _schedule(args), _path(args, arm, seed)
+    chosen = ARMS[args.mode][arm]
+    if isinstance(schedule, Schedule):
+        run = train_live(chosen, args.network, digits, bank, test, ranges, schedule, seed)
+    else:
+        folder = path.with_suffix("")
+        run = train_in_lock_step(chosen, args.network, digits, bank, test, ranges, schedule, seed, folder)
+    run = {"arm": arm, "seed": seed, "network": args.network, "settings": _settings(args)} | run
     path.with_suffix(".part").write_text(json.dumps(run, indent=1) + "\n")
     os.replace(path.with_suffix(".part"), path)
     return run

@@ -15,7 +15,7 @@ from terse_aug._random import generator_for
 from terse_aug._sample import Target
 from terse_aug._terse import Terse
 from terse_aug.lockstep._cache import HardExampleCache
-from terse_aug.targets import TargetModel
+from terse_aug.targets import TargetModel, TellsChances
 
 Batch = tuple[Sequence[Tensor] | Tensor, Sequence[Target]]
 
@@ -49,7 +49,8 @@ class Hunt:
 
     The target is asked once about every composite, which says what is hard; a policy that learns from hardness
     learns from that, one that learns from gradients costs a training pass besides where it moves. An example is hard
-    where the target's probability of a pasted object is below ``hard_below``.
+    where the target's probability of a pasted object is at most ``hard_below``; or, as the paper has it, where that of
+    another class exceeds it by more than ``rival_margin``.
 
     Args:
         terse: its policy moves at its own ``move_every``.
@@ -57,11 +58,13 @@ class Hunt:
         cache: where hard examples go.
         wanted: hard examples of each label.
         budget: no batch is begun after so many images have passed through the target, in one call of :meth:`run`.
-        hard_below: probability in (0, 1].
+        hard_below: probability in (0, 1]; at 1 everything is kept.
+        rival_margin: difference of probabilities in [0, 1), for a target that tells those of all classes; takes the
+            place of ``hard_below``.
 
     Raises:
-        ValueError: a number outside its range, more wanted than the cache can hold, a label that no cut-out has, or a
-            cache with another pixel format.
+        ValueError: a number outside its range, more wanted than the cache can hold, a label that no cut-out has, a
+            cache with another pixel format, or a ``rival_margin`` where the target does not tell.
     """
 
     def __init__(
@@ -72,11 +75,19 @@ class Hunt:
         wanted: Mapping[int, int],
         budget: int,
         hard_below: float = MISSED_BELOW,
+        rival_margin: float | None = None,
     ) -> None:
         if budget < 1:
             raise ValueError(f"budget: expected at least 1 image, got {budget}")
         if not 0 < hard_below <= 1:
             raise ValueError(f"hard_below: expected a probability in (0, 1], got {hard_below}")
+        if rival_margin is not None and not 0 <= rival_margin < 1:
+            raise ValueError(f"rival_margin: expected a difference of probabilities in [0, 1), got {rival_margin}")
+        if rival_margin is not None and not isinstance(target, TellsChances):
+            raise ValueError(
+                f"rival_margin: expected a target that tells the probabilities of all classes (object_chances), got "
+                f"{type(target).__name__}; give hard_below"
+            )
         if not wanted or min(wanted.values()) < 0:
             raise ValueError(f"wanted: expected a number of hard examples for each label, got {dict(wanted)}")
         if sum(wanted.values()) > cache.capacity:
@@ -88,7 +99,8 @@ class Hunt:
         if cache.pixels != terse.pixels:
             raise ValueError(f"expected a cache with {terse.pixels}, as Terse has, got one with {cache.pixels}")
         self._terse, self._target, self._cache = terse, target, cache
-        self._wanted, self._budget, self._hard_below = dict(wanted), budget, hard_below
+        self._wanted, self._budget = dict(wanted), budget
+        self._hard_below, self._rival_margin = hard_below, rival_margin
 
     @property
     def terse(self) -> Terse:
@@ -144,13 +156,13 @@ class Hunt:
         self._terse.paste_only(self._short(found))
         composites, labels = self._terse(*batch)
         pasted_on = self._terse.pastes
-        hardness, passed = self._ask(list(composites), labels)
+        hard, passed = self._ask(list(composites), labels)
         asked = int(self._terse.metrics()["extra_forwards"] - asked_before)
-        for image, target, own, pastes in zip(composites, labels, hardness, pasted_on, strict=True):
+        for image, target, own, pastes in zip(composites, labels, hard, pasted_on, strict=True):
             pasted = [paste.row for paste in pastes if paste.row is not None]
             seen += len(pasted)
-            hard = [int(target["labels"][row]) for row in pasted if float(own[row]) > 1 - self._hard_below]
-            short = [label for label in hard if label in self._short(found)]
+            missed = [int(target["labels"][row]) for row in pasted if bool(own[row])]
+            short = [label for label in missed if label in self._short(found)]
             if short:
                 self._cache.add(image, target, short[0])
                 found[short[0]] += 1
@@ -158,7 +170,7 @@ class Hunt:
         return HuntReport(dict(found), seen, forwards, before.batches + 1, complete=not self._short(found))
 
     def _ask(self, images: list[Tensor], targets: Sequence[Target]) -> tuple[list[Tensor], int]:
-        """Let the policy move; the hardness of every object, and how many images passed through the target.
+        """Let the policy move; whether each object is hard, and how many images passed through the target.
 
         The loss that Terse logs is the mean hardness, the same for all policies and at every step.
         """
@@ -178,7 +190,16 @@ class Hunt:
             else:
                 self._terse.observe(hardness)
         self._terse.step(value)
-        return hardness, passed
+        hard = [self._is_hard(*outcome, target) for outcome, target in zip(outcomes, targets, strict=True)]
+        return hard, passed
+
+    def _is_hard(self, hardness: Tensor, chances: Tensor | None, target: Target) -> Tensor:
+        """Whether each object of an image is hard, bool ``[N]``."""
+        if self._rival_margin is None:
+            return hardness >= 1 - self._hard_below
+        assert chances is not None
+        rivals = chances.scatter(1, target["labels"].long()[:, None], 0).amax(1)
+        return rivals - (1 - hardness) > self._rival_margin
 
     def _short(self, found: Mapping[int, int]) -> set[int]:
         """Labels of which examples are still wanted."""

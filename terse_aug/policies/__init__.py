@@ -5,6 +5,7 @@ from collections.abc import Callable
 from terse_aug._config import TerseConfig
 from terse_aug.policies._base import GLIMPSE, Glimpses, Policy, Proposal, Scene, uniform_proposal
 from terse_aug.policies._critic import CriticPolicy
+from terse_aug.policies._deterministic import DeterministicPolicy
 from terse_aug.policies._hard_random import HardRandomPolicy
 from terse_aug.policies._learned import LearnedPolicy, divergence_from_uniform
 from terse_aug.policies._random import RandomPolicy
@@ -19,8 +20,9 @@ POLICIES: dict[str, Callable[[TerseConfig, int, int], Policy]] = {
         config.critic_rehearsals,
         classes=classes,
         offers=config.critic_cutouts,
-        ceiling=config.critic_ceiling,
+        goal=config.critic_goal,
     ),
+    "deterministic": lambda config, seed, classes: DeterministicPolicy(seed, config.dropout),
     "hard-random": lambda config, seed, classes: HardRandomPolicy(config.candidates),
     "learned": lambda config, seed, classes: LearnedPolicy(seed, config.temperature, config.dropout),
 }
@@ -50,6 +52,7 @@ __all__ = [
     "GLIMPSE",
     "POLICIES",
     "CriticPolicy",
+    "DeterministicPolicy",
     "Glimpses",
     "HardRandomPolicy",
     "LearnedPolicy",

@@ -1,10 +1,14 @@
 """Policy ``critic``: a small network foretells how hard a paste will be, and the harder candidates are preferred.
 
 Candidates are drawn from the uniform prior, for one cut-out or for several of a class; one is taken with probability
-~ odds ** (1 / temperature), the odds being h / (1 - h) for the foretold hardness h, up to a ceiling of h. A ratio of
-odds means the same when everything is easy for the detector, late in training, as when everything is hard; a difference
-of hardness would not. With C candidates no density can exceed C times the prior's, so the policy cannot collapse. The
-network learns from what the detector made of earlier pastes: no gradient through the image, any detector.
+~ odds ** sharpness, the odds being h / (1 - h) for the foretold hardness h. A ratio of odds means the same when
+everything is easy for the detector, late in training, as when everything is hard; a difference of hardness would not.
+
+The sharpness is the least that brings the mean foretold hardness to a goal, and at most 1 / temperature: while most of
+what is pasted at random is hard, early in training, nothing is chosen, and diversity is given up only where hardness
+has become rare. (Of all distributions with that mean, this is the one that is nearest to the prior.) With C candidates
+no density can exceed C times the prior's, so the policy cannot collapse. The network learns from what the detector
+made of earlier pastes: no gradient through the image, any detector.
 
 It foretells the probability of every class, not only of the right one: where the target tells all of them, what it
 takes a paste for says more about it than that it is mistaken (Hinton et al., Distilling the Knowledge in a Neural
@@ -80,8 +84,8 @@ class CriticPolicy(Policy):
     Args:
         seed: of the network's initial weights.
         candidates: C, at least 1; 1 is the random policy.
-        temperature: above 0; 1 picks in proportion to the odds of being missed, high is random pasting, near 0
-            always takes the candidate that is foretold to be the hardest.
+        temperature: above 0; at the sharpest, 1 picks in proportion to the odds of being missed, high is random
+            pasting, near 0 takes the candidate that is foretold to be the hardest.
         held: names of transform parameters that all candidates of a paste share, so that they stay exactly as
             spread out as random ones.
         rehearsals: optimizer steps in a move.
@@ -89,7 +93,8 @@ class CriticPolicy(Policy):
         classes: K, at least 2; every label is below it.
         offers: cut-outs of a class among which one is chosen for each paste, at least 1; each has candidates of its
             own.
-        ceiling: in (0, 1]; candidates foretold to be harder than this are not preferred to one another.
+        goal: in [0, 1], the mean foretold hardness aimed at; 1 always chooses as sharply as the temperature allows, 0
+            is random pasting.
 
     Raises:
         ValueError: ``held`` names something that is no transform parameter, or a number is outside its range.
@@ -109,7 +114,7 @@ class CriticPolicy(Policy):
         capacity: int = 1024,
         classes: int = 2,
         offers: int = 1,
-        ceiling: float = 1.0,
+        goal: float = 0.5,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -121,8 +126,8 @@ class CriticPolicy(Policy):
         ):
             if value < least:
                 raise ValueError(f"{name}: expected at least {least}, got {value}")
-        if not 0 < ceiling <= 1:
-            raise ValueError(f"ceiling: expected a hardness in (0, 1], got {ceiling}")
+        if not 0 <= goal <= 1:
+            raise ValueError(f"goal: expected a hardness in [0, 1], got {goal}")
         if not temperature > 0:
             raise ValueError(f"temperature: expected a value above 0, got {temperature}")
         if unknown := sorted(set(held) - set(PARAMETERS)):
@@ -132,7 +137,7 @@ class CriticPolicy(Policy):
         self.temperature = temperature
         self.rehearsals = rehearsals
         self.offers = offers
-        self._highest = math.log(ceiling / (1 - ceiling)) if ceiling < 1 else math.inf
+        self.goal = goal
         with isolated_global_rng(seed):
             self.critic = Critic(classes)
         self.register_buffer("_pictures", torch.zeros(capacity, *_PICTURE, dtype=torch.uint8))
@@ -163,7 +168,7 @@ class CriticPolicy(Policy):
             log_odds = hardness_log_odds(self.critic(glimpses), scene.labels)
             # One column of all candidates for each paste, candidate by candidate, offer by offer.
             every = log_odds.view(shape[:3]).transpose(1, 2).flatten(0, 1)
-            chances = torch.softmax(every.clamp(max=self._highest) / self.temperature, 0)
+            chances = torch.softmax(every * _sharpness(every, self.goal, 1 / self.temperature), 0)
         chosen = _drawn(chances, draw)
         pastes = torch.arange(count, device=device)
         candidate, offer = chosen // self.offers, chosen % self.offers
@@ -238,6 +243,23 @@ def _chance_of_label(hardness: Tensor, labels: Tensor, classes: int) -> Tensor:
     return chances.scatter_(1, 1 - labels[:, None], hardness[:, None]) if classes == 2 else chances
 
 
+def _sharpness(log_odds: Tensor, goal: float, most: float) -> Tensor:
+    """The least exponent at which the mean foretold hardness of the chosen reaches the goal, or ``most``; by bisection.
+
+    Args:
+        log_odds: float ``[n, M]``, of n candidates for each paste.
+        goal: in [0, 1].
+        most: above 0.
+    """
+    hardness = log_odds.sigmoid()
+    low, high = log_odds.new_zeros(()), log_odds.new_full((), most)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        short = (torch.softmax(log_odds * middle, 0) * hardness).sum(0).mean() < goal
+        low, high = torch.where(short, middle, low), torch.where(short, high, middle)
+    return torch.where(hardness.mean() < goal, high, torch.zeros_like(high))
+
+
 def _drawn(chances: Tensor, draw: Tensor) -> Tensor:
     """The candidate of each paste, ``[M]``, for chances ``[C, M]`` and uniform draws ``[M]``.
 
@@ -253,6 +275,7 @@ def _drawn(chances: Tensor, draw: Tensor) -> Tensor:
 
 _PICTURE = (GLIMPSE_CHANNELS, GLIMPSE, GLIMPSE)
 _REHEARSED = 64
+_BISECTIONS = 20
 
 
 def _figures_of_merit(foretold: Tensor, hardness: Tensor) -> dict[str, float]:

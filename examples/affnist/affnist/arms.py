@@ -2,35 +2,62 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
-
-from torch import nn
 
 from affnist.data import AffineRanges
 from terse_aug import ForegroundBank, Terse
 from terse_aug.targets import ClassifierTarget
 
-ARMS: dict[str, tuple[str, dict[str, Any]] | None] = {
-    "mnist": None,
-    "random": ("random", {}),
-    "hard-random": ("hard-random", {"candidates": 4}),
-    "learned": ("learned", {"temperature": 0.1}),
-    "critic": ("critic", {"critic_held": ()}),
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Where the synthetic images come from.
+
+    Attributes:
+        policy: name; ``None`` trains on MNIST's own digits alone.
+        settings: of :class:`Terse`.
+        filtered: in lock-step, whether only what the classifier gets wrong is kept.
+    """
+
+    policy: str | None
+    settings: dict[str, Any] = field(default_factory=dict)
+    filtered: bool = True
+
+
+LIVE = {
+    "mnist": Arm(None),
+    "random": Arm("random"),
+    "hard-random": Arm("hard-random", {"candidates": 4}),
+    "learned": Arm("learned", {"temperature": 0.1}),
+    "critic": Arm("critic", {"critic_held": ()}),
 }
-"""Policy and settings by name; ``None`` trains on MNIST's own digits alone."""
+"""Arms of live training by name."""
+
+LOCKSTEP = {
+    "mnist": Arm(None),
+    "random": Arm("random", filtered=False),
+    "random-filtered": Arm("random"),
+    "deterministic": Arm("deterministic"),
+    "learned": Arm("learned", {"temperature": 0.1}),
+    "critic": Arm("critic", {"critic_held": ()}),
+    "critic-cutouts": Arm(
+        "critic", {"critic_held": (), "critic_candidates": 1, "critic_cutouts": 16, "critic_goal": 0.7}
+    ),
+}
+"""Arms of lock-step training by name."""
 
 
-def make_terse(arm: str, bank: ForegroundBank, model: nn.Module, ranges: AffineRanges, seed: int) -> Terse | None:
+def make_terse(arm: Arm, bank: ForegroundBank, target: ClassifierTarget, ranges: AffineRanges, seed: int) -> Terse:
     """The pasting of an arm: a digit on each black canvas, transformed within AffNIST's ranges."""
-    chosen = ARMS[arm]
-    if chosen is None:
-        return None
-    policy, settings = chosen
+    assert arm.policy is not None
     return Terse(
         bank,
-        policy,
+        arm.policy,
         seed=seed,
-        target=ClassifierTarget(model, classes=10),
+        target=target,
         objects=(1, 1),
         image_probability=1.0,
         decoys=(0, 0),
@@ -38,5 +65,5 @@ def make_terse(arm: str, bank: ForegroundBank, model: nn.Module, ranges: AffineR
         edge_sigma=0.0,
         move_every=1,
         ranges=ranges.for_pasting(),
-        **settings,
+        **arm.settings,
     )

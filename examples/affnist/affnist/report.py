@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,22 +26,41 @@ def by_arm(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 def print_table(runs: Sequence[dict[str, Any]]) -> None:
     """Mean and range of the accuracy at every reading, and what the composites were like."""
-    readings = [reading["iteration"] for reading in runs[0]["readings"]]
-    table = Table("arm", "seeds", *(f"at {reading}" for reading in readings), "missed", "diversity", "seconds")
+    readings = [reading["images"] for reading in runs[0]["readings"]]
+    table = Table(
+        "arm", "seeds", *map(str, readings), "hard per forward", "missed", "diversity", "neighbour", "seconds"
+    )
     for arm, own in by_arm(runs).items():
         cells = [_spread([run["readings"][row]["accuracy"] for run in own]) for row in range(len(readings))]
-        missed = [100 * run["missed share"] for run in own if "missed share" in run]
-        diversity = [run["metrics"]["diversity"] for run in own if "metrics" in run]
-        seconds = [run["processor seconds"] for run in own]
-        table.add_row(arm, str(len(own)), *cells, _spread(missed), _spread(diversity), _spread(seconds))
-    Console(width=200).print(table)
+        table.add_row(
+            arm,
+            str(len(own)),
+            *cells,
+            _spread([hunt_yield(run) for run in own if "hunts" in run], 3),
+            _spread([100 * run["missed share"] for run in own if "missed share" in run]),
+            _spread([run["metrics"]["diversity"] for run in own if "metrics" in run], 2),
+            _spread([run["neighbour distance of the kept"] for run in own if "hunts" in run], 3),
+            _spread([run["processor seconds"] for run in own], 0),
+        )
+    Console(width=220).print(table)
 
 
-def draw(runs: Sequence[dict[str, Any]], path: Path, batch_size: int) -> None:
+def hunt_yield(run: dict[str, Any], past: float = 85.0) -> float:
+    """Hard examples per image passed through the classifier, in the hunts that met one better than ``past`` per cent.
+
+    NaN if it was never that good before a hunt.
+    """
+    before = [0.0, *(reading["accuracy"] for reading in run["readings"])]
+    late = [hunt for hunt, accuracy in zip(run["hunts"], before, strict=False) if accuracy > past]
+    forwards = sum(hunt["target_forwards"] for hunt in late)
+    return sum(sum(hunt["found"].values()) for hunt in late) / forwards if forwards else math.nan
+
+
+def draw(runs: Sequence[dict[str, Any]], path: Path) -> None:
     """Accuracy against the number of synthetic images, and the histogram of hardness, as PNG."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5))
     for arm, own in by_arm(runs).items():
-        images = [reading["iteration"] * batch_size for reading in own[0]["readings"]]
+        images = [reading["images"] for reading in own[0]["readings"]]
         values = [[run["readings"][row]["accuracy"] for run in own] for row in range(len(images))]
         (line,) = left.plot(images, [statistics.fmean(each) for each in values], marker="o", label=arm)
         left.fill_between(images, list(map(min, values)), list(map(max, values)), alpha=0.15, color=line.get_color())
@@ -58,8 +78,8 @@ def draw(runs: Sequence[dict[str, Any]], path: Path, batch_size: int) -> None:
     plt.close(figure)
 
 
-def _spread(values: Sequence[float]) -> str:
-    if not values:
+def _spread(values: Sequence[float], digits: int = 1) -> str:
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
         return "-"
-    digits = 2 if max(values) < 2 else 1
-    return f"{statistics.fmean(values):.{digits}f} ({min(values):.{digits}f}..{max(values):.{digits}f})"
+    return f"{statistics.fmean(known):.{digits}f} ({min(known):.{digits}f}..{max(known):.{digits}f})"

@@ -1,0 +1,156 @@
+"""Training in lock-step, the paper's schedule: the classifier frozen, a hunt; then training on what was kept."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from affnist.arms import CLASSES, Arm, make_terse
+from affnist.data import CANVAS, AffineRanges, Digits
+from affnist.looking import empty_canvases, look_at
+from affnist.models import NETWORKS, accuracy
+from terse_aug import ForegroundBank
+from terse_aug.lockstep import HardExampleCache, Hunt, HuntReport, LockStep, mixed
+from terse_aug.targets import ClassifierTarget, class_of
+
+_RIVAL_MARGIN = 0.05
+"""An example is hard where another class is ahead of its own by this much probability; as recalled of the paper."""
+
+
+@dataclass(frozen=True)
+class LockStepSchedule:
+    """How the classifier is trained, the same in all arms.
+
+    Attributes:
+        rounds: of a hunt and training.
+        wanted: synthetic images of a round, as many of each class.
+        budget: images that may pass through the classifier in a hunt.
+        warm_up: iterations on MNIST's own digits before the first round.
+        iterations: of training in a round.
+        batch_size: half of it real digits, half from the cache.
+        learning_rate: of SGD with momentum 0.9 and weight decay 5e-4.
+    """
+
+    rounds: int = 6
+    wanted: int = 1500
+    budget: int = 60_000
+    warm_up: int = 400
+    iterations: int = 400
+    batch_size: int = 64
+    learning_rate: float = 0.01
+
+
+class _Readings:
+    """What is measured after every round; saved with the classifier."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": list(self.rows)}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        self.rows = list(state["rows"])
+
+
+class _Classifier:
+    """The classifier and its training.
+
+    Args:
+        network: name in ``NETWORKS``.
+        digits: real ones.
+        schedule: of the run.
+        seed: of initial weights, and of everything drawn.
+    """
+
+    def __init__(self, network: str, digits: Digits, schedule: LockStepSchedule, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.model = NETWORKS[network]().train()
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), schedule.learning_rate, momentum=0.9, weight_decay=5e-4
+        )
+        self._real, self._labels = digits.padded(), digits.labels
+        self._schedule, self._seed = schedule, seed
+
+    def train(self, number: int, iterations: int, cache: HardExampleCache | None) -> None:
+        """Train on real digits and, where there are any, on as many kept ones; a function of the number."""
+        torch.manual_seed(1000 * self._seed + number)  # of the dropout
+        batches = itertools.islice(self._batches(number), iterations)
+        if cache is not None and len(cache):
+            batches = mixed(batches, cache, share=0.5, seed=self._seed, epoch=number)
+        for images, targets in batches:
+            loss = F.cross_entropy(self.model(torch.stack(images)), class_of(targets))
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+
+    def _batches(self, number: int) -> Iterator[tuple[list[Tensor], list[dict[str, Tensor]]]]:
+        order = torch.Generator().manual_seed(1000 * self._seed + number)
+        while True:
+            rows = torch.randint(len(self._labels), (self._schedule.batch_size,), generator=order)
+            images = self._real[rows].expand(-1, 3, -1, -1)
+            yield list(images), [{"boxes": torch.zeros(1, 4), "labels": label[None]} for label in self._labels[rows]]
+
+
+def train_in_lock_step(
+    arm: Arm,
+    network: str,
+    digits: Digits,
+    bank: ForegroundBank,
+    test: tuple[Tensor, Tensor],
+    ranges: AffineRanges,
+    schedule: LockStepSchedule,
+    seed: int,
+    folder: Path,
+) -> dict[str, Any]:
+    """Train a classifier in rounds with the composites of an arm; goes on where a run in the folder was stopped.
+
+    Returns:
+        Accuracy (per cent) on the test set after every round, what the hunts brought, and what the composites and the
+        kept images were like at the end.
+    """
+    started = time.process_time()
+    classifier, readings = _Classifier(network, digits, schedule, seed), _Readings()
+    classifier.train(999, schedule.warm_up, None)
+
+    def read(number: int) -> None:
+        images = schedule.wanted * (number + 1)
+        readings.rows.append({"images": images, "accuracy": accuracy(classifier.model, *test)})
+
+    if arm.policy is None:
+        for number in range(schedule.rounds):
+            classifier.train(number, schedule.iterations, None)
+            read(number)
+        return {"readings": readings.rows, "processor seconds": time.process_time() - started}
+
+    folder.mkdir(parents=True, exist_ok=True)
+    target = ClassifierTarget(classifier.model, CLASSES)
+    terse = make_terse(arm, bank, target, ranges, seed)
+    with HardExampleCache(folder / "cache", capacity=schedule.rounds * schedule.wanted) as cache:
+        hardness = {"rival_margin": _RIVAL_MARGIN} if arm.filtered else {"hard_below": 1.0}
+        wanted = dict.fromkeys(range(CLASSES), schedule.wanted // CLASSES)
+        hunt = Hunt(terse, target, cache, wanted, schedule.budget, **hardness)
+        learners = {"model": classifier.model, "optimizer": classifier.optimizer, "readings": readings}
+        cycle = LockStep(hunt, folder, learners)
+
+        def train(number: int, reports: list[HuntReport]) -> None:
+            classifier.train(number, schedule.iterations, cache)
+            read(number)
+
+        reports = cycle.run(
+            schedule.rounds, lambda number: itertools.repeat(empty_canvases(CANVAS, schedule.batch_size)), train, False
+        )
+        looked = look_at(terse, target, cache)
+    shutil.rmtree(folder)
+    hunts = [asdict(report) | {"yield per forward": report.yield_per_forward} for report in reports]
+    figures = {"readings": readings.rows, "hunts": hunts, "metrics": terse.metrics()}
+    return figures | {"processor seconds": time.process_time() - started} | looked
