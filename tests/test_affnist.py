@@ -156,7 +156,9 @@ def test_every_arm_trains_in_lock_step(example, digits, tmp_path, arm):
     ranges = example.data.AffineRanges()
     bank = example.data.digit_bank(digits, tmp_path / "digits.bank")
     test = example.data.affnist(digits, ranges, 0)
-    schedule = example.lockstep.LockStepSchedule(rounds=2, wanted=20, budget=400, warm_up=60, iterations=3, batch_size=8)
+    schedule = example.lockstep.LockStepSchedule(
+        rounds=2, wanted=20, budget=400, warm_up=60, iterations=3, batch_size=8
+    )
     run = example.lockstep.train_in_lock_step(
         example.arms.LOCKSTEP[arm], "small", digits, bank, test, ranges, schedule, 0, tmp_path / "run"
     )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from terse_aug import PARAMETERS, ForegroundBank, Terse, TransformRanges
 from terse_aug.policies import (
     POLICIES,
+    DeterministicPolicy,
     HardRandomPolicy,
     LearnedPolicy,
     Policy,
@@ -270,11 +271,11 @@ def test_dropout_is_inverted_and_drawn_from_the_generator_alone() -> None:
 # --- learned: the game ----------------------------------------------------------------------------------------------
 
 
-def play(bank: ForegroundBank, temperature: float, steps: int = 60) -> tuple[Terse, Tensor]:
+def play(bank: ForegroundBank, temperature: float, steps: int = 60, policy: str = "learned") -> tuple[Terse, Tensor]:
     """Play against the ramp; returns the module and transforms proposed at the end, ``[n, P]``."""
     ranges = TransformRanges(rotation=(0, 0), shear=(0, 0), scale=(1, 1), scale_x=(1, 1), scale_y=(1, 1))
     settings: dict[str, Any] = {"ranges": ranges, "temperature": temperature, "move_every": 1, "learning_rate": 5e-3}
-    terse = Terse(bank, "learned", objects=(2, 2), **settings, **EVERY_IMAGE)
+    terse = Terse(bank, policy, objects=(2, 2), **settings, **EVERY_IMAGE)
     detector = RampLoss()
     _, targets = make_batch(sizes=((32, 32),) * 4, objects=0)
     grey = [torch.full((3, 32, 32), 0.25)] * 4  # nothing in the background pulls anywhere
@@ -296,6 +297,24 @@ def test_with_low_temperature_the_learned_policy_moves_to_where_the_loss_is_high
     assert float(unit[:, TRANSLATE_X].mean()) > 0.75
     assert abs(float(unit[:, PARAMETERS.index("translate_y")].mean()) - 0.5) < 0.15
     assert float(unit[:, TRANSLATE_X].std()) < 0.8 * math.sqrt(1 / 12)
+
+
+def test_the_deterministic_policy_moves_to_where_the_loss_is_high_and_collapses(white_bank: ForegroundBank) -> None:
+    terse, unit = play(white_bank, temperature=0.1, policy="deterministic")
+    assert float(unit[:, TRANSLATE_X].mean()) > 0.85
+    assert terse.metrics()["diversity"] < 0.35
+    assert float(unit.std(0).max()) < 0.1
+
+
+def test_dropout_is_all_that_varies_the_deterministic_policy() -> None:
+    scene = make_scene()
+    for dropout, varies in ((0.0, False), (0.5, True)):
+        policy = DeterministicPolicy(0, dropout)
+        generator = torch.Generator().manual_seed(1)
+        for parameter in policy.synthesizer.regressor.parameters():
+            parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+        first, second = (policy.propose(scene, torch.Generator().manual_seed(seed), False).unit for seed in (0, 1))
+        assert torch.equal(first, second) is not varies
 
 
 def test_with_high_temperature_the_learned_policy_stays_uniform(white_bank: ForegroundBank) -> None:

@@ -1,0 +1,61 @@
+"""Instruments: spread by class, and how far apart composites are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from terse_aug import PARAMETERS
+from terse_aug.instruments import nearest_neighbour_distances, spread_by_class
+
+
+def test_one_transform_for_each_class_is_collapsed_by_class_and_not_as_a_whole() -> None:
+    labels = torch.arange(400) % 2
+    unit = torch.rand(400, len(PARAMETERS), generator=torch.Generator().manual_seed(0))
+    unit[:, 0] = labels.float()
+    spreads = spread_by_class(unit, labels)
+    assert spreads.keys() == {0, 1}
+    for own in spreads.values():
+        assert own[PARAMETERS[0]] == 0
+        assert own[PARAMETERS[1]] == pytest.approx(1, abs=0.1)
+    (whole,) = spread_by_class(unit, torch.zeros(400)).values()
+    assert whole[PARAMETERS[0]] == pytest.approx(0.5 * 12**0.5)
+    with pytest.raises(ValueError, match="labels: expected 400, one for each transform, got 3"):
+        spread_by_class(unit, labels[:3])
+
+
+def test_the_distance_is_that_to_the_image_that_is_most_alike() -> None:
+    images = torch.rand(12, 3, 20, 24, generator=torch.Generator().manual_seed(0))
+    images[5] = images[2]
+    images[7] = images[9] + 0.01
+    expected = [
+        min(float((one - other).square().mean().sqrt()) for row, other in enumerate(images) if row != number)
+        for number, one in enumerate(images)
+    ]
+    distances = nearest_neighbour_distances(images)
+    torch.testing.assert_close(distances, torch.tensor(expected, dtype=torch.float64), rtol=1e-4, atol=1e-6)
+    assert distances[5] == distances[2] == 0
+    assert float(distances[7]) == pytest.approx(0.01, abs=1e-6)
+
+
+def test_neighbours_are_looked_for_within_a_class_and_large_images_are_reduced() -> None:
+    small = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    images = small.repeat_interleave(3, 2).repeat_interleave(3, 3)
+    images[1] = images[0]
+    labels = torch.tensor([0, 1, 1, 7])
+    distances = nearest_neighbour_distances(images, labels)
+    assert distances.isnan().tolist() == [True, False, False, True]
+    assert float(distances[1]) == pytest.approx(float((small[0] - small[2]).square().mean().sqrt()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (torch.zeros(1, 3, 4, 4), None, r"expected \[n, C, H, W\] with n of at least 2, got \[1, 3, 4, 4\]"),
+        (torch.zeros(3, 4, 4), None, r"got \[3, 4, 4\]"),
+        (torch.zeros(2, 3, 4, 4), torch.zeros(3), r"labels: expected \[2\], one for each image, got \[3\]"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(images: torch.Tensor, labels: torch.Tensor | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        nearest_neighbour_distances(images, labels)
