@@ -303,7 +303,7 @@ def test_the_deterministic_policy_moves_to_where_the_loss_is_high_and_collapses(
     terse, unit = play(white_bank, temperature=0.1, policy="deterministic")
     assert float(unit[:, TRANSLATE_X].mean()) > 0.85
     assert terse.metrics()["diversity"] < 0.35
-    assert float(unit.std(0).max()) < 0.1
+    assert float(unit[:, TRANSLATE_X].std()) < 0.02
 
 
 def test_dropout_is_all_that_varies_the_deterministic_policy() -> None:
