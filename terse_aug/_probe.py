@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from terse_aug._ledger import relative_spread
 from terse_aug._sample import Target
+from terse_aug.instruments import REDUCED, nearest_neighbour_distances, spread_by_class
 from terse_aug.policies import Policy
 from terse_aug.targets import TargetModel, as_target
 
@@ -29,10 +31,14 @@ class Probe:
         scores: float ``[n]`` in [0, 1], the detector's probability of each pasted object; its hardness is one
             minus this.
         unit: float ``[n, P]``, the transforms in the unit cube.
+        labels: int64 ``[n]``, the classes.
+        composites: float ``[b, 3, 32, 32]``, the composites with a pasted object, reduced.
     """
 
     scores: Tensor
     unit: Tensor
+    labels: Tensor
+    composites: Tensor
 
     @property
     def missed_share(self) -> float:
@@ -43,6 +49,28 @@ class Probe:
     def spread(self) -> dict[str, float]:
         """Standard deviation of each transform parameter relative to uniform: 1 random, 0 collapsed."""
         return relative_spread(self.unit)
+
+    @property
+    def spread_by_class(self) -> dict[int, dict[str, float]]:
+        """The same within each class; a transform for each class is collapsed here and not there."""
+        return spread_by_class(self.unit, self.labels)
+
+    @property
+    def neighbour_distance(self) -> float:
+        """Mean distance of a composite to the one that is most like it, see
+        :func:`terse_aug.instruments.nearest_neighbour_distances`; NaN for fewer than two.
+
+        To be compared with that of ``"random"`` on the same batches.
+        """
+        if len(self.composites) < 2:
+            return float("nan")
+        return float(nearest_neighbour_distances(self.composites).mean())
+
+    def histogram(self, bins: int = 20) -> list[float]:
+        """Share of the pasted objects by hardness, in equal bins from 0 to 1."""
+        counts = torch.histc(1 - self.scores.float(), bins, 0, 1)
+        shares: list[float] = (counts / max(len(self.scores), 1)).tolist()
+        return shares
 
 
 def probe(
@@ -64,11 +92,21 @@ def probe(
     target = as_target(detector)
     scores: list[Tensor] = []
     units: list[Tensor] = []
+    labels: list[int] = []
+    reduced: list[Tensor] = []
     for number, (images, targets) in enumerate(batches):
         composites = terse.compose(images, targets, policy, seed=seed + number)
         by_image = target.object_scores(composites.images, composites.targets)
-        for own_scores, pastes in zip(by_image, composites.pastes, strict=True):
+        for image, own_scores, pastes in zip(composites.images, by_image, composites.pastes, strict=True):
             labelled = [paste for paste in pastes if paste.row is not None]
+            if labelled:
+                reduced.append(F.adaptive_avg_pool2d(terse.pixels.decode(image.detach().float()), REDUCED).cpu())
+            labels += [paste.label for paste in labelled]
             scores.append(own_scores[[paste.row for paste in labelled]].float().cpu())
             units += [paste.unit for paste in labelled]
-    return Probe(torch.cat([torch.zeros(0), *scores]), torch.stack(units) if units else torch.zeros(0, 0))
+    return Probe(
+        torch.cat([torch.zeros(0), *scores]),
+        torch.stack(units) if units else torch.zeros(0, 0),
+        torch.tensor(labels, dtype=torch.long),
+        torch.stack(reduced) if reduced else torch.zeros(0, 3, REDUCED, REDUCED),
+    )

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from terse_aug._ledger import relative_spread
 
-__all__ = ["nearest_neighbour_distances", "relative_spread", "spread_by_class"]
+__all__ = ["REDUCED", "nearest_neighbour_distances", "relative_spread", "spread_by_class"]
 
-_SIDE = 32
+REDUCED = 32
+"""Side of the pictures that are compared, pixels."""
 
 
 def spread_by_class(unit: Tensor, labels: Tensor) -> dict[int, dict[str, float]]:
@@ -59,7 +60,7 @@ def nearest_neighbour_distances(images: Tensor, labels: Tensor | None = None) ->
         raise ValueError(f"images: expected [n, C, H, W] with n of at least 2, got {list(images.shape)}")
     if labels is not None and labels.shape != (len(images),):
         raise ValueError(f"labels: expected [{len(images)}], one for each image, got {list(labels.shape)}")
-    size = (min(images.shape[-2], _SIDE), min(images.shape[-1], _SIDE))
+    size = (min(images.shape[-2], REDUCED), min(images.shape[-1], REDUCED))
     flat = F.adaptive_avg_pool2d(images.detach().double().cpu(), size).flatten(1)
     groups = [torch.arange(len(images))]
     if labels is not None:

@@ -355,6 +355,15 @@ def test_pasting_is_learned_probed_and_recorded(example, coco, tmp_path):
         assert figures["objects"] > 0
         assert 0 <= figures["missed share"] <= 1
         assert 0 < figures["diversity"] < 1.5
+        assert sum(figures["hardness histogram"]) == pytest.approx(1)
+        assert figures["neighbour distance"] > 0
+        assert set(figures["spread by class"]) <= {"1", "2", "3"}
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0}).Reload()
+    drawn = events.Histograms("composites/hardness histogram")[-1].histogram_value
+    assert drawn.num == results["evaluations"][-1]["composites"]["objects"]
+    assert 0 <= drawn.min <= drawn.max <= 1
     moved = [value.abs().max() for key, value in state.items() if key.endswith("regressor.weight")]
     assert moved[0] > 0
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from factories import EVERY_IMAGE, make_bank, make_batch, make_detector, white_disc
 
-from terse_aug import PARAMETERS
+from terse_aug import PARAMETERS, ForegroundBank, Terse, TransformRanges, probe
 from terse_aug.instruments import nearest_neighbour_distances, spread_by_class
 
 
@@ -59,3 +62,43 @@ def test_neighbours_are_looked_for_within_a_class_and_large_images_are_reduced()
 def test_what_cannot_be_compared_is_refused(images: torch.Tensor, labels: torch.Tensor | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         nearest_neighbour_distances(images, labels)
+
+
+# --- probe ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_probe_says_how_hard_and_how_alike_the_composites_are(tiny_bank: ForegroundBank) -> None:
+    terse = Terse(tiny_bank, "random", objects=(2, 2), **EVERY_IMAGE)
+    batches = [make_batch(seed, sizes=((64, 64),) * 3) for seed in range(4)]
+    found = probe(terse, make_detector("fasterrcnn"), batches)
+    count = len(found.scores)
+    assert count > 10
+    assert len(found.unit) == len(found.labels) == count
+    assert found.composites.shape == (12, 3, 32, 32)
+    assert set(found.labels.tolist()) == {1, 2} == found.spread_by_class.keys()
+    assert sum(found.histogram(4)) == pytest.approx(1)
+    hard = int((found.scores < 0.25).sum())
+    assert found.histogram(4)[-1] == pytest.approx(hard / count)
+    assert found.missed_share == pytest.approx(sum(found.histogram(4)[2:]))
+
+
+def test_composites_that_are_all_alike_have_no_distance(tmp_path: Path) -> None:
+    ranges = TransformRanges(
+        rotation=(0, 0),
+        shear=(0, 0),
+        scale=(1, 1),
+        translate_x=(0.5, 0.5),
+        translate_y=(0.5, 0.5),
+        scale_x=(1, 1),
+        scale_y=(1, 1),
+    )
+    bank, detector = make_bank(tmp_path, [white_disc()]), make_detector("fasterrcnn")
+    batches = [make_batch(0, sizes=((64, 64),), objects=0)] * 3
+    settings = EVERY_IMAGE | {"objects": (1, 1), "decoys": (0, 0)}
+    alike = probe(Terse(bank, "random", ranges=ranges, mirror_probability=0.0, **settings), detector, batches)
+    spread = probe(Terse(bank, "random", mirror_probability=0.0, **settings), detector, batches)
+    assert alike.neighbour_distance == 0 < spread.neighbour_distance
+    alone = probe(Terse(bank, "random", **settings), detector, batches[:1])
+    assert alone.neighbour_distance != alone.neighbour_distance
+    nothing = probe(Terse(bank, "random", **(settings | {"objects": (0, 0)})), detector, batches)
+    assert len(nothing.scores) == len(nothing.composites) == sum(nothing.histogram()) == 0

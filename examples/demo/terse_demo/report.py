@@ -66,10 +66,14 @@ def charts(results: Results) -> dict[str, Markup]:
         Series(arm, arm, list(enumerate(arms[arm]["measurements"][-1]["spread"][name] for name in PARAMETERS)))
         for arm in ("random", "learned")
     ]
+    last = arms["learned"]["measurements"][-1]["hardness"]
+    hardness = [Series(policy, policy, list(enumerate(last[policy]))) for policy in ("random", "learned")]
+    fifths = ["0 to 0.2", "0.2 to 0.4", "0.4 to 0.6", "0.6 to 0.8", "0.8 to 1"]
     parameters = [name.replace("_", " ") for name in PARAMETERS]
     return {
         "precision": Markup(line_chart(precision, "Average precision of the arms", "iterations", "AP")),
         "missed": Markup(line_chart(missed, "Share of pasted objects missed", "iterations", "% missed")),
+        "hardness": Markup(bar_chart(fifths, hardness, "Hardness of the pasted objects", (20.0, "20 %"))),
         "spread": Markup(bar_chart(parameters, spreads, "Spread of the transforms", (1.0, "uniform = 1"))),
     }
 
@@ -87,6 +91,7 @@ def table(results: Results) -> list[dict[str, Any]]:
             "forwards": int(figures["metrics"]["extra_forwards"]),
             "pasted": int(figures["metrics"]["objects_pasted"]),
             "diversity": None if arm == "none" else diversity(results, arm),
+            "neighbour": figures["measurements"][-1]["neighbour"],
         }
         for arm, figures in results["arms"].items()
     ]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from terse_aug import ForegroundBank, Terse, TransformRanges, probe
+from terse_aug import ForegroundBank, Probe, Terse, TransformRanges, probe
 from terse_demo.data import CLASSES, SIZE, test_images, training_images
 from terse_demo.detector import build_detector
 from terse_demo.measurement import Evaluator, Sample, SeenImage, Stopwatch, compose_and_see, hardest_pairs
@@ -58,12 +58,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Figures of one moment: ``average_precision`` in per cent by name; ``missed`` pasted objects in per cent by
-    the policy that pasted them; ``spread`` of the transforms by parameter, 1 as diverse as random."""
+    """Figures of one moment: ``average_precision`` in per cent by name; by the policy that pasted them, ``missed``
+    pasted objects in per cent, their ``hardness`` (per cent in each fifth of 0 to 1), and the ``neighbour`` distance of
+    their composites; ``spread`` of the transforms by parameter, 1 as diverse as random."""
 
     iteration: int
     average_precision: dict[str, float]
     missed: dict[str, float]
+    hardness: dict[str, list[float]]
+    neighbour: dict[str, float]
     spread: dict[str, float]
 
 
@@ -168,11 +171,14 @@ class Diary:
         """Measure now."""
         if self._result.arm == "learned":
             self._compare(iteration, terse, detector)
+        probes = self._probe(terse, detector)
         self._result.measurements.append(
             Measurement(
                 iteration,
                 average_precision=self._evaluator.measure(detector),
-                missed=self._missed(terse, detector),
+                missed={name: 100 * found.missed_share for name, found in probes.items()},
+                hardness={name: [100 * share for share in found.histogram(bins=5)] for name, found in probes.items()},
+                neighbour={name: found.neighbour_distance for name, found in probes.items()},
                 spread=_spread(terse),
             )
         )
@@ -189,13 +195,10 @@ class Diary:
         result.tests = self._evaluator.look(detector, self._settings.gallery)
         return result
 
-    def _missed(self, terse: Terse, detector: nn.Module) -> dict[str, float]:
+    def _probe(self, terse: Terse, detector: nn.Module) -> dict[str, Probe]:
         batch = tuple(zip(*self._samples, strict=True))
         rounds = [batch] * self._settings.probe_rounds
-        return {
-            name: 100 * probe(terse, detector, rounds, policy).missed_share
-            for name, policy in _PROBED[self._result.arm].items()
-        }
+        return {name: probe(terse, detector, rounds, policy) for name, policy in _PROBED[self._result.arm].items()}
 
     def _compare(self, iteration: int, terse: Terse, detector: nn.Module) -> None:
         by_random = compose_and_see(terse, detector, self._samples, "random", seed=0)

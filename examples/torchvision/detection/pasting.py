@@ -1,6 +1,7 @@
 """What `train_with_terse.py` adds besides its loop: flags, a bank, and a probe of the composites."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -107,5 +108,8 @@ def probe_figures(
             "missed share": found.missed_share if len(found.scores) else None,
             "diversity": sum(spread.values()) / len(spread) if spread else None,
             "spread": spread,
+            "spread by class": found.spread_by_class,
+            "neighbour distance": None if math.isnan(found.neighbour_distance) else found.neighbour_distance,
+            "hardness histogram": found.histogram(),
         }
     return figures

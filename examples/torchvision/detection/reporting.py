@@ -97,6 +97,14 @@ class Report:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, self.done)
 
+    def histogram(self, tag: str, shares: list[float], count: int) -> None:
+        """Write shares of a count, in equal bins over [0, 1], to TensorBoard, at the present iteration."""
+        if self._tensorboard and count:
+            edges = torch.linspace(0, 1, len(shares) + 1)
+            numbers = (torch.tensor(shares) * count).round().long()
+            middles = ((edges[1:] + edges[:-1]) / 2).repeat_interleave(numbers)
+            self._tensorboard.add_histogram(tag, middles, self.done, bins=edges.numpy())
+
     def images(self, tag: str, images: list[Tensor], targets: list[Target]) -> None:
         """Write images with their boxes, masks and class names to TensorBoard, at the present iteration."""
         if self._tensorboard:
@@ -118,6 +126,9 @@ class Report:
         for kind, values in figures.items():
             known = {name: value for name, value in values.items() if isinstance(value, float)}
             self.scalars({f"{kind}/{name}": value for name, value in known.items()})
+            for name, value in values.items():
+                if isinstance(value, list):
+                    self.histogram(f"{kind}/{name}", value, values["objects"])
         self.write()
 
     def say(self, line: str) -> None:
