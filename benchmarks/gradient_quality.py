@@ -30,6 +30,7 @@ from terse_aug import PARAMETERS, ForegroundBank, Terse
 from terse_aug._compose import compose
 from terse_aug._layout import Layout, draw_layout
 from terse_aug._random import generator_for, isolated_global_rng
+from terse_aug._sampler import Sampler
 
 STEPS = (0.02, 0.1)
 """Half widths of the central differences, in the unit cube."""
@@ -73,7 +74,7 @@ def _measure(model: nn.Module, own: Any, bank: ForegroundBank, args: argparse.Na
     for number in track(range(args.count), "pastes"):
         image, target = own[number % len(own)]
         generator = generator_for(args.seed, "gradient quality", number)
-        layout = draw_layout(terse.bank, [True], terse.config, generator)
+        layout = draw_layout(terse.bank, [True], terse.config, generator, Sampler(terse.bank.labels))
         # Away from the borders of the cube, so that both ends of every difference lie in it.
         unit = torch.rand(1, len(PARAMETERS), generator=generator) * 0.8 + 0.1
         rows += _paste_rows(model, terse, layout, [image], [target], unit)

@@ -37,7 +37,7 @@ class TerseConfig:
         (0, 1), "fewest and most decoys on a pasted image: background in an object's shape, without a label"
     )
     candidates: int = _setting(2, "hard-random: proposals per image of which the detector picks one")
-    move_every: int = _setting(4, "critic, learned: the policy moves every this many iterations")
+    move_every: int = _setting(4, "critic, learned, deterministic: the policy moves every this many iterations")
     critic_candidates: int = _setting(8, "critic: candidates of which its network picks one")
     critic_cutouts: int = _setting(
         1, "critic: cut-outs of a class among which it also chooses, for each paste; each has its own candidates"
@@ -63,8 +63,8 @@ class TerseConfig:
         "learned: weight tau of KL(q || uniform), in units of the loss of an image; higher is more random",
     )
     learning_rate: float = _setting(1e-3, "Adam step size of synthesizer, discriminator and critic")
-    dropout: float = _setting(0.1, "learned: dropout in the synthesizer, 0 to 1")
-    max_gradient_norm: float = _setting(1.0, "critic, learned: the policy's gradient is clipped to this norm")
+    dropout: float = _setting(0.1, "learned, deterministic: dropout in the synthesizer, 0 to 1")
+    max_gradient_norm: float = _setting(1.0, "all that learn: the policy's gradient is clipped to this norm")
     discriminator_weight: float = _setting(
         0.0, "weight of realism in the synthesizer's objective; 0 switches the discriminator off"
     )

@@ -7,6 +7,7 @@ Shape letters: B images, M pastes, C candidates for each, P transform parameters
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
@@ -104,10 +105,20 @@ def _look_at_images(points: Tensor, image_of: Sequence[int], canvases: Tensor) -
     """
     count, channels = len(points), canvases.shape[1]
     # All pastes of an image are looked up in one row of a padded batch: one call, and no copy of a canvas.
-    place = [image_of[:row].count(image) for row, image in enumerate(image_of)]
+    place = _ranks(image_of)
     most = max(place, default=0) + 1
     padded = points.new_full((len(canvases), most, count * GLIMPSE, GLIMPSE, 2), -2.0)
     padded[image_of, place] = points.transpose(0, 1).flatten(1, 2)
     looked = F.grid_sample(canvases.to(points), padded.flatten(1, 2), padding_mode="zeros", align_corners=False)
     by_paste: Tensor = looked.view(-1, channels, most, count, GLIMPSE, GLIMPSE)[image_of, :, place]
     return by_paste.permute(2, 0, 1, 3, 4)
+
+
+def _ranks(image_of: Sequence[int]) -> list[int]:
+    """For each paste, how many before it are on the same image."""
+    seen: Counter[int] = Counter()
+    ranks = []
+    for image in image_of:
+        ranks.append(seen[image])
+        seen[image] += 1
+    return ranks

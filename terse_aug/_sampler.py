@@ -26,6 +26,11 @@ class Sampler:
         self._allowed: Tensor | None = None
         self._grouped: tuple[Tensor, Tensor, Tensor] | None = None
 
+    @property
+    def allowed_labels(self) -> list[int] | None:
+        """What :meth:`only` has said; ``None`` for all."""
+        return self._only
+
     def only(self, labels: Iterable[int] | None) -> None:
         """Allow cut-outs of some classes, or of all.
 

@@ -26,7 +26,7 @@ from terse_aug._sampler import Sampler
 from terse_aug._scene import make_scene
 from terse_aug.bank import ForegroundBank
 from terse_aug.policies import Policy, Proposal, Scene, make_policy, uniform_proposal
-from terse_aug.targets import TargetModel, as_target
+from terse_aug.targets import TargetModel, TellsChances, as_target
 
 _MOST_TURNS = 64
 
@@ -89,10 +89,11 @@ class Terse(nn.Module):
         # In a tuple, so that nn.Module does not take the detector for a part of the adversary.
         self._target = (as_target(target),) if target is not None else ()
         self._check_labels()
-        chosen = make_policy(policy, self.config, seed, self._class_count)
+        chosen = make_policy(policy, self.config, seed, self._told_classes)
         self._policy_name = policy if isinstance(policy, str) else None
         if chosen.needs_target and not self._target:
             raise ValueError(f"policy {policy!r} asks the detector: give Terse(target=detector)")
+        self._check_classes(chosen)
         self.adversary = Adversary(chosen, self.config, seed, self.pixels)
         self.ledger = Ledger()
         self._mirror_keypoints = mirror_order(self.bank.keypoint_names)
@@ -103,6 +104,7 @@ class Terse(nn.Module):
         self._last_turn: Turn | None = None
         self._told = False
         self._sampler = Sampler(self.bank.labels)
+        self._every = Sampler(self.bank.labels)
         self._warned: set[str] = set()
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)
         self._anchor: Tensor
@@ -189,23 +191,31 @@ class Terse(nn.Module):
         Args:
             hardness: for each image of the batch float ``[N]`` in [0, 1], one minus the model's probability of
                 each object in the targets that :meth:`forward` returned; NaN where it is not known.
-            chances: for each image float ``[N, K]`` in [0, 1], the model's probability of every class, label k in
-                column k, for the same objects; a row of NaN where it is not known. K is the number of classes of the
-                target, else one more than the highest label.
+            chances: for each image float ``[N, K]`` in [0, 1], rows that sum to 1: the model's probability of every
+                class, label k in column k, for the same objects; a row of NaN where it is not known. All of it is
+                learned from if the target tells chances too (:class:`~terse_aug.targets.TellsChances`; K is then its
+                ``label_limit``), else only the column of the object's label.
 
         Raises:
-            ValueError: no batch was pasted on, both or neither are given, not one value (row) for each object, or
-                values outside [0, 1].
+            ValueError: no batch was pasted on, both or neither are given, not one value (row) for each object, values
+                outside [0, 1], or rows that do not sum to 1.
         """
         if self._targets is None:
             raise ValueError("observe: expected a call of Terse in training mode before, whose objects these are")
-        outcomes = told_outcomes(hardness, chances, self._targets, self._class_count)
+        outcomes = told_outcomes(hardness, chances, self._targets, self.policy.classes)
         self._told = True
         if self._last_turn is not None and self._last_turn.composites is not None:
-            take_outcomes(self._last_turn, outcomes)
+            take_outcomes(self._last_turn, outcomes, self.policy.classes)
+
+    @property
+    def pasted_labels(self) -> list[int] | None:
+        """What :meth:`paste_only` has said; ``None`` for all."""
+        return self._sampler.allowed_labels
 
     def paste_only(self, labels: Iterable[int] | None) -> None:
-        """From now on paste only cut-outs with some labels. A matter of the training loop: not a part of the state.
+        """From now on paste only cut-outs with some labels.
+
+        A matter of the training loop: not a part of the state, and :meth:`compose` draws from all.
 
         Args:
             labels: the bank's, or the detector's where ``classes`` was given; ``None`` for all.
@@ -241,8 +251,7 @@ class Terse(nn.Module):
         images, targets = batch.images, batch.targets
         generator = generator_for(self.seed, "compose", seed)
         with torch.no_grad():
-            sampler = Sampler(self.bank.labels)
-            layout = draw_layout(self.bank, batch.usable, self.config, generator, sampler, chosen.offers)
+            layout = draw_layout(self.bank, batch.usable, self.config, generator, self._every, chosen.offers)
             scene = make_scene(layout, images, targets, self._surface(images), chosen, self._detector)
             proposal = chosen.propose(scene, generator, learning=False)
             layout = _chosen(layout, proposal)
@@ -268,7 +277,7 @@ class Terse(nn.Module):
     def _another(self, policy: str | Policy | None) -> Policy:
         if policy is None or policy == self._policy_name:
             return self.policy
-        chosen = make_policy(policy, self.config, self.seed, self._class_count)
+        chosen = make_policy(policy, self.config, self.seed, self._told_classes)
         if chosen.learns and not isinstance(policy, Policy):
             raise ValueError(f"policy {policy!r} has learned nothing here: hand over a trained Policy, or None")
         return chosen.to(self._anchor.device)
@@ -305,10 +314,11 @@ class Terse(nn.Module):
         return self.policy.propose(scene, generator, learning)
 
     @property
-    def _class_count(self) -> int:
-        """A number above every label, at least 2: the target's own where it is known."""
-        known = self._target[0].label_limit if self._target else None
-        return max(known or 0, max(self.bank.categories, default=0) + 1, 2)
+    def _told_classes(self) -> int | None:
+        """Number of classes, where the target tells the chances of all of them."""
+        if not self._target or not isinstance(self._target[0], TellsChances):
+            return None
+        return self._target[0].label_limit
 
     @property
     def _detector(self) -> TargetModel | None:
@@ -355,7 +365,7 @@ class Terse(nn.Module):
                 "call observe() before step()"
             )
         if self._target:
-            self.ledger.counts["extra_forwards"] += ask_for_hardness(self._turns, self._target[0])
+            self.ledger.counts["extra_forwards"] += ask_for_hardness(self._turns, self._target[0], self.policy.classes)
 
     def _keep(self, turn: Turn) -> None:
         """Remember a batch for the next step, but not without end if nobody calls it."""
@@ -396,6 +406,17 @@ class Terse(nn.Module):
             raise ValueError(
                 f"the bank has labels that the detector does not have: expected labels {first} to {limit - 1}, got "
                 f"{named}; give Terse(classes=[...]) with the detector's class names"
+            )
+
+    def _check_classes(self, policy: Policy) -> None:
+        """A policy that was handed over ready made has to fit the bank and the target."""
+        if policy.classes is None:
+            return
+        highest = max(self.bank.categories, default=0)
+        if not highest < policy.classes or policy.classes != (self._told_classes or policy.classes):
+            raise ValueError(
+                f"policy: it learns the chances of {policy.classes} classes, but the target tells those of "
+                f"{self._told_classes or 'none'} and the bank's labels go up to {highest}"
             )
 
     def _warn(self, kind: str, text: str) -> None:

@@ -30,7 +30,8 @@ def spread_by_class(unit: Tensor, labels: Tensor) -> dict[int, dict[str, float]]
         labels: int ``[n]``.
 
     Returns:
-        By label, by name of the parameter, the standard deviation relative to the uniform distribution's.
+        By label, by name of the parameter, the standard deviation relative to the uniform distribution's; too low for a
+        class with few pastes, 0 for one.
 
     Raises:
         ValueError: not as many labels as transforms.
@@ -61,7 +62,7 @@ def nearest_neighbour_distances(images: Tensor, labels: Tensor | None = None) ->
     if labels is not None and labels.shape != (len(images),):
         raise ValueError(f"labels: expected [{len(images)}], one for each image, got {list(labels.shape)}")
     size = (min(images.shape[-2], REDUCED), min(images.shape[-1], REDUCED))
-    flat = F.adaptive_avg_pool2d(images.detach().double().cpu(), size).flatten(1)
+    flat = F.adaptive_avg_pool2d(images.detach().float(), size).cpu().double().flatten(1)
     groups = [torch.arange(len(images))]
     if labels is not None:
         groups = [(labels.cpu() == label).nonzero()[:, 0] for label in sorted(set(labels.tolist()))]

@@ -163,8 +163,8 @@ def test_every_arm_trains_in_lock_step(example, digits, tmp_path, arm):
         example.arms.LOCKSTEP[arm], "small", digits, bank, test, ranges, schedule, 0, tmp_path / "run"
     )
     assert list(example.arms.LOCKSTEP) == LOCKSTEP
-    assert [reading["images"] for reading in run["readings"]] == [20, 40]
-    assert not (tmp_path / "run").exists()
+    assert [reading["wanted"] for reading in run["readings"]] == [20, 40]
+    assert [reading["images"] for reading in run["readings"]] == ([0, 0] if arm == "mnist" else [20, 40])
     if arm == "mnist":
         assert "hunts" not in run
         return
@@ -208,6 +208,12 @@ def test_the_script_writes_table_and_figure_and_goes_on(example, mnist, tmp_path
     short = ["--mnist", str(small), "--out", str(tmp_path / "out"), "--mode", "lockstep", "--iterations", "2"]
     example.main([*short, "--rounds", "2", "--wanted", "10", "--arms", "critic", "mnist"])
     assert "critic, seed 0" in capsys.readouterr().out
+    assert not list((tmp_path / "out").glob("lockstep-*-seed0"))
+    begun = tmp_path / "out" / "lockstep-small-random-seed0"
+    begun.mkdir()
+    (begun / "settings.json").write_text("{}")
+    with pytest.raises(SystemExit, match=r"random-seed0 was begun with \{\}, not .*; choose another --out"):
+        example.main([*short, "--rounds", "2", "--wanted", "10", "--arms", "random"])
     with pytest.raises(SystemExit):
         example.main([*flags, "--arms", "deterministic"])
     assert "live has mnist, random, hard-random, learned, critic, not deterministic" in capsys.readouterr().err

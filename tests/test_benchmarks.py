@@ -47,6 +47,25 @@ def test_step_reports_ratios_to_none(tmp_path: Path) -> None:
     assert content["seconds_in_terse"]["none"] == 0
 
 
+def test_penn_fudan_and_what_looks_at_its_runs(data_root: Path, tmp_path: Path) -> None:
+    """One iteration; its detector and policy are then measured with."""
+    photographs = str(data_root / "penn_fudan")
+    flags = ["--data", photographs, "--out", str(tmp_path), "--iterations", "1", "--train", "20", "--seeds", "0"]
+    weights = ["--weights", str(data_root / "weights" / "mobilenet_v2.pth"), "--arms", "critic", "--keep"]
+    command = [sys.executable, "-m", "benchmarks.penn_fudan", *flags, *weights]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert finished.returncode == 0, finished.stderr
+    assert len(json.loads((tmp_path / "summary.json").read_text())) > 0
+    critic = tmp_path / "train20-critic-seed0"
+    checkpoint = str(critic / "checkpoint.pt")
+    content = run(
+        "gradient_quality", tmp_path / "g.json", "--data", photographs, "--checkpoint", checkpoint, "--count", "2"
+    )
+    assert content["pastes"] == 2
+    arguments = ["--data", photographs, "--baseline", str(critic), "--runs", str(critic), "--images", "8"]
+    assert run("hardness", tmp_path / "h.json", *arguments)["printed"]
+
+
 def test_the_paste_by_hand_is_a_paste(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
     from benchmarks._arms import numpy_arm

@@ -42,8 +42,7 @@ class Foretell(torch.nn.Module):
     """A critic that holds what lies to the right for hard: hardness is translate_x."""
 
     def forward(self, glimpses: Glimpses) -> Tensor:
-        log_odds = torch.logit(glimpses.figures[..., TRANSLATE_X], eps=1e-6)
-        return torch.stack([log_odds, torch.zeros_like(log_odds)], -1)
+        return torch.logit(glimpses.figures[..., TRANSLATE_X, None], eps=1e-6)
 
 
 # --- glimpses -------------------------------------------------------------------------------------------------------
@@ -149,10 +148,6 @@ def test_near_temperature_zero_it_takes_the_hardest_candidate() -> None:
 # --- learning -------------------------------------------------------------------------------------------------------
 
 
-def chances_of_labels(state: dict[str, Tensor]) -> Tensor:
-    return state["_chances"].gather(1, state["_labels"][:, None])[:, 0]
-
-
 def disc_terse(folder: Path, **settings: Any) -> Terse:
     bank = make_bank(folder, [white_disc()])
     return Terse(bank, "critic", objects=(2, 2), move_every=1, critic_goal=1.0, **(EVERY_IMAGE | settings))
@@ -254,7 +249,7 @@ def test_accumulated_batches_are_all_learned_from(tiny_bank: ForegroundBank) -> 
     terse.step(1.0)
     state = terse.policy.state_dict()
     assert int(state["_written"]) == 4
-    assert (1 - chances_of_labels(state)[:4]).tolist() == pytest.approx([0.2, 0.2, 0.6, 0.6])
+    assert state["_hardness"][:4].tolist() == pytest.approx([0.2, 0.2, 0.6, 0.6])
 
 
 @pytest.mark.parametrize(("min_visibility", "asked"), [(0.0, 2), (1.0, 0)])
@@ -341,7 +336,7 @@ def test_the_memory_forgets_the_oldest_and_keeps_picture_and_hardness_together(a
         proposal.memory = (pictures, part[:, None].expand(-1, GLIMPSE_FIGURES), torch.zeros(len(part)), labels)
         policy.remember(proposal, part)
     state = policy.state_dict()
-    hardness = 1 - chances_of_labels(state)
+    hardness = state["_hardness"]
     assert sorted(hardness.tolist()) == pytest.approx([0.2, 0.3, 0.4, 0.5])
     torch.testing.assert_close(state["_pictures"][:, 0, 0, 0] / 100, hardness)
     torch.testing.assert_close(state["_figures"][:, 0], hardness)
@@ -401,11 +396,11 @@ def test_what_is_rehearsed_is_the_cross_entropy_of_what_was_told() -> None:
     expected_log = bias.log_softmax(0)
     labels, told = torch.tensor([2]), torch.tensor([[0.5, 0.2, 0.3]])
 
-    def policy(classes: int = 3) -> CriticPolicy:
-        made = CriticPolicy(capacity=8, classes=classes)
+    def policy() -> CriticPolicy:
+        made = CriticPolicy(capacity=8, classes=3)
         last = made.critic.judge[-1]
         assert isinstance(last, torch.nn.Linear)
-        last.bias.data = bias[:classes]
+        last.bias.data = bias
         return made
 
     every = remembering(policy(), labels, torch.tensor([0.7]), told)
@@ -415,10 +410,6 @@ def test_what_is_rehearsed_is_the_cross_entropy_of_what_was_told() -> None:
     assert remembering(policy(), labels, torch.tensor([0.7]), None) == pytest.approx(binary, abs=1e-6)
     unknown = torch.full((1, 3), float("nan"))
     assert remembering(policy(), labels, torch.tensor([0.7]), unknown) == pytest.approx(binary, abs=1e-6)
-    # Of two classes, one chance tells both.
-    two = policy(classes=2)
-    remembering(two, torch.tensor([1]), torch.tensor([0.7]), None)
-    assert two.state_dict()["_chances"][0].tolist() == pytest.approx([0.7, 0.3])
 
 
 def test_chances_are_the_target_s_and_reach_the_memory_by_either_way(tmp_path: Path) -> None:
@@ -444,19 +435,75 @@ def test_chances_are_the_target_s_and_reach_the_memory_by_either_way(tmp_path: P
         assert torch.equal(value, told.policy.state_dict()[name]), name
 
 
+class FiveClasses(ClassifierTarget):
+    """A target that tells whatever it was made to tell."""
+
+    def __init__(self, told: Tensor | None = None) -> None:
+        super().__init__(torch.nn.Flatten(), classes=5)
+        self.told = told
+
+    def object_chances(self, images: Any, targets: Any) -> list[Tensor]:
+        assert self.told is not None
+        return [self.told.expand(len(target["labels"]), -1) for target in targets]
+
+
 def test_chances_that_do_not_fit_are_refused(tiny_bank: ForegroundBank) -> None:
-    terse = Terse(tiny_bank, "critic", **EVERY_IMAGE)
+    terse = Terse(tiny_bank, "critic", target=FiveClasses(), **EVERY_IMAGE)
     _, targets = terse(*make_batch())
-    rows = [torch.full((len(target["boxes"]), 3), 0.2) for target in targets]
+    rows = [torch.full((len(target["boxes"]), 5), 0.2) for target in targets]
     with pytest.raises(ValueError, match="expected either hardness or chances, got neither"):
         terse.observe()
     with pytest.raises(ValueError, match="expected either hardness or chances, got both"):
         terse.observe([own[:, 0] for own in rows], chances=rows)
-    with pytest.raises(ValueError, match=r"chances of image 0: expected a tensor \[\d, 3\], the probabilities of all"):
+    with pytest.raises(ValueError, match=r"chances of image 0: expected a tensor \[\d, 5\], the probabilities of all"):
         terse.observe(chances=[own[:, :2] for own in rows])
     with pytest.raises(ValueError, match=r"chances of image 1: expected values in \[0, 1\], got -1.0"):
         terse.observe(chances=[rows[0], rows[1] - 1.2])
+    with pytest.raises(ValueError, match=r"chances of image 0: expected rows that sum to 1, got sums \[0.5"):
+        terse.observe(chances=[own / 2 for own in rows])
     terse.observe(chances=rows)
+    for told, message in ((torch.full((4,), 0.25), r"expected a tensor \[\d, 5\]"), (torch.zeros(5), "sum to 1")):
+        asking = Terse(tiny_bank, "critic", target=FiveClasses(told), move_every=1, **EVERY_IMAGE)
+        asking(*make_batch())
+        with pytest.raises(ValueError, match=f"object_chances of image 0: .*{message}"):
+            asking.step(1.0)
+
+
+def test_without_a_target_that_tells_chances_they_are_taken_for_hardness(tiny_bank: ForegroundBank) -> None:
+    """The host's own objects may have classes that no cut-out has, and labels that stand for nothing."""
+    terse = Terse(tiny_bank, "critic", move_every=1, **EVERY_IMAGE)
+    images, targets = make_batch()
+    targets = [
+        target | {"labels": torch.full_like(target["labels"], label)}
+        for target, label in zip(targets, (-1, 9), strict=True)
+    ]
+    _, targets = terse(images, targets)
+    terse.observe(chances=[torch.full((len(target["boxes"]), 10), 0.1) for target in targets])
+    terse.step(1.0)
+    assert terse.metrics()["moves"] == 1
+    assert terse.metrics()["hardness"] == pytest.approx(0.9)
+    assert terse.policy.classes is None
+
+
+def test_with_many_classes_it_learns_from_hardness_as_with_one(tmp_path: Path) -> None:
+    """Only a score is told: the network does not have to know what it looks at to foretell that it is hard."""
+    foregrounds = [dataclasses.replace(white_disc(), label=label) for label in (1, 2, 7)]
+    bank = make_bank(tmp_path, foregrounds)
+    terse = Terse(bank, "critic", objects=(2, 2), move_every=1, critic_goal=1.0, learning_rate=3e-3, **EVERY_IMAGE)
+    for step in range(60):
+        images, targets = terse(*make_batch(step, sizes=((64, 64),) * 4, objects=0))
+        terse.observe(hardness_by_place(images, targets))
+        terse.step(1.0)
+    assert terse.metrics()["critic_correlation"] > 0.6
+
+
+def test_a_policy_made_for_other_classes_is_refused(tiny_bank: ForegroundBank) -> None:
+    with pytest.raises(ValueError, match=r"chances of 2 classes, but .* none and the bank's labels go up to 2"):
+        Terse(tiny_bank, CriticPolicy(classes=2))
+    with pytest.raises(ValueError, match="chances of 3 classes, but the target tells those of 5"):
+        Terse(tiny_bank, CriticPolicy(classes=3), target=FiveClasses())
+    assert Terse(tiny_bank, "critic", target=FiveClasses()).policy.classes == 5
+    assert Terse(tiny_bank, "critic", target=make_detector("fasterrcnn")).policy.classes is None
 
 
 # --- choosing among cut-outs ----------------------------------------------------------------------------------------
@@ -465,18 +512,17 @@ def test_chances_that_do_not_fit_are_refused(tiny_bank: ForegroundBank) -> None:
 def test_of_several_cut_outs_the_hardest_is_taken_and_its_row_is_said() -> None:
     policy = CriticPolicy(candidates=3, temperature=1e-4, offers=4, goal=1.0)
     policy.critic = Foretell()  # type: ignore[assignment]
-    scene = dataclasses.replace(make_scene(20), labels=torch.arange(20) // 4 % 2)
+    scene = dataclasses.replace(make_scene(20), labels=torch.arange(20) // 4)
     proposal = policy.propose(scene, generator_for(0), learning=True)
     units = torch.rand(3, 5, 4, len(PARAMETERS), generator=generator_for(0))
     place = units[..., TRANSLATE_X]
-    hardness = torch.where(torch.arange(5)[None, :, None] % 2 == 1, place, 1 - place)
-    offer, candidate = hardness.amax(0).argmax(1), hardness.amax(2).argmax(0)
+    offer, candidate = place.amax(0).argmax(1), place.amax(2).argmax(0)
     assert torch.equal(proposal.unit, units[candidate, torch.arange(5), offer])
     assert proposal.rows is not None
     assert proposal.rows.tolist() == (torch.arange(5) * 4 + offer).tolist()
     assert [len(part) for part in proposal.memory] == [5] * 4
-    assert proposal.memory[3].tolist() == [0, 1, 0, 1, 0]
-    torch.testing.assert_close(proposal.memory[2], hardness.amax((0, 2)))
+    assert proposal.memory[3].tolist() == [0, 1, 2, 3, 4]
+    torch.testing.assert_close(proposal.memory[2], place.amax((0, 2)))
 
 
 @pytest.mark.parametrize(("goal", "mean"), [(0.0, 0.5), (0.3, 0.5), (0.6, 0.6), (0.7, 0.7), (1.0, 0.8)])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pickle
 import subprocess
 import sys
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from factories import EVERY_IMAGE, make_batch, make_detector, parameters_of
@@ -160,6 +163,26 @@ def test_taking_back_is_as_if_they_had_never_been_added(tmp_path: Path, capacity
         assert cache.written == 5
 
 
+def test_what_made_room_for_good_cannot_be_taken_back_to(tmp_path: Path) -> None:
+    with HardExampleCache(tmp_path / "hard", capacity=3) as cache:
+        for label in range(10):
+            cache.add(*example(label, label), np.int64(label))
+        cache.take_back(7)
+        with pytest.raises(ValueError, match="can be taken back, not all after the first 4"):
+            cache.take_back(4)
+        assert [int(cache[position][1]["labels"]) for position in range(len(cache))] == [4, 5, 6]
+
+
+def test_examples_can_be_taken_back_from_a_full_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("terse_aug.lockstep._cache._FIRST_MAP_BYTES", 1 << 15)
+    for number in range(1, 12):
+        with HardExampleCache(tmp_path / str(number)) as cache:
+            for seed in range(number):
+                cache.add(*example(seed), 1)
+            cache.take_back(0)
+            assert len(cache) == 0
+
+
 # --- hunt -----------------------------------------------------------------------------------------------------------
 
 
@@ -261,6 +284,63 @@ def test_only_labels_that_are_short_are_pasted(tiny_bank: ForegroundBank, tmp_pa
         spy(images, targets)
         pasted.update(watched)
     assert pasted == {1, 2}
+
+
+def test_a_hunt_keeps_a_restriction_and_needs_no_target_of_terse(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
+    """The target tells ten classes, Terse knows of none, and the user has chosen what is pasted."""
+
+    class Ten(Brightness):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.nn.functional.pad(super().forward(images), (0, 7), value=-9.0)
+
+    terse = Terse(tiny_bank, "critic", objects=(1, 1), move_every=1, **EVERY_IMAGE)
+    terse.paste_only([2])
+    report = Hunt(terse, ClassifierTarget(Ten(), 10), HardExampleCache(tmp_path / "hard"), {1: 3}, 400).run(
+        noise_batches()
+    )
+    assert report.found == {1: 3}
+    assert terse.metrics()["moves"] > 0
+    assert terse.pasted_labels == [2]
+    done = Hunt(terse, ClassifierTarget(Ten(), 10), HardExampleCache(tmp_path / "more"), {1: 2}, 400)
+    assert done.run(noise_batches(), begun=dataclasses.replace(report, complete=False)).batches == report.batches
+
+
+def test_a_score_that_is_not_known_does_not_stop_the_policy(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
+    class Partly(ClassifierTarget):
+        object_chances = None  # type: ignore[assignment]
+
+        def object_scores(self, images: Any, targets: Any) -> list[Tensor]:
+            return [torch.tensor([float("nan"), *[0.2] * (len(target["labels"]) - 1)]) for target in targets]
+
+    terse = Terse(tiny_bank, "critic", objects=(1, 1), move_every=1, **EVERY_IMAGE)
+    hunter = Hunt(terse, Partly(Brightness(), 3), HardExampleCache(tmp_path / "hard"), {1: 50}, 12)
+    hunter.run(make_batch(seed, sizes=((48, 48),) * 4, objects=1) for seed in count())
+    assert terse.metrics()["losses_not_finite"] == 0
+    assert terse.metrics()["moves"] == 3
+
+
+@pytest.mark.parametrize(("margin", "hard"), [(0.05, True), (0.7, False)])
+def test_hard_may_be_what_another_class_is_ahead_of(
+    tiny_bank: ForegroundBank, tmp_path: Path, margin: float, hard: bool
+) -> None:
+    """Chances 0.3 for the right class, 0.6 for another, 0.1 for the third."""
+
+    class Told(ClassifierTarget):
+        def object_chances(self, images: Any, targets: Any) -> list[Tensor]:
+            rows = torch.tensor([[0.0, 0.3, 0.6], [0.0, 0.3, 0.6], [0.0, 0.6, 0.3]]) + torch.tensor([0.1, 0, 0])
+            return [rows[target["labels"]] for target in targets]
+
+    target = Told(Brightness(), classes=3)
+    terse = Terse(tiny_bank, "random", objects=(1, 1), **EVERY_IMAGE)
+    cache = HardExampleCache(tmp_path / "hard")
+    report = Hunt(terse, target, cache, {1: 2, 2: 2}, 40, rival_margin=margin).run(noise_batches())
+    assert report.complete is hard
+    with pytest.raises(ValueError, match=r"rival_margin: expected a target that tells .* got TorchvisionDetector"):
+        Hunt(terse, TorchvisionDetector(make_detector("fasterrcnn")), cache, {1: 1}, 1, rival_margin=0.1)
+    with pytest.raises(ValueError, match=r"rival_margin: expected a difference .* got 1.0"):
+        Hunt(terse, target, cache, {1: 1}, 1, rival_margin=1.0)
+    everything = Hunt(terse, target, HardExampleCache(tmp_path / "all"), {1: 2, 2: 2}, 400, hard_below=1.0)
+    assert everything.run(noise_batches()).complete
 
 
 @pytest.mark.parametrize("policy", ["critic", "learned"])
@@ -431,6 +511,11 @@ def test_a_cycle_can_be_gone_on_with_and_refuses_what_does_not_belong_to_it(
     assert run(3) == more
     with pytest.raises(ValueError, match=r"expected the learners \['model'\], got \['other'\]"):
         run(3, other=nn.Linear(1, 1))
+    other = hunt(tiny_bank, tmp_path / "other", "random", label1=2)[0]
+    other.run(noise_batches())
+    with pytest.raises(ValueError, match=r"is not the cache that the run in .* has filled"):
+        LockStep(other, tmp_path / "run", {"model": nn.Linear(2, 2)}).run(3, lambda number: [], lambda *_: None)
+    assert len(other.cache) == 2
     (tmp_path / "run" / "lockstep.pt").unlink()
     with pytest.raises(ValueError, match="expected an empty cache for a new run"):
         run(3)
@@ -440,6 +525,25 @@ def test_a_cycle_can_be_gone_on_with_and_refuses_what_does_not_belong_to_it(
     assert trained == [0, 1, 2]
     with pytest.raises(ValueError, match="save_every: expected at least 1 batch, got 0"):
         LockStep(hunter, tmp_path, {}, save_every=0)
+
+
+class Unloadable:
+    """Its state can be saved and not be loaded."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": np.float64(1)}
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        raise AssertionError
+
+
+def test_a_state_that_cannot_be_loaded_is_noticed_before_anything_is_done(
+    tiny_bank: ForegroundBank, tmp_path: Path
+) -> None:
+    hunter, cache, _ = hunt(tiny_bank, tmp_path, "random", label1=2)
+    with pytest.raises(pickle.UnpicklingError, match="weights_only"):
+        LockStep(hunter, tmp_path / "run", {"odd": Unloadable()}).run(1, lambda number: [], lambda *_: None)
+    assert len(cache) == 0
 
 
 # --- mixing ---------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from PIL import Image
 from terse_aug import ForegroundBank, Terse, TerseConfig
 from terse_aug.bank import BankWriter, Foreground
 from terse_aug.cli import main
+from terse_aug.policies import CriticPolicy
 from terse_aug.preview import (
     STATE_KEY,
     open_coco,
@@ -201,6 +202,17 @@ def test_state_file(data: Data, tmp_path: Path) -> None:
         assert places
         assert max(map(float, places)) < 0.1
     assert max(map(float, re.findall(r"translate_x ([\d.]+)", random))) > 0.1
+
+
+@pytest.mark.parametrize("classes", [None, 12])
+def test_the_state_of_a_critic_is_shown_whatever_number_of_classes_it_has_learned(
+    data: Data, tmp_path: Path, classes: int | None
+) -> None:
+    terse = Terse(ForegroundBank.open(data.bank), CriticPolicy(classes=classes))
+    torch.save(terse.state_dict(), tmp_path / "critic.pt")
+    page = data.page("--policy", "critic", "--state", str(tmp_path / "critic.pt"))
+    assert f"critic, state {tmp_path / 'critic.pt'}" in page
+    assert "critic" in data.page("--policy", "critic")
 
 
 class Evil:

@@ -14,6 +14,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -131,12 +132,25 @@ def _run(job: Job) -> dict[str, Any]:
     if isinstance(schedule, Schedule):
         run = train_live(chosen, args.network, digits, bank, test, ranges, schedule, seed)
     else:
-        folder = path.with_suffix("")
+        folder = _begun(args, path)
         run = train_in_lock_step(chosen, args.network, digits, bank, test, ranges, schedule, seed, folder)
     run = {"arm": arm, "seed": seed, "network": args.network, "settings": _settings(args)} | run
     path.with_suffix(".part").write_text(json.dumps(run, indent=1) + "\n")
     os.replace(path.with_suffix(".part"), path)
+    shutil.rmtree(path.with_suffix(""), ignore_errors=True)
     return run
+
+
+def _begun(args: argparse.Namespace, path: Path) -> Path:
+    """The folder of a run in lock-step, which may have been stopped before; not one of other settings."""
+    folder = path.with_suffix("")
+    folder.mkdir(exist_ok=True)
+    noted = folder / "settings.json"
+    if not noted.exists():
+        noted.write_text(json.dumps(_settings(args)))
+    if json.loads(noted.read_text()) != _settings(args):
+        raise SystemExit(f"{folder} was begun with {noted.read_text()}, not {_settings(args)}; choose another --out")
+    return folder
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from terse_aug.preview import (
     render_html,
     render_png,
     resize_sample,
+    saved_classes,
 )
 from terse_aug.preview._flags import add_flags, flat_settings, setting_text, with_flags
 from terse_aug.preview._text import printable
@@ -110,6 +111,8 @@ def _terse(arguments: argparse.Namespace, bank: ForegroundBank, data: LabelledIm
         raise ValueError(f"--policy {name} asks a detector, which a preview does not have; use random or learned")
     if arguments.state is not None and not policy.learns:
         raise ValueError(f"--policy {name} learns nothing, so it has no use for --state; leave one of them out")
+    if arguments.state is not None:
+        policy = make_policy(name, config, arguments.seed, saved_classes(arguments.state))
     chosen, labels = _translation(arguments.classes, bank, data.classes)
     terse = Terse(bank.select(categories=chosen), policy, seed=arguments.seed, classes=labels, config=config)
     if arguments.state is not None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import uuid
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -67,6 +69,12 @@ class HardExampleCache:
         return written
 
     @property
+    def id(self) -> str:
+        """A name that no other cache has; empty until something has been added."""
+        name: str = self._head()["id"]
+        return name
+
+    @property
     def counts(self) -> dict[int, int]:
         """Examples added in all, by the label that made them hard."""
         return {int(label): count for label, count in self._head()["counts"].items()}
@@ -79,24 +87,21 @@ class HardExampleCache:
             target: its target; only per-object fields are kept.
             label: the class that is hard in it.
         """
+        label = int(label)
         # A copy: what is saved of a view is all that it looks into.
         kept = {name: value.detach().cpu().clone() for name, value in target.items() if name in OBJECT_FIELDS}
         rgb = self.pixels.decode(image.detach().float().cpu()).clamp(0, 1)
         content = io.BytesIO()
         torch.save({"image": (rgb * 255).round().to(torch.uint8), "target": kept, "label": label}, content)
         value = content.getvalue()
-        while True:
-            try:
-                with self._begin(write=True) as transaction:
-                    head = self._head_of(transaction)
-                    transaction.delete(_key(head["written"] - 2 * self.capacity))
-                    transaction.put(_key(head["written"]), value)
-                    counts = Counter(head["counts"]) + Counter({str(label): 1})
-                    head |= {"written": head["written"] + 1, "counts": counts}
-                    transaction.put(_HEAD, json.dumps(head).encode())
-                return
-            except lmdb.MapFullError:
-                self._store.set_mapsize(2 * self._store.info()["map_size"])
+
+        def put(transaction: lmdb.Transaction, head: dict[str, Any]) -> dict[str, Any]:
+            transaction.delete(_key(head["written"] - 2 * self.capacity))
+            transaction.put(_key(head["written"]), value)
+            counts = Counter(head["counts"]) + Counter({str(label): 1})
+            return {"written": head["written"] + 1, "counts": counts}
+
+        self._change(put)
 
     def __getitem__(self, position: int) -> tuple[Tensor, Target]:
         """Image float ``[3, H, W]`` and target of an example, on the CPU.
@@ -121,18 +126,22 @@ class HardExampleCache:
         Raises:
             ValueError: more than is there, or so long ago that those which had made room are gone.
         """
-        with self._begin(write=True) as transaction:
-            head = self._head_of(transaction)
-            if not head["written"] - self.capacity <= written <= head["written"] or written < 0:
+
+        def take(transaction: lmdb.Transaction, head: dict[str, Any]) -> dict[str, Any]:
+            oldest = max(written - self.capacity, 0)
+            there = oldest == written or transaction.get(_key(oldest)) is not None
+            if not (0 <= written <= head["written"] and there):
                 raise ValueError(
-                    f"{self.path}: {head['written']} examples were added and the last {self.capacity} can be taken "
-                    f"back, not all after the first {written}"
+                    f"{self.path}: {head['written']} examples were added and about the last {self.capacity} can be "
+                    f"taken back, not all after the first {written}"
                 )
             counts = Counter(head["counts"])
             for number in range(written, head["written"]):
                 counts[str(_record(transaction, number)["label"])] -= 1
                 transaction.delete(_key(number))
-            transaction.put(_HEAD, json.dumps(head | {"written": written, "counts": +counts}).encode())
+            return {"written": written, "counts": +counts}
+
+        self._change(take)
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[list[Tensor], list[Target]]:
         """Draw examples uniformly, with replacement.
@@ -146,6 +155,10 @@ class HardExampleCache:
         drawn = [self[position] for position in torch.randint(stored, (count,), generator=generator).tolist()]
         return [image for image, _ in drawn], [target for _, target in drawn]
 
+    def sync(self) -> None:
+        """Bring all that was added to the disk, so that not even a power failure loses it."""
+        self._store.sync(True)
+
     def close(self) -> None:
         """Let go of the file."""
         self._store.close()
@@ -157,6 +170,18 @@ class HardExampleCache:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _change(self, change: Callable[[lmdb.Transaction, dict[str, Any]], dict[str, Any]]) -> None:
+        """A transaction that gives the head new values; again in a larger map if there was no room."""
+        while True:
+            try:
+                with self._begin(write=True) as transaction:
+                    head = self._head_of(transaction)
+                    head |= {"id": head["id"] or uuid.uuid4().hex} | change(transaction, head)
+                    transaction.put(_HEAD, json.dumps(head).encode())
+                return
+            except lmdb.MapFullError:
+                self._store.set_mapsize(2 * self._store.info()["map_size"])
 
     def _begin(self, write: bool = False) -> lmdb.Transaction:
         try:
@@ -172,7 +197,7 @@ class HardExampleCache:
     def _head_of(self, transaction: lmdb.Transaction) -> dict[str, Any]:
         content = transaction.get(_HEAD)
         if content is None:
-            return {"format": _FORMAT, "capacity": self.capacity, "written": 0, "counts": {}}
+            return {"format": _FORMAT, "capacity": self.capacity, "id": "", "written": 0, "counts": {}}
         head: dict[str, Any] = json.loads(bytes(content))
         return head
 

@@ -38,7 +38,8 @@ class LockStep:
         lockstep.run(6, backgrounds, train)
 
     All that a run needs to go on lies in its folder: after a kill, build the same objects, call :meth:`run` again, and
-    it ends as it would have without. A hunt loses at most ``save_every`` batches, training begins its round again.
+    it ends as it would have without. A hunt loses at most ``save_every`` batches, training begins its round again. For
+    one process: ranks of a distributed run would write over one another.
 
     Args:
         hunt: of each round; its cache has to be empty where the run begins, and its file kept with the folder.
@@ -47,7 +48,7 @@ class LockStep:
         save_every: batches of a hunt from one checkpoint to the next.
 
     Raises:
-        ValueError: ``save_every`` below 1, or a folder with a checkpoint of another version.
+        ValueError: ``save_every`` below 1.
     """
 
     def __init__(self, hunt: Hunt, folder: str | Path, learners: Mapping[str, Stateful], save_every: int = 100) -> None:
@@ -131,29 +132,45 @@ class LockStep:
         place = torch.load(self._path, map_location="cpu", weights_only=True)
         if place.get("format") != _FORMAT:
             raise ValueError(f"{self._path}: expected a checkpoint of version {_FORMAT}, got {place.get('format')}")
-        states = torch.load(self._learners_path(place["round"]), map_location="cpu", weights_only=True)
+        states = self._load_learners(place["round"])
         if states.keys() != self._learners.keys():
             raise ValueError(
                 f"{self._folder}: expected the learners {sorted(states)}, got {sorted(self._learners)}: give those "
                 "that the run began with"
             )
+        if place.pop("cache") not in ("", self._hunt.cache.id):
+            raise ValueError(
+                f"{self._hunt.cache.path}: it is not the cache that the run in {self._folder} has filled; give that one"
+            )
         self._hunt.cache.take_back(place.pop("written"))
         self._hunt.terse.load_state_dict(place.pop("terse"))
         for name, state in states.items():
             self._learners[name].load_state_dict(state)
+        self._clear(place["round"])
         return place
 
     def _save_learners(self, place: dict[str, Any]) -> None:
         """Checkpoint between two rounds. The old learners go last, so that there is never a moment without."""
         number = place["round"]
         _write({name: learner.state_dict() for name, learner in self._learners.items()}, self._learners_path(number))
+        self._load_learners(number)  # what cannot be loaded has to be noticed now, not after a kill
         self._save(place)
+        self._clear(number)
+
+    def _load_learners(self, number: int) -> dict[str, Any]:
+        states: dict[str, Any] = torch.load(self._learners_path(number), map_location="cpu", weights_only=True)
+        return states
+
+    def _clear(self, number: int) -> None:
+        """Remove the learners of other rounds."""
         for path in self._folder.glob("learners-*.pt"):
             if path != self._learners_path(number):
                 path.unlink()
 
     def _save(self, place: dict[str, Any]) -> None:
-        now = {"written": self._hunt.cache.written, "terse": self._hunt.terse.state_dict()}
+        cache = self._hunt.cache
+        cache.sync()
+        now = {"written": cache.written, "cache": cache.id, "terse": self._hunt.terse.state_dict()}
         _write(place | now, self._path)
 
 
@@ -165,6 +182,11 @@ def _write(content: dict[str, Any], path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _bars(show: bool) -> Progress:

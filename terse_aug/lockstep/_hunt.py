@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class Hunt:
         target: frozen: neither parameters nor statistics nor random state are touched.
         cache: where hard examples go.
         wanted: hard examples of each label.
-        budget: no batch is begun after so many images have passed through the target, in one call of :meth:`run`.
+        budget: no batch is begun after so many images have passed through the target in a hunt.
         hard_below: probability in (0, 1]; at 1 everything is kept.
         rival_margin: difference of probabilities in [0, 1), for a target that tells those of all classes; takes the
             place of ``hard_below``.
@@ -135,7 +135,9 @@ class Hunt:
         """
         if not self._terse.training:
             raise ValueError("expected Terse in training mode: terse.train()")
-        report = begun or HuntReport(complete=not self._short({}))
+        report = begun or HuntReport()
+        report = replace(report, complete=not self._short(report.found))
+        restriction = self._terse.pasted_labels
         upcoming = iter(batches)
         try:
             while not report.complete and report.target_forwards < self._budget:
@@ -146,7 +148,7 @@ class Hunt:
                 if progress is not None:
                     progress(report)
         finally:
-            self._terse.paste_only(None)
+            self._terse.paste_only(restriction)
         return report
 
     def _hunt(self, batch: Batch, before: HuntReport) -> HuntReport:
@@ -178,14 +180,14 @@ class Hunt:
         outcomes = asked_outcomes([image.detach() for image in images], targets, self._target)
         hardness = [own for own, _ in outcomes]
         known = torch.cat([own.float() for own in hardness])
-        value = known.mean() if len(known) else torch.zeros(())
+        value = known.nanmean() if not bool(known.isnan().all()) else torch.zeros(())
         if policy.learns and policy.learns_from == "gradient" and any(image.requires_grad for image in images):
             loss = self._target.image_losses(images, targets, differentiable=True).mean()
             torch.autograd.backward(loss)
             passed *= 2
         elif policy.learns_from == "hardness":
             chances = [own for _, own in outcomes if own is not None]
-            if len(chances) == len(images):
+            if self._terse.policy.classes is not None and len(chances) == len(images):
                 self._terse.observe(chances=chances)
             else:
                 self._terse.observe(hardness)

@@ -10,7 +10,7 @@ from terse_aug.policies._hard_random import HardRandomPolicy
 from terse_aug.policies._learned import LearnedPolicy, divergence_from_uniform
 from terse_aug.policies._random import RandomPolicy
 
-POLICIES: dict[str, Callable[[TerseConfig, int, int], Policy]] = {
+POLICIES: dict[str, Callable[[TerseConfig, int, int | None], Policy]] = {
     "random": lambda config, seed, classes: RandomPolicy(),
     "critic": lambda config, seed, classes: CriticPolicy(
         seed,
@@ -26,17 +26,17 @@ POLICIES: dict[str, Callable[[TerseConfig, int, int], Policy]] = {
     "hard-random": lambda config, seed, classes: HardRandomPolicy(config.candidates),
     "learned": lambda config, seed, classes: LearnedPolicy(seed, config.temperature, config.dropout),
 }
-"""Named policies, each made from the settings, a seed, and a number above every label."""
+"""Named policies, each made from the settings, a seed, and the number of classes whose chances the target tells."""
 
 
-def make_policy(policy: str | Policy, config: TerseConfig, seed: int, classes: int = 2) -> Policy:
+def make_policy(policy: str | Policy, config: TerseConfig, seed: int, classes: int | None = None) -> Policy:
     """A policy by name, or the given one.
 
     Args:
         policy: a name in :data:`POLICIES`, or one that is made already.
         config: settings.
         seed: of initial weights.
-        classes: at least 2; every label of a cut-out is below it.
+        classes: number of classes, where the target tells the chances of all; else ``None``.
 
     Raises:
         ValueError: there is no policy of that name; the message lists the names.

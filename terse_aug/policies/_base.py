@@ -123,6 +123,8 @@ class Policy(nn.Module):
     """What it learns from, if it learns."""
     rehearsals = 1
     """Optimizer steps in a move of one that learns from hardness."""
+    classes: int | None = None
+    """Columns of the chances it learns from, for one that learns from hardness; ``None`` for hardness alone."""
     offers = 1
     """Cut-outs of a class that are drawn for each paste, of which ``propose`` takes one."""
     sees_pixels = False
@@ -157,8 +159,8 @@ class Policy(nn.Module):
         Args:
             proposal: one that was made with ``learning``.
             hardness: float ``[M]`` in [0, 1], one minus the detector's probability; NaN where not known.
-            chances: float ``[M, K]``, the detector's probability of every class, NaN where not known; ``None`` where
-                it tells only that of the right one.
+            chances: float ``[M, K]``, the detector's probability of every class, rows of NaN where not known; ``None``
+                where it tells only that of the right one. Given only to a policy with ``classes``, which is K.
         """
         raise NotImplementedError
 

@@ -6,13 +6,13 @@ everything is easy for the detector, late in training, as when everything is har
 
 The sharpness is the least that brings the mean foretold hardness to a goal, and at most 1 / temperature: while most of
 what is pasted at random is hard, early in training, nothing is chosen, and diversity is given up only where hardness
-has become rare. (Of all distributions with that mean, this is the one that is nearest to the prior.) With C candidates
-no density can exceed C times the prior's, so the policy cannot collapse. The network learns from what the detector
-made of earlier pastes: no gradient through the image, any detector.
+has become rare. (Of all distributions with the same mean log odds, this is the one nearest to the prior.) With C
+candidates no density can exceed C times the prior's, so the policy cannot collapse. The network learns from what the
+detector made of earlier pastes: no gradient through the image, any detector.
 
-It foretells the probability of every class, not only of the right one: where the target tells all of them, what it
-takes a paste for says more about it than that it is mistaken (Hinton et al., Distilling the Knowledge in a Neural
-Network, 2015).
+Where the target tells the probabilities of all classes, the network foretells these, not only that of the right one:
+what a target takes a paste for says more about it than that it is mistaken (Hinton et al., Distilling the Knowledge in
+a Neural Network, 2015). Else it foretells the hardness alone.
 Shape letters: C candidates, M pastes, K classes.
 """
 
@@ -39,14 +39,14 @@ from terse_aug.policies._base import (
 
 
 class Critic(nn.Module):
-    """From a glimpse to the logits of the classes that the detector will take it for.
+    """From a glimpse to the log odds of its hardness, or to the logits of what the target will take it for.
 
     Args:
-        classes: K, at least 2.
+        outputs: 1 for the log odds, K for logits.
         width: channels of the first layer.
     """
 
-    def __init__(self, classes: int = 2, width: int = 16) -> None:
+    def __init__(self, outputs: int = 1, width: int = 16) -> None:
         super().__init__()
         self.look = nn.Sequential(
             nn.Conv2d(GLIMPSE_CHANNELS, width, 5, stride=2, padding=2),
@@ -58,7 +58,7 @@ class Critic(nn.Module):
             nn.Flatten(),
         )
         self.judge = nn.Sequential(
-            nn.Linear(4 * width * (GLIMPSE // 8) ** 2 + GLIMPSE_FIGURES, 64), nn.ReLU(), nn.Linear(64, classes)
+            nn.Linear(4 * width * (GLIMPSE // 8) ** 2 + GLIMPSE_FIGURES, 64), nn.ReLU(), nn.Linear(64, outputs)
         )
         # At the start every candidate is as good as any other, which is the random policy.
         last = self.judge[-1]
@@ -67,7 +67,7 @@ class Critic(nn.Module):
         nn.init.zeros_(last.bias)
 
     def forward(self, glimpses: Glimpses) -> Tensor:
-        """Logits float ``[C, M, K]`` for the glimpses of :class:`Glimpses`."""
+        """Float ``[C, M, outputs]`` for the glimpses of :class:`Glimpses`."""
         shape = glimpses.figures.shape[:2]
         weight = next(self.parameters())
         seen = self.look(glimpses.pictures.flatten(0, 1).to(weight.dtype) - 0.5)
@@ -90,7 +90,8 @@ class CriticPolicy(Policy):
             spread out as random ones.
         rehearsals: optimizer steps in a move.
         capacity: pastes remembered.
-        classes: K, at least 2; every label is below it.
+        classes: K, at least 2, for a target that tells the probabilities of all classes; every label is below it.
+            ``None`` to learn from hardness alone.
         offers: cut-outs of a class among which one is chosen for each paste, at least 1; each has candidates of its
             own.
         goal: in [0, 1], the mean foretold hardness aimed at; 1 always chooses as sharply as the temperature allows, 0
@@ -112,7 +113,7 @@ class CriticPolicy(Policy):
         held: Sequence[str] = (),
         rehearsals: int = 4,
         capacity: int = 1024,
-        classes: int = 2,
+        classes: int | None = None,
         offers: int = 1,
         goal: float = 0.5,
     ) -> None:
@@ -121,7 +122,7 @@ class CriticPolicy(Policy):
             ("candidates", candidates, 1),
             ("rehearsals", rehearsals, 1),
             ("capacity", capacity, 1),
-            ("classes", classes, 2),
+            ("classes", 2 if classes is None else classes, 2),
             ("offers", offers, 1),
         ):
             if value < least:
@@ -137,19 +138,22 @@ class CriticPolicy(Policy):
         self.temperature = temperature
         self.rehearsals = rehearsals
         self.offers = offers
+        self.classes = classes
         self.goal = goal
         with isolated_global_rng(seed):
-            self.critic = Critic(classes)
+            self.critic = Critic(classes or 1)
         self.register_buffer("_pictures", torch.zeros(capacity, *_PICTURE, dtype=torch.uint8))
         self.register_buffer("_figures", torch.zeros(capacity, GLIMPSE_FIGURES))
-        self.register_buffer("_chances", torch.zeros(capacity, classes))
-        self.register_buffer("_complete", torch.zeros(capacity, dtype=torch.bool))
+        self.register_buffer("_hardness", torch.zeros(capacity))
         self.register_buffer("_labels", torch.zeros(capacity, dtype=torch.long))
+        if classes is not None:
+            # A row of zeros where only the hardness was told.
+            self.register_buffer("_chances", torch.zeros(capacity, classes))
+            self._chances: Tensor
         self.register_buffer("_written", torch.zeros((), dtype=torch.long, device="cpu"))
         self._pictures: Tensor
         self._figures: Tensor
-        self._chances: Tensor
-        self._complete: Tensor
+        self._hardness: Tensor
         self._labels: Tensor
         self._written: Tensor
 
@@ -165,7 +169,7 @@ class CriticPolicy(Policy):
             return Proposal(units[0, :, 0], draw)
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             glimpses = scene.glimpse(units.flatten(1, 2))
-            log_odds = hardness_log_odds(self.critic(glimpses), scene.labels)
+            log_odds = self._log_odds(self.critic(glimpses), scene.labels)
             # One column of all candidates for each paste, candidate by candidate, offer by offer.
             every = log_odds.view(shape[:3]).transpose(1, 2).flatten(0, 1)
             chances = torch.softmax(every * _sharpness(every, self.goal, 1 / self.temperature), 0)
@@ -188,37 +192,36 @@ class CriticPolicy(Policy):
         proposal.metrics |= _figures_of_merit(foretold[known], hardness[known].to(foretold))
         start, capacity = int(self._written), len(self._labels)
         known = known[-capacity:]  # more than there is room for would be written over one another
-        labels = labels[known]
         places = (torch.arange(len(known), device=known.device) + start) % capacity
         self._pictures[places] = pictures[known]
         self._figures[places] = figures[known].to(self._figures)
-        self._labels[places] = labels
-        told = _chance_of_label(hardness[known].to(self._chances), labels, self._chances.shape[1])
-        complete = torch.full_like(labels, self._chances.shape[1] == 2, dtype=torch.bool)
-        if chances is not None:
-            every = ~chances[known].isnan().any(1)
-            told = torch.where(every[:, None], chances[known].to(told), told)
-            complete |= every
-        self._chances[places], self._complete[places] = told, complete
+        self._hardness[places] = hardness[known].to(self._hardness)
+        self._labels[places] = labels[known]
+        if self.classes is not None:
+            told = chances[known] if chances is not None else torch.zeros(len(known), self.classes, device=known.device)
+            self._chances[places] = told.nan_to_num(nan=0.0).to(self._chances)
         self._written += len(known)
 
     def rehearse(self, generator: torch.Generator) -> Tensor | None:
-        """Cross-entropy of the foretold chances against what came, over a sample of the memory.
-
-        Where only the chance of the right class is known, that of all others together stands for them.
-        """
+        """Cross-entropy of what was foretold against what came, over a sample of the memory."""
         filled = min(int(self._written), len(self._labels))
         if filled == 0:
             return None
         sample = torch.randint(filled, (_REHEARSED,), generator=generator).to(self._labels.device)
-        pictures = self._pictures[sample].float() / 255
-        chances, labels = self._chances[sample].float(), self._labels[sample]
+        pictures, labels = self._pictures[sample].float() / 255, self._labels[sample]
         with torch.autocast(pictures.device.type, enabled=False):
-            logits = self.critic(Glimpses(pictures[None], self._figures[sample][None]))[0]
-            over_classes = -(chances * logits.log_softmax(1)).sum(1)
-            hardness = 1 - chances.gather(1, labels[:, None])[:, 0]
-            of_label = F.binary_cross_entropy_with_logits(hardness_log_odds(logits, labels), hardness, reduction="none")
-            return torch.where(self._complete[sample], over_classes, of_label).mean()
+            outputs = self.critic(Glimpses(pictures[None], self._figures[sample][None]))[0]
+            of_hardness = F.binary_cross_entropy_with_logits(
+                self._log_odds(outputs, labels), self._hardness[sample].float(), reduction="none"
+            )
+            if self.classes is None:
+                return of_hardness.mean()
+            chances = self._chances[sample].float()
+            over_classes = -(chances * outputs.log_softmax(1)).sum(1)
+            return torch.where(chances.sum(1) > 0, over_classes, of_hardness).mean()
+
+    def _log_odds(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return outputs[..., 0] if self.classes is None else hardness_log_odds(outputs, labels)
 
 
 def hardness_log_odds(logits: Tensor, labels: Tensor) -> Tensor:
@@ -234,13 +237,6 @@ def hardness_log_odds(logits: Tensor, labels: Tensor) -> Tensor:
     column = labels.expand(logits.shape[:-1])[..., None]
     others = logits.scatter(-1, column, -torch.inf).logsumexp(-1)
     return others - logits.gather(-1, column)[..., 0]
-
-
-def _chance_of_label(hardness: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Chances ``[n, K]`` of which only the label's is known, and with it, of two classes, the other's; zeros else."""
-    chances = hardness.new_zeros(len(hardness), classes)
-    chances.scatter_(1, labels[:, None], 1 - hardness[:, None])
-    return chances.scatter_(1, 1 - labels[:, None], hardness[:, None]) if classes == 2 else chances
 
 
 def _sharpness(log_odds: Tensor, goal: float, most: float) -> Tensor:
@@ -275,7 +271,7 @@ def _drawn(chances: Tensor, draw: Tensor) -> Tensor:
 
 _PICTURE = (GLIMPSE_CHANNELS, GLIMPSE, GLIMPSE)
 _REHEARSED = 64
-_BISECTIONS = 20
+_BISECTIONS = 24
 
 
 def _figures_of_merit(foretold: Tensor, hardness: Tensor) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Policy ``deterministic``: the paper's own synthesizer, one transform for a background and a cut-out, no divergence.
 
 It is here to be compared with. It climbs to the corners of its range and stays there; see ``learned`` for what becomes
-of it with a distribution, and docs/adversary.md for figures.
+of it with a distribution.
 """
 
 from __future__ import annotations

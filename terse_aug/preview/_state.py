@@ -16,6 +16,16 @@ STATE_KEY = "terse"
 _POLICY = "adversary.policy."
 
 
+def saved_classes(path: str | Path) -> int | None:
+    """Number of classes whose chances the policy in a saved state has learned; ``None`` if it learned hardness alone.
+
+    Args:
+        path: as for :func:`load_policy_state`, which see for the errors raised.
+    """
+    chances = _read(path).get(_POLICY + "_chances")
+    return None if chances is None else int(chances.shape[1])
+
+
 def load_policy_state(terse: Terse, path: str | Path) -> None:
     """Load the policy's part of a saved :class:`terse_aug.Terse`; optimizers, discriminator and counters stay.
 
@@ -31,16 +41,7 @@ def load_policy_state(terse: Terse, path: str | Path) -> None:
         FileNotFoundError: there is no such file.
         ValueError: the file is none of the above, or the state is of another policy.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"expected a saved state at {path}, found none")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever a damaged file leads its decoders to
-        raise ValueError(
-            f"{path}: expected a file of torch.save(terse.state_dict()) that weights_only=True can read "
-            f"({type(error).__name__})"
-        ) from error
-    state = _terse_state(content, path)
+    state = _read(path)
     learned = {name.removeprefix(_POLICY): value for name, value in state.items() if name.startswith(_POLICY)}
     expected = terse.policy.state_dict()
     wrong = sorted(learned.keys() ^ expected.keys()) or [
@@ -50,6 +51,19 @@ def load_policy_state(terse: Terse, path: str | Path) -> None:
         found = f"differs in {len(wrong)} entries, such as {wrong[0]}" if learned and wrong else "has no parameters"
         raise ValueError(f"{path}: the policy saved in it is another than the one to load ({found})")
     terse.policy.load_state_dict(learned)
+
+
+def _read(path: str | Path) -> Mapping[str, Any]:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"expected a saved state at {path}, found none")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever a damaged file leads its decoders to
+        raise ValueError(
+            f"{path}: expected a file of torch.save(terse.state_dict()) that weights_only=True can read "
+            f"({type(error).__name__})"
+        ) from error
+    return _terse_state(content, path)
 
 
 def _terse_state(content: Any, path: str | Path) -> Mapping[str, Any]:

@@ -46,7 +46,8 @@ class TellsChances(Protocol):
     def object_chances(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
         """For each annotated object the model's probability of every class, float ``[N, label_limit]``.
 
-        Column k is label k; at the object's label it is what :meth:`TargetModel.object_scores` gives.
+        Column k is label k; at the object's label it is what :meth:`TargetModel.object_scores` gives. Rows sum to 1;
+        independent probabilities (sigmoids) do not belong here.
         """
         ...
 

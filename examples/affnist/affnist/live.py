@@ -80,7 +80,7 @@ def train_live(
                 late.append(1 - own.softmax(1).gather(1, classes[:, None])[:, 0])
         if (iteration + 1) % schedule.readings == 0:
             images_so_far = (iteration + 1) * schedule.batch_size
-            readings.append({"images": images_so_far, "accuracy": accuracy(model, *test)})
+            readings.append({"wanted": images_so_far, "images": images_so_far, "accuracy": accuracy(model, *test)})
         progress(iteration + 1)
     figures: dict[str, Any] = {"readings": readings, "processor seconds": time.process_time() - started}
     figures |= hardness_figures(torch.cat(late))

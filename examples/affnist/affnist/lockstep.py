@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -50,16 +49,25 @@ class LockStepSchedule:
 
 
 class _Readings:
-    """What is measured after every round; saved with the classifier."""
+    """What is measured after every round, and the time it took; saved with the classifier.
+
+    The time that a stopped run had spent in an unfinished round is not counted.
+    """
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
+        self._before, self._started = 0.0, time.process_time()
+
+    @property
+    def seconds(self) -> float:
+        """Of the processor, this and former processes together."""
+        return self._before + time.process_time() - self._started
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": list(self.rows)}
+        return {"rows": list(self.rows), "seconds": self.seconds}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        self.rows = list(state["rows"])
+        self.rows, self._before, self._started = list(state["rows"]), state["seconds"], time.process_time()
 
 
 class _Classifier:
@@ -118,19 +126,18 @@ def train_in_lock_step(
         Accuracy (per cent) on the test set after every round, what the hunts brought, and what the composites and the
         kept images were like at the end.
     """
-    started = time.process_time()
     classifier, readings = _Classifier(network, digits, schedule, seed), _Readings()
     classifier.train(999, schedule.warm_up, None)
 
-    def read(number: int) -> None:
-        images = schedule.wanted * (number + 1)
-        readings.rows.append({"images": images, "accuracy": accuracy(classifier.model, *test)})
+    def read(number: int, images: int) -> None:
+        wanted = schedule.wanted * (number + 1)
+        readings.rows.append({"wanted": wanted, "images": images, "accuracy": accuracy(classifier.model, *test)})
 
     if arm.policy is None:
         for number in range(schedule.rounds):
             classifier.train(number, schedule.iterations, None)
-            read(number)
-        return {"readings": readings.rows, "processor seconds": time.process_time() - started}
+            read(number, 0)
+        return {"readings": readings.rows, "processor seconds": readings.seconds}
 
     folder.mkdir(parents=True, exist_ok=True)
     target = ClassifierTarget(classifier.model, CLASSES)
@@ -144,13 +151,12 @@ def train_in_lock_step(
 
         def train(number: int, reports: list[HuntReport]) -> None:
             classifier.train(number, schedule.iterations, cache)
-            read(number)
+            read(number, sum(sum(report.found.values()) for report in reports))
 
         reports = cycle.run(
             schedule.rounds, lambda number: itertools.repeat(empty_canvases(CANVAS, schedule.batch_size)), train, False
         )
         looked = look_at(terse, target, cache)
-    shutil.rmtree(folder)
     hunts = [asdict(report) | {"yield per forward": report.yield_per_forward} for report in reports]
-    figures = {"readings": readings.rows, "hunts": hunts, "metrics": terse.metrics()}
-    return figures | {"processor seconds": time.process_time() - started} | looked
+    figures = {"readings": readings.rows, "filtered": arm.filtered, "hunts": hunts, "metrics": terse.metrics()}
+    return figures | {"processor seconds": readings.seconds} | looked

@@ -26,7 +26,7 @@ def by_arm(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 def print_table(runs: Sequence[dict[str, Any]]) -> None:
     """Mean and range of the accuracy at every reading, and what the composites were like."""
-    readings = [reading["images"] for reading in runs[0]["readings"]]
+    readings = [reading["wanted"] for reading in runs[0]["readings"]]
     table = Table(
         "arm", "seeds", *map(str, readings), "hard per forward", "missed", "diversity", "neighbour", "seconds"
     )
@@ -36,7 +36,7 @@ def print_table(runs: Sequence[dict[str, Any]]) -> None:
             arm,
             str(len(own)),
             *cells,
-            _spread([hunt_yield(run) for run in own if "hunts" in run], 3),
+            _spread([hunt_yield(run) for run in own if run.get("filtered")], 3),
             _spread([100 * run["missed share"] for run in own if "missed share" in run]),
             _spread([run["metrics"]["diversity"] for run in own if "metrics" in run], 2),
             _spread([run["neighbour distance of the kept"] for run in own if "hunts" in run], 3),
@@ -60,7 +60,7 @@ def draw(runs: Sequence[dict[str, Any]], path: Path) -> None:
     """Accuracy against the number of synthetic images, and the histogram of hardness, as PNG."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5))
     for arm, own in by_arm(runs).items():
-        images = [reading["images"] for reading in own[0]["readings"]]
+        images = [reading["wanted"] for reading in own[0]["readings"]]
         values = [[run["readings"][row]["accuracy"] for run in own] for row in range(len(images))]
         (line,) = left.plot(images, [statistics.fmean(each) for each in values], marker="o", label=arm)
         left.fill_between(images, list(map(min, values)), list(map(max, values)), alpha=0.15, color=line.get_color())
@@ -68,7 +68,7 @@ def draw(runs: Sequence[dict[str, Any]], path: Path) -> None:
         if histograms:
             mean = [statistics.fmean(column) for column in zip(*histograms, strict=True)]
             right.stairs(mean, [edge / len(mean) for edge in range(len(mean) + 1)], label=arm, color=line.get_color())
-    left.set(xlabel="synthetic images", ylabel="accuracy on AffNIST test digits, %")
+    left.set(xlabel="synthetic images (in lock-step: wanted)", ylabel="accuracy on AffNIST test digits, %")
     right.set(xlabel="hardness, 1 - p of the true class", ylabel="share of composites", yscale="log")
     left.legend()
     if right.has_data():
