@@ -112,15 +112,24 @@ def test_pasting_a_digit_gives_the_transformed_digit(example, digits, tmp_path):
     bank = example.data.digit_bank(digits, tmp_path / "digits.bank")
     target = ClassifierTarget(example.models.SmallNet(), 10)
     terse = example.arms.make_terse(example.arms.LIVE["random"], bank, target, example.data.AffineRanges(), seed=0)
-    composites, classes, targets = example.live._composites(terse, 400)
-    images, _ = example.data.affnist(digits, example.data.AffineRanges(), seed=0)
+    composites, classes, targets = example.live._composites(terse, 3000)
+    several = example.data.Digits(digits.images.repeat(8, 1, 1), digits.labels.repeat(8))
+    images, _ = example.data.affnist(several, example.data.AffineRanges(), seed=0)
     assert all(len(target["labels"]) == 1 for target in targets)
     assert set(classes.tolist()) == set(range(10))
     # The digits are drawn with replacement, and pasting spaces its scales logarithmically: 3 % less area on average.
-    assert float(composites.sum()) == pytest.approx(float(images.sum()), rel=0.1)
+    assert float(composites.sum((1, 2, 3)).mean()) == pytest.approx(float(images.sum((1, 2, 3)).mean()), rel=0.1)
     assert float((composites.amax((1, 2, 3)) > 0.8).float().mean()) > 0.98
     difference = (composites.mean((0, 1)) - images.mean((0, 1))).abs().mean() / images.mean()
     assert float(difference) < 0.2
+    for pasted, wanted in zip(centres(composites), centres(images), strict=True):
+        assert float(pasted.std()) == pytest.approx(float(wanted.std()), rel=0.05)
+
+
+def centres(images):
+    """Mean x and mean y of the ink of each image."""
+    at, ink = torch.arange(40) + 0.5, images.sum((1, 2, 3))
+    return (images.sum((1, 2)) @ at) / ink, (images.sum((1, 3)) @ at) / ink
 
 
 # --- training -------------------------------------------------------------------------------------------------------
