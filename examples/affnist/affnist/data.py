@@ -38,8 +38,8 @@ class AffineRanges:
     def for_pasting(self) -> TransformRanges:
         """The same as ranges of terse-aug's transforms.
 
-        What has to stay inside is measured on the cut-out's turned rectangle, whose corners and margin have no ink; 0.8 of
-        it gives centres as spread out as those of the test set.
+        What has to stay inside is measured on the cut-out's turned rectangle, whose corners and margin have no ink;
+        0.8 of it gives centres as spread out as those of the test set, a little less across and more down.
         """
         return TransformRanges(
             rotation=(-self.rotation, self.rotation),
