@@ -128,10 +128,11 @@ def test_a_candidate_is_chosen_with_probability_odds_to_one_over_temperature() -
     assert (proposal.unit[:, others].mean(0) - 0.5).abs().max() < 0.01
 
 
-def test_what_is_held_stays_as_random_would_have_it() -> None:
-    policy = CriticPolicy(candidates=8, temperature=1e-4, goal=1.0, held=("translate_x", "scale"))
+@pytest.mark.parametrize("offers", [1, 3])
+def test_what_is_held_stays_as_random_would_have_it(offers: int) -> None:
+    policy = CriticPolicy(candidates=8, temperature=1e-4, goal=1.0, held=("translate_x", "scale"), offers=offers)
     policy.critic = Foretell()  # type: ignore[assignment]
-    proposal = policy.propose(make_scene(4000), generator_for(0), learning=False)
+    proposal = policy.propose(make_scene(4000 * offers), generator_for(0), learning=False)
     assert float(proposal.unit[:, TRANSLATE_X].mean()) == pytest.approx(0.5, abs=0.02)
     with pytest.raises(ValueError, match=r"held: expected some of rotation, .*, got size"):
         CriticPolicy(held=("size",))
