@@ -479,10 +479,11 @@ def test_without_a_target_that_tells_chances_they_are_taken_for_hardness(tiny_ba
         for target, label in zip(targets, (-1, 9), strict=True)
     ]
     _, targets = terse(images, targets)
-    terse.observe(chances=[torch.full((len(target["boxes"]), 10), 0.1) for target in targets])
+    row = torch.tensor([0.05, 0.3, 0.3, *[0.05] * 7])  # the bank has labels 1 and 2
+    terse.observe(chances=[row.expand(len(target["boxes"]), -1) for target in targets])
     terse.step(1.0)
     assert terse.metrics()["moves"] == 1
-    assert terse.metrics()["hardness"] == pytest.approx(0.9)
+    assert terse.metrics()["hardness"] == pytest.approx(0.7)
     assert terse.policy.classes is None
 
 

@@ -339,6 +339,9 @@ def test_hard_may_be_what_another_class_is_ahead_of(
         Hunt(terse, TorchvisionDetector(make_detector("fasterrcnn")), cache, {1: 1}, 1, rival_margin=0.1)
     with pytest.raises(ValueError, match=r"rival_margin: expected a difference .* got 1.0"):
         Hunt(terse, target, cache, {1: 1}, 1, rival_margin=1.0)
+    for most, fewer in ((0.31, True), (0.29, False)):
+        hunter = Hunt(terse, target, HardExampleCache(tmp_path / str(most)), {1: 2, 2: 2}, 40, hard_below=most)
+        assert hunter.run(noise_batches()).complete is fewer
     everything = Hunt(terse, target, HardExampleCache(tmp_path / "all"), {1: 2, 2: 2}, 400, hard_below=1.0)
     assert everything.run(noise_batches()).complete
 

@@ -62,7 +62,7 @@ def test_a_detector_trains_and_a_policy_that_learns_moves(
         losses = detector(images, targets)
         torch.stack(list(losses.values())).sum().backward()
         assert all(leaf.grad is not None and bool((leaf.grad.abs().amax(1) > 0).all()) for leaf in leaves)
-        assert len(leaves) == (2 if policy == "learned" else 0)
+        assert len(leaves) == {"learned": 2, "deterministic": 1}.get(policy, 0)
         optimizer.step()
         optimizer.zero_grad()
         terse.step(losses)
