@@ -530,6 +530,24 @@ def test_a_cycle_can_be_gone_on_with_and_refuses_what_does_not_belong_to_it(
         LockStep(hunter, tmp_path, {}, save_every=0)
 
 
+def test_a_run_that_found_nothing_yet_does_not_empty_the_cache_of_another(
+    tiny_bank: ForegroundBank, tmp_path: Path
+) -> None:
+    hunter, cache, _ = hunt(tiny_bank, tmp_path, "random", label1=2)
+
+    def killed(number: int) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        LockStep(hunter, tmp_path / "run", {"model": nn.Linear(2, 2)}).run(1, killed, lambda *_: None, show=False)
+    assert cache.written == 0
+    other = hunt(tiny_bank, tmp_path / "other", "random", label1=2)[0]
+    other.run(noise_batches())
+    with pytest.raises(ValueError, match="is not the cache that the run in"):
+        LockStep(other, tmp_path / "run", {"model": nn.Linear(2, 2)}).run(1, lambda _: [], lambda *_: None, show=False)
+    assert len(other.cache) == 2
+
+
 class Unloadable:
     """Its state can be saved and not be loaded."""
 

@@ -70,7 +70,7 @@ class HardExampleCache:
 
     @property
     def id(self) -> str:
-        """A name that no other cache has; empty until something has been added."""
+        """A name that no other cache has."""
         name: str = self._head()["id"]
         return name
 
@@ -177,7 +177,7 @@ class HardExampleCache:
             try:
                 with self._begin(write=True) as transaction:
                     head = self._head_of(transaction)
-                    head |= {"id": head["id"] or uuid.uuid4().hex} | change(transaction, head)
+                    head |= change(transaction, head)
                     transaction.put(_HEAD, json.dumps(head).encode())
                 return
             except lmdb.MapFullError:
@@ -196,15 +196,17 @@ class HardExampleCache:
 
     def _head_of(self, transaction: lmdb.Transaction) -> dict[str, Any]:
         content = transaction.get(_HEAD)
-        if content is None:
-            return {"format": _FORMAT, "capacity": self.capacity, "id": "", "written": 0, "counts": {}}
+        assert content is not None
         head: dict[str, Any] = json.loads(bytes(content))
         return head
 
     def _check_head(self) -> None:
-        with self._begin() as transaction:
-            if transaction.get(_HEAD) is None and transaction.stat()["entries"]:
-                raise ValueError(f"{self.path} is an LMDB file, but no cache of hard examples")
+        with self._begin(write=True) as transaction:
+            if transaction.get(_HEAD) is None:
+                if transaction.stat()["entries"]:
+                    raise ValueError(f"{self.path} is an LMDB file, but no cache of hard examples")
+                new = {"format": _FORMAT, "capacity": self.capacity, "id": uuid.uuid4().hex, "written": 0, "counts": {}}
+                transaction.put(_HEAD, json.dumps(new).encode())
             head = self._head_of(transaction)
         if (head.get("format"), head.get("capacity")) != (_FORMAT, self.capacity):
             raise ValueError(

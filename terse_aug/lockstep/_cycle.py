@@ -138,7 +138,7 @@ class LockStep:
                 f"{self._folder}: expected the learners {sorted(states)}, got {sorted(self._learners)}: give those "
                 "that the run began with"
             )
-        if place.pop("cache") not in ("", self._hunt.cache.id):
+        if place.pop("cache") != self._hunt.cache.id:
             raise ValueError(
                 f"{self._hunt.cache.path}: it is not the cache that the run in {self._folder} has filled; give that one"
             )
