@@ -24,9 +24,10 @@ from terse_aug._random import generator_for
 from terse_aug._sample import Target
 from terse_aug._sampler import Sampler
 from terse_aug._scene import make_scene
+from terse_aug._vocabulary import check_classes, check_labels, told_classes, translated
 from terse_aug.bank import ForegroundBank
 from terse_aug.policies import Policy, Proposal, Scene, make_policy, uniform_proposal
-from terse_aug.targets import TargetModel, TellsChances, as_target
+from terse_aug.targets import TargetModel, as_target
 
 _MOST_TURNS = 64
 
@@ -83,17 +84,17 @@ class Terse(nn.Module):
     ) -> None:
         super().__init__()
         self.config = replaced(config or TerseConfig(), settings)
-        self.bank = bank if classes is None else _translated(bank, classes)
+        self.bank = translated(bank, classes)
         self.seed = seed
         self.pixels = pixels or PixelFormat()
         # In a tuple, so that nn.Module does not take the detector for a part of the adversary.
         self._target = (as_target(target),) if target is not None else ()
-        self._check_labels()
-        chosen = make_policy(policy, self.config, seed, self._told_classes)
+        check_labels(self.bank, self._detector)
+        chosen = make_policy(policy, self.config, seed, told_classes(self._detector))
         self._policy_name = policy if isinstance(policy, str) else None
         if chosen.needs_target and not self._target:
             raise ValueError(f"policy {policy!r} asks the detector: give Terse(target=detector)")
-        self._check_classes(chosen)
+        check_classes(chosen, self.bank, told_classes(self._detector))
         self.adversary = Adversary(chosen, self.config, seed, self.pixels)
         self.ledger = Ledger()
         self._mirror_keypoints = mirror_order(self.bank.keypoint_names)
@@ -277,7 +278,7 @@ class Terse(nn.Module):
     def _another(self, policy: str | Policy | None) -> Policy:
         if policy is None or policy == self._policy_name:
             return self.policy
-        chosen = make_policy(policy, self.config, self.seed, self._told_classes)
+        chosen = make_policy(policy, self.config, self.seed, told_classes(self._detector))
         if chosen.learns and not isinstance(policy, Policy):
             raise ValueError(f"policy {policy!r} has learned nothing here: hand over a trained Policy, or None")
         return chosen.to(self._anchor.device)
@@ -312,13 +313,6 @@ class Terse(nn.Module):
             first = torch.arange(0, len(scene.image_of), self.policy.offers)
             return uniform_proposal(len(first), generator, scene.image_of.device, first)
         return self.policy.propose(scene, generator, learning)
-
-    @property
-    def _told_classes(self) -> int | None:
-        """Number of classes, where the target tells the chances of all of them."""
-        if not self._target or not isinstance(self._target[0], TellsChances):
-            return None
-        return self._target[0].label_limit
 
     @property
     def _detector(self) -> TargetModel | None:
@@ -396,29 +390,6 @@ class Terse(nn.Module):
         else:
             self._warn("no_gradient", _NO_GRADIENT)
 
-    def _check_labels(self) -> None:
-        if not self._target or self._target[0].label_limit is None:
-            return
-        first, limit = self._target[0].first_label, self._target[0].label_limit
-        unknown = [label for label in self.bank.categories if not first <= label < limit]
-        if unknown:
-            named = {label: self.bank.categories[label] for label in unknown}
-            raise ValueError(
-                f"the bank has labels that the detector does not have: expected labels {first} to {limit - 1}, got "
-                f"{named}; give Terse(classes=[...]) with the detector's class names"
-            )
-
-    def _check_classes(self, policy: Policy) -> None:
-        """A policy that was handed over ready made has to fit the bank and the target."""
-        if policy.classes is None:
-            return
-        highest = max(self.bank.categories, default=0)
-        if not highest < policy.classes or policy.classes != (self._told_classes or policy.classes):
-            raise ValueError(
-                f"policy: it learns the chances of {policy.classes} classes, but the target tells those of "
-                f"{self._told_classes or 'none'} and the bank's labels go up to {highest}"
-            )
-
     def _warn(self, kind: str, text: str) -> None:
         if kind not in self._warned:
             self._warned.add(kind)
@@ -436,11 +407,6 @@ _NO_GRADIENT = (
 def _chosen(layout: Layout, proposal: Proposal) -> Layout:
     """What a policy has taken of the cut-outs that it was offered."""
     return layout if proposal.rows is None else layout.kept(proposal.rows.tolist())
-
-
-def _translated(bank: ForegroundBank, classes: Sequence[str] | Mapping[str, int]) -> ForegroundBank:
-    # Torchvision's labels begin at 1. To leave categories out, relabel the bank before: bank.relabel(...).
-    return bank.relabel(classes) if isinstance(classes, Mapping) else bank.relabel(classes, offset=1)
 
 
 def _total(losses: Mapping[str, Tensor] | Tensor | float) -> float:
