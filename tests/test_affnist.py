@@ -157,6 +157,39 @@ def test_every_arm_trains_and_repeats_itself(example, digits, tmp_path, arm):
     assert sum(first["hardness histogram"]) == pytest.approx(1)
 
 
+def test_readings_are_those_of_the_averaged_weights(example, digits, tmp_path, monkeypatch):
+    measured = []
+
+    def updates(model):
+        return model.n_averaged.item() if hasattr(model, "n_averaged") else "last"
+
+    for module in (example.live, example.lockstep):
+        monkeypatch.setattr(module, "accuracy", lambda model, *test: measured.append(updates(model)) or 0.0)
+    ranges, arm = example.data.AffineRanges(), example.arms.LIVE["random"]
+    bank = example.data.digit_bank(digits, tmp_path / "digits.bank")
+    test = example.data.affnist(digits, ranges, 0)
+    live = example.live.Schedule(iterations=4, readings=2, batch_size=8)
+    example.live.train_live(arm, "small", digits, bank, test, ranges, live, 0)
+    rounds = example.lockstep.LockStepSchedule(rounds=2, wanted=10, warm_up=5, iterations=3, batch_size=8)
+    example.lockstep.train_in_lock_step(arm, "small", digits, bank, test, ranges, rounds, 0, tmp_path / "run")
+    assert measured == [2, 4, 8, "last", 11, "last"]
+
+
+def test_averaged_weights_follow_the_last_hundred(example):
+    model = example.models.FourConvolutions()
+    average = example.models.averaged(model)
+    average.update_parameters(model)
+    before = model.classify[1].bias.detach().clone()
+    with torch.no_grad():
+        model.classify[1].bias += 1
+        model.features[1].running_mean += 1
+    for _ in range(100):
+        average.update_parameters(model)
+    share = 1 - 0.99**100
+    assert torch.allclose(average.module.classify[1].bias, before + share, atol=1e-5)
+    assert torch.allclose(average.module.features[1].running_mean, torch.full((64,), share), atol=1e-5)
+
+
 LOCKSTEP = ["mnist", "random", "random-filtered", "deterministic", "learned", "critic", "critic-cutouts"]
 
 
@@ -187,7 +220,7 @@ def test_every_arm_trains_in_lock_step(example, digits, tmp_path, arm):
 
 def test_the_yield_is_that_of_the_hunts_that_met_a_good_classifier(example):
     hunts = [{"found": {0: 5}, "target_forwards": forwards} for forwards in (5, 10, 20, 50)]
-    readings = [{"accuracy": accuracy} for accuracy in (80.0, 86.0, 84.0, 90.0)]
+    readings = [{"accuracy": 90.0, "of the last weights": accuracy} for accuracy in (80.0, 86.0, 84.0, 90.0)]
     assert example.report.hunt_yield({"hunts": hunts, "readings": readings}) == pytest.approx(5 / 20)
     assert np.isnan(example.report.hunt_yield({"hunts": hunts[:2], "readings": readings[:2]}))
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from affnist.arms import CLASSES, Arm, make_terse
 from affnist.data import CANVAS, AffineRanges, Digits
 from affnist.looking import empty_canvases, hardness_figures
-from affnist.models import NETWORKS, accuracy
+from affnist.models import NETWORKS, accuracy, averaged
 from terse_aug import ForegroundBank, Terse
 from terse_aug.targets import ClassifierTarget, class_of
 
@@ -50,10 +50,12 @@ def train_live(
     """Train a classifier with the composites of an arm.
 
     Returns:
-        Accuracy (per cent) on the test set at every reading, and what the composites of the last fifth were like.
+        Accuracy (per cent) of the averaged weights on the test set at every reading, and what the composites of the
+        last fifth were like.
     """
     torch.manual_seed(seed)
     model = NETWORKS[network]().train()
+    average = averaged(model)
     optimizer = torch.optim.SGD(model.parameters(), schedule.learning_rate, momentum=0.9, weight_decay=5e-4)
     terse = make_terse(arm, bank, ClassifierTarget(model, CLASSES), ranges, seed) if arm.policy else None
     order = torch.Generator().manual_seed(seed)
@@ -70,6 +72,7 @@ def train_live(
         optimizer.zero_grad()
         losses.mean().backward()
         optimizer.step()
+        average.update_parameters(model)
         if terse is not None:
             own = logits[-schedule.batch_size :].detach()
             if terse.policy.learns_from == "hardness":
@@ -80,7 +83,7 @@ def train_live(
                 late.append(1 - own.softmax(1).gather(1, classes[:, None])[:, 0])
         if (iteration + 1) % schedule.readings == 0:
             images_so_far = (iteration + 1) * schedule.batch_size
-            readings.append({"wanted": images_so_far, "images": images_so_far, "accuracy": accuracy(model, *test)})
+            readings.append({"wanted": images_so_far, "images": images_so_far, "accuracy": accuracy(average, *test)})
         progress(iteration + 1)
     figures: dict[str, Any] = {"readings": readings, "processor seconds": time.process_time() - started}
     figures |= hardness_figures(torch.cat(late))

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from affnist.arms import CLASSES, Arm, make_terse
 from affnist.data import CANVAS, AffineRanges, Digits
 from affnist.looking import empty_canvases, look_at
-from affnist.models import NETWORKS, accuracy
+from affnist.models import NETWORKS, accuracy, averaged
 from terse_aug import ForegroundBank
 from terse_aug.lockstep import HardExampleCache, Hunt, HuntReport, LockStep, mixed
 from terse_aug.targets import ClassifierTarget, class_of
@@ -83,6 +83,7 @@ class _Classifier:
     def __init__(self, network: str, digits: Digits, schedule: LockStepSchedule, seed: int) -> None:
         torch.manual_seed(seed)
         self.model = NETWORKS[network]().train()
+        self.average = averaged(self.model)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), schedule.learning_rate, momentum=0.9, weight_decay=5e-4
         )
@@ -100,6 +101,7 @@ class _Classifier:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
+            self.average.update_parameters(self.model)
 
     def _batches(self, number: int) -> Iterator[tuple[list[Tensor], list[dict[str, Tensor]]]]:
         order = torch.Generator().manual_seed(1000 * self._seed + number)
@@ -123,15 +125,22 @@ def train_in_lock_step(
     """Train a classifier in rounds with the composites of an arm; goes on where a run in the folder was stopped.
 
     Returns:
-        Accuracy (per cent) on the test set after every round, what the hunts brought, and what the composites and the
-        kept images were like at the end.
+        Accuracy (per cent) on the test set after every round, of the averaged weights and of the last ones, which the
+        next hunt meets; what the hunts brought, and what the composites and the kept images were like at the end.
     """
     classifier, readings = _Classifier(network, digits, schedule, seed), _Readings()
     classifier.train(999, schedule.warm_up, None)
 
     def read(number: int, images: int) -> None:
         wanted = schedule.wanted * (number + 1)
-        readings.rows.append({"wanted": wanted, "images": images, "accuracy": accuracy(classifier.model, *test)})
+        readings.rows.append(
+            {
+                "wanted": wanted,
+                "images": images,
+                "accuracy": accuracy(classifier.average, *test),
+                "of the last weights": accuracy(classifier.model, *test),
+            }
+        )
 
     if arm.policy is None:
         for number in range(schedule.rounds):
@@ -146,8 +155,8 @@ def train_in_lock_step(
         hardness = {"rival_margin": _RIVAL_MARGIN} if arm.filtered else {"hard_below": 1.0}
         wanted = dict.fromkeys(range(CLASSES), schedule.wanted // CLASSES)
         hunt = Hunt(terse, target, cache, wanted, schedule.budget, **hardness)
-        learners = {"model": classifier.model, "optimizer": classifier.optimizer, "readings": readings}
-        cycle = LockStep(hunt, folder, learners)
+        learners = {"model": classifier.model, "average": classifier.average, "optimizer": classifier.optimizer}
+        cycle = LockStep(hunt, folder, learners | {"readings": readings})
 
         def train(number: int, reports: list[HuntReport]) -> None:
             classifier.train(number, schedule.iterations, cache)

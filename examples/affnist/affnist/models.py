@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from affnist.data import CANVAS
 
 _MEAN, _STD = 0.1, 0.27  # of ink on the canvas, roughly; one number each, as is usual for MNIST
+_DECAY = 0.99
 
 
 class SmallNet(nn.Module):
@@ -53,6 +55,14 @@ class FourConvolutions(nn.Module):
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"small": SmallNet, "table1": FourConvolutions}
 """Networks by name."""
+
+
+def averaged(model: nn.Module) -> AveragedModel:
+    """A copy for measuring: after every ``update_parameters`` the running mean of the weights, over about 100 of them.
+
+    At a constant learning rate the weights of a single iteration wander, and accuracy with them, by a point or two.
+    """
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(_DECAY), use_buffers=True)
 
 
 def _normalised(images: Tensor) -> Tensor:

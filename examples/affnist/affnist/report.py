@@ -48,9 +48,9 @@ def print_table(runs: Sequence[dict[str, Any]]) -> None:
 def hunt_yield(run: dict[str, Any], past: float = 85.0) -> float:
     """Hard examples per image passed through the classifier, in the hunts that met one better than ``past`` per cent.
 
-    NaN if it was never that good before a hunt.
+    What a hunt meets are the last weights. NaN if they were never that good before a hunt.
     """
-    before = [0.0, *(reading["accuracy"] for reading in run["readings"])]
+    before = [0.0, *(reading["of the last weights"] for reading in run["readings"])]
     late = [hunt for hunt, accuracy in zip(run["hunts"], before, strict=False) if accuracy > past]
     forwards = sum(hunt["target_forwards"] for hunt in late)
     return sum(sum(hunt["found"].values()) for hunt in late) / forwards if forwards else math.nan
