@@ -74,7 +74,7 @@ def _measure(model: nn.Module, own: Any, bank: ForegroundBank, args: argparse.Na
     for number in track(range(args.count), "pastes"):
         image, target = own[number % len(own)]
         generator = generator_for(args.seed, "gradient quality", number)
-        layout = draw_layout(terse.bank, [True], terse.config, generator, Sampler(terse.bank.labels))
+        layout = draw_layout(terse.bank, [True], terse.config, generator, Sampler(terse.bank.labels), terse.policy)
         # Away from the borders of the cube, so that both ends of every difference lie in it.
         unit = torch.rand(1, len(PARAMETERS), generator=generator) * 0.8 + 0.1
         rows += _paste_rows(model, terse, layout, [image], [target], unit)

@@ -40,10 +40,15 @@ class TerseConfig:
     move_every: int = _setting(4, "critic, learned, deterministic: the policy moves every this many iterations")
     critic_candidates: int = _setting(8, "critic: candidates of which its network picks one")
     critic_cutouts: int = _setting(
-        1, "critic: cut-outs of a class among which it also chooses, for each paste; each has its own candidates"
+        1, "critic: cut-outs among which it also chooses, for each paste; each has its own candidates"
+    )
+    critic_any_class: bool = _setting(
+        False,
+        "critic: whether the cut-outs that it chooses among may be of different classes; hard classes are then pasted "
+        "more often. Else all are of one class, and classes as frequent as in the bank",
     )
     critic_goal: float = _setting(
-        0.5,
+        0.7,
         "critic: it chooses no more sharply than brings the mean foretold hardness to this, 0 (random) to 1 (always as "
         "sharply as its temperature allows)",
     )

@@ -20,6 +20,7 @@ from terse_aug._pixels import PixelFormat
 from terse_aug._sampler import Sampler
 from terse_aug._transforms import PARAMETERS, PasteGeometry
 from terse_aug.bank import Foreground, ForegroundBank
+from terse_aug.policies import Policy
 
 _DECOY_TRIES = 8
 
@@ -80,7 +81,7 @@ def draw_layout(
     config: TerseConfig,
     generator: torch.Generator,
     sampler: Sampler,
-    offers: int = 1,
+    policy: Policy,
 ) -> Layout:
     """Draw numbers of objects and cut-outs for a batch.
 
@@ -90,7 +91,8 @@ def draw_layout(
         config: ``objects``, ``image_probability``, ``mirror_probability`` and ``decoys``.
         generator: the only source of randomness.
         sampler: of the bank's cut-outs.
-        offers: cut-outs drawn for each paste; the entries of the layout that belong to one follow one another.
+        policy: says how many cut-outs are offered for each paste; the entries of the layout that belong to one follow
+            one another.
     """
     pasted = torch.rand(len(usable), generator=generator) < config.image_probability
     counts = torch.randint(config.objects[0], config.objects[1] + 1, (len(usable),), generator=generator)
@@ -100,10 +102,11 @@ def draw_layout(
     for image, usable_here in enumerate(usable):
         if not (usable_here and bool(pasted[image]) and int(counts[image])):
             continue
-        image_of += [image] * (int(counts[image]) * offers)
+        image_of += [image] * (int(counts[image]) * policy.offers)
         sources = [index for index, other in enumerate(usable) if other]
         decoys += [_draw_decoy(bank, image, sources, generator) for _ in range(int(decoy_counts[image]))]
-    indices = sampler.draw(len(image_of) // offers, offers, generator)
+    pastes = len(image_of) // policy.offers
+    indices = sampler.draw(pastes, policy.offers, generator, policy.offers_any_class)
     mirrored = (torch.rand(len(image_of), generator=generator) < config.mirror_probability).tolist()
     return Layout(image_of, indices, [bank[index] for index in indices], mirrored, decoys)
 

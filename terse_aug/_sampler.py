@@ -45,13 +45,15 @@ class Sampler:
             raise ValueError(f"no cut-out in the bank has any of the labels {wanted}")
         self._only, self._allowed = wanted, allowed
 
-    def draw(self, count: int, offers: int, generator: torch.Generator) -> list[int]:
-        """Positions of ``count * offers`` cut-outs; each ``offers`` in a row are of one class.
+    def draw(self, count: int, offers: int, generator: torch.Generator, any_class: bool = False) -> list[int]:
+        """Positions of ``count * offers`` cut-outs, with replacement; each ``offers`` in a row are offered together.
 
-        The first of a row is drawn from all that are allowed, the others from its class, with replacement: whichever of
-        a row is taken, classes are as frequent as with one offer.
+        The first of a row is drawn from all that are allowed, the others from its class: whichever of a row is taken,
+        classes are as frequent as with one offer. With ``any_class`` the others are drawn from all, too.
         """
         total = len(self._labels) if self._allowed is None else len(self._allowed)
+        if any_class:
+            count, offers = count * offers, 1
         first = torch.randint(total, (count,), generator=generator)
         if self._allowed is not None:
             first = self._allowed[first]

@@ -252,7 +252,7 @@ class Terse(nn.Module):
         images, targets = batch.images, batch.targets
         generator = generator_for(self.seed, "compose", seed)
         with torch.no_grad():
-            layout = draw_layout(self.bank, batch.usable, self.config, generator, self._every, chosen.offers)
+            layout = draw_layout(self.bank, batch.usable, self.config, generator, self._every, chosen)
             scene = make_scene(layout, images, targets, self._surface(images), chosen, self._detector)
             proposal = chosen.propose(scene, generator, learning=False)
             layout = _chosen(layout, proposal)
@@ -293,7 +293,7 @@ class Terse(nn.Module):
             counts["dropped/graph"] += 1
             self._warn("no_gradient", _NO_GRADIENT)
         with torch.no_grad():
-            layout = draw_layout(self.bank, batch.usable, self.config, generator, self._sampler, self.policy.offers)
+            layout = draw_layout(self.bank, batch.usable, self.config, generator, self._sampler, self.policy)
             scene = make_scene(layout, images, targets, self._surface(images), self.policy, self._detector)
         proposal = self._propose(scene, generator, learning)
         layout = _chosen(layout, proposal)

@@ -27,6 +27,17 @@ def test_offers_are_of_one_class_and_classes_as_frequent_as_in_the_bank(only: li
     assert np.abs(counts - expected).max() < 0.01
 
 
+def test_offers_of_any_class_are_independent_and_uniform_over_what_is_allowed() -> None:
+    sampler = Sampler(LABELS)
+    sampler.only([3, 7])
+    rows = np.array(sampler.draw(4000, 3, generator_for(0), any_class=True)).reshape(4000, 3)
+    sevens = LABELS[rows] == 7
+    assert np.isin(LABELS[rows], [3, 7]).all()
+    assert sevens.mean(0) == pytest.approx([2 / 11] * 3, abs=0.03)
+    assert (sevens[:, 0] & sevens[:, 1]).mean() == pytest.approx((2 / 11) ** 2, abs=0.02)
+    assert np.bincount(rows.ravel(), minlength=len(LABELS))[:11] / rows.size == pytest.approx([1 / 11] * 11, abs=0.02)
+
+
 def test_one_offer_is_uniform_over_what_is_allowed_and_all_may_be_allowed_again() -> None:
     sampler = Sampler(LABELS)
     sampler.only([3])

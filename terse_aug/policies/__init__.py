@@ -21,6 +21,7 @@ POLICIES: dict[str, Callable[[TerseConfig, int, int | None], Policy]] = {
         classes=classes,
         offers=config.critic_cutouts,
         goal=config.critic_goal,
+        any_class=config.critic_any_class,
     ),
     "deterministic": lambda config, seed, classes: DeterministicPolicy(seed, config.dropout),
     "hard-random": lambda config, seed, classes: HardRandomPolicy(config.candidates),

@@ -126,7 +126,9 @@ class Policy(nn.Module):
     classes: int | None = None
     """Columns of the chances it learns from, for one that learns from hardness; ``None`` for hardness alone."""
     offers = 1
-    """Cut-outs of a class that are drawn for each paste, of which ``propose`` takes one."""
+    """Cut-outs that are drawn for each paste, of which ``propose`` takes one."""
+    offers_any_class = False
+    """Whether the cut-outs of a paste may be of different classes; else all are of one, as frequent as it is."""
     sees_pixels = False
     """Whether ``propose`` looks at the pictures in the scene."""
     sees_glimpses = False

@@ -92,8 +92,8 @@ class CriticPolicy(Policy):
         capacity: pastes remembered.
         classes: K, at least 2, for a target that tells the probabilities of all classes; every label is below it.
             ``None`` to learn from hardness alone.
-        offers: cut-outs of a class among which one is chosen for each paste, at least 1; each has candidates of its
-            own.
+        offers: cut-outs among which one is chosen for each paste, at least 1; each has candidates of its own.
+        any_class: whether the cut-outs of a paste may be of different classes.
         goal: in [0, 1], the mean foretold hardness aimed at; 1 always chooses as sharply as the temperature allows, 0
             is random pasting.
 
@@ -115,7 +115,8 @@ class CriticPolicy(Policy):
         capacity: int = 1024,
         classes: int | None = None,
         offers: int = 1,
-        goal: float = 0.5,
+        goal: float = 0.7,
+        any_class: bool = False,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -138,6 +139,7 @@ class CriticPolicy(Policy):
         self.temperature = temperature
         self.rehearsals = rehearsals
         self.offers = offers
+        self.offers_any_class = any_class
         self.classes = classes
         self.goal = goal
         with isolated_global_rng(seed):

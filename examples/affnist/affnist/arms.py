@@ -27,12 +27,16 @@ class Arm:
     filtered: bool = True
 
 
+_CRITIC = Arm("critic", {"critic_held": ()})
+_CRITIC_CUTOUTS = Arm("critic", {"critic_held": (), "critic_candidates": 4, "critic_cutouts": 4})
+
 LIVE = {
     "mnist": Arm(None),
     "random": Arm("random"),
     "hard-random": Arm("hard-random", {"candidates": 4}),
     "learned": Arm("learned", {"temperature": 0.1}),
-    "critic": Arm("critic", {"critic_held": ()}),
+    "critic": _CRITIC,
+    "critic-cutouts": _CRITIC_CUTOUTS,
 }
 """Arms of live training by name."""
 
@@ -42,10 +46,8 @@ LOCKSTEP = {
     "random-filtered": Arm("random"),
     "deterministic": Arm("deterministic"),
     "learned": Arm("learned", {"temperature": 0.1}),
-    "critic": Arm("critic", {"critic_held": ()}),
-    "critic-cutouts": Arm(
-        "critic", {"critic_held": (), "critic_candidates": 1, "critic_cutouts": 16, "critic_goal": 0.7}
-    ),
+    "critic": _CRITIC,
+    "critic-cutouts": _CRITIC_CUTOUTS,
 }
 """Arms of lock-step training by name."""
 
