@@ -29,8 +29,10 @@ from benchmarks._trained import detector, people, photographs
 from terse_aug import PARAMETERS, ForegroundBank, Terse
 from terse_aug._compose import compose
 from terse_aug._layout import Layout, draw_layout
+from terse_aug._looks import Looks
 from terse_aug._random import generator_for, isolated_global_rng
 from terse_aug._sampler import Sampler
+from terse_aug.bank import Foreground
 
 STEPS = (0.02, 0.1)
 """Half widths of the central differences, in the unit cube."""
@@ -74,15 +76,16 @@ def _measure(model: nn.Module, own: Any, bank: ForegroundBank, args: argparse.Na
     for number in track(range(args.count), "pastes"):
         image, target = own[number % len(own)]
         generator = generator_for(args.seed, "gradient quality", number)
-        layout = draw_layout(terse.bank, [True], terse.config, generator, Sampler(terse.bank.labels), terse.policy)
+        sampler, looks = Sampler(terse.bank.labels), Looks(terse.bank)
+        offered = draw_layout(terse.bank, [True], terse.config, generator, sampler, terse.policy, looks)
         # Away from the borders of the cube, so that both ends of every difference lie in it.
         unit = torch.rand(1, len(PARAMETERS), generator=generator) * 0.8 + 0.1
-        rows += _paste_rows(model, terse, layout, [image], [target], unit)
+        rows += _paste_rows(model, terse, offered.taken(terse.bank), [image], [target], unit)
     return rows
 
 
 def _paste_rows(
-    model: nn.Module, terse: Terse, layout: Layout, images: list[Tensor], targets: list[Any], unit: Tensor
+    model: nn.Module, terse: Terse, layout: Layout[Foreground], images: list[Tensor], targets: list[Any], unit: Tensor
 ) -> list[list[float]]:
     surface = terse._surface(images)
 

@@ -86,7 +86,7 @@ class Surface:
 
 
 def compose(
-    images: Sequence[Tensor], targets: Sequence[Target], layout: Layout, unit: Tensor, surface: Surface
+    images: Sequence[Tensor], targets: Sequence[Target], layout: Layout[Foreground], unit: Tensor, surface: Surface
 ) -> Composites:
     """Paste the cut-outs of a layout with the given transforms.
 
@@ -128,7 +128,7 @@ def compose(
 
 
 def compose_exactly(
-    images: Sequence[Tensor], targets: Sequence[Target], layout: Layout, unit: Tensor, surface: Surface
+    images: Sequence[Tensor], targets: Sequence[Target], layout: Layout[Foreground], unit: Tensor, surface: Surface
 ) -> Composites:
     """:func:`compose` in full precision: under autocast its matrices would round positions to whole pixels."""
     with full_precision(images[0].device):
@@ -140,13 +140,13 @@ def full_precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, enabled=False)
 
 
-def _paste(layout: Layout, row: int, unit: Tensor, target_row: int | None) -> Paste:
+def _paste(layout: Layout[Foreground], row: int, unit: Tensor, target_row: int | None) -> Paste:
     foreground = layout.foregrounds[row]
     return Paste(layout.indices[row], foreground.source, foreground.label, unit, target_row, row)
 
 
 def _object_pastes(
-    layout: Layout, images: Sequence[Tensor], unit: Tensor, surface: Surface, dropped: Counter[str]
+    layout: Layout[Foreground], images: Sequence[Tensor], unit: Tensor, surface: Surface, dropped: Counter[str]
 ) -> dict[int, tuple[Patch, PastedObject]]:
     """Patches and label information of the pastes that show anything, by row of the layout.
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from terse_aug._compose import Surface
 from terse_aug._compositor import inverse_2x2
 from terse_aug._layout import Layout, paste_geometry
+from terse_aug._looks import Shown
 from terse_aug._sample import Target
 from terse_aug._thumbnails import background_picture, foreground_pictures
 from terse_aug._transforms import PasteGeometry, affine_maps
@@ -31,7 +32,7 @@ _GRID = (GLIMPSE, GLIMPSE, 2)
 
 
 def glimpse_maker(
-    layout: Layout, images: Sequence[Tensor], targets: Sequence[Target], surface: Surface
+    layout: Layout[Shown], images: Sequence[Tensor], targets: Sequence[Target], surface: Surface
 ) -> Callable[[Tensor], Glimpses]:
     """A function from candidates, float ``[C, M, P]`` in the unit cube, to their glimpses.
 

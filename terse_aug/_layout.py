@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import cv2
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terse_aug._config import TerseConfig
+from terse_aug._looks import Looks, Shown
 from terse_aug._pixels import PixelFormat
 from terse_aug._sampler import Sampler
 from terse_aug._transforms import PARAMETERS, PasteGeometry
@@ -24,31 +26,36 @@ from terse_aug.policies import Policy
 
 _DECOY_TRIES = 8
 
+CutOut = TypeVar("CutOut", bound=Shown, covariant=True)
+
 
 @dataclass(frozen=True)
-class Layout:
-    """What is pasted where, before a policy has said how.
+class Layout(Generic[CutOut]):
+    """What is pasted where, before a policy has said how; or what is offered to it, of which it takes some.
 
     Attributes:
         image_of: the image of each paste, ascending; M entries.
         indices: the bank's index of each cut-out.
-        foregrounds: the cut-outs.
+        foregrounds: the cut-outs; of those that are offered the looks.
         mirrored: whether each is mirrored left to right.
         decoys: decoys, to be pasted before the objects.
     """
 
     image_of: list[int]
     indices: list[int]
-    foregrounds: list[Foreground]
+    foregrounds: Sequence[CutOut]
     mirrored: list[bool]
     decoys: list[Decoy]
 
-    def kept(self, rows: Sequence[int]) -> Layout:
-        """The same with some of the entries only, and all decoys."""
+    def taken(self, bank: ForegroundBank, chosen: Tensor | None = None) -> Layout[Foreground]:
+        """The same with whole cut-outs, and of the entries only the chosen rows, where these are given."""
+        rows: list[int] = list(range(len(self.indices))) if chosen is None else chosen.tolist()
+        shown = [self.foregrounds[row] for row in rows]
+        indices = [self.indices[row] for row in rows]
         return Layout(
             [self.image_of[row] for row in rows],
-            [self.indices[row] for row in rows],
-            [self.foregrounds[row] for row in rows],
+            indices,
+            [own if isinstance(own, Foreground) else bank[index] for index, own in zip(indices, shown, strict=True)],
             [self.mirrored[row] for row in rows],
             self.decoys,
         )
@@ -82,7 +89,8 @@ def draw_layout(
     generator: torch.Generator,
     sampler: Sampler,
     policy: Policy,
-) -> Layout:
+    looks: Looks,
+) -> Layout[Shown]:
     """Draw numbers of objects and cut-outs for a batch.
 
     Args:
@@ -93,6 +101,7 @@ def draw_layout(
         sampler: of the bank's cut-outs.
         policy: says how many cut-outs are offered for each paste; the entries of the layout that belong to one follow
             one another.
+        looks: of the bank's cut-outs, for a policy that is offered several.
     """
     pasted = torch.rand(len(usable), generator=generator) < config.image_probability
     counts = torch.randint(config.objects[0], config.objects[1] + 1, (len(usable),), generator=generator)
@@ -108,7 +117,8 @@ def draw_layout(
     pastes = len(image_of) // policy.offers
     indices = sampler.draw(pastes, policy.offers, generator, policy.offers_any_class)
     mirrored = (torch.rand(len(image_of), generator=generator) < config.mirror_probability).tolist()
-    return Layout(image_of, indices, [bank[index] for index in indices], mirrored, decoys)
+    shown: Sequence[Shown] = [bank[index] if policy.offers == 1 else looks[index] for index in indices]
+    return Layout(image_of, indices, shown, mirrored, decoys)
 
 
 def _draw_decoy(bank: ForegroundBank, image: int, sources: Sequence[int], generator: torch.Generator) -> Decoy:
@@ -120,7 +130,7 @@ def _draw_decoy(bank: ForegroundBank, image: int, sources: Sequence[int], genera
 
 
 def paste_geometry(
-    foregrounds: Sequence[Foreground],
+    foregrounds: Sequence[Shown],
     mirrored: Sequence[bool],
     frames: Sequence[tuple[int, int]],
     like: Tensor,
@@ -133,7 +143,7 @@ def paste_geometry(
         frames: (H, W) of each paste's background.
         like: gives dtype and device.
     """
-    sizes = [(foreground.rgba.shape[1], foreground.rgba.shape[0]) for foreground in foregrounds]
+    sizes = [foreground.size for foreground in foregrounds]
     natural = [
         foreground.extent * math.sqrt(height * width) / max(size)
         for foreground, size, (height, width) in zip(foregrounds, sizes, frames, strict=True)

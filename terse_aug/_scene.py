@@ -12,20 +12,23 @@ from torch import Tensor
 from terse_aug._compose import Surface, compose_exactly
 from terse_aug._glimpse import glimpse_maker
 from terse_aug._layout import Layout
+from terse_aug._looks import Shown
 from terse_aug._sample import Target
 from terse_aug._thumbnails import background_picture, foreground_pictures
+from terse_aug.bank import Foreground, ForegroundBank
 from terse_aug.policies import Policy, Scene
 from terse_aug.policies._base import THUMBNAIL
 from terse_aug.targets import TargetModel
 
 
 def make_scene(
-    layout: Layout,
+    layout: Layout[Shown],
     images: Sequence[Tensor],
     targets: Sequence[Target],
     surface: Surface,
     policy: Policy,
     detector: TargetModel | None,
+    bank: ForegroundBank,
 ) -> Scene:
     """The scene with as much as the policy looks at, and no more.
 
@@ -45,12 +48,12 @@ def make_scene(
     if policy.needs_target:
         if detector is None:
             raise ValueError("this policy asks the detector: give Terse(target=detector)")
-        scene = dataclasses.replace(scene, detector_loss=_asker(layout, images, targets, surface, detector))
+        scene = dataclasses.replace(scene, detector_loss=_asker(layout.taken(bank), images, targets, surface, detector))
     return scene
 
 
 def _with_pictures(
-    scene: Scene, layout: Layout, images: Sequence[Tensor], targets: Sequence[Target], surface: Surface
+    scene: Scene, layout: Layout[Shown], images: Sequence[Tensor], targets: Sequence[Target], surface: Surface
 ) -> Scene:
     """The scene with what policies with ``sees_pixels`` look at."""
     device = images[0].device
@@ -61,8 +64,8 @@ def _with_pictures(
     natural = []
     for foreground, image in zip(layout.foregrounds, layout.image_of, strict=True):
         height, width = images[image].shape[-2:]
-        factor = foreground.extent * math.sqrt(height * width) / max(foreground.rgba.shape[:2])
-        natural.append((factor * foreground.rgba.shape[1] / width, factor * foreground.rgba.shape[0] / height))
+        factor = foreground.extent * math.sqrt(height * width) / max(foreground.size)
+        natural.append((factor * foreground.size[0] / width, factor * foreground.size[1] / height))
     return dataclasses.replace(
         scene,
         backgrounds=torch.stack(backgrounds),
@@ -72,7 +75,11 @@ def _with_pictures(
 
 
 def _asker(
-    layout: Layout, images: Sequence[Tensor], targets: Sequence[Target], surface: Surface, detector: TargetModel
+    layout: Layout[Foreground],
+    images: Sequence[Tensor],
+    targets: Sequence[Target],
+    surface: Surface,
+    detector: TargetModel,
 ) -> Callable[[Tensor], Tensor]:
     """The detector's loss of each image, as a function of the transforms."""
 

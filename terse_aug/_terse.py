@@ -19,13 +19,14 @@ from terse_aug._hardness import ask_for_hardness, take_outcomes, told_outcomes
 from terse_aug._keypoints import mirror_order
 from terse_aug._layout import Layout, draw_layout
 from terse_aug._ledger import Ledger
+from terse_aug._looks import Looks, Shown
 from terse_aug._pixels import PixelFormat
 from terse_aug._random import generator_for
 from terse_aug._sample import Target
 from terse_aug._sampler import Sampler
 from terse_aug._scene import make_scene
 from terse_aug._vocabulary import check_classes, check_labels, told_classes, translated
-from terse_aug.bank import ForegroundBank
+from terse_aug.bank import Foreground, ForegroundBank
 from terse_aug.policies import Policy, Proposal, Scene, make_policy, uniform_proposal
 from terse_aug.targets import TargetModel, as_target
 
@@ -106,6 +107,7 @@ class Terse(nn.Module):
         self._told = False
         self._sampler = Sampler(self.bank.labels)
         self._every = Sampler(self.bank.labels)
+        self._looks = Looks(self.bank)
         self._warned: set[str] = set()
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)
         self._anchor: Tensor
@@ -252,10 +254,9 @@ class Terse(nn.Module):
         images, targets = batch.images, batch.targets
         generator = generator_for(self.seed, "compose", seed)
         with torch.no_grad():
-            layout = draw_layout(self.bank, batch.usable, self.config, generator, self._every, chosen)
-            scene = make_scene(layout, images, targets, self._surface(images), chosen, self._detector)
+            offered, scene = self._offered(batch, chosen, generator, self._every)
             proposal = chosen.propose(scene, generator, learning=False)
-            layout = _chosen(layout, proposal)
+            layout = offered.taken(self.bank, proposal.rows)
             composites = compose_exactly(images, targets, layout, proposal.unit, self._surface(images))
         composites.dropped.update(batch.dropped)
         return composites
@@ -293,10 +294,9 @@ class Terse(nn.Module):
             counts["dropped/graph"] += 1
             self._warn("no_gradient", _NO_GRADIENT)
         with torch.no_grad():
-            layout = draw_layout(self.bank, batch.usable, self.config, generator, self._sampler, self.policy)
-            scene = make_scene(layout, images, targets, self._surface(images), self.policy, self._detector)
+            offered, scene = self._offered(batch, self.policy, generator, self._sampler)
         proposal = self._propose(scene, generator, learning)
-        layout = _chosen(layout, proposal)
+        layout = offered.taken(self.bank, proposal.rows)
         with torch.set_grad_enabled(bool(proposal.leaves)):
             composites = compose_exactly(images, targets, layout, proposal.unit, self._surface(images))
         if learning and any(composites.pastes) and (proposal.leaves or proposal.memory):
@@ -327,7 +327,15 @@ class Terse(nn.Module):
             self._warn(kind, text)
         return batch
 
-    def _record(self, layout: Layout, proposal: Proposal, composites: Composites) -> None:
+    def _offered(
+        self, batch: Admission, policy: Policy, generator: torch.Generator, sampler: Sampler
+    ) -> tuple[Layout[Shown], Scene]:
+        """What may be pasted on a batch, and what a policy sees of it."""
+        layout = draw_layout(self.bank, batch.usable, self.config, generator, sampler, policy, self._looks)
+        surface = self._surface(batch.images)
+        return layout, make_scene(layout, batch.images, batch.targets, surface, policy, self._detector, self.bank)
+
+    def _record(self, layout: Layout[Foreground], proposal: Proposal, composites: Composites) -> None:
         counts = self.ledger.counts
         counts["calls"] += 1
         counts["images"] += len(composites.images)
@@ -402,11 +410,6 @@ _NO_GRADIENT = (
     "no gradient reached the composites, so the adversary does not move: call backward() on the detector's loss "
     "before step(), call Terse outside torch.no_grad(), and hand the images on as Terse returned them"
 )
-
-
-def _chosen(layout: Layout, proposal: Proposal) -> Layout:
-    """What a policy has taken of the cut-outs that it was offered."""
-    return layout if proposal.rows is None else layout.kept(proposal.rows.tolist())
 
 
 def _total(losses: Mapping[str, Tensor] | Tensor | float) -> float:

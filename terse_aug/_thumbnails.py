@@ -1,21 +1,20 @@
-"""Small pictures of images and cut-outs, for policies. Imports torch, numpy and OpenCV."""
+"""Small pictures of images and cut-outs, for policies. Imports torch and numpy."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from terse_aug._looks import Shown, small_picture
 from terse_aug._pixels import PixelFormat
 from terse_aug._sample import Target
-from terse_aug.bank import Foreground
-from terse_aug.policies._base import FOREGROUND_FILL, THUMBNAIL
+from terse_aug.policies._base import THUMBNAIL
 
 
 def background_picture(image: Tensor, target: Target, pixels: PixelFormat, side: int) -> Tensor:
@@ -39,23 +38,17 @@ def background_picture(image: Tensor, target: Target, pixels: PixelFormat, side:
     return torch.cat([pixels.decode(small).nan_to_num(0.0, 1.0, 0.0).clamp(0, 1), occupied])
 
 
-def foreground_pictures(foregrounds: Sequence[Foreground], mirrored: Sequence[bool]) -> Tensor:
+def foreground_pictures(shown: Sequence[Shown], mirrored: Sequence[bool]) -> Tensor:
     """Cut-outs in the middle of pictures of one size, float ``[M, 4, THUMBNAIL, THUMBNAIL]`` in [0, 1], on the CPU."""
-    pictures = [
-        _foreground_picture(foreground.rgba, flag) for foreground, flag in zip(foregrounds, mirrored, strict=True)
-    ]
+    pictures = [_centred(small_picture(each), flag) for each, flag in zip(shown, mirrored, strict=True)]
     empty = np.zeros((0, THUMBNAIL, THUMBNAIL, 4), np.uint8)
     return torch.from_numpy(np.stack(pictures) if pictures else empty).permute(0, 3, 1, 2) / 255
 
 
-def _foreground_picture(rgba: NDArray[np.uint8], mirrored: bool) -> NDArray[np.uint8]:
-    """The cut-out in the middle, its larger side filling nine tenths, uint8 ``[T, T, 4]``."""
-    height, width = rgba.shape[:2]
-    factor = FOREGROUND_FILL * THUMBNAIL / max(height, width)
-    size = (max(round(width * factor), 1), max(round(height * factor), 1))
-    small = cv2.resize(rgba, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR)
-    small = small[:, ::-1] if mirrored else small
+def _centred(small: NDArray[np.uint8], mirrored: bool) -> NDArray[np.uint8]:
+    """A small picture in the middle of one of uint8 ``[T, T, 4]``."""
+    height, width = small.shape[:2]
     picture = np.zeros((THUMBNAIL, THUMBNAIL, 4), np.uint8)
-    top, left = (THUMBNAIL - size[1]) // 2, (THUMBNAIL - size[0]) // 2
-    picture[top : top + size[1], left : left + size[0]] = small
+    top, left = (THUMBNAIL - height) // 2, (THUMBNAIL - width) // 2
+    picture[top : top + height, left : left + width] = small[:, ::-1] if mirrored else small
     return picture

@@ -18,6 +18,7 @@ from terse_aug import PARAMETERS, ForegroundBank, Terse, TransformRanges
 from terse_aug._compose import compose
 from terse_aug._glimpse import glimpse_maker
 from terse_aug._layout import draw_layout
+from terse_aug._looks import Looks
 from terse_aug._random import generator_for
 from terse_aug._sampler import Sampler
 from terse_aug.policies import GLIMPSE, CriticPolicy, Glimpses, Proposal, Scene
@@ -55,7 +56,13 @@ def test_a_glimpse_shows_what_the_composite_shows(tiny_bank: ForegroundBank, mir
     images, targets = make_batch(sizes=((96, 128), (128, 96)))
     images = [F.avg_pool2d(image[None], 9, 1, 4)[0] for image in images]
     layout = draw_layout(
-        terse.bank, [True, True], terse.config, generator_for(0), Sampler(terse.bank.labels), terse.policy
+        terse.bank,
+        [True, True],
+        terse.config,
+        generator_for(0),
+        Sampler(terse.bank.labels),
+        terse.policy,
+        Looks(terse.bank),
     )
     unit = torch.rand(3, 4, len(PARAMETERS), generator=generator_for(1))
     surface = terse._surface(images)
@@ -99,7 +106,9 @@ def test_the_map_of_objects_lies_where_the_objects_are(tiny_bank: ForegroundBank
     terse = Terse(tiny_bank, "random", objects=(1, 1), ranges=ranges, **EVERY_IMAGE)
     images = [torch.zeros(3, 100, 200)]
     targets = [{"boxes": torch.tensor([[100.0, 0, 200, 100]]), "labels": torch.tensor([1])}]
-    layout = draw_layout(terse.bank, [True], terse.config, generator_for(0), Sampler(terse.bank.labels), terse.policy)
+    layout = draw_layout(
+        terse.bank, [True], terse.config, generator_for(0), Sampler(terse.bank.labels), terse.policy, Looks(terse.bank)
+    )
     glimpses = glimpse_maker(layout, images, targets, terse._surface(images))(torch.rand(1, 1, len(PARAMETERS)))
     occupied = glimpses.pictures[0, 0, 4]
     assert float(occupied[:, : GLIMPSE // 2 - 1].amax()) == 0

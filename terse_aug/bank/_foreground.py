@@ -29,3 +29,8 @@ class Foreground:
     source: str
     extent: float
     keypoints: NDArray[np.float32] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the crop, pixels."""
+        return self.rgba.shape[1], self.rgba.shape[0]

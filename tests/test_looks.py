@@ -1,0 +1,77 @@
+"""Looks of cut-outs, which a policy chooses among."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from factories import EVERY_IMAGE, make_bank, make_batch, white_disc
+
+from terse_aug import ForegroundBank, Terse
+from terse_aug._looks import Looks
+from terse_aug._thumbnails import foreground_pictures
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """How often each cut-out of any bank was read."""
+    counts: Counter[int] = Counter()
+    read = ForegroundBank.__getitem__
+
+    def counted(self: ForegroundBank, index: Any) -> Any:
+        counts[int(index)] += 1
+        return read(self, index)
+
+    monkeypatch.setattr(ForegroundBank, "__getitem__", counted)
+    return counts
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_look_shows_what_the_cut_out_shows(tiny_bank: ForegroundBank, mirrored: bool) -> None:
+    looks, whole = Looks(tiny_bank), list(tiny_bank)
+    seen = [looks[index] for index in range(len(whole))]
+    flags = [mirrored] * len(whole)
+    assert torch.equal(foreground_pictures(seen, flags), foreground_pictures(whole, flags))
+    assert [(look.label, look.extent, look.size) for look in seen] == [
+        (cut.label, cut.extent, cut.rgba.shape[1::-1]) for cut in whole
+    ]
+
+
+def test_looks_are_read_once_until_the_least_recently_used_is_forgotten(
+    tiny_bank: ForegroundBank, reads: Counter[int]
+) -> None:
+    looks = Looks(tiny_bank, capacity=2)
+    for index in (0, 1, 0, 1, 0):
+        looks[index]
+    assert reads == {0: 1, 1: 1}
+    for index in (2, 0, 1):
+        looks[index]
+    assert reads == {0: 1, 1: 2, 2: 1}
+
+
+def test_once_all_looks_are_known_only_what_is_pasted_is_read(tiny_bank: ForegroundBank, reads: Counter[int]) -> None:
+    settings: dict[str, Any] = EVERY_IMAGE | {"objects": (2, 2), "decoys": (0, 0)}
+    terse = Terse(tiny_bank, "critic", critic_cutouts=8, move_every=1000, **settings)
+    for seed in range(8):
+        terse(*make_batch(seed))
+    reads.clear()
+    terse(*make_batch(8))
+    pasted = Counter(paste.index for pastes in terse.pastes for paste in pastes)
+    assert sum(pasted.values()) == 4
+    assert reads == pasted
+
+
+def test_policies_without_a_choice_read_each_cut_out_once(tiny_bank: ForegroundBank, reads: Counter[int]) -> None:
+    terse = Terse(tiny_bank, "learned", **(EVERY_IMAGE | {"objects": (2, 2), "decoys": (0, 0)}))
+    terse(*make_batch(0))
+    assert reads.total() == 4
+
+
+def test_small_cut_outs_are_enlarged(tmp_path: Path) -> None:
+    look = Looks(make_bank(tmp_path, [white_disc(side=3)]))[0]
+    assert look.small.dtype == np.uint8
+    assert max(look.small.shape[:2]) == 29
