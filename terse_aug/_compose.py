@@ -22,7 +22,7 @@ from terse_aug._layout import Decoy, Layout, cutout_tensor, paste_geometry, redu
 from terse_aug._pixels import PixelFormat
 from terse_aug._render_cv2 import render_8bit
 from terse_aug._sample import Target
-from terse_aug._transforms import affine_maps
+from terse_aug._transforms import place
 from terse_aug.bank import Foreground
 
 _DECOY_OBJECT_SHARE = 0.1
@@ -201,10 +201,10 @@ def _warp(
     config = surface.config
     geometry = paste_geometry(foregrounds, mirrored, frames, unit)
     physical = config.ranges.physical(unit)
-    matrix, centre, half_extent = affine_maps(physical, geometry, config.ranges.keep_inside)
-    matrix_cpu, centre_cpu, half_cpu = (tensor.detach().cpu() for tensor in (matrix, centre, half_extent))
-    rectangles = covered_rectangles(matrix_cpu, centre_cpu, half_cpu, frames, config.edge_sigma)
-    scales = matrix_cpu.norm(dim=1)
+    placement = place(physical, geometry, config.ranges.keep_inside)
+    known = placement.detached_cpu()
+    rectangles = covered_rectangles(known, frames, config.edge_sigma)
+    scales = known.matrix.norm(dim=1)
     sides = (scales * geometry.cutout_sizes.cpu()).amax(1).tolist()
     rows = []
     for row, (side, rectangle) in enumerate(zip(sides, rectangles, strict=True)):
@@ -216,9 +216,9 @@ def _warp(
             rows.append(row)
     shrink = scales.amax(1).tolist()
     cutouts = [reduced_cutout(foregrounds[row], shrink[row]) for row in rows]
-    resized = matrix[rows] * _reduction(foregrounds, rows, cutouts, matrix)
-    patches = _render(cutouts, resized, centre[rows], [rectangles[row] for row in rows], surface)
-    return {row: (patch, matrix_cpu[row], centre_cpu[row]) for row, patch in zip(rows, patches, strict=True)}
+    resized = placement.matrix[rows] * _reduction(foregrounds, rows, cutouts, placement.matrix)
+    patches = _render(cutouts, resized, placement.centre[rows], [rectangles[row] for row in rows], surface)
+    return {row: (patch, known.matrix[row], known.centre[row]) for row, patch in zip(rows, patches, strict=True)}
 
 
 def _render(
@@ -307,8 +307,8 @@ def _decoy_places(
         count = len(decoy.units)
         frames = [(image.shape[-2], image.shape[-1])] * count
         geometry = paste_geometry([decoy.foreground] * count, [False] * count, frames, decoy.units)
-        maps = affine_maps(ranges.physical(decoy.units), geometry, ranges.keep_inside)
-        rectangles = covered_rectangles(*maps, frames, surface.config.edge_sigma)
+        placement = place(ranges.physical(decoy.units), geometry, ranges.keep_inside)
+        rectangles = covered_rectangles(placement, frames, surface.config.edge_sigma)
         boxes = targets[decoy.image]["boxes"].tolist()
         free = (unit for unit, place in zip(decoy.units, rectangles, strict=True) if not _meets_object(place, boxes))
         places.append(next(free, None))

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from terse_aug._memory import empty
 from terse_aug._pixels import PixelFormat
+from terse_aug._transforms import Placement
 
 _RAMP_LOW, _RAMP_HIGH = 0.25, 0.75
 """The mask clean-up maps this interval of the warped mask to [0, 1]. It is symmetric, so the area where alpha
@@ -80,14 +81,12 @@ class Patch:
 
 
 def covered_rectangles(
-    matrix: Tensor, centre: Tensor, half_extent: Tensor, frame_sizes: Sequence[tuple[int, int]], edge_sigma: float
+    placement: Placement, frame_sizes: Sequence[tuple[int, int]], edge_sigma: float
 ) -> list[Rectangle]:
     """The pixels that each paste can touch, cut at the frame.
 
     Args:
-        matrix: ``[M, 2, 2]`` from :func:`terse_aug._transforms.affine_maps`.
-        centre: ``[M, 2]`` x, y in pixels.
-        half_extent: ``[M, 2]`` pixels.
+        placement: of M pastes.
         frame_sizes: (height, width) of each paste's background.
         edge_sigma: see :func:`render`.
 
@@ -95,10 +94,10 @@ def covered_rectangles(
         M rectangles; an empty one where the paste lies outside the frame.
     """
     # The bilinear edge fades outside the cut-out, over a fraction of one of its own pixels: many when enlarged.
-    fringe = matrix.abs().sum(-1) * (0.5 - _RAMP_LOW)
-    reach = half_extent + fringe + _blur_radius(edge_sigma) + 1
-    low = (centre - reach).floor().tolist()
-    high = (centre + reach).ceil().tolist()
+    fringe = placement.matrix.abs().sum(-1) * (0.5 - _RAMP_LOW)
+    reach = placement.half_extent + fringe + _blur_radius(edge_sigma) + 1
+    low = (placement.middle - reach).floor().tolist()
+    high = (placement.middle + reach).ceil().tolist()
     rectangles = []
     for (left, top), (right, bottom), (height, width) in zip(low, high, frame_sizes, strict=True):
         rectangles.append(
@@ -127,7 +126,7 @@ def render(
 
     Args:
         cutouts: M tensors float ``[4, ch, cw]``, RGB in any range and alpha in [0, 1].
-        matrix: float ``[M, 2, 2]`` from :func:`terse_aug._transforms.affine_maps`.
+        matrix: float ``[M, 2, 2]`` from :func:`terse_aug._transforms.place`.
         centre: float ``[M, 2]``.
         rectangles: M rectangles, none of them empty.
         edge_sigma: standard deviation of the edge's Gaussian in background pixels; 0 leaves the ramp.

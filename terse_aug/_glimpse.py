@@ -20,7 +20,7 @@ from terse_aug._layout import Layout, paste_geometry
 from terse_aug._looks import Shown
 from terse_aug._sample import Target
 from terse_aug._thumbnails import background_picture, foreground_pictures
-from terse_aug._transforms import PasteGeometry, affine_maps
+from terse_aug._transforms import PasteGeometry, place
 from terse_aug.policies import GLIMPSE, Glimpses
 from terse_aug.policies._base import FOREGROUND_FILL
 
@@ -50,19 +50,22 @@ def glimpse_maker(
         flat = unit.flatten(0, 1)
         geometry = _repeated(paste_geometry(layout.foregrounds, layout.mirrored, frames, unit), count)
         ranges = surface.config.ranges
-        matrix, centre, half_extent = affine_maps(ranges.physical(flat), geometry, ranges.keep_inside)
+        placement = place(ranges.physical(flat), geometry, ranges.keep_inside)
+        middle, half_extent = placement.middle, placement.half_extent
         frame = geometry.frame_sizes
-        figures = torch.cat([flat * 2 - 1, 2 * centre / frame - 1, 2 * half_extent / frame], 1)
+        figures = torch.cat([flat * 2 - 1, 2 * middle / frame - 1, 2 * half_extent / frame], 1)
         window = half_extent.amax(1) * _WINDOW
         steps = (torch.arange(GLIMPSE, device=unit.device, dtype=unit.dtype) + 0.5) * (2 / GLIMPSE) - 1
         offsets = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1) * window[:, None, None, None]
-        in_image = (2 * (centre[:, None, None] + offsets) / frame[:, None, None] - 1).view(count, pastes, *_GRID)
+        in_image = (2 * (middle[:, None, None] + offsets) / frame[:, None, None] - 1).view(count, pastes, *_GRID)
         pasted = sorted(set(layout.image_of))
         canvases = _canvases([images[number] for number in pasted], [targets[number] for number in pasted], surface)
         behind = _look_at_images(in_image, [pasted.index(number) for number in layout.image_of], canvases)
-        inverse = inverse_2x2(matrix)
+        inverse = inverse_2x2(placement.matrix)
         to_picture = FOREGROUND_FILL * 2 / geometry.cutout_sizes.amax(1)
-        in_cutout = (offsets.flatten(1, 2) @ inverse.mT) * to_picture[:, None, None]
+        in_cutout = ((offsets.flatten(1, 2) + (middle - placement.centre)[:, None]) @ inverse.mT) * to_picture[
+            :, None, None
+        ]
         in_cutout = in_cutout.view(count, pastes, GLIMPSE * GLIMPSE, 1, 2).transpose(0, 1).flatten(1, 2)
         pictures = foreground_pictures(layout.foregrounds, [False] * pastes).to(unit)
         front = F.grid_sample(pictures, in_cutout, mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -80,6 +83,7 @@ def _repeated(geometry: PasteGeometry, count: int) -> PasteGeometry:
         geometry.frame_sizes.repeat(count, 1),
         geometry.natural_scale.repeat(count),
         geometry.mirror.repeat(count),
+        None if geometry.outlines is None else geometry.outlines.repeat(count, 1, 1),
     )
 
 

@@ -135,7 +135,7 @@ def paste_geometry(
     frames: Sequence[tuple[int, int]],
     like: Tensor,
 ) -> PasteGeometry:
-    """Sizes and natural scales of M pastes.
+    """Sizes, natural scales and outlines of M pastes.
 
     Args:
         foregrounds: M cut-outs.
@@ -153,7 +153,17 @@ def paste_geometry(
         like.new_tensor([(width, height) for height, width in frames]).view(-1, 2),
         like.new_tensor(natural),
         like.new_tensor([-1.0 if flag else 1.0 for flag in mirrored]),
+        _padded([foreground.outline for foreground in foregrounds], like),
     )
+
+
+def _padded(outlines: Sequence[NDArray[np.float32]], like: Tensor) -> Tensor | None:
+    """Outlines ``[n_i, 2]`` as one tensor ``[M, n, 2]``: the last point of the shorter ones is repeated."""
+    if not outlines:
+        return None
+    most = max(map(len, outlines))
+    filled = np.stack([np.pad(outline, ((0, most - len(outline)), (0, 0)), mode="edge") for outline in outlines])
+    return torch.from_numpy(filled).to(like)
 
 
 def reduced_cutout(foreground: Foreground, shrink: float) -> NDArray[np.uint8]:

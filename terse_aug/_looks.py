@@ -32,6 +32,10 @@ class Shown(Protocol):
     def size(self) -> tuple[int, int]:
         """Width and height, pixels."""
 
+    @property
+    def outline(self) -> NDArray[np.float32]:
+        """Corners of its convex hull, likewise."""
+
 
 @dataclass(frozen=True)
 class Look:
@@ -41,12 +45,14 @@ class Look:
         label: its class.
         extent: its natural size.
         size: its width and height, pixels.
+        outline: the corners of its convex hull.
         small: uint8 ``[h, w, 4]``, the larger side filling ``FOREGROUND_FILL`` of ``THUMBNAIL``.
     """
 
     label: int
     extent: float
     size: tuple[int, int]
+    outline: NDArray[np.float32]
     small: NDArray[np.uint8]
 
 
@@ -66,7 +72,8 @@ class Looks:
         look = self._kept.pop(index, None)
         if look is None:
             foreground = self._bank[index]
-            look = Look(foreground.label, foreground.extent, foreground.size, small_picture(foreground))
+            small = small_picture(foreground)
+            look = Look(foreground.label, foreground.extent, foreground.size, foreground.outline, small)
         self._kept[index] = look
         if len(self._kept) > self._capacity:
             self._kept.popitem(last=False)

@@ -39,7 +39,7 @@ def render_8bit(
 
     Args:
         cutouts: M cut-outs uint8 ``[ch, cw, 4]``, RGBA.
-        matrix: float ``[M, 2, 2]`` from :func:`terse_aug._transforms.affine_maps`.
+        matrix: float ``[M, 2, 2]`` from :func:`terse_aug._transforms.place`.
         centre: float ``[M, 2]``.
         rectangles: M rectangles, none of them empty.
         edge_sigma: as in :func:`~terse_aug._compositor.render`.

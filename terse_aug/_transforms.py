@@ -33,10 +33,11 @@ class TransformRanges:
             as the object did of the photograph it was cut from); spaced logarithmically, as are the next two.
         scale_x: additional factor along the cut-out's own x axis.
         scale_y: additional factor along the cut-out's own y axis.
-        translate_x: where the centre lies, 0 the leftmost and 1 the rightmost place that ``keep_inside`` allows.
+        translate_x: where the middle of the object's bounding box lies, 0 the leftmost and 1 the rightmost place that
+            ``keep_inside`` allows.
         translate_y: likewise, 0 the top and 1 the bottom.
-        keep_inside: how much of the half extent of the object has to stay inside the frame: 1 the whole object,
-            0 its centre. An object too large for that is centred.
+        keep_inside: how much of half the bounding box of the object, as it is turned, has to stay inside the frame:
+            1 the whole object, 0 its middle. An object too large for that is put in the middle.
 
     Raises:
         ValueError: a range is no pair of numbers, not ordered, not finite, or outside what its unit allows.
@@ -99,19 +100,42 @@ class PasteGeometry:
         frame_sizes: float ``[M, 2]``, width and height of the background in pixels.
         natural_scale: float ``[M]``, background pixels per cut-out pixel at scale 1.
         mirror: float ``[M]``, -1 where the cut-out is mirrored left to right, else 1.
+        outlines: float ``[M, n, 2]``, points of the cut-out's pixels, x and y from its middle, whose convex hull is
+            the object; ``None`` where it fills its rectangle.
     """
 
     cutout_sizes: Tensor
     frame_sizes: Tensor
     natural_scale: Tensor
     mirror: Tensor
+    outlines: Tensor | None = None
 
 
-def affine_maps(physical: Tensor, geometry: PasteGeometry, keep_inside: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The affine map from cut-out to background, ``x = centre + matrix @ (u - cutout_size / 2)``.
+@dataclass(frozen=True)
+class Placement:
+    """Where pastes land, M rows, in background pixels; pixel (i, j) covers the square from (j, i) to (j + 1, i + 1).
 
-    ``matrix = Rotation @ Shear @ diag(scale_x, scale_y) * scale * natural_scale``; pixel (i, j) covers the
-    square from (j, i) to (j + 1, i + 1).
+    Attributes:
+        matrix: float ``[M, 2, 2]``; a point u of the cut-out lands at ``centre + matrix @ (u - cutout_size / 2)``.
+        centre: float ``[M, 2]`` (x, y), where the middle of the cut-out's rectangle lands.
+        middle: float ``[M, 2]``, the middle of the object's bounding box.
+        half_extent: float ``[M, 2]``, half the sides of that box.
+    """
+
+    matrix: Tensor
+    centre: Tensor
+    middle: Tensor
+    half_extent: Tensor
+
+    def detached_cpu(self) -> Placement:
+        """A copy on the CPU without a graph."""
+        return Placement(*(getattr(self, field.name).detach().cpu() for field in fields(self)))
+
+
+def place(physical: Tensor, geometry: PasteGeometry, keep_inside: float) -> Placement:
+    """The affine maps from cut-outs to backgrounds.
+
+    ``matrix = Rotation @ Shear @ diag(scale_x, scale_y) * scale * natural_scale``.
 
     Args:
         physical: float ``[M, P]`` from :meth:`TransformRanges.physical`.
@@ -119,9 +143,7 @@ def affine_maps(physical: Tensor, geometry: PasteGeometry, keep_inside: float) -
         keep_inside: see :class:`TransformRanges`.
 
     Returns:
-        ``matrix`` float ``[M, 2, 2]``, ``centre`` float ``[M, 2]`` (x, y) in background pixels, and
-        ``half_extent`` float ``[M, 2]``, half the sides of the bounding box of the mapped rectangle; all
-        differentiable in ``physical``.
+        The maps, differentiable in ``physical``.
     """
     rotation, shear, scale, scale_x, scale_y = physical[:, :5].unbind(-1)
     radians = rotation * (math.pi / 180)
@@ -129,7 +151,13 @@ def affine_maps(physical: Tensor, geometry: PasteGeometry, keep_inside: float) -
     turn = torch.stack([cosine, cosine * shear - sine, sine, sine * shear + cosine], -1).view(-1, 2, 2)
     size = torch.stack([scale_x * geometry.mirror, scale_y], -1) * (scale * geometry.natural_scale)[:, None]
     matrix = turn * size[:, None]
-    half_extent = (matrix.abs() @ (geometry.cutout_sizes / 2)[:, :, None])[:, :, 0]
+    if geometry.outlines is None:
+        half_extent = (matrix.abs() @ (geometry.cutout_sizes / 2)[:, :, None])[:, :, 0]
+        offset = torch.zeros_like(half_extent)
+    else:
+        reached = geometry.outlines @ matrix.mT
+        low, high = reached.amin(1), reached.amax(1)
+        half_extent, offset = (high - low) / 2, (high + low) / 2
     lowest = torch.minimum(keep_inside * half_extent, geometry.frame_sizes / 2)
-    centre = lowest + physical[:, 5:] * (geometry.frame_sizes - 2 * lowest)
-    return matrix, centre, half_extent
+    middle = lowest + physical[:, 5:] * (geometry.frame_sizes - 2 * lowest)
+    return Placement(matrix, middle - offset, middle, half_extent)

@@ -122,14 +122,21 @@ def test_pasting_a_digit_gives_the_transformed_digit(example, digits, tmp_path):
     assert float((composites.amax((1, 2, 3)) > 0.8).float().mean()) > 0.98
     difference = (composites.mean((0, 1)) - images.mean((0, 1))).abs().mean() / images.mean()
     assert float(difference) < 0.2
-    assert spread_of_centres(composites) == pytest.approx(spread_of_centres(images), rel=0.05)
+    assert spread_of_centres(composites) == pytest.approx(spread_of_centres(images), rel=0.03)
+    assert at_the_border(composites) == pytest.approx(at_the_border(images), abs=0.01)
 
 
 def spread_of_centres(images):
-    """Standard deviation of the ink's centre, pixels, mean of both axes."""
+    """Standard deviation of the ink's centre, pixels, across and down."""
     at, ink = torch.arange(40) + 0.5, images.sum((1, 2, 3))
     across, down = (images.sum((1, 2)) @ at) / ink, (images.sum((1, 3)) @ at) / ink
-    return float(across.std() + down.std()) / 2
+    return [float(across.std()), float(down.std())]
+
+
+def at_the_border(images):
+    """Share of the images with much ink in their outermost pixels: hardly any, or digits are cut off."""
+    ends = (images[:, 0, 0], images[:, 0, -1], images[:, 0, :, 0], images[:, 0, :, -1])
+    return float((torch.cat(ends, 1).sum(1) > 2).float().mean())
 
 
 # --- training -------------------------------------------------------------------------------------------------------

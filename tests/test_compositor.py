@@ -7,20 +7,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from terse_aug import PARAMETERS, Foreground, PixelFormat, TerseConfig, TransformRanges
 from terse_aug._compose import Composites, Surface, compose
-from terse_aug._compositor import Patch, blend, covered_rectangles, gaussian_blur, render
+from terse_aug._compositor import Patch, Rectangle, blend, covered_rectangles, gaussian_blur, render
 from terse_aug._layout import Decoy, Layout, cutout_tensor, reduced_cutout
-from terse_aug._transforms import PasteGeometry, affine_maps
+from terse_aug._transforms import PasteGeometry, Placement, place
 
 FRAME = (20, 26)
 MIDDLE = (13.0, 10.0)
@@ -45,7 +47,15 @@ def matrix_of(
     """The matrix of a transform, ``[2, 2]``."""
     physical = torch.tensor([[rotation, shear, 1.0, scale_x, scale_y, 0.5, 0.5]], dtype=torch.float64)
     one, pair = torch.ones(1, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64)
-    return affine_maps(physical, PasteGeometry(pair, pair, one, -one if mirrored else one), 0.0)[0][0]
+    return place(physical, PasteGeometry(pair, pair, one, -one if mirrored else one), 0.0).matrix[0]
+
+
+def corners_of_pixels(alpha: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """All corners of the pixels that show, ``[n, 2]``, x and y from the middle: the object, not only its hull."""
+    rows, columns = np.nonzero(alpha)
+    corners = [(columns + right, rows + low) for right in (0, 1) for low in (0, 1)]
+    points = np.concatenate([np.stack(pair, 1) for pair in corners]).astype(np.float64)
+    return points - np.array([alpha.shape[1] / 2, alpha.shape[0] / 2])
 
 
 def rectangles_of(
@@ -53,7 +63,7 @@ def rectangles_of(
 ) -> list[Any]:
     sizes = torch.tensor([[cutout.shape[2], cutout.shape[1]] for cutout in cutouts], dtype=matrix.dtype)
     half_extent = (matrix.abs() @ (sizes / 2)[:, :, None])[:, :, 0]
-    return covered_rectangles(matrix, centre, half_extent, [size] * len(cutouts), sigma)
+    return covered_rectangles(Placement(matrix, centre, centre, half_extent), [size] * len(cutouts), sigma)
 
 
 def rendered(
@@ -218,7 +228,8 @@ def test_no_pastes_change_nothing() -> None:
 def test_the_rectangle_of_a_paste_outside_the_frame_is_empty() -> None:
     half = torch.tensor([[2.0, 2.0]])
     for centre in ([-9.0, 5.0], [5.0, -9.0], [99.0, 5.0], [5.0, 99.0]):
-        assert covered_rectangles(torch.eye(2)[None], torch.tensor([centre]), half, [FRAME], 1.0)[0].empty
+        at = torch.tensor([centre])
+        assert covered_rectangles(Placement(torch.eye(2)[None], at, at, half), [FRAME], 1.0)[0].empty
 
 
 @pytest.mark.parametrize("shift", [(0, 0), (-7, 3), (9, -8)])
@@ -293,10 +304,9 @@ def test_the_composite_has_the_right_gradient_in_the_unit_parameters(
     )
 
     def composite(unit: Tensor) -> Tensor:
-        matrix, centre, half = affine_maps(WIDE.physical(unit), geometry, WIDE.keep_inside)
-        detached = (matrix.detach(), centre.detach(), half.detach())
-        rectangles = covered_rectangles(*detached, [size] * count, sigma)
-        return blend(background, render(cutouts, matrix, centre, rectangles, sigma, batched))
+        placed = place(WIDE.physical(unit), geometry, WIDE.keep_inside)
+        rectangles = covered_rectangles(placed.detached_cpu(), [size] * count, sigma)
+        return blend(background, render(cutouts, placed.matrix, placed.centre, rectangles, sigma, batched))
 
     (gradient,) = torch.autograd.grad(composite(unit)[0, 4].sum(), unit)
     assert (gradient != 0).all()
@@ -365,8 +375,10 @@ def test_composites_and_their_labels_agree_with_the_reference(batched: bool) -> 
             torch.tensor([[size[1], size[0]]]).double(),
             torch.tensor([natural]).double(),
             torch.tensor([-1.0 if mirrored else 1.0]).double(),
+            torch.from_numpy(corners_of_pixels(foreground.rgba[:, :, 3]))[None],
         )
-        matrix, centre, _ = affine_maps(WIDE.physical(unit.detach()[index : index + 1]), geometry, WIDE.keep_inside)
+        placed = place(WIDE.physical(unit.detach()[index : index + 1]), geometry, WIDE.keep_inside)
+        matrix, centre = placed.matrix, placed.centre
         color, alpha = reference.render(cutout, matrix[0].numpy(), centre[0].numpy(), size, 1.0)
         layers.append((color, alpha))
         full_area = abs(np.linalg.det(matrix[0].numpy())) * (cutout[3] > 0.5).sum()
@@ -629,3 +641,27 @@ def test_a_paste_that_nothing_covers_is_fully_visible(side: int) -> None:
     composites = compose([image], [target_of()], layout_of([foreground], [0]), middle, surface)
     assert composites.images[0].amax() > 0.5
     assert composites.pastes[0][0].row == 0
+
+
+@settings(max_examples=80, deadline=None)
+@given(seed=st.integers(0, 1000), shrink=st.sampled_from([0.1, 0.3, 0.7, 1.5]), sigma=st.sampled_from([0.0, 1.0]))
+def test_nothing_that_shows_lies_outside_the_pixels_that_are_rendered(seed: int, shrink: float, sigma: float) -> None:
+    """A triangle, rendered where it reaches or in the whole frame, is the same."""
+    rng = np.random.default_rng(seed)
+    rgba = np.full((90, 90, 4), 255, np.uint8)
+    rgba[..., 3] = cv2.fillConvexPoly(np.zeros((90, 90), np.uint8), rng.integers(0, 90, (3, 2)), 255)
+    rows, columns = np.nonzero(rgba[..., 3])
+    foreground = Foreground(rgba[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1], 1, "triangle", 1.0)
+    frame = (160, 160)
+    ranges = TransformRanges(rotation=(-90, 90), shear=(-0.3, 0.3), scale=(0.5, 0.5), keep_inside=0.5)
+    unit = torch.rand(1, len(PARAMETERS), generator=torch.Generator().manual_seed(seed))
+    foreground = replace(foreground, extent=shrink)
+    surface = surface_of(ranges, edge_sigma=sigma, min_side=0.0)
+    image = torch.zeros(3, *frame)
+    layout = layout_of([foreground], [0])
+    tight = compose([image], [target_of()], layout, unit, surface)
+    with pytest.MonkeyPatch.context() as patch:
+        whole = [Rectangle(0, 0, *frame)]
+        patch.setattr("terse_aug._compose.covered_rectangles", lambda *arguments: whole)
+        full = compose([image], [target_of()], layout, unit, surface)
+    torch.testing.assert_close(tight.images[0], full.images[0], rtol=0, atol=2 / 255)

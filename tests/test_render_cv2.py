@@ -15,7 +15,7 @@ from terse_aug._compose import compose
 from terse_aug._compositor import Patch, blend, render
 from terse_aug._layout import cutout_tensor
 from terse_aug._render_cv2 import render_8bit
-from terse_aug._transforms import PasteGeometry, affine_maps
+from terse_aug._transforms import PasteGeometry, place
 
 LEVEL = 1 / 255
 # OpenCV 4 rounds positions to 1/32 pixel: half that in x and in y, on neighbours that differ by up to 1.
@@ -47,7 +47,7 @@ def pastes(draw: st.DrawFn) -> tuple[list[Patch], list[Patch], tuple[int, int], 
     transform = (number(-180, 180), number(-0.7, 0.7), 1.0, number(0.3, 6), number(0.3, 6), 0.5, 0.5)
     mirror = torch.tensor([draw(st.sampled_from([-1.0, 1.0]))]).double()
     pair, one = torch.ones(1, 2).double(), torch.ones(1).double()
-    matrix, _, _ = affine_maps(torch.tensor([transform]).double(), PasteGeometry(pair, pair, one, mirror), 0.0)
+    matrix = place(torch.tensor([transform]).double(), PasteGeometry(pair, pair, one, mirror), 0.0).matrix
     centre = torch.tensor([[number(0, size[1]), number(0, size[0])]]).double()
     sigma, pixels = draw(st.sampled_from([0.0, 0.4, 1.0, 2.3])), draw(formats)
     cutout = cutout_tensor(rgba, pixels, matrix)

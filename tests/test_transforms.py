@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -13,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from terse_aug import PARAMETERS, TerseConfig, TransformRanges
-from terse_aug._transforms import PasteGeometry, affine_maps
+from terse_aug._transforms import PasteGeometry, place
+from terse_aug.bank._outline import convex_outline
 
 WIDE = TransformRanges(
     rotation=(-180, 180), shear=(-0.8, 0.8), scale=(0.2, 4), scale_x=(0.5, 2), scale_y=(0.5, 2), keep_inside=1
@@ -137,7 +139,8 @@ def test_the_affine_map_is_mirror_scale_shear_rotation_translation(
     data: st.DataObject,
 ) -> None:
     physical = WIDE.physical(unit)
-    matrix, centre, _ = affine_maps(physical, geometry_of(cutout, frame, natural, mirrored), WIDE.keep_inside)
+    placed = place(physical, geometry_of(cutout, frame, natural, mirrored), WIDE.keep_inside)
+    matrix, centre = placed.matrix, placed.centre
     u, v = data.draw(st.floats(0, cutout[0])), data.draw(st.floats(0, cutout[1]))
     expected = reference.transform_point(
         u,
@@ -155,7 +158,8 @@ def test_the_affine_map_is_mirror_scale_shear_rotation_translation(
 def test_positive_rotation_turns_clockwise_on_the_screen() -> None:
     ranges = TransformRanges(rotation=(90, 90), shear=(0, 0), scale=(1, 1), scale_x=(1, 1), scale_y=(1, 1))
     unit = torch.full((1, len(PARAMETERS)), 0.5, dtype=torch.float64)
-    matrix, centre, half = affine_maps(ranges.physical(unit), geometry_of((4, 2), (20, 30)), 1.0)
+    placed = place(ranges.physical(unit), geometry_of((4, 2), (20, 30)), 1.0)
+    matrix, centre, half = placed.matrix, placed.centre, placed.half_extent
     right = matrix[0] @ torch.tensor([1.0, 0.0], dtype=torch.float64)
     torch.testing.assert_close(right, torch.tensor([0.0, 1.0], dtype=torch.float64))  # to the bottom
     assert centre.tolist() == [[10, 15]]
@@ -174,7 +178,8 @@ def test_keep_inside_one_keeps_the_whole_object_inside_wherever_it_fits(
     unit: torch.Tensor, cutout: tuple[int, int], frame: tuple[int, int], natural: float, mirrored: bool
 ) -> None:
     geometry = geometry_of(cutout, frame, natural, mirrored)
-    matrix, centre, half = affine_maps(WIDE.physical(unit), geometry, 1.0)
+    placed = place(WIDE.physical(unit), geometry, 1.0)
+    matrix, centre, half = placed.matrix, placed.centre, placed.half_extent
     corners = corners_of(matrix, centre, cutout)
     low, high = corners.amin(0), corners.amax(0)
     torch.testing.assert_close((high - low) / 2, half[0])
@@ -191,7 +196,8 @@ def test_keep_inside_one_keeps_the_whole_object_inside_wherever_it_fits(
 def test_keep_inside_keeps_that_much_of_the_half_extent_inside_and_always_the_centre(
     unit: torch.Tensor, cutout: tuple[int, int], frame: tuple[int, int], keep_inside: float
 ) -> None:
-    _, centre, half = affine_maps(WIDE.physical(unit), geometry_of(cutout, frame), keep_inside)
+    placed = place(WIDE.physical(unit), geometry_of(cutout, frame), keep_inside)
+    centre, half = placed.centre, placed.half_extent
     for axis in (0, 1):
         wanted = min(keep_inside * float(half[0, axis]), frame[axis] / 2)
         assert wanted - 1e-6 <= float(centre[0, axis]) <= frame[axis] - wanted + 1e-6
@@ -204,6 +210,54 @@ def test_translation_reaches_both_ends_of_what_keep_inside_allows(keep_inside: f
     geometry = PasteGeometry(
         torch.tensor([[8.0, 4.0]] * 2), torch.tensor([[50.0, 40.0]] * 2), torch.ones(2), torch.ones(2)
     )
-    _, centre, _ = affine_maps(ranges.physical(unit).float(), geometry, keep_inside)
+    centre = place(ranges.physical(unit).float(), geometry, keep_inside).centre
     left, top = 4 * keep_inside, 2 * keep_inside
     assert centre.tolist() == [[left, top], [50 - left, 40 - top]]
+
+
+@settings(max_examples=100, deadline=None)
+@given(unit=unit_points, cutout=sizes, frame=sizes, seed=st.integers(0, 1000), mirrored=st.booleans())
+def test_with_an_outline_it_is_the_outline_that_stays_inside(
+    unit: torch.Tensor, cutout: tuple[int, int], frame: tuple[int, int], seed: int, mirrored: bool
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    points = (torch.rand(1, 5, 2, generator=generator, dtype=torch.float64) - 0.5) * torch.tensor(cutout)
+    geometry = dataclasses.replace(geometry_of(cutout, frame, 0.3, mirrored), outlines=points)
+    placed = place(WIDE.physical(unit), geometry, 1.0)
+    reached = points[0] @ placed.matrix[0].T + placed.centre[0]
+    low, high = reached.amin(0), reached.amax(0)
+    torch.testing.assert_close((low + high) / 2, placed.middle[0])
+    torch.testing.assert_close((high - low) / 2, placed.half_extent[0])
+    for axis in (0, 1):
+        if high[axis] - low[axis] <= frame[axis]:
+            assert low[axis] >= -1e-6
+            assert high[axis] <= frame[axis] + 1e-6
+
+
+@settings(max_examples=50, deadline=None)
+@given(unit=unit_points, cutout=sizes, frame=sizes, keep_inside=st.floats(0, 1))
+def test_a_full_rectangle_s_outline_changes_nothing(
+    unit: torch.Tensor, cutout: tuple[int, int], frame: tuple[int, int], keep_inside: float
+) -> None:
+    outline = convex_outline(np.full((cutout[1], cutout[0]), 255, np.uint8))
+    geometry = geometry_of(cutout, frame)
+    with_outline = dataclasses.replace(geometry, outlines=torch.from_numpy(outline).double()[None])
+    plain, outlined = (place(WIDE.physical(unit), each, keep_inside) for each in (geometry, with_outline))
+    for field in dataclasses.fields(plain):
+        torch.testing.assert_close(getattr(plain, field.name), getattr(outlined, field.name))
+
+
+@settings(max_examples=100, deadline=None)
+@given(height=st.integers(1, 40), width=st.integers(1, 40), share=st.floats(0, 1), seed=st.integers(0, 1000))
+def test_an_outline_reaches_as_far_as_the_pixels_that_show_in_every_direction(
+    height: int, width: int, share: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    alpha = (rng.random((height, width)) < share).astype(np.uint8) * rng.integers(1, 256, (height, width), np.uint8)
+    rows, columns = np.nonzero(alpha if alpha.any() else np.ones_like(alpha))
+    corners = [np.stack([columns + right, rows + low], 1) for right in (0, 1) for low in (0, 1)]
+    points = np.concatenate(corners) - np.array([width / 2, height / 2])
+    angles = rng.random(20) * 2 * np.pi
+    directions = np.stack([np.cos(angles), np.sin(angles)])
+    outline = convex_outline(alpha)
+    np.testing.assert_allclose((outline @ directions).max(0), (points @ directions).max(0), atol=1e-4)

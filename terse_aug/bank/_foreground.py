@@ -1,11 +1,14 @@
-"""The cut-out that is pasted. Imports numpy only."""
+"""The cut-out that is pasted. Imports numpy and OpenCV."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+
+from terse_aug.bank._outline import convex_outline
 
 
 @dataclass(frozen=True)
@@ -34,3 +37,8 @@ class Foreground:
     def size(self) -> tuple[int, int]:
         """Width and height of the crop, pixels."""
         return self.rgba.shape[1], self.rgba.shape[0]
+
+    @cached_property
+    def outline(self) -> NDArray[np.float32]:
+        """float32 ``[n, 2]``, the corners of its convex hull, x and y in pixels from the middle of the crop."""
+        return convex_outline(self.rgba[:, :, 3])
