@@ -97,6 +97,8 @@ class TerseConfig:
         for name in ("candidates", "critic_candidates", "critic_cutouts", "critic_rehearsals", "move_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not isinstance(self.critic_any_class, bool):
+            raise ValueError(f"critic_any_class: expected True or False, got {self.critic_any_class!r}")
         if not 0 <= self.critic_goal <= 1:
             raise ValueError(f"critic_goal: expected a hardness in [0, 1], got {self.critic_goal}")
         for name in ("critic_temperature", "learning_rate", "max_gradient_norm"):

@@ -370,15 +370,18 @@ def test_pasting_is_learned_probed_and_recorded(example, coco, tmp_path):
 
 def test_settings_are_read_as_python_would_and_no_probe_is_none(example):
     parser = example.pasting.add_flags(example.options.parser(""))
-    args = parser.parse_args(["--terse", "learning_rate=1e-3", "objects=1,5", "ranges.rotation=-5,5.5"])
+    args = parser.parse_args(
+        ["--terse", "learning_rate=1e-3", "objects=1,5", "ranges.rotation=-5,5.5", "critic_any_class=true"]
+    )
     read = example.pasting.settings(args)
     assert read["learning_rate"] == 1e-3
     assert read["objects"] == (1, 5)
+    assert read["critic_any_class"] is True
     assert read["ranges"].rotation == (-5, 5.5)
     assert example.pasting.probe_figures(None, None, None, 0, 4) == {}
 
 
-@pytest.mark.parametrize("item", ["objects", "objects=", "depth=3", "ranges.rotation=9,1"])
+@pytest.mark.parametrize("item", ["objects", "objects=", "depth=3", "ranges.rotation=9,1", "critic_any_class=1"])
 def test_a_setting_that_makes_no_sense_is_refused(example, coco, tmp_path, item):
     with pytest.raises((SystemExit, ValueError)):
         example.main_with_terse(coco_flags(coco, tmp_path, "--iterations", "1", "--terse", item))

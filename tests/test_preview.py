@@ -210,8 +210,9 @@ def test_the_state_of_a_critic_is_shown_whatever_number_of_classes_it_has_learne
 ) -> None:
     terse = Terse(ForegroundBank.open(data.bank), CriticPolicy(classes=classes))
     torch.save(terse.state_dict(), tmp_path / "critic.pt")
-    page = data.page("--policy", "critic", "--state", str(tmp_path / "critic.pt"))
-    assert f"critic, state {tmp_path / 'critic.pt'}" in page
+    for chosen in ([], ["--policy", "critic"]):
+        page = data.page(*chosen, "--state", str(tmp_path / "critic.pt"))
+        assert f"critic, state {tmp_path / 'critic.pt'}" in page
     assert "critic" in data.page("--policy", "critic")
 
 

@@ -26,6 +26,7 @@ from terse_aug.preview import (
     render_png,
     resize_sample,
     saved_classes,
+    saved_policy,
 )
 from terse_aug.preview._flags import add_flags, flat_settings, setting_text, with_flags
 from terse_aug.preview._text import printable
@@ -55,7 +56,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--count", type=int, default=12, metavar="N", help="images to show (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything drawn (default: %(default)s)")
     parser.add_argument("--image-size", type=int, metavar="PX", help="scale images to this shorter side (default: not)")
-    parser.add_argument("--policy", help="random or learned (default: random, with --state learned)")
+    parser.add_argument("--policy", help="random, critic or learned (default: random, with --state the one in it)")
     parser.add_argument(
         "--state",
         type=Path,
@@ -105,10 +106,10 @@ def _open_data(arguments: argparse.Namespace) -> LabelledImages:
 
 
 def _terse(arguments: argparse.Namespace, bank: ForegroundBank, data: LabelledImages, config: TerseConfig) -> Terse:
-    name = arguments.policy or ("learned" if arguments.state else "random")
+    name = _policy_name(arguments)
     policy = make_policy(name, config, arguments.seed)
     if policy.needs_target:
-        raise ValueError(f"--policy {name} asks a detector, which a preview does not have; use random or learned")
+        raise ValueError(f"--policy {name} asks a detector, which a preview does not have; use random or critic")
     if arguments.state is not None and not policy.learns:
         raise ValueError(f"--policy {name} learns nothing, so it has no use for --state; leave one of them out")
     if arguments.state is not None:
@@ -118,6 +119,11 @@ def _terse(arguments: argparse.Namespace, bank: ForegroundBank, data: LabelledIm
     if arguments.state is not None:
         load_policy_state(terse, arguments.state)
     return terse
+
+
+def _policy_name(arguments: argparse.Namespace) -> str:
+    name: str = arguments.policy or (saved_policy(arguments.state) if arguments.state else "random")
+    return name
 
 
 def _translation(
@@ -152,7 +158,7 @@ def _listed(names: Any) -> str:
 def _facts(arguments: argparse.Namespace, terse: Terse, data: LabelledImages, shown: int) -> Facts:
     bank = terse.bank
     size = "as they are" if arguments.image_size is None else f"shorter side {arguments.image_size} px"
-    policy = arguments.policy or ("learned" if arguments.state else "random")
+    policy = _policy_name(arguments)
     untrained = " (not trained: no --state)" if terse.policy.learns and not arguments.state else ""
     about = {
         "bank": f"{arguments.bank} ({len(bank)} cut-outs of {_listed(bank.categories.values())})",

@@ -9,7 +9,7 @@ from terse_aug.preview._draw import ORIGINAL_COLOR, PASTED_COLOR, draw_sample
 from terse_aug.preview._page import Facts, render_html, render_png
 from terse_aug.preview._readers import open_coco, open_masks
 from terse_aug.preview._record import Pair, PasteNote, Preview, preview_samples
-from terse_aug.preview._state import STATE_KEY, load_policy_state, saved_classes
+from terse_aug.preview._state import STATE_KEY, load_policy_state, saved_classes, saved_policy
 
 __all__ = [
     "ORIGINAL_COLOR",
@@ -32,4 +32,5 @@ __all__ = [
     "render_png",
     "resize_sample",
     "saved_classes",
+    "saved_policy",
 ]

@@ -16,6 +16,15 @@ STATE_KEY = "terse"
 _POLICY = "adversary.policy."
 
 
+def saved_policy(path: str | Path) -> str:
+    """Name of the policy in a saved state: ``critic``, or else ``learned``, whose state ``deterministic``'s looks like.
+
+    Args:
+        path: as for :func:`load_policy_state`, which see for the errors raised.
+    """
+    return "critic" if any(name.startswith(_POLICY + "critic.") for name in _read(path)) else "learned"
+
+
 def saved_classes(path: str | Path) -> int | None:
     """Number of classes whose chances the policy in a saved state has learned; ``None`` if it learned hardness alone.
 

@@ -46,16 +46,17 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
             keywords[name] = tuple(filter(None, text.split(",")))
             continue
         try:
-            numbers = [_number(part) for part in text.split(",")]
+            parts = [_SWITCH[part] if part in _SWITCH else _number(part) for part in text.split(",")]
         except ValueError:
-            raise SystemExit(f"--terse {name}: expects a number or LOW,HIGH, got {text!r}") from None
-        value = numbers[0] if len(numbers) == 1 else tuple(numbers)
+            raise SystemExit(f"--terse {name}: expects a number, LOW,HIGH, true or false, got {text!r}") from None
+        value = parts[0] if len(parts) == 1 else tuple(parts)
         owner = ranges if name.startswith("ranges.") else keywords
         owner[name.removeprefix("ranges.")] = value
     return keywords | ({"ranges": terse_aug.TransformRanges(**ranges)} if ranges else {})
 
 
 _LISTS_OF_NAMES = ("critic_held",)
+_SWITCH = {"true": True, "false": False}
 
 
 def _number(text: str) -> float:
