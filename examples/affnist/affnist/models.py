@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from affnist.data import CANVAS
 
@@ -58,11 +58,20 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {"small": SmallNet, "table1": Fou
 
 
 def averaged(model: nn.Module) -> AveragedModel:
-    """A copy for measuring: after every ``update_parameters`` the running mean of the weights, over about 100 of them.
+    """A copy for measuring: after every ``update_parameters`` the running mean of the weights.
 
-    At a constant learning rate the weights of a single iteration wander, and accuracy with them, by a point or two.
+    At a constant learning rate the weights of a single iteration wander, and accuracy with them, by a point or two. The
+    mean reaches about a tenth of the iterations back, and at most 100: early on, when weights still travel, a longer
+    one would lag behind.
     """
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(_DECAY), use_buffers=True)
+    return AveragedModel(model, avg_fn=_towards, use_buffers=True)
+
+
+def _towards(mean: Tensor, own: Tensor, updates: Tensor | int) -> Tensor:
+    if not mean.is_floating_point():
+        return own
+    decay = min(_DECAY, (1 + int(updates)) / (10 + int(updates)))
+    return torch.lerp(mean, own, 1 - decay)
 
 
 def _normalised(images: Tensor) -> Tensor:
