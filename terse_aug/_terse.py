@@ -42,7 +42,7 @@ class Terse(nn.Module):
 
     ::
 
-        terse = Terse(ForegroundBank.open("people.bank"), policy="learned", seed=0).to(device)
+        terse = Terse(ForegroundBank.open("people.bank"), target=detector, seed=0).to(device)
         for images, targets in loader:
             images, targets = terse(images, targets)
             losses = detector(images, targets)
@@ -74,7 +74,7 @@ class Terse(nn.Module):
     def __init__(
         self,
         bank: ForegroundBank,
-        policy: str | Policy = "learned",
+        policy: str | Policy = "critic",
         *,
         seed: int = 0,
         classes: Sequence[str] | Mapping[str, int] | None = None,

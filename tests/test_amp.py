@@ -54,7 +54,7 @@ def test_training_under_autocast_moves_both_players(tiny_bank: ForegroundBank, p
 def test_the_adversary_moves_the_same_with_step_inside_autocast(tiny_bank: ForegroundBank) -> None:
     moved = []
     for enabled in (False, True):
-        terse = Terse(tiny_bank, **SETTINGS)
+        terse = Terse(tiny_bank, "learned", **SETTINGS)
         losses = RampLoss()(*terse(*make_batch()))
         losses["loss_ramp"].backward()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
@@ -84,7 +84,7 @@ def test_images_of_another_precision_keep_it(tiny_bank: ForegroundBank, policy: 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_grad_scaler_on_cuda_scales_nothing_for_the_adversary(tiny_bank: ForegroundBank) -> None:
     device = torch.device("cuda")
-    terse, detector = Terse(tiny_bank, **SETTINGS).to(device), RampLoss().to(device)
+    terse, detector = Terse(tiny_bank, "learned", **SETTINGS).to(device), RampLoss().to(device)
     optimizer = torch.optim.SGD(detector.parameters(), lr=1e-6)
     scaler = torch.amp.GradScaler("cuda", init_scale=1024.0)
     images, targets = make_batch()

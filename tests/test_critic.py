@@ -209,8 +209,11 @@ def test_the_target_is_asked_where_nobody_has_told(tiny_bank: ForegroundBank) ->
     assert any(not torch.equal(new, old) for new, old in zip(terse.parameters(), before, strict=True))
 
 
-def test_without_anybody_to_ask_it_says_so(tiny_bank: ForegroundBank) -> None:
-    terse = Terse(tiny_bank, "critic", **EVERY_IMAGE)
+@pytest.mark.parametrize("policy", [(), ("critic",)])
+def test_it_is_the_default_and_without_anybody_to_ask_it_says_so(
+    tiny_bank: ForegroundBank, policy: tuple[str, ...]
+) -> None:
+    terse = Terse(tiny_bank, *policy, **EVERY_IMAGE)
     terse(*make_batch())
     with pytest.raises(ValueError, match=r"'critic' learns from hardness: give Terse\(target=detector\), or call obs"):
         terse.step(1.0)

@@ -14,8 +14,8 @@ from terse_aug._discriminator import CROP, PatchDiscriminator, discriminator_los
 
 
 def test_it_is_off_unless_it_has_a_weight(tiny_bank: ForegroundBank) -> None:
-    assert Terse(tiny_bank).adversary.discriminator is None
-    assert Terse(tiny_bank, discriminator_weight=0.1).adversary.discriminator is not None
+    assert Terse(tiny_bank, "learned").adversary.discriminator is None
+    assert Terse(tiny_bank, "learned", discriminator_weight=0.1).adversary.discriminator is not None
     assert Terse(tiny_bank, "random", discriminator_weight=0.1).adversary.discriminator is None
 
 
@@ -61,7 +61,9 @@ def test_crops_of_several_images_come_in_their_order_and_may_be_none() -> None:
 
 
 def test_it_learns_to_tell_composites_from_real_images(tmp_path: Path) -> None:
-    terse = Terse(make_bank(tmp_path, [white_disc()]), move_every=1, discriminator_weight=1e-6, **EVERY_IMAGE)
+    terse = Terse(
+        make_bank(tmp_path, [white_disc()]), "learned", move_every=1, discriminator_weight=1e-6, **EVERY_IMAGE
+    )
     for seed in range(12):
         train_step(terse, RampLoss(), seed, sizes=((48, 48),) * 2)
         if seed == 0:
@@ -94,7 +96,7 @@ def test_the_synthesizer_moves_to_where_composites_look_real(tmp_path: Path, wei
     bank = make_bank(tmp_path, [white_disc()])
     ranges = TransformRanges(rotation=(0, 0), shear=(0, 0), scale=(1, 1), scale_x=(1, 1), scale_y=(1, 1))
     terse = Terse(
-        bank, move_every=1, ranges=ranges, objects=(1, 1), temperature=0.05, learning_rate=5e-3,
+        bank, "learned", move_every=1, ranges=ranges, objects=(1, 1), temperature=0.05, learning_rate=5e-3,
         discriminator_weight=max(weight, 1e-9), **EVERY_IMAGE,
     )  # fmt: skip
     terse.adversary.discriminator = LooksRealFurtherLeft()  # type: ignore[assignment]
@@ -116,7 +118,7 @@ def test_it_sees_rgb_in_the_unit_range_whatever_the_hosts_format(tiny_bank: Fore
     formats = [PixelFormat(), PixelFormat(scale=255.0, mean=(103.5, 116.3, 123.7), std=(57.4, 57.1, 58.4), bgr=True)]
     shown = []
     for pixels in formats:
-        terse = Terse(tiny_bank, pixels=pixels, discriminator_weight=0.1, **EVERY_IMAGE)
+        terse = Terse(tiny_bank, "learned", pixels=pixels, discriminator_weight=0.1, **EVERY_IMAGE)
         images, targets = make_batch()
         terse([pixels.encode(image) for image in images], targets)
         turn = terse._turns[0]
@@ -127,7 +129,7 @@ def test_it_sees_rgb_in_the_unit_range_whatever_the_hosts_format(tiny_bank: Fore
 
 
 def test_without_real_objects_it_waits(tiny_bank: ForegroundBank) -> None:
-    terse = Terse(tiny_bank, move_every=1, discriminator_weight=0.1, **EVERY_IMAGE)
+    terse = Terse(tiny_bank, "learned", move_every=1, discriminator_weight=0.1, **EVERY_IMAGE)
     assert terse.adversary.discriminator is not None
     before = parameters_of(terse.adversary.discriminator)
     train_step(terse, RampLoss(), objects=0)

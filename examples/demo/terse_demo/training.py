@@ -104,7 +104,7 @@ def train(arm: str, settings: Settings, bank: Path, progress: Callable[[int], No
     detector = build_detector(len(CLASSES), SIZE, settings.seed).train()
     optimizer = torch.optim.AdamW(detector.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: rate_factor(done, settings.iterations))
-    terse = build_terse(arm, bank, settings)
+    terse = build_terse(arm, bank, settings, detector)
     diary = Diary(arm, settings, samples)
 
     for iteration, (images, targets) in enumerate(batches(samples, settings), 1):
@@ -123,11 +123,16 @@ def train(arm: str, settings: Settings, bank: Path, progress: Callable[[int], No
     return diary.close(terse, detector)
 
 
-def build_terse(arm: str, bank: Path, settings: Settings) -> Terse:
+def build_terse(arm: str, bank: Path, settings: Settings, detector: nn.Module) -> Terse:
     """The augmentation of an arm. That of ``none`` is switched off, and hands every batch on as it is."""
-    policy = "learned" if arm == "learned" else "random"
     terse = Terse(
-        ForegroundBank.open(bank), policy, seed=settings.seed, classes=CLASSES, ranges=RANGES, mirror_probability=0.0
+        ForegroundBank.open(bank),
+        "critic" if arm == "learned" else "random",
+        seed=settings.seed,
+        classes=CLASSES,
+        target=detector,
+        ranges=RANGES,
+        mirror_probability=0.0,
     )
     return terse.train(arm != "none")
 

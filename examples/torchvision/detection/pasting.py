@@ -18,7 +18,7 @@ from terse_aug.policies import POLICIES
 def add_flags(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """The flags of terse-aug."""
     group = parser.add_argument_group("pasting")
-    group.add_argument("--policy", choices=sorted(POLICIES), default="learned", help="how cut-outs are placed")
+    group.add_argument("--policy", choices=sorted(POLICIES), default="critic", help="how cut-outs are placed")
     group.add_argument("--bank", type=Path, help="cut-outs; none: cut from the training images, kept in --out")
     group.add_argument(
         "--terse",
