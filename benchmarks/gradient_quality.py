@@ -29,9 +29,9 @@ from benchmarks._trained import detector, people, photographs
 from terse_aug import PARAMETERS, ForegroundBank, Terse
 from terse_aug._compose import compose
 from terse_aug._layout import Layout, draw_layout
-from terse_aug._looks import Looks
 from terse_aug._random import generator_for, isolated_global_rng
 from terse_aug._sampler import Sampler
+from terse_aug._shelf import Shelf
 from terse_aug.bank import Foreground
 
 STEPS = (0.02, 0.1)
@@ -76,11 +76,11 @@ def _measure(model: nn.Module, own: Any, bank: ForegroundBank, args: argparse.Na
     for number in track(range(args.count), "pastes"):
         image, target = own[number % len(own)]
         generator = generator_for(args.seed, "gradient quality", number)
-        sampler, looks = Sampler(terse.bank.labels), Looks(terse.bank)
-        offered = draw_layout(terse.bank, [True], terse.config, generator, sampler, terse.policy, looks)
+        sampler, shelf = Sampler(terse.bank.labels), Shelf(terse.bank)
+        offered = draw_layout(shelf, [True], terse.config, generator, sampler, terse.policy)
         # Away from the borders of the cube, so that both ends of every difference lie in it.
         unit = torch.rand(1, len(PARAMETERS), generator=generator) * 0.8 + 0.1
-        rows += _paste_rows(model, terse, offered.taken(terse.bank), [image], [target], unit)
+        rows += _paste_rows(model, terse, offered.taken(shelf), [image], [target], unit)
     return rows
 
 

@@ -310,7 +310,7 @@ def _decoy_places(
         placement = place(ranges.physical(decoy.units), geometry, ranges.keep_inside)
         rectangles = covered_rectangles(placement, frames, surface.config.edge_sigma)
         boxes = targets[decoy.image]["boxes"].tolist()
-        free = (unit for unit, place in zip(decoy.units, rectangles, strict=True) if not _meets_object(place, boxes))
+        free = (unit for unit, where in zip(decoy.units, rectangles, strict=True) if not _meets_object(where, boxes))
         places.append(next(free, None))
     return places
 
@@ -324,9 +324,9 @@ def _free_background(rectangle: Rectangle, decoy: Decoy, source: Tensor, target:
     boxes = target["boxes"].tolist()
     for x, y in decoy.corners:
         left, top = round(x * free_columns), round(y * free_rows)
-        place = Rectangle(top, left, top + height, left + width)
-        if not _meets_object(place, boxes):
-            return place
+        spot = Rectangle(top, left, top + height, left + width)
+        if not _meets_object(spot, boxes):
+            return spot
     return None
 
 

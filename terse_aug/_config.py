@@ -44,8 +44,8 @@ class TerseConfig:
     )
     critic_any_class: bool = _setting(
         False,
-        "critic: whether the cut-outs that it chooses among may be of different classes; hard classes are then pasted "
-        "more often. Else all are of one class, and classes as frequent as in the bank",
+        "critic: whether the cut-outs that it chooses among (critic_cutouts above 1) may be of different classes; hard "
+        "classes are then pasted more often. Else all are of one class, and classes as frequent as in the bank",
     )
     critic_goal: float = _setting(
         0.7,
@@ -99,6 +99,8 @@ class TerseConfig:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not isinstance(self.critic_any_class, bool):
             raise ValueError(f"critic_any_class: expected True or False, got {self.critic_any_class!r}")
+        if self.critic_any_class and self.critic_cutouts == 1:
+            raise ValueError("critic_any_class: expected critic_cutouts above 1 with it, got 1: there is no choice")
         if not 0 <= self.critic_goal <= 1:
             raise ValueError(f"critic_goal: expected a hardness in [0, 1], got {self.critic_goal}")
         for name in ("critic_temperature", "learning_rate", "max_gradient_norm"):

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from terse_aug._compose import Surface
 from terse_aug._compositor import inverse_2x2
 from terse_aug._layout import Layout, paste_geometry
-from terse_aug._looks import Shown
 from terse_aug._sample import Target
+from terse_aug._shelf import Shown
 from terse_aug._thumbnails import background_picture, foreground_pictures
 from terse_aug._transforms import PasteGeometry, place
 from terse_aug.policies import GLIMPSE, Glimpses
@@ -110,12 +110,12 @@ def _look_at_images(points: Tensor, image_of: Sequence[int], canvases: Tensor) -
     """
     count, channels = len(points), canvases.shape[1]
     # All pastes of an image are looked up in one row of a padded batch: one call, and no copy of a canvas.
-    place = _ranks(image_of)
-    most = max(place, default=0) + 1
+    nth = _ranks(image_of)
+    most = max(nth, default=0) + 1
     padded = points.new_full((len(canvases), most, count * GLIMPSE, GLIMPSE, 2), -2.0)
-    padded[image_of, place] = points.transpose(0, 1).flatten(1, 2)
+    padded[image_of, nth] = points.transpose(0, 1).flatten(1, 2)
     looked = F.grid_sample(canvases.to(points), padded.flatten(1, 2), padding_mode="zeros", align_corners=False)
-    by_paste: Tensor = looked.view(-1, channels, most, count, GLIMPSE, GLIMPSE)[image_of, :, place]
+    by_paste: Tensor = looked.view(-1, channels, most, count, GLIMPSE, GLIMPSE)[image_of, :, nth]
     return by_paste.permute(2, 0, 1, 3, 4)
 
 

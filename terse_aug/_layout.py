@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terse_aug._config import TerseConfig
-from terse_aug._looks import Looks, Shown
 from terse_aug._pixels import PixelFormat
 from terse_aug._sampler import Sampler
+from terse_aug._shelf import Shelf, Shown
 from terse_aug._transforms import PARAMETERS, PasteGeometry
-from terse_aug.bank import Foreground, ForegroundBank
+from terse_aug.bank import Foreground
 from terse_aug.policies import Policy
 
 _DECOY_TRIES = 8
@@ -47,18 +47,18 @@ class Layout(Generic[CutOut]):
     mirrored: list[bool]
     decoys: list[Decoy]
 
-    def taken(self, bank: ForegroundBank, chosen: Tensor | None = None) -> Layout[Foreground]:
+    def taken(self, shelf: Shelf, chosen: Tensor | None = None) -> Layout[Foreground]:
         """The same with whole cut-outs, and of the entries only the chosen rows, where these are given."""
         rows: list[int] = list(range(len(self.indices))) if chosen is None else chosen.tolist()
         shown = [self.foregrounds[row] for row in rows]
         indices = [self.indices[row] for row in rows]
-        return Layout(
-            [self.image_of[row] for row in rows],
-            indices,
-            [own if isinstance(own, Foreground) else bank[index] for index, own in zip(indices, shown, strict=True)],
-            [self.mirrored[row] for row in rows],
-            self.decoys,
-        )
+        whole = [
+            own if isinstance(own, Foreground) else shelf.foreground(index)
+            for index, own in zip(indices, shown, strict=True)
+        ]
+        shelf.put_back()
+        image_of, mirrored = [self.image_of[row] for row in rows], [self.mirrored[row] for row in rows]
+        return Layout(image_of, indices, whole, mirrored, self.decoys)
 
 
 @dataclass(frozen=True)
@@ -83,25 +83,23 @@ class Decoy:
 
 
 def draw_layout(
-    bank: ForegroundBank,
+    shelf: Shelf,
     usable: Sequence[bool],
     config: TerseConfig,
     generator: torch.Generator,
     sampler: Sampler,
     policy: Policy,
-    looks: Looks,
 ) -> Layout[Shown]:
     """Draw numbers of objects and cut-outs for a batch.
 
     Args:
-        bank: not empty.
+        shelf: of a bank that is not empty.
         usable: for each image whether it may be pasted on.
         config: ``objects``, ``image_probability``, ``mirror_probability`` and ``decoys``.
         generator: the only source of randomness.
         sampler: of the bank's cut-outs.
         policy: says how many cut-outs are offered for each paste; the entries of the layout that belong to one follow
             one another.
-        looks: of the bank's cut-outs, for a policy that is offered several.
     """
     pasted = torch.rand(len(usable), generator=generator) < config.image_probability
     counts = torch.randint(config.objects[0], config.objects[1] + 1, (len(usable),), generator=generator)
@@ -113,20 +111,20 @@ def draw_layout(
             continue
         image_of += [image] * (int(counts[image]) * policy.offers)
         sources = [index for index, other in enumerate(usable) if other]
-        decoys += [_draw_decoy(bank, image, sources, generator) for _ in range(int(decoy_counts[image]))]
+        decoys += [_draw_decoy(shelf, image, sources, generator) for _ in range(int(decoy_counts[image]))]
     pastes = len(image_of) // policy.offers
     indices = sampler.draw(pastes, policy.offers, generator, policy.offers_any_class)
     mirrored = (torch.rand(len(image_of), generator=generator) < config.mirror_probability).tolist()
-    shown: Sequence[Shown] = [bank[index] if policy.offers == 1 else looks[index] for index in indices]
+    shown: Sequence[Shown] = list(map(shelf.foreground if policy.offers == 1 else shelf.look, indices))
     return Layout(image_of, indices, shown, mirrored, decoys)
 
 
-def _draw_decoy(bank: ForegroundBank, image: int, sources: Sequence[int], generator: torch.Generator) -> Decoy:
-    index = int(torch.randint(len(bank), (1,), generator=generator))
+def _draw_decoy(shelf: Shelf, image: int, sources: Sequence[int], generator: torch.Generator) -> Decoy:
+    index = int(torch.randint(len(shelf), (1,), generator=generator))
     source = sources[int(torch.randint(len(sources), (1,), generator=generator))]
     units = torch.rand(_DECOY_TRIES, len(PARAMETERS), generator=generator)
     corners = [(x, y) for x, y in torch.rand(_DECOY_TRIES, 2, generator=generator).tolist()]
-    return Decoy(image, source, bank[index], units, corners)
+    return Decoy(image, source, shelf.foreground(index), units, corners)
 
 
 def paste_geometry(
@@ -161,8 +159,10 @@ def _padded(outlines: Sequence[NDArray[np.float32]], like: Tensor) -> Tensor | N
     """Outlines ``[n_i, 2]`` as one tensor ``[M, n, 2]``: the last point of the shorter ones is repeated."""
     if not outlines:
         return None
-    most = max(map(len, outlines))
-    filled = np.stack([np.pad(outline, ((0, most - len(outline)), (0, 0)), mode="edge") for outline in outlines])
+    filled = np.empty((len(outlines), max(map(len, outlines)), 2), np.float32)
+    for own, outline in zip(filled, outlines, strict=True):
+        own[: len(outline)] = outline
+        own[len(outline) :] = outline[-1]
     return torch.from_numpy(filled).to(like)
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from terse_aug._compose import Surface, compose_exactly
 from terse_aug._glimpse import glimpse_maker
 from terse_aug._layout import Layout
-from terse_aug._looks import Shown
 from terse_aug._sample import Target
+from terse_aug._shelf import Shelf, Shown
 from terse_aug._thumbnails import background_picture, foreground_pictures
-from terse_aug.bank import Foreground, ForegroundBank
+from terse_aug.bank import Foreground
 from terse_aug.policies import Policy, Scene
 from terse_aug.policies._base import THUMBNAIL
 from terse_aug.targets import TargetModel
@@ -28,7 +28,7 @@ def make_scene(
     surface: Surface,
     policy: Policy,
     detector: TargetModel | None,
-    bank: ForegroundBank,
+    shelf: Shelf,
 ) -> Scene:
     """The scene with as much as the policy looks at, and no more.
 
@@ -48,7 +48,9 @@ def make_scene(
     if policy.needs_target:
         if detector is None:
             raise ValueError("this policy asks the detector: give Terse(target=detector)")
-        scene = dataclasses.replace(scene, detector_loss=_asker(layout.taken(bank), images, targets, surface, detector))
+        scene = dataclasses.replace(
+            scene, detector_loss=_asker(layout.taken(shelf), images, targets, surface, detector)
+        )
     return scene
 
 

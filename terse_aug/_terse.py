@@ -19,12 +19,12 @@ from terse_aug._hardness import ask_for_hardness, take_outcomes, told_outcomes
 from terse_aug._keypoints import mirror_order
 from terse_aug._layout import Layout, draw_layout
 from terse_aug._ledger import Ledger
-from terse_aug._looks import Looks, Shown
 from terse_aug._pixels import PixelFormat
 from terse_aug._random import generator_for
 from terse_aug._sample import Target
 from terse_aug._sampler import Sampler
 from terse_aug._scene import make_scene
+from terse_aug._shelf import Shelf, Shown
 from terse_aug._vocabulary import check_classes, check_labels, told_classes, translated
 from terse_aug.bank import Foreground, ForegroundBank
 from terse_aug.policies import Policy, Proposal, Scene, make_policy, uniform_proposal
@@ -54,7 +54,8 @@ class Terse(nn.Module):
 
     Args:
         bank: the cut-outs.
-        policy: a name in :data:`terse_aug.policies.POLICIES`, or a :class:`~terse_aug.policies.Policy`.
+        policy: a name in :data:`terse_aug.policies.POLICIES`, or a :class:`~terse_aug.policies.Policy`. The default
+            asks the target every ``move_every``-th iteration what it made of the pastes.
         seed: of everything drawn; what is drawn is a function of (seed, rank, number of calls) and the global
             random state is left alone. The same seed gives the same adversary on every rank.
         classes: the detector's class names, from label 1 on, or a mapping from name to label; the bank's
@@ -107,7 +108,7 @@ class Terse(nn.Module):
         self._told = False
         self._sampler = Sampler(self.bank.labels)
         self._every = Sampler(self.bank.labels)
-        self._looks = Looks(self.bank)
+        self._shelf = Shelf(self.bank)
         self._warned: set[str] = set()
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)
         self._anchor: Tensor
@@ -135,7 +136,8 @@ class Terse(nn.Module):
 
         Returns:
             Composites and their corrected targets, in the form that came. Every ``move_every``-th iteration the
-            composites of a learning policy carry a graph, so that the detector's backward reaches it.
+            composites of a policy that learns from gradients (``learned``, ``deterministic``) carry a graph, so that
+            the detector's backward reaches it.
 
         Raises:
             ValueError: the batch does not keep to the contract above.
@@ -163,7 +165,8 @@ class Terse(nn.Module):
                 batches that a step accumulates.
 
         Raises:
-            ValueError: a loss that is not one number.
+            ValueError: a loss that is not one number, or the policy learns from hardness and there is neither a target
+                nor a call of :meth:`observe`.
         """
         started = time.perf_counter()
         value = _total(losses)
@@ -256,7 +259,7 @@ class Terse(nn.Module):
         with torch.no_grad():
             offered, scene = self._offered(batch, chosen, generator, self._every)
             proposal = chosen.propose(scene, generator, learning=False)
-            layout = offered.taken(self.bank, proposal.rows)
+            layout = offered.taken(self._shelf, proposal.rows)
             composites = compose_exactly(images, targets, layout, proposal.unit, self._surface(images))
         composites.dropped.update(batch.dropped)
         return composites
@@ -296,7 +299,7 @@ class Terse(nn.Module):
         with torch.no_grad():
             offered, scene = self._offered(batch, self.policy, generator, self._sampler)
         proposal = self._propose(scene, generator, learning)
-        layout = offered.taken(self.bank, proposal.rows)
+        layout = offered.taken(self._shelf, proposal.rows)
         with torch.set_grad_enabled(bool(proposal.leaves)):
             composites = compose_exactly(images, targets, layout, proposal.unit, self._surface(images))
         if learning and any(composites.pastes) and (proposal.leaves or proposal.memory):
@@ -331,9 +334,9 @@ class Terse(nn.Module):
         self, batch: Admission, policy: Policy, generator: torch.Generator, sampler: Sampler
     ) -> tuple[Layout[Shown], Scene]:
         """What may be pasted on a batch, and what a policy sees of it."""
-        layout = draw_layout(self.bank, batch.usable, self.config, generator, sampler, policy, self._looks)
+        layout = draw_layout(self._shelf, batch.usable, self.config, generator, sampler, policy)
         surface = self._surface(batch.images)
-        return layout, make_scene(layout, batch.images, batch.targets, surface, policy, self._detector, self.bank)
+        return layout, make_scene(layout, batch.images, batch.targets, surface, policy, self._detector, self._shelf)
 
     def _record(self, layout: Layout[Foreground], proposal: Proposal, composites: Composites) -> None:
         counts = self.ledger.counts

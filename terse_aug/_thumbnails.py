@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from terse_aug._looks import Shown, small_picture
 from terse_aug._pixels import PixelFormat
 from terse_aug._sample import Target
+from terse_aug._shelf import Shown, small_picture
 from terse_aug.policies._base import THUMBNAIL
 
 

@@ -37,7 +37,8 @@ class TransformRanges:
             ``keep_inside`` allows.
         translate_y: likewise, 0 the top and 1 the bottom.
         keep_inside: how much of half the bounding box of the object, as it is turned, has to stay inside the frame:
-            1 the whole object, 0 its middle. An object too large for that is put in the middle.
+            1 the whole object, 0 its middle. An object too large for that is put in the middle. Everything that is not
+            quite transparent belongs to the object.
 
     Raises:
         ValueError: a range is no pair of numbers, not ordered, not finite, or outside what its unit allows.

@@ -8,19 +8,20 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from factories import EVERY_IMAGE, RampLoss, make_bank, make_batch, make_detector, train_step, white_disc
+from factories import EVERY_IMAGE, RampLoss, cutout, make_bank, make_batch, make_detector, train_step, white_disc
 from torch import Tensor
 from torch.nn import functional as F
 
-from terse_aug import PARAMETERS, ForegroundBank, Terse, TransformRanges
+from terse_aug import PARAMETERS, Foreground, ForegroundBank, Terse, TransformRanges
 from terse_aug._compose import compose
 from terse_aug._glimpse import glimpse_maker
 from terse_aug._layout import draw_layout
-from terse_aug._looks import Looks
 from terse_aug._random import generator_for
 from terse_aug._sampler import Sampler
+from terse_aug._shelf import Shelf
 from terse_aug.policies import GLIMPSE, CriticPolicy, Glimpses, Proposal, Scene
 from terse_aug.policies._base import GLIMPSE_CHANNELS, GLIMPSE_FIGURES
 from terse_aug.policies._critic import hardness_log_odds
@@ -50,20 +51,14 @@ class Foretell(torch.nn.Module):
 
 
 @pytest.mark.parametrize("mirror", [0.0, 1.0])
-def test_a_glimpse_shows_what_the_composite_shows(tiny_bank: ForegroundBank, mirror: float) -> None:
-    ranges = TransformRanges(rotation=(-30, 30), scale=(1.0, 1.6), keep_inside=0.5)
-    terse = Terse(tiny_bank, "random", objects=(2, 2), ranges=ranges, mirror_probability=mirror, **EVERY_IMAGE)
+def test_a_glimpse_shows_what_the_composite_shows(tmp_path: Path, mirror: float) -> None:
+    bank = make_bank(tmp_path, [_triangle(seed) for seed in range(6)])
+    ranges = TransformRanges(rotation=(-180, 180), scale=(1.0, 1.6), keep_inside=0.5)
+    terse = Terse(bank, "random", objects=(2, 2), ranges=ranges, mirror_probability=mirror, **EVERY_IMAGE)
     images, targets = make_batch(sizes=((96, 128), (128, 96)))
     images = [F.avg_pool2d(image[None], 9, 1, 4)[0] for image in images]
-    layout = draw_layout(
-        terse.bank,
-        [True, True],
-        terse.config,
-        generator_for(0),
-        Sampler(terse.bank.labels),
-        terse.policy,
-        Looks(terse.bank),
-    )
+    shelf, sampler = Shelf(terse.bank), Sampler(terse.bank.labels)
+    layout = draw_layout(shelf, [True, True], terse.config, generator_for(0), sampler, terse.policy)
     unit = torch.rand(3, 4, len(PARAMETERS), generator=generator_for(1))
     surface = terse._surface(images)
     glimpses = glimpse_maker(layout, images, targets, surface)(unit)
@@ -88,6 +83,15 @@ def test_a_glimpse_shows_what_the_composite_shows(tiny_bank: ForegroundBank, mir
             assert float(agreement[inside].float().mean()) > 0.9
 
 
+def _triangle(seed: int) -> Foreground:
+    """Half of a rectangle: turned, its bounding box lies to one side of the rectangle's middle."""
+    foreground = cutout(seed)
+    height, width = foreground.rgba.shape[:2]
+    half = np.arange(width) / (width - 1) <= np.arange(height)[:, None] / (height - 1)
+    foreground.rgba[..., 3] = 255 * half[:: 1 - 2 * (seed % 2), :: 1 - 2 * (seed // 2 % 2)]
+    return foreground
+
+
 def _fields(layout: Any) -> list[list[Any]]:
     return [layout.image_of, layout.indices, layout.foregrounds, layout.mirrored]
 
@@ -107,7 +111,7 @@ def test_the_map_of_objects_lies_where_the_objects_are(tiny_bank: ForegroundBank
     images = [torch.zeros(3, 100, 200)]
     targets = [{"boxes": torch.tensor([[100.0, 0, 200, 100]]), "labels": torch.tensor([1])}]
     layout = draw_layout(
-        terse.bank, [True], terse.config, generator_for(0), Sampler(terse.bank.labels), terse.policy, Looks(terse.bank)
+        Shelf(terse.bank), [True], terse.config, generator_for(0), Sampler(terse.bank.labels), terse.policy
     )
     glimpses = glimpse_maker(layout, images, targets, terse._surface(images))(torch.rand(1, 1, len(PARAMETERS)))
     occupied = glimpses.pictures[0, 0, 4]
@@ -560,6 +564,11 @@ def test_a_goal_that_is_no_hardness_is_refused(goal: float, tiny_bank: Foregroun
         CriticPolicy(goal=goal)
     with pytest.raises(ValueError, match=r"critic_goal: expected a hardness in \[0, 1\]"):
         Terse(tiny_bank, "random", critic_goal=goal)
+
+
+def test_classes_to_choose_from_need_cut_outs_to_choose_from(tiny_bank: ForegroundBank) -> None:
+    with pytest.raises(ValueError, match="critic_any_class: expected critic_cutouts above 1"):
+        Terse(tiny_bank, "critic", critic_any_class=True)
 
 
 @pytest.mark.parametrize("suspended", [False, True])

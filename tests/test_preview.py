@@ -231,7 +231,7 @@ def test_state_files_that_are_refused(
     random = Terse(ForegroundBank.open(data.bank), "random").state_dict()
     cases = [
         (shape, "another"),
-        (random, "another"),
+        (random, "has learned nothing"),
         ({"weights": 1}, "['weights']"),
         (3, "found int"),
         (Evil(), "weights_only"),
@@ -319,12 +319,17 @@ def test_every_setting_is_a_documented_flag() -> None:
     add_flags(parser, defaults)
     for name, value, _ in settings:
         values = value if isinstance(value, tuple) else (value,)
-        given = [str(number) for number in values]
-        parsed = parser.parse_args(["--" + name.replace("_", "-"), *given])
+        flag = name.replace("_", "-")
+        given = (
+            [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", *map(str, values)]
+        )
+        parsed = parser.parse_args(given)
         assert with_flags(defaults, parsed) == defaults
-    given = ["--rotation", "-30", "2.5", "--objects", "2", "2", "--keep-inside", "1"]
+    given = ["--rotation", "-30", "2.5", "--objects", "2", "2", "--keep-inside", "1", "--critic-cutouts", "2"]
+    given += ["--critic-any-class"]
     changed = with_flags(defaults, parser.parse_args(given))
     assert (changed.ranges.rotation, changed.objects, changed.ranges.keep_inside) == ((-30, 2.5), (2, 2), 1)
+    assert changed.critic_any_class is True
     parser.format_help()
 
 

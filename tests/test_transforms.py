@@ -89,7 +89,7 @@ def test_a_bad_range_is_refused_by_name_and_value(setting: str, value: Any) -> N
         ("move_every", 0),
         ("learning_rate", 0.0),
         ("max_gradient_norm", 0.0),
-        ("critic_any_class", 1),
+        ("critic_any_class", 7),
     ],
 )
 def test_a_bad_setting_is_refused_by_name_and_value(setting: str, value: Any) -> None:

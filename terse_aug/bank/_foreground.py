@@ -40,5 +40,10 @@ class Foreground:
 
     @cached_property
     def outline(self) -> NDArray[np.float32]:
-        """float32 ``[n, 2]``, the corners of its convex hull, x and y in pixels from the middle of the crop."""
+        """float32 ``[n, 2]``, the corners of the convex hull of all that is not quite transparent, x and y in pixels
+        from the middle of the crop."""
         return convex_outline(self.rgba[:, :, 3])
+
+    def know_outline(self, outline: NDArray[np.float32]) -> None:
+        """Take an outline that was found before, of an equal cut-out: finding it takes longer than reading one."""
+        self.__dict__["outline"] = outline

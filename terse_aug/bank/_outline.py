@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 
 def convex_outline(alpha: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Corners of the convex hull of the pixels that show anything, each pixel a square.
+    """Corners of the convex hull of the pixels that are not quite transparent, each pixel a square.
 
     Args:
         alpha: uint8 ``[h, w]``; the whole rectangle counts if all of it is 0.

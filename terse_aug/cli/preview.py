@@ -56,7 +56,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--count", type=int, default=12, metavar="N", help="images to show (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything drawn (default: %(default)s)")
     parser.add_argument("--image-size", type=int, metavar="PX", help="scale images to this shorter side (default: not)")
-    parser.add_argument("--policy", help="random, critic or learned (default: random, with --state the one in it)")
+    parser.add_argument(
+        "--policy",
+        help="random, critic or learned (default: random, with --state the one in it; deterministic has to be named)",
+    )
     parser.add_argument(
         "--state",
         type=Path,

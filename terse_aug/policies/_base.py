@@ -33,8 +33,8 @@ class Glimpses:
     Attributes:
         pictures: float ``[C, M, GLIMPSE_CHANNELS, GLIMPSE, GLIMPSE]`` in [0, 1]: RGB of a window around the paste
             with the paste on it, its alpha, a map of the objects that are there already, and where the image is.
-        figures: float ``[C, M, GLIMPSE_FIGURES]`` in [-1, 1] or a little more: the transform, its centre and its
-            extent relative to the image.
+        figures: float ``[C, M, GLIMPSE_FIGURES]`` in [-1, 1] or a little more: the transform, and the middle and
+            the extent of the object's bounding box relative to the image.
     """
 
     pictures: Tensor

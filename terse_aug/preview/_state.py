@@ -21,8 +21,14 @@ def saved_policy(path: str | Path) -> str:
 
     Args:
         path: as for :func:`load_policy_state`, which see for the errors raised.
+
+    Raises:
+        ValueError: the saved policy is one that does not learn.
     """
-    return "critic" if any(name.startswith(_POLICY + "critic.") for name in _read(path)) else "learned"
+    learned = [name.removeprefix(_POLICY) for name in _read(path) if name.startswith(_POLICY)]
+    if not learned:
+        raise ValueError(f"{path}: the policy saved in it has learned nothing, so there is nothing to show of it")
+    return "critic" if any(name.startswith("critic.") for name in learned) else "learned"
 
 
 def saved_classes(path: str | Path) -> int | None:

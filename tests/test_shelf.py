@@ -1,7 +1,8 @@
-"""Looks of cut-outs, which a policy chooses among."""
+"""What is kept of the cut-outs: looks, which a policy chooses among, and outlines."""
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import torch
 from factories import EVERY_IMAGE, make_bank, make_batch, white_disc
 
 from terse_aug import ForegroundBank, Terse
-from terse_aug._looks import Looks
+from terse_aug._shelf import Shelf
 from terse_aug._thumbnails import foreground_pictures
+from terse_aug.bank._outline import convex_outline
 
 
 @pytest.fixture
@@ -32,8 +34,8 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
 
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_a_look_shows_what_the_cut_out_shows(tiny_bank: ForegroundBank, mirrored: bool) -> None:
-    looks, whole = Looks(tiny_bank), list(tiny_bank)
-    seen = [looks[index] for index in range(len(whole))]
+    shelf, whole = Shelf(tiny_bank), list(tiny_bank)
+    seen = [shelf.look(index) for index in range(len(whole))]
     flags = [mirrored] * len(whole)
     assert torch.equal(foreground_pictures(seen, flags), foreground_pictures(whole, flags))
     assert [(look.label, look.extent, look.size, look.outline.tolist()) for look in seen] == [
@@ -44,13 +46,42 @@ def test_a_look_shows_what_the_cut_out_shows(tiny_bank: ForegroundBank, mirrored
 def test_looks_are_read_once_until_the_least_recently_used_is_forgotten(
     tiny_bank: ForegroundBank, reads: Counter[int]
 ) -> None:
-    looks = Looks(tiny_bank, capacity=2)
+    shelf = Shelf(tiny_bank, capacity=2)
     for index in (0, 1, 0, 1, 0):
-        looks[index]
+        shelf.look(index)
     assert reads == {0: 1, 1: 1}
+    shelf.put_back()
     for index in (2, 0, 1):
-        looks[index]
+        shelf.look(index)
     assert reads == {0: 1, 1: 2, 2: 1}
+
+
+def test_an_outline_is_found_once_and_a_cut_out_is_at_hand_until_it_is_put_back(
+    tiny_bank: ForegroundBank, reads: Counter[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    monkeypatch.setattr(
+        "terse_aug.bank._foreground.convex_outline", lambda alpha: found.append(1) or convex_outline(alpha)
+    )
+    shelf = Shelf(tiny_bank)
+    expected = convex_outline(tiny_bank[3].rgba[:, :, 3])
+    reads.clear()
+    look = shelf.look(3)
+    assert shelf.foreground(3).outline is look.outline
+    assert reads == {3: 1}
+    shelf.put_back()
+    assert np.array_equal(shelf.foreground(3).outline, expected)
+    assert reads == {3: 2}
+    assert len(found) == 1
+
+
+def test_a_copy_s_shelf_is_empty_and_works(tiny_bank: ForegroundBank) -> None:
+    shelf = Shelf(tiny_bank)
+    for index in range(len(tiny_bank)):
+        shelf.look(index)
+    copied = pickle.loads(pickle.dumps(shelf))
+    assert len(pickle.dumps(copied)) == len(pickle.dumps(Shelf(tiny_bank)))
+    assert np.array_equal(copied.look(2).small, shelf.look(2).small)
 
 
 def test_once_all_looks_are_known_only_what_is_pasted_is_read(tiny_bank: ForegroundBank, reads: Counter[int]) -> None:
@@ -72,6 +103,6 @@ def test_policies_without_a_choice_read_each_cut_out_once(tiny_bank: ForegroundB
 
 
 def test_small_cut_outs_are_enlarged(tmp_path: Path) -> None:
-    look = Looks(make_bank(tmp_path, [white_disc(side=3)]))[0]
+    look = Shelf(make_bank(tmp_path, [white_disc(side=3)])).look(0)
     assert look.small.dtype == np.uint8
     assert max(look.small.shape[:2]) == 29
