@@ -268,5 +268,8 @@ def test_the_script_writes_table_and_figure_and_goes_on(example, mnist, tmp_path
         "live has mnist, random, hard-random, learned, critic, critic-cutouts, not deterministic"
         in capsys.readouterr().err
     )
-    with pytest.raises(SystemExit, match=r"'test seed': 0}, not .*'test seed': 5}; choose another --out"):
+    with pytest.raises(SystemExit, match=r"'test seed': 0, .*, not .*'test seed': 5, .*; choose another --out"):
         example.main([*flags, "--arms", "random", "--test-seed", "5"])
+    monkeypatch.setitem(example.arms.LIVE, "random", example.arms.Arm("random", {"edge_sigma": 0.5}))
+    with pytest.raises(SystemExit, match=r"'edge_sigma': 0\.5"):
+        example.main([*flags, "--arms", "random"])

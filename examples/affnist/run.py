@@ -36,6 +36,8 @@ Job = tuple[argparse.Namespace, str, int]
 ARMS = {"live": LIVE, "lockstep": LOCKSTEP}
 VALIDATION = 5000
 """The last so many of MNIST's training digits are left out of training, as in the paper."""
+VERSION = 2
+"""Of the runs: raised when the same flags give other figures, so that old and new runs are not mixed."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _check_same(args, *run)
     if missing:
         digits = data.read_mnist(args.mnist, "train")
-        data.digit_bank(digits.part(slice(0, len(digits) - VALIDATION)), args.out / "digits.bank").close()
+        data.digit_bank(digits.part(slice(0, len(digits) - VALIDATION)), _bank_path(args)).close()
     for arm, seed, run in _finished([(args, arm, seed) for arm, seed in missing], args.jobs):
         print(f"{arm}, seed {seed}: {run['readings'][-1]['accuracy']:.2f} %", flush=True)
     results = [json.loads(_path(args, *run).read_text()) for run in runs]
@@ -107,15 +109,31 @@ def _path(args: argparse.Namespace, arm: str, seed: int) -> Path:
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """What all runs of a folder have in common."""
-    return {"schedule": asdict(_schedule(args)), "mnist": str(args.mnist.resolve()), "test seed": args.test_seed}
+    return {
+        "version": VERSION,
+        "schedule": asdict(_schedule(args)),
+        "mnist": str(args.mnist.resolve()),
+        "test seed": args.test_seed,
+    }
+
+
+def _arm_settings(args: argparse.Namespace, arm: str) -> dict[str, Any]:
+    """The same with what makes the arm, as it is read back from JSON."""
+    chosen: dict[str, Any] = json.loads(json.dumps(asdict(ARMS[args.mode][arm])))
+    return _settings(args) | {"arm": chosen}
+
+
+def _bank_path(args: argparse.Namespace) -> Path:
+    path: Path = args.out / f"digits-{VERSION}.bank"
+    return path
 
 
 def _check_same(args: argparse.Namespace, arm: str, seed: int) -> None:
     """Refuse to mix a finished run with ones of other settings."""
     path = _path(args, arm, seed)
     done = json.loads(path.read_text())["settings"]
-    if done != _settings(args):
-        raise SystemExit(f"{path.name} was made with {done}, not {_settings(args)}; choose another --out")
+    if done != (wanted := _arm_settings(args, arm)):
+        raise SystemExit(f"{path.name} was made with {done}, not {wanted}; choose another --out")
 
 
 def _run(job: Job) -> dict[str, Any]:
@@ -126,30 +144,31 @@ def _run(job: Job) -> dict[str, Any]:
     digits = data.read_mnist(args.mnist, "train")
     digits = digits.part(slice(0, len(digits) - VALIDATION))
     test = data.affnist(data.read_mnist(args.mnist, "t10k"), ranges, args.test_seed)
-    bank = data.ForegroundBank.open(args.out / "digits.bank")
+    bank = data.ForegroundBank.open(_bank_path(args))
     schedule, path = _schedule(args), _path(args, arm, seed)
     chosen = ARMS[args.mode][arm]
     if isinstance(schedule, Schedule):
         run = train_live(chosen, args.network, digits, bank, test, ranges, schedule, seed)
     else:
-        folder = _begun(args, path)
+        folder = _begun(args, arm, path)
         run = train_in_lock_step(chosen, args.network, digits, bank, test, ranges, schedule, seed, folder)
-    run = {"arm": arm, "seed": seed, "network": args.network, "settings": _settings(args)} | run
+    run = {"arm": arm, "seed": seed, "network": args.network, "settings": _arm_settings(args, arm)} | run
     path.with_suffix(".part").write_text(json.dumps(run, indent=1) + "\n")
     os.replace(path.with_suffix(".part"), path)
     shutil.rmtree(path.with_suffix(""), ignore_errors=True)
     return run
 
 
-def _begun(args: argparse.Namespace, path: Path) -> Path:
+def _begun(args: argparse.Namespace, arm: str, path: Path) -> Path:
     """The folder of a run in lock-step, which may have been stopped before; not one of other settings."""
     folder = path.with_suffix("")
     folder.mkdir(exist_ok=True)
     noted = folder / "settings.json"
+    wanted = _arm_settings(args, arm)
     if not noted.exists():
-        noted.write_text(json.dumps(_settings(args)))
-    if json.loads(noted.read_text()) != _settings(args):
-        raise SystemExit(f"{folder} was begun with {noted.read_text()}, not {_settings(args)}; choose another --out")
+        noted.write_text(json.dumps(wanted))
+    if json.loads(noted.read_text()) != wanted:
+        raise SystemExit(f"{folder} was begun with {noted.read_text()}, not {wanted}; choose another --out")
     return folder
 
 
