@@ -69,6 +69,8 @@ def test_a_class_that_the_detector_does_not_have_is_refused_by_name(tmp_path: Pa
         Terse(bank, classes=["cat", "dog"])
     with pytest.raises(ValueError, match=r"expected labels 1 to 2, got \{7: 'zebra'\}; give Terse\(classes="):
         Terse(bank, target=detector)
+    with pytest.raises(ValueError, match=r"expected labels 1 to 2, got \{3: 'dog'\}"):
+        Terse(make_bank(tmp_path).relabel({"cat": 2, "dog": 3, "zebra": 1}), target=detector)
 
 
 def test_the_background_label_is_refused_where_the_detector_has_one(tiny_bank: ForegroundBank) -> None:
