@@ -54,27 +54,39 @@ def glimpse_maker(
         middle, half_extent = placement.middle, placement.half_extent
         frame = geometry.frame_sizes
         figures = torch.cat([flat * 2 - 1, 2 * middle / frame - 1, 2 * half_extent / frame], 1)
-        window = half_extent.amax(1) * _WINDOW
-        steps = (torch.arange(GLIMPSE, device=unit.device, dtype=unit.dtype) + 0.5) * (2 / GLIMPSE) - 1
-        offsets = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1) * window[:, None, None, None]
-        in_image = (2 * (middle[:, None, None] + offsets) / frame[:, None, None] - 1).view(count, pastes, *_GRID)
+        half_side = (half_extent.amax(1) * _WINDOW)[:, None].expand(-1, 2)
         pasted = sorted(set(layout.image_of))
         canvases = _canvases([images[number] for number in pasted], [targets[number] for number in pasted], surface)
-        behind = _look_at_images(in_image, [pasted.index(number) for number in layout.image_of], canvases)
-        inverse = inverse_2x2(placement.matrix)
-        to_picture = FOREGROUND_FILL * 2 / geometry.cutout_sizes.amax(1)
-        in_cutout = ((offsets.flatten(1, 2) + (middle - placement.centre)[:, None]) @ inverse.mT) * to_picture[
-            :, None, None
-        ]
-        in_cutout = in_cutout.view(count, pastes, GLIMPSE * GLIMPSE, 1, 2).transpose(0, 1).flatten(1, 2)
+        rows = [pasted.index(number) for number in layout.image_of]
         pictures = foreground_pictures(layout.foregrounds, [False] * pastes).to(unit)
-        front = F.grid_sample(pictures, in_cutout, mode="bilinear", padding_mode="zeros", align_corners=False)
-        front = front.view(pastes, 4, count, GLIMPSE, GLIMPSE).permute(2, 0, 1, 3, 4)
-        alpha = front[:, :, 3:]
-        color = torch.lerp(behind[:, :, :3], front[:, :, :3], alpha)
-        return Glimpses(torch.cat([color, alpha, behind[:, :, 3:]], 2), figures.view(count, pastes, -1))
+        to_picture = FOREGROUND_FILL * 2 / geometry.cutout_sizes.amax(1)
+        to_cutout = inverse_2x2(placement.matrix).mT * to_picture[:, None, None]
+
+        def with_paste(points: Tensor, behind: Tensor) -> Tensor:
+            """A view with the paste on it, for points ``[C * M, G * G, 2]`` and what is behind ``[C, M, 5, G, G]``."""
+            in_cutout = (points - placement.centre[:, None]) @ to_cutout
+            in_cutout = in_cutout.view(count, pastes, GLIMPSE * GLIMPSE, 1, 2).transpose(0, 1).flatten(1, 2)
+            front = F.grid_sample(pictures, in_cutout, mode="bilinear", padding_mode="zeros", align_corners=False)
+            front = front.view(pastes, 4, count, GLIMPSE, GLIMPSE).permute(2, 0, 1, 3, 4)
+            alpha = front[:, :, 3:]
+            color = torch.lerp(behind[:, :, :3], front[:, :, :3], alpha)
+            return torch.cat([color, alpha, behind[:, :, 3:]], 2)
+
+        points = _grid_points(middle, half_side)
+        in_image = (2 * points / frame[:, None] - 1).view(count, pastes, *_GRID)
+        window = with_paste(points, _look_at_images(in_image, rows, canvases))
+        reduced = F.adaptive_avg_pool2d(canvases, GLIMPSE).to(unit)[rows].expand(count, -1, -1, -1, -1)
+        image = with_paste(_grid_points(frame / 2, frame / 2), reduced)
+        return Glimpses(torch.stack([window, image], 2), figures.view(count, pastes, -1))
 
     return glimpse
+
+
+def _grid_points(middle: Tensor, half_size: Tensor) -> Tensor:
+    """Centres of a view's pixels, image pixels ``[N, G * G, 2]``, for its middle and half its size, ``[N, 2]``."""
+    steps = (torch.arange(GLIMPSE, device=middle.device, dtype=middle.dtype) + 0.5) * (2 / GLIMPSE) - 1
+    square = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).flatten(0, 1)
+    return middle[:, None] + square * half_size[:, None]
 
 
 def _repeated(geometry: PasteGeometry, count: int) -> PasteGeometry:

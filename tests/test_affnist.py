@@ -31,7 +31,7 @@ def example():
         from affnist import arms, data, live, lockstep, models, report
 
         yield SimpleNamespace(
-            main=run.main, arms=arms, data=data, live=live, lockstep=lockstep, models=models, report=report
+            run=run, main=run.main, arms=arms, data=data, live=live, lockstep=lockstep, models=models, report=report
         )
     finally:
         sys.path.remove(str(FOLDER))
@@ -237,13 +237,41 @@ def test_the_networks_give_ten_logits(example, name):
     assert logits.shape == (2, 10)
 
 
-def test_the_script_writes_table_and_figure_and_goes_on(example, mnist, tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def small(example, mnist, tmp_path):
+    """MNIST with 200 digits to train on beside those left out, and 100 to test on."""
     whole = example.data.read_mnist(mnist, "train").part(slice(0, 5200))
-    small = tmp_path / "mnist"
-    small.mkdir()
+    folder = tmp_path / "mnist"
+    folder.mkdir()
     for part, digits in (("train", whole), ("t10k", whole.part(slice(0, 100)))):
-        write_idx(small / f"{part}-images-idx3-ubyte", digits.images.numpy())
-        write_idx(small / f"{part}-labels-idx1-ubyte", digits.labels.numpy().astype(np.uint8))
+        write_idx(folder / f"{part}-images-idx3-ubyte", digits.images.numpy())
+        write_idx(folder / f"{part}-labels-idx1-ubyte", digits.labels.numpy().astype(np.uint8))
+    return folder
+
+
+def test_settings_are_chosen_on_the_training_digits_that_are_left_out(example, small, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(example.run, "train_live", lambda *args: seen.append(args) or {"readings": [{"accuracy": 1.0}]})
+    monkeypatch.setattr(example.report, "draw", lambda *args: None)
+    monkeypatch.setattr(example.report, "print_table", lambda *args: None)
+    flags = ["--mnist", str(small), "--arms", "random", "mnist", "--settings", '{"critic_goal": 0.5}']
+    for part in ("test", "validation"):
+        example.main([*flags, "--out", str(tmp_path / part), "--measure", part])
+    whole = example.data.read_mnist(small, "train")
+    for (arm, _, digits, _, (_, labels), *_), (policy, part) in zip(
+        seen, [("random", "test"), (None, "test"), ("random", "validation"), (None, "validation")], strict=True
+    ):
+        assert arm.policy == policy
+        assert arm.settings == ({"critic_goal": 0.5} if policy else {})
+        assert torch.equal(digits.labels, whole.labels[:200])
+        assert torch.equal(labels, whole.labels[200:] if part == "validation" else whole.labels[:100])
+    with pytest.raises(SystemExit, match=r"'measured on': 'test', .*, not .*'measured on': 'validation'"):
+        example.main([*flags, "--out", str(tmp_path / "test"), "--measure", "validation"])
+    with pytest.raises(SystemExit):
+        example.main([*flags, "--out", str(tmp_path / "test"), "--settings", "[]"])
+
+
+def test_the_script_writes_table_and_figure_and_goes_on(example, small, tmp_path, capsys, monkeypatch):
     flags = ["--mnist", str(small), "--out", str(tmp_path / "out"), "--iterations", "4", "--readings", "2"]
     example.main([*flags, "--arms", "random", "critic", "--seeds", "0"])
     assert "random, seed 0" in capsys.readouterr().out

@@ -23,7 +23,7 @@ from terse_aug._random import generator_for
 from terse_aug._sampler import Sampler
 from terse_aug._shelf import Shelf
 from terse_aug.policies import GLIMPSE, CriticPolicy, Glimpses, Proposal, Scene
-from terse_aug.policies._base import GLIMPSE_CHANNELS, GLIMPSE_FIGURES
+from terse_aug.policies._base import GLIMPSE_FIGURES, GLIMPSE_PICTURE, GLIMPSE_VIEWS
 from terse_aug.policies._critic import hardness_log_odds
 from terse_aug.targets import ClassifierTarget
 
@@ -35,7 +35,7 @@ def make_scene(pastes: int) -> Scene:
 
     def glimpse(unit: Tensor) -> Glimpses:
         figures = F.pad(unit, (0, GLIMPSE_FIGURES - unit.shape[-1]))
-        return Glimpses(torch.zeros(*unit.shape[:2], GLIMPSE_CHANNELS, GLIMPSE, GLIMPSE), figures)
+        return Glimpses(torch.zeros(*unit.shape[:2], *GLIMPSE_PICTURE), figures)
 
     return Scene(torch.zeros(pastes, dtype=torch.long), 1, torch.ones(pastes, dtype=torch.long), glimpse=glimpse)
 
@@ -62,7 +62,7 @@ def test_a_glimpse_shows_what_the_composite_shows(tmp_path: Path, mirror: float)
     unit = torch.rand(3, 4, len(PARAMETERS), generator=generator_for(1))
     surface = terse._surface(images)
     glimpses = glimpse_maker(layout, images, targets, surface)(unit)
-    assert glimpses.pictures.shape == (3, 4, GLIMPSE_CHANNELS, GLIMPSE, GLIMPSE)
+    assert glimpses.pictures.shape == (3, 4, *GLIMPSE_PICTURE)
     for candidate in range(3):
         for row in range(4):
             # Each paste is judged alone.
@@ -71,16 +71,17 @@ def test_a_glimpse_shows_what_the_composite_shows(tmp_path: Path, mirror: float)
             composite = compose(images, targets, alone, unit[candidate, row : row + 1], surface)
             figures = glimpses.figures[candidate, row]
             size = torch.tensor([images[number].shape[-1], images[number].shape[-2]])
-            centre = (figures[7:9] + 1) / 2 * size
-            side = 1.5 * float((figures[9:11] * size / 2).max())
-            expected = _window(composite.images[number], centre, side)
-            shown = glimpses.pictures[candidate, row]
-            inside = shown[5] > 0.99
-            assert 0.2 < float(inside.float().mean()) <= 1
-            assert float((shown[:3] - expected).abs().mean(0)[inside].mean()) < 0.04
-            pasted = (composite.images[number] - images[number]).abs().amax(0, keepdim=True) > 0.02
-            agreement = (_window(pasted.float(), centre, side)[0] > 0.5) == (shown[3] > 0.5)
-            assert float(agreement[inside].float().mean()) > 0.9
+            half = 1.5 * (figures[9:11] * size / 2).max()
+            views = {"window": ((figures[7:9] + 1) / 2 * size, half), "image": (size / 2, size / 2)}
+            for view, shown in zip(GLIMPSE_VIEWS, glimpses.pictures[candidate, row], strict=True):
+                expected = _window(composite.images[number], *views[view])
+                inside = shown[5] > 0.99
+                assert 0.2 < float(inside.float().mean()) <= 1
+                assert bool(inside.all()) or view == "window"
+                assert float((shown[:3] - expected).abs().mean(0)[inside].mean()) < 0.04
+                pasted = (composite.images[number] - images[number]).abs().amax(0, keepdim=True) > 0.02
+                agreement = (_window(pasted.float(), *views[view])[0] > 0.5) == (shown[3] > 0.5)
+                assert float(agreement[inside].float().mean()) > 0.9
 
 
 def _triangle(seed: int) -> Foreground:
@@ -96,11 +97,11 @@ def _fields(layout: Any) -> list[list[Any]]:
     return [layout.image_of, layout.indices, layout.foregrounds, layout.mirrored]
 
 
-def _window(image: Tensor, centre: Tensor, half_side: float) -> Tensor:
-    """A square window, sampled four times as densely as a glimpse and averaged."""
-    steps = ((torch.arange(4 * GLIMPSE) + 0.5) / (2 * GLIMPSE) - 1) * half_side
+def _window(image: Tensor, centre: Tensor, half_size: Tensor) -> Tensor:
+    """A window as a square, sampled four times as densely as a glimpse and averaged."""
+    steps = (torch.arange(4 * GLIMPSE) + 0.5) / (2 * GLIMPSE) - 1
     size = torch.tensor([image.shape[-1], image.shape[-2]])
-    points = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1) + centre
+    points = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1) * half_size + centre
     looked = F.grid_sample(image[None], (2 * points / size - 1)[None], align_corners=False)
     return F.avg_pool2d(looked, 4)[0]
 
@@ -114,9 +115,9 @@ def test_the_map_of_objects_lies_where_the_objects_are(tiny_bank: ForegroundBank
         Shelf(terse.bank), [True], terse.config, generator_for(0), Sampler(terse.bank.labels), terse.policy
     )
     glimpses = glimpse_maker(layout, images, targets, terse._surface(images))(torch.rand(1, 1, len(PARAMETERS)))
-    occupied = glimpses.pictures[0, 0, 4]
-    assert float(occupied[:, : GLIMPSE // 2 - 1].amax()) == 0
-    assert float(occupied[:, GLIMPSE // 2 + 1 :].amin()) == pytest.approx(1)
+    for occupied in glimpses.pictures[0, 0, :, 4]:
+        assert float(occupied[:, : GLIMPSE // 2 - 1].amax()) == 0
+        assert float(occupied[:, GLIMPSE // 2 + 1 :].amin()) == pytest.approx(1)
 
 
 # --- choosing -------------------------------------------------------------------------------------------------------
@@ -350,14 +351,14 @@ def test_the_memory_forgets_the_oldest_and_keeps_picture_and_hardness_together(a
     for part in values.split(at_once):
         proposal = Proposal(torch.zeros(len(part), len(PARAMETERS)), torch.zeros(len(part)))
         levels = (part * 100).round().to(torch.uint8)
-        pictures = levels[:, None, None, None].expand(-1, GLIMPSE_CHANNELS, GLIMPSE, GLIMPSE)
+        pictures = levels[:, None, None, None, None].expand(-1, *GLIMPSE_PICTURE)
         labels = (part * 10).round().long() % 2
         proposal.memory = (pictures, part[:, None].expand(-1, GLIMPSE_FIGURES), torch.zeros(len(part)), labels)
         policy.remember(proposal, part)
     state = policy.state_dict()
     hardness = state["_hardness"]
     assert sorted(hardness.tolist()) == pytest.approx([0.2, 0.3, 0.4, 0.5])
-    torch.testing.assert_close(state["_pictures"][:, 0, 0, 0] / 100, hardness)
+    torch.testing.assert_close(state["_pictures"][:, 0, 0, 0, 0] / 100, hardness)
     torch.testing.assert_close(state["_figures"][:, 0], hardness)
     assert state["_labels"].tolist() == (hardness * 10).round().long().remainder(2).tolist()
 
@@ -402,7 +403,7 @@ def remembering(policy: CriticPolicy, labels: Tensor, hardness: Tensor, chances:
     """The cross-entropy of a fresh memory; the critic foretells the same for everything."""
     count = len(labels)
     proposal = Proposal(torch.zeros(count, len(PARAMETERS)), torch.zeros(count))
-    pictures = torch.zeros(count, GLIMPSE_CHANNELS, GLIMPSE, GLIMPSE, dtype=torch.uint8)
+    pictures = torch.zeros(count, *GLIMPSE_PICTURE, dtype=torch.uint8)
     proposal.memory = (pictures, torch.zeros(count, GLIMPSE_FIGURES), torch.zeros(count), labels)
     policy.remember(proposal, hardness, chances)
     objective = policy.rehearse(generator_for(0))

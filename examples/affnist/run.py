@@ -18,7 +18,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from rich.progress import track
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from affnist import data, report
-from affnist.arms import LIVE, LOCKSTEP
+from affnist.arms import LIVE, LOCKSTEP, Arm
 from affnist.live import Schedule, train_live
 from affnist.lockstep import LockStepSchedule, train_in_lock_step
 from affnist.models import NETWORKS
@@ -36,7 +36,7 @@ Job = tuple[argparse.Namespace, str, int]
 ARMS = {"live": LIVE, "lockstep": LOCKSTEP}
 VALIDATION = 5000
 """The last so many of MNIST's training digits are left out of training, as in the paper."""
-VERSION = 2
+VERSION = 3
 """Of the runs: raised when the same flags give other figures, so that old and new runs are not mixed."""
 
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _check_same(args, *run)
     if missing:
         digits = data.read_mnist(args.mnist, "train")
-        data.digit_bank(digits.part(slice(0, len(digits) - VALIDATION)), _bank_path(args)).close()
+        data.digit_bank(digits.part(slice(0, -VALIDATION)), _bank_path(args)).close()
     for arm, seed, run in _finished([(args, arm, seed) for arm, seed in missing], args.jobs):
         print(f"{arm}, seed {seed}: {run['readings'][-1]['accuracy']:.2f} %", flush=True)
     results = [json.loads(_path(args, *run).read_text()) for run in runs]
@@ -87,12 +87,31 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=lockstep.rounds, help="lockstep: hunts and trainings")
     parser.add_argument("--wanted", type=int, default=lockstep.wanted, help="lockstep: synthetic images of a round")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
-    parser.add_argument("--test-seed", type=int, default=0, help="of the transforms of the test set")
+    parser.add_argument(
+        "--measure",
+        choices=["test", "validation"],
+        default="test",
+        help="accuracy on the test digits, or on the training digits that are left out, which settings are chosen by",
+    )
+    parser.add_argument("--test-seed", type=int, default=0, help="of the transforms of what is measured on")
+    parser.add_argument(
+        "--settings",
+        type=_settings_of_terse,
+        default={},
+        help="JSON, of Terse, over those of the arms: '{\"critic_goal\": 0.5}'",
+    )
     args = parser.parse_args(argv)
     args.arms = args.arms or list(ARMS[args.mode])
     if unknown := [arm for arm in args.arms if arm not in ARMS[args.mode]]:
         parser.error(f"--arms: {args.mode} has {', '.join(ARMS[args.mode])}, not {', '.join(unknown)}")
     return args
+
+
+def _settings_of_terse(text: str) -> dict[str, Any]:
+    settings = json.loads(text)
+    if not isinstance(settings, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text}")
+    return settings
 
 
 def _schedule(args: argparse.Namespace) -> Schedule | LockStepSchedule:
@@ -113,13 +132,19 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         "version": VERSION,
         "schedule": asdict(_schedule(args)),
         "mnist": str(args.mnist.resolve()),
+        "measured on": args.measure,
         "test seed": args.test_seed,
     }
 
 
+def _arm(args: argparse.Namespace, name: str) -> Arm:
+    arm = ARMS[args.mode][name]
+    return arm if arm.policy is None else replace(arm, settings=arm.settings | args.settings)
+
+
 def _arm_settings(args: argparse.Namespace, arm: str) -> dict[str, Any]:
     """The same with what makes the arm, as it is read back from JSON."""
-    chosen: dict[str, Any] = json.loads(json.dumps(asdict(ARMS[args.mode][arm])))
+    chosen: dict[str, Any] = json.loads(json.dumps(asdict(_arm(args, arm))))
     return _settings(args) | {"arm": chosen}
 
 
@@ -141,12 +166,13 @@ def _run(job: Job) -> dict[str, Any]:
     args, arm, seed = job
     torch.set_num_threads(1)
     ranges = data.AffineRanges()
-    digits = data.read_mnist(args.mnist, "train")
-    digits = digits.part(slice(0, len(digits) - VALIDATION))
-    test = data.affnist(data.read_mnist(args.mnist, "t10k"), ranges, args.test_seed)
+    known = data.read_mnist(args.mnist, "train")
+    digits, left_out = known.part(slice(0, -VALIDATION)), known.part(slice(-VALIDATION, None))
+    unseen = left_out if args.measure == "validation" else data.read_mnist(args.mnist, "t10k")
+    test = data.affnist(unseen, ranges, args.test_seed)
     bank = data.ForegroundBank.open(_bank_path(args))
     schedule, path = _schedule(args), _path(args, arm, seed)
-    chosen = ARMS[args.mode][arm]
+    chosen = _arm(args, arm)
     if isinstance(schedule, Schedule):
         run = train_live(chosen, args.network, digits, bank, test, ranges, schedule, seed)
     else:

@@ -22,7 +22,9 @@ FOREGROUND_FILL = 0.9
 """Share of a cut-out's picture that its larger side fills."""
 GLIMPSE = 32
 """Side of a glimpse, pixels."""
+GLIMPSE_VIEWS = ("window", "image")
 GLIMPSE_CHANNELS = 6
+GLIMPSE_PICTURE = (len(GLIMPSE_VIEWS), GLIMPSE_CHANNELS, GLIMPSE, GLIMPSE)
 GLIMPSE_FIGURES = len(PARAMETERS) + 4
 
 
@@ -31,8 +33,9 @@ class Glimpses:
     """How candidates would look, small; see :mod:`terse_aug._glimpse`.
 
     Attributes:
-        pictures: float ``[C, M, GLIMPSE_CHANNELS, GLIMPSE, GLIMPSE]`` in [0, 1]: RGB of a window around the paste
-            with the paste on it, its alpha, a map of the objects that are there already, and where the image is.
+        pictures: float ``[C, M, *GLIMPSE_PICTURE]`` in [0, 1], for each of ``GLIMPSE_VIEWS``, which are a window
+            around the paste and the whole image stretched to a square: RGB with the paste on it, its alpha, a map
+            of the objects that are there already, and where the image is.
         figures: float ``[C, M, GLIMPSE_FIGURES]`` in [-1, 1] or a little more: the transform, and the middle and
             the extent of the object's bounding box relative to the image.
     """

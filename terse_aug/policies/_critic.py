@@ -31,6 +31,8 @@ from terse_aug.policies._base import (
     GLIMPSE,
     GLIMPSE_CHANNELS,
     GLIMPSE_FIGURES,
+    GLIMPSE_PICTURE,
+    GLIMPSE_VIEWS,
     Glimpses,
     Policy,
     Proposal,
@@ -43,23 +45,14 @@ class Critic(nn.Module):
 
     Args:
         outputs: 1 for the log odds, K for logits.
-        width: channels of the first layer.
+        width: channels of the first layer, for each view.
     """
 
     def __init__(self, outputs: int = 1, width: int = 16) -> None:
         super().__init__()
-        self.look = nn.Sequential(
-            nn.Conv2d(GLIMPSE_CHANNELS, width, 5, stride=2, padding=2),
-            nn.ReLU(),
-            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(2 * width, 4 * width, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Flatten(),
-        )
-        self.judge = nn.Sequential(
-            nn.Linear(4 * width * (GLIMPSE // 8) ** 2 + GLIMPSE_FIGURES, 64), nn.ReLU(), nn.Linear(64, outputs)
-        )
+        self.towers = nn.ModuleList(_tower(width) for _ in GLIMPSE_VIEWS)
+        seen = len(GLIMPSE_VIEWS) * 4 * width * (GLIMPSE // 8) ** 2
+        self.judge = nn.Sequential(nn.Linear(seen + GLIMPSE_FIGURES, 64), nn.ReLU(), nn.Linear(64, outputs))
         # At the start every candidate is as good as any other, which is the random policy.
         last = self.judge[-1]
         assert isinstance(last, nn.Linear)
@@ -70,9 +63,22 @@ class Critic(nn.Module):
         """Float ``[C, M, outputs]`` for the glimpses of :class:`Glimpses`."""
         shape = glimpses.figures.shape[:2]
         weight = next(self.parameters())
-        seen = self.look(glimpses.pictures.flatten(0, 1).to(weight.dtype) - 0.5)
-        logits: Tensor = self.judge(torch.cat([seen, glimpses.figures.flatten(0, 1).to(weight.dtype)], 1))
+        views = (glimpses.pictures.flatten(0, 1).to(weight.dtype) - 0.5).unbind(1)
+        seen = [tower(view) for tower, view in zip(self.towers, views, strict=True)]
+        logits: Tensor = self.judge(torch.cat([*seen, glimpses.figures.flatten(0, 1).to(weight.dtype)], 1))
         return logits.view(*shape, -1).float()
+
+
+def _tower(width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(GLIMPSE_CHANNELS, width, 5, stride=2, padding=2),
+        nn.ReLU(),
+        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(2 * width, 4 * width, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+    )
 
 
 class CriticPolicy(Policy):
@@ -144,7 +150,7 @@ class CriticPolicy(Policy):
         self.goal = goal
         with isolated_global_rng(seed):
             self.critic = Critic(classes or 1)
-        self.register_buffer("_pictures", torch.zeros(capacity, *_PICTURE, dtype=torch.uint8))
+        self.register_buffer("_pictures", torch.zeros(capacity, *GLIMPSE_PICTURE, dtype=torch.uint8))
         self.register_buffer("_figures", torch.zeros(capacity, GLIMPSE_FIGURES))
         self.register_buffer("_hardness", torch.zeros(capacity))
         self.register_buffer("_labels", torch.zeros(capacity, dtype=torch.long))
@@ -271,7 +277,6 @@ def _drawn(chances: Tensor, draw: Tensor) -> Tensor:
     return chosen
 
 
-_PICTURE = (GLIMPSE_CHANNELS, GLIMPSE, GLIMPSE)
 _REHEARSED = 64
 _BISECTIONS = 24
 
