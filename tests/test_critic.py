@@ -56,7 +56,7 @@ def test_a_glimpse_shows_what_the_composite_shows(tmp_path: Path, mirror: float)
     ranges = TransformRanges(rotation=(-180, 180), scale=(1.0, 1.6), keep_inside=0.5)
     terse = Terse(bank, "random", objects=(2, 2), ranges=ranges, mirror_probability=mirror, **EVERY_IMAGE)
     images, targets = make_batch(sizes=((96, 128), (128, 96)))
-    images = [F.avg_pool2d(image[None], 9, 1, 4)[0] for image in images]
+    images = [F.avg_pool2d(image[None], 9, 1, 4)[0] * share for image, share in zip(images, (1.0, 0.5), strict=True)]
     shelf, sampler = Shelf(terse.bank), Sampler(terse.bank.labels)
     layout = draw_layout(shelf, [True, True], terse.config, generator_for(0), sampler, terse.policy)
     unit = torch.rand(3, 4, len(PARAMETERS), generator=generator_for(1))
@@ -118,6 +118,20 @@ def test_the_map_of_objects_lies_where_the_objects_are(tiny_bank: ForegroundBank
     for occupied in glimpses.pictures[0, 0, :, 4]:
         assert float(occupied[:, : GLIMPSE // 2 - 1].amax()) == 0
         assert float(occupied[:, GLIMPSE // 2 + 1 :].amin()) == pytest.approx(1)
+
+
+def test_a_critic_looks_at_every_view_with_weights_of_its_own() -> None:
+    critic = CriticPolicy(seed=0).critic
+    torch.nn.init.normal_(critic.judge[-1].weight, generator=generator_for(0))  # type: ignore[arg-type]
+    pictures = torch.rand(1, 2, *GLIMPSE_PICTURE, generator=generator_for(1))
+    figures = torch.zeros(1, 2, GLIMPSE_FIGURES)
+    seen = critic(Glimpses(pictures, figures))
+    for view in range(len(GLIMPSE_VIEWS)):
+        without = pictures.clone()
+        without[:, :, view] = 0.5
+        assert not torch.allclose(critic(Glimpses(without, figures)), seen, atol=1e-3)
+    seen.sum().backward()
+    assert all(bool(parameter.grad.any()) for parameter in critic.parameters())  # type: ignore[union-attr]
 
 
 # --- choosing -------------------------------------------------------------------------------------------------------
