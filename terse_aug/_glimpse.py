@@ -22,7 +22,7 @@ from terse_aug._shelf import Shown
 from terse_aug._thumbnails import background_picture, foreground_pictures
 from terse_aug._transforms import PasteGeometry, place
 from terse_aug.policies import GLIMPSE, Glimpses
-from terse_aug.policies._base import FOREGROUND_FILL
+from terse_aug.policies._base import FOREGROUND_FILL, GLIMPSE_PICTURE
 
 _WINDOW = 1.5
 """Side of the window relative to the larger side of the paste: some of its surroundings belong to how it looks."""
@@ -62,22 +62,25 @@ def glimpse_maker(
         to_picture = FOREGROUND_FILL * 2 / geometry.cutout_sizes.amax(1)
         to_cutout = inverse_2x2(placement.matrix).mT * to_picture[:, None, None]
 
-        def with_paste(points: Tensor, behind: Tensor) -> Tensor:
-            """A view with the paste on it, for points ``[C * M, G * G, 2]`` and what is behind ``[C, M, 5, G, G]``."""
+        views = unit.new_empty(count, pastes, *GLIMPSE_PICTURE)
+
+        def show(view: Tensor, points: Tensor, behind: Tensor) -> None:
+            """Fill a view ``[C, M, 6, G, G]`` at points ``[C * M, G * G, 2]``; behind: ``[C or 1, M, 5, G, G]``."""
             in_cutout = (points - placement.centre[:, None]) @ to_cutout
             in_cutout = in_cutout.view(count, pastes, GLIMPSE * GLIMPSE, 1, 2).transpose(0, 1).flatten(1, 2)
             front = F.grid_sample(pictures, in_cutout, mode="bilinear", padding_mode="zeros", align_corners=False)
             front = front.view(pastes, 4, count, GLIMPSE, GLIMPSE).permute(2, 0, 1, 3, 4)
             alpha = front[:, :, 3:]
-            color = torch.lerp(behind[:, :, :3], front[:, :, :3], alpha)
-            return torch.cat([color, alpha, behind[:, :, 3:]], 2)
+            view[:, :, :3] = torch.lerp(behind[:, :, :3], front[:, :, :3], alpha)
+            view[:, :, 3:4] = alpha
+            view[:, :, 4:] = behind[:, :, 3:]
 
         points = _grid_points(middle, half_side)
         in_image = (2 * points / frame[:, None] - 1).view(count, pastes, *_GRID)
-        window = with_paste(points, _look_at_images(in_image, rows, canvases))
-        reduced = F.adaptive_avg_pool2d(canvases, GLIMPSE).to(unit)[rows].expand(count, -1, -1, -1, -1)
-        image = with_paste(_grid_points(frame / 2, frame / 2), reduced)
-        return Glimpses(torch.stack([window, image], 2), figures.view(count, pastes, -1))
+        show(views[:, :, 0], points, _look_at_images(in_image, rows, canvases))
+        reduced = F.adaptive_avg_pool2d(canvases, GLIMPSE).to(unit)[rows]
+        show(views[:, :, 1], _grid_points(frame / 2, frame / 2), reduced[None])
+        return Glimpses(views, figures.view(count, pastes, -1))
 
     return glimpse
 

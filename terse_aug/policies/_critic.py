@@ -51,6 +51,8 @@ class Critic(nn.Module):
     def __init__(self, outputs: int = 1, width: int = 16) -> None:
         super().__init__()
         self.towers = nn.ModuleList(_tower(width) for _ in GLIMPSE_VIEWS)
+        # On a CPU, channels_last saves a third of the time of layers as narrow as these.
+        self.towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         seen = len(GLIMPSE_VIEWS) * 4 * width * (GLIMPSE // 8) ** 2
         self.judge = nn.Sequential(nn.Linear(seen + GLIMPSE_FIGURES, 64), nn.ReLU(), nn.Linear(64, outputs))
         # At the start every candidate is as good as any other, which is the random policy.
@@ -63,8 +65,8 @@ class Critic(nn.Module):
         """Float ``[C, M, outputs]`` for the glimpses of :class:`Glimpses`."""
         shape = glimpses.figures.shape[:2]
         weight = next(self.parameters())
-        views = (glimpses.pictures.flatten(0, 1).to(weight.dtype) - 0.5).unbind(1)
-        seen = [tower(view) for tower, view in zip(self.towers, views, strict=True)]
+        views = glimpses.pictures.flatten(0, 1).unbind(1)
+        seen = [tower(view.to(weight.dtype) - 0.5) for tower, view in zip(self.towers, views, strict=True)]
         logits: Tensor = self.judge(torch.cat([*seen, glimpses.figures.flatten(0, 1).to(weight.dtype)], 1))
         return logits.view(*shape, -1).float()
 
