@@ -181,7 +181,8 @@ def test_near_temperature_zero_it_takes_the_hardest_candidate() -> None:
 
 def disc_terse(folder: Path, **settings: Any) -> Terse:
     bank = make_bank(folder, [white_disc()])
-    return Terse(bank, "critic", objects=(2, 2), move_every=1, critic_goal=1.0, **(EVERY_IMAGE | settings))
+    defaults = EVERY_IMAGE | {"critic_goal": 1.0}
+    return Terse(bank, "critic", objects=(2, 2), move_every=1, **(defaults | settings))
 
 
 def hardness_by_place(images: Any, targets: list[dict[str, Tensor]]) -> list[Tensor]:
@@ -190,6 +191,16 @@ def hardness_by_place(images: Any, targets: list[dict[str, Tensor]]) -> list[Ten
         (target["boxes"][:, [0, 2]].mean(1) > image.shape[-1] / 2).float() * 0.8 + 0.1
         for image, target in zip(images, targets, strict=True)
     ]
+
+
+def test_it_foretells_the_hardness_of_random_pastes(tmp_path: Path) -> None:
+    """Of those that it chooses nearly all are hard, and a correlation would say little."""
+    terse = disc_terse(tmp_path, learning_rate=3e-3, critic_goal=0.0)
+    for step in range(60):
+        images, targets = terse(*make_batch(step, sizes=((64, 64),) * 4, objects=0))
+        terse.observe(hardness_by_place(images, targets))
+        terse.step(1.0)
+    assert terse.metrics()["critic_correlation"] > 0.9
 
 
 def test_it_learns_what_is_hard_from_values_alone_and_stays_diverse(tmp_path: Path) -> None:
@@ -204,7 +215,6 @@ def test_it_learns_what_is_hard_from_values_alone_and_stays_diverse(tmp_path: Pa
     metrics = terse.metrics()
     assert metrics["moves"] == 60
     assert metrics["extra_forwards"] == 0
-    assert metrics["critic_correlation"] > 0.6
     first, last = torch.tensor(places[:32]), torch.tensor(places[-120:])
     assert 0.3 < float((first > 0.5).float().mean()) < 0.7
     assert float((last > 0.5).float().mean()) > 0.8
@@ -524,12 +534,12 @@ def test_with_many_classes_it_learns_from_hardness_as_with_one(tmp_path: Path) -
     """Only a score is told: the network does not have to know what it looks at to foretell that it is hard."""
     foregrounds = [dataclasses.replace(white_disc(), label=label) for label in (1, 2, 7)]
     bank = make_bank(tmp_path, foregrounds)
-    terse = Terse(bank, "critic", objects=(2, 2), move_every=1, critic_goal=1.0, learning_rate=3e-3, **EVERY_IMAGE)
+    terse = Terse(bank, "critic", objects=(2, 2), move_every=1, critic_goal=0.0, learning_rate=3e-3, **EVERY_IMAGE)
     for step in range(60):
         images, targets = terse(*make_batch(step, sizes=((64, 64),) * 4, objects=0))
         terse.observe(hardness_by_place(images, targets))
         terse.step(1.0)
-    assert terse.metrics()["critic_correlation"] > 0.6
+    assert terse.metrics()["critic_correlation"] > 0.9
 
 
 def test_a_policy_made_for_other_classes_is_refused(tiny_bank: ForegroundBank) -> None:
