@@ -2,6 +2,7 @@
 
 from terse_aug._compose import Composites, Paste
 from terse_aug._config import TerseConfig
+from terse_aug._parcel import CutoutLoader, Parcel
 from terse_aug._pixels import PixelFormat
 from terse_aug._probe import Probe, probe
 from terse_aug._terse import Terse, TerseWarning
@@ -12,8 +13,10 @@ from terse_aug.bank import Foreground, ForegroundBank
 __all__ = [
     "PARAMETERS",
     "Composites",
+    "CutoutLoader",
     "Foreground",
     "ForegroundBank",
+    "Parcel",
     "Paste",
     "PixelFormat",
     "Probe",

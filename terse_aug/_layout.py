@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terse_aug._config import TerseConfig
+from terse_aug._parcel import Parcel
 from terse_aug._pixels import PixelFormat
 from terse_aug._sampler import Sampler
 from terse_aug._shelf import Shelf, Shown
@@ -89,6 +90,7 @@ def draw_layout(
     generator: torch.Generator,
     sampler: Sampler,
     policy: Policy,
+    parcels: Sequence[Parcel] | None = None,
 ) -> Layout[Shown]:
     """Draw numbers of objects and cut-outs for a batch.
 
@@ -100,27 +102,51 @@ def draw_layout(
         sampler: of the bank's cut-outs.
         policy: says how many cut-outs are offered for each paste; the entries of the layout that belong to one follow
             one another.
+        parcels: for each image the cut-outs that were drawn already, which the shelf has at hand.
+
+    Raises:
+        ValueError: a parcel has fewer cut-outs than an image may get.
     """
+    if parcels is not None:
+        _check_parcels(parcels, config, policy)
     pasted = torch.rand(len(usable), generator=generator) < config.image_probability
     counts = torch.randint(config.objects[0], config.objects[1] + 1, (len(usable),), generator=generator)
     decoy_counts = torch.randint(config.decoys[0], config.decoys[1] + 1, (len(usable),), generator=generator)
     image_of: list[int] = []
     decoys: list[Decoy] = []
+    indices: list[int] = []
     for image, usable_here in enumerate(usable):
         if not (usable_here and bool(pasted[image]) and int(counts[image])):
             continue
         image_of += [image] * (int(counts[image]) * policy.offers)
         sources = [index for index, other in enumerate(usable) if other]
-        decoys += [_draw_decoy(shelf, image, sources, generator) for _ in range(int(decoy_counts[image]))]
-    pastes = len(image_of) // policy.offers
-    indices = sampler.draw(pastes, policy.offers, generator, policy.offers_any_class)
+        for number in range(int(decoy_counts[image])):
+            known = None if parcels is None else parcels[image].decoys[number]
+            decoys.append(_draw_decoy(shelf, image, sources, generator, known))
+        if parcels is not None:
+            indices += parcels[image].objects[: int(counts[image]) * policy.offers]
+    if parcels is None:
+        pastes = len(image_of) // policy.offers
+        indices = sampler.draw(pastes, policy.offers, generator, policy.offers_any_class)
     mirrored = (torch.rand(len(image_of), generator=generator) < config.mirror_probability).tolist()
     shown: Sequence[Shown] = list(map(shelf.foreground if policy.offers == 1 else shelf.look, indices))
     return Layout(image_of, indices, shown, mirrored, decoys)
 
 
-def _draw_decoy(shelf: Shelf, image: int, sources: Sequence[int], generator: torch.Generator) -> Decoy:
-    index = int(torch.randint(len(shelf), (1,), generator=generator))
+def _check_parcels(parcels: Sequence[Parcel], config: TerseConfig, policy: Policy) -> None:
+    objects, decoys = config.objects[1] * policy.offers, config.decoys[1]
+    for image, parcel in enumerate(parcels):
+        if len(parcel.objects) < objects or len(parcel.decoys) < decoys:
+            raise ValueError(
+                f"parcel {image}: expected {objects} cut-outs to paste and {decoys} for decoys, got "
+                f"{len(parcel.objects)} and {len(parcel.decoys)}; give CutoutLoader the policy and settings of Terse"
+            )
+
+
+def _draw_decoy(
+    shelf: Shelf, image: int, sources: Sequence[int], generator: torch.Generator, known: int | None
+) -> Decoy:
+    index = int(torch.randint(len(shelf), (1,), generator=generator)) if known is None else known
     source = sources[int(torch.randint(len(sources), (1,), generator=generator))]
     units = torch.rand(_DECOY_TRIES, len(PARAMETERS), generator=generator)
     corners = [(x, y) for x, y in torch.rand(_DECOY_TRIES, 2, generator=generator).tolist()]

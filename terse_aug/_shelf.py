@@ -6,7 +6,9 @@ Imports numpy and OpenCV.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 import cv2
@@ -75,9 +77,20 @@ class Shelf:
     def __len__(self) -> int:
         return len(self._bank)
 
+    @cached_property
+    def bank_identity(self) -> str:
+        """See :attr:`terse_aug.ForegroundBank.identity`; made once, as a large selection takes its time."""
+        return self._bank.identity
+
     def put_back(self) -> None:
         """Forget the cut-outs that looks were made from; they are at hand until then."""
         self._read.clear()
+
+    def lay_out(self, foregrounds: Mapping[int, Foreground]) -> None:
+        """Have cut-outs at hand that were read elsewhere; their labels are the bank's here."""
+        for index, foreground in foregrounds.items():
+            label = int(self._bank.labels[index])
+            self._read[index] = foreground if foreground.label == label else foreground.relabelled(label)
 
     def look(self, index: int) -> Look:
         """The look of a cut-out."""

@@ -19,6 +19,7 @@ from terse_aug._hardness import ask_for_hardness, take_outcomes, told_outcomes
 from terse_aug._keypoints import mirror_order
 from terse_aug._layout import Layout, draw_layout
 from terse_aug._ledger import Ledger
+from terse_aug._parcel import Parcel, check_parcels
 from terse_aug._pixels import PixelFormat
 from terse_aug._random import generator_for
 from terse_aug._sample import Target
@@ -125,7 +126,10 @@ class Terse(nn.Module):
         return self._pastes
 
     def forward(
-        self, images: Sequence[Tensor] | Tensor, targets: Sequence[Target]
+        self,
+        images: Sequence[Tensor] | Tensor,
+        targets: Sequence[Target],
+        parcels: Sequence[Parcel] | None = None,
     ) -> tuple[list[Tensor] | Tensor, list[Target]]:
         """Paste objects onto a batch.
 
@@ -133,6 +137,8 @@ class Terse(nn.Module):
             images: B float tensors ``[3, H, W]`` of any sizes, or one ``[B, 3, H, W]``; left untouched.
             targets: B dictionaries: ``boxes`` float ``[N, 4]`` XYXY pixels, ``labels`` int ``[N]``, optionally
                 ``masks``, ``keypoints``, ``ids``, ``area``, ``iscrowd``; left untouched.
+            parcels: B parcels of a :class:`~terse_aug.CutoutLoader`, which has drawn and decoded the cut-outs in the
+                data loader's workers; without them that is done here.
 
         Returns:
             Composites and their corrected targets, in the form that came. Every ``move_every``-th iteration the
@@ -140,13 +146,14 @@ class Terse(nn.Module):
             the detector's backward reaches it.
 
         Raises:
-            ValueError: the batch does not keep to the contract above.
+            ValueError: the batch does not keep to the contract above; parcels of another bank or made with other
+                settings, or together with :meth:`paste_only`.
         """
         self._pastes, self._targets, self._last_turn = [], None, None
         if not self.training:
             return list(images) if not isinstance(images, Tensor) else images, list(targets)
         started = time.perf_counter()
-        composites = self._composites(images, targets)
+        composites = self._composites(images, targets, parcels)
         self._pastes, self._targets = composites.pastes, composites.targets
         self.seconds += time.perf_counter() - started
         stacked = isinstance(images, Tensor)
@@ -287,7 +294,9 @@ class Terse(nn.Module):
             raise ValueError(f"policy {policy!r} has learned nothing here: hand over a trained Policy, or None")
         return chosen.to(self._anchor.device)
 
-    def _composites(self, images: Sequence[Tensor] | Tensor, targets: Sequence[Target]) -> Composites:
+    def _composites(
+        self, images: Sequence[Tensor] | Tensor, targets: Sequence[Target], parcels: Sequence[Parcel] | None
+    ) -> Composites:
         batch = self._admit(images, targets)
         images, targets = batch.images, batch.targets
         counts = self.ledger.counts
@@ -297,7 +306,7 @@ class Terse(nn.Module):
             counts["dropped/graph"] += 1
             self._warn("no_gradient", _NO_GRADIENT)
         with torch.no_grad():
-            offered, scene = self._offered(batch, self.policy, generator, self._sampler)
+            offered, scene = self._offered(batch, self.policy, generator, self._sampler, parcels)
         proposal = self._propose(scene, generator, learning)
         layout = offered.taken(self._shelf, proposal.rows)
         with torch.set_grad_enabled(bool(proposal.leaves)):
@@ -331,10 +340,19 @@ class Terse(nn.Module):
         return batch
 
     def _offered(
-        self, batch: Admission, policy: Policy, generator: torch.Generator, sampler: Sampler
+        self,
+        batch: Admission,
+        policy: Policy,
+        generator: torch.Generator,
+        sampler: Sampler,
+        parcels: Sequence[Parcel] | None = None,
     ) -> tuple[Layout[Shown], Scene]:
         """What may be pasted on a batch, and what a policy sees of it."""
-        layout = draw_layout(self._shelf, batch.usable, self.config, generator, sampler, policy)
+        if parcels is not None:
+            check_parcels(parcels, self._shelf.bank_identity, len(batch.images), sampler.allowed_labels)
+            for parcel in parcels:
+                self._shelf.lay_out(parcel.foregrounds)
+        layout = draw_layout(self._shelf, batch.usable, self.config, generator, sampler, policy, parcels)
         surface = self._surface(batch.images)
         return layout, make_scene(layout, batch.images, batch.targets, surface, policy, self._detector, self._shelf)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import operator
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -119,6 +120,13 @@ class ForegroundBank:
     def fingerprint(self) -> str:
         """Hash of all cut-outs in the file, hexadecimal: equal for equal content."""
         return self._description.fingerprint
+
+    @property
+    def identity(self) -> str:
+        """Equal for banks in which equal positions are equal cut-outs, whatever their labels."""
+        every = np.arange(self._description.count)
+        chosen = (every if self._selection is None else self._selection).astype(np.int64).tobytes()
+        return f"{self.fingerprint}/{hashlib.blake2b(chosen, digest_size=8).hexdigest()}"
 
     @property
     def dropped(self) -> dict[str, int]:

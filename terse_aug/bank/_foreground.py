@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -43,6 +43,13 @@ class Foreground:
         """float32 ``[n, 2]``, the corners of the convex hull of all that is not quite transparent, x and y in pixels
         from the middle of the crop."""
         return convex_outline(self.rgba[:, :, 3])
+
+    def relabelled(self, label: int) -> Foreground:
+        """The same with another label, and with its outline if that is known."""
+        other = replace(self, label=label)
+        if "outline" in self.__dict__:
+            other.know_outline(self.outline)
+        return other
 
     def know_outline(self, outline: NDArray[np.float32]) -> None:
         """Take an outline that was found before, of an equal cut-out: finding it takes longer than reading one."""

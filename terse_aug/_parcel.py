@@ -1,0 +1,131 @@
+"""Cut-outs that were drawn and decoded where the images are loaded, in the workers. Imports torch and numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import get_worker_info
+
+from terse_aug._config import TerseConfig, replaced
+from terse_aug._distributed import rank
+from terse_aug._random import generator_for
+from terse_aug._sampler import Sampler
+from terse_aug.bank import Foreground, ForegroundBank
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """The cut-outs of one image, for ``Terse(images, targets, parcels)``. Sent between processes its pixels go through
+    shared memory, in one piece.
+
+    Attributes:
+        bank: identity of the bank that they are from.
+        objects: indices of the cut-outs to paste, as many as an image can take, those offered for one paste in a row.
+        decoys: indices of the cut-outs that decoys have the shape of.
+        foregrounds: by index, all of them.
+    """
+
+    bank: str
+    objects: list[int]
+    decoys: list[int]
+    foregrounds: dict[int, Foreground]
+
+    def __getstate__(self) -> dict[str, Any]:
+        pixels = [torch.from_numpy(own.rgba).flatten() for own in self.foregrounds.values()]
+        heads = {
+            index: (own.rgba.shape, own.outline, replace(own, rgba=_NO_PIXELS))
+            for index, own in self.foregrounds.items()
+        }
+        flat = torch.cat([torch.zeros(0, dtype=torch.uint8), *pixels])
+        return {"bank": self.bank, "objects": self.objects, "decoys": self.decoys, "heads": heads, "pixels": flat}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        foregrounds, start, pixels = {}, 0, state["pixels"].numpy()
+        for index, (shape, outline, head) in state["heads"].items():
+            end = start + int(np.prod(shape))
+            foregrounds[index] = replace(head, rgba=pixels[start:end].reshape(shape))
+            foregrounds[index].know_outline(outline)
+            start = end
+        values = {name: state[name] for name in ("bank", "objects", "decoys")} | {"foregrounds": foregrounds}
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+
+class CutoutLoader:
+    """Draws and decodes the cut-outs of an image. Call it once for each image, in the data set or what maps it::
+
+        def __getitem__(self, index):
+            return image, target, self.cutouts()
+
+    What is drawn is a function of the seed, the rank, the worker's own seed (torch gives it, another one for every
+    pass over the data) and the number of calls in it; the global random state is left alone.
+
+    Args:
+        bank: the one that :class:`~terse_aug.Terse` has.
+        policy: name of the policy that ``Terse`` has.
+        seed: as for ``Terse``.
+        config: as for ``Terse``.
+        settings: as for ``Terse``.
+
+    Raises:
+        ValueError: an unknown setting, or a value outside its range.
+    """
+
+    def __init__(
+        self,
+        bank: ForegroundBank,
+        policy: str = "critic",
+        *,
+        seed: int = 0,
+        config: TerseConfig | None = None,
+        **settings: Any,
+    ) -> None:
+        self.config = replaced(config or TerseConfig(), settings)
+        self.seed = seed
+        self.offers = self.config.critic_cutouts if policy == "critic" else 1
+        self._bank, self._identity = bank, bank.identity
+        self._sampler = Sampler(bank.labels)
+        # Of the process that makes it: a worker may not know it.
+        self._rank = rank()
+        self._calls = 0
+
+    def __call__(self) -> Parcel:
+        """The cut-outs of the next image."""
+        worker = get_worker_info()
+        generator = generator_for(self.seed, self._rank, "parcel", 0 if worker is None else worker.seed, self._calls)
+        self._calls += 1
+        objects = self._sampler.draw(self.config.objects[1], self.offers, generator, self.config.critic_any_class)
+        count = len(self._bank)
+        decoys: list[int] = torch.randint(count, (self.config.decoys[1],), generator=generator).tolist()
+        whole = {index: self._bank[index] for index in sorted({*objects, *decoys})}
+        return Parcel(self._identity, objects, decoys, whole)
+
+
+def check_parcels(parcels: Sequence[Parcel], identity: str, images: int, allowed_labels: Sequence[int] | None) -> None:
+    """Whether parcels are for a batch and of a bank.
+
+    Args:
+        parcels: what came.
+        identity: of the bank.
+        images: in the batch.
+        allowed_labels: what ``paste_only`` has said.
+
+    Raises:
+        ValueError: they are not, or what may be pasted was restricted after they were made.
+    """
+    if len(parcels) != images:
+        raise ValueError(f"expected a parcel for each of {images} images, got {len(parcels)}")
+    for number, parcel in enumerate(parcels):
+        if not isinstance(parcel, Parcel):
+            raise ValueError(f"parcel {number}: expected what a CutoutLoader gives, got {type(parcel).__name__}")
+        if parcel.bank != identity:
+            raise ValueError(f"parcel {number}: from another bank; give CutoutLoader the bank of Terse")
+    if allowed_labels is not None:
+        raise ValueError(f"paste_only: only {allowed_labels} may be pasted, but the parcels were drawn from all labels")
+
+
+_NO_PIXELS = np.zeros((0, 0, 4), np.uint8)

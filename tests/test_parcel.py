@@ -1,0 +1,150 @@
+"""Cut-outs that are drawn and decoded in a data loader's workers."""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from factories import EVERY_IMAGE, cutout, keypoint_cutouts, make_bank, make_batch, make_detector
+from torch.utils.data import DataLoader, Dataset
+
+from terse_aug import CutoutLoader, ForegroundBank, Parcel, Terse
+from terse_aug.bank import Foreground
+
+
+class Loaded(Dataset[Parcel]):
+    """A data set of parcels."""
+
+    def __init__(self, cutouts: CutoutLoader, size: int = 8) -> None:
+        self.cutouts, self.size = cutouts, size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Parcel:
+        return self.cutouts()
+
+
+def loaded(cutouts: CutoutLoader, workers: int, seed: int = 0, start: str = "fork") -> list[Parcel]:
+    """One pass over a data set, as a training script does it."""
+    generator = torch.Generator().manual_seed(seed)
+    context = start if workers else None
+    loader = DataLoader(
+        Loaded(cutouts), None, num_workers=workers, generator=generator, multiprocessing_context=context
+    )
+    return list(loader)
+
+
+def contents(foreground: Foreground) -> tuple[Any, ...]:
+    points = None if foreground.keypoints is None else foreground.keypoints.tolist()
+    head = (foreground.label, foreground.source, foreground.extent, points)
+    return (*head, foreground.rgba.tolist(), foreground.outline.tolist())
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """How often each cut-out of any bank was read in this process."""
+    counts: Counter[int] = Counter()
+    read = ForegroundBank.__getitem__
+
+    def counted(self: ForegroundBank, index: Any) -> Any:
+        counts[int(index)] += 1
+        return read(self, index)
+
+    monkeypatch.setattr(ForegroundBank, "__getitem__", counted)
+    return counts
+
+
+@pytest.mark.parametrize(("workers", "start"), [(0, "fork"), (2, "fork"), (2, "spawn")])
+def test_a_parcel_brings_whole_cut_outs_from_any_worker(tmp_path: Path, workers: int, start: str) -> None:
+    bank = make_bank(tmp_path, keypoint_cutouts(), keypoint_names=("nose", "left_eye", "right_eye"))
+    parcels = loaded(CutoutLoader(bank, "random", objects=(1, 3), decoys=(0, 2)), workers, start=start)
+    assert len(parcels) == 8
+    for parcel in parcels:
+        assert (len(parcel.objects), len(parcel.decoys)) == (3, 2)
+        assert set(parcel.foregrounds) == {*parcel.objects, *parcel.decoys}
+        for index, foreground in parcel.foregrounds.items():
+            assert contents(foreground) == contents(bank[index])
+
+
+def test_a_parcel_without_cut_outs_is_none_the_worse(tiny_bank: ForegroundBank) -> None:
+    parcel = pickle.loads(pickle.dumps(CutoutLoader(tiny_bank, "random", objects=(0, 0), decoys=(0, 0))()))
+    assert (parcel.objects, parcel.decoys, parcel.foregrounds) == ([], [], {})
+    images, _ = Terse(tiny_bank, "random", objects=(0, 0), **EVERY_IMAGE)(*make_batch(), [parcel] * 2)
+    assert all(torch.equal(own, before) for own, before in zip(images, make_batch()[0], strict=True))
+
+
+def test_every_call_worker_and_pass_draws_afresh_and_the_global_state_is_left_alone(tmp_path: Path) -> None:
+    bank = make_bank(tmp_path, [cutout(seed) for seed in range(40)])
+    cutouts = CutoutLoader(bank, "random", objects=(5, 5))
+    before = torch.get_rng_state()
+    here = [tuple(cutouts().objects) for _ in range(6)]
+    assert torch.equal(torch.get_rng_state(), before)
+    drawn = [tuple(parcel.objects) for parcel in loaded(CutoutLoader(bank, "random", objects=(5, 5)), 2)]
+    again = [tuple(parcel.objects) for parcel in loaded(CutoutLoader(bank, "random", objects=(5, 5)), 2)]
+    later = [tuple(parcel.objects) for parcel in loaded(CutoutLoader(bank, "random", objects=(5, 5)), 2, seed=1)]
+    other = [tuple(CutoutLoader(bank, "random", objects=(5, 5), seed=1)().objects)]
+    assert drawn == again
+    assert len({*here, *drawn, *later, *other}) == 6 + 8 + 8 + 1
+
+
+@pytest.mark.parametrize("settings", [{}, {"critic_any_class": True}])
+def test_a_critic_is_offered_several_of_a_class(tiny_bank: ForegroundBank, settings: dict[str, Any]) -> None:
+    cutouts = CutoutLoader(tiny_bank, "critic", objects=(1, 3), critic_cutouts=4, **settings)
+    rows = [cutouts().objects[start : start + 4] for start in (0, 4, 8) for _ in range(10)]
+    assert all(len(row) == 4 for row in rows)
+    mixed = [len({int(tiny_bank.labels[index]) for index in row}) > 1 for row in rows]
+    assert any(mixed) == bool(settings)
+
+
+@pytest.mark.parametrize(
+    ("policy", "settings"),
+    [("random", {}), ("hard-random", {}), ("learned", {}), ("critic", {}), ("critic", {"critic_cutouts": 3})],
+)
+def test_what_is_pasted_is_what_came_and_no_cut_out_is_read_here(
+    tmp_path: Path, reads: Counter[int], policy: str, settings: dict[str, Any]
+) -> None:
+    bank = make_bank(tmp_path, [cutout(seed, label=1 + seed % 2) for seed in range(30)])
+    chosen = {"objects": (1, 3), "decoys": (1, 2), "image_probability": 1.0, **settings}
+    terse = Terse(bank, policy, target=make_detector("fasterrcnn"), classes={"cat": 2, "dog": 1}, **chosen)
+    cutouts = CutoutLoader(bank, policy, **chosen)
+    parcels = [[pickle.loads(pickle.dumps(cutouts())) for _ in range(2)] for _ in range(3)]
+    reads.clear()
+    pasted = 0
+    for step, own in enumerate(parcels):
+        _, targets = terse(*make_batch(step), own)
+        for pastes, parcel, target in zip(terse.pastes, own, targets, strict=True):
+            assert {paste.index for paste in pastes} <= set(parcel.objects)
+            assert all(paste.label == 3 - int(bank.labels[paste.index]) for paste in pastes)
+            assert len(target["boxes"]) >= len(pastes)
+            pasted += len(pastes)
+    assert pasted
+    assert not reads
+
+
+def test_parcels_that_do_not_fit_are_refused(tmp_path: Path, tiny_bank: ForegroundBank) -> None:
+    terse = Terse(tiny_bank, "critic", objects=(1, 2), critic_cutouts=2, decoys=(0, 1))
+    images, targets = make_batch()
+    own = {"objects": (1, 2), "critic_cutouts": 2, "decoys": (0, 1)}
+    good = CutoutLoader(tiny_bank, "critic", **own)()
+    with pytest.raises(ValueError, match="expected a parcel for each of 2 images, got 1"):
+        terse(images, targets, [good])
+    with pytest.raises(ValueError, match="parcel 1: expected what a CutoutLoader gives, got int"):
+        terse(images, targets, [good, 3])  # type: ignore[list-item]
+    for changes in ({"policy": "random"}, {"objects": (1, 1)}, {"decoys": (0, 0)}):
+        short = CutoutLoader(tiny_bank, **({"policy": "critic", **own} | changes))()  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"parcel 1: expected 4 cut-outs to paste and 1 for decoys, got "):
+            terse(images, targets, [good, short])
+    for bank in (tiny_bank.select([0, 1, 2]), tiny_bank.select([5, 4, 3, 2, 1, 0]), make_bank(tmp_path, [cutout(9)])):
+        other = CutoutLoader(bank, "critic", **own)()
+        with pytest.raises(ValueError, match="parcel 0: from another bank; give CutoutLoader the bank of Terse"):
+            terse(images, targets, [other, good])
+    terse.paste_only([1])
+    with pytest.raises(ValueError, match=r"only \[1\] may be pasted, but the parcels were drawn from all labels"):
+        terse(images, targets, [good, good])
+    with pytest.raises(ValueError, match="unknown settings"):
+        CutoutLoader(tiny_bank, paste="much")
