@@ -1,0 +1,26 @@
+"""terse-aug in Detectron2: a hook for the trainer, a mapper for the data loader, keys for the config.
+
+::
+
+    from terse_aug_detectron2 import TerseHook, add_terse_config
+
+    cfg = get_cfg()
+    add_terse_config(cfg)                                    # before cfg.merge_from_file
+    ...
+    trainer = DefaultTrainer(cfg)
+    trainer.register_hooks([TerseHook.from_config(cfg)])     # None, which does nothing, unless TERSE.ENABLED
+"""
+
+from terse_aug_detectron2._config import add_terse_config, describe_config, terse_config
+from terse_aug_detectron2._hook import TerseHook
+from terse_aug_detectron2._mapper import TerseMapper
+from terse_aug_detectron2._model import Detectron2Detector
+
+__all__ = [
+    "Detectron2Detector",
+    "TerseHook",
+    "TerseMapper",
+    "add_terse_config",
+    "describe_config",
+    "terse_config",
+]

@@ -1,0 +1,148 @@
+"""Detectron2's batches as terse-aug's samples, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
+from torch import Tensor
+
+from terse_aug import Parcel
+
+PARCEL = "terse_parcel"
+"""Where a mapped dictionary carries its cut-outs."""
+
+Item = dict[str, Any]
+"""One image of a batch, as Detectron2's mappers make it."""
+
+_FIELDS = {"gt_boxes": "boxes", "gt_classes": "labels", "gt_masks": "masks", "gt_keypoints": "keypoints"}
+_CROWD = ("gt_iscrowd", "iscrowd")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a model wants to know of every object.
+
+    Attributes:
+        masks: whether it learns from masks.
+        keypoints: how many; 0 if it does not learn from them.
+    """
+
+    masks: bool = False
+    keypoints: int = 0
+
+
+def to_samples(batch: Sequence[Item], device: torch.device, needs: Needs) -> tuple[list[Tensor], list[dict[str, Any]]]:
+    """Images float ``[3, H, W]`` in the host's range and channel order, and their targets, on a device.
+
+    Args:
+        batch: as a mapper makes it.
+        device: of the model.
+        needs: an image without objects comes without these fields, and gets them here, empty.
+
+    Raises:
+        ValueError: an item has no instances, or has what pasting cannot follow: semantic maps, rotated boxes, or fields
+            of its own for each object.
+    """
+    images, targets = [], []
+    for number, item in enumerate(batch):
+        _check_item(number, item)
+        images.append(item["image"].to(device).float())
+        instances = item["instances"].to(device)
+        targets.append(_empty(needs, instances) | _target(instances, f"image {number} of the batch"))
+    return images, targets
+
+
+def from_samples(batch: Sequence[Item], images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]]) -> list[Item]:
+    """The batch with other images and instances; what it had else is handed through."""
+    composed = []
+    for item, image, target in zip(batch, images, targets, strict=True):
+        crowd = next((name for name in _CROWD if item["instances"].has(name)), None)
+        rest = {key: value for key, value in item.items() if key != PARCEL}
+        composed.append(rest | {"image": image, "instances": _instances(target, image, crowd)})
+    return composed
+
+
+def parcels_of(batch: Sequence[Item]) -> list[Parcel] | None:
+    """What the mapper has fetched, if all images have it."""
+    parcels = [item[PARCEL] for item in batch if PARCEL in item]
+    return parcels if len(parcels) == len(batch) else None
+
+
+def as_bitmasks(instances: Instances) -> Instances:
+    """Polygons as bitmaps, on the CPU; instances with other masks or none as they are."""
+    if not (instances.has("gt_masks") and isinstance(instances.gt_masks, PolygonMasks)):
+        return instances
+    height, width = instances.image_size
+    fields = instances.get_fields() | {"gt_masks": bitmasks(instances.gt_masks, height, width)}
+    return Instances(instances.image_size, **fields)
+
+
+def bitmasks(polygons: PolygonMasks, height: int, width: int) -> BitMasks:
+    """Polygons as bitmaps of an image's size."""
+    if len(polygons) == 0:
+        return BitMasks(torch.zeros(0, height, width, dtype=torch.bool))
+    return BitMasks.from_polygon_masks(polygons, height, width)
+
+
+def _check_item(number: int, item: Item) -> None:
+    if "sem_seg" in item:
+        raise ValueError(
+            f"image {number} of the batch has a semantic map (sem_seg), which pasting does not correct: panoptic and "
+            "semantic segmentation are not supported"
+        )
+    if "instances" not in item:
+        raise ValueError(
+            f"image {number} of the batch has no 'instances', only {sorted(item)}; use a mapper for training"
+        )
+
+
+def _empty(needs: Needs, instances: Instances) -> dict[str, Any]:
+    """Fields that an image without objects lacks."""
+    if len(instances):
+        return {}
+    device = instances.gt_classes.device
+    masks = torch.zeros(0, *instances.image_size, dtype=torch.bool, device=device)
+    keypoints = torch.zeros(0, needs.keypoints, 3, device=device)
+    return ({"masks": masks} if needs.masks else {}) | ({"keypoints": keypoints} if needs.keypoints else {})
+
+
+def _target(instances: Instances, where: str) -> dict[str, Any]:
+    if unknown := sorted(set(instances.get_fields()) - {*_FIELDS, *_CROWD}):
+        raise ValueError(
+            f"{where}: its instances have {unknown}, which terse-aug cannot give to a pasted object; it knows "
+            f"{sorted({*_FIELDS, *_CROWD})}. Leave them out in the mapper"
+        )
+    boxes = instances.gt_boxes
+    if type(boxes) is not Boxes:
+        raise ValueError(f"{where}: expected upright boxes (Boxes), got {type(boxes).__name__}")
+    target: dict[str, Any] = {"boxes": boxes.tensor, "labels": instances.gt_classes}
+    if instances.has("gt_masks"):
+        masks = instances.gt_masks
+        if isinstance(masks, PolygonMasks):
+            masks = bitmasks(masks, *instances.image_size)
+        if not isinstance(masks, BitMasks):
+            raise ValueError(f"{where}: expected gt_masks as BitMasks or PolygonMasks, got {type(masks).__name__}")
+        target["masks"] = masks.tensor.to(boxes.tensor.device)
+    if instances.has("gt_keypoints"):
+        target["keypoints"] = instances.gt_keypoints.tensor
+    for name in _CROWD:
+        if instances.has(name):
+            target["iscrowd"] = torch.as_tensor(instances.get(name), device=boxes.tensor.device)
+    return target
+
+
+def _instances(target: Mapping[str, Any], image: Tensor, crowd: str | None) -> Instances:
+    instances = Instances((image.shape[-2], image.shape[-1]))
+    instances.gt_boxes = Boxes(target["boxes"])
+    instances.gt_classes = target["labels"]
+    if "masks" in target:
+        instances.gt_masks = BitMasks(target["masks"].bool())
+    if "keypoints" in target:
+        instances.gt_keypoints = Keypoints(target["keypoints"])
+    if crowd is not None:
+        instances.set(crowd, target["iscrowd"])
+    return instances

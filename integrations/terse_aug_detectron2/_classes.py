@@ -1,0 +1,41 @@
+"""The bank's classes as the labels of Detectron2's data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from detectron2.data import MetadataCatalog
+
+from terse_aug import ForegroundBank
+
+
+def class_labels(datasets: Sequence[str]) -> dict[str, int] | None:
+    """Label by class name of the data sets that a detector is trained on; ``None`` where there are no names.
+
+    Raises:
+        ValueError: they do not have the same classes.
+    """
+    named = [MetadataCatalog.get(name).get("thing_classes") for name in datasets]
+    known = [list(names) for names in named if names]
+    if not known:
+        return None
+    if any(names != known[0] for names in known):
+        raise ValueError(f"the data sets {list(datasets)} have different classes: {known}")
+    return {name: label for label, name in enumerate(known[0])}
+
+
+def open_bank(path: str, classes: Mapping[str, int] | None, drop_unknown: bool) -> ForegroundBank:
+    """A bank with the data set's labels.
+
+    Raises:
+        ValueError: no path, no bank there, no class names, or classes that the data set does not have.
+    """
+    if not path:
+        raise ValueError("TERSE.BANK is empty: set it to the path of a bank, made by `terse-aug bank build ...`")
+    bank = ForegroundBank.open(path)
+    if classes is None:
+        raise ValueError(
+            "the data set has no class names, so the bank's cannot be matched: set "
+            "MetadataCatalog.get(name).thing_classes to their names, in the order of their labels"
+        )
+    return bank.relabel(classes, unknown="drop" if drop_unknown else "error")

@@ -1,0 +1,99 @@
+"""Detectron2's detectors as targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.modeling import GeneralizedRCNN, PanopticFPN, SemanticSegmentor
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
+from terse_aug._random import isolated_global_rng
+from terse_aug.targets import undisturbed
+from terse_aug_detectron2._batch import Needs, from_samples
+
+_PLAIN = {"instances": Instances((0, 0))}
+
+
+class Detectron2Detector:
+    """A model with Detectron2's interface: dictionaries in, a dictionary of losses or predictions out.
+
+    Nothing is logged by the passes made here: they have an event storage of their own.
+
+    Args:
+        model: as a trainer has it; a DistributedDataParallel wrapper is looked through.
+        iou_threshold: a detection belongs to an object if they overlap at least this much.
+
+    Raises:
+        ValueError: a panoptic or semantic segmentation model.
+    """
+
+    first_label = 0
+
+    def __init__(self, model: nn.Module, iou_threshold: float = 0.5) -> None:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        if isinstance(model, PanopticFPN | SemanticSegmentor) or "Panoptic" in type(model).__name__:
+            raise ValueError(
+                f"{type(model).__name__} learns from semantic maps, which pasting does not correct: panoptic and "
+                "semantic segmentation are not supported"
+            )
+        self.model: nn.Module = model
+        self.iou_threshold = iou_threshold
+        self.label_limit = _classes(model)
+        self.needs = _needs(model)
+
+    def image_losses(self, images: Sequence[Tensor], targets: Sequence[Any], differentiable: bool = False) -> Tensor:
+        """See :class:`terse_aug.targets.TargetModel`; one forward per image, each with the same draw of proposals."""
+        losses = []
+        with undisturbed(self.model, True, differentiable), EventStorage(1):
+            for image, target in zip(images, targets, strict=True):
+                with isolated_global_rng(0, [image.device]):
+                    result = self.model(from_samples([_PLAIN], [image], [target]))
+                losses.append(total(result))
+        return torch.stack(losses)
+
+    def object_scores(self, images: Sequence[Tensor], targets: Sequence[Any]) -> list[Tensor]:
+        """See :class:`terse_aug.targets.TargetModel`; the highest score of a detection of the object's class that
+        overlaps it, 0 where there is none above the model's own threshold."""
+        batch = [{"image": image, "height": image.shape[-2], "width": image.shape[-1]} for image in images]
+        with undisturbed(self.model, False), EventStorage(1):
+            if isinstance(self.model, GeneralizedRCNN):  # no masks of the image's size
+                predictions = self.model.inference(batch, do_postprocess=False)
+            else:
+                predictions = [result["instances"] for result in self.model(batch)]
+        return [
+            _scores(prediction, target, self.iou_threshold)
+            for prediction, target in zip(predictions, targets, strict=True)
+        ]
+
+
+def total(losses: Mapping[str, Tensor] | Tensor) -> Tensor:
+    """The sum of what a model returns in training, as the trainers add it up."""
+    parts = [losses] if isinstance(losses, Tensor) else list(losses.values())
+    return torch.stack([part.float().reshape(()) for part in parts]).sum()
+
+
+def _scores(prediction: Instances, target: Mapping[str, Any], iou_threshold: float) -> Tensor:
+    agree = target["labels"][:, None] == prediction.pred_classes[None]
+    near = pairwise_iou(Boxes(target["boxes"].float()), Boxes(prediction.pred_boxes.tensor.float())) >= iou_threshold
+    candidates = (agree & near) * prediction.scores.float()
+    none = candidates.new_zeros(len(candidates), 1)
+    return torch.cat([candidates, none], 1).amax(1)
+
+
+def _needs(model: nn.Module) -> Needs:
+    heads = getattr(model, "roi_heads", None)
+    keypoints = getattr(heads, "keypoint_head", None) if getattr(heads, "keypoint_on", False) else None
+    return Needs(bool(getattr(heads, "mask_on", False)), int(getattr(keypoints, "num_keypoints", 0)))
+
+
+def _classes(model: nn.Module) -> int | None:
+    for part in (getattr(model, "roi_heads", None), model, getattr(model, "head", None)):
+        count = getattr(part, "num_classes", None)
+        if isinstance(count, int):
+            return count
+    return None

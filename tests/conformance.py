@@ -1,0 +1,202 @@
+"""What every host's adapter has to show, whatever the host: each adapter's tests inherit :class:`Conformance`.
+
+A host trains real models of its own on a tiny data set; what came of it is told in a form that knows no host.
+"""
+
+from __future__ import annotations
+
+import resource
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from terse_aug import Terse
+
+WRITTEN_DOWN = 10
+"""So many batches of a run are kept."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An image as the model got it, or as the data loader gave it: RGB float ``[3, H, W]`` in [0, 1], labels from 0."""
+
+    image: Tensor
+    boxes: Tensor
+    labels: Tensor
+    masks: Tensor | None = None
+
+
+@dataclass
+class Run:
+    """A training.
+
+    Attributes:
+        losses: of every iteration, in all.
+        weights: of the detector at the end.
+        loaded: the first batches as the data loader gave them.
+        entered: the first batches as the model got them.
+        terse: the pasting, if it was on.
+        resident: megabytes of memory in use, at every iteration.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    weights: list[Tensor] = field(default_factory=list)
+    loaded: list[list[Seen]] = field(default_factory=list)
+    entered: list[list[Seen]] = field(default_factory=list)
+    terse: Terse | None = None
+    resident: list[float] = field(default_factory=list)
+
+
+class Host(ABC):
+    """A host with a tiny data set of two classes: images of several sizes, some without objects."""
+
+    classes: tuple[str, ...]
+    """Names of the labels from 0 on, in another order than the bank's."""
+
+    @abstractmethod
+    def train(
+        self,
+        out: Path,
+        iterations: int = 4,
+        *,
+        terse: dict[str, Any] | None = None,
+        start: int = 0,
+        save_at: int | None = None,
+        not_finite_at: int | None = None,
+        model: str = "masks",
+    ) -> Run:
+        """Train a model of the host's own; everything that is drawn, but by terse-aug, is a function of the iteration.
+
+        Args:
+            out: folder for checkpoints.
+            iterations: where training ends.
+            terse: settings of terse-aug, ``policy`` and ``seed`` among them; ``None`` trains without it, and without
+                the adapter having any part in it.
+            start: resume from the checkpoint that was saved there.
+            save_at: save a checkpoint after so many iterations, and go on.
+            not_finite_at: the loss of this iteration is infinite, without a gradient.
+            model: ``masks``, one that learns from masks; ``plain``, the cheapest that a trainer accepts.
+        """
+
+
+def settings(policy: str = "random", **more: Any) -> dict[str, Any]:
+    """Settings under which every image gets a paste and the adversary moves in every iteration."""
+    return {"policy": policy, "seed": 0, "image_probability": 1.0, "move_every": 1, "objects": (1, 2)} | more
+
+
+class Conformance:
+    """The properties. A host's tests give the fixture ``host``."""
+
+    def test_off_means_off(self, host: Host, tmp_path: Path) -> None:
+        without, off = host.train(tmp_path / "a"), host.train(tmp_path / "b", terse=settings(enabled=False))
+        assert off.terse is None
+        assert without.losses == off.losses
+        assert all(map(torch.equal, without.weights, off.weights))
+
+    def test_what_enters_the_model_is_labelled_right(self, host: Host, tmp_path: Path) -> None:
+        run = host.train(tmp_path, 6, terse=settings(objects=(2, 2), decoys=(0, 0), edge_sigma=0.0))
+        pairs = list(zip(chain(*run.loaded), chain(*run.entered), strict=True))
+        assert len({tuple(after.image.shape) for _, after in pairs}) > 1
+        assert any(len(before.boxes) == 0 for before, _ in pairs)
+        for before, after in pairs:
+            assert after.masks is not None
+            height, width = after.image.shape[1:]
+            assert after.image.shape == before.image.shape
+            assert len(after.labels) == len(after.boxes) == len(after.masks) > 0
+            assert 0 <= int(after.labels.min()) <= int(after.labels.max()) < len(host.classes)
+            assert bool((after.boxes >= 0).all() & (after.boxes[:, [0, 2]] <= width).all())
+            assert bool((after.boxes[:, [1, 3]] <= height).all())
+            pasted = self._pasted(before, after)
+            assert len(pasted) in (1, 2)
+            # All that changed is a paste's, and a paste's mask is where the picture changed.
+            changed = ((after.image - before.image).abs().amax(0) > 0.02).cpu()
+            covered = after.masks[pasted].any(0).cpu()
+            assert float((changed & ~covered).sum()) <= 0.15 * float(covered.sum())
+            assert float((covered & ~changed).sum()) <= 0.1 * float(covered.sum())
+            for row in pasted:
+                rows, columns = after.masks[row].nonzero(as_tuple=True)
+                box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+                assert torch.allclose(after.boxes[row].cpu(), torch.stack(box).float().cpu(), atol=1.5)
+
+    @staticmethod
+    def _pasted(before: Seen, after: Seen) -> list[int]:
+        """Rows of the objects that were not there: they come last, after what is left of the old ones."""
+        assert before.masks is not None
+        assert after.masks is not None
+        old = sum(
+            bool((own & mask).sum() > 0.2 * mask.sum() and bool((own & ~mask).sum() == 0))
+            for mask in before.masks
+            for own in after.masks[: len(before.masks)]
+        )
+        return list(range(old, len(after.masks)))
+
+    def test_classes_are_matched_by_name(self, host: Host, tmp_path: Path) -> None:
+        run = host.train(tmp_path, 3, terse=settings())
+        assert run.terse is not None
+        assert run.terse.bank.categories == dict(enumerate(host.classes))
+
+    @pytest.mark.parametrize("policy", ["learned", "critic"])
+    def test_the_adversary_learns_from_the_loss(self, host: Host, tmp_path: Path, policy: str) -> None:
+        first = host.train(tmp_path / "a", 1, terse=settings(policy)).terse
+        last = host.train(tmp_path / "b", 4, terse=settings(policy)).terse
+        assert first is not None
+        assert last is not None
+        assert (first.metrics()["moves"], last.metrics()["moves"]) == (1, 4)
+        pairs = zip(first.policy.parameters(), last.policy.parameters(), strict=True)
+        assert any(not torch.equal(own, other) for own, other in pairs)
+
+    @pytest.mark.parametrize("policy", ["random", "critic"])
+    def test_a_seed_gives_the_same_run_and_no_other_does(self, host: Host, tmp_path: Path, policy: str) -> None:
+        runs = [host.train(tmp_path / str(n), 3, terse=settings(policy, seed=seed)) for n, seed in enumerate((5, 5, 6))]
+        assert runs[0].losses == runs[1].losses
+        assert all(map(torch.equal, runs[0].weights, runs[1].weights))
+        assert runs[0].losses != runs[2].losses
+
+    def test_the_hosts_own_draws_are_left_alone(self, host: Host, tmp_path: Path) -> None:
+        without, pasted = host.train(tmp_path / "a"), host.train(tmp_path / "b", terse=settings("critic"))
+        for own, other in zip(without.loaded, pasted.loaded, strict=True):
+            assert all(torch.equal(one.image, two.image) for one, two in zip(own, other, strict=True))
+
+    @pytest.mark.parametrize("policy", ["critic", "learned"])
+    def test_a_resumed_run_equals_one_that_was_never_stopped(self, host: Host, tmp_path: Path, policy: str) -> None:
+        whole = host.train(tmp_path, 6, terse=settings(policy), save_at=3)
+        rest = host.train(tmp_path, 6, terse=settings(policy), start=3)
+        assert rest.losses == whole.losses[3:]
+        assert all(map(torch.equal, whole.weights, rest.weights))
+        assert whole.terse is not None
+        assert rest.terse is not None
+        state = rest.terse.state_dict()
+        for name, value in whole.terse.state_dict().items():
+            torch.testing.assert_close(state[name], value, rtol=0, atol=0, equal_nan=True, msg=name)
+
+    def test_a_checkpoint_from_before_is_taken_with_one_warning(self, host: Host, tmp_path: Path, caplog: Any) -> None:
+        host.train(tmp_path, 2, save_at=2)
+        run = host.train(tmp_path, 4, terse=settings("critic"), start=2)
+        assert run.terse is not None
+        assert run.terse.metrics()["iterations"] == 2
+        said = [record for record in caplog.records if "no state of terse-aug" in record.getMessage()]
+        assert len(said) == 1
+
+    @pytest.mark.parametrize("policy", ["critic", "learned"])
+    def test_a_loss_that_is_not_finite_skips_the_move(self, host: Host, tmp_path: Path, policy: str) -> None:
+        with pytest.warns(UserWarning, match="the loss is inf"):
+            run = host.train(tmp_path, 3, terse=settings(policy), not_finite_at=1, model="plain")
+        assert run.terse is not None
+        figures = run.terse.metrics()
+        assert (figures["iterations"], figures["moves"], figures["skipped_moves"]) == (3, 2, 1)
+        assert all(bool(parameter.isfinite().all()) for parameter in run.terse.parameters())
+
+    def test_memory_does_not_grow(self, host: Host, tmp_path: Path) -> None:
+        run = host.train(tmp_path, 500, terse=settings("critic", move_every=10), model="plain")
+        assert run.resident[-1] - run.resident[150] < 30, run.resident[::50]
+
+
+def resident_megabytes() -> float:
+    """The most memory that this process has had, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

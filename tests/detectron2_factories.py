@@ -1,0 +1,133 @@
+"""A tiny data set and Detectron2's own models, narrow enough to train on two cores. Needs Detectron2."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2 import model_zoo
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from factories import KEYPOINTS, cutout
+
+from terse_aug import ForegroundBank
+from terse_aug.bank import BankWriter
+from terse_aug_detectron2 import add_terse_config
+
+CLASSES = ("dog", "cat")
+"""In another order than the bank's: labels have to be matched by name."""
+SIZES = ((96, 128), (112, 96), (96, 96), (120, 104))
+YAML = {
+    "faster_fpn": "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",
+    "faster_c4": "COCO-Detection/faster_rcnn_R_50_C4_1x.yaml",
+    "mask_fpn": "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
+    "keypoint_fpn": "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml",
+    "cascade_fpn": "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml",
+    "retinanet": "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
+}
+
+
+@contextlib.contextmanager
+def registered(folder: Path, name: str = "terse_tiny", classes: tuple[str, ...] | None = CLASSES) -> Iterator[str]:
+    """A data set of four noise images with one or two ellipses each, and one without any, while it lasts."""
+    records = [_record(folder, number, size) for number, size in enumerate(SIZES)]
+    records.append(_record(folder, len(SIZES), (96, 128)) | {"annotations": []})
+    DatasetCatalog.register(name, lambda: records)
+    metadata: dict[str, Any] = {"keypoint_names": list(KEYPOINTS), "keypoint_flip_map": [("left_eye", "right_eye")]}
+    MetadataCatalog.get(name).set(**metadata | ({"thing_classes": list(classes)} if classes else {}))
+    try:
+        yield name
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def tiny_bank(folder: Path, keypoints: bool = False, count: int = 8) -> ForegroundBank:
+    """A bank of cats (1) and dogs (2), which the data set has the other way round."""
+    points = np.array([[10, 5, 2], [6, 8, 2], [14, 8, 2]], np.float32)
+    names = KEYPOINTS if keypoints else ()
+    with BankWriter(folder / "tiny.bank", {1: "cat", 2: "dog"}, keypoint_names=names) as out:
+        for seed in range(count):
+            out.add(cutout(seed, label=1 + seed % 2, keypoints=points if keypoints else None))
+    return ForegroundBank.open(folder / "tiny.bank")
+
+
+def tiny_cfg(model: str, dataset: str, out: Path, bank: ForegroundBank | None = None, **terse: Any) -> CfgNode:
+    """Detectron2's own config of a model, shrunk; with a bank terse-aug is enabled and pastes on every image."""
+    cfg = get_cfg()
+    add_terse_config(cfg)
+    cfg.merge_from_file(model_zoo.get_config_file(YAML[model]))
+    cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.RESNETS.NORM = "BN"  # with random weights a frozen one lets activations grow without bound
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 8
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 16
+    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 8
+    cfg.MODEL.FPN.OUT_CHANNELS = 16
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 32
+    cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 8
+    cfg.MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS = (8, 8)
+    cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = len(KEYPOINTS)
+    cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE = 0
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = len(CLASSES)
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
+    cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE = 32
+    cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN = cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 50
+    cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 50
+    cfg.TEST.KEYPOINT_OKS_SIGMAS = [0.05] * len(KEYPOINTS)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (dataset,), ()
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (64, 80), 128
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 64, 128
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER = 2, 0.002, 4
+    cfg.SOLVER.CHECKPOINT_PERIOD = 10_000
+    cfg.SEED = 3
+    cfg.OUTPUT_DIR = str(out)
+    if bank is not None:
+        cfg.TERSE.ENABLED, cfg.TERSE.BANK = True, str(bank.path)
+        cfg.TERSE.IMAGE_PROBABILITY, cfg.TERSE.MOVE_EVERY = 1.0, 1
+    for key, value in terse.items():
+        cfg.TERSE[key] = value
+    return cfg
+
+
+def _record(folder: Path, number: int, size: tuple[int, int]) -> dict[str, Any]:
+    generator = np.random.default_rng(number)
+    height, width = size
+    path = folder / f"{number}.png"
+    cv2.imwrite(str(path), generator.integers(0, 128, (height, width, 3), dtype=np.uint8))
+    annotations = [_annotation(generator, height, width) for _ in range(1 + number % 2)]
+    return {
+        "file_name": str(path),
+        "image_id": number,
+        "height": height,
+        "width": width,
+        "annotations": annotations,
+    }
+
+
+def _annotation(generator: np.random.Generator, height: int, width: int) -> dict[str, Any]:
+    radii = generator.uniform(10, 20, 2)
+    centre = generator.uniform(22, [width - 22, height - 22])
+    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    points = centre + radii * np.stack([np.cos(angle), np.sin(angle)], 1)
+    eyes = centre + radii * np.array([[0, 0], [-0.4, -0.3], [0.4, -0.3]])
+    return {
+        "bbox": [*(centre - radii).tolist(), *(centre + radii).tolist()],
+        "bbox_mode": BoxMode.XYXY_ABS,
+        "category_id": int(generator.integers(len(CLASSES))),
+        "segmentation": [points.flatten().tolist()],
+        "keypoints": np.concatenate([eyes, np.full((3, 1), 2)], 1).flatten().tolist(),
+    }
+
+
+def parameters_of(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Copies of a model's weights."""
+    return [value.detach().clone() for value in model.state_dict().values()]

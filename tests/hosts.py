@@ -1,0 +1,27 @@
+"""The hosts that adapters are tested against, where they are installed."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+
+
+def need_detectron2() -> None:
+    """Skip a test module where Detectron2 is not installed; import it without what it warns of on the way."""
+    pytest.importorskip("detectron2", reason="Detectron2 is not installed", exc_type=ImportError)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import detectron2.data
+        import detectron2.engine
+        import detectron2.model_zoo
+        import detectron2.modeling  # noqa: F401
+
+
+QUIET_DETECTRON2 = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning"),
+]
+"""Marks for a test module: Detectron2 uses what torch gives up."""
