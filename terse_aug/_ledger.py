@@ -46,6 +46,7 @@ AVERAGES = (
     "discriminator_loss",
     "gradient_norm",
     "hardness",
+    "hardness_gain",
     "critic_correlation",
 )
 """Names of the running averages, in the order in which they are saved."""

@@ -276,8 +276,9 @@ class Terse(nn.Module):
 
         ``diversity`` is the mean over the transform parameters of their standard deviation relative to uniform
         (1 random, 0 collapsed); ``loss`` the running mean of the detector's loss; ``hardness`` that of one minus
-        the detector's probability of a pasted object, and ``critic_correlation`` how well it was foretold, for a
-        policy that learns from it; ``moves`` and ``skipped_moves`` count the adversary's moves; ``dropped/...`` count
+        the detector's probability of a pasted object, ``critic_correlation`` how well it was foretold, and
+        ``hardness_gain`` how much harder the chosen are foretold to be than random ones, for a policy that learns from
+        it; ``moves`` and ``skipped_moves`` count the adversary's moves; ``dropped/...`` count
         what was left out, by reason. They are a function of the run alone: time is kept apart, in ``seconds``.
         """
         return self.ledger.summary()

@@ -103,7 +103,7 @@ def _record(folder: Path, number: int, size: tuple[int, int]) -> dict[str, Any]:
     height, width = size
     path = folder / f"{number}.png"
     cv2.imwrite(str(path), generator.integers(0, 128, (height, width, 3), dtype=np.uint8))
-    annotations = [_annotation(generator, height, width) for _ in range(1 + number % 2)]
+    annotations = [_annotation(generator, height, width, own % len(CLASSES)) for own in range(1 + number % 2)]
     return {
         "file_name": str(path),
         "image_id": number,
@@ -113,7 +113,7 @@ def _record(folder: Path, number: int, size: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def _annotation(generator: np.random.Generator, height: int, width: int) -> dict[str, Any]:
+def _annotation(generator: np.random.Generator, height: int, width: int, label: int) -> dict[str, Any]:
     radii = generator.uniform(10, 20, 2)
     centre = generator.uniform(22, [width - 22, height - 22])
     angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
@@ -122,7 +122,7 @@ def _annotation(generator: np.random.Generator, height: int, width: int) -> dict
     return {
         "bbox": [*(centre - radii).tolist(), *(centre + radii).tolist()],
         "bbox_mode": BoxMode.XYXY_ABS,
-        "category_id": int(generator.integers(len(CLASSES))),
+        "category_id": label,
         "segmentation": [points.flatten().tolist()],
         "keypoints": np.concatenate([eyes, np.full((3, 1), 2)], 1).flatten().tolist(),
     }

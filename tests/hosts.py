@@ -22,6 +22,9 @@ QUIET_DETECTRON2 = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Creating a tensor from a list of numpy:UserWarning"),
+    pytest.mark.filterwarnings("ignore:unclosed file.*metrics.json:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:.*metrics.json:pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning"),
 ]
 """Marks for a test module: Detectron2 uses what torch gives up."""

@@ -218,6 +218,8 @@ def test_it_learns_what_is_hard_from_values_alone_and_stays_diverse(tmp_path: Pa
     first, last = torch.tensor(places[:32]), torch.tensor(places[-120:])
     assert 0.3 < float((first > 0.5).float().mean()) < 0.7
     assert float((last > 0.5).float().mean()) > 0.8
+    # Half of random pastes lie in the right half, where they are hard.
+    assert 0.2 < metrics["hardness_gain"] < 0.6
     assert metrics["spread/translate_y"] > 0.85
     assert metrics["spread/rotation"] > 0.85
 

@@ -11,6 +11,7 @@
     trainer.register_hooks([TerseHook.from_config(cfg)])     # None, which does nothing, unless TERSE.ENABLED
 """
 
+from terse_aug_detectron2._bank import build_from_detectron2
 from terse_aug_detectron2._config import add_terse_config, describe_config, terse_config
 from terse_aug_detectron2._hook import TerseHook
 from terse_aug_detectron2._mapper import TerseMapper
@@ -21,6 +22,7 @@ __all__ = [
     "TerseHook",
     "TerseMapper",
     "add_terse_config",
+    "build_from_detectron2",
     "describe_config",
     "terse_config",
 ]

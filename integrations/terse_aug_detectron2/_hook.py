@@ -44,7 +44,7 @@ class TerseHook(HookBase):
             whose category ids are these labels.
         policy: a name in ``terse_aug.policies.POLICIES``, or a policy.
         seed: of all that is drawn, the same on every rank; by default a fresh one.
-        input_format: the model's, ``"BGR"`` or ``"RGB"``.
+        input_format: of the images, ``"BGR"`` or ``"RGB"``; by default the model's own, ``BGR`` where it does not say.
         config: settings; by default ``TerseConfig()``.
         loss_scale: what your own loop multiplies each loss by before ``backward``; that of a ``GradScaler`` is known.
         log_period: iterations between two readings of the figures under ``terse_aug/``; 0 for none.
@@ -61,20 +61,20 @@ class TerseHook(HookBase):
         policy: Any = "critic",
         *,
         seed: int | None = None,
-        input_format: str = "BGR",
+        input_format: str | None = None,
         config: TerseConfig | None = None,
         loss_scale: float = 1.0,
         log_period: int = 20,
         image_period: int = 500,
         **settings: Any,
     ) -> None:
-        if input_format not in ("BGR", "RGB"):
+        if input_format not in (None, "BGR", "RGB"):
             raise ValueError(f"input_format: expected BGR or RGB, got {input_format!r}")
         if not loss_scale > 0:
             raise ValueError(f"loss_scale: expected a number above 0, got {loss_scale}")
         self._bank = bank if isinstance(bank, ForegroundBank) else ForegroundBank.open(bank)
         self._policy, self._seed, self._config, self._settings = policy, seed, config, settings
-        self._pixels = PixelFormat(scale=255.0, bgr=input_format == "BGR")
+        self._input_format = input_format
         self._loss_scale, self._log_period, self._image_period = loss_scale, log_period, image_period
         self._terse: Terse | None = None
         self._device, self._needs = torch.device("cpu"), Needs()
@@ -147,12 +147,13 @@ class TerseHook(HookBase):
         self._needs = detector.needs
         self._device = next(model.parameters()).device
         seed = self._seed if self._seed is not None else comm.shared_random_seed()
+        bgr = (self._input_format or getattr(detector.model, "input_format", None) or "BGR") == "BGR"
         self._terse = Terse(
             self._bank,
             self._policy,
             seed=seed,
             target=detector,
-            pixels=self._pixels,
+            pixels=PixelFormat(scale=255.0, bgr=bgr),
             config=self._config,
             **self._settings,
         ).to(self._device)
@@ -236,14 +237,17 @@ class TerseHook(HookBase):
 
     def _from_checkpoint(self) -> Mapping[str, Any] | None:
         """The state in the checkpoint that the trainer was resumed from before this hook was registered."""
-        checkpointer = getattr(self.trainer, "checkpointer", None)
-        if self.trainer.start_iter == 0 or checkpointer is None or not checkpointer.has_checkpoint():
+        if self.trainer.start_iter == 0:
             return None
-        trainer = torch.load(checkpointer.get_checkpoint_file(), map_location="cpu").get("trainer", {})
-        if trainer.get("iteration") != self.trainer.start_iter - 1:
-            return None
-        state: Mapping[str, Any] | None = trainer.get("hooks", {}).get(type(self).__qualname__)
-        return state
+        # Where the trainer does not have it, as with a lazy config, a hook of the main process does.
+        owners = [self.trainer, *self.trainer._hooks]
+        checkpointer = next((owner.checkpointer for owner in owners if hasattr(owner, "checkpointer")), None)
+        state: Mapping[str, Any] | None = None
+        if checkpointer is not None and checkpointer.has_checkpoint():
+            trainer = torch.load(checkpointer.get_checkpoint_file(), map_location="cpu").get("trainer", {})
+            if trainer.get("iteration") == self.trainer.start_iter - 1:
+                state = trainer.get("hooks", {}).get(type(self).__qualname__)
+        return next((own for own in comm.all_gather(state) if own is not None), None)
 
     def _listen(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if self._listening and module.training:

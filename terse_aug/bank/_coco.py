@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from terse_aug.bank._writer import BankWriter
 
 
 def build_from_coco(
-    annotations: str | Path,
+    annotations: str | Path | Mapping[str, Any],
     images: str | Path,
     out: str | Path,
     *,
@@ -41,7 +41,7 @@ def build_from_coco(
     missing, unreadable or of another size than the JSON says.
 
     Args:
-        annotations: the JSON file.
+        annotations: the JSON file, or what such a file holds.
         images: folder that the JSON's file names are relative to.
         out: the bank to write.
         categories: names to keep; all by default.
@@ -58,7 +58,10 @@ def build_from_coco(
         OSError: the disk is full or cannot be written.
     """
     rules, folder, included = rules or CutRules(), Path(images), Include(include)
-    data = _Coco.read(Path(annotations))
+    if isinstance(annotations, Mapping):
+        data, name = _Coco.of(annotations, "the annotations"), "given in memory"
+    else:
+        data, name = _Coco.read(Path(annotations)), Path(annotations).name
     if not folder.is_dir():
         raise FileNotFoundError(f"expected a folder of images at {folder}, found none")
     wanted = data.categories if categories is None else data.chosen(categories)
@@ -72,7 +75,7 @@ def build_from_coco(
             if progress is not None:
                 progress(done, len(groups))
 
-    built = {"from": "coco", "annotations": Path(annotations).name, "images": folder.name, **vars(rules)}
+    built = {"from": "coco", "annotations": name, "images": folder.name, **vars(rules)}
     return build(writer, cut_outs, wanted, built)
 
 
@@ -92,7 +95,12 @@ class _Coco:
             content = json.loads(path.read_bytes())
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"expected a COCO JSON file, got {path}, which is not JSON ({error})") from error
-        lists = [content.get(key) if isinstance(content, dict) else None for key in _LISTS]
+        return cls.of(content, str(path))
+
+    @classmethod
+    def of(cls, content: Any, path: str) -> _Coco:
+        """What a JSON holds; messages call it by the path."""
+        lists = [content.get(key) if isinstance(content, Mapping) else None for key in _LISTS]
         if not all(
             isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries) for entries in lists
         ):

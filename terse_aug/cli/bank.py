@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     _add_coco(sources)
     _add_masks(sources)
     _add_rgba(sources)
+    _add_detectron2(sources)
     info = actions.add_parser("info", help="say what is in a bank")
     info.add_argument("bank", type=Path, help="the bank file")
     info.add_argument("--json", action="store_true", help="print JSON")
@@ -47,14 +49,21 @@ def _add_coco(sources: argparse._SubParsersAction[Any]) -> None:
     coco.add_argument("--category", nargs="+", metavar="NAME", help="categories to keep (default: all)")
     _add_common(coco)
     _add_scene_rules(coco)
-    coco.add_argument(
-        "--min-box-agreement",
-        type=float,
-        default=_DEFAULT.min_box_agreement,
-        metavar="IOU",
-        help="drop objects whose mask and box overlap less (default: %(default)s)",
-    )
+    _add_box_agreement(coco)
     coco.set_defaults(run=_build_coco)
+
+
+def _add_detectron2(sources: argparse._SubParsersAction[Any]) -> None:
+    registered = sources.add_parser("detectron2", help="data sets registered with Detectron2, with masks")
+    registered.add_argument("--datasets", nargs="+", required=True, metavar="NAME", help="as in cfg.DATASETS.TRAIN")
+    registered.add_argument(
+        "--import", dest="modules", nargs="+", default=[], metavar="MODULE", help="Python modules that register them"
+    )
+    registered.add_argument("--category", nargs="+", metavar="NAME", help="categories to keep (default: all)")
+    _add_common(registered)
+    _add_scene_rules(registered)
+    _add_box_agreement(registered)
+    registered.set_defaults(run=_build_detectron2)
 
 
 def _add_masks(sources: argparse._SubParsersAction[Any]) -> None:
@@ -126,6 +135,16 @@ def _add_scene_rules(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_box_agreement(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--min-box-agreement",
+        type=float,
+        default=_DEFAULT.min_box_agreement,
+        metavar="IOU",
+        help="drop objects whose mask and box overlap less (default: %(default)s)",
+    )
+
+
 def _rules(arguments: argparse.Namespace) -> CutRules:
     return CutRules(
         min_area=arguments.min_area,
@@ -173,6 +192,29 @@ def _build_rgba(arguments: argparse.Namespace) -> int:
             arguments.out,
             category=arguments.category,
             extent=arguments.extent,
+            include=arguments.include,
+            rules=_rules(arguments),
+            overwrite=arguments.overwrite,
+            progress=progress,
+        )
+    return _print_report(report)
+
+
+def _build_detectron2(arguments: argparse.Namespace) -> int:
+    sys.path.insert(0, "")  # a script of the user's registers the data sets
+    try:
+        adapter = importlib.import_module("terse_aug_detectron2")
+        for module in arguments.modules:
+            importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            f"{error}; this source needs Detectron2 and the modules that register the data sets"
+        ) from error
+    with _progress() as progress:
+        report = adapter.build_from_detectron2(
+            arguments.datasets,
+            arguments.out,
+            categories=arguments.category,
             include=arguments.include,
             rules=_rules(arguments),
             overwrite=arguments.overwrite,

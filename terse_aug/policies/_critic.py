@@ -193,6 +193,7 @@ class CriticPolicy(Policy):
             pictures = (glimpses.pictures[candidate, rows] * 255).round().to(torch.uint8)
             foretold = log_odds[candidate, rows].sigmoid()
             proposal.memory = (pictures, glimpses.figures[candidate, rows], foretold, scene.labels[rows])
+            proposal.metrics["hardness_gain"] = float(foretold.mean() - every.sigmoid().mean())
         return proposal
 
     def remember(self, proposal: Proposal, hardness: Tensor, chances: Tensor | None = None) -> None:
