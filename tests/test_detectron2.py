@@ -20,7 +20,8 @@ need_detectron2()
 from detectron2 import model_zoo
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, LazyCall, get_cfg, instantiate
-from detectron2.data import DatasetMapper, build_detection_train_loader
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, build_detection_train_loader
+from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, hooks, launch
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks, RotatedBoxes
@@ -131,6 +132,23 @@ def test_what_does_not_fit_the_data_set_is_refused(dataset: str, bank: Foregroun
         cfg.DATASETS.TRAIN = (dataset,)
     cfg.TERSE.BANK = ""
     with pytest.raises(ValueError, match=r"TERSE\.BANK is empty"):
+        TerseHook.from_config(cfg)
+
+
+def test_the_classes_of_a_coco_json_are_known_before_it_is_read(bank: ForegroundBank, tmp_path: Path) -> None:
+    """Detectron2 learns their names when the data set is loaded, which is after the mapper is made."""
+    content = {"images": [], "annotations": [], "categories": [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}]}
+    (tmp_path / "empty.json").write_text(json.dumps(content))
+    register_coco_instances("from_json", {}, str(tmp_path / "empty.json"), str(tmp_path))
+    try:
+        cfg = tiny_cfg("faster_fpn", "from_json", tmp_path, bank)
+        hook = TerseHook.from_config(cfg)
+        assert hook is not None
+        assert hook.bank.categories == {0: "dog", 1: "cat"}
+    finally:
+        DatasetCatalog.remove("from_json")
+        MetadataCatalog.remove("from_json")
+    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN: 'from_json' is not registered"):
         TerseHook.from_config(cfg)
 
 
@@ -525,6 +543,7 @@ def test_figures_and_pictures_are_written_with_the_iteration_that_they_are_of(
     for name in ("hardness", "diversity", "skipped_moves", "share_of_time", "hardness_gain"):
         assert f"terse_aug/{name}" in lines[-1], name
     assert 0 < lines[-1]["terse_aug/share_of_time"] < 1
+    assert not [name for name in lines[-1] if name.startswith("terse_aug/") and "loss" in name]
     events = tensorboard.EventAccumulator(str(tmp_path)).Reload()
     assert [event.step for event in events.Images("terse_aug/composites")] == [3]
     assert not any(pictures)

@@ -155,10 +155,10 @@ class Detectron2(Host):
         run = Run()
         trainer = Trainer(cfg)
         trainer._trainer.gather_metric_period = 10**9  # Detectron2 ends a training whose loss is not finite
+        trainer.register_hooks([Watch(run, save_at, not_finite_at)])
         if terse is not None:
             hook = TerseHook.from_config(cfg)
             trainer.register_hooks([hook])
-        trainer.register_hooks([Watch(run, save_at, not_finite_at)])
         if start:
             (out / "last_checkpoint").write_text(f"model_{start - 1:07d}.pth")
             trainer.resume_or_load(resume=True)

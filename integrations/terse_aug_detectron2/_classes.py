@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from terse_aug import ForegroundBank
 
@@ -13,15 +13,25 @@ def class_labels(datasets: Sequence[str]) -> dict[str, int] | None:
     """Label by class name of the data sets that a detector is trained on; ``None`` where there are no names.
 
     Raises:
-        ValueError: they do not have the same classes.
+        ValueError: they do not have the same classes, or one is not registered.
     """
-    named = [MetadataCatalog.get(name).get("thing_classes") for name in datasets]
+    named = [_names(name) for name in datasets]
     known = [list(names) for names in named if names]
     if not known:
         return None
     if any(names != known[0] for names in known):
         raise ValueError(f"the data sets {list(datasets)} have different classes: {known}")
     return {name: label for label, name in enumerate(known[0])}
+
+
+def _names(dataset: str) -> list[str] | None:
+    if dataset not in DatasetCatalog:
+        raise ValueError(f"DATASETS.TRAIN: {dataset!r} is not registered; import the module that registers it")
+    names: list[str] | None = MetadataCatalog.get(dataset).get("thing_classes")
+    if names is None:
+        DatasetCatalog.get(dataset)  # a COCO JSON's names are known once it was read
+        names = MetadataCatalog.get(dataset).get("thing_classes")
+    return names
 
 
 def open_bank(path: str, classes: Mapping[str, int] | None, drop_unknown: bool) -> ForegroundBank:

@@ -51,6 +51,9 @@ class TerseHook(HookBase):
         image_period: iterations between two pictures of composites; 0 for none.
         settings: single settings that replace those of ``config``.
 
+    Attributes:
+        bank: the cut-outs, with the data set's labels.
+
     Raises:
         ValueError: a value outside its range.
     """
@@ -72,7 +75,7 @@ class TerseHook(HookBase):
             raise ValueError(f"input_format: expected BGR or RGB, got {input_format!r}")
         if not loss_scale > 0:
             raise ValueError(f"loss_scale: expected a number above 0, got {loss_scale}")
-        self._bank = bank if isinstance(bank, ForegroundBank) else ForegroundBank.open(bank)
+        self.bank = bank if isinstance(bank, ForegroundBank) else ForegroundBank.open(bank)
         self._policy, self._seed, self._config, self._settings = policy, seed, config, settings
         self._input_format = input_format
         self._loss_scale, self._log_period, self._image_period = loss_scale, log_period, image_period
@@ -149,7 +152,7 @@ class TerseHook(HookBase):
         seed = self._seed if self._seed is not None else comm.shared_random_seed()
         bgr = (self._input_format or getattr(detector.model, "input_format", None) or "BGR") == "BGR"
         self._terse = Terse(
-            self._bank,
+            self.bank,
             self._policy,
             seed=seed,
             target=detector,
@@ -264,6 +267,9 @@ class TerseHook(HookBase):
             share = (spent - self._clock[1]) / max(now - self._clock[0], 1e-9)
             self._clock = (now, spent)
             figures = self.terse.metrics() | {"share_of_time": share}
+            # Detectron2 prints whatever has "loss" in its name among the detector's own.
+            figures["not_finite"] = figures.pop("losses_not_finite")
+            figures.pop("loss", None)
             storage.put_scalars(smoothing_hint=False, **{f"terse_aug/{name}": value for name, value in figures.items()})
         if self._picture is not None:
             # One at a time: without a writer for pictures nobody takes them away.

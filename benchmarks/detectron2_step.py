@@ -1,0 +1,201 @@
+"""What terse-aug adds to a Detectron2 training step, and to loading an image; needs Detectron2.
+
+``python -m benchmarks.detectron2_step --json F [--cycles 4] [--side 320] [--batch 2] [--device cpu]``
+
+Detectron2's own Faster R-CNN R50-FPN in its own SimpleTrainer, untrained. All arms train the same detector with a
+learning rate of 0 and take turns step by step; batches are mapped before the clock starts, with cut-outs by
+``TerseMapper``. Loading: the time of ``DatasetMapper`` alone and inside ``TerseMapper``, in this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2 import model_zoo
+from detectron2.config import get_cfg
+from detectron2.data import DatasetMapper
+from detectron2.engine import SimpleTrainer
+from detectron2.modeling import build_model
+from detectron2.structures import BoxMode
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from benchmarks._scenes import make_cutout, make_picture, write_bank
+from benchmarks._timing import Summary, Times, interleaved, show, surroundings, write_json
+from terse_aug import ForegroundBank
+from terse_aug_detectron2 import TerseHook, TerseMapper, add_terse_config
+
+CYCLE = 4
+"""Steps in which an arm with k = 4 moves once; the mean over whole cycles counts."""
+
+ARMS: dict[str, dict[str, Any] | None] = {
+    "none": None,
+    "random": {"policy": "random"},
+    "critic_k1": {"policy": "critic", "move_every": 1},
+    "critic_k4": {"policy": "critic", "move_every": CYCLE},
+    "learned_k1": {"policy": "learned", "move_every": 1},
+    "learned_k4": {"policy": "learned", "move_every": CYCLE},
+}
+
+_OBJECTS, _PICTURES, _CUTOUTS, _SOURCE_SIDE = 3, 8, 32, 640
+
+Record = dict[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark with the arguments of the command line."""
+    options = _options(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    cfg = get_cfg()
+    add_terse_config(cfg)
+    cfg.merge_from_file(model_zoo.get_config_file("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"))
+    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, cfg.MODEL.ROI_HEADS.NUM_CLASSES = "", options.device, 2
+    cfg.MODEL.RESNETS.NORM = "BN"  # with random weights a frozen one lets activations grow without bound
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (options.side,), 2 * options.side
+    model = build_model(cfg).train()
+    with tempfile.TemporaryDirectory() as name:
+        records, bank = _records(Path(name)), _bank(Path(name)).relabel({"first": 0, "second": 1})
+        mappers = {"DatasetMapper": DatasetMapper(cfg, is_train=True)}
+        mappers["TerseMapper"] = TerseMapper(mappers["DatasetMapper"], bank)
+        arms = {name: _Arm(model, bank, records, mappers, settings, options) for name, settings in ARMS.items()}
+        steps = interleaved({name: arm.pair() for name, arm in arms.items()}, CYCLE * options.cycles, CYCLE)
+        loading = interleaved({name: _loader(mapper, records) for name, mapper in mappers.items()}, 40, 8)
+    _report(steps, loading, options)
+
+
+class _Arm:
+    """A trainer of its own on the model of all."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        bank: ForegroundBank,
+        records: list[Record],
+        mappers: dict[str, Any],
+        settings: dict[str, Any] | None,
+        options: argparse.Namespace,
+    ) -> None:
+        mapper = mappers["DatasetMapper" if settings is None else "TerseMapper"]
+        batches = [
+            [mapper(records[(number * options.batch + place) % len(records)]) for place in range(options.batch)]
+            for number in range(_PICTURES)
+        ]
+        self._trainer = SimpleTrainer(model, _Endless(batches), torch.optim.SGD(model.parameters(), lr=0.0))
+        self._hook = None if settings is None else TerseHook(bank, seed=0, **settings)
+        self._trainer.register_hooks([self._hook])
+        self._trainer.iter = self._trainer.start_iter = 0
+        self._trainer.storage = EventStorage(0)
+        self._handles: Any = None
+        self._model = model
+
+    def pair(self) -> tuple[Callable[[int], int], Callable[[int], None]]:
+        """What makes the input of a round, and what is timed."""
+        if self._hook is not None:
+            self._hook.before_train()
+        return self._prepare, self._step
+
+    def _prepare(self, turn: int) -> int:
+        return turn
+
+    def _step(self, turn: int) -> None:
+        torch.manual_seed(turn)  # the detector's own sampling is then the same in every arm
+        trainer = self._trainer
+        trainer.iter = turn
+        with trainer.storage:
+            trainer.before_step()
+            trainer.run_step()
+            trainer.after_step()
+        if self._model.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+class _Endless:
+    """Batches, over and over."""
+
+    def __init__(self, batches: list[list[Record]]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[list[Record]]:
+        while True:
+            yield from self._batches
+
+
+def _loader(mapper: Any, records: list[Record]) -> tuple[Callable[[int], Record], Callable[[Record], Any]]:
+    return (lambda turn: records[turn % len(records)]), mapper
+
+
+def _records(folder: Path) -> list[Record]:
+    generator = np.random.default_rng(0)
+    records = []
+    for number in range(_PICTURES):
+        picture = make_picture(_SOURCE_SIDE, _OBJECTS, generator)
+        cv2.imwrite(str(folder / f"{number}.jpg"), picture.image[:, :, ::-1])
+        annotations = [
+            {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": label - 1}
+            for box, label in zip(picture.boxes.tolist(), picture.labels.tolist(), strict=True)
+        ]
+        size = {"height": _SOURCE_SIDE, "width": _SOURCE_SIDE}
+        name = str(folder / f"{number}.jpg")
+        records.append({"file_name": name, "image_id": number, "annotations": annotations, **size})
+    return records
+
+
+def _bank(folder: Path) -> ForegroundBank:
+    generator = np.random.default_rng(1)
+    radii = _SOURCE_SIDE * np.exp(generator.uniform(np.log(0.03), np.log(0.2), _CUTOUTS))
+    return write_bank(folder / "step.bank", [make_cutout(radius, generator) for radius in radii], _SOURCE_SIDE)
+
+
+def _cycle_mean(seconds: Sequence[float]) -> float:
+    """Mean over the places of a cycle of the median at each place: a mean that outliers do not move."""
+    return float(np.median(np.reshape(seconds, (-1, CYCLE)), axis=0).mean())
+
+
+def _report(steps: dict[str, Times], loading: dict[str, Times], options: argparse.Namespace) -> None:
+    wall = {name: _cycle_mean(arm.wall) for name, arm in steps.items()}
+    processor = {name: _cycle_mean(arm.processor) for name, arm in steps.items()}
+    rows = []
+    for name, value in wall.items():
+        spread = Summary.of(steps[name].wall)
+        ratios = f"{value / wall['none']:.3f}", f"{processor[name] / processor['none']:.3f}"
+        rows.append((name, f"{1e3 * value:.1f}", f"{spread.low:.1f} to {spread.high:.1f}", *ratios))
+    title = f"R50-FPN, {options.side} px, batch {options.batch}, {options.cycles} cycles of {CYCLE} steps"
+    show(title, ("", "ms per step", "quartiles", "ratio", "ratio, processor"), rows)
+    mapped = {name: Summary.of(times.wall) for name, times in loading.items()}
+    lines = [(name, f"{own.median:.2f}", f"{own.low:.2f} to {own.high:.2f}") for name, own in mapped.items()]
+    show("Loading an image in one process", ("", "ms", "quartiles"), lines)
+    content: dict[str, Any] = {
+        "ratios": {name: round(value / wall["none"], 4) for name, value in wall.items() if name != "none"},
+        "processor_ratios": {
+            name: round(value / processor["none"], 4) for name, value in processor.items() if name != "none"
+        },
+        "seconds_per_step": {name: round(value, 6) for name, value in wall.items()},
+        "loading_ms": {name: {"median": round(own.median, 4)} | own.spread() for name, own in mapped.items()},
+        "side": options.side,
+        "batch": options.batch,
+    }
+    write_json(options.json, content | surroundings())
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.detectron2_step", description=__doc__)
+    parser.add_argument("--json", metavar="F", help="write the figures there")
+    parser.add_argument("--side", type=int, default=320, help="shorter side of the images, pixels (default 320)")
+    parser.add_argument("--batch", type=int, default=2, help="images per step (default 2)")
+    parser.add_argument("--cycles", type=int, default=4, help=f"timed cycles of {CYCLE} steps (default 4)")
+    parser.add_argument("--threads", type=int, default=0, help="torch's threads (default: all cores)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()
