@@ -294,6 +294,40 @@ def test_detectron2s_models_train_with_it(dataset: str, tmp_path: Path, model: s
     assert all(instances.has("gt_keypoints") for instances in trained) or model != "keypoint_fpn"
 
 
+@pytest.mark.parametrize("policy", ["critic", "hard-random"])
+def test_what_the_detector_is_asked_is_not_logged(
+    dataset: str, bank: ForegroundBank, tmp_path: Path, policy: str
+) -> None:
+    class Kept(DefaultTrainer):
+        def after_train(self) -> None:
+            self.kept = self.storage
+            super().after_train()
+
+    trainer, hook = trainer_with_hook(tiny_cfg("faster_fpn", dataset, tmp_path, bank, POLICY=policy), Kept)
+    trainer.train()
+    assert hook.terse.metrics()["extra_forwards"] > 0
+    for name in ("rpn/num_pos_anchors", "roi_head/num_fg_samples"):
+        assert len(trainer.kept.history(name).values()) == 4  # type: ignore[attr-defined]
+
+
+def test_a_score_is_that_of_a_detection_of_the_same_class_in_the_same_place() -> None:
+    class Fixed(nn.Module):
+        num_classes = 3
+
+        def forward(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            boxes = Boxes(torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [1, 1, 10, 10], [30, 30, 40, 40]]))
+            scores, classes = torch.tensor([0.9, 0.4, 0.6, 0.8]), torch.tensor([1, 0, 0, 0])
+            found = Instances((40, 50), pred_boxes=boxes, scores=scores, pred_classes=classes)
+            return [{"instances": found} for _ in batch]
+
+    detector = Detectron2Detector(Fixed())
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10], [20, 20, 30, 30]])
+    target = {"boxes": boxes, "labels": torch.tensor([0, 1, 2, 0])}
+    (scores,) = detector.object_scores([torch.zeros(3, 40, 50)], [target])
+    assert scores.tolist() == pytest.approx([0.6, 0.9, 0.0, 0.0])
+    assert (detector.first_label, detector.label_limit) == (0, 3)
+
+
 def lazy_fcos() -> nn.Module:
     model = model_zoo.get_config("COCO-Detection/fcos_R_50_FPN_1x.py").model
     model.num_classes = len(CLASSES)
@@ -434,6 +468,28 @@ def test_a_data_loader_that_is_changed_on_the_way_is_wrapped_again(
     trainer, hook = trainer_with_hook(tiny_cfg("faster_fpn", dataset, tmp_path, bank), Changing)
     trainer.train()
     assert hook.terse.metrics()["composites"] == 8
+
+
+@pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
+@pytest.mark.parametrize("in_workers", [True, False])
+def test_both_forms_of_masks_are_trained_on(
+    dataset: str, bank: ForegroundBank, tmp_path: Path, mask_format: str, in_workers: bool
+) -> None:
+    class Mapping(DefaultTrainer):
+        @classmethod
+        def build_train_loader(cls, cfg: CfgNode) -> Any:
+            mapper = TerseMapper.from_config(cfg) if in_workers else None
+            return build_detection_train_loader(cfg, mapper=mapper)
+
+    cfg = tiny_cfg("mask_fpn", dataset, tmp_path, bank)
+    cfg.INPUT.MASK_FORMAT = mask_format
+    trainer, _ = trainer_with_hook(cfg, Mapping)
+    seen = Watched(trainer.model)
+    trainer.train()
+    for one in (one for batch in seen.batches for one in batch if "instances" in one):
+        instances = one["instances"]
+        assert len(instances) > 0
+        assert torch.allclose(instances.gt_masks.get_bounding_boxes().tensor, instances.gt_boxes.tensor, atol=2.5)
 
 
 def test_after_training_the_trainer_is_as_it_was(dataset: str, bank: ForegroundBank, tmp_path: Path) -> None:
