@@ -31,3 +31,8 @@ def tiny_bank(tmp_path_factory: pytest.TempPathFactory) -> ForegroundBank:
 def _one_thread() -> None:
     """Tensors here are too small for several threads to pay."""
     torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--write-table FILE``: where the test of MMDetection's models writes what it has seen."""
+    parser.addoption("--write-table", metavar="FILE", help="write the table of MMDetection's models there")

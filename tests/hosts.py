@@ -28,3 +28,25 @@ QUIET_DETECTRON2 = [
     pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning"),
 ]
 """Marks for a test module: Detectron2 uses what torch gives up."""
+
+
+def need_mmdet() -> None:
+    """Skip a test module where MMDetection is not installed; import it without what it warns of on the way."""
+    for name in ("mmengine", "mmcv", "mmdet"):
+        pytest.importorskip(name, reason=f"{name} is not installed", exc_type=ImportError)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mmdet.models
+        import mmdet.utils  # noqa: F401
+
+
+QUIET_MMDET = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning"),
+    pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning"),
+    pytest.mark.filterwarnings("ignore:DeprecationWarning:UserWarning"),
+]
+"""Marks for a test module, likewise."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conformance import WRITTEN_DOWN, Conformance, Host, Run, Seen, resident_megabytes
+from conformance import WRITTEN_DOWN, Conformance, Host, Listener, Run, Seen, resident_megabytes
 from hosts import QUIET_DETECTRON2, need_detectron2
 from torch import Tensor, nn
 
@@ -133,13 +134,13 @@ class Detectron2(Host):
     def __init__(self, dataset: str, bank: Any) -> None:
         self.dataset, self.bank = dataset, bank
 
-    def train(
+    def run(
         self,
         out: Path,
-        iterations: int = 4,
+        iterations: int,
         *,
+        start: int,
         terse: dict[str, Any] | None = None,
-        start: int = 0,
         save_at: int | None = None,
         not_finite_at: int | None = None,
         model: str = "masks",
@@ -163,7 +164,12 @@ class Detectron2(Host):
             (out / "last_checkpoint").write_text(f"model_{start - 1:07d}.pth")
             trainer.resume_or_load(resume=True)
             assert trainer.start_iter == start
-        trainer.train()
+        log = logging.getLogger("detectron2.terse_aug")
+        log.addHandler(listener := Listener(run.said))
+        try:
+            trainer.train()
+        finally:
+            log.removeHandler(listener)
         if terse is not None and hook is not None:
             run.terse = hook.terse
         run.weights = parameters_of(trainer.model)

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from terse_aug import ForegroundBank, PixelFormat, Terse, TerseConfig
+from terse_aug.preview import batch_picture
 from terse_aug_detectron2._batch import Item, Needs, from_samples, parcels_of, to_samples
 from terse_aug_detectron2._classes import class_labels, open_bank
 from terse_aug_detectron2._config import chosen_seed, terse_config, terse_node
 from terse_aug_detectron2._model import Detectron2Detector, total
-from terse_aug_detectron2._pictures import picture_of
 
 _LOGGER = logging.getLogger("detectron2.terse_aug")
 _PICTURE = "terse_aug/composites"
@@ -140,7 +140,7 @@ class TerseHook(HookBase):
         composites, corrected = self.terse(images, targets, parcels_of(batch))
         self._listening = True
         if self._is_due(self._image_period) and comm.is_main_process():
-            self._picture = picture_of(self.terse, list(composites), corrected)
+            self._picture = batch_picture(self.terse, list(composites), corrected).transpose(2, 0, 1)
         return from_samples(batch, list(composites), corrected)
 
     def before_train(self) -> None:

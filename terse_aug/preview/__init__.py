@@ -3,6 +3,7 @@
 The parts of `terse-aug preview`, for use in reports and training logs. Imports torch, OpenCV, pillow and jinja2.
 """
 
+from terse_aug.preview._batch import batch_picture
 from terse_aug.preview._contact import contact_sheet
 from terse_aug.preview._data import LabelledImages, LeftOut, Sample, resize_sample
 from terse_aug.preview._draw import ORIGINAL_COLOR, PASTED_COLOR, draw_sample
@@ -22,6 +23,7 @@ __all__ = [
     "PasteNote",
     "Preview",
     "Sample",
+    "batch_picture",
     "contact_sheet",
     "draw_sample",
     "load_policy_state",

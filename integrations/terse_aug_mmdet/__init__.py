@@ -1,0 +1,23 @@
+"""terse-aug in MMDetection: a transform for the training pipeline, and a hook.
+
+In a config::
+
+    custom_imports = dict(imports=["terse_aug_mmdet"])
+    terse = dict(bank="people.bank")
+    train_pipeline = [
+        ...,
+        dict(type="TersePaste", **terse),       # anywhere between the loading and the packing
+        dict(type="PackDetInputs"),
+    ]
+    custom_hooks = [dict(type="TerseHook", **terse)]
+"""
+
+from terse_aug_mmdet._bank import build_from_mmdet
+from terse_aug_mmdet._checkpoints import allow_own_checkpoints
+from terse_aug_mmdet._hook import TerseHook
+from terse_aug_mmdet._model import MMDetDetector
+from terse_aug_mmdet._transform import TersePaste
+
+allow_own_checkpoints()
+
+__all__ = ["MMDetDetector", "TerseHook", "TersePaste", "build_from_mmdet"]

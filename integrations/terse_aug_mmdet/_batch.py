@@ -1,0 +1,119 @@
+"""MMDetection's batches as terse-aug's samples, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes
+from mmdet.structures.mask import BitmapMasks, PolygonMasks
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from terse_aug import Parcel
+
+PARCEL = "terse_parcel"
+"""Where the results of a pipeline carry their cut-outs."""
+
+_FIELDS = ("bboxes", "labels", "masks")
+
+
+class PathWithCutouts(str):
+    """A file name that cut-outs travel with.
+
+    ``PackDetInputs`` hands on the keys that its ``meta_keys`` name and no other; the name of the image is among them
+    by default.
+    """
+
+    parcel: Parcel
+
+
+def to_samples(batch: Mapping[str, Any], device: torch.device) -> tuple[list[Tensor], list[dict[str, Any]]]:
+    """Images float ``[3, H, W]`` as the pipeline has loaded them, and their targets, on a device.
+
+    Raises:
+        ValueError: the batch is not what ``PackDetInputs`` makes of images with instances, or it has what pasting
+            cannot follow: semantic maps, rotated boxes, fields of its own for each object.
+    """
+    inputs, samples = _parts(batch)
+    images = [image.to(device).float() for image in inputs]
+    return images, [_target(sample, f"image {number} of the batch", device) for number, sample in enumerate(samples)]
+
+
+def put_back(batch: dict[str, Any], images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]]) -> None:
+    """Put other images and instances into a batch, in place: the host goes on with the same dictionary."""
+    samples = batch["data_samples"]
+    batch["inputs"] = torch.stack(list(images)) if isinstance(batch["inputs"], Tensor) else list(images)
+    batch["data_samples"] = [
+        with_instances(sample, target, image) for sample, target, image in zip(samples, targets, images, strict=True)
+    ]
+
+
+def parcels_of(batch: Mapping[str, Any]) -> list[Parcel] | None:
+    """What the pipeline has fetched, if all images have it."""
+    _, samples = _parts(batch)
+    found = [sample.get(PARCEL, None) or getattr(sample.get("img_path", ""), "parcel", None) for sample in samples]
+    parcels = [parcel for parcel in found if isinstance(parcel, Parcel)]
+    return parcels if len(parcels) == len(found) else None
+
+
+def _parts(batch: Mapping[str, Any]) -> tuple[Any, Any]:
+    inputs: Any = batch.get("inputs")
+    samples: Any = batch.get("data_samples")
+    if not isinstance(inputs, Tensor | list | tuple) or not isinstance(samples, list | tuple):
+        raise ValueError(
+            f"expected a batch with lists of inputs and data_samples, as PackDetInputs makes it, got {sorted(batch)} "
+            f"with inputs {type(inputs).__name__} and data_samples {type(samples).__name__}"
+        )
+    return inputs, samples
+
+
+def _target(sample: DetDataSample, where: str, device: torch.device) -> dict[str, Any]:
+    if "gt_sem_seg" in sample:
+        raise ValueError(
+            f"{where} has a semantic map (gt_sem_seg), which pasting does not correct: panoptic and semantic "
+            "segmentation are not supported"
+        )
+    if "gt_instances" not in sample or "bboxes" not in sample.gt_instances:
+        raise ValueError(f"{where} has no boxes: load annotations with_bbox=True in the pipeline")
+    instances = sample.gt_instances
+    if unknown := sorted(set(instances.keys()) - set(_FIELDS)):
+        raise ValueError(
+            f"{where}: its instances have {unknown}, which terse-aug cannot give to a pasted object; it knows {_FIELDS}"
+        )
+    boxes = instances.bboxes
+    if isinstance(boxes, BaseBoxes) and not isinstance(boxes, HorizontalBoxes):
+        raise ValueError(f"{where}: expected upright boxes (HorizontalBoxes), got {type(boxes).__name__}")
+    plain = boxes.tensor if isinstance(boxes, BaseBoxes) else boxes
+    target = {"boxes": plain.to(device).float(), "labels": instances.labels.to(device)}
+    if "masks" in instances:
+        target["masks"] = _masks(instances.masks, device)
+    return target
+
+
+def _masks(masks: Any, device: torch.device) -> Tensor:
+    if isinstance(masks, PolygonMasks):
+        masks = masks.to_bitmap()
+    return torch.from_numpy(np.ascontiguousarray(masks.masks)).to(device).bool()
+
+
+def with_instances(sample: DetDataSample, target: Mapping[str, Any], image: Tensor) -> DetDataSample:
+    """A copy of a sample with other instances, and without what it has carried for us."""
+    boxes = target["boxes"]
+    before = sample.get("gt_instances", None)
+    if before is None or isinstance(before.bboxes, BaseBoxes):
+        boxes = HorizontalBoxes(boxes)
+    fields = {"bboxes": boxes, "labels": target["labels"]}
+    if "masks" in target:
+        height, width = image.shape[-2:]
+        fields["masks"] = BitmapMasks(target["masks"].to("cpu", torch.uint8).numpy(), height, width)
+    other: DetDataSample = sample.clone()
+    other.gt_instances = InstanceData(**fields)
+    if PARCEL in other:
+        delattr(other, PARCEL)
+    if isinstance(other.get("img_path", None), PathWithCutouts):
+        other.set_metainfo({"img_path": str(other.img_path)})
+    return other

@@ -1,0 +1,175 @@
+"""The hook: composites on their way from the data loader to the model, and the adversary's move after the iteration."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet.registry import HOOKS
+from mmengine.hooks import Hook
+from torch import Tensor
+
+from terse_aug import PixelFormat, Terse
+from terse_aug.preview import batch_picture
+from terse_aug_mmdet._bank import open_bank
+from terse_aug_mmdet._batch import parcels_of, put_back, to_samples
+from terse_aug_mmdet._model import MMDetDetector
+from terse_aug_mmdet._settings import terse_settings
+
+KEY = "terse_aug"
+"""Of the adversary's state in a checkpoint."""
+
+_LOGGED = ("hardness", "hardness_gain", "critic_correlation", "diversity", "skipped_moves")
+_PICTURE = "terse_aug/composites"
+
+
+@HOOKS.register_module()
+class TerseHook(Hook):
+    """Pastes objects onto every batch of the training, and learns from its losses where to paste them.
+
+    ::
+
+        custom_hooks = [dict(type="TerseHook", bank="people.bank")]
+
+    The classes of the bank are matched with the data set's by name. The adversary's state is saved with the optimizer's
+    (``terse_aug`` in a checkpoint) and resumed with it; the weights under ``state_dict`` stay the detector's alone.
+
+    Args:
+        bank: path of the bank.
+        policy: a name in ``terse_aug.policies.POLICIES``, or a policy.
+        seed: of all that is drawn, the same on every rank; by default the runner's.
+        enabled: without it the hook does nothing.
+        drop_unknown_classes: leave cut-outs out whose class the data set does not have, in place of refusing the bank.
+        input_format: of the images as the pipeline loads them, ``"BGR"``, which is MMDetection's, or ``"RGB"``.
+        interval: iterations between two readings of the figures under ``train/terse_aug/``; 0 for none.
+        image_interval: iterations between two pictures of composites for the visualizer; 0 for none.
+        settings: of :class:`terse_aug.TerseConfig`.
+
+    Raises:
+        ValueError: a setting that there is not, or a value outside its range.
+    """
+
+    priority = "NORMAL"
+
+    def __init__(
+        self,
+        bank: str | Path,
+        policy: Any = "critic",
+        seed: int | None = None,
+        enabled: bool = True,
+        drop_unknown_classes: bool = False,
+        input_format: str = "BGR",
+        interval: int = 50,
+        image_interval: int = 500,
+        **settings: Any,
+    ) -> None:
+        if input_format not in ("BGR", "RGB"):
+            raise ValueError(f"input_format: expected BGR or RGB, got {input_format!r}")
+        self._bank, self._policy, self._seed = bank, policy, seed
+        self._enabled, self._drop_unknown = enabled, drop_unknown_classes
+        self._pixels = PixelFormat(scale=255.0, bgr=input_format == "BGR")
+        self._interval, self._image_interval = interval, image_interval
+        self._settings = terse_settings(settings)
+        self._terse: Terse | None = None
+        self._saved: Mapping[str, Any] | None = None
+        self._device = torch.device("cpu")
+        self._losses: list[Tensor] = []
+        self._scale = 1.0
+        self._clock = (0.0, 0.0)
+
+    @property
+    def terse(self) -> Terse:
+        """The pasting itself; made when training begins.
+
+        Raises:
+            RuntimeError: before that, or where it is not enabled.
+        """
+        if self._terse is None:
+            raise RuntimeError("TerseHook has not begun, or is not enabled")
+        return self._terse
+
+    def before_train(self, runner: Any) -> None:
+        """Make what is needed of the runner's model and data set, and load what was saved."""
+        if not self._enabled:
+            return
+        classes = runner.train_dataloader.dataset.metainfo.get("classes")
+        if not classes:
+            raise ValueError("the data set has no classes in its metainfo, so the bank's cannot be matched")
+        self._device = next(runner.model.parameters()).device
+        self._terse = Terse(
+            open_bank(self._bank, classes, self._drop_unknown),
+            self._policy,
+            seed=runner.seed if self._seed is None else self._seed,
+            target=MMDetDetector(runner.model, len(classes)),
+            pixels=self._pixels,
+            **self._settings,
+        ).to(self._device)
+        if runner._resume and runner.iter > 0:
+            self._load(runner)
+        self._clock = (time.perf_counter(), 0.0)
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Composites in place of the images, in the host's own dictionary."""
+        if self._terse is None:
+            return
+        images, targets = to_samples(data_batch, self._device)
+        composites, corrected = self._terse(images, targets, parcels_of(data_batch))
+        put_back(data_batch, list(composites), corrected)
+        wrapper = runner.optim_wrapper
+        scaler = getattr(wrapper, "loss_scaler", None)
+        # As mmengine.optim.OptimWrapper.scale_loss has it, before the batch is counted.
+        self._scale = float(wrapper.scale_loss(torch.ones(()))) * (scaler.get_scale() if scaler is not None else 1.0)
+        if self.every_n_train_iters(runner, self._image_interval):
+            runner.visualizer.add_image(
+                _PICTURE, batch_picture(self._terse, list(composites), corrected), step=runner.iter + 1
+            )
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """The adversary's move, when the optimizer has made its own."""
+        if self._terse is None:
+            return
+        assert outputs is not None
+        self._losses.append(outputs["loss"].detach())
+        if not runner.optim_wrapper.should_update():
+            return
+        self._terse.step(torch.stack(self._losses).mean(), self._scale)
+        self._losses.clear()
+        if self.every_n_train_iters(runner, self._interval):
+            self._log(runner)
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """The state goes where the optimizer's goes: not into a best model, for one."""
+        if self._terse is not None and "optimizer" in checkpoint:
+            checkpoint[KEY] = {"seed": self._terse.seed, "terse": self._terse.state_dict()}
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Keep the state until training begins."""
+        self._saved = checkpoint.get(KEY)
+
+    def _load(self, runner: Any) -> None:
+        if self._saved is None:
+            runner.logger.warning("The checkpoint has no state of terse-aug: the adversary begins anew.")
+            return
+        self.terse.seed = int(self._saved["seed"])
+        try:
+            self.terse.load_state_dict(self._saved["terse"])
+        except RuntimeError as error:
+            raise ValueError(
+                "the checkpoint's adversary has another form than this one: use the policy and settings that it was "
+                f"trained with, or start from the model's weights with load_from in place of resume. {error}"
+            ) from error
+        self._saved = None
+
+    def _log(self, runner: Any) -> None:
+        now, spent = time.perf_counter(), self.terse.seconds
+        share = (spent - self._clock[1]) / max(now - self._clock[0], 1e-9)
+        self._clock = (now, spent)
+        figures = self.terse.metrics()
+        chosen = {name: figures[name] for name in _LOGGED if name in figures} | {"share_of_time": share}
+        for name, value in chosen.items():
+            runner.message_hub.update_scalar(f"train/terse_aug/{name}", value)

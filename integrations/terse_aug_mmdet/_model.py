@@ -1,0 +1,104 @@
+"""MMDetection's detectors as targets."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from mmdet.models.dense_heads import SSDHead
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import BaseBoxes
+from mmengine.model import is_model_wrapper
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+from torchvision.ops import box_iou, masks_to_boxes
+
+from terse_aug._random import isolated_global_rng
+from terse_aug.targets import undisturbed
+from terse_aug_mmdet._batch import with_instances
+
+
+class MMDetDetector:
+    """A model with MMDetection's interface: ``loss`` and ``predict`` behind a data preprocessor.
+
+    Args:
+        model: as a runner has it; a distributed wrapper is looked through.
+        classes: number of classes; labels are 0 to ``classes - 1``.
+        iou_threshold: a detection belongs to an object if they overlap at least this much.
+    """
+
+    first_label = 0
+
+    def __init__(self, model: nn.Module, classes: int | None = None, iou_threshold: float = 0.5) -> None:
+        self.model: Any = model.module if is_model_wrapper(model) else model
+        self.label_limit = classes
+        self.iou_threshold = iou_threshold
+
+    def image_losses(self, images: Sequence[Tensor], targets: Sequence[Any], differentiable: bool = False) -> Tensor:
+        """See :class:`terse_aug.targets.TargetModel`; one forward per image, each with the same draw of proposals."""
+        losses = []
+        with undisturbed(self.model, True, differentiable):
+            for image, target in zip(images, targets, strict=True):
+                with isolated_global_rng(0, [image.device]):
+                    data = self.model.data_preprocessor(_batch([image], [target]), True)
+                    result = self.model(**data, mode="loss")
+                    losses.append(self.model.parse_losses(result)[0].float())
+        return torch.stack(losses)
+
+    def object_scores(self, images: Sequence[Tensor], targets: Sequence[Any]) -> list[Tensor]:
+        """See :class:`terse_aug.targets.TargetModel`; the highest score of a detection of the object's class that
+        overlaps it, 0 where there is none above the model's own threshold."""
+        whole = undisturbed(self.model, False), isolated_global_rng(0, [images[0].device]), _mended_heads(self.model)
+        with contextlib.ExitStack() as stack:
+            for context in whole:
+                stack.enter_context(context)
+            data = self.model.data_preprocessor(_batch(images, targets), False)
+            found = self.model.predict(data["inputs"], data["data_samples"], rescale=False)
+        return [
+            _scores(sample.pred_instances, target, self.iou_threshold)
+            for sample, target in zip(found, targets, strict=True)
+        ]
+
+
+@contextlib.contextmanager
+def _mended_heads(model: nn.Module) -> Iterator[None]:
+    """In mmdet 3.3.0 predicting asks every anchor head for ``loss_cls``, and SSDHead has none."""
+    lacking = [part for part in model.modules() if isinstance(part, SSDHead) and not hasattr(part, "loss_cls")]
+    for head in lacking:
+        head.loss_cls = None
+    try:
+        yield
+    finally:
+        for head in lacking:
+            del head.loss_cls
+
+
+def _batch(images: Sequence[Tensor], targets: Sequence[Any]) -> dict[str, Any]:
+    samples = []
+    for image, target in zip(images, targets, strict=True):
+        shape = (image.shape[-2], image.shape[-1])
+        meta = {"img_shape": shape, "ori_shape": shape, "scale_factor": (1.0, 1.0), "img_id": 0, "img_path": ""}
+        samples.append(with_instances(DetDataSample(metainfo=meta), target, image))
+    return {"inputs": list(images), "data_samples": samples}
+
+
+def _scores(found: InstanceData, target: Any, iou_threshold: float) -> Tensor:
+    boxes = _boxes(found).to(target["boxes"])
+    agree = target["labels"][:, None] == found.labels[None]
+    near = box_iou(target["boxes"].float(), boxes.float()) >= iou_threshold
+    candidates = (agree & near) * found.scores.float()
+    none = candidates.new_zeros(len(candidates), 1)
+    return torch.cat([candidates, none], 1).amax(1)
+
+
+def _boxes(found: InstanceData) -> Tensor:
+    """Boxes of the detections; of their masks where a model gives masks alone (SOLO)."""
+    boxes: Tensor = found.bboxes.tensor if isinstance(found.bboxes, BaseBoxes) else found.bboxes
+    if "masks" in found and len(boxes) and not bool((boxes[:, 2:] > boxes[:, :2]).any()):
+        masks = torch.as_tensor(found.masks).bool()
+        shown = masks.flatten(1).any(1)
+        boxes = boxes.clone().float()
+        boxes[shown] = masks_to_boxes(masks[shown]).to(boxes) + boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
+    return boxes

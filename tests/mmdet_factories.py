@@ -1,0 +1,165 @@
+"""A tiny data set and MMDetection's own models, narrow enough to train on two cores. Needs MMDetection."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mmdet
+import numpy as np
+import torch
+from factories import cutout
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
+
+import terse_aug_mmdet  # noqa: F401 - it registers hook and transform, as custom_imports does for a config file
+from terse_aug import ForegroundBank
+from terse_aug.bank import BankWriter
+
+register_all_modules(init_default_scope=False)
+
+CLASSES = ("dog", "cat")
+"""In another order than the bank's: labels have to be matched by name."""
+SIZES = ((96, 128), (112, 96), (96, 96), (120, 104), (96, 128))
+
+
+def write_data(folder: Path) -> Path:
+    """A COCO JSON of four noise images with one or two ellipses each, and one without any; its path."""
+    generator = np.random.default_rng(0)
+    images, annotations = [], []
+    for number, (height, width) in enumerate(SIZES):
+        cv2.imwrite(str(folder / f"{number}.png"), generator.integers(0, 128, (height, width, 3), dtype=np.uint8))
+        images.append({"id": number, "file_name": f"{number}.png", "height": height, "width": width})
+        for own in range((1 + number % 2) * (number < len(SIZES) - 1)):
+            entry = {"id": len(annotations) + 1, "image_id": number, "category_id": 5 + own % 2, "iscrowd": 0}
+            annotations.append(entry | _ellipse(generator, height, width))
+    categories = [{"id": 5, "name": "dog"}, {"id": 6, "name": "cat"}]
+    path = folder / "data.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return path
+
+
+def _ellipse(generator: np.random.Generator, height: int, width: int) -> dict[str, Any]:
+    radii = generator.uniform(10, 20, 2)
+    centre = generator.uniform(22, [width - 22, height - 22])
+    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    points = centre + radii * np.stack([np.cos(angle), np.sin(angle)], 1)
+    box = [*(centre - radii).tolist(), *(2 * radii).tolist()]
+    return {"bbox": box, "segmentation": [points.flatten().tolist()], "area": float(np.pi * radii.prod())}
+
+
+def tiny_bank(folder: Path, count: int = 8) -> ForegroundBank:
+    """A bank of cats (1) and dogs (2), which the data set has the other way round."""
+    with BankWriter(folder / "tiny.bank", {1: "cat", 2: "dog"}) as out:
+        for seed in range(count):
+            out.add(cutout(seed, label=1 + seed % 2))
+    return ForegroundBank.open(folder / "tiny.bank")
+
+
+def pipeline(*more: dict[str, Any], masks: bool = True, side: int | None = None) -> list[dict[str, Any]]:
+    """Loading, resizing to one of two sizes or to a square, mirroring, and what more is asked for."""
+    some = {"type": "RandomChoiceResize", "scales": [(80, 80), (64, 64)], "keep_ratio": True}
+    resize = some if side is None else {"type": "Resize", "scale": (side, side), "keep_ratio": False}
+    return [
+        {"type": "LoadImageFromFile", "backend_args": None},
+        {"type": "LoadAnnotations", "with_bbox": True, "with_mask": masks},
+        resize,
+        {"type": "RandomFlip", "prob": 0.5},
+        *more,
+        {"type": "PackDetInputs"},
+    ]
+
+
+def runner_config(
+    model: dict[str, Any], data: Path, out: Path, iterations: int, hooks: list[dict[str, Any]], **changes: Any
+) -> Config:
+    """A config of a runner for a tiny training by iterations, without evaluation."""
+    dataset = {
+        "type": "CocoDataset",
+        "data_root": str(data.parent),
+        "ann_file": data.name,
+        "data_prefix": {"img": ""},
+        "metainfo": {"classes": CLASSES},
+        "filter_cfg": None,
+        "pipeline": changes.pop("pipeline", pipeline()),
+        "backend_args": None,
+    }
+    return Config(
+        {
+            "default_scope": "mmdet",
+            "work_dir": str(out),
+            "model": model,
+            "train_dataloader": {
+                "batch_size": 2,
+                "num_workers": changes.pop("workers", 0),
+                "sampler": {"type": "InfiniteSampler", "shuffle": False},
+                "dataset": dataset,
+            },
+            "train_cfg": {"type": "IterBasedTrainLoop", "max_iters": iterations, "val_interval": 10**9},
+            "optim_wrapper": {"type": "OptimWrapper", "optimizer": {"type": "SGD", "lr": 0.002}}
+            | changes.pop("optim_wrapper", {}),
+            "default_hooks": {
+                "timer": {"type": "IterTimerHook"},
+                "logger": {"type": "LoggerHook", "interval": 1},
+                "checkpoint": {"type": "CheckpointHook", "interval": 10**9, "by_epoch": False},
+                "sampler_seed": {"type": "DistSamplerSeedHook"},
+                "runtime_info": {"type": "RuntimeInfoHook"},
+            },
+            "custom_hooks": hooks,
+            "randomness": {"seed": 0},
+            "log_level": "WARNING",
+            "visualizer": {"type": "DetLocalVisualizer", "vis_backends": [{"type": "LocalVisBackend"}]},
+            "log_processor": {"by_epoch": False},
+            "experiment_name": f"tiny{len(list(out.parent.iterdir()))}",
+            **changes,
+        }
+    )
+
+
+def shipped(name: str) -> Any:
+    """The model of one of MMDetection's own config files."""
+    return Config.fromfile(Path(mmdet.__file__).parent / ".mim" / "configs" / name).model
+
+
+def tiny_mask_rcnn() -> Any:
+    """MMDetection's Mask R-CNN on a ResNet18 of 8 channels."""
+    model = narrowed(shipped("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"))
+    model.backbone.update(depth=18, base_channels=8, norm_eval=False)
+    model.neck.update(in_channels=[8, 16, 32, 64], out_channels=16)
+    model.rpn_head.update(in_channels=16, feat_channels=16)
+    for part in ("bbox", "mask"):
+        model.roi_head[f"{part}_roi_extractor"].out_channels = 16
+        model.roi_head[f"{part}_head"].in_channels = 16
+    return model
+
+
+def narrowed(model: Any) -> Any:
+    """A model's config with few channels and classes, and few proposals, wherever these are named."""
+    names = {
+        "num_classes": len(CLASSES),
+        "fc_out_channels": 32,
+        "conv_out_channels": 16,
+        "nms_pre": 50,
+        "max_per_img": 20,
+    }
+    _visit(model, names)
+    model["backbone"]["init_cfg"] = None
+    return model
+
+
+def _visit(node: Any, names: dict[str, Any]) -> None:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key in names:
+                node[key] = names[key]
+            _visit(value, names)
+    elif isinstance(node, list | tuple):
+        for entry in node:
+            _visit(entry, names)
+
+
+def parameters_of(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Copies of a model's weights."""
+    return [value.detach().clone() for value in model.state_dict().values()]

@@ -1,0 +1,173 @@
+"""MMDetection's adapter has every property of ``conformance``; on the real host, real models, a real runner."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conformance import WRITTEN_DOWN, Conformance, Host, Listener, Run, Seen, resident_megabytes
+from hosts import QUIET_MMDET, need_mmdet
+from torch import nn
+
+need_mmdet()
+from mmcv.transforms import BaseTransform
+from mmdet.models.detectors import BaseDetector
+from mmdet.registry import HOOKS, MODELS, TRANSFORMS
+from mmdet_factories import CLASSES, parameters_of, pipeline, runner_config, tiny_bank, tiny_mask_rcnn, write_data
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmengine.structures import InstanceData
+
+from terse_aug_mmdet import TerseHook
+
+pytestmark = QUIET_MMDET
+_NUMBERS = itertools.count()
+_RUNS: dict[int, Run] = {}
+"""By number, since a config copies all that it is given."""
+
+
+@TRANSFORMS.register_module()
+class SeedByImage(BaseTransform):
+    """What is drawn in the pipeline after it is a function of the image."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        np.random.seed(results["img_id"])  # noqa: NPY002 - what MMDetection's transforms draw from
+        return results
+
+
+@MODELS.register_module()
+class PlainDetector(BaseDetector):
+    """The cheapest that a runner accepts."""
+
+    def __init__(self, data_preprocessor: Any = None) -> None:
+        super().__init__(data_preprocessor=data_preprocessor)
+        self.weight = nn.Conv2d(3, 1, 1)
+        self.blown_up = False
+
+    def loss(self, batch_inputs: Any, batch_data_samples: Any) -> dict[str, Any]:
+        loss = self.weight(batch_inputs).square().mean()
+        return {"loss_plain": loss * 0 + float("inf") if self.blown_up else loss}
+
+    def predict(self, batch_inputs: Any, batch_data_samples: Any, rescale: bool = True) -> Any:
+        for sample in batch_data_samples:
+            empty = {"bboxes": torch.zeros(0, 4), "scores": torch.zeros(0)}
+            sample.pred_instances = InstanceData(**empty, labels=torch.zeros(0, dtype=torch.long))
+        return batch_data_samples
+
+    def _forward(self, batch_inputs: Any, batch_data_samples: Any = None) -> Any:
+        return self.weight(batch_inputs)
+
+    def extract_feat(self, batch_inputs: Any) -> Any:
+        return batch_inputs
+
+
+@HOOKS.register_module()
+class WatchLoaded(Hook):
+    """Sees batches before anybody else; everything that the model draws is a function of the iteration."""
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, run: int, not_finite_at: int | None) -> None:
+        self.run, self.not_finite_at = _RUNS[run], not_finite_at
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        torch.manual_seed(runner.iter)
+        np.random.seed(runner.iter)  # noqa: NPY002
+        runner.model.blown_up = runner.iter == self.not_finite_at
+        if len(self.run.loaded) < WRITTEN_DOWN:
+            self.run.loaded.append(seen(data_batch))
+
+
+@HOOKS.register_module()
+class WatchEntered(Hook):
+    """Sees batches and losses after everybody else."""
+
+    priority = "LOWEST"
+
+    def __init__(self, run: int, save_at: int | None) -> None:
+        self.run, self.save_at = _RUNS[run], save_at
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        if len(self.run.entered) < WRITTEN_DOWN:
+            self.run.entered.append(seen(data_batch))
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        self.run.losses.append(float(outputs["loss"].detach()))
+        self.run.resident.append(resident_megabytes())
+        if runner.iter + 1 == self.save_at:
+            runner.save_checkpoint(runner.work_dir, f"iter_{self.save_at}.pth", by_epoch=False)
+
+
+def seen(batch: Any) -> list[Seen]:
+    every = []
+    for image, sample in zip(batch["inputs"], batch["data_samples"], strict=True):
+        instances = sample.gt_instances
+        masks = instances.masks.to_tensor(torch.bool, "cpu")
+        rgb = image.detach().float().flip(0) / 255
+        every.append(Seen(rgb.clone(), instances.bboxes.tensor.clone(), instances.labels.clone(), masks))
+    return every
+
+
+class MMDetection(Host):
+    classes = CLASSES
+
+    def __init__(self, data: Path, bank: Path) -> None:
+        self.data, self.bank = data, bank
+
+    def run(
+        self,
+        out: Path,
+        iterations: int,
+        *,
+        start: int,
+        terse: dict[str, Any] | None = None,
+        save_at: int | None = None,
+        not_finite_at: int | None = None,
+        model: str = "masks",
+    ) -> Run:
+        out.mkdir(exist_ok=True)
+        number, run = next(_NUMBERS), Run()
+        _RUNS[number] = run
+        hooks: list[dict[str, Any]] = [
+            {"type": "WatchLoaded", "run": number, "not_finite_at": not_finite_at},
+            {"type": "WatchEntered", "run": number, "save_at": save_at},
+        ]
+        steps = pipeline()
+        steps.insert(2, {"type": "SeedByImage"})
+        if terse is not None:
+            settings = {"bank": str(self.bank), **terse}
+            hooks.insert(0, {"type": "TerseHook", **settings})
+            steps.insert(-1, {"type": "TersePaste", **settings})
+        scaled = {"type": "DetDataPreprocessor", "mean": [0.0] * 3, "std": [255.0] * 3}
+        plain = {"type": "PlainDetector", "data_preprocessor": scaled}
+        cfg = runner_config(
+            tiny_mask_rcnn() if model == "masks" else plain,
+            self.data,
+            out,
+            iterations,
+            hooks,
+            pipeline=steps,
+            resume=bool(start),
+            load_from=str(out / f"iter_{start}.pth") if start else None,
+            experiment_name=f"conformance{number}",
+        )
+        runner = Runner.from_cfg(cfg)
+        runner.logger.addHandler(Listener(run.said))
+        runner.train()
+        run.terse = next((hook._terse for hook in runner.hooks if isinstance(hook, TerseHook)), None)
+        run.weights = parameters_of(runner.model)
+        return run
+
+
+@pytest.fixture
+def host(tmp_path_factory: pytest.TempPathFactory) -> MMDetection:
+    folder = tmp_path_factory.mktemp("data")
+    return MMDetection(write_data(folder), tiny_bank(folder).path)
+
+
+class TestMMDetection(Conformance):
+    """All of it."""
