@@ -5,6 +5,7 @@ Adapters and command lines are made from the fields of :class:`TerseConfig` and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -75,9 +76,13 @@ class TerseConfig:
     )
 
     def __post_init__(self) -> None:
+        for name in ("objects", "decoys", "critic_held"):
+            # Whatever kind of list a configuration library makes of them.
+            if isinstance(value := getattr(self, name), Sequence) and not isinstance(value, str):
+                object.__setattr__(self, name, tuple(value))
         for name in ("objects", "decoys"):
             value = getattr(self, name)
-            pair = isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(n, int) for n in value)
+            pair = isinstance(value, tuple) and len(value) == 2 and all(isinstance(n, int) for n in value)
             if not (pair and 0 <= value[0] <= value[1] <= 20):
                 raise ValueError(f"{name}: expected whole numbers (low, high), 0 <= low <= high <= 20, got {value!r}")
         if not isinstance(self.ranges, TransformRanges):

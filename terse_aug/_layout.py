@@ -102,16 +102,14 @@ def draw_layout(
         sampler: of the bank's cut-outs.
         policy: says how many cut-outs are offered for each paste; the entries of the layout that belong to one follow
             one another.
-        parcels: for each image the cut-outs that were drawn already, which the shelf has at hand.
-
-    Raises:
-        ValueError: a parcel has fewer cut-outs than an image may get.
+        parcels: for each image how many and which cut-outs were drawn already; the shelf has them at hand.
     """
-    if parcels is not None:
-        _check_parcels(parcels, config, policy)
     pasted = torch.rand(len(usable), generator=generator) < config.image_probability
     counts = torch.randint(config.objects[0], config.objects[1] + 1, (len(usable),), generator=generator)
     decoy_counts = torch.randint(config.decoys[0], config.decoys[1] + 1, (len(usable),), generator=generator)
+    if parcels is not None:
+        pasted = counts = torch.tensor([len(parcel.objects) // parcel.offers for parcel in parcels])
+        decoy_counts = torch.tensor([len(parcel.decoys) for parcel in parcels])
     image_of: list[int] = []
     decoys: list[Decoy] = []
     indices: list[int] = []
@@ -124,23 +122,13 @@ def draw_layout(
             known = None if parcels is None else parcels[image].decoys[number]
             decoys.append(_draw_decoy(shelf, image, sources, generator, known))
         if parcels is not None:
-            indices += parcels[image].objects[: int(counts[image]) * policy.offers]
+            indices += parcels[image].objects
     if parcels is None:
         pastes = len(image_of) // policy.offers
         indices = sampler.draw(pastes, policy.offers, generator, policy.offers_any_class)
     mirrored = (torch.rand(len(image_of), generator=generator) < config.mirror_probability).tolist()
     shown: Sequence[Shown] = list(map(shelf.foreground if policy.offers == 1 else shelf.look, indices))
     return Layout(image_of, indices, shown, mirrored, decoys)
-
-
-def _check_parcels(parcels: Sequence[Parcel], config: TerseConfig, policy: Policy) -> None:
-    objects, decoys = config.objects[1] * policy.offers, config.decoys[1]
-    for image, parcel in enumerate(parcels):
-        if len(parcel.objects) < objects or len(parcel.decoys) < decoys:
-            raise ValueError(
-                f"parcel {image}: expected {objects} cut-outs to paste and {decoys} for decoys, got "
-                f"{len(parcel.objects)} and {len(parcel.decoys)}; give CutoutLoader the policy and settings of Terse"
-            )
 
 
 def _draw_decoy(

@@ -24,12 +24,14 @@ class Parcel:
 
     Attributes:
         bank: identity of the bank that they are from.
-        objects: indices of the cut-outs to paste, as many as an image can take, those offered for one paste in a row.
+        offers: cut-outs that are offered for one paste.
+        objects: indices of the cut-outs, ``offers`` in a row for each paste; none on an image that is left as it is.
         decoys: indices of the cut-outs that decoys have the shape of.
         foregrounds: by index, all of them.
     """
 
     bank: str
+    offers: int
     objects: list[int]
     decoys: list[int]
     foregrounds: dict[int, Foreground]
@@ -41,7 +43,8 @@ class Parcel:
             for index, own in self.foregrounds.items()
         }
         flat = torch.cat([torch.zeros(0, dtype=torch.uint8), *pixels])
-        return {"bank": self.bank, "objects": self.objects, "decoys": self.decoys, "heads": heads, "pixels": flat}
+        own = {name: getattr(self, name) for name in _PLAIN_FIELDS}
+        return own | {"heads": heads, "pixels": flat}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         foregrounds, start, pixels = {}, 0, state["pixels"].numpy()
@@ -50,7 +53,7 @@ class Parcel:
             foregrounds[index] = replace(head, rgba=pixels[start:end].reshape(shape))
             foregrounds[index].know_outline(outline)
             start = end
-        values = {name: state[name] for name in ("bank", "objects", "decoys")} | {"foregrounds": foregrounds}
+        values = {name: state[name] for name in _PLAIN_FIELDS} | {"foregrounds": foregrounds}
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
@@ -98,19 +101,31 @@ class CutoutLoader:
         worker = get_worker_info()
         generator = generator_for(self.seed, self._rank, "parcel", 0 if worker is None else worker.seed, self._calls)
         self._calls += 1
-        objects = self._sampler.draw(self.config.objects[1], self.offers, generator, self.config.critic_any_class)
-        count = len(self._bank)
-        decoys: list[int] = torch.randint(count, (self.config.decoys[1],), generator=generator).tolist()
+        pastes, decoy_count = draw_counts(self.config, generator)
+        objects = self._sampler.draw(pastes, self.offers, generator, self.config.critic_any_class)
+        decoys: list[int] = torch.randint(len(self._bank), (decoy_count,), generator=generator).tolist()
         whole = {index: self._bank[index] for index in sorted({*objects, *decoys})}
-        return Parcel(self._identity, objects, decoys, whole)
+        return Parcel(self._identity, self.offers, objects, decoys, whole)
 
 
-def check_parcels(parcels: Sequence[Parcel], identity: str, images: int, allowed_labels: Sequence[int] | None) -> None:
+def draw_counts(config: TerseConfig, generator: torch.Generator) -> tuple[int, int]:
+    """How many pastes and how many decoys an image gets; none at all if it is left as it is."""
+    pasted = float(torch.rand((), generator=generator)) < config.image_probability
+    pastes, decoys = (
+        int(torch.randint(low, high + 1, (), generator=generator)) for low, high in (config.objects, config.decoys)
+    )
+    return (pastes, decoys) if pasted and pastes else (0, 0)
+
+
+def check_parcels(
+    parcels: Sequence[Parcel], identity: str, offers: int, images: int, allowed_labels: Sequence[int] | None
+) -> None:
     """Whether parcels are for a batch and of a bank.
 
     Args:
         parcels: what came.
         identity: of the bank.
+        offers: of the policy.
         images: in the batch.
         allowed_labels: what ``paste_only`` has said.
 
@@ -124,8 +139,14 @@ def check_parcels(parcels: Sequence[Parcel], identity: str, images: int, allowed
             raise ValueError(f"parcel {number}: expected what a CutoutLoader gives, got {type(parcel).__name__}")
         if parcel.bank != identity:
             raise ValueError(f"parcel {number}: from another bank; give CutoutLoader the bank of Terse")
+        if parcel.offers != offers:
+            raise ValueError(
+                f"parcel {number}: expected {offers} cut-outs offered for each paste, got {parcel.offers}; give "
+                "CutoutLoader the policy and settings of Terse"
+            )
     if allowed_labels is not None:
         raise ValueError(f"paste_only: only {allowed_labels} may be pasted, but the parcels were drawn from all labels")
 
 
+_PLAIN_FIELDS = ("bank", "offers", "objects", "decoys")
 _NO_PIXELS = np.zeros((0, 0, 4), np.uint8)

@@ -350,7 +350,8 @@ class Terse(nn.Module):
     ) -> tuple[Layout[Shown], Scene]:
         """What may be pasted on a batch, and what a policy sees of it."""
         if parcels is not None:
-            check_parcels(parcels, self._shelf.bank_identity, len(batch.images), sampler.allowed_labels)
+            identity = self._shelf.bank_identity
+            check_parcels(parcels, identity, policy.offers, len(batch.images), sampler.allowed_labels)
             for parcel in parcels:
                 self._shelf.lay_out(parcel.foregrounds)
         layout = draw_layout(self._shelf, batch.usable, self.config, generator, sampler, policy, parcels)

@@ -6,6 +6,7 @@ Imports torch only. Shape letters: M pastes, P = len(PARAMETERS).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
 
@@ -58,6 +59,9 @@ class TransformRanges:
             if field.name == "keep_inside":
                 continue
             pair = getattr(self, field.name)
+            if isinstance(pair, Sequence) and not isinstance(pair, str):
+                pair = tuple(pair)
+                object.__setattr__(self, field.name, pair)
             if not _is_pair_of_numbers(pair):
                 raise ValueError(f"{field.name}: expected a pair (low, high) of numbers, got {pair!r}")
             low, high = pair
@@ -89,7 +93,7 @@ class TransformRanges:
 
 
 def _is_pair_of_numbers(value: object) -> bool:
-    return isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(end, Real) for end in value)
+    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(end, Real) for end in value)
 
 
 @dataclass(frozen=True)

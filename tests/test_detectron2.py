@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -24,8 +26,8 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, buil
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, hooks, launch
 from detectron2.engine.defaults import create_ddp_model
-from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks, RotatedBoxes
-from detectron2.utils.events import get_event_storage
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks, RotatedBoxes
+from detectron2.utils.events import EventStorage, get_event_storage
 from detectron2_factories import CLASSES, YAML, registered, tiny_bank, tiny_cfg
 
 from terse_aug import ForegroundBank, Parcel, TerseConfig, TransformRanges
@@ -76,7 +78,7 @@ def test_every_setting_has_a_key_which_is_off_by_default_and_explained() -> None
     told = describe_config()
     for field in dataclasses.fields(TerseConfig):
         if field.name != "ranges":
-            assert field.metadata["help"] in told
+            assert field.metadata["help"].replace("|", r"\|") in told
             assert f"`TERSE.{field.name.upper()}`" in told
     for field in dataclasses.fields(TransformRanges):
         assert f"`TERSE.RANGES.{field.name.upper()}`" in told
@@ -130,6 +132,15 @@ def test_what_does_not_fit_the_data_set_is_refused(dataset: str, bank: Foregroun
             with pytest.raises(ValueError, match=r"no class names, .*thing_classes"):
                 make(cfg)
         cfg.DATASETS.TRAIN = (dataset,)
+    for changes, message in (
+        ({"VIS_PERIOD": 20}, "VIS_PERIOD above 0 draws the images"),
+        ({"TERSE.POLICY": "critik"}, r"TERSE\.POLICY: expected one of .*critic.*, got 'critik'"),
+        ({"TERSE.LOG_PERIOD": -1}, "log_period: expected a number of iterations"),
+    ):
+        other = cfg.clone()
+        other.merge_from_list([part for pair in changes.items() for part in pair])
+        with pytest.raises(ValueError, match=message):
+            TerseHook.from_config(other)
     cfg.TERSE.BANK = ""
     with pytest.raises(ValueError, match=r"TERSE\.BANK is empty"):
         TerseHook.from_config(cfg)
@@ -208,6 +219,7 @@ def test_polygons_become_bitmaps() -> None:
     ("changes", "message"),
     [
         ({"sem_seg": torch.zeros(40, 50)}, r"image 0 of the batch has a semantic map \(sem_seg\)"),
+        ({"proposals": Instances((40, 50))}, "image 0 of the batch has precomputed proposals"),
         ({"instances": None}, r"image 0 of the batch has no 'instances', only \['height', 'image', 'width'\]"),
         ({"gt_attributes": torch.zeros(2)}, r"image 0 .* have \['gt_attributes'\], .* cannot give to a pasted object"),
         ({"gt_boxes": RotatedBoxes(torch.ones(2, 5))}, r"expected upright boxes \(Boxes\), got RotatedBoxes"),
@@ -308,6 +320,25 @@ def test_what_the_detector_is_asked_is_not_logged(
     assert hook.terse.metrics()["extra_forwards"] > 0
     for name in ("rpn/num_pos_anchors", "roi_head/num_fg_samples"):
         assert len(trainer.kept.history(name).values()) == 4  # type: ignore[attr-defined]
+
+
+def test_the_losses_of_the_step_are_those_of_the_training(dataset: str, bank: ForegroundBank, tmp_path: Path) -> None:
+    """Not of the passes that hard-random makes while the second batch is accumulated."""
+    seen: list[int] = []
+
+    class Accumulating(DefaultTrainer):
+        def run_step(self) -> None:
+            inner = self._trainer
+            for _ in range(2):
+                sum(self.model(next(inner._data_loader_iter)).values()).backward()
+            inner.optimizer.zero_grad()
+            seen.append(len(hook._losses))
+
+    trainer, hook = trainer_with_hook(
+        tiny_cfg("faster_fpn", dataset, tmp_path, bank, POLICY="hard-random"), Accumulating
+    )
+    trainer.train()
+    assert seen == [2] * 4
 
 
 def test_a_score_is_that_of_a_detection_of_the_same_class_in_the_same_place() -> None:
@@ -456,18 +487,31 @@ def test_accumulated_batches_make_one_move_and_the_loss_scale_is_taken_out(
             torch.testing.assert_close(own, value, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("when", ["before_step", "after_step"])
 def test_a_data_loader_that_is_changed_on_the_way_is_wrapped_again(
-    dataset: str, bank: ForegroundBank, tmp_path: Path
+    dataset: str, bank: ForegroundBank, tmp_path: Path, when: str
 ) -> None:
+    """By a hook, which comes after ours, or by the trainer, before all hooks."""
+
+    def change(trainer: Any) -> None:
+        if trainer.iter == 2:
+            trainer._trainer.reset_data_loader(lambda: trainer.build_train_loader(trainer.cfg))
+
     class Changing(DefaultTrainer):
         def before_step(self) -> None:
-            if self.iter == 2:
-                self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg))
+            change(self)
             super().before_step()
 
-    trainer, hook = trainer_with_hook(tiny_cfg("faster_fpn", dataset, tmp_path, bank), Changing)
-    trainer.train()
-    assert hook.terse.metrics()["composites"] == 8
+    for own in (True, False):
+        trainer, hook = trainer_with_hook(
+            tiny_cfg("faster_fpn", dataset, tmp_path, bank), Changing if own else DefaultTrainer
+        )
+        changing = hooks.HookBase()
+        if not own:
+            setattr(changing, when, lambda changing=changing: change(changing.trainer))
+        trainer.register_hooks([changing])
+        trainer.train()
+        assert hook.terse.metrics()["composites"] == 8
 
 
 @pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
@@ -492,9 +536,129 @@ def test_both_forms_of_masks_are_trained_on(
         assert torch.allclose(instances.gt_masks.get_bounding_boxes().tensor, instances.gt_boxes.tensor, atol=2.5)
 
 
+def test_keypoints_have_to_be_the_data_sets_by_name(dataset: str, tmp_path: Path) -> None:
+    cfg = tiny_cfg("keypoint_fpn", dataset, tmp_path, tiny_bank(tmp_path, keypoints=True))
+    assert TerseHook.from_config(cfg) is not None
+    MetadataCatalog.get(dataset).keypoint_names.reverse()
+    with pytest.raises(ValueError, match=r"the bank's keypoints are \('nose', .*, the data set's \('right_eye', "):
+        TerseHook.from_config(cfg)
+
+
+def test_lazy_settings_may_be_lists(bank: ForegroundBank) -> None:
+    ranges = LazyCall(TransformRanges)(rotation=(-5.0, 5.0))
+    call = LazyCall(TerseHook)(bank=str(bank.path), objects=(2, 3), critic_held=["scale"], ranges=ranges)
+    hook = instantiate(call)
+    config = LazyCall(TerseConfig)(objects=(2, 3), ranges=LazyCall(TransformRanges)(rotation=(-5.0, 5.0)))
+    assert isinstance(hook, TerseHook)
+    assert instantiate(config) == TerseConfig(objects=(2, 3), ranges=TransformRanges(rotation=(-5.0, 5.0)))
+    with pytest.raises(ValueError, match="objects: expected whole numbers"):
+        instantiate(LazyCall(TerseHook)(bank=str(bank.path), objects=(3, 2)))
+
+
+def test_without_a_seed_a_fresh_one_is_drawn_and_numpys_state_is_left_alone(
+    dataset: str, bank: ForegroundBank, tmp_path: Path
+) -> None:
+    seeds = set()
+    for _ in range(2):
+        cfg = tiny_cfg("faster_fpn", dataset, tmp_path, bank)
+        trainer, hook = trainer_with_hook(cfg)
+        hook._seed = None
+        trainer.start_iter = trainer.iter = 0
+        before = np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002
+        hook.before_train()
+        assert np.random.get_state()[1].tolist() == before  # type: ignore[index]  # noqa: NPY002
+        seeds.add(hook.terse.seed)
+    assert len(seeds) == 2
+
+
+def simple_trainer(cfg: CfgNode, kind: type[SimpleTrainer] = SimpleTrainer) -> SimpleTrainer:
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    model = DefaultTrainer.build_model(cfg)
+    return kind(model, build_detection_train_loader(cfg), DefaultTrainer.build_optimizer(cfg, model))
+
+
+def test_training_may_be_gone_on_with(dataset: str, bank: ForegroundBank, tmp_path: Path) -> None:
+    trainer = simple_trainer(tiny_cfg("faster_fpn", dataset, tmp_path))
+    hook = TerseHook(bank.relabel(CLASSES), move_every=1, image_probability=1.0, seed=0)
+    trainer.register_hooks([hook])
+    trainer.train(0, 3)
+    kept = [value.clone() for value in hook.terse.policy.buffers()]
+    trainer.train(3, 3)
+    assert all(map(torch.equal, kept, hook.terse.policy.buffers()))
+    trainer.train(3, 5)
+    assert hook.terse.metrics()["moves"] == 5
+
+
+def test_a_trainer_of_the_release_is_wrapped_too(dataset: str, bank: ForegroundBank, tmp_path: Path) -> None:
+    """In v0.6 the iterator is a plain attribute, made at once."""
+
+    class Older(SimpleTrainer):
+        _data_loader_iter = None  # type: ignore[assignment]
+
+        def __init__(self, model: nn.Module, loader: Any, optimizer: Any) -> None:
+            super().__init__(model, loader, optimizer)
+            del self._data_loader_iter_obj
+            self._data_loader_iter = iter(loader)
+
+    trainer = simple_trainer(tiny_cfg("faster_fpn", dataset, tmp_path), Older)
+    hook = TerseHook(bank.relabel(CLASSES), move_every=1, image_probability=1.0, seed=0)
+    trainer.register_hooks([hook])
+    trainer.train(0, 2)
+    assert hook.terse.metrics()["moves"] == 2
+
+
+def test_the_model_can_be_copied_and_pickled_meanwhile(dataset: str, bank: ForegroundBank, tmp_path: Path) -> None:
+    class Copying(hooks.HookBase):
+        def after_step(self) -> None:
+            self.copy = copy.deepcopy(self.trainer.model)
+            torch.save(self.trainer.model, tmp_path / "model.pt")
+
+    trainer, hook = trainer_with_hook(tiny_cfg("faster_fpn", dataset, tmp_path, bank))
+    trainer.register_hooks([copying := Copying()])
+    trainer.train()
+    assert hook.terse.metrics()["moves"] == 4
+    batch = next(trainer._trainer._data_loader_iter)
+    with EventStorage(0):
+        copying.copy(batch)  # a deaf copy
+        torch.load(tmp_path / "model.pt", weights_only=False)(batch)
+
+
+@pytest.mark.parametrize("name", ["retinanet", "fcos"])
+def test_asking_leaves_the_running_mean_of_the_loss_alone(
+    dataset: str, bank: ForegroundBank, tmp_path: Path, name: str
+) -> None:
+    cfg = tiny_cfg("retinanet", dataset, tmp_path)
+    model = DefaultTrainer.build_model(cfg).train() if name == "retinanet" else lazy_fcos().train()
+    images, targets = to_samples([item(), item(1)], torch.device("cpu"), Needs())
+    with EventStorage(0):
+        for _ in range(2):
+            before = vars(model).get("loss_normalizer")
+            _check_asking(model, images, targets)
+            assert vars(model).get("loss_normalizer") == before
+            model(from_samples([item(), item(1)], images, targets))
+    assert float(model.loss_normalizer) != before
+
+
+def _check_asking(model: nn.Module, images: Any, targets: Any) -> None:
+    detector = Detectron2Detector(model)
+    losses = [detector.image_losses(images, targets) for _ in range(2)]
+    assert torch.equal(losses[0], losses[1])
+
+
+def test_what_only_proposes_is_refused(dataset: str, tmp_path: Path) -> None:
+    cfg = tiny_cfg("faster_fpn", dataset, tmp_path)
+    cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
+    with pytest.raises(ValueError, match=r"ProposalNetwork .* boxes without classes"):
+        Detectron2Detector(DefaultTrainer.build_model(cfg))
+
+
 def test_after_training_the_trainer_is_as_it_was(dataset: str, bank: ForegroundBank, tmp_path: Path) -> None:
     trainer, _ = trainer_with_hook(tiny_cfg("faster_fpn", dataset, tmp_path, bank))
+    order = list(trainer._hooks)
     trainer.train()
+    assert trainer._hooks == order
+    assert "reset_data_loader" not in vars(trainer._trainer)
     assert not trainer.model._forward_hooks
     batch = next(trainer._trainer._data_loader_iter)
     assert all(one["image"].dtype == torch.uint8 for one in batch)
@@ -658,6 +822,8 @@ def test_two_processes_have_one_adversary_and_different_composites(tmp_path: Pat
     assert one["moves"] == two["moves"] == 3
     assert one["seed"] == two["seed"]
     assert all(map(torch.equal, one["state"], two["state"]))
+    own = zip(one["model"], two["model"], strict=True)
+    assert all(torch.allclose(a, b) for a, b in own if a.is_floating_point() and a.ndim > 1)
     assert one["image"].shape != two["image"].shape or not torch.equal(one["image"], two["image"])
 
 
@@ -673,6 +839,63 @@ def test_amp(dataset: str, bank: ForegroundBank, tmp_path: Path, policy: str) ->
 
 
 # --- banks ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_bank_is_built_from_what_register_coco_instances_made(tmp_path: Path) -> None:
+    """Its names and keypoints are known once the JSON was read; file names come as the JSON has them."""
+    (tmp_path / "images").mkdir()
+    image = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "images" / "a.png"), image)
+    own = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [10, 10, 30, 30], "area": 900, "iscrowd": 0}
+    own["segmentation"] = [[10, 10, 40, 10, 40, 40, 10, 40]]
+    images = [{"id": 1, "file_name": "a.png", "height": 60, "width": 80}]
+    content = {"images": images, "annotations": [own], "categories": [{"id": 7, "name": "cat"}]}
+    (tmp_path / "own.json").write_text(json.dumps(content))
+    register_coco_instances("own_train", {}, str(tmp_path / "own.json"), str(tmp_path / "images"))
+    try:
+        build_from_detectron2("own_train", tmp_path / "own.bank", include=["a.png"])
+    finally:
+        DatasetCatalog.remove("own_train")
+        MetadataCatalog.remove("own_train")
+    bank = ForegroundBank.open(tmp_path / "own.bank")
+    assert [(foreground.label, foreground.source) for foreground in bank] == [(0, "a.png#0")]
+    assert bank.info()["built"]["annotations"] == "Detectron2: own_train"
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({"segmentation": "bitmap"}, 1),
+        ({"keypoints": np.ones((3, 3))}, 1),
+        ({"bbox": None}, 1),
+        ({"segmentation": []}, 0),
+        ({"bbox": [1.0, 2, 3, 4, 5], "bbox_mode": BoxMode.XYWHA_ABS}, "not in Detectron2's form"),
+        ({"category_id": None}, "not in Detectron2's form"),
+    ],
+)
+def test_annotations_of_every_form_are_read_or_named(tmp_path: Path, changes: dict[str, Any], kept: Any) -> None:
+    with registered(tmp_path, "forms") as name:
+        record = dict(DatasetCatalog.get(name)[0])
+    mask = np.zeros((record["height"], record["width"]), bool)
+    mask[20:50, 30:60] = True
+    changes = {key: mask if isinstance(value, str) else value for key, value in changes.items()}
+    annotation = {key: value for key, value in (record["annotations"][0] | changes).items() if value is not None}
+    if "bbox" in annotation and "segmentation" in changes:
+        annotation["bbox"] = [30.0, 20, 60, 50]
+    DatasetCatalog.register("formed", lambda: [record | {"annotations": [annotation]}])
+    MetadataCatalog.get("formed").set(thing_classes=["dog"], keypoint_names=["a", "b", "c"])
+    try:
+        if isinstance(kept, str):
+            with pytest.raises(ValueError, match=rf"data set formed, .*0\.png: an annotation is {kept}"):
+                build_from_detectron2("formed", tmp_path / "own.bank")
+        elif kept:
+            assert sum(build_from_detectron2("formed", tmp_path / "own.bank").kept.values()) == kept
+        else:
+            with pytest.raises(ValueError, match="no mask"):
+                build_from_detectron2("formed", tmp_path / "own.bank")
+    finally:
+        DatasetCatalog.remove("formed")
+        MetadataCatalog.remove("formed")
 
 
 def test_a_bank_is_built_from_a_registered_data_set(dataset: str, tmp_path: Path, monkeypatch: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conformance import WRITTEN_DOWN, Conformance, Host, Listener, Run, Seen, resident_megabytes
+from conformance import WRITTEN_DOWN, Conformance, Host, Listener, Run, Seen, next_draws, resident_megabytes
 from hosts import QUIET_DETECTRON2, need_detectron2
 from torch import Tensor, nn
 
@@ -93,6 +93,7 @@ class Watch(HookBase):
             for batch in source:
                 if len(self.run.loaded) < WRITTEN_DOWN:
                     self.run.loaded.append([seen(item) for item in batch])
+                self.before = next_draws()
                 yield batch
 
         inner._data_loader_iter_obj = loaded()
@@ -100,20 +101,31 @@ class Watch(HookBase):
         self.trainer.model.register_forward_hook(self._left, prepend=True)
 
     def _entered(self, module: nn.Module, inputs: Any) -> None:
-        if module.training and len(self.run.entered) < WRITTEN_DOWN:
+        if not hosts_own(module):
+            return
+        self.run.draws.append((self.before, next_draws()))
+        if len(self.run.entered) < WRITTEN_DOWN:
             self.run.entered.append([seen(item) for item in inputs[0]])
 
     def _left(self, module: nn.Module, inputs: Any, output: Any) -> Any:
-        if module.training and self.trainer.iter == self.not_finite_at:
+        if not hosts_own(module):
+            return output
+        if self.trainer.iter == self.not_finite_at:
             output = {name: value * 0 + float("inf") for name, value in output.items()}
-        if module.training:
-            self.run.losses.append(float(sum(output.values()).detach()))
+        self.run.losses.append(float(sum(output.values()).detach()))
+        self.before = next_draws()
         return output
 
     def after_step(self) -> None:
+        self.run.draws.append((self.before, next_draws()))
         self.run.resident.append(resident_megabytes())
         if self.trainer.iter + 1 == self.save_at:
             self.trainer.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
+
+
+def hosts_own(model: nn.Module) -> bool:
+    """Whether this is the training's forward; when the adversary asks, no weight learns."""
+    return model.training and any(parameter.requires_grad for parameter in model.parameters())
 
 
 def seen(item: Mapping[str, Any]) -> Seen:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conformance import WRITTEN_DOWN, Conformance, Host, Listener, Run, Seen, resident_megabytes
+from conformance import WRITTEN_DOWN, Conformance, Host, Listener, Run, Seen, next_draws, resident_megabytes
 from hosts import QUIET_MMDET, need_mmdet
 from torch import nn
 
@@ -80,6 +80,10 @@ class WatchLoaded(Hook):
         runner.model.blown_up = runner.iter == self.not_finite_at
         if len(self.run.loaded) < WRITTEN_DOWN:
             self.run.loaded.append(seen(data_batch))
+        self.run.draws.append((next_draws(), ""))
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        self.run.draws.append((next_draws(), ""))
 
 
 @HOOKS.register_module()
@@ -92,10 +96,12 @@ class WatchEntered(Hook):
         self.run, self.save_at = _RUNS[run], save_at
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        self.run.draws[-1] = (self.run.draws[-1][0], next_draws())
         if len(self.run.entered) < WRITTEN_DOWN:
             self.run.entered.append(seen(data_batch))
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        self.run.draws[-1] = (self.run.draws[-1][0], next_draws())
         self.run.losses.append(float(outputs["loss"].detach()))
         self.run.resident.append(resident_megabytes())
         if runner.iter + 1 == self.save_at:

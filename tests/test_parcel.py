@@ -62,10 +62,14 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
 @pytest.mark.parametrize(("workers", "start"), [(0, "fork"), (2, "fork"), (2, "spawn")])
 def test_a_parcel_brings_whole_cut_outs_from_any_worker(tmp_path: Path, workers: int, start: str) -> None:
     bank = make_bank(tmp_path, keypoint_cutouts(), keypoint_names=("nose", "left_eye", "right_eye"))
-    parcels = loaded(CutoutLoader(bank, "random", objects=(1, 3), decoys=(0, 2)), workers, start=start)
+    own = {"objects": (1, 3), "decoys": (0, 2), "image_probability": 0.8}
+    parcels = loaded(CutoutLoader(bank, "random", **own), workers, start=start)  # type: ignore[arg-type]
     assert len(parcels) == 8
+    assert {len(parcel.objects) for parcel in parcels} >= {1, 3}
     for parcel in parcels:
-        assert (len(parcel.objects), len(parcel.decoys)) == (3, 2)
+        assert len(parcel.objects) <= 3
+        assert len(parcel.decoys) <= 2
+        assert parcel.objects or not parcel.decoys
         assert set(parcel.foregrounds) == {*parcel.objects, *parcel.decoys}
         for index, foreground in parcel.foregrounds.items():
             assert contents(foreground) == contents(bank[index])
@@ -80,21 +84,22 @@ def test_a_parcel_without_cut_outs_is_none_the_worse(tiny_bank: ForegroundBank) 
 
 def test_every_call_worker_and_pass_draws_afresh_and_the_global_state_is_left_alone(tmp_path: Path) -> None:
     bank = make_bank(tmp_path, [cutout(seed) for seed in range(40)])
-    cutouts = CutoutLoader(bank, "random", objects=(5, 5))
+    always: dict[str, Any] = {"objects": (5, 5), "image_probability": 1.0}
+    cutouts = CutoutLoader(bank, "random", **always)
     before = torch.get_rng_state()
     here = [tuple(cutouts().objects) for _ in range(6)]
     assert torch.equal(torch.get_rng_state(), before)
-    drawn = [tuple(parcel.objects) for parcel in loaded(CutoutLoader(bank, "random", objects=(5, 5)), 2)]
-    again = [tuple(parcel.objects) for parcel in loaded(CutoutLoader(bank, "random", objects=(5, 5)), 2)]
-    later = [tuple(parcel.objects) for parcel in loaded(CutoutLoader(bank, "random", objects=(5, 5)), 2, seed=1)]
-    other = [tuple(CutoutLoader(bank, "random", objects=(5, 5), seed=1)().objects)]
+    drawn = [tuple(parcel.objects) for parcel in loaded(CutoutLoader(bank, "random", **always), 2)]
+    again = [tuple(parcel.objects) for parcel in loaded(CutoutLoader(bank, "random", **always), 2)]
+    later = [tuple(parcel.objects) for parcel in loaded(CutoutLoader(bank, "random", **always), 2, seed=1)]
+    other = [tuple(CutoutLoader(bank, "random", **always, seed=1)().objects)]
     assert drawn == again
     assert len({*here, *drawn, *later, *other}) == 6 + 8 + 8 + 1
 
 
 @pytest.mark.parametrize("settings", [{}, {"critic_any_class": True}])
 def test_a_critic_is_offered_several_of_a_class(tiny_bank: ForegroundBank, settings: dict[str, Any]) -> None:
-    cutouts = CutoutLoader(tiny_bank, "critic", objects=(1, 3), critic_cutouts=4, **settings)
+    cutouts = CutoutLoader(tiny_bank, "critic", objects=(3, 3), image_probability=1.0, critic_cutouts=4, **settings)
     rows = [cutouts().objects[start : start + 4] for start in (0, 4, 8) for _ in range(10)]
     assert all(len(row) == 4 for row in rows)
     mixed = [len({int(tiny_bank.labels[index]) for index in row}) > 1 for row in rows]
@@ -119,11 +124,30 @@ def test_what_is_pasted_is_what_came_and_no_cut_out_is_read_here(
         _, targets = terse(*make_batch(step), own)
         for pastes, parcel, target in zip(terse.pastes, own, targets, strict=True):
             assert {paste.index for paste in pastes} <= set(parcel.objects)
+            assert len(pastes) <= len(parcel.objects) // parcel.offers
             assert all(paste.label == 3 - int(bank.labels[paste.index]) for paste in pastes)
             assert len(target["boxes"]) >= len(pastes)
             pasted += len(pastes)
     assert pasted
     assert not reads
+
+
+def test_pastes_are_as_many_with_parcels_as_without(tmp_path: Path) -> None:
+    """Each image alike: how many are drawn in the workers, and which, is distributed as here."""
+    bank = make_bank(tmp_path, [cutout(seed, label=1 + seed % 2) for seed in range(30)])
+    own = {"objects": (0, 3), "decoys": (0, 2), "image_probability": 0.6}
+    cutouts = CutoutLoader(bank, "random", **own)  # type: ignore[arg-type]
+    counts: dict[bool, Counter[int]] = {True: Counter(), False: Counter()}
+    for parcels in counts:
+        terse = Terse(bank, "random", seed=1, **own)  # type: ignore[arg-type]
+        for step in range(150):
+            batch = make_batch(step, sizes=((64, 64),) * 4, objects=0)
+            terse(*batch, [cutouts() for _ in range(4)] if parcels else None)
+            counts[parcels].update(len(pastes) for pastes in terse.pastes)
+        counts[parcels][100] = round(terse.metrics()["decoys"])
+    for count in range(4):
+        assert counts[True][count] == pytest.approx(counts[False][count], abs=60)
+    assert counts[True][100] == pytest.approx(counts[False][100], rel=0.25)
 
 
 def test_parcels_that_do_not_fit_are_refused(tmp_path: Path, tiny_bank: ForegroundBank) -> None:
@@ -135,10 +159,9 @@ def test_parcels_that_do_not_fit_are_refused(tmp_path: Path, tiny_bank: Foregrou
         terse(images, targets, [good])
     with pytest.raises(ValueError, match="parcel 1: expected what a CutoutLoader gives, got int"):
         terse(images, targets, [good, 3])  # type: ignore[list-item]
-    for changes in ({"policy": "random"}, {"objects": (1, 1)}, {"decoys": (0, 0)}):
-        short = CutoutLoader(tiny_bank, **({"policy": "critic", **own} | changes))()  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match=r"parcel 1: expected 4 cut-outs to paste and 1 for decoys, got "):
-            terse(images, targets, [good, short])
+    other = CutoutLoader(tiny_bank, "random", objects=(1, 2))()
+    with pytest.raises(ValueError, match=r"parcel 1: expected 2 cut-outs offered for each paste, got 1; give "):
+        terse(images, targets, [good, other])
     for bank in (tiny_bank.select([0, 1, 2]), tiny_bank.select([5, 4, 3, 2, 1, 0]), make_bank(tmp_path, [cutout(9)])):
         other = CutoutLoader(bank, "critic", **own)()
         with pytest.raises(ValueError, match="parcel 0: from another bank; give CutoutLoader the bank of Terse"):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
+from pycocotools import mask as coco_mask
 
 from terse_aug.bank import BuildReport, CutRules, build_from_coco
 
@@ -32,7 +35,7 @@ def build_from_detectron2(
         datasets: one name or several, of the same classes; as in ``cfg.DATASETS.TRAIN``.
         out: the bank to write.
         categories: names to keep; all by default.
-        include: image files to use, as the data set names them; all by default.
+        include: image files to use, relative to the folder that all of them lie in; all by default.
         rules: what is kept.
         overwrite: replace an existing bank.
         progress: called with images done and in total.
@@ -48,9 +51,10 @@ def build_from_detectron2(
         raise ValueError(
             f"no such data sets: {', '.join(unknown)}; import the module that registers them. Known: {known}"
         )
+    content, folder = as_coco(names)
     return build_from_coco(
-        as_coco(names),
-        "/",
+        content,
+        folder,
         out,
         categories=categories,
         include=include,
@@ -60,40 +64,57 @@ def build_from_detectron2(
     )
 
 
-def as_coco(names: Sequence[str]) -> dict[str, Any]:
-    """Registered data sets as the content of a COCO JSON, file names absolute.
+def as_coco(names: Sequence[str]) -> tuple[dict[str, Any], Path]:
+    """Registered data sets as the content of a COCO JSON, and the folder that its file names are relative to.
 
     Raises:
-        ValueError: there are no class names, or not the same.
+        ValueError: there are no class names, or not the same; or a record is not in Detectron2's form.
     """
-    classes = {name: tuple(MetadataCatalog.get(name).get("thing_classes") or ()) for name in names}
+    records = [(name, record) for name in names for record in DatasetCatalog.get(name)]
+    # A COCO JSON's names are known once it was read.
+    metadata = [MetadataCatalog.get(name) for name in names]
+    classes = {name: tuple(own.get("thing_classes") or ()) for name, own in zip(names, metadata, strict=True)}
     if len(set(classes.values())) != 1 or not all(classes.values()):
         raise ValueError(f"expected data sets with the same thing_classes in their metadata, got {classes}")
-    keypoints = list(MetadataCatalog.get(names[0]).get("keypoint_names") or ())
+    keypoints = list(metadata[0].get("keypoint_names") or ())
     categories = [{"id": label, "name": name, "keypoints": keypoints} for label, name in enumerate(classes[names[0]])]
+    files = [Path(record["file_name"]).absolute() for _, record in records]
+    folder = Path(os.path.commonpath([file.parent for file in files])) if files else Path()
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for record in (record for name in names for record in DatasetCatalog.get(name)):
-        number = len(images)
+    for number, ((name, record), file) in enumerate(zip(records, files, strict=True)):
         size = {key: record[key] for key in ("height", "width") if key in record}
-        images.append({"id": number, "file_name": str(Path(record["file_name"]).absolute()), **size})
+        images.append({"id": number, "file_name": str(file.relative_to(folder)), **size})
         for entry in record.get("annotations", ()):
-            annotations.append(_annotation(entry, bool(keypoints)) | {"id": len(annotations), "image_id": number})
-    return {"images": images, "annotations": annotations, "categories": categories}
+            try:
+                own = _annotation(entry, bool(keypoints))
+            except (KeyError, TypeError, ValueError, NotImplementedError) as error:
+                raise ValueError(
+                    f"data set {name}, {record['file_name']}: an annotation is not in Detectron2's form ({error!r})"
+                ) from error
+            annotations.append(own | {"id": len(annotations), "image_id": number})
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    return content | {"info": {"description": f"Detectron2: {', '.join(names)}"}}, folder
 
 
 def _annotation(entry: dict[str, Any], with_keypoints: bool) -> dict[str, Any]:
-    box = BoxMode.convert([float(value) for value in entry["bbox"]], entry["bbox_mode"], BoxMode.XYWH_ABS)
-    kept: dict[str, Any] = {"bbox": list(box), "category_id": entry["category_id"], "iscrowd": entry.get("iscrowd", 0)}
-    if segmentation := entry.get("segmentation"):
-        kept["segmentation"] = _as_json(segmentation)
-    if with_keypoints and (keypoints := entry.get("keypoints")):
-        kept["keypoints"] = keypoints
+    kept: dict[str, Any] = {"category_id": int(entry["category_id"]), "iscrowd": int(entry.get("iscrowd", 0))}
+    if "bbox" in entry:
+        corners = [float(value) for value in entry["bbox"]]
+        kept["bbox"] = list(BoxMode.convert(corners, entry.get("bbox_mode", BoxMode.XYXY_ABS), BoxMode.XYWH_ABS))
+    if (segmentation := _as_json(entry.get("segmentation"))) is not None:
+        kept["segmentation"] = segmentation
+    if with_keypoints and entry.get("keypoints") is not None:
+        kept["keypoints"] = np.asarray(entry["keypoints"], dtype=float).flatten().tolist()
     return kept
 
 
 def _as_json(segmentation: Any) -> Any:
-    """What a JSON would hold: numbers in lists, and text for compressed runs."""
+    """What a JSON would hold: numbers in lists, and text for compressed runs; ``None`` where there is nothing."""
+    if segmentation is None or len(segmentation) == 0:
+        return None
+    if isinstance(segmentation, np.ndarray) and segmentation.ndim == 2 and segmentation.dtype in (bool, np.uint8):
+        segmentation = coco_mask.encode(np.asfortranarray(segmentation, dtype=np.uint8))
     if isinstance(segmentation, dict):
         counts = segmentation["counts"]
         size = [int(value) for value in segmentation["size"]]

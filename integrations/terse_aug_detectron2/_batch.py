@@ -94,6 +94,11 @@ def _check_item(number: int, item: Item) -> None:
             f"image {number} of the batch has a semantic map (sem_seg), which pasting does not correct: panoptic and "
             "semantic segmentation are not supported"
         )
+    if "proposals" in item:
+        raise ValueError(
+            f"image {number} of the batch has precomputed proposals, which a pasted object would lack: they are not "
+            "supported"
+        )
     if "instances" not in item:
         raise ValueError(
             f"image {number} of the batch has no 'instances', only {sorted(item)}; use a mapper for training"

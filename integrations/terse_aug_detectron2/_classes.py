@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from terse_aug import ForegroundBank
+from terse_aug_detectron2._config import terse_node
 
 
 def class_labels(datasets: Sequence[str]) -> dict[str, int] | None:
@@ -34,12 +36,15 @@ def _names(dataset: str) -> list[str] | None:
     return names
 
 
-def open_bank(path: str, classes: Mapping[str, int] | None, drop_unknown: bool) -> ForegroundBank:
-    """A bank with the data set's labels.
+def open_bank(cfg: CfgNode) -> ForegroundBank:
+    """The bank of ``cfg.TERSE`` with the data set's labels.
 
     Raises:
-        ValueError: no path, no bank there, no class names, or classes that the data set does not have.
+        ValueError: no path, no bank there, no class names, classes that the data set does not have, or other
+            keypoints than it has.
     """
+    node = terse_node(cfg)
+    path, drop_unknown, classes = node.BANK, node.DROP_UNKNOWN_CLASSES, class_labels(cfg.DATASETS.TRAIN)
     if not path:
         raise ValueError("TERSE.BANK is empty: set it to the path of a bank, made by `terse-aug bank build ...`")
     bank = ForegroundBank.open(path)
@@ -47,5 +52,11 @@ def open_bank(path: str, classes: Mapping[str, int] | None, drop_unknown: bool) 
         raise ValueError(
             "the data set has no class names, so the bank's cannot be matched: set "
             "MetadataCatalog.get(name).thing_classes to their names, in the order of their labels"
+        )
+    keypoints = tuple(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("keypoint_names") or ())
+    if cfg.MODEL.KEYPOINT_ON and bank.keypoint_names and bank.keypoint_names != keypoints:
+        raise ValueError(
+            f"the bank's keypoints are {bank.keypoint_names}, the data set's {keypoints}: build the bank from "
+            "annotations with the same keypoints, in the same order"
         )
     return bank.relabel(classes, unknown="drop" if drop_unknown else "error")

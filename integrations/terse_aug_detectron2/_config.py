@@ -9,6 +9,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from terse_aug import TerseConfig, TransformRanges
+from terse_aug.policies import POLICIES
 
 OWN_KEYS: dict[str, tuple[Any, str]] = {
     "ENABLED": (False, "paste at all; without it TerseHook.from_config gives None and TerseMapper changes nothing"),
@@ -57,6 +58,18 @@ def chosen_seed(cfg: CfgNode) -> int | None:
     return next((seed for seed in (terse_node(cfg).SEED, cfg.SEED) if seed >= 0), None)
 
 
+def chosen_policy(cfg: CfgNode) -> str:
+    """``TERSE.POLICY``.
+
+    Raises:
+        ValueError: there is no policy of that name.
+    """
+    policy: str = terse_node(cfg).POLICY
+    if policy not in POLICIES:
+        raise ValueError(f"TERSE.POLICY: expected one of {', '.join(POLICIES)}, got {policy!r}")
+    return policy
+
+
 def terse_node(cfg: CfgNode) -> CfgNode:
     """``cfg.TERSE``.
 
@@ -73,7 +86,9 @@ def describe_config() -> str:
     rows = [(key, default, text) for key, (default, text) in OWN_KEYS.items()]
     rows += [(f"{node}{key}", default, text) for node, key, default, text in _settings()]
     lines = ["| key | default | meaning |", "|---|---|---|"]
-    return "\n".join(lines + [f"| `TERSE.{key}` | `{default!r}` | {text} |" for key, default, text in rows]) + "\n"
+    for key, default, text in rows:
+        lines.append(f"| `TERSE.{key}` | `{default!r}` | {text.replace('|', chr(92) + '|')} |")
+    return "\n".join(lines) + "\n"
 
 
 def _settings() -> Iterator[tuple[str, str, Any, str]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,19 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from terse_aug import ForegroundBank, PixelFormat, Terse, TerseConfig
+from terse_aug._config import replaced
 from terse_aug.preview import batch_picture
 from terse_aug_detectron2._batch import Item, Needs, from_samples, parcels_of, to_samples
-from terse_aug_detectron2._classes import class_labels, open_bank
-from terse_aug_detectron2._config import chosen_seed, terse_config, terse_node
+from terse_aug_detectron2._classes import open_bank
+from terse_aug_detectron2._config import chosen_policy, chosen_seed, terse_config, terse_node
 from terse_aug_detectron2._model import Detectron2Detector, total
 
 _LOGGER = logging.getLogger("detectron2.terse_aug")
 _PICTURE = "terse_aug/composites"
+_NO_VISUALIZATION = (
+    "VIS_PERIOD above 0 draws the images that enter the model with numpy, which composites with a gradient do not "
+    "allow: set VIS_PERIOD to 0 and use TERSE.IMAGE_PERIOD, which shows composites with all their boxes"
+)
 
 
 class TerseHook(HookBase):
@@ -75,6 +81,10 @@ class TerseHook(HookBase):
             raise ValueError(f"input_format: expected BGR or RGB, got {input_format!r}")
         if not loss_scale > 0:
             raise ValueError(f"loss_scale: expected a number above 0, got {loss_scale}")
+        for name, period in (("log_period", log_period), ("image_period", image_period)):
+            if period < 0:
+                raise ValueError(f"{name}: expected a number of iterations, or 0 for none, got {period}")
+        replaced(config or TerseConfig(), settings)  # what is wrong is said now, not when training begins
         self.bank = bank if isinstance(bank, ForegroundBank) else ForegroundBank.open(bank)
         self._policy, self._seed, self._config, self._settings = policy, seed, config, settings
         self._input_format = input_format
@@ -82,6 +92,7 @@ class TerseHook(HookBase):
         self._terse: Terse | None = None
         self._device, self._needs = torch.device("cpu"), Needs()
         self._handle: RemovableHandle | None = None
+        self._others: list[HookBase] = []
         self._picture: NDArray[np.uint8] | None = None
         self._saved: Mapping[str, Any] | None = None
         self._losses: list[Tensor] = []
@@ -105,9 +116,11 @@ class TerseHook(HookBase):
                 f"TERSE.ENABLED with {cfg.MODEL.META_ARCHITECTURE}: it learns from semantic maps, which pasting does "
                 "not correct; panoptic and semantic segmentation are not supported"
             )
+        if cfg.VIS_PERIOD > 0:
+            raise ValueError(_NO_VISUALIZATION)
         return cls(
-            open_bank(node.BANK, class_labels(cfg.DATASETS.TRAIN), node.DROP_UNKNOWN_CLASSES),
-            node.POLICY,
+            open_bank(cfg),
+            chosen_policy(cfg),
             seed=chosen_seed(cfg),
             input_format=cfg.INPUT.FORMAT,
             config=terse_config(cfg),
@@ -136,6 +149,7 @@ class TerseHook(HookBase):
         Raises:
             ValueError: the batch has what pasting cannot follow.
         """
+        self._listening = False
         images, targets = to_samples(batch, self._device, self._needs)
         composites, corrected = self.terse(images, targets, parcels_of(batch))
         self._listening = True
@@ -145,16 +159,19 @@ class TerseHook(HookBase):
 
     def before_train(self) -> None:
         """Make what is needed of the trainer's model, take its place before all other hooks, load what was saved."""
-        model = self._inner.model
-        detector = Detectron2Detector(model)
+        inner = self._inner
+        detector = Detectron2Detector(inner.model)
+        if getattr(detector.model, "vis_period", 0) > 0:
+            raise ValueError(_NO_VISUALIZATION)
+        if self._terse is not None and self._saved is None:
+            self._saved = self.state_dict()  # training goes on
         self._needs = detector.needs
-        self._device = next(model.parameters()).device
-        seed = self._seed if self._seed is not None else comm.shared_random_seed()
+        self._device = next(inner.model.parameters()).device
         bgr = (self._input_format or getattr(detector.model, "input_format", None) or "BGR") == "BGR"
         self._terse = Terse(
             self.bank,
             self._policy,
-            seed=seed,
+            seed=_shared_seed() if self._seed is None else self._seed,
             target=detector,
             pixels=PixelFormat(scale=255.0, bgr=bgr),
             config=self._config,
@@ -162,15 +179,15 @@ class TerseHook(HookBase):
         ).to(self._device)
         self._go_first()
         self._load()
-        self._handle = model.register_forward_hook(self._listen)
+        self._handle = inner.model.register_forward_hook(_Listener(self._listen))
+        if hasattr(inner, "reset_data_loader"):
+            inner.reset_data_loader = self._reset_data_loader
         self._clock = (time.perf_counter(), 0.0)
 
     def before_step(self) -> None:
         """See that the next batch passes through here."""
-        inner = self._inner
-        if hasattr(inner, "_data_loader_iter_obj") and not isinstance(inner._data_loader_iter_obj, _Pasting):
-            inner._data_loader_iter_obj = _Pasting(inner._data_loader_iter, self)
-        scaler = getattr(inner, "grad_scaler", None)
+        self._wrap()
+        scaler = getattr(self._inner, "grad_scaler", None)
         self._scale = self._loss_scale * (scaler.get_scale() if scaler is not None else 1.0)
 
     def after_step(self) -> None:
@@ -191,9 +208,14 @@ class TerseHook(HookBase):
         if self._handle is None:
             return
         self._handle.remove()
+        self._handle = None
         inner = self._inner
-        if isinstance(wrapped := getattr(inner, "_data_loader_iter_obj", None), _Pasting):
-            inner._data_loader_iter_obj = wrapped.source
+        vars(inner).pop("reset_data_loader", None)
+        name = _iterator_name(inner)
+        if isinstance(wrapped := vars(inner).get(name), _Pasting):
+            setattr(inner, name, wrapped.source)
+        since = [hook for hook in self.trainer._hooks if hook not in self._others]
+        self.trainer._hooks = self._others + since
         self._listening = False
         self._losses.clear()
 
@@ -220,7 +242,20 @@ class TerseHook(HookBase):
         if any(isinstance(hook, TerseHook) for hook in others):
             raise RuntimeError("two TerseHooks are registered; Detectron2 saves the state of one of them only")
         # Another list: Detectron2 is walking through this one.
+        self._others = self.trainer._hooks
         self.trainer._hooks = [self, *others]
+
+    def _wrap(self) -> None:
+        inner = self._inner
+        name = _iterator_name(inner)
+        if name in vars(inner) and not isinstance(vars(inner)[name], _Pasting):
+            setattr(inner, name, _Pasting(inner._data_loader_iter, self))
+
+    def _reset_data_loader(self, builder: Callable[[], Any]) -> None:
+        """In place of the trainer's own: whoever changes the loader, and whenever, its batches pass through here."""
+        inner = self._inner
+        inner.__class__.reset_data_loader(inner, builder)
+        self._wrap()
 
     def _load(self) -> None:
         if self._saved is None:
@@ -246,11 +281,15 @@ class TerseHook(HookBase):
         owners = [self.trainer, *self.trainer._hooks]
         checkpointer = next((owner.checkpointer for owner in owners if hasattr(owner, "checkpointer")), None)
         state: Mapping[str, Any] | None = None
-        if checkpointer is not None and checkpointer.has_checkpoint():
-            trainer = torch.load(checkpointer.get_checkpoint_file(), map_location="cpu").get("trainer", {})
+        if comm.is_main_process() and checkpointer is not None and checkpointer.has_checkpoint():
+            path = checkpointer.path_manager.get_local_path(checkpointer.get_checkpoint_file())
+            trainer = torch.load(path, map_location="cpu").get("trainer", {})
             if trainer.get("iteration") == self.trainer.start_iter - 1:
                 state = trainer.get("hooks", {}).get(type(self).__qualname__)
-        return next((own for own in comm.all_gather(state) if own is not None), None)
+        found: Mapping[str, Any] | None = comm.all_gather(state)[0]
+        if found is not None:
+            _LOGGER.info("The adversary's state was found in the checkpoint; it goes on.")
+        return found
 
     def _listen(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if self._listening and module.training:
@@ -276,6 +315,30 @@ class TerseHook(HookBase):
             storage._vis_data = [entry for entry in storage._vis_data if entry[0] != _PICTURE]
             storage.put_image(_PICTURE, self._picture)
             self._picture = None
+
+
+class _Listener:
+    """A forward hook that hears of losses; a copy of the model, or one that was pickled, has a deaf one."""
+
+    def __init__(self, hear: Callable[[nn.Module, Any, Any], None] | None = None) -> None:
+        self._hear = hear
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if self._hear is not None:
+            self._hear(module, inputs, output)
+
+    def __reduce__(self) -> tuple[type[_Listener], tuple[()]]:
+        return _Listener, ()
+
+
+def _iterator_name(trainer: Any) -> str:
+    """Where a trainer keeps the iterator of its loader: made when it is first used; in the release v0.6 at once."""
+    return "_data_loader_iter_obj" if "_data_loader_iter_obj" in vars(trainer) else "_data_loader_iter"
+
+
+def _shared_seed() -> int:
+    """A fresh seed, the same on all ranks; numpy's global state, which Detectron2's own would move, is left alone."""
+    return int(comm.all_gather(int.from_bytes(os.urandom(4), "little"))[0])
 
 
 class _Pasting(Iterator[list[Item]]):

@@ -6,15 +6,16 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 
 from terse_aug import CutoutLoader, ForegroundBank
 from terse_aug_detectron2._batch import PARCEL, Item, as_bitmasks
-from terse_aug_detectron2._classes import class_labels, open_bank
-from terse_aug_detectron2._config import chosen_seed, terse_config, terse_node
+from terse_aug_detectron2._classes import open_bank
+from terse_aug_detectron2._config import chosen_policy, chosen_seed, terse_config, terse_node
 
-_LOGGER = logging.getLogger(__name__)
+_LOGGER = logging.getLogger("detectron2.terse_aug")
 
 Mapper = Callable[[Item], Item | None]
 
@@ -33,13 +34,14 @@ class TerseMapper:
 
     Args:
         mapper: Detectron2's ``DatasetMapper`` or your own; where it gives ``None``, so does this.
-        bank: with the data set's labels, as the hook has it.
+        bank: as the hook has it.
         policy: name of the hook's policy.
         settings: of :class:`terse_aug.CutoutLoader`: ``seed``, ``config`` and single settings, as the hook has them.
     """
 
-    def __init__(self, mapper: Mapper, bank: ForegroundBank, policy: str = "critic", **settings: Any) -> None:
+    def __init__(self, mapper: Mapper, bank: ForegroundBank | str, policy: str = "critic", **settings: Any) -> None:
         self.mapper = mapper
+        bank = bank if isinstance(bank, ForegroundBank) else ForegroundBank.open(bank)
         self._cutouts = CutoutLoader(bank, policy, **settings)
 
     @classmethod
@@ -59,9 +61,11 @@ class TerseMapper:
             return mapper
         if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":
             _LOGGER.info("Masks are made bitmaps after mapping: a pasted object cannot be cut out of a polygon.")
-        bank = open_bank(node.BANK, class_labels(cfg.DATASETS.TRAIN), node.DROP_UNKNOWN_CLASSES)
-        # The workers' own seeds, which follow from torch's, are mixed in: without any seed they differ from run to run.
-        return cls(mapper, bank, node.POLICY, seed=chosen_seed(cfg) or 0, config=terse_config(cfg))
+        seed = chosen_seed(cfg)
+        own = (
+            torch.initial_seed() % 2**63 if seed is None else seed
+        )  # Detectron2 seeds torch, freshly if it is not told
+        return cls(mapper, open_bank(cfg), chosen_policy(cfg), seed=own, config=terse_config(cfg))
 
     def __call__(self, dataset_dict: Item) -> Item | None:
         """Map one image; its cut-outs come along."""

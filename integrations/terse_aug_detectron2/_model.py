@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from detectron2.modeling import GeneralizedRCNN, PanopticFPN, SemanticSegmentor
+from detectron2.modeling import GeneralizedRCNN, PanopticFPN, ProposalNetwork, SemanticSegmentor
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ class Detectron2Detector:
         iou_threshold: a detection belongs to an object if they overlap at least this much.
 
     Raises:
-        ValueError: a panoptic or semantic segmentation model.
+        ValueError: a panoptic or semantic segmentation model, or one that only proposes boxes.
     """
 
     first_label = 0
@@ -36,6 +37,10 @@ class Detectron2Detector:
     def __init__(self, model: nn.Module, iou_threshold: float = 0.5) -> None:
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
+        if isinstance(model, ProposalNetwork):
+            raise ValueError(
+                "ProposalNetwork proposes boxes without classes, whose hardness cannot be told; not supported"
+            )
         if isinstance(model, PanopticFPN | SemanticSegmentor) or "Panoptic" in type(model).__name__:
             raise ValueError(
                 f"{type(model).__name__} learns from semantic maps, which pasting does not correct: panoptic and "
@@ -51,7 +56,7 @@ class Detectron2Detector:
         losses = []
         with undisturbed(self.model, True, differentiable), EventStorage(1):
             for image, target in zip(images, targets, strict=True):
-                with isolated_global_rng(0, [image.device]):
+                with isolated_global_rng(0, [image.device]), _same_normalizer(self.model):
                     result = self.model(from_samples([_PLAIN], [image], [target]))
                 losses.append(total(result))
         return torch.stack(losses)
@@ -69,6 +74,18 @@ class Detectron2Detector:
             _scores(prediction, target, self.iou_threshold)
             for prediction, target in zip(predictions, targets, strict=True)
         ]
+
+
+@contextlib.contextmanager
+def _same_normalizer(model: nn.Module) -> Iterator[None]:
+    """RetinaNet and FCOS divide their loss by a running mean that every training forward moves."""
+    before = vars(model).get("loss_normalizer")
+    try:
+        yield
+    finally:
+        vars(model).pop("loss_normalizer", None)
+        if before is not None:
+            model.loss_normalizer = before
 
 
 def total(losses: Mapping[str, Tensor] | Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def build_from_coco(
     """
     rules, folder, included = rules or CutRules(), Path(images), Include(include)
     if isinstance(annotations, Mapping):
-        data, name = _Coco.of(annotations, "the annotations"), "given in memory"
+        data, name = _Coco.of(annotations, "the annotations"), _described(annotations)
     else:
         data, name = _Coco.read(Path(annotations)), Path(annotations).name
     if not folder.is_dir():
@@ -77,6 +77,11 @@ def build_from_coco(
 
     built = {"from": "coco", "annotations": name, "images": folder.name, **vars(rules)}
     return build(writer, cut_outs, wanted, built)
+
+
+def _described(content: Mapping[str, Any]) -> str:
+    info = content.get("info")
+    return str(info.get("description", "")) if isinstance(info, Mapping) else ""
 
 
 @dataclass(frozen=True)

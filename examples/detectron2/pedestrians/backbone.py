@@ -50,8 +50,14 @@ class MobileNetV2(Backbone):
 @BACKBONE_REGISTRY.register()
 def build_mobilenetv2_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     """For ``MODEL.BACKBONE.NAME``."""
+    weights = os.environ.get("MOBILENET_V2")
+    if weights is None:
+        raise ValueError(
+            "set the environment variable MOBILENET_V2 to torchvision's weights of it, or to nothing: with random "
+            "weights and frozen BatchNorm it learns little"
+        )
     return FPN(
-        MobileNetV2(os.environ.get("MOBILENET_V2")),
+        MobileNetV2(weights),
         list(_STAGES),
         cfg.MODEL.FPN.OUT_CHANNELS,
         top_block=LastLevelMaxPool(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 import torch
+from detectron2 import model_zoo
 from detectron2.config import CfgNode
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup
@@ -24,7 +25,7 @@ class Trainer(DefaultTrainer):
 
 
 def arguments() -> argparse.Namespace:
-    """Detectron2's own flags, and two more."""
+    """Detectron2's own flags, and three more."""
     parser = default_argument_parser()
     parser.add_argument(
         "--coco",
@@ -34,6 +35,7 @@ def arguments() -> argparse.Namespace:
         metavar=("NAME", "JSON", "IMAGES"),
         help="register a data set in COCO's format; may be given several times",
     )
+    parser.add_argument("--zoo", metavar="NAME", help="a config of Detectron2's model zoo, to be read first")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0: its own choice")
     return parser.parse_args()
 
@@ -44,6 +46,8 @@ def prepare(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
         register_coco_instances(name, {}, file, images)
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.zoo:
+        cfg.merge_from_file(model_zoo.get_config_file(args.zoo))
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
     cfg.freeze()
