@@ -23,7 +23,8 @@ KEY = "terse_aug"
 """Of the adversary's state in a checkpoint."""
 
 _LOGGED = ("hardness", "hardness_gain", "critic_correlation", "diversity", "skipped_moves")
-_PICTURE = "terse_aug/composites"
+_PICTURE = "terse_aug_composites"
+"""Of the picture; no folder, which the local backend would not make."""
 
 
 @HOOKS.register_module()

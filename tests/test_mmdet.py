@@ -1,0 +1,377 @@
+"""MMDetection's adapter: its transform, its hook in every kind of training, checkpoints, logs, banks."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hosts import QUIET_MMDET, need_mmdet
+
+need_mmdet()
+from mmdet.registry import HOOKS, TRANSFORMS
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import HorizontalBoxes
+from mmdet.structures.mask import BitmapMasks, PolygonMasks
+from mmdet_factories import CLASSES, pipeline, runner_config, tiny_bank, tiny_mask_rcnn, write_data
+from mmengine.config import Config
+from mmengine.runner import Runner
+from mmengine.structures import InstanceData, PixelData
+
+from terse_aug import ForegroundBank, Parcel
+from terse_aug_mmdet import MMDetDetector, TerseHook, TersePaste, build_from_mmdet
+from terse_aug_mmdet._batch import PathWithCutouts, parcels_of, put_back, to_samples
+from terse_aug_mmdet._checkpoints import _method_of_a_buffer
+
+pytestmark = QUIET_MMDET
+_NUMBERS = itertools.count()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    (tmp_path / "data").mkdir()
+    return write_data(tmp_path / "data")
+
+
+@pytest.fixture
+def bank(tmp_path: Path) -> ForegroundBank:
+    return tiny_bank(tmp_path)
+
+
+def settings(bank: ForegroundBank, **more: Any) -> dict[str, Any]:
+    return {"bank": str(bank.path), "image_probability": 1.0, "move_every": 1} | more
+
+
+def made(data: Path, out: Path, iterations: int, terse: dict[str, Any], **changes: Any) -> tuple[Runner, TerseHook]:
+    """A runner and its hook."""
+    changes.setdefault("pipeline", pipeline())
+    hooks = [{"type": "TerseHook", **terse}, *changes.pop("hooks", [])]
+    name = f"tests{next(_NUMBERS)}"
+    cfg = runner_config(tiny_mask_rcnn(), data, out, iterations, hooks, experiment_name=name, **changes)
+    torch.manual_seed(0)
+    runner = Runner.from_cfg(cfg)
+    return runner, next(hook for hook in runner.hooks if isinstance(hook, TerseHook))
+
+
+# --- transform ------------------------------------------------------------------------------------------------------
+
+
+def loaded() -> dict[str, Any]:
+    return {"img": np.zeros((40, 50, 3), np.uint8), "img_path": "a/b.png", "img_id": 3, "img_shape": (40, 50)}
+
+
+def test_the_transform_attaches_cut_outs_that_pass_the_packing(bank: ForegroundBank) -> None:
+    paste = TRANSFORMS.build({"type": "TersePaste", **settings(bank, objects=(2, 2))})
+    results = paste(loaded())
+    assert results["img_path"] == "a/b.png"
+    packed = TRANSFORMS.build({"type": "PackDetInputs"})(results)
+    parcels = parcels_of({"inputs": [packed["inputs"]], "data_samples": [packed["data_samples"]]})
+    assert parcels is not None
+    assert isinstance(parcels[0], Parcel)
+    assert len(parcels[0].objects) == 2
+    named = TRANSFORMS.build({"type": "PackDetInputs", "meta_keys": ("img_id", "terse_parcel")})(paste(loaded()))
+    assert parcels_of({"inputs": [named["inputs"]], "data_samples": [named["data_samples"]]}) is not None
+    without = TRANSFORMS.build({"type": "PackDetInputs", "meta_keys": ("img_id",)})(paste(loaded()))
+    assert parcels_of({"inputs": [without["inputs"]], "data_samples": [without["data_samples"]]}) is None
+    off = TRANSFORMS.build({"type": "TersePaste", **settings(bank, enabled=False)})(loaded())
+    assert type(off["img_path"]) is str
+    assert "TersePaste(bank=" in repr(paste)
+
+
+def test_the_transform_says_where_it_belongs(bank: ForegroundBank) -> None:
+    paste = TersePaste(str(bank.path))
+    with pytest.raises(ValueError, match="TersePaste has to stand after LoadImageFromFile"):
+        paste({"img_path": "a.png"})
+    packed = TRANSFORMS.build({"type": "PackDetInputs"})(loaded())
+    with pytest.raises(ValueError, match="TersePaste has to stand before PackDetInputs"):
+        paste(packed)
+    with pytest.raises(ValueError, match=r"unknown settings \['objekts'\]"):
+        TersePaste(str(bank.path), objekts=(1, 2))
+    with pytest.raises(ValueError, match="drop_unknown_classes: expected classes="):
+        TersePaste(str(bank.path), drop_unknown_classes=True)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_cut_outs_are_read_in_the_workers(
+    data: Path, bank: ForegroundBank, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terse = settings(bank, critic_cutouts=2, ranges={"rotation": [-5.0, 5.0]}, objects=[1, 2])
+    steps = pipeline({"type": "TersePaste", **terse})
+    runner, hook = made(data, tmp_path, 3, terse, pipeline=steps, workers=workers)
+    reads: Counter[int] = Counter()
+    read = ForegroundBank.__getitem__
+
+    def counted(own: ForegroundBank, index: Any) -> Any:
+        reads[int(index)] += 1
+        return read(own, index)
+
+    monkeypatch.setattr(ForegroundBank, "__getitem__", counted)
+    runner.train()
+    assert hook.terse.metrics()["objects_labelled"] > 2
+    assert bool(reads) == (workers == 0)
+
+
+# --- batches --------------------------------------------------------------------------------------------------------
+
+
+def batch(boxes: Any = None, **fields: Any) -> dict[str, Any]:
+    corners = torch.tensor([[5.0, 5, 15, 15], [20, 10, 30, 25]])
+    own = {"bboxes": HorizontalBoxes(corners) if boxes is None else boxes, "labels": torch.tensor([0, 1])} | fields
+    sample = DetDataSample(metainfo={"img_path": "a.png", "img_shape": (40, 50)})
+    sample.gt_instances = InstanceData(**own)
+    return {"inputs": [torch.zeros(3, 40, 50, dtype=torch.uint8)], "data_samples": [sample]}
+
+
+def test_a_batch_comes_back_in_its_own_dictionary() -> None:
+    masks = BitmapMasks(np.random.default_rng(0).integers(0, 2, (2, 40, 50)).astype(np.uint8), 40, 50)
+    own = batch(masks=masks)
+    own["data_samples"][0].set_metainfo({"img_path": PathWithCutouts("a.png")})
+    images, targets = to_samples(own, torch.device("cpu"))
+    assert images[0].dtype == torch.float32
+    assert torch.equal(targets[0]["masks"], torch.from_numpy(masks.masks).bool())
+    before = own["data_samples"][0]
+    put_back(own, [images[0] + 1], targets)
+    after = own["data_samples"][0]
+    assert after is not before
+    assert float(own["inputs"][0].min()) == 1
+    assert torch.equal(after.gt_instances.bboxes.tensor, before.gt_instances.bboxes.tensor)
+    assert np.array_equal(after.gt_instances.masks.masks, masks.masks)
+    assert type(after.img_path) is str
+    stacked = batch() | {"inputs": torch.zeros(1, 3, 40, 50)}
+    put_back(stacked, *to_samples(stacked, torch.device("cpu")))
+    assert isinstance(stacked["inputs"], torch.Tensor)
+
+
+def test_polygons_become_bitmaps_and_plain_boxes_stay_plain() -> None:
+    square = [np.array([5, 5, 15, 5, 15, 15, 5, 15.0])]
+    own = batch(torch.tensor([[5.0, 5, 15, 15], [5, 5, 15, 15]]), masks=PolygonMasks([square, square], 40, 50))
+    images, targets = to_samples(own, torch.device("cpu"))
+    assert targets[0]["masks"].sum((1, 2)).tolist() == pytest.approx([100, 100], abs=12)
+    put_back(own, images, targets)
+    instances = own["data_samples"][0].gt_instances
+    assert isinstance(instances.bboxes, torch.Tensor)
+    assert isinstance(instances.masks, BitmapMasks)
+
+
+def test_what_pasting_cannot_follow_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"image 0 of the batch: its instances have \['texts'\]"):
+        to_samples(batch(texts=torch.zeros(2)), torch.device("cpu"))
+    panoptic = batch()
+    panoptic["data_samples"][0].gt_sem_seg = PixelData(sem_seg=torch.zeros(1, 40, 50))
+    with pytest.raises(ValueError, match=r"image 0 of the batch has a semantic map \(gt_sem_seg\)"):
+        to_samples(panoptic, torch.device("cpu"))
+    bare = batch()
+    del bare["data_samples"][0].gt_instances
+    with pytest.raises(ValueError, match="image 0 of the batch has no boxes"):
+        to_samples(bare, torch.device("cpu"))
+    with pytest.raises(ValueError, match="expected a batch with lists of inputs and data_samples"):
+        to_samples({"inputs": {"sup": []}, "data_samples": {"sup": []}}, torch.device("cpu"))
+
+
+# --- hook -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_does_not_fit_is_refused(data: Path, bank: ForegroundBank, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown settings \['objekts'\]"):
+        HOOKS.build({"type": "TerseHook", **settings(bank, objekts=1)})
+    with pytest.raises(ValueError, match="input_format: expected BGR or RGB"):
+        HOOKS.build({"type": "TerseHook", **settings(bank, input_format="GRAY")})
+    with pytest.raises(RuntimeError, match="has not begun"):
+        _ = TerseHook(str(bank.path)).terse
+    runner, _ = made(data, tmp_path, 1, settings(bank))
+    runner.train_dataloader.dataset._metainfo["classes"] = ("dog",)
+    with pytest.raises(ValueError, match="the bank has categories that the detector lacks: cat"):
+        runner.train()
+
+
+def test_accumulated_batches_make_one_move_and_the_loss_scale_is_taken_out(
+    data: Path, bank: ForegroundBank, tmp_path: Path
+) -> None:
+    """The last step of five batches, two by two, has one alone; MMEngine scales it by its own count."""
+    terse = settings(bank, policy="learned")
+    runner, hook = made(data, tmp_path, 5, terse, optim_wrapper={"accumulative_counts": 2})
+    scales = []
+    step = hook.__class__.after_train_iter
+
+    def after(self: TerseHook, *args: Any, **kwargs: Any) -> None:
+        scales.append(self._scale)
+        step(self, *args, **kwargs)
+
+    hook.after_train_iter = after.__get__(hook)  # type: ignore[method-assign]
+    runner.train()
+    figures = hook.terse.metrics()
+    assert (figures["calls"], figures["moves"], figures["iterations"]) == (5, 3, 3)
+    assert scales == [0.5, 0.5, 0.5, 0.5, 1.0]
+
+
+def test_figures_reach_the_log_and_composites_the_visualizer(data: Path, bank: ForegroundBank, tmp_path: Path) -> None:
+    runner, hook = made(data, tmp_path, 4, settings(bank, interval=2, image_interval=4))
+    runner.train()
+    written = next(tmp_path.rglob("scalars.json")).read_text().splitlines()
+    lines = [json.loads(line) for line in written]
+    told = [line for line in lines if "terse_aug/hardness" in line]
+    assert told
+    for name in ("hardness", "hardness_gain", "diversity", "skipped_moves", "share_of_time"):
+        assert f"terse_aug/{name}" in told[-1], name
+    assert 0 < told[-1]["terse_aug/share_of_time"] < 1
+    assert [path.name for path in tmp_path.rglob("vis_image/**/*.png")] == ["terse_aug_composites_4.png"]
+    assert hook.terse.metrics()["iterations"] == 4
+
+
+def test_beside_an_ema_and_a_pipeline_switch_it_goes_on(data: Path, bank: ForegroundBank, tmp_path: Path) -> None:
+    """The second pipeline has no TersePaste: the hook reads the cut-outs itself."""
+    terse = settings(bank)
+    beside = [{"type": "EMAHook"}, {"type": "PipelineSwitchHook", "switch_epoch": 1, "switch_pipeline": pipeline()}]
+    by_epoch = {"type": "EpochBasedTrainLoop", "max_epochs": 2, "val_interval": 10**9}
+    runner, hook = made(
+        data,
+        tmp_path,
+        0,
+        terse,
+        hooks=beside,
+        pipeline=pipeline({"type": "TersePaste", **terse}),
+        train_cfg=by_epoch,
+        log_processor={"by_epoch": True},
+    )
+    runner._train_dataloader["sampler"] = {"type": "DefaultSampler", "shuffle": True}
+    runner.train()
+    assert hook.terse.metrics()["moves"] == 6
+
+
+def test_the_state_goes_where_the_optimizers_goes(data: Path, bank: ForegroundBank, tmp_path: Path) -> None:
+    runner, _ = made(data, tmp_path, 2, settings(bank))
+    runner.train()
+    runner.save_checkpoint(str(tmp_path), "whole.pth", by_epoch=False)
+    runner.save_checkpoint(str(tmp_path), "best.pth", save_optimizer=False, by_epoch=False)
+    whole, best = (torch.load(tmp_path / name, weights_only=False) for name in ("whole.pth", "best.pth"))
+    assert set(whole["terse_aug"]) == {"seed", "terse"}
+    assert "terse_aug" not in best
+    assert set(whole["state_dict"]) == set(runner.model.state_dict())
+    # Loaded as weights to start from, it does not go on with the adversary.
+    again, hook = made(data, tmp_path, 1, settings(bank), load_from=str(tmp_path / "whole.pth"))
+    again.train()
+    assert hook.terse.metrics()["iterations"] == 1
+    other, _ = made(
+        data, tmp_path, 4, settings(bank, policy="learned"), load_from=str(tmp_path / "whole.pth"), resume=True
+    )
+    with pytest.raises(ValueError, match="adversary has another form than this one"):
+        other.train()
+
+
+def test_nothing_but_a_logs_statistics_is_let_in(tmp_path: Path) -> None:
+    from mmengine.logging import HistoryBuffer
+
+    assert _method_of_a_buffer(HistoryBuffer, "mean") is HistoryBuffer.mean
+    for owner, name in ((HistoryBuffer, "__reduce__"), (Path, "cwd"), (warnings, "warn")):
+        with pytest.raises(ValueError, match="no statistic of MMEngine's log"):
+            _method_of_a_buffer(owner, name)
+    evil = tmp_path / "evil.pt"
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return getattr, (Path, "cwd")
+
+    torch.save({"a": Evil()}, evil)
+    with pytest.raises(Exception, match=r"no statistic|Weights only load failed"):
+        torch.load(evil, weights_only=True)
+
+
+# --- several processes ----------------------------------------------------------------------------------------------
+
+
+def _train_on_a_rank(rank: int, port: int, folder: str, data: str, bank: str) -> None:
+    import os
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in ranks.items()})
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)  # MMEngine's own asks for a GPU
+    terse = {"bank": bank, "policy": "learned", "image_probability": 1.0, "move_every": 1}
+    runner, hook = made(
+        Path(data),
+        Path(folder) / "out",
+        3,
+        terse,
+        launcher="pytorch",
+        model_wrapper_cfg={
+            "type": "MMDistributedDataParallel",
+            "device_ids": None,
+            "find_unused_parameters": True,
+        },
+    )
+    runner.train()
+    state = [value.detach().clone() for value in hook.terse.policy.parameters()]
+    result = {"state": state, "moves": hook.terse.metrics()["moves"], "seed": hook.terse.seed}
+    result["model"] = [value.detach().clone() for value in runner.model.module.parameters()]
+    torch.save(result, Path(folder) / f"rank{rank}.pt")
+
+
+def test_two_processes_have_one_adversary(data: Path, bank: ForegroundBank, tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "out").mkdir()
+    torch.multiprocessing.spawn(_train_on_a_rank, (port, str(tmp_path), str(data), str(bank.path)), nprocs=2)
+    one, two = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    assert one["moves"] == two["moves"] == 3
+    assert one["seed"] == two["seed"]
+    assert all(map(torch.equal, one["state"], two["state"]))
+    assert all(torch.allclose(a, b) for a, b in zip(one["model"], two["model"], strict=True) if a.ndim > 1)
+
+
+# --- what the model is asked, banks ---------------------------------------------------------------------------------
+
+
+def test_a_score_is_that_of_a_detection_of_the_same_class_in_the_same_place() -> None:
+    class Fixed(torch.nn.Module):
+        def data_preprocessor(self, batch: Any, training: bool) -> Any:
+            return batch
+
+        def predict(self, inputs: Any, samples: Any, rescale: bool) -> Any:
+            boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [1, 1, 10, 10], [30, 30, 40, 40]])
+            for sample in samples:
+                scores, labels = torch.tensor([0.9, 0.4, 0.6, 0.8]), torch.tensor([1, 0, 0, 0])
+                sample.pred_instances = InstanceData(bboxes=boxes, scores=scores, labels=labels)
+            return samples
+
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10], [20, 20, 30, 30]])
+    target = {"boxes": boxes, "labels": torch.tensor([0, 1, 2, 0])}
+    (scores,) = MMDetDetector(Fixed(), 3).object_scores([torch.zeros(3, 40, 50)], [target])
+    assert scores.tolist() == pytest.approx([0.6, 0.9, 0.0, 0.0])
+
+
+def test_a_bank_is_built_from_a_config(data: Path, tmp_path: Path) -> None:
+    cfg = runner_config(tiny_mask_rcnn(), data, tmp_path, 1, [], experiment_name="bank")
+    report = build_from_mmdet(cfg, tmp_path / "own.bank")
+    bank = ForegroundBank.open(tmp_path / "own.bank")
+    assert bank.categories == dict(enumerate(CLASSES))
+    assert len(bank) == sum(report.kept.values()) == 6
+    inner = cfg.train_dataloader.dataset.to_dict()
+    wrapped = {"type": "RepeatDataset", "times": 3, "dataset": inner}
+    build_from_mmdet({"train_dataloader": {"dataset": wrapped}}, tmp_path / "repeated.bank")
+    assert len(ForegroundBank.open(tmp_path / "repeated.bank")) == 6
+    with pytest.raises(ValueError, match=r"no train_dataloader\.dataset"):
+        build_from_mmdet({"model": {}}, tmp_path / "none.bank")
+
+
+def test_the_python_configs_work(data: Path, bank: ForegroundBank, tmp_path: Path) -> None:
+    """New-style configs hold classes in place of names."""
+    path = tmp_path / "new_style.py"
+    path.write_text(
+        "from terse_aug_mmdet import TerseHook, TersePaste\n"
+        f"terse = dict(bank={str(bank.path)!r})\n"
+        "custom_hooks = [dict(type=TerseHook, **terse)]\n"
+        "step = dict(type=TersePaste, **terse)\n"
+    )
+    cfg = Config.fromfile(path, lazy_import=True)
+    assert isinstance(HOOKS.build(cfg.custom_hooks[0]), TerseHook)
+    assert isinstance(TRANSFORMS.build(cfg.step), TersePaste)
