@@ -303,6 +303,7 @@ def _train_on_a_rank(rank: int, port: int, folder: str, data: str, bank: str) ->
         model_wrapper_cfg={
             "type": "MMDistributedDataParallel",
             "device_ids": None,
+            "broadcast_buffers": False,  # as MMEngine has it by default
             "find_unused_parameters": True,
         },
     )
