@@ -25,6 +25,7 @@ from mmengine.runner import Runner
 from mmengine.structures import InstanceData, PixelData
 
 from terse_aug import ForegroundBank, Parcel
+from terse_aug.cli import main as terse_aug_command
 from terse_aug_mmdet import MMDetDetector, TerseHook, TersePaste, build_from_mmdet
 from terse_aug_mmdet._batch import PathWithCutouts, parcels_of, put_back, to_samples
 from terse_aug_mmdet._checkpoints import _method_of_a_buffer
@@ -360,6 +361,10 @@ def test_a_bank_is_built_from_a_config(data: Path, tmp_path: Path) -> None:
     wrapped = {"type": "RepeatDataset", "times": 3, "dataset": inner}
     build_from_mmdet({"train_dataloader": {"dataset": wrapped}}, tmp_path / "repeated.bank")
     assert len(ForegroundBank.open(tmp_path / "repeated.bank")) == 6
+    cfg.dump(str(tmp_path / "config.py"))
+    flags = ["bank", "build", "mmdet", "--config", str(tmp_path / "config.py"), "--out", str(tmp_path / "cli.bank")]
+    assert terse_aug_command(flags) == 0
+    assert ForegroundBank.open(tmp_path / "cli.bank").fingerprint == bank.fingerprint
     with pytest.raises(ValueError, match=r"no train_dataloader\.dataset"):
         build_from_mmdet({"model": {}}, tmp_path / "none.bank")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def build_from_mmdet(
         config: a config or its file, whose ``train_dataloader.dataset`` is meant; or the ``dataset`` itself.
         out: the bank to write.
         categories: names to keep; all by default.
-        include: image files to use, as the data set names them; all by default.
+        include: image files to use, relative to the folder that all of them lie in; all by default.
         rules: what is kept.
         overwrite: replace an existing bank.
         progress: called with images done and in total.
@@ -56,9 +57,10 @@ def build_from_mmdet(
         ValueError: the config has no data set, it has no class names, or nothing was kept.
         OSError: a file is missing, or the disk is full or cannot be written.
     """
+    content, folder = as_coco(_dataset(config))
     return build_from_coco(
-        as_coco(_dataset(config)),
-        "/",
+        content,
+        folder,
         out,
         categories=categories,
         include=include,
@@ -68,8 +70,8 @@ def build_from_mmdet(
     )
 
 
-def as_coco(dataset: Any) -> dict[str, Any]:
-    """A data set of MMDetection as the content of a COCO JSON, file names absolute.
+def as_coco(dataset: Any) -> tuple[dict[str, Any], Path]:
+    """A data set of MMDetection as the content of a COCO JSON, and the folder that its file names are relative to.
 
     Raises:
         ValueError: it has no class names.
@@ -77,16 +79,19 @@ def as_coco(dataset: Any) -> dict[str, Any]:
     names = dataset.metainfo.get("classes")
     if not names:
         raise ValueError("the data set has no classes in its metainfo; give it metainfo=dict(classes=(...))")
+    records = [dataset.get_data_info(number) for number in range(len(dataset))]
+    files = [Path(record["img_path"]).absolute() for record in records]
+    folder = Path(os.path.commonpath([file.parent for file in files])) if files else Path()
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for number in range(len(dataset)):
-        record = dataset.get_data_info(number)
+    for number, (record, file) in enumerate(zip(records, files, strict=True)):
         size = {key: record[key] for key in ("height", "width") if record.get(key)}
-        images.append({"id": number, "file_name": str(Path(record["img_path"]).absolute()), **size})
+        images.append({"id": number, "file_name": str(file.relative_to(folder)), **size})
         for entry in record.get("instances", ()):
             annotations.append(_annotation(entry) | {"id": len(annotations), "image_id": number})
     categories = [{"id": label, "name": name} for label, name in enumerate(names)]
-    return {"images": images, "annotations": annotations, "categories": categories}
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    return content | {"info": {"description": f"MMDetection: {type(dataset).__name__}"}}, folder
 
 
 def _annotation(entry: Mapping[str, Any]) -> dict[str, Any]:

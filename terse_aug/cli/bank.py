@@ -6,7 +6,7 @@ import argparse
 import importlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     _add_masks(sources)
     _add_rgba(sources)
     _add_detectron2(sources)
+    _add_mmdet(sources)
     info = actions.add_parser("info", help="say what is in a bank")
     info.add_argument("bank", type=Path, help="the bank file")
     info.add_argument("--json", action="store_true", help="print JSON")
@@ -64,6 +65,16 @@ def _add_detectron2(sources: argparse._SubParsersAction[Any]) -> None:
     _add_scene_rules(registered)
     _add_box_agreement(registered)
     registered.set_defaults(run=_build_detectron2)
+
+
+def _add_mmdet(sources: argparse._SubParsersAction[Any]) -> None:
+    configured = sources.add_parser("mmdet", help="the training data set of an MMDetection config, with masks")
+    configured.add_argument("--config", type=Path, required=True, metavar="FILE", help="the config")
+    configured.add_argument("--category", nargs="+", metavar="NAME", help="categories to keep (default: all)")
+    _add_common(configured)
+    _add_scene_rules(configured)
+    _add_box_agreement(configured)
+    configured.set_defaults(run=_build_mmdet)
 
 
 def _add_masks(sources: argparse._SubParsersAction[Any]) -> None:
@@ -201,18 +212,31 @@ def _build_rgba(arguments: argparse.Namespace) -> int:
 
 
 def _build_detectron2(arguments: argparse.Namespace) -> int:
-    sys.path.insert(0, "")  # a script of the user's registers the data sets
+    adapter = _adapter("terse_aug_detectron2", arguments.modules)
+    return _build_from_host(adapter.build_from_detectron2, arguments.datasets, arguments)
+
+
+def _build_mmdet(arguments: argparse.Namespace) -> int:
+    adapter = _adapter("terse_aug_mmdet", [])
+    return _build_from_host(adapter.build_from_mmdet, arguments.config, arguments)
+
+
+def _adapter(name: str, modules: Sequence[str]) -> Any:
+    """A host's adapter, and modules of the user's."""
+    sys.path.insert(0, "")  # they lie where the command is given
     try:
-        adapter = importlib.import_module("terse_aug_detectron2")
-        for module in arguments.modules:
+        adapter = importlib.import_module(name)
+        for module in modules:
             importlib.import_module(module)
     except ImportError as error:
-        raise ValueError(
-            f"{error}; this source needs Detectron2 and the modules that register the data sets"
-        ) from error
+        raise ValueError(f"{error}; this source needs its host, and the modules that are named") from error
+    return adapter
+
+
+def _build_from_host(build: Callable[..., BuildReport], source: Any, arguments: argparse.Namespace) -> int:
     with _progress() as progress:
-        report = adapter.build_from_detectron2(
-            arguments.datasets,
+        report = build(
+            source,
             arguments.out,
             categories=arguments.category,
             include=arguments.include,
