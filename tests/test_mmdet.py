@@ -25,6 +25,7 @@ from mmengine.runner import Runner
 from mmengine.structures import InstanceData, PixelData
 
 from terse_aug import ForegroundBank, Parcel
+from terse_aug._ledger import COUNTERS
 from terse_aug.cli import main as terse_aug_command
 from terse_aug_mmdet import MMDetDetector, TerseHook, TersePaste, build_from_mmdet
 from terse_aug_mmdet._batch import PathWithCutouts, parcels_of, put_back, to_samples
@@ -263,6 +264,14 @@ def test_the_state_goes_where_the_optimizers_goes(data: Path, bank: ForegroundBa
     )
     with pytest.raises(ValueError, match="adversary has another form than this one"):
         other.train()
+
+
+def test_a_checkpoint_has_the_move_of_its_own_iteration(data: Path, bank: ForegroundBank, tmp_path: Path) -> None:
+    saving = [{"type": "CheckpointHook", "interval": 2, "by_epoch": False}]
+    made(data, tmp_path, 3, settings(bank), hooks=saving)[0].train()
+    saved = torch.load(tmp_path / "iter_2.pth", weights_only=False)["terse_aug"]["terse"]
+    counts = dict(zip(COUNTERS, saved["ledger.counts"].tolist(), strict=True))
+    assert (counts["iterations"], counts["moves"]) == (2, 2)
 
 
 def test_nothing_but_a_logs_statistics_is_let_in(tmp_path: Path) -> None:
