@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from factories import cutout
 from hosts import QUIET_MMDET, need_mmdet
 
 need_mmdet()
@@ -26,6 +27,7 @@ from mmengine.structures import InstanceData, PixelData
 
 from terse_aug import ForegroundBank, Parcel
 from terse_aug._ledger import COUNTERS
+from terse_aug.bank import BankWriter
 from terse_aug.cli import main as terse_aug_command
 from terse_aug_mmdet import MMDetDetector, TerseHook, TersePaste, build_from_mmdet
 from terse_aug_mmdet._batch import PathWithCutouts, parcels_of, put_back, to_samples
@@ -190,6 +192,22 @@ def test_what_does_not_fit_is_refused(data: Path, bank: ForegroundBank, tmp_path
     runner.train_dataloader.dataset._metainfo["classes"] = ("dog",)
     with pytest.raises(ValueError, match="the bank has categories that the detector lacks: cat"):
         runner.train()
+
+
+def test_unknown_classes_are_dropped_in_both(data: Path, tmp_path: Path) -> None:
+    """The same dictionary for both, and the workers' cut-outs are those of the hook's bank."""
+    with BankWriter(tmp_path / "more.bank", {1: "cat", 2: "dog", 3: "zebra"}) as out:
+        for seed in range(9):
+            out.add(cutout(seed, label=1 + seed % 3))
+    bank = ForegroundBank.open(tmp_path / "more.bank")
+    terse = settings(bank, drop_unknown_classes=True, classes=list(CLASSES))
+    runner, hook = made(data, tmp_path, 2, terse, pipeline=pipeline({"type": "TersePaste", **terse}))
+    runner.train()
+    assert hook.terse.metrics()["objects_labelled"] > 0
+    assert len(hook.terse.bank) == 6
+    other, _ = made(data, tmp_path, 2, terse | {"classes": ["cat", "dog"]})
+    with pytest.raises(ValueError, match=r"classes: expected the data set's, \('dog', 'cat'\), got \('cat', 'dog'\)"):
+        other.train()
 
 
 def test_accumulated_batches_make_one_move_and_the_loss_scale_is_taken_out(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class TerseHook(Hook):
         seed: of all that is drawn, the same on every rank; by default the runner's.
         enabled: without it the hook does nothing.
         drop_unknown_classes: leave cut-outs out whose class the data set does not have, in place of refusing the bank.
+        classes: the data set's class names, which ``TersePaste`` needs where unknown ones are dropped; the hook
+            sees that they are the data set's.
         input_format: of the images as the pipeline loads them, ``"BGR"``, which is MMDetection's, or ``"RGB"``.
         interval: iterations between two readings of the figures under ``train/terse_aug/``; 0 for none.
         image_interval: iterations between two pictures of composites for the visualizer; 0 for none.
@@ -62,6 +64,7 @@ class TerseHook(Hook):
         seed: int | None = None,
         enabled: bool = True,
         drop_unknown_classes: bool = False,
+        classes: Sequence[str] | None = None,
         input_format: str = "BGR",
         interval: int = 50,
         image_interval: int = 500,
@@ -71,6 +74,7 @@ class TerseHook(Hook):
             raise ValueError(f"input_format: expected BGR or RGB, got {input_format!r}")
         self._bank, self._policy, self._seed = bank, policy, seed
         self._enabled, self._drop_unknown = enabled, drop_unknown_classes
+        self._classes = None if classes is None else tuple(classes)
         self._pixels = PixelFormat(scale=255.0, bgr=input_format == "BGR")
         self._interval, self._image_interval = interval, image_interval
         self._settings = terse_settings(settings)
@@ -99,6 +103,8 @@ class TerseHook(Hook):
         classes = runner.train_dataloader.dataset.metainfo.get("classes")
         if not classes:
             raise ValueError("the data set has no classes in its metainfo, so the bank's cannot be matched")
+        if self._classes not in (None, tuple(classes)):
+            raise ValueError(f"classes: expected the data set's, {tuple(classes)}, got {self._classes}")
         self._device = next(runner.model.parameters()).device
         self._terse = Terse(
             open_bank(self._bank, classes, self._drop_unknown),
