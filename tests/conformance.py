@@ -5,6 +5,7 @@ A host trains real models of its own on a tiny data set; what came of it is told
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import random
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from factories import make_bank, white_disc
 from torch import Tensor
 
 from terse_aug import Terse
@@ -152,6 +154,19 @@ class Conformance:
             for own in after.masks[: len(before.masks)]
         )
         return list(range(old, len(after.masks)))
+
+    def test_colours_arrive_as_they_are(self, host: Host, tmp_path: Path) -> None:
+        """Red discs, on pictures of noise up to half as bright."""
+        disc = white_disc(side=20, extent=0.35)
+        disc.rgba[..., 1:3] = 0
+        red = make_bank(tmp_path, [dataclasses.replace(disc, label=label) for label in (1, 2)])
+        run = host.train(tmp_path / "out", 2, terse=settings(bank=str(red.path), decoys=(0, 0)))
+        for before, after in zip(chain(*run.loaded), chain(*run.entered), strict=True):
+            new = ((after.image - before.image).abs().amax(0) > 0.4).cpu()
+            colour = after.image[:, new].mean(1)
+            assert int(new.sum()) > 30
+            assert colour[0] > 0.8
+            assert colour[1:].max() < 0.2
 
     def test_classes_are_matched_by_name(self, host: Host, tmp_path: Path) -> None:
         run = host.train(tmp_path, 3, terse=settings())
