@@ -57,7 +57,7 @@ def build_from_mmdet(
         ValueError: the config has no data set, it has no class names, or nothing was kept.
         OSError: a file is missing, or the disk is full or cannot be written.
     """
-    content, folder = as_coco(_dataset(config))
+    content, folder = as_coco(_datasets(config))
     return build_from_coco(
         content,
         folder,
@@ -70,16 +70,29 @@ def build_from_mmdet(
     )
 
 
-def as_coco(dataset: Any) -> tuple[dict[str, Any], Path]:
-    """A data set of MMDetection as the content of a COCO JSON, and the folder that its file names are relative to.
+def class_names(metainfo: Any) -> tuple[str, ...]:
+    """The class names of a data set; several that were concatenated tell their metainfo in a list.
 
     Raises:
-        ValueError: it has no class names.
+        ValueError: there are none, or not the same.
     """
-    names = dataset.metainfo.get("classes")
-    if not names:
-        raise ValueError("the data set has no classes in its metainfo; give it metainfo=dict(classes=(...))")
-    records = [dataset.get_data_info(number) for number in range(len(dataset))]
+    each = metainfo if isinstance(metainfo, list | tuple) else [metainfo]
+    names = {tuple(own.get("classes") or ()) for own in each}
+    if len(names) != 1 or not all(names):
+        raise ValueError(
+            f"expected a data set with class names, metainfo=dict(classes=(...)), the same in all parts; got {names}"
+        )
+    return names.pop()
+
+
+def as_coco(datasets: Sequence[Any]) -> tuple[dict[str, Any], Path]:
+    """MMDetection's data sets as the content of a COCO JSON, and the folder that its file names are relative to.
+
+    Raises:
+        ValueError: they have no class names, or not the same.
+    """
+    names = class_names([dataset.metainfo for dataset in datasets])
+    records = [dataset.get_data_info(number) for dataset in datasets for number in range(len(dataset))]
     files = [Path(record["img_path"]).absolute() for record in records]
     folder = Path(os.path.commonpath([file.parent for file in files])) if files else Path()
     images: list[dict[str, Any]] = []
@@ -91,7 +104,8 @@ def as_coco(dataset: Any) -> tuple[dict[str, Any], Path]:
             annotations.append(_annotation(entry) | {"id": len(annotations), "image_id": number})
     categories = [{"id": label, "name": name} for label, name in enumerate(names)]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    return content | {"info": {"description": f"MMDetection: {type(dataset).__name__}"}}, folder
+    kinds = sorted({type(dataset).__name__ for dataset in datasets})
+    return content | {"info": {"description": f"MMDetection: {', '.join(kinds)}"}}, folder
 
 
 def _annotation(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,14 +128,20 @@ def _as_json(mask: Any) -> Any:
     return [[float(value) for value in polygon] for polygon in mask]
 
 
-def _dataset(config: str | Path | Config | Mapping[str, Any]) -> Any:
-    """The data set itself, under whatever repeats, concatenates or mixes it."""
+def _datasets(config: str | Path | Config | Mapping[str, Any]) -> list[Any]:
+    """The data sets themselves, under whatever repeats, concatenates or mixes them."""
     if isinstance(config, str | Path):
         config = Config.fromfile(str(config))
-    init_default_scope(config.get("default_scope", "mmdet"))
+    init_default_scope(config.get("default_scope") or "mmdet")
     settings = config["train_dataloader"]["dataset"] if "train_dataloader" in config else config
-    while "dataset" in settings:
-        settings = settings["dataset"]
+    return [DATASETS.build({**own, "pipeline": []}) for own in _innermost(settings)]
+
+
+def _innermost(settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    if "datasets" in settings:
+        return [inner for own in settings["datasets"] for inner in _innermost(own)]
+    if "dataset" in settings:
+        return _innermost(settings["dataset"])
     if "type" not in settings:
         raise ValueError("the config has no train_dataloader.dataset, and is no data set either")
-    return DATASETS.build({**settings, "pipeline": []})
+    return [settings]

@@ -77,6 +77,8 @@ def _target(sample: DetDataSample, where: str, device: torch.device) -> dict[str
             f"{where} has a semantic map (gt_sem_seg), which pasting does not correct: panoptic and semantic "
             "segmentation are not supported"
         )
+    if "proposals" in sample:
+        raise ValueError(f"{where} has precomputed proposals, which a pasted object would lack: they are not supported")
     if "gt_instances" not in sample or "bboxes" not in sample.gt_instances:
         raise ValueError(f"{where} has no boxes: load annotations with_bbox=True in the pipeline")
     instances = sample.gt_instances
@@ -101,8 +103,8 @@ def _masks(masks: Any, device: torch.device) -> Tensor:
 
 
 def with_instances(sample: DetDataSample, target: Mapping[str, Any], image: Tensor) -> DetDataSample:
-    """A copy of a sample with other instances, and without what it has carried for us."""
-    boxes = target["boxes"]
+    """A copy of a sample with other instances; what the sample has carried for us is taken out of both."""
+    boxes = target["boxes"].clone()  # batch augmentations write into them
     before = sample.get("gt_instances", None)
     if before is None or isinstance(before.bboxes, BaseBoxes):
         boxes = HorizontalBoxes(boxes)
@@ -110,10 +112,11 @@ def with_instances(sample: DetDataSample, target: Mapping[str, Any], image: Tens
     if "masks" in target:
         height, width = image.shape[-2:]
         fields["masks"] = BitmapMasks(target["masks"].to("cpu", torch.uint8).numpy(), height, width)
+    # Before the copy, which would copy the cut-outs, too.
+    if PARCEL in sample:
+        delattr(sample, PARCEL)
+    if isinstance(sample.get("img_path", None), PathWithCutouts):
+        sample.set_metainfo({"img_path": str(sample.img_path)})
     other: DetDataSample = sample.clone()
     other.gt_instances = InstanceData(**fields)
-    if PARCEL in other:
-        delattr(other, PARCEL)
-    if isinstance(other.get("img_path", None), PathWithCutouts):
-        other.set_metainfo({"img_path": str(other.img_path)})
     return other

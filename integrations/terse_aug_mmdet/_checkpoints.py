@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 
+_STATISTICS = ("mean", "max", "min", "current")
+
 
 def allow_own_checkpoints() -> None:
     """Let ``torch.load(weights_only=True)``, the default since torch 2.6, read what MMEngine saves.
@@ -17,6 +19,8 @@ def allow_own_checkpoints() -> None:
     """
     kinds = (np.dtype(kind) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_, np.uint8))
     arrays: list[Any] = [np.ndarray, np.dtype, *{type(kind) for kind in kinds}]
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
+        return  # older ones do not refuse them
     methods = (_method_of_a_buffer, "builtins.getattr")
     torch.serialization.add_safe_globals([HistoryBuffer, methods, *_rebuilders(), *arrays])
 
@@ -27,7 +31,7 @@ def _method_of_a_buffer(owner: object, name: str) -> object:
     Raises:
         ValueError: a file asks for something else.
     """
-    if owner is not HistoryBuffer or name.startswith("_"):
+    if owner is not HistoryBuffer or name not in _STATISTICS:
         raise ValueError(f"a checkpoint asks for {name!r} of {owner!r}, which is no statistic of MMEngine's log")
     return getattr(HistoryBuffer, name)
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from terse_aug import PixelFormat, Terse
 from terse_aug.preview import batch_picture
-from terse_aug_mmdet._bank import open_bank
+from terse_aug_mmdet._bank import class_names, open_bank
 from terse_aug_mmdet._batch import parcels_of, put_back, to_samples
 from terse_aug_mmdet._model import MMDetDetector
-from terse_aug_mmdet._settings import terse_settings
+from terse_aug_mmdet._settings import checked_policy, terse_settings
 
 KEY = "terse_aug"
 """Of the adversary's state in a checkpoint."""
@@ -72,7 +72,7 @@ class TerseHook(Hook):
     ) -> None:
         if input_format not in ("BGR", "RGB"):
             raise ValueError(f"input_format: expected BGR or RGB, got {input_format!r}")
-        self._bank, self._policy, self._seed = bank, policy, seed
+        self._bank, self._policy, self._seed = bank, checked_policy(policy), seed
         self._enabled, self._drop_unknown = enabled, drop_unknown_classes
         self._classes = None if classes is None else tuple(classes)
         self._pixels = PixelFormat(scale=255.0, bgr=input_format == "BGR")
@@ -82,7 +82,7 @@ class TerseHook(Hook):
         self._saved: Mapping[str, Any] | None = None
         self._device = torch.device("cpu")
         self._losses: list[Tensor] = []
-        self._scale = 1.0
+        self._scale, self._due = 1.0, False
         self._clock = (0.0, 0.0)
 
     @property
@@ -100,11 +100,9 @@ class TerseHook(Hook):
         """Make what is needed of the runner's model and data set, and load what was saved."""
         if not self._enabled:
             return
-        classes = runner.train_dataloader.dataset.metainfo.get("classes")
-        if not classes:
-            raise ValueError("the data set has no classes in its metainfo, so the bank's cannot be matched")
-        if self._classes not in (None, tuple(classes)):
-            raise ValueError(f"classes: expected the data set's, {tuple(classes)}, got {self._classes}")
+        classes = class_names(runner.train_dataloader.dataset.metainfo)
+        if self._classes not in (None, classes):
+            raise ValueError(f"classes: expected the data set's, {classes}, got {self._classes}")
         self._device = next(runner.model.parameters()).device
         self._terse = Terse(
             open_bank(self._bank, classes, self._drop_unknown),
@@ -114,8 +112,14 @@ class TerseHook(Hook):
             pixels=self._pixels,
             **self._settings,
         ).to(self._device)
-        if runner._resume and runner.iter > 0:
+        if self._terse.policy.needs_target and runner.distributed:
+            raise ValueError(
+                "policy 'hard-random' asks for the loss of single images, which many of MMDetection's heads average "
+                "over all ranks: with several processes use critic, learned or random"
+            )
+        if runner.iter > 0:
             self._load(runner)
+        self._saved = None  # of a checkpoint that only the weights were taken from
         self._clock = (time.perf_counter(), 0.0)
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
@@ -142,11 +146,13 @@ class TerseHook(Hook):
             return
         assert outputs is not None
         self._losses.append(outputs["loss"].detach())
+        self._due |= self.every_n_train_iters(runner, self._interval)
         if not runner.optim_wrapper.should_update():
             return
         self._terse.step(torch.stack(self._losses).mean(), self._scale)
         self._losses.clear()
-        if self.every_n_train_iters(runner, self._interval):
+        if self._due:
+            self._due = False
             self._log(runner)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
@@ -170,7 +176,6 @@ class TerseHook(Hook):
                 "the checkpoint's adversary has another form than this one: use the policy and settings that it was "
                 f"trained with, or start from the model's weights with load_from in place of resume. {error}"
             ) from error
-        self._saved = None
 
     def _log(self, runner: Any) -> None:
         now, spent = time.perf_counter(), self.terse.seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ class MMDetDetector:
         losses = []
         with undisturbed(self.model, True, differentiable):
             for image, target in zip(images, targets, strict=True):
-                with isolated_global_rng(0, [image.device]):
+                with isolated_global_rng(0, [image.device]), _plain_state_kept(self.model):
                     data = self.model.data_preprocessor(_batch([image], [target]), True)
                     result = self.model(**data, mode="loss")
                     losses.append(self.model.parse_losses(result)[0].float())
@@ -60,6 +61,36 @@ class MMDetDetector:
             _scores(sample.pred_instances, target, self.iou_threshold)
             for sample, target in zip(found, targets, strict=True)
         ]
+
+
+@contextlib.contextmanager
+def _plain_state_kept(model: nn.Module) -> Iterator[None]:
+    """What modules note of a training forward in plain attributes, as Dynamic R-CNN its IoU, is put back.
+
+    Batch augmentations are left out meanwhile: they resize by a draw that all ranks share, and remember it.
+    """
+    noted = [
+        (part, {name: copy.copy(value) for name, value in vars(part).items() if _is_plain(name, value)})
+        for part in model.modules()
+    ]
+    preprocessor: Any = model.data_preprocessor
+    augments = getattr(preprocessor, "batch_augments", None)
+    try:
+        if augments is not None:
+            preprocessor.batch_augments = None
+        yield
+    finally:
+        if augments is not None:
+            preprocessor.batch_augments = augments
+        for part, before in noted:
+            for name in [name for name, value in vars(part).items() if _is_plain(name, value)]:
+                if name not in before:
+                    delattr(part, name)
+            vars(part).update(before)
+
+
+def _is_plain(name: str, value: Any) -> bool:
+    return not name.startswith("_") and name != "training" and isinstance(value, int | float | str | list | dict)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,8 @@ from dataclasses import fields
 from typing import Any
 
 from terse_aug import TerseConfig, TransformRanges
+from terse_aug._config import replaced
+from terse_aug.policies import POLICIES
 
 HOOK_ONLY = ("input_format", "interval", "image_interval")
 """Arguments of the hook that the transform passes over, so that both can be given the same dictionary."""
@@ -19,7 +21,7 @@ def terse_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         settings: ``ranges`` may be a dictionary, pairs may be lists.
 
     Raises:
-        ValueError: a setting that there is not.
+        ValueError: a setting that there is not, or a value outside its range.
     """
     known = {field.name for field in fields(TerseConfig)}
     if unknown := sorted(set(settings) - known):
@@ -27,7 +29,19 @@ def terse_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     plain = {name: _plain(value) for name, value in settings.items()}
     if isinstance(ranges := plain.get("ranges"), Mapping):
         plain["ranges"] = TransformRanges(**{name: _plain(value) for name, value in ranges.items()})
+    replaced(TerseConfig(), plain)  # what is wrong is said now, not when training begins
     return plain
+
+
+def checked_policy(policy: Any) -> Any:
+    """A policy, or the name of one.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if isinstance(policy, str) and policy not in POLICIES:
+        raise ValueError(f"policy: expected one of {', '.join(POLICIES)}, got {policy!r}")
+    return policy
 
 
 def _plain(value: Any) -> Any:

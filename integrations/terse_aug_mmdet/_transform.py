@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
 
 from terse_aug import CutoutLoader
 from terse_aug_mmdet._bank import open_bank
 from terse_aug_mmdet._batch import PARCEL, PathWithCutouts
-from terse_aug_mmdet._settings import HOOK_ONLY, terse_settings
+from terse_aug_mmdet._settings import HOOK_ONLY, checked_policy, terse_settings
 
 
 @TRANSFORMS.register_module()
@@ -26,7 +27,7 @@ class TersePaste(BaseTransform):
     Args:
         bank: path of the bank, as the hook has it.
         policy: as the hook has it.
-        seed: mixed with the workers' own seeds.
+        seed: mixed with the workers' own seeds; by default torch's, which the runner has set.
         enabled: without it the transform does nothing.
         classes: the data set's class names; needed with ``drop_unknown_classes`` only.
         drop_unknown_classes: as the hook has it.
@@ -47,8 +48,13 @@ class TersePaste(BaseTransform):
         **settings: Any,
     ) -> None:
         own = terse_settings({name: value for name, value in settings.items() if name not in HOOK_ONLY})
-        self._bank, self._enabled = bank, enabled
-        self._cutouts = CutoutLoader(open_bank(bank, classes, drop_unknown_classes), policy, seed=seed or 0, **own)
+        self._bank = str(bank)
+        self._cutouts: CutoutLoader | None = None
+        checked_policy(policy)
+        if enabled:
+            # The runner has seeded torch by its own seed.
+            seed = torch.initial_seed() % 2**63 if seed is None else seed
+            self._cutouts = CutoutLoader(open_bank(bank, classes, drop_unknown_classes), policy, seed=seed, **own)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Attach cut-outs.
@@ -59,7 +65,7 @@ class TersePaste(BaseTransform):
         if "img" not in results:
             place = "before PackDetInputs" if "inputs" in results else "after LoadImageFromFile"
             raise ValueError(f"TersePaste has to stand {place} in the pipeline; it met {sorted(results)}")
-        if not self._enabled:
+        if self._cutouts is None:
             return results
         parcel = self._cutouts()
         path = PathWithCutouts(results.get("img_path") or "")

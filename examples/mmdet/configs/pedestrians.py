@@ -50,6 +50,6 @@ train_dataloader.update(sampler=dict(type="InfiniteSampler", shuffle=True), batc
 optim_wrapper = dict(optimizer=dict(lr=0.005))
 param_scheduler = [dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50)]
 default_hooks = dict(
-    logger=dict(type="LoggerHook", interval=20), checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=400)
+    logger=dict(type="LoggerHook", interval=20), checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=100)
 )
 log_processor = dict(by_epoch=False)
