@@ -119,6 +119,8 @@ def test_cut_outs_are_read_in_the_workers(
     monkeypatch.setattr(ForegroundBank, "__getitem__", counted)
     runner.train()
     assert hook.terse.metrics()["objects_labelled"] > 2
+    assert hook.terse.config.ranges.rotation == (-5.0, 5.0)
+    assert hook.terse.config.objects == (1, 2)
     assert bool(reads) == (workers == 0)
 
 
