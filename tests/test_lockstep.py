@@ -552,7 +552,7 @@ class Unloadable:
     """Its state can be saved and not be loaded."""
 
     def state_dict(self) -> dict[str, Any]:
-        return {"value": np.float64(1)}
+        return {"value": Path("a")}
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
         raise AssertionError
