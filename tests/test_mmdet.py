@@ -202,6 +202,10 @@ def test_what_does_not_fit_is_refused(data: Path, bank: ForegroundBank, tmp_path
             (HOOKS if kind == "TerseHook" else TRANSFORMS).build({"type": kind, **settings(bank, policy="critik")})
     with pytest.raises(RuntimeError, match="has not begun"):
         _ = TerseHook(str(bank.path)).terse
+    runner, hook = made(data, tmp_path, 1, settings(bank, policy="hard-random"))
+    runner._distributed = True
+    with pytest.raises(ValueError, match=r"'hard-random' asks for the loss of single images.* over all ranks"):
+        hook.before_train(runner)
     runner, _ = made(data, tmp_path, 1, settings(bank))
     runner.train_dataloader.dataset._metainfo["classes"] = ("dog",)
     with pytest.raises(ValueError, match="the bank has categories that the detector lacks: cat"):
