@@ -246,8 +246,8 @@ class Listener(logging.Handler):
 
 def next_draws() -> str:
     """What torch, numpy and Python would draw next from their global generators."""
-    numpy_state = np.random.get_state()  # noqa: NPY002
-    state = (torch.get_rng_state().tolist(), numpy_state[1].tolist(), numpy_state[2:], random.getstate())  # type: ignore[index]
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - what the hosts draw from
+    state = (torch.get_rng_state().tolist(), kind, np.asarray(keys).tolist(), rest, random.getstate())
     return hashlib.blake2b(repr(state).encode()).hexdigest()
 
 

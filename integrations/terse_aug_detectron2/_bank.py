@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
-from pycocotools import mask as coco_mask
 
-from terse_aug.bank import BuildReport, CutRules, build_from_coco
+from terse_aug.bank import BuildReport, CutRules, build_from_coco, segmentation_as_json
 
 
 def build_from_detectron2(
@@ -102,21 +101,8 @@ def _annotation(entry: dict[str, Any], with_keypoints: bool) -> dict[str, Any]:
     if "bbox" in entry:
         corners = [float(value) for value in entry["bbox"]]
         kept["bbox"] = list(BoxMode.convert(corners, entry.get("bbox_mode", BoxMode.XYXY_ABS), BoxMode.XYWH_ABS))
-    if (segmentation := _as_json(entry.get("segmentation"))) is not None:
+    if (segmentation := segmentation_as_json(entry.get("segmentation"))) is not None:
         kept["segmentation"] = segmentation
     if with_keypoints and entry.get("keypoints") is not None:
         kept["keypoints"] = np.asarray(entry["keypoints"], dtype=float).flatten().tolist()
     return kept
-
-
-def _as_json(segmentation: Any) -> Any:
-    """What a JSON would hold: numbers in lists, and text for compressed runs; ``None`` where there is nothing."""
-    if segmentation is None or len(segmentation) == 0:
-        return None
-    if isinstance(segmentation, np.ndarray) and segmentation.ndim == 2 and segmentation.dtype in (bool, np.uint8):
-        segmentation = coco_mask.encode(np.asfortranarray(segmentation, dtype=np.uint8))
-    if isinstance(segmentation, dict):
-        counts = segmentation["counts"]
-        size = [int(value) for value in segmentation["size"]]
-        return {"size": size, "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
-    return [[float(value) for value in polygon] for polygon in segmentation]

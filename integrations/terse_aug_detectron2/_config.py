@@ -48,8 +48,8 @@ def terse_config(cfg: CfgNode) -> TerseConfig:
         ValueError: a value is outside its range, or the config has no ``TERSE``.
     """
     node = terse_node(cfg)
-    ranges = TransformRanges(**{key.lower(): _plain(value) for key, value in node.RANGES.items()})
-    own = {key.lower(): _plain(node[key]) for part, key, _, _ in _settings() if not part}
+    ranges = TransformRanges(**{key.lower(): value for key, value in node.RANGES.items()})
+    own = {key.lower(): node[key] for part, key, _, _ in _settings() if not part}
     return TerseConfig(ranges=ranges, **own)
 
 
@@ -102,8 +102,3 @@ def _settings() -> Iterator[tuple[str, str, Any, str]]:
     for part in fields(TransformRanges):
         meaning = "allowed range of this transform parameter, see terse_aug.TransformRanges"
         yield "RANGES.", part.name.upper(), getattr(default.ranges, part.name), meaning
-
-
-def _plain(value: Any) -> Any:
-    """Lists, as they come from YAML, as tuples."""
-    return tuple(value) if isinstance(value, list) else value

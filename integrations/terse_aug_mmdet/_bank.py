@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from terse_aug import ForegroundBank
-from terse_aug.bank import BuildReport, CutRules, build_from_coco
+from terse_aug.bank import BuildReport, CutRules, build_from_coco, segmentation_as_json
 
 
 def open_bank(path: str | Path, classes: Sequence[str] | None, drop_unknown: bool) -> ForegroundBank:
@@ -115,17 +115,9 @@ def _annotation(entry: Mapping[str, Any]) -> dict[str, Any]:
         "category_id": entry["bbox_label"],
         "iscrowd": entry.get("ignore_flag", 0),
     }
-    if mask := entry.get("mask"):
-        kept["segmentation"] = _as_json(mask)
+    if (segmentation := segmentation_as_json(entry.get("mask"))) is not None:
+        kept["segmentation"] = segmentation
     return kept
-
-
-def _as_json(mask: Any) -> Any:
-    if isinstance(mask, Mapping):
-        counts = mask["counts"]
-        size = [int(value) for value in mask["size"]]
-        return {"size": size, "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
-    return [[float(value) for value in polygon] for polygon in mask]
 
 
 def _datasets(config: str | Path | Config | Mapping[str, Any]) -> list[Any]:

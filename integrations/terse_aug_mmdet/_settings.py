@@ -26,9 +26,9 @@ def terse_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     known = {field.name for field in fields(TerseConfig)}
     if unknown := sorted(set(settings) - known):
         raise ValueError(f"unknown settings {unknown}; expected some of {sorted(known)}")
-    plain = {name: _plain(value) for name, value in settings.items()}
+    plain = dict(settings)
     if isinstance(ranges := plain.get("ranges"), Mapping):
-        plain["ranges"] = TransformRanges(**{name: _plain(value) for name, value in ranges.items()})
+        plain["ranges"] = TransformRanges(**ranges)
     replaced(TerseConfig(), plain)  # what is wrong is said now, not when training begins
     return plain
 
@@ -42,7 +42,3 @@ def checked_policy(policy: Any) -> Any:
     if isinstance(policy, str) and policy not in POLICIES:
         raise ValueError(f"policy: expected one of {', '.join(POLICIES)}, got {policy!r}")
     return policy
-
-
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

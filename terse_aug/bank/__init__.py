@@ -11,6 +11,7 @@ from terse_aug.bank._images import NoAlphaError, read_image, read_rgba
 from terse_aug.bank._masks import build_from_masks
 from terse_aug.bank._report import BuildReport
 from terse_aug.bank._rgba import build_from_rgba
+from terse_aug.bank._segmentation import segmentation_as_json
 from terse_aug.bank._writer import BankWriter
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "build_from_rgba",
     "read_image",
     "read_rgba",
+    "segmentation_as_json",
 ]

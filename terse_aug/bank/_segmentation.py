@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,26 @@ def segmentation_to_mask(segmentation: Any, height: int, width: int) -> NDArray[
     polygons = _sound_polygons(segmentation, height, width)
     merged = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
     return _from_runs(_uncompressed(merged["counts"].decode("ascii")), height, width)
+
+
+def segmentation_as_json(segmentation: Any) -> Any:
+    """A segmentation in a form that a COCO JSON can hold, from one that a host has in memory.
+
+    Args:
+        segmentation: polygons of any kind of sequences; an RLE whose counts may be bytes; or a bitmap, bool or uint8
+            ``[height, width]``.
+
+    Returns:
+        Lists of numbers, or an RLE with its counts as text or a list; ``None`` where there is nothing.
+    """
+    if segmentation is None or len(segmentation) == 0:
+        return None
+    if isinstance(segmentation, np.ndarray) and segmentation.ndim == 2 and segmentation.dtype in (bool, np.uint8):
+        segmentation = coco_mask.encode(np.asfortranarray(segmentation, dtype=np.uint8))
+    if isinstance(segmentation, Mapping):
+        counts, size = segmentation["counts"], [int(side) for side in segmentation["size"]]
+        return {"size": size, "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+    return [[float(value) for value in polygon] for polygon in segmentation]
 
 
 def _from_runs(runs: list[int], height: int, width: int) -> NDArray[np.uint8]:
