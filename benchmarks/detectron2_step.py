@@ -27,13 +27,11 @@ from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from benchmarks._scenes import make_cutout, make_picture, write_bank
-from benchmarks._timing import Summary, Times, interleaved, show, surroundings, write_json
+from benchmarks._scenes import make_picture
+from benchmarks._steps import CYCLE, SOURCE_SIDE, report_loading, report_steps, step_bank
+from benchmarks._timing import interleaved, surroundings, write_json
 from terse_aug import ForegroundBank
 from terse_aug_detectron2 import TerseHook, TerseMapper, add_terse_config
-
-CYCLE = 4
-"""Steps in which an arm with k = 4 moves once; the mean over whole cycles counts."""
 
 ARMS: dict[str, dict[str, Any] | None] = {
     "none": None,
@@ -44,7 +42,7 @@ ARMS: dict[str, dict[str, Any] | None] = {
     "learned_k4": {"policy": "learned", "move_every": CYCLE},
 }
 
-_OBJECTS, _PICTURES, _CUTOUTS, _SOURCE_SIDE = 3, 8, 32, 640
+_OBJECTS, _PICTURES = 3, 8
 
 Record = dict[str, Any]
 
@@ -63,13 +61,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (options.side,), 2 * options.side
     model = build_model(cfg).train()
     with tempfile.TemporaryDirectory() as name:
-        records, bank = _records(Path(name)), _bank(Path(name)).relabel({"first": 0, "second": 1})
+        records, bank = _records(Path(name)), step_bank(Path(name)).relabel({"first": 0, "second": 1})
         mappers = {"DatasetMapper": DatasetMapper(cfg, is_train=True)}
         mappers["TerseMapper"] = TerseMapper(mappers["DatasetMapper"], bank)
         arms = {name: _Arm(model, bank, records, mappers, settings, options) for name, settings in ARMS.items()}
         steps = interleaved({name: arm.pair() for name, arm in arms.items()}, CYCLE * options.cycles, CYCLE)
         loading = interleaved({name: _loader(mapper, records) for name, mapper in mappers.items()}, 40, 8)
-    _report(steps, loading, options)
+    title = f"R50-FPN, {options.side} px, batch {options.batch}, {options.cycles} cycles of {CYCLE} steps"
+    content = report_steps(title, steps) | report_loading("Loading an image in one process", loading)
+    write_json(options.json, content | {"side": options.side, "batch": options.batch} | surroundings())
 
 
 class _Arm:
@@ -137,53 +137,16 @@ def _records(folder: Path) -> list[Record]:
     generator = np.random.default_rng(0)
     records = []
     for number in range(_PICTURES):
-        picture = make_picture(_SOURCE_SIDE, _OBJECTS, generator)
+        picture = make_picture(SOURCE_SIDE, _OBJECTS, generator)
         cv2.imwrite(str(folder / f"{number}.jpg"), picture.image[:, :, ::-1])
         annotations = [
             {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": label - 1}
             for box, label in zip(picture.boxes.tolist(), picture.labels.tolist(), strict=True)
         ]
-        size = {"height": _SOURCE_SIDE, "width": _SOURCE_SIDE}
+        size = {"height": SOURCE_SIDE, "width": SOURCE_SIDE}
         name = str(folder / f"{number}.jpg")
         records.append({"file_name": name, "image_id": number, "annotations": annotations, **size})
     return records
-
-
-def _bank(folder: Path) -> ForegroundBank:
-    generator = np.random.default_rng(1)
-    radii = _SOURCE_SIDE * np.exp(generator.uniform(np.log(0.03), np.log(0.2), _CUTOUTS))
-    return write_bank(folder / "step.bank", [make_cutout(radius, generator) for radius in radii], _SOURCE_SIDE)
-
-
-def _cycle_mean(seconds: Sequence[float]) -> float:
-    """Mean over the places of a cycle of the median at each place: a mean that outliers do not move."""
-    return float(np.median(np.reshape(seconds, (-1, CYCLE)), axis=0).mean())
-
-
-def _report(steps: dict[str, Times], loading: dict[str, Times], options: argparse.Namespace) -> None:
-    wall = {name: _cycle_mean(arm.wall) for name, arm in steps.items()}
-    processor = {name: _cycle_mean(arm.processor) for name, arm in steps.items()}
-    rows = []
-    for name, value in wall.items():
-        spread = Summary.of(steps[name].wall)
-        ratios = f"{value / wall['none']:.3f}", f"{processor[name] / processor['none']:.3f}"
-        rows.append((name, f"{1e3 * value:.1f}", f"{spread.low:.1f} to {spread.high:.1f}", *ratios))
-    title = f"R50-FPN, {options.side} px, batch {options.batch}, {options.cycles} cycles of {CYCLE} steps"
-    show(title, ("", "ms per step", "quartiles", "ratio", "ratio, processor"), rows)
-    mapped = {name: Summary.of(times.wall) for name, times in loading.items()}
-    lines = [(name, f"{own.median:.2f}", f"{own.low:.2f} to {own.high:.2f}") for name, own in mapped.items()]
-    show("Loading an image in one process", ("", "ms", "quartiles"), lines)
-    content: dict[str, Any] = {
-        "ratios": {name: round(value / wall["none"], 4) for name, value in wall.items() if name != "none"},
-        "processor_ratios": {
-            name: round(value / processor["none"], 4) for name, value in processor.items() if name != "none"
-        },
-        "seconds_per_step": {name: round(value, 6) for name, value in wall.items()},
-        "loading_ms": {name: {"median": round(own.median, 4)} | own.spread() for name, own in mapped.items()},
-        "side": options.side,
-        "batch": options.batch,
-    }
-    write_json(options.json, content | surroundings())
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

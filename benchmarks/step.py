@@ -13,25 +13,20 @@ import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.models import detection
 
-from benchmarks._scenes import make_cutout, make_picture, write_bank
-from benchmarks._timing import Summary, Times, interleaved, show, surroundings, write_json
+from benchmarks._scenes import make_picture
+from benchmarks._steps import CYCLE, report_steps, step_bank
+from benchmarks._timing import Times, interleaved, surroundings, write_json
 from terse_aug import Terse
 from terse_aug.bank import ForegroundBank
 
-CYCLE = 4
-"""Steps in which ``learned_k4`` moves once; the mean over whole cycles counts."""
-
 _OBJECTS = 3
 _BATCHES = 4
-_CUTOUTS = 32
-_SOURCE_SIDE = 640  # of the photographs that the cut-outs come from
 _MAKERS = {
     "mobilenet": detection.fasterrcnn_mobilenet_v3_large_320_fpn,
     "resnet50": detection.fasterrcnn_resnet50_fpn,
@@ -51,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ).train()
     batches = _batches(options.side, options.batch)
     with tempfile.TemporaryDirectory() as folder:
-        steps = _steps(model, _bank(Path(folder)))
+        steps = _steps(model, step_bank(Path(folder)))
         arms = {name: (lambda turn: (turn, batches[turn % len(batches)]), step) for name, step in steps.items()}
         times = interleaved(arms, CYCLE * options.cycles, CYCLE * options.warmup)
     inside = {name: step.terse_seconds() for name, step in steps.items()}
@@ -109,43 +104,11 @@ def _batches(side: int, size: int) -> list[Batch]:
     return batches
 
 
-def _bank(folder: Path) -> ForegroundBank:
-    """Cut-outs as a data set of photographs gives them: of all sizes, most of them larger than they will be shown."""
-    generator = np.random.default_rng(1)
-    radii = _SOURCE_SIDE * np.exp(generator.uniform(np.log(0.03), np.log(0.2), _CUTOUTS))
-    return write_bank(folder / "step.bank", [make_cutout(radius, generator) for radius in radii], _SOURCE_SIDE)
-
-
-def _cycle_mean(seconds: Sequence[float]) -> float:
-    """Mean over the places of a cycle of the median at each place: a mean that outliers do not move."""
-    return float(np.median(np.reshape(seconds, (-1, CYCLE)), axis=0).mean())
-
-
 def _report(times: dict[str, Times], inside: dict[str, float], options: argparse.Namespace) -> None:
-    wall = {name: _cycle_mean(arm.wall) for name, arm in times.items()}
-    processor = {name: _cycle_mean(arm.processor) for name, arm in times.items()}
-    ratios = {name: round(value / wall["none"], 4) for name, value in wall.items() if name != "none"}
-    by_processor = {name: round(value / processor["none"], 4) for name, value in processor.items() if name != "none"}
-    spread = {name: Summary.of(arm.wall) for name, arm in times.items()}
-    rows = [
-        (
-            name,
-            f"{1e3 * value:.1f}",
-            f"{spread[name].low:.1f} to {spread[name].high:.1f}",
-            f"{1e3 * inside[name]:.1f}",
-            f"{ratios.get(name, 1.0):.3f}",
-            f"{by_processor.get(name, 1.0):.3f}",
-        )
-        for name, value in wall.items()
-    ]
     title = f"{options.detector}, {options.side} px, batch {options.batch}, {options.cycles} cycles of {CYCLE} steps"
-    show(title, ("", "ms per step", "quartiles", "in Terse", "ratio", "ratio, processor"), rows)
-    content: dict[str, Any] = {
-        "ratios": ratios,
-        "processor_ratios": by_processor,
-        "seconds_per_step": {name: round(value, 6) for name, value in wall.items()},
+    content = report_steps(title, times, {"in Terse": {name: 1e3 * value for name, value in inside.items()}})
+    content |= {
         "seconds_in_terse": {name: round(value, 6) for name, value in inside.items()},
-        "spread_ms": {name: summary.spread() for name, summary in spread.items()},
         "detector": options.detector,
         "side": options.side,
         "batch": options.batch,

@@ -1,0 +1,223 @@
+"""How each host's example is trained on Penn-Fudan, and where its figures lie afterwards."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+POLICIES = ("random", "hard-random", "learned", "critic")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: how many images, which arm, which seed."""
+
+    images: int
+    arm: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return f"train{self.images}-{self.arm}-seed{self.seed}"
+
+
+class Host(ABC):
+    """A training script and its conventions.
+
+    Args:
+        args: the arguments of :mod:`benchmarks.penn_fudan`.
+    """
+
+    arms: Sequence[str] = ("none", *POLICIES)
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.data, self.weights, self.out = (path.resolve() for path in (args.data, args.weights, args.out))
+
+    @abstractmethod
+    def prepare(self, images: Sequence[int]) -> None:
+        """Make once what the runs with so many training images read."""
+
+    @abstractmethod
+    def command(self, run: Run) -> list[str]:
+        """What trains."""
+
+    @abstractmethod
+    def figures(self, folder: Path) -> dict[str, Any]:
+        """``AP``, ``AP50``, ``AP75`` in per cent, and what else the table has, of a finished run."""
+
+    def train(self, run: Run) -> int:
+        """Run one training as a process of its own; its output goes to a log beside its folder."""
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": self._path()} | self._environment()
+        with open(f"{self.out / run.name}.log", "w") as log:
+            command = self.command(run)
+            code = subprocess.run(
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=self._folder()
+            ).returncode
+        return code
+
+    def _path(self) -> str:
+        own = [str(ROOT), str(ROOT / "integrations")]
+        return os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+    def _environment(self) -> Mapping[str, str]:
+        return {}
+
+    def _folder(self) -> Path | None:
+        return None
+
+    def _make(self, *command: str) -> None:
+        """Run a tool of the example."""
+        environment = os.environ | {"PYTHONPATH": self._path()} | self._environment()
+        subprocess.run(command, check=True, env=environment, cwd=self._folder())
+
+    def _bank(self, images: int) -> Path:
+        path: Path = self.out / f"people-{images}.bank"
+        return path
+
+    def _settings(self) -> dict[str, str]:
+        return dict(entry.split("=", 1) for entry in self.args.terse)
+
+
+class Torchvision(Host):
+    """examples/torchvision."""
+
+    def prepare(self, images: Sequence[int]) -> None:
+        """See :class:`Host`; nothing."""
+
+    def command(self, run: Run) -> list[str]:
+        """See :class:`Host`."""
+        script = "train.py" if run.arm == "none" else "train_with_terse.py"
+        command = [sys.executable, str(ROOT / "examples" / "torchvision" / script)]
+        command += ["--penn-fudan", str(self.data), "--weights", str(self.weights)]
+        command += [
+            "--split",
+            str(ROOT / "benchmarks" / "penn_fudan_split.json"),
+            "--train-part",
+            f"train_{run.images}",
+        ]
+        command += ["--iterations", str(self.args.iterations), "--seed", str(run.seed), "--threads", "1"]
+        command += ["--out", str(self.out / run.name), "--device", self.args.device]
+        command += ["--amp"] if self.args.amp else []
+        if run.arm != "none":
+            command += ["--policy", run.arm, *(["--terse", *self.args.terse] if self.args.terse else [])]
+        return command
+
+    def train(self, run: Run) -> int:
+        """See :class:`Host`; its results are its figures, its checkpoint is large."""
+        code, folder = super().train(run), self.out / run.name
+        if code == 0 and not self.args.keep:
+            (folder / "checkpoint.pt").unlink(missing_ok=True)
+        return code
+
+    def figures(self, folder: Path) -> dict[str, Any]:
+        """See :class:`Host`; with what the trained detector says of pastes."""
+        results = json.loads((folder / "results.json").read_text())
+        last = results["evaluations"][-1]
+        found = {name: last["box"][name] for name in ("AP", "AP50", "AP75")}
+        found |= {kind: last[kind] for kind in ("composites", "random composites") if kind in last}
+        return found | {"seconds": results["seconds"]["training"]}
+
+
+class Detectron2(Host):
+    """examples/detectron2, its config pedestrians_mobilenet.yaml."""
+
+    def prepare(self, images: Sequence[int]) -> None:
+        """See :class:`Host`; the bank."""
+        for count in images:
+            if not self._bank(count).exists():
+                build = ["terse-aug", "bank", "build", "detectron2", "--import", "pedestrians.datasets"]
+                self._make(*build, "--datasets", f"penn_fudan_train_{count}", "--out", str(self._bank(count)))
+
+    def command(self, run: Run) -> list[str]:
+        """See :class:`Host`; the learning rate falls after three quarters of the iterations."""
+        script = "train_net.py" if run.arm == "none" else "train_net_with_terse.py"
+        iterations = self.args.iterations
+        command = [sys.executable, script, "--config-file", "configs/pedestrians_mobilenet.yaml", "--threads", "1"]
+        command += ["OUTPUT_DIR", str(self.out / run.name), "SEED", str(run.seed), "MODEL.DEVICE", self.args.device]
+        command += ["DATASETS.TRAIN", f"('penn_fudan_train_{run.images}',)", "SOLVER.MAX_ITER", str(iterations)]
+        command += ["SOLVER.STEPS", f"({iterations * 3 // 4},)", "SOLVER.AMP.ENABLED", str(self.args.amp)]
+        if run.arm != "none":
+            command += ["TERSE.ENABLED", "True", "TERSE.POLICY", run.arm, "TERSE.BANK", str(self._bank(run.images))]
+            for name, value in self._settings().items():
+                command += [f"TERSE.{name.upper()}", value]
+        return command
+
+    def figures(self, folder: Path) -> dict[str, Any]:
+        """See :class:`Host`."""
+        lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+        last = [line for line in lines if "bbox/AP" in line][-1]
+        return {name: last[f"bbox/{name}"] for name in ("AP", "AP50", "AP75")}
+
+    def _environment(self) -> Mapping[str, str]:
+        return {"PENN_FUDAN": str(self.data), "MOBILENET_V2": str(self.weights)}
+
+    def _folder(self) -> Path:
+        return ROOT / "examples" / "detectron2"
+
+
+class MMDetection(Host):
+    """examples/mmdet, its configs pedestrians_mobilenet*.py."""
+
+    arms = (*Host.arms, "copypaste")
+
+    def prepare(self, images: Sequence[int]) -> None:
+        """See :class:`Host`; annotations, weights under MMDetection's names, and the bank."""
+        photographs = self.out / "PennFudanPed"
+        if not photographs.exists():
+            photographs.symlink_to(self.data)
+        if not (self.out / "data").exists():
+            self._make(sys.executable, self._script("penn_fudan_to_coco.py"), str(self.data), "--out", "data")
+            weights = str(self.weights), "--out", "data/mobilenet_v2.pth"
+            self._make(sys.executable, self._script("mobilenet_weights.py"), *weights)
+        for count in images:
+            if not self._bank(count).exists():
+                source = "--annotations", f"data/train_{count}.json", "--images", "PennFudanPed/PNGImages"
+                self._make("terse-aug", "bank", "build", "coco", *source, "--out", str(self._bank(count)))
+
+    def command(self, run: Run) -> list[str]:
+        """See :class:`Host`; the learning rate falls after three quarters of the iterations."""
+        iterations, folder = self.args.iterations, str(self.out / run.name)
+        source = "dataset.dataset" if run.arm == "copypaste" else "dataset"
+        options = [f"train_cfg.max_iters={iterations}", f"train_cfg.val_interval={iterations}"]
+        options += [f"param_scheduler.1.milestones=[{iterations * 3 // 4}]", f"randomness.seed={run.seed}"]
+        options += [f"train_dataloader.{source}.ann_file=data/train_{run.images}.json"]
+        options += ["default_hooks.checkpoint.interval=1000000"]
+        options += ["optim_wrapper.type=AmpOptimWrapper"] if self.args.amp else []
+        if run.arm in POLICIES:
+            settings = {"policy": run.arm, "bank": str(self._bank(run.images))} | self._settings()
+            for seat in ("custom_hooks.0", "train_dataloader.dataset.pipeline.4"):
+                options += [f"{seat}.{name}={value}" for name, value in settings.items()]
+        train = [sys.executable, self._script("train.py"), self._config(run.arm)]
+        return [*train, "--work-dir", folder, "--cfg-options", *options]
+
+    def figures(self, folder: Path) -> dict[str, Any]:
+        """See :class:`Host`."""
+        newest = max(folder.glob("*/vis_data/scalars.json"))
+        lines = [json.loads(line) for line in newest.read_text().splitlines()]
+        last = [line for line in lines if "coco/bbox_mAP" in line][-1]
+        names = {"AP": "coco/bbox_mAP", "AP50": "coco/bbox_mAP_50", "AP75": "coco/bbox_mAP_75"}
+        return {name: 100 * last[own] for name, own in names.items()}
+
+    def _folder(self) -> Path:
+        return self.out
+
+    def _script(self, name: str) -> str:
+        return str(ROOT / "examples" / "mmdet" / name)
+
+    def _config(self, arm: str) -> str:
+        ending = {"none": "", "copypaste": "_copypaste"}.get(arm, "_terse")
+        return self._script(f"configs/pedestrians_mobilenet{ending}.py")
+
+
+HOSTS: dict[str, type[Host]] = {"torchvision": Torchvision, "detectron2": Detectron2, "mmdet": MMDetection}

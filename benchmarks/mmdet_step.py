@@ -1,0 +1,277 @@
+"""What terse-aug adds to an MMDetection training step, and to loading an image, beside MMDetection's CopyPaste.
+
+``python -m benchmarks.mmdet_step --json F [--detector faster-rcnn] [--cycles 4] [--side 320] [--batch 2]``
+
+MMDetection's own config of Faster R-CNN R50-FPN or RTMDet-tiny, untrained, in its own runner. All arms train the same
+detector with a learning rate of 0 and take turns step by step; batches are loaded before the clock starts, with
+cut-outs by ``TersePaste``. Arms called ``..._in_preprocessor`` compose in the data preprocessor, as one of its
+``batch_augments``, in place of before the iteration. Loading: the time of an image in this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mmdet
+import numpy as np
+import torch
+from mmdet.registry import DATASETS, HOOKS, MODELS
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from benchmarks._scenes import Picture, make_picture
+from benchmarks._steps import CYCLE, SOURCE_SIDE, report_loading, report_steps, step_bank
+from benchmarks._timing import Times, interleaved, surroundings, write_json
+from terse_aug import PixelFormat
+from terse_aug_mmdet import TerseHook
+from terse_aug_mmdet._batch import parcels_of, put_back, to_samples
+
+CONFIGS = {
+    "faster-rcnn": "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
+    "rtmdet-tiny": "rtmdet/rtmdet_tiny_8xb32-300e_coco.py",
+}
+PASTING: dict[str, dict[str, Any]] = {
+    "random": {"policy": "random"},
+    "critic_k1": {"policy": "critic", "move_every": 1},
+    "critic_k4": {"policy": "critic", "move_every": CYCLE},
+    "learned_k1": {"policy": "learned", "move_every": 1},
+    "learned_k4": {"policy": "learned", "move_every": CYCLE},
+    "random_in_preprocessor": {"policy": "random"},
+    "learned_k1_in_preprocessor": {"policy": "learned", "move_every": 1},
+}
+
+_CLASSES = ("first", "second")
+_OBJECTS, _PICTURES = 3, 8
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark with the arguments of the command line."""
+    options = _options(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    register_all_modules(init_default_scope=True)
+    torch.manual_seed(0)
+    model = MODELS.build(_model_config(options.detector))
+    with tempfile.TemporaryDirectory() as name:
+        data, bank = _write_data(Path(name)), step_bank(Path(name))
+        plain, pasting = _dataset(data, options.side), {"bank": str(bank.path), "seed": 0}
+        datasets = {
+            "none": plain,
+            "TersePaste": _with(plain, {"type": "TersePaste", **pasting}),
+            "CopyPaste": _with_copy_paste(plain),
+        }
+        arms = {"none": _Arm(model, datasets["none"], None, name, options)}
+        arms["CopyPaste"] = _Arm(model, datasets["CopyPaste"], None, name, options)
+        for arm, settings in PASTING.items():
+            kind = "HookOfTheOtherSeat" if arm.endswith("_in_preprocessor") else "TerseHook"
+            dataset = _with(plain, {"type": "TersePaste", **pasting, **settings})
+            arms[arm] = _Arm(model, dataset, {"type": kind, **pasting, **settings}, name, options)
+        rounds = CYCLE * options.cycles
+        steps = interleaved({name: (arm.load, arm.step) for name, arm in arms.items()}, rounds, CYCLE)
+        loading = interleaved({name: _loader(dataset) for name, dataset in datasets.items()}, 40, 8)
+        inside = {name: arm.milliseconds_in_terse() for name, arm in arms.items()}
+    _report(steps, loading, inside, options)
+
+
+@HOOKS.register_module()
+class HookOfTheOtherSeat(TerseHook):
+    """Composes when the data preprocessor has normalised and padded the batch."""
+
+    def before_train(self, runner: Any) -> None:
+        """Say how the preprocessor has normalised the images."""
+        super().before_train(runner)
+        preprocessor = runner.model.data_preprocessor
+        mean, std = (tuple(values.flatten().tolist()) for values in (preprocessor.mean, preprocessor.std))
+        self.terse.pixels = PixelFormat(255.0, mean, std, bgr=not preprocessor._channel_conversion)
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Take the seat for this iteration."""
+        runner.model.data_preprocessor.batch_augments = [self._compose]
+
+    def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
+        """Leave it."""
+        runner.model.data_preprocessor.batch_augments = None
+        super().after_train_iter(runner, *args, **kwargs)
+
+    def _compose(self, inputs: Tensor, samples: Any) -> tuple[Tensor, Any]:
+        shapes = [sample.img_shape for sample in samples]
+        shown = [image[:, :height, :width] for image, (height, width) in zip(inputs, shapes, strict=True)]
+        batch = {"inputs": shown, "data_samples": samples}
+        images, targets = to_samples(batch, inputs.device)
+        composites, corrected = self.terse(images, targets, parcels_of(batch))
+        put_back(batch, list(composites), corrected)
+        padded = torch.zeros_like(inputs)
+        for row, image in enumerate(batch["inputs"]):
+            padded[row, :, : image.shape[1], : image.shape[2]] = image
+        return padded, batch["data_samples"]
+
+
+class _Arm:
+    """A runner of its own on the model of all."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: dict[str, Any],
+        hook: dict[str, Any] | None,
+        folder: str,
+        options: argparse.Namespace,
+    ) -> None:
+        self._batch = options.batch
+        self._runner = Runner(
+            model=model,
+            work_dir=folder,
+            train_dataloader={
+                "batch_size": options.batch,
+                "num_workers": 0,
+                "sampler": {"type": "InfiniteSampler", "shuffle": False},
+                "dataset": dataset,
+            },
+            train_cfg={"type": "IterBasedTrainLoop", "max_iters": 10**9, "val_interval": 10**9},
+            optim_wrapper={"type": "OptimWrapper", "optimizer": {"type": "SGD", "lr": 0.0}},
+            default_hooks=dict.fromkeys(("logger", "checkpoint", "timer", "param_scheduler", "sampler_seed")),
+            custom_hooks=[] if hook is None else [hook],
+            default_scope="mmdet",
+            randomness={"seed": 0},
+            log_level="ERROR",
+            experiment_name=f"step{id(self)}",
+        )
+        self._runner._train_loop = self._runner.build_train_loop(self._runner._train_loop)
+        self._runner.optim_wrapper = self._runner.build_optim_wrapper(self._runner.optim_wrapper)
+        self._runner.model.train()
+        for moment in ("before_run", "before_train"):
+            self._runner.call_hook(moment)
+        self._calls = 0
+
+    def load(self, turn: int) -> tuple[int, Any]:
+        """The batch of a turn; the same photographs in every arm."""
+        np.random.seed(turn)  # noqa: NPY002 - what MMDetection's transforms draw from
+        dataset = self._runner.train_dataloader.dataset
+        return turn, pseudo_collate([dataset[(turn * self._batch + row) % _PICTURES] for row in range(self._batch)])
+
+    def step(self, prepared: tuple[int, Any]) -> None:
+        """An iteration of the runner."""
+        turn, batch = prepared
+        torch.manual_seed(turn)  # the detector's own sampling is then the same in every arm
+        self._runner.train_loop.run_iter(batch)
+        self._calls += 1
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    def milliseconds_in_terse(self) -> float:
+        """Of a step, by Terse's own clock."""
+        hook = next((hook for hook in self._runner.hooks if isinstance(hook, TerseHook)), None)
+        return 0.0 if hook is None else 1e3 * hook.terse.seconds / self._calls
+
+
+def _loader(dataset: Mapping[str, Any]) -> tuple[Callable[[int], int], Callable[[int], Any]]:
+    built = DATASETS.build(dataset)
+    return (lambda turn: turn % _PICTURES), (lambda index: built[index])
+
+
+def _model_config(detector: str) -> Any:
+    model = Config.fromfile(Path(mmdet.__file__).parent / ".mim" / "configs" / CONFIGS[detector]).model
+    head = model.roi_head.bbox_head if detector == "faster-rcnn" else model.bbox_head
+    head.num_classes = len(_CLASSES)
+    model.backbone.init_cfg = None
+    if detector == "faster-rcnn":
+        model.backbone.norm_eval = False  # with random weights a frozen one lets activations grow without bound
+    return model
+
+
+def _dataset(annotations: Path, side: int) -> dict[str, Any]:
+    return {
+        "type": "CocoDataset",
+        "data_root": str(annotations.parent),
+        "ann_file": annotations.name,
+        "data_prefix": {"img": ""},
+        "metainfo": {"classes": _CLASSES},
+        "pipeline": [
+            {"type": "LoadImageFromFile"},
+            {"type": "LoadAnnotations", "with_bbox": True, "with_mask": True},
+            {"type": "Resize", "scale": (side, side), "keep_ratio": True},
+            {"type": "RandomFlip", "prob": 0.5},
+            {"type": "PackDetInputs"},
+        ],
+    }
+
+
+def _with(dataset: dict[str, Any], transform: dict[str, Any]) -> dict[str, Any]:
+    """The same with a transform before the packing."""
+    *steps, packing = dataset["pipeline"]
+    return dataset | {"pipeline": [*steps, transform, packing]}
+
+
+def _with_copy_paste(dataset: dict[str, Any]) -> dict[str, Any]:
+    """The same with up to three objects of another image, as many as terse-aug pastes."""
+    *steps, packing = dataset["pipeline"]
+    mixing = [{"type": "CopyPaste", "max_num_pasted": 4}, packing]
+    return {"type": "MultiImageMixDataset", "dataset": dataset | {"pipeline": steps}, "pipeline": mixing}
+
+
+def _write_data(folder: Path) -> Path:
+    """Pictures and their annotations in COCO's form; the path of the JSON."""
+    generator = np.random.default_rng(0)
+    images, annotations = [], []
+    for number in range(_PICTURES):
+        picture = make_picture(SOURCE_SIDE, _OBJECTS, generator)
+        cv2.imwrite(str(folder / f"{number}.jpg"), picture.image[:, :, ::-1])
+        images.append({"id": number, "file_name": f"{number}.jpg", "height": SOURCE_SIDE, "width": SOURCE_SIDE})
+        annotations += [
+            {"id": 10 * number + row + 1, "image_id": number} | _annotation(picture, row) for row in range(_OBJECTS)
+        ]
+    categories = [{"id": label + 1, "name": name} for label, name in enumerate(_CLASSES)]
+    path = folder / "data.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return path
+
+
+def _annotation(picture: Picture, row: int) -> dict[str, Any]:
+    left, top, right, bottom = picture.boxes[row].tolist()
+    outlines, _ = cv2.findContours(picture.masks[row], cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    return {
+        "bbox": [left, top, right - left, bottom - top],
+        "category_id": int(picture.labels[row]),
+        "iscrowd": 0,
+        "area": float(picture.masks[row].sum()),
+        "segmentation": [outline.flatten().tolist() for outline in outlines if len(outline) > 2],
+    }
+
+
+def _report(
+    steps: dict[str, Times], loading: dict[str, Times], inside: dict[str, float], options: argparse.Namespace
+) -> None:
+    size = f"{options.side} px, batch {options.batch}, {options.cycles} cycles of {CYCLE} steps"
+    content = report_steps(f"{options.detector}, {size}", steps, {"in Terse": inside})
+    content |= report_loading("Loading an image in one process", loading)
+    content |= {
+        "ms_in_terse": {name: round(value, 4) for name, value in inside.items()},
+        "detector": options.detector,
+        "side": options.side,
+        "batch": options.batch,
+    }
+    write_json(options.json, content | surroundings())
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.mmdet_step", description=__doc__)
+    parser.add_argument("--json", metavar="F", help="write the figures there")
+    parser.add_argument("--detector", choices=list(CONFIGS), default="faster-rcnn", help="default faster-rcnn")
+    parser.add_argument("--side", type=int, default=320, help="side of the images, pixels (default 320)")
+    parser.add_argument("--batch", type=int, default=2, help="images per step (default 2)")
+    parser.add_argument("--cycles", type=int, default=4, help=f"timed cycles of {CYCLE} steps (default 4)")
+    parser.add_argument("--threads", type=int, default=0, help="torch's threads (default: all cores)")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+# pedestrians_mobilenet.py with MMDetection's own CopyPaste: up to three objects of another image, where they were in that one.
+_base_ = "pedestrians_mobilenet.py"
+
+loading = _base_.train_pipeline[:-1]
+loading[1]["with_mask"] = True
+loading.append(dict(type="Pad", size=(448, 448)))  # CopyPaste wants images of one size
+train_dataloader = dict(
+    dataset=dict(
+        _delete_=True,
+        type="MultiImageMixDataset",
+        dataset=dict(
+            type="CocoDataset",
+            ann_file=_base_.annotations + "train_20.json",
+            data_prefix=dict(img=_base_.images),
+            metainfo=_base_.classes,
+            pipeline=loading,
+        ),
+        pipeline=[dict(type="CopyPaste", max_num_pasted=4), dict(type="PackDetInputs")],
+    )
+)
