@@ -5,7 +5,8 @@
 MMDetection's own config of Faster R-CNN R50-FPN or RTMDet-tiny, untrained, in its own runner. All arms train the same
 detector with a learning rate of 0 and take turns step by step; batches are loaded before the clock starts, with
 cut-outs by ``TersePaste``. Arms called ``..._in_preprocessor`` compose in the data preprocessor, as one of its
-``batch_augments``, in place of before the iteration. Loading: the time of an image in this process.
+``batch_augments``, in place of before the iteration. Masks are read where ``CopyPaste`` needs them. Loading: the time
+of an image in this process.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import cv2
 import mmdet
 import numpy as np
 import torch
-from mmdet.registry import DATASETS, HOOKS, MODELS
+from mmcv.transforms import BaseTransform
+from mmdet.registry import DATASETS, HOOKS, MODELS, TRANSFORMS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
@@ -115,6 +117,16 @@ class HookOfTheOtherSeat(TerseHook):
         return padded, batch["data_samples"]
 
 
+@TRANSFORMS.register_module()
+class WithoutMasks(BaseTransform):
+    """Takes the masks away, which a detector of boxes does not expect."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """See :class:`WithoutMasks`."""
+        del results["gt_masks"]
+        return results
+
+
 class _Arm:
     """A runner of its own on the model of all."""
 
@@ -197,7 +209,7 @@ def _dataset(annotations: Path, side: int) -> dict[str, Any]:
         "metainfo": {"classes": _CLASSES},
         "pipeline": [
             {"type": "LoadImageFromFile"},
-            {"type": "LoadAnnotations", "with_bbox": True, "with_mask": True},
+            {"type": "LoadAnnotations", "with_bbox": True},
             {"type": "Resize", "scale": (side, side), "keep_ratio": True},
             {"type": "RandomFlip", "prob": 0.5},
             {"type": "PackDetInputs"},
@@ -212,10 +224,11 @@ def _with(dataset: dict[str, Any], transform: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_copy_paste(dataset: dict[str, Any]) -> dict[str, Any]:
-    """The same with up to three objects of another image, as many as terse-aug pastes."""
-    *steps, packing = dataset["pipeline"]
-    mixing = [{"type": "CopyPaste", "max_num_pasted": 4}, packing]
-    return {"type": "MultiImageMixDataset", "dataset": dataset | {"pipeline": steps}, "pipeline": mixing}
+    """The same with up to three objects of another image, as many as terse-aug pastes, which takes masks."""
+    reading, annotations, *steps, packing = dataset["pipeline"]
+    loading = [reading, annotations | {"with_mask": True}, *steps]
+    mixing = [{"type": "CopyPaste", "max_num_pasted": 4}, {"type": "WithoutMasks"}, packing]
+    return {"type": "MultiImageMixDataset", "dataset": dataset | {"pipeline": loading}, "pipeline": mixing}
 
 
 def _write_data(folder: Path) -> Path:

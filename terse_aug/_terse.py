@@ -16,7 +16,7 @@ from terse_aug._compose import Composites, Paste, Surface, compose_exactly, full
 from terse_aug._config import TerseConfig, replaced
 from terse_aug._distributed import rank
 from terse_aug._hardness import ask_for_hardness, take_outcomes, told_outcomes
-from terse_aug._keypoints import mirror_order
+from terse_aug._keypoints import Flips, mirror_order
 from terse_aug._layout import Layout, draw_layout
 from terse_aug._ledger import Ledger
 from terse_aug._parcel import Parcel, check_parcels
@@ -65,12 +65,14 @@ class Terse(nn.Module):
             ``hard-random``, and by ``critic`` unless :meth:`observe` is called. It does not become a part of
             this module.
         pixels: format of the host's images; by default RGB in [0, 1].
+        keypoint_flips: pairs of names of keypoints that change places in a mirrored object; by default those that
+            differ in "left" and "right".
         config: settings; by default ``TerseConfig()``.
         settings: single settings that replace those of ``config``, e.g. ``objects=(1, 5)``.
 
     Raises:
-        ValueError: an unknown policy or setting, a value outside its range, or a class in the bank that the
-            detector does not have.
+        ValueError: an unknown policy or setting, a value outside its range, a class in the bank that the
+            detector does not have, or keypoint flips of other keypoints than the bank's.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Terse(nn.Module):
         classes: Sequence[str] | Mapping[str, int] | None = None,
         target: nn.Module | TargetModel | None = None,
         pixels: PixelFormat | None = None,
+        keypoint_flips: Flips | None = None,
         config: TerseConfig | None = None,
         **settings: Any,
     ) -> None:
@@ -100,7 +103,7 @@ class Terse(nn.Module):
         check_classes(chosen, self.bank, told_classes(self._detector))
         self.adversary = Adversary(chosen, self.config, seed, self.pixels)
         self.ledger = Ledger()
-        self._mirror_keypoints = mirror_order(self.bank.keypoint_names)
+        self._mirror_keypoints = mirror_order(self.bank.keypoint_names, keypoint_flips)
         self._turns: list[Turn] = []
         # Of the last batch, for those who say how hard it was; its turn, if the policy learns from it.
         self._pastes: list[list[Paste]] = []

@@ -544,6 +544,28 @@ def test_keypoints_have_to_be_the_data_sets_by_name(dataset: str, tmp_path: Path
         TerseHook.from_config(cfg)
 
 
+@pytest.mark.parametrize("named", [("left_eye", "right_eye"), ("this", "that")])
+def test_mirrored_keypoints_swap_as_the_data_set_says(
+    dataset: str, tmp_path: Path, named: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An object that is mirrored and not turned has the first of a pair left of the second, as every object has."""
+    names = ("nose", *named)
+    monkeypatch.setattr("detectron2_factories.KEYPOINTS", names)
+    metadata = MetadataCatalog.get(dataset)
+    metadata.keypoint_names[:] = names
+    metadata.keypoint_flip_map[:] = [named]
+    bank = tiny_bank(tmp_path, keypoints=True)
+    cfg = tiny_cfg("keypoint_fpn", dataset, tmp_path, bank, MIRROR_PROBABILITY=1.0)
+    cfg.SOLVER.MAX_ITER = 1
+    trainer = DefaultTrainer(cfg)
+    trainer.register_hooks([TerseHook.from_config(cfg)])
+    seen = Watched(trainer.model)
+    trainer.train()
+    points = torch.cat([one["instances"].gt_keypoints.tensor for batch in seen.batches for one in batch])
+    assert len(points) > len(seen.batches[0])
+    assert (points[:, 1, 0] < points[:, 2, 0]).all()
+
+
 def test_lazy_settings_may_be_lists(bank: ForegroundBank) -> None:
     ranges = LazyCall(TransformRanges)(rotation=(-5.0, 5.0))
     call = LazyCall(TerseHook)(bank=str(bank.path), objects=(2, 3), critic_held=["scale"], ranges=ranges)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ import torch
 from factories import (
     EIGHT_BIT,
     EVERY_IMAGE,
+    KEYPOINTS,
     RampLoss,
     all_equal,
+    cutout,
     make_batch,
     make_detector,
     parameters_of,
@@ -23,6 +26,7 @@ from factories import (
 from torch import Tensor, nn
 
 from terse_aug import Composites, ForegroundBank, Terse, TerseConfig, TerseWarning
+from terse_aug.bank import BankWriter
 from terse_aug.policies import POLICIES, LearnedPolicy, Scene
 
 LEARNED: dict[str, Any] = {"policy": "learned", "move_every": 1, **EVERY_IMAGE}
@@ -520,3 +524,19 @@ def test_a_policy_whose_own_gradient_is_not_finite_does_not_move(tiny_bank: Fore
         train_step(terse, RampLoss())
     assert all_equal(before, parameters_of(terse))
     assert terse.metrics()["suspended"] == 1
+
+
+@pytest.mark.parametrize(
+    ("flips", "message"),
+    [
+        ([("left_eye", "left_ear")], r"keypoint flips name \['left_ear'\]; the keypoints are \['nose', "),
+        ([("left_eye", "right_eye"), ("nose", "left_eye")], "a keypoint is in two pairs"),
+    ],
+)
+def test_keypoint_flips_are_checked(tmp_path: Path, flips: list[tuple[str, str]], message: str) -> None:
+    with BankWriter(tmp_path / "own.bank", {1: "cat"}, keypoint_names=KEYPOINTS) as out:
+        out.add(cutout(0, keypoints=np.ones((3, 3), np.float32)))
+    bank = ForegroundBank.open(tmp_path / "own.bank")
+    with pytest.raises(ValueError, match=message):
+        Terse(bank, "random", keypoint_flips=flips)
+    Terse(bank, "random", keypoint_flips=[])

@@ -60,3 +60,11 @@ def open_bank(cfg: CfgNode) -> ForegroundBank:
             "annotations with the same keypoints, in the same order"
         )
     return bank.relabel(classes, unknown="drop" if drop_unknown else "error")
+
+
+def keypoint_flips(cfg: CfgNode) -> list[tuple[str, str]] | None:
+    """The data set's ``keypoint_flip_map``: names of keypoints that change places in a mirrored object."""
+    if not cfg.MODEL.KEYPOINT_ON:
+        return None
+    flips: list[tuple[str, str]] | None = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("keypoint_flip_map")
+    return flips
