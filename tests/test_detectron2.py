@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -485,6 +486,29 @@ def test_accumulated_batches_make_one_move_and_the_loss_scale_is_taken_out(
     for other in states[1:]:
         for own, value in zip(states[0], other, strict=True):
             torch.testing.assert_close(own, value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_the_amp_trainers_scale_is_taken_out(
+    dataset: str, bank: ForegroundBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own step with a real scaler, on a CPU: there autocast for CUDA does nothing."""
+    states = []
+    for scale in (None, 2.0**20):
+        cfg = tiny_cfg("faster_fpn", dataset, tmp_path, bank, POLICY="learned", MAX_GRADIENT_NORM=1e6)
+        cfg.SOLVER.MAX_ITER = 2
+        trainer, hook = trainer_with_hook(cfg)
+        if scale is not None:
+            inner = trainer._trainer
+            scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+            trainer._trainer = AMPTrainer(inner.model, inner.data_loader, inner.optimizer, grad_scaler=scaler)
+            with_cuda = vars(torch) | {"cuda": SimpleNamespace(is_available=lambda: True)}  # which it asserts
+            monkeypatch.setattr("detectron2.engine.train_loop.torch", SimpleNamespace(**with_cuda))
+        trainer.train()
+        assert hook.terse.metrics()["moves"] == 2
+        states.append([value.clone() for value in hook.terse.policy.parameters()])
+    for plain, scaled in zip(*states, strict=True):
+        torch.testing.assert_close(plain, scaled, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("when", ["before_step", "after_step"])
