@@ -9,16 +9,19 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pytest
 import torch
 from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode
+from detectron2.engine import DefaultTrainer
+from detectron2.structures import Boxes, BoxMode, Instances
 from factories import KEYPOINTS, cutout
+from torch import nn
 
 from terse_aug import ForegroundBank
 from terse_aug.bank import BankWriter
-from terse_aug_detectron2 import add_terse_config
+from terse_aug_detectron2 import TerseHook, add_terse_config
 
 CLASSES = ("dog", "cat")
 """In another order than the bank's: labels have to be matched by name."""
@@ -131,3 +134,42 @@ def _annotation(generator: np.random.Generator, height: int, width: int, label: 
 def parameters_of(model: torch.nn.Module) -> list[torch.Tensor]:
     """Copies of a model's weights."""
     return [value.detach().clone() for value in model.state_dict().values()]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Iterator[str]:
+    (tmp_path / "data").mkdir()
+    with registered(tmp_path / "data") as name:
+        yield name
+
+
+@pytest.fixture
+def bank(tmp_path: Path) -> ForegroundBank:
+    return tiny_bank(tmp_path)
+
+
+class Watched(nn.Module):
+    """Lets a test see what a model gets."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.batches: list[list[dict[str, Any]]] = []
+        model.register_forward_pre_hook(lambda module, inputs: self.batches.append(inputs[0]))
+
+
+def trainer_with_hook(cfg: CfgNode, kind: type[DefaultTrainer] = DefaultTrainer) -> tuple[DefaultTrainer, TerseHook]:
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 - what Detectron2's sampler and augmentations draw from
+    trainer = kind(cfg)
+    hook = TerseHook.from_config(cfg)
+    assert hook is not None
+    trainer.register_hooks([hook])
+    return trainer, hook
+
+
+def item(count: int = 2, size: tuple[int, int] = (40, 50), **fields: Any) -> dict[str, Any]:
+    corner = torch.arange(count)[:, None].float() * 5
+    boxes = torch.cat([corner.expand(-1, 2), corner.expand(-1, 2) + 10], 1)
+    values = {"gt_boxes": Boxes(boxes), "gt_classes": torch.arange(count) % 2} | fields
+    image = torch.arange(3 * size[0] * size[1]).view(3, *size) % 256
+    return {"image": image.to(torch.uint8), "height": 80, "width": 100, "instances": Instances(size, **values)}
