@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hosts import need_mmdet
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,6 +46,17 @@ def test_step_reports_ratios_to_none(tmp_path: Path) -> None:
     assert all(value > 0 for value in content["ratios"].values())
     assert content["seconds_per_step"]["none"] > 0
     assert content["seconds_in_terse"]["none"] == 0
+
+
+def test_mmdet_step_reports_ratios_and_loading(tmp_path: Path) -> None:
+    need_mmdet()
+    size = ["--cycles", "1", "--side", "64", "--batch", "1", "--detector", "rtmdet-tiny"]
+    content = run("mmdet_step", tmp_path / "f.json", *size)
+    assert {"CopyPaste", "random", "critic_k4", "learned_k1_in_preprocessor"} <= set(content["ratios"])
+    assert all(value > 0 for value in content["ratios"].values())
+    assert content["ms_in_terse"]["none"] == content["ms_in_terse"]["CopyPaste"] == 0
+    assert min(content["ms_in_terse"][name] for name in ("random", "random_in_preprocessor")) > 0
+    assert set(content["loading_ms"]) == {"none", "TersePaste", "CopyPaste"}
 
 
 def test_penn_fudan_and_what_looks_at_its_runs(data_root: Path, tmp_path: Path) -> None:
