@@ -75,7 +75,11 @@ def pipeline(*more: dict[str, Any], masks: bool = True, side: int | None = None)
 def runner_config(
     model: dict[str, Any], data: Path, out: Path, iterations: int, hooks: list[dict[str, Any]], **changes: Any
 ) -> Config:
-    """A config of a runner for a tiny training by iterations, without evaluation."""
+    """A config of a runner for a tiny training by iterations, without evaluation.
+
+    Changes are of the config itself, but ``pipeline``, ``mixed`` (what a ``MultiImageMixDataset`` around the data set
+    does), ``workers``, ``persistent_workers``, ``sampler`` and ``optim_wrapper``, which are put where they belong.
+    """
     dataset = {
         "type": "CocoDataset",
         "data_root": str(data.parent),
@@ -86,6 +90,8 @@ def runner_config(
         "pipeline": changes.pop("pipeline", pipeline()),
         "backend_args": None,
     }
+    if mixed := changes.pop("mixed", None):
+        dataset = {"type": "MultiImageMixDataset", "dataset": dataset, "pipeline": mixed}
     return Config(
         {
             "default_scope": "mmdet",
@@ -94,7 +100,8 @@ def runner_config(
             "train_dataloader": {
                 "batch_size": 2,
                 "num_workers": changes.pop("workers", 0),
-                "sampler": {"type": "InfiniteSampler", "shuffle": False},
+                "persistent_workers": changes.pop("persistent_workers", False),
+                "sampler": changes.pop("sampler", {"type": "InfiniteSampler", "shuffle": False}),
                 "dataset": dataset,
             },
             "train_cfg": {"type": "IterBasedTrainLoop", "max_iters": iterations, "val_interval": 10**9},
@@ -114,13 +121,28 @@ def runner_config(
             "log_processor": {"by_epoch": False},
             "experiment_name": f"tiny{len(list(out.parent.iterdir()))}",
             **changes,
-        }
+        },
+        format_python_code=False,  # which takes as long as the training
     )
+
+
+def by_epochs(count: int) -> dict[str, Any]:
+    """Changes to :func:`runner_config` that make it a training by epochs, of three shuffled batches each."""
+    return {
+        "train_cfg": {"type": "EpochBasedTrainLoop", "max_epochs": count, "val_interval": 10**9},
+        "log_processor": {"by_epoch": True},
+        "sampler": {"type": "DefaultSampler", "shuffle": True},
+    }
+
+
+def shipped_config(name: str) -> Config:
+    """One of MMDetection's own config files."""
+    return Config.fromfile(Path(mmdet.__file__).parent / ".mim" / "configs" / name)
 
 
 def shipped(name: str) -> Any:
     """The model of one of MMDetection's own config files."""
-    return Config.fromfile(Path(mmdet.__file__).parent / ".mim" / "configs" / name).model
+    return shipped_config(name).model
 
 
 def tiny_mask_rcnn() -> Any:
@@ -132,6 +154,19 @@ def tiny_mask_rcnn() -> Any:
     for part in ("bbox", "mask"):
         model.roi_head[f"{part}_roi_extractor"].out_channels = 16
         model.roi_head[f"{part}_head"].in_channels = 16
+    return model
+
+
+def tiny_yolox() -> Any:
+    """MMDetection's YOLOX-tiny with a third of its channels, resizing every other batch to 64 to 128 pixels.
+
+    What it learns by needs none of MMCV's compiled operators.
+    """
+    model = narrowed(shipped("yolox/yolox_tiny_8xb8-300e_coco.py"))
+    model.data_preprocessor.batch_augments[0].update(random_size_range=(64, 128), interval=2)
+    model.backbone.widen_factor = 0.125
+    model.neck.update(in_channels=[32, 64, 128], out_channels=32)
+    model.bbox_head.update(in_channels=32, feat_channels=32)
     return model
 
 

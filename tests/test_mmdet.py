@@ -6,6 +6,7 @@ import itertools
 import json
 import warnings
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,21 @@ from mmdet.registry import HOOKS, TRANSFORMS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks, PolygonMasks
-from mmdet_factories import CLASSES, pipeline, runner_config, tiny_bank, tiny_mask_rcnn, write_data
+from mmdet_factories import (
+    CLASSES,
+    by_epochs,
+    parameters_of,
+    pipeline,
+    runner_config,
+    shipped_config,
+    tiny_bank,
+    tiny_mask_rcnn,
+    tiny_yolox,
+    write_data,
+)
 from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData, PixelData
 
@@ -55,13 +69,19 @@ def settings(bank: ForegroundBank, **more: Any) -> dict[str, Any]:
 
 def made(data: Path, out: Path, iterations: int, terse: dict[str, Any], **changes: Any) -> tuple[Runner, TerseHook]:
     """A runner and its hook."""
-    changes.setdefault("pipeline", pipeline())
     hooks = [{"type": "TerseHook", **terse}, *changes.pop("hooks", [])]
-    name = f"tests{next(_NUMBERS)}"
-    cfg = runner_config(tiny_mask_rcnn(), data, out, iterations, hooks, experiment_name=name, **changes)
-    torch.manual_seed(0)
-    runner = Runner.from_cfg(cfg)
+    runner = bare(data, out, iterations, hooks=hooks, **changes)
     return runner, next(hook for hook in runner.hooks if isinstance(hook, TerseHook))
+
+
+def bare(data: Path, out: Path, iterations: int, **changes: Any) -> Runner:
+    """A runner, without terse-aug unless the hooks have it."""
+    changes.setdefault("pipeline", pipeline())
+    hooks, model = changes.pop("hooks", []), changes.pop("model", None) or tiny_mask_rcnn()
+    name = f"tests{next(_NUMBERS)}"
+    cfg = runner_config(model, data, out, iterations, hooks, experiment_name=name, **changes)
+    torch.manual_seed(0)
+    return Runner.from_cfg(cfg)
 
 
 # --- transform ------------------------------------------------------------------------------------------------------
@@ -118,6 +138,7 @@ def test_cut_outs_are_read_in_the_workers(
 
     monkeypatch.setattr(ForegroundBank, "__getitem__", counted)
     runner.train()
+    runner.train_loop.dataloader_iterator = None  # ends the workers; in a garbage collection they take ten seconds
     assert hook.terse.metrics()["objects_labelled"] > 2
     assert hook.terse.config.ranges.rotation == (-5.0, 5.0)
     assert hook.terse.config.objects == (1, 2)
@@ -266,20 +287,194 @@ def test_beside_an_ema_and_a_pipeline_switch_it_goes_on(data: Path, bank: Foregr
     """The second pipeline has no TersePaste: the hook reads the cut-outs itself."""
     terse = settings(bank)
     beside = [{"type": "EMAHook"}, {"type": "PipelineSwitchHook", "switch_epoch": 1, "switch_pipeline": pipeline()}]
-    by_epoch = {"type": "EpochBasedTrainLoop", "max_epochs": 2, "val_interval": 10**9}
+    steps = pipeline({"type": "TersePaste", **terse})
+    runner, hook = made(data, tmp_path, 0, terse, hooks=beside, pipeline=steps, **by_epochs(2))
+    runner.train()
+    assert hook.terse.metrics()["moves"] == 6
+
+
+def watch_epochs(runner: Runner, hook: TerseHook) -> list[dict[str, torch.Tensor]]:
+    """The adversary's state at the begin of every epoch."""
+    begun: list[dict[str, torch.Tensor]] = []
+
+    class Watch(Hook):
+        def before_train_epoch(self, runner: Any) -> None:
+            begun.append({name: value.clone() for name, value in hook.terse.state_dict().items()})
+
+    runner.register_hook(Watch())
+    return begun
+
+
+def test_with_epochs_a_resumed_run_begins_with_the_state_that_was_saved(
+    data: Path, bank: ForegroundBank, tmp_path: Path
+) -> None:
+    terse = settings(bank)
+    changes = {"model": tiny_yolox(), "pipeline": pipeline({"type": "TersePaste", **terse}, masks=False)}
+    saving = [{"type": "CheckpointHook", "interval": 1, "by_epoch": True}]
+    runner, hook = made(data, tmp_path, 0, terse, hooks=saving, **changes, **by_epochs(2))
+    whole = watch_epochs(runner, hook)
+    runner.train()
+    again, other = made(
+        data, tmp_path, 0, terse, **changes, **by_epochs(2), load_from=str(tmp_path / "epoch_1.pth"), resume=True
+    )
+    rest = watch_epochs(again, other)
+    again.train()
+    assert (len(whole), len(rest)) == (2, 1)
+    assert set(whole[1]) == set(rest[0])
+    for name, value in whole[1].items():
+        torch.testing.assert_close(rest[0][name], value, rtol=0, atol=0, equal_nan=True, msg=name)
+    for own in (hook, other):
+        figures = own.terse.metrics()
+        assert (figures["iterations"], figures["moves"], figures["skipped_moves"]) == (6, 6, 0)
+
+
+def test_with_epochs_off_means_off(data: Path, bank: ForegroundBank, tmp_path: Path) -> None:
+    terse = settings(bank, enabled=False)
+    beside = {
+        "hooks": [{"type": "TerseHook", **terse}],
+        "pipeline": pipeline({"type": "TersePaste", **terse}, masks=False),
+    }
+    weights = []
+    for off in ({"pipeline": pipeline(masks=False)}, beside):
+        runner = bare(data, tmp_path, 0, model=tiny_yolox(), **off, **by_epochs(2))
+        runner.train()
+        assert runner.iter == 6
+        weights.append(parameters_of(runner.model))
+    assert all(map(torch.equal, *weights))
+
+
+@pytest.mark.parametrize("policy", ["critic", "learned"])
+def test_it_goes_on_through_yoloxs_mode_switch(
+    data: Path, bank: ForegroundBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    """Its pipeline and its hooks as its config has them, at a tenth of the size; the second epoch of three switches,
+    and has its workers started anew."""
+    own = shipped_config("yolox/yolox_s_8xb8-300e_coco.py")
+    own.custom_hooks[0].num_last_epochs = 1
+    for step in own.train_pipeline:
+        step.update({key: (64, 64) for key in ("img_scale", "scale") if key in step})
+        step.update({"border": (-32, -32)} if "border" in step else {})
+    terse = settings(bank, policy=policy)
     runner, hook = made(
         data,
         tmp_path,
         0,
         terse,
-        hooks=beside,
-        pipeline=pipeline({"type": "TersePaste", **terse}),
-        train_cfg=by_epoch,
-        log_processor={"by_epoch": True},
+        model=tiny_yolox(),
+        hooks=own.custom_hooks,
+        pipeline=pipeline(masks=False)[:2],
+        mixed=[*own.train_pipeline[:-1], {"type": "TersePaste", **terse}, own.train_pipeline[-1]],
+        workers=2,
+        persistent_workers=True,
+        **by_epochs(3),
     )
-    runner._train_dataloader["sampler"] = {"type": "DefaultSampler", "shuffle": True}
+    mixed: list[bool] = []
+    drawn: list[list[int]] = []
+    pasted: list[float] = []
+    resized: set[tuple[int, int]] = set()
+
+    class Watch(Hook):
+        priority = "VERY_HIGH"
+
+        def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+            # Mosaic's images have the size already that single ones are resized to.
+            mixed.append({sample.scale_factor for sample in data_batch["data_samples"]} == {(1.0, 1.0)})
+            drawn.append([index for parcel in parcels_of(data_batch) or () for index in parcel.objects])
+
+        def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+            pasted.append(hook.terse.metrics()["objects_pasted"])
+            resized.add(runner.model.data_preprocessor.batch_augments[0]._input_size)
+
+    read, read_here = ForegroundBank.__getitem__, []
+
+    def noted(own: ForegroundBank, index: Any) -> Any:
+        read_here.append(index)
+        return read(own, index)
+
+    runner.register_hook(Watch())
+    monkeypatch.setattr(ForegroundBank, "__getitem__", noted)
     runner.train()
-    assert hook.terse.metrics()["moves"] == 6
+    runner.train_dataloader._iterator = None  # ends the workers
+    assert not read_here
+    assert mixed == [True] * 3 + [False] * 6
+    assert runner.model.bbox_head.use_l1 is True
+    assert all(drawn)
+    assert drawn[:3] != drawn[3:6] != drawn[6:]
+    assert all(before < after for before, after in itertools.pairwise([0, *pasted]))
+    assert len(resized) > 1
+    figures = hook.terse.metrics()
+    assert (figures["moves"], figures["skipped_moves"], figures["losses_not_finite"]) == (9, 0, 0)
+
+
+# --- mixed precision ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def amp_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``AmpOptimWrapper`` with torch's scaler for the CPU, and without its assertion that there is a GPU."""
+    monkeypatch.setattr(amp_optimizer_wrapper, "is_cuda_available", lambda: True)
+    monkeypatch.setattr(amp_optimizer_wrapper, "GradScaler", partial(torch.amp.GradScaler, "cpu"))
+
+
+def mixed_precision(data: Path, out: Path, terse: dict[str, Any], **wrapper: Any) -> tuple[Runner, TerseHook]:
+    """Three iterations of a YOLOX with ``AmpOptimWrapper``."""
+    optim_wrapper = {"type": "AmpOptimWrapper", **wrapper}
+    changes = {"model": tiny_yolox(), "pipeline": pipeline(masks=False), "optim_wrapper": optim_wrapper}
+    return made(data, out, 3, terse, **changes)
+
+
+@pytest.mark.usefixtures("amp_on_cpu")
+def test_a_scalers_scale_is_taken_out(data: Path, bank: ForegroundBank, tmp_path: Path) -> None:
+    """It doubles after every step; the second step has one batch in place of two."""
+    told, weights = [], []
+    for scale in ({"enabled": False}, {"init_scale": 2.0**14, "growth_interval": 1}):
+        runner, hook = mixed_precision(
+            data, tmp_path, settings(bank, policy="learned"), loss_scale=scale, accumulative_counts=2
+        )
+        runner.train()
+        figures = hook.terse.metrics()
+        assert (figures["moves"], figures["skipped_moves"], figures["losses_not_finite"]) == (2, 0, 0)
+        told.append((figures["loss"], figures["gradient_norm"]))
+        weights.append([value.detach() for value in hook.terse.policy.parameters()])
+    assert runner.optim_wrapper.loss_scaler.get_scale() == 2.0**16
+    assert told[0] == pytest.approx(told[1], rel=1e-3)
+    torch.testing.assert_close(*weights)
+
+
+@pytest.mark.usefixtures("amp_on_cpu")
+def test_an_overflow_that_the_scaler_skips_skips_the_move(data: Path, bank: ForegroundBank, tmp_path: Path) -> None:
+    overflowing = {"init_scale": 2.0**127, "backoff_factor": 2.0**-110}
+    runner, hook = mixed_precision(data, tmp_path, settings(bank, policy="learned"), loss_scale=overflowing)
+    entered: list[list[torch.Tensor]] = []
+
+    class Watch(Hook):
+        def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+            parameters = itertools.chain(runner.model.parameters(), hook.terse.policy.parameters())
+            entered.append([value.detach().clone() for value in parameters])
+
+    runner.register_hook(Watch())
+    with pytest.warns(UserWarning, match="gradient is not finite"):
+        runner.train()
+    figures = hook.terse.metrics()
+    assert (figures["moves"], figures["skipped_moves"], figures["losses_not_finite"]) == (2, 1, 0)
+    assert all(map(torch.equal, entered[0], entered[1]))
+    assert not all(map(torch.equal, entered[1], entered[2]))
+    assert all(bool(value.isfinite().all()) for value in entered[2])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: AmpOptimWrapper asserts one")
+@pytest.mark.parametrize("policy", ["learned", "critic"])
+def test_amp_on_cuda(data: Path, bank: ForegroundBank, tmp_path: Path, policy: str) -> None:
+    runner, hook = mixed_precision(data, tmp_path, settings(bank, policy=policy), loss_scale={"init_scale": 256.0})
+    runner.train()
+    figures = hook.terse.metrics()
+    assert next(runner.model.parameters()).is_cuda
+    assert figures["moves"] > 0
+    assert figures["moves"] + figures["skipped_moves"] == 3
+    assert figures["losses_not_finite"] == 0
+
+
+# --- checkpoints ----------------------------------------------------------------------------------------------------
 
 
 def test_the_state_goes_where_the_optimizers_goes(data: Path, bank: ForegroundBank, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-# pedestrians.py with a small backbone and small images, for a machine without a GPU; its weights: ../mobilenet_weights.py.
+# pedestrians.py with a small backbone and small images, for a machine without a GPU; weights: ../mobilenet_weights.py.
 _base_ = "pedestrians.py"
 
 norm = dict(type="BN", requires_grad=False)

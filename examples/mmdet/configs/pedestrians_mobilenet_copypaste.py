@@ -1,4 +1,4 @@
-# pedestrians_mobilenet.py with MMDetection's own CopyPaste: up to three objects of another image, where they were in that one.
+# pedestrians_mobilenet.py with MMDetection's own CopyPaste: up to three objects of another image, at their own place.
 _base_ = "pedestrians_mobilenet.py"
 
 loading = _base_.train_pipeline[:-1]
