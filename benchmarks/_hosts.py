@@ -39,6 +39,7 @@ class Host(ABC):
     """
 
     arms: Sequence[str] = ("none", *POLICIES)
+    amp_needs_gpu = True
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -56,15 +57,20 @@ class Host(ABC):
     def figures(self, folder: Path) -> dict[str, Any]:
         """``AP``, ``AP50``, ``AP75`` in per cent, and what else the table has, of a finished run."""
 
-    def train(self, run: Run) -> int:
-        """Run one training as a process of its own; its output goes to a log beside its folder."""
+    def train(self, run: Run) -> float | None:
+        """Run one training as a process of its own; its output goes to a log beside its folder.
+
+        Returns:
+            Seconds that it spent on processors, from its start to its end; ``None`` if it failed.
+        """
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": self._path()} | self._environment()
         with open(f"{self.out / run.name}.log", "w") as log:
-            command = self.command(run)
-            code = subprocess.run(
-                command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=self._folder()
-            ).returncode
-        return code
+            process = subprocess.Popen(
+                self.command(run), stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=self._folder()
+            )
+            _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        return usage.ru_utime + usage.ru_stime if process.returncode == 0 else None
 
     def _path(self) -> str:
         own = [str(ROOT), str(ROOT / "integrations")]
@@ -76,10 +82,19 @@ class Host(ABC):
     def _folder(self) -> Path | None:
         return None
 
-    def _make(self, *command: str) -> None:
-        """Run a tool of the example."""
+    def _make(self, out: Path, *arguments: str) -> None:
+        """Have a tool of the example write a file or a folder, unless it is there; ``OUT`` is where."""
+        if out.exists():
+            return
+        part = out.with_name(f"{out.name}.part")
         environment = os.environ | {"PYTHONPATH": self._path()} | self._environment()
+        command = [sys.executable, *(str(part) if argument == "OUT" else argument for argument in arguments)]
         subprocess.run(command, check=True, env=environment, cwd=self._folder())
+        os.replace(part, out)
+
+    def _make_bank(self, images: int, *source: str) -> None:
+        build = "from terse_aug.cli import main; raise SystemExit(main())"
+        self._make(self._bank(images), "-c", build, "bank", "build", *source, "--out", "OUT")
 
     def _bank(self, images: int) -> Path:
         path: Path = self.out / f"people-{images}.bank"
@@ -91,6 +106,8 @@ class Host(ABC):
 
 class Torchvision(Host):
     """examples/torchvision."""
+
+    amp_needs_gpu = False
 
     def prepare(self, images: Sequence[int]) -> None:
         """See :class:`Host`; nothing."""
@@ -113,20 +130,19 @@ class Torchvision(Host):
             command += ["--policy", run.arm, *(["--terse", *self.args.terse] if self.args.terse else [])]
         return command
 
-    def train(self, run: Run) -> int:
-        """See :class:`Host`; its results are its figures, its checkpoint is large."""
-        code, folder = super().train(run), self.out / run.name
-        if code == 0 and not self.args.keep:
-            (folder / "checkpoint.pt").unlink(missing_ok=True)
-        return code
+    def train(self, run: Run) -> float | None:
+        """See :class:`Host`; its checkpoint is large."""
+        seconds = super().train(run)
+        if seconds is not None and not self.args.keep:
+            (self.out / run.name / "checkpoint.pt").unlink(missing_ok=True)
+        return seconds
 
     def figures(self, folder: Path) -> dict[str, Any]:
         """See :class:`Host`; with what the trained detector says of pastes."""
         results = json.loads((folder / "results.json").read_text())
         last = results["evaluations"][-1]
         found = {name: last["box"][name] for name in ("AP", "AP50", "AP75")}
-        found |= {kind: last[kind] for kind in ("composites", "random composites") if kind in last}
-        return found | {"seconds": results["seconds"]["training"]}
+        return found | {kind: last[kind] for kind in ("composites", "random composites") if kind in last}
 
 
 class Detectron2(Host):
@@ -135,9 +151,8 @@ class Detectron2(Host):
     def prepare(self, images: Sequence[int]) -> None:
         """See :class:`Host`; the bank."""
         for count in images:
-            if not self._bank(count).exists():
-                build = ["terse-aug", "bank", "build", "detectron2", "--import", "pedestrians.datasets"]
-                self._make(*build, "--datasets", f"penn_fudan_train_{count}", "--out", str(self._bank(count)))
+            source = "--import", "pedestrians.datasets", "--datasets", f"penn_fudan_train_{count}"
+            self._make_bank(count, "detectron2", *source)
 
     def command(self, run: Run) -> list[str]:
         """See :class:`Host`; the learning rate falls after three quarters of the iterations."""
@@ -174,16 +189,14 @@ class MMDetection(Host):
     def prepare(self, images: Sequence[int]) -> None:
         """See :class:`Host`; annotations, weights under MMDetection's names, and the bank."""
         photographs = self.out / "PennFudanPed"
-        if not photographs.exists():
-            photographs.symlink_to(self.data)
-        if not (self.out / "data").exists():
-            self._make(sys.executable, self._script("penn_fudan_to_coco.py"), str(self.data), "--out", "data")
-            weights = str(self.weights), "--out", "data/mobilenet_v2.pth"
-            self._make(sys.executable, self._script("mobilenet_weights.py"), *weights)
+        photographs.unlink(missing_ok=True)
+        photographs.symlink_to(self.data)
+        self._make(self.out / "data", self._script("penn_fudan_to_coco.py"), str(self.data), "--out", "OUT")
+        weights = self.out / "data" / "mobilenet_v2.pth"
+        self._make(weights, self._script("mobilenet_weights.py"), str(self.weights), "--out", "OUT")
         for count in images:
-            if not self._bank(count).exists():
-                source = "--annotations", f"data/train_{count}.json", "--images", "PennFudanPed/PNGImages"
-                self._make("terse-aug", "bank", "build", "coco", *source, "--out", str(self._bank(count)))
+            source = "--annotations", f"data/train_{count}.json", "--images", "PennFudanPed/PNGImages"
+            self._make_bank(count, "coco", *source)
 
     def command(self, run: Run) -> list[str]:
         """See :class:`Host`; the learning rate falls after three quarters of the iterations."""
@@ -208,6 +221,9 @@ class MMDetection(Host):
         last = [line for line in lines if "coco/bbox_mAP" in line][-1]
         names = {"AP": "coco/bbox_mAP", "AP50": "coco/bbox_mAP_50", "AP75": "coco/bbox_mAP_75"}
         return {name: 100 * last[own] for name, own in names.items()}
+
+    def _environment(self) -> Mapping[str, str]:
+        return {"CUDA_VISIBLE_DEVICES": ""} if self.args.device == "cpu" else {}
 
     def _folder(self) -> Path:
         return self.out

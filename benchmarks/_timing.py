@@ -21,7 +21,18 @@ from rich.console import Console
 from rich.table import Table
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-_PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", "mmdet", "mmcv", "segpaste", "terse-aug")
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "opencv-python",
+    "mmdet",
+    "mmengine",
+    "mmcv",
+    "detectron2",
+    "segpaste",
+    "terse-aug",
+)
 
 
 @dataclass
@@ -83,7 +94,8 @@ def interleaved(
 ) -> dict[str, Times]:
     """Time several ways of doing the same job, one call of each per round.
 
-    Whatever else runs on the machine meanwhile then slows all of them alike. The order turns by one each round.
+    Whatever else runs on the machine meanwhile then slows all of them alike. The order is drawn anew each round, since
+    what a call leaves behind in caches and in the allocator is the next one's cost.
 
     Args:
         arms: by name: what makes the input of a round (not timed), and what is timed.
@@ -94,10 +106,9 @@ def interleaved(
         The times of each, by name.
     """
     times = {name: Times() for name in arms}
-    names = list(arms)
+    generator = np.random.default_rng(0)
     for turn in range(warmup + rounds):
-        shift = turn % len(names)
-        for name in names[shift:] + names[:shift]:
+        for name in generator.permutation(list(arms)).tolist():
             prepare, work = arms[name]
             prepared = prepare(turn)
             wall, processor = time.perf_counter(), time.process_time()

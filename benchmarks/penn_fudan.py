@@ -1,19 +1,20 @@
-"""AP on Penn-Fudan with few training images: none, random, hard-random and learned pasting, paired by seed.
+"""AP on Penn-Fudan with few training images: none, random, hard-random, learned and critic, paired by seed.
 
 Runs the trainers of examples/torchvision, examples/detectron2 or examples/mmdet, some at a time, and goes on where it
 was stopped::
 
     python -m benchmarks.penn_fudan --data shared/data/penn_fudan --weights mobilenet_v2.pth --out runs/penn_fudan
 
-Arms of the same seed share initial weights, order of images and mirroring.
+Arms of the same seed share initial weights, order of images and mirroring; but for mmdet's ``copypaste``, which mirrors
+by draws of its own and pads its images to one size.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arms = args.arms or ("none", *POLICIES)
     if unknown := [arm for arm in arms if arm not in host.arms]:
         raise SystemExit(f"--arms: {args.host} has {', '.join(host.arms)}, not {', '.join(unknown)}")
+    if args.amp and host.amp_needs_gpu and args.device == "cpu":
+        raise SystemExit(f"--amp: {args.host} has mixed precision on a GPU only")
     runs = [Run(images, arm, seed) for seed in args.seeds for images in args.train for arm in arms]
     missing = [run for run in runs if not _done(run, args).exists()]
     for run in set(runs) - set(missing):
@@ -42,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         host.prepare(args.train)
         with ThreadPoolExecutor(args.jobs) as pool:
-            for run, code in zip(missing, pool.map(lambda run: _train(host, run, args), missing), strict=True):
-                if code:
-                    raise SystemExit(f"{run.name} failed with exit code {code}; see {args.out / run.name}.log")
+            for run, done in zip(missing, pool.map(lambda run: _train(host, run, args), missing), strict=True):
+                if not done:
+                    raise SystemExit(f"{run.name} failed; see {args.out / run.name}.log")
     results = {run: json.loads(_done(run, args).read_text()) for run in runs if _done(run, args).exists()}
     summary = [row for images in args.train for row in _summarise(images, arms, results)]
     text = json.dumps({"runs": {run.name: result for run, result in results.items()}, "summary": summary}, indent=1)
@@ -79,21 +82,23 @@ def _done(run: Run, args: argparse.Namespace) -> Path:
     return path
 
 
-def _train(host: Host, run: Run, args: argparse.Namespace) -> int:
+def _train(host: Host, run: Run, args: argparse.Namespace) -> bool:
     """Train, and write down what came of it."""
-    start = time.perf_counter()
-    if code := host.train(run):
-        return code
-    seconds = {"seconds": round(time.perf_counter() - start, 1)}
-    content = {"arguments": _arguments(run, args)} | seconds | host.figures(args.out / run.name)
+    seconds = host.train(run)
+    if seconds is None:
+        return False
+    content = {"arguments": _arguments(run, args), "processor seconds": round(seconds, 1)}
+    content |= host.figures(args.out / run.name)
     _done(run, args).write_text(json.dumps(content, indent=1) + "\n")
-    return 0
+    return True
 
 
 def _arguments(run: Run, args: argparse.Namespace) -> dict[str, Any]:
     """What makes a run; the settings of pasting where there is any."""
-    common = {"host": args.host, "iterations": args.iterations, "amp": args.amp}
-    return common | ({"policy": run.arm, "terse": list(args.terse)} if run.arm in POLICIES else {})
+    weights = hashlib.sha256(args.weights.read_bytes()).hexdigest()[:16]
+    common = {"host": args.host, "iterations": args.iterations, "amp": args.amp, "device": args.device}
+    pasting = {"policy": run.arm, "terse": list(args.terse)} if run.arm in POLICIES else {}
+    return common | {"weights": weights} | pasting
 
 
 def _check_same(run: Run, args: argparse.Namespace) -> None:
@@ -114,14 +119,14 @@ def _summarise(images: int, arms: Sequence[str], results: dict[Run, dict[str, An
         row: dict[str, Any] = {"images": images, "arm": arm, "seeds": sorted(own)}
         row |= {name: _spread([result[name] for result in own.values()]) for name in FIGURES}
         row["AP minus random's"] = [
-            round(own[seed]["AP"] - random[seed]["AP"], 2) for seed in sorted(own.keys() & random.keys())
+            round(own[seed]["AP"] - random[seed]["AP"], 1) for seed in sorted(own.keys() & random.keys())
         ]
         for kind in ("composites", "random composites"):
             probed = [result[kind] for result in own.values() if kind in result]
             if probed:
                 row[f"{kind}: missed share"] = _spread([figures["missed share"] for figures in probed])
                 row[f"{kind}: diversity"] = _spread([figures["diversity"] for figures in probed])
-        row["seconds"] = _spread([result["seconds"] for result in own.values()])
+        row["processor seconds"] = _spread([result["processor seconds"] for result in own.values()])
         rows.append(row)
     return rows
 
@@ -136,7 +141,7 @@ def _print(summary: Sequence[dict[str, Any]]) -> None:
         "composites: missed share",
         "random composites: missed share",
         "composites: diversity",
-        "seconds",
+        "processor seconds",
     ]
     table = Table("images", "arm", "seeds", *columns, "AP minus random's")
     for row in summary:

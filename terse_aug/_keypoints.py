@@ -12,11 +12,13 @@ def mirror_order(names: Sequence[str], flips: Flips | None = None) -> tuple[int,
     """For each keypoint the index of its mirror image: the other of its pair, or by default by "left" and "right".
 
     Raises:
-        ValueError: a pair names a keypoint that there is not, or one keypoint is in two pairs.
+        ValueError: not pairs, a pair that names a keypoint that there is not, or one keypoint in two pairs.
     """
     if flips is None:
         partners = {name: _swap_sides(name) for name in names}
     else:
+        if any(len(pair) != 2 for pair in flips):
+            raise ValueError(f"keypoint flips: expected pairs of names, got {list(flips)}")
         named = [name for pair in flips for name in set(pair)]
         if names and (unknown := sorted(set(named) - set(names))):
             raise ValueError(f"keypoint flips name {unknown}; the keypoints are {list(names)}")

@@ -48,5 +48,6 @@ QUIET_MMDET = [
     pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning"),
     pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning"),
     pytest.mark.filterwarnings("ignore:DeprecationWarning:UserWarning"),
+    pytest.mark.filterwarnings("ignore:pkg_resources is deprecated:UserWarning"),
 ]
 """Marks for a test module, likewise."""

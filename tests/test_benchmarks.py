@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hosts import need_mmdet
+from hosts import need_detectron2, need_mmdet
 
 ROOT = Path(__file__).parents[1]
 
@@ -76,6 +76,21 @@ def test_penn_fudan_and_what_looks_at_its_runs(data_root: Path, tmp_path: Path) 
     assert content["pastes"] == 2
     arguments = ["--data", photographs, "--baseline", str(critic), "--runs", str(critic), "--images", "8"]
     assert run("hardness", tmp_path / "h.json", *arguments)["printed"]
+
+
+@pytest.mark.parametrize("host", ["detectron2", "mmdet"])
+def test_penn_fudan_is_trained_on_through_a_host(data_root: Path, tmp_path: Path, host: str) -> None:
+    {"detectron2": need_detectron2, "mmdet": need_mmdet}[host]()
+    flags = ["--data", str(data_root / "penn_fudan"), "--out", str(tmp_path), "--train", "20", "--seeds", "0"]
+    flags += ["--weights", str(data_root / "weights" / "mobilenet_v2.pth"), "--host", host, "--arms", "critic"]
+    command = [sys.executable, "-m", "benchmarks.penn_fudan", *flags, "--iterations"]
+    finished = subprocess.run([*command, "2"], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert finished.returncode == 0, finished.stderr
+    (row,) = json.loads((tmp_path / "summary.json").read_text())["summary"]
+    assert (row["arm"], row["seeds"]) == ("critic", [0])
+    assert 0 <= row["AP"]["mean"] <= row["AP50"]["mean"] <= 100
+    other = subprocess.run([*command, "3"], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert "train20-critic-seed0 was run with" in other.stderr
 
 
 def test_the_paste_by_hand_is_a_paste(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,7 +181,7 @@ def test_mirrored_keypoints_swap_as_the_data_set_says(
     monkeypatch.setattr("detectron2_factories.KEYPOINTS", names)
     metadata = MetadataCatalog.get(dataset)
     metadata.keypoint_names[:] = names
-    metadata.keypoint_flip_map[:] = [named]
+    metadata.keypoint_flip_map[:] = [named, named[::-1], ("tail", "fin")]
     bank = tiny_bank(tmp_path, keypoints=True)
     cfg = tiny_cfg("keypoint_fpn", dataset, tmp_path, bank, MIRROR_PROBABILITY=1.0)
     cfg.SOLVER.MAX_ITER = 1

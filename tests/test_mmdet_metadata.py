@@ -1,4 +1,4 @@
-"""What OpenMMLab's tools read of this repository, ``model-index.yml``: it has every config of the example."""
+"""``model-index.yml``, in the form of OpenMMLab's repositories, has every config of MMDetection's example."""
 
 from __future__ import annotations
 

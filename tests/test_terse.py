@@ -531,6 +531,7 @@ def test_a_policy_whose_own_gradient_is_not_finite_does_not_move(tiny_bank: Fore
     [
         ([("left_eye", "left_ear")], r"keypoint flips name \['left_ear'\]; the keypoints are \['nose', "),
         ([("left_eye", "right_eye"), ("nose", "left_eye")], "a keypoint is in two pairs"),
+        ([("left_eye", "right_eye", "nose")], "expected pairs of names"),
     ],
 )
 def test_keypoint_flips_are_checked(tmp_path: Path, flips: list[tuple[str, str]], message: str) -> None:

@@ -63,8 +63,13 @@ def open_bank(cfg: CfgNode) -> ForegroundBank:
 
 
 def keypoint_flips(cfg: CfgNode) -> list[tuple[str, str]] | None:
-    """The data set's ``keypoint_flip_map``: names of keypoints that change places in a mirrored object."""
-    if not cfg.MODEL.KEYPOINT_ON:
+    """Names of keypoints that change places in a mirrored object, by the data set's ``keypoint_flip_map``.
+
+    Names that are no keypoints of it, and pairs that are told twice, are passed over, as Detectron2 does.
+    """
+    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+    flips, names = metadata.get("keypoint_flip_map"), set(metadata.get("keypoint_names") or ())
+    if flips is None or not cfg.MODEL.KEYPOINT_ON:
         return None
-    flips: list[tuple[str, str]] | None = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("keypoint_flip_map")
-    return flips
+    pairs = {(min(pair), max(pair)) for pair in flips if names.issuperset(pair)}
+    return sorted(pairs)

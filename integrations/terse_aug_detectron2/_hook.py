@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from terse_aug import ForegroundBank, PixelFormat, Terse, TerseConfig
 from terse_aug._config import replaced
+from terse_aug._keypoints import mirror_order
 from terse_aug.preview import batch_picture
 from terse_aug_detectron2._batch import Item, Needs, from_samples, parcels_of, to_samples
 from terse_aug_detectron2._classes import keypoint_flips, open_bank
@@ -86,8 +87,10 @@ class TerseHook(HookBase):
         for name, period in (("log_period", log_period), ("image_period", image_period)):
             if period < 0:
                 raise ValueError(f"{name}: expected a number of iterations, or 0 for none, got {period}")
-        replaced(config or TerseConfig(), settings)  # what is wrong is said now, not when training begins
         self.bank = bank if isinstance(bank, ForegroundBank) else ForegroundBank.open(bank)
+        # What is wrong is said now, not when training begins.
+        replaced(config or TerseConfig(), settings)
+        mirror_order(self.bank.keypoint_names, keypoint_flips)
         self._policy, self._seed, self._config, self._settings = policy, seed, config, settings
         self._input_format, self._keypoint_flips = input_format, keypoint_flips
         self._loss_scale, self._log_period, self._image_period = loss_scale, log_period, image_period

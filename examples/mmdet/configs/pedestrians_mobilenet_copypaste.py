@@ -3,7 +3,8 @@ _base_ = "pedestrians_mobilenet.py"
 
 loading = _base_.train_pipeline[:-1]
 loading[1]["with_mask"] = True
-loading.append(dict(type="Pad", size=(448, 448)))  # CopyPaste wants images of one size
+# CopyPaste wants images of one size; with bars of the mean colour, which is what batches are padded with otherwise.
+loading.append(dict(type="Pad", size=(448, 448), pad_val=dict(img=(104, 116, 124))))
 train_dataloader = dict(
     dataset=dict(
         _delete_=True,
