@@ -17,7 +17,8 @@ from torch import Tensor
 
 from terse_aug._compositor import Patch, Rectangle, blend, covered_rectangles, render
 from terse_aug._config import TerseConfig
-from terse_aug._labels import PastedObject, correct_target, count_pixels
+from terse_aug._extents import count_pixels
+from terse_aug._labels import PastedObject, correct_target
 from terse_aug._layout import Decoy, Layout, cutout_tensor, paste_geometry, reduced_cutout
 from terse_aug._pixels import PixelFormat
 from terse_aug._render_cv2 import render_8bit

@@ -1,4 +1,4 @@
-"""Correct the annotation of an image after pasting. Imports torch, and OpenCV for reading masks.
+"""Correct the annotation of an image after pasting. Imports torch.
 
 :func:`correct_target` is the one place where boxes, masks, keypoints and ids follow the pixels.
 Shape letters: N objects before, K pastes, H and W the image.
@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import torch
 from torch import Tensor
 
 from terse_aug._compositor import Rectangle
+from terse_aug._extents import Extent, count_pixels, extent_of, extents_of
 from terse_aug._memory import zeros
 from terse_aug._sample import OBJECT_FIELDS, Target
 
@@ -92,19 +92,6 @@ def correct_target(
     row_of = {labelled[row]: new for new, row in enumerate(added, start=len(kept))}
     dropped = Counter(occluded=len(originals) - len(kept), paste_hidden=len(labelled) - len(added))
     return Correction(corrected, [row_of.get(index) for index in range(len(pastes))], +dropped)
-
-
-@dataclass(frozen=True)
-class _Extent:
-    """The bounding rectangle of the pixels that are set in a mask, empty where there are none, and their number."""
-
-    window: Rectangle
-    pixels: int
-
-    @property
-    def box(self) -> list[float]:
-        """The rectangle as XYXY."""
-        return [float(side) for side in (self.window.left, self.window.top, self.window.right, self.window.bottom)]
 
 
 @dataclass(frozen=True)
@@ -247,7 +234,7 @@ def _paste_view(paste: PastedObject, cover: _Cover) -> _View:
     if window.empty:
         return _View([0.0] * 4, 0, paste.full_area, window, paste.mask)
     visible = paste.mask & ~cover.within(window)
-    extent = _extent(visible, window)
+    extent = extent_of(visible, window)
     return _View(extent.box, extent.pixels, paste.full_area, window, visible)
 
 
@@ -260,14 +247,14 @@ def _hide_originals(target: Target, size: tuple[int, int], cover: _Cover) -> lis
     regions = [_pixels_of(box, size) for box in boxes]
     if "masks" not in target:
         return [_box_view(box, region, cover) for box, region in zip(boxes, regions, strict=True)]
-    extents = _extents(target["masks"], regions)
+    extents = extents_of(target["masks"], regions)
     return [
         _mask_view(box, mask, extent, cover) if extent.pixels else _box_view(box, region, cover)
         for box, mask, extent, region in zip(boxes, target["masks"], extents, regions, strict=True)
     ]
 
 
-def _mask_view(box: list[float], mask: Tensor, extent: _Extent, cover: _Cover) -> _View:
+def _mask_view(box: list[float], mask: Tensor, extent: Extent, cover: _Cover) -> _View:
     """The view of an object with a mask ``[H, W]``."""
     window, overlap = extent.window, _overlap(extent.window, cover.frame)
     whole = _View(box, extent.pixels, extent.pixels, window, window.of(mask), touched=False)
@@ -278,7 +265,7 @@ def _mask_view(box: list[float], mask: Tensor, extent: _Extent, cover: _Cover) -
         return whole
     visible = window.of(mask).clone()
     visible[_within(overlap, window)] = left
-    rest = _extent(visible, window)
+    rest = extent_of(visible, window)
     return _View(rest.box, rest.pixels, extent.pixels, window, visible)
 
 
@@ -288,12 +275,12 @@ def _box_view(box: list[float], region: Rectangle, cover: _Cover) -> _View:
     A side of the box moves only where all pixels along it are covered; the others keep their fraction.
     """
     shape = (region.bottom - region.top, region.right - region.left)
-    whole, overlap = _Extent(region, shape[0] * shape[1]), _overlap(region, cover.frame)
+    whole, overlap = Extent(region, shape[0] * shape[1]), _overlap(region, cover.frame)
     if overlap.empty or not count_pixels(cover.within(overlap)):
         return _View(box, whole.pixels, whole.pixels, region, None, touched=False)
     visible = torch.ones(shape, dtype=torch.bool, device=cover.covered.device)
     visible[_within(overlap, region)] = ~cover.within(overlap)
-    rest = _extent(visible, region)
+    rest = extent_of(visible, region)
     moved = [old if side == limit else side for old, side, limit in zip(box, rest.box, whole.box, strict=True)]
     return _View(moved, rest.pixels, whole.pixels, region, None)
 
@@ -306,65 +293,6 @@ def _pixels_of(box: list[float], size: tuple[int, int]) -> Rectangle:
     right = min(max(math.ceil(box[2] - 0.5), left + 1), width)
     bottom = min(max(math.ceil(box[3] - 0.5), top + 1), height)
     return Rectangle(top, left, bottom, right)
-
-
-def _extents(masks: Tensor, regions: Sequence[Rectangle]) -> list[_Extent]:
-    """The extent of each of bool or uint8 ``[n, H, W]``.
-
-    Args:
-        masks: of the objects.
-        regions: the pixels of their boxes, where all of a mask is expected; one that is elsewhere takes longer.
-    """
-    if masks.device.type != "cpu":
-        return _extents_at_once(masks)
-    extents = []
-    for mask, region in zip(masks, regions, strict=True):
-        height, width = mask.shape
-        # With a pixel around it, because the boxes of polygons and their masks are rounded apart.
-        near = Rectangle(
-            max(region.top - 1, 0),
-            max(region.left - 1, 0),
-            min(region.bottom + 1, height),
-            min(region.right + 1, width),
-        )
-        everything = count_pixels(near.of(mask)) == count_pixels(mask)
-        window = near if everything else Rectangle(0, 0, height, width)
-        extents.append(_extent(window.of(mask), window))
-    return extents
-
-
-def _extent(mask: Tensor, window: Rectangle) -> _Extent:
-    """The extent of bool or uint8 ``[h, w]`` over the rectangle ``window``."""
-    if mask.device.type != "cpu":
-        (extent,) = _extents_at_once(mask[None])
-        return _Extent(_moved(extent.window, window), extent.pixels)
-    left, top, width, height = cv2.boundingRect(mask.view(torch.uint8).numpy())
-    tight = Rectangle(top, left, top + height, left + width)
-    return _Extent(_moved(tight, window), 0 if tight.empty else count_pixels(tight.of(mask)))
-
-
-def _moved(rectangle: Rectangle, window: Rectangle) -> Rectangle:
-    """A rectangle within ``window`` as one of the image."""
-    y, x = window.top, window.left
-    return Rectangle(rectangle.top + y, rectangle.left + x, rectangle.bottom + y, rectangle.right + x)
-
-
-def _extents_at_once(masks: Tensor) -> list[_Extent]:
-    """As :func:`_extents`, with a single wait for the device."""
-    masks = masks.bool()
-    sides = []
-    for line in (masks.any(2), masks.any(1)):  # rows, columns
-        first, after = line.byte().argmax(1), line.shape[1] - line.flip(1).byte().argmax(1)
-        sides += [first, torch.where(line.any(1), after, first)]
-    rows = torch.stack([*sides, masks.flatten(1).sum(1)], 1).tolist()
-    return [_Extent(Rectangle(top, left, bottom, right), pixels) for top, bottom, left, right, pixels in rows]
-
-
-def count_pixels(mask: Tensor) -> int:
-    """The number of pixels that are set in bool or uint8 ``[h, w]``, which has some."""
-    if mask.device.type == "cpu":  # torch's sum of bytes there goes through int64
-        return int(cv2.countNonZero(mask.view(torch.uint8).numpy()))
-    return int(mask.count_nonzero())
 
 
 def _taken(values: Tensor, rows: Sequence[int]) -> Tensor:

@@ -14,7 +14,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from terse_aug._compositor import Rectangle
-from terse_aug._labels import Correction, PastedObject, _extents, _extents_at_once, correct_target
+from terse_aug._extents import extents_at_once, extents_of
+from terse_aug._labels import Correction, PastedObject, correct_target
 from terse_aug._sample import OBJECT_FIELDS, Target
 
 KEYPOINTS = 3
@@ -452,7 +453,7 @@ def test_an_object_whose_mask_is_empty_counts_as_filling_its_box() -> None:
 @given(scene=scenes(with_masks=True))
 def test_extents_are_the_same_for_a_device_as_on_the_cpu(scene: Scene) -> None:
     everywhere = [Rectangle(0, 0, *scene.size)] * len(scene.target["masks"])
-    assert _extents_at_once(scene.target["masks"]) == _extents(scene.target["masks"], everywhere)
+    assert extents_at_once(scene.target["masks"]) == extents_of(scene.target["masks"], everywhere)
 
 
 def test_a_mask_that_is_not_where_its_box_says_counts_with_all_its_pixels() -> None:
