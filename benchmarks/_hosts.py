@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from abc import ABC, abstractmethod
@@ -47,7 +48,7 @@ class Host(ABC):
 
     @abstractmethod
     def prepare(self, images: Sequence[int]) -> None:
-        """Make once what the runs with so many training images read."""
+        """Make what the runs with so many training images read."""
 
     @abstractmethod
     def command(self, run: Run) -> list[str]:
@@ -83,13 +84,13 @@ class Host(ABC):
         return None
 
     def _make(self, out: Path, *arguments: str) -> None:
-        """Have a tool of the example write a file or a folder, unless it is there; ``OUT`` is where."""
-        if out.exists():
-            return
+        """Have a tool of the example write a file or a folder anew; ``OUT`` is where."""
         part = out.with_name(f"{out.name}.part")
+        _remove(part)
         environment = os.environ | {"PYTHONPATH": self._path()} | self._environment()
         command = [sys.executable, *(str(part) if argument == "OUT" else argument for argument in arguments)]
         subprocess.run(command, check=True, env=environment, cwd=self._folder())
+        _remove(out)
         os.replace(part, out)
 
     def _make_bank(self, images: int, *source: str) -> None:
@@ -234,6 +235,13 @@ class MMDetection(Host):
     def _config(self, arm: str) -> str:
         ending = {"none": "", "copypaste": "_copypaste"}.get(arm, "_terse")
         return self._script(f"configs/pedestrians_mobilenet{ending}.py")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 HOSTS: dict[str, type[Host]] = {"torchvision": Torchvision, "detectron2": Detectron2, "mmdet": MMDetection}
