@@ -128,7 +128,8 @@ class Torchvision(Host):
         command += ["--out", str(self.out / run.name), "--device", self.args.device]
         command += ["--amp"] if self.args.amp else []
         if run.arm != "none":
-            command += ["--policy", run.arm, *(["--terse", *self.args.terse] if self.args.terse else [])]
+            command += ["--policy", run.arm, "--probe-images", str(self.args.probe_images)]
+            command += ["--terse", *self.args.terse] if self.args.terse else []
         return command
 
     def train(self, run: Run) -> float | None:

@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each")
     parser.add_argument("--terse", nargs="+", default=[], metavar="NAME=VALUE", help="settings of TerseConfig")
     parser.add_argument("--keep", action="store_true", help="torchvision: keep every run's checkpoint, 85 MB each")
+    parser.add_argument("--probe-images", type=int, default=64, help="torchvision: composites looked at in the end")
     parser.add_argument("--report", action="store_true", help="only read the runs that are there")
     return parser
 

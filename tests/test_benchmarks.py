@@ -63,7 +63,15 @@ def test_penn_fudan_and_what_looks_at_its_runs(data_root: Path, tmp_path: Path) 
     """One iteration; its detector and policy are then measured with."""
     photographs = str(data_root / "penn_fudan")
     flags = ["--data", photographs, "--out", str(tmp_path), "--iterations", "1", "--train", "20", "--seeds", "0"]
-    weights = ["--weights", str(data_root / "weights" / "mobilenet_v2.pth"), "--arms", "critic", "--keep"]
+    weights = [
+        "--weights",
+        str(data_root / "weights" / "mobilenet_v2.pth"),
+        "--arms",
+        "critic",
+        "--keep",
+        "--probe-images",
+        "4",
+    ]
     command = [sys.executable, "-m", "benchmarks.penn_fudan", *flags, *weights]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert finished.returncode == 0, finished.stderr
