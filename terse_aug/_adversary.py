@@ -26,6 +26,7 @@ from terse_aug._optimizer import BufferedAdam
 from terse_aug._pixels import PixelFormat
 from terse_aug._sample import Target
 from terse_aug.policies import Policy, Proposal
+from terse_aug.targets import Listener
 
 _GAN_BETAS = (0.5, 0.999)
 
@@ -41,6 +42,7 @@ class Turn:
         real: crops of real objects ``[R, 3, CROP, CROP]``, or ``None``.
         composite: crops of pasted objects, detached, likewise.
         composites: the batch, kept only for a policy that learns from hardness.
+        listener: hears what the detector makes of them, while it is trained on them.
         hardness: float ``[M]`` in [0, 1], NaN where not known; ``None`` until somebody has said.
         chances: float ``[M, K]``, the probability of every class, NaN where not known; ``None`` if nobody tells.
     """
@@ -51,6 +53,7 @@ class Turn:
     real: Tensor | None = None
     composite: Tensor | None = None
     composites: Composites | None = None
+    listener: Listener | None = None
     hardness: Tensor | None = None
     chances: Tensor | None = None
 
@@ -139,32 +142,40 @@ class Adversary(nn.Module):
         A step is taken on all ranks or on none; none is taken with anything that is not finite.
 
         Args:
-            turns: since the last move; may be empty on some ranks.
+            turns: since the last move; may be empty on some ranks. A policy that learns from hardness goes by what it
+                remembers (:meth:`remember`) instead.
             loss_finite: whether this rank's loss was finite.
             loss_scale: factor by which the backward's loss was scaled (a GradScaler's).
             device: of the parameters.
             generator: of what a policy draws to learn.
         """
         if self.policy.learns_from == "hardness":
-            return self._learn_hardness(turns, loss_finite, device, generator)
+            return self._rehearse(loss_finite, device, generator)
         return self._ascend(turns, loss_finite, loss_scale, device)
 
-    def _learn_hardness(
-        self, turns: Sequence[Turn], loss_finite: bool, device: torch.device, generator: torch.Generator
-    ) -> Move:
-        """Let the policy remember and rehearse how hard its pastes were."""
+    def remember(self, turns: Sequence[Turn]) -> dict[str, float]:
+        """Let a policy that learns from hardness have what is known of its pastes.
+
+        Args:
+            turns: those of which nobody has said anything are passed over.
+
+        Returns:
+            Figures for the log.
+        """
+        figures: dict[str, float] = {}
+        for turn in turns:
+            if turn.hardness is not None and not bool(turn.hardness.isnan().all()):
+                self.policy.remember(turn.proposal, turn.hardness, turn.chances)
+                figures |= turn.proposal.metrics
+        return figures
+
+    def _rehearse(self, loss_finite: bool, device: torch.device, generator: torch.Generator) -> Move:
+        """Let the policy go over what it remembers of how hard its pastes were."""
         assert self.policy_optimizer is not None
-        seen = [turn for turn in turns if turn.hardness is not None and not bool(turn.hardness.isnan().all())]
-        ranks_reached, ranks_failed = sum_over_ranks([float(bool(seen)), float(not loss_finite)], device)
+        (ranks_failed,) = sum_over_ranks([float(not loss_finite)], device)
         if ranks_failed:
             return Move(False, "not_finite")
-        if not ranks_reached:
-            return Move(False, "nothing_pasted")
         figures: dict[str, float] = {}
-        for turn in seen:
-            assert turn.hardness is not None
-            self.policy.remember(turn.proposal, turn.hardness, turn.chances)
-            figures |= turn.proposal.metrics
         for _ in range(self.policy.rehearsals):
             self._forget()
             objective = self.policy.rehearse(generator)

@@ -69,6 +69,18 @@ def ask_for_hardness(turns: Sequence[Turn], target: TargetModel, classes: int | 
     return asked
 
 
+def hear_hardness(turn: Turn) -> None:
+    """Give a turn what its listener has heard, unless the hardness is known already; let go of the model."""
+    listener, turn.listener = turn.listener, None
+    if listener is None:
+        return
+    if turn.hardness is None and turn.composites is not None:
+        scores = listener.scores(turn.composites.images, turn.composites.targets)
+        if scores is not None:
+            take_outcomes(turn, {number: (1 - own, None) for number, own in enumerate(scores)}, None)
+    listener.close()
+
+
 def asked_outcomes(
     images: Sequence[Tensor], targets: Sequence[Target], target: TargetModel
 ) -> list[tuple[Tensor, Tensor | None]]:

@@ -15,7 +15,7 @@ from terse_aug._adversary import Adversary, Turn
 from terse_aug._compose import Composites, Paste, Surface, compose_exactly, full_precision
 from terse_aug._config import TerseConfig, replaced
 from terse_aug._distributed import rank
-from terse_aug._hardness import ask_for_hardness, take_outcomes, told_outcomes
+from terse_aug._hardness import ask_for_hardness, hear_hardness, take_outcomes, told_outcomes
 from terse_aug._keypoints import Flips, mirror_order
 from terse_aug._layout import Layout, draw_layout
 from terse_aug._ledger import Ledger
@@ -29,7 +29,7 @@ from terse_aug._shelf import Shelf, Shown
 from terse_aug._vocabulary import check_classes, check_labels, told_classes, translated
 from terse_aug.bank import Foreground, ForegroundBank
 from terse_aug.policies import Policy, Proposal, Scene, make_policy, uniform_proposal
-from terse_aug.targets import TargetModel, as_target
+from terse_aug.targets import TargetModel, TellsInPassing, as_target
 
 _MOST_TURNS = 64
 
@@ -152,7 +152,7 @@ class Terse(nn.Module):
             ValueError: the batch does not keep to the contract above; parcels of another bank or made with other
                 settings, or together with :meth:`paste_only`.
         """
-        self._pastes, self._targets, self._last_turn = [], None, None
+        self._forget_batch()
         if not self.training:
             return list(images) if not isinstance(images, Tensor) else images, list(targets)
         started = time.perf_counter()
@@ -187,12 +187,12 @@ class Terse(nn.Module):
             self.ledger.counts["losses_not_finite"] += 1
             self.ledger.counts["suspended"] = int(self.policy.learns)
             self._warn("loss", f"the loss is {value}; {_SUSPENDED if self.policy.learns else 'it is left out'}")
+        self._forget_batch()
+        if self.policy.learns_from == "hardness" and finite:
+            self._learn_hardness()
         if self._moves_now():
-            if self.policy.learns_from == "hardness" and finite:
-                self._ask_for_hardness()
             self._move(finite, loss_scale)
         self._turns.clear()
-        self._pastes, self._targets, self._last_turn = [], None, None
         self._told = False
         self.ledger.counts["iterations"] += 1
         self.seconds += time.perf_counter() - started
@@ -305,7 +305,8 @@ class Terse(nn.Module):
         images, targets = batch.images, batch.targets
         counts = self.ledger.counts
         generator = generator_for(self.seed, rank(), "paste", counts["calls"])
-        learning = self._moves_now() and (torch.is_grad_enabled() or self.policy.learns_from == "hardness")
+        by_hardness = self.policy.learns_from == "hardness"
+        learning = self.policy.learns if by_hardness else self._moves_now() and torch.is_grad_enabled()
         if self._moves_now() and not learning:
             counts["dropped/graph"] += 1
             self._warn("no_gradient", _NO_GRADIENT)
@@ -318,14 +319,16 @@ class Terse(nn.Module):
         if learning and any(composites.pastes) and (proposal.leaves or proposal.memory):
             with full_precision(images[0].device):
                 self._last_turn = self.adversary.begin(proposal, composites, images, targets)
+            if by_hardness and isinstance(self._detector, TellsInPassing):
+                self._last_turn.listener = self._detector.listen()
             self._keep(self._last_turn)
         composites.dropped.update(batch.dropped)
         self._record(layout, proposal, composites)
         return composites
 
     def _propose(self, scene: Scene, generator: torch.Generator, learning: bool) -> Proposal:
-        """The policy's proposal, or a random one while it is suspended."""
-        if self.ledger.counts["suspended"] and self.policy.learns and not learning:
+        """The policy's proposal, or a random one while it is suspended, but for the batches that it moves by."""
+        if self.ledger.counts["suspended"] and self.policy.learns and not self._moves_now():
             first = torch.arange(0, len(scene.image_of), self.policy.offers)
             return uniform_proposal(len(first), generator, scene.image_of.device, first)
         return self.policy.propose(scene, generator, learning)
@@ -384,16 +387,25 @@ class Terse(nn.Module):
     def _moves_now(self) -> bool:
         return self.policy.learns and self.ledger.counts["iterations"] % self.config.move_every == 0
 
-    def _ask_for_hardness(self) -> None:
-        """Ask the target about the composites of whose hardness nobody has told."""
+    def _learn_hardness(self) -> None:
+        """Let the policy remember what was told and heard; ask the target about the rest where the policy moves."""
         # Whatever was pasted on this rank: all ranks have to raise, or none.
-        if not self._target and not self._told:
+        if self._moves_now() and not self._target and not self._told:
             raise ValueError(
                 f"policy {self._policy_name or self.policy!r} learns from hardness: give Terse(target=detector), or "
                 "call observe() before step()"
             )
-        if self._target:
+        if self._moves_now() and self._target:
             self.ledger.counts["extra_forwards"] += ask_for_hardness(self._turns, self._target[0], self.policy.classes)
+        with full_precision(self._anchor.device):
+            for name, value in self.adversary.remember(self._turns).items():
+                self.ledger.average(name, value)
+
+    def _forget_batch(self) -> None:
+        """The last batch has been trained on: hear of it, and let go of it."""
+        if self._last_turn is not None:
+            hear_hardness(self._last_turn)
+        self._pastes, self._targets, self._last_turn = [], None, None
 
     def _keep(self, turn: Turn) -> None:
         """Remember a batch for the next step, but not without end if nobody calls it."""

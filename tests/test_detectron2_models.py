@@ -16,7 +16,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyCall, instantiate
 from detectron2.data import build_detection_train_loader
 from detectron2.engine import DefaultTrainer, SimpleTrainer, hooks
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from detectron2_factories import (  # noqa: F401 - fixtures
     CLASSES,
@@ -55,6 +55,7 @@ def test_detectron2s_models_train_with_it(dataset: str, tmp_path: Path, model: s
     assert figures["losses_not_finite"] == figures["dropped/graph"] == 0
     if policy == "critic":
         assert 0 <= figures["hardness"] <= 1
+        assert (figures["extra_forwards"] == 0) is (model != "retinanet")  # the others have a second stage to hear
     trained = [one["instances"] for batch in seen.batches for one in batch if "instances" in one]
     assert all(len(instances) for instances in trained)
     assert all(instances.has("gt_keypoints") for instances in trained) or model != "keypoint_fpn"
@@ -69,10 +70,11 @@ def test_what_the_detector_is_asked_is_not_logged(
             self.kept = self.storage
             super().after_train()
 
-    trainer, hook = trainer_with_hook(tiny_cfg("faster_fpn", dataset, tmp_path, bank, POLICY=policy), Kept)
+    model = "retinanet" if policy == "critic" else "faster_fpn"  # which the critic hears, and does not ask
+    trainer, hook = trainer_with_hook(tiny_cfg(model, dataset, tmp_path, bank, POLICY=policy), Kept)
     trainer.train()
     assert hook.terse.metrics()["extra_forwards"] > 0
-    for name in ("rpn/num_pos_anchors", "roi_head/num_fg_samples"):
+    for name in ("num_pos_anchors",) if policy == "critic" else ("rpn/num_pos_anchors", "roi_head/num_fg_samples"):
         assert len(trainer.kept.history(name).values()) == 4  # type: ignore[attr-defined]
 
 
@@ -111,6 +113,31 @@ def test_a_score_is_that_of_a_detection_of_the_same_class_in_the_same_place() ->
     (scores,) = detector.object_scores([torch.zeros(3, 40, 50)], [target])
     assert scores.tolist() == pytest.approx([0.6, 0.9, 0.0, 0.0])
     assert (detector.first_label, detector.label_limit) == (0, 3)
+
+
+@pytest.mark.parametrize("sigmoid", [False, True])
+@pytest.mark.parametrize("name", ["faster_c4", "mask_fpn", "cascade_fpn"])
+def test_what_is_heard_is_the_probability_of_the_object_s_class(
+    dataset: str, tmp_path: Path, name: str, sigmoid: bool
+) -> None:
+    cfg = tiny_cfg(name, dataset, tmp_path)
+    cfg.MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE = sigmoid
+    model = DefaultTrainer.build_model(cfg).train()
+    predictor: Any = model.roi_heads.box_predictor
+    layer = (predictor[0] if isinstance(predictor, nn.ModuleList) else predictor).cls_score
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.copy_(torch.tensor([0.7, 0.1, 0.2]).logit() if sigmoid else torch.tensor([0.7, 0.1, 0.2]).log())
+    listener = Detectron2Detector(model, iou_threshold=1e-6).listen()
+    assert listener is not None
+    batch = [item(count, gt_masks=BitMasks(torch.ones(count, 40, 50).bool())) for count in (2, 1)]
+    images, targets = to_samples(batch, torch.device("cpu"), Needs(masks=True))
+    with EventStorage(0):
+        model(from_samples(batch, images, targets))
+    heard = listener.scores(images, targets)
+    assert heard is not None
+    for own, target in zip(heard, targets, strict=True):
+        assert own.tolist() == pytest.approx([[0.7, 0.1][label] for label in target["labels"]], abs=1e-5)
 
 
 def lazy_fcos() -> nn.Module:

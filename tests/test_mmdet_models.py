@@ -22,6 +22,7 @@ from mmengine.runner import Runner
 
 from terse_aug_mmdet import MMDetDetector, TerseHook
 from terse_aug_mmdet._batch import to_samples
+from terse_aug_mmdet._model import _batch
 
 pytestmark = QUIET_MMDET
 _NUMBERS = itertools.count()
@@ -49,6 +50,7 @@ MODELS = {
 }
 SQUARE = {"SSD300": 300, "RTMDet": 96, "RTMDet-Ins": 96}
 """Models that take images of one size only; the others get a batch of two."""
+WITH_SECOND_STAGE = ("Faster R-CNN", "Mask R-CNN", "Cascade Mask R-CNN")
 WITH_MASKS = ("Mask R-CNN", "Cascade Mask R-CNN", "RTMDet-Ins", "SOLOv2", "Mask2Former (instance)")
 
 
@@ -128,4 +130,24 @@ def test_a_model_trains_with_it(name: str, tmp_path: Path, table: dict[str, str]
     assert runner.model.training
     after = runner.model.state_dict()
     assert all(torch.equal(value, after[key]) for key, value in state.items())
-    table[name] = "right | yes | asked"
+    table[name] = f"right | yes | {'heard' if _hears(runner.model, images, targets) else 'asked'}"
+    assert (table[name].endswith("heard")) is (name in WITH_SECOND_STAGE)
+
+
+def _hears(model: Any, images: list[torch.Tensor], targets: list[Any]) -> bool:
+    """Whether what is heard in a training forward is the probability that the second stage gives every proposal."""
+    listener = MMDetDetector(model, len(CLASSES), iou_threshold=1e-6).listen()
+    if listener is None:
+        return False
+    heads = model.roi_head.bbox_head
+    layer = (heads[0] if isinstance(heads, torch.nn.ModuleList) else heads).fc_cls
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.copy_(torch.tensor([0.7, 0.1, 0.2]).log())
+        model(**model.data_preprocessor(_batch(images, targets), True), mode="loss")
+    heard = listener.scores(images, targets)
+    listener.close()
+    assert heard is not None
+    for own, target in zip(heard, targets, strict=True):
+        assert own.tolist() == pytest.approx([[0.7, 0.1][label] for label in target["labels"]], abs=1e-5)
+    return True

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from detectron2.modeling import GeneralizedRCNN, PanopticFPN, ProposalNetwork, SemanticSegmentor
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers, ROIHeads
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from terse_aug._random import isolated_global_rng
-from terse_aug.targets import undisturbed
+from terse_aug.targets import Proposals, SecondStage, undisturbed
 from terse_aug_detectron2._batch import Needs, from_samples
 
 _PLAIN = {"instances": Instances((0, 0))}
@@ -74,6 +75,30 @@ class Detectron2Detector:
             _scores(prediction, target, self.iou_threshold)
             for prediction, target in zip(predictions, targets, strict=True)
         ]
+
+    def listen(self) -> SecondStage | None:
+        """See :class:`terse_aug.targets.TellsInPassing`; for Fast R-CNN's heads, of a cascade the first stage."""
+        heads = getattr(self.model, "roi_heads", None)
+        pooler = getattr(heads, "box_pooler", getattr(heads, "pooler", None))
+        predictor: Any = getattr(heads, "box_predictor", None)
+        if isinstance(predictor, nn.ModuleList):
+            predictor = predictor[0]
+        if not isinstance(heads, ROIHeads) or pooler is None or type(predictor) is not FastRCNNOutputLayers:
+            return None
+        probabilities = _sigmoid if predictor.use_sigmoid_ce else _softmax
+        return SecondStage(pooler, predictor, _proposals, probabilities, self.iou_threshold)
+
+
+def _proposals(inputs: tuple[Any, ...]) -> Proposals:
+    return Proposals.by_image([boxes.tensor for boxes in inputs[1]])
+
+
+def _softmax(output: tuple[Tensor, Tensor]) -> Tensor:
+    return output[0].detach().float().softmax(-1)
+
+
+def _sigmoid(output: tuple[Tensor, Tensor]) -> Tensor:
+    return output[0].detach().float().sigmoid()
 
 
 @contextlib.contextmanager

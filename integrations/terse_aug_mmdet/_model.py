@@ -9,6 +9,13 @@ from typing import Any
 
 import torch
 from mmdet.models.dense_heads import SSDHead
+from mmdet.models.roi_heads import (
+    CascadeRoIHead,
+    DynamicRoIHead,
+    MaskScoringRoIHead,
+    PointRendRoIHead,
+    StandardRoIHead,
+)
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import BaseBoxes
 from mmengine.model import is_model_wrapper
@@ -17,7 +24,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou, masks_to_boxes
 
 from terse_aug._random import isolated_global_rng
-from terse_aug.targets import undisturbed
+from terse_aug.targets import Proposals, SecondStage, undisturbed
 from terse_aug_mmdet._batch import with_instances
 
 
@@ -61,6 +68,36 @@ class MMDetDetector:
             _scores(sample.pred_instances, target, self.iou_threshold)
             for sample, target in zip(found, targets, strict=True)
         ]
+
+    def listen(self) -> SecondStage | None:
+        """See :class:`terse_aug.targets.TellsInPassing`; for ``_HEARD_HEADS``, of a cascade the first stage."""
+        heads: Any = getattr(self.model, "roi_head", None)
+        if type(heads) not in _HEARD_HEADS:
+            return None
+        pooler, predictor = heads.bbox_roi_extractor, heads.bbox_head
+        if isinstance(predictor, nn.ModuleList):
+            pooler, predictor = pooler[0], predictor[0]
+        if predictor.custom_activation or not predictor.with_cls:
+            return None
+        probabilities = _sigmoid if predictor.loss_cls.use_sigmoid else _softmax
+        return SecondStage(pooler, predictor, _proposals, probabilities, self.iou_threshold)
+
+
+_HEARD_HEADS = (StandardRoIHead, MaskScoringRoIHead, PointRendRoIHead, DynamicRoIHead, CascadeRoIHead)
+"""Whose proposals are pooled and classified once in a training forward; what is derived from them may do otherwise."""
+
+
+def _proposals(inputs: tuple[Any, ...]) -> Proposals:
+    rois: Tensor = inputs[1].detach()
+    return Proposals(rois[:, 1:], rois[:, 0])
+
+
+def _softmax(output: tuple[Tensor, ...]) -> Tensor:
+    return output[0].detach().float().softmax(-1)
+
+
+def _sigmoid(output: tuple[Tensor, ...]) -> Tensor:
+    return output[0].detach().float().sigmoid()
 
 
 @contextlib.contextmanager

@@ -52,6 +52,32 @@ class TellsChances(Protocol):
         ...
 
 
+class Listener(Protocol):
+    """Hears what a model makes of a batch while it is trained on it; see :class:`TellsInPassing`."""
+
+    def scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor] | None:
+        """What :meth:`TargetModel.object_scores` asks for, of the batch that the model was trained on meanwhile.
+
+        Returns:
+            For each object float ``[N]`` in [0, 1], NaN where it was not heard of; ``None`` if no training forward
+            of these targets was heard.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the model."""
+        ...
+
+
+@runtime_checkable
+class TellsInPassing(Protocol):
+    """A target whose training forward says how hard the objects are, so that nobody has to ask."""
+
+    def listen(self) -> Listener | None:
+        """Listen to the model until the listener is closed; ``None`` for a model of which nothing would be heard."""
+        ...
+
+
 @contextmanager
 def undisturbed(model: nn.Module, training: bool, differentiable: bool = False) -> Iterator[None]:
     """Run a model without leaving a trace: modes restored, parameters, normalisation and dropout frozen.

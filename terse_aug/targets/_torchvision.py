@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import box_iou
 
 from terse_aug._random import isolated_global_rng
 from terse_aug._sample import Target
 from terse_aug.targets._base import undisturbed
+from terse_aug.targets._second_stage import Proposals, SecondStage
 
 _MODEL_FIELDS = ("boxes", "labels", "masks", "keypoints")
 
@@ -55,6 +57,22 @@ class TorchvisionDetector:
             none = candidates.new_zeros(len(candidates), 1)
             scores.append(torch.cat([candidates, none], 1).amax(1))
         return scores
+
+    def listen(self) -> SecondStage | None:
+        """See :class:`TellsInPassing`; for models with torchvision's ``roi_heads`` (Faster, Mask, Keypoint R-CNN)."""
+        heads = getattr(self.model, "roi_heads", None)
+        if not isinstance(heads, RoIHeads):
+            return None
+        return SecondStage(heads.box_roi_pool, heads.box_predictor, _proposals, _probabilities, self.iou_threshold)
+
+
+def _proposals(inputs: tuple[Any, ...]) -> Proposals:
+    _, boxes, sizes = inputs
+    return Proposals.by_image(boxes, sizes)
+
+
+def _probabilities(output: tuple[Tensor, Tensor]) -> Tensor:
+    return output[0].detach().float().softmax(-1)
 
 
 def _label_range(model: nn.Module) -> tuple[int, int | None]:

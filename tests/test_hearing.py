@@ -1,0 +1,238 @@
+"""How hard pastes are is heard in the detector's own training forward, where it has a second stage."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from factories import DETECTORS, EVERY_IMAGE, KEYPOINTS, keypoint_cutouts, make_bank, make_batch, make_detector
+from torch import Tensor, nn
+from torchvision.ops import box_iou
+
+from terse_aug import ForegroundBank, Terse
+from terse_aug._random import isolated_global_rng
+from terse_aug.targets import TellsInPassing, TorchvisionDetector
+
+TWO_STAGES = ("fasterrcnn", "maskrcnn", "keypointrcnn")
+SIZES = ((64, 80), (72, 64), (150, 120))
+"""The first two enter the models as they are, the last is made smaller."""
+
+
+def batch(name: str = "fasterrcnn", seed: int = 0, **more: Any) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    fields = {"masks": name == "maskrcnn", "keypoints": name == "keypointrcnn"}
+    return make_batch(seed, **({"sizes": SIZES, "objects": 2} | fields | more))
+
+
+def train_forward(detector: nn.Module, images: list[Tensor], targets: list[dict[str, Tensor]]) -> None:
+    with isolated_global_rng(0):
+        detector(images, targets)
+
+
+def take_for(detector: Any, chances: list[float]) -> None:
+    """Let a detector take every proposal for the same thing."""
+    layer = detector.roi_heads.box_predictor.cls_score
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.copy_(torch.tensor(chances).log())
+
+
+def hooks_of(detector: nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in detector.modules())
+
+
+@pytest.mark.parametrize("name", TWO_STAGES)
+def test_what_is_heard_is_the_best_of_the_proposals_on_an_object(name: str) -> None:
+    """Against the model's own functions, proposal by proposal."""
+    detector: Any = make_detector(name)
+    images, targets = batch(name)
+    with torch.no_grad():  # its random weights take everything for much the same
+        detector.roi_heads.box_predictor.cls_score.weight.mul_(30)
+    target = TorchvisionDetector(detector, iou_threshold=0.3)
+    listener = target.listen()
+    assert listener is not None
+    seen: dict[str, Any] = {}
+    heads = detector.roi_heads
+    heads.box_head.register_forward_hook(lambda module, inputs, output: seen.update(features=output))
+    heads.box_roi_pool.register_forward_hook(lambda module, inputs, output: seen.update(boxes=inputs[1]))
+    train_forward(detector, images, targets)
+    heard = listener.scores(images, targets)
+    assert heard is not None
+    chances = heads.box_predictor(seen["features"])[0].detach().softmax(1).split([len(own) for own in seen["boxes"]])
+    shown, _ = detector.transform(images, targets)
+    kinds = set()
+    for number, (target_of_image, own) in enumerate(zip(targets, heard, strict=True)):
+        scale = shown.image_sizes[number][0] / images[number].shape[-2]
+        for row, box in enumerate(target_of_image["boxes"]):
+            best, annotated = -1.0, False
+            for proposal, chance in zip(seen["boxes"][number], chances[number], strict=True):
+                overlaps = [float(box_iou(other[None] * scale, proposal[None])) for other in target_of_image["boxes"]]
+                if max(overlaps) > 0.99:
+                    annotated |= overlaps[row] > 0.99
+                elif float(box_iou(box[None] * scale, proposal[None])) >= 0.3:
+                    best = max(best, float(chance[target_of_image["labels"][row]]))
+            kinds.add("near" if best >= 0 else "missed" if annotated else "unknown")
+            expected = best if best >= 0 else 0.0 if annotated else float("nan")
+            assert float(own[row]) == pytest.approx(expected, abs=1e-4, nan_ok=True)
+    assert {"near", "missed"} <= kinds
+
+
+def test_it_is_the_probability_of_the_object_s_own_class() -> None:
+    detector = make_detector("fasterrcnn")
+    take_for(detector, [0.2, 0.7, 0.1])
+    listener = TorchvisionDetector(detector, iou_threshold=1e-6).listen()
+    assert listener is not None
+    images, targets = batch()
+    train_forward(detector, images, targets)
+    heard = listener.scores(images, targets)
+    assert heard is not None
+    for own, target in zip(heard, targets, strict=True):
+        assert own.tolist() == pytest.approx([0.7 if label == 1 else 0.1 for label in target["labels"]], abs=1e-5)
+
+
+def test_only_the_training_forward_of_these_very_targets_is_heard() -> None:
+    detector = make_detector("fasterrcnn")
+    take_for(detector, [0.2, 0.7, 0.1])
+    images, targets = batch()
+    others = batch(seed=5)
+    listener = TorchvisionDetector(detector).listen()
+    assert listener is not None
+    assert listener.scores(images, targets) is None
+    detector.eval()(images)
+    assert listener.scores(images, targets) is None
+    detector.train()
+    train_forward(detector, *others)
+    assert listener.scores(images, targets) is None
+    # What comes first does not keep it from hearing what comes next.
+    train_forward(detector, images, targets)
+    assert listener.scores(images, targets) is not None
+    listener.close()
+    assert hooks_of(detector) == 0
+    assert listener.scores(images, targets) is None
+
+
+def test_an_object_that_was_not_sampled_is_unknown_and_one_without_proposals_is_missed() -> None:
+    detector: Any = make_detector("fasterrcnn")
+    detector.rpn.forward = lambda images, features, targets: ([torch.zeros(1, 4) + 1] * len(targets), {})
+    detector.roi_heads.fg_bg_sampler.positive_fraction = 1 / 16  # one of sixteen
+    images, targets = batch()
+    listener = TorchvisionDetector(detector).listen()
+    assert listener is not None
+    train_forward(detector, images, targets)
+    heard = listener.scores(images, targets)
+    assert heard is not None
+    for own in heard:
+        assert own.isnan().sum() == 1
+        assert own.nansum() == 0
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_where_there_is_no_second_stage_nothing_is_heard(name: str) -> None:
+    target = TorchvisionDetector(make_detector(name))
+    assert isinstance(target, TellsInPassing)
+    assert (target.listen() is None) is (name not in TWO_STAGES)
+
+
+# --- in training ----------------------------------------------------------------------------------------------------
+
+
+def critic(bank: ForegroundBank, detector: nn.Module, **settings: Any) -> Terse:
+    return Terse(bank, "critic", target=detector, **(EVERY_IMAGE | {"objects": (1, 1), "move_every": 2} | settings))
+
+
+def remembered(terse: Terse) -> list[float]:
+    state = terse.policy.state_dict()
+    values: list[float] = state["_hardness"][: int(state["_written"])].tolist()
+    return values
+
+
+@pytest.mark.parametrize("name", TWO_STAGES)
+def test_every_iteration_is_learned_from_and_nothing_is_asked(
+    name: str, tiny_bank: ForegroundBank, tmp_path: Path
+) -> None:
+    detector = make_detector(name)
+    bank = make_bank(tmp_path, keypoint_cutouts(), keypoint_names=KEYPOINTS) if name == "keypointrcnn" else tiny_bank
+    terse = critic(bank, detector)
+    counts = []
+    for seed in range(4):
+        images, targets = terse(*batch(name, seed))
+        assert hooks_of(detector) == 2
+        train_forward(detector, images, targets)
+        terse.step(1.0)
+        assert hooks_of(detector) == 0
+        counts.append(len(remembered(terse)))
+    assert counts == sorted(set(counts))
+    metrics = terse.metrics()
+    assert (metrics["moves"], metrics["extra_forwards"]) == (2, 0)
+    assert 0 <= metrics["hardness"] <= 1
+
+
+def test_accumulated_batches_are_each_heard(tiny_bank: ForegroundBank) -> None:
+    detector = make_detector("fasterrcnn")
+    terse = Terse(
+        tiny_bank, "critic", target=TorchvisionDetector(detector, 1e-6), objects=(1, 1), move_every=2, **EVERY_IMAGE
+    )
+    expected = []
+    for seed, chances in enumerate(([0.2, 0.7, 0.1], [0.5, 0.1, 0.4])):
+        take_for(detector, chances)
+        images, targets = terse(*batch(seed=seed))
+        train_forward(detector, images, targets)
+        expected += [1 - chances[paste.label] for pastes in terse.pastes for paste in pastes]
+    terse.step(1.0)
+    assert remembered(terse) == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_is_told_comes_before_what_is_heard(tiny_bank: ForegroundBank) -> None:
+    detector = make_detector("fasterrcnn")
+    terse = critic(tiny_bank, detector)
+    images, targets = terse(*batch())
+    train_forward(detector, images, targets)
+    terse.observe([torch.full((len(target["boxes"]),), 0.25) for target in targets])
+    terse.step(1.0)
+    assert set(remembered(terse)) == {0.25}
+
+
+def test_a_detector_that_was_not_trained_on_the_batch_is_asked(tiny_bank: ForegroundBank) -> None:
+    """As where the target is another model than the one in training."""
+    detector = make_detector("fasterrcnn")
+    terse = critic(tiny_bank, detector)
+    for seed in range(2):
+        terse(*batch(seed=seed))
+        terse.step(1.0)
+    assert terse.metrics()["extra_forwards"] == len(SIZES)  # in the first of two iterations
+
+
+def test_a_loss_that_is_not_finite_is_not_learned_from(tiny_bank: ForegroundBank) -> None:
+    detector = make_detector("fasterrcnn")
+    terse = critic(tiny_bank, detector)
+    train_forward(detector, *terse(*batch()))
+    with pytest.warns(UserWarning, match="the loss is inf"):
+        terse.step(float("inf"))
+    assert remembered(terse) == []
+    assert hooks_of(detector) == 0
+    # In this iteration it does not move: pasted at random, there is nothing to foretell.
+    train_forward(detector, *terse(*batch(seed=1)))
+    terse.step(1.0)
+    assert remembered(terse) == []
+
+
+def test_in_evaluation_mode_the_model_is_let_go(tiny_bank: ForegroundBank) -> None:
+    detector = make_detector("fasterrcnn")
+    terse = critic(tiny_bank, detector)
+    terse(*batch())
+    assert hooks_of(detector) == 2
+    terse.eval()(*batch())
+    assert hooks_of(detector) == 0
+
+
+def test_a_model_that_is_listened_to_can_be_copied_and_pickled(tiny_bank: ForegroundBank) -> None:
+    detector = make_detector("fasterrcnn")
+    terse = critic(tiny_bank, detector)
+    images, targets = terse(*batch())
+    for other in (copy.deepcopy(detector), pickle.loads(pickle.dumps(detector))):
+        train_forward(other, images, targets)
+    terse.step(1.0)
+    assert terse.metrics()["extra_forwards"] == len(SIZES)  # the copies were not heard
