@@ -14,7 +14,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from terse_aug._random import isolated_global_rng
-from terse_aug.targets import Proposals, SecondStage, undisturbed
+from terse_aug.targets import Anatomy, Proposals, SecondStage, undisturbed
 from terse_aug_detectron2._batch import Needs, from_samples
 
 _PLAIN = {"instances": Instances((0, 0))}
@@ -85,12 +85,30 @@ class Detectron2Detector:
             predictor = predictor[0]
         if not isinstance(heads, ROIHeads) or pooler is None or type(predictor) is not FastRCNNOutputLayers:
             return None
-        probabilities = _sigmoid if predictor.use_sigmoid_ce else _softmax
-        return SecondStage(pooler, predictor, _proposals, probabilities, self.iou_threshold)
+        anatomy = Anatomy(
+            model=self.model,
+            annotated=_annotated,
+            pooler=pooler,
+            proposals=_sampled,
+            predictor=predictor,
+            probabilities=_sigmoid if predictor.use_sigmoid_ce else _softmax,
+            head=heads,
+            offered=_offered,
+        )
+        return SecondStage(anatomy, self.iou_threshold)
 
 
-def _proposals(inputs: tuple[Any, ...]) -> Proposals:
+def _annotated(inputs: tuple[Any, ...], named: Mapping[str, Any]) -> list[Tensor]:
+    batch = named["batched_inputs"] if "batched_inputs" in named else inputs[0]
+    return [item["instances"].gt_boxes.tensor for item in batch]
+
+
+def _sampled(inputs: tuple[Any, ...]) -> Proposals:
     return Proposals.by_image([boxes.tensor for boxes in inputs[1]])
+
+
+def _offered(inputs: tuple[Any, ...]) -> Proposals:
+    return Proposals.by_image([instances.proposal_boxes.tensor for instances in inputs[2]])
 
 
 def _softmax(output: tuple[Tensor, Tensor]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou, masks_to_boxes
 
 from terse_aug._random import isolated_global_rng
-from terse_aug.targets import Proposals, SecondStage, undisturbed
+from terse_aug.targets import Anatomy, Proposals, SecondStage, undisturbed
 from terse_aug_mmdet._batch import with_instances
 
 
@@ -77,14 +77,27 @@ class MMDetDetector:
         pooler, predictor = heads.bbox_roi_extractor, heads.bbox_head
         if isinstance(predictor, nn.ModuleList):
             pooler, predictor = pooler[0], predictor[0]
-        if predictor.custom_activation or not predictor.with_cls:
+        sampler = heads.bbox_sampler[0] if isinstance(heads.bbox_sampler, list) else heads.bbox_sampler
+        if predictor.custom_activation or not predictor.with_cls or not sampler.add_gt_as_proposals:
             return None
-        probabilities = _sigmoid if predictor.loss_cls.use_sigmoid else _softmax
-        return SecondStage(pooler, predictor, _proposals, probabilities, self.iou_threshold)
+        anatomy = Anatomy(
+            model=self.model,
+            annotated=_annotated,
+            pooler=pooler,
+            proposals=_proposals,
+            predictor=predictor,
+            probabilities=_sigmoid if predictor.loss_cls.use_sigmoid else _softmax,
+        )
+        return SecondStage(anatomy, self.iou_threshold)
 
 
 _HEARD_HEADS = (StandardRoIHead, MaskScoringRoIHead, PointRendRoIHead, DynamicRoIHead, CascadeRoIHead)
 """Whose proposals are pooled and classified once in a training forward; what is derived from them may do otherwise."""
+
+
+def _annotated(inputs: tuple[Any, ...], named: Mapping[str, Any]) -> list[Tensor]:
+    samples = named["data_samples"] if "data_samples" in named else inputs[1]
+    return [_as_tensor(sample.gt_instances.bboxes) for sample in samples]
 
 
 def _proposals(inputs: tuple[Any, ...]) -> Proposals:
@@ -163,10 +176,14 @@ def _scores(found: InstanceData, target: Any, iou_threshold: float) -> Tensor:
 
 def _boxes(found: InstanceData) -> Tensor:
     """Boxes of the detections; of their masks where a model gives masks alone (SOLO)."""
-    boxes: Tensor = found.bboxes.tensor if isinstance(found.bboxes, BaseBoxes) else found.bboxes
+    boxes = _as_tensor(found.bboxes)
     if "masks" in found and len(boxes) and not bool((boxes[:, 2:] > boxes[:, :2]).any()):
         masks = torch.as_tensor(found.masks).bool()
         shown = masks.flatten(1).any(1)
         boxes = boxes.clone().float()
         boxes[shown] = masks_to_boxes(masks[shown]).to(boxes) + boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
     return boxes
+
+
+def _as_tensor(boxes: BaseBoxes | Tensor) -> Tensor:
+    return boxes.tensor if isinstance(boxes, BaseBoxes) else boxes

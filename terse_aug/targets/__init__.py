@@ -5,7 +5,7 @@ from torch import nn
 from terse_aug.targets._base import Listener, TargetModel, TellsChances, TellsInPassing, undisturbed
 from terse_aug.targets._classifier import NO_CLASS, ClassifierTarget, class_of
 from terse_aug.targets._regressor import RegressionTarget
-from terse_aug.targets._second_stage import Proposals, SecondStage
+from terse_aug.targets._second_stage import Anatomy, Proposals, SecondStage
 from terse_aug.targets._segmenter import SegmentationTarget, label_map
 from terse_aug.targets._torchvision import TorchvisionDetector
 
@@ -25,6 +25,7 @@ def as_target(model: nn.Module | TargetModel) -> TargetModel:
 
 __all__ = [
     "NO_CLASS",
+    "Anatomy",
     "ClassifierTarget",
     "Listener",
     "Proposals",

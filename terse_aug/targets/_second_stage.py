@@ -1,15 +1,14 @@
 """Hearing how hard objects are from the second stage of a detector, while it is trained. Imports torch and torchvision.
 
 A two-stage detector classifies proposals in every training forward; of those that overlap an object, the best says as
-much of it as a detection would. The proposals among which a detector mixes the annotated boxes themselves are told
-apart by these: they show that the forward was of this batch, and are left out, because no detector is given them when
-it counts.
+much of it as a detection would. The annotated boxes, which detectors mix among their proposals, are left out: no
+detector is given them when it counts.
 Shape letters: B images, N objects of all images, R proposals of all images, K columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,8 @@ from terse_aug._sample import Target
 
 _SAME_BOX = 0.99
 _MOST_HEARD = 4
+
+Arguments = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -44,42 +45,70 @@ class Proposals:
         return cls(torch.cat(list(boxes)).detach(), _image_of([len(own) for own in boxes]), sizes)
 
 
+@dataclass(frozen=True)
+class Anatomy:
+    """Where a detector's training forward passes, and how to read what passes there.
+
+    Attributes:
+        model: the detector.
+        annotated: from its arguments to the boxes that it is trained on, for each image float ``[n, 4]`` XYXY.
+        pooler: the module that is given sampled proposals.
+        proposals: from its arguments to these.
+        predictor: the module that gives their class logits, after the pooler.
+        probabilities: from its output to float ``[R, K]``, label k in column k.
+        head: the module that is given all proposals, before it samples from them; ``None`` if there is none.
+        offered: from its arguments to these.
+    """
+
+    model: nn.Module
+    annotated: Callable[[Arguments, Mapping[str, Any]], Sequence[Tensor]]
+    pooler: nn.Module
+    proposals: Callable[[Arguments], Proposals]
+    predictor: nn.Module
+    probabilities: Callable[[Any], Tensor]
+    head: nn.Module | None = None
+    offered: Callable[[Arguments], Proposals] | None = None
+
+
+@dataclass
+class _Forward:
+    """What was heard of one training forward."""
+
+    annotated: Sequence[Tensor]
+    offered: Proposals | None = None
+    proposals: Proposals | None = None
+    probabilities: Tensor | None = None
+
+
 class SecondStage:
-    """Listens to the modules of a second stage, which have to be called one after the other in a training forward.
+    """Listens to a detector with a second stage; a :class:`terse_aug.targets.Listener`.
 
     Args:
-        pooler: the module that is given proposals.
-        predictor: the module that gives their class logits.
-        proposals: from the pooler's arguments to what it is given.
-        probabilities: from the predictor's output to float ``[R, K]``, label k in column k.
+        anatomy: of the detector.
         iou_threshold: a proposal belongs to an object if they overlap at least this much.
     """
 
-    def __init__(
-        self,
-        pooler: nn.Module,
-        predictor: nn.Module,
-        proposals: Callable[[tuple[Any, ...]], Proposals],
-        probabilities: Callable[[Any], Tensor],
-        iou_threshold: float,
-    ) -> None:
-        self._proposals, self._probabilities, self._iou_threshold = proposals, probabilities, iou_threshold
-        self._last: Proposals | None = None
-        self._heard: list[tuple[Proposals, Tensor]] = []
+    def __init__(self, anatomy: Anatomy, iou_threshold: float) -> None:
+        self._anatomy, self._iou_threshold = anatomy, iou_threshold
+        self._forwards: list[_Forward] = []
+        self._current: _Forward | None = None
         self._handles: list[RemovableHandle] = [
-            pooler.register_forward_hook(self._see),
-            predictor.register_forward_hook(self._hear),
+            anatomy.model.register_forward_pre_hook(self._begin, with_kwargs=True),
+            anatomy.pooler.register_forward_hook(self._see),
+            anatomy.predictor.register_forward_hook(self._hear),
         ]
+        if anatomy.head is not None:
+            self._handles.append(anatomy.head.register_forward_pre_hook(self._take_in))
 
     def scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor] | None:
         """See :class:`terse_aug.targets.Listener`.
 
-        An object of which not even the annotated box was among the sampled proposals has not been heard of; one whose
-        box was, but no proposal near it, has been missed.
+        An object that no proposal came near has been missed: 0. One of whose proposals none was sampled has not been
+        heard of: NaN.
         """
-        for proposals, probabilities in self._heard:
-            if (found := self._scores(proposals, probabilities, images, targets)) is not None:
-                return found
+        for forward in self._forwards:
+            if forward.probabilities is not None and _is_of(forward, targets):
+                return self._scores(forward, images, targets)
         return None
 
     def close(self) -> None:
@@ -87,39 +116,68 @@ class SecondStage:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._heard.clear()
+        self._forwards.clear()
+        self._current = None
 
-    def _see(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        self._last = self._proposals(inputs) if module.training else None
-
-    def _hear(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if self._last is None or not module.training or len(self._heard) == _MOST_HEARD:
+    def _begin(self, module: nn.Module, inputs: Arguments, named: Mapping[str, Any]) -> None:
+        self._current = None
+        if not module.training or len(self._forwards) == _MOST_HEARD:
             return
-        probabilities = self._probabilities(output).detach()
-        if len(probabilities) == len(self._last.boxes):
-            self._heard.append((self._last, probabilities))
-        self._last = None
+        try:
+            boxes = self._anatomy.annotated(inputs, named)
+        except (AttributeError, LookupError, TypeError):  # of a model that is called in a way of its own
+            return
+        self._current = _Forward([own.detach() for own in boxes])
+        self._forwards.append(self._current)
 
-    def _scores(
-        self, proposals: Proposals, probabilities: Tensor, images: Sequence[Tensor], targets: Sequence[Target]
-    ) -> list[Tensor] | None:
-        """Scores of all objects, if the forward was of these targets."""
-        if proposals.sizes is not None and len(proposals.sizes) != len(images):
-            return None
+    def _take_in(self, module: nn.Module, inputs: Arguments) -> None:
+        if self._current is not None and self._anatomy.offered is not None:
+            self._current.offered = self._anatomy.offered(inputs)
+
+    def _see(self, module: nn.Module, inputs: Arguments, output: Any) -> None:
+        # A cascade pools again for its later stages, which are not listened to.
+        if self._current is not None and self._current.proposals is None:
+            self._current.proposals = self._anatomy.proposals(inputs)
+
+    def _hear(self, module: nn.Module, inputs: Arguments, output: Any) -> None:
+        forward = self._current
+        if forward is None or forward.proposals is None or forward.probabilities is not None:
+            return
+        probabilities = self._anatomy.probabilities(output).detach().float()
+        if len(probabilities) == len(forward.proposals.boxes):
+            forward.probabilities = probabilities
+
+    def _scores(self, forward: _Forward, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
+        assert forward.proposals is not None
+        assert forward.probabilities is not None
         counts = [len(target["boxes"]) for target in targets]
-        objects = torch.cat([target["boxes"] for target in targets]).float()
         labels = torch.cat([target["labels"] for target in targets])
+        near, annotated = self._near(forward.proposals, images, targets)
+        own_class = forward.probabilities[:, labels].T
+        best = torch.where(near, own_class, 0.0).amax(1) if near.shape[1] else own_class.new_zeros(len(labels))
+        # Had there been others near an object whose annotated box was sampled, so might they have been.
+        missed = annotated.any(1)
+        if forward.offered is not None:
+            missed = ~self._near(forward.offered, images, targets)[0].any(1)
+        return list(torch.split(torch.where(near.any(1) | missed, best, torch.nan), counts))
+
+    def _near(self, proposals: Proposals, images: Sequence[Tensor], targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
+        """Which proposals belong to which objects, and which are an object's annotated box; bool ``[N, R]``."""
+        objects = torch.cat([target["boxes"] for target in targets]).float()
+        of_object = _image_of([len(target["boxes"]) for target in targets]).to(objects)
         boxes = _in_composites(proposals, images).to(objects)
-        same_image = _image_of(counts)[:, None].to(objects) == proposals.image_of.to(objects)
-        overlap = box_iou(objects, boxes) * same_image
+        overlap = box_iou(objects, boxes) * (of_object[:, None] == proposals.image_of.to(objects))
         annotated = overlap > _SAME_BOX
-        if not bool(annotated.any()):
-            return None
-        near = (overlap >= self._iou_threshold) & ~annotated.any(0)
-        own_class = probabilities.float()[:, labels].T
-        found = torch.where(near, own_class, 0.0).amax(1)
-        heard = near.any(1) | annotated.any(1)
-        return list(torch.split(torch.where(heard, found, torch.nan), counts))
+        return (overlap >= self._iou_threshold) & ~annotated.any(0), annotated
+
+
+def _is_of(forward: _Forward, targets: Sequence[Target]) -> bool:
+    """Whether a forward was trained on these targets."""
+    boxes = [target["boxes"] for target in targets]
+    if [own.shape for own in forward.annotated] != [own.shape for own in boxes]:
+        return False
+    known, told = torch.cat(list(forward.annotated)), torch.cat(boxes)
+    return torch.allclose(known.to(told), told)
 
 
 def _in_composites(proposals: Proposals, images: Sequence[Tensor]) -> Tensor:
@@ -128,7 +186,7 @@ def _in_composites(proposals: Proposals, images: Sequence[Tensor]) -> Tensor:
         return proposals.boxes
     pairs = zip(images, proposals.sizes, strict=True)
     factors = [(image.shape[-1] / width, image.shape[-2] / height) for image, (height, width) in pairs]
-    return proposals.boxes * torch.tensor(factors).repeat(1, 2)[proposals.image_of.cpu().long()].to(proposals.boxes)
+    return proposals.boxes * torch.tensor(factors).repeat(1, 2)[proposals.image_of].to(proposals.boxes)
 
 
 def _image_of(counts: Sequence[int]) -> Tensor:

@@ -13,7 +13,7 @@ from torchvision.ops import box_iou
 from terse_aug._random import isolated_global_rng
 from terse_aug._sample import Target
 from terse_aug.targets._base import undisturbed
-from terse_aug.targets._second_stage import Proposals, SecondStage
+from terse_aug.targets._second_stage import Anatomy, Arguments, Proposals, SecondStage
 
 _MODEL_FIELDS = ("boxes", "labels", "masks", "keypoints")
 
@@ -63,12 +63,27 @@ class TorchvisionDetector:
         heads = getattr(self.model, "roi_heads", None)
         if not isinstance(heads, RoIHeads):
             return None
-        return SecondStage(heads.box_roi_pool, heads.box_predictor, _proposals, _probabilities, self.iou_threshold)
+        anatomy = Anatomy(
+            model=self.model,
+            annotated=_annotated,
+            pooler=heads.box_roi_pool,
+            proposals=_proposals,
+            predictor=heads.box_predictor,
+            probabilities=_probabilities,
+            head=heads,
+            offered=_proposals,
+        )
+        return SecondStage(anatomy, self.iou_threshold)
 
 
-def _proposals(inputs: tuple[Any, ...]) -> Proposals:
-    _, boxes, sizes = inputs
-    return Proposals.by_image(boxes, sizes)
+def _annotated(inputs: Arguments, named: Mapping[str, Any]) -> list[Tensor]:
+    targets = named["targets"] if "targets" in named else inputs[1]
+    return [target["boxes"] for target in targets]
+
+
+def _proposals(inputs: Arguments) -> Proposals:
+    """Of the pooler and of the head, which are both given features, boxes and sizes."""
+    return Proposals.by_image(inputs[1], inputs[2])
 
 
 def _probabilities(output: tuple[Tensor, Tensor]) -> Tensor:
