@@ -15,14 +15,19 @@ import torch
 from hosts import QUIET_MMDET, need_mmdet
 
 need_mmdet()
+from mmdet.registry import MODELS as MODELS_OF_MMDET
 from mmdet.structures.bbox import HorizontalBoxes
-from mmdet_factories import CLASSES, narrowed, pipeline, runner_config, shipped, tiny_bank, write_data
+from mmdet_factories import CLASSES, narrowed, pipeline, runner_config, shipped, tiny_bank, tiny_yolox, write_data
 from mmengine.hooks import Hook
+from mmengine.logging import MessageHub
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
+from terse_aug.targets import undisturbed
 from terse_aug_mmdet import MMDetDetector, TerseHook
 from terse_aug_mmdet._batch import to_samples
 from terse_aug_mmdet._model import _batch
+from terse_aug_mmdet._scores import as_tensor
 
 pytestmark = QUIET_MMDET
 _NUMBERS = itertools.count()
@@ -51,6 +56,8 @@ MODELS = {
 SQUARE = {"SSD300": 300, "RTMDet": 96, "RTMDet-Ins": 96}
 """Models that take images of one size only; the others get a batch of two."""
 WITH_SECOND_STAGE = ("Faster R-CNN", "Mask R-CNN", "Cascade Mask R-CNN")
+HEARD = (*WITH_SECOND_STAGE, "RetinaNet", "FCOS", "ATSS", "GFL", "SSD300", "YOLOv3", "YOLOX", "RTMDet", "TOOD")
+NOTHING_SUPPRESSED = {"score_thr": 0.0, "max_per_img": 100_000, "nms": {"type": "nms", "iou_threshold": 1.0}}
 WITH_MASKS = ("Mask R-CNN", "Cascade Mask R-CNN", "RTMDet-Ins", "SOLOv2", "Mask2Former (instance)")
 
 
@@ -131,23 +138,71 @@ def test_a_model_trains_with_it(name: str, tmp_path: Path, table: dict[str, str]
     after = runner.model.state_dict()
     assert all(torch.equal(value, after[key]) for key, value in state.items())
     table[name] = f"right | yes | {'heard' if _hears(runner.model, images, targets) else 'asked'}"
-    assert (table[name].endswith("heard")) is (name in WITH_SECOND_STAGE)
+    assert (table[name].endswith("heard")) is (name in HEARD)
 
 
 def _hears(model: Any, images: list[torch.Tensor], targets: list[Any]) -> bool:
-    """Whether what is heard in a training forward is the probability that the second stage gives every proposal."""
-    listener = MMDetDetector(model, len(CLASSES), iou_threshold=1e-6).listen()
+    """Whether a training forward is heard; what is heard has to be true then."""
+    # Of RTMDet's random boxes none is anywhere near.
+    target = MMDetDetector(model, len(CLASSES), iou_threshold=0.0 if type(model).__name__ == "RTMDet" else 1e-6)
+    listener = target.listen()
     if listener is None:
         return False
-    heads = model.roi_head.bbox_head
-    layer = (heads[0] if isinstance(heads, torch.nn.ModuleList) else heads).fc_cls
-    with torch.no_grad():
-        layer.weight.zero_()
-        layer.bias.copy_(torch.tensor([0.7, 0.1, 0.2]).log())
+    two_stages = hasattr(model, "roi_head")
+    if two_stages:
+        # The second stage takes every proposal for the same.
+        heads = model.roi_head.bbox_head
+        layer = (heads[0] if isinstance(heads, torch.nn.ModuleList) else heads).fc_cls
+        with torch.no_grad():
+            layer.weight.zero_()
+            layer.bias.copy_(torch.tensor([0.7, 0.1, 0.2]).log())
+    else:
+        model.bbox_head.test_cfg.update(NOTHING_SUPPRESSED)
+    with undisturbed(model, True):
         model(**model.data_preprocessor(_batch(images, targets), True), mode="loss")
     heard = listener.scores(images, targets)
     listener.close()
     assert heard is not None
-    for own, target in zip(heard, targets, strict=True):
-        assert own.tolist() == pytest.approx([[0.7, 0.1][label] for label in target["labels"]], abs=1e-5)
+    # A one-stage detector says the same when it is asked, if no detection suppresses another.
+    asked = [] if two_stages else target.object_scores(images, targets)
+    for number, (own, its) in enumerate(zip(heard, targets, strict=True)):
+        expected = [[0.7, 0.1][label] for label in its["labels"]] if two_stages else asked[number].tolist()
+        assert own.tolist() == pytest.approx(expected, abs=1e-5)
+        assert float(own.max()) > 0
     return True
+
+
+def test_a_model_that_resizes_its_batches_is_heard_in_the_composites_pixels() -> None:
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        model: Any = MODELS_OF_MMDET.build(tiny_yolox()).train()
+    model.init_weights()
+    model.bbox_head.test_cfg.update(NOTHING_SUPPRESSED)
+    MessageHub.get_current_instance().update_info("iter", 0)
+    resize = model.data_preprocessor.batch_augments[0]
+    images = [torch.rand(3, 96, 128), torch.rand(3, 96, 96)]
+    boxes = torch.tensor([[10.0, 20, 50, 60], [40, 30, 90, 80]])
+    targets = [{"boxes": boxes, "labels": torch.tensor([0, 1])}, {"boxes": boxes[:1], "labels": torch.tensor([1])}]
+    for size in ((64, 96), (160, 192)):
+        resize._input_size = size
+        target = MMDetDetector(model, len(CLASSES), iou_threshold=0.01)
+        listener = target.listen()
+        assert listener is not None
+        batch = model.data_preprocessor(_batch(images, targets), True)
+        shown = [image.detach().clone() for image in batch["inputs"]]
+        assert shown[0].shape[1:] == size
+        resized = [
+            {"boxes": as_tensor(sample.gt_instances.bboxes).clone(), "labels": sample.gt_instances.labels}
+            for sample in batch["data_samples"]
+        ]
+        with undisturbed(model, True):
+            model(**batch, mode="loss")
+        heard = listener.scores(images, targets)
+        others = [{**one, "boxes": one["boxes"] + 20} for one in targets]
+        assert listener.scores(images, others) is None
+        listener.close()
+        assert heard is not None
+        resize._input_size = size
+        asked = target.object_scores(shown, resized)
+        assert torch.cat(heard).tolist() == pytest.approx(torch.cat(asked).tolist(), abs=1e-4)
+        assert float(torch.cat(heard).min()) > 0

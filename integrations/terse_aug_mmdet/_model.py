@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from mmdet.models.dense_heads import SSDHead
 from mmdet.models.roi_heads import (
     CascadeRoIHead,
     DynamicRoIHead,
@@ -17,15 +16,14 @@ from mmdet.models.roi_heads import (
     StandardRoIHead,
 )
 from mmdet.structures import DetDataSample
-from mmdet.structures.bbox import BaseBoxes
 from mmengine.model import is_model_wrapper
-from mmengine.structures import InstanceData
 from torch import Tensor, nn
-from torchvision.ops import box_iou, masks_to_boxes
 
 from terse_aug._random import isolated_global_rng
 from terse_aug.targets import Anatomy, Proposals, SecondStage, undisturbed
 from terse_aug_mmdet._batch import with_instances
+from terse_aug_mmdet._dense import DenseHead, can_be_heard, mended_heads
+from terse_aug_mmdet._scores import as_tensor, scores_of
 
 
 class MMDetDetector:
@@ -58,19 +56,22 @@ class MMDetDetector:
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Any]) -> list[Tensor]:
         """See :class:`terse_aug.targets.TargetModel`; the highest score of a detection of the object's class that
         overlaps it, 0 where there is none above the model's own threshold."""
-        whole = undisturbed(self.model, False), isolated_global_rng(0, [images[0].device]), _mended_heads(self.model)
+        whole = undisturbed(self.model, False), isolated_global_rng(0, [images[0].device]), mended_heads(self.model)
         with contextlib.ExitStack() as stack:
             for context in whole:
                 stack.enter_context(context)
             data = self.model.data_preprocessor(_batch(images, targets), False)
             found = self.model.predict(data["inputs"], data["data_samples"], rescale=False)
         return [
-            _scores(sample.pred_instances, target, self.iou_threshold)
+            scores_of(sample.pred_instances, target, self.iou_threshold)
             for sample, target in zip(found, targets, strict=True)
         ]
 
-    def listen(self) -> SecondStage | None:
-        """See :class:`terse_aug.targets.TellsInPassing`; for ``_HEARD_HEADS``, of a cascade the first stage."""
+    def listen(self) -> SecondStage | DenseHead | None:
+        """See :class:`terse_aug.targets.TellsInPassing`; for one-stage detectors with a head of
+        :mod:`terse_aug_mmdet._dense` and two-stage ones with ``_HEARD_HEADS``, of a cascade the first stage."""
+        if can_be_heard(self.model):
+            return DenseHead(self.model, self.iou_threshold)
         heads: Any = getattr(self.model, "roi_head", None)
         if type(heads) not in _HEARD_HEADS:
             return None
@@ -97,7 +98,7 @@ _HEARD_HEADS = (StandardRoIHead, MaskScoringRoIHead, PointRendRoIHead, DynamicRo
 
 def _annotated(inputs: tuple[Any, ...], named: Mapping[str, Any]) -> list[Tensor]:
     samples = named["data_samples"] if "data_samples" in named else inputs[1]
-    return [_as_tensor(sample.gt_instances.bboxes) for sample in samples]
+    return [as_tensor(sample.gt_instances.bboxes) for sample in samples]
 
 
 def _proposals(inputs: tuple[Any, ...]) -> Proposals:
@@ -143,19 +144,6 @@ def _is_plain(name: str, value: Any) -> bool:
     return not name.startswith("_") and name != "training" and isinstance(value, int | float | str | list | dict)
 
 
-@contextlib.contextmanager
-def _mended_heads(model: nn.Module) -> Iterator[None]:
-    """In mmdet 3.3.0 predicting asks every anchor head for ``loss_cls``, and SSDHead has none."""
-    lacking = [part for part in model.modules() if isinstance(part, SSDHead) and not hasattr(part, "loss_cls")]
-    for head in lacking:
-        head.loss_cls = None
-    try:
-        yield
-    finally:
-        for head in lacking:
-            del head.loss_cls
-
-
 def _batch(images: Sequence[Tensor], targets: Sequence[Any]) -> dict[str, Any]:
     samples = []
     for image, target in zip(images, targets, strict=True):
@@ -163,27 +151,3 @@ def _batch(images: Sequence[Tensor], targets: Sequence[Any]) -> dict[str, Any]:
         meta = {"img_shape": shape, "ori_shape": shape, "scale_factor": (1.0, 1.0), "img_id": 0, "img_path": ""}
         samples.append(with_instances(DetDataSample(metainfo=meta), target, image))
     return {"inputs": list(images), "data_samples": samples}
-
-
-def _scores(found: InstanceData, target: Any, iou_threshold: float) -> Tensor:
-    boxes = _boxes(found).to(target["boxes"])
-    agree = target["labels"][:, None] == found.labels[None]
-    near = box_iou(target["boxes"].float(), boxes.float()) >= iou_threshold
-    candidates = (agree & near) * found.scores.float()
-    none = candidates.new_zeros(len(candidates), 1)
-    return torch.cat([candidates, none], 1).amax(1)
-
-
-def _boxes(found: InstanceData) -> Tensor:
-    """Boxes of the detections; of their masks where a model gives masks alone (SOLO)."""
-    boxes = _as_tensor(found.bboxes)
-    if "masks" in found and len(boxes) and not bool((boxes[:, 2:] > boxes[:, :2]).any()):
-        masks = torch.as_tensor(found.masks).bool()
-        shown = masks.flatten(1).any(1)
-        boxes = boxes.clone().float()
-        boxes[shown] = masks_to_boxes(masks[shown]).to(boxes) + boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
-    return boxes
-
-
-def _as_tensor(boxes: BaseBoxes | Tensor) -> Tensor:
-    return boxes.tensor if isinstance(boxes, BaseBoxes) else boxes

@@ -4,6 +4,7 @@ from torch import nn
 
 from terse_aug.targets._base import Listener, TargetModel, TellsChances, TellsInPassing, undisturbed
 from terse_aug.targets._classifier import NO_CLASS, ClassifierTarget, class_of
+from terse_aug.targets._listening import TrainingForwards
 from terse_aug.targets._regressor import RegressionTarget
 from terse_aug.targets._second_stage import Anatomy, Proposals, SecondStage
 from terse_aug.targets._segmenter import SegmentationTarget, label_map
@@ -36,6 +37,7 @@ __all__ = [
     "TellsChances",
     "TellsInPassing",
     "TorchvisionDetector",
+    "TrainingForwards",
     "as_target",
     "class_of",
     "label_map",

@@ -14,15 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from torchvision.ops import box_iou
 
 from terse_aug._sample import Target
+from terse_aug.targets._listening import Arguments, TrainingForwards
 
 _SAME_BOX = 0.99
-_MOST_HEARD = 4
-
-Arguments = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ class _Forward:
     probabilities: Tensor | None = None
 
 
-class SecondStage:
+class SecondStage(TrainingForwards[_Forward]):
     """Listens to a detector with a second stage; a :class:`terse_aug.targets.Listener`.
 
     Args:
@@ -89,16 +86,16 @@ class SecondStage:
     """
 
     def __init__(self, anatomy: Anatomy, iou_threshold: float) -> None:
+        super().__init__(anatomy.model)
         self._anatomy, self._iou_threshold = anatomy, iou_threshold
-        self._forwards: list[_Forward] = []
-        self._current: _Forward | None = None
-        self._handles: list[RemovableHandle] = [
-            anatomy.model.register_forward_pre_hook(self._begin, with_kwargs=True),
-            anatomy.pooler.register_forward_hook(self._see),
-            anatomy.predictor.register_forward_hook(self._hear),
-        ]
+        self.hold(anatomy.pooler.register_forward_hook(self._see))
+        self.hold(anatomy.predictor.register_forward_hook(self._hear))
         if anatomy.head is not None:
-            self._handles.append(anatomy.head.register_forward_pre_hook(self._take_in))
+            self.hold(anatomy.head.register_forward_pre_hook(self._take_in))
+
+    def begun(self, inputs: Arguments, named: Mapping[str, Any]) -> _Forward:
+        """The boxes that the forward is trained on."""
+        return _Forward([boxes.detach() for boxes in self._anatomy.annotated(inputs, named)])
 
     def scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor] | None:
         """See :class:`terse_aug.targets.Listener`.
@@ -106,41 +103,22 @@ class SecondStage:
         An object that no proposal came near has been missed: 0. One of whose proposals none was sampled has not been
         heard of: NaN.
         """
-        for forward in self._forwards:
+        for forward in self.forwards:
             if forward.probabilities is not None and _is_of(forward, targets):
                 return self._scores(forward, images, targets)
         return None
 
-    def close(self) -> None:
-        """See :class:`terse_aug.targets.Listener`."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._forwards.clear()
-        self._current = None
-
-    def _begin(self, module: nn.Module, inputs: Arguments, named: Mapping[str, Any]) -> None:
-        self._current = None
-        if not module.training or len(self._forwards) == _MOST_HEARD:
-            return
-        try:
-            boxes = self._anatomy.annotated(inputs, named)
-        except (AttributeError, LookupError, TypeError):  # of a model that is called in a way of its own
-            return
-        self._current = _Forward([own.detach() for own in boxes])
-        self._forwards.append(self._current)
-
     def _take_in(self, module: nn.Module, inputs: Arguments) -> None:
-        if self._current is not None and self._anatomy.offered is not None:
-            self._current.offered = self._anatomy.offered(inputs)
+        if self.current is not None and self._anatomy.offered is not None:
+            self.current.offered = self._anatomy.offered(inputs)
 
     def _see(self, module: nn.Module, inputs: Arguments, output: Any) -> None:
         # A cascade pools again for its later stages, which are not listened to.
-        if self._current is not None and self._current.proposals is None:
-            self._current.proposals = self._anatomy.proposals(inputs)
+        if self.current is not None and self.current.proposals is None:
+            self.current.proposals = self._anatomy.proposals(inputs)
 
     def _hear(self, module: nn.Module, inputs: Arguments, output: Any) -> None:
-        forward = self._current
+        forward = self.current
         if forward is None or forward.proposals is None or forward.probabilities is not None:
             return
         probabilities = self._anatomy.probabilities(output).detach().float()

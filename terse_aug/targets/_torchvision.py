@@ -13,7 +13,8 @@ from torchvision.ops import box_iou
 from terse_aug._random import isolated_global_rng
 from terse_aug._sample import Target
 from terse_aug.targets._base import undisturbed
-from terse_aug.targets._second_stage import Anatomy, Arguments, Proposals, SecondStage
+from terse_aug.targets._listening import Arguments
+from terse_aug.targets._second_stage import Anatomy, Proposals, SecondStage
 
 _MODEL_FIELDS = ("boxes", "labels", "masks", "keypoints")
 
