@@ -1,4 +1,4 @@
-"""How hard the pastes of a batch turned out: told by the training, or asked of the target. Imports torch only.
+"""How hard the pastes of a batch turned out: told, heard in the training, or asked of the target. Imports torch only.
 
 Shape letters: N objects of an image, M pastes of a batch, K classes.
 """

@@ -56,7 +56,8 @@ class Terse(nn.Module):
     Args:
         bank: the cut-outs.
         policy: a name in :data:`terse_aug.policies.POLICIES`, or a :class:`~terse_aug.policies.Policy`. The default
-            asks the target every ``move_every``-th iteration what it made of the pastes.
+            hears from the target's training forward what it made of the pastes; a target that cannot be heard is
+            asked every ``move_every``-th iteration.
         seed: of everything drawn; what is drawn is a function of (seed, rank, number of calls) and the global
             random state is left alone. The same seed gives the same adversary on every rank.
         classes: the detector's class names, from label 1 on, or a mapping from name to label; the bank's
@@ -200,7 +201,8 @@ class Terse(nn.Module):
     def observe(self, hardness: Sequence[Tensor] | None = None, *, chances: Sequence[Tensor] | None = None) -> None:
         """Say how hard the objects of the last batch were, where the training says so for nothing.
 
-        For a policy that learns from hardness; without it, :meth:`step` asks the target, which costs a forward.
+        For a policy that learns from hardness; without it, what the target's training forward said is taken, or else
+        :meth:`step` asks the target, which costs a forward. Called in any iteration, it is learned from.
         A classifier, for one, knows its probabilities from the training step itself. Call it between ``forward``
         and ``step``. Give one of the two; chances teach more.
 

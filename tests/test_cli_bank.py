@@ -82,7 +82,7 @@ def test_build_rgba(tmp_path: Path) -> None:
     [
         ([], "COMMAND"),
         (["bank"], "ACTION"),
-        (["bank", "build", "voc"], "invalid choice: 'voc'"),
+        (["bank", "build", "kitti"], "invalid choice: 'kitti'"),
         (["bank", "build", "coco"], "--annotations"),
         (["bank", "info", "missing.bank"], "no foreground bank at"),
         (["bank", "info", "."], "got the folder"),
@@ -118,7 +118,7 @@ def test_existing_bank_is_refused(sample: CocoSample, capsys: pytest.CaptureFixt
 def test_interrupt_is_said(
     sample: CocoSample, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("terse_aug.bank._coco.cut_from_image", interrupted)

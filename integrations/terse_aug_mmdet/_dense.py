@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,11 +67,13 @@ class DenseHead(TrainingForwards[_Forward]):
     Args:
         model: with a ``bbox_head`` that :func:`can_be_heard`.
         iou_threshold: a box belongs to an object if they overlap at least this much.
+        least_score: what a detector gives a lower probability is missed. Some are asked for all above a thousandth, and
+            to sort these would cost more than the rest of listening.
     """
 
-    def __init__(self, model: Any, iou_threshold: float) -> None:
+    def __init__(self, model: Any, iou_threshold: float, least_score: float = 0.05) -> None:
         super().__init__(model)
-        self._head, self._iou_threshold = model.bbox_head, iou_threshold
+        self._head, self._iou_threshold, self._least_score = model.bbox_head, iou_threshold, least_score
         self.hold(model.bbox_head.register_forward_hook(self._hear))
 
     def begun(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> _Forward:
@@ -94,9 +97,11 @@ class DenseHead(TrainingForwards[_Forward]):
             self.current.outputs = _detached(output)
 
     def _scores(self, forward: _Forward, factors: Sequence[Tensor], targets: Sequence[Any]) -> list[Tensor]:
+        cfg = copy.copy(self._head.test_cfg)
+        cfg.score_thr = max(cfg.get("score_thr", 0.0), self._least_score)
         with torch.no_grad(), mended_heads(self._head):
             found = self._head.predict_by_feat(
-                *forward.outputs, batch_img_metas=forward.metas, rescale=False, with_nms=False
+                *forward.outputs, batch_img_metas=forward.metas, cfg=cfg, rescale=False, with_nms=False
             )
         scores = []
         for one, factor, target in zip(found, factors, targets, strict=True):

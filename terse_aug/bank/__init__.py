@@ -4,6 +4,7 @@ Imports numpy, opencv, pillow, lmdb and pycocotools; never torch, so that a bank
 """
 
 from terse_aug.bank._bank import ForegroundBank
+from terse_aug.bank._box_masks import WAYS, BoxMasks
 from terse_aug.bank._coco import build_from_coco
 from terse_aug.bank._cut import CutRules
 from terse_aug.bank._foreground import Foreground
@@ -13,17 +14,31 @@ from terse_aug.bank._report import BuildReport
 from terse_aug.bank._rgba import build_from_rgba
 from terse_aug.bank._segmentation import segmentation_as_json
 from terse_aug.bank._writer import BankWriter
+from terse_aug.bank.formats import (
+    build_from_labelme,
+    build_from_panoptic,
+    build_from_via,
+    build_from_voc,
+    build_from_yolo,
+)
 
 __all__ = [
+    "WAYS",
     "BankWriter",
+    "BoxMasks",
     "BuildReport",
     "CutRules",
     "Foreground",
     "ForegroundBank",
     "NoAlphaError",
     "build_from_coco",
+    "build_from_labelme",
     "build_from_masks",
+    "build_from_panoptic",
     "build_from_rgba",
+    "build_from_via",
+    "build_from_voc",
+    "build_from_yolo",
     "read_image",
     "read_rgba",
     "segmentation_as_json",

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from terse_aug.bank._box_masks import BoxMasks, MaskOfBox
 from terse_aug.bank._cut import Annotation, CutRules, Unusable, cut_from_image
 from terse_aug.bank._foreground import Foreground
 from terse_aug.bank._images import read_image_like
 from terse_aug.bank._include import Include
-from terse_aug.bank._report import BuildReport, Dropped, Progress, build
+from terse_aug.bank._report import BY_MASK, BuildReport, Dropped, Ledger, Progress, build
 from terse_aug.bank._segmentation import NO_MASK, segmentation_to_mask
 from terse_aug.bank._selection import listed
 from terse_aug.bank._writer import BankWriter
@@ -29,16 +30,17 @@ def build_from_coco(
     *,
     categories: Collection[str] | None = None,
     include: Iterable[str] | str | Path | None = None,
+    boxes: BoxMasks | str | MaskOfBox | None = None,
     rules: CutRules | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> BuildReport:
-    """Build a bank from a COCO JSON with masks (polygons or RLE).
+    """Build a bank from a COCO JSON with masks (polygons or RLE), or of objects with boxes only where a way is given.
 
     Labels are the JSON's category ids, whatever gaps they have; :meth:`ForegroundBank.relabel` gives them the
-    detector's numbers. Keypoints come along where the JSON has them. Left out, and counted by reason:
-    crowds, boxes without mask, broken masks, masks that disagree with their box, objects too small, images
-    missing, unreadable or of another size than the JSON says.
+    detector's numbers. Keypoints come along where the JSON has them. Left out, and counted by reason: crowds, boxes
+    without mask (unless ``boxes`` says how they are cut out), broken masks, masks that disagree with their box,
+    objects too small, images missing, unreadable or of another size than the JSON says.
 
     Args:
         annotations: the JSON file, or what such a file holds.
@@ -46,6 +48,9 @@ def build_from_coco(
         out: the bank to write.
         categories: names to keep; all by default.
         include: image names to use, see :class:`Include`; all by default.
+        boxes: how objects of which only the box is known are cut out: ``"grabcut"``, ``"ellipse"``, ``"box"``, a
+            function of image and box such as a segmentation model, or :class:`BoxMasks` for more. By default they
+            are left out.
         rules: what is kept, see :class:`CutRules`.
         overwrite: replace an existing bank.
         progress: called with images done and in total.
@@ -57,26 +62,67 @@ def build_from_coco(
             categories have different keypoints, or nothing was kept.
         OSError: the disk is full or cannot be written.
     """
-    rules, folder, included = rules or CutRules(), Path(images), Include(include)
+    folder = Path(images)
     if isinstance(annotations, Mapping):
-        data, name = _Coco.of(annotations, "the annotations"), _described(annotations)
+        data, name = Coco.of(annotations, "the annotations"), _described(annotations)
     else:
-        data, name = _Coco.read(Path(annotations)), Path(annotations).name
+        data, name = Coco.read(Path(annotations)), Path(annotations).name
     if not folder.is_dir():
         raise FileNotFoundError(f"expected a folder of images at {folder}, found none")
-    wanted = data.categories if categories is None else data.chosen(categories)
+    chosen = Choice(categories, include, boxes, rules, overwrite, progress)
+    return build_annotated(data, folder, out, {"from": "coco", "annotations": name}, chosen)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What builders from annotations have in common; see :func:`build_from_coco`."""
+
+    categories: Collection[str] | None = None
+    include: Iterable[str] | str | Path | None = None
+    boxes: BoxMasks | str | MaskOfBox | None = None
+    rules: CutRules | None = None
+    overwrite: bool = False
+    progress: Progress | None = None
+
+
+def build_annotated(
+    data: Coco,
+    folder: Path,
+    out: str | Path,
+    built: dict[str, Any],
+    choice: Choice,
+    before: Dropped | None = None,
+) -> BuildReport:
+    """Build a bank from annotations that were read.
+
+    Args:
+        data: the annotations.
+        folder: of the images.
+        out: the bank to write.
+        built: how, for the bank's own record.
+        choice: what to take, and how.
+        before: what was left out in reading.
+
+    Raises:
+        FileExistsError, ValueError, OSError: as :func:`build_from_coco`.
+    """
+    rules, included = choice.rules or CutRules(), Include(choice.include)
+    boxes = choice.boxes if choice.boxes is None or isinstance(choice.boxes, BoxMasks) else BoxMasks(choice.boxes)
+    wanted = data.categories if choice.categories is None else data.chosen(choice.categories)
     keypoint_names = data.keypoint_names(wanted)
-    writer = BankWriter(out, wanted, keypoint_names=keypoint_names, overwrite=overwrite)
+    writer = BankWriter(out, wanted, keypoint_names=keypoint_names, overwrite=choice.overwrite)
 
-    def cut_outs(dropped: Dropped) -> Iterator[Foreground]:
-        groups = data.eligible(wanted, included, dropped)
+    def cut_outs(ledger: Ledger) -> Iterator[Foreground]:
+        if before is not None:
+            ledger.take(before)
+        groups = data.eligible(wanted, included, boxes is not None, ledger)
         for done, (image, objects) in enumerate(groups, 1):
-            yield from _objects(folder, image, objects, rules, dropped, len(keypoint_names))
-            if progress is not None:
-                progress(done, len(groups))
+            yield from _objects(folder, image, objects, rules, boxes, ledger, len(keypoint_names))
+            if choice.progress is not None:
+                choice.progress(done, len(groups))
 
-    built = {"from": "coco", "annotations": name, "images": folder.name, **vars(rules)}
-    return build(writer, cut_outs, wanted, built)
+    ways = {} if boxes is None else {"boxes": boxes.name, "min_quality": boxes.min_quality}
+    return build(writer, cut_outs, wanted, built | {"images": folder.name} | ways | vars(rules))
 
 
 def _described(content: Mapping[str, Any]) -> str:
@@ -85,7 +131,7 @@ def _described(content: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class _Coco:
+class Coco:
     """The parts of a COCO JSON that a bank needs."""
 
     images: dict[Any, dict[str, Any]]
@@ -93,7 +139,7 @@ class _Coco:
     raw_categories: dict[int, dict[str, Any]]
 
     @classmethod
-    def read(cls, path: Path) -> _Coco:
+    def read(cls, path: Path) -> Coco:
         if not path.is_file():
             raise FileNotFoundError(f"expected a COCO JSON file at {path}, found none")
         try:
@@ -103,7 +149,7 @@ class _Coco:
         return cls.of(content, str(path))
 
     @classmethod
-    def of(cls, content: Any, path: str) -> _Coco:
+    def of(cls, content: Any, path: str) -> Coco:
         """What a JSON holds; messages call it by the path."""
         lists = [content.get(key) if isinstance(content, Mapping) else None for key in _LISTS]
         if not all(
@@ -151,14 +197,14 @@ class _Coco:
         return next(iter(named_by), ())
 
     def eligible(
-        self, wanted: dict[int, str], include: Include, dropped: Dropped
+        self, wanted: dict[int, str], include: Include, boxes: bool, dropped: Dropped
     ) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
         """Images with the objects worth a look, in the JSON's order; the others are counted."""
         included = {key: str(image.get("file_name", "")) in include for key, image in self.images.items()}
         groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
         for entry in self.objects:
             image_id, category_id = entry.get("image_id"), entry.get("category_id")
-            reason = self._reason_against(entry, wanted, included)
+            reason = self._reason_against(entry, wanted, included, boxes)
             if reason is None:
                 groups[image_id].append(entry)
             else:
@@ -166,7 +212,9 @@ class _Coco:
         include.report_unmatched(dropped)
         return [(image, groups[key]) for key, image in self.images.items() if key in groups]
 
-    def _reason_against(self, entry: dict[str, Any], wanted: dict[int, str], included: dict[Any, bool]) -> str | None:
+    def _reason_against(
+        self, entry: dict[str, Any], wanted: dict[int, str], included: dict[Any, bool], boxes: bool
+    ) -> str | None:
         if entry.get("image_id") not in self.images:
             return "image is not in the JSON"
         if entry.get("category_id") not in self.raw_categories:
@@ -177,7 +225,7 @@ class _Coco:
             return "image is not in `include`"
         if entry.get("iscrowd"):
             return "crowd region, not one object (iscrowd)"
-        return None if entry.get("segmentation") else NO_MASK
+        return None if entry.get("segmentation") or (boxes and entry.get("bbox")) else NO_MASK
 
 
 _LISTS = ("images", "annotations", "categories")
@@ -188,7 +236,8 @@ def _objects(
     image: dict[str, Any],
     objects: list[dict[str, Any]],
     rules: CutRules,
-    dropped: Dropped,
+    boxes: BoxMasks | None,
+    ledger: Ledger,
     keypoint_count: int,
 ) -> Iterator[Foreground]:
     """The cut-outs of one image."""
@@ -196,15 +245,23 @@ def _objects(
     try:
         pixels = _read(folder / name, image)
     except Unusable as reason:
-        dropped.add(str(reason), str(reason.__cause__ or name), len(objects))
+        ledger.add(str(reason), str(reason.__cause__ or name), len(objects))
         return
     for entry in objects:
         source = f"{name}#{entry.get('id')}"
         try:
-            mask = segmentation_to_mask(entry["segmentation"], *pixels.shape[:2])
-            yield cut_from_image(pixels, mask, _annotation(entry, source, keypoint_count), rules)
+            annotation = _annotation(entry, source, keypoint_count)
+            if entry.get("segmentation") or boxes is None:
+                mask, way = segmentation_to_mask(entry.get("segmentation"), *pixels.shape[:2]), BY_MASK
+            else:
+                assert annotation.box is not None
+                mask, way = boxes.alpha(pixels, annotation.box)
+            cut = cut_from_image(pixels, mask, annotation, rules, soft=way != BY_MASK)
         except Unusable as reason:
-            dropped.add(str(reason), source)
+            ledger.add(str(reason), source)
+            continue
+        ledger.cut_by[way] += 1
+        yield cut
 
 
 def _read(path: Path, image: dict[str, Any]) -> NDArray[np.uint8]:

@@ -69,7 +69,11 @@ class Annotation:
 
 
 def cut_from_image(
-    image: NDArray[np.uint8], mask: NDArray[np.uint8], annotation: Annotation, rules: CutRules
+    image: NDArray[np.uint8],
+    mask: NDArray[np.uint8],
+    annotation: Annotation,
+    rules: CutRules,
+    soft: bool = False,
 ) -> Foreground:
     """Cut the object under ``mask`` out of ``image``.
 
@@ -78,9 +82,10 @@ def cut_from_image(
         mask: uint8 ``[H, W]``, 0 outside the object.
         annotation: the object.
         rules: what is kept.
+        soft: take the mask's values for alpha; else alpha is 0 or 255.
 
     Returns:
-        The cut-out, alpha 0 or 255; softened at the edge where it is scaled down.
+        The cut-out; its edge is softened where it is scaled down.
 
     Raises:
         Unusable: the rules leave it out.
@@ -95,7 +100,7 @@ def cut_from_image(
     ):
         raise Unusable("touches the border of its image (drop_truncated)")
     window = np.s_[top : top + height, left : left + width]
-    alpha = np.where(mask[window] > 0, np.uint8(255), np.uint8(0))
+    alpha = mask[window] if soft else np.where(mask[window] > 0, np.uint8(255), np.uint8(0))
     rgba = np.dstack([image[window], alpha])
     extent = max(width, height) / math.sqrt(mask.shape[0] * mask.shape[1])
     keypoints = None if annotation.keypoints is None else _moved(annotation.keypoints, -left, -top)

@@ -13,8 +13,7 @@ from PIL import Image
 
 _ORIENTATION_TAG = 0x0112
 _ROTATED_ORIENTATIONS = (5, 6, 7, 8)
-# What pillow raises on broken files, found by cutting and flipping bytes of each format.
-_BROKEN_FILE = (
+BROKEN_FILE = (
     OSError,
     SyntaxError,
     ValueError,
@@ -24,6 +23,7 @@ _BROKEN_FILE = (
     zlib.error,
     Image.DecompressionBombError,
 )
+"""What pillow raises on broken files, found by cutting and flipping bytes of each format."""
 
 
 class NoAlphaError(ValueError):
@@ -108,6 +108,36 @@ def read_index_mask(path: str | Path) -> NDArray[np.int32]:
     return np.asarray(image).astype(np.int32)
 
 
+def read_color_mask(path: str | Path) -> NDArray[np.int32]:
+    """Read a mask whose colours are numbers, R + 256 G + 65536 B, as COCO's panoptic format has it.
+
+    Returns:
+        int32 ``[H, W]``.
+
+    Raises:
+        FileNotFoundError: there is no file at ``path``.
+        ValueError: the file is damaged or has no colours.
+    """
+    image, _ = _load(path)
+    if image.mode not in ("RGB", "RGBA"):
+        raise ValueError(f"{path}: expected a mask in RGB, got mode {image.mode}")
+    colors = np.asarray(image)[..., :3].astype(np.int32)
+    numbers: NDArray[np.int32] = colors[..., 0] + 256 * colors[..., 1] + 65536 * colors[..., 2]
+    return numbers
+
+
+def image_size(path: str | Path) -> tuple[int, int] | None:
+    """Height and width in px of an image as a viewer shows it, without decoding it; ``None`` if it cannot be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+            with Image.open(path) as image:
+                width, height = image.size
+                return (width, height) if _orientation(image) in _ROTATED_ORIENTATIONS else (height, width)
+    except BROKEN_FILE:
+        return None
+
+
 def _load(path: str | Path) -> tuple[Image.Image, int]:
     """The decoded image and its EXIF orientation, 1 to 8."""
     if not Path(path).is_file():
@@ -119,14 +149,14 @@ def _load(path: str | Path) -> tuple[Image.Image, int]:
             with Image.open(path) as image:
                 image.load()
                 return image.copy(), _orientation(image)
-    except _BROKEN_FILE as error:
+    except BROKEN_FILE as error:
         raise ValueError(f"{path}: cannot be read as an image ({type(error).__name__}: {error})") from error
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except _BROKEN_FILE:  # EXIF is damaged far more often than pixels; a viewer then shows the stored raster
+    except BROKEN_FILE:  # EXIF is damaged far more often than pixels; a viewer then shows the stored raster
         return 1
     return orientation if orientation in range(1, 9) else 1
 

@@ -13,6 +13,8 @@ from terse_aug.bank._foreground import Foreground
 from terse_aug.bank._writer import BankWriter
 
 EXAMPLES_PER_REASON = 3
+BY_MASK = "mask"
+"""How an object with an annotated mask is cut out."""
 
 Progress = Callable[[int, int], None]
 """Called with the number of images done and their total."""
@@ -44,6 +46,24 @@ class Dropped:
         ]
 
 
+class Ledger(Dropped):
+    """What a build has to tell of: objects left out, and in which way the others were cut out.
+
+    Attributes:
+        cut_by: cut-outs per way.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cut_by: Counter[str] = Counter()
+
+    def take(self, before: Dropped) -> None:
+        """Count what was left out before the build began."""
+        for reason, count in before.counts.items():
+            self.counts[reason] += count
+            self.examples[reason] = (self.examples.get(reason, []) + before.examples[reason])[:EXAMPLES_PER_REASON]
+
+
 @dataclass(frozen=True)
 class BuildReport:
     """What a build did.
@@ -53,6 +73,8 @@ class BuildReport:
         kept: cut-outs per category name.
         dropped: objects left out per reason.
         examples: for every reason, where up to three of its objects are found (file name and object).
+        cut_by: cut-outs per way in which they were cut out: ``mask`` for those that were annotated with one, else the
+            name of the way that made one of a box.
         seconds: duration of the build.
         bytes: size of the bank.
     """
@@ -61,6 +83,7 @@ class BuildReport:
     kept: dict[str, int]
     dropped: dict[str, int]
     examples: dict[str, list[str]]
+    cut_by: dict[str, int]
     seconds: float
     bytes: int
 
@@ -69,6 +92,8 @@ class BuildReport:
         total = sum(self.kept.values())
         lines = [f"{self.path}: {total} cut-outs, {self.bytes / 1e6:.1f} MB, {self.seconds:.1f} s", "kept"]
         lines += [f"{count:>8}  {name}" for name, count in self.kept.items()]
+        if set(self.cut_by) - {BY_MASK}:
+            lines += ["cut out by", *(f"{count:>8}  {way}" for way, count in self.cut_by.items())]
         if self.dropped:
             lines += ["dropped", *Dropped(Counter(self.dropped), self.examples).lines()]
         return "\n".join(lines)
@@ -76,7 +101,7 @@ class BuildReport:
 
 def build(
     writer: BankWriter,
-    cut_outs: Callable[[Dropped], Iterator[Foreground]],
+    cut_outs: Callable[[Ledger], Iterator[Foreground]],
     categories: Mapping[int, str],
     built: dict[str, Any],
 ) -> BuildReport:
@@ -84,7 +109,8 @@ def build(
 
     Args:
         writer: for the new bank, not entered yet.
-        cut_outs: gives the cut-outs in a fixed order, and counts what it leaves out.
+        cut_outs: gives the cut-outs in a fixed order, and counts what it leaves out; also in which way each was cut
+            out, unless all were by their masks.
         categories: name of every label.
         built: how the bank is built; stored in it together with what was dropped.
 
@@ -93,7 +119,7 @@ def build(
         OSError: the disk is full or cannot be written.
     """
     start = time.perf_counter()
-    dropped = Dropped()
+    dropped = Ledger()
     kept: Counter[int] = Counter()
     with writer:
         for foreground in cut_outs(dropped):
@@ -101,12 +127,14 @@ def build(
             kept[foreground.label] += 1
         if not kept:
             raise ValueError(_nothing_kept(writer.path, dropped))
-        writer.built = built | {"dropped": dict(sorted(dropped.counts.items()))}
+        cut_by = dict(dropped.cut_by.most_common()) or {BY_MASK: kept.total()}
+        writer.built = built | {"dropped": dict(sorted(dropped.counts.items())), "cut_by": cut_by}
     return BuildReport(
         path=writer.path,
         kept=_by_name(kept, categories),
         dropped=dict(dropped.counts),
         examples=dropped.examples,
+        cut_by=cut_by,
         seconds=time.perf_counter() - start,
         bytes=writer.path.stat().st_size,
     )

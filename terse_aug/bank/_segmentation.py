@@ -1,9 +1,12 @@
-"""COCO segmentations to masks, with the checks pycocotools leaves out. Imports numpy and pycocotools."""
+"""COCO segmentations to masks, with the checks pycocotools leaves out. Imports numpy, pillow and pycocotools."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from terse_aug.bank._cut import Unusable
+from terse_aug.bank._images import read_color_mask, read_index_mask
 
 NO_MASK = "no mask: the annotation has a box only, and a box cannot be cut out; masks are missing"
 _DEGENERATE = "polygon is degenerate: fewer than 3 points or an odd number of coordinates"
@@ -18,12 +22,53 @@ _DEGENERATE = "polygon is degenerate: fewer than 3 points or an odd number of co
 _FARTHEST_IN_SIDES = 4
 
 
+@dataclass(frozen=True)
+class MaskInFile:
+    """A segmentation that is all pixels of one number in an image file, which is read when it is needed.
+
+    Attributes:
+        path: of the file.
+        number: of the object.
+        colours: whether numbers are written as colours, R + 256 G + 65536 B; else as the one channel's values.
+    """
+
+    path: Path
+    number: int
+    colours: bool = False
+
+    def mask(self, height: int, width: int) -> NDArray[np.uint8]:
+        """uint8 ``[height, width]``, 0 and 1.
+
+        Raises:
+            Unusable: the file is missing, damaged or of another size, or the object is not in it.
+        """
+        try:
+            numbers = _numbers(self.path, self.colours)
+        except FileNotFoundError as error:
+            raise Unusable("mask file is missing") from error
+        except ValueError as error:
+            raise Unusable("mask file cannot be read") from error
+        if numbers.shape != (height, width):
+            raise Unusable("mask file and image differ in size")
+        mask: NDArray[np.uint8] = (numbers == self.number).astype(np.uint8)
+        if not mask.any():
+            raise Unusable("mask file does not show the object")
+        return mask
+
+
+@lru_cache(maxsize=1)
+def _numbers(path: Path, colours: bool) -> NDArray[np.int32]:
+    """The last file's, since the objects of an image come one after the other."""
+    return read_color_mask(path) if colours else read_index_mask(path)
+
+
 def segmentation_to_mask(segmentation: Any, height: int, width: int) -> NDArray[np.uint8]:
     """Rasterise a COCO segmentation as pycocotools does.
 
     Args:
         segmentation: polygons ``[[x, y, x, y, ...], ...]`` in px, or an RLE of ``size`` and ``counts``, the
-            latter a list or compressed to text. Degenerate polygons beside sound ones are passed over.
+            latter a list or compressed to text, or a :class:`MaskInFile`. Degenerate polygons beside sound ones are
+            passed over.
         height: of the image in px.
         width: of the image in px.
 
@@ -35,6 +80,8 @@ def segmentation_to_mask(segmentation: Any, height: int, width: int) -> NDArray[
     """
     if not segmentation:
         raise Unusable(NO_MASK)
+    if isinstance(segmentation, MaskInFile):
+        return segmentation.mask(height, width)
     if isinstance(segmentation, dict):
         return _from_runs(_checked_runs(segmentation, height, width), height, width)
     if not isinstance(segmentation, list):

@@ -15,15 +15,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from terse_aug.bank import (
+    WAYS,
+    BoxMasks,
     BuildReport,
     CutRules,
     ForegroundBank,
     build_from_coco,
+    build_from_labelme,
     build_from_masks,
+    build_from_panoptic,
     build_from_rgba,
+    build_from_via,
+    build_from_voc,
+    build_from_yolo,
 )
 
 _DEFAULT = CutRules()
+_BOXES = BoxMasks("grabcut")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -35,6 +43,11 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     _add_coco(sources)
     _add_masks(sources)
     _add_rgba(sources)
+    _add_voc(sources)
+    _add_yolo(sources)
+    _add_labelme(sources)
+    _add_via(sources)
+    _add_panoptic(sources)
     _add_detectron2(sources)
     _add_mmdet(sources)
     info = actions.add_parser("info", help="say what is in a bank")
@@ -47,11 +60,95 @@ def _add_coco(sources: argparse._SubParsersAction[Any]) -> None:
     coco = sources.add_parser("coco", help="a COCO JSON with masks, polygons or RLE")
     coco.add_argument("--annotations", type=Path, required=True, metavar="JSON", help="the COCO file")
     coco.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of its images")
-    coco.add_argument("--category", nargs="+", metavar="NAME", help="categories to keep (default: all)")
-    _add_common(coco)
-    _add_scene_rules(coco)
-    _add_box_agreement(coco)
-    coco.set_defaults(run=_build_coco)
+    _add_annotated(coco, _build_coco)
+
+
+def _add_voc(sources: argparse._SubParsersAction[Any]) -> None:
+    voc = sources.add_parser("voc", help="a folder in Pascal VOC's layout")
+    voc.add_argument("--root", type=Path, required=True, metavar="DIR", help="with Annotations and JPEGImages")
+    voc.add_argument("--split", metavar="NAME", help="a list in ImageSets, such as train (default: all images)")
+    voc.add_argument("--difficult", action="store_true", help="take objects that are marked as difficult")
+    _add_annotated(voc, _build_voc)
+
+
+def _add_yolo(sources: argparse._SubParsersAction[Any]) -> None:
+    yolo = sources.add_parser("yolo", help="YOLO's text files, boxes or polygons")
+    yolo.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of images")
+    yolo.add_argument(
+        "--labels", type=Path, metavar="DIR", help="folder of text files (default: images replaced by labels)"
+    )
+    yolo.add_argument(
+        "--names", type=Path, metavar="FILE", help="data.yaml or classes.txt (default: one beside the folders)"
+    )
+    _add_annotated(yolo, _build_yolo)
+
+
+def _add_labelme(sources: argparse._SubParsersAction[Any]) -> None:
+    labelme = sources.add_parser("labelme", help="LabelMe's JSON files")
+    labelme.add_argument("--folder", type=Path, required=True, metavar="DIR", help="folder of JSON files")
+    labelme.add_argument("--images", type=Path, metavar="DIR", help="folder of images (default: as the files say)")
+    _add_annotated(labelme, _build_labelme)
+
+
+def _add_via(sources: argparse._SubParsersAction[Any]) -> None:
+    via = sources.add_parser("via", help="an export of VGG Image Annotator, JSON or CSV")
+    via.add_argument("--file", type=Path, required=True, metavar="FILE", help="the export or the project")
+    via.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of images")
+    via.add_argument("--attribute", metavar="NAME", help="of the regions, their class (default: the most frequent)")
+    _add_annotated(via, _build_via)
+
+
+def _add_panoptic(sources: argparse._SubParsersAction[Any]) -> None:
+    panoptic = sources.add_parser("panoptic", help="COCO's panoptic format; things are cut out")
+    panoptic.add_argument("--annotations", type=Path, required=True, metavar="JSON", help="the panoptic JSON")
+    panoptic.add_argument("--masks", type=Path, required=True, metavar="DIR", help="folder of its PNG files")
+    panoptic.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of images")
+    _add_annotated(panoptic, _build_panoptic)
+
+
+def _add_annotated(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
+    """What all sources of annotations have in common."""
+    parser.add_argument("--category", nargs="+", metavar="NAME", help="categories to keep (default: all)")
+    _add_boxes(parser)
+    _add_common(parser)
+    _add_scene_rules(parser)
+    _add_box_agreement(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_boxes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--boxes",
+        choices=WAYS,
+        help="how objects of which only the box is known are cut out (default: they are left out)",
+    )
+    parser.add_argument(
+        "--min-quality",
+        type=float,
+        default=_BOXES.min_quality,
+        metavar="PART",
+        help="grabcut: masks of a lower quality are not used, 0 to 1 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--otherwise", choices=("ellipse", "box"), help="grabcut: what is done where it fails (default: left out)"
+    )
+
+
+def _boxes(arguments: argparse.Namespace) -> BoxMasks | None:
+    if arguments.boxes is None:
+        return None
+    return BoxMasks(arguments.boxes, arguments.min_quality, arguments.otherwise)
+
+
+def _choice(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What all builders from annotations take."""
+    return {
+        "categories": arguments.category,
+        "include": arguments.include,
+        "boxes": _boxes(arguments),
+        "rules": _rules(arguments),
+        "overwrite": arguments.overwrite,
+    }
 
 
 def _add_detectron2(sources: argparse._SubParsersAction[Any]) -> None:
@@ -169,14 +266,67 @@ def _rules(arguments: argparse.Namespace) -> CutRules:
 def _build_coco(arguments: argparse.Namespace) -> int:
     with _progress() as progress:
         report = build_from_coco(
-            arguments.annotations,
+            arguments.annotations, arguments.images, arguments.out, progress=progress, **_choice(arguments)
+        )
+    return _print_report(report)
+
+
+def _build_voc(arguments: argparse.Namespace) -> int:
+    with _progress() as progress:
+        report = build_from_voc(
+            arguments.root,
+            arguments.out,
+            split=arguments.split,
+            difficult=arguments.difficult,
+            progress=progress,
+            **_choice(arguments),
+        )
+    return _print_report(report)
+
+
+def _build_yolo(arguments: argparse.Namespace) -> int:
+    with _progress() as progress:
+        report = build_from_yolo(
             arguments.images,
             arguments.out,
-            categories=arguments.category,
-            include=arguments.include,
-            rules=_rules(arguments),
-            overwrite=arguments.overwrite,
+            labels=arguments.labels,
+            names=arguments.names,
             progress=progress,
+            **_choice(arguments),
+        )
+    return _print_report(report)
+
+
+def _build_labelme(arguments: argparse.Namespace) -> int:
+    with _progress() as progress:
+        report = build_from_labelme(
+            arguments.folder, arguments.out, images=arguments.images, progress=progress, **_choice(arguments)
+        )
+    return _print_report(report)
+
+
+def _build_via(arguments: argparse.Namespace) -> int:
+    with _progress() as progress:
+        report = build_from_via(
+            arguments.file,
+            arguments.images,
+            arguments.out,
+            attribute=arguments.attribute,
+            progress=progress,
+            **_choice(arguments),
+        )
+    return _print_report(report)
+
+
+def _build_panoptic(arguments: argparse.Namespace) -> int:
+    with _progress() as progress:
+        report = build_from_panoptic(
+            arguments.annotations,
+            arguments.masks,
+            arguments.images,
+            arguments.out,
+            progress=progress,
+            **_choice(arguments),
         )
     return _print_report(report)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terse_aug._sample import Target
-from terse_aug.bank._coco import _Coco
+from terse_aug.bank._coco import Coco
 from terse_aug.bank._cut import Unusable, tight_box
 from terse_aug.bank._images import read_image_like, read_index_mask
 from terse_aug.bank._include import Include
@@ -45,12 +45,12 @@ def open_coco(annotations: str | Path, images: str | Path) -> LabelledImages:
         FileNotFoundError: the JSON or the folder does not exist.
         ValueError: the file is no COCO JSON of instances, it lists no images, or none of them is in the folder.
     """
-    coco, folder = _Coco.read(Path(annotations)), _existing_folder(images)
+    coco, folder = Coco.read(Path(annotations)), _existing_folder(images)
     if not coco.images:
         raise ValueError(f"{annotations} lists no images")
     found = LabelledImages(f"{images} with {annotations}", coco.categories)
     objects = _objects_by_image(coco, found.dropped)
-    fields = _CocoFields.of(coco, objects, found.dropped)
+    fields = CocoFields.of(coco, objects, found.dropped)
     for key, record in coco.images.items():
         name = str(record.get("file_name", ""))
         if (folder / name).is_file():
@@ -88,14 +88,14 @@ def open_masks(images: str | Path, masks: str | Path, category: str = "person") 
 
 
 @dataclass(frozen=True)
-class _CocoFields:
+class CocoFields:
     """Which optional fields the targets of a data set have."""
 
     masks: bool
     keypoint_count: int
 
     @classmethod
-    def of(cls, coco: _Coco, objects: dict[Any, list[dict[str, Any]]], dropped: Dropped) -> _CocoFields:
+    def of(cls, coco: Coco, objects: dict[Any, list[dict[str, Any]]], dropped: Dropped) -> CocoFields:
         entries = [entry for group in objects.values() for entry in group]
         without = [entry for entry in entries if not entry.get("segmentation")]
         if without and len(without) < len(entries):
@@ -107,7 +107,7 @@ class _CocoFields:
         return cls(bool(entries) and not without, counts.pop() if len(counts) == 1 else 0)
 
 
-def _objects_by_image(coco: _Coco, dropped: Dropped) -> dict[Any, list[dict[str, Any]]]:
+def _objects_by_image(coco: Coco, dropped: Dropped) -> dict[Any, list[dict[str, Any]]]:
     groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for entry in coco.objects:
         where = f"annotation {entry.get('id')}"
@@ -123,7 +123,7 @@ def _objects_by_image(coco: _Coco, dropped: Dropped) -> dict[Any, list[dict[str,
 
 
 def _read_coco(
-    path: Path, record: dict[str, Any], entries: Sequence[dict[str, Any]], fields: _CocoFields, dropped: Dropped
+    path: Path, record: dict[str, Any], entries: Sequence[dict[str, Any]], fields: CocoFields, dropped: Dropped
 ) -> Sample:
     pixels = _read_pixels(path, record.get("height") or 0, record.get("width") or 0)
     rows = []
@@ -146,7 +146,7 @@ def _read_coco(
     return Sample(str(record["file_name"]), _as_image(pixels), target)
 
 
-def _coco_object(entry: dict[str, Any], number: int, fields: _CocoFields, size: tuple[int, ...]) -> dict[str, Any]:
+def _coco_object(entry: dict[str, Any], number: int, fields: CocoFields, size: tuple[int, ...]) -> dict[str, Any]:
     """Fields of the target's row; ``number`` stands in for an id that is no whole number."""
     box = entry.get("bbox")
     if not _numbers(box, 4):

@@ -1,0 +1,137 @@
+"""LabelMe's JSON files, one for each image. Imports numpy and pillow, beside the parts of this package."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from terse_aug.bank._images import BROKEN_FILE
+from terse_aug.bank._segmentation import segmentation_as_json
+from terse_aug.bank.formats._reading import (
+    Collector,
+    Malformed,
+    Reading,
+    as_number,
+    as_points,
+    corners_to_box,
+    ellipse_to_polygon,
+)
+
+
+def read_labelme(folder: Path, images: Path | None = None) -> Reading:
+    """Read LabelMe's files: polygons, circles and masks are masks, rectangles are boxes.
+
+    Shapes of one label with the same ``group_id`` are one object in several parts. Lines and points are left out.
+
+    Args:
+        folder: of the JSON files, searched at any depth.
+        images: folder of the images; by default each lies where its JSON says, or else beside it.
+
+    Raises:
+        FileNotFoundError: a folder does not exist.
+        ValueError: no object can be read.
+    """
+    for place in (folder, images):
+        if place is not None and not place.is_dir():
+            raise FileNotFoundError(f"expected a folder at {place}, found none")
+    root = images or folder
+    collected = Collector()
+    for path in sorted(folder.rglob("*.json")):
+        try:
+            content = json.loads(path.read_bytes())
+        except (ValueError, OSError) as error:
+            collected.dropped.add("JSON file cannot be read", f"{path.name}: {error}")
+            continue
+        if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
+            collected.dropped.add("not a file of LabelMe's", path.name)
+            continue
+        size = _size(content)
+        number = collected.image(_image_of(path, content, root, images is None), *(size or ()))
+        _read_shapes(content["shapes"], number, size, path.name, collected)
+    return collected.reading("labelme", folder.name, root)
+
+
+def _image_of(path: Path, content: dict[str, Any], root: Path, beside: bool) -> str:
+    """Name of the image relative to the root; the one that the file says if none is there."""
+    said = str(content.get("imagePath") or "").replace("\\", "/")
+    base = path.parent if beside else root
+    places = [base / said, base / Path(said).name, *(path.with_suffix(suffix) for suffix in (".jpg", ".png", ".jpeg"))]
+    found = next((place for place in places if place.is_file()), base / Path(said).name)
+    try:
+        return found.resolve().relative_to(root.resolve()).as_posix()
+    except ValueError:  # somewhere else on this machine
+        return str(found.resolve())
+
+
+def _size(content: dict[str, Any]) -> tuple[int, int] | None:
+    try:
+        return int(as_number(content.get("imageHeight"))), int(as_number(content.get("imageWidth")))
+    except Malformed:
+        return None
+
+
+def _read_shapes(shapes: list[Any], image: int, size: tuple[int, int] | None, where: str, collected: Collector) -> None:
+    groups: dict[Any, list[list[float]]] = {}
+    for row, shape in enumerate(shapes, 1):
+        place = f"{where}, shape {row}"
+        label = str(shape.get("label") or "").strip() if isinstance(shape, dict) else ""
+        if not label:
+            collected.dropped.add("shape without a label", place)
+            continue
+        try:
+            found = _shape(shape, size)
+        except Malformed as reason:
+            collected.dropped.add(str(reason), place)
+            continue
+        group = shape.get("group_id")
+        if group is None or not isinstance(found.get("segmentation"), list):
+            collected.object(image, label, row, **found)
+        elif (label, group) in groups:
+            groups[label, group].extend(found["segmentation"])
+        else:
+            groups[label, group] = found["segmentation"]
+            collected.object(image, label, row, segmentation=groups[label, group])
+
+
+def _shape(shape: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
+    kind = shape.get("shape_type") or "polygon"
+    points = as_points(shape.get("points"))
+    if kind == "polygon":
+        return {"segmentation": [points]}
+    if kind in ("rectangle", "circle", "mask") and len(points) != 4:
+        raise Malformed(f"{kind} is not two points")
+    if kind == "rectangle":
+        return {"bbox": corners_to_box(*points)}
+    if kind == "circle":
+        radius = math.hypot(points[2] - points[0], points[3] - points[1])
+        return {"segmentation": [ellipse_to_polygon(points[0], points[1], radius, radius)]}
+    if kind == "mask":
+        return {"segmentation": _mask(shape.get("mask"), points, size)}
+    raise Malformed("shape is a line or a point, which shows no object")
+
+
+def _mask(encoded: Any, points: list[float], size: tuple[int, int] | None) -> Any:
+    """A PNG in base64, whose first corner lies at the first point."""
+    if size is None:
+        raise Malformed("mask in a file without the image's size")
+    try:
+        png = base64.b64decode(str(encoded), validate=True)
+        with Image.open(io.BytesIO(png)) as image:
+            shown: NDArray[np.bool_] = np.asarray(image.convert("L")) > 0
+    except (binascii.Error, *BROKEN_FILE) as error:
+        raise Malformed("mask is no PNG in base64") from error
+    left, top = round(points[0]), round(points[1])
+    whole = np.zeros(size, np.uint8)
+    if left < 0 or top < 0 or top + shown.shape[0] > size[0] or left + shown.shape[1] > size[1]:
+        raise Malformed("mask does not lie within the image")
+    whole[top : top + shown.shape[0], left : left + shown.shape[1]] = shown
+    return segmentation_as_json(whole)

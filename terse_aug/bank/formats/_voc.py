@@ -1,0 +1,103 @@
+"""Pascal VOC's layout: an XML file for each image, and masks of the instances of some. Imports the standard library."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+from terse_aug.bank._segmentation import MaskInFile
+from terse_aug.bank.formats._reading import Collector, Malformed, Reading, as_number
+
+_FOLDERS = ("Annotations", "JPEGImages", "SegmentationObject")
+_SPLITS = ("Segmentation", "Main", "Layout")
+
+
+def read_voc(root: Path, split: str | None = None, difficult: bool = False) -> Reading:
+    """Read a folder in the layout of Pascal VOC (VOC2012 devkit, section 3).
+
+    The n-th object of ``Annotations/NAME.xml`` is the one of colour n in ``SegmentationObject/NAME.png``, where there
+    is such a file; the others have boxes only. Boxes are counted from 1 and include their last pixel.
+
+    Args:
+        root: with ``Annotations``, ``JPEGImages`` and, if there are masks, ``SegmentationObject``.
+        split: a list in ``ImageSets/Segmentation``, ``Main`` or ``Layout``, such as ``train``; all images by default.
+        difficult: whether to take objects that are marked as difficult to recognise.
+
+    Raises:
+        FileNotFoundError: a folder or the list does not exist.
+        ValueError: no object can be read.
+    """
+    annotations, images, masks = (root / name for name in _FOLDERS)
+    for folder in (annotations, images):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"expected a folder in the layout of Pascal VOC, {root} has no {folder.name}")
+    collected = Collector()
+    for path in _files(root, annotations, split, collected):
+        try:
+            tree = ElementTree.parse(path).getroot()
+        except (ElementTree.ParseError, UnicodeDecodeError, OSError, LookupError, ValueError) as error:
+            collected.dropped.add("XML file cannot be read", f"{path.name}: {error}")
+            continue
+        mask = masks / f"{path.stem}.png"
+        _read_image(tree, path, images, mask if mask.is_file() else None, difficult, collected)
+    return collected.reading("voc", root.name, images)
+
+
+def _files(root: Path, annotations: Path, split: str | None, collected: Collector) -> list[Path]:
+    if split is None:
+        return sorted(annotations.glob("*.xml"))
+    lists = [root / "ImageSets" / kind / f"{split}.txt" for kind in _SPLITS]
+    found = next((path for path in lists if path.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(f"expected one of {', '.join(str(path) for path in lists)}, found none")
+    names = [line.split()[0] for line in found.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    files = []
+    for name in dict.fromkeys(names):
+        if (path := annotations / f"{name}.xml").is_file():
+            files.append(path)
+        else:
+            collected.dropped.add("image of the split has no XML file", name)
+    return files
+
+
+def _read_image(
+    tree: ElementTree.Element, path: Path, images: Path, mask: Path | None, difficult: bool, collected: Collector
+) -> None:
+    name = (tree.findtext("filename") or "").strip()
+    if not name or not (images / name).is_file():  # exports name the file of another machine
+        name = next((f"{path.stem}{suffix}" for suffix in _SUFFIXES if (images / (path.stem + suffix)).is_file()), name)
+    number = collected.image(name or f"{path.stem}.jpg", _side(tree, "height"), _side(tree, "width"))
+    for row, entry in enumerate(tree.findall("object"), 1):
+        where = f"{path.name}, object {row}"
+        if not difficult and (entry.findtext("difficult") or "0").strip() == "1":
+            collected.dropped.add("marked as difficult", where)
+            continue
+        category = (entry.findtext("name") or "").strip()
+        if not category:
+            collected.dropped.add("object without a class name", where)
+            continue
+        try:
+            box = _box(entry)
+        except Malformed as reason:
+            collected.dropped.add(str(reason), where)
+            continue
+        collected.object(number, category, row, bbox=box, segmentation=mask and MaskInFile(mask, row))
+
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def _side(tree: ElementTree.Element, name: str) -> int | None:
+    """Of the image, px; many exports have 0 or nothing."""
+    try:
+        return int(as_number((tree.findtext(f"size/{name}") or "").strip()))
+    except Malformed:
+        return None
+
+
+def _box(entry: ElementTree.Element) -> list[float]:
+    corners = [entry.findtext(f"bndbox/{name}") for name in ("xmin", "ymin", "xmax", "ymax")]
+    if None in corners:
+        raise Malformed("object without a box")
+    left, top, right, bottom = (as_number((corner or "").strip()) for corner in corners)
+    return [left - 1, top - 1, right - left + 1, bottom - top + 1]

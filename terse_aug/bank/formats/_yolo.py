@@ -1,0 +1,142 @@
+"""YOLO's text files, of boxes or of polygons. Imports the standard library, pillow and, for a data.yaml, PyYAML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from terse_aug.bank._images import image_size
+from terse_aug.bank.formats._reading import Collector, Malformed, Reading, as_number
+
+_IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+def read_yolo(
+    images: Path, labels: Path | None = None, names: Path | Sequence[str] | Mapping[int, str] | None = None
+) -> Reading:
+    """Read YOLO's labels: a line for each object, of its class number and its box (middle x, middle y, width, height)
+    or the points of its polygon, all as parts of the image's width and height.
+
+    Args:
+        images: folder of images, searched at any depth.
+        labels: folder of text files at the same places; by default where the trainers look, which is the last
+            ``images`` of each path replaced by ``labels``.
+        names: of the classes, in order or by number; or a ``data.yaml`` or a ``classes.txt`` that has them. Labels are
+            the class numbers. By default a ``data.yaml`` or ``classes.txt`` beside the folders.
+
+    Raises:
+        FileNotFoundError: a folder or the file of names does not exist.
+        ValueError: there are no class names, or no object can be read.
+    """
+    for folder in (images, labels):
+        if folder is not None and not folder.is_dir():
+            raise FileNotFoundError(f"expected a folder at {folder}, found none")
+    known = _names(names if names is not None else _beside(images))
+    collected = Collector(names={name: number for number, name in known.items()})
+    for path in sorted(path for path in images.rglob("*") if path.suffix.lower() in _IMAGES):
+        text = _labels_of(path, images, labels)
+        if not text.is_file():
+            collected.dropped.add("image without a label file", path.name)
+            continue
+        try:
+            lines = text.read_text(encoding="utf-8-sig").splitlines()
+        except (UnicodeDecodeError, OSError):
+            collected.dropped.add("label file is no text", text.name)
+            continue
+        size = image_size(path)
+        if size is None:
+            collected.dropped.add("image file cannot be read", path.name)
+            continue
+        number = collected.image(path.relative_to(images).as_posix(), *size)
+        for row, line in enumerate(lines, 1):
+            if line.strip():
+                _read_line(line.split(), number, row, size, known, f"{text.name}, line {row}", collected)
+    return collected.reading("yolo", images.name, images)
+
+
+def _read_line(
+    parts: list[str],
+    image: int,
+    row: int,
+    size: tuple[int, int],
+    names: Mapping[int, str],
+    where: str,
+    collected: Collector,
+) -> None:
+    height, width = size
+    try:
+        values = [as_number(part) for part in parts]
+        if values[0] != int(values[0]) or int(values[0]) not in names:
+            raise Malformed("class number has no name")
+        if len(values) in (5, 6):  # a sixth is the confidence of a prediction
+            x, y, across, down = values[1:5]
+            shape: dict[str, Any] = {
+                "bbox": [(x - across / 2) * width, (y - down / 2) * height, across * width, down * height]
+            }
+        elif len(values) >= 7 and len(values) % 2:
+            shape = {"segmentation": [[value * (height if at % 2 else width) for at, value in enumerate(values[1:])]]}
+        else:
+            raise Malformed("line is neither class and box nor class and polygon")
+    except Malformed as reason:
+        collected.dropped.add(str(reason), where)
+        return
+    collected.object(image, names[int(values[0])], row, **shape)
+
+
+def _labels_of(image: Path, images: Path, labels: Path | None) -> Path:
+    if labels is not None:
+        return (labels / image.relative_to(images)).with_suffix(".txt")
+    parts = list(image.parts)
+    for at in reversed(range(len(parts) - 1)):
+        if parts[at] == "images":
+            parts[at] = "labels"
+            break
+    return Path(*parts).with_suffix(".txt")
+
+
+def _beside(images: Path) -> Path:
+    places = [folder / name for folder in (images, *list(images.resolve().parents)[:2]) for name in _NAME_FILES]
+    found = next((path for path in places if path.is_file()), None)
+    if found is None:
+        raise ValueError(
+            "expected the class names: give names, or put a data.yaml or classes.txt beside the images, none of "
+            f"{', '.join(str(path) for path in places)} exists"
+        )
+    return found
+
+
+_NAME_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names")
+
+
+def _names(names: Path | Sequence[str] | Mapping[int, str]) -> dict[int, str]:
+    entries: Any = names
+    if isinstance(names, Path):
+        entries = _names_in(names)
+    if isinstance(entries, Mapping):
+        pairs: Iterable[tuple[Any, Any]] = entries.items()
+    elif isinstance(entries, Sequence) and not isinstance(entries, str):
+        pairs = enumerate(entries)
+    else:
+        raise ValueError(f"expected a list of class names or a mapping of numbers to them, got {entries!r}")
+    known = {int(number): str(name).strip() for number, name in pairs}
+    if not known or not all(known.values()) or len(set(known.values())) < len(known):
+        raise ValueError(f"expected class names, each once, got {list(known.values())}")
+    return known
+
+
+def _names_in(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a file of class names at {path}, found none")
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix not in (".yaml", ".yml"):
+        return [line for line in text.splitlines() if line.strip()]
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: expected YAML, got something else ({error})") from error
+    if not isinstance(content, Mapping) or "names" not in content:
+        raise ValueError(f"{path}: expected a data.yaml with names")
+    return content["names"]

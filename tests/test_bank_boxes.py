@@ -1,0 +1,212 @@
+"""Objects of which only the box is known: GrabCut, shapes, and functions of the user's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from annotated_samples import Scene, make_scene
+from numpy.typing import NDArray
+from PIL import Image
+
+from terse_aug import ForegroundBank
+from terse_aug.bank import BoxMasks, build_from_coco
+from terse_aug.bank._box_masks import Box, box_alpha, ellipse_alpha, grabcut_mask, grabcut_quality
+from terse_aug.bank._cut import Unusable
+from terse_aug.bank._segmentation import segmentation_to_mask
+
+SIDE = 120
+
+
+def photograph(seed: int = 0, shown: bool = True) -> tuple[NDArray[np.uint8], NDArray[np.bool_], Box]:
+    """A textured disc on a textured ground of other colours; its mask and its box."""
+    generator = np.random.default_rng(seed)
+    rows, columns = np.ogrid[:SIDE, :SIDE]
+    mask = np.hypot(rows - 55, columns - 65) <= 30
+    image = generator.normal((60, 90, 60), 15, (SIDE, SIDE, 3))
+    if shown:
+        image[mask] = generator.normal((190, 120, 60), 15, (int(mask.sum()), 3))
+    return image.clip(0, 255).astype(np.uint8), mask, (35.0, 25.0, 61.0, 61.0)
+
+
+def iou(first: NDArray[Any], second: NDArray[Any]) -> float:
+    return float(((first > 0) & (second > 0)).sum() / ((first > 0) | (second > 0)).sum())
+
+
+def coco(scene: Scene, boxes: list[Any]) -> dict[str, Any]:
+    """A JSON of objects with boxes only, and one with a mask."""
+    objects = [{"id": 9, "image_id": 1, "category_id": 1, "segmentation": [[20, 10, 70, 10, 70, 60, 20, 60]]}]
+    objects += [{"id": row, "image_id": 1, "category_id": 1, "bbox": box} for row, box in enumerate(boxes)]
+    return {
+        "images": [{"id": 1, "file_name": "scene.png"}],
+        "annotations": objects,
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return make_scene(tmp_path)
+
+
+def test_grabcut_finds_what_stands_out() -> None:
+    image, mask, box = photograph()
+    found = grabcut_mask(image, box)
+    assert set(np.unique(found)) == {0, 255}
+    assert iou(found, mask) > 0.95
+    # The whole box has an IoU of pi / 4 with its disc.
+    assert iou(box_alpha(image.shape, box), mask) < 0.8
+
+
+def test_grabcut_of_large_images_is_done_small() -> None:
+    image, mask, box = photograph()
+    image, mask = image.repeat(6, 0).repeat(6, 1), mask.repeat(6, 0).repeat(6, 1)
+    x, y, width, height = (6 * value for value in box)
+    assert iou(grabcut_mask(image, (x, y, width, height)), mask) > 0.95
+
+
+def test_grabcut_is_the_same_whatever_was_cut_before() -> None:
+    image, _, box = photograph()
+    first = grabcut_mask(image, box)
+    grabcut_mask(photograph(1)[0], (30, 20, 70, 70))
+    assert (grabcut_mask(image, box) == first).all()
+
+
+@pytest.mark.parametrize("box", [(0.0, 0.0, 120.0, 120.0), (-5.0, -5.0, 200.0, 200.0)])
+def test_grabcut_needs_surroundings(box: Box) -> None:
+    with pytest.raises(Unusable, match="box fills the image"):
+        grabcut_mask(photograph()[0], box)
+
+
+def test_specks_are_left_out_and_small_holes_filled() -> None:
+    image, mask, box = photograph()
+    image[52:56, 62:66] = image[2:6, 2:6]  # ground inside the disc
+    image[28:31, 36:39] = (190, 120, 60)  # a speck of the disc's colour in a corner of the box
+    found = grabcut_mask(image, box)
+    assert found[53, 64] == 255
+    assert found[29, 37] == 0
+    assert iou(found, mask) > 0.95
+
+
+def test_quality_tells_a_good_mask_from_a_poor_one() -> None:
+    image, mask, box = photograph()
+    good = grabcut_quality(image, mask.astype(np.uint8), box)
+    half = mask.copy()
+    half[:, 65:] = False
+    empty_ground = photograph(shown=False)[0]
+    assert good > 0.8
+    assert grabcut_quality(image, half.astype(np.uint8), box) < 0.6 * good
+    assert grabcut_quality(empty_ground, mask.astype(np.uint8), box) < 0.5 * good
+    assert grabcut_quality(image, np.zeros((SIDE, SIDE), np.uint8), box) == 0
+
+
+@pytest.mark.parametrize("shape", [ellipse_alpha, box_alpha])
+def test_shapes_are_soft_at_the_rim_and_nothing_outside(shape: Any) -> None:
+    alpha = shape((60, 80, 3), (20.0, 10.0, 40.0, 30.0))
+    assert alpha.shape == (60, 80)
+    assert alpha[25, 40] == 255
+    row = alpha[25, 20:40].astype(int)
+    assert (np.diff(row) >= 0).all()
+    assert len(set(row.tolist())) >= 3
+    outside = np.ones((60, 80), bool)
+    outside[10:40, 20:60] = False
+    assert (alpha[outside] == 0).all()
+    share = float((alpha > 127).sum()) / (40 * 30)
+    assert share == pytest.approx(*((0.67, 0.05) if shape is ellipse_alpha else (0.86, 0.05)))
+
+
+def test_the_way_is_the_user_s_and_is_said(scene: Scene, tmp_path: Path) -> None:
+    content = coco(scene, [[80, 30, 30, 40], [75, 20, 50, 70]])  # the second is far too large for what it shows
+    report = build_from_coco(content, scene.images, tmp_path / "a.bank", boxes=BoxMasks("grabcut", 0.7))
+    assert report.cut_by == {"mask": 1, "grabcut": 1}
+    assert list(report.dropped) == ["GrabCut's mask is poor: quality below 0.7 (min_quality)"]
+    shaped = BoxMasks("grabcut", 0.7, otherwise="ellipse")
+    report = build_from_coco(content, scene.images, tmp_path / "b.bank", boxes=shaped)
+    assert report.cut_by == {"mask": 1, "grabcut": 1, "ellipse": 1}
+    assert report.dropped == {}
+    with ForegroundBank.open(report.path) as bank:
+        assert bank.info()["built"]["cut_by"] == report.cut_by
+        assert bank.info()["built"]["boxes"] == "grabcut"
+        soft = next(bank[row] for row in range(3) if bank[row].source == "scene.png#1")
+    assert len(np.unique(soft.rgba[..., 3])) > 5
+    assert "cut out by" in report.summary()
+
+
+def test_a_function_of_the_user_s_makes_the_masks(scene: Scene, tmp_path: Path) -> None:
+    seen: list[Box] = []
+
+    def my_model(image: NDArray[np.uint8], box: Box) -> NDArray[np.bool_]:
+        seen.append(tuple(box))  # type: ignore[arg-type]
+        assert image.dtype == np.uint8
+        if len(seen) == 2:
+            return np.zeros((2, 2), bool)
+        mask = np.zeros(image.shape[:2], bool)
+        mask[30:70, 80:110] = True
+        return mask
+
+    content = coco(scene, [[80, 30, 30, 40], [0, 0, 40, 40]])
+    report = build_from_coco(content, scene.images, tmp_path / "a.bank", boxes=my_model)
+    assert report.cut_by == {"mask": 1, "my_model": 1}
+    assert report.dropped == {"the function gave no mask of the image's size, bool or uint8": 1}
+    assert seen == [(80, 30, 30, 40), (0, 0, 40, 40)]
+
+
+@pytest.mark.parametrize(
+    ("box", "reason"),
+    [
+        ([0, 0, 0, 10], "box has no area"),
+        ([200, 0, 10, 10], "box lies outside the image"),
+        ([0, 0, float("nan"), 10], "box is not finite"),
+        ([0, 0, 10], "box is not x, y, width, height"),
+        (["a", 0, 10, 10], "box is not x, y, width, height"),
+    ],
+)
+def test_boxes_that_are_none_are_dropped_with_the_reason(
+    scene: Scene, tmp_path: Path, box: list[Any], reason: str
+) -> None:
+    report = build_from_coco(coco(scene, [box]), scene.images, tmp_path / "a.bank", boxes="grabcut")
+    assert report.dropped == {reason: 1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("magic",), "expected one of grabcut, ellipse, box, or a function"),
+        (("grabcut", 1.5), "min_quality within 0 to 1"),
+        (("grabcut", 0.5, "magic"), "otherwise to be ellipse, box or None"),
+    ],
+)
+def test_ways_that_there_are_not_are_refused(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BoxMasks(*arguments)
+
+
+def test_real_objects_are_found_better_than_by_shapes(data_root: Path) -> None:
+    """People and animals of COCO with their masks hidden."""
+    content = json.loads((data_root / "coco_mini" / "annotations" / "instances_val2017.json").read_bytes())
+    images = {image["id"]: image for image in content["images"]}
+    found: dict[str, list[float]] = {"grabcut": [], "ellipse": [], "box": []}
+    quality = []
+    objects = [entry for entry in content["annotations"] if not entry["iscrowd"] and min(entry["bbox"][2:]) >= 60]
+    for entry in objects[:40]:
+        name = images[entry["image_id"]]["file_name"]
+        with Image.open(data_root / "coco_mini" / "val2017" / name) as file:
+            pixels = np.asarray(file.convert("RGB"))
+        truth = segmentation_to_mask(entry["segmentation"], *pixels.shape[:2])
+        box = tuple(entry["bbox"])
+        try:
+            mask = grabcut_mask(pixels, box)
+        except Unusable:
+            continue
+        found["grabcut"].append(iou(mask, truth))
+        quality.append(grabcut_quality(pixels, mask, box))
+        found["ellipse"].append(iou(ellipse_alpha(pixels.shape, box) > 127, truth))
+        found["box"].append(iou(box_alpha(pixels.shape, box) > 0, truth))
+    means = {way: float(np.mean(values)) for way, values in found.items()}
+    assert len(quality) >= 30
+    assert means["grabcut"] > max(means["ellipse"], means["box"])
+    # What quality is for: to tell the good ones.
+    assert np.corrcoef(quality, found["grabcut"])[0, 1] > 0.3
