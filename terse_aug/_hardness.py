@@ -69,16 +69,30 @@ def ask_for_hardness(turns: Sequence[Turn], target: TargetModel, classes: int | 
     return asked
 
 
-def hear_hardness(turn: Turn) -> None:
-    """Give a turn what its listener has heard, unless the hardness is known already; let go of the model."""
+def hear_hardness(turn: Turn) -> Exception | None:
+    """Give a turn what its listener has heard, unless the hardness is known already; let go of the model.
+
+    Returns:
+        What went wrong in listening, if anything did; the hardness is not known then.
+    """
     listener, turn.listener = turn.listener, None
     if listener is None:
-        return
-    if turn.hardness is None and turn.composites is not None:
-        scores = listener.scores(turn.composites.images, turn.composites.targets)
-        if scores is not None:
-            take_outcomes(turn, {number: (1 - own, None) for number, own in enumerate(scores)}, None)
-    listener.close()
+        return None
+    try:
+        if turn.hardness is None and turn.composites is not None:
+            scores = listener.scores(turn.composites.images, turn.composites.targets)
+            if scores is not None:
+                take_outcomes(turn, {number: (1 - own, None) for number, own in enumerate(scores)}, None)
+                known = turn.hardness
+                if known is not None and bool(known.isnan().all()):
+                    turn.hardness = None
+    except Exception as error:
+        turn.hardness = None
+        return error
+    finally:
+        trouble: Exception | None = getattr(listener, "trouble", None)
+        listener.close()
+    return trouble
 
 
 def asked_outcomes(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ from terse_aug._shelf import Shelf, Shown
 from terse_aug._vocabulary import check_classes, check_labels, told_classes, translated
 from terse_aug.bank import Foreground, ForegroundBank
 from terse_aug.policies import Policy, Proposal, Scene, make_policy, uniform_proposal
-from terse_aug.targets import TargetModel, TellsInPassing, as_target
+from terse_aug.targets import Listener, TargetModel, TellsInPassing, as_target
 
 _MOST_TURNS = 64
 
@@ -115,6 +116,9 @@ class Terse(nn.Module):
         self._every = Sampler(self.bank.labels)
         self._shelf = Shelf(self.bank)
         self._warned: set[str] = set()
+        # Of a batch that was not trained on to the end.
+        self._listeners: list[Listener] = []
+        weakref.finalize(self, _close, self._listeners)
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)
         self._anchor: Tensor
         self.seconds = 0.0
@@ -321,8 +325,8 @@ class Terse(nn.Module):
         if learning and any(composites.pastes) and (proposal.leaves or proposal.memory):
             with full_precision(images[0].device):
                 self._last_turn = self.adversary.begin(proposal, composites, images, targets)
-            if by_hardness and isinstance(self._detector, TellsInPassing):
-                self._last_turn.listener = self._detector.listen()
+            if by_hardness:
+                self._listen(self._last_turn)
             self._keep(self._last_turn)
         composites.dropped.update(batch.dropped)
         self._record(layout, proposal, composites)
@@ -403,11 +407,29 @@ class Terse(nn.Module):
             for name, value in self.adversary.remember(self._turns).items():
                 self.ledger.average(name, value)
 
+    def _listen(self, turn: Turn) -> None:
+        """Hear of a turn from its detector, until :meth:`_forget_batch`."""
+        if not isinstance(self._detector, TellsInPassing) or "hearing" in self._warned:
+            return
+        try:
+            turn.listener = self._detector.listen()
+        except Exception as error:
+            self._warn("hearing", _NOT_HEARD.format(error))
+        if turn.listener is not None:
+            self._listeners.append(turn.listener)
+
     def _forget_batch(self) -> None:
         """The last batch has been trained on: hear of it, and let go of it."""
-        if self._last_turn is not None:
-            hear_hardness(self._last_turn)
-        self._pastes, self._targets, self._last_turn = [], None, None
+        turn, self._last_turn = self._last_turn, None
+        if turn is not None:
+            if (trouble := hear_hardness(turn)) is not None:
+                self._warn("hearing", _NOT_HEARD.format(repr(trouble)))
+            if turn.hardness is not None:
+                turn.composites = None
+            elif not self._moves_now() and self.policy.learns_from == "hardness":
+                self._turns.pop()  # nobody will ask
+        self._listeners.clear()
+        self._pastes, self._targets = [], None
 
     def _keep(self, turn: Turn) -> None:
         """Remember a batch for the next step, but not without end if nobody calls it."""
@@ -443,6 +465,16 @@ class Terse(nn.Module):
             self._warned.add(kind)
             warnings.warn(text, TerseWarning, stacklevel=4)
 
+
+def _close(listeners: list[Listener]) -> None:
+    for listener in listeners:
+        listener.close()
+
+
+_NOT_HEARD = (
+    "how hard the pastes were could not be heard in the detector's training forward ({}); it is asked every "
+    "move_every-th iteration from now on, which costs a forward"
+)
 
 _SUSPENDED = "the adversary does not move and pastes at random until a move succeeds"
 

@@ -101,6 +101,20 @@ def test_penn_fudan_is_trained_on_through_a_host(data_root: Path, tmp_path: Path
     assert "train20-critic-seed0 was run with" in other.stderr
 
 
+def test_masks_of_boxes_are_compared_with_the_true_ones(data_root: Path, tmp_path: Path) -> None:
+    source = data_root / "coco_mini" / "annotations" / "instances_val2017.json"
+    content = json.loads(source.read_bytes())
+    content["annotations"] = content["annotations"][:25]
+    (tmp_path / "few.json").write_text(json.dumps(content))
+    pair = f"{tmp_path / 'few.json'}={data_root / 'coco_mini' / 'val2017'}"
+    found = run("box_masks", tmp_path / "f.json", "--coco", pair, "--classes", "2")
+    assert 10 < found["all"]["objects"] <= 25
+    assert len(found["by class"]) == 2
+    assert found["by quality"][0]["objects"] >= found["by quality"][-1]["objects"]
+    for way in ("grabcut", "ellipse", "box"):
+        assert 0 <= found["all"][way]["10th percentile"] <= found["all"][way]["mean"] <= 1
+
+
 def test_the_paste_by_hand_is_a_paste(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
     from benchmarks._arms import numpy_arm

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -249,5 +252,111 @@ def test_a_model_that_is_listened_to_can_be_copied_and_pickled(tiny_bank: Foregr
     images, targets = terse(*batch())
     for other in (copy.deepcopy(detector), pickle.loads(pickle.dumps(detector))):
         train_forward(other, images, targets)
+        listeners = [hook.__self__ for hook in other._forward_pre_hooks.values()]
+        assert [listener.forwards for listener in listeners if hasattr(listener, "forwards")] == []
     terse.step(1.0)
     assert terse.metrics()["extra_forwards"] == len(SIZES)  # the copies were not heard
+
+
+def test_a_terse_that_is_given_up_lets_the_model_go(tiny_bank: ForegroundBank) -> None:
+    detector = make_detector("fasterrcnn")
+    terse = critic(tiny_bank, detector)
+    terse(*batch())
+    assert hooks_of(detector) == 4
+    del terse
+    gc.collect()
+    assert hooks_of(detector) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_annotated_boxes_are_told_from_proposals_of_low_precision(dtype: torch.dtype) -> None:
+    """A detector without a proposal of its own near anything has missed all, under autocast too."""
+    detector: Any = make_detector("fasterrcnn")
+    images, targets = batch()
+    far = [target["boxes"] + 1000 for target in targets]
+    detector.rpn.forward = lambda *inputs: ([boxes.to(dtype) for boxes in far], {})
+    detector.transform = NotResized()
+    listener = TorchvisionDetector(detector, iou_threshold=0.3).listen()
+    assert listener is not None
+    with torch.autocast("cpu", dtype=dtype):
+        train_forward(detector, images, targets)
+    assert listener.forwards[0].proposals.boxes.dtype == dtype
+    heard = listener.scores(images, targets)
+    assert heard is not None
+    assert [own.tolist() for own in heard] == [[0.0, 0.0]] * len(SIZES)
+
+
+def spoil_call(detector: Any) -> None:
+    """Its head is called by names."""
+
+    def forward(images: Any, targets: Any) -> Any:
+        shown, targets = detector.transform(images, targets)
+        features = {"0": detector.backbone(shown.tensors)}
+        proposals, losses = detector.rpn(shown, features, targets)
+        found = detector.roi_heads(
+            features=features, proposals=proposals, image_shapes=shown.image_sizes, targets=targets
+        )
+        return losses | found[1]
+
+    detector.forward = forward
+
+
+def spoil_targets(detector: Any) -> None:
+    """Its targets are another argument than usual."""
+    forward = detector.forward
+    detector.forward = lambda images, extra, targets: forward(images, targets)
+
+
+@pytest.mark.parametrize("spoil", [spoil_call, spoil_targets])
+def test_a_model_that_is_called_in_a_way_of_its_own_is_asked_and_that_is_said(
+    tiny_bank: ForegroundBank, spoil: Callable[[Any], None]
+) -> None:
+    detector: Any = make_detector("fasterrcnn")
+    spoil(detector)
+    terse = critic(tiny_bank, detector, move_every=1)
+    for seed in range(3):
+        images, targets = terse(*batch(seed=seed))
+        with isolated_global_rng(0):
+            losses = detector(images, targets) if spoil is spoil_call else detector(images, None, targets)
+        context = pytest.warns(UserWarning, match="could not be heard") if seed == 0 else nullcontext()
+        with context:
+            ask_by_own_way(terse, detector, losses)
+        assert hooks_of(detector) == 0
+    assert len(remembered(terse)) > 0
+
+
+def ask_by_own_way(terse: Terse, detector: Any, losses: Any) -> None:
+    """In evaluation the model is called as it was made."""
+    mine, detector.forward = detector.forward, type(detector).forward.__get__(detector)
+    try:
+        terse.step(sum(loss.detach() for loss in losses.values()))
+    finally:
+        detector.forward = mine
+
+
+def test_what_is_heard_to_be_unknown_throughout_is_asked(tiny_bank: ForegroundBank) -> None:
+    detector: Any = make_detector("fasterrcnn")
+    detector.roi_heads.fg_bg_sampler.positive_fraction = 0.0
+    terse = critic(tiny_bank, detector)
+    images, targets = terse(*batch())
+    detector.rpn.forward = lambda *inputs: ([target["boxes"] + 2 for target in targets], {})
+    detector.transform = NotResized()
+    train_forward(detector, images, targets)
+    del detector.rpn.forward
+    terse.step(1.0)
+    assert terse.metrics()["extra_forwards"] == len(SIZES)
+
+
+def test_batches_are_let_go_once_their_hardness_is_known(tiny_bank: ForegroundBank) -> None:
+    detector = make_detector("fasterrcnn")
+    terse = critic(tiny_bank, detector)
+    for seed in range(2):
+        train_forward(detector, *terse(*batch(seed=seed)))
+    assert [turn.composites is None for turn in terse._turns] == [True, False]
+    # Nobody asks in an iteration in which it does not move.
+    deaf = Terse(tiny_bank, "critic", target=make_detector("retinanet"), move_every=2, **EVERY_IMAGE)
+    deaf(*batch())
+    deaf.step(1.0)
+    for seed in range(2):
+        deaf(*batch(seed=seed))
+    assert len(deaf._turns) == 1

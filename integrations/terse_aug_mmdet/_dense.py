@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,8 @@ import torch
 from mmdet.models.dense_heads import (
     ATSSHead,
     FCOSHead,
-    FSAFHead,
     GFLHead,
-    PAAHead,
     RetinaHead,
-    RetinaSepBNHead,
     RTMDetHead,
     SSDHead,
     TOODHead,
@@ -32,11 +29,8 @@ from terse_aug_mmdet._scores import as_tensor, scores_of
 _HEADS = (
     ATSSHead,
     FCOSHead,
-    FSAFHead,
     GFLHead,
-    PAAHead,
     RetinaHead,
-    RetinaSepBNHead,
     RTMDetHead,
     RTMDetSepBNHead,
     SSDHead,
@@ -74,7 +68,7 @@ class DenseHead(TrainingForwards[_Forward]):
     def __init__(self, model: Any, iou_threshold: float, least_score: float = 0.05) -> None:
         super().__init__(model)
         self._head, self._iou_threshold, self._least_score = model.bbox_head, iou_threshold, least_score
-        self.hold(model.bbox_head.register_forward_hook(self._hear))
+        self.on_output(model.bbox_head, self._hear)
 
     def begun(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> _Forward:
         """The boxes that the forward is trained on, and its images' sizes."""
@@ -92,16 +86,16 @@ class DenseHead(TrainingForwards[_Forward]):
                 return self._scores(forward, factors, targets)
         return None
 
-    def _hear(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if self.current is not None and self.current.outputs is None:
-            self.current.outputs = _detached(output)
+    def _hear(self, forward: _Forward, output: Any) -> None:
+        if forward.outputs is None:
+            forward.outputs = _detached(output)
 
     def _scores(self, forward: _Forward, factors: Sequence[Tensor], targets: Sequence[Any]) -> list[Tensor]:
         cfg = copy.copy(self._head.test_cfg)
         cfg.score_thr = max(cfg.get("score_thr", 0.0), self._least_score)
         with torch.no_grad(), mended_heads(self._head):
             found = self._head.predict_by_feat(
-                *forward.outputs, batch_img_metas=forward.metas, cfg=cfg, rescale=False, with_nms=False
+                *_as_float(forward.outputs), batch_img_metas=forward.metas, cfg=cfg, rescale=False, with_nms=False
             )
         scores = []
         for one, factor, target in zip(found, factors, targets, strict=True):
@@ -133,10 +127,19 @@ def _agree(boxes: Tensor, factor: Tensor, target: Any, image: Tensor) -> bool:
 
 
 def _detached(output: Any) -> Any:
+    return _mapped(output, Tensor.detach)
+
+
+def _as_float(output: Any) -> Any:
+    return _mapped(output, Tensor.float)
+
+
+def _mapped(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """What a head gives, lists of tensors in lists or tuples, with all tensors changed."""
     if isinstance(output, Tensor):
-        return output.detach().float()
+        return change(output)
     if isinstance(output, list | tuple):
-        return type(output)(_detached(part) for part in output)
+        return type(output)(_mapped(part, change) for part in output)
     return output
 
 

@@ -15,6 +15,7 @@ from mmdet.models.roi_heads import (
     PointRendRoIHead,
     StandardRoIHead,
 )
+from mmdet.models.task_modules.samplers import RandomSampler
 from mmdet.structures import DetDataSample
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
@@ -79,7 +80,8 @@ class MMDetDetector:
         if isinstance(predictor, nn.ModuleList):
             pooler, predictor = pooler[0], predictor[0]
         sampler = heads.bbox_sampler[0] if isinstance(heads.bbox_sampler, list) else heads.bbox_sampler
-        if predictor.custom_activation or not predictor.with_cls or not sampler.add_gt_as_proposals:
+        # OHEM's, for one, classifies candidates of its own before.
+        if predictor.custom_activation or not predictor.with_cls or type(sampler) is not RandomSampler:
             return None
         anatomy = Anatomy(
             model=self.model,
@@ -87,7 +89,7 @@ class MMDetDetector:
             pooler=pooler,
             proposals=_proposals,
             predictor=predictor,
-            probabilities=_sigmoid if predictor.loss_cls.use_sigmoid else _softmax,
+            probabilities=_softmax,
         )
         return SecondStage(anatomy, self.iou_threshold)
 
@@ -107,11 +109,8 @@ def _proposals(inputs: tuple[Any, ...]) -> Proposals:
 
 
 def _softmax(output: tuple[Tensor, ...]) -> Tensor:
+    """What the head predicts by, whatever its loss."""
     return output[0].detach().float().softmax(-1)
-
-
-def _sigmoid(output: tuple[Tensor, ...]) -> Tensor:
-    return output[0].detach().float().sigmoid()
 
 
 @contextlib.contextmanager

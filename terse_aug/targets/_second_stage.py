@@ -3,7 +3,7 @@
 A two-stage detector classifies proposals in every training forward; of those that overlap an object, the best says as
 much of it as a detection would. The annotated boxes, which detectors mix among their proposals, are left out: no
 detector is given them when it counts.
-Shape letters: B images, N objects of all images, R proposals of all images, K columns.
+Shape letters: B images, N objects of an image, r proposals of an image, R of all, K columns.
 """
 
 from __future__ import annotations
@@ -19,27 +19,34 @@ from torchvision.ops import box_iou
 from terse_aug._sample import Target
 from terse_aug.targets._listening import Arguments, TrainingForwards
 
-_SAME_BOX = 0.99
+_SLACK = 0.01
 
 
 @dataclass(frozen=True)
 class Proposals:
-    """The proposals of a batch.
+    """The proposals of a batch, image by image.
 
     Attributes:
         boxes: float ``[R, 4]`` XYXY, detached.
-        image_of: whole numbers ``[R]``, of any type: the image of each.
+        of_image: how many are of each image; or whole numbers ``[R]`` of any type, the image of each, ascending.
         sizes: of each image as the model had it, (height, width), if that is another than the composite's.
     """
 
     boxes: Tensor
-    image_of: Tensor
+    of_image: Sequence[int] | Tensor
     sizes: Sequence[tuple[int, int]] | None = None
 
     @classmethod
     def by_image(cls, boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]] | None = None) -> Proposals:
         """Of a list with float ``[r, 4]`` for each image."""
-        return cls(torch.cat(list(boxes)).detach(), _image_of([len(own) for own in boxes]), sizes)
+        return cls(torch.cat(list(boxes)).detach(), [len(own) for own in boxes], sizes)
+
+    def counts(self, images: int) -> list[int]:
+        """How many are of each of so many images."""
+        if not isinstance(self.of_image, Tensor):
+            return list(self.of_image)
+        counts: list[int] = torch.bincount(self.of_image.long(), minlength=images).tolist()
+        return counts
 
 
 @dataclass(frozen=True)
@@ -88,10 +95,10 @@ class SecondStage(TrainingForwards[_Forward]):
     def __init__(self, anatomy: Anatomy, iou_threshold: float) -> None:
         super().__init__(anatomy.model)
         self._anatomy, self._iou_threshold = anatomy, iou_threshold
-        self.hold(anatomy.pooler.register_forward_hook(self._see))
-        self.hold(anatomy.predictor.register_forward_hook(self._hear))
         if anatomy.head is not None:
-            self.hold(anatomy.head.register_forward_pre_hook(self._take_in))
+            self.on_call(anatomy.head, self._take_in)
+        self.on_call(anatomy.pooler, self._see)
+        self.on_output(anatomy.predictor, self._hear)
 
     def begun(self, inputs: Arguments, named: Mapping[str, Any]) -> _Forward:
         """The boxes that the forward is trained on."""
@@ -108,45 +115,50 @@ class SecondStage(TrainingForwards[_Forward]):
                 return self._scores(forward, images, targets)
         return None
 
-    def _take_in(self, module: nn.Module, inputs: Arguments) -> None:
-        if self.current is not None and self._anatomy.offered is not None:
-            self.current.offered = self._anatomy.offered(inputs)
+    def _take_in(self, forward: _Forward, inputs: Arguments) -> None:
+        if self._anatomy.offered is not None:
+            forward.offered = self._anatomy.offered(inputs)
 
-    def _see(self, module: nn.Module, inputs: Arguments, output: Any) -> None:
+    def _see(self, forward: _Forward, inputs: Arguments) -> None:
         # A cascade pools again for its later stages, which are not listened to.
-        if self.current is not None and self.current.proposals is None:
-            self.current.proposals = self._anatomy.proposals(inputs)
+        if forward.proposals is None:
+            forward.proposals = self._anatomy.proposals(inputs)
 
-    def _hear(self, module: nn.Module, inputs: Arguments, output: Any) -> None:
-        forward = self.current
-        if forward is None or forward.proposals is None or forward.probabilities is not None:
+    def _hear(self, forward: _Forward, output: Any) -> None:
+        if forward.proposals is None or forward.probabilities is not None:
             return
-        probabilities = self._anatomy.probabilities(output).detach().float()
+        probabilities = self._anatomy.probabilities(output).detach()
         if len(probabilities) == len(forward.proposals.boxes):
             forward.probabilities = probabilities
 
     def _scores(self, forward: _Forward, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
         assert forward.proposals is not None
         assert forward.probabilities is not None
-        counts = [len(target["boxes"]) for target in targets]
-        labels = torch.cat([target["labels"] for target in targets])
-        near, annotated = self._near(forward.proposals, images, targets)
-        own_class = forward.probabilities[:, labels].T
-        best = torch.where(near, own_class, 0.0).amax(1) if near.shape[1] else own_class.new_zeros(len(labels))
-        # Had there been others near an object whose annotated box was sampled, so might they have been.
-        missed = annotated.any(1)
+        counts = forward.proposals.counts(len(images))
+        sampled = _by_composite(forward.proposals, counts, images)
+        probabilities = torch.split(forward.probabilities, counts)
+        offered = None
         if forward.offered is not None:
-            missed = ~self._near(forward.offered, images, targets)[0].any(1)
-        return list(torch.split(torch.where(near.any(1) | missed, best, torch.nan), counts))
+            offered = _by_composite(forward.offered, forward.offered.counts(len(images)), images)
+        scores = []
+        for number, target in enumerate(targets):
+            near, annotated = _near(*sampled[number], target["boxes"], self._iou_threshold)
+            own_class = probabilities[number].float()[:, target["labels"]].T
+            best = torch.where(near, own_class, 0.0)
+            best = best.amax(1) if best.shape[1] else own_class.new_zeros(len(own_class))
+            # Had there been others near an object whose annotated box was sampled, so might they have been.
+            missed = annotated.any(1)
+            if offered is not None:
+                missed = ~_near(*offered[number], target["boxes"], self._iou_threshold)[0].any(1)
+            scores.append(torch.where(near.any(1) | missed, best, torch.nan))
+        return scores
 
-    def _near(self, proposals: Proposals, images: Sequence[Tensor], targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
-        """Which proposals belong to which objects, and which are an object's annotated box; bool ``[N, R]``."""
-        objects = torch.cat([target["boxes"] for target in targets]).float()
-        of_object = _image_of([len(target["boxes"]) for target in targets]).to(objects)
-        boxes = _in_composites(proposals, images).to(objects)
-        overlap = box_iou(objects, boxes) * (of_object[:, None] == proposals.image_of.to(objects))
-        annotated = overlap > _SAME_BOX
-        return (overlap >= self._iou_threshold) & ~annotated.any(0), annotated
+
+def _near(boxes: Tensor, slack: Tensor, objects: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
+    """Which boxes of an image belong to which objects, and which are an object's annotated box; bool ``[N, r]``."""
+    objects = objects.float()
+    annotated = ((objects[:, None] - boxes).abs() <= slack).all(2)
+    return (box_iou(objects, boxes) >= iou_threshold) & ~annotated.any(0), annotated
 
 
 def _is_of(forward: _Forward, targets: Sequence[Target]) -> bool:
@@ -158,15 +170,15 @@ def _is_of(forward: _Forward, targets: Sequence[Target]) -> bool:
     return torch.allclose(known.to(told), told)
 
 
-def _in_composites(proposals: Proposals, images: Sequence[Tensor]) -> Tensor:
-    """Boxes ``[R, 4]`` in pixels of the composites."""
-    if proposals.sizes is None:
-        return proposals.boxes
-    pairs = zip(images, proposals.sizes, strict=True)
-    factors = [(image.shape[-1] / width, image.shape[-2] / height) for image, (height, width) in pairs]
-    return proposals.boxes * torch.tensor(factors).repeat(1, 2)[proposals.image_of].to(proposals.boxes)
-
-
-def _image_of(counts: Sequence[int]) -> Tensor:
-    """The image of each of some rows, ``[sum(counts)]``, on the CPU."""
-    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+def _by_composite(proposals: Proposals, counts: Sequence[int], images: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """For each image its boxes ``[r, 4]`` in pixels of the composite, and how far rounding may have moved them."""
+    found = []
+    for number, (own, image) in enumerate(zip(torch.split(proposals.boxes, list(counts)), images, strict=True)):
+        factors = own.new_ones(4, dtype=torch.float32)
+        if proposals.sizes is not None:
+            height, width = proposals.sizes[number]
+            factors = torch.tensor([image.shape[-1] / width, image.shape[-2] / height]).repeat(2).to(factors)
+        # Under autocast, a detector's annotated boxes are as coarse as its proposals.
+        slack = own.float().abs() * torch.finfo(own.dtype).eps + _SLACK
+        found.append((own.float() * factors, slack * factors))
+    return found

@@ -61,8 +61,8 @@ class TorchvisionDetector:
 
     def listen(self) -> SecondStage | None:
         """See :class:`TellsInPassing`; for models with torchvision's ``roi_heads`` (Faster, Mask, Keypoint R-CNN)."""
-        heads = getattr(self.model, "roi_heads", None)
-        if not isinstance(heads, RoIHeads):
+        heads: Any = getattr(self.model, "roi_heads", None)
+        if type(heads) is not RoIHeads:
             return None
         anatomy = Anatomy(
             model=self.model,
