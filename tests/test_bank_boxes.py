@@ -149,9 +149,33 @@ def test_a_function_of_the_user_s_makes_the_masks(scene: Scene, tmp_path: Path) 
 
     content = coco(scene, [[80, 30, 30, 40], [0, 0, 40, 40]])
     report = build_from_coco(content, scene.images, tmp_path / "a.bank", boxes=my_model)
-    assert report.cut_by == {"mask": 1, "my_model": 1}
+    assert report.cut_by == {"mask": 1, "function my_model": 1}
     assert report.dropped == {"the function gave no mask of the image's size, bool or uint8": 1}
     assert seen == [(80, 30, 30, 40), (0, 0, 40, 40)]
+
+
+def test_a_function_that_fails_is_counted_and_one_called_mask_is_no_annotation(scene: Scene, tmp_path: Path) -> None:
+    def mask(image: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
+        if box[0] == 0:
+            raise RuntimeError("no memory")
+        alpha = np.zeros(image.shape[:2], np.uint8)
+        alpha[30:70, 80:110] = 100
+        return alpha
+
+    content = coco(scene, [[80, 30, 30, 40], [0, 0, 40, 40]])
+    report = build_from_coco(content, scene.images, tmp_path / "a.bank", boxes=mask)
+    assert report.cut_by == {"mask": 1, "function mask": 1}
+    assert report.dropped == {"function mask failed (RuntimeError)": 1}
+    with ForegroundBank.open(report.path) as bank:
+        assert sorted(int(bank[row].rgba[..., 3].max()) for row in range(2)) == [100, 255]
+
+
+@pytest.mark.parametrize("segmentation", [[], [[]], None, ""])
+def test_an_empty_segmentation_is_none(scene: Scene, tmp_path: Path, segmentation: Any) -> None:
+    content = coco(scene, [[80, 30, 30, 40]])
+    content["annotations"][1]["segmentation"] = segmentation
+    report = build_from_coco(content, scene.images, tmp_path / "a.bank", boxes="box")
+    assert report.cut_by == {"mask": 1, "box": 1}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from annotated_samples import (
     true_masks,
     via_regions,
 )
+from PIL import Image
 
 from terse_aug import ForegroundBank
 from terse_aug.bank import (
@@ -275,7 +277,8 @@ def test_via_regions_that_show_nothing_are_dropped_with_the_reason(
     scene: Scene, tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
     regions = [*via_regions(), via_regions()[1] | change]
-    report = build_from_via(as_via(scene, regions=regions), scene.images, tmp_path / "out.bank", boxes="box")
+    file = as_via(scene, regions=regions)
+    report = build_from_via(file, scene.images, tmp_path / "out.bank", boxes="box", attribute="kind")
     assert report.kept == {"cat": 1, "dog": 1}
     assert len(report.dropped) == 1
     assert reason in next(iter(report.dropped))
@@ -326,8 +329,6 @@ def test_panoptic_masks_that_do_not_fit_are_counted(scene: Scene, tmp_path: Path
     elif trouble == "broken":
         file.write_bytes(file.read_bytes()[:60])
     else:
-        from PIL import Image
-
         with Image.open(file) as image:
             changed = image.convert("L") if trouble == "grey" else image.crop((0, 0, 20, 20))
         changed.save(file)
@@ -346,3 +347,198 @@ def test_nothing_to_read_is_refused(scene: Scene, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="expected an export of VIA"):
         build_from_via(tmp_path / "nowhere.json", scene.images, tmp_path / "out.bank")
     assert not (tmp_path / "out.bank").exists()
+
+
+# --- what a data set of 100,000 images has somewhere ----------------------------------------------------------------
+
+LONG = "x" * 300 + ".png"
+
+
+def test_voc_names_that_no_file_can_have(scene: Scene, tmp_path: Path) -> None:
+    root = as_voc(scene, **{"<filename>scene.png": f"<filename>{LONG}"})
+    assert build_from_voc(root, tmp_path / "out.bank").kept == {"cat": 1, "dog": 1}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"imagePath": LONG},
+        {"shapes": [*labelme_shapes()[:1], labelme_shapes()[0] | {"group_id": [1]}]},
+        {"imageHeight": -5},
+        {"imageWidth": 10**12},
+        {"imageWidth": 10**400},
+    ],
+)
+def test_odd_files_of_labelme_do_not_end_a_build(scene: Scene, tmp_path: Path, change: dict[str, Any]) -> None:
+    folder = as_labelme(scene)
+    content = json.loads((folder / "scene.json").read_text())
+    mask = {
+        "label": "cat",
+        "shape_type": "mask",
+        "points": [[0, 0], [9, 9]],
+        "mask": png_in_base64(np.ones((9, 9), "u1")),
+    }
+    (folder / "odd.json").write_text(json.dumps(content | {"shapes": [*labelme_shapes()[:1], mask]} | change))
+    report = build_from_labelme(folder, tmp_path / "out.bank", images=scene.images)
+    assert report.kept["cat"] >= 1
+
+
+def test_labelme_keeps_the_names_of_links_and_finds_subfolders(scene: Scene, tmp_path: Path) -> None:
+    folder = as_labelme(scene)
+    store = tmp_path / "store"
+    store.mkdir()
+    (scene.images / "scene.png").rename(store / "blob")
+    (scene.images / "scene.png").symlink_to(store / "blob")
+    assert build_from_labelme(folder, tmp_path / "a.bank", images=scene.images, include=["scene.png"]).kept == {
+        "cat": 1
+    }
+    (folder / "sub").mkdir()
+    (folder / "scene.json").rename(folder / "sub" / "scene.json")
+    (scene.images / "sub").mkdir()
+    (scene.images / "scene.png").rename(scene.images / "sub" / "scene.png")
+    assert build_from_labelme(folder, tmp_path / "b.bank", images=scene.images).kept == {"cat": 1}
+
+
+def test_labelme_groups_rectangles_of_four_corners_and_labels_that_are_numbers(scene: Scene, tmp_path: Path) -> None:
+    x, y, width, height = BOX
+    corners = [[x, y], [x + width, y], [x + width, y + height], [x, y + height]]
+    shapes = [
+        {"label": 0, "points": [[5, 5], [25, 5], [25, 25], [5, 25]], "group_id": ""},
+        {"label": 0, "points": [[45, 5], [65, 5], [65, 25], [45, 25]], "group_id": ""},
+        {"label": "dog", "shape_type": "rectangle", "points": corners},
+    ]
+    report = build_from_labelme(as_labelme(scene, shapes), tmp_path / "out.bank", images=scene.images, boxes="box")
+    assert report.kept == {"0": 2, "dog": 1}
+
+
+@pytest.mark.parametrize("regions", [None, "absent", 7])
+def test_odd_entries_of_via_are_counted(scene: Scene, tmp_path: Path, regions: Any) -> None:
+    file = as_via(scene)
+    content = json.loads(file.read_text())
+    content["odd"] = {"filename": "odd.png"} | ({} if regions == "absent" else {"regions": regions})
+    file.write_text(json.dumps(content))
+    report = build_from_via(file, scene.images, tmp_path / "out.bank")
+    assert report.kept == {"cat": 1}
+    assert report.dropped["entry without a file name or regions"] == 1
+
+
+def test_odd_rows_of_via_are_counted_and_another_csv_is_refused(scene: Scene, tmp_path: Path) -> None:
+    file = as_via(scene, "csv")
+    text = file.read_text()
+    file.write_text(text + 'scene.png,1,{},2,5,"{""name"": ","{}"\n')
+    report = build_from_via(file, scene.images, tmp_path / "out.bank")
+    assert (report.kept, report.dropped["row with damaged attributes"]) == ({"cat": 1}, 1)
+    file.write_text("metadata_id,file_list\n1,a.png\n")
+    with pytest.raises(ValueError, match="expected an export of VIA"):
+        build_from_via(file, scene.images, tmp_path / "other.bank")
+
+
+def test_via_does_not_guess_which_of_two_attributes_is_the_class(scene: Scene, tmp_path: Path) -> None:
+    regions = [region | {"region_attributes": {"quality": "good", "kind": "cat"}} for region in via_regions()]
+    file = as_via(scene, regions=regions)
+    with pytest.raises(ValueError, match=r"which of the regions' attributes is the class\? There are kind, quality"):
+        build_from_via(file, scene.images, tmp_path / "out.bank")
+    build_from_via(file, scene.images, tmp_path / "out.bank", attribute="kind")
+    with ForegroundBank.open(tmp_path / "out.bank") as bank:
+        assert "(kind)" in bank.info()["built"]["annotations"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"category_id": 77}, "category is not in the JSON"),
+        ({"category_id": None}, "category is not in the JSON"),
+        ({"id": "300"}, "segment without an id or a category"),
+        ({"bbox": 5}, "box is not x, y, width, height"),
+        ({"bbox": [10**400, 0, 1, 1]}, "box is not x, y, width, height"),
+        ("nothing", "segment without an id or a category"),
+    ],
+)
+def test_odd_segments_are_counted(scene: Scene, tmp_path: Path, change: Any, reason: str) -> None:
+    annotations, masks = as_panoptic(scene)
+    content = json.loads(annotations.read_text())
+    first = content["annotations"][0]["segments_info"][0]
+    content["annotations"][0]["segments_info"][0] = first | change if isinstance(change, dict) else change
+    content["annotations"].append({"image_id": 4})
+    annotations.write_text(json.dumps(content))
+    report = build_from_panoptic(annotations, masks, scene.images, tmp_path / "out.bank")
+    assert report.kept == {"dog": 1}
+    assert report.dropped == {reason: 1, "image without segments or mask file": 1, "stuff, not an object": 1}
+
+
+def test_a_mask_file_that_was_corrected_is_read_anew(scene: Scene, tmp_path: Path) -> None:
+    root = as_voc(scene)
+    build_from_voc(root, tmp_path / "out.bank")
+    file = root / "SegmentationObject" / "scene.png"
+    with Image.open(file) as image:
+        numbers = np.asarray(image).copy()
+    numbers[:, :30] = 0
+    Image.fromarray(numbers).save(file)
+    os.utime(file, ns=(1, 1))
+    report = build_from_voc(root, tmp_path / "out.bank", overwrite=True)
+    with ForegroundBank.open(report.path) as bank:
+        assert {bank[row].size for row in range(2)} == {(40, 50), BOX[2:]}
+
+
+def test_yolo_keypoints_follow_the_box_where_the_data_set_says_so(scene: Scene, tmp_path: Path) -> None:
+    line = "0 0.35 0.36 0.39 0.52 " + "0.2 0.2 0.6 0.2 0.6 0.6 0.2 0.6"
+    as_yolo(scene, [line])
+    report = build_from_yolo(scene.images, tmp_path / "polygon.bank")
+    assert report.cut_by == {"mask": 1}  # nothing tells it from a polygon
+    with (scene.root / "data.yaml").open("a") as file:
+        file.write("kpt_shape: [4, 2]\n")
+    report = build_from_yolo(scene.images, tmp_path / "box.bank", boxes="box")
+    assert report.cut_by == {"box": 1}
+
+
+def test_yolo_counts_empty_lines_of_a_list_of_names(scene: Scene, tmp_path: Path) -> None:
+    as_yolo(scene)
+    (scene.root / "data.yaml").unlink()
+    (scene.images / "classes.txt").write_text("cat\n\ndog\n")
+    with pytest.raises(ValueError, match="each once"):
+        build_from_yolo(scene.images, tmp_path / "out.bank")
+
+
+def test_yolo_from_within_the_folder(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_yolo(scene)
+    monkeypatch.chdir(scene.images)
+    assert build_from_yolo(".", tmp_path / "out.bank").kept == {"cat": 1}
+
+
+def test_voc_lists_of_splits_and_of_classes(scene: Scene, tmp_path: Path) -> None:
+    root = as_voc(scene)
+    (root / "ImageSets" / "Segmentation").mkdir()
+    (root / "ImageSets" / "Segmentation" / "train.txt").write_text("other\n")
+    assert build_from_voc(root, tmp_path / "a.bank", split="train").kept == {"cat": 1, "dog": 1}
+    with pytest.raises(ValueError, match="image of the split has no XML file"):
+        build_from_voc(root, tmp_path / "b.bank", split="Segmentation/train")
+    (root / "ImageSets" / "Main" / "cat_train.txt").write_text("scene  1\nother -1\n")
+    assert build_from_voc(root, tmp_path / "c.bank", split="cat_train").dropped == {}
+    for part, suffix in (("Annotations", ".xml"), ("JPEGImages", ".png"), ("SegmentationObject", ".png")):
+        (root / part / f"scene{suffix}").rename(root / part / f"my scene{suffix}")
+    (root / "ImageSets" / "Main" / "train.txt").write_text("my scene\n")
+    assert build_from_voc(root, tmp_path / "d.bank", split="train").kept == {"cat": 1, "dog": 1}
+
+
+def test_labels_stay_the_same_where_the_names_are_given(scene: Scene, tmp_path: Path) -> None:
+    root = as_voc(scene, **{"<name>cat</name><difficult>0": "<name>cat</name><difficult>1"})
+    names = ["bird", "cat", "dog"]
+    report = build_from_voc(root, tmp_path / "out.bank", names=names)
+    with ForegroundBank.open(report.path) as bank:
+        assert bank.categories[3] == "dog"
+        assert bank[0].label == 3
+    labelme_report = build_from_labelme(as_labelme(scene), tmp_path / "l.bank", images=scene.images, names=["cat"])
+    assert labelme_report.dropped == {"class is not in `names`": 1}
+    with pytest.raises(ValueError, match="each once"):
+        build_from_voc(root, tmp_path / "other.bank", names=["cat", "cat"])
+
+
+def test_what_is_wrong_with_the_call_is_said_before_anything_is_read(scene: Scene, tmp_path: Path) -> None:
+    (tmp_path / "out.bank").write_bytes(b"")
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(FileExistsError, match="overwrite"):
+        build_from_labelme(nowhere, tmp_path / "out.bank")
+    with pytest.raises(ValueError, match="expected one of grabcut"):
+        build_from_labelme(nowhere, tmp_path / "new.bank", boxes="magic")
+    with pytest.raises(TypeError, match="boxs"):
+        build_from_labelme(nowhere, tmp_path / "new.bank", boxs="box")

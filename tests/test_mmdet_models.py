@@ -173,6 +173,21 @@ def _hears(model: Any, images: list[torch.Tensor], targets: list[Any]) -> bool:
     return True
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        "faster_rcnn/faster-rcnn_r50_fpn_ohem_1x_coco.py",
+        "paa/paa_r50_fpn_1x_coco.py",
+        "detr/detr_r50_8xb2-150e_coco.py",
+    ],
+)
+def test_what_would_be_heard_wrong_is_asked(config: str) -> None:
+    """OHEM classifies candidates of its own before; PAA's boxes cannot be had without suppression."""
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        model = MODELS_OF_MMDET.build(narrowed(shipped(config)))
+    assert MMDetDetector(model, len(CLASSES)).listen() is None
+
+
 def test_a_model_that_resizes_its_batches_is_heard_in_the_composites_pixels() -> None:
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope("mmdet"):

@@ -61,7 +61,14 @@ class BoxMasks:
     @property
     def name(self) -> str:
         """Of the way, for a report."""
-        return self.way if isinstance(self.way, str) else getattr(self.way, "__name__", type(self.way).__name__)
+        own = self.way if isinstance(self.way, str) else getattr(self.way, "__name__", type(self.way).__name__)
+        return own if isinstance(self.way, str) else f"function {own}"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a bank's record of how it was built says of it."""
+        grabcut = {"min_quality": self.min_quality, "otherwise": self.otherwise} if self.way == "grabcut" else {}
+        return {"boxes": self.name} | grabcut
 
     def alpha(self, image: NDArray[np.uint8], box: Box) -> tuple[NDArray[np.uint8], str]:
         """The object's alpha, uint8 ``[H, W]`` 0 to 255, and by which way it was made.
@@ -71,7 +78,12 @@ class BoxMasks:
         """
         checked_box(box, image.shape)
         if not isinstance(self.way, str):
-            return _checked(self.way(image, box), image.shape), self.name
+            try:
+                return _checked(self.way(image, box), image.shape), self.name
+            except Unusable:
+                raise
+            except Exception as error:
+                raise Unusable(f"{self.name} failed ({type(error).__name__})") from error
         if self.way != "grabcut":
             return _SHAPES[self.way](image.shape, box), self.way
         try:
@@ -103,20 +115,27 @@ def ellipse_alpha(shape: tuple[int, ...], box: Box) -> NDArray[np.uint8]:
         shape: (H, W, ...) of the image.
         box: in px.
     """
-    x, y, width, height = box
-    rows, columns = np.ogrid[: shape[0], : shape[1]]
-    across = (columns + 0.5 - x - width / 2) / (width / 2)
-    down = (rows + 0.5 - y - height / 2) / (height / 2)
-    return _soft(1 - np.hypot(across, down))
+    return _shaped(shape, box, lambda across, down: 1 - np.hypot(across, down))
 
 
 def box_alpha(shape: tuple[int, ...], box: Box) -> NDArray[np.uint8]:
     """A whole box, opaque but for a soft rim; otherwise as :func:`ellipse_alpha`."""
+    return _shaped(shape, box, lambda across, down: 1 - np.maximum(np.abs(across), np.abs(down)))
+
+
+def _shaped(
+    shape: tuple[int, ...],
+    box: Box,
+    depth: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]],
+) -> NDArray[np.uint8]:
+    """Alpha from the depth below the rim, a function of the place in the box, -1 to 1 across and down."""
     x, y, width, height = box
-    rows, columns = np.ogrid[: shape[0], : shape[1]]
-    across = 1 - np.abs(columns + 0.5 - x - width / 2) / (width / 2)
-    down = 1 - np.abs(rows + 0.5 - y - height / 2) / (height / 2)
-    return _soft(np.minimum(across, down))
+    left, top, right, bottom = _rounded(box, shape[0], shape[1])
+    across = (np.arange(left, right)[None] + 0.5 - x - width / 2) / (width / 2)
+    down = (np.arange(top, bottom)[:, None] + 0.5 - y - height / 2) / (height / 2)
+    alpha = np.zeros(shape[:2], np.uint8)
+    alpha[top:bottom, left:right] = np.rint(255 * np.clip(depth(across, down) / _SOFT_SHARE, 0, 1))
+    return alpha
 
 
 def grabcut_mask(image: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
@@ -230,14 +249,9 @@ def _rounded(box: Box, height: int, width: int) -> tuple[int, int, int, int]:
     return left, top, right, bottom
 
 
-def _soft(depth: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
-    """Alpha that rises with the depth below the rim, 0 at it and 1 in the middle of a shape."""
-    return np.asarray(np.rint(255 * np.clip(depth / _SOFT_SHARE, 0, 1)), np.uint8)
-
-
 def _checked(mask: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """A mask of the user's as alpha."""
-    array = np.asarray(mask)
+    array = np.asarray(mask.detach().cpu() if hasattr(mask, "detach") else mask)  # a tensor, of any device
     if array.shape != shape[:2] or array.dtype not in (bool, np.uint8):
         raise Unusable("the function gave no mask of the image's size, bool or uint8")
     alpha = array.astype(np.uint8)

@@ -18,7 +18,7 @@ from terse_aug.bank._foreground import Foreground
 from terse_aug.bank._images import read_image_like
 from terse_aug.bank._include import Include
 from terse_aug.bank._report import BY_MASK, BuildReport, Dropped, Ledger, Progress, build
-from terse_aug.bank._segmentation import NO_MASK, segmentation_to_mask
+from terse_aug.bank._segmentation import NO_MASK, has_mask, segmentation_to_mask
 from terse_aug.bank._selection import listed
 from terse_aug.bank._writer import BankWriter
 
@@ -84,6 +84,24 @@ class Choice:
     overwrite: bool = False
     progress: Progress | None = None
 
+    @property
+    def box_masks(self) -> BoxMasks | None:
+        """How boxes are cut out."""
+        return self.boxes if self.boxes is None or isinstance(self.boxes, BoxMasks) else BoxMasks(self.boxes)
+
+    def check(self, out: Path) -> None:
+        """What can be said of it before anything is read.
+
+        Raises:
+            FileNotFoundError: the list of images to include does not exist.
+            FileExistsError: ``out`` exists and is not to be replaced.
+            ValueError: a way to cut out boxes that there is not, or a list that is none.
+        """
+        Include(self.include)
+        _ = self.box_masks
+        if out.exists() and not self.overwrite:
+            raise FileExistsError(f"{out} exists; give overwrite=True (--overwrite) to replace it")
+
 
 def build_annotated(
     data: Coco,
@@ -107,7 +125,7 @@ def build_annotated(
         FileExistsError, ValueError, OSError: as :func:`build_from_coco`.
     """
     rules, included = choice.rules or CutRules(), Include(choice.include)
-    boxes = choice.boxes if choice.boxes is None or isinstance(choice.boxes, BoxMasks) else BoxMasks(choice.boxes)
+    boxes = choice.box_masks
     wanted = data.categories if choice.categories is None else data.chosen(choice.categories)
     keypoint_names = data.keypoint_names(wanted)
     writer = BankWriter(out, wanted, keypoint_names=keypoint_names, overwrite=choice.overwrite)
@@ -121,7 +139,7 @@ def build_annotated(
             if choice.progress is not None:
                 choice.progress(done, len(groups))
 
-    ways = {} if boxes is None else {"boxes": boxes.name, "min_quality": boxes.min_quality}
+    ways = {} if boxes is None else boxes.record
     return build(writer, cut_outs, wanted, built | {"images": folder.name} | ways | vars(rules))
 
 
@@ -225,7 +243,7 @@ class Coco:
             return "image is not in `include`"
         if entry.get("iscrowd"):
             return "crowd region, not one object (iscrowd)"
-        return None if entry.get("segmentation") or (boxes and entry.get("bbox")) else NO_MASK
+        return None if has_mask(entry.get("segmentation")) or (boxes and entry.get("bbox")) else NO_MASK
 
 
 _LISTS = ("images", "annotations", "categories")
@@ -251,12 +269,13 @@ def _objects(
         source = f"{name}#{entry.get('id')}"
         try:
             annotation = _annotation(entry, source, keypoint_count)
-            if entry.get("segmentation") or boxes is None:
-                mask, way = segmentation_to_mask(entry.get("segmentation"), *pixels.shape[:2]), BY_MASK
-            else:
+            if from_box := boxes is not None and not has_mask(entry.get("segmentation")):
+                assert boxes is not None
                 assert annotation.box is not None
                 mask, way = boxes.alpha(pixels, annotation.box)
-            cut = cut_from_image(pixels, mask, annotation, rules, soft=way != BY_MASK)
+            else:
+                mask, way = segmentation_to_mask(entry.get("segmentation"), *pixels.shape[:2]), BY_MASK
+            cut = cut_from_image(pixels, mask, annotation, rules, soft=from_box)
         except Unusable as reason:
             ledger.add(str(reason), source)
             continue
@@ -281,8 +300,12 @@ def _read(path: Path, image: dict[str, Any]) -> NDArray[np.uint8]:
 
 def _annotation(entry: dict[str, Any], source: str, keypoint_count: int) -> Annotation:
     box = entry.get("bbox")
-    if box is not None and (len(box) != 4 or not all(isinstance(number, (int, float)) for number in box)):
-        raise Unusable("box is not x, y, width, height")
+    if box is not None:
+        try:
+            x, y, width, height = box
+            box = (float(x), float(y), float(width), float(height))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise Unusable("box is not x, y, width, height") from error
     keypoints = entry.get("keypoints")
     if not keypoints:
         return Annotation(entry["category_id"], source, box)

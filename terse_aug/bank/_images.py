@@ -138,9 +138,17 @@ def image_size(path: str | Path) -> tuple[int, int] | None:
         return None
 
 
+def is_file(path: str | Path) -> bool:
+    """Whether there is such a file; a name that no file can have, as some exports write, is none."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def _load(path: str | Path) -> tuple[Image.Image, int]:
     """The decoded image and its EXIF orientation, 1 to 8."""
-    if not Path(path).is_file():
+    if not is_file(path):
         raise FileNotFoundError(f"no image file at {path}")
     try:
         with warnings.catch_warnings():

@@ -43,8 +43,8 @@ class MaskInFile:
             Unusable: the file is missing, damaged or of another size, or the object is not in it.
         """
         try:
-            numbers = _numbers(self.path, self.colours)
-        except FileNotFoundError as error:
+            numbers = _numbers(self.path, self.colours, self.path.stat().st_mtime_ns)
+        except OSError as error:
             raise Unusable("mask file is missing") from error
         except ValueError as error:
             raise Unusable("mask file cannot be read") from error
@@ -57,8 +57,8 @@ class MaskInFile:
 
 
 @lru_cache(maxsize=1)
-def _numbers(path: Path, colours: bool) -> NDArray[np.int32]:
-    """The last file's, since the objects of an image come one after the other."""
+def _numbers(path: Path, colours: bool, changed: int) -> NDArray[np.int32]:
+    """The last file's, since the objects of an image come one after the other; anew if it was changed."""
     return read_color_mask(path) if colours else read_index_mask(path)
 
 
@@ -89,6 +89,11 @@ def segmentation_to_mask(segmentation: Any, height: int, width: int) -> NDArray[
     polygons = _sound_polygons(segmentation, height, width)
     merged = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
     return _from_runs(_uncompressed(merged["counts"].decode("ascii")), height, width)
+
+
+def has_mask(segmentation: Any) -> bool:
+    """Whether there is anything in a segmentation; some exports write empty polygons for boxes."""
+    return bool(segmentation) and not (isinstance(segmentation, list) and not any(segmentation))
 
 
 def segmentation_as_json(segmentation: Any) -> Any:

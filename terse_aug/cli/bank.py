@@ -135,6 +135,8 @@ def _add_boxes(parser: argparse.ArgumentParser) -> None:
 
 
 def _boxes(arguments: argparse.Namespace) -> BoxMasks | None:
+    if arguments.boxes != "grabcut" and (arguments.otherwise or arguments.min_quality != _BOXES.min_quality):
+        raise ValueError("--min-quality and --otherwise are for --boxes grabcut")
     if arguments.boxes is None:
         return None
     return BoxMasks(arguments.boxes, arguments.min_quality, arguments.otherwise)

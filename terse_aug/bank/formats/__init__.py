@@ -6,7 +6,7 @@ and counts what it could not read among what was dropped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,30 @@ from terse_aug.bank.formats._yolo import read_yolo
 
 
 def build_from_voc(
-    root: str | Path, out: str | Path, *, split: str | None = None, difficult: bool = False, **choice: Any
+    root: str | Path,
+    out: str | Path,
+    *,
+    split: str | None = None,
+    difficult: bool = False,
+    names: Sequence[str] | None = None,
+    **choice: Any,
 ) -> BuildReport:
     """Build a bank from a folder in Pascal VOC's layout.
 
     Objects of images with a ``SegmentationObject`` are cut out by it; masks that disagree with their box are left
-    out (``rules.min_box_agreement``). Labels are 1, 2, ... in the order of the class names.
+    out (``rules.min_box_agreement``).
 
     Args:
         root: with ``Annotations`` and ``JPEGImages``.
         out: the bank to write.
-        split: a list in ``ImageSets``, such as ``train``; all images by default.
+        split: a list in ``ImageSets/Main`` (or else ``Segmentation``), such as ``train``, or one of a folder, such as
+            ``Segmentation/train``; all images by default.
         difficult: whether to take objects that are marked as difficult.
+        names: of the classes, labelled 1, 2, ... in this order; by default those that are met, in the order of the
+            names.
         choice: see :func:`terse_aug.bank.build_from_coco`.
     """
-    return _build(read_voc(Path(root), split, difficult), out, choice)
+    return _build(lambda: read_voc(Path(root), split, difficult, names), out, choice)
 
 
 def build_from_yolo(
@@ -57,36 +66,53 @@ def build_from_yolo(
         choice: see :func:`terse_aug.bank.build_from_coco`.
     """
     known = Path(names) if isinstance(names, str) else names
-    return _build(read_yolo(Path(images), None if labels is None else Path(labels), known), out, choice)
+    folder = None if labels is None else Path(labels)
+    return _build(lambda: read_yolo(Path(images), folder, known), out, choice)
 
 
 def build_from_labelme(
-    folder: str | Path, out: str | Path, *, images: str | Path | None = None, **choice: Any
+    folder: str | Path,
+    out: str | Path,
+    *,
+    images: str | Path | None = None,
+    names: Sequence[str] | None = None,
+    **choice: Any,
 ) -> BuildReport:
-    """Build a bank from LabelMe's JSON files. Labels are 1, 2, ... in the order of the class names.
+    """Build a bank from LabelMe's JSON files.
 
     Args:
         folder: of the JSON files.
         out: the bank to write.
         images: folder of the images; by default where each JSON says, or beside it.
+        names: of the classes, labelled 1, 2, ... in this order; by default those that are met, in the order of the
+            names.
         choice: see :func:`terse_aug.bank.build_from_coco`.
     """
-    return _build(read_labelme(Path(folder), None if images is None else Path(images)), out, choice)
+    place = None if images is None else Path(images)
+    return _build(lambda: read_labelme(Path(folder), place, names), out, choice)
 
 
 def build_from_via(
-    file: str | Path, images: str | Path, out: str | Path, *, attribute: str | None = None, **choice: Any
+    file: str | Path,
+    images: str | Path,
+    out: str | Path,
+    *,
+    attribute: str | None = None,
+    names: Sequence[str] | None = None,
+    **choice: Any,
 ) -> BuildReport:
-    """Build a bank from an export of VGG Image Annotator. Labels are 1, 2, ... in the order of the class names.
+    """Build a bank from an export of VGG Image Annotator.
 
     Args:
         file: the JSON or CSV.
         images: folder of the images.
         out: the bank to write.
-        attribute: of the regions, whose value is the class; by default the one that most regions have.
+        attribute: of the regions, whose value is the class; by default the one that is filled in most often.
+        names: of the classes, labelled 1, 2, ... in this order; by default those that are met, in the order of the
+            names.
         choice: see :func:`terse_aug.bank.build_from_coco`.
     """
-    return _build(read_via(Path(file), Path(images), attribute), out, choice)
+    return _build(lambda: read_via(Path(file), Path(images), attribute, names), out, choice)
 
 
 def build_from_panoptic(
@@ -101,14 +127,16 @@ def build_from_panoptic(
         out: the bank to write.
         choice: see :func:`terse_aug.bank.build_from_coco`.
     """
-    return _build(read_panoptic(Path(annotations), Path(masks), Path(images)), out, choice)
+    return _build(lambda: read_panoptic(Path(annotations), Path(masks), Path(images)), out, choice)
 
 
-def _build(reading: Reading, out: str | Path, choice: dict[str, Any]) -> BuildReport:
+def _build(read: Callable[[], Reading], out: str | Path, settings: dict[str, Any]) -> BuildReport:
+    choice = Choice(**settings)
+    choice.check(Path(out))  # before a large data set is read
+    reading = read()
     built = {"from": reading.kind, "annotations": reading.name}
-    return build_annotated(
-        Coco.of(reading.content, reading.name), reading.folder, out, built, Choice(**choice), reading.dropped
-    )
+    data = Coco.of(reading.content, reading.name)
+    return build_annotated(data, reading.folder, out, built, choice, reading.dropped)
 
 
 __all__ = [

@@ -7,6 +7,8 @@ import binascii
 import io
 import json
 import math
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from terse_aug.bank._images import BROKEN_FILE
+from terse_aug.bank._images import BROKEN_FILE, is_file
 from terse_aug.bank._segmentation import segmentation_as_json
 from terse_aug.bank.formats._reading import (
     Collector,
@@ -24,17 +26,22 @@ from terse_aug.bank.formats._reading import (
     as_points,
     corners_to_box,
     ellipse_to_polygon,
+    numbered,
 )
 
 
-def read_labelme(folder: Path, images: Path | None = None) -> Reading:
+def read_labelme(folder: Path, images: Path | None = None, names: Sequence[str] | None = None) -> Reading:
     """Read LabelMe's files: polygons, circles and masks are masks, rectangles are boxes.
 
-    Shapes of one label with the same ``group_id`` are one object in several parts. Lines and points are left out.
+    Polygons and circles of one label with the same ``group_id`` are one object in several parts. Lines and points are
+    left out.
 
     Args:
         folder: of the JSON files, searched at any depth.
-        images: folder of the images; by default each lies where its JSON says, or else beside it.
+        images: folder of the images, in the same subfolders or in none; by default each lies where its JSON says, or
+            else beside it.
+        names: of the classes, labelled 1, 2, ... in this order; by default those that are met, in the order of the
+            names.
 
     Raises:
         FileNotFoundError: a folder does not exist.
@@ -44,7 +51,7 @@ def read_labelme(folder: Path, images: Path | None = None) -> Reading:
         if place is not None and not place.is_dir():
             raise FileNotFoundError(f"expected a folder at {place}, found none")
     root = images or folder
-    collected = Collector()
+    collected = Collector(numbered(names))
     for path in sorted(folder.rglob("*.json")):
         try:
             content = json.loads(path.read_bytes())
@@ -55,35 +62,40 @@ def read_labelme(folder: Path, images: Path | None = None) -> Reading:
             collected.dropped.add("not a file of LabelMe's", path.name)
             continue
         size = _size(content)
-        number = collected.image(_image_of(path, content, root, images is None), *(size or ()))
+        number = collected.image(_image_of(path, content, folder, images), *(size or ()))
         _read_shapes(content["shapes"], number, size, path.name, collected)
     return collected.reading("labelme", folder.name, root)
 
 
-def _image_of(path: Path, content: dict[str, Any], root: Path, beside: bool) -> str:
-    """Name of the image relative to the root; the one that the file says if none is there."""
+def _image_of(path: Path, content: dict[str, Any], folder: Path, images: Path | None) -> str:
+    """Name of the image relative to the folder of images; the one that the file says if none is there."""
     said = str(content.get("imagePath") or "").replace("\\", "/")
-    base = path.parent if beside else root
-    places = [base / said, base / Path(said).name, *(path.with_suffix(suffix) for suffix in (".jpg", ".png", ".jpeg"))]
-    found = next((place for place in places if place.is_file()), base / Path(said).name)
-    try:
-        return found.resolve().relative_to(root.resolve()).as_posix()
-    except ValueError:  # somewhere else on this machine
-        return str(found.resolve())
+    bases = [path.parent] if images is None else [images / path.parent.relative_to(folder), images]
+    names = [said, Path(said).name, *(path.stem + suffix for suffix in (".jpg", ".png", ".jpeg"))]
+    places = [base / name for base in bases for name in names if name]
+    found = os.path.abspath(next((place for place in places if is_file(place)), places[0]))
+    root = os.path.abspath(images or folder)
+    # Not resolved: a link has the name that it is known by.
+    return Path(os.path.relpath(found, root)).as_posix() if found.startswith(root + os.sep) else found
 
 
 def _size(content: dict[str, Any]) -> tuple[int, int] | None:
     try:
-        return int(as_number(content.get("imageHeight"))), int(as_number(content.get("imageWidth")))
+        height, width = int(as_number(content.get("imageHeight"))), int(as_number(content.get("imageWidth")))
     except Malformed:
         return None
+    return (height, width) if 0 < height <= _LARGEST_SIDE and 0 < width <= _LARGEST_SIDE else None
+
+
+_LARGEST_SIDE = 2**15
 
 
 def _read_shapes(shapes: list[Any], image: int, size: tuple[int, int] | None, where: str, collected: Collector) -> None:
     groups: dict[Any, list[list[float]]] = {}
     for row, shape in enumerate(shapes, 1):
         place = f"{where}, shape {row}"
-        label = str(shape.get("label") or "").strip() if isinstance(shape, dict) else ""
+        told = shape.get("label") if isinstance(shape, dict) else None
+        label = "" if told is None else str(told).strip()
         if not label:
             collected.dropped.add("shape without a label", place)
             continue
@@ -93,7 +105,7 @@ def _read_shapes(shapes: list[Any], image: int, size: tuple[int, int] | None, wh
             collected.dropped.add(str(reason), place)
             continue
         group = shape.get("group_id")
-        if group is None or not isinstance(found.get("segmentation"), list):
+        if not isinstance(group, int | str) or group == "" or not isinstance(found.get("segmentation"), list):
             collected.object(image, label, row, **found)
         elif (label, group) in groups:
             groups[label, group].extend(found["segmentation"])
@@ -107,6 +119,8 @@ def _shape(shape: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any
     points = as_points(shape.get("points"))
     if kind == "polygon":
         return {"segmentation": [points]}
+    if kind == "rectangle" and len(points) == 8:  # all four corners
+        points = [min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2])]
     if kind in ("rectangle", "circle", "mask") and len(points) != 4:
         raise Malformed(f"{kind} is not two points")
     if kind == "rectangle":
@@ -116,7 +130,9 @@ def _shape(shape: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any
         return {"segmentation": [ellipse_to_polygon(points[0], points[1], radius, radius)]}
     if kind == "mask":
         return {"segmentation": _mask(shape.get("mask"), points, size)}
-    raise Malformed("shape is a line or a point, which shows no object")
+    if kind in ("line", "linestrip", "point", "points"):
+        raise Malformed("shape is a line or a point, which shows no object")
+    raise Malformed("shape of an unknown kind")
 
 
 def _mask(encoded: Any, points: list[float], size: tuple[int, int] | None) -> Any:

@@ -32,7 +32,8 @@ def read_panoptic(annotations: Path, masks: Path, images: Path) -> Reading:
     try:
         content = json.loads(annotations.read_bytes())
         things = [category for category in content["categories"] if category.get("isthing", 1)]
-        objects = [entry for group in content["annotations"] for entry in _objects(group, masks, things, dropped)]
+        known = {category["id"]: category.get("isthing", 1) for category in content["categories"]}
+        objects = [entry for group in content["annotations"] for entry in _objects(group, masks, known, dropped)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{annotations}: expected a panoptic JSON of COCO's form: {error!r}") from error
     if not objects:
@@ -41,24 +42,23 @@ def read_panoptic(annotations: Path, masks: Path, images: Path) -> Reading:
     return Reading("panoptic", annotations.name, read, images, dropped)
 
 
-def _objects(
-    group: dict[str, Any], masks: Path, things: list[dict[str, Any]], dropped: Dropped
-) -> list[dict[str, Any]]:
-    known = {category["id"] for category in things}
-    path = masks / group["file_name"]
+def _objects(group: Any, masks: Path, known: dict[Any, Any], dropped: Dropped) -> list[dict[str, Any]]:
+    """The objects of an image; ``known`` says of each category whether it is of things."""
+    segments = group.get("segments_info") if isinstance(group, dict) else None
+    if not isinstance(segments, list) or "file_name" not in group or "image_id" not in group:
+        dropped.add("image without segments or mask file", str(group)[:100])
+        return []
     objects = []
-    for segment in group["segments_info"]:
-        if segment["category_id"] not in known:
-            dropped.add("stuff, not an object", f"{path.name}, segment {segment['id']}")
-            continue
-        objects.append(
-            {
-                "id": segment["id"],
-                "image_id": group["image_id"],
-                "category_id": segment["category_id"],
-                "bbox": segment.get("bbox"),
-                "iscrowd": segment.get("iscrowd", 0),
-                "segmentation": MaskInFile(path, segment["id"], colours=True),
-            }
-        )
+    for segment in segments:
+        where = f"{group['file_name']}, segment {segment.get('id') if isinstance(segment, dict) else segment}"
+        if not isinstance(segment, dict) or not isinstance(segment.get("id"), int) or "category_id" not in segment:
+            dropped.add("segment without an id or a category", where)
+        elif segment["category_id"] not in known:
+            dropped.add("category is not in the JSON", where)
+        elif not known[segment["category_id"]]:
+            dropped.add("stuff, not an object", where)
+        else:
+            shape = {"segmentation": MaskInFile(masks / group["file_name"], segment["id"], colours=True)}
+            kept = {key: segment[key] for key in ("id", "category_id", "bbox", "iscrowd") if key in segment}
+            objects.append(kept | shape | {"image_id": group["image_id"]})
     return objects

@@ -39,8 +39,8 @@ class Collector:
     """Collects images and objects of which only the class name is known.
 
     Attributes:
-        names: label of each class name, where the format numbers them; else they are numbered in the end, from 1 on,
-            in the order of the names.
+        names: label of each class name, where the format or the user numbers them; else those that are met are numbered
+            in the end, from 1 on, in the order of the names.
     """
 
     names: Mapping[str, int] | None = None
@@ -56,6 +56,9 @@ class Collector:
 
     def object(self, image: int, category: str, number: int | str, **shape: Any) -> None:
         """Add an object of an image: ``segmentation`` and ``bbox`` as in a COCO JSON, or one of them, or neither."""
+        if self.names is not None and category not in self.names:
+            self.dropped.add("class is not in `names`", f"{category} in {self._images[image]['file_name']}")
+            return
         known = {key: value for key, value in shape.items() if value is not None}
         self._objects.append({"id": number, "image_id": image, "category": category, "iscrowd": 0} | known)
 
@@ -90,7 +93,7 @@ def as_number(value: Any) -> float:
         raise Malformed("a coordinate is no number")
     try:
         number = float(value)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise Malformed("a coordinate is no number") from error
     if not math.isfinite(number):
         raise Malformed("a coordinate is not finite")
@@ -143,3 +146,16 @@ def ellipse_to_polygon(x: float, y: float, across: float, down: float, angle: fl
             y + right * math.sin(angle) + below * math.cos(angle),
         ]
     return points
+
+
+def numbered(names: Sequence[str] | None) -> dict[str, int] | None:
+    """Labels 1, 2, ... of class names in the user's order; ``None`` where the user gives none.
+
+    Raises:
+        ValueError: a name is empty or listed twice.
+    """
+    if names is None:
+        return None
+    if isinstance(names, str) or not all(names) or len(set(names)) < len(names):
+        raise ValueError(f"expected a list of class names, each once, got {names!r}")
+    return {name: label for label, name in enumerate(names, 1)}

@@ -6,25 +6,37 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from terse_aug.bank.formats._reading import Collector, Malformed, Reading, as_number, as_points, ellipse_to_polygon
+from terse_aug.bank.formats._reading import (
+    Collector,
+    Malformed,
+    Reading,
+    as_number,
+    as_points,
+    ellipse_to_polygon,
+    numbered,
+)
 
 
-def read_via(file: Path, images: Path, attribute: str | None = None) -> Reading:
+def read_via(file: Path, images: Path, attribute: str | None = None, names: Sequence[str] | None = None) -> Reading:
     """Read an export of VIA: polygons, polylines, circles and ellipses are masks, rectangles are boxes.
 
     Args:
         file: the JSON (annotations or project) or the CSV.
         images: folder of the images.
-        attribute: of the regions, whose value is the class; by default the one that most regions have. Of a checkbox
-            the option that is set, if it is one. Regions without any attribute are of the class ``object``.
+        attribute: of the regions, whose value is the class; by default the one that is filled in most often. Of a
+            checkbox the option that is set, if it is one. If none is filled in, all regions are of the class
+            ``object``.
+        names: of the classes, labelled 1, 2, ... in this order; by default those that are met, in the order of the
+            names.
 
     Raises:
         FileNotFoundError: the file or the folder does not exist.
-        ValueError: it is no export of VIA's, no region has the attribute, or no object can be read.
+        ValueError: it is no export of VIA's, no region has the attribute, several are filled in as often and none is
+            chosen, or no object can be read.
     """
     if not file.is_file():
         raise FileNotFoundError(f"expected an export of VIA at {file}, found none")
@@ -32,14 +44,12 @@ def read_via(file: Path, images: Path, attribute: str | None = None) -> Reading:
         raise FileNotFoundError(f"expected a folder of images at {images}, found none")
     try:
         text = file.read_text(encoding="utf-8-sig")
-        entries = list(_from_csv(text) if file.suffix.lower() == ".csv" else _from_json(text))
+        collected = Collector(numbered(names))
+        read = _from_csv if file.suffix.lower() == ".csv" else _from_json
+        entries = list(read(text, collected))
     except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         raise ValueError(f"{file}: expected an export of VIA (JSON or CSV of version 1 or 2): {error!r}") from error
-    named = Counter(key for _, regions in entries for region in regions for key in _attributes(region))
-    if attribute is not None and attribute not in named:
-        raise ValueError(f"{file}: no region has the attribute {attribute!r}; there are {', '.join(sorted(named))}")
-    chosen = attribute or next((key for key, _ in named.most_common(1)), None)
-    collected = Collector()
+    chosen = _chosen(attribute, [region for _, regions in entries for region in regions], file)
     for name, regions in entries:
         number = collected.image(name)
         for row, region in enumerate(regions, 1):
@@ -47,33 +57,62 @@ def read_via(file: Path, images: Path, attribute: str | None = None) -> Reading:
                 collected.object(number, _class(region, chosen), row, **_shape(region))
             except Malformed as reason:
                 collected.dropped.add(str(reason), f"{name}, region {row}")
-    return collected.reading("via", file.name, images)
+    return collected.reading("via", f"{file.name} ({chosen or 'no attribute'})", images)
 
 
-def _from_json(text: str) -> Iterator[tuple[str, list[Any]]]:
+def _chosen(attribute: str | None, regions: Sequence[Any], file: Path) -> str | None:
+    """The attribute that is the class."""
+    filled = Counter(key for region in regions for key, value in _attributes(region).items() if value)
+    if attribute is not None and attribute not in filled:
+        raise ValueError(f"{file}: no region has the attribute {attribute!r}; there are {', '.join(sorted(filled))}")
+    first, second = [*filled.most_common(2), (None, 0), (None, 0)][:2]
+    if attribute is None and first[1] == second[1] > 0:
+        raise ValueError(
+            f"{file}: which of the regions' attributes is the class? There are {', '.join(sorted(filled))}: choose one "
+            "(attribute, --attribute)"
+        )
+    return attribute or first[0]
+
+
+def _from_json(text: str, collected: Collector) -> Iterator[tuple[str, list[Any]]]:
     content = json.loads(text)
     content = content.get("_via_img_metadata", content)
+    whole = [entry for entry in content.values() if isinstance(entry, Mapping) and "filename" in entry]
+    if not whole:
+        raise ValueError("no entry has a filename")
     for entry in content.values():
-        regions = entry["regions"]
-        yield str(entry["filename"]), list(regions.values() if isinstance(regions, Mapping) else regions)
+        regions = entry.get("regions") if isinstance(entry, Mapping) else None
+        if isinstance(regions, Mapping):
+            regions = list(regions.values())
+        if entry not in whole or not isinstance(regions, list):
+            collected.dropped.add("entry without a file name or regions", str(entry)[:100])
+            continue
+        yield str(entry["filename"]), regions
 
 
-def _from_csv(text: str) -> Iterator[tuple[str, list[Any]]]:
+def _from_csv(text: str, collected: Collector) -> Iterator[tuple[str, list[Any]]]:
     regions: dict[str, list[Any]] = {}
-    for row in csv.DictReader(io.StringIO(text)):
-        # The first column's name has had a mark before it in some versions.
-        name = next(value for key, value in row.items() if key is not None and key.strip("#") == "filename")
-        shape = json.loads(row["region_shape_attributes"] or "{}")
-        of_image = regions.setdefault(name, [])
+    rows = csv.DictReader(io.StringIO(text))
+    # The first column's name has had a mark before it in some versions.
+    name_column = next((key for key in rows.fieldnames or () if key.strip("#") == "filename"), None)
+    if name_column is None or "region_shape_attributes" not in (rows.fieldnames or ()):
+        raise ValueError(f"expected columns filename and region_shape_attributes, got {rows.fieldnames}")
+    for number, row in enumerate(rows, 1):
+        try:
+            shape = json.loads(row["region_shape_attributes"] or "{}")
+            attributes = json.loads(row.get("region_attributes") or "{}")
+        except ValueError:
+            collected.dropped.add("row with damaged attributes", f"row {number}, {row[name_column]}")
+            continue
+        of_image = regions.setdefault(row[name_column], [])
         if shape:
-            attributes = json.loads(row["region_attributes"] or "{}")
             of_image.append({"shape_attributes": shape, "region_attributes": attributes})
     yield from regions.items()
 
 
-def _attributes(region: Any) -> Iterable[str]:
+def _attributes(region: Any) -> Mapping[str, Any]:
     attributes = region.get("region_attributes") if isinstance(region, Mapping) else None
-    return attributes.keys() if isinstance(attributes, Mapping) else ()
+    return attributes if isinstance(attributes, Mapping) else {}
 
 
 def _class(region: Any, attribute: str | None) -> str:

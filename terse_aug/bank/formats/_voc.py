@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from pathlib import Path
 
+from terse_aug.bank._images import is_file
 from terse_aug.bank._segmentation import MaskInFile
-from terse_aug.bank.formats._reading import Collector, Malformed, Reading, as_number
+from terse_aug.bank.formats._reading import Collector, Malformed, Reading, as_number, numbered
 
 _FOLDERS = ("Annotations", "JPEGImages", "SegmentationObject")
-_SPLITS = ("Segmentation", "Main", "Layout")
+_SPLITS = ("Main", "Segmentation", "Layout")
 
 
-def read_voc(root: Path, split: str | None = None, difficult: bool = False) -> Reading:
+def read_voc(
+    root: Path, split: str | None = None, difficult: bool = False, names: Sequence[str] | None = None
+) -> Reading:
     """Read a folder in the layout of Pascal VOC (VOC2012 devkit, section 3).
 
     The n-th object of ``Annotations/NAME.xml`` is the one of colour n in ``SegmentationObject/NAME.png``, where there
@@ -20,8 +24,12 @@ def read_voc(root: Path, split: str | None = None, difficult: bool = False) -> R
 
     Args:
         root: with ``Annotations``, ``JPEGImages`` and, if there are masks, ``SegmentationObject``.
-        split: a list in ``ImageSets/Segmentation``, ``Main`` or ``Layout``, such as ``train``; all images by default.
+        split: a list in ``ImageSets/Main``, ``Segmentation`` or ``Layout``, such as ``train``, the first of these that
+            there is; or one of a folder, ``Segmentation/train``. Images that a list of a class marks with -1 are left
+            out. All images by default.
         difficult: whether to take objects that are marked as difficult to recognise.
+        names: of the classes, labelled 1, 2, ... in this order; by default those that are met, in the order of the
+            names.
 
     Raises:
         FileNotFoundError: a folder or the list does not exist.
@@ -31,7 +39,7 @@ def read_voc(root: Path, split: str | None = None, difficult: bool = False) -> R
     for folder in (annotations, images):
         if not folder.is_dir():
             raise FileNotFoundError(f"expected a folder in the layout of Pascal VOC, {root} has no {folder.name}")
-    collected = Collector()
+    collected = Collector(numbered(names))
     for path in _files(root, annotations, split, collected):
         try:
             tree = ElementTree.parse(path).getroot()
@@ -39,33 +47,42 @@ def read_voc(root: Path, split: str | None = None, difficult: bool = False) -> R
             collected.dropped.add("XML file cannot be read", f"{path.name}: {error}")
             continue
         mask = masks / f"{path.stem}.png"
-        _read_image(tree, path, images, mask if mask.is_file() else None, difficult, collected)
+        _read_image(tree, path, images, mask if is_file(mask) else None, difficult, collected)
     return collected.reading("voc", root.name, images)
 
 
 def _files(root: Path, annotations: Path, split: str | None, collected: Collector) -> list[Path]:
     if split is None:
         return sorted(annotations.glob("*.xml"))
-    lists = [root / "ImageSets" / kind / f"{split}.txt" for kind in _SPLITS]
-    found = next((path for path in lists if path.is_file()), None)
+    kinds = [""] if "/" in split else _SPLITS
+    lists = [root / "ImageSets" / kind / f"{split}.txt" for kind in kinds]
+    found = next((path for path in lists if is_file(path)), None)
     if found is None:
         raise FileNotFoundError(f"expected one of {', '.join(str(path) for path in lists)}, found none")
-    names = [line.split()[0] for line in found.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    names = [_listed(line) for line in found.read_text(encoding="utf-8-sig").splitlines()]
     files = []
-    for name in dict.fromkeys(names):
-        if (path := annotations / f"{name}.xml").is_file():
+    for name in dict.fromkeys(name for name in names if name):
+        if is_file(path := annotations / f"{name}.xml"):
             files.append(path)
         else:
             collected.dropped.add("image of the split has no XML file", name)
     return files
 
 
+def _listed(line: str) -> str:
+    """The name on a line of a list, which may have a space in it; nothing if it does not show the list's class."""
+    parts = line.rsplit(maxsplit=1)
+    if len(parts) == 2 and parts[1] in ("-1", "0", "1"):
+        return "" if parts[1] == "-1" else parts[0].strip()
+    return line.strip()
+
+
 def _read_image(
     tree: ElementTree.Element, path: Path, images: Path, mask: Path | None, difficult: bool, collected: Collector
 ) -> None:
     name = (tree.findtext("filename") or "").strip()
-    if not name or not (images / name).is_file():  # exports name the file of another machine
-        name = next((f"{path.stem}{suffix}" for suffix in _SUFFIXES if (images / (path.stem + suffix)).is_file()), name)
+    if not name or not is_file(images / name):  # exports name the file of another machine
+        name = next((f"{path.stem}{suffix}" for suffix in _SUFFIXES if is_file(images / (path.stem + suffix))), name)
     number = collected.image(name or f"{path.stem}.jpg", _side(tree, "height"), _side(tree, "width"))
     for row, entry in enumerate(tree.findall("object"), 1):
         where = f"{path.name}, object {row}"

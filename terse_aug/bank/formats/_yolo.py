@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ def read_yolo(
     images: Path, labels: Path | None = None, names: Path | Sequence[str] | Mapping[int, str] | None = None
 ) -> Reading:
     """Read YOLO's labels: a line for each object, of its class number and its box (middle x, middle y, width, height)
-    or the points of its polygon, all as parts of the image's width and height.
+    or the points of its polygon, all as parts of the image's width and height. Of a data set with keypoints
+    (``kpt_shape`` in its ``data.yaml``) the boxes are taken; without that file its lines look like polygons.
 
     Args:
         images: folder of images, searched at any depth.
@@ -34,7 +36,9 @@ def read_yolo(
     for folder in (images, labels):
         if folder is not None and not folder.is_dir():
             raise FileNotFoundError(f"expected a folder at {folder}, found none")
-    known = _names(names if names is not None else _beside(images))
+    source = names if names is not None else _beside(images)
+    known = _names(source)
+    keypoints = _keypoint_values(source)
     collected = Collector(names={name: number for number, name in known.items()})
     for path in sorted(path for path in images.rglob("*") if path.suffix.lower() in _IMAGES):
         text = _labels_of(path, images, labels)
@@ -53,7 +57,10 @@ def read_yolo(
         number = collected.image(path.relative_to(images).as_posix(), *size)
         for row, line in enumerate(lines, 1):
             if line.strip():
-                _read_line(line.split(), number, row, size, known, f"{text.name}, line {row}", collected)
+                parts = line.split()
+                if keypoints and len(parts) == 5 + keypoints:
+                    parts = parts[:5]
+                _read_line(parts, number, row, size, known, f"{text.name}, line {row}", collected)
     return collected.reading("yolo", images.name, images)
 
 
@@ -89,7 +96,7 @@ def _read_line(
 def _labels_of(image: Path, images: Path, labels: Path | None) -> Path:
     if labels is not None:
         return (labels / image.relative_to(images)).with_suffix(".txt")
-    parts = list(image.parts)
+    parts = list(Path(os.path.abspath(image)).parts)
     for at in reversed(range(len(parts) - 1)):
         if parts[at] == "images":
             parts[at] = "labels"
@@ -132,11 +139,26 @@ def _names_in(path: Path) -> Any:
         raise FileNotFoundError(f"expected a file of class names at {path}, found none")
     text = path.read_text(encoding="utf-8-sig")
     if path.suffix not in (".yaml", ".yml"):
-        return [line for line in text.splitlines() if line.strip()]
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: expected YAML, got something else ({error})") from error
-    if not isinstance(content, Mapping) or "names" not in content:
+        return text.rstrip().splitlines()  # an empty line counts: numbers are those of the lines
+    content = _yaml(path)
+    if "names" not in content:
         raise ValueError(f"{path}: expected a data.yaml with names")
     return content["names"]
+
+
+def _keypoint_values(source: Any) -> int:
+    """How many numbers follow the box on a line of a data set with keypoints, by its ``data.yaml``; 0 for none."""
+    if not isinstance(source, Path) or source.suffix not in (".yaml", ".yml"):
+        return 0
+    shape = _yaml(source).get("kpt_shape")
+    return int(shape[0]) * int(shape[1]) if isinstance(shape, Sequence) and len(shape) == 2 else 0
+
+
+def _yaml(path: Path) -> Mapping[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: expected YAML, got something else ({error})") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: expected a data.yaml with names")
+    return content
