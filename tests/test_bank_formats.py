@@ -116,6 +116,18 @@ def test_boxes_are_left_out_and_counted_unless_a_way_is_given(name: str, scene: 
     assert [count for reason, count in report.dropped.items() if "box cannot be cut out" in reason] == [1]
 
 
+def test_boxes_of_voc_count_from_one_and_include_their_last_pixel(scene: Scene, tmp_path: Path) -> None:
+    report = voc_boxes(scene, tmp_path / "out.bank", boxes="box")
+    with ForegroundBank.open(report.path) as bank:
+        middle = {bank.categories[bank[row].label]: bank[row].rgba[20, 15, :3].tolist() for row in range(2)}
+        # The softest pixels of the rim, at one px of many, are still there.
+        assert {bank.categories[bank[row].label]: bank[row].size for row in range(2)} == {
+            "cat": (50, 50),
+            "dog": BOX[2:],
+        }
+    assert middle == {"cat": [220, 40, 40], "dog": [40, 220, 40]}
+
+
 def test_labels_are_the_formats_own_or_in_the_order_of_names(scene: Scene, tmp_path: Path) -> None:
     yolo(scene, tmp_path / "yolo.bank", boxes="box")
     labelme(scene, tmp_path / "labelme.bank", boxes="box")
