@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from annotated_samples import as_labelme, as_panoptic, as_via, as_voc, as_yolo, make_scene
 from bank_samples import CocoSample, write_bank
 
 from terse_aug.bank import CutRules, ForegroundBank
@@ -131,3 +132,37 @@ def test_interrupt_is_said(
 def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 0
     assert "usage: terse-aug" in capsys.readouterr().out
+
+
+def test_every_format_can_be_built_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scene = make_scene(tmp_path)
+    as_yolo(scene)
+    annotations, masks = as_panoptic(scene)
+    images = ["--images", str(scene.images)]
+    sources = {
+        "voc": ["--root", str(as_voc(scene)), "--split", "train", "--names", "dog", "cat"],
+        "yolo": [*images, "--boxes", "box"],
+        "labelme": ["--folder", str(as_labelme(scene)), *images, "--boxes", "ellipse"],
+        "via": [
+            "--file",
+            str(as_via(scene)),
+            *images,
+            "--attribute",
+            "kind",
+            "--boxes",
+            "grabcut",
+            "--otherwise",
+            "box",
+        ],
+        "panoptic": ["--annotations", str(annotations), "--masks", str(masks), *images],
+    }
+    for source, arguments in sources.items():
+        out = tmp_path / f"{source}.bank"
+        assert main(["bank", "build", source, *arguments, "--out", str(out)]) == 0
+        assert "2 cut-outs" in capsys.readouterr().out
+        with ForegroundBank.open(out) as bank:
+            assert sorted(bank.categories.values()) == ["cat", "dog"]
+            assert (bank.categories.get(1) == "dog") is (source in ("voc", "yolo"))
+    wrong = ["bank", "build", "via", "--file", str(as_via(scene)), *images, "--otherwise", "box", "--out", "x.bank"]
+    assert main(wrong) == 2
+    assert "are for --boxes grabcut" in capsys.readouterr().err
