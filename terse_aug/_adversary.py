@@ -31,7 +31,7 @@ from terse_aug.targets import Listener
 _GAN_BETAS = (0.5, 0.999)
 
 
-@dataclass
+@dataclass(eq=False)
 class Turn:
     """One batch of composites that the adversary will learn from once the detector has gone backward.
 

@@ -293,6 +293,9 @@ class Terse(nn.Module):
         return self.ledger.summary()
 
     def _load_from_state_dict(self, *arguments: Any, **more: Any) -> None:
+        if self._last_turn is not None:
+            hear_hardness(self._last_turn)
+        self._last_turn = None
         self._turns.clear()  # they are of the run before
         super()._load_from_state_dict(*arguments, **more)
 
@@ -426,7 +429,7 @@ class Terse(nn.Module):
                 self._warn("hearing", _NOT_HEARD.format(repr(trouble)))
             if turn.hardness is not None:
                 turn.composites = None
-            elif not self._moves_now() and self.policy.learns_from == "hardness":
+            elif not self._moves_now() and self.policy.learns_from == "hardness" and self._turns[-1:] == [turn]:
                 self._turns.pop()  # nobody will ask
         self._listeners.clear()
         self._pastes, self._targets = [], None

@@ -223,8 +223,10 @@ def test_yolo_names_come_from_anywhere(scene: Scene, tmp_path: Path) -> None:
         ({"label": "bird", "shape_type": "rectangle", "points": [[1, 2]]}, "rectangle is not two points"),
         ({"label": "bird", "points": [["a", 2], [3, 4], [5, 6]]}, "a coordinate is no number"),
         ({"label": "bird", "points": "all"}, "points are no list"),
-        ({"label": "", "points": POLYGON}, "shape without a label"),
-        ("nothing", "shape without a label"),
+        ({"label": "\ud83d", "points": POLYGON}, "class name is damaged"),
+        ({"label": None, "points": POLYGON}, "object without a class name"),
+        ({"label": "", "points": POLYGON}, "object without a class name"),
+        ("nothing", "object without a class name"),
         ({"label": "bird", "shape_type": "mask", "points": [[1, 2], [3, 4]], "mask": "?"}, "mask is no PNG in base64"),
     ],
 )
@@ -281,7 +283,8 @@ def test_labelme_finds_the_image_where_its_file_says_or_beside_it(scene: Scene, 
         ({"shape_attributes": {"name": "polygon", "all_points_x": [1], "all_points_y": []}}, "other numbers of x"),
         ({"shape_attributes": None}, "region without a shape"),
         ({"region_attributes": {"note": "y"}}, "region without the attribute of the class"),
-        ({"region_attributes": {"kind": " "}}, "region without a class name"),
+        ({"region_attributes": {"kind": " "}}, "object without a class name"),
+        ({"region_attributes": {"kind": None}}, "object without a class name"),
         ({"region_attributes": {"kind": {"cat": True, "dog": True}}}, "several options of the class"),
     ],
 )
@@ -459,7 +462,8 @@ def test_via_does_not_guess_which_of_two_attributes_is_the_class(scene: Scene, t
     ("change", "reason"),
     [
         ({"category_id": 77}, "category is not in the JSON"),
-        ({"category_id": None}, "category is not in the JSON"),
+        ({"category_id": None}, "segment without an id or a category"),
+        ({"category_id": [1]}, "segment without an id or a category"),
         ({"id": "300"}, "segment without an id or a category"),
         ({"bbox": 5}, "box is not x, y, width, height"),
         ({"bbox": [10**400, 0, 1, 1]}, "box is not x, y, width, height"),
@@ -471,7 +475,7 @@ def test_odd_segments_are_counted(scene: Scene, tmp_path: Path, change: Any, rea
     content = json.loads(annotations.read_text())
     first = content["annotations"][0]["segments_info"][0]
     content["annotations"][0]["segments_info"][0] = first | change if isinstance(change, dict) else change
-    content["annotations"].append({"image_id": 4})
+    content["annotations"].append({"image_id": 4, "segments_info": [], "file_name": None})
     annotations.write_text(json.dumps(content))
     report = build_from_panoptic(annotations, masks, scene.images, tmp_path / "out.bank")
     assert report.kept == {"dog": 1}
@@ -530,6 +534,16 @@ def test_voc_lists_of_splits_and_of_classes(scene: Scene, tmp_path: Path) -> Non
         (root / part / f"scene{suffix}").rename(root / part / f"my scene{suffix}")
     (root / "ImageSets" / "Main" / "train.txt").write_text("my scene\n")
     assert build_from_voc(root, tmp_path / "d.bank", split="train").kept == {"cat": 1, "dog": 1}
+    for part, suffix in (("Annotations", ".xml"), ("SegmentationObject", ".png")):
+        (root / part / f"my scene{suffix}").rename(root / part / f"scene -1{suffix}")
+    (root / "ImageSets" / "Main" / "train.txt").write_text("scene -1\n")
+    with pytest.raises(ValueError, match="image file"):  # it is looked for; its picture has another name
+        build_from_voc(root, tmp_path / "e.bank", split="train")
+
+
+def test_names_of_images_may_come_one_by_one(scene: Scene, tmp_path: Path) -> None:
+    as_yolo(scene)
+    assert build_from_yolo(scene.images, tmp_path / "out.bank", include=iter(["scene.png"])).kept == {"cat": 1}
 
 
 def test_labels_stay_the_same_where_the_names_are_given(scene: Scene, tmp_path: Path) -> None:

@@ -287,6 +287,52 @@ def test_annotated_boxes_are_told_from_proposals_of_low_precision(dtype: torch.d
     assert [own.tolist() for own in heard] == [[0.0, 0.0]] * len(SIZES)
 
 
+def test_good_proposals_of_low_precision_are_not_taken_for_annotated_boxes() -> None:
+    detector: Any = make_detector("fasterrcnn")
+    take_for(detector, [0.2, 0.7, 0.1])
+    images, targets = batch()
+    ones = [torch.ones_like(target["labels"]) for target in targets]
+    targets = [{"boxes": target["boxes"] + 0.3, "labels": own} for target, own in zip(targets, ones, strict=True)]
+    good = [target["boxes"] + 0.6 for target in targets]
+    detector.rpn.forward = lambda *inputs: ([boxes.bfloat16() for boxes in good], {})
+    detector.transform = NotResized()
+    listener = TorchvisionDetector(detector).listen()
+    assert listener is not None
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        train_forward(detector, images, targets)
+    heard = listener.scores(images, targets)
+    assert heard is not None
+    assert torch.cat(heard).tolist() == pytest.approx([0.7] * 6, abs=0.01)
+
+
+def test_a_listener_that_cannot_be_made_leaves_nothing_behind(tiny_bank: ForegroundBank) -> None:
+    detector: Any = make_detector("fasterrcnn")
+    pooler = detector.roi_heads.box_roi_pool
+    del detector.roi_heads.box_roi_pool
+    detector.roi_heads.box_roi_pool = lambda *inputs: pooler(*inputs)  # no module
+    terse = critic(tiny_bank, detector)
+    with pytest.warns(UserWarning, match="could not be heard"):
+        images, targets = terse(*batch())
+    assert hooks_of(detector) == 0
+    train_forward(detector, images, targets)
+    terse.step(1.0)
+    assert terse.metrics()["extra_forwards"] == len(SIZES)
+
+
+def test_a_state_may_be_loaded_in_the_middle_of_an_iteration(tiny_bank: ForegroundBank) -> None:
+    detector = make_detector("fasterrcnn")
+    terse = critic(tiny_bank, detector)
+    train_forward(detector, *terse(*batch()))
+    terse.step(1.0)
+    state = copy.deepcopy(terse.state_dict())
+    terse(*batch())
+    terse.load_state_dict(state)
+    assert hooks_of(detector) == 0
+    terse.step(1.0)
+    terse(*batch())
+    terse.step(1.0)
+
+
 def spoil_call(detector: Any) -> None:
     """Its head is called by names."""
 

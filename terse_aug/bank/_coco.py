@@ -97,7 +97,8 @@ class Choice:
             FileExistsError: ``out`` exists and is not to be replaced.
             ValueError: a way to cut out boxes that there is not, or a list that is none.
         """
-        Include(self.include)
+        if self.include is None or isinstance(self.include, str | Path):  # else it may be read once only
+            Include(self.include)
         _ = self.box_masks
         if out.exists() and not self.overwrite:
             raise FileExistsError(f"{out} exists; give overwrite=True (--overwrite) to replace it")
@@ -233,9 +234,10 @@ class Coco:
     def _reason_against(
         self, entry: dict[str, Any], wanted: dict[int, str], included: dict[Any, bool], boxes: bool
     ) -> str | None:
-        if entry.get("image_id") not in self.images:
+        if not isinstance(entry.get("image_id"), int | float | str) or entry["image_id"] not in self.images:
             return "image is not in the JSON"
-        if entry.get("category_id") not in self.raw_categories:
+        category = entry.get("category_id")
+        if not isinstance(category, int | float) or category not in self.raw_categories:
             return "category is not in the JSON"
         if entry["category_id"] not in wanted:
             return "category is not in `categories`"
@@ -308,11 +310,11 @@ def _annotation(entry: dict[str, Any], source: str, keypoint_count: int) -> Anno
             raise Unusable("box is not x, y, width, height") from error
     keypoints = entry.get("keypoints")
     if not keypoints:
-        return Annotation(entry["category_id"], source, box)
+        return Annotation(int(entry["category_id"]), source, box)
     try:
         points = np.asarray(keypoints, dtype=np.float32).reshape(keypoint_count, 3)
     except (ValueError, TypeError) as error:
         raise Unusable("keypoints are not x, y, visibility for each name of the category") from error
     if not np.isfinite(points).all():
         raise Unusable("keypoints are not finite")
-    return Annotation(entry["category_id"], source, box, points)
+    return Annotation(int(entry["category_id"]), source, box, points)

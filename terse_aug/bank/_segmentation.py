@@ -137,9 +137,12 @@ def _sound_polygons(segmentation: list[Any], height: int, width: int) -> list[li
 
 
 def _is_numbers(polygon: Any) -> bool:
-    return isinstance(polygon, list) and all(
-        isinstance(number, (int, float)) and math.isfinite(number) for number in polygon
-    )
+    try:
+        return isinstance(polygon, list) and all(
+            isinstance(number, (int, float)) and math.isfinite(number) for number in polygon
+        )
+    except OverflowError:
+        return False
 
 
 def _checked_runs(rle: dict[str, Any], height: int, width: int) -> list[int]:

@@ -50,11 +50,18 @@ class TrainingForwards(ABC, Generic[Forward]):
 
     def on_call(self, module: nn.Module, hear: Callable[[Forward, Arguments], None]) -> None:
         """Call a function with the forward that runs whenever a module is called."""
-        self._handles += (module.register_forward_pre_hook(_Ear(self, hear)),)
+        self._hold(lambda: module.register_forward_pre_hook(_Ear(self, hear)))
 
     def on_output(self, module: nn.Module, hear: Callable[[Forward, Any], None]) -> None:
         """Likewise with a module's output."""
-        self._handles += (module.register_forward_hook(_Ear(self, hear)),)
+        self._hold(lambda: module.register_forward_hook(_Ear(self, hear)))
+
+    def _hold(self, register: Callable[[], RemovableHandle]) -> None:
+        try:
+            self._handles += (register(),)
+        except Exception:
+            self.close()  # of what was registered before
+            raise
 
     def close(self) -> None:
         """See :class:`terse_aug.targets.Listener`."""

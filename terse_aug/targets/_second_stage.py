@@ -142,23 +142,31 @@ class SecondStage(TrainingForwards[_Forward]):
             offered = _by_composite(forward.offered, forward.offered.counts(len(images)), images)
         scores = []
         for number, target in enumerate(targets):
-            near, annotated = _near(*sampled[number], target["boxes"], self._iou_threshold)
+            near, annotated = _near(*sampled[number], target["boxes"].float(), self._iou_threshold)
             own_class = probabilities[number].float()[:, target["labels"]].T
             best = torch.where(near, own_class, 0.0)
             best = best.amax(1) if best.shape[1] else own_class.new_zeros(len(own_class))
             # Had there been others near an object whose annotated box was sampled, so might they have been.
             missed = annotated.any(1)
             if offered is not None:
-                missed = ~_near(*offered[number], target["boxes"], self._iou_threshold)[0].any(1)
+                missed = ~_near(*offered[number], target["boxes"].float(), self._iou_threshold)[0].any(1)
             scores.append(torch.where(near.any(1) | missed, best, torch.nan))
         return scores
 
 
-def _near(boxes: Tensor, slack: Tensor, objects: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
-    """Which boxes of an image belong to which objects, and which are an object's annotated box; bool ``[N, r]``."""
-    objects = objects.float()
-    annotated = ((objects[:, None] - boxes).abs() <= slack).all(2)
-    return (box_iou(objects, boxes) >= iou_threshold) & ~annotated.any(0), annotated
+def _near(boxes: Tensor, factors: Tensor, objects: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
+    """Which boxes of an image belong to which objects, and which are an object's annotated box; bool ``[N, r]``.
+
+    Args:
+        boxes: in the model's pixels.
+        factors: ``[4]``, by which they are multiplied to be in the composite's.
+        objects: in the composite's.
+        iou_threshold: where a box begins to belong to an object.
+    """
+    # Under autocast, a detector's annotated boxes are rounded as its proposals are.
+    rounded = (objects / factors).to(boxes.dtype).float()
+    annotated = ((rounded[:, None] - boxes.float()).abs() <= _SLACK).all(2)
+    return (box_iou(objects, boxes.float() * factors) >= iou_threshold) & ~annotated.any(0), annotated
 
 
 def _is_of(forward: _Forward, targets: Sequence[Target]) -> bool:
@@ -171,14 +179,12 @@ def _is_of(forward: _Forward, targets: Sequence[Target]) -> bool:
 
 
 def _by_composite(proposals: Proposals, counts: Sequence[int], images: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """For each image its boxes ``[r, 4]`` in pixels of the composite, and how far rounding may have moved them."""
+    """For each image its boxes ``[r, 4]``, and the factors ``[4]`` that bring them into pixels of the composite."""
     found = []
     for number, (own, image) in enumerate(zip(torch.split(proposals.boxes, list(counts)), images, strict=True)):
         factors = own.new_ones(4, dtype=torch.float32)
         if proposals.sizes is not None:
             height, width = proposals.sizes[number]
             factors = torch.tensor([image.shape[-1] / width, image.shape[-2] / height]).repeat(2).to(factors)
-        # Under autocast, a detector's annotated boxes are as coarse as its proposals.
-        slack = own.float().abs() * torch.finfo(own.dtype).eps + _SLACK
-        found.append((own.float() * factors, slack * factors))
+        found.append((own, factors))
     return found

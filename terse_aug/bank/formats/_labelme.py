@@ -24,6 +24,7 @@ from terse_aug.bank.formats._reading import (
     Reading,
     as_number,
     as_points,
+    class_name,
     corners_to_box,
     ellipse_to_polygon,
     numbered,
@@ -94,12 +95,8 @@ def _read_shapes(shapes: list[Any], image: int, size: tuple[int, int] | None, wh
     groups: dict[Any, list[list[float]]] = {}
     for row, shape in enumerate(shapes, 1):
         place = f"{where}, shape {row}"
-        told = shape.get("label") if isinstance(shape, dict) else None
-        label = "" if told is None else str(told).strip()
-        if not label:
-            collected.dropped.add("shape without a label", place)
-            continue
         try:
+            label = class_name(shape.get("label") if isinstance(shape, dict) else None)
             found = _shape(shape, size)
         except Malformed as reason:
             collected.dropped.add(str(reason), place)

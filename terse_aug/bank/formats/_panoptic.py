@@ -45,13 +45,13 @@ def read_panoptic(annotations: Path, masks: Path, images: Path) -> Reading:
 def _objects(group: Any, masks: Path, known: dict[Any, Any], dropped: Dropped) -> list[dict[str, Any]]:
     """The objects of an image; ``known`` says of each category whether it is of things."""
     segments = group.get("segments_info") if isinstance(group, dict) else None
-    if not isinstance(segments, list) or "file_name" not in group or "image_id" not in group:
+    if not isinstance(segments, list) or not isinstance(group.get("file_name"), str) or "image_id" not in group:
         dropped.add("image without segments or mask file", str(group)[:100])
         return []
     objects = []
     for segment in segments:
         where = f"{group['file_name']}, segment {segment.get('id') if isinstance(segment, dict) else segment}"
-        if not isinstance(segment, dict) or not isinstance(segment.get("id"), int) or "category_id" not in segment:
+        if not isinstance(segment, dict) or not all(isinstance(segment.get(key), int) for key in ("id", "category_id")):
             dropped.add("segment without an id or a category", where)
         elif segment["category_id"] not in known:
             dropped.add("category is not in the JSON", where)

@@ -100,6 +100,22 @@ def as_number(value: Any) -> float:
     return number
 
 
+def class_name(value: Any) -> str:
+    """A class name, from text or a number.
+
+    Raises:
+        Malformed: there is none, or it is no text that can be written.
+    """
+    name = "" if value is None else str(value).strip()
+    if not name:
+        raise Malformed("object without a class name")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:  # half of a character
+        raise Malformed("class name is damaged") from error
+    return name
+
+
 def as_points(points: Any) -> list[float]:
     """Pairs of coordinates as COCO has a polygon: x, y, x, y, ...
 

@@ -16,6 +16,7 @@ from terse_aug.bank.formats._reading import (
     Reading,
     as_number,
     as_points,
+    class_name,
     ellipse_to_polygon,
     numbered,
 )
@@ -77,14 +78,13 @@ def _chosen(attribute: str | None, regions: Sequence[Any], file: Path) -> str | 
 def _from_json(text: str, collected: Collector) -> Iterator[tuple[str, list[Any]]]:
     content = json.loads(text)
     content = content.get("_via_img_metadata", content)
-    whole = [entry for entry in content.values() if isinstance(entry, Mapping) and "filename" in entry]
-    if not whole:
+    if not any(isinstance(entry, Mapping) and "filename" in entry for entry in content.values()):
         raise ValueError("no entry has a filename")
     for entry in content.values():
-        regions = entry.get("regions") if isinstance(entry, Mapping) else None
+        regions = entry.get("regions") if isinstance(entry, Mapping) and "filename" in entry else None
         if isinstance(regions, Mapping):
             regions = list(regions.values())
-        if entry not in whole or not isinstance(regions, list):
+        if not isinstance(regions, list):
             collected.dropped.add("entry without a file name or regions", str(entry)[:100])
             continue
         yield str(entry["filename"]), regions
@@ -126,9 +126,7 @@ def _class(region: Any, attribute: str | None) -> str:
         if len(chosen) != 1:
             raise Malformed("region with several options of the class, or none")
         value = chosen[0]
-    if not str(value).strip():
-        raise Malformed("region without a class name")
-    return str(value).strip()
+    return class_name(value)
 
 
 def _shape(region: Any) -> dict[str, Any]:

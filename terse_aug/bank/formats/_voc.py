@@ -59,7 +59,8 @@ def _files(root: Path, annotations: Path, split: str | None, collected: Collecto
     found = next((path for path in lists if is_file(path)), None)
     if found is None:
         raise FileNotFoundError(f"expected one of {', '.join(str(path) for path in lists)}, found none")
-    names = [_listed(line) for line in found.read_text(encoding="utf-8-sig").splitlines()]
+    lines = [line.strip() for line in found.read_text(encoding="utf-8-sig").splitlines()]
+    names = [line if is_file(annotations / f"{line}.xml") else _listed(line) for line in lines]
     files = []
     for name in dict.fromkeys(name for name in names if name):
         if is_file(path := annotations / f"{name}.xml"):
