@@ -137,12 +137,6 @@ def corners_to_box(x0: float, y0: float, x1: float, y1: float) -> list[float]:
     return [min(x0, x1), min(y0, y1), abs(x1 - x0), abs(y1 - y0)]
 
 
-def box_to_polygon(box: Sequence[float]) -> list[float]:
-    """The corners of a box, clockwise."""
-    x, y, width, height = box
-    return [x, y, x + width, y, x + width, y + height, x, y + height]
-
-
 def ellipse_to_polygon(x: float, y: float, across: float, down: float, angle: float = 0.0) -> list[float]:
     """64 points of an ellipse.
 
