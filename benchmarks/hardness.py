@@ -6,7 +6,8 @@ trained without pasting, so that it is the same for all policies::
     python -m benchmarks.hardness --data PennFudanPed --part train_20 --baseline runs/train20-none-seed0 \\
         --runs runs/train20-critic-seed0 runs/train20-learned-seed0 --json F
 
-The same cut-outs on the same photographs, placed by each policy and at random.
+The same cut-outs on the same photographs, placed by each policy and at random. ``--terse`` has a policy choose
+otherwise than it did in its training: ``critic_temperature=0.1``, say.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from benchmarks._trained import detector, people, photographs, policy_settings, restore
+from benchmarks._trained import detector, pasting, people, photographs, policy_settings, restore
 from terse_aug import ForegroundBank, Terse, probe
 
 
@@ -46,6 +47,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--part", default="train_20", help="of the split: photographs to paste on and cut from")
     parser.add_argument("--baseline", type=Path, required=True, help="folder of a run: its detector judges")
     parser.add_argument("--runs", type=Path, nargs="+", required=True, help="folders of runs: their policies paste")
+    parser.add_argument(
+        "--terse",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="settings over those that the policy was trained with",
+    )
     parser.add_argument("--images", type=int, default=400, help="composites of each policy")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, required=True)
@@ -55,11 +63,12 @@ def _parser() -> argparse.ArgumentParser:
 def _row(run: Path, baseline: nn.Module, own: Any, bank: ForegroundBank, args: argparse.Namespace) -> dict[str, Any]:
     """Figures of one policy and of random pasting with its settings."""
     name, settings = policy_settings(run)
+    settings |= pasting.settings(args)
     terse = Terse(bank, name, classes=own.classes, target=baseline, **settings)
     restore(run / "checkpoint.pt", "terse", terse)
     samples = [own[number % len(own)] for number in range(args.images)]
     batches = [tuple(zip(*samples[start : start + 4], strict=True)) for start in range(0, args.images, 4)]
-    row: dict[str, Any] = {"run": run.name, "policy": name}
+    row: dict[str, Any] = {"run": run.name, "policy": name, "settings": args.terse}
     for kind, policy in (("own", None), ("random", "random")):
         found = probe(terse, baseline, batches, policy)
         row[kind] = {
