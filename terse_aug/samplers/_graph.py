@@ -1,0 +1,107 @@
+"""Random bipartite graphs with given degrees. Imports torch.
+
+The sides are called objects and backgrounds: an edge says that an object is pasted on a background.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+SWITCHES = 10
+"""Switches that are tried for each edge."""
+_REPAIRS = 100
+"""So many switches are tried for each edge to mend a graph before another way is taken."""
+_BLOCK = 65536
+
+
+def random_bipartite(
+    object_degrees: Sequence[int],
+    background_degrees: Sequence[int],
+    generator: torch.Generator,
+    switches: int = SWITCHES,
+) -> list[list[int]]:
+    """A random graph without double edges, of all those with these degrees each as likely as any other.
+
+    The ends of the edges are matched at random (the configuration model: conditioned on the outcome having no double
+    edge it is uniform; Bollobás 1980). Double edges are mended by switches: two edges o-b, p-c become o-c, p-b where
+    that makes no double edge. Mending leaves a small bias, which ``switches`` times as many switches of random pairs of
+    edges as there are edges take away: they are a Markov chain whose stationary distribution is uniform, as proposals
+    are symmetric and any two graphs with the same degrees are connected by switches (Ryser 1957). It mixes
+    in polynomial time where the degrees of one side are equal (Kannan, Tetali, Vempala 1999; Miklós, Erdős, Soukup
+    2013); these bounds say nothing of ``switches``, which is a usual choice.
+
+    Args:
+        object_degrees: n numbers, each at most m; they differ by at most one.
+        background_degrees: m numbers, each at most n, with the same sum; they differ by at most one.
+        generator: the only source of randomness.
+        switches: at least 0.
+
+    Returns:
+        For each background its objects, in random order.
+    """
+    owners = [number for number, degree in enumerate(background_degrees) for _ in range(degree)]
+    ends = torch.repeat_interleave(torch.arange(len(object_degrees)), torch.tensor(object_degrees))
+    objects = ends[torch.randperm(len(ends), generator=generator)].tolist()
+    if not _mend(objects, owners, background_degrees, generator):
+        objects = _dealt(ends, background_degrees)
+    _mix(objects, owners, len(background_degrees), switches * len(objects), generator)
+    found = iter(objects)
+    rows = [[next(found) for _ in range(degree)] for degree in background_degrees]
+    return [[row[place] for place in torch.randperm(len(row), generator=generator).tolist()] for row in rows]
+
+
+def _mend(objects: list[int], owners: list[int], degrees: Sequence[int], generator: torch.Generator) -> bool:
+    """Switch double edges away, in place; false where that does not succeed, as in graphs that are nearly complete."""
+    firsts, total = [], 0
+    for degree in degrees:
+        firsts.append(total)
+        total += degree
+    tries = 0
+
+    def row(number: int) -> list[int]:
+        return objects[firsts[number] : firsts[number] + degrees[number]]
+
+    for slot in range(total):
+        while objects[slot] in objects[firsts[owners[slot]] : slot]:
+            if tries == _REPAIRS * total:
+                return False
+            tries += 1
+            other = int(torch.randint(total, (), generator=generator))
+            mine, theirs = row(owners[slot]), row(owners[other])
+            if objects[other] not in mine and objects[slot] not in theirs:
+                objects[slot], objects[other] = objects[other], objects[slot]
+    return True
+
+
+def _dealt(ends: Tensor, degrees: Sequence[int]) -> list[int]:
+    """A graph without double edges, but not a random one: equal objects go to backgrounds that follow one another."""
+    order = sorted(range(len(degrees)), key=lambda number: -degrees[number])
+    rows: list[list[int]] = [[] for _ in degrees]
+    remaining = iter(ends.tolist())
+    for layer in range(max(degrees, default=0)):
+        for number in order:
+            if degrees[number] > layer:
+                rows[number].append(next(remaining))
+    return [found for row in rows for found in row]
+
+
+def _mix(objects: list[int], owners: list[int], backgrounds: int, tries: int, generator: torch.Generator) -> None:
+    """Switch random pairs of edges, in place."""
+    held: list[set[int]] = [set() for _ in range(backgrounds)]
+    for found, owner in zip(objects, owners, strict=True):
+        held[owner].add(found)
+    for start in range(0, tries, _BLOCK):
+        pairs = torch.randint(len(objects), (min(_BLOCK, tries - start), 2), generator=generator)
+        for slot, other in pairs.tolist():
+            own, theirs = objects[slot], objects[other]
+            mine, its = held[owners[slot]], held[owners[other]]
+            if own in its or theirs in mine:
+                continue
+            objects[slot], objects[other] = theirs, own
+            mine.remove(own)
+            mine.add(theirs)
+            its.remove(theirs)
+            its.add(own)
