@@ -121,6 +121,7 @@ class Terse(nn.Module):
         # Of the last batch, for those who say how hard it was; its turn, if the policy learns from it.
         self._pastes: list[list[Paste]] = []
         self._targets: list[Target] | None = None
+        self._replaced: dict[int, int] = {}
         self._last_turn: Turn | None = None
         # Of which the sampler wants to hear, and has not.
         self._unheard: list[Turn] = []
@@ -157,6 +158,12 @@ class Terse(nn.Module):
         """The pastes of each image of the last :meth:`forward` in training mode, until :meth:`step`."""
         return self._pastes
 
+    @property
+    def replaced(self) -> dict[int, int]:
+        """By image of the last :meth:`forward` that a background took the place of, its place in the pool; until
+        :meth:`step`."""
+        return self._replaced
+
     def forward(
         self,
         images: Sequence[Tensor] | Tensor,
@@ -187,6 +194,7 @@ class Terse(nn.Module):
         started = time.perf_counter()
         composites = self._composites(images, targets, parcels)
         self._pastes, self._targets = composites.pastes, composites.targets
+        self._replaced = composites.backgrounds
         self.seconds += time.perf_counter() - started
         stacked = isinstance(images, Tensor)
         return torch.stack(composites.images) if stacked else composites.images, composites.targets
@@ -501,7 +509,7 @@ class Terse(nn.Module):
             elif not self._moves_now() and self.policy.learns_from == "hardness" and self._turns[-1:] == [turn]:
                 self._turns.pop()  # nobody will ask
         self._listeners.clear()
-        self._pastes, self._targets = [], None
+        self._pastes, self._targets, self._replaced = [], None, {}
 
     def _keep(self, turn: Turn) -> None:
         """Remember a batch for the next step, but not without end if nobody calls it."""

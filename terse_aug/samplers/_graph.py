@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-SWITCHES = 10
-"""Switches that are tried for each edge."""
+SWITCHES = 3
+"""Switches of the chain that are tried for each edge."""
 _REPAIRS = 100
 """So many switches are tried for each edge to mend a graph before another way is taken."""
 _BLOCK = 65536
@@ -27,17 +27,17 @@ def random_bipartite(
 
     The ends of the edges are matched at random (the configuration model: conditioned on the outcome having no double
     edge it is uniform; Bollobás 1980). Double edges are mended by switches: two edges o-b, p-c become o-c, p-b where
-    that makes no double edge. Mending leaves a small bias, which ``switches`` times as many switches of random pairs of
-    edges as there are edges take away: they are a Markov chain whose stationary distribution is uniform, as proposals
-    are symmetric and any two graphs with the same degrees are connected by switches (Ryser 1957). It mixes
-    in polynomial time where the degrees of one side are equal (Kannan, Tetali, Vempala 1999; Miklós, Erdős, Soukup
-    2013); these bounds say nothing of ``switches``, which is a usual choice.
+    that makes no double edge. Mending leaves a bias, which further switches of random pairs of edges take away: they are
+    a Markov chain whose stationary distribution is uniform, as proposals are symmetric and any two graphs with
+    the same degrees are connected by switches (Ryser 1957). That it mixes in polynomial time was shown where the degrees
+    of one side are equal (Kannan, Tetali, Vempala 1999; Miklós, Erdős, Soukup 2013), but by bounds far above what is
+    affordable: that few switches are enough, after so good a start, is measured (docs/pairing.md).
 
     Args:
         object_degrees: n numbers, each at most m; they differ by at most one.
         background_degrees: m numbers, each at most n, with the same sum; they differ by at most one.
         generator: the only source of randomness.
-        switches: at least 0.
+        switches: of the chain, for each edge; at least 0.
 
     Returns:
         For each background its objects, in random order.
