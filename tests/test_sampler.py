@@ -253,6 +253,31 @@ def test_the_sampler_hears_the_detector_or_asks_it(tiny_bank: ForegroundBank, po
     assert (asked == 0) if name == "fasterrcnn" else (asked == 4)
 
 
+@pytest.mark.parametrize("at", [2, 3])
+def test_what_was_heard_is_saved_also_between_two_lessons(tiny_bank: ForegroundBank, at: int) -> None:
+    def train(terse: Terse, first: int, end: int) -> list[list[int]]:
+        drawn = []
+        for step in range(first, end):
+            _, targets = terse(*make_batch(step, objects=0))
+            drawn += [[paste.index for paste in pastes] for pastes in terse.pastes]
+            terse.observe([(target["labels"] == 2).float() * 0.9 for target in targets])
+            terse.step(1.0)
+        return drawn
+
+    whole, begun, resumed = (
+        Terse(tiny_bank, "random", sampler="loss", objects=(3, 3), move_every=2, **EVERY_IMAGE) for _ in range(3)
+    )
+    expected = train(whole, 0, 6)
+    before = train(begun, 0, at)
+    resumed.load_state_dict(begun.state_dict())
+    assert before + train(resumed, at, 6) == expected
+    assert torch.equal(resumed.state_dict()["sampler.known"], whole.state_dict()["sampler.known"])
+    with pytest.raises(RuntimeError, match=r"sampler.*: the state is of a bank with other classes"):
+        Terse(tiny_bank.select([0]), "random", sampler="loss").load_state_dict(begun.state_dict())
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*sampler\.known"):
+        Terse(tiny_bank, "random").load_state_dict(begun.state_dict())
+
+
 def test_somebody_has_to_say_how_hard_it_was(tiny_bank: ForegroundBank) -> None:
     terse = Terse(tiny_bank, "random", sampler="loss", **EVERY_IMAGE)
     terse(*make_batch())

@@ -230,6 +230,24 @@ def test_settings_and_what_they_need_come_together(
         Terse(make_bank(tmp_path, [cutout(label=1)]), "random", superimpose_probability=0.5)
 
 
+@pytest.mark.parametrize("name", ["maskrcnn", "retinanet"])
+def test_a_detector_learns_from_images_of_the_pool_even_if_nothing_could_be_pasted(
+    bank: ForegroundBank, name: str
+) -> None:
+    detector = make_detector(name, classes=8)
+    for min_side, objects in ((4.0, 3), (60.0, 0)):
+        own = {"backgrounds": [grey(0.2)], "background_probability": 1.0, "min_side": min_side, **PLAIN}
+        terse = Terse(bank, "random", **own)  # type: ignore[arg-type]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TerseWarning)
+            images, targets = terse(*make_batch(masks=True))
+        assert max(len(target["boxes"]) for target in targets) <= objects
+        losses = detector(images, targets)
+        torch.stack(list(losses.values())).sum().backward()
+        assert all(bool(loss.isfinite()) for loss in losses.values())
+        terse.step(losses)
+
+
 # --- distractors ----------------------------------------------------------------------------------------------------
 
 

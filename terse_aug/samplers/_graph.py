@@ -27,10 +27,10 @@ def random_bipartite(
 
     The ends of the edges are matched at random (the configuration model: conditioned on the outcome having no double
     edge it is uniform; Bollobás 1980). Double edges are mended by switches: two edges o-b, p-c become o-c, p-b where
-    that makes no double edge. Mending leaves a bias, which further switches of random pairs of edges take away: they are
-    a Markov chain whose stationary distribution is uniform, as proposals are symmetric and any two graphs with
-    the same degrees are connected by switches (Ryser 1957). That it mixes in polynomial time was shown where the degrees
-    of one side are equal (Kannan, Tetali, Vempala 1999; Miklós, Erdős, Soukup 2013), but by bounds far above what is
+    that makes no double edge. Mending leaves a bias, which further switches of random pairs of edges take away: they
+    are a Markov chain whose stationary distribution is uniform, as proposals are symmetric and any two graphs with the
+    same degrees are connected by switches (Ryser 1957). That it mixes in polynomial time was shown where the degrees of
+    one side are equal (Kannan, Tetali, Vempala 1999; Miklós, Erdős, Soukup 2013), but by bounds far above what is
     affordable: that few switches are enough, after so good a start, is measured (docs/pairing.md).
 
     Args:
