@@ -163,10 +163,7 @@ def _distractor_pastes(
     """Image, patch and label information of the distractors that show anything; the others are counted."""
     shown = _object_pastes(distractors, images, distractors.unit.to(like.device), surface, Counter())
     dropped["distractor_not_shown"] += len(distractors) - len(shown)
-    return [
-        (distractors.image_of[row], (patch, replace(pasted, label=None, keypoints=None)))
-        for row, (patch, pasted) in shown.items()
-    ]
+    return [(distractors.image_of[row], (patch, replace(pasted, label=None))) for row, (patch, pasted) in shown.items()]
 
 
 def _object_pastes(

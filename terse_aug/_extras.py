@@ -6,7 +6,7 @@ Shape letters: M pastes, K extras, P transform parameters.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -60,7 +60,8 @@ def draw_distractors(shelf: Shelf, pasted: Sequence[int], config: TerseConfig, g
     counts = torch.randint(config.distractors[0], config.distractors[1] + 1, (len(pasted),), generator=generator)
     image_of = [image for image, count in zip(pasted, counts.tolist(), strict=True) for _ in range(count)]
     indices: list[int] = torch.randint(len(shelf), (len(image_of),), generator=generator).tolist()
-    return _extras(shelf, image_of, indices, [], config, generator)
+    extras = _extras(shelf, image_of, indices, [], config, generator)
+    return replace(extras, foregrounds=[_without_keypoints(own) for own in extras.foregrounds])
 
 
 def draw_behind(
@@ -100,6 +101,15 @@ def draw_behind(
             indices.append(int(cutouts.of_classes(torch.tensor(places)[place], 1, generator)))
             behind.append(number)
     return _extras(shelf, [image_of[number] for number in behind], indices, behind, config, generator)
+
+
+def _without_keypoints(foreground: Foreground) -> Foreground:
+    """A cut-out without keypoints, which may be others than the detector's."""
+    if foreground.keypoints is None:
+        return foreground
+    other = replace(foreground, keypoints=None)
+    other.know_outline(foreground.outline)
+    return other
 
 
 def _extras(

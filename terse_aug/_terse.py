@@ -323,7 +323,9 @@ class Terse(nn.Module):
         the detector's probability of a pasted object, ``critic_correlation`` how well it was foretold, and
         ``hardness_gain`` how much harder the chosen are foretold to be than random ones, for a policy that learns from
         it; ``moves`` and ``skipped_moves`` count the adversary's moves; ``dropped/...`` count
-        what was left out, by reason. They are a function of the run alone: time is kept apart, in ``seconds``.
+        what was left out, by reason; ``backgrounds``, ``distractors`` and ``superimposed`` count images of the pool,
+        distractors, and objects behind others. They are a function of the run alone: time is kept apart, in
+        ``seconds``.
         """
         return self.ledger.summary()
 

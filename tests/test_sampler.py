@@ -168,6 +168,27 @@ def test_samplers_have_names(tiny_bank: ForegroundBank) -> None:
             Terse(tiny_bank, "random", sampler=wrong)
 
 
+class FirstOnly(Sampler):
+    """As little as a sampler of one's own can be."""
+
+    def draw(self, demand: Demand, generator: torch.Generator) -> list[int]:
+        return [0] * (demand.pastes * demand.offers)
+
+
+@pytest.mark.parametrize("policy", ["random", "critic"])
+def test_a_sampler_of_ones_own_needs_draw_alone(tiny_bank: ForegroundBank, policy: str) -> None:
+    pool = [torch.full((3, 40, 50), 0.4)]
+    own: dict[str, Any] = {"backgrounds": pool, "background_probability": 0.5, "critic_cutouts": 2, **EVERY_IMAGE}
+    terse = Terse(tiny_bank, policy, target=make_detector("retinanet"), sampler=FirstOnly(), **own)
+    for step in range(4):
+        terse(*make_batch(step))
+        assert {paste.index for pastes in terse.pastes for paste in pastes} == {0}
+    assert {paste.index for pastes in terse.compose(*make_batch()).pastes for paste in pastes} == {0}
+    assert not [name for name in terse.state_dict() if name.startswith("sampler")]
+    with pytest.raises(ValueError, match="expected one of its own for each Terse"):
+        Terse(tiny_bank, policy, sampler=terse.sampler, critic_cutouts=2)
+
+
 def test_weights_hold_for_what_workers_draw(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
     bank = make_bank(tmp_path, [cutout(seed, label=1 + (seed == 0)) for seed in range(9)])
     own: dict[str, Any] = {"sampler": "rarity", "rarity_power": 1.0, "objects": (4, 4), "image_probability": 1.0}

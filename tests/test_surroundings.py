@@ -277,6 +277,18 @@ def test_distractors_show_have_no_label_and_hide_what_is_beneath(
     assert figures["objects_pasted"] <= 100
 
 
+def test_keypoints_of_distractors_are_nobodys(tmp_path: Path) -> None:
+    """Banks of other creatures have other keypoints."""
+    people = make_bank(tmp_path, keypoint_cutouts(), keypoint_names=("nose", "left_eye", "right_eye"))
+    with BankWriter(tmp_path / "crabs.bank", {1: "crab"}, keypoint_names=("claw",)) as out:
+        out.add(cutout(3, keypoints=np.array([[5, 5, 2]], np.float32)))
+    crabs = ForegroundBank.open(tmp_path / "crabs.bank")
+    terse = Terse(people, "random", distractor_bank=crabs, distractors=(3, 3), mirror_probability=1.0, **PLAIN)
+    _, targets = terse(*make_batch(masks=True, keypoints=True))
+    assert terse.metrics()["distractors"] == 6
+    assert all(len(target["keypoints"]) == len(target["boxes"]) for target in targets)
+
+
 def test_distractors_are_beneath_the_pastes(bank: ForegroundBank, distractors: ForegroundBank) -> None:
     still = TransformRanges((0, 0), (0, 0), (1, 1), (1, 1), (1, 1), (0.5, 0.5), (0.5, 0.5))
     terse = Terse(

@@ -6,6 +6,7 @@ Shape letters: M pastes, K classes, n cut-outs.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -187,8 +188,13 @@ class Sampler(nn.Module):
         return [Visit(background, own) for background, own in zip(backgrounds, each, strict=True)]
 
     def still(self) -> Sampler:
-        """One that draws from the same distribution, of all classes, and remembers nothing: for looking at."""
-        raise NotImplementedError
+        """One that draws from the same distribution, of all classes, without a trace in this one: for looking at.
+
+        Here a copy; a sampler that remembers what it has drawn gives another.
+        """
+        other = copy.copy(self)
+        other.only(None)
+        return other
 
     def hear(self, labels: Sequence[int], hardness: Sequence[float]) -> None:
         """Be told how hard pastes of these classes were, in [0, 1], where it ``learns``."""

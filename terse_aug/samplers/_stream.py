@@ -1,10 +1,12 @@
-"""Numbers dealt out so that all are dealt equally often. Imports torch."""
+"""Numbers dealt out so that all are dealt equally often. Imports torch and numpy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from terse_aug._random import generator_for
@@ -27,7 +29,7 @@ class BalancedStream:
         self._count, self._keys = count, keys
         self._pass, self._place, self._ranks = 0, 0, 1
         self._late: list[int] = []
-        self._order: tuple[tuple[int, int, int], list[int]] | None = None
+        self._order: tuple[tuple[int, int, int], NDArray[np.int64]] | None = None
 
     def take(
         self, wanted: int, rank: int = 0, ranks: int = 1, allowed: Callable[[int], bool] = lambda number: True
@@ -80,7 +82,7 @@ class BalancedStream:
                 if self._late:
                     return self._late.pop(0)
                 self._begin(self._pass + 1, self._ranks)
-            number = self._dealt(rank)[self._place]
+            number = int(self._dealt(rank)[self._place])
             self._place += 1
             if not allowed(number):
                 continue
@@ -91,7 +93,7 @@ class BalancedStream:
     def _begin(self, number: int, ranks: int) -> None:
         self._pass, self._place, self._ranks, self._late = number, 0, ranks, []
 
-    def _dealt(self, rank: int) -> list[int]:
+    def _dealt(self, rank: int) -> NDArray[np.int64]:
         """The order of the pass that runs."""
         key = (self._pass, rank, self._ranks)
         if self._order is None or self._order[0] != key:
@@ -102,7 +104,7 @@ class BalancedStream:
                 turns = [(rank + turn) % self._ranks for turn in range(self._ranks)]
                 own = generator_for(*self._keys, "turns", self._pass, rank)
                 parts = [_shuffled(whole[cuts[part] : cuts[part + 1]], own) for part in turns]
-            self._order = (key, torch.cat(parts).tolist())
+            self._order = (key, torch.cat(parts).numpy())
         return self._order[1]
 
 

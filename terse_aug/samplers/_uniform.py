@@ -37,9 +37,3 @@ class UniformSampler(Sampler):
             positions: list[int] = first.tolist()
             return positions
         return self._to_rows(first, demand, generator)
-
-    def still(self) -> UniformSampler:
-        """See :meth:`Sampler.still`."""
-        other = UniformSampler()
-        other.bind(self.cutouts, self.seed, self.backgrounds)
-        return other

@@ -46,13 +46,6 @@ class ClassSampler(Sampler):
             return positions
         return self._to_rows(first, demand, generator)
 
-    def still(self) -> Sampler:
-        """See :meth:`Sampler.still`."""
-        weights = dict(zip(self.cutouts.classes, self.weights().tolist(), strict=True))
-        other = WeightedSampler(weights)
-        other.bind(self.cutouts, self.seed, self.backgrounds)
-        return other
-
     def _allowed_weights(self) -> Tensor:
         weights = self.weights()
         if self._only is None:
