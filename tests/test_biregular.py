@@ -151,6 +151,13 @@ def test_graphs_have_their_degrees_and_no_double_edge(objects: int, backgrounds:
     assert [counts[number] for number in range(objects)] == degrees[0]
 
 
+def test_where_no_switch_mends_a_graph_another_is_made() -> None:
+    """Of a complete graph there is one only, and often three rows want what each other's neighbours have."""
+    for seed in range(60):
+        rows = random_bipartite([3] * 3, [3] * 3, generator_for(seed))
+        assert [sorted(row) for row in rows] == [[0, 1, 2]] * 3
+
+
 # --- a pool ---------------------------------------------------------------------------------------------------------
 
 
