@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from terse_aug import ForegroundBank, Terse
 from terse_aug._random import generator_for
 from terse_aug.samplers import BalancedStream, BiregularSampler, Cutouts, Demand, Visit
-from terse_aug.samplers._graph import random_bipartite
+from terse_aug.samplers._graph import _dealt, random_bipartite
 
 ANY = torch.Generator()
 """What balanced samplers draw does not depend on it."""
@@ -156,6 +156,17 @@ def test_where_no_switch_mends_a_graph_another_is_made() -> None:
     for seed in range(60):
         rows = random_bipartite([3] * 3, [3] * 3, generator_for(seed))
         assert [sorted(row) for row in rows] == [[0, 1, 2]] * 3
+
+
+def test_a_graph_can_always_be_dealt() -> None:
+    for objects, backgrounds in itertools.product(range(1, 7), repeat=2):
+        for edges in range(1, objects * backgrounds + 1):
+            degrees = [[edges // n + (place < edges % n) for place in range(n)] for n in (objects, backgrounds)]
+            for turned in (degrees[1], degrees[1][::-1]):
+                ends = torch.repeat_interleave(torch.arange(objects), torch.tensor(degrees[0]))
+                dealt = iter(_dealt(ends, turned))
+                rows = [[next(dealt) for _ in range(degree)] for degree in turned]
+                assert all(len(set(row)) == len(row) for row in rows)
 
 
 # --- a pool ---------------------------------------------------------------------------------------------------------
