@@ -192,7 +192,6 @@ class _Rounds:
 
     def _of_this_round(self) -> list[list[int]]:
         if self._graph is None:
-            self._restore()  # whoever asks twice gets the same graph
             objects, backgrounds = (self._divided(count, stream) for count, stream in self._more)
             self._graph = random_bipartite(objects, backgrounds, generator_for(self._seed, "graph", self._round))
         return self._graph

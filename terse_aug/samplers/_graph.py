@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 SWITCHES = 3
 """Switches of the chain that are tried for each edge."""
 _REPAIRS = 100
-"""So many switches are tried for each edge to mend a graph before another way is taken."""
+"""So many switches are tried for each edge to mend a graph before another one is begun."""
 _BLOCK = 65536
 
 
@@ -42,19 +41,34 @@ def random_bipartite(
     Returns:
         For each background its objects, in random order.
     """
-    owners = [number for number, degree in enumerate(background_degrees) for _ in range(degree)]
-    ends = torch.repeat_interleave(torch.arange(len(object_degrees)), torch.tensor(object_degrees))
-    objects = ends[torch.randperm(len(ends), generator=generator)].tolist()
-    if not _mend(objects, owners, background_degrees, generator):
-        objects = _dealt(ends, background_degrees)
-    _mix(objects, owners, len(background_degrees), switches * len(objects), generator)
-    found = iter(objects)
-    rows = [[next(found) for _ in range(degree)] for degree in background_degrees]
+    objects, backgrounds = len(object_degrees), len(background_degrees)
+    if 2 * sum(background_degrees) <= objects * backgrounds:
+        rows = _sparse(object_degrees, background_degrees, generator, switches)
+    else:
+        # It is what a sparse one lacks; in a dense one double edges are hard to mend, or cannot be.
+        fewer = [backgrounds - degree for degree in object_degrees]
+        lacking = _sparse(fewer, [objects - degree for degree in background_degrees], generator, switches)
+        rows = [sorted(set(range(objects)) - set(row)) for row in lacking]
     return [[row[place] for place in torch.randperm(len(row), generator=generator).tolist()] for row in rows]
 
 
+def _sparse(
+    object_degrees: Sequence[int], background_degrees: Sequence[int], generator: torch.Generator, switches: int
+) -> list[list[int]]:
+    """:func:`random_bipartite` where at most half of all pairs are edges."""
+    owners = [number for number, degree in enumerate(background_degrees) for _ in range(degree)]
+    ends = torch.repeat_interleave(torch.arange(len(object_degrees)), torch.tensor(object_degrees))
+    while True:
+        objects = ends[torch.randperm(len(ends), generator=generator)].tolist()
+        if _mend(objects, owners, background_degrees, generator):
+            break
+    _mix(objects, owners, len(background_degrees), switches * len(objects), generator)
+    found = iter(objects)
+    return [[next(found) for _ in range(degree)] for degree in background_degrees]
+
+
 def _mend(objects: list[int], owners: list[int], degrees: Sequence[int], generator: torch.Generator) -> bool:
-    """Switch double edges away, in place; false where that does not succeed, as in graphs that are nearly complete."""
+    """Switch double edges away, in place; false where that does not succeed."""
     firsts, total = [], 0
     for degree in degrees:
         firsts.append(total)
@@ -74,18 +88,6 @@ def _mend(objects: list[int], owners: list[int], degrees: Sequence[int], generat
             if objects[other] not in mine and objects[slot] not in theirs:
                 objects[slot], objects[other] = objects[other], objects[slot]
     return True
-
-
-def _dealt(ends: Tensor, degrees: Sequence[int]) -> list[int]:
-    """A graph without double edges, but not a random one: equal objects go to backgrounds that follow one another."""
-    order = sorted(range(len(degrees)), key=lambda number: -degrees[number])
-    rows: list[list[int]] = [[] for _ in degrees]
-    remaining = iter(ends.tolist())
-    for layer in range(max(degrees, default=0)):
-        for number in order:
-            if degrees[number] > layer:
-                rows[number].append(next(remaining))
-    return [found for row in rows for found in row]
 
 
 def _mix(objects: list[int], owners: list[int], backgrounds: int, tries: int, generator: torch.Generator) -> None:
