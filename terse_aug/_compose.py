@@ -58,7 +58,8 @@ class Composites:
     Attributes:
         images: B tensors float ``[3, H, W]``; with a graph where the proposal had one.
         targets: B corrected targets.
-        pastes: for each image its pastes, the last in front.
+        pastes: for each image its pastes, the last in front; objects behind others come first, distractors and decoys
+            are not among them.
         dropped: counts by reason.
         backgrounds: by image that was replaced, the place of its background in the pool.
     """
@@ -117,7 +118,7 @@ def compose(
     for number, (image, target) in enumerate(zip(images, targets, strict=True)):
         mine = [row for row, where in enumerate(layout.image_of) if where == number and row in objects]
         covers = unlabelled.get(number, [])
-        # What its paste would not have hidden, had that been shown, is no context.
+        # Without its paste an object is behind nothing.
         context = [row for row in behind if layout.behind.behind[row] in mine]
         layers = covers + [behind[row] for row in context] + [objects[row] for row in mine]
         shown = [pasted for _, pasted in layers]
