@@ -30,9 +30,9 @@ from terse_aug import PARAMETERS, ForegroundBank, Terse
 from terse_aug._compose import compose
 from terse_aug._layout import Layout, draw_layout
 from terse_aug._random import generator_for, isolated_global_rng
-from terse_aug._sampler import Sampler
 from terse_aug._shelf import Shelf
 from terse_aug.bank import Foreground
+from terse_aug.samplers import Cutouts, UniformSampler
 
 STEPS = (0.02, 0.1)
 """Half widths of the central differences, in the unit cube."""
@@ -76,7 +76,8 @@ def _measure(model: nn.Module, own: Any, bank: ForegroundBank, args: argparse.Na
     for number in track(range(args.count), "pastes"):
         image, target = own[number % len(own)]
         generator = generator_for(args.seed, "gradient quality", number)
-        sampler, shelf = Sampler(terse.bank.labels), Shelf(terse.bank)
+        sampler, shelf = UniformSampler(), Shelf(terse.bank)
+        sampler.bind(Cutouts(terse.bank.labels), 0)
         offered = draw_layout(shelf, [True], terse.config, generator, sampler, terse.policy)
         # Away from the borders of the cube, so that both ends of every difference lie in it.
         unit = torch.rand(1, len(PARAMETERS), generator=generator) * 0.8 + 0.1

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from terse_aug._behind import units_behind
 from terse_aug._compositor import Patch, Rectangle, blend, covered_rectangles, render
 from terse_aug._config import TerseConfig
+from terse_aug._decoys import free_background, meets_object
 from terse_aug._extents import count_pixels
+from terse_aug._extras import Extras
 from terse_aug._labels import PastedObject, correct_target
 from terse_aug._layout import Decoy, Layout, cutout_tensor, paste_geometry, reduced_cutout
 from terse_aug._pixels import PixelFormat
@@ -25,10 +28,6 @@ from terse_aug._render_cv2 import render_8bit
 from terse_aug._sample import Target
 from terse_aug._transforms import place
 from terse_aug.bank import Foreground
-
-_DECOY_OBJECT_SHARE = 0.1
-"""A decoy may share at most this much of an object's box, or of its own area, where its pixels come from (or it
-would teach that objects are background) and where it lands (or it would hide them)."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Paste:
         label: its class.
         unit: float ``[P]``, its transform in the unit cube, on the CPU.
         row: its row in the composite's target, or ``None`` where it got no label.
-        number: its row in the proposal.
+        number: its row in the proposal; ``None`` of an object that is behind one of the policy's.
     """
 
     index: int
@@ -49,7 +48,7 @@ class Paste:
     label: int
     unit: Tensor
     row: int | None
-    number: int
+    number: int | None
 
 
 @dataclass(frozen=True)
@@ -59,14 +58,17 @@ class Composites:
     Attributes:
         images: B tensors float ``[3, H, W]``; with a graph where the proposal had one.
         targets: B corrected targets.
-        pastes: for each image its pastes, the last in front.
+        pastes: for each image its pastes, the last in front; objects behind others come first, distractors and decoys
+            are not among them.
         dropped: counts by reason.
+        backgrounds: by image that was replaced, the place of its background in the pool.
     """
 
     images: list[Tensor]
     targets: list[Target]
     pastes: list[list[Paste]]
     dropped: Counter[str]
+    backgrounds: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,29 +104,37 @@ def compose(
         Composites, differentiable in ``unit``. Images without pastes are the very input tensors.
     """
     dropped: Counter[str] = Counter()
-    decoys = _decoy_pastes(layout.decoys, images, targets, surface, dropped)
+    unlabelled = _decoy_pastes(layout.decoys, images, targets, surface, dropped)
+    for where, pasted in _distractor_pastes(layout.distractors, images, unit, surface, dropped):
+        unlabelled.setdefault(where, []).append(pasted)
     objects = _object_pastes(layout, images, unit, surface, dropped)
+    frames = [(image.shape[-2], image.shape[-1]) for image in images]
+    behind_unit = units_behind(layout, unit, frames, surface.config.ranges)
+    behind = _object_pastes(layout.behind, images, behind_unit, surface, dropped)
     out_images: list[Tensor] = []
     out_targets: list[Target] = []
     pastes: list[list[Paste]] = []
-    detached = unit.detach().cpu()
+    detached, behind_unit = unit.detach().cpu(), behind_unit.cpu()
     for number, (image, target) in enumerate(zip(images, targets, strict=True)):
         mine = [row for row, where in enumerate(layout.image_of) if where == number and row in objects]
-        covers = decoys.get(number, [])
-        shown = [pasted for _, pasted in covers] + [objects[row][1] for row in mine]
+        covers = unlabelled.get(number, [])
+        # Without its paste an object is behind nothing.
+        context = [row for row in behind if layout.behind.behind[row] in mine]
+        layers = covers + [behind[row] for row in context] + [objects[row] for row in mine]
+        shown = [pasted for _, pasted in layers]
         if not shown:
             out_images.append(image)
             out_targets.append(target)
             pastes.append([])
             continue
-        patches = [patch for patch, _ in covers] + [objects[row][0] for row in mine]
-        out_images.append(blend(image, patches))
+        out_images.append(blend(image, [patch for patch, _ in layers]))
         size = (image.shape[-2], image.shape[-1])
         correction = correct_target(target, size, shown, surface.config.min_visibility)
         dropped.update(correction.dropped)
         out_targets.append(correction.target)
-        rows = correction.rows[len(covers) :]
-        pastes.append([_paste(layout, row, detached[row], at) for row, at in zip(mine, rows, strict=True)])
+        rows = iter(correction.rows[len(covers) :])
+        extra = [_paste(layout.behind, row, behind_unit[row], next(rows), None) for row in context]
+        pastes.append(extra + [_paste(layout, row, detached[row], next(rows), row) for row in mine])
     return Composites(out_images, out_targets, pastes, +dropped)
 
 
@@ -141,13 +151,24 @@ def full_precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, enabled=False)
 
 
-def _paste(layout: Layout[Foreground], row: int, unit: Tensor, target_row: int | None) -> Paste:
+def _paste(
+    layout: Layout[Foreground] | Extras, row: int, unit: Tensor, target_row: int | None, number: int | None
+) -> Paste:
     foreground = layout.foregrounds[row]
-    return Paste(layout.indices[row], foreground.source, foreground.label, unit, target_row, row)
+    return Paste(layout.indices[row], foreground.source, foreground.label, unit, target_row, number)
+
+
+def _distractor_pastes(
+    distractors: Extras, images: Sequence[Tensor], like: Tensor, surface: Surface, dropped: Counter[str]
+) -> list[tuple[int, tuple[Patch, PastedObject]]]:
+    """Image, patch and label information of the distractors that show anything; the others are counted."""
+    shown = _object_pastes(distractors, images, distractors.unit.to(like.device), surface, Counter())
+    dropped["distractor_not_shown"] += len(distractors) - len(shown)
+    return [(distractors.image_of[row], (patch, replace(pasted, label=None))) for row, (patch, pasted) in shown.items()]
 
 
 def _object_pastes(
-    layout: Layout[Foreground], images: Sequence[Tensor], unit: Tensor, surface: Surface, dropped: Counter[str]
+    layout: Layout[Foreground] | Extras, images: Sequence[Tensor], unit: Tensor, surface: Surface, dropped: Counter[str]
 ) -> dict[int, tuple[Patch, PastedObject]]:
     """Patches and label information of the pastes that show anything, by row of the layout.
 
@@ -283,7 +304,7 @@ def _decoy_pastes(
     pasted: dict[int, list[tuple[Patch, PastedObject]]] = {}
     for row, (patch, _, _) in warps.items():
         decoy = placed[row]
-        source = _free_background(patch.rectangle, decoy, images[decoy.source], targets[decoy.source])
+        source = free_background(patch.rectangle, decoy, images[decoy.source], targets[decoy.source])
         if source is None:
             continue
         color = source.of(images[decoy.source].detach())
@@ -311,33 +332,6 @@ def _decoy_places(
         placement = place(ranges.physical(decoy.units), geometry, ranges.keep_inside)
         rectangles = covered_rectangles(placement, frames, surface.config.edge_sigma)
         boxes = targets[decoy.image]["boxes"].tolist()
-        free = (unit for unit, where in zip(decoy.units, rectangles, strict=True) if not _meets_object(where, boxes))
+        free = (unit for unit, where in zip(decoy.units, rectangles, strict=True) if not meets_object(where, boxes))
         places.append(next(free, None))
     return places
-
-
-def _free_background(rectangle: Rectangle, decoy: Decoy, source: Tensor, target: Target) -> Rectangle | None:
-    """The first of the decoy's places where a rectangle of this size shows no object, or ``None``."""
-    height, width = rectangle.bottom - rectangle.top, rectangle.right - rectangle.left
-    free_rows, free_columns = source.shape[-2] - height, source.shape[-1] - width
-    if free_rows < 0 or free_columns < 0:
-        return None
-    boxes = target["boxes"].tolist()
-    for x, y in decoy.corners:
-        left, top = round(x * free_columns), round(y * free_rows)
-        spot = Rectangle(top, left, top + height, left + width)
-        if not _meets_object(spot, boxes):
-            return spot
-    return None
-
-
-def _meets_object(rectangle: Rectangle, boxes: Sequence[Sequence[float]]) -> bool:
-    """Whether the rectangle and a box share more than a tenth of either."""
-    area = max((rectangle.bottom - rectangle.top) * (rectangle.right - rectangle.left), 1)
-    for left, top, right, bottom in boxes:
-        width = min(right, rectangle.right) - max(left, rectangle.left)
-        height = min(bottom, rectangle.bottom) - max(top, rectangle.top)
-        shared = max(width, 0) * max(height, 0)
-        if shared > _DECOY_OBJECT_SHARE * min((right - left) * (bottom - top), area):
-            return True
-    return False

@@ -30,6 +30,23 @@ class TerseConfig:
     ranges: TransformRanges = field(
         default=TransformRanges(), metadata={"help": "allowed range of every transform parameter"}
     )
+    sampler: str = _setting(
+        "uniform",
+        "which cut-outs are pasted: uniform, rarity, loss (classes that the detector finds hard), biregular (all "
+        "equally often), or weights of classes, as dog=3,cat=0.5",
+    )
+    rarity_power: float = _setting(
+        0.5, "sampler rarity: a cut-out of a class with n of them weighs n ** -this; 1 makes classes equally frequent"
+    )
+    background_probability: float = _setting(
+        0.0, "share of the images that are replaced by one of the pool of backgrounds, which then gets pastes, 0 to 1"
+    )
+    distractors: tuple[int, int] = _setting(
+        (0, 0), "fewest and most distractors on a pasted image: objects of no class of the detector's, without a label"
+    )
+    superimpose_probability: float = _setting(
+        0.0, "share of the pastes that get an object of another class, labelled like them, behind them, 0 to 1"
+    )
     mirror_probability: float = _setting(0.5, "share of the cut-outs mirrored left to right, 0 to 1")
     min_visibility: float = _setting(0.25, "an object whose visible share falls below this loses its label, 0 to 1")
     min_side: float = _setting(4.0, "a paste whose larger side would be below this many pixels is left out")
@@ -76,11 +93,11 @@ class TerseConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("objects", "decoys", "critic_held"):
+        for name in ("objects", "decoys", "distractors", "critic_held"):
             # Whatever kind of list a configuration library makes of them.
             if isinstance(value := getattr(self, name), Sequence) and not isinstance(value, str):
                 object.__setattr__(self, name, tuple(value))
-        for name in ("objects", "decoys"):
+        for name in ("objects", "decoys", "distractors"):
             value = getattr(self, name)
             pair = isinstance(value, tuple) and len(value) == 2 and all(isinstance(n, int) for n in value)
             if not (pair and 0 <= value[0] <= value[1] <= 20):
@@ -90,13 +107,21 @@ class TerseConfig:
         held = self.critic_held
         if isinstance(held, str) or not set(held) <= set(PARAMETERS):
             raise ValueError(f"critic_held: expected a list of some of {', '.join(PARAMETERS)}, got {held!r}")
-        for name in ("image_probability", "mirror_probability", "min_visibility"):
+        for name in _SHARES:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}: expected a share within [0, 1], got {value}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: expected a share within [0, 1), got {self.dropout}")
-        for name in ("edge_sigma", "temperature", "discriminator_weight", "min_side"):
+        if not isinstance(self.sampler, str):
+            raise ValueError(
+                f"sampler: expected the name of one, got {self.sampler!r}; give an instance to Terse(sampler=)"
+            )
+        if self.background_probability > 0 and self.objects[1] == 0:
+            raise ValueError(
+                "background_probability: expected objects above 0 with it, for images of the pool get pastes"
+            )
+        for name in ("edge_sigma", "temperature", "discriminator_weight", "min_side", "rarity_power"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}: expected a finite value of at least 0, got {getattr(self, name)}")
         for name in ("candidates", "critic_candidates", "critic_cutouts", "critic_rehearsals", "move_every"):
@@ -111,6 +136,15 @@ class TerseConfig:
         for name in ("critic_temperature", "learning_rate", "max_gradient_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a value above 0, got {getattr(self, name)}")
+
+
+_SHARES = (
+    "image_probability",
+    "mirror_probability",
+    "min_visibility",
+    "background_probability",
+    "superimpose_probability",
+)
 
 
 def replaced(config: TerseConfig, settings: dict[str, Any]) -> TerseConfig:

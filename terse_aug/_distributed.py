@@ -13,6 +13,11 @@ def rank() -> int:
     return distributed.get_rank() if _active() else 0
 
 
+def rank_count() -> int:
+    """The number of processes; 1 where nothing is distributed."""
+    return distributed.get_world_size() if _active() else 1
+
+
 def sum_over_ranks(values: Sequence[float], device: torch.device) -> list[float]:
     """Add up a few numbers over all ranks; every rank has to call it."""
     if not _active():

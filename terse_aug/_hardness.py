@@ -5,6 +5,7 @@ Shape letters: N objects of an image, M pastes of a batch, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -58,7 +59,7 @@ def ask_for_hardness(turns: Sequence[Turn], target: TargetModel, classes: int | 
         labelled = [
             number
             for number, pastes in enumerate(turn.composites.pastes)
-            if any(paste.row is not None for paste in pastes)
+            if any(paste.row is not None and paste.number is not None for paste in pastes)
         ]
         if not labelled:
             continue
@@ -119,7 +120,7 @@ def take_outcomes(turn: Turn, outcomes: Outcomes, classes: int | None) -> None:
     turn.hardness = torch.full((count,), float("nan"), device=device)
     turn.chances = None
     for number, pastes in enumerate(turn.composites.pastes):
-        labelled = [paste for paste in pastes if paste.row is not None]
+        labelled = [paste for paste in pastes if paste.row is not None and paste.number is not None]
         if not labelled:
             continue
         rows, places = [paste.row for paste in labelled], [paste.number for paste in labelled]
@@ -129,6 +130,19 @@ def take_outcomes(turn: Turn, outcomes: Outcomes, classes: int | None) -> None:
             if turn.chances is None:
                 turn.chances = torch.full((count, chances.shape[1]), float("nan"), device=device)
             turn.chances[places] = chances.detach()[rows].to(turn.chances).clamp(0, 1)
+
+
+def outcomes_by_class(turn: Turn) -> tuple[list[int], list[float]]:
+    """Label and hardness of the pastes of which the hardness is known."""
+    labels: list[int] = []
+    values: list[float] = []
+    if turn.hardness is not None and turn.composites is not None:
+        hardness = turn.hardness.tolist()
+        for paste in (paste for pastes in turn.composites.pastes for paste in pastes):
+            if paste.number is not None and not math.isnan(hardness[paste.number]):
+                labels.append(paste.label)
+                values.append(hardness[paste.number])
+    return labels, values
 
 
 def _of_chances(chances: Tensor, target: Target) -> tuple[Tensor, Tensor]:

@@ -6,8 +6,8 @@ Shape letters: B images, M pastes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 import cv2
@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terse_aug._config import TerseConfig
+from terse_aug._distributed import rank, rank_count
+from terse_aug._extras import Extras, draw_behind, draw_distractors
 from terse_aug._parcel import Parcel
 from terse_aug._pixels import PixelFormat
-from terse_aug._sampler import Sampler
 from terse_aug._shelf import Shelf, Shown
 from terse_aug._transforms import PARAMETERS, PasteGeometry
 from terse_aug.bank import Foreground
 from terse_aug.policies import Policy
+from terse_aug.samplers import Demand, Sampler
 
 _DECOY_TRIES = 8
 
@@ -40,6 +42,8 @@ class Layout(Generic[CutOut]):
         foregrounds: the cut-outs; of those that are offered the looks.
         mirrored: whether each is mirrored left to right.
         decoys: decoys, to be pasted before the objects.
+        distractors: distractors, likewise.
+        behind: objects of other classes behind pastes, likewise.
     """
 
     image_of: list[int]
@@ -47,6 +51,8 @@ class Layout(Generic[CutOut]):
     foregrounds: Sequence[CutOut]
     mirrored: list[bool]
     decoys: list[Decoy]
+    distractors: Extras = field(default_factory=Extras.none)
+    behind: Extras = field(default_factory=Extras.none)
 
     def taken(self, shelf: Shelf, chosen: Tensor | None = None) -> Layout[Foreground]:
         """The same with whole cut-outs, and of the entries only the chosen rows, where these are given."""
@@ -59,7 +65,7 @@ class Layout(Generic[CutOut]):
         ]
         shelf.put_back()
         image_of, mirrored = [self.image_of[row] for row in rows], [self.mirrored[row] for row in rows]
-        return Layout(image_of, indices, whole, mirrored, self.decoys)
+        return Layout(image_of, indices, whole, mirrored, self.decoys, self.distractors, self.behind)
 
 
 @dataclass(frozen=True)
@@ -91,44 +97,65 @@ def draw_layout(
     sampler: Sampler,
     policy: Policy,
     parcels: Sequence[Parcel] | None = None,
+    visits: Mapping[int, Sequence[int]] | None = None,
+    distractors: Shelf | None = None,
 ) -> Layout[Shown]:
     """Draw numbers of objects and cut-outs for a batch.
 
     Args:
         shelf: of a bank that is not empty.
         usable: for each image whether it may be pasted on.
-        config: ``objects``, ``image_probability``, ``mirror_probability`` and ``decoys``.
+        config: ``objects``, ``image_probability``, ``mirror_probability``, ``decoys``, ``distractors`` and
+            ``superimpose_probability``.
         generator: the only source of randomness.
         sampler: of the bank's cut-outs.
         policy: says how many cut-outs are offered for each paste; the entries of the layout that belong to one follow
             one another.
         parcels: for each image how many and which cut-outs were drawn already; the shelf has them at hand.
+        visits: by image the cut-outs of those for which they were drawn with their background.
+        distractors: of the bank of distractors.
     """
+    visits = visits or {}
     pasted = torch.rand(len(usable), generator=generator) < config.image_probability
     counts = torch.randint(config.objects[0], config.objects[1] + 1, (len(usable),), generator=generator)
     decoy_counts = torch.randint(config.decoys[0], config.decoys[1] + 1, (len(usable),), generator=generator)
     if parcels is not None:
         pasted = counts = torch.tensor([len(parcel.objects) // parcel.offers for parcel in parcels])
         decoy_counts = torch.tensor([len(parcel.decoys) for parcel in parcels])
-    image_of: list[int] = []
+    offers = policy.offers
+    numbers = {
+        image: len(visits[image]) // offers if image in visits else int(counts[image])
+        for image, usable_here in enumerate(usable)
+        if image in visits or (usable_here and bool(pasted[image]) and int(counts[image]))
+    }
     decoys: list[Decoy] = []
-    indices: list[int] = []
-    for image, usable_here in enumerate(usable):
-        if not (usable_here and bool(pasted[image]) and int(counts[image])):
-            continue
-        image_of += [image] * (int(counts[image]) * policy.offers)
-        sources = [index for index, other in enumerate(usable) if other]
+    sources = [index for index, other in enumerate(usable) if other]
+    for image in numbers:
         for number in range(int(decoy_counts[image])):
             known = None if parcels is None else parcels[image].decoys[number]
             decoys.append(_draw_decoy(shelf, image, sources, generator, known))
-        if parcels is not None:
-            indices += parcels[image].objects
-    if parcels is None:
-        pastes = len(image_of) // policy.offers
-        indices = sampler.draw(pastes, policy.offers, generator, policy.offers_any_class)
+    own = [image for image in numbers if image not in visits and parcels is None]
+    demand = Demand([numbers[image] for image in own], offers, policy.offers_any_class, rank(), rank_count())
+    drawn = iter(sampler.draw(demand, generator))
+    indices: list[int] = []
+    for image, number in numbers.items():
+        given = visits.get(image, None if parcels is None else parcels[image].objects)
+        indices += [next(drawn) for _ in range(number * offers)] if given is None else given
+    image_of = [image for image, number in numbers.items() for _ in range(number * offers)]
     mirrored = (torch.rand(len(image_of), generator=generator) < config.mirror_probability).tolist()
-    shown: Sequence[Shown] = list(map(shelf.foreground if policy.offers == 1 else shelf.look, indices))
-    return Layout(image_of, indices, shown, mirrored, decoys)
+    shown: Sequence[Shown] = list(map(shelf.foreground if offers == 1 else shelf.look, indices))
+    layout = Layout(image_of, indices, shown, mirrored, decoys)
+    if distractors is not None:
+        layout = replace(layout, distractors=draw_distractors(distractors, list(numbers), config, generator))
+    if config.superimpose_probability > 0:
+        labels = [{each.label for each in shown[first : first + offers]} for first in range(0, len(shown), offers)]
+        layout = replace(
+            layout,
+            behind=draw_behind(
+                shelf, sampler.cutouts, image_of[::offers], labels, sampler.allowed_labels, config, generator
+            ),
+        )
+    return layout
 
 
 def _draw_decoy(

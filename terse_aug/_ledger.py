@@ -36,6 +36,11 @@ COUNTERS = (
     "dropped/box_outside",
     "dropped/image_not_finite",
     "dropped/graph",
+    "backgrounds",
+    "superimposed",
+    "distractors",
+    "dropped/background_unreadable",
+    "dropped/distractor_not_shown",
 )
 """Names of the counters, in the order in which they are saved."""
 

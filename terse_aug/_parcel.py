@@ -13,8 +13,8 @@ from torch.utils.data import get_worker_info
 from terse_aug._config import TerseConfig, replaced
 from terse_aug._distributed import rank
 from terse_aug._random import generator_for
-from terse_aug._sampler import Sampler
 from terse_aug.bank import Foreground, ForegroundBank
+from terse_aug.samplers import Cutouts, Demand, Sampler, make_sampler
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Parcel:
     Attributes:
         bank: identity of the bank that they are from.
         offers: cut-outs that are offered for one paste.
+        sampler: identity of the sampler that has drawn them.
+        background: whether the image is to be replaced by one of the pool of backgrounds.
         objects: indices of the cut-outs, ``offers`` in a row for each paste; none on an image that is left as it is.
         decoys: indices of the cut-outs that decoys have the shape of.
         foregrounds: by index, all of them.
@@ -32,6 +34,8 @@ class Parcel:
 
     bank: str
     offers: int
+    sampler: str
+    background: bool
     objects: list[int]
     decoys: list[int]
     foregrounds: dict[int, Foreground]
@@ -71,11 +75,12 @@ class CutoutLoader:
         bank: the one that :class:`~terse_aug.Terse` has.
         policy: name of the policy that ``Terse`` has.
         seed: as for ``Terse``.
+        sampler: as for ``Terse``; one whose draws are independent.
         config: as for ``Terse``.
         settings: as for ``Terse``.
 
     Raises:
-        ValueError: an unknown setting, or a value outside its range.
+        ValueError: an unknown setting, a value outside its range, or a sampler that draws in the training process only.
     """
 
     def __init__(
@@ -84,6 +89,7 @@ class CutoutLoader:
         policy: str = "critic",
         *,
         seed: int = 0,
+        sampler: str | Sampler | None = None,
         config: TerseConfig | None = None,
         **settings: Any,
     ) -> None:
@@ -91,7 +97,14 @@ class CutoutLoader:
         self.seed = seed
         self.offers = self.config.critic_cutouts if policy == "critic" else 1
         self._bank, self._identity = bank, bank.identity
-        self._sampler = Sampler(bank.labels)
+        self._sampler = make_sampler(self.config.sampler if sampler is None else sampler, self.config)
+        if not self._sampler.in_workers:
+            raise ValueError(
+                f"sampler: {type(self._sampler).__name__} goes by what was pasted before, of which a data loader's "
+                "workers know nothing: let Terse draw the cut-outs itself, without CutoutLoader (in Detectron2 without "
+                "TerseMapper, in MMDetection without TersePaste)"
+            )
+        self._sampler.bind(Cutouts(bank.labels, bank.categories), seed)
         # Of the process that makes it: a worker may not know it.
         self._rank = rank()
         self._calls = 0
@@ -102,10 +115,14 @@ class CutoutLoader:
         generator = generator_for(self.seed, self._rank, "parcel", 0 if worker is None else worker.seed, self._calls)
         self._calls += 1
         pastes, decoy_count = draw_counts(self.config, generator)
-        objects = self._sampler.draw(pastes, self.offers, generator, self.config.critic_any_class)
+        background = replaces_image(self.config, generator)
+        if background and not pastes:
+            pastes = draw_own_count(self.config, generator)
+        any_class = self.offers > 1 and self.config.critic_any_class
+        objects = self._sampler.draw(Demand([pastes], self.offers, any_class), generator)
         decoys: list[int] = torch.randint(len(self._bank), (decoy_count,), generator=generator).tolist()
         whole = {index: self._bank[index] for index in sorted({*objects, *decoys})}
-        return Parcel(self._identity, self.offers, objects, decoys, whole)
+        return Parcel(self._identity, self.offers, self._sampler.identity, background, objects, decoys, whole)
 
 
 def draw_counts(config: TerseConfig, generator: torch.Generator) -> tuple[int, int]:
@@ -117,9 +134,18 @@ def draw_counts(config: TerseConfig, generator: torch.Generator) -> tuple[int, i
     return (pastes, decoys) if pasted and pastes else (0, 0)
 
 
-def check_parcels(
-    parcels: Sequence[Parcel], identity: str, offers: int, images: int, allowed_labels: Sequence[int] | None
-) -> None:
+def replaces_image(config: TerseConfig, generator: torch.Generator) -> bool:
+    """Whether an image is replaced by one of the pool of backgrounds; nothing is drawn where none is."""
+    share = config.background_probability
+    return share > 0 and float(torch.rand((), generator=generator)) < share
+
+
+def draw_own_count(config: TerseConfig, generator: torch.Generator) -> int:
+    """How many pastes an image of the pool gets, which has no other objects: at least one."""
+    return int(torch.randint(max(config.objects[0], 1), config.objects[1] + 1, (), generator=generator))
+
+
+def check_parcels(parcels: Sequence[Parcel], identity: str, offers: int, images: int, sampler: Sampler) -> None:
     """Whether parcels are for a batch and of a bank.
 
     Args:
@@ -127,7 +153,7 @@ def check_parcels(
         identity: of the bank.
         offers: of the policy.
         images: in the batch.
-        allowed_labels: what ``paste_only`` has said.
+        sampler: of ``Terse``.
 
     Raises:
         ValueError: they are not, or what may be pasted was restricted after they were made.
@@ -144,9 +170,17 @@ def check_parcels(
                 f"parcel {number}: expected {offers} cut-outs offered for each paste, got {parcel.offers}; give "
                 "CutoutLoader the policy and settings of Terse"
             )
-    if allowed_labels is not None:
-        raise ValueError(f"paste_only: only {allowed_labels} may be pasted, but the parcels were drawn from all labels")
+        if parcel.sampler != sampler.identity:
+            raise ValueError(
+                f"parcel {number}: drawn by another sampler, {parcel.sampler}, than that of Terse, "
+                f"{sampler.identity}; give CutoutLoader the sampler and settings of Terse, or Terse no parcels if its "
+                "sampler draws in the training process only"
+            )
+    if sampler.allowed_labels is not None:
+        raise ValueError(
+            f"paste_only: only {sampler.allowed_labels} may be pasted, but the parcels were drawn from all labels"
+        )
 
 
-_PLAIN_FIELDS = ("bank", "offers", "objects", "decoys")
+_PLAIN_FIELDS = ("bank", "offers", "sampler", "background", "objects", "decoys")
 _NO_PIXELS = np.zeros((0, 0, 4), np.uint8)

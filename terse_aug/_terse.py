@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from terse_aug._admission import Admission, admit
 from terse_aug._adversary import Adversary, Turn
+from terse_aug._backgrounds import BackgroundPool, Source, check_surroundings, put_on_backgrounds
 from terse_aug._compose import Composites, Paste, Surface, compose_exactly, full_precision
 from terse_aug._config import TerseConfig, replaced
 from terse_aug._distributed import rank
-from terse_aug._hardness import ask_for_hardness, hear_hardness, take_outcomes, told_outcomes
+from terse_aug._hardness import ask_for_hardness, hear_hardness, outcomes_by_class, take_outcomes, told_outcomes
 from terse_aug._keypoints import Flips, mirror_order
 from terse_aug._layout import Layout, draw_layout
 from terse_aug._ledger import Ledger
@@ -24,12 +25,12 @@ from terse_aug._parcel import Parcel, check_parcels
 from terse_aug._pixels import PixelFormat
 from terse_aug._random import generator_for
 from terse_aug._sample import Target
-from terse_aug._sampler import Sampler
 from terse_aug._scene import make_scene
 from terse_aug._shelf import Shelf, Shown
-from terse_aug._vocabulary import check_classes, check_labels, told_classes, translated
+from terse_aug._vocabulary import check_classes, check_distractors, check_labels, told_classes, translated
 from terse_aug.bank import Foreground, ForegroundBank
 from terse_aug.policies import Policy, Proposal, Scene, make_policy, uniform_proposal
+from terse_aug.samplers import Cutouts, Sampler, make_sampler
 from terse_aug.targets import Listener, TargetModel, TellsInPassing, as_target
 
 _MOST_TURNS = 64
@@ -69,12 +70,19 @@ class Terse(nn.Module):
         pixels: format of the host's images; by default RGB in [0, 1].
         keypoint_flips: pairs of names of keypoints that change places in a mirrored object; by default those that
             differ in "left" and "right".
+        sampler: which cut-outs are drawn: a name or weights of classes as ``config.sampler``, whose place it takes,
+            or a :class:`~terse_aug.samplers.Sampler`.
+        backgrounds: images that take the place of those of the batch with ``background_probability``: a folder, or a
+            sequence of paths and RGB tensors ``[3, H, W]``, uint8 or float in [0, 1]. They should show no object of
+            the detector's classes, for nothing on them is labelled but what is pasted.
+        distractor_bank: cut-outs of none of the detector's classes, pasted without a label if ``distractors`` says so.
         config: settings; by default ``TerseConfig()``.
         settings: single settings that replace those of ``config``, e.g. ``objects=(1, 5)``.
 
     Raises:
         ValueError: an unknown policy or setting, a value outside its range, a class in the bank that the
-            detector does not have, or keypoint flips of other keypoints than the bank's.
+            detector does not have, one in the distractor bank that it has, keypoint flips of other keypoints than the
+            bank's, no backgrounds or distractors where a setting wants some, or the reverse.
     """
 
     def __init__(
@@ -87,6 +95,9 @@ class Terse(nn.Module):
         target: nn.Module | TargetModel | None = None,
         pixels: PixelFormat | None = None,
         keypoint_flips: Flips | None = None,
+        sampler: str | Sampler | None = None,
+        backgrounds: Source | None = None,
+        distractor_bank: ForegroundBank | None = None,
         config: TerseConfig | None = None,
         **settings: Any,
     ) -> None:
@@ -110,11 +121,25 @@ class Terse(nn.Module):
         # Of the last batch, for those who say how hard it was; its turn, if the policy learns from it.
         self._pastes: list[list[Paste]] = []
         self._targets: list[Target] | None = None
+        self._replaced: dict[int, int] = {}
         self._last_turn: Turn | None = None
+        # Of which the sampler wants to hear, and has not.
+        self._unheard: list[Turn] = []
         self._told = False
-        self._sampler = Sampler(self.bank.labels)
-        self._every = Sampler(self.bank.labels)
         self._shelf = Shelf(self.bank)
+        self._pool = None if backgrounds is None else BackgroundPool(backgrounds)
+        self._distractors = None if distractor_bank is None else Shelf(distractor_bank)
+        check_surroundings(self.config, self._pool, self._distractors, self.bank)
+        if distractor_bank is not None:
+            check_distractors(distractor_bank, [*self.bank.categories.values(), *(classes or ())])
+        self.sampler = make_sampler(self.config.sampler if sampler is None else sampler, self.config)
+        if chosen.offers > 1 and not self.sampler.any_offers:
+            raise ValueError(
+                f"sampler {type(self.sampler).__name__} with critic_cutouts {chosen.offers}: the policy would choose "
+                "among cut-outs, and they would not be equally frequent; set critic_cutouts to 1"
+            )
+        pool_size = 0 if self._pool is None else len(self._pool)
+        self.sampler.bind(Cutouts(self.bank.labels, self.bank.categories), seed, pool_size)
         self._warned: set[str] = set()
         # Of a batch that was not trained on to the end.
         self._listeners: list[Listener] = []
@@ -132,6 +157,12 @@ class Terse(nn.Module):
     def pastes(self) -> list[list[Paste]]:
         """The pastes of each image of the last :meth:`forward` in training mode, until :meth:`step`."""
         return self._pastes
+
+    @property
+    def replaced(self) -> dict[int, int]:
+        """By image of the last :meth:`forward` that a background took the place of, its place in the pool; until
+        :meth:`step`."""
+        return self._replaced
 
     def forward(
         self,
@@ -163,6 +194,7 @@ class Terse(nn.Module):
         started = time.perf_counter()
         composites = self._composites(images, targets, parcels)
         self._pastes, self._targets = composites.pastes, composites.targets
+        self._replaced = composites.backgrounds
         self.seconds += time.perf_counter() - started
         stacked = isinstance(images, Tensor)
         return torch.stack(composites.images) if stacked else composites.images, composites.targets
@@ -195,6 +227,8 @@ class Terse(nn.Module):
         self._forget_batch()
         if self.policy.learns_from == "hardness" and finite:
             self._learn_hardness()
+        if self.sampler.learns:
+            self._learn_classes(ask=finite)
         if self._moves_now():
             self._move(finite, loss_scale)
         self._turns.clear()
@@ -232,7 +266,7 @@ class Terse(nn.Module):
     @property
     def pasted_labels(self) -> list[int] | None:
         """What :meth:`paste_only` has said; ``None`` for all."""
-        return self._sampler.allowed_labels
+        return self.sampler.allowed_labels
 
     def paste_only(self, labels: Iterable[int] | None) -> None:
         """From now on paste only cut-outs with some labels.
@@ -245,7 +279,7 @@ class Terse(nn.Module):
         Raises:
             ValueError: no cut-out has any of them.
         """
-        self._sampler.only(labels)
+        self.sampler.only(labels)
 
     def compose(
         self,
@@ -270,14 +304,15 @@ class Terse(nn.Module):
         """
         chosen = self._another(policy)
         batch = self._admit(images, targets)
-        images, targets = batch.images, batch.targets
         generator = generator_for(self.seed, "compose", seed)
         with torch.no_grad():
-            offered, scene = self._offered(batch, chosen, generator, self._every)
+            batch, backgrounds, offered, scene = self._offered(batch, chosen, generator, self.sampler.still())
             proposal = chosen.propose(scene, generator, learning=False)
             layout = offered.taken(self._shelf, proposal.rows)
-            composites = compose_exactly(images, targets, layout, proposal.unit, self._surface(images))
+            surface = self._surface(batch.images)
+            composites = compose_exactly(batch.images, batch.targets, layout, proposal.unit, surface)
         composites.dropped.update(batch.dropped)
+        composites.backgrounds.update(backgrounds)
         return composites
 
     def metrics(self) -> dict[str, float]:
@@ -288,7 +323,9 @@ class Terse(nn.Module):
         the detector's probability of a pasted object, ``critic_correlation`` how well it was foretold, and
         ``hardness_gain`` how much harder the chosen are foretold to be than random ones, for a policy that learns from
         it; ``moves`` and ``skipped_moves`` count the adversary's moves; ``dropped/...`` count
-        what was left out, by reason. They are a function of the run alone: time is kept apart, in ``seconds``.
+        what was left out, by reason; ``backgrounds``, ``distractors`` and ``superimposed`` count images of the pool,
+        distractors, and objects behind others. They are a function of the run alone: time is kept apart, in
+        ``seconds``.
         """
         return self.ledger.summary()
 
@@ -297,6 +334,7 @@ class Terse(nn.Module):
             hear_hardness(self._last_turn)
         self._last_turn = None
         self._turns.clear()  # they are of the run before
+        self._unheard = []
         super()._load_from_state_dict(*arguments, **more)
 
     def _another(self, policy: str | Policy | None) -> Policy:
@@ -311,7 +349,6 @@ class Terse(nn.Module):
         self, images: Sequence[Tensor] | Tensor, targets: Sequence[Target], parcels: Sequence[Parcel] | None
     ) -> Composites:
         batch = self._admit(images, targets)
-        images, targets = batch.images, batch.targets
         counts = self.ledger.counts
         generator = generator_for(self.seed, rank(), "paste", counts["calls"])
         by_hardness = self.policy.learns_from == "hardness"
@@ -320,7 +357,8 @@ class Terse(nn.Module):
             counts["dropped/graph"] += 1
             self._warn("no_gradient", _NO_GRADIENT)
         with torch.no_grad():
-            offered, scene = self._offered(batch, self.policy, generator, self._sampler, parcels)
+            batch, backgrounds, offered, scene = self._offered(batch, self.policy, generator, self.sampler, parcels)
+        images, targets = batch.images, batch.targets
         proposal = self._propose(scene, generator, learning)
         layout = offered.taken(self._shelf, proposal.rows)
         with torch.set_grad_enabled(bool(proposal.leaves)):
@@ -328,10 +366,14 @@ class Terse(nn.Module):
         if learning and any(composites.pastes) and (proposal.leaves or proposal.memory):
             with full_precision(images[0].device):
                 self._last_turn = self.adversary.begin(proposal, composites, images, targets)
-            if by_hardness:
-                self._listen(self._last_turn)
             self._keep(self._last_turn)
+        elif self.sampler.learns and any(composites.pastes):
+            self._last_turn = Turn(proposal, len(images))
+        if self._last_turn is not None and (by_hardness or self.sampler.learns):
+            self._last_turn.composites = composites
+            self._listen(self._last_turn)
         composites.dropped.update(batch.dropped)
+        composites.backgrounds.update(backgrounds)
         self._record(layout, proposal, composites)
         return composites
 
@@ -351,9 +393,12 @@ class Terse(nn.Module):
 
     def _admit(self, images: Sequence[Tensor] | Tensor, targets: Sequence[Target]) -> Admission:
         batch = admit(images, targets)
+        self._remark(batch)
+        return batch
+
+    def _remark(self, batch: Admission) -> None:
         for kind, text in batch.remarks.items():
             self._warn(kind, text)
-        return batch
 
     def _offered(
         self,
@@ -362,16 +407,25 @@ class Terse(nn.Module):
         generator: torch.Generator,
         sampler: Sampler,
         parcels: Sequence[Parcel] | None = None,
-    ) -> tuple[Layout[Shown], Scene]:
-        """What may be pasted on a batch, and what a policy sees of it."""
+    ) -> tuple[Admission, dict[int, int], Layout[Shown], Scene]:
+        """The batch on its backgrounds, and by image which; what may be pasted on it, and what a policy sees of it."""
         if parcels is not None:
-            identity = self._shelf.bank_identity
-            check_parcels(parcels, identity, policy.offers, len(batch.images), sampler.allowed_labels)
+            check_parcels(parcels, self._shelf.bank_identity, policy.offers, len(batch.images), sampler)
             for parcel in parcels:
                 self._shelf.lay_out(parcel.foregrounds)
-        layout = draw_layout(self._shelf, batch.usable, self.config, generator, sampler, policy, parcels)
+        backgrounds: dict[int, int] = {}
+        visits: dict[int, list[int]] = {}
+        if self._pool is not None:
+            batch, backgrounds, visits = put_on_backgrounds(
+                batch, self._pool, self.config, self.pixels, generator, sampler, policy, parcels
+            )
+            self._remark(batch)
+        layout = draw_layout(
+            self._shelf, batch.usable, self.config, generator, sampler, policy, parcels, visits, self._distractors
+        )
         surface = self._surface(batch.images)
-        return layout, make_scene(layout, batch.images, batch.targets, surface, policy, self._detector, self._shelf)
+        scene = make_scene(layout, batch.images, batch.targets, surface, policy, self._detector, self._shelf)
+        return batch, backgrounds, layout, scene
 
     def _record(self, layout: Layout[Foreground], proposal: Proposal, composites: Composites) -> None:
         counts = self.ledger.counts
@@ -381,6 +435,9 @@ class Terse(nn.Module):
         counts["objects_pasted"] += sum(len(pastes) for pastes in composites.pastes)
         counts["objects_labelled"] += sum(paste.row is not None for pastes in composites.pastes for paste in pastes)
         counts["decoys"] += len(layout.decoys) - composites.dropped["decoy_without_background"]
+        counts["backgrounds"] += len(composites.backgrounds)
+        counts["superimposed"] += sum(paste.number is None for pastes in composites.pastes for paste in pastes)
+        counts["distractors"] += len(layout.distractors) - composites.dropped["distractor_not_shown"]
         counts["extra_forwards"] += proposal.extra_forwards
         for reason, count in composites.dropped.items():
             counts[f"dropped/{reason}"] += count
@@ -410,6 +467,24 @@ class Terse(nn.Module):
             for name, value in self.adversary.remember(self._turns).items():
                 self.ledger.average(name, value)
 
+    def _learns_classes_now(self) -> bool:
+        return self.ledger.counts["iterations"] % self.config.move_every == 0
+
+    def _learn_classes(self, ask: bool) -> None:
+        """Let the sampler learn how hard the classes are; ask the target of what nobody told and was not heard."""
+        if not self._learns_classes_now():
+            return
+        if not self._target and not self._told:
+            raise ValueError(
+                "sampler 'loss' learns from hardness: give Terse(target=detector), or call observe() before step()"
+            )
+        turns, self._unheard = self._unheard, []
+        if ask and self._target:
+            self.ledger.counts["extra_forwards"] += ask_for_hardness(turns, self._target[0], self.policy.classes)
+            for turn in turns:
+                self.sampler.hear(*outcomes_by_class(turn))
+        self.sampler.settle(self._anchor.device)
+
     def _listen(self, turn: Turn) -> None:
         """Hear of a turn from its detector, until :meth:`_forget_batch`."""
         if not isinstance(self._detector, TellsInPassing) or "hearing" in self._warned:
@@ -427,12 +502,16 @@ class Terse(nn.Module):
         if turn is not None:
             if (trouble := hear_hardness(turn)) is not None:
                 self._warn("hearing", _NOT_HEARD.format(repr(trouble)))
+            if self.sampler.learns and turn.hardness is not None:
+                self.sampler.hear(*outcomes_by_class(turn))
+            elif self.sampler.learns and self._learns_classes_now():
+                self._unheard = [*self._unheard, turn][-_MOST_TURNS:]
             if turn.hardness is not None:
                 turn.composites = None
             elif not self._moves_now() and self.policy.learns_from == "hardness" and self._turns[-1:] == [turn]:
                 self._turns.pop()  # nobody will ask
         self._listeners.clear()
-        self._pastes, self._targets = [], None
+        self._pastes, self._targets, self._replaced = [], None, {}
 
     def _keep(self, turn: Turn) -> None:
         """Remember a batch for the next step, but not without end if nobody calls it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from terse_aug.bank import ForegroundBank
 from terse_aug.policies import Policy
@@ -17,6 +17,24 @@ def translated(bank: ForegroundBank, classes: Sequence[str] | Mapping[str, int] 
     if classes is None:
         return bank
     return bank.relabel(classes) if isinstance(classes, Mapping) else bank.relabel(classes, offset=1)
+
+
+def check_distractors(distractors: ForegroundBank, known: Iterable[str]) -> None:
+    """Distractors get no label, so they must be of no class that the detector knows.
+
+    Raises:
+        ValueError: they have one; the message names it.
+    """
+    names = {_plain(part) for name in known for part in (name, *name.split("/"))}
+    if shared := sorted(name for name in distractors.categories.values() if _plain(name) in names):
+        raise ValueError(
+            f"distractor_bank: {', '.join(shared[:10])}: the detector knows this class, and without a label it would "
+            "be taught that it is background; leave it out with bank.select(categories=[...])"
+        )
+
+
+def _plain(name: str) -> str:
+    return name.strip().casefold()
 
 
 def told_classes(target: TargetModel | None) -> int | None:

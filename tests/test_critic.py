@@ -20,7 +20,6 @@ from terse_aug._compose import compose
 from terse_aug._glimpse import glimpse_maker
 from terse_aug._layout import draw_layout
 from terse_aug._random import generator_for
-from terse_aug._sampler import Sampler
 from terse_aug._shelf import Shelf
 from terse_aug.policies import GLIMPSE, CriticPolicy, Glimpses, Proposal, Scene
 from terse_aug.policies._base import GLIMPSE_FIGURES, GLIMPSE_PICTURE, GLIMPSE_VIEWS
@@ -57,7 +56,7 @@ def test_a_glimpse_shows_what_the_composite_shows(tmp_path: Path, mirror: float)
     terse = Terse(bank, "random", objects=(2, 2), ranges=ranges, mirror_probability=mirror, **EVERY_IMAGE)
     images, targets = make_batch(sizes=((96, 128), (128, 96)))
     images = [F.avg_pool2d(image[None], 9, 1, 4)[0] * share for image, share in zip(images, (1.0, 0.5), strict=True)]
-    shelf, sampler = Shelf(terse.bank), Sampler(terse.bank.labels)
+    shelf, sampler = Shelf(terse.bank), terse.sampler
     layout = draw_layout(shelf, [True, True], terse.config, generator_for(0), sampler, terse.policy)
     unit = torch.rand(3, 4, len(PARAMETERS), generator=generator_for(1))
     surface = terse._surface(images)
@@ -111,9 +110,7 @@ def test_the_map_of_objects_lies_where_the_objects_are(tiny_bank: ForegroundBank
     terse = Terse(tiny_bank, "random", objects=(1, 1), ranges=ranges, **EVERY_IMAGE)
     images = [torch.zeros(3, 100, 200)]
     targets = [{"boxes": torch.tensor([[100.0, 0, 200, 100]]), "labels": torch.tensor([1])}]
-    layout = draw_layout(
-        Shelf(terse.bank), [True], terse.config, generator_for(0), Sampler(terse.bank.labels), terse.policy
-    )
+    layout = draw_layout(Shelf(terse.bank), [True], terse.config, generator_for(0), terse.sampler, terse.policy)
     glimpses = glimpse_maker(layout, images, targets, terse._surface(images))(torch.rand(1, 1, len(PARAMETERS)))
     for occupied in glimpses.pictures[0, 0, :, 4]:
         assert float(occupied[:, : GLIMPSE // 2 - 1].amax()) == 0

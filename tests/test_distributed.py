@@ -37,6 +37,8 @@ def _work(rank: int, folder: Path, bank_path: Path) -> None:
         "hard-random": _hard_random,
         "critic": _critic,
         "critic with nobody to ask": _nobody_to_ask,
+        "pairing": _pairing,
+        "hard classes": _hard_classes,
     }
     torch.save({name: run(rank, bank) for name, run in scenarios.items()}, folder / f"{rank}.pt")
     distributed.destroy_process_group()
@@ -91,6 +93,37 @@ def _nobody_to_ask(rank: int, bank: ForegroundBank) -> dict[str, Any]:
     except ValueError as error:
         return {"error": str(error)}
     return {"error": ""}
+
+
+def _pairing(rank: int, bank: ForegroundBank) -> dict[str, Any]:
+    """Passes over the six cut-outs, and rounds over four backgrounds; in step, as every image has as many pastes."""
+    pool = [torch.full((3, 70, 80), 0.2 * number) for number in range(4)]
+    own: dict[str, Any] = {"sampler": "biregular", "objects": (1, 1), **EVERY_IMAGE}
+    passes, rounds = (
+        Terse(bank, "random", **own),
+        Terse(bank, "random", backgrounds=pool, background_probability=1.0, **own),
+    )
+    dealt, edges = [], []
+    for step in range(12):
+        passes(*make_batch(step, sizes=((96, 96),), objects=0))
+        dealt += [paste.index for (paste,) in passes.pastes]
+        rounds(*make_batch(step, sizes=((96, 96),), objects=0))
+        edges.append([rounds.replaced[0], rounds.pastes[0][0].index])
+    return {"dealt": dealt, "edges": edges}
+
+
+def _hard_classes(rank: int, bank: ForegroundBank) -> dict[str, Any]:
+    """Each rank is told of another class: rank 0 of cats (1), rank 1 of dogs (2); once one has nothing pasted."""
+    terse = Terse(bank, "random", sampler="loss", move_every=2, **EVERY_IMAGE)
+    for step in range(8):
+        images, targets = make_batch(100 * rank + step, objects=0)
+        if step == 4 and rank == RANKS - 1:
+            images = [image * math.nan for image in images]
+        _, targets = terse(images, targets)
+        labels = [target["labels"] for target in targets]
+        terse.observe([torch.where(own == rank + 1, 0.9 - 0.4 * rank, math.nan) for own in labels])
+        terse.step(math.nan if step == 5 and rank == 0 else 1.0)
+    return {"known": terse.sampler.memory()["known"], "calls": terse.metrics()["calls"]}
 
 
 def _one_bad_loss(rank: int, bank: ForegroundBank) -> dict[str, Any]:
@@ -212,3 +245,22 @@ def test_all_ranks_say_that_there_is_nobody_to_ask(ranks: list[dict[str, Any]]) 
 
 def test_the_detector_is_asked_outside_its_wrapper(ranks: list[dict[str, Any]]) -> None:
     assert [rank["hard-random"]["metrics"]["extra_forwards"] for rank in ranks] == [0, 4]
+
+
+def test_ranks_share_passes_and_rounds_and_paste_no_pair_twice(ranks: list[dict[str, Any]]) -> None:
+    first, second = (rank["pairing"] for rank in ranks)
+    for start in range(0, 12, 3):
+        together = first["dealt"][start : start + 3] + second["dealt"][start : start + 3]
+        assert sorted(together) == list(range(6))
+    for own in (first, second):
+        assert sorted(own["dealt"][:6]) == sorted(own["dealt"][6:]) == list(range(6))
+    # Four backgrounds, two a rank, get six cut-outs each: all pairs that there are.
+    edges = [tuple(edge) for edge in first["edges"] + second["edges"]]
+    assert len(set(edges)) == 24
+    assert not {edge[0] for edge in first["edges"]} & {edge[0] for edge in second["edges"]}
+
+
+def test_all_ranks_know_how_hard_the_classes_are_on_any(ranks: list[dict[str, Any]]) -> None:
+    first, second = (rank["hard classes"]["known"] for rank in ranks)
+    assert torch.equal(first, second)
+    assert torch.allclose(first[0] / first[1], torch.tensor([0.9, 0.5], dtype=torch.float64))

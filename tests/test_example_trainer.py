@@ -371,12 +371,20 @@ def test_pasting_is_learned_probed_and_recorded(example, coco, tmp_path):
 def test_settings_are_read_as_python_would_and_no_probe_is_none(example):
     parser = example.pasting.add_flags(example.options.parser(""))
     args = parser.parse_args(
-        ["--terse", "learning_rate=1e-3", "objects=1,5", "ranges.rotation=-5,5.5", "critic_any_class=true"]
+        [
+            "--terse",
+            "learning_rate=1e-3",
+            "objects=1,5",
+            "ranges.rotation=-5,5.5",
+            "critic_any_class=true",
+            "sampler=dog=3,cat=1",
+        ]
     )
     read = example.pasting.settings(args)
     assert read["learning_rate"] == 1e-3
     assert read["objects"] == (1, 5)
     assert read["critic_any_class"] is True
+    assert read["sampler"] == "dog=3,cat=1"
     assert read["ranges"].rotation == (-5, 5.5)
     assert example.pasting.probe_figures(None, None, None, 0, 4) == {}
 

@@ -270,6 +270,10 @@ def assert_one_line(printed: str, message: str) -> None:
         (["--png", "nowhere/x.png"], "no folder"),
         (["--masks", "."], "not allowed with"),
         (["--images", "missing"], "found none"),
+        (["--sampler", "balanced"], "sampler: expected one of uniform"),
+        (["--background-probability", "0.5"], "backgrounds: expected it with background_probability 0.5"),
+        (["--backgrounds", "missing", "--background-probability", "1"], "expected a folder or a sequence of images"),
+        (["--distractor-bank", "x.bank", "--distractors", "1", "1"], "the detector knows this class"),
     ],
 )
 def test_user_errors_are_one_line_and_exit_code_2(
@@ -331,6 +335,21 @@ def test_every_setting_is_a_documented_flag() -> None:
     assert (changed.ranges.rotation, changed.objects, changed.ranges.keep_inside) == ((-30, 2.5), (2, 2), 1)
     assert changed.critic_any_class is True
     parser.format_help()
+
+
+def test_what_is_around_the_pastes_is_shown(data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pool").mkdir()
+    Image.new("RGB", (100, 90), (250, 250, 0)).save(tmp_path / "pool" / "yellow.png")
+    with BankWriter(tmp_path / "pots.bank", {1: "teapot"}) as writer:
+        writer.add(Foreground(np.full((20, 20, 4), 255, np.uint8), 1, "pot", 0.3))
+    around = ["--backgrounds", str(tmp_path / "pool"), "--background-probability", "1", "--distractors", "1", "2"]
+    around += ["--distractor-bank", str(tmp_path / "pots.bank"), "--superimpose-probability", "1"]
+    around += ["--objects", "1", "1"]
+    page = data.page(*around, "--sampler", "biregular", "--count", "3")
+    assert "3 composites, 6 pastes" in capsys.readouterr().out
+    assert page.count("a background of the pool in place of the image and its objects") == 3
+    assert "&lt;b&gt;source&lt;/b&gt;1.jpg#1" in page
+    assert "&lt;b&gt;source&lt;/b&gt;3.jpg#1" in page
 
 
 def test_penn_fudan(data_root: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from terse_aug import ForegroundBank
+from terse_aug._vocabulary import check_distractors
 from terse_aug_detectron2._config import terse_node
 
 
@@ -60,6 +61,20 @@ def open_bank(cfg: CfgNode) -> ForegroundBank:
             "annotations with the same keypoints, in the same order"
         )
     return bank.relabel(classes, unknown="drop" if drop_unknown else "error")
+
+
+def open_distractors(cfg: CfgNode) -> ForegroundBank | None:
+    """The bank of distractors of ``cfg.TERSE``, or ``None``.
+
+    Raises:
+        ValueError: it cannot be opened, or has a class of the data set's.
+    """
+    path = terse_node(cfg).DISTRACTOR_BANK
+    if not path:
+        return None
+    bank = ForegroundBank.open(path)
+    check_distractors(bank, class_labels(cfg.DATASETS.TRAIN) or ())
+    return bank
 
 
 def keypoint_flips(cfg: CfgNode) -> list[tuple[str, str]] | None:

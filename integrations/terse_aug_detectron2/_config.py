@@ -10,11 +10,14 @@ from detectron2.config import CfgNode
 
 from terse_aug import TerseConfig, TransformRanges
 from terse_aug.policies import POLICIES
+from terse_aug.samplers import make_sampler
 
 OWN_KEYS: dict[str, tuple[Any, str]] = {
     "ENABLED": (False, "paste at all; without it TerseHook.from_config gives None and TerseMapper changes nothing"),
     "BANK": ("", "path of the foreground bank, made by `terse-aug bank build`"),
     "POLICY": ("critic", "name of the policy: critic, random, hard-random, learned, deterministic"),
+    "BACKGROUNDS": ("", "folder of images that take the place of BACKGROUND_PROBABILITY of those of the batches"),
+    "DISTRACTOR_BANK": ("", "path of a bank of objects of none of the data set's classes, for DISTRACTORS"),
     "SEED": (-1, "of all that terse-aug draws; -1: cfg.SEED, or a fresh one where that is negative, too"),
     "DROP_UNKNOWN_CLASSES": (
         False,
@@ -50,7 +53,9 @@ def terse_config(cfg: CfgNode) -> TerseConfig:
     node = terse_node(cfg)
     ranges = TransformRanges(**{key.lower(): value for key, value in node.RANGES.items()})
     own = {key.lower(): node[key] for part, key, _, _ in _settings() if not part}
-    return TerseConfig(ranges=ranges, **own)
+    config = TerseConfig(ranges=ranges, **own)
+    make_sampler(config.sampler, config)  # what is wrong is said now, not when training begins
+    return config
 
 
 def chosen_seed(cfg: CfgNode) -> int | None:

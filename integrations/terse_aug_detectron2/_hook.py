@@ -22,7 +22,7 @@ from terse_aug._config import replaced
 from terse_aug._keypoints import mirror_order
 from terse_aug.preview import batch_picture
 from terse_aug_detectron2._batch import Item, Needs, from_samples, parcels_of, to_samples
-from terse_aug_detectron2._classes import keypoint_flips, open_bank
+from terse_aug_detectron2._classes import keypoint_flips, open_bank, open_distractors
 from terse_aug_detectron2._config import chosen_policy, chosen_seed, terse_config, terse_node
 from terse_aug_detectron2._model import Detectron2Detector, total
 
@@ -53,6 +53,9 @@ class TerseHook(HookBase):
         seed: of all that is drawn, the same on every rank; by default a fresh one.
         input_format: of the images, ``"BGR"`` or ``"RGB"``; by default the model's own, ``BGR`` where it does not say.
         keypoint_flips: see :class:`terse_aug.Terse`; :meth:`from_config` takes the data set's ``keypoint_flip_map``.
+        sampler: see :class:`terse_aug.Terse`, as are the next two.
+        backgrounds: a pool of backgrounds.
+        distractor_bank: cut-outs of none of the data set's classes.
         config: settings; by default ``TerseConfig()``.
         loss_scale: what your own loop multiplies each loss by before ``backward``; that of a ``GradScaler`` is known.
         log_period: iterations between two readings of the figures under ``terse_aug/``; 0 for none.
@@ -74,6 +77,9 @@ class TerseHook(HookBase):
         seed: int | None = None,
         input_format: str | None = None,
         keypoint_flips: Sequence[tuple[str, str]] | None = None,
+        sampler: Any = None,
+        backgrounds: Any = None,
+        distractor_bank: ForegroundBank | None = None,
         config: TerseConfig | None = None,
         loss_scale: float = 1.0,
         log_period: int = 20,
@@ -93,6 +99,7 @@ class TerseHook(HookBase):
         mirror_order(self.bank.keypoint_names, keypoint_flips)
         self._policy, self._seed, self._config, self._settings = policy, seed, config, settings
         self._input_format, self._keypoint_flips = input_format, keypoint_flips
+        self._pairing = {"sampler": sampler, "backgrounds": backgrounds, "distractor_bank": distractor_bank}
         self._loss_scale, self._log_period, self._image_period = loss_scale, log_period, image_period
         self._terse: Terse | None = None
         self._device, self._needs = torch.device("cpu"), Needs()
@@ -129,6 +136,8 @@ class TerseHook(HookBase):
             seed=chosen_seed(cfg),
             input_format=cfg.INPUT.FORMAT,
             keypoint_flips=keypoint_flips(cfg),
+            backgrounds=node.BACKGROUNDS or None,
+            distractor_bank=open_distractors(cfg),
             config=terse_config(cfg),
             loss_scale=node.LOSS_SCALE,
             log_period=node.LOG_PERIOD,
@@ -181,6 +190,7 @@ class TerseHook(HookBase):
             target=detector,
             pixels=PixelFormat(scale=255.0, bgr=bgr),
             keypoint_flips=self._keypoint_flips,
+            **self._pairing,
             config=self._config,
             **self._settings,
         ).to(self._device)

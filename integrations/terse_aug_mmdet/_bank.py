@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from terse_aug import ForegroundBank
+from terse_aug._vocabulary import check_distractors
 from terse_aug.bank import BuildReport, CutRules, build_from_coco, segmentation_as_json
 
 
@@ -27,6 +28,19 @@ def open_bank(path: str | Path, classes: Sequence[str] | None, drop_unknown: boo
             raise ValueError("drop_unknown_classes: expected classes=, the data set's class names, with it")
         return bank
     return bank.relabel(list(classes), unknown="drop" if drop_unknown else "error")
+
+
+def open_distractors(path: str | Path | None, classes: Sequence[str]) -> ForegroundBank | None:
+    """The bank of distractors, or ``None``.
+
+    Raises:
+        ValueError: it cannot be opened, or has a class of the data set's.
+    """
+    if path is None:
+        return None
+    bank = ForegroundBank.open(path)
+    check_distractors(bank, classes)
+    return bank
 
 
 def build_from_mmdet(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,13 +43,24 @@ def to_samples(batch: Mapping[str, Any], device: torch.device) -> tuple[list[Ten
     return images, [_target(sample, f"image {number} of the batch", device) for number, sample in enumerate(samples)]
 
 
-def put_back(batch: dict[str, Any], images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]]) -> None:
-    """Put other images and instances into a batch, in place: the host goes on with the same dictionary."""
+def put_back(
+    batch: dict[str, Any],
+    images: Sequence[Tensor],
+    targets: Sequence[Mapping[str, Any]],
+    replaced: Collection[int] = (),
+) -> None:
+    """Put other images and instances into a batch, in place: the host goes on with the same dictionary.
+
+    Images that were replaced by another background have none of the regions any more that are to be ignored.
+    """
     samples = batch["data_samples"]
     batch["inputs"] = torch.stack(list(images)) if isinstance(batch["inputs"], Tensor) else list(images)
     batch["data_samples"] = [
         with_instances(sample, target, image) for sample, target, image in zip(samples, targets, images, strict=True)
     ]
+    for number in replaced:
+        if "ignored_instances" in (sample := batch["data_samples"][number]):
+            sample.ignored_instances = sample.ignored_instances[torch.zeros(0, dtype=torch.long)]
 
 
 def parcels_of(batch: Mapping[str, Any]) -> list[Parcel] | None:

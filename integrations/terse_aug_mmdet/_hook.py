@@ -14,7 +14,7 @@ from torch import Tensor
 
 from terse_aug import PixelFormat, Terse
 from terse_aug.preview import batch_picture
-from terse_aug_mmdet._bank import class_names, open_bank
+from terse_aug_mmdet._bank import class_names, open_bank, open_distractors
 from terse_aug_mmdet._batch import parcels_of, put_back, to_samples
 from terse_aug_mmdet._model import MMDetDetector
 from terse_aug_mmdet._settings import checked_policy, terse_settings
@@ -47,6 +47,8 @@ class TerseHook(Hook):
         classes: the data set's class names, which ``TersePaste`` needs where unknown ones are dropped; the hook
             sees that they are the data set's.
         input_format: of the images as the pipeline loads them, ``"BGR"``, which is MMDetection's, or ``"RGB"``.
+        backgrounds: folder of images that take the place of ``background_probability`` of those of the batches.
+        distractor_bank: path of a bank of objects of none of the data set's classes, for ``distractors``.
         interval: iterations between two readings of the figures under ``train/terse_aug/``; 0 for none.
         image_interval: iterations between two pictures of composites for the visualizer; 0 for none.
         settings: of :class:`terse_aug.TerseConfig`.
@@ -66,6 +68,8 @@ class TerseHook(Hook):
         drop_unknown_classes: bool = False,
         classes: Sequence[str] | None = None,
         input_format: str = "BGR",
+        backgrounds: str | Path | None = None,
+        distractor_bank: str | Path | None = None,
         interval: int = 50,
         image_interval: int = 500,
         **settings: Any,
@@ -78,6 +82,7 @@ class TerseHook(Hook):
         self._pixels = PixelFormat(scale=255.0, bgr=input_format == "BGR")
         self._interval, self._image_interval = interval, image_interval
         self._settings = terse_settings(settings)
+        self._backgrounds, self._distractor_bank = backgrounds, distractor_bank
         self._terse: Terse | None = None
         self._saved: Mapping[str, Any] | None = None
         self._device = torch.device("cpu")
@@ -110,6 +115,8 @@ class TerseHook(Hook):
             seed=runner.seed if self._seed is None else self._seed,
             target=MMDetDetector(runner.model, len(classes)),
             pixels=self._pixels,
+            backgrounds=self._backgrounds,
+            distractor_bank=open_distractors(self._distractor_bank, classes),
             **self._settings,
         ).to(self._device)
         if self._terse.policy.needs_target and runner.distributed:
@@ -128,7 +135,7 @@ class TerseHook(Hook):
             return
         images, targets = to_samples(data_batch, self._device)
         composites, corrected = self._terse(images, targets, parcels_of(data_batch))
-        put_back(data_batch, list(composites), corrected)
+        put_back(data_batch, list(composites), corrected, self._terse.replaced)
         wrapper = runner.optim_wrapper
         scaler = getattr(wrapper, "loss_scaler", None)
         # As mmengine.optim.OptimWrapper.scale_loss has it, before the batch is counted.

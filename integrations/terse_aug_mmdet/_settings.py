@@ -9,8 +9,9 @@ from typing import Any
 from terse_aug import TerseConfig, TransformRanges
 from terse_aug._config import replaced
 from terse_aug.policies import POLICIES
+from terse_aug.samplers import make_sampler
 
-HOOK_ONLY = ("input_format", "interval", "image_interval")
+HOOK_ONLY = ("input_format", "interval", "image_interval", "backgrounds", "distractor_bank")
 """Arguments of the hook that the transform passes over, so that both can be given the same dictionary."""
 
 
@@ -29,7 +30,8 @@ def terse_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     plain = dict(settings)
     if isinstance(ranges := plain.get("ranges"), Mapping):
         plain["ranges"] = TransformRanges(**ranges)
-    replaced(TerseConfig(), plain)  # what is wrong is said now, not when training begins
+    config = replaced(TerseConfig(), plain)
+    make_sampler(config.sampler, config)  # what is wrong is said now, not when training begins
     return plain
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from terse_aug._config import TerseConfig
 from terse_aug._terse import Terse
+from terse_aug._vocabulary import check_distractors
 from terse_aug.bank import ForegroundBank
 from terse_aug.policies import make_policy
 from terse_aug.preview import (
@@ -66,6 +67,15 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         metavar="FILE",
         help=f"trained adversary: torch.save of terse.state_dict(), or a checkpoint with it under {STATE_KEY!r}",
     )
+    parser.add_argument(
+        "--backgrounds", type=Path, metavar="DIR", help="pool of backgrounds, for --background-probability"
+    )
+    parser.add_argument(
+        "--distractor-bank",
+        type=Path,
+        metavar="BANK",
+        help="objects of classes that are not labelled, for --distractors",
+    )
     add_flags(parser.add_argument_group("settings of the pasting"), TerseConfig())
     parser.set_defaults(run=_preview)
 
@@ -118,7 +128,18 @@ def _terse(arguments: argparse.Namespace, bank: ForegroundBank, data: LabelledIm
     if arguments.state is not None:
         policy = make_policy(name, config, arguments.seed, saved_classes(arguments.state))
     chosen, labels = _translation(arguments.classes, bank, data.classes)
-    terse = Terse(bank.select(categories=chosen), policy, seed=arguments.seed, classes=labels, config=config)
+    distractors = None if arguments.distractor_bank is None else ForegroundBank.open(arguments.distractor_bank)
+    if distractors is not None:
+        check_distractors(distractors, data.classes.values())
+    terse = Terse(
+        bank.select(categories=chosen),
+        policy,
+        seed=arguments.seed,
+        classes=labels,
+        backgrounds=arguments.backgrounds,
+        distractor_bank=distractors,
+        config=config,
+    )
     if arguments.state is not None:
         load_policy_state(terse, arguments.state)
     return terse

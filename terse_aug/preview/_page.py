@@ -24,6 +24,8 @@ _REASONS = {
     "paste_hidden": "pasted objects hidden or cut off beyond min_visibility: no label",
     "paste_too_small": "pastes smaller than min_side: left out",
     "paste_outside": "pastes outside the image: left out",
+    "distractor_not_shown": "distractors outside the image or smaller than min_side: left out",
+    "background_unreadable": "backgrounds that cannot be read: the image keeps its own",
     "decoy_without_background": "decoys without a place free of objects: left out",
     "box_degenerate": "original objects whose box has no area: left out",
     "box_outside": "original objects whose box lies outside the image: left out",

@@ -22,6 +22,7 @@ _BATCH = 8
 _UNITS = {"rotation": "°", "scale": "x", "scale_x": "x", "scale_y": "x"}
 _HIDDEN_PASTE = "no label: hidden or cut off beyond min_visibility"
 _HIDDEN_ORIGINAL = "label dropped: hidden beyond min_visibility"
+_REPLACED = "a background of the pool in place of the image and its objects"
 _BAD_BOX = "not used: its box has no area or lies outside the image"
 
 
@@ -58,7 +59,8 @@ class Pair:
         original_objects: number of objects by class name.
         composite_objects: likewise.
         pastes: in the order of pasting, the last in front.
-        lost: a line for every original object that has no label in the composite.
+        lost: a line for every original object that has no label in the composite, or one that says that the whole
+            image was replaced.
     """
 
     name: str
@@ -120,16 +122,22 @@ def preview_samples(terse: Terse, samples: Iterable[Sample], classes: Mapping[in
             )
         dropped.update(composites.dropped)
         pairs += [
-            _pair(terse, classes, sample, image, target, pastes)
-            for sample, image, target, pastes in zip(
-                batch, composites.images, composites.targets, composites.pastes, strict=True
+            _pair(terse, classes, sample, image, target, pastes, number in composites.backgrounds)
+            for number, (sample, image, target, pastes) in enumerate(
+                zip(batch, composites.images, composites.targets, composites.pastes, strict=True)
             )
         ]
     return Preview(pairs, dropped)
 
 
 def _pair(
-    terse: Terse, classes: Mapping[int, str], sample: Sample, image: torch.Tensor, target: Target, pastes: list[Paste]
+    terse: Terse,
+    classes: Mapping[int, str],
+    sample: Sample,
+    image: torch.Tensor,
+    target: Target,
+    pastes: list[Paste],
+    replaced: bool,
 ) -> Pair:
     rows = {paste.row for paste in pastes if paste.row is not None}
     return Pair(
@@ -139,7 +147,7 @@ def _pair(
         _census(sample.target, classes),
         _census(target, classes),
         tuple(_note(paste, target, classes, terse.config.ranges) for paste in pastes),
-        tuple(_lost(sample, target, classes)),
+        (_REPLACED,) if replaced else tuple(_lost(sample, target, classes)),
     )
 
 

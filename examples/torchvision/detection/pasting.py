@@ -34,7 +34,8 @@ def add_flags(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """`--terse NAME=VALUE ...` as keywords.
 
-    A comma makes a pair, `ranges.NAME=LOW,HIGH` sets a range, `critic_held=NAME,NAME` lists names.
+    A comma makes a pair, `ranges.NAME=LOW,HIGH` sets a range, `critic_held=NAME,NAME` lists names; `sampler=NAME` and
+    the folder `backgrounds=DIR` are texts.
     """
     keywords: dict[str, Any] = {}
     ranges: dict[str, Any] = {}
@@ -42,6 +43,9 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
         name, separator, text = item.partition("=")
         if not separator:
             raise SystemExit(f"--terse expects NAME=VALUE, got {item!r}")
+        if name in _TEXTS:
+            keywords[name] = text
+            continue
         if name in _LISTS_OF_NAMES:
             keywords[name] = tuple(filter(None, text.split(",")))
             continue
@@ -56,6 +60,7 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 _LISTS_OF_NAMES = ("critic_held",)
+_TEXTS = ("sampler", "backgrounds")
 _SWITCH = {"true": True, "false": False}
 
 

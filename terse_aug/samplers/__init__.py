@@ -1,0 +1,67 @@
+"""Samplers: which cut-outs are pasted, and how they are paired with backgrounds. A new one is one file beside these."""
+
+from terse_aug._config import TerseConfig
+from terse_aug.samplers._base import Cutouts, Demand, Sampler, Visit
+from terse_aug.samplers._biregular import BiregularSampler
+from terse_aug.samplers._stream import BalancedStream
+from terse_aug.samplers._uniform import UniformSampler
+from terse_aug.samplers._weighted import ClassSampler, HardnessSampler, RaritySampler, WeightedSampler
+
+SAMPLERS = ("uniform", "rarity", "loss", "biregular")
+"""Names of samplers; beside them weights of classes are named as ``dog=3,cat=0.5``."""
+
+
+def make_sampler(sampler: str | Sampler, config: TerseConfig) -> Sampler:
+    """A sampler by name, or the given one.
+
+    Args:
+        sampler: a name in :data:`SAMPLERS`, weights of classes as text (see :class:`WeightedSampler`), or one that is
+            made already.
+        config: ``rarity_power``.
+
+    Raises:
+        ValueError: it is none of these; the message lists the names.
+    """
+    if isinstance(sampler, Sampler):
+        return sampler
+    if sampler == "uniform":
+        return UniformSampler()
+    if sampler == "rarity":
+        return RaritySampler(config.rarity_power)
+    if sampler == "loss":
+        return HardnessSampler()
+    if sampler == "biregular":
+        return BiregularSampler()
+    if isinstance(sampler, str) and "=" in sampler:
+        return WeightedSampler(_weights(sampler))
+    raise ValueError(
+        f"sampler: expected one of {', '.join(SAMPLERS)}, weights as dog=3,cat=0.5, or a Sampler, got {sampler!r}"
+    )
+
+
+def _weights(text: str) -> dict[str, float]:
+    weights = {}
+    for entry in text.split(","):
+        name, _, weight = entry.strip().rpartition("=")
+        try:
+            weights[name.strip()] = float(weight)
+        except ValueError:
+            raise ValueError(f"sampler: expected weights of classes as dog=3,cat=0.5, got {text!r}") from None
+    return weights
+
+
+__all__ = [
+    "SAMPLERS",
+    "BalancedStream",
+    "BiregularSampler",
+    "ClassSampler",
+    "Cutouts",
+    "Demand",
+    "HardnessSampler",
+    "RaritySampler",
+    "Sampler",
+    "UniformSampler",
+    "Visit",
+    "WeightedSampler",
+    "make_sampler",
+]

@@ -1,0 +1,248 @@
+"""The interface of a sampler: which cut-outs are pasted, and on which backgrounds of a pool. Imports torch and numpy.
+
+A new one is one file with a subclass of :class:`Sampler`; hand an instance to ``Terse(sampler=...)``.
+Shape letters: M pastes, K classes, n cut-outs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What the images of a batch want.
+
+    Attributes:
+        counts: pastes on each image that gets some.
+        offers: cut-outs that are offered for each paste.
+        any_class: whether those of one paste may be of different classes.
+        rank: of this process.
+        ranks: number of processes.
+    """
+
+    counts: Sequence[int]
+    offers: int = 1
+    any_class: bool = False
+    rank: int = 0
+    ranks: int = 1
+
+    @property
+    def pastes(self) -> int:
+        """M, on all images together."""
+        return sum(self.counts)
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A background of the pool that a batch gets, and what is pasted on it.
+
+    Attributes:
+        background: its place in the pool.
+        cutouts: positions of cut-outs, as :meth:`Sampler.draw` gives them.
+    """
+
+    background: int
+    cutouts: list[int]
+
+
+class Cutouts:
+    """The classes of a bank's cut-outs.
+
+    Args:
+        labels: int ``[n]``, n at least 1.
+        categories: name of each label.
+    """
+
+    def __init__(self, labels: NDArray[np.int64], categories: Mapping[int, str] | None = None) -> None:
+        self.labels = labels
+        self.categories = dict(categories or {})
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def classes(self) -> list[int]:
+        """The labels that there are, ascending."""
+        every: list[int] = np.unique(self.labels).tolist()
+        return every
+
+    @cached_property
+    def sizes(self) -> Tensor:
+        """int64 ``[K]``, how many cut-outs each class has."""
+        starts = self._by_class[1]
+        return starts[1:] - starts[:-1]
+
+    @cached_property
+    def group(self) -> Tensor:
+        """int64 ``[n]``, the place in ``classes`` of each cut-out's class."""
+        return torch.from_numpy(np.searchsorted(np.asarray(self.classes), self.labels))
+
+    def of_classes(self, places: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+        """Cut-outs drawn uniformly from classes, with replacement.
+
+        Args:
+            places: int64 ``[M]``, places in ``classes``.
+            draws: from each.
+            generator: the only source of randomness.
+
+        Returns:
+            int64 ``[M, draws]``.
+        """
+        order, starts = self._by_class
+        sizes = self.sizes[places]
+        within = (torch.rand(len(places), draws, generator=generator, dtype=torch.float64) * sizes[:, None]).long()
+        return order[starts[places][:, None] + within.minimum(sizes[:, None] - 1)]
+
+    @cached_property
+    def _by_class(self) -> tuple[Tensor, Tensor]:
+        """Positions sorted by class, and where each class begins among them (and the end)."""
+        order = torch.from_numpy(np.argsort(self.group.numpy(), kind="stable"))
+        starts = np.concatenate([[0], np.cumsum(np.bincount(self.group.numpy()))])
+        return order, torch.from_numpy(starts)
+
+
+class Sampler(nn.Module):
+    """Base class; :meth:`draw` is all that a sampler without a memory has to write.
+
+    A sampler belongs to one :class:`terse_aug.Terse`, which binds it to its bank and keeps its state: what
+    :meth:`memory` gives and :meth:`recall` takes.
+    """
+
+    learns = False
+    """Whether it wants to be told how hard the pastes of each class were."""
+    in_workers = True
+    """Whether its draws are independent, so that they can be made in a data loader's workers."""
+    any_offers = True
+    """Whether several cut-outs may be offered for a paste."""
+
+    cutouts: Cutouts
+    seed: int
+    backgrounds: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._only: list[int] | None = None
+
+    @property
+    def identity(self) -> str:
+        """Equal for samplers whose draws have the same distribution."""
+        return type(self).__name__
+
+    def bind(self, cutouts: Cutouts, seed: int, backgrounds: int = 0) -> None:
+        """Draw from these cut-outs from now on; called once.
+
+        Args:
+            cutouts: of the bank.
+            seed: of all that is drawn without a generator.
+            backgrounds: size of the pool of backgrounds, 0 where there is none.
+
+        Raises:
+            ValueError: it is bound already, or does not fit the bank or the pool.
+        """
+        if "cutouts" in self.__dict__:
+            raise ValueError(f"{type(self).__name__}: expected one of its own for each Terse, got one that is in use")
+        self.cutouts, self.seed, self.backgrounds = cutouts, seed, backgrounds
+
+    @property
+    def allowed_labels(self) -> list[int] | None:
+        """What :meth:`only` has said; ``None`` for all."""
+        return self._only
+
+    def only(self, labels: Iterable[int] | None) -> None:
+        """Allow cut-outs of some classes, or of all.
+
+        Raises:
+            ValueError: no cut-out has any of them.
+        """
+        wanted = None if labels is None else sorted(set(labels))
+        if wanted is not None and not set(wanted) & set(self.cutouts.classes):
+            raise ValueError(f"no cut-out in the bank has any of the labels {wanted}")
+        self._only = wanted
+
+    def draw(self, demand: Demand, generator: torch.Generator) -> list[int]:
+        """Positions of ``demand.pastes * demand.offers`` cut-outs; each ``offers`` in a row are offered together.
+
+        The first of a row is drawn as the sampler has it, the others from its class: whichever of a row is taken,
+        classes are as frequent as with one offer. With ``any_class`` all of them are drawn alike.
+        """
+        raise NotImplementedError
+
+    def visit(self, demand: Demand, generator: torch.Generator) -> list[Visit]:
+        """Backgrounds of the pool, one for each of ``demand.counts``, and what is pasted on them.
+
+        Here backgrounds are drawn uniformly, and cut-outs as for any image.
+        """
+        backgrounds = torch.randint(self.backgrounds, (len(demand.counts),), generator=generator).tolist()
+        cutouts = iter(self.draw(demand, generator))
+        each = [[next(cutouts) for _ in range(count * demand.offers)] for count in demand.counts]
+        return [Visit(background, own) for background, own in zip(backgrounds, each, strict=True)]
+
+    def still(self) -> Sampler:
+        """One that draws from the same distribution, of all classes, without a trace in this one: for looking at.
+
+        Here a copy; a sampler that remembers what it has drawn gives another.
+        """
+        other = copy.copy(self)
+        other.only(None)
+        return other
+
+    def hear(self, labels: Sequence[int], hardness: Sequence[float]) -> None:
+        """Be told how hard pastes of these classes were, in [0, 1], where it ``learns``."""
+        raise NotImplementedError
+
+    def settle(self, device: torch.device) -> None:
+        """Learn from what was heard since the last call, where it ``learns``; every rank has to call it."""
+        raise NotImplementedError
+
+    def memory(self) -> dict[str, Tensor]:
+        """Its state, by name; none by default."""
+        return {}
+
+    def recall(self, memory: Mapping[str, Tensor]) -> None:
+        """Take a state of :meth:`memory`, of the same names.
+
+        Raises:
+            ValueError: it is of another bank or pool.
+        """
+
+    def _to_rows(self, first: Tensor, demand: Demand, generator: torch.Generator) -> list[int]:
+        """Rows of offers that begin with these cut-outs, int64 ``[M]``, the others of the same class."""
+        if demand.offers > 1:
+            others = self.cutouts.of_classes(self.cutouts.group[first], demand.offers - 1, generator)
+            first = torch.cat([first[:, None], others], 1).flatten()
+        positions: list[int] = first.tolist()
+        return positions
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        destination.update({prefix + name: value.clone() for name, value in self.memory().items()})
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        names = list(self.memory())
+        absent = [prefix + name for name in names if prefix + name not in state_dict]
+        missing_keys.extend(absent)
+        extra = [name for name in state_dict if name.startswith(prefix) and name.removeprefix(prefix) not in names]
+        unexpected_keys.extend(extra if strict else [])
+        if names and not absent:
+            try:
+                self.recall({name: state_dict[prefix + name].cpu() for name in names})
+            except ValueError as error:
+                error_msgs.append(f"{prefix}: {error}")
