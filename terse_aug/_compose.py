@@ -61,12 +61,14 @@ class Composites:
         targets: B corrected targets.
         pastes: for each image its pastes, the last in front.
         dropped: counts by reason.
+        shown: for each image the pixels of its pastes, decoys first.
     """
 
     images: list[Tensor]
     targets: list[Target]
     pastes: list[list[Paste]]
     dropped: Counter[str]
+    shown: list[list[PastedObject]]
 
 
 @dataclass(frozen=True)
@@ -107,11 +109,13 @@ def compose(
     out_images: list[Tensor] = []
     out_targets: list[Target] = []
     pastes: list[list[Paste]] = []
+    everything: list[list[PastedObject]] = []
     detached = unit.detach().cpu()
     for number, (image, target) in enumerate(zip(images, targets, strict=True)):
         mine = [row for row, where in enumerate(layout.image_of) if where == number and row in objects]
         covers = decoys.get(number, [])
         shown = [pasted for _, pasted in covers] + [objects[row][1] for row in mine]
+        everything.append(shown)
         if not shown:
             out_images.append(image)
             out_targets.append(target)
@@ -125,7 +129,7 @@ def compose(
         out_targets.append(correction.target)
         rows = correction.rows[len(covers) :]
         pastes.append([_paste(layout, row, detached[row], at) for row, at in zip(mine, rows, strict=True)])
-    return Composites(out_images, out_targets, pastes, +dropped)
+    return Composites(out_images, out_targets, pastes, +dropped, everything)
 
 
 def compose_exactly(

@@ -23,6 +23,7 @@ from terse_aug._ledger import Ledger
 from terse_aug._parcel import Parcel, check_parcels
 from terse_aug._pixels import PixelFormat
 from terse_aug._random import generator_for
+from terse_aug._robust import make_robustness
 from terse_aug._sample import Target
 from terse_aug._sampler import Sampler
 from terse_aug._scene import make_scene
@@ -104,6 +105,7 @@ class Terse(nn.Module):
             raise ValueError(f"policy {policy!r} asks the detector: give Terse(target=detector)")
         check_classes(chosen, self.bank, told_classes(self._detector))
         self.adversary = Adversary(chosen, self.config, seed, self.pixels)
+        self.robustness = make_robustness(self.config, self.pixels, seed, self._detector)
         self.ledger = Ledger()
         self._mirror_keypoints = mirror_order(self.bank.keypoint_names, keypoint_flips)
         self._turns: list[Turn] = []
@@ -197,6 +199,8 @@ class Terse(nn.Module):
             self._learn_hardness()
         if self._moves_now():
             self._move(finite, loss_scale)
+        if self.robustness is not None and not self.robustness.step():
+            self._warn("robust", _NO_PATTERN)
         self._turns.clear()
         self._told = False
         self.ledger.counts["iterations"] += 1
@@ -290,7 +294,7 @@ class Terse(nn.Module):
         it; ``moves`` and ``skipped_moves`` count the adversary's moves; ``dropped/...`` count
         what was left out, by reason. They are a function of the run alone: time is kept apart, in ``seconds``.
         """
-        return self.ledger.summary()
+        return self.ledger.summary() | ({} if self.robustness is None else self.robustness.figures())
 
     def _load_from_state_dict(self, *arguments: Any, **more: Any) -> None:
         if self._last_turn is not None:
@@ -325,15 +329,20 @@ class Terse(nn.Module):
         layout = offered.taken(self._shelf, proposal.rows)
         with torch.set_grad_enabled(bool(proposal.leaves)):
             composites = compose_exactly(images, targets, layout, proposal.unit, self._surface(images))
+        # Before anybody listens to the detector. Hardness is that of the perturbed; realism is judged without.
+        shown = composites
+        if self.robustness is not None:
+            shown = self.robustness.perturbed(composites, batch.usable, self.seed, counts["calls"])
         if learning and any(composites.pastes) and (proposal.leaves or proposal.memory):
             with full_precision(images[0].device):
                 self._last_turn = self.adversary.begin(proposal, composites, images, targets)
             if by_hardness:
+                self._last_turn.composites = shown
                 self._listen(self._last_turn)
             self._keep(self._last_turn)
         composites.dropped.update(batch.dropped)
         self._record(layout, proposal, composites)
-        return composites
+        return shown
 
     def _propose(self, scene: Scene, generator: torch.Generator, learning: bool) -> Proposal:
         """The policy's proposal, or a random one while it is suspended, but for the batches that it moves by."""
@@ -484,6 +493,12 @@ _SUSPENDED = "the adversary does not move and pastes at random until a move succ
 _NO_GRADIENT = (
     "no gradient reached the composites, so the adversary does not move: call backward() on the detector's loss "
     "before step(), call Terse outside torch.no_grad(), and hand the images on as Terse returned them"
+)
+
+
+_NO_PATTERN = (
+    "robust='universal': no gradient reached the composites, so the pattern does not move: call backward() on the "
+    "detector's loss before step(), and hand the images on as Terse returned them"
 )
 
 
