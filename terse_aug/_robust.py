@@ -33,6 +33,10 @@ from terse_aug.targets import GivesGradients, TargetModel
 TILE = 64
 """Side of the universal pattern, and of the noise that gradient steps start from, pixels; both are repeated."""
 
+GRID = 32
+"""The pattern is shifted by multiples of this, pixels: the stride of a detector's coarser features, which see a pattern
+that is shifted otherwise as another one."""
+
 COUNTERS = ("images", "passes", "not_finite", "no_gradient")
 AVERAGES = ("start", "gain", "zero_share")
 
@@ -99,7 +103,7 @@ class Robustness(nn.Module):
         if not bool(chosen):
             return composites
         generator = generator_for(seed, rank(), "robust", call)
-        shifts = torch.randint(TILE, (len(usable), 2), generator=generator).tolist()
+        shifts = (torch.randint(TILE // GRID, (len(usable), 2), generator=generator) * GRID).tolist()
         with full_precision(composites.images[0].device):
             foregrounds = _foregrounds(composites)
             rooms = [
