@@ -87,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             trained[arm] = {"clean": clean, "attacked": worst, "processor seconds per iteration": seconds}
             if arm == "none":
                 perturbations = _perturbations(target, tests, settings)
+                rows = [(name, f"{own['loss']:.3f}", f"{own['AP']:.1f}") for name, own in perturbations.items()]
+                show("trained without, by perturbation of the test images", ("", "loss", "AP"), rows)
     _report(trained, perturbations, args)
 
 
@@ -153,8 +155,6 @@ def _perturbations(target: TorchvisionDetector, tests: _Attacked, settings: trai
 
 
 def _report(trained: dict[str, Any], perturbations: dict[str, Any], args: argparse.Namespace) -> None:
-    rows = [(name, f"{own['loss']:.3f}", f"{own['AP']:.1f}") for name, own in perturbations.items()]
-    show("the detector trained without, by perturbation of the test images", ("", "loss", "AP"), rows)
     columns = ("robust", "loss", "AP", "loss, attacked", "AP, attacked", "processor ms per iteration")
     lines = [
         (

@@ -65,8 +65,8 @@ class Terse(nn.Module):
         classes: the detector's class names, from label 1 on, or a mapping from name to label; the bank's
             categories are translated by name. Without it the bank's category ids are the labels.
         target: the detector (a torchvision model, or a :class:`~terse_aug.targets.TargetModel`); needed by
-            ``hard-random``, and by ``critic`` unless :meth:`observe` is called. It does not become a part of
-            this module.
+            ``hard-random``, by ``critic`` unless :meth:`observe` is called, and by ``robust="pgd"``. It does not become
+            a part of this module.
         pixels: format of the host's images; by default RGB in [0, 1].
         keypoint_flips: pairs of names of keypoints that change places in a mirrored object; by default those that
             differ in "left" and "right".
@@ -153,7 +153,7 @@ class Terse(nn.Module):
         Returns:
             Composites and their corrected targets, in the form that came. Every ``move_every``-th iteration the
             composites of a policy that learns from gradients (``learned``, ``deterministic``) carry a graph, so that
-            the detector's backward reaches it.
+            the detector's backward reaches it; with ``robust="universal"`` those of every iteration do.
 
         Raises:
             ValueError: the batch does not keep to the contract above; parcels of another bank or made with other
@@ -291,8 +291,9 @@ class Terse(nn.Module):
         (1 random, 0 collapsed); ``loss`` the running mean of the detector's loss; ``hardness`` that of one minus
         the detector's probability of a pasted object, ``critic_correlation`` how well it was foretold, and
         ``hardness_gain`` how much harder the chosen are foretold to be than random ones, for a policy that learns from
-        it; ``moves`` and ``skipped_moves`` count the adversary's moves; ``dropped/...`` count
-        what was left out, by reason. They are a function of the run alone: time is kept apart, in ``seconds``.
+        it; ``robust/...`` are of robustness training; ``moves`` and ``skipped_moves`` count the adversary's moves;
+        ``dropped/...`` count what was left out, by reason. They are a function of the run alone: time is kept apart, in
+        ``seconds``.
         """
         return self.ledger.summary() | ({} if self.robustness is None else self.robustness.figures())
 

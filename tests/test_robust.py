@@ -489,15 +489,23 @@ def test_a_pattern_that_nobody_goes_backward_through_says_so(tiny_bank: Foregrou
     assert torch.equal(before, terse.robustness.pattern)
     assert terse.metrics()["robust/no_gradient"] == 4
     assert terse.metrics()["robust/not_finite"] == 2
+    (one, other), _ = terse(*make_batch())
+    (one.sum() * math.nan + other.sum()).backward()
+    terse.step(1.0)
+    assert not torch.equal(before, terse.robustness.pattern)  # by the gradient of the other
+    assert terse.metrics()["robust/not_finite"] == 3
 
 
-def test_the_pattern_hears_a_host_that_writes_into_its_images(tiny_bank: ForegroundBank) -> None:
+@pytest.mark.parametrize("stacked", [False, True])
+def test_the_pattern_hears_a_host_that_writes_into_its_images(tiny_bank: ForegroundBank, stacked: bool) -> None:
     terse = Terse(tiny_bank, "random", robust="universal", **EVERY_IMAGE)
     assert terse.robustness is not None
     before = terse.robustness.pattern.clone()
-    batch, _ = terse(torch.stack([make_batch()[0][0]] * 2), make_batch()[1][:1] * 2)
-    assert isinstance(batch, Tensor)
-    batch.sub_(0.5).pow(2).sum().backward()
+    images, targets = make_batch(sizes=((64, 64), (64, 64)))
+    composites, _ = terse(torch.stack(images) if stacked else images, targets)
+    assert isinstance(composites, Tensor) is stacked
+    for image in [composites] if isinstance(composites, Tensor) else composites:
+        image.sub_(0.5).pow(2).sum().backward()
     terse.step(1.0)
     assert not torch.equal(before, terse.robustness.pattern)
     assert terse.metrics()["robust/no_gradient"] == 0
