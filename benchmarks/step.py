@@ -1,6 +1,6 @@
 """What terse-aug adds to a training step of a torchvision detector: none, random, learned with k = 1 and k = 4.
 
-``python -m benchmarks.step --json F [--cycles 10] [--detector mobilenet]``
+``python -m benchmarks.step --json F [--cycles 10] [--detector mobilenet] [--arms random pgd_1 pgd_3 universal]``
 
 One Faster R-CNN at 320 px on batches of four images, with boxes only, as most detection data are; ``Terse`` has its
 default settings. All arms train the same detector with a learning rate of 0, so that all have the same work, and take
@@ -13,6 +13,7 @@ import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,18 @@ _MAKERS = {
     "resnet50": detection.fasterrcnn_resnet50_fpn,
 }
 
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "random": {"policy": "random"},
+    "learned_k1": {"policy": "learned", "move_every": 1},
+    "learned_k4": {"policy": "learned", "move_every": CYCLE},
+    "critic_k4": {"policy": "critic", "move_every": CYCLE},
+    "hard_random": {"policy": "hard-random"},
+    "pgd_1": {"policy": "random", "robust": "pgd"},
+    "pgd_3": {"policy": "random", "robust": "pgd", "robust_steps": 3},
+    "universal": {"policy": "random", "robust": "universal"},
+}
+_POLICIES = ("random", "learned_k1", "learned_k4", "critic_k4", "hard_random")
+
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 
 
@@ -46,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ).train()
     batches = _batches(options.side, options.batch)
     with tempfile.TemporaryDirectory() as folder:
-        steps = _steps(model, step_bank(Path(folder)))
+        steps = _steps(model, step_bank(Path(folder)), options.arms)
         arms = {name: (lambda turn: (turn, batches[turn % len(batches)]), step) for name, step in steps.items()}
         times = interleaved(arms, CYCLE * options.cycles, CYCLE * options.warmup)
     inside = {name: step.terse_seconds() for name, step in steps.items()}
@@ -79,15 +92,10 @@ class _Step:
         return 0.0 if self._terse is None else self._terse.seconds / max(self._calls, 1)
 
 
-def _steps(model: nn.Module, bank: ForegroundBank) -> dict[str, _Step]:
-    return {
-        "none": _Step(model, None),
-        "random": _Step(model, Terse(bank, policy="random")),
-        "learned_k1": _Step(model, Terse(bank, policy="learned", move_every=1)),
-        "learned_k4": _Step(model, Terse(bank, policy="learned", move_every=CYCLE)),
-        "critic_k4": _Step(model, Terse(bank, policy="critic", move_every=CYCLE, target=model)),
-        "hard_random": _Step(model, Terse(bank, policy="hard-random", target=model)),
-    }
+def _steps(model: nn.Module, bank: ForegroundBank, arms: Sequence[str]) -> dict[str, _Step]:
+    """The arm without, and those asked for."""
+    terse = {arm: Terse(bank, target=model, **_SETTINGS[arm]) for arm in arms}
+    return {"none": _Step(model, None)} | {arm: _Step(model, own) for arm, own in terse.items()}
 
 
 def _batches(side: int, size: int) -> list[Batch]:
@@ -120,6 +128,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
     parser.add_argument("--json", metavar="F", help="write the figures there")
     parser.add_argument("--detector", choices=sorted(_MAKERS), default="mobilenet", help="default mobilenet")
+    parser.add_argument(
+        "--arms", nargs="+", choices=list(_SETTINGS), default=_POLICIES, help="beside none (default: the policies)"
+    )
     parser.add_argument("--side", type=int, default=320, help="side of the images, pixels (default 320)")
     parser.add_argument("--batch", type=int, default=4, help="images per step (default 4)")
     parser.add_argument("--cycles", type=int, default=10, help=f"timed cycles of {CYCLE} steps (default 10)")

@@ -61,6 +61,7 @@ class Composites:
         pastes: for each image its pastes, the last in front; objects behind others come first, distractors and decoys
             are not among them.
         dropped: counts by reason.
+        shown: for each image the pixels of its pastes, decoys first.
         backgrounds: by image that was replaced, the place of its background in the pool.
     """
 
@@ -68,6 +69,7 @@ class Composites:
     targets: list[Target]
     pastes: list[list[Paste]]
     dropped: Counter[str]
+    shown: list[list[PastedObject]]
     backgrounds: dict[int, int] = field(default_factory=dict)
 
 
@@ -114,6 +116,7 @@ def compose(
     out_images: list[Tensor] = []
     out_targets: list[Target] = []
     pastes: list[list[Paste]] = []
+    everything: list[list[PastedObject]] = []
     detached, behind_unit = unit.detach().cpu(), behind_unit.cpu()
     for number, (image, target) in enumerate(zip(images, targets, strict=True)):
         mine = [row for row, where in enumerate(layout.image_of) if where == number and row in objects]
@@ -122,6 +125,7 @@ def compose(
         context = [row for row in behind if layout.behind.behind[row] in mine]
         layers = covers + [behind[row] for row in context] + [objects[row] for row in mine]
         shown = [pasted for _, pasted in layers]
+        everything.append(shown)
         if not shown:
             out_images.append(image)
             out_targets.append(target)
@@ -135,7 +139,7 @@ def compose(
         rows = iter(correction.rows[len(covers) :])
         extra = [_paste(layout.behind, row, behind_unit[row], next(rows), None) for row in context]
         pastes.append(extra + [_paste(layout, row, detached[row], next(rows), row) for row in mine])
-    return Composites(out_images, out_targets, pastes, +dropped)
+    return Composites(out_images, out_targets, pastes, +dropped, everything)
 
 
 def compose_exactly(

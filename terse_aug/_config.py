@@ -92,6 +92,25 @@ class TerseConfig:
         0.0, "weight of realism in the synthesizer's objective; 0 switches the discriminator off"
     )
 
+    robust: str = _setting(
+        "none",
+        "perturb composites before the detector is trained on them: none, pgd (gradient steps, each a forward and a "
+        "backward more), universal (one pattern for all images, learned from the backward that is made anyway)",
+    )
+    robust_radius_objects: float = _setting(
+        4 / 255, "robust: how far a value of a pixel that shows an object may be moved, in units of [0, 1]"
+    )
+    robust_radius_background: float = _setting(
+        8 / 255, "robust: how far a value of another pixel may be moved, likewise"
+    )
+    robust_steps: int = _setting(1, "robust pgd: gradient steps")
+    robust_step_size: float = _setting(
+        0.0,
+        "robust: length of a step relative to the radius; 0 for 2.5 / robust_steps but at most 1.25 (pgd), 0.1 "
+        "(universal)",
+    )
+    robust_probability: float = _setting(1.0, "robust: share of the batches that are perturbed, 0 to 1")
+
     def __post_init__(self) -> None:
         for name in ("objects", "decoys", "distractors", "critic_held"):
             # Whatever kind of list a configuration library makes of them.
@@ -133,6 +152,7 @@ class TerseConfig:
             raise ValueError("critic_any_class: expected critic_cutouts above 1 with it, got 1: there is no choice")
         if not 0 <= self.critic_goal <= 1:
             raise ValueError(f"critic_goal: expected a hardness in [0, 1], got {self.critic_goal}")
+        check_robust(self)
         for name in ("critic_temperature", "learning_rate", "max_gradient_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a value above 0, got {getattr(self, name)}")
@@ -144,7 +164,26 @@ _SHARES = (
     "min_visibility",
     "background_probability",
     "superimpose_probability",
+    "robust_probability",
 )
+ROBUST = ("none", "pgd", "universal")
+
+
+def check_robust(config: TerseConfig) -> None:
+    """Refuse settings of robustness training outside their range.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if config.robust not in ROBUST:
+        raise ValueError(f"robust: expected one of {', '.join(ROBUST)}, got {config.robust!r}")
+    for name in ("robust_radius_objects", "robust_radius_background"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name}: expected a share of the pixel range within [0, 1], got {getattr(config, name)}")
+    if config.robust_steps < 1:
+        raise ValueError(f"robust_steps: expected at least 1, got {config.robust_steps}; robust='none' switches it off")
+    if not 0 <= config.robust_step_size < float("inf"):
+        raise ValueError(f"robust_step_size: expected a finite value of at least 0, got {config.robust_step_size}")
 
 
 def replaced(config: TerseConfig, settings: dict[str, Any]) -> TerseConfig:

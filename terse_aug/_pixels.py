@@ -49,6 +49,11 @@ class PixelFormat:
         rgb = (image * self._column(self.std, image) + self._column(self.mean, image)) / self.scale
         return rgb.flip(-3) if self.bgr else rgb
 
+    def limits(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """What 0 and 1 are in the host's format, each ``[3, 1, 1]``, channels in the host's order."""
+        mean, std = self._column(self.mean, like), self._column(self.std, like)
+        return -mean / std, (self.scale - mean) / std
+
     @staticmethod
     def _column(values: tuple[float, float, float], like: Tensor) -> Tensor:
         return like.new_tensor(values)[:, None, None]

@@ -24,6 +24,7 @@ from terse_aug._ledger import Ledger
 from terse_aug._parcel import Parcel, check_parcels
 from terse_aug._pixels import PixelFormat
 from terse_aug._random import generator_for
+from terse_aug._robust import make_robustness
 from terse_aug._sample import Target
 from terse_aug._scene import make_scene
 from terse_aug._shelf import Shelf, Shown
@@ -65,8 +66,8 @@ class Terse(nn.Module):
         classes: the detector's class names, from label 1 on, or a mapping from name to label; the bank's
             categories are translated by name. Without it the bank's category ids are the labels.
         target: the detector (a torchvision model, or a :class:`~terse_aug.targets.TargetModel`); needed by
-            ``hard-random``, and by ``critic`` unless :meth:`observe` is called. It does not become a part of
-            this module.
+            ``hard-random``, by ``critic`` unless :meth:`observe` is called, and by ``robust="pgd"``. It does not become
+            a part of this module.
         pixels: format of the host's images; by default RGB in [0, 1].
         keypoint_flips: pairs of names of keypoints that change places in a mirrored object; by default those that
             differ in "left" and "right".
@@ -115,6 +116,7 @@ class Terse(nn.Module):
             raise ValueError(f"policy {policy!r} asks the detector: give Terse(target=detector)")
         check_classes(chosen, self.bank, told_classes(self._detector))
         self.adversary = Adversary(chosen, self.config, seed, self.pixels)
+        self.robustness = make_robustness(self.config, self.pixels, seed, self._detector)
         self.ledger = Ledger()
         self._mirror_keypoints = mirror_order(self.bank.keypoint_names, keypoint_flips)
         self._turns: list[Turn] = []
@@ -182,7 +184,7 @@ class Terse(nn.Module):
         Returns:
             Composites and their corrected targets, in the form that came. Every ``move_every``-th iteration the
             composites of a policy that learns from gradients (``learned``, ``deterministic``) carry a graph, so that
-            the detector's backward reaches it.
+            the detector's backward reaches it; with ``robust="universal"`` those of every iteration do.
 
         Raises:
             ValueError: the batch does not keep to the contract above; parcels of another bank or made with other
@@ -231,6 +233,8 @@ class Terse(nn.Module):
             self._learn_classes(ask=finite)
         if self._moves_now():
             self._move(finite, loss_scale)
+        if self.robustness is not None and not self.robustness.step():
+            self._warn("robust", _NO_PATTERN)
         self._turns.clear()
         self._told = False
         self.ledger.counts["iterations"] += 1
@@ -322,12 +326,12 @@ class Terse(nn.Module):
         (1 random, 0 collapsed); ``loss`` the running mean of the detector's loss; ``hardness`` that of one minus
         the detector's probability of a pasted object, ``critic_correlation`` how well it was foretold, and
         ``hardness_gain`` how much harder the chosen are foretold to be than random ones, for a policy that learns from
-        it; ``moves`` and ``skipped_moves`` count the adversary's moves; ``dropped/...`` count
-        what was left out, by reason; ``backgrounds``, ``distractors`` and ``superimposed`` count images of the pool,
-        distractors, and objects behind others. They are a function of the run alone: time is kept apart, in
-        ``seconds``.
+        it; ``robust/...`` are of robustness training; ``moves`` and ``skipped_moves`` count the adversary's moves;
+        ``dropped/...`` count what was left out, by reason; ``backgrounds``, ``distractors`` and ``superimposed`` count
+        images of the pool, distractors, and objects behind others. They are a function of the run alone: time is kept
+        apart, in ``seconds``.
         """
-        return self.ledger.summary()
+        return self.ledger.summary() | ({} if self.robustness is None else self.robustness.figures())
 
     def _load_from_state_dict(self, *arguments: Any, **more: Any) -> None:
         if self._last_turn is not None:
@@ -363,6 +367,10 @@ class Terse(nn.Module):
         layout = offered.taken(self._shelf, proposal.rows)
         with torch.set_grad_enabled(bool(proposal.leaves)):
             composites = compose_exactly(images, targets, layout, proposal.unit, self._surface(images))
+        # Before anybody listens to the detector. Hardness is that of the perturbed; realism is judged without.
+        shown = composites
+        if self.robustness is not None:
+            shown = self.robustness.perturbed(composites, batch.usable, self.seed, counts["calls"])
         if learning and any(composites.pastes) and (proposal.leaves or proposal.memory):
             with full_precision(images[0].device):
                 self._last_turn = self.adversary.begin(proposal, composites, images, targets)
@@ -370,12 +378,12 @@ class Terse(nn.Module):
         elif self.sampler.learns and any(composites.pastes):
             self._last_turn = Turn(proposal, len(images))
         if self._last_turn is not None and (by_hardness or self.sampler.learns):
-            self._last_turn.composites = composites
+            self._last_turn.composites = shown
             self._listen(self._last_turn)
         composites.dropped.update(batch.dropped)
         composites.backgrounds.update(backgrounds)
         self._record(layout, proposal, composites)
-        return composites
+        return shown
 
     def _propose(self, scene: Scene, generator: torch.Generator, learning: bool) -> Proposal:
         """The policy's proposal, or a random one while it is suspended, but for the batches that it moves by."""
@@ -563,6 +571,12 @@ _SUSPENDED = "the adversary does not move and pastes at random until a move succ
 _NO_GRADIENT = (
     "no gradient reached the composites, so the adversary does not move: call backward() on the detector's loss "
     "before step(), call Terse outside torch.no_grad(), and hand the images on as Terse returned them"
+)
+
+
+_NO_PATTERN = (
+    "robust='universal': no gradient reached the composites, so the pattern does not move: call backward() on the "
+    "detector's loss before step(), and hand the images on as Terse returned them"
 )
 
 

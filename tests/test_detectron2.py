@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from factories import all_equal, parameters_of
 from hosts import QUIET_DETECTRON2, need_detectron2
 from torch import nn
 
@@ -121,6 +122,38 @@ def test_the_amp_trainers_scale_is_taken_out(
         states.append([value.clone() for value in hook.terse.policy.parameters()])
     for plain, scaled in zip(*states, strict=True):
         torch.testing.assert_close(plain, scaled, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("robust", ["pgd", "universal"])
+def test_it_trains_on_perturbed_composites(dataset: str, bank: ForegroundBank, tmp_path: Path, robust: str) -> None:
+    """In mixed precision gradient steps run as the trainer's own step does."""
+    seen: list[bool] = []
+
+    class Kept(DefaultTrainer):
+        def after_train(self) -> None:
+            self.kept = self.storage
+            super().after_train()
+
+    trainer, hook = trainer_with_hook(tiny_cfg("faster_fpn", dataset, tmp_path, bank, ROBUST=robust), Kept)
+    inner = trainer._trainer
+    if robust == "pgd":
+        inner.grad_scaler, inner.precision = torch.amp.GradScaler("cpu", init_scale=4.0), torch.bfloat16
+        bottom = inner.model.backbone.bottom_up.stem.conv1
+        bottom.register_forward_hook(lambda _, inputs, output: seen.append(output.dtype == torch.bfloat16))
+    start = parameters_of(inner.model)
+    trainer.train()
+    figures, robustness = hook.terse.metrics(), hook.terse.robustness
+    assert robustness is not None
+    assert figures["robust/images"] == figures["images"] > 0
+    assert figures["robust/not_finite"] == figures["robust/no_gradient"] == 0
+    assert seen == [True, False] * 4 * (robust == "pgd")
+    if robust == "universal":
+        first = type(robustness)(hook.terse.config, hook.terse.pixels, hook.terse.seed, None)
+        assert not torch.equal(first.pattern, robustness.pattern)
+    assert figures["extra_forwards"] == 0  # what is heard is the training forward
+    assert figures["hardness"] > 0
+    assert len(trainer.kept.history("rpn/num_pos_anchors").values()) == 4  # type: ignore[attr-defined]
+    assert not all_equal(start, parameters_of(inner.model))
 
 
 @pytest.mark.parametrize("when", ["before_step", "after_step"])

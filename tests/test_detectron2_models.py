@@ -220,3 +220,6 @@ def _check_asking(model: nn.Module, images: Any, targets: Any) -> None:
     detector = Detectron2Detector(model)
     losses = [detector.image_losses(images, targets) for _ in range(2)]
     assert torch.equal(losses[0], losses[1])
+    loss, gradients = detector.pixel_gradients(images, targets)
+    assert torch.equal(loss, detector.pixel_gradients(images, targets)[0])
+    assert all(bool(gradient.isfinite().all()) and bool(gradient.any()) for gradient in gradients)

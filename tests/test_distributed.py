@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ def _work(rank: int, folder: Path, bank_path: Path) -> None:
         "critic with nobody to ask": _nobody_to_ask,
         "pairing": _pairing,
         "hard classes": _hard_classes,
+        "gradient steps": partial(_robust, "pgd"),
+        "universal pattern": partial(_robust, "universal"),
     }
     torch.save({name: run(rank, bank) for name, run in scenarios.items()}, folder / f"{rank}.pt")
     distributed.destroy_process_group()
@@ -177,6 +180,31 @@ def _hard_random(rank: int, bank: ForegroundBank) -> dict[str, Any]:
     return {"metrics": terse.metrics()}
 
 
+def _robust(robust: str, rank: int, bank: ForegroundBank) -> dict[str, Any]:
+    """Data of its own on each rank, in one step not finite on the last; before that it perturbs a batch all alone."""
+    detector = nn.parallel.DistributedDataParallel(make_detector("fcos"))
+    optimizer = torch.optim.SGD(detector.parameters(), lr=1e-3)
+    settings: dict[str, Any] = {"robust": robust, "robust_steps": 2, "robust_probability": 0.7, **EVERY_IMAGE}
+    if rank == RANKS - 1:
+        Terse(bank, "random", target=detector, **settings)(*make_batch())
+    terse = Terse(bank, "random", target=detector, **settings)
+    start, passes, heard = parameters_of(detector), [], []
+    for step in range(6):
+        images, targets = make_batch(1000 * rank + step, sizes=((64, 64), (64, 64)))
+        if step == 2 and rank == RANKS - 1:
+            images = [image * math.nan for image in images]
+        composites, targets = terse(images, targets)
+        passes.append(terse.metrics()["robust/passes"])
+        losses = detector([image.nan_to_num() for image in composites], targets)
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        terse.step(losses)
+        heard.append(terse.metrics()["robust/images"])
+    end = parameters_of(detector)
+    return {"start": start, "end": end, "passes": passes, "images": heard, "metrics": terse.metrics()}
+
+
 # --- what is expected of them ---------------------------------------------------------------------------------------
 
 
@@ -264,3 +292,17 @@ def test_all_ranks_know_how_hard_the_classes_are_on_any(ranks: list[dict[str, An
     first, second = (rank["hard classes"]["known"] for rank in ranks)
     assert torch.equal(first, second)
     assert torch.allclose(first[0] / first[1], torch.tensor([0.9, 0.5], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("robust", ["gradient steps", "universal pattern"])
+def test_perturbed_composites_keep_the_detectors_of_the_ranks_equal(ranks: list[dict[str, Any]], robust: str) -> None:
+    first, second = (rank[robust] for rank in ranks)
+    assert all_equal(first["start"], second["start"])
+    assert not all_equal(first["start"], first["end"])
+    assert all_equal(first["end"], second["end"])
+    # The same number of passes in the same iterations: a host's loss may talk to the other ranks.
+    assert first["passes"] == second["passes"]
+    assert (first["passes"][-1] > 0) is (robust == "gradient steps")
+    assert 0 < first["images"][-1] < 12
+    assert second["images"][-1] in (first["images"][-1], first["images"][-1] - 2)
+    assert first["metrics"]["robust/no_gradient"] == first["metrics"]["robust/not_finite"] == 0

@@ -84,6 +84,26 @@ def bare(data: Path, out: Path, iterations: int, **changes: Any) -> Runner:
     return Runner.from_cfg(cfg)
 
 
+# --- robustness training --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("robust", ["pgd", "universal"])
+def test_it_trains_on_perturbed_composites(data: Path, bank: ForegroundBank, tmp_path: Path, robust: str) -> None:
+    runner, hook = made(data, tmp_path, 3, settings(bank, robust=robust, robust_steps=2))
+    start = torch.cat([value.flatten() for value in runner.model.state_dict().values()])
+    runner.train()
+    figures, robustness = hook.terse.metrics(), hook.terse.robustness
+    assert robustness is not None
+    assert figures["robust/images"] == 6
+    assert figures["robust/passes"] == (12 if robust == "pgd" else 0)
+    assert figures["robust/not_finite"] == figures["robust/no_gradient"] == 0
+    if robust == "universal":
+        first = type(robustness)(hook.terse.config, hook.terse.pixels, hook.terse.seed, None)
+        assert not torch.equal(first.pattern, robustness.pattern)
+    assert figures["hardness"] > 0
+    assert not torch.equal(start, torch.cat([value.flatten() for value in runner.model.state_dict().values()]))
+
+
 # --- transform ------------------------------------------------------------------------------------------------------
 
 

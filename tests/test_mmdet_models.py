@@ -134,6 +134,8 @@ def test_a_model_trains_with_it(name: str, tmp_path: Path, table: dict[str, str]
     scores = MMDetDetector(runner.model, len(CLASSES)).object_scores([image.detach() for image in images], targets)
     assert [len(own) for own in scores] == [len(target["boxes"]) for target in targets]
     assert all(bool((own >= 0).all() & (own <= 1).all()) for own in scores)
+    _, gradients = MMDetDetector(runner.model, len(CLASSES)).pixel_gradients(images, targets)
+    assert all(bool(gradient.isfinite().all()) and bool(gradient.any()) for gradient in gradients)
     assert runner.model.training
     after = runner.model.state_dict()
     assert all(torch.equal(value, after[key]) for key, value in state.items())

@@ -166,7 +166,8 @@ class TerseHook(HookBase):
         """
         self._listening = False
         images, targets = to_samples(batch, self._device, self._needs)
-        composites, corrected = self.terse(images, targets, parcels_of(batch))
+        with self._precision():
+            composites, corrected = self.terse(images, targets, parcels_of(batch))
         self._listening = True
         if self._is_due(self._image_period) and comm.is_main_process():
             self._picture = batch_picture(self.terse, list(composites), corrected).transpose(2, 0, 1)
@@ -252,6 +253,12 @@ class TerseHook(HookBase):
     def _inner(self) -> Any:
         """The trainer that runs the steps; a DefaultTrainer has it inside."""
         return getattr(self.trainer, "_trainer", self.trainer)
+
+    def _precision(self) -> torch.autocast:
+        """Mixed, as an AMPTrainer's step has it, where gradient steps are to cost what its own forward does."""
+        dtype = getattr(self._inner, "precision", torch.float16)
+        mixed = self.terse.config.robust == "pgd" and hasattr(self._inner, "grad_scaler")
+        return torch.autocast(self._device.type, dtype=dtype, enabled=mixed)
 
     def _go_first(self) -> None:
         """Before the hooks that save checkpoints and write logs: both are to have this iteration's move."""

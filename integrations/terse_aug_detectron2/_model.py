@@ -14,7 +14,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from terse_aug._random import isolated_global_rng
-from terse_aug.targets import Anatomy, Proposals, SecondStage, undisturbed
+from terse_aug.targets import Anatomy, Proposals, SecondStage, pixel_gradients, undisturbed
 from terse_aug_detectron2._batch import Needs, from_samples
 
 _PLAIN = {"instances": Instances((0, 0))}
@@ -57,10 +57,20 @@ class Detectron2Detector:
         losses = []
         with undisturbed(self.model, True, differentiable), EventStorage(1):
             for image, target in zip(images, targets, strict=True):
-                with isolated_global_rng(0, [image.device]), _same_normalizer(self.model):
-                    result = self.model(from_samples([_PLAIN], [image], [target]))
-                losses.append(total(result))
+                with isolated_global_rng(0, [image.device]):
+                    losses.append(self._loss([image], [target]))
         return torch.stack(losses)
+
+    def pixel_gradients(
+        self, images: Sequence[Tensor], targets: Sequence[Any], loss_scale: float = 1.0
+    ) -> tuple[Tensor, list[Tensor]]:
+        """See :class:`terse_aug.targets.GivesGradients`."""
+        with EventStorage(1):
+            return pixel_gradients(self.model, images, lambda given: self._loss(given, targets), loss_scale)
+
+    def _loss(self, images: Sequence[Tensor], targets: Sequence[Any]) -> Tensor:
+        with _same_normalizer(self.model):
+            return total(self.model(from_samples([_PLAIN] * len(images), images, targets)))
 
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Any]) -> list[Tensor]:
         """See :class:`terse_aug.targets.TargetModel`; the highest score of a detection of the object's class that

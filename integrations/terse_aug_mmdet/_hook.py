@@ -22,7 +22,10 @@ from terse_aug_mmdet._settings import checked_policy, terse_settings
 KEY = "terse_aug"
 """Of the adversary's state in a checkpoint."""
 
-_LOGGED = ("hardness", "hardness_gain", "critic_correlation", "diversity", "skipped_moves")
+_LOGGED = (
+    *("hardness", "hardness_gain", "critic_correlation", "diversity", "skipped_moves"),
+    *("robust/images", "robust/start", "robust/gain"),
+)
 _PICTURE = "terse_aug_composites"
 """Of the picture; no folder, which the local backend would not make."""
 
@@ -134,9 +137,12 @@ class TerseHook(Hook):
         if self._terse is None:
             return
         images, targets = to_samples(data_batch, self._device)
-        composites, corrected = self._terse(images, targets, parcels_of(data_batch))
-        put_back(data_batch, list(composites), corrected, self._terse.replaced)
         wrapper = runner.optim_wrapper
+        # Gradient steps are to cost what the runner's own forward does.
+        mixed = self._terse.config.robust == "pgd" and hasattr(wrapper, "cast_dtype")
+        with torch.autocast(self._device.type, dtype=getattr(wrapper, "cast_dtype", None), enabled=mixed):
+            composites, corrected = self._terse(images, targets, parcels_of(data_batch))
+        put_back(data_batch, list(composites), corrected, self._terse.replaced)
         scaler = getattr(wrapper, "loss_scaler", None)
         # As mmengine.optim.OptimWrapper.scale_loss has it, before the batch is counted.
         self._scale = float(wrapper.scale_loss(torch.ones(()))) * (scaler.get_scale() if scaler is not None else 1.0)

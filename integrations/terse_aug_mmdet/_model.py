@@ -21,7 +21,7 @@ from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
 from terse_aug._random import isolated_global_rng
-from terse_aug.targets import Anatomy, Proposals, SecondStage, undisturbed
+from terse_aug.targets import Anatomy, Proposals, SecondStage, pixel_gradients, undisturbed
 from terse_aug_mmdet._batch import with_instances
 from terse_aug_mmdet._dense import DenseHead, can_be_heard, mended_heads
 from terse_aug_mmdet._scores import as_tensor, scores_of
@@ -48,11 +48,22 @@ class MMDetDetector:
         losses = []
         with undisturbed(self.model, True, differentiable):
             for image, target in zip(images, targets, strict=True):
-                with isolated_global_rng(0, [image.device]), _plain_state_kept(self.model):
-                    data = self.model.data_preprocessor(_batch([image], [target]), True)
-                    result = self.model(**data, mode="loss")
-                    losses.append(self.model.parse_losses(result)[0].float())
+                with isolated_global_rng(0, [image.device]):
+                    losses.append(self._loss([image], [target]))
         return torch.stack(losses)
+
+    def pixel_gradients(
+        self, images: Sequence[Tensor], targets: Sequence[Any], loss_scale: float = 1.0
+    ) -> tuple[Tensor, list[Tensor]]:
+        """See :class:`terse_aug.targets.GivesGradients`; with several processes every one has to ask, since many
+        heads average over all of them."""
+        return pixel_gradients(self.model, images, lambda given: self._loss(given, targets), loss_scale)
+
+    def _loss(self, images: Sequence[Tensor], targets: Sequence[Any]) -> Tensor:
+        with _plain_state_kept(self.model):
+            data = self.model.data_preprocessor(_batch(images, targets), True)
+            loss: Tensor = self.model.parse_losses(self.model(**data, mode="loss"))[0].float()
+        return loss
 
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Any]) -> list[Tensor]:
         """See :class:`terse_aug.targets.TargetModel`; the highest score of a detection of the object's class that

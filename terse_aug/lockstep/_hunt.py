@@ -64,7 +64,8 @@ class Hunt:
 
     Raises:
         ValueError: a number outside its range, more wanted than the cache can hold, a label that no cut-out has, a
-            cache with another pixel format, or a ``rival_margin`` where the target does not tell.
+            cache with another pixel format, ``Terse`` with robustness training, or a ``rival_margin`` where the
+            target does not tell.
     """
 
     def __init__(
@@ -96,6 +97,11 @@ class Hunt:
             )
         if unknown := sorted(set(wanted) - set(terse.bank.labels.tolist())):
             raise ValueError(f"wanted: no cut-out in the bank has the label(s) {unknown}")
+        if terse.robustness is not None:
+            raise ValueError(
+                "expected Terse with robust='none', whose composites can be kept: a perturbation is of the weights of "
+                f"the moment, got {terse.config.robust!r}"
+            )
         if cache.pixels != terse.pixels:
             raise ValueError(f"expected a cache with {terse.pixels}, as Terse has, got one with {cache.pixels}")
         self._terse, self._target, self._cache = terse, target, cache

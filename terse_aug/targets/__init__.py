@@ -4,6 +4,7 @@ from torch import nn
 
 from terse_aug.targets._base import Listener, TargetModel, TellsChances, TellsInPassing, undisturbed
 from terse_aug.targets._classifier import NO_CLASS, ClassifierTarget, class_of
+from terse_aug.targets._gradients import GivesGradients, pixel_gradients
 from terse_aug.targets._listening import TrainingForwards
 from terse_aug.targets._regressor import RegressionTarget
 from terse_aug.targets._second_stage import Anatomy, Proposals, SecondStage
@@ -28,6 +29,7 @@ __all__ = [
     "NO_CLASS",
     "Anatomy",
     "ClassifierTarget",
+    "GivesGradients",
     "Listener",
     "Proposals",
     "RegressionTarget",
@@ -41,5 +43,6 @@ __all__ = [
     "as_target",
     "class_of",
     "label_map",
+    "pixel_gradients",
     "undisturbed",
 ]

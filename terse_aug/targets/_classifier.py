@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from terse_aug._random import isolated_global_rng
 from terse_aug._sample import Target
 from terse_aug.targets._base import undisturbed
+from terse_aug.targets._gradients import pixel_gradients
 
 
 class ClassifierTarget:
@@ -36,6 +37,12 @@ class ClassifierTarget:
         with undisturbed(self.model, True, differentiable), isolated_global_rng(0, [images[0].device]):
             logits: Tensor = self.model(torch.stack(list(images)))
             return F.cross_entropy(logits.float(), labels, reduction="none", ignore_index=NO_CLASS)
+
+    def pixel_gradients(
+        self, images: Sequence[Tensor], targets: Sequence[Target], loss_scale: float = 1.0
+    ) -> tuple[Tensor, list[Tensor]]:
+        """See :class:`GivesGradients`."""
+        return pixel_gradients(self.model, images, lambda own: self.image_losses(own, targets, True).mean(), loss_scale)
 
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
         """See :class:`TargetModel`; for every object the probability of its class in the whole image."""

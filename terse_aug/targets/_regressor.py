@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from terse_aug._random import isolated_global_rng
 from terse_aug._sample import Target
 from terse_aug.targets._base import undisturbed
+from terse_aug.targets._gradients import pixel_gradients
 
 
 class RegressionTarget:
@@ -48,6 +49,12 @@ class RegressionTarget:
             given: Tensor = self.model(torch.stack(list(images))).float()
             wanted = self._wanted(targets, given)
             return F.smooth_l1_loss(given, wanted, reduction="none", beta=self.tolerance).mean(1)
+
+    def pixel_gradients(
+        self, images: Sequence[Tensor], targets: Sequence[Target], loss_scale: float = 1.0
+    ) -> tuple[Tensor, list[Tensor]]:
+        """See :class:`GivesGradients`."""
+        return pixel_gradients(self.model, images, lambda own: self.image_losses(own, targets, True).mean(), loss_scale)
 
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
         """See :class:`TargetModel`; the same for all objects of an image."""

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from terse_aug._random import isolated_global_rng
 from terse_aug._sample import Target
 from terse_aug.targets._base import undisturbed
+from terse_aug.targets._gradients import pixel_gradients
 
 BACKGROUND = 0
 """The class of pixels that show no object."""
@@ -39,6 +40,12 @@ class SegmentationTarget:
         with undisturbed(self.model, True, differentiable), isolated_global_rng(0, [images[0].device]):
             logits: Tensor = self.model(torch.stack(list(images)))
             return F.cross_entropy(logits.float(), wanted, reduction="none").mean((1, 2))
+
+    def pixel_gradients(
+        self, images: Sequence[Tensor], targets: Sequence[Target], loss_scale: float = 1.0
+    ) -> tuple[Tensor, list[Tensor]]:
+        """See :class:`GivesGradients`."""
+        return pixel_gradients(self.model, images, lambda own: self.image_losses(own, targets, True).mean(), loss_scale)
 
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
         """See :class:`TargetModel`; the mean probability of an object's class over its mask, NaN for an empty one."""

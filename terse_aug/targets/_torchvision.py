@@ -13,6 +13,7 @@ from torchvision.ops import box_iou
 from terse_aug._random import isolated_global_rng
 from terse_aug._sample import Target
 from terse_aug.targets._base import undisturbed
+from terse_aug.targets._gradients import pixel_gradients
 from terse_aug.targets._listening import Arguments
 from terse_aug.targets._second_stage import Anatomy, Proposals, SecondStage
 
@@ -40,11 +41,20 @@ class TorchvisionDetector:
         losses = []
         with undisturbed(self.model, True, differentiable):
             for image, target in zip(images, targets, strict=True):
-                fields = {name: target[name] for name in _MODEL_FIELDS if name in target}
                 with isolated_global_rng(0, [image.device]):
-                    result: Mapping[str, Tensor] = self.model([image], [fields])
-                losses.append(torch.stack([loss.float() for loss in result.values()]).sum())
+                    losses.append(self._loss([image], [target]))
         return torch.stack(losses)
+
+    def pixel_gradients(
+        self, images: Sequence[Tensor], targets: Sequence[Target], loss_scale: float = 1.0
+    ) -> tuple[Tensor, list[Tensor]]:
+        """See :class:`GivesGradients`."""
+        return pixel_gradients(self.model, images, lambda given: self._loss(given, targets), loss_scale)
+
+    def _loss(self, images: list[Tensor], targets: Sequence[Target]) -> Tensor:
+        fields = [{name: target[name] for name in _MODEL_FIELDS if name in target} for target in targets]
+        result: Mapping[str, Tensor] = self.model(images, fields)
+        return torch.stack([loss.float() for loss in result.values()]).sum()
 
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
         """See :class:`TargetModel`; the highest score of a detection of the object's class that overlaps it."""
