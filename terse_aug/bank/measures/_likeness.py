@@ -159,7 +159,8 @@ class _Search:
 def _bands(bits: NDArray[np.uint64]) -> NDArray[np.uint16]:
     """uint16 ``[4, n]``: neighbouring frequencies go to different bands, so that all bands tell items apart as well."""
     every = np.unpackbits(bits[:, None].view(np.uint8), axis=1).reshape(-1, _BAND_BITS, _BANDS)
-    return np.packbits(every.transpose(2, 0, 1), axis=2).view(np.uint16)[:, :, 0]
+    bands = np.ascontiguousarray(np.packbits(every.transpose(2, 0, 1), axis=2))
+    return bands.view(np.uint16)[:, :, 0]
 
 
 def _sharing(band: NDArray[np.uint16], mask: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
