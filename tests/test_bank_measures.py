@@ -261,6 +261,18 @@ def test_copies_are_found_and_others_are_not() -> None:
     assert sorted(groups) == [[n, 40 + n, 50 + n, 60 + n, 70 + n] for n in range(10)]
 
 
+def test_a_look_is_of_what_shows() -> None:
+    rgba = picture(3)
+    shaped = rgba.copy()
+    shaped[:, :, :3] = 255
+    look = look_of(shaped)
+    np.testing.assert_array_equal(look.thumbnail[..., 0], look.thumbnail[..., 3])
+    assert look.thumbnail[..., 3].mean() == pytest.approx(rgba[:, :, 3].mean(), abs=2)
+    hidden = look_of(rgba).thumbnail[look.thumbnail[..., 3] == 0]
+    assert len(hidden)
+    assert not hidden.any()
+
+
 def test_neither_the_shape_nor_the_colours_alone_make_it_alike() -> None:
     one, other = picture(1), picture(2)
     recoloured = one.copy()

@@ -159,6 +159,8 @@ def test_what_a_bank_says_of_itself_may_be_anything(tmp_path: Path) -> None:
 def test_the_same_seed_gives_the_same_page(pictures: Path) -> None:
     pages = [surveyed(pictures, samples=3, seed=seed)[1] for seed in (0, 0, 1)]
     assert pages[0] == pages[1] != pages[2]
+    shown = [re.findall(r'title="number (\d+):', page) for page in pages]
+    assert shown[0] != shown[2]
     state = np.random.get_state()[1].tolist()  # noqa: NPY002
     surveyed(pictures)
     assert np.random.get_state()[1].tolist() == state  # noqa: NPY002

@@ -1,4 +1,7 @@
-"""`terse-aug bank build|info|report`: build a bank of cut-outs, say or show what is in one. Imports the bank."""
+"""`terse-aug bank build|info|report`: build a bank of cut-outs, say or show what is in one.
+
+Imports the bank, and of the preview how text is printed.
+"""
 
 from __future__ import annotations
 

@@ -63,9 +63,8 @@ def drawn_pairs(count: int, limit: int, generator: np.random.Generator) -> NDArr
     """
     total = count * (count - 1) // 2
     number = np.arange(total) if total <= limit else np.sort(generator.choice(total, limit, replace=False))
+    # Pairs are numbered (1, 0), (2, 0), (2, 1), (3, 0), ...; the root is exact for fewer than 40 million items.
     first = ((1 + np.sqrt(1 + 8 * number.astype(np.float64))) / 2).astype(np.int64)
-    first -= first * (first - 1) // 2 > number  # the root may be rounded across a whole number
-    first += first * (first + 1) // 2 <= number
     return np.stack([first, number - first * (first - 1) // 2], axis=1)
 
 
