@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "certain_distance": survey.alike.certain,
         "copies": {name: _found(survey, pairs) for name, pairs in copies.items()},
         "in_groups": sum(len(group) for group in survey.alike.groups),
+        "others_in_groups": _others(survey, [pair for pairs in copies.values() for pair in pairs]),
     }
     rows = [(name, str(value)) for name, value in content.items()]
     show(f"report of {options.cut_outs} cut-outs", ("", "measured"), rows)
@@ -135,6 +136,12 @@ def _found(survey: Survey, pairs: Sequence[tuple[int, int]]) -> dict[str, int]:
     group_of = {position: number for number, group in enumerate(survey.alike.groups) for position in group.tolist()}
     found = sum(group_of.get(one, -1) == group_of.get(other, -2) for one, other in pairs)
     return {"made": len(pairs), "found": found}
+
+
+def _others(survey: Survey, pairs: Sequence[tuple[int, int]]) -> int:
+    """Members of groups that are neither copies nor have one."""
+    known = {position for pair in pairs for position in pair}
+    return sum(position not in known for group in survey.alike.groups for position in group.tolist())
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
