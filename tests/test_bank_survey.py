@@ -264,7 +264,7 @@ def test_centers_are_stored_and_old_banks_have_none(tmp_path: Path) -> None:
         assert bank.fingerprint == more.fingerprint  # what is trained on is the same
     assert b"centers" not in old.read_bytes()
     with BankWriter(tmp_path / "good.bank", CATEGORIES) as writer:
-        for wrong in ((-0.1, 0.5), (0.5, float("nan"))):
+        for wrong in ((-0.1, 0.5), (0.5, float("nan")), (0.5,)):
             with pytest.raises(ValueError, match="parts of the image"):
                 writer.add(make_foreground(0, center=wrong))
         writer.add(make_foreground(0))

@@ -204,8 +204,9 @@ def check_foreground(foreground: Foreground, categories: Mapping[int, str], keyp
         raise ValueError(f"{where}: expected a label among {sorted(categories)}, got {foreground.label!r}")
     if not (np.isfinite(foreground.extent) and foreground.extent > 0):
         raise ValueError(f"{where}: expected a finite extent above 0, got {foreground.extent!r}")
-    if foreground.center is not None and not all(0 <= part <= 1 for part in foreground.center):
-        raise ValueError(f"{where}: expected a center of parts of the image, 0 to 1, got {foreground.center!r}")
+    center = foreground.center
+    if center is not None and not (len(center) == 2 and all(0 <= part <= 1 for part in center)):
+        raise ValueError(f"{where}: expected a center of two parts of the image, 0 to 1, got {center!r}")
     if foreground.keypoints is not None:
         _check_keypoints(foreground.keypoints, keypoint_count, where)
 
