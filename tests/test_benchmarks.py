@@ -115,6 +115,16 @@ def test_masks_of_boxes_are_compared_with_the_true_ones(data_root: Path, tmp_pat
         assert 0 <= found["all"][way]["10th percentile"] <= found["all"][way]["mean"] <= 1
 
 
+def test_the_report_of_a_made_bank_is_measured(tmp_path: Path) -> None:
+    content = run("bank_report", tmp_path / "f.json", "--cut-outs", "300", "--classes", "4")
+    assert (content["cut_outs"], content["classes"]) == (300, 4)
+    assert 0 < content["memory_mb"]["before"] <= content["memory_mb"]["peak"]
+    assert set(content["seconds_of"]) == {"cut-outs", "shapes of classes", "duplicates", "page"}
+    assert content["report_mb"] > 0.01
+    assert content["copies"]["same"]["found"] == content["copies"]["same"]["made"] > 0
+    assert content["certain_distance"] == 7
+
+
 def test_the_paste_by_hand_is_a_paste(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
     from benchmarks._arms import numpy_arm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import operator
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,6 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from terse_aug.bank._foreground import Foreground
 from terse_aug.bank._mapped_file import MappedFile, open_mapped
 from terse_aug.bank._record import (
+    CENTERS_DTYPE,
+    CENTERS_KEY,
     DESCRIPTION_KEY,
     FORMAT_VERSION,
     INDEX_DTYPES,
@@ -105,6 +108,11 @@ class ForegroundBank:
     def sizes(self) -> NDArray[np.int32]:
         """Height and width of every cut-out in px: int32 ``[n, 2]``, read-only."""
         return self._selected("sizes")
+
+    @property
+    def centers(self) -> NDArray[np.float32]:
+        """Where each was in its image, see :class:`Foreground`: float32 ``[n, 2]``, read-only, NaN if not known."""
+        return self._selected("centers")
 
     @property
     def categories(self) -> dict[int, str]:
@@ -272,7 +280,9 @@ class ForegroundBank:
             if record is None:
                 raise ValueError("its record is missing")
             height, width = self._stored["sizes"][stored].tolist()
-            return decode_record(record, (height, width), label, float(self._stored["extents"][stored]))
+            x, y = self._stored["centers"][stored].tolist()
+            center = None if math.isnan(x) else (x, y)
+            return decode_record(record, (height, width), label, float(self._stored["extents"][stored]), center)
         except ValueError as error:
             raise ValueError(f"cut-out {stored} of {self._path} is damaged: {error}") from error
 
@@ -306,8 +316,11 @@ def _read_indices(path: Path, mapped: MappedFile, count: int) -> dict[str, NDArr
     if count < 1:
         raise ValueError(f"{path} has no cut-outs; build it again from data that keeps some")
     arrays: dict[str, NDArray[Any]] = {}
-    for key, dtype in INDEX_DTYPES.items():
+    for key, dtype in (INDEX_DTYPES | {CENTERS_KEY: CENTERS_DTYPE}).items():
         stored = mapped.array(key)
+        if stored is None and key == CENTERS_KEY:
+            arrays["centers"] = np.broadcast_to(np.float32(np.nan), (count, 2))
+            continue
         if stored is None:
             raise ValueError(f"{path} is damaged: its {key.decode()} are missing; build it again")
         try:
@@ -315,7 +328,8 @@ def _read_indices(path: Path, mapped: MappedFile, count: int) -> dict[str, NDArr
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}; build it again") from error
         arrays[key.decode()] = _aligned(stored).view(dtype)
-    arrays["sizes"] = arrays["sizes"].reshape(count, 2)
+    for name in ("sizes", "centers"):
+        arrays[name] = arrays[name].reshape(count, 2)
     return arrays
 
 

@@ -104,7 +104,8 @@ def cut_from_image(
     rgba = np.dstack([image[window], alpha])
     extent = max(width, height) / math.sqrt(mask.shape[0] * mask.shape[1])
     keypoints = None if annotation.keypoints is None else _moved(annotation.keypoints, -left, -top)
-    return finish(Foreground(rgba, annotation.label, annotation.source, extent, keypoints), rules)
+    center = ((left + width / 2) / mask.shape[1], (top + height / 2) / mask.shape[0])
+    return finish(Foreground(rgba, annotation.label, annotation.source, extent, keypoints, center), rules)
 
 
 def finish(foreground: Foreground, rules: CutRules) -> Foreground:
@@ -188,7 +189,7 @@ def _scaled_down(foreground: Foreground, max_side: int) -> Foreground:
     if keypoints is not None:
         factors = np.array([size[0] / width, size[1] / height, 1.0], dtype=np.float32)
         keypoints = _moved(keypoints * factors, -left, -top)
-    return Foreground(rgba, foreground.label, foreground.source, foreground.extent, keypoints)
+    return replace(foreground, rgba=rgba, keypoints=keypoints)
 
 
 def _resized(rgba: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

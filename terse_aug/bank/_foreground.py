@@ -25,6 +25,8 @@ class Foreground:
             background as it did of its own image.
         keypoints: float32 ``[k, 3]``, x and y in pixels of the crop and the COCO visibility flag 0, 1 or 2;
             ``None`` where the source has none.
+        center: x and y of the middle of the crop in the image it was cut from, as parts of that image's width and
+            height, in [0, 1]; ``None`` where it is not known (RGBA files, banks built before it was stored).
     """
 
     rgba: NDArray[np.uint8]
@@ -32,6 +34,7 @@ class Foreground:
     source: str
     extent: float
     keypoints: NDArray[np.float32] | None = None
+    center: tuple[float, float] | None = None
 
     @property
     def size(self) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from array import array
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from terse_aug.bank._foreground import Foreground
 from terse_aug.bank._mapped_file import data_length
 from terse_aug.bank._record import (
+    CENTERS_DTYPE,
+    CENTERS_KEY,
     DESCRIPTION_KEY,
     INDEX_DTYPES,
     Description,
@@ -72,7 +75,7 @@ class BankWriter:
         self._categories = dict(categories)
         self._keypoint_names = tuple(keypoint_names)
         self._overwrite = overwrite
-        self._labels, self._extents, self._sizes = array("q"), array("f"), array("i")
+        self._labels, self._extents, self._sizes, self._centers = array("q"), array("f"), array("i"), array("f")
         self._hash = hashlib.blake2b(digest_size=16)
         self._batch: list[tuple[bytes, bytes]] = []
         self._batch_bytes = 0
@@ -121,6 +124,7 @@ class BankWriter:
         self._labels.append(foreground.label)
         self._extents.append(foreground.extent)
         self._sizes.extend((height, width))
+        self._centers.extend(foreground.center or (math.nan, math.nan))
         self._hash.update(record)
         self._batch.append((record_key(self.count), record))
         self._batch_bytes += len(record)
@@ -136,6 +140,9 @@ class BankWriter:
             values = np.asarray(index[key]).astype(dtype).tobytes()
             self._hash.update(values)
             self._batch.append((key, values))
+        centers = np.asarray(self._centers).astype(CENTERS_DTYPE)
+        if not np.isnan(centers).all():
+            self._batch.append((CENTERS_KEY, centers.tobytes()))
         used = set(self._labels)
         names = {label: name for label, name in sorted(self._categories.items()) if label in used}
         self._hash.update(repr((names, self._keypoint_names)).encode("utf-8"))
@@ -197,6 +204,9 @@ def check_foreground(foreground: Foreground, categories: Mapping[int, str], keyp
         raise ValueError(f"{where}: expected a label among {sorted(categories)}, got {foreground.label!r}")
     if not (np.isfinite(foreground.extent) and foreground.extent > 0):
         raise ValueError(f"{where}: expected a finite extent above 0, got {foreground.extent!r}")
+    center = foreground.center
+    if center is not None and not (len(center) == 2 and all(0 <= part <= 1 for part in center)):
+        raise ValueError(f"{where}: expected a center of two parts of the image, 0 to 1, got {center!r}")
     if foreground.keypoints is not None:
         _check_keypoints(foreground.keypoints, keypoint_count, where)
 

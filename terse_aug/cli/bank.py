@@ -1,4 +1,7 @@
-"""`terse-aug bank build|info`: build a bank of cut-outs, say what is in one. Imports the bank."""
+"""`terse-aug bank build|info|report`: build a bank of cut-outs, say or show what is in one.
+
+Imports the bank, and of the preview how text is printed.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from terse_aug.bank import ForegroundBank
+from terse_aug.bank.survey import render_survey, survey_bank
 from terse_aug.cli import sources
+from terse_aug.cli._output import HTML, checked_output, write_whole
+from terse_aug.cli._progress import progress_bar
+from terse_aug.preview._text import printable
+
+_SAMPLES = 8
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -21,12 +30,40 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     info.add_argument("bank", type=Path, help="the bank file")
     info.add_argument("--json", action="store_true", help="print JSON")
     info.set_defaults(run=_info)
+    report = actions.add_parser("report", help="a page to look at: classes, sizes, shapes, places, duplicates")
+    report.add_argument("bank", type=Path, help="the bank file")
+    report.add_argument("--out", type=Path, required=True, metavar="HTML", help="the page to write")
+    report.add_argument(
+        "--samples",
+        type=int,
+        default=_SAMPLES,
+        metavar="N",
+        help="cut-outs of each class that are shown, at most 2,000 in all (default: %(default)s)",
+    )
+    report.add_argument("--seed", type=int, default=0, help="of everything drawn (default: %(default)s)")
+    report.set_defaults(run=_report)
 
 
 def _info(arguments: argparse.Namespace) -> int:
     with ForegroundBank.open(arguments.bank) as bank:
         info = bank.info()
     print(json.dumps(info, indent=2, ensure_ascii=False) if arguments.json else _info_text(info))
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    out = checked_output("--out", arguments.out, HTML)
+    with ForegroundBank.open(arguments.bank) as bank, progress_bar() as tell:
+        survey = survey_bank(bank, samples=arguments.samples, seed=arguments.seed, progress=tell)
+    page = render_survey(survey).encode("utf-8")
+    write_whole(out, page)
+    alike = sum(len(group) for group in survey.alike.groups)
+    print(
+        printable(
+            f"{out}: {len(survey.sizes)} cut-outs of {len(survey.classes)} classes, "
+            f"{alike} of them in {len(survey.alike.groups)} groups that look alike; {len(page) / 1e6:.1f} MB"
+        )
+    )
     return 0
 
 

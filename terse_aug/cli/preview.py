@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ from terse_aug._config import TerseConfig
 from terse_aug._terse import Terse
 from terse_aug._vocabulary import check_distractors
 from terse_aug.bank import ForegroundBank
+from terse_aug.cli._output import HTML, checked_output, write_whole
 from terse_aug.policies import make_policy
 from terse_aug.preview import (
     STATE_KEY,
@@ -32,7 +30,7 @@ from terse_aug.preview import (
 from terse_aug.preview._flags import add_flags, flat_settings, setting_text, with_flags
 from terse_aug.preview._text import printable
 
-_SUFFIXES = {"out": (".html", ".htm"), "png": (".png",)}
+_SUFFIXES = {"out": HTML, "png": (".png",)}
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -93,22 +91,19 @@ def _preview(arguments: argparse.Namespace) -> int:
             samples = (resize_sample(sample, arguments.image_size) for sample in samples)
         preview = preview_samples(terse, samples, data.classes, arguments.seed)
         facts = _facts(arguments, terse, data, len(preview.pairs))
-    _write(outputs["out"], render_html(preview, facts).encode("utf-8"))
+    write_whole(outputs["out"], render_html(preview, facts).encode("utf-8"))
     if "png" in outputs:
-        _write(outputs["png"], render_png(preview, facts))
+        write_whole(outputs["png"], render_png(preview, facts))
     counts = ", ".join(f"{count} {name}" for name, count in preview.counts.items())
     print(printable(f"{' and '.join(map(str, outputs.values()))}: {counts}"))
     return 0
 
 
 def _outputs(arguments: argparse.Namespace) -> dict[str, Path]:
-    """The files to write; refused before any work is done, and where they look like an input."""
+    """The files to write."""
     outputs = {name: path for name in _SUFFIXES if (path := getattr(arguments, name)) is not None}
     for name, path in outputs.items():
-        if path.suffix.lower() not in _SUFFIXES[name]:
-            raise ValueError(f"--{name}: expected a file name that ends in {_SUFFIXES[name][0]}, got {path}")
-        if not path.parent.is_dir():
-            raise ValueError(f"--{name}: there is no folder {path.parent}")
+        checked_output(f"--{name}", path, _SUFFIXES[name])
     return outputs
 
 
@@ -195,14 +190,3 @@ def _facts(arguments: argparse.Namespace, terse: Terse, data: LabelledImages, sh
     usual = {name: setting_text(value) for name, value, _ in flat_settings(TerseConfig())}
     changed = tuple(name for name in settings if settings[name] != usual[name])
     return Facts(about, settings, changed, data.dropped)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file so that an interrupted run leaves no half of it."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()

@@ -1,17 +1,13 @@
-"""The sources of `terse-aug bank build`. Imports rich and the bank."""
+"""The sources of `terse-aug bank build`. Imports the bank."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from terse_aug.bank import (
     WAYS,
@@ -27,6 +23,7 @@ from terse_aug.bank import (
     build_from_voc,
     build_from_yolo,
 )
+from terse_aug.cli._progress import progress_bar
 
 Build = Callable[[argparse.Namespace], BuildReport]
 
@@ -53,7 +50,8 @@ def add_parsers(sources: argparse._SubParsersAction[Any]) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     """Build with a progress bar, and say what came of it."""
-    with _progress() as arguments.progress:
+    with progress_bar() as tell:
+        arguments.progress = lambda done, total: tell("cutting out", done, total)
         report = arguments.build(arguments)
     print(report.summary())
     return 0
@@ -317,13 +315,3 @@ def _adapter(name: str, modules: Sequence[str]) -> Any:
     except ImportError as error:
         raise ValueError(f"{error}; this source needs its host, and the modules that are named") from error
     return adapter
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr; nothing where that is no terminal."""
-    columns = (TextColumn("cutting out"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty(), transient=True) as bar:
-        task = bar.add_task("images", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,126 @@
+"""Outlines of silhouettes, in units of their bounding box. Pure functions; imports numpy and OpenCV."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Outline: TypeAlias = list[NDArray[np.float32]]
+"""A closed polygon for each part: float32 ``[k, 2]``, x and y, k at least 3, the first corner not repeated."""
+
+_OBJECT = 128
+_SQUARE = np.ones((2, 2), np.uint8)
+
+
+def silhouette(alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The object's pixels: those that are at least half opaque, or all that show where none is.
+
+    Args:
+        alpha: uint8 ``[h, w]``, not all 0.
+
+    Returns:
+        uint8 ``[h', w']``, 0 or 1, the tight crop.
+
+    Raises:
+        ValueError: nothing shows.
+    """
+    mask = (alpha >= _OBJECT).view(np.uint8)
+    left, top, width, height = cv2.boundingRect(mask)
+    if not width:
+        mask = (alpha > 0).view(np.uint8)
+        left, top, width, height = cv2.boundingRect(mask)
+    if not width:
+        raise ValueError(f"expected an alpha with pixels above 0, got {list(alpha.shape)} of zeros")
+    return np.ascontiguousarray(mask[top : top + height, left : left + width])
+
+
+def unit_outline(mask: NDArray[np.uint8]) -> Outline:
+    """Outer borders of all parts of a silhouette, its bounding box scaled to the unit square.
+
+    Borders run along the edges of pixels and cut their corners, so that a mask of one row is a rectangle like any
+    other. Parts that touch by a corner or are one pixel apart are one part. Holes have no part in it.
+
+    Args:
+        mask: uint8 ``[h, w]``, 0 or not, tight: something in the first and last row and column.
+
+    Returns:
+        A polygon of corners in [0, 1] for each part.
+    """
+    height, width = mask.shape
+    # A corner of pixels belongs to the object where one of the four pixels around it does.
+    corners = cv2.dilate(cv2.copyMakeBorder(mask, 0, 1, 0, 1, cv2.BORDER_CONSTANT, value=0), _SQUARE)
+    contours, _ = cv2.findContours(corners, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    size = np.array([width, height], np.float32)
+    return [contour[:, 0].astype(np.float32) / size for contour in contours]
+
+
+def simplified(outline: Outline, tolerance: float = 0.01) -> Outline:
+    """The outline with the fewest corners that the algorithm of Douglas & Peucker (1973) finds.
+
+    Args:
+        outline: see :func:`unit_outline`.
+        tolerance: how far a corner that is left out may be from the line that replaces it; in units of the outline, so
+            by default one hundredth of the bounding box, as BigDatasetGAN has it.
+
+    Returns:
+        The same parts; one that is smaller than the tolerance may be down to a point.
+    """
+    return [np.asarray(cv2.approxPolyDP(part[:, None], tolerance, True), np.float32)[:, 0] for part in outline]
+
+
+def shape_complexity(simple: Outline) -> int:
+    """Corners of a simplified outline, all parts together (BigDatasetGAN, Li et al., CVPR 2022, supplement).
+
+    A rectangle has 4, a disk 20 to 25 at 100 px and more. Below some 50 px a side the steps of pixels are larger than
+    the tolerance of a hundredth, and count: a disk of 20 to 30 px has 40.
+
+    Args:
+        simple: what :func:`simplified` gives of a unit outline.
+    """
+    return sum(len(part) for part in simple)
+
+
+def outline_length(simple: Outline) -> float:
+    """Length of a simplified outline, all parts together (BigDatasetGAN, supplement), in sides of the bounding box.
+
+    ``sum |p[i + 1] - p[i]|``, closed: 4 for a rectangle, pi for an ellipse. Of the simplified outline, because one that
+    follows pixels is up to 8 % longer than a slanted line it stands for, whatever the number of pixels.
+
+    Args:
+        simple: what :func:`simplified` gives of a unit outline.
+    """
+    return sum(cv2.arcLength(part[:, None], True) for part in simple)
+
+
+def parts_and_holes(mask: NDArray[np.uint8]) -> tuple[int, int]:
+    """Number of parts (joined by sides or corners) and of holes (background joined by sides) of a silhouette.
+
+    Args:
+        mask: uint8 ``[h, w]``, 0 or not.
+    """
+    _, tree = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    holes = int(np.count_nonzero(tree[0, :, 3] >= 0))
+    return len(tree[0]) - holes, holes
+
+
+def even_points(outline: Outline, count: int = 128) -> NDArray[np.float32]:
+    """Points at equal distances along an outline, each part having its share by length.
+
+    Args:
+        outline: see :func:`unit_outline`.
+        count: how many.
+
+    Returns:
+        float32 ``[count, 2]``, x and y.
+    """
+    starts = np.concatenate(outline)
+    ends = np.concatenate([np.roll(part, -1, axis=0) for part in outline])
+    along = np.concatenate([[0.0], np.hypot(*(ends - starts).T).cumsum()])
+    places = (np.arange(count) + 0.5) * (along[-1] / count)
+    side = np.clip(np.searchsorted(along, places, "right") - 1, 0, len(starts) - 1)
+    share = (places - along[side]) / np.maximum(along[side + 1] - along[side], 1e-12)
+    points = starts[side] + share[:, None] * (ends[side] - starts[side])
+    return np.asarray(points, np.float32)

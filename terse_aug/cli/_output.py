@@ -1,0 +1,35 @@
+"""The files that commands write. Imports the standard library only."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+HTML = (".html", ".htm")
+
+
+def checked_output(flag: str, path: Path, suffixes: Sequence[str]) -> Path:
+    """A file to write, refused before any work is done, and where it looks like an input.
+
+    Raises:
+        ValueError: it has none of the suffixes, or its folder does not exist.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"{flag}: expected a file name that ends in {suffixes[0]}, got {path}")
+    if not path.parent.is_dir():
+        raise ValueError(f"{flag}: there is no folder {path.parent}")
+    return path
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that an interrupted run leaves no half of it."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            partial.unlink()

@@ -1,0 +1,292 @@
+"""The report of a bank: it stands alone, says what is so, and takes banks of any kind."""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bank_samples import CATEGORIES, make_foreground, write_bank
+from numpy.typing import NDArray
+from test_bank_measures import cross, disk, picture
+
+from terse_aug.bank import BankWriter, CutRules, Foreground, ForegroundBank, build_from_masks
+from terse_aug.bank.survey import Survey, render_survey, survey_bank
+from terse_aug.bank.survey._charts import histogram
+from terse_aug.cli import main
+
+SCRIPT = "<script>alert('ä')</script>&\" 犬"
+
+
+def foreground(rgba: NDArray[np.uint8], label: int = 1, **changes: Any) -> Foreground:
+    return Foreground(**({"rgba": rgba, "label": label, "source": f"{SCRIPT}.jpg#1", "extent": 0.2} | changes))
+
+
+def shaped(mask: NDArray[np.uint8], color: int = 90) -> NDArray[np.uint8]:
+    return np.dstack([np.full((*mask.shape, 3), color, np.uint8), 255 * mask])
+
+
+def write(path: Path, foregrounds: list[Foreground], built: dict[str, Any] | None = None) -> Path:
+    names = {one.label: f"{SCRIPT}{one.label}" for one in foregrounds}
+    with BankWriter(path, names, overwrite=True) as writer:
+        for one in foregrounds:
+            writer.add(one)
+        writer.built = built or {}
+    return path
+
+
+def surveyed(path: Path, **options: Any) -> tuple[Survey, str]:
+    with ForegroundBank.open(path) as bank:
+        survey = survey_bank(bank, **options)
+    page = render_survey(survey)
+    assert not re.search(r"https?:|url\(|<link|@import|<script|\bon\w+=", page)
+    targets = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert all(re.match(r"#\w+$|data:image/(webp|png);base64,", target) for target in targets)
+    assert all(f'id="{target[1:]}"' in page for target in targets if target.startswith("#"))
+    assert page.count("<svg") == page.count("</svg>") == page.count('role="img"')
+    assert page.count("<img") == page.count(' alt="')
+    assert not re.search(r"\bnan\b|\binf\b|None", re.sub(r"base64,[^\"]*", "", page))
+    return survey, page
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Thirty disks and crosses, six pictures, a copy and a smaller copy of another class."""
+    disks = [foreground(shaped(disk(20 + n)), center=(n / 30, 0.5)) for n in range(20)]
+    crosses = [foreground(shaped(cross(10 + n)), center=(0.5, n / 10)) for n in range(10)]
+    others = [foreground(picture(seed), 2, center=None) for seed in range(6)]
+    copies = [foreground(picture(0), 2), foreground(np.ascontiguousarray(picture(1)[::2, ::2]), 3)]
+    built = {
+        "from": "masks",
+        "dropped": {"mask <is> empty": 3, "too small": 1200},
+        "cut_by": {"mask": 30, "grabcut": 8},
+    }
+    return write(tmp_path / "pictures.bank", [*disks, *crosses, *others, *copies], built)
+
+
+def test_the_page_stands_alone_and_escapes(pictures: Path) -> None:
+    survey, page = surveyed(pictures)
+    assert html.escape(SCRIPT).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") + "1" in page
+    assert "<script>" not in page
+    assert "prefers-color-scheme: dark" in page
+    assert "viewport" in page
+    assert survey.info["cut_outs"] == 38
+
+
+def test_the_survey_says_what_is_so(pictures: Path) -> None:
+    survey, page = surveyed(pictures, samples=4)
+    assert [one.count for one in survey.classes] == [30, 7, 1]
+    first, second, single = survey.classes
+    assert first.shapes is not None
+    assert first.shapes.counts.sum() == 30
+    assert second.shapes is None
+    assert single.diversity is None
+    assert first.diversity is not None
+    assert second.diversity is not None
+    assert 0 < first.diversity.mean < second.diversity.mean
+    assert [len(one.shown) for one in survey.classes] == [4, 4, 1]
+    assert first.length == pytest.approx(3.5, abs=0.5)
+    assert (survey.copies, len(survey.centers)) == (1, 30)
+    assert "Of 8 cut-outs the place is not known" in page
+    assert "<b>30</b> mask" in page
+    assert "<b>1,200</b> too small" in page
+    assert "<b>3</b> mask &lt;is&gt; empty" in page
+    assert page.index("too small") < page.index("mask &lt;is&gt; empty")
+    assert re.search(r"<b>1,203</b>objects left out", page)
+
+
+def test_duplicates_are_shown_and_told_apart(pictures: Path) -> None:
+    survey, page = surveyed(pictures)
+    kinds = {(group.count, group.identical, len(group.classes)) for group in survey.groups}
+    assert {(2, True, 1), (2, False, 2)} <= kinds  # the disks, which are flat, are alike as well
+    assert page.count("of different classes") == 1
+    assert "2 identical" in page
+
+
+def test_measures_are_those_of_each_cut_out(tmp_path: Path) -> None:
+    ring = disk(60)
+    ring[20:40, 20:40] = 0
+    shapes = [np.ones((9, 30), np.uint8), cross(40), ring]
+    path = write(tmp_path / "x.bank", [foreground(shaped(mask), number) for number, mask in enumerate(shapes, 1)])
+    survey, page = surveyed(path)
+    assert survey.corners[:2].tolist() == [4, 12]
+    np.testing.assert_allclose(survey.length[:2], 4, rtol=0.03)
+    np.testing.assert_allclose(survey.fill, [1, 5 / 9, ring.mean()], rtol=1e-5)
+    assert [one.with_holes for one in survey.classes] == [0, 0, 1]
+    assert [one.several_parts for one in survey.classes] == [0, 0, 0]
+    assert (survey.classes[0].width, survey.classes[0].height) == (30, 9)
+    assert "This bank does not know" in page
+
+
+ODD = {
+    "one": [foreground(shaped(disk(30)))],
+    "one pixel": [foreground(shaped(np.ones((1, 1), np.uint8)))],
+    "lines": [
+        foreground(shaped(np.ones(shape, np.uint8)), 1 + n % 2) for n, shape in enumerate([(1, 90), (70, 1)] * 3)
+    ],
+    "faint": [foreground(np.full((12, 20, 4), 3, np.uint8))],
+    "negative label": [foreground(shaped(disk(20)), -4), foreground(shaped(disk(9)), 0)],
+    "all the same": [foreground(shaped(disk(40))) for _ in range(60)],
+    "many parts": [foreground(shaped(np.eye(40, dtype=np.uint8)[::-1][:, ::-1] * (np.arange(40) % 3 != 1)))],
+    "many classes": [foreground(shaped(disk(10 + n % 5)), n + 1) for n in range(300)],
+    "large": [foreground(shaped(disk(1500)), extent=1.9, center=(0.0, 1.0))],
+    "no source": [foreground(shaped(disk(9)), source="")],
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_banks(kind: str, tmp_path: Path) -> None:
+    survey, page = surveyed(write(tmp_path / "odd.bank", ODD[kind]))
+    assert sum(one.count for one in survey.classes) == len(ODD[kind])
+    assert page.count("This bank does not say") == 2
+    if kind == "all the same":
+        assert [group.count for group in survey.groups] == [60]
+        assert survey.copies == 59
+
+
+def test_what_a_bank_says_of_itself_may_be_anything(tmp_path: Path) -> None:
+    built = {"dropped": ["x"], "cut_by": {"mask": "some"}, "from": None, SCRIPT: [1, SCRIPT], "nested": {"a": 1}}
+    _, page = surveyed(write(tmp_path / "odd.bank", ODD["one"], built))
+    assert page.count("This bank does not say") == 2
+    assert "&lt;script&gt;" in page
+    _, page = surveyed(write(tmp_path / "odd.bank", ODD["one"], {"dropped": {}, "cut_by": {"mask": 1}}))
+    assert "<p>Nothing.</p>" in page
+
+
+def test_the_same_seed_gives_the_same_page(pictures: Path) -> None:
+    pages = [surveyed(pictures, samples=3, seed=seed)[1] for seed in (0, 0, 1)]
+    assert pages[0] == pages[1] != pages[2]
+    shown = [re.findall(r'title="number (\d+):', page) for page in pages]
+    assert shown[0] != shown[2]
+    state = np.random.get_state()[1].tolist()  # noqa: NPY002
+    surveyed(pictures)
+    assert np.random.get_state()[1].tolist() == state  # noqa: NPY002
+
+
+def test_what_is_drawn_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("terse_aug.bank.survey._survey._DRAWN_AT_MOST", 40)
+    monkeypatch.setattr("terse_aug.bank.survey._survey._SHOWN_IN_ALL", 4)
+    monkeypatch.setattr("terse_aug.bank.survey._page._DOTS", 50)
+    many = [foreground(shaped(disk(20 + n % 9)), 1 + (n > 59), center=(0.5, n / 99)) for n in range(90)]
+    survey, page = surveyed(write(tmp_path / "many.bank", many))
+    assert [one.drawn for one in survey.classes] == [40, 30]
+    assert [len(one.shown) for one in survey.classes] == [2, 2]
+    assert re.search(r"only a part was drawn[^<]*1 40 of 60\.", page)
+    assert "a dot for 50 drawn of 90" in page
+    (dots,) = re.findall(r'class="dots" d="([^"]*)"', page)
+    assert dots.count("M") == 50
+
+
+def test_a_view_is_surveyed_as_it_is(pictures: Path) -> None:
+    with ForegroundBank.open(pictures) as bank:
+        survey = survey_bank(bank.select(categories=[2]).select([1, 2, 6]))
+        assert [(one.count, len(one.shown)) for one in survey.classes] == [(3, 3)]
+        assert len(survey.centers) == 0
+        told: list[tuple[str, int, int]] = []
+        survey_bank(bank, progress=lambda *what: told.append(what))
+    assert {what for what, _, _ in told} == {"cut-outs", "shapes of classes", "duplicates"}
+    assert all(0 <= done <= total for _, done, total in told)
+
+
+@pytest.mark.parametrize("options", [{"samples": -1}, {"seed": -1}])
+def test_options_that_are_refused(options: dict[str, int], pictures: Path) -> None:
+    with ForegroundBank.open(pictures) as bank, pytest.raises(ValueError, match="samples and seed of 0 or more"):
+        survey_bank(bank, **options)
+
+
+def test_bars_count_every_value() -> None:
+    values = [0.0, 0.1, 0.5, 0.99, 1.0, 7.0]
+    svg = histogram(values, [0.0, 0.5, 1.0, 2.0], [0.0, 0.5, 5.0], "some <name>", " px")
+    assert re.findall(r"<title>([^<]*)</title>", svg) == ["0 to 0.5 px: 2", "0.5 to 1 px: 2", "from 1 px: 2"]
+    assert "some &lt;name&gt;" in svg
+    heights = {float(height) for height in re.findall(r'class="bar".*?height="([\d.]+)"', svg)}
+    assert len(heights) == 1
+    assert re.findall(r'class="x"[^>]*>([^<]*)<', svg) == ["0", "1/2"]
+
+
+def test_command(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "report.html"
+    arguments = ["bank", "report", str(pictures), "--out", str(out)]
+    assert main([*arguments, "--samples", "2", "--seed", "3"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert "38 cut-outs of 3 classes" in printed.out
+    assert out.read_text(encoding="utf-8") == surveyed(pictures, samples=2, seed=3)[1]
+    assert main(arguments) == 0
+    assert out.read_text(encoding="utf-8") == surveyed(pictures, samples=8, seed=0)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.bank", "--out", "x.html"], "no foreground bank at"),
+        (["some.bank"], "--out"),
+        (["some.bank", "--out", "x.bank"], "ends in .html"),
+        (["some.bank", "--out", "nowhere/x.html"], "no folder"),
+        (["some.bank", "--out", "x.html", "--samples", "-1"], "0 or more"),
+        (["some.bank", "--out", "x.html", "--seed", "a"], "invalid int"),
+    ],
+)
+def test_user_errors_are_one_line_and_nothing_is_written(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_bank(tmp_path / "some.bank", 3)
+    assert main(["bank", "report", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert message in printed.err
+    assert [path.name for path in tmp_path.iterdir()] == ["some.bank"]
+
+
+def test_centers_are_stored_and_old_banks_have_none(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.bank", tmp_path / "new.bank"
+    write_bank(old, 5)
+    places = [(0.25, 0.5), None, (0.0, 1.0), (1.0, 0.0), (0.125, 0.75)]
+    with BankWriter(new, CATEGORIES) as writer:
+        for seed, place in enumerate(places):
+            writer.add(make_foreground(seed, center=place))
+    with ForegroundBank.open(old) as bank, ForegroundBank.open(new) as more:
+        assert [one.center for one in more] == places
+        assert [one.center for one in bank] == [None] * 5
+        assert bank.centers.shape == more.centers.shape == (5, 2)
+        assert np.isnan(bank.centers).all()
+        assert np.isnan(more.centers).all(1).tolist() == [False, True, False, False, False]
+        np.testing.assert_array_equal(more.select([4, 0]).centers, [[0.125, 0.75], [0.25, 0.5]])
+        assert bank.fingerprint == more.fingerprint  # what is trained on is the same
+    assert b"centers" not in old.read_bytes()
+    with BankWriter(tmp_path / "good.bank", CATEGORIES) as writer:
+        for wrong in ((-0.1, 0.5), (0.5, float("nan")), (0.5,)):
+            with pytest.raises(ValueError, match="parts of the image"):
+                writer.add(make_foreground(0, center=wrong))
+        writer.add(make_foreground(0))
+
+
+def test_centers_are_those_of_the_boxes(data_root: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    folder = data_root / "penn_fudan"
+    names = ["FudanPed00001.png", "PennPed00010.png"]
+    source = (folder / "PNGImages", folder / "PedMasks", tmp_path / "p.bank")
+    build_from_masks(*source, include=names, rules=CutRules(max_side=200))
+    expected = []
+    for name in names:
+        ids = np.asarray(Image.open(folder / "PedMasks" / name.replace(".png", "_mask.png")))
+        for number in range(1, ids.max() + 1):
+            rows, columns = np.nonzero(ids == number)
+            middle = (columns.min() + columns.max() + 1) / 2, (rows.min() + rows.max() + 1) / 2
+            expected.append((middle[0] / ids.shape[1], middle[1] / ids.shape[0]))
+    with ForegroundBank.open(tmp_path / "p.bank") as bank:
+        np.testing.assert_allclose(bank.centers, expected, atol=1e-6)
+        assert bank.sizes.max() == 200  # scaled down, where the middle has to come along
+    survey, page = surveyed(tmp_path / "p.bank")
+    assert len(survey.centers) == len(expected)
+    assert "a dot for each" in page
