@@ -263,6 +263,7 @@ def assert_one_line(printed: str, message: str) -> None:
         (["--policy", "hard-random"], "asks a detector"),
         (["--policy", "best"], "hard-random"),
         (["--policy", "random", "--state", "x.pt"], "no use for --state"),
+        (["--robust", "universal"], "before they are perturbed"),
         (["--state", "missing.pt"], "found none"),
         (["--classes", "dog"], "the bank has no dog"),
         (["--classes", "car=auto"], "know no auto"),

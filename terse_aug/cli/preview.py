@@ -120,6 +120,8 @@ def _terse(arguments: argparse.Namespace, bank: ForegroundBank, data: LabelledIm
         raise ValueError(f"--policy {name} asks a detector, which a preview does not have; use random or critic")
     if arguments.state is not None and not policy.learns:
         raise ValueError(f"--policy {name} learns nothing, so it has no use for --state; leave one of them out")
+    if config.robust != "none":
+        raise ValueError(f"--robust {config.robust}: a preview shows composites before they are perturbed; leave it out")
     if arguments.state is not None:
         policy = make_policy(name, config, arguments.seed, saved_classes(arguments.state))
     chosen, labels = _translation(arguments.classes, bank, data.classes)
