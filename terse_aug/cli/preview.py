@@ -121,7 +121,7 @@ def _terse(arguments: argparse.Namespace, bank: ForegroundBank, data: LabelledIm
     if arguments.state is not None and not policy.learns:
         raise ValueError(f"--policy {name} learns nothing, so it has no use for --state; leave one of them out")
     if config.robust != "none":
-        raise ValueError(f"--robust {config.robust}: a preview shows composites before they are perturbed; leave it out")
+        raise ValueError(f"--robust {config.robust}: a preview shows composites before they are perturbed")
     if arguments.state is not None:
         policy = make_policy(name, config, arguments.seed, saved_classes(arguments.state))
     chosen, labels = _translation(arguments.classes, bank, data.classes)
