@@ -116,9 +116,9 @@ def test_what_cannot_be_is_said_before_training(tmp_path: Path) -> None:
             TersePaste(bank, sampler=name)
     (tmp_path / "data").mkdir()
     data = write_data(tmp_path / "data")
-    hooks = [
-        {"type": "TerseHook", "bank": bank, "distractor_bank": distractors(tmp_path, "dog"), "distractors": (1, 1)}
-    ]
+    # The data set has dogs, though the bank has none.
+    cats = {"type": "TerseHook", "bank": distractors(tmp_path, "cat"), "distractors": (1, 1)}
+    hooks = [cats | {"distractor_bank": distractors(tmp_path, "dog")}]
     runner = Runner.from_cfg(runner_config(tiny_mask_rcnn(), data, tmp_path / "out", 1, hooks, experiment_name="known"))
     with pytest.raises(ValueError, match="distractor_bank: dog: the detector knows this class"):
         runner.train()
