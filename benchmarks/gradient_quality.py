@@ -88,7 +88,7 @@ def _measure(model: nn.Module, own: Any, bank: ForegroundBank, args: argparse.Na
 def _paste_rows(
     model: nn.Module, terse: Terse, layout: Layout[Foreground], images: list[Tensor], targets: list[Any], unit: Tensor
 ) -> list[list[float]]:
-    surface = terse._surface(images)
+    surface = terse.pasting.surface(images)
 
     def loss(point: Tensor) -> Tensor:
         composites = compose(images, targets, layout, point, surface)

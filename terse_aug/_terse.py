@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,32 +11,28 @@ from torch import Tensor, nn
 
 from terse_aug._admission import Admission, admit
 from terse_aug._adversary import Adversary, Turn
-from terse_aug._backgrounds import BackgroundPool, Source, check_surroundings, put_on_backgrounds
-from terse_aug._compose import Composites, Paste, Surface, compose_exactly, full_precision
+from terse_aug._backgrounds import BackgroundPool, Source, check_surroundings
+from terse_aug._compose import Composites, Paste, compose_exactly, full_precision
 from terse_aug._config import TerseConfig, replaced
 from terse_aug._distributed import rank
-from terse_aug._hardness import ask_for_hardness, hear_hardness, outcomes_by_class, take_outcomes, told_outcomes
+from terse_aug._hardness import told_outcomes
 from terse_aug._keypoints import Flips, mirror_order
-from terse_aug._layout import Layout, draw_layout
+from terse_aug._layout import Layout
 from terse_aug._ledger import Ledger
-from terse_aug._parcel import Parcel, check_parcels
+from terse_aug._parcel import Parcel
+from terse_aug._pasting import Offer, Pasting
 from terse_aug._pixels import PixelFormat
 from terse_aug._random import generator_for
+from terse_aug._remarks import Remarks
 from terse_aug._robust import make_robustness
 from terse_aug._sample import Target
-from terse_aug._scene import make_scene
-from terse_aug._shelf import Shelf, Shown
+from terse_aug._shelf import Shelf
+from terse_aug._turns import Turns
 from terse_aug._vocabulary import check_classes, check_distractors, check_labels, told_classes, translated
 from terse_aug.bank import Foreground, ForegroundBank
 from terse_aug.policies import Policy, Proposal, Scene, make_policy, uniform_proposal
 from terse_aug.samplers import Cutouts, Sampler, make_sampler
-from terse_aug.targets import Listener, TargetModel, TellsInPassing, as_target
-
-_MOST_TURNS = 64
-
-
-class TerseWarning(UserWarning):
-    """Something was left out so that training could go on; each kind is said once per :class:`Terse`."""
+from terse_aug.targets import TargetModel, as_target
 
 
 class Terse(nn.Module):
@@ -118,20 +112,9 @@ class Terse(nn.Module):
         self.adversary = Adversary(chosen, self.config, seed, self.pixels)
         self.robustness = make_robustness(self.config, self.pixels, seed, self._detector)
         self.ledger = Ledger()
-        self._mirror_keypoints = mirror_order(self.bank.keypoint_names, keypoint_flips)
-        self._turns: list[Turn] = []
-        # Of the last batch, for those who say how hard it was; its turn, if the policy learns from it.
-        self._pastes: list[list[Paste]] = []
-        self._targets: list[Target] | None = None
-        self._replaced: dict[int, int] = {}
-        self._last_turn: Turn | None = None
-        # Of which the sampler wants to hear, and has not.
-        self._unheard: list[Turn] = []
-        self._told = False
-        self._shelf = Shelf(self.bank)
-        self._pool = None if backgrounds is None else BackgroundPool(backgrounds)
-        self._distractors = None if distractor_bank is None else Shelf(distractor_bank)
-        check_surroundings(self.config, self._pool, self._distractors, self.bank)
+        pool = None if backgrounds is None else BackgroundPool(backgrounds)
+        distractors = None if distractor_bank is None else Shelf(distractor_bank)
+        check_surroundings(self.config, pool, distractors, self.bank)
         if distractor_bank is not None:
             check_distractors(distractor_bank, [*self.bank.categories.values(), *(classes or ())])
         self.sampler = make_sampler(self.config.sampler if sampler is None else sampler, self.config)
@@ -140,12 +123,16 @@ class Terse(nn.Module):
                 f"sampler {type(self.sampler).__name__} with critic_cutouts {chosen.offers}: the policy would choose "
                 "among cut-outs, and they would not be equally frequent; set critic_cutouts to 1"
             )
-        pool_size = 0 if self._pool is None else len(self._pool)
+        pool_size = 0 if pool is None else len(pool)
         self.sampler.bind(Cutouts(self.bank.labels, self.bank.categories), seed, pool_size)
-        self._warned: set[str] = set()
-        # Of a batch that was not trained on to the end.
-        self._listeners: list[Listener] = []
-        weakref.finalize(self, _close, self._listeners)
+        order = mirror_order(self.bank.keypoint_names, keypoint_flips)
+        self.pasting = Pasting(self.config, self.pixels, Shelf(self.bank), pool, distractors, order, self._detector)
+        self._remarks = Remarks()
+        self._turns = Turns(self._detector, chosen, self.sampler, self.ledger, self._remarks)
+        # Of the last batch.
+        self._pastes: list[list[Paste]] = []
+        self._targets: list[Target] | None = None
+        self._replaced: dict[int, int] = {}
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)
         self._anchor: Tensor
         self.seconds = 0.0
@@ -190,7 +177,7 @@ class Terse(nn.Module):
             ValueError: the batch does not keep to the contract above; parcels of another bank or made with other
                 settings, or together with :meth:`paste_only`.
         """
-        self._forget_batch()
+        self._end_batch()
         if not self.training:
             return list(images) if not isinstance(images, Tensor) else images, list(targets)
         started = time.perf_counter()
@@ -225,18 +212,17 @@ class Terse(nn.Module):
         else:
             self.ledger.counts["losses_not_finite"] += 1
             self.ledger.counts["suspended"] = int(self.policy.learns)
-            self._warn("loss", f"the loss is {value}; {_SUSPENDED if self.policy.learns else 'it is left out'}")
-        self._forget_batch()
+            self._remarks.once("loss", f"the loss is {value}; {_SUSPENDED if self.policy.learns else 'it is left out'}")
+        self._end_batch()
         if self.policy.learns_from == "hardness" and finite:
             self._learn_hardness()
-        if self.sampler.learns:
-            self._learn_classes(ask=finite)
+        if self.sampler.learns and self._moving():
+            self._turns.teach_sampler(finite, self._anchor.device)
         if self._moves_now():
             self._move(finite, loss_scale)
         if self.robustness is not None and not self.robustness.step():
-            self._warn("robust", _NO_PATTERN)
-        self._turns.clear()
-        self._told = False
+            self._remarks.once("robust", _NO_PATTERN)
+        self._turns.end_iteration()
         self.ledger.counts["iterations"] += 1
         self.seconds += time.perf_counter() - started
 
@@ -263,9 +249,7 @@ class Terse(nn.Module):
         if self._targets is None:
             raise ValueError("observe: expected a call of Terse in training mode before, whose objects these are")
         outcomes = told_outcomes(hardness, chances, self._targets, self.policy.classes)
-        self._told = True
-        if self._last_turn is not None and self._last_turn.composites is not None:
-            take_outcomes(self._last_turn, outcomes, self.policy.classes)
+        self._turns.tell(outcomes)
 
     @property
     def pasted_labels(self) -> list[int] | None:
@@ -310,14 +294,9 @@ class Terse(nn.Module):
         batch = self._admit(images, targets)
         generator = generator_for(self.seed, "compose", seed)
         with torch.no_grad():
-            batch, backgrounds, offered, scene = self._offered(batch, chosen, generator, self.sampler.still())
-            proposal = chosen.propose(scene, generator, learning=False)
-            layout = offered.taken(self._shelf, proposal.rows)
-            surface = self._surface(batch.images)
-            composites = compose_exactly(batch.images, batch.targets, layout, proposal.unit, surface)
-        composites.dropped.update(batch.dropped)
-        composites.backgrounds.update(backgrounds)
-        return composites
+            offer = self._offer(batch, chosen, generator, self.sampler.still())
+            proposal = chosen.propose(offer.scene, generator, learning=False)
+            return self._composed(offer, proposal)[0]
 
     def metrics(self) -> dict[str, float]:
         """Figures for a log, by name: counters, running averages, and the spread of the transforms.
@@ -334,11 +313,7 @@ class Terse(nn.Module):
         return self.ledger.summary() | ({} if self.robustness is None else self.robustness.figures())
 
     def _load_from_state_dict(self, *arguments: Any, **more: Any) -> None:
-        if self._last_turn is not None:
-            hear_hardness(self._last_turn)
-        self._last_turn = None
-        self._turns.clear()  # they are of the run before
-        self._unheard = []
+        self._turns.forget()  # they are of the run before
         super()._load_from_state_dict(*arguments, **more)
 
     def _another(self, policy: str | Policy | None) -> Policy:
@@ -359,29 +334,23 @@ class Terse(nn.Module):
         learning = self.policy.learns if by_hardness else self._moves_now() and torch.is_grad_enabled()
         if self._moves_now() and not learning:
             counts["dropped/graph"] += 1
-            self._warn("no_gradient", _NO_GRADIENT)
+            self._remarks.once("no_gradient", _NO_GRADIENT)
         with torch.no_grad():
-            batch, backgrounds, offered, scene = self._offered(batch, self.policy, generator, self.sampler, parcels)
-        images, targets = batch.images, batch.targets
-        proposal = self._propose(scene, generator, learning)
-        layout = offered.taken(self._shelf, proposal.rows)
+            offer = self._offer(batch, self.policy, generator, self.sampler, parcels)
+        proposal = self._propose(offer.scene, generator, learning)
         with torch.set_grad_enabled(bool(proposal.leaves)):
-            composites = compose_exactly(images, targets, layout, proposal.unit, self._surface(images))
+            composites, layout = self._composed(offer, proposal)
         # Before anybody listens to the detector. Hardness is that of the perturbed; realism is judged without.
         shown = composites
         if self.robustness is not None:
-            shown = self.robustness.perturbed(composites, batch.usable, self.seed, counts["calls"])
+            shown = self.robustness.perturbed(composites, offer.batch.usable, self.seed, counts["calls"])
         if learning and any(composites.pastes) and (proposal.leaves or proposal.memory):
-            with full_precision(images[0].device):
-                self._last_turn = self.adversary.begin(proposal, composites, images, targets)
-            self._keep(self._last_turn)
+            with full_precision(offer.batch.images[0].device):
+                turn = self.adversary.begin(proposal, composites, offer.batch.images, offer.batch.targets)
+            self._turns.keep(turn)
+            self._turns.follow(turn, shown)
         elif self.sampler.learns and any(composites.pastes):
-            self._last_turn = Turn(proposal, len(images))
-        if self._last_turn is not None and (by_hardness or self.sampler.learns):
-            self._last_turn.composites = shown
-            self._listen(self._last_turn)
-        composites.dropped.update(batch.dropped)
-        composites.backgrounds.update(backgrounds)
+            self._turns.follow(Turn(proposal, len(composites.images)), shown)
         self._record(layout, proposal, composites)
         return shown
 
@@ -396,44 +365,36 @@ class Terse(nn.Module):
     def _detector(self) -> TargetModel | None:
         return self._target[0] if self._target else None
 
-    def _surface(self, images: Sequence[Tensor]) -> Surface:
-        return Surface(self.config, self.pixels, self._mirror_keypoints, batched=images[0].is_cuda)
-
     def _admit(self, images: Sequence[Tensor] | Tensor, targets: Sequence[Target]) -> Admission:
         batch = admit(images, targets)
         self._remark(batch)
         return batch
 
-    def _remark(self, batch: Admission) -> None:
-        for kind, text in batch.remarks.items():
-            self._warn(kind, text)
-
-    def _offered(
+    def _offer(
         self,
         batch: Admission,
         policy: Policy,
         generator: torch.Generator,
         sampler: Sampler,
         parcels: Sequence[Parcel] | None = None,
-    ) -> tuple[Admission, dict[int, int], Layout[Shown], Scene]:
-        """The batch on its backgrounds, and by image which; what may be pasted on it, and what a policy sees of it."""
-        if parcels is not None:
-            check_parcels(parcels, self._shelf.bank_identity, policy.offers, len(batch.images), sampler)
-            for parcel in parcels:
-                self._shelf.lay_out(parcel.foregrounds)
-        backgrounds: dict[int, int] = {}
-        visits: dict[int, list[int]] = {}
-        if self._pool is not None:
-            batch, backgrounds, visits = put_on_backgrounds(
-                batch, self._pool, self.config, self.pixels, generator, sampler, policy, parcels
-            )
-            self._remark(batch)
-        layout = draw_layout(
-            self._shelf, batch.usable, self.config, generator, sampler, policy, parcels, visits, self._distractors
-        )
-        surface = self._surface(batch.images)
-        scene = make_scene(layout, batch.images, batch.targets, surface, policy, self._detector, self._shelf)
-        return batch, backgrounds, layout, scene
+    ) -> Offer:
+        offer = self.pasting.offer(batch, policy, generator, sampler, parcels)
+        self._remark(offer.batch)
+        return offer
+
+    def _remark(self, batch: Admission) -> None:
+        for kind, text in batch.remarks.items():
+            self._remarks.once(kind, text)
+
+    def _composed(self, offer: Offer, proposal: Proposal) -> tuple[Composites, Layout[Foreground]]:
+        """Composites of what a policy has taken, and what that is."""
+        batch = offer.batch
+        layout = offer.layout.taken(self.pasting.shelf, proposal.rows)
+        surface = self.pasting.surface(batch.images)
+        composites = compose_exactly(batch.images, batch.targets, layout, proposal.unit, surface)
+        composites.dropped.update(batch.dropped)
+        composites.backgrounds.update(offer.backgrounds)
+        return composites, layout
 
     def _record(self, layout: Layout[Foreground], proposal: Proposal, composites: Composites) -> None:
         counts = self.ledger.counts
@@ -450,7 +411,7 @@ class Terse(nn.Module):
         for reason, count in composites.dropped.items():
             counts[f"dropped/{reason}"] += count
         if composites.dropped["paste_too_small"]:
-            self._warn(
+            self._remarks.once(
                 "paste_too_small",
                 f"pastes below min_side = {self.config.min_side} pixels are left out: the images are small or "
                 "the scale range is low",
@@ -458,76 +419,24 @@ class Terse(nn.Module):
         if len(proposal.unit):
             self.ledger.see_transforms(proposal.unit.detach().cpu())
 
+    def _moving(self) -> bool:
+        """Whether this is an iteration in which what learns moves, and targets are asked."""
+        return self.ledger.counts["iterations"] % self.config.move_every == 0
+
     def _moves_now(self) -> bool:
-        return self.policy.learns and self.ledger.counts["iterations"] % self.config.move_every == 0
+        return self.policy.learns and self._moving()
 
     def _learn_hardness(self) -> None:
         """Let the policy remember what was told and heard; ask the target about the rest where the policy moves."""
-        # Whatever was pasted on this rank: all ranks have to raise, or none.
-        if self._moves_now() and not self._target and not self._told:
-            raise ValueError(
-                f"policy {self._policy_name or self.policy!r} learns from hardness: give Terse(target=detector), or "
-                "call observe() before step()"
-            )
-        if self._moves_now() and self._target:
-            self.ledger.counts["extra_forwards"] += ask_for_hardness(self._turns, self._target[0], self.policy.classes)
+        if self._moves_now():
+            self._turns.ask(repr(self._policy_name or self.policy))
         with full_precision(self._anchor.device):
             for name, value in self.adversary.remember(self._turns).items():
                 self.ledger.average(name, value)
 
-    def _learns_classes_now(self) -> bool:
-        return self.ledger.counts["iterations"] % self.config.move_every == 0
-
-    def _learn_classes(self, ask: bool) -> None:
-        """Let the sampler learn how hard the classes are; ask the target of what nobody told and was not heard."""
-        if not self._learns_classes_now():
-            return
-        if not self._target and not self._told:
-            raise ValueError(
-                "sampler 'loss' learns from hardness: give Terse(target=detector), or call observe() before step()"
-            )
-        turns, self._unheard = self._unheard, []
-        if ask and self._target:
-            self.ledger.counts["extra_forwards"] += ask_for_hardness(turns, self._target[0], self.policy.classes)
-            for turn in turns:
-                self.sampler.hear(*outcomes_by_class(turn))
-        self.sampler.settle(self._anchor.device)
-
-    def _listen(self, turn: Turn) -> None:
-        """Hear of a turn from its detector, until :meth:`_forget_batch`."""
-        if not isinstance(self._detector, TellsInPassing) or "hearing" in self._warned:
-            return
-        try:
-            turn.listener = self._detector.listen()
-        except Exception as error:
-            self._warn("hearing", _NOT_HEARD.format(error))
-        if turn.listener is not None:
-            self._listeners.append(turn.listener)
-
-    def _forget_batch(self) -> None:
-        """The last batch has been trained on: hear of it, and let go of it."""
-        turn, self._last_turn = self._last_turn, None
-        if turn is not None:
-            if (trouble := hear_hardness(turn)) is not None:
-                self._warn("hearing", _NOT_HEARD.format(repr(trouble)))
-            if self.sampler.learns and turn.hardness is not None:
-                self.sampler.hear(*outcomes_by_class(turn))
-            elif self.sampler.learns and self._learns_classes_now():
-                self._unheard = [*self._unheard, turn][-_MOST_TURNS:]
-            if turn.hardness is not None:
-                turn.composites = None
-            elif not self._moves_now() and self.policy.learns_from == "hardness" and self._turns[-1:] == [turn]:
-                self._turns.pop()  # nobody will ask
-        self._listeners.clear()
+    def _end_batch(self) -> None:
+        self._turns.end_batch(self._moving())
         self._pastes, self._targets, self._replaced = [], None, {}
-
-    def _keep(self, turn: Turn) -> None:
-        """Remember a batch for the next step, but not without end if nobody calls it."""
-        self._turns.append(turn)
-        if len(self._turns) > _MOST_TURNS:
-            del self._turns[0]
-            self.ledger.counts["dropped/graph"] += 1
-            self._warn("step", f"Terse was called {_MOST_TURNS} times without step(); call it after backward()")
 
     def _move(self, loss_finite: bool, loss_scale: float) -> None:
         counts = self.ledger.counts
@@ -546,25 +455,10 @@ class Terse(nn.Module):
         if move.reason == "not_finite":
             counts["suspended"] = 1
             if loss_finite:
-                self._warn("gradient", f"a loss or gradient is not finite on some rank; {_SUSPENDED}")
+                self._remarks.once("gradient", f"a loss or gradient is not finite on some rank; {_SUSPENDED}")
         else:
-            self._warn("no_gradient", _NO_GRADIENT)
+            self._remarks.once("no_gradient", _NO_GRADIENT)
 
-    def _warn(self, kind: str, text: str) -> None:
-        if kind not in self._warned:
-            self._warned.add(kind)
-            warnings.warn(text, TerseWarning, stacklevel=4)
-
-
-def _close(listeners: list[Listener]) -> None:
-    for listener in listeners:
-        listener.close()
-
-
-_NOT_HEARD = (
-    "how hard the pastes were could not be heard in the detector's training forward ({}); it is asked every "
-    "move_every-th iteration from now on, which costs a forward"
-)
 
 _SUSPENDED = "the adversary does not move and pastes at random until a move succeeds"
 
@@ -572,7 +466,6 @@ _NO_GRADIENT = (
     "no gradient reached the composites, so the adversary does not move: call backward() on the detector's loss "
     "before step(), call Terse outside torch.no_grad(), and hand the images on as Terse returned them"
 )
-
 
 _NO_PATTERN = (
     "robust='universal': no gradient reached the composites, so the pattern does not move: call backward() on the "

@@ -59,7 +59,7 @@ def test_a_glimpse_shows_what_the_composite_shows(tmp_path: Path, mirror: float)
     shelf, sampler = Shelf(terse.bank), terse.sampler
     layout = draw_layout(shelf, [True, True], terse.config, generator_for(0), sampler, terse.policy)
     unit = torch.rand(3, 4, len(PARAMETERS), generator=generator_for(1))
-    surface = terse._surface(images)
+    surface = terse.pasting.surface(images)
     glimpses = glimpse_maker(layout, images, targets, surface)(unit)
     assert glimpses.pictures.shape == (3, 4, *GLIMPSE_PICTURE)
     for candidate in range(3):
@@ -111,7 +111,7 @@ def test_the_map_of_objects_lies_where_the_objects_are(tiny_bank: ForegroundBank
     images = [torch.zeros(3, 100, 200)]
     targets = [{"boxes": torch.tensor([[100.0, 0, 200, 100]]), "labels": torch.tensor([1])}]
     layout = draw_layout(Shelf(terse.bank), [True], terse.config, generator_for(0), terse.sampler, terse.policy)
-    glimpses = glimpse_maker(layout, images, targets, terse._surface(images))(torch.rand(1, 1, len(PARAMETERS)))
+    glimpses = glimpse_maker(layout, images, targets, terse.pasting.surface(images))(torch.rand(1, 1, len(PARAMETERS)))
     for occupied in glimpses.pictures[0, 0, :, 4]:
         assert float(occupied[:, : GLIMPSE // 2 - 1].amax()) == 0
         assert float(occupied[:, GLIMPSE // 2 + 1 :].amin()) == pytest.approx(1)
