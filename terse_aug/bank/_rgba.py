@@ -13,7 +13,7 @@ from terse_aug.bank._cut import CutRules, Unusable, finish, tight_box
 from terse_aug.bank._foreground import Foreground
 from terse_aug.bank._images import NoAlphaError, read_rgba
 from terse_aug.bank._include import Include
-from terse_aug.bank._report import BuildReport, Dropped, Progress, build
+from terse_aug.bank._report import BuildReport, Ledger, Progress, build
 from terse_aug.bank._writer import BankWriter
 
 _EXTENSIONS = (".png", ".webp", ".tif", ".tiff")
@@ -67,7 +67,7 @@ def build_from_rgba(
     categories = {label: name for name, label in labels.items()}
     writer = BankWriter(out, categories, overwrite=overwrite)
 
-    def cut_outs(dropped: Dropped) -> Iterator[Foreground]:
+    def cut_outs(ledger: Ledger) -> Iterator[Foreground]:
         for done, path in enumerate(files, 1):
             label, source = labels[_class_of(root, path, category)], path.relative_to(root).as_posix()
             try:
@@ -75,10 +75,10 @@ def build_from_rgba(
                     raise Unusable("image is not in `include`")
                 yield finish(Foreground(_tight_rgba(path), label, source, extent), rules)
             except Unusable as reason:
-                dropped.add(str(reason), source)
+                ledger.drop(str(reason), source)
             if progress is not None:
                 progress(done, len(files))
-        listed.report_unmatched(dropped)
+        listed.report_unmatched(ledger)
 
     return build(writer, cut_outs, categories, {"from": "rgba", "folder": root.name, **vars(rules)})
 

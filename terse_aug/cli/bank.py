@@ -43,8 +43,8 @@ def _info_text(info: dict[str, Any]) -> str:
         lines.append(f"keypoints     {', '.join(info['keypoint_names'])}")
     lines.append("cut-outs per category")
     lines += [f"{count:>8}  {name}" for name, count in info["cut_outs_per_category"].items()]
-    dropped = info["built"].get("dropped")
-    if dropped:
-        lines.append("dropped when it was built")
-        lines += [f"{count:>8}  {reason}" for reason, count in dropped.items()]
+    for what in ("mended", "dropped"):
+        if counts := info["built"].get(what):
+            lines.append(f"{what} when it was built")
+            lines += [f"{count:>8}  {reason}" for reason, count in counts.items()]
     return "\n".join(lines)

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terse_aug._sample import Target
-from terse_aug.bank._coco import Coco
+from terse_aug.bank._coco_json import Coco
 from terse_aug.bank._cut import Unusable, tight_box
 from terse_aug.bank._images import read_image_like, read_index_mask
 from terse_aug.bank._include import Include
 from terse_aug.bank._masks import _pairs
-from terse_aug.bank._report import Dropped
+from terse_aug.bank._report import Ledger, Tally
 from terse_aug.bank._segmentation import segmentation_to_mask
 from terse_aug.preview._data import LabelledImages, Sample
 
@@ -49,6 +49,7 @@ def open_coco(annotations: str | Path, images: str | Path) -> LabelledImages:
     if not coco.images:
         raise ValueError(f"{annotations} lists no images")
     found = LabelledImages(f"{images} with {annotations}", coco.categories)
+    found.dropped.take(coco.ledger.dropped)
     objects = _objects_by_image(coco, found.dropped)
     fields = CocoFields.of(coco, objects, found.dropped)
     for key, record in coco.images.items():
@@ -80,7 +81,7 @@ def open_masks(images: str | Path, masks: str | Path, category: str = "person") 
     """
     image_folder, mask_folder = _existing_folder(images), _existing_folder(masks)
     found = LabelledImages(f"{images} with {masks}", {1: category})
-    for image, mask in _pairs(image_folder, mask_folder, Include(None), found.dropped):
+    for image, mask in _pairs(image_folder, mask_folder, Include(None), Ledger(found.dropped)):
         found.add(image.name, partial(_read_masks, image, mask))
     if not found.names:
         raise ValueError(f"no image of {images} has a mask in {masks}: " + "; ".join(found.reasons()))
@@ -95,7 +96,7 @@ class CocoFields:
     keypoint_count: int
 
     @classmethod
-    def of(cls, coco: Coco, objects: dict[Any, list[dict[str, Any]]], dropped: Dropped) -> CocoFields:
+    def of(cls, coco: Coco, objects: dict[Any, list[dict[str, Any]]], dropped: Tally) -> CocoFields:
         entries = [entry for group in objects.values() for entry in group]
         without = [entry for entry in entries if not entry.get("segmentation")]
         if without and len(without) < len(entries):
@@ -107,7 +108,7 @@ class CocoFields:
         return cls(bool(entries) and not without, counts.pop() if len(counts) == 1 else 0)
 
 
-def _objects_by_image(coco: Coco, dropped: Dropped) -> dict[Any, list[dict[str, Any]]]:
+def _objects_by_image(coco: Coco, dropped: Tally) -> dict[Any, list[dict[str, Any]]]:
     groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for entry in coco.objects:
         where = f"annotation {entry.get('id')}"
@@ -123,7 +124,7 @@ def _objects_by_image(coco: Coco, dropped: Dropped) -> dict[Any, list[dict[str, 
 
 
 def _read_coco(
-    path: Path, record: dict[str, Any], entries: Sequence[dict[str, Any]], fields: CocoFields, dropped: Dropped
+    path: Path, record: dict[str, Any], entries: Sequence[dict[str, Any]], fields: CocoFields, dropped: Tally
 ) -> Sample:
     pixels = _read_pixels(path, record.get("height") or 0, record.get("width") or 0)
     rows = []
