@@ -4,7 +4,7 @@ Imports numpy, opencv, pillow, lmdb and pycocotools; never torch, so that a bank
 """
 
 from terse_aug.bank._bank import ForegroundBank
-from terse_aug.bank._box_masks import WAYS, BoxMasks
+from terse_aug.bank._box_masks import WAYS, BoxMasks, MaskOfBox
 from terse_aug.bank._coco import build_from_coco
 from terse_aug.bank._cut import CutRules
 from terse_aug.bank._foreground import Foreground
@@ -30,6 +30,7 @@ __all__ = [
     "CutRules",
     "Foreground",
     "ForegroundBank",
+    "MaskOfBox",
     "NoAlphaError",
     "build_from_coco",
     "build_from_labelme",

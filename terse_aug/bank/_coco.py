@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terse_aug.bank._box_masks import BoxMasks, MaskOfBox
-from terse_aug.bank._coco_json import Coco, file_name
+from terse_aug.bank._coco_json import Coco, exhibit, file_name, side_of
 from terse_aug.bank._cut import Annotation, CutRules, Unusable, cut_from_image
 from terse_aug.bank._foreground import Foreground
+from terse_aug.bank._gallery import check_target
 from terse_aug.bank._images import read_image_like
 from terse_aug.bank._include import Include
-from terse_aug.bank._mending import Notes, clipped_box, mended_object, whole
+from terse_aug.bank._mending import Notes, clipped_box, mended_object
 from terse_aug.bank._names import Files
 from terse_aug.bank._report import BY_MASK, BuildReport, Ledger, Progress, build
 from terse_aug.bank._segmentation import NO_MASK, has_mask, segmentation_to_mask
@@ -32,6 +33,7 @@ def build_from_coco(
     include: Iterable[str] | str | Path | None = None,
     boxes: BoxMasks | str | MaskOfBox | None = None,
     rules: CutRules | None = None,
+    drops: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> BuildReport:
@@ -54,12 +56,14 @@ def build_from_coco(
             function of image and box such as a segmentation model, or :class:`BoxMasks` for more. By default they
             are left out.
         rules: what is kept, see :class:`CutRules`.
-        overwrite: replace an existing bank.
+        drops: where to draw pictures of what was left out, by reason, and of some that were kept: ``NAME.png`` for
+            one sheet, or a folder for a file of each reason.
+        overwrite: replace an existing bank, and pictures.
         progress: called with images done and in total.
 
     Raises:
         FileNotFoundError: the JSON or the folder does not exist.
-        FileExistsError: ``out`` exists and ``overwrite`` is false.
+        FileExistsError: ``out`` or ``drops`` exists and ``overwrite`` is false.
         ValueError: the file is no COCO JSON of instances, a name in ``categories`` is unknown, the
             categories have different keypoints, or nothing was kept.
         OSError: the disk is full or cannot be written.
@@ -71,7 +75,7 @@ def build_from_coco(
         data, name = Coco.read(Path(annotations)), Path(annotations).name
     if not folder.is_dir():
         raise FileNotFoundError(f"expected a folder of images at {folder}, found none")
-    chosen = Choice(categories, include, boxes, rules, overwrite, progress)
+    chosen = Choice(categories, include, boxes, rules, drops, overwrite, progress)
     return build_annotated(data, folder, out, {"from": "coco", "annotations": name}, chosen)
 
 
@@ -83,6 +87,7 @@ class Choice:
     include: Iterable[str] | str | Path | None = None
     boxes: BoxMasks | str | MaskOfBox | None = None
     rules: CutRules | None = None
+    drops: str | Path | None = None
     overwrite: bool = False
     progress: Progress | None = None
 
@@ -96,7 +101,7 @@ class Choice:
 
         Raises:
             FileNotFoundError: the list of images to include does not exist.
-            FileExistsError: ``out`` exists and is not to be replaced.
+            FileExistsError: ``out`` or ``drops`` exists and is not to be replaced.
             ValueError: a way to cut out boxes that there is not, or a list that is none.
         """
         if self.include is None or isinstance(self.include, str | Path):  # else it may be read once only
@@ -104,6 +109,8 @@ class Choice:
         _ = self.box_masks
         if out.exists() and not self.overwrite:
             raise FileExistsError(f"{out} exists; give overwrite=True (--overwrite) to replace it")
+        if self.drops is not None:
+            check_target(Path(self.drops), self.overwrite)
 
 
 def build_annotated(
@@ -133,12 +140,13 @@ def build_annotated(
     keypoint_names = data.keypoint_names(wanted)
     writer = BankWriter(out, wanted, keypoint_names=keypoint_names, overwrite=choice.overwrite)
 
+    files = Files(folder, [file_name(image) for image in data.images.values()])
+
     def cut_outs(ledger: Ledger) -> Iterator[Foreground]:
         for known in (before, data.ledger):
             if known is not None:
                 ledger.take(known)
         groups = data.eligible(wanted, included, boxes is not None, ledger)
-        files = Files(folder, [file_name(image) for image in data.images.values()])
         cutter = _Cutter(folder, files, rules, boxes, len(keypoint_names), ledger)
         for done, (image, objects) in enumerate(groups, 1):
             yield from cutter.objects(image, objects)
@@ -146,7 +154,8 @@ def build_annotated(
                 choice.progress(done, len(groups))
 
     ways = {} if boxes is None else boxes.record
-    return build(writer, cut_outs, wanted, built | {"images": folder.name} | ways | vars(rules))
+    how = built | {"images": folder.name} | ways | vars(rules)
+    return build(writer, cut_outs, wanted, how, choice.drops, lambda name: folder / files.find(str(name))[0])
 
 
 def _described(content: Mapping[str, Any]) -> str:
@@ -181,7 +190,8 @@ class _Cutter:
         try:
             name, pixels = self._read(said, image, notes)
         except Unusable as reason:
-            self.ledger.drop(str(reason), str(reason.__cause__ or said), len(objects))
+            shown = exhibit(image, objects[0])
+            self.ledger.drop(str(reason), str(reason.__cause__ or said), len(objects), shown=shown)
             return
         self.ledger.mend(notes, said)
         for entry in objects:
@@ -190,7 +200,7 @@ class _Cutter:
             try:
                 cut, way = self._cut(mended_object(entry, notes), pixels, source, notes)
             except Unusable as reason:
-                self.ledger.drop(str(reason), source)
+                self.ledger.drop(str(reason), source, shown=exhibit(image, entry))
                 continue
             self.ledger.mend(notes, source)
             self.ledger.cut_by[way] += 1
@@ -203,7 +213,7 @@ class _Cutter:
         except LookupError as error:
             raise Unusable(f"image file is missing, and it is not clear which other is meant ({error})") from None
         notes |= {difference} if difference else set()
-        return name, _read(self.folder / name, *(_side(image, side, notes) for side in ("height", "width")))
+        return name, _read(self.folder / name, *(side_of(image, side, notes) for side in ("height", "width")))
 
     def _cut(
         self, entry: dict[str, Any], pixels: NDArray[np.uint8], source: str, notes: Notes
@@ -219,15 +229,6 @@ class _Cutter:
             raise Unusable(NO_MASK)
         mask, way = self.boxes.alpha(pixels, annotation.box)
         return cut_from_image(pixels, mask, annotation, self.rules, soft=True), way
-
-
-def _side(image: dict[str, Any], name: str, notes: Notes) -> int:
-    """Of an image as its annotation has it, px; 0 where it does not say."""
-    side = whole(image.get(name) or 0, notes)
-    if isinstance(side, int) and side >= 0:
-        return side
-    notes.add("size of the image is no number: that of the file is taken")
-    return 0
 
 
 def _read(path: Path, height: int, width: int) -> NDArray[np.uint8]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from terse_aug.bank._exhibit import Exhibit
 from terse_aug.bank._include import Include
 from terse_aug.bank._mending import Malformed, Notes, class_name, has_text, known_id, whole
 from terse_aug.bank._report import Ledger
@@ -98,7 +99,9 @@ class Coco:
             if reason is None:
                 groups[image_id].append(entry)
             else:
-                ledger.drop(reason, f"annotation {entry.get('id')} (image {image_id}, category {category_id})")
+                where = f"annotation {entry.get('id')} (image {image_id}, category {category_id})"
+                shown = exhibit(self.images[image_id], entry) if reason in _SHOWN else None
+                ledger.drop(reason, where, shown=shown)
         include.report_unmatched(ledger)
         return [(image, groups[key]) for key, image in self.images.items() if key in groups]
 
@@ -115,16 +118,34 @@ class Coco:
         if not included[entry["image_id"]]:
             return "image is not in `include`"
         if entry.get("iscrowd"):
-            return "crowd region, not one object (iscrowd)"
+            return _CROWD
         return None if has_mask(entry.get("segmentation")) or (boxes and entry.get("bbox")) else NO_MASK
 
 
+_CROWD = "crowd region, not one object (iscrowd)"
+_SHOWN = (_CROWD, NO_MASK)
+"""Reasons of which there is something to see; the others follow from what was asked for."""
 _LISTS = ("images", "annotations", "categories")
 
 
 def file_name(image: Mapping[str, Any]) -> str:
     """Of an image; the end of its address where it has nothing else, as in LVIS."""
     return str(image.get("file_name") or PurePosixPath(str(image.get("coco_url", ""))).name)
+
+
+def side_of(image: Mapping[str, Any], name: str, notes: Notes) -> int:
+    """Of an image as its annotation has it, px; 0 where it does not say."""
+    side = whole(image.get(name) or 0, notes)
+    if isinstance(side, int) and side >= 0:
+        return side
+    notes.add("size of the image is no number: that of the file is taken")
+    return 0
+
+
+def exhibit(image: Mapping[str, Any], entry: Mapping[str, Any]) -> Exhibit:
+    """An annotation, to be looked at on its image."""
+    name, size = file_name(image), (side_of(image, "height", set()), side_of(image, "width", set()))
+    return Exhibit(name, f"{name}#{entry.get('id')}", entry.get("bbox"), entry.get("segmentation"), size)
 
 
 def _entries(key: str, entries: list[Any], ledger: Ledger) -> list[dict[str, Any]]:

@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terse_aug.bank._cut import Annotation, CutRules, Unusable, cut_from_image
+from terse_aug.bank._exhibit import Exhibit
 from terse_aug.bank._foreground import Foreground
 from terse_aug.bank._images import read_image_like, read_index_mask
 from terse_aug.bank._include import Include
 from terse_aug.bank._names import fitting
 from terse_aug.bank._report import BuildReport, Ledger, Progress, build
+from terse_aug.bank._segmentation import MaskInFile
 from terse_aug.bank._writer import BankWriter
 
 _LABEL = 1
@@ -41,6 +43,7 @@ def build_from_masks(
     category: str = "person",
     include: Iterable[str] | str | Path | None = None,
     rules: CutRules | None = None,
+    drops: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> BuildReport:
@@ -56,12 +59,13 @@ def build_from_masks(
         category: name of all objects; their label is 1.
         include: image names to use, see :class:`Include`; all by default.
         rules: what is kept, see :class:`CutRules`.
-        overwrite: replace an existing bank.
+        drops: where to draw pictures of what was left out, see :func:`build_from_coco`.
+        overwrite: replace an existing bank, and pictures.
         progress: called with images done and in total.
 
     Raises:
         FileNotFoundError: a folder does not exist.
-        FileExistsError: ``out`` exists and ``overwrite`` is false.
+        FileExistsError: ``out`` or ``drops`` exists and ``overwrite`` is false.
         ValueError: nothing was kept.
         OSError: the disk is full or cannot be written.
     """
@@ -77,7 +81,7 @@ def build_from_masks(
             if progress is not None:
                 progress(done, len(pairs))
 
-    return build(writer, cut_outs, categories, {"from": "masks", "images": image_folder.name, **vars(rules)})
+    return build(writer, cut_outs, categories, {"from": "masks", "images": image_folder.name, **vars(rules)}, drops)
 
 
 def _folder(path: str | Path) -> Path:
@@ -141,18 +145,20 @@ def _objects(image_path: Path, mask_path: Path, rules: CutRules, ledger: Ledger)
         ledger.drop("image or mask cannot be read", str(error))
         return
     if image.shape[:2] != ids.shape:
-        ledger.drop("image and mask differ in size", _sizes(image_path, image, ids))
+        where = _sizes(image_path, image, ids)
+        ledger.drop("image and mask differ in size", where, shown=Exhibit(image_path, where))
         return
     numbers = [number for number in np.unique(ids).tolist() if number]
     if not numbers:
-        ledger.drop("mask has no object", mask_path.name)
+        ledger.drop("mask has no object", mask_path.name, shown=Exhibit(image_path, mask_path.name))
     for number in numbers:
         source = f"{image_path.name}#{number}"
         mask = (ids == number).astype(np.uint8)
         try:
             yield cut_from_image(image, mask, Annotation(_LABEL, source), rules)
         except Unusable as reason:
-            ledger.drop(str(reason), source)
+            shown = Exhibit(image_path, source, segmentation=MaskInFile(mask_path, number))
+            ledger.drop(str(reason), source, shown=shown)
 
 
 def _sizes(path: Path, image: NDArray[np.uint8], ids: NDArray[np.int32]) -> str:

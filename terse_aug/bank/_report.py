@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from terse_aug.bank._exhibit import Exhibit, Spread
 from terse_aug.bank._foreground import Foreground
+from terse_aug.bank._gallery import Locate, Section, check_target, write_sheets
 from terse_aug.bank._writer import BankWriter
 
 EXAMPLES_PER_REASON = 3
@@ -60,15 +62,19 @@ class Ledger:
         dropped: objects left out.
         mended: objects and images with something odd that could mean one thing only, and was taken for it.
         cut_by: cut-outs per way in which they were cut out.
+        exhibits: for reasons to leave objects out, some of these to look at.
     """
 
     dropped: Tally = field(default_factory=Tally)
     mended: Tally = field(default_factory=Tally)
     cut_by: Counter[str] = field(default_factory=Counter)
+    exhibits: dict[str, Spread[Exhibit]] = field(default_factory=dict)
 
-    def drop(self, reason: str, example: str, times: int = 1) -> None:
-        """Count ``times`` objects left out for ``reason``."""
+    def drop(self, reason: str, example: str, times: int = 1, *, shown: Exhibit | None = None) -> None:
+        """Count ``times`` objects left out for ``reason``, of which one can be shown."""
         self.dropped.add(reason, example, times)
+        if shown is not None:
+            self.exhibits.setdefault(reason, Spread()).add(shown)
 
     def mend(self, notes: Iterable[str], example: str) -> None:
         """Count an object or image of which this and that was mended."""
@@ -80,6 +86,16 @@ class Ledger:
         self.dropped.take(before.dropped)
         self.mended.take(before.mended)
         self.cut_by.update(before.cut_by)
+        for reason, exhibits in before.exhibits.items():
+            self.exhibits.setdefault(reason, Spread()).take(exhibits)
+
+    def sections(self, kept: Sequence[Foreground], total: int) -> list[Section]:
+        """What to show: every reason to leave objects out, and some of those that were kept."""
+        sections = [
+            Section(f"{count}  {reason}", self.exhibits.get(reason, Spread()).items(), self.dropped.examples[reason])
+            for reason, count in self.dropped.counts.most_common()
+        ]
+        return [*sections, *([Section(f"{total}  kept", kept)] if kept else [])]
 
 
 @dataclass(frozen=True)
@@ -96,6 +112,7 @@ class BuildReport:
             name of the way that made one of a box.
         seconds: duration of the build.
         bytes: size of the bank.
+        drops: where pictures of what was dropped are, if they were asked for.
     """
 
     path: Path
@@ -106,6 +123,7 @@ class BuildReport:
     cut_by: dict[str, int]
     seconds: float
     bytes: int
+    drops: Path | None = None
 
     def summary(self) -> str:
         """Text for a person: what was kept per class, what was mended or dropped and why, size and duration."""
@@ -117,6 +135,8 @@ class BuildReport:
         for title, counts in (("mended", self.mended), ("dropped", self.dropped)):
             if counts:
                 lines += [title, *Tally(Counter(counts), self.examples).lines()]
+        if self.drops is not None:
+            lines.append(f"pictures of them: {self.drops}")
         return "\n".join(lines)
 
 
@@ -125,6 +145,8 @@ def build(
     cut_outs: Callable[[Ledger], Iterator[Foreground]],
     categories: Mapping[int, str],
     built: dict[str, Any],
+    drops: str | Path | None = None,
+    locate: Locate = Path,
 ) -> BuildReport:
     """Write all cut-outs of a source, and report.
 
@@ -134,18 +156,29 @@ def build(
             was cut out, unless all were by their masks.
         categories: name of every label.
         built: how the bank is built; stored in it together with what was dropped and mended.
+        drops: a PNG file or a folder for pictures of what was dropped, see :func:`write_sheets`.
+        locate: finds the images of exhibits.
 
     Raises:
+        FileExistsError, FileNotFoundError: there cannot be pictures where they are wanted.
         ValueError: nothing was kept; the message says why.
         OSError: the disk is full or cannot be written.
     """
     start = time.perf_counter()
+    pictures = None if drops is None else Path(drops)
+    if pictures is not None:
+        check_target(pictures, writer.overwrite)
     ledger = Ledger()
     kept: Counter[int] = Counter()
+    shown: Spread[Foreground] = Spread()
     with writer:
         for foreground in cut_outs(ledger):
             writer.add(foreground)
             kept[foreground.label] += 1
+            if pictures is not None:
+                shown.add(foreground)
+        if pictures is not None:
+            write_sheets(pictures, ledger.sections(shown.items(), kept.total()), locate)
         if not kept:
             raise ValueError(_nothing_kept(writer.path, ledger.dropped))
         cut_by = dict(ledger.cut_by.most_common()) or {BY_MASK: kept.total()}
@@ -160,6 +193,7 @@ def build(
         cut_by=cut_by,
         seconds=time.perf_counter() - start,
         bytes=writer.path.stat().st_size,
+        drops=pictures,
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terse_aug.bank._cut import CutRules, Unusable, finish, tight_box
+from terse_aug.bank._exhibit import Exhibit
 from terse_aug.bank._foreground import Foreground
 from terse_aug.bank._images import NoAlphaError, read_rgba
 from terse_aug.bank._include import Include
@@ -27,6 +28,7 @@ def build_from_rgba(
     extent: float = 0.3,
     include: Iterable[str] | str | Path | None = None,
     rules: CutRules | None = None,
+    drops: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> BuildReport:
@@ -43,12 +45,13 @@ def build_from_rgba(
             background's area. The files do not tell, since there is no image they were cut from.
         include: image names to use, see :class:`Include`; all by default.
         rules: what is kept, see :class:`CutRules`; ``min_box_agreement`` means nothing here.
-        overwrite: replace an existing bank.
+        drops: where to draw pictures of what was left out, see :func:`build_from_coco`.
+        overwrite: replace an existing bank, and pictures.
         progress: called with images done and in total.
 
     Raises:
         FileNotFoundError: ``folder`` does not exist.
-        FileExistsError: ``out`` exists and ``overwrite`` is false.
+        FileExistsError: ``out`` or ``drops`` exists and ``overwrite`` is false.
         ValueError: nothing was kept, ``extent`` is not above 0, or ``rules`` ask for ``drop_truncated``,
             which a cut-out does not show.
         OSError: the disk is full or cannot be written.
@@ -75,12 +78,12 @@ def build_from_rgba(
                     raise Unusable("image is not in `include`")
                 yield finish(Foreground(_tight_rgba(path), label, source, extent), rules)
             except Unusable as reason:
-                ledger.drop(str(reason), source)
+                ledger.drop(str(reason), source, shown=Exhibit(path, source))
             if progress is not None:
                 progress(done, len(files))
         listed.report_unmatched(ledger)
 
-    return build(writer, cut_outs, categories, {"from": "rgba", "folder": root.name, **vars(rules)})
+    return build(writer, cut_outs, categories, {"from": "rgba", "folder": root.name, **vars(rules)}, drops)
 
 
 def _files(root: Path) -> list[Path]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from terse_aug._config import TerseConfig
 from terse_aug._terse import Terse
+from terse_aug._text import printable
 from terse_aug.bank import ForegroundBank
 from terse_aug.policies import make_policy
 from terse_aug.preview import (
@@ -29,7 +30,6 @@ from terse_aug.preview import (
     saved_policy,
 )
 from terse_aug.preview._flags import add_flags, flat_settings, setting_text, with_flags
-from terse_aug.preview._text import printable
 
 _SUFFIXES = {"out": (".html", ".htm"), "png": (".png",)}
 

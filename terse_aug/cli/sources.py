@@ -154,26 +154,18 @@ def _add_rgba(sources: argparse._SubParsersAction[Any]) -> None:
 
 
 def _add_detectron2(sources: argparse._SubParsersAction[Any]) -> None:
-    registered = sources.add_parser("detectron2", help="data sets registered with Detectron2, with masks")
+    registered = sources.add_parser("detectron2", help="data sets registered with Detectron2")
     registered.add_argument("--datasets", nargs="+", required=True, metavar="NAME", help="as in cfg.DATASETS.TRAIN")
     registered.add_argument(
         "--import", dest="modules", nargs="+", default=[], metavar="MODULE", help="Python modules that register them"
     )
-    registered.add_argument("--category", nargs="+", metavar="NAME", help="categories to keep (default: all)")
-    _add_common(registered)
-    _add_scene_rules(registered)
-    _add_box_agreement(registered)
-    registered.set_defaults(run=_run, build=_build_detectron2)
+    _add_annotated(registered, _build_detectron2)
 
 
 def _add_mmdet(sources: argparse._SubParsersAction[Any]) -> None:
-    configured = sources.add_parser("mmdet", help="the training data set of an MMDetection config, with masks")
+    configured = sources.add_parser("mmdet", help="the training data set of an MMDetection config")
     configured.add_argument("--config", type=Path, required=True, metavar="FILE", help="the config")
-    configured.add_argument("--category", nargs="+", metavar="NAME", help="categories to keep (default: all)")
-    _add_common(configured)
-    _add_scene_rules(configured)
-    _add_box_agreement(configured)
-    configured.set_defaults(run=_run, build=_build_mmdet)
+    _add_annotated(configured, _build_mmdet)
 
 
 def _add_annotated(parser: argparse.ArgumentParser, build: Build) -> None:
@@ -216,11 +208,8 @@ def _choice(arguments: argparse.Namespace) -> dict[str, Any]:
     """What all builders from annotations take."""
     return {
         "categories": arguments.category,
-        "include": arguments.include,
         "boxes": _boxes(arguments),
-        "rules": _rules(arguments),
-        "overwrite": arguments.overwrite,
-        "progress": arguments.progress,
+        **_of_files(arguments),
     }
 
 
@@ -236,6 +225,12 @@ def _add_names(parser: argparse.ArgumentParser) -> None:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the bank to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bank")
+    parser.add_argument(
+        "--drops",
+        type=Path,
+        metavar="PLACE",
+        help="draw what was left out, by reason: NAME.png for one sheet, or a folder (default: no pictures)",
+    )
     parser.add_argument(
         "--include",
         type=Path,
@@ -293,18 +288,18 @@ def _rules(arguments: argparse.Namespace) -> CutRules:
 
 def _of_files(arguments: argparse.Namespace) -> dict[str, Any]:
     """What builders take that cut out by files alone."""
-    names = ("include", "overwrite", "progress")
+    names = ("include", "drops", "overwrite", "progress")
     return {name: getattr(arguments, name) for name in names} | {"rules": _rules(arguments)}
 
 
 def _build_detectron2(arguments: argparse.Namespace) -> BuildReport:
     build: Callable[..., BuildReport] = _adapter("terse_aug_detectron2", arguments.modules).build_from_detectron2
-    return build(arguments.datasets, arguments.out, categories=arguments.category, **_of_files(arguments))
+    return build(arguments.datasets, arguments.out, **_choice(arguments))
 
 
 def _build_mmdet(arguments: argparse.Namespace) -> BuildReport:
     build: Callable[..., BuildReport] = _adapter("terse_aug_mmdet", []).build_from_mmdet
-    return build(arguments.config, arguments.out, categories=arguments.category, **_of_files(arguments))
+    return build(arguments.config, arguments.out, **_choice(arguments))
 
 
 def _adapter(name: str, modules: Sequence[str]) -> Any:

@@ -98,7 +98,7 @@ def _read_shapes(shapes: list[Any], image: int, size: tuple[int, int] | None, wh
             label = class_name(shape.get("label") if isinstance(shape, dict) else None, notes)
             found = _shape(shape, size)
         except Malformed as reason:
-            collected.ledger.drop(str(reason), place)
+            collected.drop(str(reason), place, image)
             continue
         if any(has_text(point) for point in shape["points"]):
             notes.add(TEXT_NUMBER)

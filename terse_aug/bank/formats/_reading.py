@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from terse_aug.bank._coco_json import exhibit
 from terse_aug.bank._mending import Malformed, as_number
 from terse_aug.bank._report import Ledger
 
@@ -58,6 +59,11 @@ class Collector:
             return
         known = {key: value for key, value in shape.items() if value is not None}
         self._objects.append({"id": number, "image_id": image, "category": category, "iscrowd": 0} | known)
+
+    def drop(self, reason: str, where: str, image: int, **shape: Any) -> None:
+        """Count what cannot be an object of an image; ``bbox`` and ``segmentation`` as far as they are known."""
+        shown = exhibit(self._images[image], {"id": where} | shape)
+        self.ledger.drop(reason, where, shown=replace(shown, caption=where))
 
     def reading(self, kind: str, name: str, folder: Path) -> Reading:
         """All of it.

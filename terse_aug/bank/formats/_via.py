@@ -56,7 +56,7 @@ def read_via(file: Path, images: Path, attribute: str | None = None, names: Sequ
             try:
                 collected.object(number, _class(region, chosen, notes), row, **_shape(region, notes))
             except Malformed as reason:
-                collected.ledger.drop(str(reason), f"{name}, region {row}")
+                collected.drop(str(reason), f"{name}, region {row}", number)
             else:
                 collected.ledger.mend(notes, f"{name}, region {row}")
     return collected.reading("via", f"{file.name} ({chosen or 'no attribute'})", images)

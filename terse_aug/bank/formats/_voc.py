@@ -90,14 +90,14 @@ def _read_image(
     number = collected.image(name or f"{path.stem}.jpg", _side(tree, "height"), _side(tree, "width"))
     for row, entry in enumerate(tree.findall("object"), 1):
         where = f"{path.name}, object {row}"
-        if not difficult and (entry.findtext("difficult") or "0").strip() == "1":
-            collected.ledger.drop("marked as difficult", where)
-            continue
         notes: Notes = set()
         try:
             category, box = class_name(entry.findtext("name"), notes), _box(entry, notes)
         except Malformed as reason:
-            collected.ledger.drop(str(reason), where)
+            collected.drop(str(reason), where, number)
+            continue
+        if not difficult and (entry.findtext("difficult") or "0").strip() == "1":
+            collected.drop("marked as difficult", where, number, bbox=box)
             continue
         collected.ledger.mend(notes, where)
         collected.object(number, category, row, bbox=box, segmentation=mask and MaskInFile(mask, row))

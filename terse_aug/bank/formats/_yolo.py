@@ -95,7 +95,7 @@ def _read_line(
         else:
             raise Malformed("line is neither class and box nor class and polygon")
     except Malformed as reason:
-        collected.ledger.drop(str(reason), where)
+        collected.drop(str(reason), where, image)
         return
     collected.object(image, names[int(values[0])], row, **shape)
 
