@@ -10,6 +10,8 @@ from terse_aug.bank._cut import CutRules
 from terse_aug.bank._foreground import Foreground
 from terse_aug.bank._images import NoAlphaError, read_image, read_rgba
 from terse_aug.bank._masks import build_from_masks
+from terse_aug.bank._plain_ground import PlainGround
+from terse_aug.bank._products import build_from_products
 from terse_aug.bank._report import BuildReport
 from terse_aug.bank._rgba import build_from_rgba
 from terse_aug.bank._segmentation import segmentation_as_json
@@ -32,10 +34,12 @@ __all__ = [
     "ForegroundBank",
     "MaskOfBox",
     "NoAlphaError",
+    "PlainGround",
     "build_from_coco",
     "build_from_labelme",
     "build_from_masks",
     "build_from_panoptic",
+    "build_from_products",
     "build_from_rgba",
     "build_from_via",
     "build_from_voc",

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from terse_aug.bank._class_folders import class_of, labels_of, visible_files
 from terse_aug.bank._cut import CutRules, Unusable, finish, tight_box
 from terse_aug.bank._exhibit import Exhibit
 from terse_aug.bank._foreground import Foreground
@@ -64,15 +65,14 @@ def build_from_rgba(
     root, listed = Path(folder), Include(include)
     if not root.is_dir():
         raise FileNotFoundError(f"expected a folder of RGBA images at {root}, found none")
-    files = _files(root)
-    names = sorted({_class_of(root, path, category) for path in files})
-    labels = {name: label for label, name in enumerate(names, 1)}
+    files = visible_files(root)
+    labels = labels_of(root, files, category)
     categories = {label: name for name, label in labels.items()}
     writer = BankWriter(out, categories, overwrite=overwrite)
 
     def cut_outs(ledger: Ledger) -> Iterator[Foreground]:
         for done, path in enumerate(files, 1):
-            label, source = labels[_class_of(root, path, category)], path.relative_to(root).as_posix()
+            label, source = labels[class_of(root, path, category)], path.relative_to(root).as_posix()
             try:
                 if source not in listed:
                     raise Unusable("image is not in `include`")
@@ -84,18 +84,6 @@ def build_from_rgba(
         listed.report_unmatched(ledger)
 
     return build(writer, cut_outs, categories, {"from": "rgba", "folder": root.name, **vars(rules)}, drops)
-
-
-def _files(root: Path) -> list[Path]:
-    """All visible files, in an order that does not depend on the file system."""
-    below = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
-    visible = [path for path in below if not any(part.startswith(".") for part in path.parts)]
-    return [root / path for path in sorted(visible, key=lambda path: path.as_posix())]
-
-
-def _class_of(root: Path, path: Path, category: str) -> str:
-    parts = path.relative_to(root).parts
-    return parts[0] if len(parts) > 1 else category
 
 
 def _tight_rgba(path: Path) -> NDArray[np.uint8]:
