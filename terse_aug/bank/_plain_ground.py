@@ -23,7 +23,7 @@ _GAP = 0.008
 _CLEARLY = 0.6
 _LEAST_HOLE = 0.002
 _LEAST_PART = 0.05
-_HALO = 3
+_HALO = 0.006
 _BAND = 0.02
 _ITERATIONS = 3
 _SOFTNESS = 0.8
@@ -150,8 +150,9 @@ def _objects(distance: NDArray[np.float32], spread: float) -> NDArray[np.uint8]:
 
 def _without_halo(found: NDArray[np.uint8], distance: NDArray[np.float32]) -> NDArray[np.uint8]:
     """An edge is where the colour is half-way from the ground's to the object's, not where it begins to change."""
-    near_ground = cv2.erode(found, _disc(_HALO)) < found
-    half_way = 0.5 * cv2.dilate(distance, _disc(_HALO))
+    reach = _disc(max(3, round(_HALO * max(found.shape))))
+    near_ground = cv2.erode(found, reach) < found
+    half_way = 0.5 * cv2.dilate(distance, reach)
     return np.where(near_ground & (distance < half_way), np.uint8(0), found)
 
 
