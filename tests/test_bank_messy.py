@@ -31,6 +31,7 @@ from terse_aug.bank import (
 from terse_aug.bank._mending import mended_object
 from terse_aug.bank._names import fitting
 from terse_aug.cli import main
+from terse_aug.preview import open_coco
 
 NAME = "züge/Käfer Ä.png"
 OTHER = "b.png"
@@ -310,6 +311,20 @@ def test_boxes_are_clipped_to_what_is_seen(folder: Path) -> None:
     beyond = build(folder, content, "beyond.bank", boxes="ellipse")
     assert beyond[1] == within[1]
     assert beyond[0].mended == {"box reaches beyond its image and was clipped": 1, N_TEXT: 1}
+
+
+@pytest.mark.parametrize("name", ["numbers", "ids of annotations", "sizes", "closed twice", "capitals"])
+def test_the_preview_reads_what_banks_are_built_from(folder: Path, name: str) -> None:
+    content = clean()
+    content["categories"][0].pop("keypoints")
+    samples = []
+    for soil in (lambda _: None, DIRT[name][0]):
+        soil(content)
+        (folder / "own.json").write_text(json.dumps(content))
+        samples.append(open_coco(folder / "own.json", folder / "images").read(0))
+    assert samples[1].target.keys() == samples[0].target.keys() == {"boxes", "labels", "ids", "masks"}
+    for key, values in samples[0].target.items():
+        assert values.equal(samples[1].target[key])
 
 
 coordinates = st.integers(0, 60).map(float) | st.integers(0, 240).map(lambda quarter: quarter / 4)

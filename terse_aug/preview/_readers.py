@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terse_aug._sample import Target
-from terse_aug.bank._coco_json import Coco
+from terse_aug.bank._coco_json import Coco, file_name, side_of
 from terse_aug.bank._cut import Unusable, tight_box
 from terse_aug.bank._images import read_image_like, read_index_mask
 from terse_aug.bank._include import Include
 from terse_aug.bank._masks import _pairs
+from terse_aug.bank._mending import mended_object
+from terse_aug.bank._names import Files
 from terse_aug.bank._report import Ledger, Tally
 from terse_aug.bank._segmentation import segmentation_to_mask
 from terse_aug.preview._data import LabelledImages, Sample
@@ -52,8 +54,9 @@ def open_coco(annotations: str | Path, images: str | Path) -> LabelledImages:
     found.dropped.take(coco.ledger.dropped)
     objects = _objects_by_image(coco, found.dropped)
     fields = CocoFields.of(coco, objects, found.dropped)
+    files = Files(folder, [file_name(record) for record in coco.images.values()])
     for key, record in coco.images.items():
-        name = str(record.get("file_name", ""))
+        name = _found(files, file_name(record))
         if (folder / name).is_file():
             read = partial(_read_coco, folder / name, record, objects.get(key, []), fields, found.dropped)
             found.add(name, read)
@@ -108,6 +111,14 @@ class CocoFields:
         return cls(bool(entries) and not without, counts.pop() if len(counts) == 1 else 0)
 
 
+def _found(files: Files, name: str) -> str:
+    """As the disk spells it, where that is clear."""
+    try:
+        return files.find(name)[0]
+    except LookupError:
+        return name
+
+
 def _objects_by_image(coco: Coco, dropped: Tally) -> dict[Any, list[dict[str, Any]]]:
     groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for entry in coco.objects:
@@ -126,11 +137,11 @@ def _objects_by_image(coco: Coco, dropped: Tally) -> dict[Any, list[dict[str, An
 def _read_coco(
     path: Path, record: dict[str, Any], entries: Sequence[dict[str, Any]], fields: CocoFields, dropped: Tally
 ) -> Sample:
-    pixels = _read_pixels(path, record.get("height") or 0, record.get("width") or 0)
+    pixels = _read_pixels(path, side_of(record, "height", set()), side_of(record, "width", set()))
     rows = []
     for number, entry in enumerate(entries, 1):
         try:
-            rows.append(_coco_object(entry, number, fields, pixels.shape[:2]))
+            rows.append(_coco_object(mended_object(entry, set()), number, fields, pixels.shape[:2]))
         except Unusable as reason:
             dropped.add(f"object: {reason}", f"{path.name}#{entry.get('id')}")
     target: Target = {
@@ -144,7 +155,7 @@ def _read_coco(
     if fields.keypoint_count:
         points = torch.tensor([row["keypoints"] for row in rows], dtype=torch.float32)
         target["keypoints"] = points.reshape(len(rows), fields.keypoint_count, 3)
-    return Sample(str(record["file_name"]), _as_image(pixels), target)
+    return Sample(file_name(record), _as_image(pixels), target)
 
 
 def _coco_object(entry: dict[str, Any], number: int, fields: CocoFields, size: tuple[int, ...]) -> dict[str, Any]:
