@@ -12,7 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from annotated_samples import Scene, as_labelme, as_via, as_voc, as_yolo, labelme_shapes, make_scene, via_regions
+from annotated_samples import (
+    Scene,
+    as_labelme,
+    as_panoptic,
+    as_via,
+    as_voc,
+    as_yolo,
+    labelme_shapes,
+    make_scene,
+    via_regions,
+)
 from bank_samples import gradient
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +34,7 @@ from terse_aug.bank import (
     build_from_coco,
     build_from_labelme,
     build_from_masks,
+    build_from_panoptic,
     build_from_via,
     build_from_voc,
     build_from_yolo,
@@ -418,6 +429,21 @@ def test_yolo_labels_of_another_spelling(scene: Scene, tmp_path: Path) -> None:
     report = build_from_yolo(scene.images, tmp_path / "out.bank", boxes="box", names=["cat ", "dog"])
     assert fingerprint_of(report) == fingerprint_of(expected)
     assert report.mended == {"label file name in other capitals": 1, "class name with space around it": 1}
+
+
+def test_panoptic_written_as_text(scene: Scene, tmp_path: Path) -> None:
+    annotations, masks = as_panoptic(scene)
+    expected = build_from_panoptic(annotations, masks, scene.images, tmp_path / "clean.bank")
+    content = json.loads(annotations.read_text())
+    for segment in content["annotations"][0]["segments_info"]:
+        segment.update(id=str(segment["id"]), category_id=str(segment["category_id"]))
+    content["annotations"][0].update(image_id="3", file_name="SCENE.png")
+    annotations.write_text(json.dumps(content))
+    report = build_from_panoptic(annotations, masks, scene.images, tmp_path / "out.bank")
+    assert fingerprint_of(report) == fingerprint_of(expected)
+    assert report.dropped == expected.dropped
+    # The ids of both things, then of the image of each.
+    assert report.mended == {N_TEXT: 2, N_ID: 4, "mask: file name in other capitals": 1}
 
 
 def test_masks_of_another_spelling(folder: Path) -> None:

@@ -132,7 +132,7 @@ def _folded(name: str) -> str:
 def _readings(name: str) -> set[str]:
     """A name, and what it may have been before bytes of one encoding were read as another."""
     readings = {name}
-    for codec in _CODECS:
+    for codec in () if name.isascii() else _CODECS:
         with contextlib.suppress(UnicodeError):
             readings.add(_bytes(name, codec).decode("utf-8"))
         if any("\udc80" <= character <= "\udcff" for character in name):  # bytes on disk that are no UTF-8
