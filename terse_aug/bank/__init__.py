@@ -15,6 +15,7 @@ from terse_aug.bank._products import build_from_products
 from terse_aug.bank._report import BuildReport
 from terse_aug.bank._rgba import build_from_rgba
 from terse_aug.bank._segmentation import segmentation_as_json
+from terse_aug.bank._video import build_from_video
 from terse_aug.bank._writer import BankWriter
 from terse_aug.bank.formats import (
     build_from_labelme,
@@ -42,6 +43,7 @@ __all__ = [
     "build_from_products",
     "build_from_rgba",
     "build_from_via",
+    "build_from_video",
     "build_from_voc",
     "build_from_yolo",
     "read_image",

@@ -27,6 +27,7 @@ _HALO = 0.006
 _BAND = 0.02
 _ITERATIONS = 3
 _SOFTNESS = 0.8
+_UNSEEN = 0.03
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,17 @@ class PlainGround:
             found = _refined(small, found)
         parts = _parts(found)
         masks = parts if self.split else [np.maximum.reduce(parts)]
-        return [_softened(mask, (width, height)) for mask in masks]
+        return [softened(mask, (width, height)) for mask in masks]
+
+
+def blurred_lab(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """CIE L*a*b* (1976), L* 0 to 100, with a little less noise: float32 ``[H, W, 3]``.
+
+    Args:
+        image: uint8 ``[H, W, 3]``, RGB.
+    """
+    lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    return np.asarray(cv2.GaussianBlur(lab, (0, 0), _BLUR), dtype=np.float32)
 
 
 def ground_distance(image: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
@@ -96,8 +107,7 @@ def ground_distance(image: NDArray[np.uint8]) -> tuple[NDArray[np.float32], floa
     Raises:
         Unusable: there is no colour that most of the border has.
     """
-    blurred = cv2.GaussianBlur(cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB), (0, 0), _BLUR)
-    lab: NDArray[np.float32] = np.asarray(blurred, dtype=np.float32)
+    lab = blurred_lab(image)
     height, width = lab.shape[:2]
     strip = max(2, round(_BORDER * min(height, width)))
     border = np.ones((height, width), bool)
@@ -142,15 +152,20 @@ def _objects(distance: NDArray[np.float32], spread: float) -> NDArray[np.uint8]:
             float(distance[inside].mean()) < _CLEARLY * least
         ):
             found[inside] = 0
-    opened: NDArray[np.uint8] = cv2.morphologyEx(_without_halo(found, distance), cv2.MORPH_OPEN, _disc(1)).astype(
+    opened: NDArray[np.uint8] = cv2.morphologyEx(without_halo(found, distance), cv2.MORPH_OPEN, disc(1)).astype(
         np.uint8
     )
     return opened
 
 
-def _without_halo(found: NDArray[np.uint8], distance: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """An edge is where the colour is half-way from the ground's to the object's, not where it begins to change."""
-    reach = _disc(max(3, round(_HALO * max(found.shape))))
+def without_halo(found: NDArray[np.uint8], distance: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """An edge is where the colour is half-way from the ground's to the object's, not where it begins to change.
+
+    Args:
+        found: uint8 ``[H, W]``, 0 and 1.
+        distance: float32 ``[H, W]``, of the colour from the ground's.
+    """
+    reach = disc(max(3, round(_HALO * max(found.shape))))
     near_ground = cv2.erode(found, reach) < found
     half_way = 0.5 * cv2.dilate(distance, reach)
     return np.where(near_ground & (distance < half_way), np.uint8(0), found)
@@ -160,17 +175,17 @@ def _from_border(like_ground: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """What hangs together with the border. A disc has to pass, so that a gap in an outline does not let all out."""
     radius = max(1, round(_GAP * max(like_ground.shape) / 2))
     room = np.pad(like_ground, 2 * radius + 1, constant_values=1)
-    passable = cv2.erode(room, _disc(radius))
+    passable = cv2.erode(room, disc(radius))
     _, parts = cv2.connectedComponents(passable, connectivity=4)
     flooded = (parts == parts[0, 0]).astype(np.uint8)
-    reached = np.asarray(cv2.dilate(flooded, _disc(radius + 1)), dtype=np.uint8) & room
+    reached = np.asarray(cv2.dilate(flooded, disc(radius + 1)), dtype=np.uint8) & room
     inner = slice(2 * radius + 1, -2 * radius - 1)
     return np.ascontiguousarray(reached[inner, inner])
 
 
 def _refined(image: NDArray[np.uint8], found: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """By GrabCut (Rother, Kolmogorov and Blake, SIGGRAPH 2004) in a band about the outline."""
-    band = _disc(max(2, round(_BAND * max(found.shape) / 2)))
+    band = disc(max(2, round(_BAND * max(found.shape) / 2)))
     labels = np.where(found > 0, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     labels[cv2.erode(found, band) > 0] = cv2.GC_FGD
     labels[cv2.dilate(found, band) == 0] = cv2.GC_BGD
@@ -206,15 +221,17 @@ def _parts(found: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     return [(parts == number).astype(np.uint8) for number in kept]
 
 
-def _softened(mask: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Alpha of a mask, at the picture's own size."""
+def softened(mask: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Alpha of a mask of 0 and 1, soft at the edge, at another size (width, height)."""
     soft = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), _SOFTNESS)
     if soft.shape[1::-1] != size:
         soft = cv2.resize(soft, size, interpolation=cv2.INTER_LINEAR)
+    soft = np.where(soft < _UNSEEN, 0, soft)  # else the crop would be larger than what is seen
     alpha: NDArray[np.uint8] = np.rint(255 * soft.clip(0, 1)).astype(np.uint8)
     return alpha
 
 
-def _disc(radius: int) -> NDArray[np.uint8]:
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    return np.asarray(disc, dtype=np.uint8)
+def disc(radius: int) -> NDArray[np.uint8]:
+    """A disc as a structuring element, uint8 ``[2 radius + 1, 2 radius + 1]``."""
+    element = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    return np.asarray(element, dtype=np.uint8)

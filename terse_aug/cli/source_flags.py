@@ -89,22 +89,12 @@ def add_names(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
-    """What all sources have in common."""
+def add_common(parser: argparse.ArgumentParser, images: bool = True) -> None:
+    """What all sources have in common; with those of image files also which are used, and where drops are drawn."""
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the bank to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bank")
-    parser.add_argument(
-        "--drops",
-        type=Path,
-        metavar="PLACE",
-        help="draw what was left out, by reason: NAME.png for one sheet, or a folder (default: no pictures)",
-    )
-    parser.add_argument(
-        "--include",
-        type=Path,
-        metavar="FILE",
-        help="text file of image names to use, one a line (default: all)",
-    )
+    if images:
+        _add_images(parser)
     parser.add_argument(
         "--min-area",
         type=int,
@@ -128,6 +118,21 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--drops",
+        type=Path,
+        metavar="PLACE",
+        help="draw what was left out, by reason: NAME.png for one sheet, or a folder (default: no pictures)",
+    )
+    parser.add_argument(
+        "--include",
+        type=Path,
+        metavar="FILE",
+        help="text file of image names to use, one a line (default: all)",
+    )
+
+
 def add_scene_rules(parser: argparse.ArgumentParser) -> None:
     """For objects that are cut out of an image."""
     parser.add_argument(
@@ -145,7 +150,8 @@ def _add_box_agreement(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _rules(arguments: argparse.Namespace) -> CutRules:
+def rules_of(arguments: argparse.Namespace) -> CutRules:
+    """What is kept."""
     return CutRules(
         min_area=arguments.min_area,
         min_side=arguments.min_side,
@@ -158,7 +164,7 @@ def _rules(arguments: argparse.Namespace) -> CutRules:
 def files_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """What builders take that cut out by files alone."""
     names = ("include", "drops", "overwrite", "progress")
-    return {name: getattr(arguments, name) for name in names} | {"rules": _rules(arguments)}
+    return {name: getattr(arguments, name) for name in names} | {"rules": rules_of(arguments)}
 
 
 def run(arguments: argparse.Namespace) -> int:

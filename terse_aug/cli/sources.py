@@ -19,6 +19,7 @@ from terse_aug.bank import (
     build_from_products,
     build_from_rgba,
     build_from_via,
+    build_from_video,
     build_from_voc,
     build_from_yolo,
 )
@@ -30,6 +31,7 @@ from terse_aug.cli.source_flags import (
     add_scene_rules,
     choice,
     files_of,
+    rules_of,
     run,
 )
 
@@ -43,6 +45,7 @@ def add_parsers(sources: argparse._SubParsersAction[Any]) -> None:
         _add_masks,
         _add_rgba,
         _add_products,
+        _add_video,
         _add_voc,
         _add_yolo,
         _add_labelme,
@@ -168,6 +171,22 @@ def _build_products(arguments: argparse.Namespace) -> BuildReport:
     own = {"masks": a.masks} if a.masks is not None else {"ground": ground}
     settings = own | {"category": a.category, "extent": a.extent}
     return build_from_products(a.folder, a.out, **settings, **files_of(a))
+
+
+def _add_video(sources: argparse._SubParsersAction[Any]) -> None:
+    video = sources.add_parser("video", help="frames of a video: what moves before a still camera, or masks")
+    video.add_argument("--video", type=Path, required=True, metavar="PLACE", help="the file, or a folder of frames")
+    video.add_argument("--every", type=int, default=30, metavar="N", help="take each n-th frame (default: %(default)s)")
+    video.add_argument("--masks", type=Path, metavar="DIR", help="folder of instance masks (default: by motion)")
+    video.add_argument("--category", default="object", metavar="NAME", help="of all objects (default: %(default)s)")
+    add_common(video, images=False)
+    add_scene_rules(video)
+    video.set_defaults(run=run, build=_build_video)
+
+
+def _build_video(arguments: argparse.Namespace) -> BuildReport:
+    own = {name: getattr(arguments, name) for name in ("every", "masks", "category", "overwrite", "progress")}
+    return build_from_video(arguments.video, arguments.out, rules=rules_of(arguments), **own)
 
 
 def _add_detectron2(sources: argparse._SubParsersAction[Any]) -> None:
