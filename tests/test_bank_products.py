@@ -170,8 +170,9 @@ def test_folders_are_classes_and_what_cannot_be_used_is_counted(tmp_path: Path) 
         assert bank.categories == {1: "cup", 2: "object", 3: "plate"}
         assert [foreground.source for foreground in bank] == ["c.png", "cup/a.png", "plate/b.jpg"]
         assert np.allclose(bank.extents, 0.4)
-        for size in bank.sizes:
-            assert np.abs(size - 101).max() <= 4
+        for foreground in bank:
+            assert np.abs(np.subtract(foreground.size, 101)).max() <= 4
+            assert foreground.rgba[0, :, 3].max() >= 8  # the crop is as large as what is seen
         assert bank.info()["built"]["max_spread"] == PlainGround().max_spread
     assert build_from_products(root, tmp_path / "again.bank", extent=0.4).bytes > 0
     with ForegroundBank.open(tmp_path / "again.bank") as again, bank_of(report) as bank:
