@@ -100,7 +100,10 @@ def test_a_box_beyond_the_image_is_seen_on_paper(tmp_path: Path) -> None:
         assert shows(shown, ORANGE).any() == (box[0] < 1e6)
 
 
-@pytest.mark.parametrize("thing", [None, "x", 5, [1, 2, 3], [[float("inf")] * 6], {"size": 1}, [["a"] * 6], [None]])
+@pytest.mark.parametrize(
+    "thing",
+    [None, "x", 5, [1, 2, 3], [1e308] * 4, [[1e308] * 4], [[float("inf")] * 6], {"size": 1}, [["a"] * 6], [None]],
+)
 def test_odd_annotations_are_shown_by_their_images(tmp_path: Path, thing: Any) -> None:
     Image.fromarray(np.zeros((60, 90, 3), np.uint8)).save(tmp_path / "a.png")
     assert _on_image(Exhibit("a.png", "", thing, thing), lambda name: tmp_path / name) is not None

@@ -285,6 +285,7 @@ def test_what_may_mean_several_things_is_not_mended(
         (lambda c: c["categories"].append({"id": "x", "name": "y"}), "category without a name or an id"),
         (lambda c: c["categories"].append({"id": 5}), "category without a name or an id"),
         (lambda c: c["categories"].append({"id": 3, "name": "bus"}), "category id of several names"),
+        (lambda c: c["categories"][0].update(keypoints=5), "keypoints are not x, y, visibility"),
         (lambda c: first(c).update(segmentation=[[1, 2, 30, 4], [1, 1]]), "polygon is degenerate"),
         (lambda c: first(c).update(segmentation=[[1, 2, 1, 2, 1, 2, 1, 2]]), "polygon is degenerate"),
         (lambda c: first(c).update(segmentation=[["1_0", "2", "3", "4", "5", "6"]]), "no list of finite numbers"),
@@ -292,6 +293,8 @@ def test_what_may_mean_several_things_is_not_mended(
         (lambda c: first(c).update(segmentation=[["nan"] * 6]), "no list of finite numbers"),
         (lambda c: first(c).update(bbox="[1, 2]"), "box is not x, y, width, height"),
         (lambda c: first(c).update(bbox=["1e999"] * 4), "mask and box disagree"),
+        (lambda c: first(c).update(keypoints=[1e300, 2, 2]), "keypoints are not finite"),
+        (lambda c: first(c).update(keypoints=[10**400, 2, 2]), "keypoints are not x, y, visibility"),
         (lambda c: first(c).update(image_id="x"), "image is not in the JSON"),
         (lambda c: first(c).update(image_id={"id": 7}), "image is not in the JSON"),
         (lambda c: first(c).update(category_id="10" * 400), "category is not in the JSON"),
@@ -305,6 +308,14 @@ def test_what_cannot_be_mended_is_dropped_and_ends_nothing(
     report, _ = build(folder, content)
     assert any(reason in told for told in report.dropped)
     assert report.kept["toothbrush"] == 1
+
+
+def test_names_that_are_no_text_can_be_told(folder: Path) -> None:
+    content = clean()
+    renamed("half \ud83d.png")(content)
+    content["categories"][0]["keypoints"] = ["half \ud83d"]
+    report, _ = build(folder, content)
+    assert "half \\ud83d.png" in report.summary().encode().decode()
 
 
 def test_lvis_names_its_images_by_addresses(folder: Path) -> None:

@@ -257,9 +257,9 @@ def _annotation(entry: dict[str, Any], source: str, keypoint_count: int) -> Anno
     if not keypoints:
         return Annotation(int(entry["category_id"]), source, box)
     try:
-        points = np.asarray(keypoints, dtype=np.float32).reshape(keypoint_count, 3)
-    except (ValueError, TypeError) as error:
+        points = np.asarray(keypoints, dtype=np.float64).reshape(keypoint_count, 3)
+    except (ValueError, TypeError, OverflowError) as error:
         raise Unusable("keypoints are not x, y, visibility for each name of the category") from error
-    if not np.isfinite(points).all():
+    if not (np.abs(points) <= np.finfo(np.float32).max).all():
         raise Unusable("keypoints are not finite")
-    return Annotation(int(entry["category_id"]), source, box, points)
+    return Annotation(int(entry["category_id"]), source, box, points.astype(np.float32))

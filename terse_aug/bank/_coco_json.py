@@ -1,4 +1,4 @@
-"""What a COCO JSON holds. Imports the standard library only, beside the parts of this package."""
+"""What a COCO JSON holds. Imports the parts of this package only."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from terse_aug._text import printable
 from terse_aug.bank._exhibit import Exhibit
 from terse_aug.bank._include import Include
 from terse_aug.bank._mending import Malformed, Notes, class_name, has_text, known_id, whole
@@ -76,7 +77,7 @@ class Coco:
 
     def keypoint_names(self, wanted: dict[int, str]) -> tuple[str, ...]:
         named_by = {
-            tuple(str(name) for name in self.raw_categories[label]["keypoints"]): wanted[label]
+            tuple(printable(str(name)) for name in self.raw_categories[label]["keypoints"]): wanted[label]
             for label in wanted
             if self.raw_categories[label].get("keypoints")
         }
@@ -188,6 +189,9 @@ def _categories(entries: list[dict[str, Any]], ledger: Ledger) -> dict[int, dict
         if not isinstance(label, int) or not name:
             ledger.drop("category without a name or an id that is a number", str(category)[:100])
             continue
+        if not isinstance(category.get("keypoints") or [], list):
+            notes.add("names of keypoints that are no list were left out")
+            category = category | {"keypoints": []}
         ledger.mend(notes, f"category {label} ({name})")
         if label in known and known[label]["name"] != name:
             contradicted.add(label)

@@ -32,6 +32,7 @@ _MOST_SECTIONS = 24
 _LEAST_WINDOW = 64
 _MARGIN = 0.5
 _CHEQUER = 8
+_FAR = 1e6
 _OWN_FILES = re.compile(r"(\d\d-[a-z0-9-]+|kept)\.png")
 
 
@@ -175,7 +176,7 @@ def _corners(box: Any) -> NDArray[np.float64] | None:
         x, y, width, height = (as_number(value) for value in plain(box, set()))
     except (Malformed, TypeError, ValueError):
         return None
-    return np.array([[x, y], [x + width, y], [x + width, y + height], [x, y + height]])
+    return np.array([[x, y], [x + width, y], [x + width, y + height], [x, y + height]]).clip(-_FAR, _FAR)
 
 
 def _outlines(segmentation: Any, shape: tuple[int, ...]) -> list[NDArray[np.float64]]:
@@ -199,7 +200,7 @@ def _raw_points(segmentation: Any) -> list[NDArray[np.float64]]:
         except (Malformed, TypeError):
             continue
         if len(values) >= 2:
-            outlines.append(np.array(values[: len(values) // 2 * 2]).reshape(-1, 2))
+            outlines.append(np.array(values[: len(values) // 2 * 2]).reshape(-1, 2).clip(-_FAR, _FAR))
     return outlines
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from terse_aug._text import printable
 from terse_aug.bank._exhibit import Exhibit, Spread
 from terse_aug.bank._foreground import Foreground
 from terse_aug.bank._gallery import Locate, Section, check_target, write_sheets
@@ -39,7 +40,7 @@ class Tally:
         self.counts[reason] += times
         known = self.examples.setdefault(reason, [])
         if len(known) < EXAMPLES_PER_REASON:
-            known.append(example)
+            known.append(printable(example))  # file names may have bytes that are no text
 
     def take(self, before: Tally) -> None:
         """Count what another has counted."""
