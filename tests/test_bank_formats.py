@@ -464,7 +464,7 @@ def test_via_does_not_guess_which_of_two_attributes_is_the_class(scene: Scene, t
         ({"category_id": 77}, "category is not in the JSON"),
         ({"category_id": None}, "segment without an id or a category"),
         ({"category_id": [1]}, "segment without an id or a category"),
-        ({"id": "300"}, "segment without an id or a category"),
+        ({"id": "3oo"}, "segment without an id or a category"),
         ({"bbox": 5}, "box is not x, y, width, height"),
         ({"bbox": [10**400, 0, 1, 1]}, "box is not x, y, width, height"),
         ("nothing", "segment without an id or a category"),

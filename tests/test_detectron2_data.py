@@ -24,6 +24,7 @@ from detectron2.structures import BitMasks, BoxMode, Instances, PolygonMasks, Ro
 from detectron2_factories import CLASSES, Watched, bank, dataset, item, registered, tiny_bank, tiny_cfg  # noqa: F401 - fixtures
 
 from terse_aug import ForegroundBank, Parcel, TerseConfig, TransformRanges
+from terse_aug.bank import BoxMasks
 from terse_aug.cli import main as terse_aug_command
 from terse_aug_detectron2 import (
     Detectron2Detector,
@@ -346,3 +347,39 @@ def test_a_bank_is_built_from_a_registered_data_set(dataset: str, tmp_path: Path
     assert terse_aug_command(mine) == 0
     assert set(ForegroundBank.open(tmp_path / "mine.bank").categories.values()) == {"cat"}
     assert terse_aug_command([*mine[:6], "no_such_module", "--out", str(tmp_path / "x.bank")]) == 2
+
+
+def test_a_bank_is_built_from_boxes_only_where_a_way_is_given(tmp_path: Path) -> None:
+    """As ``register_coco_instances`` reads a JSON of a detection data set; the command takes the same."""
+    image = np.random.default_rng(0).integers(0, 60, (90, 120, 3), dtype=np.uint8)
+    image[20:60, 30:80] = (40, 60, 220)  # BGR
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    own = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [30, 20, 50, 40], "area": 2000, "iscrowd": 0}
+    images = [{"id": 1, "file_name": "a.png", "height": 90, "width": 120}]
+    content = {"images": images, "annotations": [own], "categories": [{"id": 7, "name": "cat"}]}
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    register_coco_instances("boxes_only", {}, str(tmp_path / "boxes.json"), str(tmp_path))
+
+    def left_half(image: np.ndarray, box: tuple[float, ...]) -> np.ndarray:
+        mask = np.zeros(image.shape[:2], bool)
+        mask[20:60, 30:55] = True
+        return mask
+
+    try:
+        with pytest.raises(ValueError, match="a box cannot be cut out"):
+            build_from_detectron2("boxes_only", tmp_path / "none.bank", drops=tmp_path / "drops.png")
+        report = build_from_detectron2("boxes_only", tmp_path / "cut.bank", boxes=BoxMasks("grabcut", 0.6))
+        own_way = build_from_detectron2("boxes_only", tmp_path / "half.bank", boxes=left_half)
+        flags = ["bank", "build", "detectron2", "--datasets", "boxes_only", "--out", str(tmp_path / "cli.bank")]
+        assert terse_aug_command([*flags, "--boxes", "grabcut", "--min-quality", "0.6"]) == 0
+    finally:
+        DatasetCatalog.remove("boxes_only")
+        MetadataCatalog.remove("boxes_only")
+    assert (tmp_path / "drops.png").stat().st_size > 1000
+    assert (report.cut_by, own_way.cut_by) == ({"grabcut": 1}, {"function left_half": 1})
+    cut, half, cli = (ForegroundBank.open(tmp_path / f"{name}.bank") for name in ("cut", "half", "cli"))
+    assert np.abs(np.subtract(cut[0].size, (50, 40))).max() <= 2
+    assert (cut[0].rgba[10:-10, 10:-10] == (220, 60, 40, 255)).all()
+    assert half[0].size == (25, 40)
+    assert cli.fingerprint == cut.fingerprint
+    assert (cut.info()["built"]["boxes"], cut.info()["built"]["min_quality"]) == ("grabcut", 0.6)

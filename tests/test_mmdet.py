@@ -695,6 +695,36 @@ def test_a_bank_is_built_from_a_config(data: Path, tmp_path: Path) -> None:
         build_from_mmdet({"model": {}}, tmp_path / "none.bank")
 
 
+def test_a_bank_is_built_from_boxes_only_where_a_way_is_given(data: Path, tmp_path: Path) -> None:
+    content = json.loads(data.read_text())
+    for entry in content["annotations"]:
+        del entry["segmentation"]
+    data.write_text(json.dumps(content))
+    cfg = runner_config(tiny_mask_rcnn(), data, tmp_path, 1, [], experiment_name="boxes")
+    cfg.dump(str(tmp_path / "config.py"))
+
+    def whole_box(image: np.ndarray, box: tuple[float, ...]) -> np.ndarray:
+        left, top, right, bottom = (round(edge) for edge in (*box[:2], box[0] + box[2], box[1] + box[3]))
+        mask = np.zeros(image.shape[:2], bool)
+        mask[top:bottom, left:right] = True
+        return mask
+
+    with pytest.raises(ValueError, match="a box cannot be cut out"):
+        build_from_mmdet(cfg, tmp_path / "none.bank", drops=tmp_path / "drops.png")
+    assert (tmp_path / "drops.png").stat().st_size > 1000
+    report = build_from_mmdet(cfg, tmp_path / "ellipses.bank", boxes="ellipse")
+    own_way = build_from_mmdet(cfg, tmp_path / "boxes.bank", boxes=whole_box)
+    flags = ["bank", "build", "mmdet", "--config", str(tmp_path / "config.py"), "--out", str(tmp_path / "cli.bank")]
+    assert terse_aug_command([*flags, "--boxes", "ellipse"]) == 0
+    assert (report.cut_by, own_way.cut_by) == ({"ellipse": 6}, {"function whole_box": 6})
+    ellipses, boxes, cli = (ForegroundBank.open(tmp_path / f"{name}.bank") for name in ("ellipses", "boxes", "cli"))
+    assert cli.fingerprint == ellipses.fingerprint
+    for ellipse, box, entry in zip(ellipses, boxes, content["annotations"], strict=True):
+        assert (box.rgba[..., 3] == 255).all()
+        assert np.abs(np.subtract(box.size, entry["bbox"][2:])).max() <= 1
+        assert ellipse.rgba[0, 0, 3] == 0
+
+
 def test_the_python_configs_work(data: Path, bank: ForegroundBank, tmp_path: Path) -> None:
     """New-style configs hold classes in place of names."""
     path = tmp_path / "new_style.py"

@@ -11,7 +11,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from terse_aug.bank import BuildReport, CutRules, build_from_coco, segmentation_as_json
+from terse_aug.bank import BoxMasks, BuildReport, CutRules, MaskOfBox, build_from_coco, segmentation_as_json
 
 
 def build_from_detectron2(
@@ -20,14 +20,16 @@ def build_from_detectron2(
     *,
     categories: Collection[str] | None = None,
     include: Iterable[str] | str | Path | None = None,
+    boxes: BoxMasks | str | MaskOfBox | None = None,
     rules: CutRules | None = None,
+    drops: str | Path | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> BuildReport:
-    """Build a bank from registered data sets with masks (polygons or RLE).
+    """Build a bank from registered data sets with masks (polygons or RLE), or with boxes only where a way is given.
 
     Labels are the data set's own, from 0 on, and the names are its ``thing_classes``; keypoints come along where the
-    metadata has ``keypoint_names``. What is left out and counted
+    metadata has ``keypoint_names``. What is mended or left out, and counted,
     is as in :func:`terse_aug.bank.build_from_coco`.
 
     Args:
@@ -35,13 +37,15 @@ def build_from_detectron2(
         out: the bank to write.
         categories: names to keep; all by default.
         include: image files to use, relative to the folder that all of them lie in; all by default.
+        boxes: how objects of which only the box is known are cut out, see :func:`terse_aug.bank.build_from_coco`.
         rules: what is kept.
-        overwrite: replace an existing bank.
+        drops: where to draw pictures of what was left out, likewise.
+        overwrite: replace an existing bank, and pictures.
         progress: called with images done and in total.
 
     Raises:
         ValueError: a name is not registered, there are no class names or not the same, or nothing was kept.
-        FileExistsError: ``out`` exists and ``overwrite`` is false.
+        FileExistsError: ``out`` or ``drops`` exists and ``overwrite`` is false.
         OSError: a file that the data set needs is missing; the disk is full or cannot be written.
     """
     names = [datasets] if isinstance(datasets, str) else list(datasets)
@@ -57,7 +61,9 @@ def build_from_detectron2(
         out,
         categories=categories,
         include=include,
+        boxes=boxes,
         rules=rules,
+        drops=drops,
         overwrite=overwrite,
         progress=progress,
     )

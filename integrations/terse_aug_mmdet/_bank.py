@@ -13,7 +13,7 @@ from mmengine.registry import init_default_scope
 
 from terse_aug import ForegroundBank
 from terse_aug._vocabulary import check_distractors
-from terse_aug.bank import BuildReport, CutRules, build_from_coco, segmentation_as_json
+from terse_aug.bank import BoxMasks, BuildReport, CutRules, MaskOfBox, build_from_coco, segmentation_as_json
 
 
 def open_bank(path: str | Path, classes: Sequence[str] | None, drop_unknown: bool) -> ForegroundBank:
@@ -49,22 +49,26 @@ def build_from_mmdet(
     *,
     categories: Collection[str] | None = None,
     include: Iterable[str] | str | Path | None = None,
+    boxes: BoxMasks | str | MaskOfBox | None = None,
     rules: CutRules | None = None,
+    drops: str | Path | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> BuildReport:
-    """Build a bank from the training data set of a config, which needs masks (polygons or RLE).
+    """Build a bank from the training data set of a config, which has masks (polygons or RLE), or a way to make them.
 
-    Labels are the data set's own, from 0 on, and the names are those of its ``metainfo``. What is left out and counted
-    is as in :func:`terse_aug.bank.build_from_coco`.
+    Labels are the data set's own, from 0 on, and the names are those of its ``metainfo``. What is mended or left
+    out, and counted, is as in :func:`terse_aug.bank.build_from_coco`.
 
     Args:
         config: a config or its file, whose ``train_dataloader.dataset`` is meant; or the ``dataset`` itself.
         out: the bank to write.
         categories: names to keep; all by default.
         include: image files to use, relative to the folder that all of them lie in; all by default.
+        boxes: how objects of which only the box is known are cut out, see :func:`terse_aug.bank.build_from_coco`.
         rules: what is kept.
-        overwrite: replace an existing bank.
+        drops: where to draw pictures of what was left out, likewise.
+        overwrite: replace an existing bank, and pictures.
         progress: called with images done and in total.
 
     Raises:
@@ -78,7 +82,9 @@ def build_from_mmdet(
         out,
         categories=categories,
         include=include,
+        boxes=boxes,
         rules=rules,
+        drops=drops,
         overwrite=overwrite,
         progress=progress,
     )

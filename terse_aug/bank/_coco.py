@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terse_aug.bank._box_masks import BoxMasks, MaskOfBox
+from terse_aug.bank._coco_json import Coco, exhibit, file_name, side_of
 from terse_aug.bank._cut import Annotation, CutRules, Unusable, cut_from_image
 from terse_aug.bank._foreground import Foreground
+from terse_aug.bank._gallery import check_target
 from terse_aug.bank._images import read_image_like
 from terse_aug.bank._include import Include
-from terse_aug.bank._report import BY_MASK, BuildReport, Dropped, Ledger, Progress, build
+from terse_aug.bank._mending import Notes, clipped_box, mended_object
+from terse_aug.bank._names import Files
+from terse_aug.bank._report import BY_MASK, BuildReport, Ledger, Progress, build
 from terse_aug.bank._segmentation import NO_MASK, has_mask, segmentation_to_mask
-from terse_aug.bank._selection import listed
 from terse_aug.bank._writer import BankWriter
 
 
@@ -32,6 +33,7 @@ def build_from_coco(
     include: Iterable[str] | str | Path | None = None,
     boxes: BoxMasks | str | MaskOfBox | None = None,
     rules: CutRules | None = None,
+    drops: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> BuildReport:
@@ -40,7 +42,9 @@ def build_from_coco(
     Labels are the JSON's category ids, whatever gaps they have; :meth:`ForegroundBank.relabel` gives them the
     detector's numbers. Keypoints come along where the JSON has them. Left out, and counted by reason: crowds, boxes
     without mask (unless ``boxes`` says how they are cut out), broken masks, masks that disagree with their box,
-    objects too small, images missing, unreadable or of another size than the JSON says.
+    objects too small, images missing, unreadable or of another size than the JSON says. Mended, and counted: what is
+    odd but can mean one thing only, such as numbers and ids written as text, and file names of another spelling than
+    the disk's.
 
     Args:
         annotations: the JSON file, or what such a file holds.
@@ -52,12 +56,14 @@ def build_from_coco(
             function of image and box such as a segmentation model, or :class:`BoxMasks` for more. By default they
             are left out.
         rules: what is kept, see :class:`CutRules`.
-        overwrite: replace an existing bank.
+        drops: where to draw pictures of what was left out, by reason, and of some that were kept: ``NAME.png`` for
+            one sheet, or a folder for a file of each reason.
+        overwrite: replace an existing bank, and pictures.
         progress: called with images done and in total.
 
     Raises:
         FileNotFoundError: the JSON or the folder does not exist.
-        FileExistsError: ``out`` exists and ``overwrite`` is false.
+        FileExistsError: ``out`` or ``drops`` exists and ``overwrite`` is false.
         ValueError: the file is no COCO JSON of instances, a name in ``categories`` is unknown, the
             categories have different keypoints, or nothing was kept.
         OSError: the disk is full or cannot be written.
@@ -69,7 +75,7 @@ def build_from_coco(
         data, name = Coco.read(Path(annotations)), Path(annotations).name
     if not folder.is_dir():
         raise FileNotFoundError(f"expected a folder of images at {folder}, found none")
-    chosen = Choice(categories, include, boxes, rules, overwrite, progress)
+    chosen = Choice(categories, include, boxes, rules, drops, overwrite, progress)
     return build_annotated(data, folder, out, {"from": "coco", "annotations": name}, chosen)
 
 
@@ -81,6 +87,7 @@ class Choice:
     include: Iterable[str] | str | Path | None = None
     boxes: BoxMasks | str | MaskOfBox | None = None
     rules: CutRules | None = None
+    drops: str | Path | None = None
     overwrite: bool = False
     progress: Progress | None = None
 
@@ -94,7 +101,7 @@ class Choice:
 
         Raises:
             FileNotFoundError: the list of images to include does not exist.
-            FileExistsError: ``out`` exists and is not to be replaced.
+            FileExistsError: ``out`` or ``drops`` exists and is not to be replaced.
             ValueError: a way to cut out boxes that there is not, or a list that is none.
         """
         if self.include is None or isinstance(self.include, str | Path):  # else it may be read once only
@@ -102,6 +109,8 @@ class Choice:
         _ = self.box_masks
         if out.exists() and not self.overwrite:
             raise FileExistsError(f"{out} exists; give overwrite=True (--overwrite) to replace it")
+        if self.drops is not None:
+            check_target(Path(self.drops), self.overwrite)
 
 
 def build_annotated(
@@ -110,7 +119,7 @@ def build_annotated(
     out: str | Path,
     built: dict[str, Any],
     choice: Choice,
-    before: Dropped | None = None,
+    before: Ledger | None = None,
 ) -> BuildReport:
     """Build a bank from annotations that were read.
 
@@ -120,7 +129,7 @@ def build_annotated(
         out: the bank to write.
         built: how, for the bank's own record.
         choice: what to take, and how.
-        before: what was left out in reading.
+        before: what was left out and mended in reading.
 
     Raises:
         FileExistsError, ValueError, OSError: as :func:`build_from_coco`.
@@ -131,17 +140,22 @@ def build_annotated(
     keypoint_names = data.keypoint_names(wanted)
     writer = BankWriter(out, wanted, keypoint_names=keypoint_names, overwrite=choice.overwrite)
 
+    files = Files(folder, [file_name(image) for image in data.images.values()])
+
     def cut_outs(ledger: Ledger) -> Iterator[Foreground]:
-        if before is not None:
-            ledger.take(before)
+        for known in (before, data.ledger):
+            if known is not None:
+                ledger.take(known)
         groups = data.eligible(wanted, included, boxes is not None, ledger)
+        cutter = _Cutter(folder, files, rules, boxes, len(keypoint_names), ledger)
         for done, (image, objects) in enumerate(groups, 1):
-            yield from _objects(folder, image, objects, rules, boxes, ledger, len(keypoint_names))
+            yield from cutter.objects(image, objects)
             if choice.progress is not None:
                 choice.progress(done, len(groups))
 
     ways = {} if boxes is None else boxes.record
-    return build(writer, cut_outs, wanted, built | {"images": folder.name} | ways | vars(rules))
+    how = built | {"images": folder.name} | ways | vars(rules)
+    return build(writer, cut_outs, wanted, how, choice.drops, lambda name: folder / files.find(str(name))[0])
 
 
 def _described(content: Mapping[str, Any]) -> str:
@@ -150,145 +164,76 @@ def _described(content: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Coco:
-    """The parts of a COCO JSON that a bank needs."""
+class _Cutter:
+    """Cuts the objects of one image after the other.
 
-    images: dict[Any, dict[str, Any]]
-    objects: list[dict[str, Any]]
-    raw_categories: dict[int, dict[str, Any]]
+    Attributes:
+        folder: of the images.
+        files: the same, by the names that annotations have for them.
+        rules: what is kept.
+        boxes: how boxes are cut out.
+        keypoint_count: of each object.
+        ledger: told of what is mended and left out.
+    """
 
-    @classmethod
-    def read(cls, path: Path) -> Coco:
-        if not path.is_file():
-            raise FileNotFoundError(f"expected a COCO JSON file at {path}, found none")
+    folder: Path
+    files: Files
+    rules: CutRules
+    boxes: BoxMasks | None
+    keypoint_count: int
+    ledger: Ledger
+
+    def objects(self, image: dict[str, Any], objects: list[dict[str, Any]]) -> Iterator[Foreground]:
+        """The cut-outs of an image."""
+        said = file_name(image)
+        notes: Notes = set()
         try:
-            content = json.loads(path.read_bytes())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"expected a COCO JSON file, got {path}, which is not JSON ({error})") from error
-        return cls.of(content, str(path))
-
-    @classmethod
-    def of(cls, content: Any, path: str) -> Coco:
-        """What a JSON holds; messages call it by the path."""
-        lists = [content.get(key) if isinstance(content, Mapping) else None for key in _LISTS]
-        if not all(
-            isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries) for entries in lists
-        ):
-            raise ValueError(
-                f"expected a COCO JSON with lists of {', '.join(_LISTS)} (an instances or keypoints file), got {path}"
-            )
-        images, objects, categories = lists
-        try:
-            return cls(
-                {image["id"]: image for image in images or ()},
-                objects or [],
-                {int(category["id"]): category for category in categories or () if str(category["name"])},
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: an image or category lacks its id or name ({error!r})") from error
-
-    @property
-    def categories(self) -> dict[int, str]:
-        return {label: str(category["name"]) for label, category in self.raw_categories.items()}
-
-    def chosen(self, names: Collection[str]) -> dict[int, str]:
-        names = [names] if isinstance(names, str) else list(names)
-        known = self.categories
-        unknown = [name for name in names if name not in known.values()]
-        if unknown or not names:
-            raise ValueError(
-                f"no such categories: {listed(unknown) or '(none asked for)'}; "
-                f"the JSON has {listed(sorted(known.values()))}"
-            )
-        return {label: name for label, name in known.items() if name in names}
-
-    def keypoint_names(self, wanted: dict[int, str]) -> tuple[str, ...]:
-        named_by = {
-            tuple(str(name) for name in self.raw_categories[label]["keypoints"]): wanted[label]
-            for label in wanted
-            if self.raw_categories[label].get("keypoints")
-        }
-        if len(named_by) > 1:
-            raise ValueError(
-                f"the categories {listed(list(named_by.values()))} have different keypoints; "
-                "build one bank each, choosing by categories (--category)"
-            )
-        return next(iter(named_by), ())
-
-    def eligible(
-        self, wanted: dict[int, str], include: Include, boxes: bool, dropped: Dropped
-    ) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
-        """Images with the objects worth a look, in the JSON's order; the others are counted."""
-        included = {key: str(image.get("file_name", "")) in include for key, image in self.images.items()}
-        groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-        for entry in self.objects:
-            image_id, category_id = entry.get("image_id"), entry.get("category_id")
-            reason = self._reason_against(entry, wanted, included, boxes)
-            if reason is None:
-                groups[image_id].append(entry)
-            else:
-                dropped.add(reason, f"annotation {entry.get('id')} (image {image_id}, category {category_id})")
-        include.report_unmatched(dropped)
-        return [(image, groups[key]) for key, image in self.images.items() if key in groups]
-
-    def _reason_against(
-        self, entry: dict[str, Any], wanted: dict[int, str], included: dict[Any, bool], boxes: bool
-    ) -> str | None:
-        if not isinstance(entry.get("image_id"), int | float | str) or entry["image_id"] not in self.images:
-            return "image is not in the JSON"
-        category = entry.get("category_id")
-        if not isinstance(category, int | float) or category not in self.raw_categories:
-            return "category is not in the JSON"
-        if entry["category_id"] not in wanted:
-            return "category is not in `categories`"
-        if not included[entry["image_id"]]:
-            return "image is not in `include`"
-        if entry.get("iscrowd"):
-            return "crowd region, not one object (iscrowd)"
-        return None if has_mask(entry.get("segmentation")) or (boxes and entry.get("bbox")) else NO_MASK
-
-
-_LISTS = ("images", "annotations", "categories")
-
-
-def _objects(
-    folder: Path,
-    image: dict[str, Any],
-    objects: list[dict[str, Any]],
-    rules: CutRules,
-    boxes: BoxMasks | None,
-    ledger: Ledger,
-    keypoint_count: int,
-) -> Iterator[Foreground]:
-    """The cut-outs of one image."""
-    name = str(image.get("file_name", ""))
-    try:
-        pixels = _read(folder / name, image)
-    except Unusable as reason:
-        ledger.add(str(reason), str(reason.__cause__ or name), len(objects))
-        return
-    for entry in objects:
-        source = f"{name}#{entry.get('id')}"
-        try:
-            annotation = _annotation(entry, source, keypoint_count)
-            if from_box := boxes is not None and not has_mask(entry.get("segmentation")):
-                assert boxes is not None
-                assert annotation.box is not None
-                mask, way = boxes.alpha(pixels, annotation.box)
-            else:
-                mask, way = segmentation_to_mask(entry.get("segmentation"), *pixels.shape[:2]), BY_MASK
-            cut = cut_from_image(pixels, mask, annotation, rules, soft=from_box)
+            name, pixels = self._read(said, image, notes)
         except Unusable as reason:
-            ledger.add(str(reason), source)
-            continue
-        ledger.cut_by[way] += 1
-        yield cut
+            shown = exhibit(image, objects[0])
+            self.ledger.drop(str(reason), str(reason.__cause__ or said), len(objects), shown=shown)
+            return
+        self.ledger.mend(notes, said)
+        for entry in objects:
+            source = f"{name}#{entry.get('id')}"
+            notes = set()
+            try:
+                cut, way = self._cut(mended_object(entry, notes), pixels, source, notes)
+            except Unusable as reason:
+                self.ledger.drop(str(reason), source, shown=exhibit(image, entry))
+                continue
+            self.ledger.mend(notes, source)
+            self.ledger.cut_by[way] += 1
+            yield cut
+
+    def _read(self, said: str, image: dict[str, Any], notes: Notes) -> tuple[str, NDArray[np.uint8]]:
+        """The name of an image on disk, and its pixels."""
+        try:
+            name, difference = self.files.find(said)
+        except LookupError as error:
+            raise Unusable(f"image file is missing, and it is not clear which other is meant ({error})") from None
+        notes |= {difference} if difference else set()
+        return name, _read(self.folder / name, *(side_of(image, side, notes) for side in ("height", "width")))
+
+    def _cut(
+        self, entry: dict[str, Any], pixels: NDArray[np.uint8], source: str, notes: Notes
+    ) -> tuple[Foreground, str]:
+        """A cut-out, and the way it was made."""
+        annotation = _annotation(entry, source, self.keypoint_count)
+        if annotation.box is not None:
+            annotation = replace(annotation, box=clipped_box(annotation.box, pixels.shape, notes))
+        if self.boxes is None or has_mask(entry.get("segmentation")):
+            mask = segmentation_to_mask(entry.get("segmentation"), *pixels.shape[:2])
+            return cut_from_image(pixels, mask, annotation, self.rules), BY_MASK
+        if annotation.box is None:
+            raise Unusable(NO_MASK)
+        mask, way = self.boxes.alpha(pixels, annotation.box)
+        return cut_from_image(pixels, mask, annotation, self.rules, soft=True), way
 
 
-def _read(path: Path, image: dict[str, Any]) -> NDArray[np.uint8]:
-    height, width = image.get("height"), image.get("width")
+def _read(path: Path, height: int, width: int) -> NDArray[np.uint8]:
     try:
-        pixels = read_image_like(path, height or 0, width or 0)
+        pixels = read_image_like(path, height, width)
     except FileNotFoundError as error:
         raise Unusable("image file is missing") from error
     except ValueError as error:
@@ -312,9 +257,9 @@ def _annotation(entry: dict[str, Any], source: str, keypoint_count: int) -> Anno
     if not keypoints:
         return Annotation(int(entry["category_id"]), source, box)
     try:
-        points = np.asarray(keypoints, dtype=np.float32).reshape(keypoint_count, 3)
-    except (ValueError, TypeError) as error:
+        points = np.asarray(keypoints, dtype=np.float64).reshape(keypoint_count, 3)
+    except (ValueError, TypeError, OverflowError) as error:
         raise Unusable("keypoints are not x, y, visibility for each name of the category") from error
-    if not np.isfinite(points).all():
+    if not (np.abs(points) <= np.finfo(np.float32).max).all():
         raise Unusable("keypoints are not finite")
-    return Annotation(int(entry["category_id"]), source, box, points)
+    return Annotation(int(entry["category_id"]), source, box, points.astype(np.float32))

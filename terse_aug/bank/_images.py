@@ -108,6 +108,22 @@ def read_index_mask(path: str | Path) -> NDArray[np.int32]:
     return np.asarray(image).astype(np.int32)
 
 
+def read_mask(path: str | Path) -> NDArray[np.uint8]:
+    """Read a mask of one object, EXIF orientation applied: grey values, of 8 or 16 bit or of equal colours.
+
+    Returns:
+        uint8 ``[H, W]``; a bilevel file gives 0 and 255.
+
+    Raises:
+        FileNotFoundError: there is no file at ``path``.
+        ValueError: the file is damaged or has colours.
+    """
+    rgb = read_image(path)
+    if (rgb != rgb[..., :1]).any():
+        raise ValueError(f"{path}: expected a mask in grey, got colours")
+    return np.ascontiguousarray(rgb[..., 0])
+
+
 def read_color_mask(path: str | Path) -> NDArray[np.int32]:
     """Read a mask whose colours are numbers, R + 256 G + 65536 B, as COCO's panoptic format has it.
 

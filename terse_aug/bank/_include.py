@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from terse_aug.bank._report import Dropped
+from terse_aug.bank._report import Ledger
 
 
 class Include:
     """A list of image files, so that a bank is built from the training split only.
 
     An entry means an image by its path below the image folder or by its last part, each with or without
-    extension.
+    extension, whatever the Unicode form and the direction of its slashes.
 
     Args:
         names: the entries, or the path of a text file with one entry a line (empty lines and lines that
@@ -28,23 +29,27 @@ class Include:
         self._matched: set[str] = set()
         if names is not None:
             lines = _lines(Path(names)) if isinstance(names, (str, Path)) else list(names)
-            self._entries = {PurePosixPath(line.replace("\\", "/")).as_posix() for line in lines}
+            self._entries = {_plain(line).as_posix() for line in lines}
             if not self._entries:
                 raise ValueError("expected at least one image name in `include`, got none")
 
     def __contains__(self, name: str) -> bool:
         if self._entries is None:
             return True
-        path = PurePosixPath(name.replace("\\", "/"))
+        path = _plain(name)
         spellings = {path.as_posix(), path.with_suffix("").as_posix(), path.name, path.stem}
         found = self._entries & spellings
         self._matched |= found
         return bool(found)
 
-    def report_unmatched(self, dropped: Dropped) -> None:
+    def report_unmatched(self, ledger: Ledger) -> None:
         """Count the entries for which no image was met."""
         for entry in sorted((self._entries or set()) - self._matched):
-            dropped.add("listed in `include`, but there is no such image", entry)
+            ledger.drop("listed in `include`, but there is no such image", entry)
+
+
+def _plain(name: str) -> PurePosixPath:
+    return PurePosixPath(unicodedata.normalize("NFC", name.replace("\\", "/")))
 
 
 def _lines(path: Path) -> list[str]:

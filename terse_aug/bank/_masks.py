@@ -9,10 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terse_aug.bank._cut import Annotation, CutRules, Unusable, cut_from_image
+from terse_aug.bank._exhibit import Exhibit
 from terse_aug.bank._foreground import Foreground
 from terse_aug.bank._images import read_image_like, read_index_mask
 from terse_aug.bank._include import Include
-from terse_aug.bank._report import BuildReport, Dropped, Progress, build
+from terse_aug.bank._names import fitting
+from terse_aug.bank._report import BuildReport, Ledger, Progress, build
+from terse_aug.bank._segmentation import MaskInFile
 from terse_aug.bank._writer import BankWriter
 
 _LABEL = 1
@@ -40,6 +43,7 @@ def build_from_masks(
     category: str = "person",
     include: Iterable[str] | str | Path | None = None,
     rules: CutRules | None = None,
+    drops: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> BuildReport:
@@ -55,12 +59,13 @@ def build_from_masks(
         category: name of all objects; their label is 1.
         include: image names to use, see :class:`Include`; all by default.
         rules: what is kept, see :class:`CutRules`.
-        overwrite: replace an existing bank.
+        drops: where to draw pictures of what was left out, see :func:`build_from_coco`.
+        overwrite: replace an existing bank, and pictures.
         progress: called with images done and in total.
 
     Raises:
         FileNotFoundError: a folder does not exist.
-        FileExistsError: ``out`` exists and ``overwrite`` is false.
+        FileExistsError: ``out`` or ``drops`` exists and ``overwrite`` is false.
         ValueError: nothing was kept.
         OSError: the disk is full or cannot be written.
     """
@@ -69,14 +74,14 @@ def build_from_masks(
     writer = BankWriter(out, categories, overwrite=overwrite)
     image_folder, mask_folder, listed = _folder(images), _folder(masks), Include(include)
 
-    def cut_outs(dropped: Dropped) -> Iterator[Foreground]:
-        pairs = list(_pairs(image_folder, mask_folder, listed, dropped))
+    def cut_outs(ledger: Ledger) -> Iterator[Foreground]:
+        pairs = list(_pairs(image_folder, mask_folder, listed, ledger))
         for done, (image, mask) in enumerate(pairs, 1):
-            yield from _objects(image, mask, rules, dropped)
+            yield from _objects(image, mask, rules, ledger)
             if progress is not None:
                 progress(done, len(pairs))
 
-    return build(writer, cut_outs, categories, {"from": "masks", "images": image_folder.name, **vars(rules)})
+    return build(writer, cut_outs, categories, {"from": "masks", "images": image_folder.name, **vars(rules)}, drops)
 
 
 def _folder(path: str | Path) -> Path:
@@ -86,59 +91,74 @@ def _folder(path: str | Path) -> Path:
     return folder
 
 
-def _pairs(images: Path, masks: Path, include: Include, dropped: Dropped) -> Iterator[tuple[Path, Path]]:
-    image_by_stem = _by_stem(images, dropped)
-    mask_by_stem = _by_stem(masks, dropped) if masks.resolve() != images.resolve() else image_by_stem
+def _pairs(images: Path, masks: Path, include: Include, ledger: Ledger) -> Iterator[tuple[Path, Path]]:
+    image_by_stem = _by_stem(images, ledger)
+    mask_by_stem = _by_stem(masks, ledger) if masks.resolve() != images.resolve() else image_by_stem
     if mask_by_stem is image_by_stem:
         image_by_stem = {stem: p for stem, p in image_by_stem.items() if not stem.endswith(_MASK_SUFFIX)}
         mask_by_stem = {stem: p for stem, p in mask_by_stem.items() if stem.endswith(_MASK_SUFFIX)}
+    mask_of = _named_otherwise(image_by_stem, mask_by_stem, ledger)
     used: set[str] = set()
     for stem, image in image_by_stem.items():
-        mask_stem = stem + _MASK_SUFFIX if stem + _MASK_SUFFIX in mask_by_stem else stem
+        exact = stem + _MASK_SUFFIX if stem + _MASK_SUFFIX in mask_by_stem else stem
+        mask_stem = exact if exact in mask_by_stem else mask_of.get(stem, stem)
         used.add(mask_stem)
         if image.name not in include:
-            dropped.add("image is not in `include`", image.name)
+            ledger.drop("image is not in `include`", image.name)
         elif mask_stem not in mask_by_stem:
-            dropped.add("image without a mask of its name", image.name)
+            ledger.drop("image without a mask of its name", image.name)
         else:
             yield image, mask_by_stem[mask_stem]
     for stem in sorted(mask_by_stem.keys() - used):
-        dropped.add("mask without an image of its name", mask_by_stem[stem].name)
-    include.report_unmatched(dropped)
+        ledger.drop("mask without an image of its name", mask_by_stem[stem].name)
+    include.report_unmatched(ledger)
 
 
-def _by_stem(folder: Path, dropped: Dropped) -> dict[str, Path]:
+def _named_otherwise(images: dict[str, Path], masks: dict[str, Path], ledger: Ledger) -> dict[str, str]:
+    """Masks of images whose names they spell otherwise, by both names without extension."""
+    own = {stem: stem.removesuffix(_MASK_SUFFIX) for stem in masks}
+    of_own = {name: stem for stem, name in own.items()}
+    fits = fitting(images, own.values())
+    for stem, fit in fits.items():
+        if fit.name is not None:
+            ledger.mend([f"mask: {fit.reason}"], images[stem].name)
+    return {stem: of_own[fit.name] for stem, fit in fits.items() if fit.name is not None}
+
+
+def _by_stem(folder: Path, ledger: Ledger) -> dict[str, Path]:
     """Image files by name without extension, in the order of their names."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
         if path.name.startswith(".") or path.suffix.lower() not in _IMAGE_EXTENSIONS:
             continue
         if path.stem in found:
-            dropped.add("second file of the same name, of another extension", path.name)
+            ledger.drop("second file of the same name, of another extension", path.name)
         found.setdefault(path.stem, path)
     return found
 
 
-def _objects(image_path: Path, mask_path: Path, rules: CutRules, dropped: Dropped) -> Iterator[Foreground]:
+def _objects(image_path: Path, mask_path: Path, rules: CutRules, ledger: Ledger) -> Iterator[Foreground]:
     try:
         ids = read_index_mask(mask_path)
         image = read_image_like(image_path, *ids.shape)
     except ValueError as error:
-        dropped.add("image or mask cannot be read", str(error))
+        ledger.drop("image or mask cannot be read", str(error))
         return
     if image.shape[:2] != ids.shape:
-        dropped.add("image and mask differ in size", _sizes(image_path, image, ids))
+        where = _sizes(image_path, image, ids)
+        ledger.drop("image and mask differ in size", where, shown=Exhibit(image_path, where))
         return
     numbers = [number for number in np.unique(ids).tolist() if number]
     if not numbers:
-        dropped.add("mask has no object", mask_path.name)
+        ledger.drop("mask has no object", mask_path.name, shown=Exhibit(image_path, mask_path.name))
     for number in numbers:
         source = f"{image_path.name}#{number}"
         mask = (ids == number).astype(np.uint8)
         try:
             yield cut_from_image(image, mask, Annotation(_LABEL, source), rules)
         except Unusable as reason:
-            dropped.add(str(reason), source)
+            shown = Exhibit(image_path, source, segmentation=MaskInFile(mask_path, number))
+            ledger.drop(str(reason), source, shown=shown)
 
 
 def _sizes(path: Path, image: NDArray[np.uint8], ids: NDArray[np.int32]) -> str:

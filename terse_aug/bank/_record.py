@@ -68,7 +68,7 @@ def record_key(index: int) -> bytes:
 def encode_record(foreground: Foreground) -> bytes:
     """The bytes of one cut-out; label, extent and center are not in them but in the index arrays."""
     height, width = foreground.rgba.shape[:2]
-    source = foreground.source.encode("utf-8")
+    source = foreground.source.encode("utf-8", "backslashreplace")  # file names may have bytes that are no text
     keypoints = foreground.keypoints
     header = _HEADER.pack(height, width, len(source), -1 if keypoints is None else len(keypoints))
     points = b"" if keypoints is None else np.ascontiguousarray(keypoints, dtype="<f4").tobytes()

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from terse_aug.bank._class_folders import class_of, labels_of, visible_files
 from terse_aug.bank._cut import CutRules, Unusable, finish, tight_box
+from terse_aug.bank._exhibit import Exhibit
 from terse_aug.bank._foreground import Foreground
 from terse_aug.bank._images import NoAlphaError, read_rgba
 from terse_aug.bank._include import Include
-from terse_aug.bank._report import BuildReport, Dropped, Progress, build
+from terse_aug.bank._report import BuildReport, Ledger, Progress, build
 from terse_aug.bank._writer import BankWriter
 
 _EXTENSIONS = (".png", ".webp", ".tif", ".tiff")
@@ -27,6 +29,7 @@ def build_from_rgba(
     extent: float = 0.3,
     include: Iterable[str] | str | Path | None = None,
     rules: CutRules | None = None,
+    drops: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> BuildReport:
@@ -43,12 +46,13 @@ def build_from_rgba(
             background's area. The files do not tell, since there is no image they were cut from.
         include: image names to use, see :class:`Include`; all by default.
         rules: what is kept, see :class:`CutRules`; ``min_box_agreement`` means nothing here.
-        overwrite: replace an existing bank.
+        drops: where to draw pictures of what was left out, see :func:`build_from_coco`.
+        overwrite: replace an existing bank, and pictures.
         progress: called with images done and in total.
 
     Raises:
         FileNotFoundError: ``folder`` does not exist.
-        FileExistsError: ``out`` exists and ``overwrite`` is false.
+        FileExistsError: ``out`` or ``drops`` exists and ``overwrite`` is false.
         ValueError: nothing was kept, ``extent`` is not above 0, or ``rules`` ask for ``drop_truncated``,
             which a cut-out does not show.
         OSError: the disk is full or cannot be written.
@@ -61,38 +65,25 @@ def build_from_rgba(
     root, listed = Path(folder), Include(include)
     if not root.is_dir():
         raise FileNotFoundError(f"expected a folder of RGBA images at {root}, found none")
-    files = _files(root)
-    names = sorted({_class_of(root, path, category) for path in files})
-    labels = {name: label for label, name in enumerate(names, 1)}
+    files = visible_files(root)
+    labels = labels_of(root, files, category)
     categories = {label: name for name, label in labels.items()}
     writer = BankWriter(out, categories, overwrite=overwrite)
 
-    def cut_outs(dropped: Dropped) -> Iterator[Foreground]:
+    def cut_outs(ledger: Ledger) -> Iterator[Foreground]:
         for done, path in enumerate(files, 1):
-            label, source = labels[_class_of(root, path, category)], path.relative_to(root).as_posix()
+            label, source = labels[class_of(root, path, category)], path.relative_to(root).as_posix()
             try:
                 if source not in listed:
                     raise Unusable("image is not in `include`")
                 yield finish(Foreground(_tight_rgba(path), label, source, extent), rules)
             except Unusable as reason:
-                dropped.add(str(reason), source)
+                ledger.drop(str(reason), source, shown=Exhibit(path, source))
             if progress is not None:
                 progress(done, len(files))
-        listed.report_unmatched(dropped)
+        listed.report_unmatched(ledger)
 
-    return build(writer, cut_outs, categories, {"from": "rgba", "folder": root.name, **vars(rules)})
-
-
-def _files(root: Path) -> list[Path]:
-    """All visible files, in an order that does not depend on the file system."""
-    below = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
-    visible = [path for path in below if not any(part.startswith(".") for part in path.parts)]
-    return [root / path for path in sorted(visible, key=lambda path: path.as_posix())]
-
-
-def _class_of(root: Path, path: Path, category: str) -> str:
-    parts = path.relative_to(root).parts
-    return parts[0] if len(parts) > 1 else category
+    return build(writer, cut_outs, categories, {"from": "rgba", "folder": root.name, **vars(rules)}, drops)
 
 
 def _tight_rgba(path: Path) -> NDArray[np.uint8]:

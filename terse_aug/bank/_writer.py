@@ -48,6 +48,7 @@ class BankWriter:
 
     Attributes:
         count: cut-outs added so far.
+        overwrite: whether an existing file is replaced.
         built: how the bank was built, stored in it as JSON; may be filled until the block is left.
 
     Raises:
@@ -74,7 +75,7 @@ class BankWriter:
         self.built: dict[str, Any] = {}
         self._categories = dict(categories)
         self._keypoint_names = tuple(keypoint_names)
-        self._overwrite = overwrite
+        self.overwrite = overwrite
         self._labels, self._extents, self._sizes, self._centers = array("q"), array("f"), array("i"), array("f")
         self._hash = hashlib.blake2b(digest_size=16)
         self._batch: list[tuple[bytes, bytes]] = []
@@ -184,7 +185,7 @@ class BankWriter:
             raise ValueError(f"expected a file to write the bank to, got the folder {self.path}")
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"the folder {self.path.parent} does not exist; create it first")
-        if self.path.exists() and not self._overwrite:
+        if self.path.exists() and not self.overwrite:
             raise FileExistsError(
                 f"{self.path} exists; choose another name, or replace it with overwrite=True (--overwrite)"
             )

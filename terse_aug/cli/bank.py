@@ -10,12 +10,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from terse_aug._text import printable
 from terse_aug.bank import ForegroundBank
 from terse_aug.bank.survey import render_survey, survey_bank
 from terse_aug.cli import sources
 from terse_aug.cli._output import HTML, checked_output, write_whole
 from terse_aug.cli._progress import progress_bar
-from terse_aug.preview._text import printable
 
 _SAMPLES = 8
 
@@ -80,8 +80,8 @@ def _info_text(info: dict[str, Any]) -> str:
         lines.append(f"keypoints     {', '.join(info['keypoint_names'])}")
     lines.append("cut-outs per category")
     lines += [f"{count:>8}  {name}" for name, count in info["cut_outs_per_category"].items()]
-    dropped = info["built"].get("dropped")
-    if dropped:
-        lines.append("dropped when it was built")
-        lines += [f"{count:>8}  {reason}" for reason, count in dropped.items()]
+    for what in ("mended", "dropped"):
+        if counts := info["built"].get(what):
+            lines.append(f"{what} when it was built")
+            lines += [f"{count:>8}  {reason}" for reason, count in counts.items()]
     return "\n".join(lines)

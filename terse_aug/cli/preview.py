@@ -9,6 +9,7 @@ from typing import Any
 
 from terse_aug._config import TerseConfig
 from terse_aug._terse import Terse
+from terse_aug._text import printable
 from terse_aug._vocabulary import check_distractors
 from terse_aug.bank import ForegroundBank
 from terse_aug.cli._output import HTML, checked_output, write_whole
@@ -28,7 +29,6 @@ from terse_aug.preview import (
     saved_policy,
 )
 from terse_aug.preview._flags import add_flags, flat_settings, setting_text, with_flags
-from terse_aug.preview._text import printable
 
 _SUFFIXES = {"out": HTML, "png": (".png",)}
 

@@ -10,25 +10,32 @@ from pathlib import Path
 from typing import Any
 
 from terse_aug.bank import (
-    WAYS,
-    BoxMasks,
     BuildReport,
-    CutRules,
+    PlainGround,
     build_from_coco,
     build_from_labelme,
     build_from_masks,
     build_from_panoptic,
+    build_from_products,
     build_from_rgba,
     build_from_via,
+    build_from_video,
     build_from_voc,
     build_from_yolo,
 )
-from terse_aug.cli._progress import progress_bar
+from terse_aug.cli.source_flags import (
+    add_annotated,
+    add_classes,
+    add_common,
+    add_names,
+    add_scene_rules,
+    choice,
+    files_of,
+    rules_of,
+    run,
+)
 
-Build = Callable[[argparse.Namespace], BuildReport]
-
-_DEFAULT = CutRules()
-_BOXES = BoxMasks("grabcut")
+_GROUND = PlainGround()
 
 
 def add_parsers(sources: argparse._SubParsersAction[Any]) -> None:
@@ -37,6 +44,8 @@ def add_parsers(sources: argparse._SubParsersAction[Any]) -> None:
         _add_coco,
         _add_masks,
         _add_rgba,
+        _add_products,
+        _add_video,
         _add_voc,
         _add_yolo,
         _add_labelme,
@@ -48,20 +57,11 @@ def add_parsers(sources: argparse._SubParsersAction[Any]) -> None:
         add(sources)
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    """Build with a progress bar, and say what came of it."""
-    with progress_bar() as tell:
-        arguments.progress = lambda done, total: tell("cutting out", done, total)
-        report = arguments.build(arguments)
-    print(report.summary())
-    return 0
-
-
 def _add_coco(sources: argparse._SubParsersAction[Any]) -> None:
     coco = sources.add_parser("coco", help="a COCO JSON with masks, polygons or RLE")
     coco.add_argument("--annotations", type=Path, required=True, metavar="JSON", help="the COCO file")
     coco.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of its images")
-    _add_annotated(coco, lambda a: build_from_coco(a.annotations, a.images, a.out, **_choice(a)))
+    add_annotated(coco, lambda a: build_from_coco(a.annotations, a.images, a.out, **choice(a)))
 
 
 def _add_voc(sources: argparse._SubParsersAction[Any]) -> None:
@@ -69,9 +69,10 @@ def _add_voc(sources: argparse._SubParsersAction[Any]) -> None:
     voc.add_argument("--root", type=Path, required=True, metavar="DIR", help="with Annotations and JPEGImages")
     voc.add_argument("--split", metavar="NAME", help="a list in ImageSets, such as train (default: all images)")
     voc.add_argument("--difficult", action="store_true", help="take objects that are marked as difficult")
-    _add_names(voc)
-    _add_annotated(
-        voc, lambda a: build_from_voc(a.root, a.out, split=a.split, difficult=a.difficult, names=a.names, **_choice(a))
+    add_names(voc)
+    add_annotated(
+        voc,
+        lambda a: build_from_voc(a.root, a.out, split=a.split, difficult=a.difficult, names=a.names, **choice(a)),
     )
 
 
@@ -84,15 +85,15 @@ def _add_yolo(sources: argparse._SubParsersAction[Any]) -> None:
     yolo.add_argument(
         "--names", type=Path, metavar="FILE", help="data.yaml or classes.txt (default: one beside the folders)"
     )
-    _add_annotated(yolo, lambda a: build_from_yolo(a.images, a.out, labels=a.labels, names=a.names, **_choice(a)))
+    add_annotated(yolo, lambda a: build_from_yolo(a.images, a.out, labels=a.labels, names=a.names, **choice(a)))
 
 
 def _add_labelme(sources: argparse._SubParsersAction[Any]) -> None:
     labelme = sources.add_parser("labelme", help="LabelMe's JSON files")
     labelme.add_argument("--folder", type=Path, required=True, metavar="DIR", help="folder of JSON files")
     labelme.add_argument("--images", type=Path, metavar="DIR", help="folder of images (default: as the files say)")
-    _add_names(labelme)
-    _add_annotated(labelme, lambda a: build_from_labelme(a.folder, a.out, images=a.images, names=a.names, **_choice(a)))
+    add_names(labelme)
+    add_annotated(labelme, lambda a: build_from_labelme(a.folder, a.out, images=a.images, names=a.names, **choice(a)))
 
 
 def _add_via(sources: argparse._SubParsersAction[Any]) -> None:
@@ -100,9 +101,9 @@ def _add_via(sources: argparse._SubParsersAction[Any]) -> None:
     via.add_argument("--file", type=Path, required=True, metavar="FILE", help="the export or the project")
     via.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of images")
     via.add_argument("--attribute", metavar="NAME", help="of the regions, their class (default: the most frequent)")
-    _add_names(via)
-    _add_annotated(
-        via, lambda a: build_from_via(a.file, a.images, a.out, attribute=a.attribute, names=a.names, **_choice(a))
+    add_names(via)
+    add_annotated(
+        via, lambda a: build_from_via(a.file, a.images, a.out, attribute=a.attribute, names=a.names, **choice(a))
     )
 
 
@@ -111,7 +112,7 @@ def _add_panoptic(sources: argparse._SubParsersAction[Any]) -> None:
     panoptic.add_argument("--annotations", type=Path, required=True, metavar="JSON", help="the panoptic JSON")
     panoptic.add_argument("--masks", type=Path, required=True, metavar="DIR", help="folder of its PNG files")
     panoptic.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of images")
-    _add_annotated(panoptic, lambda a: build_from_panoptic(a.annotations, a.masks, a.images, a.out, **_choice(a)))
+    add_annotated(panoptic, lambda a: build_from_panoptic(a.annotations, a.masks, a.images, a.out, **choice(a)))
 
 
 def _add_masks(sources: argparse._SubParsersAction[Any]) -> None:
@@ -121,11 +122,11 @@ def _add_masks(sources: argparse._SubParsersAction[Any]) -> None:
         "--masks", type=Path, required=True, metavar="DIR", help="folder of masks NAME_mask.png or NAME.png"
     )
     masks.add_argument("--category", default="person", metavar="NAME", help="of all objects (default: %(default)s)")
-    _add_common(masks)
-    _add_scene_rules(masks)
+    add_common(masks)
+    add_scene_rules(masks)
     masks.set_defaults(
-        run=_run,
-        build=lambda a: build_from_masks(a.images, a.masks, a.out, category=a.category, **_of_files(a)),
+        run=run,
+        build=lambda a: build_from_masks(a.images, a.masks, a.out, category=a.category, **files_of(a)),
     )
 
 
@@ -134,175 +135,83 @@ def _add_rgba(sources: argparse._SubParsersAction[Any]) -> None:
     rgba.add_argument(
         "--folder", type=Path, required=True, metavar="DIR", help="the folder; its subfolders are classes"
     )
-    rgba.add_argument(
-        "--category", default="object", metavar="NAME", help="of files in no subfolder (default: %(default)s)"
-    )
-    rgba.add_argument(
-        "--extent",
-        type=float,
-        default=0.3,
-        metavar="PART",
-        help="natural size: larger side over the square root of a background's area (default: %(default)s)",
-    )
-    _add_common(rgba)
+    add_classes(rgba)
+    add_common(rgba)
     rgba.set_defaults(
-        run=_run,
-        build=lambda a: build_from_rgba(a.folder, a.out, category=a.category, extent=a.extent, **_of_files(a)),
+        run=run,
+        build=lambda a: build_from_rgba(a.folder, a.out, category=a.category, extent=a.extent, **files_of(a)),
     )
+
+
+def _add_products(sources: argparse._SubParsersAction[Any]) -> None:
+    products = sources.add_parser("products", help="photographs of objects before a plain ground, or with masks")
+    products.add_argument("--folder", type=Path, required=True, metavar="DIR", help="its subfolders are classes")
+    products.add_argument(
+        "--masks", type=Path, metavar="DIR", help="folder of masks NAME.png, object white or black (default: by ground)"
+    )
+    products.add_argument(
+        "--max-spread",
+        type=float,
+        default=_GROUND.max_spread,
+        metavar="DISTANCE",
+        help="leave out pictures whose ground varies more, in L*a*b* (default: %(default)s)",
+    )
+    products.add_argument("--refine", action="store_true", help="refine outlines by GrabCut")
+    products.add_argument("--split", action="store_true", help="parts that do not touch are objects of their own")
+    add_classes(products)
+    add_common(products)
+    add_scene_rules(products)
+    products.set_defaults(run=run, build=_build_products)
+
+
+def _build_products(arguments: argparse.Namespace) -> BuildReport:
+    a, ground = arguments, PlainGround(arguments.max_spread, arguments.refine, arguments.split)
+    if a.masks is not None and ground != _GROUND:
+        raise ValueError("--max-spread, --refine and --split are for pictures without --masks")
+    own = {"masks": a.masks} if a.masks is not None else {"ground": ground}
+    settings = own | {"category": a.category, "extent": a.extent}
+    return build_from_products(a.folder, a.out, **settings, **files_of(a))
+
+
+def _add_video(sources: argparse._SubParsersAction[Any]) -> None:
+    video = sources.add_parser("video", help="frames of a video: what moves before a still camera, or masks")
+    video.add_argument("--video", type=Path, required=True, metavar="PLACE", help="the file, or a folder of frames")
+    video.add_argument("--every", type=int, default=30, metavar="N", help="take each n-th frame (default: %(default)s)")
+    video.add_argument("--masks", type=Path, metavar="DIR", help="folder of instance masks (default: by motion)")
+    video.add_argument("--category", default="object", metavar="NAME", help="of all objects (default: %(default)s)")
+    add_common(video, images=False)
+    add_scene_rules(video)
+    video.set_defaults(run=run, build=_build_video)
+
+
+def _build_video(arguments: argparse.Namespace) -> BuildReport:
+    own = {name: getattr(arguments, name) for name in ("every", "masks", "category", "overwrite", "progress")}
+    return build_from_video(arguments.video, arguments.out, rules=rules_of(arguments), **own)
 
 
 def _add_detectron2(sources: argparse._SubParsersAction[Any]) -> None:
-    registered = sources.add_parser("detectron2", help="data sets registered with Detectron2, with masks")
+    registered = sources.add_parser("detectron2", help="data sets registered with Detectron2")
     registered.add_argument("--datasets", nargs="+", required=True, metavar="NAME", help="as in cfg.DATASETS.TRAIN")
     registered.add_argument(
         "--import", dest="modules", nargs="+", default=[], metavar="MODULE", help="Python modules that register them"
     )
-    registered.add_argument("--category", nargs="+", metavar="NAME", help="categories to keep (default: all)")
-    _add_common(registered)
-    _add_scene_rules(registered)
-    _add_box_agreement(registered)
-    registered.set_defaults(run=_run, build=_build_detectron2)
+    add_annotated(registered, _build_detectron2)
 
 
 def _add_mmdet(sources: argparse._SubParsersAction[Any]) -> None:
-    configured = sources.add_parser("mmdet", help="the training data set of an MMDetection config, with masks")
+    configured = sources.add_parser("mmdet", help="the training data set of an MMDetection config")
     configured.add_argument("--config", type=Path, required=True, metavar="FILE", help="the config")
-    configured.add_argument("--category", nargs="+", metavar="NAME", help="categories to keep (default: all)")
-    _add_common(configured)
-    _add_scene_rules(configured)
-    _add_box_agreement(configured)
-    configured.set_defaults(run=_run, build=_build_mmdet)
-
-
-def _add_annotated(parser: argparse.ArgumentParser, build: Build) -> None:
-    """What all sources of annotations have in common."""
-    parser.add_argument("--category", nargs="+", metavar="NAME", help="categories to keep (default: all)")
-    _add_boxes(parser)
-    _add_common(parser)
-    _add_scene_rules(parser)
-    _add_box_agreement(parser)
-    parser.set_defaults(run=_run, build=build)
-
-
-def _add_boxes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--boxes",
-        choices=WAYS,
-        help="how objects of which only the box is known are cut out (default: they are left out)",
-    )
-    parser.add_argument(
-        "--min-quality",
-        type=float,
-        default=_BOXES.min_quality,
-        metavar="PART",
-        help="grabcut: masks of a lower quality are not used, 0 to 1 (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--otherwise", choices=("ellipse", "box"), help="grabcut: what is done where it fails (default: left out)"
-    )
-
-
-def _boxes(arguments: argparse.Namespace) -> BoxMasks | None:
-    if arguments.boxes != "grabcut" and (arguments.otherwise or arguments.min_quality != _BOXES.min_quality):
-        raise ValueError("--min-quality and --otherwise are for --boxes grabcut")
-    if arguments.boxes is None:
-        return None
-    return BoxMasks(arguments.boxes, arguments.min_quality, arguments.otherwise)
-
-
-def _choice(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What all builders from annotations take."""
-    return {
-        "categories": arguments.category,
-        "include": arguments.include,
-        "boxes": _boxes(arguments),
-        "rules": _rules(arguments),
-        "overwrite": arguments.overwrite,
-        "progress": arguments.progress,
-    }
-
-
-def _add_names(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--names",
-        nargs="+",
-        metavar="NAME",
-        help="classes, labelled 1, 2, ... in this order (default: those met, sorted)",
-    )
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the bank to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing bank")
-    parser.add_argument(
-        "--include",
-        type=Path,
-        metavar="FILE",
-        help="text file of image names to use, one a line (default: all)",
-    )
-    parser.add_argument(
-        "--min-area",
-        type=int,
-        default=_DEFAULT.min_area,
-        metavar="PX",
-        help="drop objects with fewer visible pixels (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--min-side",
-        type=int,
-        default=_DEFAULT.min_side,
-        metavar="PX",
-        help="drop objects with a shorter side (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--max-side",
-        type=int,
-        default=_DEFAULT.max_side,
-        metavar="PX",
-        help="scale larger cut-outs down, 0 for never (default: %(default)s)",
-    )
-
-
-def _add_scene_rules(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--drop-truncated", action="store_true", help="drop objects that touch the border of their image"
-    )
-
-
-def _add_box_agreement(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--min-box-agreement",
-        type=float,
-        default=_DEFAULT.min_box_agreement,
-        metavar="IOU",
-        help="drop objects whose mask and box overlap less (default: %(default)s)",
-    )
-
-
-def _rules(arguments: argparse.Namespace) -> CutRules:
-    return CutRules(
-        min_area=arguments.min_area,
-        min_side=arguments.min_side,
-        max_side=arguments.max_side or None,
-        min_box_agreement=getattr(arguments, "min_box_agreement", _DEFAULT.min_box_agreement),
-        drop_truncated=getattr(arguments, "drop_truncated", False),
-    )
-
-
-def _of_files(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What builders take that cut out by files alone."""
-    names = ("include", "overwrite", "progress")
-    return {name: getattr(arguments, name) for name in names} | {"rules": _rules(arguments)}
+    add_annotated(configured, _build_mmdet)
 
 
 def _build_detectron2(arguments: argparse.Namespace) -> BuildReport:
     build: Callable[..., BuildReport] = _adapter("terse_aug_detectron2", arguments.modules).build_from_detectron2
-    return build(arguments.datasets, arguments.out, categories=arguments.category, **_of_files(arguments))
+    return build(arguments.datasets, arguments.out, **choice(arguments))
 
 
 def _build_mmdet(arguments: argparse.Namespace) -> BuildReport:
     build: Callable[..., BuildReport] = _adapter("terse_aug_mmdet", []).build_from_mmdet
-    return build(arguments.config, arguments.out, categories=arguments.category, **_of_files(arguments))
+    return build(arguments.config, arguments.out, **choice(arguments))
 
 
 def _adapter(name: str, modules: Sequence[str]) -> Any:

@@ -3,8 +3,8 @@
 The parts of `terse-aug preview`, for use in reports and training logs. Imports torch, OpenCV, pillow and jinja2.
 """
 
+from terse_aug._contact import contact_sheet
 from terse_aug.preview._batch import batch_picture
-from terse_aug.preview._contact import contact_sheet
 from terse_aug.preview._data import LabelledImages, LeftOut, Sample, resize_sample
 from terse_aug.preview._draw import ORIGINAL_COLOR, PASTED_COLOR, draw_sample
 from terse_aug.preview._page import Facts, render_html, render_png

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from terse_aug._contact import contact_sheet
+from terse_aug._pictures import Picture
 from terse_aug._terse import Terse
-from terse_aug.preview._contact import contact_sheet
-from terse_aug.preview._draw import Picture, draw_sample
+from terse_aug.preview._draw import draw_sample
 
 _SHOWN = 4
 

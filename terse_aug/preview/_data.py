@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from terse_aug._random import generator_for
 from terse_aug._sample import Target
 from terse_aug.bank._cut import Unusable
-from terse_aug.bank._report import Dropped
+from terse_aug.bank._report import Tally
 
 _NAMED = 20
 
@@ -37,7 +37,7 @@ class Sample:
 
 
 @dataclass
-class LeftOut(Dropped):
+class LeftOut(Tally):
     """What is left out, by reason, with more examples than a bank's report has: here they are the answer."""
 
     def add(self, reason: str, example: str, times: int = 1) -> None:

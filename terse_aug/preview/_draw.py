@@ -17,17 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from terse_aug._pictures import ORANGE, SKY_BLUE, Color, Picture, enlarged
 from terse_aug._sample import Target, check_samples
-from terse_aug.preview._text import font_of, line_height, printable, width_of
+from terse_aug._text import font_of, line_height, printable, width_of
 
-Picture = NDArray[np.uint8]
-"""uint8 ``[H', W', 3]``, RGB."""
-Color = tuple[int, int, int]
-
-ORIGINAL_COLOR: Color = (86, 180, 233)
-"""Sky blue of the palette of Okabe and Ito (2008), which colour-blind people can tell apart."""
-PASTED_COLOR: Color = (230, 159, 0)
-"""Orange of the same palette."""
+ORIGINAL_COLOR: Color = SKY_BLUE
+"""Of what was on the image before."""
+PASTED_COLOR: Color = ORANGE
+"""Of what was pasted."""
 
 _INK: Color = (0, 0, 0)
 _MASK_OPACITY = 0.12
@@ -74,7 +71,7 @@ def draw_sample(
     beyond = sorted(row for row in pasted_rows if not 0 <= row < len(target["boxes"]))
     if beyond:
         raise ValueError(f"expected pasted rows below {len(target['boxes'])}, got {beyond}")
-    picture = _enlarged(_pixels(image), smallest, largest)
+    picture = enlarged(_pixels(image), smallest, largest)
     height, width = picture.shape[:2]
     crowded = len(target["boxes"]) > _CROWD
     canvas = _Canvas(picture, (width / image.shape[2], height / image.shape[1]), crowded)
@@ -191,19 +188,6 @@ class _Canvas:
 def _pixels(image: Tensor) -> Picture:
     values = torch.nan_to_num(image.detach().float().cpu()).clamp(0, 1).mul(255).round()
     return np.ascontiguousarray(values.to(torch.uint8).permute(1, 2, 0).numpy())
-
-
-def _enlarged(pixels: Picture, smallest: int, largest: int) -> Picture:
-    height, width = pixels.shape[:2]
-    longer = max(height, width)
-    factor = min(max(longer, smallest), largest) / longer
-    if factor == 1:
-        return pixels
-    size = (max(round(width * factor), 1), max(round(height * factor), 1))
-    # Far enlarged, the pixels themselves are what is to be seen.
-    enlarging = cv2.INTER_CUBIC if factor < 4 else cv2.INTER_NEAREST
-    method = cv2.INTER_AREA if factor < 1 else enlarging
-    return np.asarray(cv2.resize(pixels, size, interpolation=method), dtype=np.uint8)
 
 
 def _marks(target: Target, classes: Mapping[int, str], pasted_rows: Collection[int], canvas: _Canvas) -> list[_Mark]:

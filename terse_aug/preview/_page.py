@@ -12,11 +12,12 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from terse_aug.preview._contact import contact_sheet
+from terse_aug._contact import contact_sheet
+from terse_aug._pictures import Color, Picture
+from terse_aug._text import printable
 from terse_aug.preview._data import LeftOut
-from terse_aug.preview._draw import ORIGINAL_COLOR, PASTED_COLOR, Color, Picture
+from terse_aug.preview._draw import ORIGINAL_COLOR, PASTED_COLOR
 from terse_aug.preview._record import Pair, Preview
-from terse_aug.preview._text import printable
 
 _JPEG_QUALITY = 88
 _REASONS = {

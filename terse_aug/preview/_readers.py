@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terse_aug._sample import Target
-from terse_aug.bank._coco import Coco
+from terse_aug.bank._coco_json import Coco, file_name, side_of
 from terse_aug.bank._cut import Unusable, tight_box
 from terse_aug.bank._images import read_image_like, read_index_mask
 from terse_aug.bank._include import Include
 from terse_aug.bank._masks import _pairs
-from terse_aug.bank._report import Dropped
+from terse_aug.bank._mending import mended_object
+from terse_aug.bank._names import Files
+from terse_aug.bank._report import Ledger, Tally
 from terse_aug.bank._segmentation import segmentation_to_mask
 from terse_aug.preview._data import LabelledImages, Sample
 
@@ -49,10 +51,12 @@ def open_coco(annotations: str | Path, images: str | Path) -> LabelledImages:
     if not coco.images:
         raise ValueError(f"{annotations} lists no images")
     found = LabelledImages(f"{images} with {annotations}", coco.categories)
+    found.dropped.take(coco.ledger.dropped)
     objects = _objects_by_image(coco, found.dropped)
     fields = CocoFields.of(coco, objects, found.dropped)
+    files = Files(folder, [file_name(record) for record in coco.images.values()])
     for key, record in coco.images.items():
-        name = str(record.get("file_name", ""))
+        name = _found(files, file_name(record))
         if (folder / name).is_file():
             read = partial(_read_coco, folder / name, record, objects.get(key, []), fields, found.dropped)
             found.add(name, read)
@@ -80,7 +84,7 @@ def open_masks(images: str | Path, masks: str | Path, category: str = "person") 
     """
     image_folder, mask_folder = _existing_folder(images), _existing_folder(masks)
     found = LabelledImages(f"{images} with {masks}", {1: category})
-    for image, mask in _pairs(image_folder, mask_folder, Include(None), found.dropped):
+    for image, mask in _pairs(image_folder, mask_folder, Include(None), Ledger(found.dropped)):
         found.add(image.name, partial(_read_masks, image, mask))
     if not found.names:
         raise ValueError(f"no image of {images} has a mask in {masks}: " + "; ".join(found.reasons()))
@@ -95,7 +99,7 @@ class CocoFields:
     keypoint_count: int
 
     @classmethod
-    def of(cls, coco: Coco, objects: dict[Any, list[dict[str, Any]]], dropped: Dropped) -> CocoFields:
+    def of(cls, coco: Coco, objects: dict[Any, list[dict[str, Any]]], dropped: Tally) -> CocoFields:
         entries = [entry for group in objects.values() for entry in group]
         without = [entry for entry in entries if not entry.get("segmentation")]
         if without and len(without) < len(entries):
@@ -107,7 +111,15 @@ class CocoFields:
         return cls(bool(entries) and not without, counts.pop() if len(counts) == 1 else 0)
 
 
-def _objects_by_image(coco: Coco, dropped: Dropped) -> dict[Any, list[dict[str, Any]]]:
+def _found(files: Files, name: str) -> str:
+    """As the disk spells it, where that is clear."""
+    try:
+        return files.find(name)[0]
+    except LookupError:
+        return name
+
+
+def _objects_by_image(coco: Coco, dropped: Tally) -> dict[Any, list[dict[str, Any]]]:
     groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for entry in coco.objects:
         where = f"annotation {entry.get('id')}"
@@ -123,13 +135,13 @@ def _objects_by_image(coco: Coco, dropped: Dropped) -> dict[Any, list[dict[str, 
 
 
 def _read_coco(
-    path: Path, record: dict[str, Any], entries: Sequence[dict[str, Any]], fields: CocoFields, dropped: Dropped
+    path: Path, record: dict[str, Any], entries: Sequence[dict[str, Any]], fields: CocoFields, dropped: Tally
 ) -> Sample:
-    pixels = _read_pixels(path, record.get("height") or 0, record.get("width") or 0)
+    pixels = _read_pixels(path, side_of(record, "height", set()), side_of(record, "width", set()))
     rows = []
     for number, entry in enumerate(entries, 1):
         try:
-            rows.append(_coco_object(entry, number, fields, pixels.shape[:2]))
+            rows.append(_coco_object(mended_object(entry, set()), number, fields, pixels.shape[:2]))
         except Unusable as reason:
             dropped.add(f"object: {reason}", f"{path.name}#{entry.get('id')}")
     target: Target = {
@@ -143,7 +155,7 @@ def _read_coco(
     if fields.keypoint_count:
         points = torch.tensor([row["keypoints"] for row in rows], dtype=torch.float32)
         target["keypoints"] = points.reshape(len(rows), fields.keypoint_count, 3)
-    return Sample(str(record["file_name"]), _as_image(pixels), target)
+    return Sample(file_name(record), _as_image(pixels), target)
 
 
 def _coco_object(entry: dict[str, Any], number: int, fields: CocoFields, size: tuple[int, ...]) -> dict[str, Any]:

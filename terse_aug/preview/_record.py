@@ -11,13 +11,14 @@ from itertools import islice
 import torch
 
 from terse_aug._compose import Paste
+from terse_aug._pictures import Picture
 from terse_aug._random import derived_seed
 from terse_aug._remarks import TerseWarning
 from terse_aug._sample import Target, mend_boxes
 from terse_aug._terse import Terse
 from terse_aug._transforms import PARAMETERS, TransformRanges
 from terse_aug.preview._data import Sample
-from terse_aug.preview._draw import Picture, draw_sample
+from terse_aug.preview._draw import draw_sample
 
 _BATCH = 8
 _UNITS = {"rotation": "°", "scale": "x", "scale_x": "x", "scale_y": "x"}

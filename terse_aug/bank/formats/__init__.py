@@ -1,7 +1,7 @@
 """Annotation formats beside COCO's own: each is read into the content of a COCO JSON, from which the bank is built.
 
 Every builder takes what :func:`terse_aug.bank.build_from_coco` takes from ``categories`` on, raises what that raises,
-and counts what it could not read among what was dropped.
+and counts what it mended and what it could not read.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from terse_aug.bank._coco import Choice, Coco, build_annotated
+from terse_aug.bank._coco import Choice, build_annotated
+from terse_aug.bank._coco_json import Coco
 from terse_aug.bank._report import BuildReport
 from terse_aug.bank.formats._labelme import read_labelme
 from terse_aug.bank.formats._panoptic import read_panoptic
@@ -136,7 +137,7 @@ def _build(read: Callable[[], Reading], out: str | Path, settings: dict[str, Any
     reading = read()
     built = {"from": reading.kind, "annotations": reading.name}
     data = Coco.of(reading.content, reading.name)
-    return build_annotated(data, reading.folder, out, built, choice, reading.dropped)
+    return build_annotated(data, reading.folder, out, built, choice, reading.ledger)
 
 
 __all__ = [

@@ -17,14 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from terse_aug.bank._images import BROKEN_FILE, is_file
+from terse_aug.bank._mending import TEXT_NUMBER, Malformed, Notes, as_number, class_name, has_text
 from terse_aug.bank._segmentation import segmentation_as_json
 from terse_aug.bank.formats._reading import (
     Collector,
-    Malformed,
     Reading,
-    as_number,
     as_points,
-    class_name,
     corners_to_box,
     ellipse_to_polygon,
     numbered,
@@ -57,10 +55,10 @@ def read_labelme(folder: Path, images: Path | None = None, names: Sequence[str] 
         try:
             content = json.loads(path.read_bytes())
         except (ValueError, OSError) as error:
-            collected.dropped.add("JSON file cannot be read", f"{path.name}: {error}")
+            collected.ledger.drop("JSON file cannot be read", f"{path.name}: {error}")
             continue
         if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
-            collected.dropped.add("not a file of LabelMe's", path.name)
+            collected.ledger.drop("not a file of LabelMe's", path.name)
             continue
         size = _size(content)
         number = collected.image(_image_of(path, content, folder, images), *(size or ()))
@@ -95,12 +93,16 @@ def _read_shapes(shapes: list[Any], image: int, size: tuple[int, int] | None, wh
     groups: dict[Any, list[list[float]]] = {}
     for row, shape in enumerate(shapes, 1):
         place = f"{where}, shape {row}"
+        notes: Notes = set()
         try:
-            label = class_name(shape.get("label") if isinstance(shape, dict) else None)
+            label = class_name(shape.get("label") if isinstance(shape, dict) else None, notes)
             found = _shape(shape, size)
         except Malformed as reason:
-            collected.dropped.add(str(reason), place)
+            collected.drop(str(reason), place, image)
             continue
+        if any(has_text(point) for point in shape["points"]):
+            notes.add(TEXT_NUMBER)
+        collected.ledger.mend(notes, place)
         group = shape.get("group_id")
         if not isinstance(group, int | str) or group == "" or not isinstance(found.get("segmentation"), list):
             collected.object(image, label, row, **found)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from terse_aug.bank._report import Dropped
+from terse_aug.bank._mending import Malformed, Notes, known_id, whole
+from terse_aug.bank._names import Files
+from terse_aug.bank._report import Ledger
 from terse_aug.bank._segmentation import MaskInFile
 from terse_aug.bank.formats._reading import Reading
 
@@ -28,37 +31,73 @@ def read_panoptic(annotations: Path, masks: Path, images: Path) -> Reading:
     for folder in (masks, images):
         if not folder.is_dir():
             raise FileNotFoundError(f"expected a folder at {folder}, found none")
-    dropped = Dropped()
+    ledger = Ledger()
     try:
         content = json.loads(annotations.read_bytes())
         things = [category for category in content["categories"] if category.get("isthing", 1)]
         known = {category["id"]: category.get("isthing", 1) for category in content["categories"]}
-        objects = [entry for group in content["annotations"] for entry in _objects(group, masks, known, dropped)]
+        groups = content["annotations"]
+        names = [str(group.get("file_name")) for group in groups if isinstance(group, dict)]
+        reader = _Reader(masks, Files(masks, names), known, ledger)
+        objects = [entry for group in groups for entry in reader.objects(group)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{annotations}: expected a panoptic JSON of COCO's form: {error!r}") from error
     if not objects:
         raise ValueError(f"{annotations}: expected objects (categories with isthing 1), found none")
     read = {"images": content["images"], "annotations": objects, "categories": things}
-    return Reading("panoptic", annotations.name, read, images, dropped)
+    return Reading("panoptic", annotations.name, read, images, ledger)
 
 
-def _objects(group: Any, masks: Path, known: dict[Any, Any], dropped: Dropped) -> list[dict[str, Any]]:
-    """The objects of an image; ``known`` says of each category whether it is of things."""
-    segments = group.get("segments_info") if isinstance(group, dict) else None
-    if not isinstance(segments, list) or not isinstance(group.get("file_name"), str) or "image_id" not in group:
-        dropped.add("image without segments or mask file", str(group)[:100])
-        return []
-    objects = []
-    for segment in segments:
-        where = f"{group['file_name']}, segment {segment.get('id') if isinstance(segment, dict) else segment}"
-        if not isinstance(segment, dict) or not all(isinstance(segment.get(key), int) for key in ("id", "category_id")):
-            dropped.add("segment without an id or a category", where)
-        elif segment["category_id"] not in known:
-            dropped.add("category is not in the JSON", where)
-        elif not known[segment["category_id"]]:
-            dropped.add("stuff, not an object", where)
-        else:
-            shape = {"segmentation": MaskInFile(masks / group["file_name"], segment["id"], colours=True)}
-            kept = {key: segment[key] for key in ("id", "category_id", "bbox", "iscrowd") if key in segment}
-            objects.append(kept | shape | {"image_id": group["image_id"]})
-    return objects
+@dataclass(frozen=True)
+class _Reader:
+    """Reads the objects of one image after the other.
+
+    Attributes:
+        folder: of the masks.
+        files: the same, by the names that annotations have for them.
+        known: whether each category, by its id, is of things.
+        ledger: told of what is mended and left out.
+    """
+
+    folder: Path
+    files: Files
+    known: dict[Any, Any]
+    ledger: Ledger
+
+    def objects(self, group: Any) -> list[dict[str, Any]]:
+        """The objects of an image."""
+        segments = group.get("segments_info") if isinstance(group, dict) else None
+        if not isinstance(segments, list) or not isinstance(group.get("file_name"), str) or "image_id" not in group:
+            self.ledger.drop("image without segments or mask file", str(group)[:100])
+            return []
+        mask = self.folder / self._found(group["file_name"])
+        objects = []
+        for segment in segments:
+            where = f"{group['file_name']}, segment {segment.get('id') if isinstance(segment, dict) else segment}"
+            try:
+                objects.append(self._object(segment, mask, where) | {"image_id": group["image_id"]})
+            except Malformed as reason:
+                self.ledger.drop(str(reason), where)
+        return objects
+
+    def _found(self, name: str) -> str:
+        try:
+            found, difference = self.files.find(name)
+        except LookupError:
+            return name
+        self.ledger.mend([f"mask: {difference}"] if difference else [], name)
+        return found
+
+    def _object(self, segment: Any, mask: Path, where: str) -> dict[str, Any]:
+        notes: Notes = set()
+        number = whole(segment.get("id"), notes) if isinstance(segment, dict) else None
+        if not isinstance(number, int) or not isinstance(segment.get("category_id"), int | str):
+            raise Malformed("segment without an id or a category")
+        category = known_id(segment["category_id"], self.known, notes)
+        if category is None:
+            raise Malformed("category is not in the JSON")
+        if not self.known[category]:
+            raise Malformed("stuff, not an object")
+        self.ledger.mend(notes, where)
+        kept = {key: segment[key] for key in ("bbox", "iscrowd") if key in segment}
+        return kept | {"id": number, "category_id": category, "segmentation": MaskInFile(mask, number, colours=True)}

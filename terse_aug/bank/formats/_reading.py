@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from terse_aug.bank._report import Dropped
-
-
-class Malformed(ValueError):
-    """A part of an annotation that cannot be read; the message is the reason, the same for all of its kind."""
+from terse_aug.bank._coco_json import exhibit
+from terse_aug.bank._mending import Malformed, as_number
+from terse_aug.bank._report import Ledger
 
 
 @dataclass(frozen=True)
@@ -24,14 +22,14 @@ class Reading:
         name: of what was read, likewise.
         content: as of a COCO JSON; a segmentation may also be a :class:`terse_aug.bank._segmentation.MaskInFile`.
         folder: that the images' names are relative to.
-        dropped: what could not be read.
+        ledger: what could not be read, and what was mended.
     """
 
     kind: str
     name: str
     content: dict[str, Any]
     folder: Path
-    dropped: Dropped
+    ledger: Ledger
 
 
 @dataclass
@@ -44,7 +42,7 @@ class Collector:
     """
 
     names: Mapping[str, int] | None = None
-    dropped: Dropped = field(default_factory=Dropped)
+    ledger: Ledger = field(default_factory=Ledger)
     _images: list[dict[str, Any]] = field(default_factory=list)
     _objects: list[dict[str, Any]] = field(default_factory=list)
 
@@ -57,10 +55,15 @@ class Collector:
     def object(self, image: int, category: str, number: int | str, **shape: Any) -> None:
         """Add an object of an image: ``segmentation`` and ``bbox`` as in a COCO JSON, or one of them, or neither."""
         if self.names is not None and category not in self.names:
-            self.dropped.add("class is not in `names`", f"{category} in {self._images[image]['file_name']}")
+            self.ledger.drop("class is not in `names`", f"{category} in {self._images[image]['file_name']}")
             return
         known = {key: value for key, value in shape.items() if value is not None}
         self._objects.append({"id": number, "image_id": image, "category": category, "iscrowd": 0} | known)
+
+    def drop(self, reason: str, where: str, image: int, **shape: Any) -> None:
+        """Count what cannot be an object of an image; ``bbox`` and ``segmentation`` as far as they are known."""
+        shown = exhibit(self._images[image], {"id": where} | shape)
+        self.ledger.drop(reason, where, shown=replace(shown, caption=where))
 
     def reading(self, kind: str, name: str, folder: Path) -> Reading:
         """All of it.
@@ -69,7 +72,7 @@ class Collector:
             ValueError: there is no object.
         """
         if not self._objects:
-            why = "; ".join(line.strip() for line in self.dropped.lines()) or "there is none"
+            why = "; ".join(line.strip() for line in self.ledger.dropped.lines()) or "there is none"
             raise ValueError(f"{name}: expected annotated objects, found none that can be read: {why}")
         found = sorted({entry["category"] for entry in self._objects})
         labels = dict(self.names) if self.names is not None else {own: label for label, own in enumerate(found, 1)}
@@ -80,40 +83,7 @@ class Collector:
         ]
         categories = [{"id": label, "name": own} for own, label in labels.items()]
         content = {"images": self._images, "annotations": objects, "categories": categories}
-        return Reading(kind, name, content, folder, self.dropped)
-
-
-def as_number(value: Any) -> float:
-    """A finite number, also where it is written as text.
-
-    Raises:
-        Malformed: it is none.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise Malformed("a coordinate is no number")
-    try:
-        number = float(value)
-    except (ValueError, OverflowError) as error:
-        raise Malformed("a coordinate is no number") from error
-    if not math.isfinite(number):
-        raise Malformed("a coordinate is not finite")
-    return number
-
-
-def class_name(value: Any) -> str:
-    """A class name, from text or a number.
-
-    Raises:
-        Malformed: there is none, or it is no text that can be written.
-    """
-    name = "" if value is None else str(value).strip()
-    if not name:
-        raise Malformed("object without a class name")
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:  # half of a character
-        raise Malformed("class name is damaged") from error
-    return name
+        return Reading(kind, name, content, folder, self.ledger)
 
 
 def as_points(points: Any) -> list[float]:

@@ -10,13 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from terse_aug.bank._mending import TEXT_NUMBER, Malformed, Notes, as_number, class_name, has_text
 from terse_aug.bank.formats._reading import (
     Collector,
-    Malformed,
     Reading,
-    as_number,
     as_points,
-    class_name,
     ellipse_to_polygon,
     numbered,
 )
@@ -54,10 +52,13 @@ def read_via(file: Path, images: Path, attribute: str | None = None, names: Sequ
     for name, regions in entries:
         number = collected.image(name)
         for row, region in enumerate(regions, 1):
+            notes: Notes = set()
             try:
-                collected.object(number, _class(region, chosen), row, **_shape(region))
+                collected.object(number, _class(region, chosen, notes), row, **_shape(region, notes))
             except Malformed as reason:
-                collected.dropped.add(str(reason), f"{name}, region {row}")
+                collected.drop(str(reason), f"{name}, region {row}", number)
+            else:
+                collected.ledger.mend(notes, f"{name}, region {row}")
     return collected.reading("via", f"{file.name} ({chosen or 'no attribute'})", images)
 
 
@@ -85,7 +86,7 @@ def _from_json(text: str, collected: Collector) -> Iterator[tuple[str, list[Any]
         if isinstance(regions, Mapping):
             regions = list(regions.values())
         if not isinstance(regions, list):
-            collected.dropped.add("entry without a file name or regions", str(entry)[:100])
+            collected.ledger.drop("entry without a file name or regions", str(entry)[:100])
             continue
         yield str(entry["filename"]), regions
 
@@ -102,7 +103,7 @@ def _from_csv(text: str, collected: Collector) -> Iterator[tuple[str, list[Any]]
             shape = json.loads(row["region_shape_attributes"] or "{}")
             attributes = json.loads(row.get("region_attributes") or "{}")
         except ValueError:
-            collected.dropped.add("row with damaged attributes", f"row {number}, {row[name_column]}")
+            collected.ledger.drop("row with damaged attributes", f"row {number}, {row[name_column]}")
             continue
         of_image = regions.setdefault(row[name_column], [])
         if shape:
@@ -115,7 +116,7 @@ def _attributes(region: Any) -> Mapping[str, Any]:
     return attributes if isinstance(attributes, Mapping) else {}
 
 
-def _class(region: Any, attribute: str | None) -> str:
+def _class(region: Any, attribute: str | None, notes: Notes) -> str:
     if attribute is None:
         return "object"
     if attribute not in _attributes(region):
@@ -126,14 +127,16 @@ def _class(region: Any, attribute: str | None) -> str:
         if len(chosen) != 1:
             raise Malformed("region with several options of the class, or none")
         value = chosen[0]
-    return class_name(value)
+    return class_name(value, notes)
 
 
-def _shape(region: Any) -> dict[str, Any]:
+def _shape(region: Any, notes: Notes) -> dict[str, Any]:
     shape = region.get("shape_attributes") if isinstance(region, Mapping) else None
     if not isinstance(shape, Mapping):
         raise Malformed("region without a shape")
     kind = shape.get("name")
+    if any(has_text(value) for key, value in shape.items() if key != "name"):
+        notes.add(TEXT_NUMBER)
     if kind in ("polygon", "polyline"):
         across, down = shape.get("all_points_x"), shape.get("all_points_y")
         if not isinstance(across, list) or not isinstance(down, list) or len(across) != len(down):

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from terse_aug.bank._images import is_file
+from terse_aug.bank._mending import SWAPPED, Malformed, Notes, as_number, class_name
 from terse_aug.bank._segmentation import MaskInFile
-from terse_aug.bank.formats._reading import Collector, Malformed, Reading, as_number, numbered
+from terse_aug.bank.formats._reading import Collector, Reading, numbered
 
 _FOLDERS = ("Annotations", "JPEGImages", "SegmentationObject")
 _SPLITS = ("Main", "Segmentation", "Layout")
@@ -44,7 +45,7 @@ def read_voc(
         try:
             tree = ElementTree.parse(path).getroot()
         except (ElementTree.ParseError, UnicodeDecodeError, OSError, LookupError, ValueError) as error:
-            collected.dropped.add("XML file cannot be read", f"{path.name}: {error}")
+            collected.ledger.drop("XML file cannot be read", f"{path.name}: {error}")
             continue
         mask = masks / f"{path.stem}.png"
         _read_image(tree, path, images, mask if is_file(mask) else None, difficult, collected)
@@ -66,7 +67,7 @@ def _files(root: Path, annotations: Path, split: str | None, collected: Collecto
         if is_file(path := annotations / f"{name}.xml"):
             files.append(path)
         else:
-            collected.dropped.add("image of the split has no XML file", name)
+            collected.ledger.drop("image of the split has no XML file", name)
     return files
 
 
@@ -81,24 +82,24 @@ def _listed(line: str) -> str:
 def _read_image(
     tree: ElementTree.Element, path: Path, images: Path, mask: Path | None, difficult: bool, collected: Collector
 ) -> None:
-    name = (tree.findtext("filename") or "").strip()
+    said = name = (tree.findtext("filename") or "").strip()
     if not name or not is_file(images / name):  # exports name the file of another machine
         name = next((f"{path.stem}{suffix}" for suffix in _SUFFIXES if is_file(images / (path.stem + suffix))), name)
+    if said and name != said:
+        collected.ledger.mend(["image has the name of its XML file and not that in it"], path.name)
     number = collected.image(name or f"{path.stem}.jpg", _side(tree, "height"), _side(tree, "width"))
     for row, entry in enumerate(tree.findall("object"), 1):
         where = f"{path.name}, object {row}"
-        if not difficult and (entry.findtext("difficult") or "0").strip() == "1":
-            collected.dropped.add("marked as difficult", where)
-            continue
-        category = (entry.findtext("name") or "").strip()
-        if not category:
-            collected.dropped.add("object without a class name", where)
-            continue
+        notes: Notes = set()
         try:
-            box = _box(entry)
+            category, box = class_name(entry.findtext("name"), notes), _box(entry, notes)
         except Malformed as reason:
-            collected.dropped.add(str(reason), where)
+            collected.drop(str(reason), where, number)
             continue
+        if not difficult and (entry.findtext("difficult") or "0").strip() == "1":
+            collected.drop("marked as difficult", where, number, bbox=box)
+            continue
+        collected.ledger.mend(notes, where)
         collected.object(number, category, row, bbox=box, segmentation=mask and MaskInFile(mask, row))
 
 
@@ -113,9 +114,12 @@ def _side(tree: ElementTree.Element, name: str) -> int | None:
         return None
 
 
-def _box(entry: ElementTree.Element) -> list[float]:
+def _box(entry: ElementTree.Element, notes: Notes) -> list[float]:
     corners = [entry.findtext(f"bndbox/{name}") for name in ("xmin", "ymin", "xmax", "ymax")]
     if None in corners:
         raise Malformed("object without a box")
     left, top, right, bottom = (as_number((corner or "").strip()) for corner in corners)
+    if left > right or top > bottom:
+        notes.add(SWAPPED)
+    left, right, top, bottom = min(left, right), max(left, right), min(top, bottom), max(top, bottom)
     return [left - 1, top - 1, right - left + 1, bottom - top + 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import yaml
 
 from terse_aug.bank._images import image_size
-from terse_aug.bank.formats._reading import Collector, Malformed, Reading, as_number
+from terse_aug.bank._mending import SPACED_NAME, Malformed, as_number
+from terse_aug.bank._names import Files
+from terse_aug.bank.formats._reading import Collector, Reading
 
 _IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -39,20 +42,24 @@ def read_yolo(
     source = names if names is not None else _beside(images)
     known = _names(source)
     keypoints = _keypoint_values(source)
-    collected = Collector(names={name: number for number, name in known.items()})
-    for path in sorted(path for path in images.rglob("*") if path.suffix.lower() in _IMAGES):
-        text = _labels_of(path, images, labels)
-        if not text.is_file():
-            collected.dropped.add("image without a label file", path.name)
+    collected = Collector(names={name.strip(): number for number, name in known.items()})
+    collected.ledger.mend([SPACED_NAME] * sum(name != name.strip() for name in known.values()), str(source)[:100])
+    known = {number: name.strip() for number, name in known.items()}
+    paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in _IMAGES)
+    texts = _Labels([_labels_of(path, images, labels) for path in paths], collected)
+    for path, said in zip(paths, texts.said, strict=True):
+        text = texts.find(said)
+        if text is None:
+            collected.ledger.drop("image without a label file", path.name)
             continue
         try:
             lines = text.read_text(encoding="utf-8-sig").splitlines()
         except (UnicodeDecodeError, OSError):
-            collected.dropped.add("label file is no text", text.name)
+            collected.ledger.drop("label file is no text", text.name)
             continue
         size = image_size(path)
         if size is None:
-            collected.dropped.add("image file cannot be read", path.name)
+            collected.ledger.drop("image file cannot be read", path.name)
             continue
         number = collected.image(path.relative_to(images).as_posix(), *size)
         for row, line in enumerate(lines, 1):
@@ -88,9 +95,32 @@ def _read_line(
         else:
             raise Malformed("line is neither class and box nor class and polygon")
     except Malformed as reason:
-        collected.dropped.add(str(reason), where)
+        collected.drop(str(reason), where, image)
         return
     collected.object(image, names[int(values[0])], row, **shape)
+
+
+class _Labels:
+    """Label files, by the names that the images' names make for them."""
+
+    def __init__(self, said: list[Path], collected: Collector):
+        self.said = said
+        self._collected = collected
+        names: dict[Path, list[str]] = defaultdict(list)
+        for path in said:
+            names[path.parent].append(path.name)
+        self._folders = {folder: Files(folder, own, deep=False) for folder, own in names.items()}
+
+    def find(self, said: Path) -> Path | None:
+        """The file, also where it spells the name otherwise; ``None`` if there is none."""
+        try:
+            name, difference = self._folders[said.parent].find(said.name)
+        except LookupError:
+            return None
+        if difference:
+            self._collected.ledger.mend([f"label {difference}"], name)
+        found = said.parent / name
+        return found if found.is_file() else None
 
 
 def _labels_of(image: Path, images: Path, labels: Path | None) -> Path:
@@ -128,8 +158,9 @@ def _names(names: Path | Sequence[str] | Mapping[int, str]) -> dict[int, str]:
         pairs = enumerate(entries)
     else:
         raise ValueError(f"expected a list of class names or a mapping of numbers to them, got {entries!r}")
-    known = {int(number): str(name).strip() for number, name in pairs}
-    if not known or not all(known.values()) or len(set(known.values())) < len(known):
+    known = {int(number): str(name) for number, name in pairs}
+    plain = {name.strip() for name in known.values()}
+    if not known or "" in plain or len(plain) < len(known):
         raise ValueError(f"expected class names, each once, got {list(known.values())}")
     return known
 

@@ -8,13 +8,15 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from terse_aug.preview._draw import Picture
-from terse_aug.preview._text import font_of, line_height, wrapped
+from terse_aug._pictures import Picture
+from terse_aug._text import font_of, line_height, wrapped
 
-_PAPER = 250
+PAPER = 250
+"""The grey of the ground."""
 _INK = (32, 32, 32)
 _FONT = 15
-_GAP = 16
+GAP = 16
+"""Between pictures, px."""
 
 
 def contact_sheet(
@@ -56,11 +58,11 @@ def contact_sheet(
         for picture, caption in zip(pictures, captions or [""] * len(pictures), strict=True)
     ]
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
-    width = min(columns, len(cells)) * (cell_width + _GAP) + _GAP
+    width = min(columns, len(cells)) * (cell_width + GAP) + GAP
     bands = [_band(row, width) for row in rows]
     if title:
-        bands.insert(0, _paragraph(title, width, margin=_GAP))
-    return np.concatenate([*bands, _blank(_GAP, width)])
+        bands.insert(0, paragraph(title, width, margin=GAP))
+    return np.concatenate([*bands, _blank(GAP, width)])
 
 
 def _cell(picture: Picture, caption: str, width: int) -> Picture:
@@ -69,19 +71,20 @@ def _cell(picture: Picture, caption: str, width: int) -> Picture:
         picture = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
     framed = _blank(picture.shape[0], width)
     framed[:, : picture.shape[1]] = picture
-    return np.concatenate([framed, _paragraph(caption, width)]) if caption else framed
+    return np.concatenate([framed, paragraph(caption, width)]) if caption else framed
 
 
 def _band(cells: Sequence[Picture], width: int) -> Picture:
     """A row of cells of one width, aligned at their tops."""
-    band = _blank(max(len(cell) for cell in cells) + _GAP, width)
+    band = _blank(max(len(cell) for cell in cells) + GAP, width)
     for index, cell in enumerate(cells):
-        left = _GAP + index * (cell.shape[1] + _GAP)
-        band[_GAP : _GAP + len(cell), left : left + cell.shape[1]] = cell
+        left = GAP + index * (cell.shape[1] + GAP)
+        band[GAP : GAP + len(cell), left : left + cell.shape[1]] = cell
     return band
 
 
-def _paragraph(text: str, width: int, margin: int = 0) -> Picture:
+def paragraph(text: str, width: int, margin: int = 0) -> Picture:
+    """Text in lines of at most ``width`` px, as a picture of that width."""
     lines = wrapped(text, _FONT, width - 2 * margin)
     height = line_height(_FONT)
     image = Image.fromarray(_blank(len(lines) * height + _FONT // 2 + margin, width))
@@ -93,4 +96,4 @@ def _paragraph(text: str, width: int, margin: int = 0) -> Picture:
 
 
 def _blank(height: int, width: int) -> Picture:
-    return np.full((height, width, 3), _PAPER, dtype=np.uint8)
+    return np.full((height, width, 3), PAPER, dtype=np.uint8)

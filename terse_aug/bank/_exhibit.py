@@ -1,0 +1,61 @@
+"""What a person may want to look at after a build. Imports the standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """An object on its image.
+
+    Attributes:
+        image: the file, or its name as its annotation has it.
+        caption: where the object is found.
+        box: x, y, width, height in px as annotated, whatever is there.
+        segmentation: likewise.
+        size: height and width of the image in px as annotated, 0 where it is not.
+    """
+
+    image: str | Path
+    caption: str
+    box: Any = None
+    segmentation: Any = None
+    size: tuple[int, int] = (0, 0)
+
+
+@dataclass
+class Spread(Generic[Item]):
+    """Some of many, evenly spread over them; at most twice ``wanted`` are held.
+
+    Attributes:
+        wanted: how many to have in the end.
+    """
+
+    wanted: int = 12
+    _held: list[Item] = field(default_factory=list)
+    _step: int = 1
+    _met: int = 0
+
+    def add(self, item: Item) -> None:
+        """Meet one more."""
+        if self._met % self._step == 0:
+            self._held.append(item)
+        self._met += 1
+        if len(self._held) > 2 * self.wanted:
+            self._held, self._step = self._held[::2], 2 * self._step
+
+    def take(self, other: Spread[Item]) -> None:
+        """Meet those that another holds."""
+        for item in other._held:
+            self.add(item)
+
+    def items(self, count: int | None = None) -> Sequence[Item]:
+        """At most ``count`` of them, or as many as wanted, in the order in which they were met."""
+        count = min(self.wanted if count is None else count, len(self._held))
+        return [self._held[len(self._held) * at // count] for at in range(count)]

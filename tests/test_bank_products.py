@@ -1,0 +1,262 @@
+"""Product photographs: what stands out from a plain ground, and masks of either polarity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from terse_aug.bank import BuildReport, ForegroundBank, PlainGround, build_from_products, read_image
+from terse_aug.bank._cut import Unusable
+from terse_aug.bank._polarity import BLACK, WHITE, object_alpha
+from terse_aug.cli import main
+
+HEIGHT, WIDTH = 160, 200
+GROUNDS = {"white": 248, "grey": 128, "green": (0, 177, 64), "black": 8}
+
+
+def ring(hole: bool = True) -> NDArray[np.bool_]:
+    """A disc with a hole."""
+    rows, columns = np.ogrid[:HEIGHT, :WIDTH]
+    distance = np.hypot(rows - 80, columns - 90)
+    disc: NDArray[np.bool_] = distance <= 50
+    return disc & (distance > 20) if hole else disc
+
+
+def photograph(mask: NDArray[np.bool_], ground: Any = 248, course: float = 0, noise: float = 0) -> NDArray[np.uint8]:
+    """A brown object on a ground whose brightness falls by ``course`` from the left to the right, as JPEG gives it."""
+    generator = np.random.default_rng(0)
+    picture = np.broadcast_to(np.array(ground, float), (HEIGHT, WIDTH, 3)) - course * np.linspace(0, 1, WIDTH)[:, None]
+    soft = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 0.7)[..., None]
+    picture = soft * generator.normal((150, 90, 50), 12, (HEIGHT, WIDTH, 3)) + (1 - soft) * picture
+    picture += generator.normal(0, noise, picture.shape) if noise else 0
+    _, encoded = cv2.imencode(".jpg", picture.clip(0, 255).astype(np.uint8)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
+    return np.ascontiguousarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR)[..., ::-1])
+
+
+def iou(alpha: NDArray[np.uint8], mask: NDArray[np.bool_]) -> float:
+    found = alpha > 127
+    return float((found & mask).sum() / (found | mask).sum())
+
+
+@pytest.mark.parametrize("ground", list(GROUNDS))
+@pytest.mark.parametrize(("course", "noise"), [(0, 0), (50, 0), (40, 4)])
+def test_the_object_is_found_on_plain_grounds_and_so_are_holes(ground: str, course: float, noise: float) -> None:
+    course = 0 if ground == "black" else course
+    for refine in (False, True):
+        (alpha,) = PlainGround(refine=refine).alphas(photograph(ring(), GROUNDS[ground], course, noise))
+        assert alpha.dtype == np.uint8
+        assert iou(alpha, ring()) > 0.93
+        assert (alpha[:5] == 0).all()
+        assert 0 < ((alpha > 20) & (alpha < 235)).mean() < 0.1  # soft at the edge, and only there
+
+
+def test_specks_are_left_out_and_parts_may_be_objects() -> None:
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[30:80, 120:170] = mask[60:130, 20:90] = True
+    mask[140:144, 100:104] = True
+    (both,) = PlainGround().alphas(photograph(mask))
+    assert both[142, 102] == 0
+    left, right = PlainGround(split=True).alphas(photograph(mask))
+    assert left[100, 50] == right[50, 150] == 255
+    assert left[50, 150] == right[100, 50] == 0
+    assert (np.maximum(left, right) == both).all()
+
+
+def test_large_pictures_are_done_small() -> None:
+    (alpha,) = PlainGround().alphas(photograph(ring()).repeat(8, 0).repeat(8, 1))
+    assert alpha.shape == (8 * HEIGHT, 8 * WIDTH)
+    assert iou(alpha, ring().repeat(8, 0).repeat(8, 1)) > 0.95
+
+
+def test_a_gap_in_the_outline_does_not_let_the_ground_in() -> None:
+    """What is within is nearly of the ground's colour, as of a white cup before a white wall."""
+    picture = np.full((HEIGHT, WIDTH, 3), 248, np.uint8)
+    picture[ring(False)] = 238
+    picture[ring() & ~cv2.erode(ring(False).astype(np.uint8), np.ones((9, 9))).astype(bool)] = (150, 90, 50)
+    picture[78:82, :60] = 248  # four pixels, of which blur leaves two
+    (alpha,) = PlainGround().alphas(picture)
+    assert iou(alpha, ring(False)) > 0.95
+
+
+def test_an_object_may_touch_the_border() -> None:
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[60:, 70:130] = True
+    (alpha,) = PlainGround().alphas(photograph(mask, course=40))
+    assert iou(alpha, mask) > 0.93
+
+
+@pytest.mark.parametrize(
+    ("picture", "reason"),
+    [
+        (np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8), "ground is not plain"),
+        (np.arange(HEIGHT * WIDTH * 3).reshape(HEIGHT, WIDTH, 3).astype(np.uint8), "ground is not plain"),
+        (photograph(ring(), 128, noise=60), r"ground is not plain: spread of its colour above 5 \(max_spread\)"),
+        (photograph(np.zeros((HEIGHT, WIDTH), bool)), "nothing stands out"),
+        (np.full((3, 1, 3), 200, np.uint8), "nothing stands out"),
+    ],
+)
+def test_what_is_no_object_on_a_plain_ground_is_said(picture: NDArray[np.uint8], reason: str) -> None:
+    with pytest.raises(Unusable, match=reason):
+        PlainGround().alphas(picture)
+
+
+def test_shadows_stay_with_their_object() -> None:
+    """A limitation that the documentation tells of."""
+    picture = photograph(ring())
+    picture[125:140, 60:120] = 200
+    (alpha,) = PlainGround().alphas(picture)
+    assert alpha[132, 90] == 255
+
+
+# --- masks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+@pytest.mark.parametrize("grey", [False, True])
+def test_polarity_is_told_by_the_border_and_grey_is_alpha(inverted: bool, grey: bool) -> None:
+    mask = np.where(ring(), 180 if grey else 255, 0).astype(np.uint8)
+    given = 255 - mask if inverted else mask
+    alpha, way = object_alpha(given, photograph(ring()))
+    assert way == (BLACK if inverted else WHITE)
+    np.testing.assert_array_equal(alpha, mask)
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_the_picture_tells_where_the_border_does_not(inverted: bool) -> None:
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[:, :95] = True
+    picture = photograph(mask)
+    picture[:30] = picture[-30:] = 248  # the object ends before the border: the mask is too generous
+    given = np.where(mask ^ inverted, 255, 0).astype(np.uint8)
+    assert object_alpha(given, picture)[1] == (BLACK if inverted else WHITE)
+    with pytest.raises(Unusable, match="does not tell"):
+        object_alpha(given, np.full((HEIGHT, WIDTH, 3), 90, np.uint8))
+    with pytest.raises(Unusable, match="the same everywhere"):
+        object_alpha(np.zeros((HEIGHT, WIDTH), np.uint8), picture)
+
+
+# --- the builder ----------------------------------------------------------------------------------------------------
+
+
+def save(path: Path, pixels: NDArray[Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def bank_of(report: BuildReport) -> ForegroundBank:
+    return ForegroundBank.open(report.path)
+
+
+def test_folders_are_classes_and_what_cannot_be_used_is_counted(tmp_path: Path) -> None:
+    root = tmp_path / "products"
+    save(root / "cup" / "a.png", photograph(ring()))
+    save(root / "plate" / "b.jpg", photograph(ring(False), 128, 30))
+    save(root / "c.png", photograph(ring(), (0, 177, 64)))
+    save(root / "cup" / "busy.png", np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8))
+    save(root / "cup" / "mask.png", ring())
+    save(root / "cup" / "cut.png", np.dstack([photograph(ring()), np.where(ring(), 255, 0).astype(np.uint8)]))
+    (root / "cup" / "broken.png").write_bytes(b"no picture")
+    report = build_from_products(root, tmp_path / "out.bank", extent=0.4, drops=tmp_path / "drops.png")
+    assert report.kept == {"cup": 1, "object": 1, "plate": 1}
+    assert report.cut_by == {"plain ground": 3}
+    assert sorted(report.dropped.values()) == [1, 1, 1, 1]
+    with bank_of(report) as bank:
+        assert bank.categories == {1: "cup", 2: "object", 3: "plate"}
+        assert [foreground.source for foreground in bank] == ["c.png", "cup/a.png", "plate/b.jpg"]
+        assert np.allclose(bank.extents, 0.4)
+        for foreground in bank:
+            assert np.abs(np.subtract(foreground.size, 101)).max() <= 4
+            assert foreground.rgba[0, :, 3].max() >= 8  # the crop is as large as what is seen
+        assert bank.info()["built"]["max_spread"] == PlainGround().max_spread
+    assert build_from_products(root, tmp_path / "again.bank", extent=0.4).bytes > 0
+    with ForegroundBank.open(tmp_path / "again.bank") as again, bank_of(report) as bank:
+        assert again.fingerprint == bank.fingerprint
+
+
+@pytest.mark.parametrize("place", ["beside", "own", "flat"])
+def test_masks_of_both_polarities_are_counted(tmp_path: Path, place: str) -> None:
+    root = tmp_path / "products"
+    masks = root if place == "beside" else tmp_path / "masks"
+    folders = {"beside": "cup/", "own": "cup/", "flat": ""}[place]
+    for name in ("a", "b", "c", "d"):
+        save(root / "cup" / f"{name}.jpg", photograph(ring()))
+    save(masks / f"{folders}a.pbm", ring())
+    save(masks / f"{folders}b.png", np.where(ring(), 0, 255).astype(np.uint8))
+    save(masks / f"{folders}c_mask.png", np.where(ring(), 200, 0).astype(np.uint8))
+    save(masks / f"{folders}e_mask.png", ring())
+    report = build_from_products(root, tmp_path / "out.bank", masks=masks)
+    assert report.kept == {"cup": 3}
+    assert report.cut_by == {"mask, object white": 2, "mask, object black": 1}
+    assert report.dropped == {"picture without a mask of its name": 1, "mask without an image of its name": 1}
+    assert "2  mask, object white" in report.summary()
+    with bank_of(report) as bank:
+        assert [int(foreground.rgba[..., 3].max()) for foreground in bank] == [255, 255, 200]
+        for foreground in bank:
+            np.testing.assert_array_equal(foreground.rgba[..., 3] > 0, ring()[30:131, 40:141])
+
+
+def test_masks_that_do_not_fit_are_counted(tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "d"):
+        save(tmp_path / "products" / f"{name}.png", photograph(ring()))
+    save(tmp_path / "masks" / "A.png", ring())
+    save(tmp_path / "masks" / "b.png", ring()[:-1])
+    save(tmp_path / "masks" / "c.png", photograph(ring()))
+    save(tmp_path / "masks" / "d.png", np.zeros((HEIGHT, WIDTH), np.uint8))
+    report = build_from_products(tmp_path / "products", tmp_path / "out.bank", masks=tmp_path / "masks")
+    assert report.kept == {"object": 1}
+    assert report.mended == {"mask: file name in other capitals": 1}
+    assert report.dropped == {
+        "mask file and image differ in size": 1,
+        "mask file cannot be read": 1,
+        "mask shows no object: it is the same everywhere": 1,
+    }
+
+
+def test_wrong_calls_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "products" / "a.png", photograph(ring()))
+    for more, message in (({"extent": 0}, "extent"), ({"masks": tmp_path, "ground": PlainGround()}, "one of them")):
+        with pytest.raises(ValueError, match=message):
+            build_from_products(tmp_path / "products", tmp_path / "out.bank", **more)
+    for more in ({"masks": tmp_path / "no"}, {"include": tmp_path / "no.txt"}):
+        with pytest.raises(FileNotFoundError):
+            build_from_products(tmp_path / "products", tmp_path / "out.bank", **more)
+    with pytest.raises(FileNotFoundError):
+        build_from_products(tmp_path / "no", tmp_path / "out.bank")
+    with pytest.raises(ValueError, match="max_spread above 0"):
+        PlainGround(max_spread=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["products"]
+
+
+def test_real_product_masks_are_inverted(data_root: Path, tmp_path: Path) -> None:
+    """Studio pictures with PBM masks beside them; their ground is not plain, and that is said."""
+    folder = data_root / "syndata_demo" / "objects_dir"
+    report = build_from_products(folder, tmp_path / "out.bank", masks=folder)
+    assert report.kept == {"honey_bunches": 2, "mahatma_rice": 2}
+    assert report.cut_by == {"mask, object black": 4}
+    with pytest.raises(ValueError, match="ground is not plain"):
+        build_from_products(folder, tmp_path / "other.bank", include=["mahatma_rice/NP1_228.jpg"])
+
+
+def test_the_command_builds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[30:80, 120:170] = mask[60:130, 20:90] = True
+    save(tmp_path / "products" / "a.png", photograph(mask, noise=2))
+    save(tmp_path / "masks" / "a.png", mask)
+    arguments = ["bank", "build", "products", "--folder", str(tmp_path / "products"), "--category", "cup"]
+    out = ["--out", str(tmp_path / "out.bank"), "--overwrite"]
+    assert main([*arguments, *out, "--split", "--refine", "--max-spread", "4", "--extent", "0.2"]) == 0
+    with ForegroundBank.open(tmp_path / "out.bank") as bank:
+        assert [foreground.source for foreground in bank] == ["a.png#1", "a.png#2"]
+        built = bank.info()["built"]
+        assert (built["max_spread"], built["refine"], built["split"]) == (4, True, True)
+        assert np.allclose(bank.extents, 0.2)
+    assert main([*arguments, *out, "--masks", str(tmp_path / "masks")]) == 0
+    assert "1  mask, object white" in capsys.readouterr().out
+    assert main([*arguments, *out, "--masks", str(tmp_path / "masks"), "--refine"]) == 2
+    assert read_image(tmp_path / "products" / "a.png").shape == (HEIGHT, WIDTH, 3)
