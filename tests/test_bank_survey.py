@@ -62,6 +62,7 @@ def pictures(tmp_path: Path) -> Path:
     built = {
         "from": "masks",
         "dropped": {"mask <is> empty": 3, "too small": 1200},
+        "mended": {"number written as <text>": 7},
         "cut_by": {"mask": 30, "grabcut": 8},
     }
     return write(tmp_path / "pictures.bank", [*disks, *crosses, *others, *copies], built)
@@ -95,6 +96,7 @@ def test_the_survey_says_what_is_so(pictures: Path) -> None:
     assert "<b>1,200</b> too small" in page
     assert "<b>3</b> mask &lt;is&gt; empty" in page
     assert page.index("too small") < page.index("mask &lt;is&gt; empty")
+    assert "<b>7</b> number written as &lt;text&gt;" in page
     assert re.search(r"<b>1,203</b>objects left out", page)
 
 

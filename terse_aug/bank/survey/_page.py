@@ -22,7 +22,7 @@ from terse_aug.bank.survey._survey import MEAN_SHAPES_FROM, Survey
 _DOTS = 1500
 _MOST_BINS = 24
 _PER_OCTAVE = 2
-_TOLD_APART = ("dropped", "cut_by")
+_TOLD_APART = ("dropped", "mended", "cut_by")
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ def render_survey(survey: Survey) -> str:
         info=survey.info,
         built={name: _plain(value) for name, value in built.items() if name not in _TOLD_APART},
         dropped=_by_count(built.get("dropped")),
+        mended=_by_count(built.get("mended")),
         cut_by=_by_count(built.get("cut_by")),
         charts=_charts(survey),
         places=_places(survey),
