@@ -110,6 +110,11 @@ class TerseConfig:
         "(universal)",
     )
     robust_probability: float = _setting(1.0, "robust: share of the batches that are perturbed, 0 to 1")
+    robust_start: int = _setting(
+        0,
+        "robust: batches that are left alone before; a model that is trained from scratch may learn nothing if it is "
+        "perturbed from the first batch on",
+    )
 
     def __post_init__(self) -> None:
         for name in ("objects", "decoys", "distractors", "critic_held"):
@@ -182,6 +187,8 @@ def check_robust(config: TerseConfig) -> None:
             raise ValueError(f"{name}: expected a share of the pixel range within [0, 1], got {getattr(config, name)}")
     if config.robust_steps < 1:
         raise ValueError(f"robust_steps: expected at least 1, got {config.robust_steps}; robust='none' switches it off")
+    if config.robust_start < 0:
+        raise ValueError(f"robust_start: expected a number of batches of at least 0, got {config.robust_start}")
     if not 0 <= config.robust_step_size < float("inf"):
         raise ValueError(f"robust_step_size: expected a finite value of at least 0, got {config.robust_step_size}")
 

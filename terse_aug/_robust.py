@@ -94,13 +94,13 @@ class Robustness(nn.Module):
             composites: of a batch; left untouched.
             usable: for each image whether it is finite; the others stay as they are.
             seed: of ``Terse``.
-            call: number of the batch.
+            call: number of the batch, from 0 on.
 
         Returns:
             Composites whose images have a graph, if the detector's backward is to be heard.
         """
         chosen = torch.rand((), generator=generator_for(seed, "robust", call)) < self._config.robust_probability
-        if not bool(chosen):
+        if call < self._config.robust_start or not bool(chosen):
             return composites
         generator = generator_for(seed, rank(), "robust", call)
         shifts = (torch.randint(TILE // GRID, (len(usable), 2), generator=generator) * GRID).tolist()

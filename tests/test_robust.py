@@ -394,6 +394,19 @@ def test_a_share_of_the_batches_is_perturbed(tiny_bank: ForegroundBank) -> None:
     assert target.asked == 2 * terse.metrics()["robust/images"] == terse.metrics()["robust/passes"]
 
 
+@pytest.mark.parametrize("robust", ["pgd", "universal"])
+def test_the_first_batches_are_left_alone(tiny_bank: ForegroundBank, robust: str) -> None:
+    settings: dict[str, Any] = {"robust": robust, "robust_start": 3, "target": Gradients(1.0)}
+    terse = Terse(tiny_bank, "random", **settings)
+    plain = Terse(tiny_bank, "random")
+    same = []
+    for step in range(5):
+        moved, _ = terse(*make_batch(step))
+        clean, _ = plain(*make_batch(step))
+        same.append(all_equal(list(clean), list(moved)))
+    assert same == [True, True, True, False, False]
+
+
 # --- policies -------------------------------------------------------------------------------------------------------
 
 
@@ -520,6 +533,7 @@ def test_settings_out_of_range_and_targets_without_a_gradient_are_refused(
         "robust_radius_background": (-0.1, r"within \[0, 1\], got -0.1"),
         "robust_steps": (0, "expected at least 1, got 0; robust='none' switches it off"),
         "robust_step_size": (math.inf, "finite value of at least 0, got inf"),
+        "robust_start": (-1, "at least 0, got -1"),
         "robust_probability": (1.5, r"within \[0, 1\], got 1.5"),
     }
     for name, (value, message) in wrong.items():
