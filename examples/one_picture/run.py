@@ -61,8 +61,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "robust": CONTEXT | ROBUST,
     "all": CONTEXT | SUPERIMPOSED | ROBUST,
 }
-"""Settings of :class:`Terse` by arm; radius and steps are the paper's for MNIST. A classifier that is perturbed from its
-first iteration on learns nothing here, so gradient steps begin half-way."""
+"""Settings of :class:`Terse` by arm; radius and steps are the paper's for MNIST. A classifier that is perturbed from
+its first iteration on learns nothing here, so gradient steps begin half-way."""
 RANGES = TransformRanges(
     rotation=(-20.0, 20.0),
     shear=(-0.2, 0.2),
