@@ -152,7 +152,7 @@ def draw_layout(
         layout = replace(
             layout,
             behind=draw_behind(
-                shelf, sampler.cutouts, image_of[::offers], labels, sampler.allowed_labels, config, generator
+                shelf, sampler.cutouts, image_of[::offers], labels, sampler.possible(), config, generator
             ),
         )
     return layout

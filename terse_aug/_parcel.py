@@ -26,6 +26,7 @@ class Parcel:
         bank: identity of the bank that they are from.
         offers: cut-outs that are offered for one paste.
         sampler: identity of the sampler that has drawn them.
+        background_probability: of the settings that it was made with.
         background: whether the image is to be replaced by one of the pool of backgrounds.
         objects: indices of the cut-outs, ``offers`` in a row for each paste; none on an image that is left as it is.
         decoys: indices of the cut-outs that decoys have the shape of.
@@ -35,6 +36,7 @@ class Parcel:
     bank: str
     offers: int
     sampler: str
+    background_probability: float
     background: bool
     objects: list[int]
     decoys: list[int]
@@ -122,7 +124,8 @@ class CutoutLoader:
         objects = self._sampler.draw(Demand([pastes], self.offers, any_class), generator)
         decoys: list[int] = torch.randint(len(self._bank), (decoy_count,), generator=generator).tolist()
         whole = {index: self._bank[index] for index in sorted({*objects, *decoys})}
-        return Parcel(self._identity, self.offers, self._sampler.identity, background, objects, decoys, whole)
+        share = self.config.background_probability
+        return Parcel(self._identity, self.offers, self._sampler.identity, share, background, objects, decoys, whole)
 
 
 def draw_counts(config: TerseConfig, generator: torch.Generator) -> tuple[int, int]:
@@ -145,7 +148,9 @@ def draw_own_count(config: TerseConfig, generator: torch.Generator) -> int:
     return int(torch.randint(max(config.objects[0], 1), config.objects[1] + 1, (), generator=generator))
 
 
-def check_parcels(parcels: Sequence[Parcel], identity: str, offers: int, images: int, sampler: Sampler) -> None:
+def check_parcels(
+    parcels: Sequence[Parcel], identity: str, offers: int, images: int, sampler: Sampler, config: TerseConfig
+) -> None:
     """Whether parcels are for a batch and of a bank.
 
     Args:
@@ -154,6 +159,7 @@ def check_parcels(parcels: Sequence[Parcel], identity: str, offers: int, images:
         offers: of the policy.
         images: in the batch.
         sampler: of ``Terse``.
+        config: of ``Terse``.
 
     Raises:
         ValueError: they are not, or what may be pasted was restricted after they were made.
@@ -170,6 +176,11 @@ def check_parcels(parcels: Sequence[Parcel], identity: str, offers: int, images:
                 f"parcel {number}: expected {offers} cut-outs offered for each paste, got {parcel.offers}; give "
                 "CutoutLoader the policy and settings of Terse"
             )
+        if parcel.background_probability != config.background_probability:
+            raise ValueError(
+                f"parcel {number}: made with background_probability {parcel.background_probability}, but Terse has "
+                f"{config.background_probability}; give CutoutLoader the settings of Terse"
+            )
         if parcel.sampler != sampler.identity:
             raise ValueError(
                 f"parcel {number}: drawn by another sampler, {parcel.sampler}, than that of Terse, "
@@ -182,5 +193,5 @@ def check_parcels(parcels: Sequence[Parcel], identity: str, offers: int, images:
         )
 
 
-_PLAIN_FIELDS = ("bank", "offers", "sampler", "background", "objects", "decoys")
+_PLAIN_FIELDS = ("bank", "offers", "sampler", "background_probability", "background", "objects", "decoys")
 _NO_PIXELS = np.zeros((0, 0, 4), np.uint8)

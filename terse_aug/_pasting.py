@@ -85,7 +85,7 @@ class Pasting:
             ValueError: parcels that do not fit.
         """
         if parcels is not None:
-            check_parcels(parcels, self.shelf.bank_identity, policy.offers, len(batch.images), sampler)
+            check_parcels(parcels, self.shelf.bank_identity, policy.offers, len(batch.images), sampler, self.config)
             for parcel in parcels:
                 self.shelf.lay_out(parcel.foregrounds)
         backgrounds: dict[int, int] = {}

@@ -71,11 +71,14 @@ def foreground_map(image: Tensor, target: Target, pastes: Sequence[Paste], shown
     where = torch.zeros(image.shape[-2:], dtype=torch.bool, device=image.device)
     pasted = {paste.row for paste in pastes}
     before = [row for row in range(len(target["boxes"])) if row not in pasted]
+    boxed = before
     if "masks" in target:
-        where |= target["masks"][before].bool().any(0)
-    else:
-        for left, top, right, bottom in target["boxes"][before].tolist():
-            where[max(int(top), 0) : -int(-bottom // 1), max(int(left), 0) : -int(-right // 1)] = True
+        masks = target["masks"][before].bool()
+        where |= masks.any(0)
+        # An empty mask is how some data sets write a missing one.
+        boxed = [row for row, drawn in zip(before, masks.flatten(1).any(1).tolist(), strict=True) if not drawn]
+    for left, top, right, bottom in target["boxes"][boxed].tolist():
+        where[max(int(top), 0) : -int(-bottom // 1), max(int(left), 0) : -int(-right // 1)] = True
     for own in shown:
         region = own.rectangle.of(where)
         region[own.mask.to(region.device)] = own.label is not None

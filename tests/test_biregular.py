@@ -238,6 +238,18 @@ def test_a_round_goes_on_where_it_was_saved(at: int) -> None:
     assert visits_of(resumed, counts[at:]) == expected[at:]
 
 
+@pytest.mark.parametrize(("backgrounds", "ranks"), [(3, 2), (5, 2), (7, 3)])
+def test_all_ranks_go_on_from_the_state_of_any(backgrounds: int, ranks: int) -> None:
+    for saver, at in itertools.product(range(ranks), range(1, 9)):
+        begun = bound(4, backgrounds)
+        visits_of(begun, [2] * at, rank=saver, ranks=ranks)
+        for rank in range(ranks):
+            resumed = bound(4, backgrounds)
+            resumed.load_state_dict(begun.state_dict())
+            visits = visits_of(resumed, [2] * 30, rank=rank, ranks=ranks)
+            assert all(0 <= visit.background < backgrounds and visit.cutouts for visit in visits)
+
+
 def test_a_state_of_another_bank_or_pool_is_refused() -> None:
     small, large = bound(5, 4, background_degree=2), bound(9, 8, background_degree=2)
     for each in (small, large):

@@ -16,7 +16,7 @@ from factories import cutout
 
 from terse_aug import ForegroundBank
 from terse_aug.bank import BankWriter
-from terse_aug.samplers import BiregularSampler, HardnessSampler
+from terse_aug.samplers import BiregularSampler, HardnessSampler, RaritySampler
 from terse_aug_detectron2 import TerseHook, TerseMapper, terse_config
 
 pytestmark = QUIET_DETECTRON2
@@ -77,6 +77,14 @@ def test_hardness_of_the_classes_is_heard_and_saved(
     assert isinstance(hook.terse.sampler, HardnessSampler)
     assert float(hook.state_dict()["terse"]["sampler.known"][1].sum()) > 0
     assert hook.terse.metrics()["extra_forwards"] == 0
+
+
+def test_training_goes_on_with_a_sampler_of_ones_own(dataset: str, bank: ForegroundBank, tmp_path: Path) -> None:
+    trainer, hook = trainer_with_hook(tiny_cfg("faster_fpn", dataset, tmp_path, bank, POLICY="random"))
+    hook._pairing["sampler"] = RaritySampler()
+    for _ in range(2):  # as every train() begins
+        hook.before_train()
+        assert isinstance(hook.terse.sampler, RaritySampler)
 
 
 def test_what_cannot_be_is_said_before_training(

@@ -346,6 +346,20 @@ def test_hard_may_be_what_another_class_is_ahead_of(
     assert everything.run(noise_batches()).complete
 
 
+def test_a_hunt_teaches_a_sampler_and_asks_nothing_for_it(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
+    terse = Terse(tiny_bank, "random", sampler="loss", move_every=1, **EVERY_IMAGE)
+    detector = TorchvisionDetector(make_detector("fasterrcnn"))
+    Hunt(terse, detector, HardExampleCache(tmp_path / "hard"), {1: 50, 2: 50}, budget=6).run(
+        make_batch(seed) for seed in count()
+    )
+    assert float(terse.state_dict()["sampler.known"][1].sum()) > 0
+    assert terse.metrics()["extra_forwards"] == 0
+    pool = [torch.zeros(3, 40, 40)]
+    graph = Terse(tiny_bank, "random", sampler="biregular", backgrounds=pool, background_probability=0.5)
+    with pytest.raises(ValueError, match="another sampler than 'biregular'"):
+        Hunt(graph, detector, HardExampleCache(tmp_path / "none"), {1: 1}, budget=6)
+
+
 @pytest.mark.parametrize("policy", ["critic", "learned"])
 def test_a_hunt_leaves_the_target_as_it_was(tiny_bank: ForegroundBank, tmp_path: Path, policy: str) -> None:
     detector = make_detector("fasterrcnn")

@@ -166,6 +166,9 @@ def test_parcels_that_do_not_fit_are_refused(tmp_path: Path, tiny_bank: Foregrou
         other = CutoutLoader(bank, "critic", **own)()
         with pytest.raises(ValueError, match="parcel 0: from another bank; give CutoutLoader the bank of Terse"):
             terse(images, targets, [other, good])
+    other = CutoutLoader(tiny_bank, "critic", background_probability=0.5, **own)()
+    with pytest.raises(ValueError, match=r"parcel 1: made with background_probability 0\.5, but Terse has 0\.0"):
+        terse(images, targets, [good, other])
     terse.paste_only([1])
     with pytest.raises(ValueError, match=r"only \[1\] may be pasted, but the parcels were drawn from all labels"):
         terse(images, targets, [good, good])

@@ -144,6 +144,9 @@ def test_foreground_is_masks_or_boxes_without_decoys_and_with_pastes() -> None:
     expected[:4, :4] = False
     expected[3, 1:3] = True
     assert torch.equal(foreground_map(image, {"boxes": boxes, "masks": masks}, pastes, [decoy, paste]), expected)
+    # An empty mask says nothing.
+    by_box = foreground_map(image, {"boxes": boxes}, pastes, [decoy, paste])
+    assert torch.equal(foreground_map(image, {"boxes": boxes, "masks": masks * 0}, pastes, [decoy, paste]), by_box)
 
 
 def test_folding_is_the_transpose_of_tiling() -> None:

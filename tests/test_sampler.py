@@ -116,6 +116,30 @@ def test_given_weights_are_relative_to_one_another_and_unnamed_classes_weigh_one
     assert shares(sampler.still()) == pytest.approx({3: 0.25, 5: 0.75, 7: 0.0}, abs=0.02)
 
 
+def test_a_label_is_no_name() -> None:
+    sampler = WeightedSampler({3: 0.0})
+    sampler.bind(Cutouts(LABELS, {3: "5", 5: "3", 7: "zebra"}), 0)
+    assert sampler.probabilities() == {3: 0.0, 5: 0.5, 7: 0.5}
+
+
+def test_parcels_of_other_weights_or_classes_are_refused(tiny_bank: ForegroundBank) -> None:
+    images, targets = make_batch()
+    first, second = tiny_bank.categories.values()
+    classes = {first: 2, second: 1}
+    terse = Terse(tiny_bank, "random", classes=classes, sampler=WeightedSampler({1: 3.0}), **EVERY_IMAGE)
+    fitting = CutoutLoader(tiny_bank, "random", sampler=WeightedSampler({second: 3.0}), **EVERY_IMAGE)
+    terse(images, targets, [fitting(), fitting()])
+    other = CutoutLoader(tiny_bank, "random", sampler=WeightedSampler({1: 3.0}), **EVERY_IMAGE)
+    with pytest.raises(ValueError, match="drawn by another sampler"):
+        terse(images, targets, [other(), other()])
+    merged = Terse(tiny_bank, "random", classes={first: 1, second: 1}, sampler="rarity", **EVERY_IMAGE)
+    apart = CutoutLoader(tiny_bank, "random", sampler="rarity", **EVERY_IMAGE)
+    with pytest.raises(ValueError, match="drawn by another sampler"):
+        merged(images, targets, [apart(), apart()])
+    swapped = Terse(tiny_bank, "random", classes=classes, sampler="rarity", **EVERY_IMAGE)
+    swapped(images, targets, [apart(), apart()])
+
+
 def test_rows_of_offers_are_of_the_class_that_was_drawn() -> None:
     rows = np.array(bound(WeightedSampler({"dog": 0.0})).draw(Demand([200], 4), generator_for(0))).reshape(200, 4)
     assert (LABELS[rows] == LABELS[rows][:, :1]).all()
@@ -199,7 +223,7 @@ def test_weights_hold_for_what_workers_draw(tiny_bank: ForegroundBank, tmp_path:
     terse(*make_batch(), [cutouts(), cutouts()])
     other = Terse(bank, "random", **own | {"sampler": "uniform"})
     with pytest.raises(
-        ValueError, match=r"parcel 0: drawn by another sampler, RaritySampler 1\.0, than that of Terse, Unif"
+        ValueError, match=r"parcel 0: drawn by another sampler, RaritySampler 1\.0 of \w+, than that of Terse, Unif"
     ):
         other(*make_batch(), [cutouts(), cutouts()])
     for name in ("loss", "biregular"):
@@ -306,3 +330,35 @@ def test_somebody_has_to_say_how_hard_it_was(tiny_bank: ForegroundBank) -> None:
         ValueError, match=r"sampler 'loss' learns from hardness: give Terse\(target=detector\), or call"
     ):
         terse.step(1.0)
+
+
+class Weighing(Sampler):
+    """One with parameters and a memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Linear(2, 1)
+        self.register_buffer("mean", torch.zeros(3))
+        self.count = 0
+
+    def draw(self, demand: Demand, generator: torch.Generator) -> list[int]:
+        self.count += 1
+        return [0] * (demand.pastes * demand.offers)
+
+    def memory(self) -> dict[str, torch.Tensor]:
+        return {"count": torch.tensor(self.count)}
+
+    def recall(self, memory: Any) -> None:
+        self.count = int(memory["count"])
+
+
+def test_a_sampler_of_ones_own_may_have_parameters(tiny_bank: ForegroundBank) -> None:
+    first, second = (Terse(tiny_bank, "random", sampler=Weighing(), **EVERY_IMAGE) for _ in range(2))
+    first.sampler.mean.fill_(4)
+    first(*make_batch())
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(second.sampler.net.weight, first.sampler.net.weight)
+    assert second.sampler.mean.tolist() == [4, 4, 4]
+    assert second.sampler.count == 1
+    with pytest.raises(RuntimeError, match=r"Unexpected.*sampler\.other"):
+        second.load_state_dict(first.state_dict() | {"sampler.other": torch.zeros(1)})

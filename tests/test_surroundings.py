@@ -18,6 +18,7 @@ from terse_aug._backgrounds import BackgroundPool
 from terse_aug._random import generator_for
 from terse_aug.bank import BankWriter, Foreground
 from terse_aug.preview import Sample, preview_samples
+from terse_aug.samplers import WeightedSampler
 from terse_aug.targets import ClassifierTarget, class_of
 
 COLOURS = np.array(
@@ -349,6 +350,17 @@ def test_an_object_of_another_class_is_behind_and_labelled_by_what_shows(bank: F
     assert near > 10
     assert labelled > hidden > 0
     assert figures["superimposed"] == labelled + hidden
+
+
+def test_a_class_without_weight_is_not_behind_anything_either(bank: ForegroundBank) -> None:
+    without = next(iter(bank.categories))
+    terse = Terse(bank, "random", superimpose_probability=1.0, sampler=WeightedSampler({without: 0.0}), **PLAIN)
+    labels = []
+    for _ in range(10):
+        terse(*black_batch())
+        labels += [paste.label for pastes in terse.pastes for paste in pastes]
+    assert labels
+    assert without not in labels
 
 
 def test_some_of_the_pastes_have_something_behind_them(bank: ForegroundBank) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import time
@@ -191,7 +192,8 @@ class TerseHook(HookBase):
             target=detector,
             pixels=PixelFormat(scale=255.0, bgr=bgr),
             keypoint_flips=self._keypoint_flips,
-            **self._pairing,
+            # A sampler is bound to one Terse, and training may go on with another.
+            **(self._pairing | {"sampler": copy.deepcopy(self._pairing["sampler"])}),
             config=self._config,
             **self._settings,
         ).to(self._device)

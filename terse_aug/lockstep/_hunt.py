@@ -15,6 +15,7 @@ from terse_aug._random import generator_for
 from terse_aug._sample import Target
 from terse_aug._terse import Terse
 from terse_aug.lockstep._cache import HardExampleCache
+from terse_aug.samplers import BiregularSampler
 from terse_aug.targets import TargetModel, TellsChances
 
 Batch = tuple[Sequence[Tensor] | Tensor, Sequence[Target]]
@@ -64,8 +65,8 @@ class Hunt:
 
     Raises:
         ValueError: a number outside its range, more wanted than the cache can hold, a label that no cut-out has, a
-            cache with another pixel format, ``Terse`` with robustness training, or a ``rival_margin`` where the
-            target does not tell.
+            cache with another pixel format, ``Terse`` with robustness training or with a random biregular graph, or a
+            ``rival_margin`` where the target does not tell.
     """
 
     def __init__(
@@ -101,6 +102,11 @@ class Hunt:
             raise ValueError(
                 "expected Terse with robust='none', whose composites can be kept: a perturbation is of the weights of "
                 f"the moment, got {terse.config.robust!r}"
+            )
+        if isinstance(terse.sampler, BiregularSampler) and terse.pasting.pool is not None:
+            raise ValueError(
+                "expected Terse without a pool of backgrounds, or another sampler than 'biregular', whose graph is of "
+                "all cut-outs: a hunt pastes those of which examples are still short"
             )
         if cache.pixels != terse.pixels:
             raise ValueError(f"expected a cache with {terse.pixels}, as Terse has, got one with {cache.pixels}")
@@ -191,7 +197,7 @@ class Hunt:
             loss = self._target.image_losses(images, targets, differentiable=True).mean()
             torch.autograd.backward(loss)
             passed *= 2
-        elif policy.learns_from == "hardness":
+        if policy.learns_from == "hardness" or self._terse.sampler.learns:
             chances = [own for _, own in outcomes if own is not None]
             if self._terse.policy.classes is not None and len(chances) == len(images):
                 self._terse.observe(chances=chances)

@@ -7,6 +7,7 @@ Shape letters: M pastes, K classes, n cut-outs.
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -75,6 +76,13 @@ class Cutouts:
         """The labels that there are, ascending."""
         every: list[int] = np.unique(self.labels).tolist()
         return every
+
+    @cached_property
+    def grouping(self) -> str:
+        """Equal where the same cut-outs are of one class, whatever the labels are."""
+        _, first, group = np.unique(self.labels, return_index=True, return_inverse=True)
+        places = np.argsort(np.argsort(first))[group.reshape(-1)]
+        return hashlib.blake2b(places.astype("<i4").tobytes(), digest_size=6).hexdigest()
 
     @cached_property
     def sizes(self) -> Tensor:
@@ -158,6 +166,10 @@ class Sampler(nn.Module):
         """What :meth:`only` has said; ``None`` for all."""
         return self._only
 
+    def possible(self) -> list[int] | None:
+        """Labels of the classes that may be pasted at present; ``None`` for all."""
+        return self._only
+
     def only(self, labels: Iterable[int] | None) -> None:
         """Allow cut-outs of some classes, or of all.
 
@@ -224,6 +236,7 @@ class Sampler(nn.Module):
         return positions
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
         destination.update({prefix + name: value.clone() for name, value in self.memory().items()})
 
     def _load_from_state_dict(
@@ -236,11 +249,16 @@ class Sampler(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        # Not strict: it does not know what is remembered here.
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, False, missing_keys, unexpected_keys, error_msgs
+        )
         names = list(self.memory())
         absent = [prefix + name for name in names if prefix + name not in state_dict]
         missing_keys.extend(absent)
-        extra = [name for name in state_dict if name.startswith(prefix) and name.removeprefix(prefix) not in names]
-        unexpected_keys.extend(extra if strict else [])
+        known = {name.partition(".")[0] for name in self.state_dict()}
+        own = (name.removeprefix(prefix) for name in state_dict if name.startswith(prefix))
+        unexpected_keys.extend(prefix + name for name in own if strict and name.partition(".")[0] not in known)
         if names and not absent:
             try:
                 self.recall({name: state_dict[prefix + name].cpu() for name in names})

@@ -154,7 +154,9 @@ class _Rounds:
         while True:
             graph = self._of_this_round()
             own = self._own(rank)
-            self._used = self._used or [0] * len(own)
+            # A state may be another rank's, whose share is longer or shorter by one.
+            self._used = (self._used + [0] * len(own))[: len(own)]
+            self._place %= len(own)
             for _ in range(len(own)):
                 place = self._place
                 self._place = (place + 1) % len(own)

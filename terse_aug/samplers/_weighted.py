@@ -26,6 +26,11 @@ class ClassSampler(Sampler):
         chances: list[float] = (weights / weights.sum()).tolist()
         return dict(zip(self.cutouts.classes, chances, strict=True))
 
+    def possible(self) -> list[int]:
+        """See :meth:`Sampler.possible`."""
+        weights = self._allowed_weights().tolist()
+        return [label for label, weight in zip(self.cutouts.classes, weights, strict=True) if weight > 0]
+
     def only(self, labels: Iterable[int] | None) -> None:
         """See :meth:`Sampler.only`; a class with weight 0 cannot be allowed alone."""
         before = self._only
@@ -57,7 +62,7 @@ class WeightedSampler(ClassSampler):
     """Classes by weights that are given.
 
     Args:
-        weights: by name of the class, or by label as the bank has it that ``Terse`` or ``CutoutLoader`` is given; at
+        weights: by name of the class, or by label, which is the detector's where ``Terse`` translates the bank; at
             least 0, and relative to one another. A class that is not named has 1, one with 0 is not pasted.
 
     Raises:
@@ -74,8 +79,10 @@ class WeightedSampler(ClassSampler):
 
     @property
     def identity(self) -> str:
-        """See :attr:`Sampler.identity`."""
-        return f"{type(self).__name__} {sorted((str(name), float(weight)) for name, weight in self.given.items())}"
+        """See :attr:`Sampler.identity`; by names, which ``Terse`` does not translate."""
+        names = (self.cutouts.categories.get(label, str(label)) for label in self.cutouts.classes)
+        each = sorted(zip(names, self._weights.tolist(), strict=True))
+        return f"{type(self).__name__} {each} of {self.cutouts.grouping}"
 
     def bind(self, cutouts: Cutouts, seed: int, backgrounds: int = 0) -> None:
         """See :meth:`Sampler.bind`."""
@@ -84,7 +91,7 @@ class WeightedSampler(ClassSampler):
         named = {name: label for label, name in cutouts.categories.items()}
         weights = torch.ones(len(place), dtype=torch.float64)
         for name, weight in self.given.items():
-            label = named.get(str(name), _as_label(name))
+            label = name if isinstance(name, int) else named.get(name, _as_label(name))
             if label not in place:
                 raise ValueError(
                     f"sampler: the bank has no cut-outs of class {name!r}; expected some of "
@@ -100,8 +107,8 @@ class WeightedSampler(ClassSampler):
         return self._weights
 
 
-def _as_label(name: str | int) -> int | None:
-    return int(name) if isinstance(name, int) or name.lstrip("-").isdigit() else None
+def _as_label(name: str) -> int | None:
+    return int(name) if name.lstrip("-").isdigit() else None
 
 
 class RaritySampler(ClassSampler):
@@ -126,7 +133,7 @@ class RaritySampler(ClassSampler):
     @property
     def identity(self) -> str:
         """See :attr:`Sampler.identity`."""
-        return f"{type(self).__name__} {self.power}"
+        return f"{type(self).__name__} {self.power} of {self.cutouts.grouping}"
 
     def weights(self) -> Tensor:
         """See :meth:`ClassSampler.weights`."""
