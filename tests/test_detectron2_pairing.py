@@ -80,7 +80,7 @@ def test_hardness_of_the_classes_is_heard_and_saved(
 
 
 def test_training_goes_on_with_a_sampler_of_ones_own(dataset: str, bank: ForegroundBank, tmp_path: Path) -> None:
-    trainer, hook = trainer_with_hook(tiny_cfg("faster_fpn", dataset, tmp_path, bank, POLICY="random"))
+    _, hook = trainer_with_hook(tiny_cfg("faster_fpn", dataset, tmp_path, bank, POLICY="random"))
     hook._pairing["sampler"] = RaritySampler()
     for _ in range(2):  # as every train() begins
         hook.before_train()
