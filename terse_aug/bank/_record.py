@@ -18,6 +18,7 @@ Nothing is pickled: reading a bank from a stranger runs no code of theirs.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -38,6 +39,7 @@ INDEX_DTYPES: dict[bytes, np.dtype[Any]] = {
 CENTERS_KEY, CENTERS_DTYPE = b"centers", np.dtype("<f4")
 """float ``[n, 2]``, x and y, NaN where a cut-out's is not known."""
 
+_LONE = re.compile("[\ud800-\udfff]")
 _HEADER = struct.Struct("<IIIi")  # height, width, bytes of the source text, keypoints (-1: none)
 
 
@@ -101,10 +103,11 @@ def decode_record(
 
 
 def encode_description(description: Description) -> bytes:
-    """JSON text of a description, the same for the same content."""
+    """JSON text of a description, the same for the same content; bytes that are no text are spelled out."""
     content = asdict(description) | {"format": FORMAT_NAME, "version": FORMAT_VERSION}
     content["categories"] = [[label, name] for label, name in description.categories.items()]
-    return json.dumps(content, sort_keys=True, ensure_ascii=False).encode("utf-8")
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    return _LONE.sub(lambda half: f"\\\\u{ord(half[0]):x}", text).encode("utf-8")
 
 
 def decode_description(stored: bytes) -> Description:
