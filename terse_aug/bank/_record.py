@@ -141,6 +141,14 @@ def check_index(name: bytes, stored: NDArray[np.uint8], count: int) -> None:
         raise ValueError(f"expected {expected} bytes of {name.decode()} for {count} cut-outs, got {len(stored)}")
 
 
+def known_centers(centers: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Centers that are within the image, float ``[n, 2]``; NaN for any other."""
+    wrong = ~((centers >= 0) & (centers <= 1)).all(axis=1)
+    if np.isnan(centers[wrong]).all():
+        return centers
+    return np.where(wrong[:, None], np.float32(np.nan), centers)
+
+
 def _read_header(record: memoryview) -> tuple[int, int, int, int]:
     if len(record) < _HEADER.size:
         raise ValueError(f"expected a record of at least {_HEADER.size} bytes, got {len(record)}")
