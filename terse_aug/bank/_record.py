@@ -143,10 +143,10 @@ def check_index(name: bytes, stored: NDArray[np.uint8], count: int) -> None:
 
 def known_centers(centers: NDArray[np.float32]) -> NDArray[np.float32]:
     """Centers that are within the image, float ``[n, 2]``; NaN for any other."""
-    wrong = ~((centers >= 0) & (centers <= 1)).all(axis=1)
-    if np.isnan(centers[wrong]).all():
+    wrong = ~np.all((centers >= 0) & (centers <= 1), axis=1, keepdims=True)
+    if (np.isnan(centers) | ~wrong).all():
         return centers
-    return np.where(wrong[:, None], np.float32(np.nan), centers)
+    return np.where(wrong, np.float32(np.nan), centers)
 
 
 def _read_header(record: memoryview) -> tuple[int, int, int, int]:
