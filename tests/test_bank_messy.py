@@ -470,3 +470,53 @@ def test_masks_of_another_spelling(folder: Path) -> None:
     assert fingerprint_of(report) == fingerprint_of(expected)
     assert report.dropped == {}
     assert report.mended == {"mask: file name in another Unicode form": 1}
+
+
+def listed_as(folder: Path, *names: str) -> BuildReport:
+    """A data set of these images, with an object in each, and another image of a name of its own."""
+    content = clean()
+    content["images"] += [{"id": 20 + row, "file_name": name} for row, name in enumerate(names)]
+    content["annotations"] = [
+        {"id": row, "image_id": image["id"], "category_id": 90, "segmentation": runs(30)}
+        for row, image in enumerate(content["images"])
+    ]
+    return build(folder, content, overwrite=True)[0]
+
+
+def test_a_file_that_a_path_leads_to_is_no_other_names(folder: Path) -> None:
+    taken = str(Path(NAME).with_name(Path(NAME).name.upper()))
+    for path in (str(folder / "images" / NAME), f"../images/{NAME}", f"./züge/../{NAME}", NAME):
+        content = clean()
+        content["images"][0]["file_name"] = path
+        content["images"].append({"id": 10, "file_name": taken})
+        content["annotations"].append(first(content) | {"id": 5, "image_id": 10})
+        report, _ = build(folder, content, overwrite=True)
+        assert (report.kept["car"], report.mended) == (1, {})
+        assert report.dropped["image file is missing"] == 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "file", "name", "others", "kept"),
+    [
+        ("P", "c/a.png", "c/a.jpg", (), False),  # masks
+        ("1", "c/a.png", "c/a.jpg", (), False),
+        ("L", "c/a.png", "c/a.jpg", (), False),
+        ("L", "c/a.png", "c/a", (), False),
+        ("RGB", "c/a.png", "c/a.jpg", (), True),
+        ("RGB", "c/a.png", "c/a", (), True),
+        ("RGB", "c/a.png", "c/a.jpg", ("c/b.PNG",), False),  # PNG files are named as such
+        ("RGB", "c/a.png", "c/a.jpg", ("d/b.png",), True),
+        ("L", "c/a.jpg", "c/a.JPEG", ("c/b.jpg",), True),  # one format
+        ("L", "c/a.tif", "c/a.tiff", ("c/b.tif",), True),
+    ],
+)
+def test_another_format_is_trusted_of_photographs_only(
+    folder: Path, mode: str, file: str, name: str, others: tuple[str, ...], kept: bool
+) -> None:
+    (folder / "images" / "c").mkdir()
+    Image.fromarray(gradient(80, 120)).convert(mode).save(folder / "images" / file)
+    report = listed_as(folder, name, *others)
+    assert report.kept["toothbrush"] == 2 + kept
+    assert report.mended == ({"file name with another extension or none": 1} if kept else {})
+    unclear = [count for reason, count in report.dropped.items() if "not clear which" in reason]
+    assert unclear == ([] if kept else [1])

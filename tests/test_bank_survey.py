@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import numpy as np
 import pytest
 from bank_samples import CATEGORIES, make_foreground, write_bank
@@ -156,6 +157,34 @@ def test_what_a_bank_says_of_itself_may_be_anything(tmp_path: Path) -> None:
     assert "&lt;script&gt;" in page
     _, page = surveyed(write(tmp_path / "odd.bank", ODD["one"], {"dropped": {}, "cut_by": {"mask": 1}}))
     assert "<p>Nothing.</p>" in page
+
+
+@pytest.mark.parametrize("told", [["x"], "x", 5, {"a": "b"}, {"a": [1]}, {"\x1b[2J\ud800": 3, "b": 4}, None])
+@pytest.mark.parametrize("what", ["dropped", "mended"])
+def test_the_command_tells_whatever_a_bank_says_of_itself(
+    what: str, told: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "odd.bank", ODD["one"], {what: told})
+    for more in ([], ["--json"]):
+        assert main(["bank", "info", str(path), *more]) == 0
+        said = capsys.readouterr().out.encode().decode()
+        assert "\x1b" not in said
+        counts = isinstance(told, dict) and "b" in told
+        assert more or (f"{what} when it was built\n       4  b\n       3   [2J\\ud800" in said) == counts
+
+
+@pytest.mark.parametrize("center", [(np.inf, 0.5), (0.5, -np.inf), (-0.25, 0.5), (0.5, 1.01), (0.5, np.nan), (1e30, 0)])
+def test_centers_that_are_none_are_not_known(center: tuple[float, float], tmp_path: Path) -> None:
+    path = write(tmp_path / "a.bank", [foreground(shaped(disk(20)), center=(0.25, 1.0)) for _ in range(2)])
+    stored = np.array([[0.25, 1.0], center], "<f4").tobytes()
+    with lmdb.open(str(path), subdir=False, lock=False) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b"centers", stored)
+    with ForegroundBank.open(path) as bank:
+        np.testing.assert_array_equal(bank.centers, [[0.25, 1.0], [np.nan, np.nan]])
+        assert not bank.centers.flags.writeable
+        assert [one.center for one in bank] == [(0.25, 1.0), None]
+    survey, _ = surveyed(path)
+    assert survey.centers.tolist() == [[0.25, 1.0]]
 
 
 def test_the_same_seed_gives_the_same_page(pictures: Path) -> None:

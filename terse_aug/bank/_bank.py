@@ -25,6 +25,7 @@ from terse_aug.bank._record import (
     check_index,
     decode_description,
     decode_record,
+    known_centers,
     record_key,
 )
 from terse_aug.bank._selection import (
@@ -330,6 +331,7 @@ def _read_indices(path: Path, mapped: MappedFile, count: int) -> dict[str, NDArr
         arrays[key.decode()] = _aligned(stored).view(dtype)
     for name in ("sizes", "centers"):
         arrays[name] = arrays[name].reshape(count, 2)
+    arrays["centers"] = _read_only(known_centers(arrays["centers"]))
     return arrays
 
 

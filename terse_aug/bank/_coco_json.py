@@ -12,7 +12,17 @@ from typing import Any
 from terse_aug._text import printable
 from terse_aug.bank._exhibit import Exhibit
 from terse_aug.bank._include import Include
-from terse_aug.bank._mending import Malformed, Notes, class_name, has_text, known_id, whole
+from terse_aug.bank._mending import (
+    TEXT_ID,
+    Malformed,
+    Notes,
+    class_name,
+    has_text,
+    is_inexact,
+    known_id,
+    too_deep,
+    whole,
+)
 from terse_aug.bank._report import Ledger
 from terse_aug.bank._segmentation import NO_MASK, has_mask
 from terse_aug.bank._selection import listed
@@ -39,8 +49,8 @@ class Coco:
         if not path.is_file():
             raise FileNotFoundError(f"expected a COCO JSON file at {path}, found none")
         try:
-            content = json.loads(path.read_bytes())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            content = _read_json(path)
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"expected a COCO JSON file, got {path}, which is not JSON ({error})") from error
         return cls.of(content, str(path))
 
@@ -58,7 +68,10 @@ class Coco:
         known = _categories(categories, ledger)
         if categories and not known:
             raise ValueError(f"{path}: no category has an id that is a number and a name")
-        return cls(by_id, [_linked(entry, by_id, known, ledger) for entry in objects], known, ledger)
+        texts = {entry["category_id"] for entry in objects if isinstance(entry.get("category_id"), str)}
+        meanings = _meanings(texts, known)
+        linked = (_linked(entry, by_id, known, meanings, ledger) for entry in objects)
+        return cls(by_id, [entry for entry in linked if entry is not None], known, ledger)
 
     @property
     def categories(self) -> dict[int, str]:
@@ -149,11 +162,36 @@ def exhibit(image: Mapping[str, Any], entry: Mapping[str, Any]) -> Exhibit:
     return Exhibit(name, f"{name}#{entry.get('id')}", entry.get("bbox"), entry.get("segmentation"), size)
 
 
+def _read_json(path: Path) -> Any:
+    text = path.read_bytes()
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except ValueError:  # a number of more digits than Python reads
+        return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) <= _MOST_DIGITS else digits)
+
+
+_MOST_DIGITS = 300
+_INT64 = range(-(2**63), 2**63)
+
+
 def _entries(key: str, entries: list[Any], ledger: Ledger) -> list[dict[str, Any]]:
+    sound = []
     for position, entry in enumerate(entries):
-        if not isinstance(entry, dict):
+        if too_deep(entry):
+            ledger.drop(f"entry in {key} is nested too deeply", f"number {position}")
+        elif not isinstance(entry, dict):
             ledger.drop(f"entry in {key} is no mapping", f"number {position}: {str(entry)[:100]}")
-    return [entry for entry in entries if isinstance(entry, dict)]
+        elif any(_is_endless(entry.get(name)) for name in ("id", "image_id", "category_id")):
+            ledger.drop(f"entry in {key} has an id of more than {_MOST_DIGITS} digits", f"number {position}")
+        else:
+            sound.append(entry)
+    return sound
+
+
+def _is_endless(number: Any) -> bool:
+    return isinstance(number, int) and abs(number) >= 10**_MOST_DIGITS
 
 
 def _images(entries: list[dict[str, Any]], ledger: Ledger) -> dict[Any, dict[str, Any]]:
@@ -162,7 +200,7 @@ def _images(entries: list[dict[str, Any]], ledger: Ledger) -> dict[Any, dict[str
     contradicted: Counter[Any] = Counter()
     for image in entries:
         key = image.get("id")
-        if not isinstance(key, int | float | str):
+        if not isinstance(key, int | float | str) or is_inexact(key):
             ledger.drop("image without an id", file_name(image))
         elif key not in images:
             images[key] = image
@@ -189,6 +227,9 @@ def _categories(entries: list[dict[str, Any]], ledger: Ledger) -> dict[int, dict
         if not isinstance(label, int) or not name:
             ledger.drop("category without a name or an id that is a number", str(category)[:100])
             continue
+        if label not in _INT64:
+            ledger.drop("category id is beyond 64 bits", f"{label} ({name})")
+            continue
         if not isinstance(category.get("keypoints") or [], list):
             notes.add("names of keypoints that are no list were left out")
             category = category | {"keypoints": []}
@@ -200,34 +241,71 @@ def _categories(entries: list[dict[str, Any]], ledger: Ledger) -> dict[int, dict
     return {label: category for label, category in known.items() if label not in contradicted}
 
 
+_AMBIGUOUS = "category as text is the id of one and the name of another"
+
+
+def _meanings(texts: Collection[str], categories: dict[int, dict[str, Any]]) -> dict[str, tuple[int, str] | None]:
+    """The ids of categories that texts mean, and why; ``None`` for texts that are one's id and another's name.
+
+    Such texts are read as all texts of the file can be, where that is as ids or as names, but not both. Texts that
+    mean nothing are not in it.
+    """
+    by_id = {text: known_id(text, categories, set()) for text in texts}
+    by_name = {text: _by_name(text, categories) for text in texts}
+    contradicted = {text for text in texts if None not in (by_id[text], by_name[text]) and by_id[text] != by_name[text]}
+    all_ids, all_names = None not in by_id.values(), None not in by_name.values()
+    meanings: dict[str, tuple[int, str] | None] = {}
+    for text in texts:
+        own_id, own_name = by_id[text], by_name[text]
+        if text in contradicted and all_ids == all_names:
+            meanings[text] = None
+        elif own_id is not None and (text not in contradicted or all_ids):
+            meanings[text] = (own_id, TEXT_ID)
+        elif own_name is not None:
+            meanings[text] = (own_name, "category given by its name")
+    return meanings
+
+
+def _by_name(name: str, categories: dict[int, dict[str, Any]]) -> int | None:
+    labels = [label for label, category in categories.items() if category["name"] == name.strip()]
+    return labels[0] if len(labels) == 1 else None
+
+
 def _linked(
-    entry: dict[str, Any], images: dict[Any, Any], categories: dict[int, dict[str, Any]], ledger: Ledger
-) -> dict[str, Any]:
-    """An annotation with the ids of its image and category as these have them, and its mark of a crowd a number."""
+    entry: dict[str, Any],
+    images: dict[Any, Any],
+    categories: dict[int, dict[str, Any]],
+    meanings: dict[str, tuple[int, str] | None],
+    ledger: Ledger,
+) -> dict[str, Any] | None:
+    """An annotation with the ids of its image and category as these have them, and its mark of a crowd a number.
+
+    ``None`` where it is not clear which category is meant.
+    """
     image, category, crowd = entry.get("image_id"), entry.get("category_id"), entry.get("iscrowd", 0)
-    if not (isinstance(image, str) or isinstance(category, str) or has_text(crowd) or _unknown(image, images)):
+    odd_category = isinstance(category, str) or is_inexact(category)
+    if not (_is_odd(image, images) or odd_category or has_text(crowd)):
         return entry
     notes: Notes = set()
     changed: dict[str, Any] = {}
-    for key, value, known in (("image_id", image, images), ("category_id", category, categories)):
-        meant = known_id(value, known, notes)
-        if meant is None and key == "category_id" and isinstance(value, str):
-            meant = _by_name(value, categories, notes)
-        if meant is not None:
-            changed[key] = meant
+    if _is_odd(image, images):
+        meant = known_id(image, images, notes)
+        if meant is not None or is_inexact(image):
+            changed["image_id"] = meant
+    if isinstance(category, str) and category in meanings:
+        meaning = meanings[category]
+        if meaning is None:
+            ledger.drop(_AMBIGUOUS, f"annotation {entry.get('id')} (category {category})")
+            return None
+        changed["category_id"] = meaning[0]
+        notes.add(meaning[1])
+    elif is_inexact(category):
+        changed["category_id"] = None
     if has_text(crowd):
         changed["iscrowd"] = whole(crowd, notes)
     ledger.mend(notes, f"annotation {entry.get('id')}")
     return entry | changed
 
 
-def _unknown(key: Any, images: dict[Any, Any]) -> bool:
-    return isinstance(key, int | float) and key not in images
-
-
-def _by_name(name: str, categories: dict[int, dict[str, Any]], notes: Notes) -> int | None:
-    labels = [label for label, category in categories.items() if category["name"] == name.strip()]
-    if len(labels) != 1:
-        return None
-    notes.add("category given by its name")
-    return labels[0]
+def _is_odd(image: Any, images: dict[Any, Any]) -> bool:
+    return isinstance(image, str) or is_inexact(image) or (isinstance(image, int | float) and image not in images)

@@ -25,6 +25,10 @@ CLIPPED = "box reaches beyond its image and was clipped"
 SWAPPED = "box with its corners swapped"
 
 _LEAST_CLIPPED = 0.5
+_LEVELS = 8
+"""Lists within each other; COCO's polygons have two."""
+_EXACT = 2**53
+"""From here on a float does not tell neighbouring whole numbers apart."""
 
 
 class Malformed(ValueError):
@@ -67,23 +71,34 @@ def class_name(value: Any, notes: Notes) -> str:
     return name
 
 
-def has_text(value: Any) -> bool:
-    """Whether there is text in a list, at any depth, or it is text itself."""
-    return isinstance(value, str) or (isinstance(value, list | tuple) and any(has_text(part) for part in value))
+def too_deep(value: Any, levels: int = _LEVELS) -> bool:
+    """Whether there are more lists and mappings within each other than any annotation has."""
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return False
+    return levels == 0 or any(too_deep(part, levels - 1) for part in value if isinstance(part, list | tuple | Mapping))
 
 
-def plain(value: Any, notes: Notes) -> Any:
-    """Numbers and lists that are written as text, at any depth of a list; anything else as it is."""
+def has_text(value: Any, levels: int = _LEVELS) -> bool:
+    """Whether there is text in a list, in lists within it (as far as they are not too deep), or it is text itself."""
+    if isinstance(value, list | tuple):
+        return levels > 0 and any(has_text(part, levels - 1) for part in value)
+    return isinstance(value, str)
+
+
+def plain(value: Any, notes: Notes, levels: int = _LEVELS) -> Any:
+    """Numbers and lists that are written as text, also in lists that are not too deep; anything else as it is."""
     if isinstance(value, str):
         return _from_text(value, notes)
-    if isinstance(value, list | tuple) and has_text(value):
-        return [plain(part, notes) for part in value]
+    if isinstance(value, list | tuple) and has_text(value, levels):
+        return [plain(part, notes, levels - 1) for part in value]
     return value
 
 
 def known_id(value: Any, known: Mapping[Any, Any], notes: Notes) -> Any:
     """The key of ``known`` that an id means: itself, or the only one that is the same number or text; else ``None``."""
-    if not isinstance(value, int | float | str):
+    if not isinstance(value, int | float | str) or is_inexact(value):
         return None
     if value in known:
         return value
@@ -94,14 +109,18 @@ def known_id(value: Any, known: Mapping[Any, Any], notes: Notes) -> Any:
     return fitting[0]
 
 
-def same_id(value: Any) -> Hashable:
+def same_id(value: int | float | str) -> Hashable:
     """An id in one form, whether it was written as a number or as text."""
+    if isinstance(value, int):
+        return value
     text = str(value).strip()
-    try:
-        number = float(text)
-        return int(number) if number == int(number) and "_" not in text else text
-    except (ValueError, OverflowError):
-        return text
+    number = _number(text)
+    return number if isinstance(number, int) else text
+
+
+def is_inexact(value: Any) -> bool:
+    """Whether an id is a number that may have been rounded to another, or is none."""
+    return isinstance(value, float) and not abs(value) < _EXACT
 
 
 def mended_object(entry: dict[str, Any], notes: Notes) -> dict[str, Any]:
@@ -156,16 +175,30 @@ def clipped_box(
     return left, top, right - left, bottom - top
 
 
+def _number(text: str) -> int | float | None:
+    """The number that a text is; a whole one is an integer, unless it may have been rounded."""
+    if "_" in text:  # which Python takes within numbers
+        return None
+    try:
+        return int(text)
+    except ValueError:  # also of an endless one, which is infinite as a float
+        pass
+    try:
+        return _whole(float(text))
+    except ValueError:
+        return None
+
+
+def _whole(number: float) -> int | float:
+    return int(number) if abs(number) < _EXACT and number == int(number) else number
+
+
 def _from_text(text: str, notes: Notes) -> Any:
-    if "_" not in text:  # which Python takes within numbers
-        try:
-            number = float(text)
-        except ValueError:
-            pass
-        else:
-            notes.add(TEXT_NUMBER)
-            return int(number) if math.isfinite(number) and number == int(number) else number
-    return _from_json(text, notes)
+    number = _number(text)
+    if number is None:
+        return _from_json(text, notes)
+    notes.add(TEXT_NUMBER)
+    return number
 
 
 def _from_json(text: str, notes: Notes) -> Any:
@@ -174,6 +207,8 @@ def _from_json(text: str, notes: Notes) -> Any:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
+        return text
+    if too_deep(content):
         return text
     notes.add(JSON_IN_TEXT)
     return plain(content, notes)
@@ -194,10 +229,13 @@ def _mended_runs(rle: dict[str, Any], notes: Notes) -> dict[str, Any]:
 
 
 def whole(value: Any, notes: Notes) -> Any:
-    """A whole number that is written as text or with a fraction of 0; anything else as it is."""
+    """A whole number that is written as text or with a fraction of 0; anything else as it is.
+
+    From 2**53 on a fraction of 0 may be of another number's rounding: such stay as they are.
+    """
     if isinstance(value, str):
         value = _from_text(value, notes)
-    return int(value) if isinstance(value, float) and math.isfinite(value) and value == int(value) else value
+    return _whole(value) if isinstance(value, float) else value
 
 
 def _flat(segmentation: list[Any], notes: Notes) -> list[Any]:

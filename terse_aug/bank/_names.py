@@ -1,4 +1,4 @@
-"""File names that annotations spell otherwise than the disk. Imports parts of this package only."""
+"""File names that annotations spell otherwise than the disk. Imports pillow, beside parts of this package."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from terse_aug.bank._images import is_file
+from PIL import Image
+
+from terse_aug.bank._images import BROKEN_FILE, is_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
+_SPELLINGS = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
+_COLOURS = ("RGB", "RGBA", "CMYK", "YCbCr")
+_EXTENSION = "file name with another extension or none"
 _CODECS = ("cp1252", "latin-1", "cp437", "mac_roman")
 """Which UTF-8 is misread as: by Windows, by old programs, by unzip and by old Macs."""
 
@@ -73,12 +78,15 @@ class Files:
         folder: that the names are relative to.
         names: all that may be asked for.
         deep: whether files in subfolders are among them.
+        pictures: whether photographs are meant. Another format than a name's is then trusted only of a file in
+            colour, which no mask of class numbers is, and where no name has that format in that folder.
     """
 
-    def __init__(self, folder: Path, names: Iterable[str], deep: bool = True):
+    def __init__(self, folder: Path, names: Iterable[str], deep: bool = True, pictures: bool = True):
+        self._pictures = pictures
         self._folder = folder
         self._deep = deep
-        self._names = names
+        self._names = list(names)
         self._fits: dict[str, Fit] | None = None
 
     def find(self, name: str) -> tuple[str, str | None]:
@@ -90,13 +98,42 @@ class Files:
         if is_file(self._folder / name):
             return name, None
         if self._fits is None:
-            self._fits = fitting(self._names, _files_below(self._folder, self._deep))
+            self._fits = self._fitting()
         fit = self._fits.get(name)
         if fit is None:
             return name, None
         if fit.name is None:
             raise LookupError(fit.reason)
+        if self._pictures and fit.reason == _EXTENSION and not self._is_picture_of(name, fit.name):
+            raise LookupError(f"{fit.reason}, which may be a mask or another picture")
         return fit.name, fit.reason
+
+    def _fitting(self) -> dict[str, Fit]:
+        there = _files_below(self._folder, self._deep)
+        known = set(there)
+        claimed: set[str] = set()
+        missing = []
+        for name in self._names:
+            if name in known:
+                claimed.add(name)
+            elif is_file(self._folder / name):  # a whole path, or one with . or .. or a link in it
+                claimed |= _below(self._folder, name)
+            else:
+                missing.append(name)
+        return fitting(missing, [file for file in there if file not in claimed])
+
+    def _is_picture_of(self, name: str, file: str) -> bool:
+        kind, place = _kind(file), PurePosixPath(file).parent
+        if _kind(_folded(name)) == kind:
+            return True
+        others = (PurePosixPath(_spelled(other)) for other in self._names)
+        if any(other.parent == place and _kind(other.name) == kind for other in others):
+            return False
+        try:
+            with Image.open(self._folder / file) as image:
+                return image.mode in _COLOURS
+        except BROKEN_FILE:
+            return False
 
 
 def _files_below(folder: Path, deep: bool) -> list[str]:
@@ -114,6 +151,18 @@ def _files_below(folder: Path, deep: bool) -> list[str]:
         below = Path(place).relative_to(folder)
         names += [(below / file).as_posix() for file in files]
     return sorted(names)
+
+
+def _below(folder: Path, name: str) -> set[str]:
+    """A path relative to the folder, as it is written and where its links lead."""
+    paths = (os.path.relpath(of(folder / name), of(folder)) for of in (os.path.abspath, os.path.realpath))
+    return {Path(path).as_posix() for path in paths}
+
+
+def _kind(name: str) -> str:
+    """The extension, one for all spellings of a format."""
+    suffix = PurePosixPath(name).suffix.casefold()
+    return _SPELLINGS.get(suffix, suffix)
 
 
 def _spelled(name: str) -> str:
@@ -195,6 +244,6 @@ _STEPS: tuple[tuple[str, Fits], ...] = (
     ("file name in other capitals", _by(lambda name: {_folded(name)})),
     ("file name in percent codes", _by(lambda name: {_folded(unquote(name))}, lambda name: {_folded(name)})),
     ("file name in another encoding", _by(_readings)),
-    ("file name with another extension or none", _by(_stems, _stems_of_file)),
+    (_EXTENSION, _by(_stems, _stems_of_file)),
     ("file lies in another folder than its name says", _by_path),
 )

@@ -18,6 +18,7 @@ Nothing is pickled: reading a bank from a stranger runs no code of theirs.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -38,6 +39,7 @@ INDEX_DTYPES: dict[bytes, np.dtype[Any]] = {
 CENTERS_KEY, CENTERS_DTYPE = b"centers", np.dtype("<f4")
 """float ``[n, 2]``, x and y, NaN where a cut-out's is not known."""
 
+_LONE = re.compile("[\ud800-\udfff]")
 _HEADER = struct.Struct("<IIIi")  # height, width, bytes of the source text, keypoints (-1: none)
 
 
@@ -101,10 +103,11 @@ def decode_record(
 
 
 def encode_description(description: Description) -> bytes:
-    """JSON text of a description, the same for the same content."""
+    """JSON text of a description, the same for the same content; bytes that are no text are spelled out."""
     content = asdict(description) | {"format": FORMAT_NAME, "version": FORMAT_VERSION}
     content["categories"] = [[label, name] for label, name in description.categories.items()]
-    return json.dumps(content, sort_keys=True, ensure_ascii=False).encode("utf-8")
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    return _LONE.sub(lambda half: f"\\\\u{ord(half[0]):x}", text).encode("utf-8")
 
 
 def decode_description(stored: bytes) -> Description:
@@ -136,6 +139,14 @@ def check_index(name: bytes, stored: NDArray[np.uint8], count: int) -> None:
     expected = count * dtype.itemsize * (2 if name in (b"sizes", CENTERS_KEY) else 1)
     if len(stored) != expected:
         raise ValueError(f"expected {expected} bytes of {name.decode()} for {count} cut-outs, got {len(stored)}")
+
+
+def known_centers(centers: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Centers that are within the image, float ``[n, 2]``; NaN for any other."""
+    wrong = ~np.all((centers >= 0) & (centers <= 1), axis=1, keepdims=True)
+    if (np.isnan(centers) | ~wrong).all():
+        return centers
+    return np.where(wrong, np.float32(np.nan), centers)
 
 
 def _read_header(record: memoryview) -> tuple[int, int, int, int]:

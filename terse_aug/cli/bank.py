@@ -13,6 +13,7 @@ from typing import Any
 from terse_aug._text import printable
 from terse_aug.bank import ForegroundBank
 from terse_aug.bank.survey import render_survey, survey_bank
+from terse_aug.bank.survey._page import by_count
 from terse_aug.cli import sources
 from terse_aug.cli._output import HTML, checked_output, write_whole
 from terse_aug.cli._progress import progress_bar
@@ -47,7 +48,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 def _info(arguments: argparse.Namespace) -> int:
     with ForegroundBank.open(arguments.bank) as bank:
         info = bank.info()
-    print(json.dumps(info, indent=2, ensure_ascii=False) if arguments.json else _info_text(info))
+    text = json.dumps(info, indent=2, ensure_ascii=False) if arguments.json else _info_text(info)
+    print(text.encode("utf-8", "backslashreplace").decode("utf-8"))  # in JSON, that is the text itself
     return 0
 
 
@@ -81,7 +83,7 @@ def _info_text(info: dict[str, Any]) -> str:
     lines.append("cut-outs per category")
     lines += [f"{count:>8}  {name}" for name, count in info["cut_outs_per_category"].items()]
     for what in ("mended", "dropped"):
-        if counts := info["built"].get(what):
+        if counts := by_count(info["built"].get(what)):
             lines.append(f"{what} when it was built")
-            lines += [f"{count:>8}  {reason}" for reason, count in counts.items()]
-    return "\n".join(lines)
+            lines += [f"{count:>8}  {reason}" for reason, count in counts]
+    return "\n".join(map(printable, lines))

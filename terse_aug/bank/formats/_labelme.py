@@ -54,7 +54,7 @@ def read_labelme(folder: Path, images: Path | None = None, names: Sequence[str] 
     for path in sorted(folder.rglob("*.json")):
         try:
             content = json.loads(path.read_bytes())
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             collected.ledger.drop("JSON file cannot be read", f"{path.name}: {error}")
             continue
         if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):

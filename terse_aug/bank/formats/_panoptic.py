@@ -38,9 +38,9 @@ def read_panoptic(annotations: Path, masks: Path, images: Path) -> Reading:
         known = {category["id"]: category.get("isthing", 1) for category in content["categories"]}
         groups = content["annotations"]
         names = [str(group.get("file_name")) for group in groups if isinstance(group, dict)]
-        reader = _Reader(masks, Files(masks, names), known, ledger)
+        reader = _Reader(masks, Files(masks, names, pictures=False), known, ledger)
         objects = [entry for group in groups for entry in reader.objects(group)]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{annotations}: expected a panoptic JSON of COCO's form: {error!r}") from error
     if not objects:
         raise ValueError(f"{annotations}: expected objects (categories with isthing 1), found none")

@@ -46,7 +46,7 @@ def read_via(file: Path, images: Path, attribute: str | None = None, names: Sequ
         collected = Collector(numbered(names))
         read = _from_csv if file.suffix.lower() == ".csv" else _from_json
         entries = list(read(text, collected))
-    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         raise ValueError(f"{file}: expected an export of VIA (JSON or CSV of version 1 or 2): {error!r}") from error
     chosen = _chosen(attribute, [region for _, regions in entries for region in regions], file)
     for name, regions in entries:
@@ -102,7 +102,7 @@ def _from_csv(text: str, collected: Collector) -> Iterator[tuple[str, list[Any]]
         try:
             shape = json.loads(row["region_shape_attributes"] or "{}")
             attributes = json.loads(row.get("region_attributes") or "{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             collected.ledger.drop("row with damaged attributes", f"row {number}, {row[name_column]}")
             continue
         of_image = regions.setdefault(row[name_column], [])

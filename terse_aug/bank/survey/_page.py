@@ -49,9 +49,9 @@ def render_survey(survey: Survey) -> str:
         survey=survey,
         info=survey.info,
         built={name: _plain(value) for name, value in built.items() if name not in _TOLD_APART},
-        dropped=_by_count(built.get("dropped")),
-        mended=_by_count(built.get("mended")),
-        cut_by=_by_count(built.get("cut_by")),
+        dropped=by_count(built.get("dropped")),
+        mended=by_count(built.get("mended")),
+        cut_by=by_count(built.get("cut_by")),
         charts=_charts(survey),
         places=_places(survey),
         many=max(one.count for one in survey.classes),
@@ -127,8 +127,11 @@ def _places(survey: Survey) -> list[_Chart]:
     ]
 
 
-def _by_count(counts: Any) -> list[tuple[str, int]] | None:
-    """What a bank says of itself may be of another program: anything but counts by name is taken for nothing."""
+def by_count(counts: Any) -> list[tuple[str, int]] | None:
+    """Counts by name, the largest first.
+
+    What a bank says of itself may be of another program: ``None`` for anything else.
+    """
     if not isinstance(counts, Mapping) or not all(isinstance(count, int) for count in counts.values()):
         return None
     return sorted(((str(name), count) for name, count in counts.items()), key=lambda item: -item[1])
