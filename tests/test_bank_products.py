@@ -120,7 +120,8 @@ def test_shadows_stay_with_their_object() -> None:
 @pytest.mark.parametrize("inverted", [False, True])
 @pytest.mark.parametrize("grey", [False, True])
 def test_polarity_is_told_by_the_border_and_grey_is_alpha(inverted: bool, grey: bool) -> None:
-    mask = np.where(ring(), 180 if grey else 255, 0).astype(np.uint8)
+    mask = np.where(ring(), 255, 0).astype(np.uint8)
+    mask[:70] = np.minimum(mask[:70], 180 if grey else 255)
     given = 255 - mask if inverted else mask
     alpha, way = object_alpha(given, photograph(ring()))
     assert way == (BLACK if inverted else WHITE)
@@ -139,6 +140,25 @@ def test_the_picture_tells_where_the_border_does_not(inverted: bool) -> None:
         object_alpha(given, np.full((HEIGHT, WIDTH, 3), 90, np.uint8))
     with pytest.raises(Unusable, match="the same everywhere"):
         object_alpha(np.zeros((HEIGHT, WIDTH), np.uint8), picture)
+
+
+@pytest.mark.parametrize("value", [1, 7, 90, 254])
+@pytest.mark.parametrize("inverted", [False, True])
+def test_labels_of_two_values_are_masks(value: int, inverted: bool) -> None:
+    given = np.where(ring() ^ inverted, value, 0).astype(np.uint8)
+    alpha, way = object_alpha(given, photograph(ring()))
+    assert way == (BLACK if inverted else WHITE)
+    np.testing.assert_array_equal(alpha, np.where(ring(), 255, 0))
+
+
+def test_what_is_not_seen_is_not_of_the_object() -> None:
+    mask = np.where(ring(), 255, 0) + np.random.default_rng(0).integers(-4, 5, ring().shape)
+    alpha, _ = object_alpha(mask.clip(0, 255).astype(np.uint8), photograph(ring()))
+    np.testing.assert_array_equal(alpha > 0, ring())
+    faint = np.where(ring(), 127, 0).astype(np.uint8)
+    faint[80] //= 2
+    with pytest.raises(Unusable, match="no pixel has an alpha of 128"):
+        object_alpha(faint, photograph(ring()))
 
 
 # --- the builder ----------------------------------------------------------------------------------------------------
@@ -188,7 +208,7 @@ def test_masks_of_both_polarities_are_counted(tmp_path: Path, place: str) -> Non
         save(root / "cup" / f"{name}.jpg", photograph(ring()))
     save(masks / f"{folders}a.pbm", ring())
     save(masks / f"{folders}b.png", np.where(ring(), 0, 255).astype(np.uint8))
-    save(masks / f"{folders}c_mask.png", np.where(ring(), 200, 0).astype(np.uint8))
+    save(masks / f"{folders}c_mask.png", np.where(ring(), 200 - ring(False).cumsum(0), 0).astype(np.uint8))
     save(masks / f"{folders}e_mask.png", ring())
     report = build_from_products(root, tmp_path / "out.bank", masks=masks)
     assert report.kept == {"cup": 3}
@@ -196,7 +216,7 @@ def test_masks_of_both_polarities_are_counted(tmp_path: Path, place: str) -> Non
     assert report.dropped == {"picture without a mask of its name": 1, "mask without an image of its name": 1}
     assert "2  mask, object white" in report.summary()
     with bank_of(report) as bank:
-        assert [int(foreground.rgba[..., 3].max()) for foreground in bank] == [255, 255, 200]
+        assert [int(foreground.rgba[..., 3].max()) for foreground in bank] == [255, 255, 199]
         for foreground in bank:
             np.testing.assert_array_equal(foreground.rgba[..., 3] > 0, ring()[30:131, 40:141])
 
