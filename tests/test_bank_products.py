@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from PIL import Image
 
 from terse_aug.bank import BuildReport, ForegroundBank, PlainGround, build_from_products, read_image
 from terse_aug.bank._cut import Unusable
+from terse_aug.bank._pairing import paired
 from terse_aug.bank._polarity import BLACK, WHITE, object_alpha
+from terse_aug.bank._report import Ledger
 from terse_aug.cli import main
 
 HEIGHT, WIDTH = 160, 200
@@ -236,6 +239,49 @@ def test_masks_that_do_not_fit_are_counted(tmp_path: Path) -> None:
         "mask file cannot be read": 1,
         "mask shows no object: it is the same everywhere": 1,
     }
+
+
+@pytest.mark.parametrize("place", ["beside", "below"])
+def test_a_mask_is_of_one_picture(tmp_path: Path, place: str) -> None:
+    """Names that end with ``_mask`` themselves, and pictures that differ in their extension only."""
+    root, masks = tmp_path / "products", tmp_path / "products" / ("masks" if place == "below" else "")
+    parts = {"gas": ring(), "gas_mask": ring(False)}
+    if place == "below":
+        for name, mask in parts.items():
+            save(root / "cup" / f"{name}.jpg", photograph(mask))
+            save(masks / f"{name}.png", mask)
+    else:
+        save(root / "cup" / "gas.png", photograph(ring()))
+        save(root / "cup" / "gas_mask.jpg", np.where(ring(), 255, 0).astype(np.uint8))
+    for suffix in ("bmp", "tif"):
+        save(root / "cup" / f"two.{suffix}", photograph(ring()))
+    save(masks / ("two.png" if place == "below" else "cup/two_mask.png"), ring())
+    report = build_from_products(root, tmp_path / "out.bank", masks=masks)
+    assert report.dropped == {"picture has its mask in common with another of its name": 2}
+    assert report.mended == {}
+    with bank_of(report) as bank:
+        assert bank.categories == {1: "cup"}
+        for foreground in bank:
+            name = Path(foreground.source).stem
+            solid = foreground.rgba[..., 3] > 127
+            assert solid.sum() == pytest.approx(parts[name].sum(), rel=0.02)
+        assert len(bank) == (2 if place == "below" else 1)
+
+
+@pytest.mark.parametrize("place", ["beside", "flat"])
+def test_many_names_are_paired_fast(tmp_path: Path, place: str) -> None:
+    masks = tmp_path if place == "beside" else tmp_path / "masks"
+    for folder in ("p", "p/0", "p/1", "masks"):
+        (tmp_path / folder).mkdir()
+    for number in range(5_000):
+        name = f"p/{number % 2}/{number}"
+        (tmp_path / f"{name}.jpg").touch()
+        (tmp_path / (f"{name}_mask.png" if place == "beside" else f"masks/{number}.png")).touch()
+    start = time.process_time()
+    pairs = paired(tmp_path if place == "beside" else tmp_path / "p", masks, Ledger())
+    assert time.process_time() - start < 2
+    assert len(pairs.mask_of) == len(pairs.pictures) == 5_000
+    assert all(mask.stem.removesuffix("_mask") == path.stem for path, mask in pairs.mask_of.items())
 
 
 def test_wrong_calls_are_refused(tmp_path: Path) -> None:
