@@ -284,6 +284,13 @@ def test_many_names_are_paired_fast(tmp_path: Path, place: str) -> None:
     assert all(mask.stem.removesuffix("_mask") == path.stem for path, mask in pairs.mask_of.items())
 
 
+def test_pure_colours_are_no_mask(tmp_path: Path) -> None:
+    picture = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
+    picture[ring()] = (255, 0, 0)
+    save(tmp_path / "a.png", picture)
+    assert build_from_products(tmp_path, tmp_path / "out.bank").kept == {"object": 1}
+
+
 def test_wrong_calls_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "products" / "a.png", photograph(ring()))
     for more, message in (({"extent": 0}, "extent"), ({"masks": tmp_path, "ground": PlainGround()}, "one of them")):

@@ -156,6 +156,6 @@ class _Photograph:
 
 
 def _by_ground(pixels: NDArray[np.uint8], ground: PlainGround) -> list[NDArray[np.uint8]]:
-    if ((pixels == 0) | (pixels == 255)).all():
+    if ((pixels == 0) | (pixels == 255)).all() and (pixels == pixels[..., :1]).all():
         raise Unusable("picture is black and white only, and so a mask: give it as such (masks)")
     return ground.alphas(pixels)

@@ -25,6 +25,7 @@ _BY_MOTION = "motion"
 _MOST_BYTES = 2**29
 _MOST_FRAMES = 51
 _LEAST_FRAMES = 5
+_MOST_FAILURES = 30
 
 Frame = tuple[str, NDArray[np.uint8]]
 """The name of a frame, and its pixels, uint8 ``[H, W, 3]`` RGB."""
@@ -129,7 +130,7 @@ class _Frames:
     def read(self, ledger: Ledger | None = None) -> Iterator[Frame]:
         """The frames; those that cannot be read are counted."""
         if not self.place.is_dir():
-            yield from self._of_file()
+            yield from self._of_file(ledger)
             return
         for path in self._files():
             name = path.relative_to(self.place).as_posix()
@@ -143,22 +144,35 @@ class _Frames:
         images = [path for path in visible_files(self.place) if path.suffix.lower() in IMAGE_SUFFIXES]
         return images[:: self.every]
 
-    def _of_file(self) -> Iterator[Frame]:
-        capture, number = cv2.VideoCapture(str(self.place)), 0
+    def _of_file(self, ledger: Ledger | None) -> Iterator[Frame]:
+        capture, number, failed = cv2.VideoCapture(str(self.place)), 0, 0
         try:
-            while capture.grab():  # frames in between are not converted
+            while failed < _MOST_FAILURES:  # a damaged frame is passed over; after the end nothing more comes
+                if not capture.grab():  # frames in between are not converted
+                    failed += 1
+                    continue
+                damaged = range(number, number + failed)
+                number, failed = number + failed, 0
+                unread = [at for at in damaged if at % self.every == 0]
                 if number % self.every == 0:
                     read, pixels = capture.retrieve()
-                    if not read:
-                        return
-                    yield f"{number:06d}", np.ascontiguousarray(np.asarray(pixels, dtype=np.uint8)[..., ::-1])
+                    if read:
+                        yield f"{number:06d}", np.ascontiguousarray(np.asarray(pixels, dtype=np.uint8)[..., ::-1])
+                    else:
+                        unread.append(number)
+                if ledger is not None:
+                    for at in unread:
+                        ledger.drop("frame cannot be read", f"{at:06d}")
                 number += 1
+            missing = self.count() - math.ceil(number / self.every)
+            if ledger is not None and missing > 0:
+                ledger.drop("frame is not there, though the file's head counts it", f"{number:06d}", missing)
         finally:
             capture.release()
 
 
 def _background(source: _Frames, total: int) -> NDArray[np.uint8]:
-    """Of frames that are spread over all, of at most half a GiB.
+    """Of frames that are spread over all, of at most half a GiB, but eight however large they are.
 
     Raises:
         ValueError: there are too few.
@@ -170,7 +184,7 @@ def _background(source: _Frames, total: int) -> NDArray[np.uint8]:
             continue
         if number % step == 0:
             held.append(pixels)
-        if len(held) > _LEAST_FRAMES and (len(held) > _MOST_FRAMES or len(held) * pixels.nbytes > _MOST_BYTES):
+        if len(held) >= 2 * _LEAST_FRAMES - 1 and (len(held) > _MOST_FRAMES or len(held) * pixels.nbytes > _MOST_BYTES):
             held, step = held[::2], 2 * step
     if len(held) < _LEAST_FRAMES:
         raise ValueError(
