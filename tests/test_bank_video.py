@@ -98,6 +98,20 @@ def test_masks_of_frames(tmp_path: Path) -> None:
     assert report.dropped == {"frame without a mask of its name": 1, "mask file and frame differ in size": 1}
 
 
+def test_masks_of_frames_in_subfolders(tmp_path: Path) -> None:
+    place, masks = frames_in(tmp_path / "frames", 0), tmp_path / "frames" / "masks"
+    for folder in (place / "one", place / "two", masks / "one"):
+        folder.mkdir(parents=True)
+    for name in ("one/0.png", "two/0.png", "two/1.png"):
+        Image.fromarray(scene(0)[0]).save(place / name)
+    for name in ("one/0.png", "0.png", "1.png"):
+        Image.fromarray(scene(0)[1].astype(np.uint8)).save(masks / name)
+    report = build_from_video(place, tmp_path / "out.bank", every=1, masks=masks)
+    assert report.dropped == {"mask of the frame's name, but several frames have it": 1}
+    with ForegroundBank.open(report.path) as bank:
+        assert [foreground.source for foreground in bank] == ["one/0.png#1", "two/1.png#1"]
+
+
 def test_odd_frames_are_counted(tmp_path: Path) -> None:
     place = frames_in(tmp_path / "frames")
     (place / "003.png").write_bytes(b"no picture")

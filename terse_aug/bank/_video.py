@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -17,6 +19,7 @@ from terse_aug.bank._foreground import Foreground
 from terse_aug.bank._images import read_image, read_index_mask
 from terse_aug.bank._moving import background_of, moving_alphas
 from terse_aug.bank._names import IMAGE_SUFFIXES
+from terse_aug.bank._pairing import outside
 from terse_aug.bank._report import BY_MASK, BuildReport, Ledger, Progress, build
 from terse_aug.bank._writer import BankWriter
 
@@ -53,7 +56,8 @@ def build_from_video(
         out: the bank to write.
         every: frames from one that is used to the next.
         masks: folder of instance masks, 0 for background and another number for each object; ``NAME.png`` for the
-            image NAME, or ``000030.png`` for frame 30 of a file, counted from 0.
+            image NAME, in the same subfolders, or in none where only one frame has that name; or ``000030.png`` for
+            frame 30 of a file, counted from 0. What lies in it is no frame.
         category: name of all objects; their label is 1.
         rules: what is kept, see :class:`CutRules`; ``min_box_agreement`` means nothing here.
         overwrite: replace an existing bank.
@@ -68,7 +72,8 @@ def build_from_video(
     """
     if every < 1:
         raise ValueError(f"expected every of at least 1 frame, got {every}")
-    source, mask_folder = _Frames(Path(video), every), None if masks is None else Path(masks)
+    mask_folder = None if masks is None else Path(masks)
+    source = _Frames(Path(video), every, mask_folder)
     if mask_folder is not None and not mask_folder.is_dir():
         raise FileNotFoundError(f"expected a folder of masks at {mask_folder}, found none")
     rules, categories = rules or CutRules(), {_LABEL: category}
@@ -83,7 +88,7 @@ def build_from_video(
                     assert background is not None
                     masks_of, way = _moving(pixels, background, rules.min_area), _BY_MOTION
                 else:
-                    masks_of, way = _annotated(mask_folder / f"{Path(name).stem}.png", pixels), BY_MASK
+                    masks_of, way = _annotated(source.mask_of(name), pixels), BY_MASK
             except Unusable as reason:
                 ledger.drop(str(reason), name)
                 masks_of = []
@@ -107,6 +112,7 @@ class _Frames:
 
     place: Path
     every: int
+    masks: Path | None = None
 
     def count(self) -> int:
         """How many there are; of a file what its head says, which may be wrong.
@@ -140,9 +146,32 @@ class _Frames:
                 if ledger is not None:
                     ledger.drop("frame cannot be read", name)
 
-    def _files(self) -> list[Path]:
+    def mask_of(self, name: str) -> Path:
+        """Where the mask of a frame is: in the same subfolder; or in none, if no other frame has that name.
+
+        Raises:
+            Unusable: the mask may be of another frame as well.
+        """
+        assert self.masks is not None
+        own = (self.masks / name).with_suffix(".png")
+        flat = self.masks / own.name
+        if own.is_file() or not flat.is_file():
+            return own
+        if self._stems[own.stem] > 1:
+            raise Unusable("mask of the frame's name, but several frames have it")
+        return flat
+
+    @cached_property
+    def _stems(self) -> Counter[str]:
+        return Counter(path.stem for path in self._images)
+
+    @cached_property
+    def _images(self) -> list[Path]:
         images = [path for path in visible_files(self.place) if path.suffix.lower() in IMAGE_SUFFIXES]
-        return images[:: self.every]
+        return images if self.masks is None else outside(self.place, images, self.masks)
+
+    def _files(self) -> list[Path]:
+        return self._images[:: self.every]
 
     def _of_file(self, ledger: Ledger | None) -> Iterator[Frame]:
         capture, number, failed = cv2.VideoCapture(str(self.place)), 0, 0
