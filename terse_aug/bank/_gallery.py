@@ -116,7 +116,7 @@ def _is_own(path: Path) -> bool:
     """Whether it is a sheet, by what is written in it: names may be anyone's."""
     try:
         with Image.open(path) as image:
-            return image.info.get("Software") == _WRITER
+            return bool(image.info.get("Software") == _WRITER)
     except BROKEN_FILE:
         return False
 
