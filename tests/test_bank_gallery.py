@@ -47,14 +47,25 @@ def test_every_reason_has_a_file_in_a_folder(sample: CocoSample) -> None:
     assert names[-1] == "kept.png"
     assert any("crowd-region" in name for name in names)
     assert f"pictures of them: {report.drops}" in report.summary()
-    (sample.folder / "drops" / "own.txt").write_text("")
     sample.content["annotations"] = [entry for entry in sample.content["annotations"] if not entry["iscrowd"]]
     with pytest.raises(FileExistsError, match="overwrite=True"):
         build(sample, sample.folder / "drops")
     build(sample, sample.folder / "drops", overwrite=True)
     names = [path.name for path in (sample.folder / "drops").iterdir()]
-    assert "own.txt" in names
     assert not any("crowd-region" in name for name in names)
+
+
+@pytest.mark.parametrize("name", ["01-my-cat.png", "kept.png", "own.txt"])
+def test_files_of_others_are_left_alone(sample: CocoSample, name: str) -> None:
+    own = sample.folder / "drops" / name
+    build(sample, own.parent)
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(own, "png")
+    before = {path.name: path.read_bytes() for path in own.parent.iterdir()}
+    with pytest.raises(FileExistsError, match=f"such as {name}"):
+        build(sample, own.parent, overwrite=True)
+    assert {path.name: path.read_bytes() for path in own.parent.iterdir()} == before
+    write_sheets(own.parent, [], Path)
+    assert [path.name for path in own.parent.iterdir()] == [name]
 
 
 def test_one_sheet_is_drawn_even_if_nothing_is_kept(sample: CocoSample) -> None:

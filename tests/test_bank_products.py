@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from PIL import Image
 
 from terse_aug.bank import BuildReport, ForegroundBank, PlainGround, build_from_products, read_image
 from terse_aug.bank._cut import Unusable
+from terse_aug.bank._pairing import paired
 from terse_aug.bank._polarity import BLACK, WHITE, object_alpha
+from terse_aug.bank._report import Ledger
 from terse_aug.cli import main
 
 HEIGHT, WIDTH = 160, 200
@@ -120,7 +123,8 @@ def test_shadows_stay_with_their_object() -> None:
 @pytest.mark.parametrize("inverted", [False, True])
 @pytest.mark.parametrize("grey", [False, True])
 def test_polarity_is_told_by_the_border_and_grey_is_alpha(inverted: bool, grey: bool) -> None:
-    mask = np.where(ring(), 180 if grey else 255, 0).astype(np.uint8)
+    mask = np.where(ring(), 255, 0).astype(np.uint8)
+    mask[:70] = np.minimum(mask[:70], 180 if grey else 255)
     given = 255 - mask if inverted else mask
     alpha, way = object_alpha(given, photograph(ring()))
     assert way == (BLACK if inverted else WHITE)
@@ -139,6 +143,25 @@ def test_the_picture_tells_where_the_border_does_not(inverted: bool) -> None:
         object_alpha(given, np.full((HEIGHT, WIDTH, 3), 90, np.uint8))
     with pytest.raises(Unusable, match="the same everywhere"):
         object_alpha(np.zeros((HEIGHT, WIDTH), np.uint8), picture)
+
+
+@pytest.mark.parametrize("value", [1, 7, 90, 254])
+@pytest.mark.parametrize("inverted", [False, True])
+def test_labels_of_two_values_are_masks(value: int, inverted: bool) -> None:
+    given = np.where(ring() ^ inverted, value, 0).astype(np.uint8)
+    alpha, way = object_alpha(given, photograph(ring()))
+    assert way == (BLACK if inverted else WHITE)
+    np.testing.assert_array_equal(alpha, np.where(ring(), 255, 0))
+
+
+def test_what_is_not_seen_is_not_of_the_object() -> None:
+    mask = np.where(ring(), 255, 0) + np.random.default_rng(0).integers(-4, 5, ring().shape)
+    alpha, _ = object_alpha(mask.clip(0, 255).astype(np.uint8), photograph(ring()))
+    np.testing.assert_array_equal(alpha > 0, ring())
+    faint = np.where(ring(), 127, 0).astype(np.uint8)
+    faint[80] //= 2
+    with pytest.raises(Unusable, match="no pixel has an alpha of 128"):
+        object_alpha(faint, photograph(ring()))
 
 
 # --- the builder ----------------------------------------------------------------------------------------------------
@@ -188,7 +211,7 @@ def test_masks_of_both_polarities_are_counted(tmp_path: Path, place: str) -> Non
         save(root / "cup" / f"{name}.jpg", photograph(ring()))
     save(masks / f"{folders}a.pbm", ring())
     save(masks / f"{folders}b.png", np.where(ring(), 0, 255).astype(np.uint8))
-    save(masks / f"{folders}c_mask.png", np.where(ring(), 200, 0).astype(np.uint8))
+    save(masks / f"{folders}c_mask.png", np.where(ring(), 200 - ring(False).cumsum(0), 0).astype(np.uint8))
     save(masks / f"{folders}e_mask.png", ring())
     report = build_from_products(root, tmp_path / "out.bank", masks=masks)
     assert report.kept == {"cup": 3}
@@ -196,7 +219,7 @@ def test_masks_of_both_polarities_are_counted(tmp_path: Path, place: str) -> Non
     assert report.dropped == {"picture without a mask of its name": 1, "mask without an image of its name": 1}
     assert "2  mask, object white" in report.summary()
     with bank_of(report) as bank:
-        assert [int(foreground.rgba[..., 3].max()) for foreground in bank] == [255, 255, 200]
+        assert [int(foreground.rgba[..., 3].max()) for foreground in bank] == [255, 255, 199]
         for foreground in bank:
             np.testing.assert_array_equal(foreground.rgba[..., 3] > 0, ring()[30:131, 40:141])
 
@@ -216,6 +239,56 @@ def test_masks_that_do_not_fit_are_counted(tmp_path: Path) -> None:
         "mask file cannot be read": 1,
         "mask shows no object: it is the same everywhere": 1,
     }
+
+
+@pytest.mark.parametrize("place", ["beside", "below"])
+def test_a_mask_is_of_one_picture(tmp_path: Path, place: str) -> None:
+    """Names that end with ``_mask`` themselves, and pictures that differ in their extension only."""
+    root, masks = tmp_path / "products", tmp_path / "products" / ("masks" if place == "below" else "")
+    parts = {"gas": ring(), "gas_mask": ring(False)}
+    if place == "below":
+        for name, mask in parts.items():
+            save(root / "cup" / f"{name}.jpg", photograph(mask))
+            save(masks / f"{name}.png", mask)
+    else:
+        save(root / "cup" / "gas.png", photograph(ring()))
+        save(root / "cup" / "gas_mask.jpg", np.where(ring(), 255, 0).astype(np.uint8))
+    for suffix in ("bmp", "tif"):
+        save(root / "cup" / f"two.{suffix}", photograph(ring()))
+    save(masks / ("two.png" if place == "below" else "cup/two_mask.png"), ring())
+    report = build_from_products(root, tmp_path / "out.bank", masks=masks)
+    assert report.dropped == {"picture has its mask in common with another of its name": 2}
+    assert report.mended == {}
+    with bank_of(report) as bank:
+        assert bank.categories == {1: "cup"}
+        for foreground in bank:
+            name = Path(foreground.source).stem
+            solid = foreground.rgba[..., 3] > 127
+            assert solid.sum() == pytest.approx(parts[name].sum(), rel=0.02)
+        assert len(bank) == (2 if place == "below" else 1)
+
+
+@pytest.mark.parametrize("place", ["beside", "flat"])
+def test_many_names_are_paired_fast(tmp_path: Path, place: str) -> None:
+    masks = tmp_path if place == "beside" else tmp_path / "masks"
+    for folder in ("p", "p/0", "p/1", "masks"):
+        (tmp_path / folder).mkdir()
+    for number in range(2_000):
+        name = f"p/{number % 2}/{number}"
+        (tmp_path / f"{name}.jpg").touch()
+        (tmp_path / (f"{name}_mask.png" if place == "beside" else f"masks/{number}.png")).touch()
+    start = time.process_time()
+    pairs = paired(tmp_path if place == "beside" else tmp_path / "p", masks, Ledger())
+    assert time.process_time() - start < 2
+    assert len(pairs.mask_of) == len(pairs.pictures) == 5_000
+    assert all(mask.stem.removesuffix("_mask") == path.stem for path, mask in pairs.mask_of.items())
+
+
+def test_pure_colours_are_no_mask(tmp_path: Path) -> None:
+    picture = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
+    picture[ring()] = (255, 0, 0)
+    save(tmp_path / "a.png", picture)
+    assert build_from_products(tmp_path, tmp_path / "out.bank").kept == {"object": 1}
 
 
 def test_wrong_calls_are_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from terse_aug.bank import ForegroundBank, build_from_video
 from terse_aug.bank._cut import Unusable
 from terse_aug.bank._moving import background_of, moving_alphas
 from terse_aug.bank._report import Ledger
-from terse_aug.bank._video import _Frames
+from terse_aug.bank._video import _background, _Frames
 from terse_aug.cli import main
 
 HEIGHT, WIDTH, COUNT = 96, 160, 24
@@ -98,6 +98,20 @@ def test_masks_of_frames(tmp_path: Path) -> None:
     assert report.dropped == {"frame without a mask of its name": 1, "mask file and frame differ in size": 1}
 
 
+def test_masks_of_frames_in_subfolders(tmp_path: Path) -> None:
+    place, masks = frames_in(tmp_path / "frames", 0), tmp_path / "frames" / "masks"
+    for folder in (place / "one", place / "two", masks / "one"):
+        folder.mkdir(parents=True)
+    for name in ("one/0.png", "two/0.png", "two/1.png"):
+        Image.fromarray(scene(0)[0]).save(place / name)
+    for name in ("one/0.png", "0.png", "1.png"):
+        Image.fromarray(scene(0)[1].astype(np.uint8)).save(masks / name)
+    report = build_from_video(place, tmp_path / "out.bank", every=1, masks=masks)
+    assert report.dropped == {"mask of the frame's name, but several frames have it": 1}
+    with ForegroundBank.open(report.path) as bank:
+        assert [foreground.source for foreground in bank] == ["one/0.png#1", "two/1.png#1"]
+
+
 def test_odd_frames_are_counted(tmp_path: Path) -> None:
     place = frames_in(tmp_path / "frames")
     (place / "003.png").write_bytes(b"no picture")
@@ -108,6 +122,24 @@ def test_odd_frames_are_counted(tmp_path: Path) -> None:
     ledger = Ledger()
     assert len(list(_Frames(place, 1).read(ledger))) == COUNT - 1
     assert ledger.dropped.counts == {"frame cannot be read": 1}
+
+
+def test_a_damaged_video_is_read_to_its_end(tmp_path: Path) -> None:
+    whole = video_at(tmp_path / "a.avi").read_bytes()
+    start = whole.find(b"00dc", len(whole) // 2)
+    length = int.from_bytes(whole[start + 4 : start + 8], "little")
+    (tmp_path / "zeroed.avi").write_bytes(whole[: start + 8] + bytes(length) + whole[start + 8 + length :])
+    for every in (1, 2):
+        ledger, frames = Ledger(), _Frames(tmp_path / "zeroed.avi", every)
+        assert len(list(frames.read(ledger))) + ledger.dropped.counts.total() == COUNT // every
+        assert len(list(frames.read())) >= COUNT // every - 1
+
+
+def test_large_frames_leave_enough_for_the_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("terse_aug.bank._video._MOST_BYTES", 1)
+    for count in (6, 8, 9, 20):
+        place = frames_in(tmp_path / str(count), count)
+        assert _background(_Frames(place, 1), count).shape == (HEIGHT, WIDTH, 3)
 
 
 def test_what_is_no_video_is_refused(tmp_path: Path) -> None:

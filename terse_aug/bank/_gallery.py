@@ -12,13 +12,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from terse_aug._contact import GAP, PAPER, contact_sheet, paragraph
 from terse_aug._pictures import ORANGE, SKY_BLUE, Color, Picture, enlarged
 from terse_aug.bank._cut import Unusable
 from terse_aug.bank._exhibit import Exhibit
 from terse_aug.bank._foreground import Foreground
-from terse_aug.bank._images import NoAlphaError, read_image_like, read_rgba
+from terse_aug.bank._images import BROKEN_FILE, NoAlphaError, read_image_like, read_rgba
 from terse_aug.bank._mending import Malformed, as_number, mended_segmentation, plain
 from terse_aug.bank._segmentation import segmentation_to_mask
 
@@ -33,7 +34,7 @@ _LEAST_WINDOW = 64
 _MARGIN = 0.5
 _CHEQUER = 8
 _FAR = 1e6
-_OWN_FILES = re.compile(r"(\d\d-[a-z0-9-]+|kept)\.png")
+_WRITER = "terse-aug"
 
 
 class Section(NamedTuple):
@@ -55,7 +56,7 @@ def check_target(target: Path, overwrite: bool) -> None:
 
     Raises:
         FileNotFoundError: the folder that it lies in does not exist.
-        FileExistsError: it exists, and is not to be replaced.
+        FileExistsError: it exists, and is not to be replaced; or is a folder with files that are no such pictures.
     """
     if not target.parent.is_dir():
         raise FileNotFoundError(f"the folder {target.parent} does not exist; create it first")
@@ -66,6 +67,10 @@ def check_target(target: Path, overwrite: bool) -> None:
         )
     if target.exists() and target.is_dir() == _is_sheet(target):
         raise FileExistsError(f"{target}: expected NAME.png for one sheet, or else a folder for one of each reason")
+    if target.is_dir() and (others := [path.name for path in target.iterdir() if not _is_own(path)]):
+        raise FileExistsError(
+            f"{target} holds files that are no sheets of terse-aug (such as {min(others)}); choose another folder"
+        )
 
 
 def write_sheets(target: Path, sections: Sequence[Section], locate: Locate) -> None:
@@ -89,7 +94,7 @@ def write_sheets(target: Path, sections: Sequence[Section], locate: Locate) -> N
         return
     target.mkdir(exist_ok=True)
     for path in target.iterdir():
-        if _OWN_FILES.fullmatch(path.name):  # of an earlier build, whose reasons may have been others
+        if _is_own(path):  # of an earlier build, whose reasons may have been others
             path.unlink()
     for number, section in enumerate(sections, 1):
         slug = re.sub("[^a-z0-9]+", "-", section.title.lower().lstrip("0123456789 ")).strip("-")[:60]
@@ -102,7 +107,18 @@ def _is_sheet(target: Path) -> bool:
 
 
 def _save(picture: Picture, path: Path) -> None:
-    Image.fromarray(picture).save(path)
+    text = PngInfo()
+    text.add_text("Software", _WRITER)
+    Image.fromarray(picture).save(path, pnginfo=text)
+
+
+def _is_own(path: Path) -> bool:
+    """Whether it is a sheet, by what is written in it: names may be anyone's."""
+    try:
+        with Image.open(path) as image:
+            return bool(image.info.get("Software") == _WRITER)
+    except BROKEN_FILE:
+        return False
 
 
 def _drawn(section: Section, locate: Locate, count: int) -> Picture:

@@ -27,7 +27,8 @@ _HALO = 0.006
 _BAND = 0.02
 _ITERATIONS = 3
 _SOFTNESS = 0.8
-_UNSEEN = 0.03
+UNSEEN = 0.03
+"""Alpha, 0 to 1, below which nothing is seen."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,7 @@ def softened(mask: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8
     soft = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), _SOFTNESS)
     if soft.shape[1::-1] != size:
         soft = cv2.resize(soft, size, interpolation=cv2.INTER_LINEAR)
-    soft = np.where(soft < _UNSEEN, 0, soft)  # else the crop would be larger than what is seen
+    soft = np.where(soft < UNSEEN, 0, soft)  # else the crop would be larger than what is seen
     alpha: NDArray[np.uint8] = np.rint(255 * soft.clip(0, 1)).astype(np.uint8)
     return alpha
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terse_aug.bank._cut import Unusable
-from terse_aug.bank._plain_ground import ground_distance
+from terse_aug.bank._plain_ground import UNSEEN, ground_distance
 
 WHITE = "mask, object white"
 BLACK = "mask, object black"
@@ -15,6 +15,7 @@ BLACK = "mask, object black"
 _LARGEST_SIDE = 384
 _UNDECIDED = 0.2
 _LEAST_DIFFERENCE = 2.0
+_SOLID = 128
 
 
 def object_alpha(mask: NDArray[np.uint8], image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], str]:
@@ -24,22 +25,29 @@ def object_alpha(mask: NDArray[np.uint8], image: NDArray[np.uint8]) -> tuple[NDA
     mask whose colours are nearer to the ground's, see :func:`ground_distance`.
 
     Args:
-        mask: uint8 ``[H, W]``; grey values are kept as alpha.
+        mask: uint8 ``[H, W]``; grey values are kept as alpha, but for those below 3 %, which are 0. One of two values,
+            of which one is 0, is black and white, whatever the other is: labels are written so.
         image: uint8 ``[H, W, 3]``, RGB.
 
     Returns:
         uint8 ``[H, W]``, and :data:`WHITE` or :data:`BLACK`.
 
     Raises:
-        Unusable: the mask is all of one value, or neither its border nor the picture tells.
+        Unusable: the mask is all of one value, neither its border nor the picture tells, or no pixel has an alpha of
+            128 or more.
     """
     if mask.min() == mask.max():
         raise Unusable("mask shows no object: it is the same everywhere")
+    if mask.min() == 0 and ((mask == 0) | (mask == mask.max())).all():
+        mask = np.where(mask > 0, np.uint8(255), np.uint8(0))
     border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
     balance = 2 * float((border > 127).mean()) - 1
     if abs(balance) <= _UNDECIDED:
         balance = _by_colour(mask, image)
-    return (mask, WHITE) if balance < 0 else (255 - mask, BLACK)
+    alpha, way = (mask, WHITE) if balance < 0 else (255 - mask, BLACK)
+    if alpha.max() < _SOLID:
+        raise Unusable(f"mask shows no object: no pixel has an alpha of {_SOLID} or more")
+    return np.where(alpha < 255 * UNSEEN, np.uint8(0), alpha), way  # else ringing of JPEG would enlarge the crop
 
 
 def _by_colour(mask: NDArray[np.uint8], image: NDArray[np.uint8]) -> float:

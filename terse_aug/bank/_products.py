@@ -10,21 +10,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from terse_aug.bank._class_folders import class_of, labels_of, visible_files
+from terse_aug.bank._class_folders import class_of, labels_of
 from terse_aug.bank._cut import Annotation, CutRules, Unusable, cut_from_image
 from terse_aug.bank._exhibit import Exhibit
 from terse_aug.bank._foreground import Foreground
 from terse_aug.bank._images import NoAlphaError, read_image, read_mask, read_rgba
 from terse_aug.bank._include import Include
-from terse_aug.bank._names import IMAGE_SUFFIXES, fitting
+from terse_aug.bank._pairing import paired
 from terse_aug.bank._plain_ground import PlainGround
 from terse_aug.bank._polarity import object_alpha
 from terse_aug.bank._report import BuildReport, Ledger, Progress, build
 from terse_aug.bank._writer import BankWriter
 
 _BY_GROUND = "plain ground"
-_MASK_SUFFIX = "_mask"
-_MASK_ONLY = (".pbm",)
 
 
 def build_from_products(
@@ -52,8 +50,7 @@ def build_from_products(
         folder: where the pictures are.
         out: the bank to write.
         masks: folder of masks ``NAME.png`` or ``NAME_mask.png`` of any image format, in the same subfolders or in none;
-            grey values are alpha. It may be ``folder`` itself; masks are then those with ``_mask``, PBM files, and PNG
-            files beside a JPEG of the same name.
+            grey values are alpha. It may be ``folder`` itself, see :func:`paired`, or lie in it.
         ground: how objects are told from the ground where there are no masks.
         category: class of the pictures that lie in ``folder`` itself.
         extent: natural size of all objects, see :class:`Foreground`: larger side over the square root of the
@@ -79,7 +76,8 @@ def build_from_products(
         if not place.is_dir():
             raise FileNotFoundError(f"expected a folder at {place}, found none")
     ledger_before = Ledger()
-    pictures, mask_of = _paired(root, mask_root, ledger_before)
+    pairs = paired(root, mask_root, ledger_before)
+    pictures = pairs.pictures
     labels = labels_of(root, pictures, category)
     categories = {label: name for name, label in labels.items()}
     writer, listed = BankWriter(out, categories, overwrite=overwrite), Include(include)
@@ -90,7 +88,8 @@ def build_from_products(
         for done, path in enumerate(pictures, 1):
             name = path.relative_to(root).as_posix()
             if name in listed:
-                photograph = _Photograph(path, name, labels[class_of(root, path, category)], mask_of.get(path))
+                label, mask = labels[class_of(root, path, category)], pairs.mask_of.get(path)
+                photograph = _Photograph(path, name, label, mask, path in pairs.shared)
                 for cut in photograph.cut_outs(mask_root is not None, own_ground, own_rules, ledger):
                     yield replace(cut, extent=extent)
             else:
@@ -106,12 +105,13 @@ def build_from_products(
 
 @dataclass(frozen=True)
 class _Photograph:
-    """One picture, with its mask where it has one."""
+    """One picture, with its mask where it has one, which may be that of another as well."""
 
     path: Path
     name: str
     label: int
     mask: Path | None
+    shared: bool
 
     def cut_outs(self, by_mask: bool, ground: PlainGround, rules: CutRules, ledger: Ledger) -> Iterator[Foreground]:
         """The objects of it; what is left out is counted."""
@@ -143,6 +143,8 @@ class _Photograph:
     def _by_mask(self, pixels: NDArray[np.uint8]) -> tuple[list[NDArray[np.uint8]], str]:
         if self.mask is None:
             raise Unusable("picture without a mask of its name")
+        if self.shared:
+            raise Unusable("picture has its mask in common with another of its name")
         try:
             mask = read_mask(self.mask)
         except ValueError as error:
@@ -154,46 +156,6 @@ class _Photograph:
 
 
 def _by_ground(pixels: NDArray[np.uint8], ground: PlainGround) -> list[NDArray[np.uint8]]:
-    if ((pixels == 0) | (pixels == 255)).all():
+    if ((pixels == 0) | (pixels == 255)).all() and (pixels == pixels[..., :1]).all():
         raise Unusable("picture is black and white only, and so a mask: give it as such (masks)")
     return ground.alphas(pixels)
-
-
-def _paired(root: Path, masks: Path | None, ledger: Ledger) -> tuple[list[Path], dict[Path, Path]]:
-    """Pictures, and the masks of those that have one."""
-    files = [path for path in visible_files(root) if path.suffix.lower() in (*IMAGE_SUFFIXES, *_MASK_ONLY)]
-    if masks is None:
-        return files, {}
-    known = [path for path in visible_files(masks) if path.suffix.lower() in (*IMAGE_SUFFIXES, *_MASK_ONLY)]
-    if masks.resolve() == root.resolve():
-        photographs = {_stem(root, path) for path in files if path.suffix.lower() in (".jpg", ".jpeg")}
-        known = [path for path in files if _is_mask(root, path, photographs)]
-        files = [path for path in files if path not in set(known)]
-    by_name: dict[str, Path] = {}
-    for path in known:
-        if by_name.setdefault(_stem(masks, path), path) != path:
-            ledger.drop("second mask of the same name", path.name)
-    wanted = {_stem(root, path): path for path in files}
-    there = {stem: by_name[stem] for stem in by_name}
-    for stem in wanted:  # masks may lie in no subfolders
-        flat = Path(stem).name
-        if stem not in there and flat in by_name and sum(Path(other).name == flat for other in wanted) == 1:
-            there[stem] = there.pop(flat)
-    for stem, fit in fitting(wanted, there).items():
-        if fit.name is not None:
-            ledger.mend([f"mask: {fit.reason}"], wanted[stem].name)
-            there[stem] = there.pop(fit.name)
-    for stem in sorted(there.keys() - wanted.keys()):
-        ledger.drop("mask without an image of its name", there[stem].name)
-    return files, {path: there[_stem(root, path)] for path in files if _stem(root, path) in there}
-
-
-def _stem(root: Path, path: Path) -> str:
-    return path.relative_to(root).with_suffix("").as_posix().removesuffix(_MASK_SUFFIX)
-
-
-def _is_mask(root: Path, path: Path, photographs: set[str]) -> bool:
-    """Of a folder with pictures and masks."""
-    if path.stem.endswith(_MASK_SUFFIX) or path.suffix.lower() in _MASK_ONLY:
-        return True
-    return path.suffix.lower() == ".png" and _stem(root, path) in photographs

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -17,6 +19,7 @@ from terse_aug.bank._foreground import Foreground
 from terse_aug.bank._images import read_image, read_index_mask
 from terse_aug.bank._moving import background_of, moving_alphas
 from terse_aug.bank._names import IMAGE_SUFFIXES
+from terse_aug.bank._pairing import outside
 from terse_aug.bank._report import BY_MASK, BuildReport, Ledger, Progress, build
 from terse_aug.bank._writer import BankWriter
 
@@ -25,6 +28,7 @@ _BY_MOTION = "motion"
 _MOST_BYTES = 2**29
 _MOST_FRAMES = 51
 _LEAST_FRAMES = 5
+_MOST_FAILURES = 30
 
 Frame = tuple[str, NDArray[np.uint8]]
 """The name of a frame, and its pixels, uint8 ``[H, W, 3]`` RGB."""
@@ -52,7 +56,8 @@ def build_from_video(
         out: the bank to write.
         every: frames from one that is used to the next.
         masks: folder of instance masks, 0 for background and another number for each object; ``NAME.png`` for the
-            image NAME, or ``000030.png`` for frame 30 of a file, counted from 0.
+            image NAME, in the same subfolders, or in none where only one frame has that name; or ``000030.png`` for
+            frame 30 of a file, counted from 0. What lies in it is no frame.
         category: name of all objects; their label is 1.
         rules: what is kept, see :class:`CutRules`; ``min_box_agreement`` means nothing here.
         overwrite: replace an existing bank.
@@ -67,7 +72,8 @@ def build_from_video(
     """
     if every < 1:
         raise ValueError(f"expected every of at least 1 frame, got {every}")
-    source, mask_folder = _Frames(Path(video), every), None if masks is None else Path(masks)
+    mask_folder = None if masks is None else Path(masks)
+    source = _Frames(Path(video), every, mask_folder)
     if mask_folder is not None and not mask_folder.is_dir():
         raise FileNotFoundError(f"expected a folder of masks at {mask_folder}, found none")
     rules, categories = rules or CutRules(), {_LABEL: category}
@@ -82,7 +88,7 @@ def build_from_video(
                     assert background is not None
                     masks_of, way = _moving(pixels, background, rules.min_area), _BY_MOTION
                 else:
-                    masks_of, way = _annotated(mask_folder / f"{Path(name).stem}.png", pixels), BY_MASK
+                    masks_of, way = _annotated(source.mask_of(name), pixels), BY_MASK
             except Unusable as reason:
                 ledger.drop(str(reason), name)
                 masks_of = []
@@ -106,6 +112,7 @@ class _Frames:
 
     place: Path
     every: int
+    masks: Path | None = None
 
     def count(self) -> int:
         """How many there are; of a file what its head says, which may be wrong.
@@ -129,7 +136,7 @@ class _Frames:
     def read(self, ledger: Ledger | None = None) -> Iterator[Frame]:
         """The frames; those that cannot be read are counted."""
         if not self.place.is_dir():
-            yield from self._of_file()
+            yield from self._of_file(ledger)
             return
         for path in self._files():
             name = path.relative_to(self.place).as_posix()
@@ -139,26 +146,62 @@ class _Frames:
                 if ledger is not None:
                     ledger.drop("frame cannot be read", name)
 
-    def _files(self) -> list[Path]:
-        images = [path for path in visible_files(self.place) if path.suffix.lower() in IMAGE_SUFFIXES]
-        return images[:: self.every]
+    def mask_of(self, name: str) -> Path:
+        """Where the mask of a frame is: in the same subfolder; or in none, if no other frame has that name.
 
-    def _of_file(self) -> Iterator[Frame]:
-        capture, number = cv2.VideoCapture(str(self.place)), 0
+        Raises:
+            Unusable: the mask may be of another frame as well.
+        """
+        assert self.masks is not None
+        own = (self.masks / name).with_suffix(".png")
+        flat = self.masks / own.name
+        if own.is_file() or not flat.is_file():
+            return own
+        if self._stems[own.stem] > 1:
+            raise Unusable("mask of the frame's name, but several frames have it")
+        return flat
+
+    @cached_property
+    def _stems(self) -> Counter[str]:
+        return Counter(path.stem for path in self._images)
+
+    @cached_property
+    def _images(self) -> list[Path]:
+        images = [path for path in visible_files(self.place) if path.suffix.lower() in IMAGE_SUFFIXES]
+        return images if self.masks is None else outside(self.place, images, self.masks)
+
+    def _files(self) -> list[Path]:
+        return self._images[:: self.every]
+
+    def _of_file(self, ledger: Ledger | None) -> Iterator[Frame]:
+        capture, number, failed = cv2.VideoCapture(str(self.place)), 0, 0
         try:
-            while capture.grab():  # frames in between are not converted
+            while failed < _MOST_FAILURES:  # a damaged frame is passed over; after the end nothing more comes
+                if not capture.grab():  # frames in between are not converted
+                    failed += 1
+                    continue
+                damaged = range(number, number + failed)
+                number, failed = number + failed, 0
+                unread = [at for at in damaged if at % self.every == 0]
                 if number % self.every == 0:
                     read, pixels = capture.retrieve()
-                    if not read:
-                        return
-                    yield f"{number:06d}", np.ascontiguousarray(np.asarray(pixels, dtype=np.uint8)[..., ::-1])
+                    if read:
+                        yield f"{number:06d}", np.ascontiguousarray(np.asarray(pixels, dtype=np.uint8)[..., ::-1])
+                    else:
+                        unread.append(number)
+                if ledger is not None:
+                    for at in unread:
+                        ledger.drop("frame cannot be read", f"{at:06d}")
                 number += 1
+            missing = self.count() - math.ceil(number / self.every)
+            if ledger is not None and missing > 0:
+                ledger.drop("frame is not there, though the file's head counts it", f"{number:06d}", missing)
         finally:
             capture.release()
 
 
 def _background(source: _Frames, total: int) -> NDArray[np.uint8]:
-    """Of frames that are spread over all, of at most half a GiB.
+    """Of frames that are spread over all, of at most half a GiB, but eight however large they are.
 
     Raises:
         ValueError: there are too few.
@@ -170,7 +213,7 @@ def _background(source: _Frames, total: int) -> NDArray[np.uint8]:
             continue
         if number % step == 0:
             held.append(pixels)
-        if len(held) > _LEAST_FRAMES and (len(held) > _MOST_FRAMES or len(held) * pixels.nbytes > _MOST_BYTES):
+        if len(held) >= 2 * _LEAST_FRAMES - 1 and (len(held) > _MOST_FRAMES or len(held) * pixels.nbytes > _MOST_BYTES):
             held, step = held[::2], 2 * step
     if len(held) < _LEAST_FRAMES:
         raise ValueError(
