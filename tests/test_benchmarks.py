@@ -83,7 +83,12 @@ def test_penn_fudan_and_what_looks_at_its_runs(data_root: Path, tmp_path: Path) 
     )
     assert content["pastes"] == 2
     arguments = ["--data", photographs, "--baseline", str(critic), "--runs", str(critic), "--images", "8"]
-    assert run("hardness", tmp_path / "h.json", *arguments)["printed"]
+    found = run("hardness", tmp_path / "h.json", *arguments, "--terse", "critic_temperature=0.1")
+    assert found["rows"][0]["settings"] == ["critic_temperature=0.1"]
+    few = ["--data", photographs, "--baseline", str(critic), "--pastes", "3", "--candidates", "2"]
+    for row in run("ceiling", tmp_path / "c.json", *few)["rows"].values():
+        assert row["pastes"] <= 3
+        assert row["missed share, random"] <= row["missed share, hardest"]
 
 
 @pytest.mark.parametrize("host", ["detectron2", "mmdet"])
@@ -123,6 +128,15 @@ def test_the_report_of_a_made_bank_is_measured(tmp_path: Path) -> None:
     assert content["report_mb"] > 0.01
     assert content["copies"]["same"]["found"] == content["copies"]["same"]["made"] > 0
     assert content["certain_distance"] == 7
+
+
+def test_a_large_bank_is_written_opened_and_read_by_several(tmp_path: Path) -> None:
+    few = ["--cutouts", "500", "--readers", "2", "--seconds", "0.2", "--folder", str(tmp_path)]
+    content = run("bank_scale", tmp_path / "s.json", *few)
+    assert content["cut-outs"] == 500
+    assert content["open seconds"] > 0
+    assert content["bank: reads per second"] > 0 < content["lmdb: reads per second"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "s.json"]
 
 
 def test_the_paste_by_hand_is_a_paste(monkeypatch: pytest.MonkeyPatch) -> None:
