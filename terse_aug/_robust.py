@@ -228,7 +228,8 @@ class Robustness(nn.Module):
                 self._awaited += 1
                 if not new.requires_grad:
                     new = new.requires_grad_().clone()  # no leaf, so that a host may write into it
-                new.register_hook(_Ear(self, where, (down, right)))  # type: ignore[no-untyped-call]
+                ear = _Ear(self, where, (down, right))
+                new.register_hook(ear)  # type: ignore[no-untyped-call]  # torch has no types for it
             perturbed.append(new)
         return perturbed
 
