@@ -111,7 +111,19 @@ class Torchvision(Host):
     amp_needs_gpu = False
 
     def prepare(self, images: Sequence[int]) -> None:
-        """See :class:`Host`; nothing."""
+        """See :class:`Host`; banks of what boxes give, if they are asked for."""
+        if not self.args.boxes:
+            return
+        script = ROOT / "examples" / "mmdet" / "penn_fudan_to_coco.py"
+        self._make(self.out / "data", str(script), str(self.data), "--out", "OUT")
+        for count in images:
+            content = json.loads((self.out / "data" / f"train_{count}.json").read_text())
+            for entry in content["annotations"]:
+                del entry["segmentation"]
+            boxed, photographs = self.out / "data" / f"boxes_{count}.json", str(self.data / "PNGImages")
+            boxed.write_text(json.dumps(content))
+            source = "coco", "--annotations", str(boxed), "--images", photographs
+            self._make_bank(count, *source, "--boxes", self.args.boxes, "--min-quality", str(self.args.min_quality))
 
     def command(self, run: Run) -> list[str]:
         """See :class:`Host`."""
@@ -130,6 +142,7 @@ class Torchvision(Host):
         if run.arm != "none":
             command += ["--policy", run.arm, "--probe-images", str(self.args.probe_images)]
             command += ["--terse", *self.args.terse] if self.args.terse else []
+            command += ["--bank", str(self._bank(run.images))] if self.args.boxes else []
         return command
 
     def train(self, run: Run) -> float | None:

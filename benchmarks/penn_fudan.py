@@ -5,6 +5,9 @@ was stopped::
 
     python -m benchmarks.penn_fudan --data shared/data/penn_fudan --weights mobilenet_v2.pth --out runs/penn_fudan
 
+With ``--boxes`` the cut-outs are made of the training images' boxes as if there were no masks; run it with
+``--arms random`` and another ``--out``, and compare with a run without it.
+
 Arms of the same seed share initial weights, order of images and mirroring; but for mmdet's ``copypaste``, which mirrors
 by draws of its own and pads its images to one size.
 """
@@ -24,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks._hosts import HOSTS, POLICIES, Host, Run
+from terse_aug.bank import WAYS
 
 FIGURES = ("AP", "AP50", "AP75")
 
@@ -35,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arms = args.arms or ("none", *POLICIES)
     if unknown := [arm for arm in arms if arm not in host.arms]:
         raise SystemExit(f"--arms: {args.host} has {', '.join(host.arms)}, not {', '.join(unknown)}")
+    if args.boxes and args.host != "torchvision":
+        raise SystemExit(f"--boxes: only with --host torchvision, not {args.host}")
     if args.amp and host.amp_needs_gpu and args.device == "cpu":
         raise SystemExit(f"--amp: {args.host} has mixed precision on a GPU only")
     runs = [Run(images, arm, seed) for seed in args.seeds for images in args.train for arm in arms]
@@ -71,6 +77,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--amp", action="store_true", help="mixed precision, in all arms")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each")
     parser.add_argument("--terse", nargs="+", default=[], metavar="NAME=VALUE", help="settings of TerseConfig")
+    parser.add_argument(
+        "--boxes", choices=WAYS, help="torchvision: cut objects out of their boxes; else by their masks"
+    )
+    parser.add_argument(
+        "--min-quality", type=float, default=0.5, help="GrabCut's masks below are left out; default 0.5"
+    )
     parser.add_argument("--keep", action="store_true", help="torchvision: keep every run's checkpoint, 85 MB each")
     parser.add_argument("--probe-images", type=int, default=64, help="torchvision: composites looked at in the end")
     parser.add_argument("--report", action="store_true", help="only read the runs that are there")
@@ -99,7 +111,8 @@ def _arguments(run: Run, args: argparse.Namespace) -> dict[str, Any]:
     weights = hashlib.sha256(args.weights.read_bytes()).hexdigest()[:16]
     common = {"host": args.host, "iterations": args.iterations, "amp": args.amp, "device": args.device}
     pasting = {"policy": run.arm, "terse": list(args.terse)} if run.arm in POLICIES else {}
-    return common | {"weights": weights} | pasting
+    boxes = {"boxes": args.boxes, "min quality": args.min_quality} if args.boxes and run.arm in POLICIES else {}
+    return common | {"weights": weights} | pasting | boxes
 
 
 def _check_same(run: Run, args: argparse.Namespace) -> None:
