@@ -115,6 +115,9 @@ class TerseConfig:
         "robust: batches that are left alone before; a model that is trained from scratch may learn nothing if it is "
         "perturbed from the first batch on",
     )
+    robust_ramp: int = _setting(
+        0, "robust: batches, after robust_start, over which the radius grows to its full size; 0 for at once"
+    )
 
     def __post_init__(self) -> None:
         for name in ("objects", "decoys", "distractors", "critic_held"):
@@ -187,8 +190,9 @@ def check_robust(config: TerseConfig) -> None:
             raise ValueError(f"{name}: expected a share of the pixel range within [0, 1], got {getattr(config, name)}")
     if config.robust_steps < 1:
         raise ValueError(f"robust_steps: expected at least 1, got {config.robust_steps}; robust='none' switches it off")
-    if config.robust_start < 0:
-        raise ValueError(f"robust_start: expected a number of batches of at least 0, got {config.robust_start}")
+    for name in ("robust_start", "robust_ramp"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"{name}: expected a number of batches of at least 0, got {getattr(config, name)}")
     if not 0 <= config.robust_step_size < float("inf"):
         raise ValueError(f"robust_step_size: expected a finite value of at least 0, got {config.robust_step_size}")
 

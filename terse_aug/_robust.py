@@ -107,7 +107,7 @@ class Robustness(nn.Module):
         with full_precision(composites.images[0].device):
             foregrounds = _foregrounds(composites)
             rooms = [
-                Room.around(image.detach().nan_to_num(), self._radius(where), self._pixels)
+                Room.around(image.detach().nan_to_num(), self._radius(where, call), self._pixels)
                 for image, where in zip(composites.images, foregrounds, strict=True)
             ]
         if self._config.robust == "universal":
@@ -141,9 +141,13 @@ class Robustness(nn.Module):
             return self._config.robust_step_size
         return 0.1 if self._config.robust == "universal" else min(1.25, 2.5 / self._config.robust_steps)
 
-    def _radius(self, foreground: Tensor) -> Tensor:
+    def _radius(self, foreground: Tensor, call: int) -> Tensor:
         objects, background = self._config.robust_radius_objects, self._config.robust_radius_background
-        return torch.where(foreground, objects, background)
+        return torch.where(foreground, objects, background) * self._growth(call)
+
+    def _growth(self, call: int) -> float:
+        """Part of the radius that a batch gets."""
+        return min(1.0, (call - self._config.robust_start + 1) / max(self._config.robust_ramp, 1))
 
     # --- gradient steps ---------------------------------------------------------------------------------------------
 

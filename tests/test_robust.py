@@ -410,6 +410,18 @@ def test_the_first_batches_are_left_alone(tiny_bank: ForegroundBank, robust: str
     assert same == [True, True, True, False, False]
 
 
+def test_the_radius_grows_to_its_full_size(tiny_bank: ForegroundBank) -> None:
+    settings: dict[str, Any] = RADII | {"robust": "pgd", "robust_start": 1, "robust_ramp": 4, "target": Gradients(1.0)}
+    terse, plain = Terse(tiny_bank, "random", **settings), Terse(tiny_bank, "random")
+    parts = []
+    for step in range(7):
+        moved, _ = terse(*make_batch(step))
+        clean, _ = plain(*make_batch(step))
+        farthest = max(float((one - other).abs().max()) for one, other in zip(clean, moved, strict=True))
+        parts.append(farthest / max(OBJECTS, BACKGROUND))
+    assert parts == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1, 1], abs=1e-4)
+
+
 # --- policies -------------------------------------------------------------------------------------------------------
 
 
@@ -537,6 +549,7 @@ def test_settings_out_of_range_and_targets_without_a_gradient_are_refused(
         "robust_steps": (0, "expected at least 1, got 0; robust='none' switches it off"),
         "robust_step_size": (math.inf, "finite value of at least 0, got inf"),
         "robust_start": (-1, "at least 0, got -1"),
+        "robust_ramp": (-2, "at least 0, got -2"),
         "robust_probability": (1.5, r"within \[0, 1\], got 1.5"),
     }
     for name, (value, message) in wrong.items():
