@@ -38,6 +38,7 @@ from terse_aug.bank import (
     build_from_voc,
     build_from_yolo,
 )
+from terse_aug.bank.formats._reading import CLAIMED
 
 
 @pytest.fixture
@@ -568,3 +569,39 @@ def test_what_is_wrong_with_the_call_is_said_before_anything_is_read(scene: Scen
         build_from_labelme(nowhere, tmp_path / "new.bank", boxes="magic")
     with pytest.raises(TypeError, match="boxs"):
         build_from_labelme(nowhere, tmp_path / "new.bank", boxs="box")
+
+
+def test_an_image_that_several_files_name_is_that_of_its_own_name_or_of_none(scene: Scene, tmp_path: Path) -> None:
+    folder = as_labelme(scene)
+    text = (folder / "scene.json").read_text()
+    (folder / "scene copy.json").write_text(text)
+    report = build_from_labelme(folder, tmp_path / "own.bank", images=scene.images)
+    assert (report.kept, report.dropped[CLAIMED]) == ({"cat": 1}, 2)
+    (folder / "scene.json").rename(folder / "scene edited.json")
+    with pytest.raises(ValueError, match=f"4 +{CLAIMED}"):
+        build_from_labelme(folder, tmp_path / "none.bank", images=scene.images)
+    for part in ("north", "south"):  # of two images that lie in one folder now, one is lost
+        (tmp_path / "parts" / part).mkdir(parents=True)
+        (tmp_path / "parts" / part / "scene.json").write_text(text)
+    with pytest.raises(ValueError, match=f"4 +{CLAIMED}"):
+        build_from_labelme(tmp_path / "parts", tmp_path / "flat.bank", images=scene.images)
+
+
+def test_voc_takes_the_image_of_its_xml_file_where_the_file_names_another(scene: Scene, tmp_path: Path) -> None:
+    root = as_voc(scene)
+    Image.new("RGB", (WIDTH, HEIGHT), "green").save(root / "JPEGImages" / "other.png")
+    text = (root / "Annotations" / "scene.xml").read_text()
+    (root / "Annotations" / "other.xml").write_text(text)  # copied: its <filename> is still scene.png
+    report = build_from_voc(root, tmp_path / "out.bank", boxes="box")
+    assert report.kept == {"cat": 2, "dog": 2}
+    assert report.mended == {"image has the name of its XML file and not that in it": 1}
+    (root / "JPEGImages" / "other.png").unlink()
+    report = build_from_voc(root, tmp_path / "one.bank", boxes="box")
+    assert (report.kept, report.dropped) == ({"cat": 1, "dog": 1}, {CLAIMED: 2})
+
+
+def test_yolo_does_not_share_a_label_file(scene: Scene, tmp_path: Path) -> None:
+    as_yolo(scene)
+    Image.new("RGB", (WIDTH, HEIGHT), "green").save(scene.images / "scene.jpg")
+    with pytest.raises(ValueError, match=r"2 +label file is that of several images"):
+        build_from_yolo(scene.images, tmp_path / "out.bank")

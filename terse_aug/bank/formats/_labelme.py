@@ -61,7 +61,9 @@ def read_labelme(folder: Path, images: Path | None = None, names: Sequence[str] 
             collected.ledger.drop("not a file of LabelMe's", path.name)
             continue
         size = _size(content)
-        number = collected.image(_image_of(path, content, folder, images), *(size or ()))
+        height, width = size or (None, None)
+        claim = path.relative_to(folder).with_suffix("").as_posix()
+        number = collected.image(_image_of(path, content, folder, images), height, width, claim)
         _read_shapes(content["shapes"], number, size, path.name, collected)
     return collected.reading("labelme", folder.name, root)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any
 from terse_aug.bank._coco_json import exhibit
 from terse_aug.bank._mending import Malformed, as_number
 from terse_aug.bank._report import Ledger
+
+CLAIMED = "image is that of another file of annotations too"
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,24 @@ class Collector:
     ledger: Ledger = field(default_factory=Ledger)
     _images: list[dict[str, Any]] = field(default_factory=list)
     _objects: list[dict[str, Any]] = field(default_factory=list)
+    _claims: dict[str, list[tuple[int, str]]] = field(default_factory=lambda: defaultdict(list))
 
-    def image(self, name: str, height: int | None = None, width: int | None = None) -> int:
-        """Add an image; its number."""
+    def image(self, name: str, height: int | None = None, width: int | None = None, claim: str = "") -> int:
+        """Add an image; its number.
+
+        Args:
+            name: relative to the folder of images.
+            height: in px, if it is known.
+            width: likewise.
+            claim: where every image has a file of annotations: the name of that file, without its ending, relative to
+                the folder of those. If several files name one image, that of the image's own name is meant, or none.
+        """
         size = {"height": height, "width": width} if height and width else {}
         self._images.append({"id": len(self._images), "file_name": name, **size})
-        return len(self._images) - 1
+        number = len(self._images) - 1
+        if claim:
+            self._claims[name].append((number, claim))
+        return number
 
     def object(self, image: int, category: str, number: int | str, **shape: Any) -> None:
         """Add an object of an image: ``segmentation`` and ``bbox`` as in a COCO JSON, or one of them, or neither."""
@@ -71,6 +87,7 @@ class Collector:
         Raises:
             ValueError: there is no object.
         """
+        self._settle_claims()
         if not self._objects:
             why = "; ".join(line.strip() for line in self.ledger.dropped.lines()) or "there is none"
             raise ValueError(f"{name}: expected annotated objects, found none that can be read: {why}")
@@ -84,6 +101,19 @@ class Collector:
         categories = [{"id": label, "name": own} for own, label in labels.items()]
         content = {"images": self._images, "annotations": objects, "categories": categories}
         return Reading(kind, name, content, folder, self.ledger)
+
+    def _settle_claims(self) -> None:
+        """Drop the objects of files that name an image which is another's."""
+        lost: dict[int, str] = {}
+        for name, claims in self._claims.items():
+            own = [number for number, claim in claims if claim == os.path.splitext(name)[0]]
+            kept = own if len(own) == 1 else []
+            lost |= {number: claim for number, claim in claims if len(claims) > 1 and number not in kept}
+        for entry in self._objects:
+            if entry["image_id"] in lost:
+                where = f"{lost[entry['image_id']]}, object {entry['id']}"
+                self.drop(CLAIMED, where, entry["image_id"])
+        self._objects = [entry for entry in self._objects if entry["image_id"] not in lost]
 
 
 def as_points(points: Any) -> list[float]:

@@ -83,11 +83,12 @@ def _read_image(
     tree: ElementTree.Element, path: Path, images: Path, mask: Path | None, difficult: bool, collected: Collector
 ) -> None:
     said = name = (tree.findtext("filename") or "").strip()
-    if not name or not is_file(images / name):  # exports name the file of another machine
+    if Path(name).stem != path.stem or not is_file(images / name):  # a copied XML file, or a file of another machine
         name = next((f"{path.stem}{suffix}" for suffix in _SUFFIXES if is_file(images / (path.stem + suffix))), name)
     if said and name != said:
         collected.ledger.mend(["image has the name of its XML file and not that in it"], path.name)
-    number = collected.image(name or f"{path.stem}.jpg", _side(tree, "height"), _side(tree, "width"))
+    size = _side(tree, "height"), _side(tree, "width")
+    number = collected.image(name or f"{path.stem}.jpg", *size, claim=path.stem)
     for row, entry in enumerate(tree.findall("object"), 1):
         where = f"{path.name}, object {row}"
         notes: Notes = set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,14 @@ def read_yolo(
     known = {number: name.strip() for number, name in known.items()}
     paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in _IMAGES)
     texts = _Labels([_labels_of(path, images, labels) for path in paths], collected)
-    for path, said in zip(paths, texts.said, strict=True):
-        text = texts.find(said)
+    found = [texts.find(said) for said in texts.said]
+    times = Counter(found)
+    for path, text in zip(paths, found, strict=True):
         if text is None:
             collected.ledger.drop("image without a label file", path.name)
+            continue
+        if times[text] > 1:  # a.jpg and a.png
+            collected.ledger.drop("label file is that of several images", path.name)
             continue
         try:
             lines = text.read_text(encoding="utf-8-sig").splitlines()
