@@ -16,6 +16,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
@@ -126,19 +127,21 @@ def _own_megabytes() -> float:
 def _in_processes(count: int, work: Callable[..., dict[str, Any]], *arguments: Any) -> list[dict[str, Any]]:
     """What each of ``count`` fresh processes found, all beginning together."""
     context = multiprocessing.get_context("spawn")
-    barrier, queue = context.Barrier(count), context.SimpleQueue()
-    processes = [context.Process(target=_child, args=(barrier, queue, work, arguments)) for _ in range(count)]
-    for process in processes:
-        process.start()
-    found = [queue.get() for _ in processes]
-    for process in processes:
-        process.join()
-    return found
+    with ProcessPoolExecutor(count, context, _meet_at, (context.Barrier(count),)) as pool:
+        return [own.result() for own in [pool.submit(_together, work, arguments) for _ in range(count)]]
 
 
-def _child(barrier: Barrier, queue: Any, work: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> None:
-    barrier.wait()
-    queue.put(work(*arguments))
+_barrier: Barrier
+
+
+def _meet_at(barrier: Barrier) -> None:
+    global _barrier
+    _barrier = barrier
+
+
+def _together(work: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> dict[str, Any]:
+    _barrier.wait()
+    return work(*arguments)
 
 
 if __name__ == "__main__":
