@@ -75,7 +75,9 @@ def cut_in_order(
 
 
 def apart(function: Callable[..., Result], *arguments: Any) -> Result | None:
-    """Call a function in a process of its own; ``None`` where that died."""
+    """Call a function in a process of its own; ``None`` where that died, or cannot be."""
+    if _may_have_no_children():
+        return None
     with _executor(1, None) as executor:
         try:
             result: Result = executor.submit(function, *arguments).result()
@@ -84,8 +86,12 @@ def apart(function: Callable[..., Result], *arguments: Any) -> Result | None:
             return None
 
 
+def _may_have_no_children() -> bool:
+    return multiprocessing.current_process().daemon
+
+
 def _processes(task: Task, jobs: int | None) -> int:
-    if multiprocessing.current_process().daemon:  # which may have no children
+    if _may_have_no_children():
         return 1
     if jobs is not None:
         return jobs
