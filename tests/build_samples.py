@@ -66,7 +66,9 @@ _STOPPED = """if True:
     import sys, time
     sys.path.insert(0, {tests!r})
     from pathlib import Path
+    import terse_aug.bank._journaled as module
     from build_samples import build_many
+    module._SECONDS_PER_FLUSH = 0
     def progress(done, total):
         if done >= {stop}:
             print("there", flush=True)

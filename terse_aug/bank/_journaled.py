@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from terse_aug.bank._store import Store
 from terse_aug.bank._temporary import TemporarySibling
 from terse_aug.bank._writer import BankWriter
 
-_CHUNKS_PER_FLUSH = 4
+_SECONDS_PER_FLUSH = 5.0
+"""Work that may be lost; each flush waits for the disk."""
 _STOPS = (KeyboardInterrupt, SystemExit, ChildProcessError)
 """After which it is for the user to say when the build goes on."""
 
@@ -42,7 +44,7 @@ class JournaledWriter(BankWriter):
         self.safe_images = 0
         self._images = 0
         self._chunks = 0
-        self._unsafe_chunks = 0
+        self._flushed = 0.0
         self._has_gap = False
 
     def __enter__(self) -> JournaledWriter:
@@ -52,6 +54,7 @@ class JournaledWriter(BankWriter):
             if not self.found:
                 self._temporary.renew()
         self._store = self._open(self._temporary, durable=True)
+        self._flushed = time.monotonic()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -95,10 +98,9 @@ class JournaledWriter(BankWriter):
             store.put([(journal_key(self._chunks), cut.entry)])
             self._images += cut.images
         self._chunks += 1
-        self._unsafe_chunks += 1
-        if store.is_full or self._unsafe_chunks >= _CHUNKS_PER_FLUSH:
+        if store.is_full or time.monotonic() - self._flushed >= _SECONDS_PER_FLUSH:
             store.flush()
-            self._unsafe_chunks, self.safe_images = 0, self._images
+            self._flushed, self.safe_images = time.monotonic(), self._images
 
     def _flush_all(self, store: Store) -> None:
         store.flush(is_journal_key)
