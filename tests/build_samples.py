@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import numpy as np
 from bank_samples import CATEGORIES
 from PIL import Image
@@ -82,13 +83,20 @@ def stopping_build(folder: Path, out: Path, stop: int, **changes: Any) -> Iterat
     """A process that builds it and waits for its end once ``stop`` images are done."""
     values = {"tests": str(Path(__file__).parent), "folder": str(folder), "out": str(out), "stop": stop}
     script = _STOPPED.format(**values, changes=changes)
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as build:
+    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", script], text=True, start_new_session=True, **pipes) as build:
         try:
             assert build.stdout is not None
             assert build.stdout.readline() == "there\n"
             yield build
         finally:
             build.kill()  # whatever the test found out, it must not go on
+
+
+def keys_of(path: Path) -> set[bytes]:
+    """All that is in a file."""
+    with lmdb.open(str(path), subdir=False, lock=False, readonly=True) as opened, opened.begin() as transaction:
+        return {bytes(key) for key, _ in transaction.cursor()}
 
 
 def left_beside(out: Path) -> list[Path]:

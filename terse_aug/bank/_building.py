@@ -65,7 +65,7 @@ def build_from_source(
             if not kept:
                 raise
             raise type(error)(
-                f"{error or 'interrupted'}; {kept} of {total} images are done and kept: "
+                f"{str(error) or 'interrupted'}; {kept} of {total} images are done and kept: "
                 "the same build goes on from there"
             ) from error
 

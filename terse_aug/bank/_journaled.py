@@ -48,12 +48,16 @@ class JournaledWriter(BankWriter):
         self._has_gap = False
 
     def __enter__(self) -> JournaledWriter:
-        self._temporary = TemporarySibling(self.path, adopt=True)
-        if self._temporary.adopted:
-            self.found = [Entry.decode(entry) for entry in apart(sound_entries, str(self._temporary.path)) or []]
-            if not self.found:
-                self._temporary.renew()
-        self._store = self._open(self._temporary, durable=True)
+        temporary = TemporarySibling(self.path, adopt=True)
+        try:
+            if temporary.adopted:
+                self.found = [Entry.decode(entry) for entry in apart(sound_entries, str(temporary.path)) or []]
+                if not self.found:
+                    temporary.renew()
+        except BaseException:
+            temporary.abandon()
+            raise
+        self._store = self._open(temporary, durable=True)
         self._flushed = time.monotonic()
         return self
 
@@ -75,8 +79,7 @@ class JournaledWriter(BankWriter):
         store, found = self._entered(), self.found[:count]
         if not found and self.found:
             store.close()
-            self._temporary = TemporarySibling(self.path)
-            self._store = self._open(self._temporary, durable=True)
+            self._store = store = self._open(TemporarySibling(self.path), durable=True)
         for entry in found:
             numbers = range(self.count, self.count + len(entry.columns))
             self._take((store.get(record_key(number)) for number in numbers), entry.columns)

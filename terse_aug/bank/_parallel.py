@@ -142,8 +142,10 @@ def _executor(jobs: int, payload: bytes | None) -> Iterator[Any]:
         with _no_interrupts():
             executor.submit(os.getpid)  # starts them
         yield executor
-    finally:
-        executor.shutdown(wait=True, kill_workers=True)
+    except BaseException:
+        executor.shutdown(kill_workers=True)
+        raise
+    executor.shutdown()
 
 
 @contextmanager
