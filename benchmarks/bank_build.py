@@ -9,7 +9,9 @@ Arms, in turn: *decode* reads every image with OpenCV and makes a mask of every 
 (``COCO.annToMask``), in this process, and does nothing with it; *jobs N* builds a bank of the same annotations in N
 processes; *grabcut, jobs N* does so with the masks hidden, of fewer images. All read the same JSON from disk, and all
 have one thread in each process. The images are listed ``--repeat`` times, so that the start of the processes, which is
-measured by itself, does not decide. A ratio is of two arms of one round: what else the machine does then slows both.
+measured by itself, does not decide. A ratio is of two arms of one round: what else the machine does then slows both,
+but on a crowded one two processes also get a larger share of it than one. Processor time, of all processes of an arm
+together, says what several of them cost more than one.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -50,21 +53,27 @@ def main(argv: Sequence[str] | None = None) -> None:
             arms[f"jobs {jobs}"] = (counts[whole], _building(whole, images, bank, jobs, None))
         for jobs in options.jobs if hidden in counts else ():
             arms[f"grabcut, jobs {jobs}"] = (counts[hidden], _building(hidden, images, bank, jobs, "grabcut"))
-        seconds, objects = _in_turn({name: work for name, (_, work) in arms.items()}, options.rounds)
+        seconds, processor, objects = _in_turn({name: work for name, (_, work) in arms.items()}, options.rounds)
         megabytes = bank.stat().st_size / 1e6
-    rates = {name: [count / own for own in seconds[name]] for name, (count, _) in arms.items()}
+    rates, per_processor = (
+        {name: [count / own for own in spent[name]] for name, (count, _) in arms.items()}
+        for spent in (seconds, processor)
+    )
     content = {
         "images": {name: count for name, (count, _) in arms.items()},
         "objects": objects,
         "bank_mb": round(megabytes, 1),
         "images_per_second": {name: _spread(values) for name, values in rates.items()},
+        "images_per_processor_second": {name: _spread(values) for name, values in per_processor.items()},
         "ratios": {f"{one} / {other}": _ratio(rates, one, other) for one, other in _pairs(options.jobs, rates)},
+        "processor_ratios": {
+            f"{one} / {other}": _ratio(per_processor, one, other) for one, other in _pairs(options.jobs, rates)
+        },
         "start_of_a_process_seconds": _spread([_start() for _ in range(options.rounds)]),
     }
-    rows = [(name, str(arms[name][0]), *map(_said, own.values())) for name, own in content["images_per_second"].items()]
-    show("images per second", ("", "images", "median", "least", "most"), rows)
-    rows = [(name, *map(_said, own.values())) for name, own in content["ratios"].items()]
-    show("ratios of rates", ("", "median", "least", "most"), rows)
+    for key in ("images_per_second", "images_per_processor_second", "ratios", "processor_ratios"):
+        rows = [(name, *map(_said, own.values())) for name, own in content[key].items()]
+        show(key.replace("_", " "), ("", "median", "least", "most"), rows)
     print(f"a process starts in {content['start_of_a_process_seconds']['median']:.2f} s")
     write_json(options.json, content | surroundings())
 
@@ -144,18 +153,29 @@ def _building(annotations: Path, images: Path, bank: Path, jobs: int, boxes: str
     return build
 
 
-def _in_turn(arms: Mapping[str, Callable[[], int]], rounds: int) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Seconds by the clock of each arm in each round, in an order drawn anew; and what they returned."""
+def _in_turn(
+    arms: Mapping[str, Callable[[], int]], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, int]]:
+    """Seconds of each arm in each round, by the clock and of processors, in an order drawn anew; what they returned."""
     generator = np.random.default_rng(0)
     seconds: dict[str, list[float]] = {name: [] for name in arms}
+    processor: dict[str, list[float]] = {name: [] for name in arms}
     found: dict[str, int] = {}
     for turn in range(rounds):
         for name in generator.permutation(list(arms)).tolist():
-            started = time.perf_counter()
+            started, before = time.perf_counter(), _processor_seconds()
             found[name] = arms[name]()
             seconds[name].append(time.perf_counter() - started)
-            print(f"round {turn + 1}: {name} {seconds[name][-1]:.1f} s", flush=True)
-    return seconds, found
+            processor[name].append(_processor_seconds() - before)
+            spent = f"{seconds[name][-1]:.1f} s, of processors {processor[name][-1]:.1f} s"
+            print(f"round {turn + 1}: {name} {spent}", flush=True)
+    return seconds, processor, found
+
+
+def _processor_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(own.ru_utime + own.ru_stime for own in used)
 
 
 def _pairs(jobs: Sequence[int], rates: Mapping[str, Any]) -> list[tuple[str, str]]:
