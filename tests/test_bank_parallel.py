@@ -97,6 +97,8 @@ class Odd:
             os.kill(os.getpid(), signal.SIGKILL)
         if unit == "wrong":
             yield Foreground(np.zeros((3, 3, 4), np.uint8), 1, "a", 0.1)
+        if unit == "signals":
+            unit = f"deaf={signal.getsignal(signal.SIGINT) == signal.SIG_IGN}"
         rgba = np.full((8, 8, 4), 255, np.uint8)
         yield Foreground(rgba, 1, f"{unit} {os.getpid()}", 0.1)
 
@@ -114,6 +116,11 @@ def test_results_come_in_order_from_other_processes() -> None:
     assert [source.split()[0] for source in sources] == units
     assert str(os.getpid()) not in {source.split()[1] for source in sources}
     assert {source.split()[1] for source in run_odd(units, None)} == {str(os.getpid())}, "too little work to share"
+
+
+def test_ctrl_c_is_heard_by_one_process_only() -> None:
+    assert {source.split()[0] for source in run_odd(["signals"] * 20, 2)} == {"deaf=True"}
+    assert {source.split()[0] for source in run_odd(["signals"] * 20, 1)} == {"deaf=False"}
 
 
 def test_an_error_arrives_with_its_cause() -> None:

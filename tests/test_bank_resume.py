@@ -249,7 +249,9 @@ def test_a_live_build_is_left_alone_and_another_writer_clears_up(many: Path, kil
     assert len(ForegroundBank.open(out)) == 12
 
 
-def test_an_error_leaves_nothing(many: Path, tmp_path: Path) -> None:
+def test_an_error_leaves_nothing(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("terse_aug.bank._journaled._SECONDS_PER_FLUSH", 0)
+
     def fail(done: int, total: int) -> None:
         if done == STOP:
             raise RuntimeError("full")

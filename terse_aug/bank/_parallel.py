@@ -9,7 +9,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 import warnings
@@ -139,8 +138,6 @@ def _executor(jobs: int, payload: bytes | None) -> Iterator[Any]:
     """Processes that end with the block, however it is left, or with this process."""
     executor = loky.ProcessPoolExecutor(jobs, initializer=_begin, initargs=(os.getpid(), payload))
     try:
-        with _no_interrupts():
-            executor.submit(os.getpid)  # starts them
         yield executor
     except BaseException:
         executor.shutdown(kill_workers=True)
@@ -148,24 +145,12 @@ def _executor(jobs: int, payload: bytes | None) -> Iterator[Any]:
     executor.shutdown()
 
 
-@contextmanager
-def _no_interrupts() -> Iterator[None]:
-    """Processes that are started meanwhile never hear of Ctrl-C: this one ends them."""
-    if sys.platform == "win32":
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 _task: Task
 
 
 def _begin(parent: int, payload: bytes | None) -> None:
     global _task
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C, which a terminal gives to all, ends the one that ends this
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     cv2.setNumThreads(1)  # the other cores have processes of their own
     if payload is not None:
