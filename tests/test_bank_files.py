@@ -185,7 +185,7 @@ ENDLESS = """if True:
     sys.path.insert(0, sys.argv[2])
     from bank_samples import CATEGORIES, make_foreground
     from terse_aug.bank import BankWriter
-    import terse_aug.bank._writer as module
+    import terse_aug.bank._store as module
     module._BATCH_BYTES = 1 << 16
     with BankWriter(sys.argv[1], CATEGORIES) as writer:
         for seed in range(10**9):

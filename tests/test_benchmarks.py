@@ -139,6 +139,20 @@ def test_a_large_bank_is_written_opened_and_read_by_several(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [tmp_path / "s.json"]
 
 
+def test_building_is_compared_with_decoding(data_root: Path, tmp_path: Path) -> None:
+    coco = data_root / "coco_mini"
+    content = json.loads((coco / "annotations" / "instances_val2017.json").read_bytes())
+    some = {image["id"] for image in content["images"][:10]}
+    content["annotations"] = [own for own in content["annotations"] if own["image_id"] in some][:40]
+    (tmp_path / "few.json").write_text(json.dumps(content))
+    few = ["--repeat", "2", "--rounds", "1", "--grabcut-images", "2", "--folder", str(tmp_path)]
+    found = run("bank_build", tmp_path / "f.json", "--coco", f"{tmp_path / 'few.json'}={coco / 'val2017'}", *few)
+    assert set(found["images_per_second"]) == {"decode", "jobs 1", "jobs 2", "grabcut, jobs 1", "grabcut, jobs 2"}
+    assert found["objects"]["jobs 1"] == found["objects"]["jobs 2"] <= found["objects"]["decode"] <= 80
+    assert set(found["ratios"]) > {"jobs 1 / decode", "grabcut, jobs 2 / grabcut, jobs 1"}
+    assert found["start_of_a_process_seconds"]["median"] > 0
+
+
 def test_the_paste_by_hand_is_a_paste(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
     from benchmarks._arms import numpy_arm

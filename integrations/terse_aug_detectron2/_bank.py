@@ -25,6 +25,7 @@ def build_from_detectron2(
     drops: str | Path | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    jobs: int | None = None,
 ) -> BuildReport:
     """Build a bank from registered data sets with masks (polygons or RLE), or with boxes only where a way is given.
 
@@ -42,6 +43,7 @@ def build_from_detectron2(
         drops: where to draw pictures of what was left out, likewise.
         overwrite: replace an existing bank, and pictures.
         progress: called with images done and in total.
+        jobs: processes that cut objects out, see :func:`terse_aug.bank.build_from_coco`.
 
     Raises:
         ValueError: a name is not registered, there are no class names or not the same, or nothing was kept.
@@ -66,6 +68,7 @@ def build_from_detectron2(
         drops=drops,
         overwrite=overwrite,
         progress=progress,
+        jobs=jobs,
     )
 
 

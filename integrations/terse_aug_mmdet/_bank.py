@@ -54,6 +54,7 @@ def build_from_mmdet(
     drops: str | Path | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    jobs: int | None = None,
 ) -> BuildReport:
     """Build a bank from the training data set of a config, which has masks (polygons or RLE), or a way to make them.
 
@@ -70,6 +71,7 @@ def build_from_mmdet(
         drops: where to draw pictures of what was left out, likewise.
         overwrite: replace an existing bank, and pictures.
         progress: called with images done and in total.
+        jobs: processes that cut objects out, see :func:`terse_aug.bank.build_from_coco`.
 
     Raises:
         ValueError: the config has no data set, it has no class names, or nothing was kept.
@@ -87,6 +89,7 @@ def build_from_mmdet(
         drops=drops,
         overwrite=overwrite,
         progress=progress,
+        jobs=jobs,
     )
 
 

@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from terse_aug.bank._box_masks import BoxMasks, MaskOfBox
+from terse_aug.bank._building import build_from_source
+from terse_aug.bank._chunks import Source
 from terse_aug.bank._coco_json import Coco, exhibit, file_name, side_of
 from terse_aug.bank._cut import Annotation, CutRules, Unusable, cut_from_image
 from terse_aug.bank._foreground import Foreground
 from terse_aug.bank._gallery import check_target
 from terse_aug.bank._images import read_image_like
 from terse_aug.bank._include import Include
+from terse_aug.bank._journaled import JournaledWriter
 from terse_aug.bank._mending import Notes, clipped_box, mended_object
 from terse_aug.bank._names import Files
-from terse_aug.bank._report import BY_MASK, BuildReport, Ledger, Progress, build
-from terse_aug.bank._segmentation import NO_MASK, has_mask, segmentation_to_mask
-from terse_aug.bank._writer import BankWriter
+from terse_aug.bank._parallel import check_jobs
+from terse_aug.bank._report import BY_MASK, BuildReport, Ledger, Progress
+from terse_aug.bank._segmentation import NO_MASK, MaskInFile, has_mask, segmentation_to_mask
 
 
 def build_from_coco(
@@ -36,6 +39,7 @@ def build_from_coco(
     drops: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    jobs: int | None = None,
 ) -> BuildReport:
     """Build a bank from a COCO JSON with masks (polygons or RLE), or of objects with boxes only where a way is given.
 
@@ -45,6 +49,9 @@ def build_from_coco(
     objects too small, images missing, unreadable or of another size than the JSON says. Mended, and counted: what is
     odd but can mean one thing only, such as numbers and ids written as text, and file names of another spelling than
     the disk's.
+
+    A build that was stopped (Ctrl-C, a kill, a power cut) leaves what it has in a hidden file beside ``out``, and the
+    same build goes on from there; see ``docs/banks.md``.
 
     Args:
         annotations: the JSON file, or what such a file holds.
@@ -60,13 +67,16 @@ def build_from_coco(
             one sheet, or a folder for a file of each reason.
         overwrite: replace an existing bank, and pictures.
         progress: called with images done and in total.
+        jobs: processes that cut objects out. By default as many as there are cores, at most 8, once it has shown that
+            the build takes longer than they take to start; one where ``boxes`` is a function, which each process has a
+            copy of where a number is given. The bank is the same whatever their number.
 
     Raises:
         FileNotFoundError: the JSON or the folder does not exist.
         FileExistsError: ``out`` or ``drops`` exists and ``overwrite`` is false.
         ValueError: the file is no COCO JSON of instances, a name in ``categories`` is unknown, the
             categories have different keypoints, or nothing was kept.
-        OSError: the disk is full or cannot be written.
+        OSError: the disk is full or cannot be written, or a process died (``ChildProcessError``).
     """
     folder = Path(images)
     if isinstance(annotations, Mapping):
@@ -75,7 +85,7 @@ def build_from_coco(
         data, name = Coco.read(Path(annotations)), Path(annotations).name
     if not folder.is_dir():
         raise FileNotFoundError(f"expected a folder of images at {folder}, found none")
-    chosen = Choice(categories, include, boxes, rules, drops, overwrite, progress)
+    chosen = Choice(categories, include, boxes, rules, drops, overwrite, progress, jobs)
     return build_annotated(data, folder, out, {"from": "coco", "annotations": name}, chosen)
 
 
@@ -90,6 +100,10 @@ class Choice:
     drops: str | Path | None = None
     overwrite: bool = False
     progress: Progress | None = None
+    jobs: int | None = None
+
+    def __post_init__(self) -> None:
+        check_jobs(self.jobs)
 
     @property
     def box_masks(self) -> BoxMasks | None:
@@ -138,29 +152,60 @@ def build_annotated(
     boxes = choice.box_masks
     wanted = data.categories if choice.categories is None else data.chosen(choice.categories)
     keypoint_names = data.keypoint_names(wanted)
-    writer = BankWriter(out, wanted, keypoint_names=keypoint_names, overwrite=choice.overwrite)
-
+    writer = JournaledWriter(out, wanted, keypoint_names=keypoint_names, overwrite=choice.overwrite)
     files = Files(folder, [file_name(image) for image in data.images.values()])
-
-    def cut_outs(ledger: Ledger) -> Iterator[Foreground]:
-        for known in (before, data.ledger):
-            if known is not None:
-                ledger.take(known)
-        groups = data.eligible(wanted, included, boxes is not None, ledger)
-        cutter = _Cutter(folder, files, rules, boxes, len(keypoint_names), ledger)
-        for done, (image, objects) in enumerate(groups, 1):
-            yield from cutter.objects(image, objects)
-            if choice.progress is not None:
-                choice.progress(done, len(groups))
-
-    ways = {} if boxes is None else boxes.record
-    how = built | {"images": folder.name} | ways | vars(rules)
-    return build(writer, cut_outs, wanted, how, choice.drops, lambda name: folder / files.find(str(name))[0])
+    ledger = Ledger()
+    for known in (before, data.ledger):
+        if known is not None:
+            ledger.take(known)
+    groups = data.eligible(wanted, included, boxes is not None, ledger)
+    how = built | {"images": folder.name} | ({} if boxes is None else boxes.record) | vars(rules)
+    source = Source(
+        groups,
+        _Cutter(folder, rules, boxes, len(keypoint_names)),
+        None if boxes is not None and callable(boxes.way) else how,
+        ledger,
+        prepared=lambda group: _Picture.of(group[0], group[1], files),
+        objects_of=lambda group: len(group[1]),
+    )
+    return build_from_source(
+        writer,
+        source,
+        how,
+        jobs=choice.jobs,
+        drops=choice.drops,
+        progress=choice.progress,
+        locate=lambda name: folder / files.find(str(name))[0],
+    )
 
 
 def _described(content: Mapping[str, Any]) -> str:
     info = content.get("info")
     return str(info.get("description", "")) if isinstance(info, Mapping) else ""
+
+
+class _Picture(NamedTuple):
+    """An image to cut objects out of.
+
+    Attributes:
+        image: as the annotations have it.
+        objects: of it.
+        name: of its file; ``None`` where it is not clear which is meant.
+        difference: between that and the name in the annotations, if there is one.
+    """
+
+    image: dict[str, Any]
+    objects: list[dict[str, Any]]
+    name: str | None
+    difference: str | None
+
+    @classmethod
+    def of(cls, image: dict[str, Any], objects: list[dict[str, Any]], files: Files) -> _Picture:
+        """With its file."""
+        try:
+            return cls(image, objects, *files.find(file_name(image)))
+        except LookupError as error:
+            return cls(image, objects, None, str(error))
 
 
 @dataclass(frozen=True)
@@ -169,51 +214,53 @@ class _Cutter:
 
     Attributes:
         folder: of the images.
-        files: the same, by the names that annotations have for them.
         rules: what is kept.
         boxes: how boxes are cut out.
         keypoint_count: of each object.
-        ledger: told of what is mended and left out.
     """
 
     folder: Path
-    files: Files
     rules: CutRules
     boxes: BoxMasks | None
     keypoint_count: int
-    ledger: Ledger
 
-    def objects(self, image: dict[str, Any], objects: list[dict[str, Any]]) -> Iterator[Foreground]:
+    def files(self, unit: _Picture) -> Iterator[Path]:
+        """The image, and masks of objects that are in files of their own."""
+        if unit.name is not None:
+            yield self.folder / unit.name
+        masks = (entry.get("segmentation") for entry in unit.objects)
+        yield from dict.fromkeys(mask.path for mask in masks if isinstance(mask, MaskInFile))
+
+    def objects(self, unit: _Picture, ledger: Ledger) -> Iterator[Foreground]:
         """The cut-outs of an image."""
-        said = file_name(image)
+        image, said = unit.image, file_name(unit.image)
         notes: Notes = set()
         try:
-            name, pixels = self._read(said, image, notes)
+            name, pixels = self._read(unit, notes)
         except Unusable as reason:
-            shown = exhibit(image, objects[0])
-            self.ledger.drop(str(reason), str(reason.__cause__ or said), len(objects), shown=shown)
+            shown = exhibit(image, unit.objects[0])
+            ledger.drop(str(reason), str(reason.__cause__ or said), len(unit.objects), shown=shown)
             return
-        self.ledger.mend(notes, said)
-        for entry in objects:
+        ledger.mend(notes, said)
+        for entry in unit.objects:
             source = f"{name}#{entry.get('id')}"
             notes = set()
             try:
                 cut, way = self._cut(mended_object(entry, notes), pixels, source, notes)
             except Unusable as reason:
-                self.ledger.drop(str(reason), source, shown=exhibit(image, entry))
+                ledger.drop(str(reason), source, shown=exhibit(image, entry))
                 continue
-            self.ledger.mend(notes, source)
-            self.ledger.cut_by[way] += 1
+            ledger.mend(notes, source)
+            ledger.cut_by[way] += 1
             yield cut
 
-    def _read(self, said: str, image: dict[str, Any], notes: Notes) -> tuple[str, NDArray[np.uint8]]:
+    def _read(self, unit: _Picture, notes: Notes) -> tuple[str, NDArray[np.uint8]]:
         """The name of an image on disk, and its pixels."""
-        try:
-            name, difference = self.files.find(said)
-        except LookupError as error:
-            raise Unusable(f"image file is missing, and it is not clear which other is meant ({error})") from None
-        notes |= {difference} if difference else set()
-        return name, _read(self.folder / name, *(side_of(image, side, notes) for side in ("height", "width")))
+        if unit.name is None:
+            raise Unusable(f"image file is missing, and it is not clear which other is meant ({unit.difference})")
+        notes |= {unit.difference} if unit.difference else set()
+        sides = (side_of(unit.image, side, notes) for side in ("height", "width"))
+        return unit.name, _read(self.folder / unit.name, *sides)
 
     def _cut(
         self, entry: dict[str, Any], pixels: NDArray[np.uint8], source: str, notes: Notes

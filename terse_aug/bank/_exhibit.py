@@ -35,27 +35,28 @@ class Spread(Generic[Item]):
 
     Attributes:
         wanted: how many to have in the end.
+        held: those that are held.
     """
 
     wanted: int = 12
-    _held: list[Item] = field(default_factory=list)
+    held: list[Item] = field(default_factory=list)
     _step: int = 1
     _met: int = 0
 
     def add(self, item: Item) -> None:
         """Meet one more."""
         if self._met % self._step == 0:
-            self._held.append(item)
+            self.held.append(item)
         self._met += 1
-        if len(self._held) > 2 * self.wanted:
-            self._held, self._step = self._held[::2], 2 * self._step
+        if len(self.held) > 2 * self.wanted:
+            self.held, self._step = self.held[::2], 2 * self._step
 
     def take(self, other: Spread[Item]) -> None:
         """Meet those that another holds."""
-        for item in other._held:
+        for item in other.held:
             self.add(item)
 
     def items(self, count: int | None = None) -> Sequence[Item]:
         """At most ``count`` of them, or as many as wanted, in the order in which they were met."""
-        count = min(self.wanted if count is None else count, len(self._held))
-        return [self._held[len(self._held) * at // count] for at in range(count)]
+        count = min(self.wanted if count is None else count, len(self.held))
+        return [self.held[len(self.held) * at // count] for at in range(count)]

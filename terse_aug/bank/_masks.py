@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from terse_aug.bank._building import build_from_source
+from terse_aug.bank._chunks import Source
 from terse_aug.bank._cut import Annotation, CutRules, Unusable, cut_from_image
 from terse_aug.bank._exhibit import Exhibit
 from terse_aug.bank._foreground import Foreground
 from terse_aug.bank._images import read_image_like, read_index_mask
 from terse_aug.bank._include import Include
+from terse_aug.bank._journaled import JournaledWriter
 from terse_aug.bank._names import fitting
-from terse_aug.bank._report import BuildReport, Ledger, Progress, build
+from terse_aug.bank._parallel import check_jobs
+from terse_aug.bank._report import BuildReport, Ledger, Progress
 from terse_aug.bank._segmentation import MaskInFile
-from terse_aug.bank._writer import BankWriter
 
 _LABEL = 1
 _MASK_SUFFIX = "_mask"
@@ -46,6 +50,7 @@ def build_from_masks(
     drops: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    jobs: int | None = None,
 ) -> BuildReport:
     """Build a bank from a folder of images and one of instance masks.
 
@@ -62,6 +67,7 @@ def build_from_masks(
         drops: where to draw pictures of what was left out, see :func:`build_from_coco`.
         overwrite: replace an existing bank, and pictures.
         progress: called with images done and in total.
+        jobs: processes that cut objects out, see :func:`build_from_coco`.
 
     Raises:
         FileNotFoundError: a folder does not exist.
@@ -69,19 +75,15 @@ def build_from_masks(
         ValueError: nothing was kept.
         OSError: the disk is full or cannot be written.
     """
+    check_jobs(jobs)
     rules = rules or CutRules()
-    categories = {_LABEL: category}
-    writer = BankWriter(out, categories, overwrite=overwrite)
+    writer = JournaledWriter(out, {_LABEL: category}, overwrite=overwrite)
     image_folder, mask_folder, listed = _folder(images), _folder(masks), Include(include)
-
-    def cut_outs(ledger: Ledger) -> Iterator[Foreground]:
-        pairs = list(_pairs(image_folder, mask_folder, listed, ledger))
-        for done, (image, mask) in enumerate(pairs, 1):
-            yield from _objects(image, mask, rules, ledger)
-            if progress is not None:
-                progress(done, len(pairs))
-
-    return build(writer, cut_outs, categories, {"from": "masks", "images": image_folder.name, **vars(rules)}, drops)
+    ledger = Ledger()
+    pairs = list(_pairs(image_folder, mask_folder, listed, ledger))
+    built = {"from": "masks", "images": image_folder.name, **vars(rules)}
+    source = Source(pairs, _Cutter(rules), built, ledger)
+    return build_from_source(writer, source, built, jobs=jobs, drops=drops, progress=progress)
 
 
 def _folder(path: str | Path) -> Path:
@@ -137,28 +139,40 @@ def _by_stem(folder: Path, ledger: Ledger) -> dict[str, Path]:
     return found
 
 
-def _objects(image_path: Path, mask_path: Path, rules: CutRules, ledger: Ledger) -> Iterator[Foreground]:
-    try:
-        ids = read_index_mask(mask_path)
-        image = read_image_like(image_path, *ids.shape)
-    except ValueError as error:
-        ledger.drop("image or mask cannot be read", str(error))
-        return
-    if image.shape[:2] != ids.shape:
-        where = _sizes(image_path, image, ids)
-        ledger.drop("image and mask differ in size", where, shown=Exhibit(image_path, where))
-        return
-    numbers = [number for number in np.unique(ids).tolist() if number]
-    if not numbers:
-        ledger.drop("mask has no object", mask_path.name, shown=Exhibit(image_path, mask_path.name))
-    for number in numbers:
-        source = f"{image_path.name}#{number}"
-        mask = (ids == number).astype(np.uint8)
+@dataclass(frozen=True)
+class _Cutter:
+    """Cuts the objects out of pairs of image and mask."""
+
+    rules: CutRules
+
+    def files(self, unit: tuple[Path, Path]) -> tuple[Path, Path]:
+        """Both."""
+        return unit
+
+    def objects(self, unit: tuple[Path, Path], ledger: Ledger) -> Iterator[Foreground]:
+        """The cut-outs of an image."""
+        image_path, mask_path = unit
         try:
-            yield cut_from_image(image, mask, Annotation(_LABEL, source), rules)
-        except Unusable as reason:
-            shown = Exhibit(image_path, source, segmentation=MaskInFile(mask_path, number))
-            ledger.drop(str(reason), source, shown=shown)
+            ids = read_index_mask(mask_path)
+            image = read_image_like(image_path, *ids.shape)
+        except ValueError as error:
+            ledger.drop("image or mask cannot be read", str(error))
+            return
+        if image.shape[:2] != ids.shape:
+            where = _sizes(image_path, image, ids)
+            ledger.drop("image and mask differ in size", where, shown=Exhibit(image_path, where))
+            return
+        numbers = [number for number in np.unique(ids).tolist() if number]
+        if not numbers:
+            ledger.drop("mask has no object", mask_path.name, shown=Exhibit(image_path, mask_path.name))
+        for number in numbers:
+            source = f"{image_path.name}#{number}"
+            mask = (ids == number).astype(np.uint8)
+            try:
+                yield cut_from_image(image, mask, Annotation(_LABEL, source), self.rules)
+            except Unusable as reason:
+                shown = Exhibit(image_path, source, segmentation=MaskInFile(mask_path, number))
+                ledger.drop(str(reason), source, shown=shown)
 
 
 def _sizes(path: Path, image: NDArray[np.uint8], ids: NDArray[np.int32]) -> str:

@@ -7,6 +7,7 @@ import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -126,14 +127,19 @@ class Files:
         kind, place = _kind(file), PurePosixPath(file).parent
         if _kind(_folded(name)) == kind:
             return True
-        others = (PurePosixPath(_spelled(other)) for other in self._names)
-        if any(other.parent == place and _kind(other.name) == kind for other in others):
+        if (place, kind) in self._kinds:
             return False
         try:
             with Image.open(self._folder / file) as image:
                 return image.mode in _COLOURS
         except BROKEN_FILE:
             return False
+
+    @cached_property
+    def _kinds(self) -> set[tuple[PurePosixPath, str]]:
+        """Folders of all names, with the formats that they have there."""
+        paths = (PurePosixPath(_spelled(name)) for name in self._names)
+        return {(path.parent, _kind(path.name)) for path in paths}
 
 
 def _files_below(folder: Path, deep: bool) -> list[str]:

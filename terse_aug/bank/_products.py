@@ -6,21 +6,25 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from terse_aug.bank._building import build_from_source
+from terse_aug.bank._chunks import Source
 from terse_aug.bank._class_folders import class_of, labels_of
 from terse_aug.bank._cut import Annotation, CutRules, Unusable, cut_from_image
 from terse_aug.bank._exhibit import Exhibit
 from terse_aug.bank._foreground import Foreground
 from terse_aug.bank._images import NoAlphaError, read_image, read_mask, read_rgba
 from terse_aug.bank._include import Include
+from terse_aug.bank._journaled import JournaledWriter
 from terse_aug.bank._pairing import paired
+from terse_aug.bank._parallel import check_jobs
 from terse_aug.bank._plain_ground import PlainGround
 from terse_aug.bank._polarity import object_alpha
-from terse_aug.bank._report import BuildReport, Ledger, Progress, build
-from terse_aug.bank._writer import BankWriter
+from terse_aug.bank._report import BuildReport, Ledger, Progress
 
 _BY_GROUND = "plain ground"
 
@@ -38,6 +42,7 @@ def build_from_products(
     drops: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    jobs: int | None = None,
 ) -> BuildReport:
     """Build a bank from photographs of objects before a plain ground, or with masks.
 
@@ -60,6 +65,7 @@ def build_from_products(
         drops: where to draw pictures of what was left out, see :func:`build_from_coco`.
         overwrite: replace an existing bank, and pictures.
         progress: called with images done and in total.
+        jobs: processes that cut objects out, see :func:`build_from_coco`.
 
     Raises:
         FileNotFoundError: a folder does not exist.
@@ -67,6 +73,7 @@ def build_from_products(
         ValueError: nothing was kept, ``extent`` is not above 0, or both ``masks`` and ``ground`` are given.
         OSError: the disk is full or cannot be written.
     """
+    check_jobs(jobs)
     if not (math.isfinite(extent) and extent > 0):
         raise ValueError(f"expected a finite extent above 0, got {extent!r}")
     if masks is not None and ground is not None:
@@ -75,36 +82,29 @@ def build_from_products(
     for place in (root, *([] if mask_root is None else [mask_root])):
         if not place.is_dir():
             raise FileNotFoundError(f"expected a folder at {place}, found none")
-    ledger_before = Ledger()
-    pairs = paired(root, mask_root, ledger_before)
-    pictures = pairs.pictures
-    labels = labels_of(root, pictures, category)
+    ledger = Ledger()
+    pairs = paired(root, mask_root, ledger)
+    labels = labels_of(root, pairs.pictures, category)
     categories = {label: name for name, label in labels.items()}
-    writer, listed = BankWriter(out, categories, overwrite=overwrite), Include(include)
+    writer, listed = JournaledWriter(out, categories, overwrite=overwrite), Include(include)
+    photographs = []
+    for path in pairs.pictures:
+        name = path.relative_to(root).as_posix()
+        if name in listed:
+            label = labels[class_of(root, path, category)]
+            photographs.append(_Photograph(path, name, label, pairs.mask_of.get(path), path in pairs.shared))
+        else:
+            ledger.drop("image is not in `include`", name)
+    listed.report_unmatched(ledger)
     own_rules, own_ground = rules or CutRules(), ground or PlainGround()
-
-    def cut_outs(ledger: Ledger) -> Iterator[Foreground]:
-        ledger.take(ledger_before)
-        for done, path in enumerate(pictures, 1):
-            name = path.relative_to(root).as_posix()
-            if name in listed:
-                label, mask = labels[class_of(root, path, category)], pairs.mask_of.get(path)
-                photograph = _Photograph(path, name, label, mask, path in pairs.shared)
-                for cut in photograph.cut_outs(mask_root is not None, own_ground, own_rules, ledger):
-                    yield replace(cut, extent=extent)
-            else:
-                ledger.drop("image is not in `include`", name)
-            if progress is not None:
-                progress(done, len(pictures))
-        listed.report_unmatched(ledger)
-
     cut_by = asdict(own_ground) if mask_root is None else {"masks": mask_root.name}
     built = {"from": "products", "folder": root.name} | cut_by | vars(own_rules)
-    return build(writer, cut_outs, categories, built, drops)
+    cutter = _Cutter(mask_root is not None, own_ground, own_rules, extent)
+    source = Source(photographs, cutter, built | {"extent": extent}, ledger)
+    return build_from_source(writer, source, built, jobs=jobs, drops=drops, progress=progress)
 
 
-@dataclass(frozen=True)
-class _Photograph:
+class _Photograph(NamedTuple):
     """One picture, with its mask where it has one, which may be that of another as well."""
 
     path: Path
@@ -113,46 +113,72 @@ class _Photograph:
     mask: Path | None
     shared: bool
 
-    def cut_outs(self, by_mask: bool, ground: PlainGround, rules: CutRules, ledger: Ledger) -> Iterator[Foreground]:
-        """The objects of it; what is left out is counted."""
+
+@dataclass(frozen=True)
+class _Cutter:
+    """Cuts objects out of photographs.
+
+    Attributes:
+        by_mask: whether they are cut out by masks, or from a plain ground.
+        ground: what that is.
+        rules: what is kept.
+        extent: natural size of all objects.
+    """
+
+    by_mask: bool
+    ground: PlainGround
+    rules: CutRules
+    extent: float
+
+    def files(self, unit: _Photograph) -> Iterator[Path]:
+        """The picture and its mask."""
+        yield unit.path
+        if unit.mask is not None:
+            yield unit.mask
+
+    def objects(self, unit: _Photograph, ledger: Ledger) -> Iterator[Foreground]:
+        """The objects of a picture; what is left out is counted."""
         try:
-            pixels = self._pixels()
-            alphas, way = self._by_mask(pixels) if by_mask else (_by_ground(pixels, ground), _BY_GROUND)
+            pixels = _pixels(unit.path)
+            alphas, way = _by_mask(unit, pixels) if self.by_mask else (_by_ground(pixels, self.ground), _BY_GROUND)
         except Unusable as reason:
-            ledger.drop(str(reason), self.name, shown=Exhibit(self.path, self.name))
+            ledger.drop(str(reason), unit.name, shown=Exhibit(unit.path, unit.name))
             return
         for number, alpha in enumerate(alphas, 1):
-            source = self.name if len(alphas) == 1 else f"{self.name}#{number}"
+            source = unit.name if len(alphas) == 1 else f"{unit.name}#{number}"
             try:
-                yield cut_from_image(pixels, alpha, Annotation(self.label, source), rules, soft=True)
+                cut = cut_from_image(pixels, alpha, Annotation(unit.label, source), self.rules, soft=True)
             except Unusable as reason:
-                ledger.drop(str(reason), source, shown=Exhibit(self.path, source))
+                ledger.drop(str(reason), source, shown=Exhibit(unit.path, source))
             else:
                 ledger.cut_by[way] += 1
+                yield replace(cut, extent=self.extent)
 
-    def _pixels(self) -> NDArray[np.uint8]:
-        try:
-            if read_rgba(self.path)[..., 3].min() < 255:
-                raise Unusable("picture is cut out already by its transparency: that is source rgba")
-        except NoAlphaError:
-            pass
-        except ValueError as error:
-            raise Unusable("image cannot be read") from error
-        return read_image(self.path)
 
-    def _by_mask(self, pixels: NDArray[np.uint8]) -> tuple[list[NDArray[np.uint8]], str]:
-        if self.mask is None:
-            raise Unusable("picture without a mask of its name")
-        if self.shared:
-            raise Unusable("picture has its mask in common with another of its name")
-        try:
-            mask = read_mask(self.mask)
-        except ValueError as error:
-            raise Unusable("mask file cannot be read") from error
-        if mask.shape != pixels.shape[:2]:
-            raise Unusable("mask file and image differ in size")
-        alpha, way = object_alpha(mask, pixels)
-        return [alpha], way
+def _pixels(path: Path) -> NDArray[np.uint8]:
+    try:
+        if read_rgba(path)[..., 3].min() < 255:
+            raise Unusable("picture is cut out already by its transparency: that is source rgba")
+    except NoAlphaError:
+        pass
+    except ValueError as error:
+        raise Unusable("image cannot be read") from error
+    return read_image(path)
+
+
+def _by_mask(unit: _Photograph, pixels: NDArray[np.uint8]) -> tuple[list[NDArray[np.uint8]], str]:
+    if unit.mask is None:
+        raise Unusable("picture without a mask of its name")
+    if unit.shared:
+        raise Unusable("picture has its mask in common with another of its name")
+    try:
+        mask = read_mask(unit.mask)
+    except ValueError as error:
+        raise Unusable("mask file cannot be read") from error
+    if mask.shape != pixels.shape[:2]:
+        raise Unusable("mask file and image differ in size")
+    alpha, way = object_alpha(mask, pixels)
+    return [alpha], way
 
 
 def _by_ground(pixels: NDArray[np.uint8], ground: PlainGround) -> list[NDArray[np.uint8]]:

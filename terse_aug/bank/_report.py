@@ -1,19 +1,16 @@
-"""What a build kept and dropped, and the frame that all builders share. Imports the writer."""
+"""What a build kept and dropped. Imports the standard library, and what is drawn of it."""
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from terse_aug._text import printable
 from terse_aug.bank._exhibit import Exhibit, Spread
 from terse_aug.bank._foreground import Foreground
-from terse_aug.bank._gallery import Locate, Section, check_target, write_sheets
-from terse_aug.bank._writer import BankWriter
+from terse_aug.bank._gallery import Section
 
 EXAMPLES_PER_REASON = 3
 BY_MASK = "mask"
@@ -114,6 +111,8 @@ class BuildReport:
         seconds: duration of the build.
         bytes: size of the bank.
         drops: where pictures of what was dropped are, if they were asked for.
+        images: that objects were cut out of, or frames of a video.
+        resumed: how many of them had been done by a build that was stopped.
     """
 
     path: Path
@@ -125,11 +124,16 @@ class BuildReport:
     seconds: float
     bytes: int
     drops: Path | None = None
+    images: int = 0
+    resumed: int = 0
 
     def summary(self) -> str:
         """Text for a person: what was kept per class, what was mended or dropped and why, size and duration."""
         total = sum(self.kept.values())
-        lines = [f"{self.path}: {total} cut-outs, {self.bytes / 1e6:.1f} MB, {self.seconds:.1f} s", "kept"]
+        lines = [f"{self.path}: {total} cut-outs, {self.bytes / 1e6:.1f} MB, {self.seconds:.1f} s"]
+        if self.resumed:
+            lines.append(f"went on from a build that was stopped: {self.resumed} of {self.images} images")
+        lines.append("kept")
         lines += [f"{count:>8}  {name}" for name, count in self.kept.items()]
         if set(self.cut_by) - {BY_MASK}:
             lines += ["cut out by", *(f"{count:>8}  {way}" for way, count in self.cut_by.items())]
@@ -139,73 +143,3 @@ class BuildReport:
         if self.drops is not None:
             lines.append(f"pictures of them: {self.drops}")
         return "\n".join(lines)
-
-
-def build(
-    writer: BankWriter,
-    cut_outs: Callable[[Ledger], Iterator[Foreground]],
-    categories: Mapping[int, str],
-    built: dict[str, Any],
-    drops: str | Path | None = None,
-    locate: Locate = Path,
-) -> BuildReport:
-    """Write all cut-outs of a source, and report.
-
-    Args:
-        writer: for the new bank, not entered yet.
-        cut_outs: gives the cut-outs in a fixed order, and counts what it mends and leaves out; also in which way each
-            was cut out, unless all were by their masks.
-        categories: name of every label.
-        built: how the bank is built; stored in it together with what was dropped and mended.
-        drops: a PNG file or a folder for pictures of what was dropped, see :func:`write_sheets`.
-        locate: finds the images of exhibits.
-
-    Raises:
-        FileExistsError, FileNotFoundError: there cannot be pictures where they are wanted.
-        ValueError: nothing was kept; the message says why.
-        OSError: the disk is full or cannot be written.
-    """
-    start = time.perf_counter()
-    pictures = None if drops is None else Path(drops)
-    if pictures is not None:
-        check_target(pictures, writer.overwrite)
-    ledger = Ledger()
-    kept: Counter[int] = Counter()
-    shown: Spread[Foreground] = Spread()
-    with writer:
-        for foreground in cut_outs(ledger):
-            writer.add(foreground)
-            kept[foreground.label] += 1
-            if pictures is not None:
-                shown.add(foreground)
-        if pictures is not None:
-            write_sheets(pictures, ledger.sections(shown.items(), kept.total()), locate)
-        if not kept:
-            raise ValueError(_nothing_kept(writer.path, ledger.dropped))
-        cut_by = dict(ledger.cut_by.most_common()) or {BY_MASK: kept.total()}
-        counted = {name: dict(sorted(getattr(ledger, name).counts.items())) for name in ("dropped", "mended")}
-        writer.built = built | counted | {"cut_by": cut_by}
-    return BuildReport(
-        path=writer.path,
-        kept=_by_name(kept, categories),
-        dropped=dict(ledger.dropped.counts),
-        mended=dict(ledger.mended.counts),
-        examples=ledger.mended.examples | ledger.dropped.examples,
-        cut_by=cut_by,
-        seconds=time.perf_counter() - start,
-        bytes=writer.path.stat().st_size,
-        drops=pictures,
-    )
-
-
-def _by_name(kept: Counter[int], categories: Mapping[int, str]) -> dict[str, int]:
-    """Counts per name; two categories of one name are counted together."""
-    counts: Counter[str] = Counter()
-    for label, count in sorted(kept.items()):
-        counts[categories[label]] += count
-    return dict(counts)
-
-
-def _nothing_kept(path: Path, dropped: Tally) -> str:
-    reasons = [line.strip() for line in dropped.lines()]
-    return f"no cut-out was kept, so no bank is written to {path}; dropped: " + ("; ".join(reasons) or "nothing")

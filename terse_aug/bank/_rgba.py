@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from terse_aug.bank._building import build_from_source
+from terse_aug.bank._chunks import Source
 from terse_aug.bank._class_folders import class_of, labels_of, visible_files
 from terse_aug.bank._cut import CutRules, Unusable, finish, tight_box
 from terse_aug.bank._exhibit import Exhibit
 from terse_aug.bank._foreground import Foreground
 from terse_aug.bank._images import NoAlphaError, read_rgba
 from terse_aug.bank._include import Include
-from terse_aug.bank._report import BuildReport, Ledger, Progress, build
-from terse_aug.bank._writer import BankWriter
+from terse_aug.bank._journaled import JournaledWriter
+from terse_aug.bank._parallel import check_jobs
+from terse_aug.bank._report import BuildReport, Ledger, Progress
 
 _EXTENSIONS = (".png", ".webp", ".tif", ".tiff")
 
@@ -32,6 +37,7 @@ def build_from_rgba(
     drops: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    jobs: int | None = None,
 ) -> BuildReport:
     """Build a bank from PNG, WebP or TIFF files whose alpha channel cuts the object out.
 
@@ -49,6 +55,7 @@ def build_from_rgba(
         drops: where to draw pictures of what was left out, see :func:`build_from_coco`.
         overwrite: replace an existing bank, and pictures.
         progress: called with images done and in total.
+        jobs: processes that cut objects out, see :func:`build_from_coco`.
 
     Raises:
         FileNotFoundError: ``folder`` does not exist.
@@ -57,6 +64,7 @@ def build_from_rgba(
             which a cut-out does not show.
         OSError: the disk is full or cannot be written.
     """
+    check_jobs(jobs)
     rules = rules or CutRules()
     if rules.drop_truncated:
         raise ValueError("drop_truncated needs the image an object was cut from; RGBA files have none")
@@ -67,23 +75,43 @@ def build_from_rgba(
         raise FileNotFoundError(f"expected a folder of RGBA images at {root}, found none")
     files = visible_files(root)
     labels = labels_of(root, files, category)
-    categories = {label: name for name, label in labels.items()}
-    writer = BankWriter(out, categories, overwrite=overwrite)
+    writer = JournaledWriter(out, {label: name for name, label in labels.items()}, overwrite=overwrite)
+    ledger, pictures = Ledger(), []
+    for path in files:
+        name = path.relative_to(root).as_posix()
+        if name in listed:
+            pictures.append(_Picture(path, name, labels[class_of(root, path, category)]))
+        else:
+            ledger.drop("image is not in `include`", name, shown=Exhibit(path, name))
+    listed.report_unmatched(ledger)
+    built = {"from": "rgba", "folder": root.name, **vars(rules)}
+    source = Source(pictures, _Cutter(extent, rules), built | {"extent": extent}, ledger)
+    return build_from_source(writer, source, built, jobs=jobs, drops=drops, progress=progress)
 
-    def cut_outs(ledger: Ledger) -> Iterator[Foreground]:
-        for done, path in enumerate(files, 1):
-            label, source = labels[class_of(root, path, category)], path.relative_to(root).as_posix()
-            try:
-                if source not in listed:
-                    raise Unusable("image is not in `include`")
-                yield finish(Foreground(_tight_rgba(path), label, source, extent), rules)
-            except Unusable as reason:
-                ledger.drop(str(reason), source, shown=Exhibit(path, source))
-            if progress is not None:
-                progress(done, len(files))
-        listed.report_unmatched(ledger)
 
-    return build(writer, cut_outs, categories, {"from": "rgba", "folder": root.name, **vars(rules)}, drops)
+class _Picture(NamedTuple):
+    path: Path
+    name: str
+    label: int
+
+
+@dataclass(frozen=True)
+class _Cutter:
+    """Takes objects from files of their own."""
+
+    extent: float
+    rules: CutRules
+
+    def files(self, unit: _Picture) -> tuple[Path]:
+        """The one."""
+        return (unit.path,)
+
+    def objects(self, unit: _Picture, ledger: Ledger) -> Iterator[Foreground]:
+        """The one cut-out of a file, if there is one."""
+        try:
+            yield finish(Foreground(_tight_rgba(unit.path), unit.label, unit.name, self.extent), self.rules)
+        except Unusable as reason:
+            ledger.drop(str(reason), unit.name, shown=Exhibit(unit.path, unit.name))
 
 
 def _tight_rgba(path: Path) -> NDArray[np.uint8]:

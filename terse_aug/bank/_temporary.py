@@ -1,8 +1,8 @@
 """A file under construction beside its final place. Imports nothing but the standard library.
 
 The file is invisible under its final name until it is whole. Its builder holds a lock on it, which the
-system drops when the builder dies however that happens; the next builder removes what it can lock, and
-leaves live ones alone.
+system drops when the builder dies however that happens; the next builder takes over or removes what it can
+lock, and leaves live ones alone.
 """
 
 from __future__ import annotations
@@ -20,16 +20,30 @@ _SUFFIX = ".building"
 
 
 class TemporarySibling:
-    """A new, empty, locked file next to ``final``.
+    """A locked file next to ``final``, new and empty, or one that was abandoned.
+
+    Args:
+        final: where the file will be.
+        adopt: whether to take over the youngest of the abandoned ones, if there are any. Not on Windows, where
+            nothing tells them from those that are being written.
 
     Attributes:
         path: where the file is until :meth:`publish`.
+        adopted: whether it was abandoned by another.
     """
 
-    def __init__(self, final: Path):
+    def __init__(self, final: Path, adopt: bool = False):
         self.final = final
+        found = _adopted(final) if adopt and sys.platform != "win32" else None
         _remove_abandoned(final)
-        self.path, self._descriptor = _create_locked(final)
+        self.adopted = found is not None
+        self.path, self._descriptor = found or _create_locked(final)
+
+    def renew(self) -> None:
+        """Remove the file and begin another, which is new and empty."""
+        self.discard()
+        self.adopted = False
+        self.path, self._descriptor = _create_locked(self.final)
 
     def publish(self) -> None:
         """Flush the file to disk and move it to its final place, in one step for every reader."""
@@ -47,6 +61,10 @@ class TemporarySibling:
         self.path.unlink(missing_ok=True)
         self._close()
 
+    def abandon(self) -> None:
+        """Leave the file to the next builder."""
+        self._close()
+
     def _close(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
@@ -61,6 +79,25 @@ def _create_locked(final: Path) -> tuple[Path, int]:
         if _lock(descriptor) and path.exists():
             return path, descriptor
         os.close(descriptor)
+
+
+def _adopted(final: Path) -> tuple[Path, int] | None:
+    """The youngest file that no builder holds, locked."""
+    for path in sorted(_siblings(final), key=_modified, reverse=True):
+        with contextlib.suppress(OSError):  # another builder removed it first, or it is not ours
+            descriptor = os.open(path, os.O_RDWR)
+            # Between opening and locking, another builder may have removed the file, or made it its bank.
+            if _lock(descriptor) and path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                return path, descriptor
+            os.close(descriptor)
+    return None
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _remove_abandoned(final: Path) -> None:

@@ -13,14 +13,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from terse_aug.bank._building import Filled, build
 from terse_aug.bank._class_folders import visible_files
 from terse_aug.bank._cut import Annotation, CutRules, Unusable, cut_from_image
-from terse_aug.bank._foreground import Foreground
 from terse_aug.bank._images import read_image, read_index_mask
 from terse_aug.bank._moving import background_of, moving_alphas
 from terse_aug.bank._names import IMAGE_SUFFIXES
 from terse_aug.bank._pairing import outside
-from terse_aug.bank._report import BY_MASK, BuildReport, Ledger, Progress, build
+from terse_aug.bank._report import BY_MASK, BuildReport, Ledger, Progress
 from terse_aug.bank._writer import BankWriter
 
 _LABEL = 1
@@ -49,7 +49,8 @@ def build_from_video(
 
     With masks, objects are cut out by them. Without, the camera has to stand still: what is not as the background, the
     median of up to 51 frames spread over the video, is an object of the one category, one for each part that does
-    not touch another. Shadows move with their objects and stay with them; what stands still is background.
+    not touch another. Shadows move with their objects and stay with them; what stands still is background. One process
+    does it all, from the beginning: frames of a file can only be read one after the other.
 
     Args:
         video: a file that OpenCV can read, or a folder of images, which are taken in the order of their names.
@@ -76,11 +77,12 @@ def build_from_video(
     source = _Frames(Path(video), every, mask_folder)
     if mask_folder is not None and not mask_folder.is_dir():
         raise FileNotFoundError(f"expected a folder of masks at {mask_folder}, found none")
-    rules, categories = rules or CutRules(), {_LABEL: category}
-    writer = BankWriter(out, categories, overwrite=overwrite)
+    rules = rules or CutRules()
+    writer = BankWriter(out, {_LABEL: category}, overwrite=overwrite)
     total = source.count()
 
-    def cut_outs(ledger: Ledger) -> Iterator[Foreground]:
+    def fill(ledger: Ledger) -> Filled:
+        done = 0
         background = _background(source, total) if mask_folder is None else None
         for done, (name, pixels) in enumerate(source.read(ledger), 1):
             try:
@@ -95,15 +97,16 @@ def build_from_video(
             for number, alpha in enumerate(masks_of, 1):
                 annotation = Annotation(_LABEL, f"{name}#{number}")
                 try:
-                    yield cut_from_image(pixels, alpha, annotation, rules, soft=True)
+                    writer.add(cut_from_image(pixels, alpha, annotation, rules, soft=True))
                     ledger.cut_by[way] += 1
                 except Unusable as reason:
                     ledger.drop(str(reason), annotation.source)
             if progress is not None:
                 progress(done, max(total, done))
+        return Filled(done)
 
     built = {"from": "video", "video": Path(video).name, "every": every, "masks": mask_folder and mask_folder.name}
-    return build(writer, cut_outs, categories, built | vars(rules))
+    return build(writer, fill, built | vars(rules))
 
 
 @dataclass(frozen=True)

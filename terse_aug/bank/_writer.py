@@ -1,35 +1,30 @@
-"""Writes a bank, whole or not at all. Imports numpy and lmdb only."""
+"""Writes a bank, whole or not at all. Imports numpy, and the file it is written to."""
 
 from __future__ import annotations
 
 import hashlib
-import math
-import os
-from array import array
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import numpy as np
 from numpy.typing import NDArray
 
+from terse_aug.bank._columns import Columns
 from terse_aug.bank._foreground import Foreground
-from terse_aug.bank._mapped_file import data_length
 from terse_aug.bank._record import (
-    CENTERS_DTYPE,
     CENTERS_KEY,
     DESCRIPTION_KEY,
-    INDEX_DTYPES,
     Description,
+    decode_record,
     encode_description,
     encode_record,
     record_key,
 )
+from terse_aug.bank._store import Store
 from terse_aug.bank._temporary import TemporarySibling
 
-_FIRST_MAP_BYTES = 1 << 26
-_BATCH_BYTES = 1 << 24
 _MAX_SIDE = 16384  # px; one cut-out then stays below LMDB's limit of 4 GiB a value
 
 
@@ -37,7 +32,7 @@ class BankWriter:
     """Writes cut-outs into a new bank; a context manager.
 
     Leaving the ``with`` block normally puts the bank in place. Leaving it by an exception (Ctrl-C too)
-    removes what was written; a killed process leaves a hidden ``.NAME.*.building`` file that the next build
+    removes what was written; a killed process leaves a hidden ``.NAME.*.building`` file that the next writer
     of the same bank removes. Readers of an older bank at ``path`` keep reading the older one.
 
     Args:
@@ -47,7 +42,9 @@ class BankWriter:
         overwrite: replace an existing file.
 
     Attributes:
-        count: cut-outs added so far.
+        path: where the bank goes.
+        categories: as given.
+        keypoint_names: as given.
         overwrite: whether an existing file is replaced.
         built: how the bank was built, stored in it as JSON; may be filled until the block is left.
 
@@ -71,43 +68,35 @@ class BankWriter:
         overwrite: bool = False,
     ):
         self.path = Path(path).absolute()
-        self.count = 0
         self.built: dict[str, Any] = {}
-        self._categories = dict(categories)
-        self._keypoint_names = tuple(keypoint_names)
+        self.categories = dict(categories)
+        self.keypoint_names = tuple(keypoint_names)
         self.overwrite = overwrite
-        self._labels, self._extents, self._sizes, self._centers = array("q"), array("f"), array("i"), array("f")
+        self._columns = Columns()
         self._hash = hashlib.blake2b(digest_size=16)
-        self._batch: list[tuple[bytes, bytes]] = []
-        self._batch_bytes = 0
-        self._temporary: TemporarySibling | None = None
+        self._store: Store | None = None
         self._check_place()
 
+    @property
+    def count(self) -> int:
+        """Cut-outs added so far."""
+        return len(self._columns)
+
+    def kept(self) -> Counter[int]:
+        """Cut-outs added so far, per label."""
+        return Counter(self._columns.labels)
+
     def __enter__(self) -> BankWriter:
-        self._temporary = TemporarySibling(self.path)
-        try:
-            self._environment = lmdb.open(
-                str(self._temporary.path),
-                map_size=_FIRST_MAP_BYTES,
-                subdir=False,
-                lock=False,  # the only writer, and a lock would leave a second file
-                sync=False,  # flushed once, at the end
-                metasync=False,
-                max_spare_txns=0,
-            )
-        except BaseException:
-            self._temporary.discard()
-            raise
+        self._store = self._open(TemporarySibling(self.path))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        assert self._temporary is not None
+        assert self._store is not None
         try:
             if kind is None:
-                self._finish()
+                self._finish(self._store)
         finally:
-            self._environment.close()
-            self._temporary.discard()
+            self._store.close()
 
     def add(self, foreground: Foreground) -> None:
         """Append one cut-out.
@@ -117,68 +106,64 @@ class BankWriter:
                 those that this writer was opened for.
             OSError: the disk is full or cannot be written.
         """
-        if self._temporary is None:
-            raise ValueError("add cut-outs inside `with BankWriter(...) as writer:`")
-        check_foreground(foreground, self._categories, len(self._keypoint_names))
-        record = encode_record(foreground)
-        height, width = foreground.rgba.shape[:2]
-        self._labels.append(foreground.label)
-        self._extents.append(foreground.extent)
-        self._sizes.extend((height, width))
-        self._centers.extend(foreground.center or (math.nan, math.nan))
-        self._hash.update(record)
-        self._batch.append((record_key(self.count), record))
-        self._batch_bytes += len(record)
-        self.count += 1
-        if self._batch_bytes >= _BATCH_BYTES:
-            self._flush()
+        check_foreground(foreground, self.categories, len(self.keypoint_names))
+        columns = Columns()
+        columns.add(foreground)
+        store = self._append([encode_record(foreground)], columns)
+        if store.is_full:
+            store.flush()
 
-    def _finish(self) -> None:
+    def read(self, numbers: Iterable[int]) -> list[Foreground]:
+        """Some of the cut-outs added so far."""
+        store, found = self._entered(), []
+        store.flush()
+        for number in numbers:
+            height, width = self._columns.sizes[2 * number : 2 * number + 2]
+            label, extent = self._columns.labels[number], self._columns.extents[number]
+            record = memoryview(store.get(record_key(number)))
+            found.append(decode_record(record, (height, width), label, extent))
+        return found
+
+    def _open(self, temporary: TemporarySibling, durable: bool = False) -> Store:
+        try:
+            return Store(temporary, durable)
+        except BaseException:
+            temporary.discard()
+            raise
+
+    def _entered(self) -> Store:
+        if self._store is None:
+            raise ValueError("add cut-outs inside `with BankWriter(...) as writer:`")
+        return self._store
+
+    def _append(self, records: Sequence[bytes], columns: Columns) -> Store:
+        store = self._entered()
+        store.put((record_key(number), record) for number, record in enumerate(records, self.count))
+        self._take(records, columns)
+        return store
+
+    def _take(self, records: Iterable[bytes], columns: Columns) -> None:
+        for record in records:
+            self._hash.update(record)
+        self._columns.extend(columns)
+
+    def _finish(self, store: Store) -> None:
         if not self.count:
             raise ValueError(f"no cut-out was kept, so no bank is written to {self.path}")
-        index = {b"labels": self._labels, b"extents": self._extents, b"sizes": self._sizes}
-        for key, dtype in INDEX_DTYPES.items():
-            values = np.asarray(index[key]).astype(dtype).tobytes()
-            self._hash.update(values)
-            self._batch.append((key, values))
-        centers = np.asarray(self._centers).astype(CENTERS_DTYPE)
-        if not np.isnan(centers).all():
-            self._batch.append((CENTERS_KEY, centers.tobytes()))
-        used = set(self._labels)
-        names = {label: name for label, name in sorted(self._categories.items()) if label in used}
-        self._hash.update(repr((names, self._keypoint_names)).encode("utf-8"))
-        description = Description(self.count, names, self._keypoint_names, self._hash.hexdigest(), dict(self.built))
-        self._batch.append((DESCRIPTION_KEY, encode_description(description)))
-        self._flush()
-        self._publish()
+        index = self._columns.index()
+        for key, values in index.items():
+            if key != CENTERS_KEY:
+                self._hash.update(values)
+        used = set(self._columns.labels)
+        names = {label: name for label, name in sorted(self.categories.items()) if label in used}
+        self._hash.update(repr((names, self.keypoint_names)).encode("utf-8"))
+        description = Description(self.count, names, self.keypoint_names, self._hash.hexdigest(), dict(self.built))
+        store.put([*index.items(), (DESCRIPTION_KEY, encode_description(description))])
+        self._flush_all(store)
+        store.publish(self._check_place)  # somebody else may have put a file there in the meantime
 
-    def _flush(self) -> None:
-        """Write the batch; a full map grows and the whole batch is tried again."""
-        while True:
-            try:
-                with self._environment.begin(write=True) as transaction:
-                    for key, value in self._batch:
-                        transaction.put(key, value)
-                break
-            except lmdb.MapFullError:
-                self._environment.set_mapsize(2 * self._environment.info()["map_size"])
-            except lmdb.Error as error:
-                raise self._disk_error(str(error)) from error
-        self._batch, self._batch_bytes = [], 0
-
-    def _publish(self) -> None:
-        assert self._temporary is not None
-        try:
-            self._environment.sync(True)
-            self._environment.close()
-            # Exactly the pages LMDB counts: readers take a shorter file for a truncated one.
-            os.truncate(self._temporary.path, data_length(self._temporary.path))
-            self._check_place()  # somebody else may have put a file there in the meantime
-            self._temporary.publish()
-        except FileExistsError:
-            raise
-        except (lmdb.Error, OSError) as error:
-            raise self._disk_error(str(error)) from error
+    def _flush_all(self, store: Store) -> None:
+        store.flush()
 
     def _check_place(self) -> None:
         if self.path.is_dir():
@@ -189,12 +174,6 @@ class BankWriter:
             raise FileExistsError(
                 f"{self.path} exists; choose another name, or replace it with overwrite=True (--overwrite)"
             )
-
-    def _disk_error(self, reason: str) -> OSError:
-        return OSError(
-            f"the bank {self.path} cannot be written ({reason}); nothing is left behind. "
-            "Free some disk space, write elsewhere, or make cut-outs smaller with max_side"
-        )
 
 
 def check_foreground(foreground: Foreground, categories: Mapping[int, str], keypoint_count: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from terse_aug.bank import WAYS, BoxMasks, BuildReport, CutRules
+from terse_aug.bank._parallel import MOST_JOBS
 from terse_aug.cli._progress import progress_bar
 
 Build = Callable[[argparse.Namespace], BuildReport]
@@ -91,6 +92,7 @@ def add_common(parser: argparse.ArgumentParser, images: bool = True) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bank")
     if images:
         _add_images(parser)
+        _add_jobs(parser)
     parser.add_argument(
         "--min-area",
         type=int,
@@ -129,6 +131,16 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_jobs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help=f"processes that cut objects out (default: as many as there are cores, at most {MOST_JOBS}, where the "
+        "build takes long enough for them to pay)",
+    )
+
+
 def add_scene_rules(parser: argparse.ArgumentParser) -> None:
     """For objects that are cut out of an image."""
     parser.add_argument(
@@ -159,7 +171,7 @@ def rules_of(arguments: argparse.Namespace) -> CutRules:
 
 def files_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """What builders take that cut out by files alone."""
-    names = ("include", "drops", "overwrite", "progress")
+    names = ("include", "drops", "overwrite", "progress", "jobs")
     return {name: getattr(arguments, name) for name in names} | {"rules": rules_of(arguments)}
 
 

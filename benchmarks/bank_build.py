@@ -1,0 +1,209 @@
+"""How many images a second a bank is built from, in one process and in several, beside pycocotools' own decoding.
+
+::
+
+    python -m benchmarks.bank_build --coco coco_mini/annotations/instances_train2017.json=coco_mini/train2017 \\
+        --json F [--repeat 10] [--rounds 5] [--jobs 1 2] [--grabcut-images 40]
+
+Arms, in turn: *decode* reads every image with OpenCV and makes a mask of every annotation that is no crowd
+(``COCO.annToMask``), in this process, and does nothing with it; *jobs N* builds a bank of the same annotations in N
+processes; *grabcut, jobs N* does so with the masks hidden, of fewer images. All read the same JSON from disk, and all
+have one thread in each process. The images are listed ``--repeat`` times, so that the start of the processes, which is
+measured by itself, does not decide. A ratio is of two arms of one round: what else the machine does then slows both,
+but on a crowded one two processes also get a larger share of it than one. Processor time, of all processes of an arm
+together, says what several of them cost more than one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools.coco import COCO
+
+from benchmarks._timing import run_in_one_thread, show, surroundings, write_json
+from terse_aug.bank import build_from_coco
+from terse_aug.bank._parallel import apart
+
+DECODE = "decode"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print, write."""
+    options = _parser().parse_args(argv)
+    run_in_one_thread()
+    annotations, images = options.coco
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        content = json.loads(annotations.read_bytes())
+        whole, hidden = Path(folder) / "whole.json", Path(folder) / "hidden.json"
+        counts = {path: _write(path, data) for path, data in _data(content, options, whole, hidden).items()}
+        bank = Path(folder) / "made.bank"
+        arms: dict[str, tuple[int, Callable[[], int]]] = {DECODE: (counts[whole], lambda: _decode(whole, images))}
+        for jobs in options.jobs:
+            arms[f"jobs {jobs}"] = (counts[whole], _building(whole, images, bank, jobs, None))
+        for jobs in options.jobs if hidden in counts else ():
+            arms[f"grabcut, jobs {jobs}"] = (counts[hidden], _building(hidden, images, bank, jobs, "grabcut"))
+        seconds, processor, objects = _in_turn({name: work for name, (_, work) in arms.items()}, options.rounds)
+        megabytes = bank.stat().st_size / 1e6
+    rates, per_processor = (
+        {name: [count / own for own in spent[name]] for name, (count, _) in arms.items()}
+        for spent in (seconds, processor)
+    )
+    content = {
+        "images": {name: count for name, (count, _) in arms.items()},
+        "objects": objects,
+        "bank_mb": round(megabytes, 1),
+        "images_per_second": {name: _spread(values) for name, values in rates.items()},
+        "images_per_processor_second": {name: _spread(values) for name, values in per_processor.items()},
+        "ratios": {f"{one} / {other}": _ratio(rates, one, other) for one, other in _pairs(options.jobs, rates)},
+        "processor_ratios": {
+            f"{one} / {other}": _ratio(per_processor, one, other) for one, other in _pairs(options.jobs, rates)
+        },
+        "start_of_a_process_seconds": _spread([_start() for _ in range(options.rounds)]),
+    }
+    for key in ("images_per_second", "images_per_processor_second", "ratios", "processor_ratios"):
+        rows = [(name, *map(_said, own.values())) for name, own in content[key].items()]
+        show(key.replace("_", " "), ("", "median", "least", "most"), rows)
+    print(f"a process starts in {content['start_of_a_process_seconds']['median']:.2f} s")
+    write_json(options.json, content | surroundings())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--coco", type=_pair, required=True, metavar="JSON=DIR", help="annotations and images")
+    parser.add_argument("--repeat", type=int, default=10, help="times that each image is listed (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="of all arms (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, nargs="+", default=[1, 2], help="processes (default: %(default)s)")
+    parser.add_argument("--grabcut-images", type=int, default=40, help="0 for no GrabCut (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, help="where banks are made (default: the system's for such files)")
+    parser.add_argument("--json", required=True)
+    return parser
+
+
+def _pair(text: str) -> tuple[Path, Path]:
+    annotations, separator, images = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"expected JSON=DIR, got {text}")
+    return Path(annotations), Path(images)
+
+
+def _data(content: Any, options: argparse.Namespace, whole: Path, hidden: Path) -> dict[Path, dict[str, Any]]:
+    """What the arms read, by its place."""
+    data = {whole: _repeated(content, options.repeat)}
+    if options.grabcut_images:
+        few = content["images"][: options.grabcut_images]
+        known = {image["id"] for image in few}
+        boxes = [
+            {key: value for key, value in entry.items() if key != "segmentation"}
+            for entry in content["annotations"]
+            if entry["image_id"] in known
+        ]
+        data[hidden] = content | {"images": few, "annotations": boxes}
+    return data
+
+
+def _repeated(content: dict[str, Any], times: int) -> dict[str, Any]:
+    """The same images and annotations listed again, under other ids."""
+    images, annotations = [], []
+    for turn in range(times):
+        number = {image["id"]: f"{turn} {image['id']}" for image in content["images"]}
+        images += [image | {"id": number[image["id"]]} for image in content["images"]]
+        annotations += [
+            entry | {"id": len(annotations) + own, "image_id": number[entry["image_id"]]}
+            for own, entry in enumerate(content["annotations"], 1)
+        ]
+    return content | {"images": images, "annotations": annotations}
+
+
+def _write(path: Path, content: dict[str, Any]) -> int:
+    """Save it; returns how many images have an object that is no crowd."""
+    path.write_text(json.dumps(content))
+    return len({entry["image_id"] for entry in content["annotations"] if not entry.get("iscrowd")})
+
+
+def _decode(annotations: Path, images: Path) -> int:
+    """Read and decode all; returns the number of objects."""
+    with redirect_stdout(None):
+        coco = COCO(str(annotations))
+    objects = 0
+    for number, image in coco.imgs.items():
+        entries = [entry for entry in coco.imgToAnns[number] if not entry.get("iscrowd")]
+        if entries:
+            pixels = cv2.imread(str(images / image["file_name"]))
+            assert pixels is not None
+            objects += sum(coco.annToMask(entry).shape == pixels.shape[:2] for entry in entries)
+    return objects
+
+
+def _building(annotations: Path, images: Path, bank: Path, jobs: int, boxes: str | None) -> Callable[[], int]:
+    def build() -> int:
+        report = build_from_coco(annotations, images, bank, boxes=boxes, jobs=jobs, overwrite=True)
+        return sum(report.kept.values())
+
+    return build
+
+
+def _in_turn(
+    arms: Mapping[str, Callable[[], int]], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, int]]:
+    """Seconds of each arm in each round, by the clock and of processors, in an order drawn anew; what they returned."""
+    generator = np.random.default_rng(0)
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    processor: dict[str, list[float]] = {name: [] for name in arms}
+    found: dict[str, int] = {}
+    for turn in range(rounds):
+        for name in generator.permutation(list(arms)).tolist():
+            started, before = time.perf_counter(), _processor_seconds()
+            found[name] = arms[name]()
+            seconds[name].append(time.perf_counter() - started)
+            processor[name].append(_processor_seconds() - before)
+            spent = f"{seconds[name][-1]:.1f} s, of processors {processor[name][-1]:.1f} s"
+            print(f"round {turn + 1}: {name} {spent}", flush=True)
+    return seconds, processor, found
+
+
+def _processor_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(own.ru_utime + own.ru_stime for own in used)
+
+
+def _pairs(jobs: Sequence[int], rates: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The arms that are compared."""
+    first, *more = jobs
+    pairs = [(f"jobs {own}", DECODE) for own in jobs]
+    for kind in ("", "grabcut, "):
+        pairs += [(f"{kind}jobs {own}", f"{kind}jobs {first}") for own in more]
+    return [pair for pair in pairs if pair[0] in rates]
+
+
+def _ratio(rates: Mapping[str, Sequence[float]], one: str, other: str) -> dict[str, float]:
+    return _spread([own / theirs for own, theirs in zip(rates[one], rates[other], strict=True)])
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": float(np.median(values)), "least": min(values), "most": max(values)}
+
+
+def _said(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def _start() -> float:
+    started = time.perf_counter()
+    assert apart(os.getpid) is not None
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

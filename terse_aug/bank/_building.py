@@ -1,0 +1,163 @@
+"""The frame that all builders share. Imports the parts of this package."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from terse_aug.bank._chunks import Source, Task
+from terse_aug.bank._exhibit import Spread
+from terse_aug.bank._gallery import Locate, check_target, write_sheets
+from terse_aug.bank._journaled import JournaledWriter
+from terse_aug.bank._parallel import cut_in_order
+from terse_aug.bank._report import BY_MASK, BuildReport, Ledger, Progress, Tally
+from terse_aug.bank._writer import BankWriter
+
+
+class Filled(NamedTuple):
+    """How a bank was filled.
+
+    Attributes:
+        images: that objects were cut out of.
+        resumed: how many of them had been done by a build that was stopped.
+    """
+
+    images: int
+    resumed: int = 0
+
+
+def build_from_source(
+    writer: JournaledWriter,
+    source: Source,
+    built: dict[str, Any],
+    *,
+    jobs: int | None = None,
+    drops: str | Path | None = None,
+    progress: Progress | None = None,
+    locate: Locate = Path,
+) -> BuildReport:
+    """Write all cut-outs of a source's images, in as many processes as are wanted, and report.
+
+    Args:
+        writer: for the new bank, not entered yet.
+        source: the images.
+        built: how the bank is built; stored in it.
+        jobs: processes, see :func:`terse_aug.bank._parallel.cut_in_order`.
+        drops: see :func:`build`.
+        progress: called with images done and in total.
+        locate: finds the images of exhibits.
+
+    Raises:
+        KeyboardInterrupt: likewise, with a message that says what is kept.
+        ChildProcessError: a process died.
+        FileExistsError, FileNotFoundError, ValueError, OSError: as :func:`build`.
+    """
+
+    def fill(ledger: Ledger) -> Filled:
+        try:
+            return _fill(writer, source, ledger, jobs, progress)
+        except (KeyboardInterrupt, ChildProcessError) as error:
+            total, kept = len(source.units), writer.safe_images
+            if not kept:
+                raise
+            raise type(error)(
+                f"{str(error) or 'interrupted'}; {kept} of {total} images are done and kept: "
+                "the same build goes on from there"
+            ) from error
+
+    return build(writer, fill, built, drops, locate)
+
+
+def build(
+    writer: BankWriter,
+    fill: Callable[[Ledger], Filled],
+    built: dict[str, Any],
+    drops: str | Path | None = None,
+    locate: Locate = Path,
+) -> BuildReport:
+    """Write all cut-outs of a source, and report.
+
+    Args:
+        writer: for the new bank, not entered yet.
+        fill: adds the cut-outs to it in a fixed order, and counts what it mends and leaves out; also in which way each
+            was cut out, unless all were by their masks.
+        built: how the bank is built; stored in it together with what was dropped and mended.
+        drops: a PNG file or a folder for pictures of what was dropped, see :func:`write_sheets`.
+        locate: finds the images of exhibits.
+
+    Raises:
+        FileExistsError, FileNotFoundError: there cannot be pictures where they are wanted.
+        ValueError: nothing was kept; the message says why.
+        OSError: the disk is full or cannot be written.
+    """
+    start = time.perf_counter()
+    pictures = None if drops is None else Path(drops)
+    if pictures is not None:
+        check_target(pictures, writer.overwrite)
+    ledger = Ledger()
+    with writer:
+        filled = fill(ledger)
+        kept = writer.kept()
+        if pictures is not None:
+            shown: Spread[int] = Spread()
+            for number in range(writer.count):
+                shown.add(number)
+            write_sheets(pictures, ledger.sections(writer.read(shown.items()), writer.count), locate)
+        if not kept:
+            raise ValueError(_nothing_kept(writer.path, ledger.dropped))
+        cut_by = dict(ledger.cut_by.most_common()) or {BY_MASK: writer.count}
+        counted = {name: dict(sorted(getattr(ledger, name).counts.items())) for name in ("dropped", "mended")}
+        writer.built = built | counted | {"cut_by": cut_by}
+    return BuildReport(
+        path=writer.path,
+        kept=_by_name(kept, writer.categories),
+        dropped=dict(ledger.dropped.counts),
+        mended=dict(ledger.mended.counts),
+        examples=ledger.mended.examples | ledger.dropped.examples,
+        cut_by=cut_by,
+        seconds=time.perf_counter() - start,
+        bytes=writer.path.stat().st_size,
+        drops=pictures,
+        images=filled.images,
+        resumed=filled.resumed,
+    )
+
+
+def _fill(
+    writer: JournaledWriter, source: Source, ledger: Ledger, jobs: int | None, progress: Progress | None
+) -> Filled:
+    total, chunks, task = len(source.units), source.chunks(), Task.of(source, writer)
+    tell = progress or (lambda done, total: None)
+    ledger.take(source.before)
+    resumed = number = 0
+    for entry, chunk in zip(writer.found, chunks, strict=False):
+        if entry.identity != task.identity(source.ready(chunk)):
+            break
+        ledger.take(entry.ledger)
+        resumed, number = resumed + entry.images, number + 1
+    writer.go_on(number)
+    if resumed:
+        tell(resumed, total)
+    rest = cut_in_order(task, source, chunks[number:], jobs, lambda done: tell(resumed + done, total))
+    with closing(rest):
+        for cut in rest:
+            writer.add_cut(cut)
+            ledger.take(cut.ledger)
+    return Filled(total, resumed)
+
+
+def _by_name(kept: Counter[int], categories: Mapping[int, str]) -> dict[str, int]:
+    """Counts per name; two categories of one name are counted together."""
+    counts: Counter[str] = Counter()
+    for label, count in sorted(kept.items()):
+        counts[categories[label]] += count
+    return dict(counts)
+
+
+def _nothing_kept(path: Path, dropped: Tally) -> str:
+    reasons = [line.strip() for line in dropped.lines()]
+    return f"no cut-out was kept, so no bank is written to {path}; dropped: " + ("; ".join(reasons) or "nothing")

@@ -1,0 +1,168 @@
+"""Work in several processes, its results in order. Imports loky, cloudpickle and opencv.
+
+Processes are started anew and not forked: a fork would copy the locks of other threads as they are held, and a GPU's
+state, which does not survive it. They do not run the user's main module again.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import cloudpickle
+import cv2
+import loky
+from loky.process_executor import BrokenProcessPool
+
+from terse_aug.bank._chunks import Cut, Source, Task
+
+MOST_JOBS = 8
+"""That are taken where nobody says how many."""
+
+_ALONE = 1.0
+_WORTH = 4.0
+_AHEAD_PER_JOB = 2
+_WATCH = 0.5
+
+Result = TypeVar("Result")
+
+
+def check_jobs(jobs: int | None) -> None:
+    """Raise ``ValueError`` unless ``jobs`` is a number of processes, or ``None``."""
+    if jobs is not None and (not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1):
+        raise ValueError(f"expected jobs of at least 1 process, or None for as many as pay, got {jobs!r}")
+
+
+def cut_in_order(
+    task: Task, source: Source, chunks: Sequence[Sequence[Any]], jobs: int | None, tell: Callable[[int], None]
+) -> Generator[Cut, None, None]:
+    """Cut chunks, here or in other processes.
+
+    A few of them are in memory at a time. Close the iterator to stop the processes.
+
+    Args:
+        task: how.
+        source: that they are of.
+        chunks: some of it.
+        jobs: processes; ``None`` for one for each core, at most 8, once it has shown that the work takes longer than
+            they take to start, and one where a function of the user's is in it.
+        tell: called with the number of images of these chunks that are done.
+
+    Raises:
+        ChildProcessError: a process died.
+    """
+    done, left, rest = 0, sum(map(len, chunks)), deque(chunks)
+    wanted, started = _processes(task, jobs), time.perf_counter()
+    payload = _payload(task) if wanted > 1 else None
+    while rest and (payload is None or _stays_alone(started, done, left - done, jobs)):
+        cut = task.cut(source.ready(rest.popleft()), lambda own, before=done: tell(before + own))  # type: ignore[misc]
+        done += cut.images
+        yield cut
+    if rest and payload is not None:
+        for cut in _in_others(payload, source, rest, min(wanted, len(rest))):
+            done += cut.images
+            yield cut
+            tell(done)
+
+
+def apart(function: Callable[..., Result], *arguments: Any) -> Result | None:
+    """Call a function in a process of its own; ``None`` where that died, or cannot be."""
+    if _may_have_no_children():
+        return None
+    with _executor(1, None) as executor:
+        try:
+            result: Result = executor.submit(function, *arguments).result()
+            return result
+        except BrokenProcessPool:
+            return None
+
+
+def _may_have_no_children() -> bool:
+    return multiprocessing.current_process().daemon
+
+
+def _processes(task: Task, jobs: int | None) -> int:
+    if _may_have_no_children():
+        return 1
+    if jobs is not None:
+        return jobs
+    return 1 if task.settings is None else min(loky.cpu_count(), MOST_JOBS)
+
+
+def _payload(task: Task) -> bytes | None:
+    """The task for other processes; ``None`` where it cannot be sent."""
+    try:
+        return bytes(cloudpickle.dumps(task))
+    except Exception as error:  # whatever a user's object raises
+        warnings.warn(
+            f"boxes cannot be sent to other processes ({type(error).__name__}: {error}), so one process does all; "
+            "give a function of a module, which loads its model when it is first called",
+            stacklevel=2,
+        )
+        return None
+
+
+def _stays_alone(started: float, done: int, left: int, jobs: int | None) -> bool:
+    """Whether the work is too little for starting processes to pay, as far as is known."""
+    if jobs is not None:
+        return False
+    spent = time.perf_counter() - started
+    return spent < _ALONE or spent / max(done, 1) * left < _WORTH
+
+
+def _in_others(payload: bytes, source: Source, rest: deque[Sequence[Any]], jobs: int) -> Iterator[Cut]:
+    ahead: deque[Any] = deque()
+    with _executor(jobs, payload) as executor:
+        try:
+            while rest or ahead:
+                while rest and len(ahead) <= _AHEAD_PER_JOB * jobs:
+                    ahead.append(executor.submit(_cut, source.ready(rest.popleft())))
+                yield ahead.popleft().result()
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                "a process that cut objects out died; most likely the system ended it for want of memory: take fewer "
+                "processes (jobs, --jobs)"
+            ) from error
+
+
+@contextmanager
+def _executor(jobs: int, payload: bytes | None) -> Iterator[Any]:
+    """Processes that end with the block, however it is left, or with this process."""
+    executor = loky.ProcessPoolExecutor(jobs, initializer=_begin, initargs=(os.getpid(), payload))
+    try:
+        yield executor
+    except BaseException:
+        executor.shutdown(kill_workers=True)
+        raise
+    executor.shutdown()
+
+
+_task: Task
+
+
+def _begin(parent: int, payload: bytes | None) -> None:
+    global _task
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C, which a terminal gives to all, ends the one that ends this
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    cv2.setNumThreads(1)  # the other cores have processes of their own
+    if payload is not None:
+        _task = cloudpickle.loads(payload)
+
+
+def _cut(units: Sequence[Any]) -> Cut:
+    return _task.cut(units)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the one that started it is gone."""
+    while os.getppid() == parent:
+        time.sleep(_WATCH)
+    os._exit(1)

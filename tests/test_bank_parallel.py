@@ -1,0 +1,216 @@
+"""Objects are cut out in several processes, and the bank is that of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from build_samples import IMAGES, build_many, left_beside, make_many, told
+from PIL import Image
+
+import terse_aug
+from terse_aug.bank import BoxMasks, Foreground, build_from_coco, build_from_masks, build_from_products, build_from_rgba
+from terse_aug.bank._box_masks import box_alpha
+from terse_aug.bank._chunks import Source, Task
+from terse_aug.bank._names import Files
+from terse_aug.bank._parallel import cut_in_order
+from terse_aug.bank._report import Ledger
+
+
+def test_jobs_make_the_same_bank_of_coco(data_root: Path, tmp_path: Path) -> None:
+    root = data_root / "coco_mini"
+    content = json.loads((root / "annotations" / "instances_val2017.json").read_bytes())
+    few = {image["id"] for image in content["images"][:10]}
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] in few]
+    for entry in content["annotations"][::7]:
+        del entry["segmentation"]
+    reports = {
+        jobs: build_from_coco(
+            content,
+            root / "val2017",
+            tmp_path / f"{jobs}.bank",
+            boxes=BoxMasks("grabcut", min_quality=0.3, otherwise="ellipse"),
+            drops=tmp_path / f"{jobs}.png",
+            jobs=jobs,
+        )
+        for jobs in (1, 2)
+    }
+    assert reports[1].cut_by["grabcut"] > 0
+    assert told(reports[1]) == told(reports[2])
+    assert (tmp_path / "1.png").read_bytes() == (tmp_path / "2.png").read_bytes()
+    assert list(reports[1].dropped) == list(reports[2].dropped)
+
+
+def test_jobs_make_the_same_bank_of_folders(data_root: Path, tmp_path: Path) -> None:
+    penn = data_root / "penn_fudan"
+    some = [path.name for path in sorted((penn / "PNGImages").iterdir())[:10]]
+    objects, products = tmp_path / "objects", tmp_path / "products"
+    for number in range(20):
+        rgba = np.random.default_rng(number).integers(0, 256, (30, 40, 4), dtype=np.uint8)
+        (objects / f"{number % 3}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rgba).save(objects / f"{number % 3}" / f"{number:02d}.png")
+        ground = np.full((120, 120, 3), 240, np.uint8)
+        ground[30:80, 30:90] = rgba[:1, :1, :3]
+        (products / f"{number % 3}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(ground).save(products / f"{number % 3}" / f"{number:02d}.png")
+    for build, arguments, more in (
+        (build_from_masks, (penn / "PNGImages", penn / "PedMasks"), {"include": some}),
+        (
+            build_from_rgba,
+            (objects,),
+            {"include": ["00", "01", "02", "03", "04", "05", "06", "07", "08", "09", "none"]},
+        ),
+        (build_from_products, (products,), {}),
+    ):
+        one, two = (build(*arguments, tmp_path / f"{build.__name__}{jobs}.bank", jobs=jobs, **more) for jobs in (1, 2))
+        assert told(one) == told(two)
+        assert sum(one.kept.values()) > 8
+
+
+def test_few_images_and_many_jobs(tmp_path: Path) -> None:
+    make_many(tmp_path, 9)
+    assert told(build_many(tmp_path, tmp_path / "a.bank", jobs=50)) == told(build_many(tmp_path, tmp_path / "b.bank"))
+
+
+@dataclass(frozen=True)
+class Odd:
+    """Does as it is told by its images."""
+
+    def files(self, unit: str) -> list[Path]:
+        return []
+
+    def objects(self, unit: str, ledger: Ledger) -> Iterator[Foreground]:
+        if unit == "fail":
+            raise ZeroDivisionError("of the seventh image")
+        if unit == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if unit == "wrong":
+            yield Foreground(np.zeros((3, 3, 4), np.uint8), 1, "a", 0.1)
+        if unit == "signals":
+            unit = f"deaf={signal.getsignal(signal.SIGINT) == signal.SIG_IGN}"
+        rgba = np.full((8, 8, 4), 255, np.uint8)
+        yield Foreground(rgba, 1, f"{unit} {os.getpid()}", 0.1)
+
+
+def run_odd(units: list[str], jobs: int | None) -> list[str]:
+    source = Source(units, Odd(), {})
+    task = Task(source.cutter, {}, {1: "cat"}, 0)
+    done = list(cut_in_order(task, source, source.chunks(), jobs, lambda own: None))
+    return [bytes(record[16:].split(b"\xff")[0]).decode() for cut in done for record in cut.records]
+
+
+def test_results_come_in_order_from_other_processes() -> None:
+    units = [f"{number}" for number in range(70)]
+    sources = run_odd(units, 2)
+    assert [source.split()[0] for source in sources] == units
+    assert str(os.getpid()) not in {source.split()[1] for source in sources}
+    assert {source.split()[1] for source in run_odd(units, None)} == {str(os.getpid())}, "too little work to share"
+
+
+def test_ctrl_c_is_heard_by_one_process_only() -> None:
+    assert {source.split()[0] for source in run_odd(["signals"] * 20, 2)} == {"deaf=True"}
+    assert {source.split()[0] for source in run_odd(["signals"] * 20, 1)} == {"deaf=False"}
+
+
+def test_an_error_arrives_with_its_cause() -> None:
+    with pytest.raises(ZeroDivisionError, match="seventh") as caught:
+        run_odd([*"abcdefghijklmnopqrst", "fail"], 2)
+    assert "in objects" in str(caught.value.__cause__)
+    with pytest.raises(ValueError, match="expected the tight crop"):
+        run_odd([*"abcdefghijklmnopqrst", "wrong"], 2)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_a_death_is_told_and_does_not_hang() -> None:
+    began = time.monotonic()
+    with pytest.raises(ChildProcessError, match=r"want of memory.*--jobs"):
+        run_odd([*"abcdefghijklmnopqrst", "die", *"uvwxyzabcdefghijkl"], 2)
+    assert time.monotonic() - began < 60
+
+
+def dying(image: np.ndarray, box: Any) -> np.ndarray:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return image
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_nothing_is_left_of_a_build_whose_process_died_early(tmp_path: Path) -> None:
+    make_many(tmp_path, 20)
+    with pytest.raises(ChildProcessError):
+        build_many(tmp_path, tmp_path / "a.bank", boxes=dying, jobs=2)
+    assert not (tmp_path / "a.bank").exists()
+    assert not left_beside(tmp_path / "a.bank")
+
+
+def test_functions_are_sent_where_they_can_be(tmp_path: Path) -> None:
+    make_many(tmp_path, 20)
+    lock = threading.Lock()
+
+    def locked(image: np.ndarray, box: Any) -> np.ndarray:
+        with lock:
+            return box_alpha(image.shape, box)
+
+    def free(image: np.ndarray, box: Any) -> np.ndarray:
+        return box_alpha(image.shape, box)
+
+    with pytest.warns(UserWarning, match=r"boxes cannot be sent to other processes .*one process does all"):
+        alone = build_many(tmp_path, tmp_path / "a.bank", boxes=locked, jobs=2)
+    assert alone.cut_by["function locked"] > 10
+    shared = build_many(tmp_path, tmp_path / "b.bank", boxes=free, jobs=2)
+    assert shared.cut_by["function free"] == alone.cut_by["function locked"]
+
+
+@pytest.mark.parametrize("jobs", [0, -1, 1.5, "2", True])
+def test_wrong_jobs_are_refused(tmp_path: Path, jobs: Any) -> None:
+    make_many(tmp_path, 2)
+    with pytest.raises(ValueError, match="expected jobs of at least 1 process"):
+        build_many(tmp_path, tmp_path / "a.bank", jobs=jobs)
+
+
+def test_progress_grows_to_the_end(tmp_path: Path) -> None:
+    make_many(tmp_path)
+    seen: list[tuple[int, int]] = []
+    for jobs in (1, 2, None):
+        seen.clear()
+        build_many(tmp_path, tmp_path / f"{jobs}.bank", jobs=jobs, progress=lambda *done: seen.append(done))
+        assert [total for _, total in seen] == [IMAGES] * len(seen)
+        assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+        assert seen[-1] == (IMAGES, IMAGES)
+
+
+def test_building_does_not_load_torch() -> None:
+    script = "import sys, terse_aug.bank; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_every_public_name_is_there() -> None:
+    assert set(terse_aug.__all__) <= set(dir(terse_aug))
+    for name in terse_aug.__all__:
+        assert getattr(terse_aug, name) is not None
+    assert terse_aug.targets.__name__ == "terse_aug.targets"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        terse_aug.nothing  # noqa: B018
+
+
+def test_names_of_another_format_take_time_in_proportion(tmp_path: Path) -> None:
+    for number in range(2000):
+        (tmp_path / f"{number}.png").touch()
+    Image.fromarray(np.zeros((1, 1, 3), np.uint8)).save(tmp_path / "0.png")
+    files = Files(tmp_path, [f"{number}.jpg" for number in range(2000)])
+    assert files.find("0.jpg") == ("0.png", "file name with another extension or none")
+    began = time.process_time()
+    for number in range(1, 2000):
+        with pytest.raises(LookupError, match="may be a mask"):
+            files.find(f"{number}.jpg")
+    assert time.process_time() - began < 5
