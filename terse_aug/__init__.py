@@ -1,15 +1,23 @@
-"""Learned copy-paste augmentation for object detectors, trained live against the detector's own loss."""
+"""Learned copy-paste augmentation for object detectors, trained live against the detector's own loss.
 
-from terse_aug._compose import Composites, Paste
-from terse_aug._config import TerseConfig
-from terse_aug._parcel import CutoutLoader, Parcel
-from terse_aug._pixels import PixelFormat
-from terse_aug._probe import Probe, probe
-from terse_aug._remarks import TerseWarning
-from terse_aug._terse import Terse
-from terse_aug._transforms import PARAMETERS, TransformRanges
+Names are imported when they are first asked for, so that what needs no torch, as :mod:`terse_aug.bank`, comes without.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from terse_aug._version import __version__
-from terse_aug.bank import Foreground, ForegroundBank
+
+if TYPE_CHECKING:
+    from terse_aug._compose import Composites, Paste
+    from terse_aug._config import TerseConfig
+    from terse_aug._parcel import CutoutLoader, Parcel
+    from terse_aug._pixels import PixelFormat
+    from terse_aug._probe import Probe, probe
+    from terse_aug._remarks import TerseWarning
+    from terse_aug._terse import Terse
+    from terse_aug._transforms import PARAMETERS, TransformRanges
+    from terse_aug.bank import Foreground, ForegroundBank
 
 __all__ = [
     "PARAMETERS",
@@ -28,3 +36,30 @@ __all__ = [
     "__version__",
     "probe",
 ]
+
+_HOMES = {
+    "_compose": ("Composites", "Paste"),
+    "_config": ("TerseConfig",),
+    "_parcel": ("CutoutLoader", "Parcel"),
+    "_pixels": ("PixelFormat",),
+    "_probe": ("Probe", "probe"),
+    "_remarks": ("TerseWarning",),
+    "_terse": ("Terse",),
+    "_transforms": ("PARAMETERS", "TransformRanges"),
+    "bank": ("Foreground", "ForegroundBank"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+_PACKAGES = ("bank", "policies", "samplers", "targets")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"{__name__}.{name}")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
