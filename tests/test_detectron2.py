@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import torch
 from factories import all_equal, parameters_of
 from hosts import QUIET_DETECTRON2, need_detectron2
+from processes import METHOD, fresh
 from torch import nn
 
 need_detectron2()
@@ -464,7 +466,12 @@ def _train_on_a_rank(folder: str, bank: str) -> None:
         torch.save(result, Path(folder) / f"rank{rank}.pt")
 
 
-def test_two_processes_have_one_adversary_and_different_composites(tmp_path: Path, bank: ForegroundBank) -> None:
+def test_two_processes_have_one_adversary_and_different_composites(
+    tmp_path: Path, bank: ForegroundBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh()
+    start = partial(torch.multiprocessing.start_processes, start_method=METHOD)
+    monkeypatch.setattr(torch.multiprocessing, "start_processes", start)
     folder = tmp_path / "data"
     folder.mkdir()
     launch(_train_on_a_rank, 2, dist_url="auto", args=(str(folder), str(bank.path)))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from factories import EVERY_IMAGE, RampLoss, all_equal, make_bank, make_batch, make_detector, parameters_of
+from processes import METHOD, fresh
 from torch import Tensor, distributed, nn
 from torch import multiprocessing as mp
 
@@ -213,7 +214,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each rank found."""
     folder = tmp_path_factory.mktemp("ranks")
     bank = make_bank(tmp_path_factory.mktemp("bank"))
-    mp.spawn(_work, args=(folder, bank.path), nprocs=RANKS)
+    fresh()
+    mp.start_processes(_work, args=(folder, bank.path), nprocs=RANKS, start_method=METHOD)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pickle
-import subprocess
-import sys
+import signal
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 from factories import EVERY_IMAGE, make_batch, make_detector, parameters_of
+from processes import exit_code, fresh
 from torch import Tensor, nn
 
 from terse_aug import ForegroundBank, PixelFormat, Terse
 from terse_aug._random import generator_for
 from terse_aug.lockstep import HardExampleCache, Hunt, HuntReport, LockStep, mixed
-from terse_aug.targets import ClassifierTarget, TorchvisionDetector
+from terse_aug.targets import ClassifierTarget, TorchvisionDetector, class_of
 
 
 def example(seed: int, label: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
@@ -71,18 +72,17 @@ def test_it_grows_beyond_its_first_map(tmp_path: Path, monkeypatch: pytest.Monke
         assert cache[39][1].keys() == cache[0][1].keys()
 
 
+def add_many(path: Path, count: int, side: int, killed: bool = False) -> None:
+    cache = HardExampleCache(path)
+    target = {"boxes": torch.zeros(1, 4), "labels": torch.tensor([2])}
+    for _ in range(count):
+        cache.add(torch.rand(3, side, side), target, 2)
+    if killed:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_a_killed_process_loses_nothing_that_was_added(tmp_path: Path) -> None:
-    script = (
-        "import os, sys, torch\n"
-        "from terse_aug.lockstep import HardExampleCache\n"
-        "cache = HardExampleCache(sys.argv[1])\n"
-        "target = {'boxes': torch.zeros(1, 4), 'labels': torch.tensor([2])}\n"
-        "for _ in range(7):\n"
-        "    cache.add(torch.rand(3, 8, 8), target, 2)\n"
-        "os.kill(os.getpid(), 9)\n"
-    )
-    code = subprocess.run([sys.executable, "-c", script, str(tmp_path / "hard")], check=False).returncode
-    assert code == -9
+    assert exit_code(add_many, tmp_path / "hard", 7, 8, True) == -signal.SIGKILL
     with HardExampleCache(tmp_path / "hard") as cache:
         assert len(cache) == 7
         assert cache.counts == {2: 7}
@@ -91,20 +91,14 @@ def test_a_killed_process_loses_nothing_that_was_added(tmp_path: Path) -> None:
 
 
 def test_two_processes_may_write_and_one_that_grew_is_seen_by_the_other(tmp_path: Path) -> None:
-    script = (
-        "import sys, torch\n"
-        "from terse_aug.lockstep import HardExampleCache\n"
-        "cache = HardExampleCache(sys.argv[1])\n"
-        "target = {'boxes': torch.zeros(1, 4), 'labels': torch.tensor([2])}\n"
-        "for _ in range(40):\n"
-        "    cache.add(torch.rand(3, 64, 64), target, 2)\n"
-    )
     with HardExampleCache(tmp_path / "hard") as cache:
         cache.add(*example(0), 1)
-        other = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "hard")])
+        other = fresh().Process(target=add_many, args=(tmp_path / "hard", 40, 64))
+        other.start()
         for seed in range(40):
             cache.add(*example(seed), 1)
-        assert other.wait() == 0
+        other.join()
+        assert other.exitcode == 0
         assert cache.counts == {1: 41, 2: 40}
         assert len(cache) == 81
         assert sum(cache[position][0].shape == (3, 64, 64) for position in range(81)) == 40
@@ -417,61 +411,57 @@ def test_a_hunt_draws_no_batch_that_it_does_not_use(tiny_bank: ForegroundBank, t
 
 # --- the whole cycle ------------------------------------------------------------------------------------------------
 
-CYCLE = """
-import os, sys, torch
-torch.set_num_threads(1)
-from itertools import count
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from factories import EVERY_IMAGE, make_batch
-from terse_aug import ForegroundBank, Terse
-from terse_aug.lockstep import HardExampleCache, Hunt, LockStep, mixed
-from terse_aug.targets import ClassifierTarget, class_of
 
-bank, folder, kill_at = sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
-folder.mkdir(exist_ok=True)
-torch.manual_seed(0)
-model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(6), torch.nn.Flatten(), torch.nn.Linear(108, 3))
-optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-target = ClassifierTarget(model, classes=3)
-terse = Terse(ForegroundBank.open(bank), "critic", target=target, objects=(1, 1), move_every=1, **EVERY_IMAGE)
-events = 0
+def cycle(bank: Path, folder: Path, kill_at: int) -> None:
+    """Three rounds, gone on with where they were; killed at the ``kill_at``-th batch, and told in ``out.pt``."""
+    torch.set_num_threads(1)
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(6), nn.Flatten(), nn.Linear(108, 3))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    target = ClassifierTarget(model, classes=3)
+    terse = Terse(ForegroundBank.open(bank), "critic", target=target, objects=(1, 1), move_every=1, **EVERY_IMAGE)
+    events = 0
 
-def event():
-    global events
-    events += 1
-    if events == kill_at:
-        os.kill(os.getpid(), 9)
+    def event() -> None:
+        nonlocal events
+        events += 1
+        if events == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def backgrounds(number):
-    for seed in count(1000 * number):
-        event()
-        yield make_batch(seed, sizes=((32, 32),) * 4, objects=0)
+    def backgrounds(number: int) -> Any:
+        for seed in count(1000 * number):
+            event()
+            yield make_batch(seed, sizes=((32, 32),) * 4, objects=0)
 
-def train(number, reports):
-    assert len(reports) == number + 1
-    real = [make_batch(seed, sizes=((32, 32),) * 8, objects=1) for seed in range(5)]
-    for images, targets in mixed(real, cache, 0.5, seed=1, epoch=number):
-        event()
-        loss = torch.nn.functional.cross_entropy(model(torch.stack(images)), class_of(targets))
-        optimizer.zero_grad(); loss.backward(); optimizer.step()
+    def train(number: int, reports: list[HuntReport]) -> None:
+        assert len(reports) == number + 1
+        real = [make_batch(seed, sizes=((32, 32),) * 8, objects=1) for seed in range(5)]
+        for images, targets in mixed(real, cache, 0.5, seed=1, epoch=number):
+            event()
+            loss = nn.functional.cross_entropy(model(torch.stack(images)), class_of(targets))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
 
-with HardExampleCache(folder / "hard", capacity=10) as cache:
-    hunt = Hunt(terse, target, cache, {1: 4, 2: 4}, budget=60)
-    lockstep = LockStep(hunt, folder / "run", {"model": model, "optimizer": optimizer}, save_every=2)
-    reports = lockstep.run(3, backgrounds, train, show=False)
-    kept = [cache[position] for position in range(len(cache))]
-torch.save({
-    "reports": [vars(report) for report in reports], "model": model.state_dict(), "terse": terse.state_dict(),
-    "images": [image for image, _ in kept], "labels": [own["labels"] for _, own in kept], "events": events,
-}, folder / "out.pt")
-"""
+    with HardExampleCache(folder / "hard", capacity=10) as cache:
+        hunter = Hunt(terse, target, cache, {1: 4, 2: 4}, budget=60)
+        lockstep = LockStep(hunter, folder / "run", {"model": model, "optimizer": optimizer}, save_every=2)
+        reports = lockstep.run(3, backgrounds, train, show=False)
+        kept = [cache[position] for position in range(len(cache))]
+    content = {
+        "reports": [vars(report) for report in reports],
+        "model": model.state_dict(),
+        "terse": terse.state_dict(),
+        "images": [image for image, _ in kept],
+        "labels": [own["labels"] for _, own in kept],
+        "events": events,
+    }
+    torch.save(content, folder / "out.pt")
 
 
-def run_cycle(bank: ForegroundBank, folder: Path, kill_at: int = 0) -> int:
-    tests = str(Path(__file__).parent)
-    command = [sys.executable, "-c", CYCLE, tests, str(bank.path), str(folder), str(kill_at)]
-    return subprocess.run(command, check=False).returncode
+def run_cycle(bank: ForegroundBank, folder: Path, kill_at: int = 0) -> int | None:
+    return exit_code(cycle, bank.path, folder, kill_at)
 
 
 def assert_equal(one: Any, other: Any, where: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from factories import EVERY_IMAGE, cutout, keypoint_cutouts, make_bank, make_batch, make_detector
+from processes import METHOD, fresh
 from torch.utils.data import DataLoader, Dataset
 
 from terse_aug import CutoutLoader, ForegroundBank, Parcel, Terse
@@ -32,6 +33,7 @@ class Loaded(Dataset[Parcel]):
 def loaded(cutouts: CutoutLoader, workers: int, seed: int = 0, start: str = "fork") -> list[Parcel]:
     """One pass over a data set, as a training script does it."""
     generator = torch.Generator().manual_seed(seed)
+    fresh()
     context = start if workers else None
     loader = DataLoader(
         Loaded(cutouts), None, num_workers=workers, generator=generator, multiprocessing_context=context
@@ -59,7 +61,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
     return counts
 
 
-@pytest.mark.parametrize(("workers", "start"), [(0, "fork"), (2, "fork"), (2, "spawn")])
+@pytest.mark.parametrize(("workers", "start"), [(0, "fork"), (2, "fork"), (2, METHOD)])
 def test_a_parcel_brings_whole_cut_outs_from_any_worker(tmp_path: Path, workers: int, start: str) -> None:
     bank = make_bank(tmp_path, keypoint_cutouts(), keypoint_names=("nose", "left_eye", "right_eye"))
     own = {"objects": (1, 3), "decoys": (0, 2), "image_probability": 0.8}
