@@ -34,7 +34,7 @@ def make_scene(pastes: int) -> Scene:
 
     def glimpse(unit: Tensor) -> Glimpses:
         figures = F.pad(unit, (0, GLIMPSE_FIGURES - unit.shape[-1]))
-        return Glimpses(torch.zeros(*unit.shape[:2], *GLIMPSE_PICTURE), figures)
+        return Glimpses(torch.zeros(()).expand(*unit.shape[:2], *GLIMPSE_PICTURE), figures)
 
     return Scene(torch.zeros(pastes, dtype=torch.long), 1, torch.ones(pastes, dtype=torch.long), glimpse=glimpse)
 
@@ -135,7 +135,7 @@ def test_a_critic_looks_at_every_view_with_weights_of_its_own() -> None:
 
 
 def test_before_it_has_learned_it_is_the_random_policy() -> None:
-    proposal = CriticPolicy().propose(make_scene(2000), generator_for(0), learning=False)
+    proposal = CriticPolicy(candidates=2).propose(make_scene(2000), generator_for(0), learning=False)
     assert proposal.log_density.abs().max() < 1e-5
     assert (proposal.unit.mean(0) - 0.5).abs().max() < 0.03
     assert (proposal.unit.std(0) - 12**-0.5).abs().max() < 0.02
