@@ -116,7 +116,7 @@ def test_data_loader_workers(bank: ForegroundBank, method: str) -> None:
 
     workers = 2 if method == "fork" else 1  # a spawned one imports torch
     loader = DataLoader(
-        bank,  # type: ignore[arg-type] - has a length and items, and is no Dataset
+        bank,  # type: ignore[arg-type]  # has a length and items, and is no Dataset
         num_workers=workers,
         collate_fn=first,
         multiprocessing_context=method,

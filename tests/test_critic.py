@@ -119,7 +119,7 @@ def test_the_map_of_objects_lies_where_the_objects_are(tiny_bank: ForegroundBank
 
 def test_a_critic_looks_at_every_view_with_weights_of_its_own() -> None:
     critic = CriticPolicy(seed=0).critic
-    torch.nn.init.normal_(critic.judge[-1].weight, generator=generator_for(0))  # type: ignore[arg-type]
+    torch.nn.init.normal_(critic.judge[-1].weight, generator=generator_for(0))  # type: ignore[arg-type]  # a linear layer's
     pictures = torch.rand(1, 2, *GLIMPSE_PICTURE, generator=generator_for(1))
     figures = torch.zeros(1, 2, GLIMPSE_FIGURES)
     seen = critic(Glimpses(pictures, figures))
@@ -128,7 +128,7 @@ def test_a_critic_looks_at_every_view_with_weights_of_its_own() -> None:
         without[:, :, view] = 0.5
         assert not torch.allclose(critic(Glimpses(without, figures)), seen, atol=1e-3)
     seen.sum().backward()
-    assert all(bool(parameter.grad.any()) for parameter in critic.parameters())  # type: ignore[union-attr]
+    assert all(bool(parameter.grad.any()) for parameter in critic.parameters())  # type: ignore[union-attr]  # after a backward
 
 
 # --- choosing -------------------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def test_before_it_has_learned_it_is_the_random_policy() -> None:
 
 def test_a_candidate_is_chosen_with_probability_odds_to_one_over_temperature() -> None:
     policy = CriticPolicy(candidates=2, temperature=0.7, goal=1.0)
-    policy.critic = Foretell()  # type: ignore[assignment]
+    policy.critic = Foretell()  # type: ignore[assignment]  # a stand-in
     count = 20_000
     proposal = policy.propose(make_scene(count), generator_for(0), learning=False)
     # E of the chosen value, for two uniform candidates weighted by their odds, by brute force.
@@ -158,7 +158,7 @@ def test_a_candidate_is_chosen_with_probability_odds_to_one_over_temperature() -
 @pytest.mark.parametrize("offers", [1, 3])
 def test_what_is_held_stays_as_random_would_have_it(offers: int) -> None:
     policy = CriticPolicy(candidates=8, temperature=1e-4, goal=1.0, held=("translate_x", "scale"), offers=offers)
-    policy.critic = Foretell()  # type: ignore[assignment]
+    policy.critic = Foretell()  # type: ignore[assignment]  # a stand-in
     proposal = policy.propose(make_scene(4000 * offers), generator_for(0), learning=False)
     assert float(proposal.unit[:, TRANSLATE_X].mean()) == pytest.approx(0.5, abs=0.02)
     with pytest.raises(ValueError, match=r"held: expected some of rotation, .*, got size"):
@@ -167,7 +167,7 @@ def test_what_is_held_stays_as_random_would_have_it(offers: int) -> None:
 
 def test_near_temperature_zero_it_takes_the_hardest_candidate() -> None:
     policy = CriticPolicy(candidates=4, temperature=1e-4, goal=1.0)
-    policy.critic = Foretell()  # type: ignore[assignment]
+    policy.critic = Foretell()  # type: ignore[assignment]  # a stand-in
     proposal = policy.propose(make_scene(500), generator_for(0), learning=False)
     candidates = torch.rand(4, 500, len(PARAMETERS), generator=generator_for(0))
     assert torch.equal(proposal.unit[:, TRANSLATE_X], candidates[..., TRANSLATE_X].amax(0))
@@ -259,7 +259,7 @@ def test_hardness_that_does_not_fit_is_refused(tiny_bank: ForegroundBank, policy
     with pytest.raises(ValueError, match=rf"hardness of image 1: expected a tensor \[{counts[1]}\].*got \[1, 1\]"):
         terse.observe([torch.zeros(counts[0]), torch.zeros(1, 1)])
     with pytest.raises(ValueError, match=r"expected a tensor .* got list"):
-        terse.observe([[0.5], [0.5]])  # type: ignore[list-item]
+        terse.observe([[0.5], [0.5]])  # type: ignore[list-item]  # wrong on purpose
     with pytest.raises(ValueError, match=r"hardness of image 0: expected values in \[0, 1\], got 7.0 to 7.0"):
         terse.observe([torch.full((count,), 7.0) for count in counts])
     terse.eval()
@@ -555,7 +555,7 @@ def test_a_policy_made_for_other_classes_is_refused(tiny_bank: ForegroundBank) -
 
 def test_of_several_cut_outs_the_hardest_is_taken_and_its_row_is_said() -> None:
     policy = CriticPolicy(candidates=3, temperature=1e-4, offers=4, goal=1.0)
-    policy.critic = Foretell()  # type: ignore[assignment]
+    policy.critic = Foretell()  # type: ignore[assignment]  # a stand-in
     scene = dataclasses.replace(make_scene(20), labels=torch.arange(20) // 4)
     proposal = policy.propose(scene, generator_for(0), learning=True)
     units = torch.rand(3, 5, 4, len(PARAMETERS), generator=generator_for(0))
@@ -573,7 +573,7 @@ def test_of_several_cut_outs_the_hardest_is_taken_and_its_row_is_said() -> None:
 def test_it_chooses_no_more_sharply_than_the_goal_takes(goal: float, mean: float) -> None:
     """Foretold hardness is the place, uniform; at the sharpest the mean of the best of four is 0.8."""
     policy = CriticPolicy(candidates=4, temperature=1e-3, goal=goal)
-    policy.critic = Foretell()  # type: ignore[assignment]
+    policy.critic = Foretell()  # type: ignore[assignment]  # a stand-in
     proposal = policy.propose(make_scene(20_000), generator_for(0), learning=False)
     assert float(proposal.unit[:, TRANSLATE_X].mean()) == pytest.approx(mean, abs=0.01)
     if mean == 0.5:

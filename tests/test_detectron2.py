@@ -67,7 +67,7 @@ def test_a_run_step_of_ones_own_hands_its_batch_over(dataset: str, bank: Foregro
     with pytest.raises(RuntimeError, match=r"saw no batch on its way to the model.*Call\s+hook\.paste\(batch\)"):
         trainer.train()
     trainer, hook = trainer_with_hook(cfg, Own)
-    trainer.hook = hook  # type: ignore[attr-defined]
+    trainer.hook = hook  # type: ignore[attr-defined]  # a test's own
     trainer.train()
     assert hook.terse.metrics()["moves"] == 4
 
@@ -154,7 +154,7 @@ def test_it_trains_on_perturbed_composites(dataset: str, bank: ForegroundBank, t
         assert not torch.equal(first.pattern, robustness.pattern)
     assert figures["extra_forwards"] == 0  # what is heard is the training forward
     assert figures["hardness"] > 0
-    assert len(trainer.kept.history("rpn/num_pos_anchors").values()) == 4  # type: ignore[attr-defined]
+    assert len(trainer.kept.history("rpn/num_pos_anchors").values()) == 4  # type: ignore[attr-defined]  # a test's own
     assert not all_equal(start, parameters_of(inner.model))
 
 
@@ -268,7 +268,7 @@ def test_a_trainer_of_the_release_is_wrapped_too(dataset: str, bank: ForegroundB
     """In v0.6 the iterator is a plain attribute, made at once."""
 
     class Older(SimpleTrainer):
-        _data_loader_iter = None  # type: ignore[assignment]
+        _data_loader_iter = None  # type: ignore[assignment]  # as some trainers have it
 
         def __init__(self, model: nn.Module, loader: Any, optimizer: Any) -> None:
             super().__init__(model, loader, optimizer)
@@ -433,7 +433,7 @@ def test_a_picture_that_nobody_takes_is_not_piled_up(dataset: str, bank: Foregro
 
     trainer, _ = trainer_with_hook(tiny_cfg("faster_fpn", dataset, tmp_path, bank, IMAGE_PERIOD=1), Silent)
     trainer.train()
-    assert trainer.pending == ["terse_aug/composites"]  # type: ignore[attr-defined]
+    assert trainer.pending == ["terse_aug/composites"]  # type: ignore[attr-defined]  # a test's own
 
 
 # --- several processes, mixed precision ---------------------------------------------------------------------------

@@ -270,10 +270,10 @@ def test_only_labels_that_are_short_are_pasted(tiny_bank: ForegroundBank, tmp_pa
         watched[:] = [paste.label for pastes in terse.pastes for paste in pastes]
         return out
 
-    terse.forward = spy  # type: ignore[method-assign]
+    terse.forward = spy  # type: ignore[method-assign]  # a spy
     hunter.run(noise_batches(), progress=watch)
     assert pasted == {2}
-    terse.forward = forward  # type: ignore[method-assign]
+    terse.forward = forward  # type: ignore[method-assign]  # a spy
     for images, targets in (make_batch(seed, sizes=((48, 48),) * 4) for seed in range(5)):
         spy(images, targets)
         pasted.update(watched)
@@ -301,7 +301,7 @@ def test_a_hunt_keeps_a_restriction_and_needs_no_target_of_terse(tiny_bank: Fore
 
 def test_a_score_that_is_not_known_does_not_stop_the_policy(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
     class Partly(ClassifierTarget):
-        object_chances = None  # type: ignore[assignment]
+        object_chances = None  # type: ignore[assignment]  # it has none
 
         def object_scores(self, images: Any, targets: Any) -> list[Tensor]:
             return [torch.tensor([float("nan"), *[0.2] * (len(target["labels"]) - 1)]) for target in targets]
@@ -405,7 +405,7 @@ def test_a_hunt_wants_the_pixels_of_its_cache_and_training_mode(tiny_bank: Foreg
 def test_a_hunt_draws_no_batch_that_it_does_not_use(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
     hunter, _, terse = hunt(tiny_bank, tmp_path, "random", budget=8, label1=1000)
     drawn = []
-    hunter.run(drawn.append(0) or batch for batch in noise_batches())  # type: ignore[func-returns-value]
+    hunter.run(drawn.append(0) or batch for batch in noise_batches())  # type: ignore[func-returns-value]  # it appends, too
     assert len(drawn) == terse.metrics()["iterations"] == 2
 
 
@@ -413,7 +413,7 @@ def test_a_hunt_draws_no_batch_that_it_does_not_use(tiny_bank: ForegroundBank, t
 
 
 def cycle(bank: Path, folder: Path, kill_at: int) -> None:
-    """Three rounds, gone on with where they were; killed at the ``kill_at``-th batch, and told in ``out.pt``."""
+    """Two rounds, gone on with where they were; killed at the ``kill_at``-th batch, and told in ``out.pt``."""
     torch.set_num_threads(1)
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
@@ -447,7 +447,7 @@ def cycle(bank: Path, folder: Path, kill_at: int) -> None:
     with HardExampleCache(folder / "hard", capacity=10) as cache:
         hunter = Hunt(terse, target, cache, {1: 4, 2: 4}, budget=60)
         lockstep = LockStep(hunter, folder / "run", {"model": model, "optimizer": optimizer}, save_every=2)
-        reports = lockstep.run(3, backgrounds, train, show=False)
+        reports = lockstep.run(2, backgrounds, train, show=False)
         kept = [cache[position] for position in range(len(cache))]
     content = {
         "reports": [vars(report) for report in reports],
@@ -485,7 +485,7 @@ def test_a_run_killed_anywhere_ends_as_one_that_was_not(tiny_bank: ForegroundBan
     events = whole.pop("events")
     assert [report["complete"] for report in whole["reports"]][:1] == [True]
     assert len(whole["images"]) == 10  # the cache ran over: more were found
-    assert sorted(path.name for path in (tmp_path / "whole" / "run").iterdir()) == ["learners-3.pt", "lockstep.pt"]
+    assert sorted(path.name for path in (tmp_path / "whole" / "run").iterdir()) == ["learners-2.pt", "lockstep.pt"]
     # In the first hunt between two checkpoints, while training, and in the second hunt.
     first = whole["reports"][0]["batches"]
     for kill_at in (first - 1, first + 3, first + 5 + 4):

@@ -283,7 +283,7 @@ def test_accumulated_batches_make_one_move_and_the_loss_scale_is_taken_out(
         scales.append(self._scale)
         step(self, *args, **kwargs)
 
-    hook.after_train_iter = after.__get__(hook)  # type: ignore[method-assign]
+    hook.after_train_iter = after.__get__(hook)  # type: ignore[method-assign]  # a spy
     runner.train()
     figures = hook.terse.metrics()
     assert (figures["calls"], figures["moves"], figures["iterations"]) == (5, 3, 3)
@@ -563,6 +563,7 @@ def _train_on_a_rank(rank: int, port: int, folder: str, data: str, bank: str) ->
         3,
         terse,
         launcher="pytorch",
+        randomness={"seed": 0, "diff_rank_seed": True},
         model_wrapper_cfg={
             "type": "MMDistributedDataParallel",
             "device_ids": None,
