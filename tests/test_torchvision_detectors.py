@@ -84,7 +84,7 @@ def test_torchvisions_own_large_models_reach_a_policy_that_learns(name: str, tin
     optimizer = torch.optim.SGD(detector.parameters(), lr=1e-4)
     terse = Terse(tiny_bank, "learned", target=detector, move_every=1, **EVERY_IMAGE)
     before = parameters_of(terse)
-    images, targets = terse(*batch_for("ssd", sizes=((64, 64),)))
+    images, targets = terse(*batch_for("ssd"))
     losses = detector(images, targets)
     torch.stack(list(losses.values())).sum().backward()
     optimizer.step()
