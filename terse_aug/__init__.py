@@ -1,12 +1,9 @@
 """Learned copy-paste augmentation for object detectors, trained live against the detector's own loss.
 
-Names are imported when they are first used, so that :mod:`terse_aug.bank` does not load torch, nor do the processes
-that build a bank.
+Names are imported when they are first asked for, so that what needs no torch, as :mod:`terse_aug.bank`, comes without.
 """
 
-from __future__ import annotations
-
-import importlib
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from terse_aug._version import __version__
@@ -41,31 +38,26 @@ __all__ = [
 ]
 
 _HOMES = {
-    "PARAMETERS": "_transforms",
-    "Composites": "_compose",
-    "CutoutLoader": "_parcel",
-    "Foreground": "bank",
-    "ForegroundBank": "bank",
-    "Parcel": "_parcel",
-    "Paste": "_compose",
-    "PixelFormat": "_pixels",
-    "Probe": "_probe",
-    "Terse": "_terse",
-    "TerseConfig": "_config",
-    "TerseWarning": "_remarks",
-    "TransformRanges": "_transforms",
-    "probe": "_probe",
+    "_compose": ("Composites", "Paste"),
+    "_config": ("TerseConfig",),
+    "_parcel": ("CutoutLoader", "Parcel"),
+    "_pixels": ("PixelFormat",),
+    "_probe": ("Probe", "probe"),
+    "_remarks": ("TerseWarning",),
+    "_terse": ("Terse",),
+    "_transforms": ("PARAMETERS", "TransformRanges"),
+    "bank": ("Foreground", "ForegroundBank"),
 }
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 _PARTS = ("bank", "instruments", "lockstep", "policies", "preview", "samplers", "targets")
 
 
 def __getattr__(name: str) -> Any:
     if name in _PARTS:
-        return importlib.import_module(f"{__name__}.{name}")
-    if name not in _HOMES:
+        return import_module(f"{__name__}.{name}")
+    if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
     return value
 
 

@@ -229,8 +229,10 @@ class Conformance:
     def test_memory_does_not_grow(self, host: Host, tmp_path: Path) -> None:
         if not Path("/proc/self/statm").exists():
             pytest.skip("memory in use is read from /proc")
-        run = host.train(tmp_path, 500, terse=settings("critic", move_every=10), model="plain")
-        assert run.resident[-1] - run.resident[150] < 30, run.resident[::50]
+        run = host.train(tmp_path, 150, terse=settings("critic", move_every=10), model="plain")
+        # What one iteration needs comes and goes; 70 kB that each leaves behind would be seen.
+        early, late = min(run.resident[30:60]), min(run.resident[-30:])
+        assert late - early < 6, run.resident[::10]
 
 
 class Listener(logging.Handler):

@@ -282,6 +282,7 @@ def test_the_script_writes_table_and_figure_and_goes_on(example, small, tmp_path
     example.main([*flags, "--arms", "random", "critic", "--seeds", "0"])
     assert "seed 0:" not in capsys.readouterr().out
     short = ["--mnist", str(small), "--out", str(tmp_path / "out"), "--mode", "lockstep", "--iterations", "2"]
+    short += ["--warm-up", "80"]
     example.main([*short, "--rounds", "2", "--wanted", "10", "--arms", "critic", "mnist"])
     assert "critic, seed 0" in capsys.readouterr().out
     assert not list((tmp_path / "out").glob("lockstep-*-seed0"))

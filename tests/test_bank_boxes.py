@@ -133,7 +133,7 @@ def test_a_function_of_the_user_s_makes_the_masks(scene: Scene, tmp_path: Path) 
     seen: list[Box] = []
 
     def my_model(image: NDArray[np.uint8], box: Box) -> NDArray[np.bool_]:
-        seen.append(tuple(box))  # type: ignore[arg-type]
+        seen.append(tuple(box))  # type: ignore[arg-type]  # four numbers
         assert image.dtype == np.uint8
         if len(seen) == 2:
             return np.zeros((2, 2), bool)
@@ -212,16 +212,17 @@ def test_real_objects_are_found_better_than_by_shapes(data_root: Path) -> None:
     for entry in objects[:40]:
         name = images[entry["image_id"]]["file_name"]
         with Image.open(data_root / "coco_mini" / "val2017" / name) as file:
-            pixels = np.asarray(file.convert("RGB"))
-        truth = segmentation_to_mask(entry["segmentation"], *pixels.shape[:2])
-        box = tuple(entry["bbox"])
+            whole = np.asarray(file.convert("RGB"))
+        # At half their size, which is found as well and takes a quarter of the time.
+        truth = segmentation_to_mask(entry["segmentation"], *whole.shape[:2])[::2, ::2]
+        pixels, box = np.ascontiguousarray(whole[::2, ::2]), tuple(side / 2 for side in entry["bbox"])
         try:
             mask = grabcut_mask(pixels, box)
         except Unusable:
             continue
         found["grabcut"].append(iou(mask, truth))
         quality.append(grabcut_quality(pixels, mask, box))
-        if len(quality) <= 10:  # the same, whatever was cut before
+        if len(quality) <= 5:  # the same, whatever was cut before
             cv2.setRNGSeed(7)
             assert (grabcut_mask(pixels, box) == mask).all()
         found["ellipse"].append(iou(ellipse_alpha(pixels.shape, box) > 127, truth))

@@ -64,7 +64,7 @@ def test_indexing_follows_sequences(bank_path: Path) -> None:
         with pytest.raises(IndexError, match="12 cut-outs"):
             bank[wrong]
     with pytest.raises(TypeError):
-        bank["0"]  # type: ignore[index]
+        bank["0"]  # type: ignore[index]  # wrong on purpose
 
 
 def test_cut_outs_are_writable_copies_and_indices_are_not(bank_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_relabel_merges_categories(bank_path: Path) -> None:
 )
 def test_wrong_relabels(bank_path: Path, classes: object, keywords: dict, match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        ForegroundBank.open(bank_path).relabel(classes, **keywords)  # type: ignore[arg-type]
+        ForegroundBank.open(bank_path).relabel(classes, **keywords)  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_pickle_takes_path_and_view_along(bank_path: Path) -> None:

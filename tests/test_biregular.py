@@ -224,7 +224,7 @@ def test_ranks_share_the_graph_of_a_round_and_no_background(ranks: int) -> None:
         together = list(itertools.chain(*each))
         assert len(set(together)) == 18
         assert set(Counter(edge[1] for edge in together).values()) == {2}
-    with pytest.raises(ValueError, match="expected at least 7 backgrounds, one a rank"):
+    with pytest.raises(ValueError, match="expected at least 7 backgrounds, one for each process"):
         visits_of(bound(9, 6), [1], rank=0, ranks=7)
 
 
@@ -276,7 +276,7 @@ def test_of_some_classes_only_there_is_no_graph() -> None:
 def biregular(bank: ForegroundBank, policy: str = "random", seed: int = 3, **more: Any) -> Terse:
     pool = [torch.rand(3, 40, 40 + number, generator=generator_for(number)) for number in range(5)]
     own = {"objects": (1, 2), "background_probability": 0.5, **EVERY_IMAGE} | more
-    return Terse(bank, policy, seed=seed, sampler="biregular", backgrounds=pool, **own)  # type: ignore[arg-type]
+    return Terse(bank, policy, seed=seed, sampler="biregular", backgrounds=pool, **own)  # type: ignore[arg-type]  # settings of several types
 
 
 @pytest.mark.parametrize("seed", [3, 4])

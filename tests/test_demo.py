@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from processes import METHOD, fresh
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo"
 TINY = ["--iterations", "3", "--measurements", "3", "--train-images", "6", "--test-images", "4", "--batch-size", "2"]
@@ -137,12 +138,21 @@ def test_the_figures_are_all_there(demo, figures):
     assert figures["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
+@pytest.fixture
+def fresh_processes(demo, monkeypatch):
+    """They need not import torch again."""
+    fresh()
+    monkeypatch.setattr(demo.processes, "START", METHOD)
+
+
+@pytest.mark.usefixtures("fresh_processes")
 def test_processes_side_by_side_give_the_same_figures(demo, figures, tmp_path):
     demo.main([*TINY, "--out", str(tmp_path)])
     again = json.loads((tmp_path / "results.json").read_text())
     assert {**again, "seconds": None} == {**figures, "seconds": None}
 
 
+@pytest.mark.usefixtures("fresh_processes")
 def test_a_process_that_dies_is_an_error(demo, tmp_path):
     settings = demo.training.Settings(iterations=1, measurements=1)
     with pytest.raises(RuntimeError, match="'random' ended early"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import torch
 from factories import all_equal, parameters_of
 from hosts import QUIET_DETECTRON2, need_detectron2
+from processes import METHOD, fresh
 from torch import nn
 
 need_detectron2()
@@ -65,7 +67,7 @@ def test_a_run_step_of_ones_own_hands_its_batch_over(dataset: str, bank: Foregro
     with pytest.raises(RuntimeError, match=r"saw no batch on its way to the model.*Call\s+hook\.paste\(batch\)"):
         trainer.train()
     trainer, hook = trainer_with_hook(cfg, Own)
-    trainer.hook = hook  # type: ignore[attr-defined]
+    trainer.hook = hook  # type: ignore[attr-defined]  # a test's own
     trainer.train()
     assert hook.terse.metrics()["moves"] == 4
 
@@ -152,7 +154,7 @@ def test_it_trains_on_perturbed_composites(dataset: str, bank: ForegroundBank, t
         assert not torch.equal(first.pattern, robustness.pattern)
     assert figures["extra_forwards"] == 0  # what is heard is the training forward
     assert figures["hardness"] > 0
-    assert len(trainer.kept.history("rpn/num_pos_anchors").values()) == 4  # type: ignore[attr-defined]
+    assert len(trainer.kept.history("rpn/num_pos_anchors").values()) == 4  # type: ignore[attr-defined]  # a test's own
     assert not all_equal(start, parameters_of(inner.model))
 
 
@@ -266,7 +268,7 @@ def test_a_trainer_of_the_release_is_wrapped_too(dataset: str, bank: ForegroundB
     """In v0.6 the iterator is a plain attribute, made at once."""
 
     class Older(SimpleTrainer):
-        _data_loader_iter = None  # type: ignore[assignment]
+        _data_loader_iter = None  # type: ignore[assignment]  # as some trainers have it
 
         def __init__(self, model: nn.Module, loader: Any, optimizer: Any) -> None:
             super().__init__(model, loader, optimizer)
@@ -431,7 +433,7 @@ def test_a_picture_that_nobody_takes_is_not_piled_up(dataset: str, bank: Foregro
 
     trainer, _ = trainer_with_hook(tiny_cfg("faster_fpn", dataset, tmp_path, bank, IMAGE_PERIOD=1), Silent)
     trainer.train()
-    assert trainer.pending == ["terse_aug/composites"]  # type: ignore[attr-defined]
+    assert trainer.pending == ["terse_aug/composites"]  # type: ignore[attr-defined]  # a test's own
 
 
 # --- several processes, mixed precision ---------------------------------------------------------------------------
@@ -464,7 +466,12 @@ def _train_on_a_rank(folder: str, bank: str) -> None:
         torch.save(result, Path(folder) / f"rank{rank}.pt")
 
 
-def test_two_processes_have_one_adversary_and_different_composites(tmp_path: Path, bank: ForegroundBank) -> None:
+def test_two_processes_have_one_adversary_and_different_composites(
+    tmp_path: Path, bank: ForegroundBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh()
+    start = partial(torch.multiprocessing.start_processes, start_method=METHOD)
+    monkeypatch.setattr(torch.multiprocessing, "start_processes", start)
     folder = tmp_path / "data"
     folder.mkdir()
     launch(_train_on_a_rank, 2, dist_url="auto", args=(str(folder), str(bank.path)))

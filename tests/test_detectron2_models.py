@@ -75,7 +75,7 @@ def test_what_the_detector_is_asked_is_not_logged(
     trainer.train()
     assert hook.terse.metrics()["extra_forwards"] > 0
     for name in ("num_pos_anchors",) if policy == "critic" else ("rpn/num_pos_anchors", "roi_head/num_fg_samples"):
-        assert len(trainer.kept.history(name).values()) == 4  # type: ignore[attr-defined]
+        assert len(trainer.kept.history(name).values()) == 4  # type: ignore[attr-defined]  # kept by the test's trainer
 
 
 def test_the_losses_of_the_step_are_those_of_the_training(dataset: str, bank: ForegroundBank, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_the_synthesizer_moves_to_where_composites_look_real(tmp_path: Path, wei
         bank, "learned", move_every=1, ranges=ranges, objects=(1, 1), temperature=0.05, learning_rate=5e-3,
         discriminator_weight=max(weight, 1e-9), **EVERY_IMAGE,
     )  # fmt: skip
-    terse.adversary.discriminator = LooksRealFurtherLeft()  # type: ignore[assignment]
+    terse.adversary.discriminator = LooksRealFurtherLeft()  # type: ignore[assignment]  # a stand-in
     terse.adversary.discriminator_optimizer = None
     image = torch.full((3, 48, 48), 0.25)
     targets = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}] * 4

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from factories import EVERY_IMAGE, RampLoss, all_equal, make_bank, make_batch, make_detector, parameters_of
+from processes import METHOD, fresh
 from torch import Tensor, distributed, nn
 from torch import multiprocessing as mp
 
@@ -39,6 +40,7 @@ def _work(rank: int, folder: Path, bank_path: Path) -> None:
         "critic": _critic,
         "critic with nobody to ask": _nobody_to_ask,
         "pairing": _pairing,
+        "too few backgrounds": _too_few_backgrounds,
         "hard classes": _hard_classes,
         "gradient steps": partial(_robust, "pgd"),
         "universal pattern": partial(_robust, "universal"),
@@ -65,7 +67,7 @@ def _train(rank: int, bank: ForegroundBank) -> dict[str, Any]:
     return {
         "start": start,
         "end": parameters_of(terse),
-        "optimizer": list(terse.adversary.policy_optimizer.buffers()),  # type: ignore[union-attr]
+        "optimizer": list(terse.adversary.policy_optimizer.buffers()),  # type: ignore[union-attr]  # this policy learns
         "detector": parameters_of(detector),
         "composites": [image.detach() for image in composites],
         "metrics": terse.metrics(),
@@ -113,6 +115,16 @@ def _pairing(rank: int, bank: ForegroundBank) -> dict[str, Any]:
         rounds(*make_batch(step, sizes=((96, 96),), objects=0))
         edges.append([rounds.replaced[0], rounds.pastes[0][0].index])
     return {"dealt": dealt, "edges": edges}
+
+
+def _too_few_backgrounds(rank: int, bank: ForegroundBank) -> dict[str, Any]:
+    """One background for two ranks."""
+    pool = [torch.zeros(3, 70, 80)]
+    try:
+        Terse(bank, "random", sampler="biregular", backgrounds=pool, background_probability=1.0, **EVERY_IMAGE)
+    except ValueError as error:
+        return {"error": str(error)}
+    return {"error": ""}
 
 
 def _hard_classes(rank: int, bank: ForegroundBank) -> dict[str, Any]:
@@ -213,7 +225,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each rank found."""
     folder = tmp_path_factory.mktemp("ranks")
     bank = make_bank(tmp_path_factory.mktemp("bank"))
-    mp.spawn(_work, args=(folder, bank.path), nprocs=RANKS)
+    fresh()
+    mp.start_processes(_work, args=(folder, bank.path), nprocs=RANKS, start_method=METHOD)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 
@@ -286,6 +299,10 @@ def test_ranks_share_passes_and_rounds_and_paste_no_pair_twice(ranks: list[dict[
     edges = [tuple(edge) for edge in first["edges"] + second["edges"]]
     assert len(set(edges)) == 24
     assert not {edge[0] for edge in first["edges"]} & {edge[0] for edge in second["edges"]}
+
+
+def test_fewer_backgrounds_than_ranks_are_refused_before_training_begins(ranks: list[dict[str, Any]]) -> None:
+    assert all("expected at least 2 backgrounds" in rank["too few backgrounds"]["error"] for rank in ranks)
 
 
 def test_all_ranks_know_how_hard_the_classes_are_on_any(ranks: list[dict[str, Any]]) -> None:

@@ -1,187 +1,24 @@
-"""Lock-step: the cache of hard examples, the hunt for them, and batches mixed from both."""
+"""Lock-step: the hunt for hard examples, and the whole cycle."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import pickle
-import subprocess
-import sys
+import signal
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from factories import EVERY_IMAGE, make_batch, make_detector, parameters_of
+from processes import exit_code
 from torch import Tensor, nn
 
 from terse_aug import ForegroundBank, PixelFormat, Terse
-from terse_aug._random import generator_for
 from terse_aug.lockstep import HardExampleCache, Hunt, HuntReport, LockStep, mixed
-from terse_aug.targets import ClassifierTarget, TorchvisionDetector
-
-
-def example(seed: int, label: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
-    (image,), (target,) = make_batch(seed, sizes=((20, 30),), masks=True)
-    return image, target | {"labels": torch.tensor([label])}
-
-
-# --- cache ----------------------------------------------------------------------------------------------------------
-
-
-def test_what_goes_in_comes_out(tmp_path: Path) -> None:
-    pixels = PixelFormat(scale=255, mean=(120, 110, 100), bgr=True)
-    with HardExampleCache(tmp_path / "hard", pixels=pixels) as cache:
-        added = [example(seed, label=seed % 2) for seed in range(5)]
-        for image, target in added:
-            cache.add(pixels.encode(image), target | {"image_id": 3}, int(target["labels"][0]))
-        assert len(cache) == cache.written == 5
-        assert cache.counts == {0: 3, 1: 2}
-        for position, (image, target) in enumerate(added):
-            out, fields = cache[position]
-            torch.testing.assert_close(pixels.decode(out), image, rtol=0, atol=0.51 / 255)
-            assert fields.keys() == target.keys()
-            assert all(torch.equal(fields[name], value) for name, value in target.items())
-
-
-def test_it_is_bounded_and_the_oldest_makes_room(tmp_path: Path) -> None:
-    with HardExampleCache(tmp_path / "hard", capacity=3) as cache:
-        for label in range(5):
-            cache.add(*example(label, label), label)
-        assert len(cache) == 3
-        assert [int(cache[position][1]["labels"]) for position in range(3)] == [2, 3, 4]
-        assert int(cache[-1][1]["labels"]) == 4
-        with pytest.raises(IndexError, match="has 3 examples, got position 3"):
-            cache[3]
-        for seed in range(20):
-            cache.add(*example(seed), 1)
-        size = cache.path.stat().st_size
-        for seed in range(150):
-            cache.add(*example(seed), 1)
-        assert cache.path.stat().st_size < 1.5 * size
-
-
-def test_it_grows_beyond_its_first_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("terse_aug.lockstep._cache._FIRST_MAP_BYTES", 1 << 15)
-    with HardExampleCache(tmp_path / "hard") as cache:
-        for seed in range(40):
-            cache.add(*example(seed), 1)
-        assert len(cache) == 40
-        assert cache[39][1].keys() == cache[0][1].keys()
-
-
-def test_a_killed_process_loses_nothing_that_was_added(tmp_path: Path) -> None:
-    script = (
-        "import os, sys, torch\n"
-        "from terse_aug.lockstep import HardExampleCache\n"
-        "cache = HardExampleCache(sys.argv[1])\n"
-        "target = {'boxes': torch.zeros(1, 4), 'labels': torch.tensor([2])}\n"
-        "for _ in range(7):\n"
-        "    cache.add(torch.rand(3, 8, 8), target, 2)\n"
-        "os.kill(os.getpid(), 9)\n"
-    )
-    code = subprocess.run([sys.executable, "-c", script, str(tmp_path / "hard")], check=False).returncode
-    assert code == -9
-    with HardExampleCache(tmp_path / "hard") as cache:
-        assert len(cache) == 7
-        assert cache.counts == {2: 7}
-        cache.add(*example(0), 1)
-        assert cache[7][0].shape == (3, 20, 30)
-
-
-def test_two_processes_may_write_and_one_that_grew_is_seen_by_the_other(tmp_path: Path) -> None:
-    script = (
-        "import sys, torch\n"
-        "from terse_aug.lockstep import HardExampleCache\n"
-        "cache = HardExampleCache(sys.argv[1])\n"
-        "target = {'boxes': torch.zeros(1, 4), 'labels': torch.tensor([2])}\n"
-        "for _ in range(40):\n"
-        "    cache.add(torch.rand(3, 64, 64), target, 2)\n"
-    )
-    with HardExampleCache(tmp_path / "hard") as cache:
-        cache.add(*example(0), 1)
-        other = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "hard")])
-        for seed in range(40):
-            cache.add(*example(seed), 1)
-        assert other.wait() == 0
-        assert cache.counts == {1: 41, 2: 40}
-        assert len(cache) == 81
-        assert sum(cache[position][0].shape == (3, 64, 64) for position in range(81)) == 40
-
-
-def test_a_view_is_kept_without_what_it_looks_into(tmp_path: Path) -> None:
-    with HardExampleCache(tmp_path / "hard") as cache:
-        image, target = example(0)
-        cache.add(image, target | {"boxes": torch.zeros(1_000_000, 4)[:1]}, 1)
-    assert (tmp_path / "hard").stat().st_size < 1_000_000
-
-
-def test_a_foreign_file_or_another_capacity_is_refused(tmp_path: Path, tiny_bank: ForegroundBank) -> None:
-    (tmp_path / "text").write_text("no database" * 1000)
-    with pytest.raises(ValueError, match="cannot be opened as a cache of hard examples"):
-        HardExampleCache(tmp_path / "text")
-    with pytest.raises(ValueError, match=r"cannot be opened as a cache of hard examples: .*No such file"):
-        HardExampleCache(tmp_path / "missing" / "hard")
-    with HardExampleCache(tmp_path / "hard", capacity=5) as cache:
-        cache.add(*example(0), 1)
-    with pytest.raises(ValueError, match="capacity 6, got 2 and 5; choose another file"):
-        HardExampleCache(tmp_path / "hard", capacity=6)
-    with pytest.raises(ValueError, match="capacity: expected at least 1, got 0"):
-        HardExampleCache(tmp_path / "other", capacity=0)
-
-
-def test_drawing_is_a_function_of_the_generator_and_needs_something_to_draw(tmp_path: Path) -> None:
-    with HardExampleCache(tmp_path / "hard") as cache:
-        with pytest.raises(ValueError, match="the cache is empty"):
-            cache.sample(1, generator_for(0))
-        for label in range(4):
-            cache.add(*example(label, label), label)
-        first, second = (cache.sample(50, generator_for(3))[1] for _ in range(2))
-        labels = [int(target["labels"]) for target in first]
-        assert labels == [int(target["labels"]) for target in second]
-        assert set(labels) == {0, 1, 2, 3}
-
-
-@pytest.mark.parametrize(("capacity", "kept"), [(100, [0, 1, 2, 3]), (4, [0, 1, 2, 3]), (3, [1, 2, 3])])
-def test_taking_back_is_as_if_they_had_never_been_added(tmp_path: Path, capacity: int, kept: list[int]) -> None:
-    with HardExampleCache(tmp_path / "hard", capacity=capacity) as cache:
-        for label in range(4):
-            cache.add(*example(label, label), label)
-        for label in range(3):
-            cache.add(*example(10 + label, label), label)
-        cache.take_back(4)
-        assert cache.written == 4
-        assert cache.counts == dict.fromkeys(range(4), 1)
-        assert [int(cache[position][1]["labels"]) for position in range(len(cache))] == kept
-        torch.testing.assert_close(cache[-1][0], example(3)[0], rtol=0, atol=0.51 / 255)
-        cache.add(*example(5, 7), 7)
-        assert cache.counts == dict.fromkeys([*range(4), 7], 1)
-        for impossible in (6, -1):
-            with pytest.raises(ValueError, match="can be taken back, not all after the first"):
-                cache.take_back(impossible)
-        assert cache.written == 5
-
-
-def test_what_made_room_for_good_cannot_be_taken_back_to(tmp_path: Path) -> None:
-    with HardExampleCache(tmp_path / "hard", capacity=3) as cache:
-        for label in range(10):
-            cache.add(*example(label, label), np.int64(label))
-        cache.take_back(7)
-        with pytest.raises(ValueError, match="can be taken back, not all after the first 4"):
-            cache.take_back(4)
-        assert [int(cache[position][1]["labels"]) for position in range(len(cache))] == [4, 5, 6]
-
-
-def test_examples_can_be_taken_back_from_a_full_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("terse_aug.lockstep._cache._FIRST_MAP_BYTES", 1 << 15)
-    for number in range(1, 12):
-        with HardExampleCache(tmp_path / str(number)) as cache:
-            for seed in range(number):
-                cache.add(*example(seed), 1)
-            cache.take_back(0)
-            assert len(cache) == 0
-
+from terse_aug.targets import ClassifierTarget, TorchvisionDetector, class_of
 
 # --- hunt -----------------------------------------------------------------------------------------------------------
 
@@ -276,10 +113,10 @@ def test_only_labels_that_are_short_are_pasted(tiny_bank: ForegroundBank, tmp_pa
         watched[:] = [paste.label for pastes in terse.pastes for paste in pastes]
         return out
 
-    terse.forward = spy  # type: ignore[method-assign]
+    terse.forward = spy  # type: ignore[method-assign]  # a spy
     hunter.run(noise_batches(), progress=watch)
     assert pasted == {2}
-    terse.forward = forward  # type: ignore[method-assign]
+    terse.forward = forward  # type: ignore[method-assign]  # a spy
     for images, targets in (make_batch(seed, sizes=((48, 48),) * 4) for seed in range(5)):
         spy(images, targets)
         pasted.update(watched)
@@ -307,7 +144,7 @@ def test_a_hunt_keeps_a_restriction_and_needs_no_target_of_terse(tiny_bank: Fore
 
 def test_a_score_that_is_not_known_does_not_stop_the_policy(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
     class Partly(ClassifierTarget):
-        object_chances = None  # type: ignore[assignment]
+        object_chances = None  # type: ignore[assignment]  # it has none
 
         def object_scores(self, images: Any, targets: Any) -> list[Tensor]:
             return [torch.tensor([float("nan"), *[0.2] * (len(target["labels"]) - 1)]) for target in targets]
@@ -411,67 +248,63 @@ def test_a_hunt_wants_the_pixels_of_its_cache_and_training_mode(tiny_bank: Foreg
 def test_a_hunt_draws_no_batch_that_it_does_not_use(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
     hunter, _, terse = hunt(tiny_bank, tmp_path, "random", budget=8, label1=1000)
     drawn = []
-    hunter.run(drawn.append(0) or batch for batch in noise_batches())  # type: ignore[func-returns-value]
+    hunter.run(drawn.append(0) or batch for batch in noise_batches())  # type: ignore[func-returns-value]  # it appends, too
     assert len(drawn) == terse.metrics()["iterations"] == 2
 
 
 # --- the whole cycle ------------------------------------------------------------------------------------------------
 
-CYCLE = """
-import os, sys, torch
-torch.set_num_threads(1)
-from itertools import count
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from factories import EVERY_IMAGE, make_batch
-from terse_aug import ForegroundBank, Terse
-from terse_aug.lockstep import HardExampleCache, Hunt, LockStep, mixed
-from terse_aug.targets import ClassifierTarget, class_of
 
-bank, folder, kill_at = sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
-folder.mkdir(exist_ok=True)
-torch.manual_seed(0)
-model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(6), torch.nn.Flatten(), torch.nn.Linear(108, 3))
-optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-target = ClassifierTarget(model, classes=3)
-terse = Terse(ForegroundBank.open(bank), "critic", target=target, objects=(1, 1), move_every=1, **EVERY_IMAGE)
-events = 0
+def cycle(bank: Path, folder: Path, kill_at: int) -> None:
+    """Two rounds, gone on with where they were; killed at the ``kill_at``-th batch, and told in ``out.pt``."""
+    torch.set_num_threads(1)
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(6), nn.Flatten(), nn.Linear(108, 3))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    target = ClassifierTarget(model, classes=3)
+    terse = Terse(ForegroundBank.open(bank), "critic", target=target, objects=(1, 1), move_every=1, **EVERY_IMAGE)
+    events = 0
 
-def event():
-    global events
-    events += 1
-    if events == kill_at:
-        os.kill(os.getpid(), 9)
+    def event() -> None:
+        nonlocal events
+        events += 1
+        if events == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def backgrounds(number):
-    for seed in count(1000 * number):
-        event()
-        yield make_batch(seed, sizes=((32, 32),) * 4, objects=0)
+    def backgrounds(number: int) -> Any:
+        for seed in count(1000 * number):
+            event()
+            yield make_batch(seed, sizes=((32, 32),) * 4, objects=0)
 
-def train(number, reports):
-    assert len(reports) == number + 1
-    real = [make_batch(seed, sizes=((32, 32),) * 8, objects=1) for seed in range(5)]
-    for images, targets in mixed(real, cache, 0.5, seed=1, epoch=number):
-        event()
-        loss = torch.nn.functional.cross_entropy(model(torch.stack(images)), class_of(targets))
-        optimizer.zero_grad(); loss.backward(); optimizer.step()
+    def train(number: int, reports: list[HuntReport]) -> None:
+        assert len(reports) == number + 1
+        real = [make_batch(seed, sizes=((32, 32),) * 8, objects=1) for seed in range(5)]
+        for images, targets in mixed(real, cache, 0.5, seed=1, epoch=number):
+            event()
+            loss = nn.functional.cross_entropy(model(torch.stack(images)), class_of(targets))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
 
-with HardExampleCache(folder / "hard", capacity=10) as cache:
-    hunt = Hunt(terse, target, cache, {1: 4, 2: 4}, budget=60)
-    lockstep = LockStep(hunt, folder / "run", {"model": model, "optimizer": optimizer}, save_every=2)
-    reports = lockstep.run(3, backgrounds, train, show=False)
-    kept = [cache[position] for position in range(len(cache))]
-torch.save({
-    "reports": [vars(report) for report in reports], "model": model.state_dict(), "terse": terse.state_dict(),
-    "images": [image for image, _ in kept], "labels": [own["labels"] for _, own in kept], "events": events,
-}, folder / "out.pt")
-"""
+    with HardExampleCache(folder / "hard", capacity=10) as cache:
+        hunter = Hunt(terse, target, cache, {1: 4, 2: 4}, budget=60)
+        lockstep = LockStep(hunter, folder / "run", {"model": model, "optimizer": optimizer}, save_every=2)
+        reports = lockstep.run(2, backgrounds, train, show=False)
+        kept = [cache[position] for position in range(len(cache))]
+    content = {
+        "reports": [vars(report) for report in reports],
+        "model": model.state_dict(),
+        "terse": terse.state_dict(),
+        "images": [image for image, _ in kept],
+        "labels": [own["labels"] for _, own in kept],
+        "events": events,
+    }
+    torch.save(content, folder / "out.pt")
 
 
-def run_cycle(bank: ForegroundBank, folder: Path, kill_at: int = 0) -> int:
-    tests = str(Path(__file__).parent)
-    command = [sys.executable, "-c", CYCLE, tests, str(bank.path), str(folder), str(kill_at)]
-    return subprocess.run(command, check=False).returncode
+def run_cycle(bank: ForegroundBank, folder: Path, kill_at: int = 0) -> int | None:
+    return exit_code(cycle, bank.path, folder, kill_at)
 
 
 def assert_equal(one: Any, other: Any, where: str) -> None:
@@ -495,7 +328,7 @@ def test_a_run_killed_anywhere_ends_as_one_that_was_not(tiny_bank: ForegroundBan
     events = whole.pop("events")
     assert [report["complete"] for report in whole["reports"]][:1] == [True]
     assert len(whole["images"]) == 10  # the cache ran over: more were found
-    assert sorted(path.name for path in (tmp_path / "whole" / "run").iterdir()) == ["learners-3.pt", "lockstep.pt"]
+    assert sorted(path.name for path in (tmp_path / "whole" / "run").iterdir()) == ["learners-2.pt", "lockstep.pt"]
     # In the first hunt between two checkpoints, while training, and in the second hunt.
     first = whole["reports"][0]["batches"]
     for kill_at in (first - 1, first + 3, first + 5 + 4):
@@ -579,32 +412,3 @@ def test_a_state_that_cannot_be_loaded_is_noticed_before_anything_is_done(
     with pytest.raises(pickle.UnpicklingError, match="weights_only"):
         LockStep(hunter, tmp_path / "run", {"odd": Unloadable()}).run(1, lambda number: [], lambda *_: None)
     assert len(cache) == 0
-
-
-# --- mixing ---------------------------------------------------------------------------------------------------------
-
-
-def test_every_epoch_draws_other_examples(tmp_path: Path) -> None:
-    with HardExampleCache(tmp_path / "hard") as cache:
-        for label in range(30):
-            cache.add(*example(label, label), label)
-        real = [make_batch(0, sizes=((20, 30),) * 8)]
-        first, again, other = (next(mixed(real, cache, 1.0, seed=1, epoch=epoch))[1] for epoch in (0, 0, 1))
-    labels = [[int(target["labels"][0]) for target in targets] for targets in (first, again, other)]
-    assert labels[0] == labels[1] != labels[2]
-
-
-@pytest.mark.parametrize(("share", "kept"), [(0.0, 0), (0.5, 2), (1.0, 4)])
-def test_a_share_of_every_batch_comes_from_the_cache(tmp_path: Path, share: float, kept: int) -> None:
-    with HardExampleCache(tmp_path / "hard") as cache:
-        cache.add(*example(0, label=9), 9)
-        real = [make_batch(seed, sizes=((20, 30),) * 4) for seed in range(3)]
-        batches, again = (list(mixed(real, cache, share, seed=1)) for _ in range(2))
-    assert len(batches) == 3
-    assert all(torch.equal(one[-1], other[-1]) for (one, _), (other, _) in zip(batches, again, strict=True))
-    for (images, targets), (real_images, _) in zip(batches, real, strict=True):
-        assert len(images) == len(targets) == 4
-        assert sum(int(target["labels"][0]) == 9 for target in targets) == kept
-        assert all(torch.equal(one, other) for one, other in zip(images[: 4 - kept], real_images, strict=False))
-    with pytest.raises(ValueError, match=r"share: expected a fraction within \[0, 1\], got 1.5"):
-        next(mixed(real, cache, 1.5, seed=1))

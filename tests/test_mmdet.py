@@ -15,6 +15,7 @@ import pytest
 import torch
 from factories import cutout
 from hosts import QUIET_MMDET, need_mmdet
+from processes import METHOD, fresh
 
 need_mmdet()
 from mmdet.registry import HOOKS, TRANSFORMS
@@ -282,7 +283,7 @@ def test_accumulated_batches_make_one_move_and_the_loss_scale_is_taken_out(
         scales.append(self._scale)
         step(self, *args, **kwargs)
 
-    hook.after_train_iter = after.__get__(hook)  # type: ignore[method-assign]
+    hook.after_train_iter = after.__get__(hook)  # type: ignore[method-assign]  # a spy
     runner.train()
     figures = hook.terse.metrics()
     assert (figures["calls"], figures["moves"], figures["iterations"]) == (5, 3, 3)
@@ -562,6 +563,7 @@ def _train_on_a_rank(rank: int, port: int, folder: str, data: str, bank: str) ->
         3,
         terse,
         launcher="pytorch",
+        randomness={"seed": 0, "diff_rank_seed": True},
         model_wrapper_cfg={
             "type": "MMDistributedDataParallel",
             "device_ids": None,
@@ -583,7 +585,9 @@ def test_two_processes_have_one_adversary(data: Path, bank: ForegroundBank, tmp_
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     (tmp_path / "out").mkdir()
-    torch.multiprocessing.spawn(_train_on_a_rank, (port, str(tmp_path), str(data), str(bank.path)), nprocs=2)
+    fresh()
+    ranks = (port, str(tmp_path), str(data), str(bank.path))
+    torch.multiprocessing.start_processes(_train_on_a_rank, ranks, nprocs=2, start_method=METHOD)
     one, two = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
     assert one["moves"] == two["moves"] == 3
     assert one["seed"] == two["seed"]

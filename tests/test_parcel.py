@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from factories import EVERY_IMAGE, cutout, keypoint_cutouts, make_bank, make_batch, make_detector
+from processes import METHOD, fresh
 from torch.utils.data import DataLoader, Dataset
 
 from terse_aug import CutoutLoader, ForegroundBank, Parcel, Terse
@@ -32,6 +33,7 @@ class Loaded(Dataset[Parcel]):
 def loaded(cutouts: CutoutLoader, workers: int, seed: int = 0, start: str = "fork") -> list[Parcel]:
     """One pass over a data set, as a training script does it."""
     generator = torch.Generator().manual_seed(seed)
+    fresh()
     context = start if workers else None
     loader = DataLoader(
         Loaded(cutouts), None, num_workers=workers, generator=generator, multiprocessing_context=context
@@ -59,11 +61,11 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
     return counts
 
 
-@pytest.mark.parametrize(("workers", "start"), [(0, "fork"), (2, "fork"), (2, "spawn")])
+@pytest.mark.parametrize(("workers", "start"), [(0, "fork"), (2, "fork"), (2, METHOD)])
 def test_a_parcel_brings_whole_cut_outs_from_any_worker(tmp_path: Path, workers: int, start: str) -> None:
     bank = make_bank(tmp_path, keypoint_cutouts(), keypoint_names=("nose", "left_eye", "right_eye"))
     own = {"objects": (1, 3), "decoys": (0, 2), "image_probability": 0.8}
-    parcels = loaded(CutoutLoader(bank, "random", **own), workers, start=start)  # type: ignore[arg-type]
+    parcels = loaded(CutoutLoader(bank, "random", **own), workers, start=start)  # type: ignore[arg-type]  # settings of several types
     assert len(parcels) == 8
     assert {len(parcel.objects) for parcel in parcels} >= {1, 3}
     for parcel in parcels:
@@ -136,10 +138,10 @@ def test_pastes_are_as_many_with_parcels_as_without(tmp_path: Path) -> None:
     """Each image alike: how many are drawn in the workers, and which, is distributed as here."""
     bank = make_bank(tmp_path, [cutout(seed, label=1 + seed % 2) for seed in range(30)])
     own = {"objects": (0, 3), "decoys": (0, 2), "image_probability": 0.6}
-    cutouts = CutoutLoader(bank, "random", **own)  # type: ignore[arg-type]
+    cutouts = CutoutLoader(bank, "random", **own)  # type: ignore[arg-type]  # settings of several types
     counts: dict[bool, Counter[int]] = {True: Counter(), False: Counter()}
     for parcels in counts:
-        terse = Terse(bank, "random", seed=1, **own)  # type: ignore[arg-type]
+        terse = Terse(bank, "random", seed=1, **own)  # type: ignore[arg-type]  # settings of several types
         for step in range(150):
             batch = make_batch(step, sizes=((64, 64),) * 4, objects=0)
             terse(*batch, [cutouts() for _ in range(4)] if parcels else None)
@@ -158,7 +160,7 @@ def test_parcels_that_do_not_fit_are_refused(tmp_path: Path, tiny_bank: Foregrou
     with pytest.raises(ValueError, match="expected a parcel for each of 2 images, got 1"):
         terse(images, targets, [good])
     with pytest.raises(ValueError, match="parcel 1: expected what a CutoutLoader gives, got int"):
-        terse(images, targets, [good, 3])  # type: ignore[list-item]
+        terse(images, targets, [good, 3])  # type: ignore[list-item]  # wrong on purpose
     other = CutoutLoader(tiny_bank, "random", objects=(1, 2))()
     with pytest.raises(ValueError, match=r"parcel 1: expected 2 cut-outs offered for each paste, got 1; give "):
         terse(images, targets, [good, other])

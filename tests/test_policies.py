@@ -358,7 +358,7 @@ class HalfWay(Policy):
 def test_a_policy_asked_for_by_name_is_the_one_in_use_and_never_an_untrained_one(tiny_bank: ForegroundBank) -> None:
     learned = Terse(tiny_bank, "learned", image_probability=1.0)
     with torch.no_grad():
-        learned.policy.synthesizer.regressor.bias.fill_(2.0)  # type: ignore[union-attr]
+        learned.policy.synthesizer.regressor.bias.fill_(2.0)  # type: ignore[union-attr]  # a synthesizer's
     named, own, random = (learned.compose(*make_batch(), policy=policy) for policy in ("learned", None, "random"))
     for image, same, other in zip(named.images, own.images, random.images, strict=True):
         assert torch.equal(image, same)

@@ -83,7 +83,7 @@ def test_a_run_that_was_suspended_resumes_suspended(tiny_bank: ForegroundBank, t
     fresh.load_state_dict(terse.state_dict())
     assert fresh.metrics()["suspended"] == 1
     for each in (terse, fresh):
-        nn.init.constant_(each.policy.synthesizer.regressor.bias, 1.0)  # type: ignore[union-attr]
+        nn.init.constant_(each.policy.synthesizer.regressor.bias, 1.0)  # type: ignore[union-attr]  # a synthesizer's
     expected = Terse(tiny_bank, "random", **EVERY_IMAGE)
     assert all_equal(list(fresh(*make_batch())[0]), list(expected(*make_batch())[0]))
 

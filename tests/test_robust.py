@@ -468,7 +468,7 @@ def test_the_discriminator_judges_composites_without_the_perturbation(tiny_bank:
         terse(*make_batch())
         crops.append(terse._turns[0].composite)
     assert crops[0] is not None
-    assert torch.equal(*crops)  # type: ignore[arg-type]
+    assert torch.equal(*crops)  # type: ignore[arg-type]  # two of them
 
 
 # --- what goes wrong ------------------------------------------------------------------------------------------------
@@ -685,7 +685,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(tiny_bank: ForegroundBank, robust:
     if robust == "universal":
         assert terse.robustness is not None
         assert terse.robustness.pattern.shape == (2, 3, TILE, TILE)
-        assert not torch.equal(terse.robustness.pattern, made(detector).robustness.pattern)  # type: ignore[union-attr]
+        assert not torch.equal(terse.robustness.pattern, made(detector).robustness.pattern)  # type: ignore[union-attr]  # robustness is on
 
 
 def test_keypoints_masks_and_images_without_objects_pass(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_rare_classes_are_drawn_by_the_power_of_their_number(power: float, deman
 
 def test_given_weights_are_relative_to_one_another_and_unnamed_classes_weigh_one() -> None:
     for given in ({"dog": 3.0, "zebra": 0}, {5: 3, 7: 0}):
-        sampler = bound(WeightedSampler(given))  # type: ignore[arg-type]
+        sampler = bound(WeightedSampler(given))  # type: ignore[arg-type]  # wrong on purpose
         assert shares(sampler) == pytest.approx({3: 0.25, 5: 0.75, 7: 0.0}, abs=0.02)
     sampler.only([3, 7])
     assert shares(sampler) == {3: 1.0, 5: 0.0, 7: 0.0}

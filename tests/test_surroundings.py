@@ -119,8 +119,8 @@ def test_an_image_of_the_pool_has_only_what_is_pasted(bank: ForegroundBank) -> N
 
 def test_an_image_of_the_pool_gets_a_paste_whatever_the_others_get(bank: ForegroundBank) -> None:
     own = {"image_probability": 0.0, "objects": (0, 2), "background_probability": 0.5, "edge_sigma": 0.0}
-    terse = Terse(bank, "random", backgrounds=[grey(0.2)], **own)  # type: ignore[arg-type]
-    cutouts = CutoutLoader(bank, "random", **own)  # type: ignore[arg-type]
+    terse = Terse(bank, "random", backgrounds=[grey(0.2)], **own)  # type: ignore[arg-type]  # settings of several types
+    cutouts = CutoutLoader(bank, "random", **own)  # type: ignore[arg-type]  # settings of several types
     for parcels in (None, True):
         seen = 0
         for step in range(15):
@@ -190,7 +190,7 @@ def test_pools_are_folders_paths_or_tensors(tmp_path: Path, bank: ForegroundBank
         ([torch.zeros(3, 4, 4, dtype=torch.int32)], "expected a float or uint8 tensor, got torch.int32"),
     ):
         with pytest.raises(ValueError, match=message):
-            Terse(bank, "random", backgrounds=wrong, background_probability=1.0)  # type: ignore[arg-type]
+            Terse(bank, "random", backgrounds=wrong, background_probability=1.0)  # type: ignore[arg-type]  # wrong on purpose
 
 
 @pytest.mark.parametrize("sampler", ["uniform", "biregular"])
@@ -226,7 +226,7 @@ def test_settings_and_what_they_need_come_together(
         ({"sampler": 3}, "sampler: expected one of uniform"),
     ):
         with pytest.raises(ValueError, match=message):
-            Terse(bank, "random", **wrong)  # type: ignore[arg-type]
+            Terse(bank, "random", **wrong)  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ValueError, match=r"expected a bank with at least two classes, .*got \['cat'\]"):
         Terse(make_bank(tmp_path, [cutout(label=1)]), "random", superimpose_probability=0.5)
 
@@ -238,7 +238,7 @@ def test_a_detector_learns_from_images_of_the_pool_even_if_nothing_could_be_past
     detector = make_detector(name, classes=8)
     for min_side, objects in ((4.0, 3), (60.0, 0)):
         own = {"backgrounds": [grey(0.2)], "background_probability": 1.0, "min_side": min_side, **PLAIN}
-        terse = Terse(bank, "random", **own)  # type: ignore[arg-type]
+        terse = Terse(bank, "random", **own)  # type: ignore[arg-type]  # settings of several types
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TerseWarning)
             images, targets = terse(*make_batch(masks=True))
@@ -407,7 +407,7 @@ def test_policies_learn_from_their_own_pastes_only(
         distractor_bank=distractors,
         distractors=(1, 1),
         superimpose_probability=0.7,
-        **own,  # type: ignore[arg-type]
+        **own,  # type: ignore[arg-type]  # settings of several types
     )
     told = 0
     for step in range(4):

@@ -84,14 +84,12 @@ def test_torchvisions_own_large_models_reach_a_policy_that_learns(name: str, tin
     optimizer = torch.optim.SGD(detector.parameters(), lr=1e-4)
     terse = Terse(tiny_bank, "learned", target=detector, move_every=1, **EVERY_IMAGE)
     before = parameters_of(terse)
-    for seed in range(2):
-        images, targets = terse(*batch_for("ssd", seed))
-        losses = detector(images, targets)
-        torch.stack(list(losses.values())).sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        terse.step(losses)
-    assert terse.metrics()["moves"] == 2
+    images, targets = terse(*batch_for("ssd"))
+    losses = detector(images, targets)
+    torch.stack(list(losses.values())).sum().backward()
+    optimizer.step()
+    terse.step(losses)
+    assert terse.metrics()["moves"] == 1
     assert not all_equal(before, parameters_of(terse))
 
 

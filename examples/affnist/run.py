@@ -86,6 +86,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--readings", type=int, default=live.readings, help="live: iterations between measurements")
     parser.add_argument("--rounds", type=int, default=lockstep.rounds, help="lockstep: hunts and trainings")
     parser.add_argument("--wanted", type=int, default=lockstep.wanted, help="lockstep: synthetic images of a round")
+    parser.add_argument(
+        "--warm-up", type=int, default=lockstep.warm_up, help="lockstep: iterations before the first hunt"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
     parser.add_argument(
         "--measure",
@@ -118,7 +121,7 @@ def _schedule(args: argparse.Namespace) -> Schedule | LockStepSchedule:
     chosen = {} if args.iterations is None else {"iterations": args.iterations}
     if args.mode == "live":
         return Schedule(readings=args.readings, **chosen)
-    return LockStepSchedule(rounds=args.rounds, wanted=args.wanted, **chosen)
+    return LockStepSchedule(rounds=args.rounds, wanted=args.wanted, warm_up=args.warm_up, **chosen)
 
 
 def _path(args: argparse.Namespace, arm: str, seed: int) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from mmdet.registry import HOOKS
+from mmengine.dist import broadcast
 from mmengine.hooks import Hook
 from torch import Tensor
 
@@ -44,7 +45,7 @@ class TerseHook(Hook):
     Args:
         bank: path of the bank.
         policy: a name in ``terse_aug.policies.POLICIES``, or a policy.
-        seed: of all that is drawn, the same on every rank; by default the runner's.
+        seed: of all that is drawn, the same on every rank; by default that of the first rank's runner.
         enabled: without it the hook does nothing.
         drop_unknown_classes: leave cut-outs out whose class the data set does not have, in place of refusing the bank.
         classes: the data set's class names, which ``TersePaste`` needs where unknown ones are dropped; the hook
@@ -115,7 +116,7 @@ class TerseHook(Hook):
         self._terse = Terse(
             open_bank(self._bank, classes, self._drop_unknown),
             self._policy,
-            seed=runner.seed if self._seed is None else self._seed,
+            seed=_shared_seed(runner) if self._seed is None else self._seed,
             target=MMDetDetector(runner.model, len(classes)),
             pixels=self._pixels,
             backgrounds=self._backgrounds,
@@ -198,3 +199,10 @@ class TerseHook(Hook):
         chosen = {name: figures[name] for name in _LOGGED if name in figures} | {"share_of_time": share}
         for name, value in chosen.items():
             runner.message_hub.update_scalar(f"train/terse_aug/{name}", value)
+
+
+def _shared_seed(runner: Any) -> int:
+    """The first rank's: with ``diff_rank_seed`` every rank's runner has a seed of its own."""
+    seed = torch.tensor(runner.seed)
+    broadcast(seed)
+    return int(seed)

@@ -34,8 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0; 2 where the user's input is wrong (one line on stderr says how); 130 on Ctrl-C.
     """
+    given = sys.argv[1:] if argv is None else argv
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = _parser(given[:1]).parse_args(given)
     except SystemExit as end:  # argparse's own way out, for --help and errors alike
         return int(end.code or 0)
     try:
@@ -48,9 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _INTERRUPTED
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(asked: Sequence[str]) -> argparse.ArgumentParser:
+    """With all commands, or the one asked for alone: importing the others may take seconds."""
     parser = _Parser(prog="terse-aug", description="Learned copy-paste augmentation for object detectors.")
     subparsers = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
-    for name in COMMANDS:
+    for name in [name for name in COMMANDS if name in asked] or COMMANDS:
         importlib.import_module(f"terse_aug.cli.{name}").add_parser(subparsers)
     return parser

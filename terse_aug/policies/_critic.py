@@ -52,7 +52,7 @@ class Critic(nn.Module):
         super().__init__()
         self.towers = nn.ModuleList(_tower(width) for _ in GLIMPSE_VIEWS)
         # On a CPU, channels_last saves a third of the time of layers as narrow as these.
-        self.towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
         seen = len(GLIMPSE_VIEWS) * 4 * width * (GLIMPSE // 8) ** 2
         self.judge = nn.Sequential(nn.Linear(seen + GLIMPSE_FIGURES, 64), nn.ReLU(), nn.Linear(64, outputs))
         # At the start every candidate is as good as any other, which is the random policy.

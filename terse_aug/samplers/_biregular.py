@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from terse_aug._distributed import rank_count
 from terse_aug._random import derived_seed, generator_for
 from terse_aug.samplers._base import Cutouts, Demand, Sampler, Visit
 from terse_aug.samplers._graph import random_bipartite
@@ -40,7 +41,8 @@ class BiregularSampler(Sampler):
         object_degree: backgrounds of the pool that a cut-out is on in a round; ``None``: as the other has it.
 
     Raises:
-        ValueError: a degree below 1. When it meets the bank and the pool: degrees that no graph has.
+        ValueError: a degree below 1. When it meets the bank and the pool: degrees that no graph has, or fewer
+            backgrounds than processes.
     """
 
     in_workers = False
@@ -56,6 +58,8 @@ class BiregularSampler(Sampler):
     def bind(self, cutouts: Cutouts, seed: int, backgrounds: int = 0) -> None:
         """See :meth:`Sampler.bind`."""
         super().bind(cutouts, seed, backgrounds)
+        if backgrounds:
+            _check_ranks(rank_count(), backgrounds)
         self._deal(derived_seed(seed, "pairing"))
 
     def draw(self, demand: Demand, generator: torch.Generator) -> list[int]:
@@ -146,8 +150,7 @@ class _Rounds:
 
     def visit(self, wanted: int, rank: int, ranks: int) -> Visit:
         """The next background of this rank, with at most as many cut-outs as are wanted."""
-        if ranks > self._backgrounds:
-            raise ValueError(f"sampler='biregular': expected at least {ranks} backgrounds, one a rank")
+        _check_ranks(ranks, self._backgrounds)  # there may be more than when the pool was met
         if ranks != self._ranks and (self._used or self._place):
             self._begin_next()
         self._ranks = ranks
@@ -220,3 +223,12 @@ class _Rounds:
     def _restore(self) -> None:
         for (_, stream), state in zip(self._more, self._before, strict=True):
             stream.restore(state)
+
+
+def _check_ranks(ranks: int, backgrounds: int) -> None:
+    """Refuse a pool of which a rank would have no share."""
+    if ranks > backgrounds:
+        raise ValueError(
+            f"sampler='biregular': expected at least {ranks} backgrounds, one for each process, got {backgrounds}; add "
+            "some, use fewer processes, or choose another sampler"
+        )

@@ -10,6 +10,7 @@ import torch
 from terse_demo.training import ArmResult, Settings, train
 
 Progress = Callable[[str, int], None]
+START = "spawn"  # the only way of starting processes that every system has
 
 
 def train_arms(
@@ -29,7 +30,7 @@ def train_arms(
     """
     if not parallel:
         return {arm: _train_here(arm, settings, bank, progress) for arm in arms}
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(START)
     receivers: dict[Connection, str] = {}
     processes = []
     try:

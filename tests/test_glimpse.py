@@ -1,0 +1,104 @@
+"""Glimpses: what a critic sees of a paste."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from factories import EVERY_IMAGE, cutout, make_bank, make_batch
+from torch import Tensor
+from torch.nn import functional as F
+
+from terse_aug import PARAMETERS, Foreground, ForegroundBank, Terse, TransformRanges
+from terse_aug._compose import compose
+from terse_aug._glimpse import glimpse_maker
+from terse_aug._layout import draw_layout
+from terse_aug._random import generator_for
+from terse_aug._shelf import Shelf
+from terse_aug.policies import GLIMPSE, CriticPolicy, Glimpses
+from terse_aug.policies._base import GLIMPSE_FIGURES, GLIMPSE_PICTURE, GLIMPSE_VIEWS
+
+
+@pytest.mark.parametrize("mirror", [0.0, 1.0])
+def test_a_glimpse_shows_what_the_composite_shows(tmp_path: Path, mirror: float) -> None:
+    bank = make_bank(tmp_path, [_triangle(seed) for seed in range(6)])
+    ranges = TransformRanges(rotation=(-180, 180), scale=(1.0, 1.6), keep_inside=0.5)
+    terse = Terse(bank, "random", objects=(2, 2), ranges=ranges, mirror_probability=mirror, **EVERY_IMAGE)
+    images, targets = make_batch(sizes=((96, 128), (128, 96)))
+    images = [F.avg_pool2d(image[None], 9, 1, 4)[0] * share for image, share in zip(images, (1.0, 0.5), strict=True)]
+    shelf, sampler = Shelf(terse.bank), terse.sampler
+    layout = draw_layout(shelf, [True, True], terse.config, generator_for(0), sampler, terse.policy)
+    unit = torch.rand(3, 4, len(PARAMETERS), generator=generator_for(1))
+    surface = terse.pasting.surface(images)
+    glimpses = glimpse_maker(layout, images, targets, surface)(unit)
+    assert glimpses.pictures.shape == (3, 4, *GLIMPSE_PICTURE)
+    for candidate in range(3):
+        for row in range(4):
+            # Each paste is judged alone.
+            alone = type(layout)(*([value[row]] for value in _fields(layout)), [])
+            number = layout.image_of[row]
+            composite = compose(images, targets, alone, unit[candidate, row : row + 1], surface)
+            figures = glimpses.figures[candidate, row]
+            size = torch.tensor([images[number].shape[-1], images[number].shape[-2]])
+            half = 1.5 * (figures[9:11] * size / 2).max()
+            views = {"window": ((figures[7:9] + 1) / 2 * size, half), "image": (size / 2, size / 2)}
+            for view, shown in zip(GLIMPSE_VIEWS, glimpses.pictures[candidate, row], strict=True):
+                expected = _window(composite.images[number], *views[view])
+                inside = shown[5] > 0.99
+                assert 0.2 < float(inside.float().mean()) <= 1
+                assert bool(inside.all()) or view == "window"
+                assert float((shown[:3] - expected).abs().mean(0)[inside].mean()) < 0.04
+                pasted = (composite.images[number] - images[number]).abs().amax(0, keepdim=True) > 0.02
+                agreement = (_window(pasted.float(), *views[view])[0] > 0.5) == (shown[3] > 0.5)
+                assert float(agreement[inside].float().mean()) > 0.9
+
+
+def _triangle(seed: int) -> Foreground:
+    """Half of a rectangle: turned, its bounding box lies to one side of the rectangle's middle."""
+    foreground = cutout(seed)
+    height, width = foreground.rgba.shape[:2]
+    half = np.arange(width) / (width - 1) <= np.arange(height)[:, None] / (height - 1)
+    foreground.rgba[..., 3] = 255 * half[:: 1 - 2 * (seed % 2), :: 1 - 2 * (seed // 2 % 2)]
+    return foreground
+
+
+def _fields(layout: Any) -> list[list[Any]]:
+    return [layout.image_of, layout.indices, layout.foregrounds, layout.mirrored]
+
+
+def _window(image: Tensor, centre: Tensor, half_size: Tensor) -> Tensor:
+    """A window as a square, sampled four times as densely as a glimpse and averaged."""
+    steps = (torch.arange(4 * GLIMPSE) + 0.5) / (2 * GLIMPSE) - 1
+    size = torch.tensor([image.shape[-1], image.shape[-2]])
+    points = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1) * half_size + centre
+    looked = F.grid_sample(image[None], (2 * points / size - 1)[None], align_corners=False)
+    return F.avg_pool2d(looked, 4)[0]
+
+
+def test_the_map_of_objects_lies_where_the_objects_are(tiny_bank: ForegroundBank) -> None:
+    ranges = TransformRanges(translate_x=(0.5, 0.5), translate_y=(0.5, 0.5), scale=(1, 1))
+    terse = Terse(tiny_bank, "random", objects=(1, 1), ranges=ranges, **EVERY_IMAGE)
+    images = [torch.zeros(3, 100, 200)]
+    targets = [{"boxes": torch.tensor([[100.0, 0, 200, 100]]), "labels": torch.tensor([1])}]
+    layout = draw_layout(Shelf(terse.bank), [True], terse.config, generator_for(0), terse.sampler, terse.policy)
+    glimpses = glimpse_maker(layout, images, targets, terse.pasting.surface(images))(torch.rand(1, 1, len(PARAMETERS)))
+    for occupied in glimpses.pictures[0, 0, :, 4]:
+        assert float(occupied[:, : GLIMPSE // 2 - 1].amax()) == 0
+        assert float(occupied[:, GLIMPSE // 2 + 1 :].amin()) == pytest.approx(1)
+
+
+def test_a_critic_looks_at_every_view_with_weights_of_its_own() -> None:
+    critic = CriticPolicy(seed=0).critic
+    torch.nn.init.normal_(critic.judge[-1].weight, generator=generator_for(0))  # type: ignore[arg-type]  # a linear layer's
+    pictures = torch.rand(1, 2, *GLIMPSE_PICTURE, generator=generator_for(1))
+    figures = torch.zeros(1, 2, GLIMPSE_FIGURES)
+    seen = critic(Glimpses(pictures, figures))
+    for view in range(len(GLIMPSE_VIEWS)):
+        without = pictures.clone()
+        without[:, :, view] = 0.5
+        assert not torch.allclose(critic(Glimpses(without, figures)), seen, atol=1e-3)
+    seen.sum().backward()
+    assert all(bool(parameter.grad.any()) for parameter in critic.parameters())  # type: ignore[union-attr]  # after a backward

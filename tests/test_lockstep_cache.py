@@ -1,0 +1,198 @@
+"""Lock-step: the cache of hard examples, and batches mixed from it and others."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from factories import make_batch
+from processes import exit_code, fresh
+from torch import Tensor
+
+from terse_aug import ForegroundBank, PixelFormat
+from terse_aug._random import generator_for
+from terse_aug.lockstep import HardExampleCache, mixed
+
+
+def example(seed: int, label: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
+    (image,), (target,) = make_batch(seed, sizes=((20, 30),), masks=True)
+    return image, target | {"labels": torch.tensor([label])}
+
+
+def test_what_goes_in_comes_out(tmp_path: Path) -> None:
+    pixels = PixelFormat(scale=255, mean=(120, 110, 100), bgr=True)
+    with HardExampleCache(tmp_path / "hard", pixels=pixels) as cache:
+        added = [example(seed, label=seed % 2) for seed in range(5)]
+        for image, target in added:
+            cache.add(pixels.encode(image), target | {"image_id": 3}, int(target["labels"][0]))
+        assert len(cache) == cache.written == 5
+        assert cache.counts == {0: 3, 1: 2}
+        for position, (image, target) in enumerate(added):
+            out, fields = cache[position]
+            torch.testing.assert_close(pixels.decode(out), image, rtol=0, atol=0.51 / 255)
+            assert fields.keys() == target.keys()
+            assert all(torch.equal(fields[name], value) for name, value in target.items())
+
+
+def test_it_is_bounded_and_the_oldest_makes_room(tmp_path: Path) -> None:
+    with HardExampleCache(tmp_path / "hard", capacity=3) as cache:
+        for label in range(5):
+            cache.add(*example(label, label), label)
+        assert len(cache) == 3
+        assert [int(cache[position][1]["labels"]) for position in range(3)] == [2, 3, 4]
+        assert int(cache[-1][1]["labels"]) == 4
+        with pytest.raises(IndexError, match="has 3 examples, got position 3"):
+            cache[3]
+        for seed in range(20):
+            cache.add(*example(seed), 1)
+        size = cache.path.stat().st_size
+        for seed in range(150):
+            cache.add(*example(seed), 1)
+        assert cache.path.stat().st_size < 1.5 * size
+
+
+def test_it_grows_beyond_its_first_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("terse_aug.lockstep._cache._FIRST_MAP_BYTES", 1 << 15)
+    with HardExampleCache(tmp_path / "hard") as cache:
+        for seed in range(40):
+            cache.add(*example(seed), 1)
+        assert len(cache) == 40
+        assert cache[39][1].keys() == cache[0][1].keys()
+
+
+def add_many(path: Path, count: int, side: int, killed: bool = False) -> None:
+    cache = HardExampleCache(path)
+    target = {"boxes": torch.zeros(1, 4), "labels": torch.tensor([2])}
+    for _ in range(count):
+        cache.add(torch.rand(3, side, side), target, 2)
+    if killed:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_loses_nothing_that_was_added(tmp_path: Path) -> None:
+    assert exit_code(add_many, tmp_path / "hard", 7, 8, True) == -signal.SIGKILL
+    with HardExampleCache(tmp_path / "hard") as cache:
+        assert len(cache) == 7
+        assert cache.counts == {2: 7}
+        cache.add(*example(0), 1)
+        assert cache[7][0].shape == (3, 20, 30)
+
+
+def test_two_processes_may_write_and_one_that_grew_is_seen_by_the_other(tmp_path: Path) -> None:
+    with HardExampleCache(tmp_path / "hard") as cache:
+        cache.add(*example(0), 1)
+        other = fresh().Process(target=add_many, args=(tmp_path / "hard", 40, 64))
+        other.start()
+        for seed in range(40):
+            cache.add(*example(seed), 1)
+        other.join()
+        assert other.exitcode == 0
+        assert cache.counts == {1: 41, 2: 40}
+        assert len(cache) == 81
+        assert sum(cache[position][0].shape == (3, 64, 64) for position in range(81)) == 40
+
+
+def test_a_view_is_kept_without_what_it_looks_into(tmp_path: Path) -> None:
+    with HardExampleCache(tmp_path / "hard") as cache:
+        image, target = example(0)
+        cache.add(image, target | {"boxes": torch.zeros(1_000_000, 4)[:1]}, 1)
+    assert (tmp_path / "hard").stat().st_size < 1_000_000
+
+
+def test_a_foreign_file_or_another_capacity_is_refused(tmp_path: Path, tiny_bank: ForegroundBank) -> None:
+    (tmp_path / "text").write_text("no database" * 1000)
+    with pytest.raises(ValueError, match="cannot be opened as a cache of hard examples"):
+        HardExampleCache(tmp_path / "text")
+    with pytest.raises(ValueError, match=r"cannot be opened as a cache of hard examples: .*No such file"):
+        HardExampleCache(tmp_path / "missing" / "hard")
+    with HardExampleCache(tmp_path / "hard", capacity=5) as cache:
+        cache.add(*example(0), 1)
+    with pytest.raises(ValueError, match="capacity 6, got 2 and 5; choose another file"):
+        HardExampleCache(tmp_path / "hard", capacity=6)
+    with pytest.raises(ValueError, match="capacity: expected at least 1, got 0"):
+        HardExampleCache(tmp_path / "other", capacity=0)
+
+
+def test_drawing_is_a_function_of_the_generator_and_needs_something_to_draw(tmp_path: Path) -> None:
+    with HardExampleCache(tmp_path / "hard") as cache:
+        with pytest.raises(ValueError, match="the cache is empty"):
+            cache.sample(1, generator_for(0))
+        for label in range(4):
+            cache.add(*example(label, label), label)
+        first, second = (cache.sample(50, generator_for(3))[1] for _ in range(2))
+        labels = [int(target["labels"]) for target in first]
+        assert labels == [int(target["labels"]) for target in second]
+        assert set(labels) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(("capacity", "kept"), [(100, [0, 1, 2, 3]), (4, [0, 1, 2, 3]), (3, [1, 2, 3])])
+def test_taking_back_is_as_if_they_had_never_been_added(tmp_path: Path, capacity: int, kept: list[int]) -> None:
+    with HardExampleCache(tmp_path / "hard", capacity=capacity) as cache:
+        for label in range(4):
+            cache.add(*example(label, label), label)
+        for label in range(3):
+            cache.add(*example(10 + label, label), label)
+        cache.take_back(4)
+        assert cache.written == 4
+        assert cache.counts == dict.fromkeys(range(4), 1)
+        assert [int(cache[position][1]["labels"]) for position in range(len(cache))] == kept
+        torch.testing.assert_close(cache[-1][0], example(3)[0], rtol=0, atol=0.51 / 255)
+        cache.add(*example(5, 7), 7)
+        assert cache.counts == dict.fromkeys([*range(4), 7], 1)
+        for impossible in (6, -1):
+            with pytest.raises(ValueError, match="can be taken back, not all after the first"):
+                cache.take_back(impossible)
+        assert cache.written == 5
+
+
+def test_what_made_room_for_good_cannot_be_taken_back_to(tmp_path: Path) -> None:
+    with HardExampleCache(tmp_path / "hard", capacity=3) as cache:
+        for label in range(10):
+            cache.add(*example(label, label), np.int64(label))
+        cache.take_back(7)
+        with pytest.raises(ValueError, match="can be taken back, not all after the first 4"):
+            cache.take_back(4)
+        assert [int(cache[position][1]["labels"]) for position in range(len(cache))] == [4, 5, 6]
+
+
+def test_examples_can_be_taken_back_from_a_full_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("terse_aug.lockstep._cache._FIRST_MAP_BYTES", 1 << 15)
+    for number in range(1, 12):
+        with HardExampleCache(tmp_path / str(number)) as cache:
+            for seed in range(number):
+                cache.add(*example(seed), 1)
+            cache.take_back(0)
+            assert len(cache) == 0
+
+
+# --- mixing ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_epoch_draws_other_examples(tmp_path: Path) -> None:
+    with HardExampleCache(tmp_path / "hard") as cache:
+        for label in range(30):
+            cache.add(*example(label, label), label)
+        real = [make_batch(0, sizes=((20, 30),) * 8)]
+        first, again, other = (next(mixed(real, cache, 1.0, seed=1, epoch=epoch))[1] for epoch in (0, 0, 1))
+    labels = [[int(target["labels"][0]) for target in targets] for targets in (first, again, other)]
+    assert labels[0] == labels[1] != labels[2]
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.0, 0), (0.5, 2), (1.0, 4)])
+def test_a_share_of_every_batch_comes_from_the_cache(tmp_path: Path, share: float, kept: int) -> None:
+    with HardExampleCache(tmp_path / "hard") as cache:
+        cache.add(*example(0, label=9), 9)
+        real = [make_batch(seed, sizes=((20, 30),) * 4) for seed in range(3)]
+        batches, again = (list(mixed(real, cache, share, seed=1)) for _ in range(2))
+    assert len(batches) == 3
+    assert all(torch.equal(one[-1], other[-1]) for (one, _), (other, _) in zip(batches, again, strict=True))
+    for (images, targets), (real_images, _) in zip(batches, real, strict=True):
+        assert len(images) == len(targets) == 4
+        assert sum(int(target["labels"][0]) == 9 for target in targets) == kept
+        assert all(torch.equal(one, other) for one, other in zip(images[: 4 - kept], real_images, strict=False))
+    with pytest.raises(ValueError, match=r"share: expected a fraction within \[0, 1\], got 1.5"):
+        next(mixed(real, cache, 1.5, seed=1))
