@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -571,27 +572,32 @@ def test_what_is_wrong_with_the_call_is_said_before_anything_is_read(scene: Scen
         build_from_labelme(nowhere, tmp_path / "new.bank", boxs="box")
 
 
-def test_an_image_that_several_files_name_is_that_of_its_own_name_or_of_none(scene: Scene, tmp_path: Path) -> None:
+def test_files_of_several_folders_do_not_share_an_image_that_stands_in(scene: Scene, tmp_path: Path) -> None:
     folder = as_labelme(scene)
     text = (folder / "scene.json").read_text()
-    (folder / "scene copy.json").write_text(text)
-    report = build_from_labelme(folder, tmp_path / "own.bank", images=scene.images)
-    assert (report.kept, report.dropped[CLAIMED]) == ({"cat": 1}, 2)
-    (folder / "scene.json").rename(folder / "scene edited.json")
-    with pytest.raises(ValueError, match=f"4 +{CLAIMED}"):
-        build_from_labelme(folder, tmp_path / "none.bank", images=scene.images)
+    (folder / "scene_again.json").write_text(text)  # as of tools that write a file for each class
+    assert build_from_labelme(folder, tmp_path / "own.bank", images=scene.images).kept == {"cat": 2}
     for part in ("north", "south"):  # of two images that lie in one folder now, one is lost
         (tmp_path / "parts" / part).mkdir(parents=True)
         (tmp_path / "parts" / part / "scene.json").write_text(text)
     with pytest.raises(ValueError, match=f"4 +{CLAIMED}"):
         build_from_labelme(tmp_path / "parts", tmp_path / "flat.bank", images=scene.images)
+    empty = json.loads(text) | {"shapes": []}
+    (tmp_path / "parts" / "north" / "scene.json").write_text(json.dumps(empty))
+    assert build_from_labelme(tmp_path / "parts", tmp_path / "one.bank", images=scene.images).kept == {"cat": 1}
+    (tmp_path / "parts" / "north" / "scene.json").write_text(text)
+    for part in ("north", "south"):
+        (scene.images / part).mkdir()
+        shutil.copy(scene.images / "scene.png", scene.images / part)
+    assert build_from_labelme(tmp_path / "parts", tmp_path / "deep.bank", images=scene.images).kept == {"cat": 2}
 
 
-def test_voc_takes_the_image_of_its_xml_file_where_the_file_names_another(scene: Scene, tmp_path: Path) -> None:
+def test_voc_takes_the_image_of_its_xml_file_where_that_was_copied(scene: Scene, tmp_path: Path) -> None:
     root = as_voc(scene)
-    Image.new("RGB", (WIDTH, HEIGHT), "green").save(root / "JPEGImages" / "other.png")
+    green = Image.new("RGB", (WIDTH, HEIGHT), "green")
+    green.save(root / "JPEGImages" / "other.png")
     text = (root / "Annotations" / "scene.xml").read_text()
-    (root / "Annotations" / "other.xml").write_text(text)  # copied: its <filename> is still scene.png
+    (root / "Annotations" / "other.xml").write_text(text)  # its <filename> is still scene.png
     report = build_from_voc(root, tmp_path / "out.bank", boxes="box")
     assert report.kept == {"cat": 2, "dog": 2}
     assert report.mended == {"image has the name of its XML file and not that in it": 1}
@@ -600,8 +606,23 @@ def test_voc_takes_the_image_of_its_xml_file_where_the_file_names_another(scene:
     assert (report.kept, report.dropped) == ({"cat": 1, "dog": 1}, {CLAIMED: 2})
 
 
-def test_yolo_does_not_share_a_label_file(scene: Scene, tmp_path: Path) -> None:
+def test_voc_trusts_the_name_in_the_file_where_the_image_is_nobody_else_s(scene: Scene, tmp_path: Path) -> None:
+    root = as_voc(scene)
+    (root / "Annotations" / "scene.xml").rename(root / "Annotations" / "1.xml")
+    Image.new("RGB", (WIDTH, HEIGHT), "green").save(root / "JPEGImages" / "1.png")
+    report = build_from_voc(root, tmp_path / "out.bank", boxes="box")
+    assert (report.kept, report.mended) == ({"cat": 1, "dog": 1}, {})
+    with ForegroundBank.open(report.path) as bank:
+        assert all(cut.source.startswith("scene.png") for cut in bank)
+
+
+def test_yolo_takes_the_photograph_where_its_mask_has_its_name(scene: Scene, tmp_path: Path) -> None:
     as_yolo(scene)
+    depths = Image.new("L", (WIDTH, HEIGHT), 7)
+    depths.save(scene.images / "scene.bmp")
+    report = build_from_yolo(scene.images, tmp_path / "out.bank")
+    assert report.kept == {"cat": 1}
+    assert report.dropped["label file is that of several images"] == 1
     Image.new("RGB", (WIDTH, HEIGHT), "green").save(scene.images / "scene.jpg")
-    with pytest.raises(ValueError, match=r"2 +label file is that of several images"):
-        build_from_yolo(scene.images, tmp_path / "out.bank")
+    with pytest.raises(ValueError, match=r"3 +label file is that of several images"):
+        build_from_yolo(scene.images, tmp_path / "none.bank")

@@ -154,6 +154,18 @@ def image_size(path: str | Path) -> tuple[int, int] | None:
         return None
 
 
+def is_in_colour(path: str | Path) -> bool:
+    """Whether a file is an image in colour, which masks of class numbers and depths are not."""
+    try:
+        with Image.open(path) as image:
+            return image.mode in _COLOURS
+    except BROKEN_FILE:
+        return False
+
+
+_COLOURS = ("RGB", "RGBA", "CMYK", "YCbCr")
+
+
 def is_file(path: str | Path) -> bool:
     """Whether there is such a file; a name that no file can have, as some exports write, is none."""
     try:

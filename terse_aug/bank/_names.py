@@ -12,14 +12,11 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from PIL import Image
-
-from terse_aug.bank._images import BROKEN_FILE, is_file
+from terse_aug.bank._images import is_file, is_in_colour
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
 _SPELLINGS = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
-_COLOURS = ("RGB", "RGBA", "CMYK", "YCbCr")
 _EXTENSION = "file name with another extension or none"
 _CODECS = ("cp1252", "latin-1", "cp437", "mac_roman")
 """Which UTF-8 is misread as: by Windows, by old programs, by unzip and by old Macs."""
@@ -129,11 +126,7 @@ class Files:
             return True
         if (place, kind) in self._kinds:
             return False
-        try:
-            with Image.open(self._folder / file) as image:
-                return image.mode in _COLOURS
-        except BROKEN_FILE:
-            return False
+        return is_in_colour(self._folder / file)
 
     @cached_property
     def _kinds(self) -> set[tuple[PurePosixPath, str]]:

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from terse_aug.bank._images import BROKEN_FILE, is_file
 from terse_aug.bank._mending import TEXT_NUMBER, Malformed, Notes, as_number, class_name, has_text
 from terse_aug.bank._segmentation import segmentation_as_json
 from terse_aug.bank.formats._reading import (
+    CLAIMED,
     Collector,
     Reading,
     as_points,
@@ -50,6 +52,7 @@ def read_labelme(folder: Path, images: Path | None = None, names: Sequence[str] 
         if place is not None and not place.is_dir():
             raise FileNotFoundError(f"expected a folder at {place}, found none")
     root = images or folder
+    sharing: dict[str, list[tuple[int, Path]]] = defaultdict(list)
     collected = Collector(numbered(names))
     for path in sorted(folder.rglob("*.json")):
         try:
@@ -61,23 +64,38 @@ def read_labelme(folder: Path, images: Path | None = None, names: Sequence[str] 
             collected.ledger.drop("not a file of LabelMe's", path.name)
             continue
         size = _size(content)
-        height, width = size or (None, None)
-        claim = path.relative_to(folder).with_suffix("").as_posix()
-        number = collected.image(_image_of(path, content, folder, images), height, width, claim)
+        name, stands_in = _image_of(path, content, folder, images)
+        number = collected.image(name, *(size or ()))
         _read_shapes(content["shapes"], number, size, path.name, collected)
+        if stands_in:
+            sharing[name].append((number, path.relative_to(folder)))
+    _withdraw_shared(sharing, collected)
     return collected.reading("labelme", folder.name, root)
 
 
-def _image_of(path: Path, content: dict[str, Any], folder: Path, images: Path | None) -> str:
-    """Name of the image relative to the folder of images; the one that the file says if none is there."""
+def _image_of(path: Path, content: dict[str, Any], folder: Path, images: Path | None) -> tuple[str, bool]:
+    """Name of the image relative to the folder of images, the one that the file says if none is there; and whether it
+    was found in that folder for want of one in the subfolder of the file."""
     said = str(content.get("imagePath") or "").replace("\\", "/")
     bases = [path.parent] if images is None else [images / path.parent.relative_to(folder), images]
     names = [said, Path(said).name, *(path.stem + suffix for suffix in (".jpg", ".png", ".jpeg"))]
-    places = [base / name for base in bases for name in names if name]
-    found = os.path.abspath(next((place for place in places if is_file(place)), places[0]))
-    root = os.path.abspath(images or folder)
+    places = [(base / name, base) for base in bases for name in names if name]
+    place, base = next(((place, base) for place, base in places if is_file(place)), places[0])
+    found, root = os.path.abspath(place), os.path.abspath(images or folder)
     # Not resolved: a link has the name that it is known by.
-    return Path(os.path.relpath(found, root)).as_posix() if found.startswith(root + os.sep) else found
+    name = Path(os.path.relpath(found, root)).as_posix() if found.startswith(root + os.sep) else found
+    return name, base != bases[0]
+
+
+def _withdraw_shared(sharing: dict[str, list[tuple[int, Path]]], collected: Collector) -> None:
+    """Drop what files of several folders say of one image that stands in for theirs: it can be that of one only."""
+    used = collected.has_objects()
+    lost: dict[int, str] = {}
+    for files in sharing.values():
+        told = [(number, file) for number, file in files if number in used]
+        if len({file.parent for _, file in told}) > 1:
+            lost |= {number: file.as_posix() for number, file in told}
+    collected.withdraw(lost, CLAIMED)
 
 
 def _size(content: dict[str, Any]) -> tuple[int, int] | None:

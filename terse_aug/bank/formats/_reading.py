@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +12,7 @@ from terse_aug.bank._coco_json import exhibit
 from terse_aug.bank._mending import Malformed, as_number
 from terse_aug.bank._report import Ledger
 
-CLAIMED = "image is that of another file of annotations too"
+CLAIMED = "image is that of another file of annotations"
 
 
 @dataclass(frozen=True)
@@ -49,24 +47,12 @@ class Collector:
     ledger: Ledger = field(default_factory=Ledger)
     _images: list[dict[str, Any]] = field(default_factory=list)
     _objects: list[dict[str, Any]] = field(default_factory=list)
-    _claims: dict[str, list[tuple[int, str]]] = field(default_factory=lambda: defaultdict(list))
 
-    def image(self, name: str, height: int | None = None, width: int | None = None, claim: str = "") -> int:
-        """Add an image; its number.
-
-        Args:
-            name: relative to the folder of images.
-            height: in px, if it is known.
-            width: likewise.
-            claim: where every image has a file of annotations: the name of that file, without its ending, relative to
-                the folder of those. If several files name one image, that of the image's own name is meant, or none.
-        """
+    def image(self, name: str, height: int | None = None, width: int | None = None) -> int:
+        """Add an image; its number."""
         size = {"height": height, "width": width} if height and width else {}
         self._images.append({"id": len(self._images), "file_name": name, **size})
-        number = len(self._images) - 1
-        if claim:
-            self._claims[name].append((number, claim))
-        return number
+        return len(self._images) - 1
 
     def object(self, image: int, category: str, number: int | str, **shape: Any) -> None:
         """Add an object of an image: ``segmentation`` and ``bbox`` as in a COCO JSON, or one of them, or neither."""
@@ -87,7 +73,6 @@ class Collector:
         Raises:
             ValueError: there is no object.
         """
-        self._settle_claims()
         if not self._objects:
             why = "; ".join(line.strip() for line in self.ledger.dropped.lines()) or "there is none"
             raise ValueError(f"{name}: expected annotated objects, found none that can be read: {why}")
@@ -102,18 +87,16 @@ class Collector:
         content = {"images": self._images, "annotations": objects, "categories": categories}
         return Reading(kind, name, content, folder, self.ledger)
 
-    def _settle_claims(self) -> None:
-        """Drop the objects of files that name an image which is another's."""
-        lost: dict[int, str] = {}
-        for name, claims in self._claims.items():
-            own = [number for number, claim in claims if claim == os.path.splitext(name)[0]]
-            kept = own if len(own) == 1 else []
-            lost |= {number: claim for number, claim in claims if len(claims) > 1 and number not in kept}
+    def withdraw(self, images: Mapping[int, str], reason: str) -> None:
+        """Drop the objects of some images, by number; with where they were annotated."""
         for entry in self._objects:
-            if entry["image_id"] in lost:
-                where = f"{lost[entry['image_id']]}, object {entry['id']}"
-                self.drop(CLAIMED, where, entry["image_id"])
-        self._objects = [entry for entry in self._objects if entry["image_id"] not in lost]
+            if entry["image_id"] in images:
+                self.drop(reason, f"{images[entry['image_id']]}, object {entry['id']}", entry["image_id"])
+        self._objects = [entry for entry in self._objects if entry["image_id"] not in images]
+
+    def has_objects(self) -> set[int]:
+        """Numbers of the images that have some."""
+        return {entry["image_id"] for entry in self._objects}
 
 
 def as_points(points: Any) -> list[float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from terse_aug.bank._images import is_file
 from terse_aug.bank._mending import SWAPPED, Malformed, Notes, as_number, class_name
 from terse_aug.bank._segmentation import MaskInFile
-from terse_aug.bank.formats._reading import Collector, Reading, numbered
+from terse_aug.bank.formats._reading import CLAIMED, Collector, Reading, numbered
 
 _FOLDERS = ("Annotations", "JPEGImages", "SegmentationObject")
 _SPLITS = ("Main", "Segmentation", "Layout")
@@ -82,16 +82,18 @@ def _listed(line: str) -> str:
 def _read_image(
     tree: ElementTree.Element, path: Path, images: Path, mask: Path | None, difficult: bool, collected: Collector
 ) -> None:
-    said = name = (tree.findtext("filename") or "").strip()
-    if Path(name).stem != path.stem or not is_file(images / name):  # a copied XML file, or a file of another machine
-        name = next((f"{path.stem}{suffix}" for suffix in _SUFFIXES if is_file(images / (path.stem + suffix))), name)
+    said = (tree.findtext("filename") or "").strip()
+    name = _image_of(path, said, images)
     if said and name != said:
         collected.ledger.mend(["image has the name of its XML file and not that in it"], path.name)
-    size = _side(tree, "height"), _side(tree, "width")
-    number = collected.image(name or f"{path.stem}.jpg", *size, claim=path.stem)
+    number = collected.image(name, _side(tree, "height"), _side(tree, "width"))
+    foreign = _is_of_another(name, path)
     for row, entry in enumerate(tree.findall("object"), 1):
         where = f"{path.name}, object {row}"
         notes: Notes = set()
+        if foreign:
+            collected.drop(CLAIMED, where, number)
+            continue
         try:
             category, box = class_name(entry.findtext("name"), notes), _box(entry, notes)
         except Malformed as reason:
@@ -102,6 +104,21 @@ def _read_image(
             continue
         collected.ledger.mend(notes, where)
         collected.object(number, category, row, bbox=box, segmentation=mask and MaskInFile(mask, row))
+
+
+def _image_of(path: Path, said: str, images: Path) -> str:
+    """What an XML file says, unless there is no such image, as in exports of another machine, or the file is a copy of
+    another one's; then the image of the file's own name, where there is one."""
+    if said and is_file(images / said) and not _is_of_another(said, path):
+        return said
+    own = (f"{path.stem}{suffix}" for suffix in _SUFFIXES)
+    return next((name for name in own if is_file(images / name)), said or f"{path.stem}.jpg")
+
+
+def _is_of_another(name: str, path: Path) -> bool:
+    """Whether an image has an XML file of its name, and it is not this one."""
+    stem = Path(name).stem
+    return stem != path.stem and is_file(path.with_name(f"{stem}.xml"))
 
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".webp", ".tif", ".tiff")

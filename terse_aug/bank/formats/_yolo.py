@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from terse_aug.bank._images import image_size
+from terse_aug.bank._images import image_size, is_in_colour
 from terse_aug.bank._mending import SPACED_NAME, Malformed, as_number
 from terse_aug.bank._names import Files
 from terse_aug.bank.formats._reading import Collector, Reading
@@ -48,12 +48,14 @@ def read_yolo(
     paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in _IMAGES)
     texts = _Labels([_labels_of(path, images, labels) for path in paths], collected)
     found = [texts.find(said) for said in texts.said]
-    times = Counter(found)
+    shared: dict[Path | None, list[Path]] = defaultdict(list)
+    for path, text in zip(paths, found, strict=True):
+        shared[text].append(path)
     for path, text in zip(paths, found, strict=True):
         if text is None:
             collected.ledger.drop("image without a label file", path.name)
             continue
-        if times[text] > 1:  # a.jpg and a.png
+        if len(shared[text]) > 1 and not _is_the_photograph(path, shared[text]):
             collected.ledger.drop("label file is that of several images", path.name)
             continue
         try:
@@ -73,6 +75,11 @@ def read_yolo(
                     parts = parts[:5]
                 _read_line(parts, number, row, size, known, f"{text.name}, line {row}", collected)
     return collected.reading("yolo", images.name, images)
+
+
+def _is_the_photograph(path: Path, images: Sequence[Path]) -> bool:
+    """Whether this one alone of some images is in colour: beside a photograph may lie its mask or its depths."""
+    return [own for own in images if is_in_colour(own)] == [path]
 
 
 def _read_line(
