@@ -585,7 +585,12 @@ def test_files_of_several_folders_do_not_share_an_image_that_stands_in(scene: Sc
     empty = json.loads(text) | {"shapes": []}
     (tmp_path / "parts" / "north" / "scene.json").write_text(json.dumps(empty))
     assert build_from_labelme(tmp_path / "parts", tmp_path / "one.bank", images=scene.images).kept == {"cat": 1}
-    (tmp_path / "parts" / "north" / "scene.json").write_text(text)
+    said = json.dumps(json.loads(text) | {"imagePath": str(scene.images / "scene.png")})
+    for part in ("north", "south"):
+        (tmp_path / "parts" / part / "scene.json").write_text(said)
+    assert build_from_labelme(tmp_path / "parts", tmp_path / "said.bank", images=scene.images).kept == {"cat": 2}
+    for part in ("north", "south"):
+        (tmp_path / "parts" / part / "scene.json").write_text(text)
     for part in ("north", "south"):
         (scene.images / part).mkdir()
         shutil.copy(scene.images / "scene.png", scene.images / part)
