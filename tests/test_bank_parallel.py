@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -24,7 +25,7 @@ from terse_aug.bank import BoxMasks, Foreground, build_from_coco, build_from_mas
 from terse_aug.bank._box_masks import box_alpha
 from terse_aug.bank._chunks import Source, Task
 from terse_aug.bank._names import Files
-from terse_aug.bank._parallel import cut_in_order
+from terse_aug.bank._parallel import apart, cut_in_order
 from terse_aug.bank._report import Ledger
 
 
@@ -137,6 +138,30 @@ def test_a_death_is_told_and_does_not_hang() -> None:
     with pytest.raises(ChildProcessError, match=r"want of memory.*--jobs"):
         run_odd([*"abcdefghijklmnopqrst", "die", *"uvwxyzabcdefghijkl"], 2)
     assert time.monotonic() - began < 60
+
+
+def run_with_few_files(spare: int) -> None:
+    """What a process does that may open a few files more, which is too few to start others, or all of them."""
+    import resource
+
+    units = [f"{number}" for number in range(40)]
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + spare, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    with pytest.warns(UserWarning, match=r"processes cannot be started \(.*one process does what is left"):
+        sources = run_odd(units, 2)
+    assert sources == [f"{unit} {os.getpid()}" for unit in units]
+    assert apart(os.getpid) is None
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of open files")
+@pytest.mark.parametrize("spare", [6, 9, 12])
+def test_one_process_does_all_where_no_others_can_be_started(spare: int) -> None:
+    script = f"from {__name__} import run_with_few_files as run; run({spare})"
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    run = subprocess.run([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": path}, capture_output=True)
+    assert run.returncode == 0, run.stderr.decode()
 
 
 def dying(image: np.ndarray, box: Any) -> np.ndarray:

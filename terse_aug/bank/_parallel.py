@@ -56,33 +56,39 @@ def cut_in_order(
             they take to start, and one where a function of the user's is in it.
         tell: called with the number of images of these chunks that are done.
 
+    Warns:
+        UserWarning: one process does all, or all that is left, since there cannot be others.
+
     Raises:
         ChildProcessError: a process died.
     """
     done, left, rest = 0, sum(map(len, chunks)), deque(chunks)
     wanted, started = _processes(task, jobs), time.perf_counter()
     payload = _payload(task) if wanted > 1 else None
-    while rest and (payload is None or _stays_alone(started, done, left - done, jobs)):
-        cut = task.cut(source.ready(rest.popleft()), lambda own, before=done: tell(before + own))  # type: ignore[misc]
-        done += cut.images
-        yield cut
-    if rest and payload is not None:
+    while rest:
+        if payload is None or _stays_alone(started, done, left - done, jobs):
+            own = source.ready(rest.popleft())
+            cut = task.cut(own, lambda count, before=done: tell(before + count))  # type: ignore[misc]
+            done += cut.images
+            yield cut
+            continue
         for cut in _in_others(payload, source, rest, min(wanted, len(rest))):
             done += cut.images
             yield cut
             tell(done)
+        payload = None
 
 
 def apart(function: Callable[..., Result], *arguments: Any) -> Result | None:
     """Call a function in a process of its own; ``None`` where that died, or cannot be."""
     if _may_have_no_children():
         return None
-    with _executor(1, None) as executor:
-        try:
-            result: Result = executor.submit(function, *arguments).result()
+    try:
+        with _executor(1, None) as executor:
+            result: Result = _submitted(executor, function, *arguments).result()
             return result
-        except BrokenProcessPool:
-            return None
+    except (BrokenProcessPool, _Alone):
+        return None
 
 
 def _may_have_no_children() -> bool:
@@ -118,31 +124,63 @@ def _stays_alone(started: float, done: int, left: int, jobs: int | None) -> bool
     return spent < _ALONE or spent / max(done, 1) * left < _WORTH
 
 
+class _Alone(Exception):
+    """Why other processes cannot do the work."""
+
+
 def _in_others(payload: bytes, source: Source, rest: deque[Sequence[Any]], jobs: int) -> Iterator[Cut]:
-    ahead: deque[Any] = deque()
-    with _executor(jobs, payload) as executor:
-        try:
+    """Cut chunks in other processes; those that they cannot do stay in ``rest``."""
+    ahead: deque[tuple[Sequence[Any], Any]] = deque()
+    try:
+        with _executor(jobs, payload) as executor:
             while rest or ahead:
                 while rest and len(ahead) <= _AHEAD_PER_JOB * jobs:
-                    ahead.append(executor.submit(_cut, source.ready(rest.popleft())))
-                yield ahead.popleft().result()
-        except BrokenProcessPool as error:
-            raise ChildProcessError(
-                "a process that cut objects out died; most likely the system ended it for want of memory: take fewer "
-                "processes (jobs, --jobs)"
-            ) from error
+                    units = source.ready(rest[0])
+                    ahead.append((rest[0], _submitted(executor, _cut, units)))
+                    rest.popleft()
+                cut = ahead[0][1].result()
+                ahead.popleft()
+                yield cut
+    except _Alone as reason:
+        rest.extendleft(chunk for chunk, _ in reversed(ahead))
+        warnings.warn(f"{reason}, so one process does what is left", stacklevel=2)
+    except BrokenProcessPool as error:
+        raise ChildProcessError(
+            "a process that cut objects out died; most likely the system ended it for want of memory: take fewer "
+            "processes (jobs, --jobs)"
+        ) from error
 
 
 @contextmanager
 def _executor(jobs: int, payload: bytes | None) -> Iterator[Any]:
     """Processes that end with the block, however it is left, or with this process."""
-    executor = loky.ProcessPoolExecutor(jobs, initializer=_begin, initargs=(os.getpid(), payload))
+    with _starting():
+        executor = loky.ProcessPoolExecutor(jobs, initializer=_begin, initargs=(os.getpid(), payload))
     try:
         yield executor
     except BaseException:
+        started = list(executor._processes.values())
         executor.shutdown(kill_workers=True)
+        for process in started:  # nobody watches over them where not all could be started
+            process.terminate()
         raise
     executor.shutdown()
+
+
+def _submitted(executor: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+    """The future of a call; processes are started for the first one."""
+    with _starting():
+        return executor.submit(function, *arguments)
+
+
+@contextmanager
+def _starting() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool:
+        raise
+    except Exception as error:  # loky stumbles in several ways where there are no files, semaphores or processes left
+        raise _Alone(f"processes cannot be started ({type(error).__name__}: {error})") from error
 
 
 _task: Task
