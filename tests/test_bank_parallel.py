@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,6 +195,43 @@ def test_functions_are_sent_where_they_can_be(tmp_path: Path) -> None:
     assert alone.cut_by["function locked"] > 10
     shared = build_many(tmp_path, tmp_path / "b.bank", boxes=free, jobs=2)
     assert shared.cut_by["function free"] == alone.cut_by["function locked"]
+
+
+def test_a_function_that_others_cannot_import_is_called_in_one_process(tmp_path: Path) -> None:
+    make_many(tmp_path, 20)
+    plug_in = types.ModuleType("plug_in_of_no_file")
+    exec("import numpy\ndef whole(image, box):\n    return numpy.ones(image.shape[:2], bool)\n", vars(plug_in))
+    sys.modules[plug_in.__name__] = plug_in
+    try:
+        with pytest.warns(UserWarning, match=r"boxes cannot be loaded .*plug_in_of_no_file.*one process does"):
+            two = build_many(tmp_path, tmp_path / "a.bank", boxes=plug_in.whole, jobs=2)
+        assert told(two) == told(build_many(tmp_path, tmp_path / "b.bank", boxes=plug_in.whole))
+    finally:
+        del sys.modules[plug_in.__name__]
+    assert sum(two.cut_by.values()) > 10
+
+
+class Lost:
+    """Can be sent, but not loaded."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, ("lost",)
+
+
+@pytest.mark.parametrize(
+    ("thing", "message"),
+    [
+        (threading.Lock(), "images cannot be sent .*lock.*this process cuts them"),
+        (Lost(), "what is known of images cannot be loaded .*lost.*one process does"),
+    ],
+)
+def test_annotations_hold_what_others_cannot_have(tmp_path: Path, thing: Any, message: str) -> None:
+    content = json.loads(make_many(tmp_path, 30).read_text())
+    content["annotations"][20]["handle"] = thing
+    arguments: tuple[Any, ...] = (content, tmp_path / "images")
+    with pytest.warns(UserWarning, match=message):
+        two = build_from_coco(*arguments, tmp_path / "a.bank", boxes="ellipse", jobs=2)
+    assert told(two) == told(build_from_coco(*arguments, tmp_path / "b.bank", boxes="ellipse", jobs=1))
 
 
 @pytest.mark.parametrize("jobs", [0, -1, 1.5, "2", True])

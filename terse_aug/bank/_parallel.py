@@ -57,7 +57,7 @@ def cut_in_order(
         tell: called with the number of images of these chunks that are done.
 
     Warns:
-        UserWarning: one process does all, or all that is left, since there cannot be others.
+        UserWarning: this process does all, all that is left, or some images, since others cannot.
 
     Raises:
         ChildProcessError: a process died.
@@ -72,7 +72,7 @@ def cut_in_order(
             done += cut.images
             yield cut
             continue
-        for cut in _in_others(payload, source, rest, min(wanted, len(rest))):
+        for cut in _in_others(task, payload, source, rest, min(wanted, len(rest))):
             done += cut.images
             yield cut
             tell(done)
@@ -128,17 +128,18 @@ class _Alone(Exception):
     """Why other processes cannot do the work."""
 
 
-def _in_others(payload: bytes, source: Source, rest: deque[Sequence[Any]], jobs: int) -> Iterator[Cut]:
-    """Cut chunks in other processes; those that they cannot do stay in ``rest``."""
+def _in_others(task: Task, payload: bytes, source: Source, rest: deque[Sequence[Any]], jobs: int) -> Iterator[Cut]:
+    """Cut chunks in other processes, and here what cannot be sent; where there are no others the rest is left."""
     ahead: deque[tuple[Sequence[Any], Any]] = deque()
     try:
         with _executor(jobs, payload) as executor:
             while rest or ahead:
                 while rest and len(ahead) <= _AHEAD_PER_JOB * jobs:
-                    units = source.ready(rest[0])
-                    ahead.append((rest[0], _submitted(executor, _cut, units)))
+                    units = _pickled(source.ready(rest[0]))
+                    ahead.append((rest[0], None if units is None else _submitted(executor, _cut, units)))
                     rest.popleft()
-                cut = ahead[0][1].result()
+                chunk, future = ahead[0]
+                cut = task.cut(source.ready(chunk)) if future is None else future.result()
                 ahead.popleft()
                 yield cut
     except _Alone as reason:
@@ -149,6 +150,19 @@ def _in_others(payload: bytes, source: Source, rest: deque[Sequence[Any]], jobs:
             "a process that cut objects out died; most likely the system ended it for want of memory: take fewer "
             "processes (jobs, --jobs)"
         ) from error
+
+
+def _pickled(units: Sequence[Any]) -> bytes | None:
+    """Units for other processes; ``None`` where they cannot be sent."""
+    try:
+        return bytes(cloudpickle.dumps(units))
+    except Exception as error:  # whatever an object in the annotations raises
+        warnings.warn(
+            f"images cannot be sent to other processes with what is known of them ({type(error).__name__}: {error}), "
+            "so this process cuts them",
+            stacklevel=2,
+        )
+        return None
 
 
 @contextmanager
@@ -183,7 +197,7 @@ def _starting() -> Iterator[None]:
         raise _Alone(f"processes cannot be started ({type(error).__name__}: {error})") from error
 
 
-_task: Task
+_task: Task | _Alone
 
 
 def _begin(parent: int, payload: bytes | None) -> None:
@@ -192,11 +206,24 @@ def _begin(parent: int, payload: bytes | None) -> None:
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     cv2.setNumThreads(1)  # the other cores have processes of their own
     if payload is not None:
-        _task = cloudpickle.loads(payload)
+        try:
+            _task = _loaded(payload, "boxes")
+        except _Alone as reason:  # an error here would look like the death of a process
+            _task = reason
 
 
-def _cut(units: Sequence[Any]) -> Cut:
-    return _task.cut(units)
+def _cut(units: bytes) -> Cut:
+    if isinstance(_task, _Alone):
+        raise _task
+    return _task.cut(_loaded(units, "what is known of images"))
+
+
+def _loaded(pickled: bytes, what: str) -> Any:
+    try:
+        return cloudpickle.loads(pickled)
+    except Exception as error:  # whatever a module raises that is imported for it
+        reason = f"{type(error).__name__}: {error}"
+        raise _Alone(f"{what} cannot be loaded in other processes ({reason})") from error
 
 
 def _end_with(parent: int) -> None:
