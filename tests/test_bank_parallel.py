@@ -266,6 +266,19 @@ def test_every_public_name_is_there() -> None:
         terse_aug.nothing  # noqa: B018
 
 
+def test_a_type_checker_knows_the_public_names_and_no_others(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    names = [*terse_aug.__all__, *terse_aug._PARTS, "nothing"]
+    script.write_text("import terse_aug\n" + "".join(f"print(terse_aug.{name})\n" for name in names))
+    package = Path(terse_aug.__file__)
+    # Other modules are left out, as reading torch's takes half a minute.
+    flags = ["--follow-imports=skip", "--ignore-missing-imports", "--config-file=", f"--cache-dir={tmp_path / 'cache'}"]
+    command = [sys.executable, "-m", "mypy", *flags, str(package), str(script)]
+    told_of = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    assert [line for line in told_of if ": error:" in line and "nothing" not in line] == []
+    assert sum("nothing" in line for line in told_of) == 1
+
+
 def test_names_of_another_format_take_time_in_proportion(tmp_path: Path) -> None:
     for number in range(2000):
         (tmp_path / f"{number}.png").touch()
