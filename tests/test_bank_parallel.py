@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from build_samples import IMAGES, build_many, left_beside, make_many, told
@@ -101,6 +102,8 @@ class Odd:
             yield Foreground(np.zeros((3, 3, 4), np.uint8), 1, "a", 0.1)
         if unit == "signals":
             unit = f"deaf={signal.getsignal(signal.SIGINT) == signal.SIG_IGN}"
+        if unit == "threads":
+            unit = ",".join([str(cv2.getNumThreads()), *map(os.environ.get, ("OMP_NUM_THREADS", "MKL_NUM_THREADS"))])
         rgba = np.full((8, 8, 4), 255, np.uint8)
         yield Foreground(rgba, 1, f"{unit} {os.getpid()}", 0.1)
 
@@ -123,6 +126,13 @@ def test_results_come_in_order_from_other_processes() -> None:
 def test_ctrl_c_is_heard_by_one_process_only() -> None:
     assert {source.split()[0] for source in run_odd(["signals"] * 20, 2)} == {"deaf=True"}
     assert {source.split()[0] for source in run_odd(["signals"] * 20, 1)} == {"deaf=False"}
+
+
+def test_each_of_several_processes_has_one_thread_or_as_many_as_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("MKL_NUM_THREADS", "3")
+    assert {source.split()[0] for source in run_odd(["threads"] * 20, 2)} == {"1,1,3"}
+    assert "OMP_NUM_THREADS" not in os.environ
 
 
 def test_an_error_arrives_with_its_cause() -> None:

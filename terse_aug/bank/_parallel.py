@@ -31,6 +31,8 @@ _ALONE = 1.0
 _WORTH = 4.0
 _AHEAD_PER_JOB = 2
 _WATCH = 0.5
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""One in each process, as the other cores have processes of their own, unless the user's environment says otherwise."""
 
 Result = TypeVar("Result")
 
@@ -168,8 +170,9 @@ def _pickled(units: Sequence[Any]) -> bytes | None:
 @contextmanager
 def _executor(jobs: int, payload: bytes | None) -> Iterator[Any]:
     """Processes that end with the block, however it is left, or with this process."""
+    threads = {name: os.environ.get(name, "1") for name in _THREADS}
     with _starting():
-        executor = loky.ProcessPoolExecutor(jobs, initializer=_begin, initargs=(os.getpid(), payload))
+        executor = loky.ProcessPoolExecutor(jobs, initializer=_begin, initargs=(os.getpid(), payload), env=threads)
     try:
         yield executor
     except BaseException:
@@ -204,7 +207,7 @@ def _begin(parent: int, payload: bytes | None) -> None:
     global _task
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C, which a terminal gives to all, ends the one that ends this
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    cv2.setNumThreads(1)  # the other cores have processes of their own
+    cv2.setNumThreads(1)  # which heeds none of _THREADS
     if payload is not None:
         try:
             _task = _loaded(payload, "boxes")
