@@ -47,14 +47,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         content = json.loads(annotations.read_bytes())
         whole, hidden = Path(folder) / "whole.json", Path(folder) / "hidden.json"
         counts = {path: _write(path, data) for path, data in _data(content, options, whole, hidden).items()}
-        bank = Path(folder) / "made.bank"
         arms: dict[str, tuple[int, Callable[[], int]]] = {DECODE: (counts[whole], lambda: _decode(whole, images))}
         for jobs in options.jobs:
-            arms[f"jobs {jobs}"] = (counts[whole], _building(whole, images, bank, jobs, None))
+            arms[f"jobs {jobs}"] = (
+                counts[whole],
+                _building(whole, images, Path(folder) / f"jobs {jobs}.bank", jobs, None),
+            )
         for jobs in options.jobs if hidden in counts else ():
-            arms[f"grabcut, jobs {jobs}"] = (counts[hidden], _building(hidden, images, bank, jobs, "grabcut"))
+            arms[f"grabcut, jobs {jobs}"] = (
+                counts[hidden],
+                _building(hidden, images, Path(folder) / f"grabcut, jobs {jobs}.bank", jobs, "grabcut"),
+            )
         seconds, processor, objects = _in_turn({name: work for name, (_, work) in arms.items()}, options.rounds)
-        megabytes = bank.stat().st_size / 1e6
+        megabytes = {bank.stem: round(bank.stat().st_size / 1e6, 3) for bank in sorted(Path(folder).glob("*.bank"))}
     rates, per_processor = (
         {name: [count / own for own in spent[name]] for name, (count, _) in arms.items()}
         for spent in (seconds, processor)
@@ -62,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     content = {
         "images": {name: count for name, (count, _) in arms.items()},
         "objects": objects,
-        "bank_mb": round(megabytes, 1),
+        "bank_mb": megabytes,
         "images_per_second": {name: _spread(values) for name, values in rates.items()},
         "images_per_processor_second": {name: _spread(values) for name, values in per_processor.items()},
         "ratios": {f"{one} / {other}": _ratio(rates, one, other) for one, other in _pairs(options.jobs, rates)},

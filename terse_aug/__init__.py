@@ -9,6 +9,13 @@ from typing import TYPE_CHECKING, Any
 from terse_aug._version import __version__
 
 if TYPE_CHECKING:
+    from terse_aug import bank as bank
+    from terse_aug import instruments as instruments
+    from terse_aug import lockstep as lockstep
+    from terse_aug import policies as policies
+    from terse_aug import preview as preview
+    from terse_aug import samplers as samplers
+    from terse_aug import targets as targets
     from terse_aug._compose import Composites, Paste
     from terse_aug._config import TerseConfig
     from terse_aug._parcel import CutoutLoader, Parcel
@@ -52,13 +59,15 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 _PARTS = ("bank", "instruments", "lockstep", "policies", "preview", "samplers", "targets")
 
 
-def __getattr__(name: str) -> Any:
-    if name in _PARTS:
-        return import_module(f"{__name__}.{name}")
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
-    return value
+if not TYPE_CHECKING:  # to a type checker it would mean that every name is there
+
+    def __getattr__(name: str) -> Any:
+        if name in _PARTS:
+            return import_module(f"{__name__}.{name}")
+        if name not in _HOME_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+        return value
 
 
 def __dir__() -> list[str]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from build_samples import IMAGES, build_many, left_beside, make_many, told
@@ -24,7 +27,7 @@ from terse_aug.bank import BoxMasks, Foreground, build_from_coco, build_from_mas
 from terse_aug.bank._box_masks import box_alpha
 from terse_aug.bank._chunks import Source, Task
 from terse_aug.bank._names import Files
-from terse_aug.bank._parallel import cut_in_order
+from terse_aug.bank._parallel import apart, cut_in_order
 from terse_aug.bank._report import Ledger
 
 
@@ -99,6 +102,8 @@ class Odd:
             yield Foreground(np.zeros((3, 3, 4), np.uint8), 1, "a", 0.1)
         if unit == "signals":
             unit = f"deaf={signal.getsignal(signal.SIGINT) == signal.SIG_IGN}"
+        if unit == "threads":
+            unit = ",".join([str(cv2.getNumThreads()), *map(os.environ.get, ("OMP_NUM_THREADS", "MKL_NUM_THREADS"))])
         rgba = np.full((8, 8, 4), 255, np.uint8)
         yield Foreground(rgba, 1, f"{unit} {os.getpid()}", 0.1)
 
@@ -123,6 +128,13 @@ def test_ctrl_c_is_heard_by_one_process_only() -> None:
     assert {source.split()[0] for source in run_odd(["signals"] * 20, 1)} == {"deaf=False"}
 
 
+def test_each_of_several_processes_has_one_thread_or_as_many_as_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("MKL_NUM_THREADS", "3")
+    assert {source.split()[0] for source in run_odd(["threads"] * 20, 2)} == {"1,1,3"}
+    assert "OMP_NUM_THREADS" not in os.environ
+
+
 def test_an_error_arrives_with_its_cause() -> None:
     with pytest.raises(ZeroDivisionError, match="seventh") as caught:
         run_odd([*"abcdefghijklmnopqrst", "fail"], 2)
@@ -137,6 +149,30 @@ def test_a_death_is_told_and_does_not_hang() -> None:
     with pytest.raises(ChildProcessError, match=r"want of memory.*--jobs"):
         run_odd([*"abcdefghijklmnopqrst", "die", *"uvwxyzabcdefghijkl"], 2)
     assert time.monotonic() - began < 60
+
+
+def run_with_few_files(spare: int) -> None:
+    """What a process does that may open a few files more, which is too few to start others, or all of them."""
+    import resource
+
+    units = [f"{number}" for number in range(40)]
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + spare, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    with pytest.warns(UserWarning, match=r"processes cannot be started \(.*one process does what is left"):
+        sources = run_odd(units, 2)
+    assert sources == [f"{unit} {os.getpid()}" for unit in units]
+    assert apart(os.getpid) is None
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of open files")
+@pytest.mark.parametrize("spare", [6, 9, 12])
+def test_one_process_does_all_where_no_others_can_be_started(spare: int) -> None:
+    script = f"from {__name__} import run_with_few_files as run; run({spare})"
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    run = subprocess.run([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": path}, capture_output=True)
+    assert run.returncode == 0, run.stderr.decode()
 
 
 def dying(image: np.ndarray, box: Any) -> np.ndarray:
@@ -171,6 +207,43 @@ def test_functions_are_sent_where_they_can_be(tmp_path: Path) -> None:
     assert shared.cut_by["function free"] == alone.cut_by["function locked"]
 
 
+def test_a_function_that_others_cannot_import_is_called_in_one_process(tmp_path: Path) -> None:
+    make_many(tmp_path, 20)
+    plug_in = types.ModuleType("plug_in_of_no_file")
+    exec("import numpy\ndef whole(image, box):\n    return numpy.ones(image.shape[:2], bool)\n", vars(plug_in))
+    sys.modules[plug_in.__name__] = plug_in
+    try:
+        with pytest.warns(UserWarning, match=r"boxes cannot be loaded .*plug_in_of_no_file.*one process does"):
+            two = build_many(tmp_path, tmp_path / "a.bank", boxes=plug_in.whole, jobs=2)
+        assert told(two) == told(build_many(tmp_path, tmp_path / "b.bank", boxes=plug_in.whole))
+    finally:
+        del sys.modules[plug_in.__name__]
+    assert sum(two.cut_by.values()) > 10
+
+
+class Lost:
+    """Can be sent, but not loaded."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, ("lost",)
+
+
+@pytest.mark.parametrize(
+    ("thing", "message"),
+    [
+        (threading.Lock(), "images cannot be sent .*lock.*this process cuts them"),
+        (Lost(), "what is known of images cannot be loaded .*lost.*one process does"),
+    ],
+)
+def test_annotations_hold_what_others_cannot_have(tmp_path: Path, thing: Any, message: str) -> None:
+    content = json.loads(make_many(tmp_path, 30).read_text())
+    content["annotations"][20]["handle"] = thing
+    arguments: tuple[Any, ...] = (content, tmp_path / "images")
+    with pytest.warns(UserWarning, match=message):
+        two = build_from_coco(*arguments, tmp_path / "a.bank", boxes="ellipse", jobs=2)
+    assert told(two) == told(build_from_coco(*arguments, tmp_path / "b.bank", boxes="ellipse", jobs=1))
+
+
 @pytest.mark.parametrize("jobs", [0, -1, 1.5, "2", True])
 def test_wrong_jobs_are_refused(tmp_path: Path, jobs: Any) -> None:
     make_many(tmp_path, 2)
@@ -201,6 +274,19 @@ def test_every_public_name_is_there() -> None:
     assert terse_aug.targets.__name__ == "terse_aug.targets"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         terse_aug.nothing  # noqa: B018
+
+
+def test_a_type_checker_knows_the_public_names_and_no_others(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    names = [*terse_aug.__all__, *terse_aug._PARTS, "nothing"]
+    script.write_text("import terse_aug\n" + "".join(f"print(terse_aug.{name})\n" for name in names))
+    package = Path(terse_aug.__file__)
+    # Other modules are left out, as reading torch's takes half a minute.
+    flags = ["--follow-imports=skip", "--ignore-missing-imports", "--config-file=", f"--cache-dir={tmp_path / 'cache'}"]
+    command = [sys.executable, "-m", "mypy", *flags, str(package), str(script)]
+    told_of = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    assert [line for line in told_of if ": error:" in line and "nothing" not in line] == []
+    assert sum("nothing" in line for line in told_of) == 1
 
 
 def test_names_of_another_format_take_time_in_proportion(tmp_path: Path) -> None:

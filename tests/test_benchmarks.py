@@ -209,6 +209,8 @@ def test_building_is_compared_with_decoding(run: Any, data_root: Path, tmp_path:
     assert found["objects"]["jobs 1"] == found["objects"]["jobs 2"] <= found["objects"]["decode"] <= 80
     assert set(found["ratios"]) > {"jobs 1 / decode", "grabcut, jobs 2 / grabcut, jobs 1"}
     assert found["start_of_a_process_seconds"]["median"] > 0
+    assert set(found["bank_mb"]) == set(found["objects"]) - {"decode"}
+    assert found["bank_mb"]["jobs 1"] == found["bank_mb"]["jobs 2"] != found["bank_mb"]["grabcut, jobs 2"]
 
 
 @pytest.mark.usefixtures("root")
