@@ -134,12 +134,15 @@ def _fill(
     tell = progress or (lambda done, total: None)
     ledger.take(source.before)
     resumed = number = 0
-    for entry, chunk in zip(writer.found, chunks, strict=False):
-        if entry.identity != task.identity(source.ready(chunk)):
-            break
-        ledger.take(entry.ledger)
-        resumed, number = resumed + entry.images, number + 1
-    writer.go_on(number)
+    writer.adopt(task.identity(source.ready(chunks[0])) if chunks else None)
+    with closing(writer.found()) as found:
+        for known, chunk in zip(found, chunks, strict=False):
+            if known.entry.identity != task.identity(source.ready(chunk)):
+                break
+            writer.take_over(known)
+            ledger.take(known.entry.ledger)
+            resumed, number = resumed + known.entry.images, number + 1
+    writer.go_on()
     if resumed:
         tell(resumed, total)
     rest = cut_in_order(task, source, chunks[number:], jobs, lambda done: tell(resumed + done, total))

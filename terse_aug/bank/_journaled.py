@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 from terse_aug.bank._chunks import Cut
-from terse_aug.bank._journal import Entry, is_journal_key, journal_key, sound_entries
+from terse_aug.bank._journal import is_journal_key, journal_key
+from terse_aug.bank._leftover import FoundChunk, Sound, sound_chunks, sound_part
 from terse_aug.bank._parallel import apart
-from terse_aug.bank._record import record_key
 from terse_aug.bank._store import Store
-from terse_aug.bank._temporary import TemporarySibling
+from terse_aug.bank._temporary import LockedFile, TemporarySibling, abandoned
 from terse_aug.bank._writer import BankWriter
 
 _SECONDS_PER_FLUSH = 5.0
@@ -21,13 +23,12 @@ _STOPS = (KeyboardInterrupt, SystemExit, ChildProcessError)
 
 
 class JournaledWriter(BankWriter):
-    """Writes chunks with a journal, and finds what another wrote of the same bank before it was stopped.
+    """Writes chunks with a journal, and takes over what another wrote of the same bank before it was stopped.
 
     Leaving the ``with`` block by Ctrl-C or by the death of a worker keeps what was flushed, as being killed does; any
-    other exception removes it.
+    other exception removes it. What others left is copied, and stays until the copy is on the disk.
 
     Attributes:
-        found: the chunks that were found done, which :meth:`go_on` takes over.
         safe_images: images whose cut-outs outlive this process, as far as the journal goes.
     """
 
@@ -40,54 +41,80 @@ class JournaledWriter(BankWriter):
         overwrite: bool = False,
     ):
         super().__init__(path, categories, keypoint_names=keypoint_names, overwrite=overwrite)
-        self.found: list[Entry] = []
         self.safe_images = 0
+        self._left: list[LockedFile] = []
+        self._adopted: tuple[LockedFile, Sound] | None = None
         self._images = 0
         self._chunks = 0
         self._flushed = 0.0
         self._has_gap = False
 
     def __enter__(self) -> JournaledWriter:
-        temporary = TemporarySibling(self.path, adopt=True)
+        self._left = abandoned(self.path)
         try:
-            if temporary.adopted:
-                self.found = [Entry.decode(entry) for entry in apart(sound_entries, str(temporary.path)) or []]
-                if not self.found:
-                    temporary.renew()
+            self._store = self._open(TemporarySibling(self.path), durable=True)
         except BaseException:
-            temporary.abandon()
+            self._release()
             raise
-        self._store = self._open(temporary, durable=True)
         self._flushed = time.monotonic()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         assert self._store is not None
-        keep = False
+        keep = is_published = False
         try:
             if kind is None:
                 self._finish(self._store)
+                is_published = True
             keep = kind is not None and issubclass(kind, _STOPS)
         except _STOPS:
             keep = True
             raise
         finally:
-            self._store.close(keep=keep and self.safe_images > 0)
+            if self._adopted is None and not keep:
+                self.safe_images = 0
+            self._store.close(keep=keep and self._adopted is None and self.safe_images > 0)
+            self._release(remove=is_published)
 
-    def go_on(self, count: int) -> None:
-        """Take over the first of the chunks that were found, and forget the others."""
-        store, found = self._entered(), self.found[:count]
-        if not found and self.found:
-            store.close()
-            self._store = store = self._open(TemporarySibling(self.path), durable=True)
-        for entry in found:
-            numbers = range(self.count, self.count + len(entry.columns))
-            self._take((store.get(record_key(number)) for number in numbers), entry.columns)
-            self._images += entry.images
-        if found:
-            last_record, last_chunk = record_key(self.count), journal_key(len(found))
-            store.flush(lambda key: key >= last_record or (is_journal_key(key) and key >= last_chunk))
-        self.found, self._chunks, self.safe_images = [], len(found), self._images
+    def adopt(self, identity: str | None) -> None:
+        """Look for a build that was stopped and whose first chunk has that identity.
+
+        A file that could not be read in a process of its own stays until this bank is written.
+        """
+        for left in self._left if identity is not None else ():
+            sound = apart(sound_part, str(left.path))
+            if sound is not None and sound.first == identity:
+                self._adopted, self.safe_images = (left, sound), sound.images
+                return
+
+    def found(self) -> Generator[FoundChunk, None, None]:
+        """The chunks of the build that was adopted, read one by one; to be closed."""
+        if self._adopted is not None:
+            left, sound = self._adopted
+            with closing(sound_chunks(str(left.path))) as chunks:
+                yield from islice(chunks, sound.chunks)
+
+    def take_over(self, found: FoundChunk) -> None:
+        """Append a chunk that was found.
+
+        Raises:
+            OSError: the disk is full or cannot be written.
+        """
+        store = self._append(found.records, found.entry.columns)
+        store.put([(journal_key(self._chunks), found.stored)])
+        self._images += found.entry.images
+        self._chunks += 1
+        if store.is_full:
+            store.flush()
+
+    def go_on(self) -> None:
+        """Make safe what was taken over, and forget the build that it is of."""
+        if self._adopted is not None:
+            self._entered().flush()
+            left, _ = self._adopted
+            self._adopted, self.safe_images = None, self._images
+            left.discard()
+        self._flushed = time.monotonic()
 
     def add_cut(self, cut: Cut) -> None:
         """Append the cut-outs of the next chunk.
@@ -107,3 +134,7 @@ class JournaledWriter(BankWriter):
 
     def _flush_all(self, store: Store) -> None:
         store.flush(is_journal_key)
+
+    def _release(self, remove: bool = False) -> None:
+        for left in self._left:
+            left.discard() if remove else left.abandon()
