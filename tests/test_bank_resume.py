@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import struct
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from terse_aug.bank import CutRules, ForegroundBank
 from terse_aug.bank._box_masks import box_alpha
 from terse_aug.bank._journal import Entry, identity_of, journal_key
 from terse_aug.bank._leftover import sound_chunks, sound_part
+from terse_aug.bank._record import record_key
 from terse_aug.bank._report import Ledger
 from terse_aug.cli import main
 
@@ -162,6 +164,51 @@ def test_damage_of_what_is_left_costs_time_at_most(
         assert report.resumed < SAFE
         assert told(report) == whole
         assert not left_beside(out)
+
+
+def page_of(data: bytes, number: int) -> tuple[int, int]:
+    """Where the newest node of a large record says on which page it is, and that page (struct MDB_node of mdb.c)."""
+    key = record_key(number)
+    place = data.rfind(struct.pack("<H", len(key)) + key) + 2 + len(key)
+    return place, struct.unpack_from("<Q", data, place)[0]
+
+
+def test_a_record_that_points_at_another_does_not_spoil_it(
+    many: Path, whole: dict[str, Any], killed: Path, tmp_path: Path
+) -> None:
+    left = leave(killed, tmp_path / "a.bank")
+    data = bytearray(left.read_bytes())
+    records = sum(key.startswith(b"r") for key in keys_of(killed))
+    struct.pack_into("<Q", data, page_of(data, records - 1)[0], page_of(data, 0)[1])
+    left.write_bytes(data)
+    report = build_many(many, tmp_path / "a.bank")
+    assert 0 < report.resumed < SAFE
+    assert told(report) == whole
+
+
+def test_ctrl_c_while_a_build_is_taken_over_keeps_it(
+    many: Path, whole: dict[str, Any], killed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "a.bank"
+    left = leave(killed, out)
+    before, taken = left.read_bytes(), []
+
+    def stop(self: Ledger, other: Ledger) -> None:
+        taken.append(other)
+        if len(taken) == 4:
+            raise KeyboardInterrupt
+        take(self, other)
+
+    take = Ledger.take
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "take", stop)
+        with pytest.raises(KeyboardInterrupt, match=f"{SAFE} of {IMAGES} images are done and kept"):
+            build_many(many, out)
+    assert left_beside(out) == [left]
+    assert left.read_bytes() == before
+    report = build_many(many, out)
+    assert report.resumed == SAFE
+    assert told(report) == whole
 
 
 def test_a_record_or_entry_that_changed_ends_what_is_sound(killed: Path, tmp_path: Path) -> None:
