@@ -174,8 +174,9 @@ def page_of(data: bytes, number: int) -> tuple[int, int]:
 
 
 def test_a_record_that_points_at_another_does_not_spoil_it(
-    many: Path, whole: dict[str, Any], killed: Path, tmp_path: Path
+    many: Path, whole: dict[str, Any], killed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("terse_aug.bank._journaled._SECONDS_PER_FLUSH", 0)
     left = leave(killed, tmp_path / "a.bank")
     data = bytearray(left.read_bytes())
     records = sum(key.startswith(b"r") for key in keys_of(killed))
