@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
 import struct
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from build_samples import IMAGES, build_many, keys_of, left_beside, make_many, s
 
 from terse_aug.bank import CutRules, ForegroundBank
 from terse_aug.bank._box_masks import box_alpha
-from terse_aug.bank._journal import Entry, identity_of, journal_key
+from terse_aug.bank._journal import Entry, hash_of, identity_of, journal_key
 from terse_aug.bank._leftover import sound_chunks, sound_part
 from terse_aug.bank._record import record_key
 from terse_aug.bank._report import Ledger
@@ -123,8 +125,17 @@ def test_a_build_of_several_processes_dies_with_its_processes(
 def test_only_the_same_build_goes_on(
     many: Path, killed: Path, tmp_path: Path, changes: dict[str, Any], resumed: int
 ) -> None:
-    leave(killed, tmp_path / "a.bank")
-    report = build_many(many, tmp_path / "a.bank", **changes)
+    left = leave(killed, tmp_path / "a.bank")
+    said = not resumed and not callable(changes.get("boxes"))
+    warning = pytest.warns(UserWarning, match=f"with {SAFE} images done") if said else nullcontext()
+    with warning, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("terse_aug.bank._journaled.JournaledWriter.add_cut", stopped_after(0))
+        with pytest.raises(KeyboardInterrupt):
+            build_many(many, tmp_path / "a.bank", **changes)
+    if not resumed:
+        assert left_beside(tmp_path / "a.bank") == [left]
+    with pytest.warns(UserWarning, match="begins anew") if said else nullcontext():
+        report = build_many(many, tmp_path / "a.bank", **changes)
     assert report.resumed == resumed
     if not resumed:
         assert told(report) == told(build_many(many, tmp_path / "b.bank", **changes))
@@ -210,6 +221,38 @@ def test_ctrl_c_while_a_build_is_taken_over_keeps_it(
     report = build_many(many, out)
     assert report.resumed == SAFE
     assert told(report) == whole
+
+
+def test_a_build_that_cannot_check_what_is_left_keeps_it(
+    many: Path, killed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "a.bank"
+    left = leave(killed, out)
+    with monkeypatch.context() as patch:
+        patch.setitem(multiprocessing.current_process()._config, "daemon", True)  # which may have no children
+        patch.setattr("terse_aug.bank._journaled.JournaledWriter.add_cut", stopped_after(4))
+        with pytest.raises(KeyboardInterrupt):
+            build_many(many, out)
+    assert left_beside(out) == [left]
+    assert build_many(many, out).resumed == SAFE
+
+
+def test_odd_things_under_the_name_of_what_is_left_are_passed_over(many: Path, killed: Path, tmp_path: Path) -> None:
+    name = ".a.bank." + "{:016d}.building"
+    os.mkfifo(tmp_path / name.format(1))
+    (tmp_path / name.format(2)).symlink_to(killed)
+    for number, text in ((3, b"[" * 100_000), (4, b'{"ledger": {"dropped": []}}'), (5, b"[1]")):
+        opened = lmdb.open(str(tmp_path / name.format(number)), subdir=False, lock=False, map_size=1 << 22)
+        with opened, opened.begin(write=True) as transaction:
+            transaction.put(journal_key(0), hashed(text))
+    assert build_many(many, tmp_path / "a.bank").resumed == 0
+    assert [path.name for path in left_beside(tmp_path / "a.bank")] == [name.format(1), name.format(2)]
+    assert killed.exists()
+
+
+def hashed(text: bytes) -> bytes:
+    """An entry of the journal that says so."""
+    return bytes.fromhex(hash_of([text])) + text
 
 
 def test_a_record_or_entry_that_changed_ends_what_is_sound(killed: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
@@ -43,6 +44,7 @@ class JournaledWriter(BankWriter):
         super().__init__(path, categories, keypoint_names=keypoint_names, overwrite=overwrite)
         self.safe_images = 0
         self._left: list[LockedFile] = []
+        self._useless: list[LockedFile] = []
         self._adopted: tuple[LockedFile, Sound] | None = None
         self._images = 0
         self._chunks = 0
@@ -79,13 +81,25 @@ class JournaledWriter(BankWriter):
     def adopt(self, identity: str | None) -> None:
         """Look for a build that was stopped and whose first chunk has that identity.
 
-        A file that could not be read in a process of its own stays until this bank is written.
+        Others stay until something of this build is safe, and those that could not be read in a process of their own
+        until this bank is written.
         """
+        lost = 0
         for left in self._left if identity is not None else ():
             sound = apart(sound_part, str(left.path))
             if sound is not None and sound.first == identity:
                 self._adopted, self.safe_images = (left, sound), sound.images
                 return
+            if sound is not None:
+                self._useless.append(left)
+                lost = max(lost, sound.images)
+        if lost:
+            warnings.warn(
+                f"{self.path} begins anew: a build of it that was stopped, with {lost} images done, was made otherwise "
+                "(arguments, annotations, images, versions) and is removed once some of this one is safe; to go on with "
+                "it, stop this build now and give the command as it was",
+                stacklevel=2,
+            )
 
     def found(self) -> Generator[FoundChunk, None, None]:
         """The chunks of the build that was adopted, read one by one; to be closed."""
@@ -131,6 +145,8 @@ class JournaledWriter(BankWriter):
         if store.is_full or time.monotonic() - self._flushed >= _SECONDS_PER_FLUSH:
             store.flush()
             self._flushed, self.safe_images = time.monotonic(), self._images
+            while self.safe_images and self._useless:
+                self._useless.pop().discard()
 
     def _flush_all(self, store: Store) -> None:
         store.flush(is_journal_key)

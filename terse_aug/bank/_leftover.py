@@ -77,5 +77,5 @@ def sound_chunks(path: str) -> Generator[FoundChunk, None, None]:
                     return
                 yield FoundChunk(entry, stored, records)
                 number, count = number + 1, count + len(records)
-    except (lmdb.Error, OSError, ValueError, KeyError, TypeError):
+    except Exception:  # whatever an odd file leads to
         return  # what was found until there is sound

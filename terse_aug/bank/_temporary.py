@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 import sys
 from pathlib import Path
 
@@ -95,12 +96,16 @@ def _create_locked(final: Path) -> tuple[Path, int]:
 
 
 def _take(path: Path) -> LockedFile | None:
-    """The file, locked; ``None`` where a builder holds or removed it."""
+    """The file, locked; ``None`` where a builder holds or removed it, or it is no file of this user."""
+    if sys.platform == "win32":
+        return None
     with contextlib.suppress(OSError):  # another builder removed it first, or it is not ours
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe would wait for a writer
         # Between opening and locking, another builder may have removed the file, or made it its bank.
         with contextlib.suppress(OSError):
-            if _lock(descriptor) and os.path.samestat(os.fstat(descriptor), path.stat()):
+            status = os.fstat(descriptor)
+            is_own = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+            if is_own and _lock(descriptor) and os.path.samestat(status, path.lstat()):
                 return LockedFile(path, descriptor)
         os.close(descriptor)
     return None
