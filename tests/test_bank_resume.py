@@ -25,6 +25,7 @@ from terse_aug.bank._journal import Entry, hash_of, identity_of, journal_key
 from terse_aug.bank._leftover import sound_chunks, sound_part
 from terse_aug.bank._record import record_key
 from terse_aug.bank._report import Ledger
+from terse_aug.bank._store import Store
 from terse_aug.cli import main
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL, and builds begin anew there")
@@ -235,6 +236,37 @@ def test_a_build_that_cannot_check_what_is_left_keeps_it(
             build_many(many, out)
     assert left_beside(out) == [left]
     assert build_many(many, out).resumed == SAFE
+
+
+@pytest.mark.parametrize(("error", "said"), [(KeyboardInterrupt, f"{IMAGES} of {IMAGES} images"), (OSError, "no font")])
+def test_pictures_that_fail_do_not_cost_the_build(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], said: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error("no font" if error is OSError else "")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("terse_aug.bank._building.write_sheets", fail)
+        with pytest.raises(error, match=said):
+            build_many(many, tmp_path / "a.bank", drops=tmp_path / "drops.png")
+    assert build_many(many, tmp_path / "a.bank", drops=tmp_path / "drops.png").resumed == IMAGES
+
+
+def test_ctrl_c_waits_for_a_bank_that_is_put_in_its_place(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, publish = tmp_path / "a.bank", Store.publish
+
+    def interrupted(store: Store, check: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        publish(store, check)
+
+    monkeypatch.setattr(Store, "publish", interrupted)
+    with pytest.raises(KeyboardInterrupt, match=r"interrupted, after .*a\.bank was written$"):
+        build_many(many, out)
+    assert not left_beside(out)
+    assert len(ForegroundBank.open(out)) > 0
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_odd_things_under_the_name_of_what_is_left_are_passed_over(many: Path, killed: Path, tmp_path: Path) -> None:

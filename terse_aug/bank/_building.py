@@ -57,19 +57,16 @@ def build_from_source(
         FileExistsError, FileNotFoundError, ValueError, OSError: as :func:`build`.
     """
 
-    def fill(ledger: Ledger) -> Filled:
-        try:
-            return _fill(writer, source, ledger, jobs, progress)
-        except (KeyboardInterrupt, ChildProcessError) as error:
-            total, kept = len(source.units), writer.safe_images
-            if not kept:
-                raise
-            raise type(error)(
-                f"{str(error) or 'interrupted'}; {kept} of {total} images are done and kept: "
-                "the same build goes on from there"
-            ) from error
-
-    return build(writer, fill, built, drops, locate)
+    try:
+        return build(writer, lambda ledger: _fill(writer, source, ledger, jobs, progress), built, drops, locate)
+    except (KeyboardInterrupt, ChildProcessError) as error:
+        total, kept = len(source.units), writer.safe_images
+        if not kept:
+            raise
+        raise type(error)(
+            f"{str(error) or 'interrupted'}; {kept} of {total} images are done and kept: "
+            "the same build goes on from there"
+        ) from error
 
 
 def build(
@@ -106,7 +103,8 @@ def build(
             shown: Spread[int] = Spread()
             for number in range(writer.count):
                 shown.add(number)
-            write_sheets(pictures, ledger.sections(writer.read(shown.items()), writer.count), locate)
+            with writer.keeping():
+                write_sheets(pictures, ledger.sections(writer.read(shown.items()), writer.count), locate)
         if not kept:
             raise ValueError(_nothing_kept(writer.path, ledger.dropped))
         cut_by = dict(ledger.cut_by.most_common()) or {BY_MASK: writer.count}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 import warnings
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from terse_aug.bank._journal import is_journal_key, journal_key
 from terse_aug.bank._leftover import FoundChunk, Sound, sound_chunks, sound_part
 from terse_aug.bank._parallel import apart
 from terse_aug.bank._store import Store
-from terse_aug.bank._temporary import LockedFile, TemporarySibling, abandoned
+from terse_aug.bank._temporary import CAN_GO_ON, LockedFile, TemporarySibling, abandoned
 from terse_aug.bank._writer import BankWriter
 
 _SECONDS_PER_FLUSH = 5.0
@@ -50,6 +52,7 @@ class JournaledWriter(BankWriter):
         self._chunks = 0
         self._flushed = 0.0
         self._has_gap = False
+        self._is_kept = False
 
     def __enter__(self) -> JournaledWriter:
         self._left = abandoned(self.path)
@@ -68,14 +71,14 @@ class JournaledWriter(BankWriter):
             if kind is None:
                 self._finish(self._store)
                 is_published = True
-            keep = kind is not None and issubclass(kind, _STOPS)
+            keep = kind is not None and (self._is_kept or issubclass(kind, _STOPS))
         except _STOPS:
             keep = True
             raise
         finally:
-            if self._adopted is None and not keep:
+            if not keep and self._adopted is None:
                 self.safe_images = 0
-            self._store.close(keep=keep and self._adopted is None and self.safe_images > 0)
+            self._store.close(keep=CAN_GO_ON and self._adopted is None and self.safe_images > 0)
             self._release(remove=is_published)
 
     def adopt(self, identity: str | None) -> None:
@@ -96,8 +99,8 @@ class JournaledWriter(BankWriter):
         if lost:
             warnings.warn(
                 f"{self.path} begins anew: a build of it that was stopped, with {lost} images done, was made otherwise "
-                "(arguments, annotations, images, versions) and is removed once some of this one is safe; to go on with "
-                "it, stop this build now and give the command as it was",
+                "(arguments, annotations, images, versions) and is removed once some of this one is safe; to go on "
+                "with it, stop this build now and give the command as it was",
                 stacklevel=2,
             )
 
@@ -143,10 +146,26 @@ class JournaledWriter(BankWriter):
             self._images += cut.images
         self._chunks += 1
         if store.is_full or time.monotonic() - self._flushed >= _SECONDS_PER_FLUSH:
-            store.flush()
-            self._flushed, self.safe_images = time.monotonic(), self._images
-            while self.safe_images and self._useless:
-                self._useless.pop().discard()
+            self._make_safe(store)
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Keep what there is whatever is raised within, as long as there are cut-outs."""
+        self._make_safe(self._entered())
+        self._is_kept = self.count > 0
+        yield
+        self._is_kept = False
+
+    def _make_safe(self, store: Store) -> None:
+        store.flush()
+        self._flushed, self.safe_images = time.monotonic(), self._images if CAN_GO_ON else 0
+        while self.safe_images and self._useless:
+            self._useless.pop().discard()
+
+    def _finish(self, store: Store) -> None:
+        with _uninterrupted(f"interrupted, after {self.path} was written"):
+            super()._finish(store)
+            self.safe_images = 0
 
     def _flush_all(self, store: Store) -> None:
         store.flush(is_journal_key)
@@ -154,3 +173,19 @@ class JournaledWriter(BankWriter):
     def _release(self, remove: bool = False) -> None:
         for left in self._left:
             left.discard() if remove else left.abandon()
+
+
+@contextmanager
+def _uninterrupted(message: str) -> Iterator[None]:
+    """Let Ctrl-C wait for the end of the block: without its journal, a file that is not in its place is lost."""
+    before, came = signal.getsignal(signal.SIGINT), []
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt(message)
