@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -19,7 +20,7 @@ import pytest
 from bank_samples import write_bank
 from build_samples import IMAGES, build_many, keys_of, left_beside, make_many, stopping_build, told
 
-from terse_aug.bank import CutRules, ForegroundBank
+from terse_aug.bank import CutRules, ForegroundBank, build_from_coco
 from terse_aug.bank._box_masks import box_alpha
 from terse_aug.bank._journal import Entry, hash_of, identity_of, journal_key
 from terse_aug.bank._leftover import sound_chunks, sound_part
@@ -269,6 +270,17 @@ def test_ctrl_c_waits_for_a_bank_that_is_put_in_its_place(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_nothing_is_kept_where_it_cannot_be_gone_on_with(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("terse_aug.bank._journaled.CAN_GO_ON", False)
+    monkeypatch.setattr("terse_aug.bank._journaled._SECONDS_PER_FLUSH", 0)
+    monkeypatch.setattr("terse_aug.bank._journaled.JournaledWriter.add_cut", stopped_after(4))
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
+        build_many(many, tmp_path / "a.bank")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_odd_things_under_the_name_of_what_is_left_are_passed_over(many: Path, killed: Path, tmp_path: Path) -> None:
     name = ".a.bank." + "{:016d}.building"
     os.mkfifo(tmp_path / name.format(1))
@@ -388,7 +400,32 @@ def test_what_cannot_be_told_from_another_has_no_identity() -> None:
     assert identity_of({"a": 1}, [Path("b"), b"c"], []) == identity_of({"a": 1}, [Path("b"), b"c"], [])
     assert identity_of({"a": 1}, [Path("b")], []) != identity_of({"a": 1}, [Path("c")], [])
     assert identity_of({}, [object()], []) is None
-    assert identity_of({}, [np.zeros(3)], []) is None
+    assert identity_of({}, [np.array([object()])], []) is None
+    numbers = np.arange(6, dtype=np.int16)
+    assert identity_of({}, [numbers], []) == identity_of({}, [numbers.copy()], [])
+    others = (numbers + 1, numbers.reshape(2, 3), numbers.view(np.uint16), numbers.tolist())
+    assert len({identity_of({}, [other], []) for other in (numbers, *others)}) == 5
+    assert identity_of({}, [np.int64(1)], []) is not None
+
+
+def test_annotations_with_numpy_numbers_go_on(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = json.loads((many / "many.json").read_text())
+    for entry in content["annotations"]:
+        entry |= {"track": np.int64(1), "score": np.float32(0.5), "embedding": np.ones((2, 3), np.float32)}
+
+    def build() -> Any:
+        return build_from_coco(content, many / "images", tmp_path / "a.bank", boxes="ellipse", jobs=1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("terse_aug.bank._journaled.JournaledWriter.add_cut", stopped_after(4))
+        patch.setattr("terse_aug.bank._journaled._SECONDS_PER_FLUSH", 0)
+        with pytest.raises(KeyboardInterrupt, match="32 of"):
+            build()
+    assert build().resumed == 32
+    (tmp_path / "a.bank").unlink()
+    content["annotations"][0]["track"] = object()
+    with pytest.warns(UserWarning, match="cannot be gone on with"):
+        build()
 
 
 def test_what_was_counted_survives_writing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -144,8 +145,16 @@ def _fill(
     if resumed:
         tell(resumed, total)
     rest = cut_in_order(task, source, chunks[number:], jobs, lambda done: tell(resumed + done, total))
+    is_told = False
     with closing(rest):
         for cut in rest:
+            if cut.entry is None and source.settings is not None and not is_told:
+                is_told = True
+                warnings.warn(
+                    "from here on this build cannot be gone on with if it is stopped: an annotation holds something "
+                    "other than numbers, text, lists, mappings and arrays",
+                    stacklevel=2,
+                )
             writer.add_cut(cut)
             ledger.take(cut.ledger)
     return Filled(total, resumed)

@@ -19,6 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 import PIL
+from numpy.typing import NDArray
 
 from terse_aug._version import __version__
 from terse_aug.bank._columns import Columns
@@ -151,9 +152,21 @@ def _as_ledger(content: Mapping[str, Any]) -> Ledger:
     return ledger
 
 
+def _of_array(array: NDArray[Any]) -> list[Any]:
+    if array.dtype.hasobject:
+        raise TypeError("an array of objects cannot be written")
+    return [array.dtype.str, array.shape, array.tobytes()]
+
+
+def _as_array(dtype: str, shape: list[int], content: bytes) -> NDArray[Any]:
+    return np.frombuffer(content, dtype).reshape(shape)
+
+
 _TAGS: dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]] = {
     "<path>": (Path, str, Path),
     "<bytes>": (bytes, lambda own: own.decode("latin-1"), lambda text: text.encode("latin-1")),
+    "<array>": (np.ndarray, _of_array, lambda parts: _as_array(*parts)),
+    "<scalar>": (np.generic, lambda own: _of_array(np.asarray(own)), lambda parts: _as_array(*parts)[()]),
     "<mask>": (MaskInFile, lambda own: [own.path, own.number, own.colours], lambda parts: MaskInFile(*parts)),
 }
 
