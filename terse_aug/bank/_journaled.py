@@ -29,7 +29,8 @@ class JournaledWriter(BankWriter):
     """Writes chunks with a journal, and takes over what another wrote of the same bank before it was stopped.
 
     Leaving the ``with`` block by Ctrl-C or by the death of a worker keeps what was flushed, as being killed does; any
-    other exception removes it, and on Windows these too. What others left is copied, and stays until the copy is on the disk.
+    other exception removes it, and on Windows these too. What others left is copied, and stays until the copy is on
+    the disk.
 
     Attributes:
         safe_images: images whose cut-outs outlive this process, as far as the journal goes.
