@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import os
 import shutil
 import signal
+import struct
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +20,13 @@ import pytest
 from bank_samples import write_bank
 from build_samples import IMAGES, build_many, keys_of, left_beside, make_many, stopping_build, told
 
-from terse_aug.bank import CutRules, ForegroundBank
+from terse_aug.bank import CutRules, ForegroundBank, build_from_coco
 from terse_aug.bank._box_masks import box_alpha
-from terse_aug.bank._journal import Entry, identity_of, journal_key, sound_entries
+from terse_aug.bank._journal import Entry, hash_of, identity_of, journal_key
+from terse_aug.bank._leftover import sound_chunks, sound_part
+from terse_aug.bank._record import record_key
 from terse_aug.bank._report import Ledger
+from terse_aug.bank._store import Store
 from terse_aug.cli import main
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL, and builds begin anew there")
@@ -120,8 +127,17 @@ def test_a_build_of_several_processes_dies_with_its_processes(
 def test_only_the_same_build_goes_on(
     many: Path, killed: Path, tmp_path: Path, changes: dict[str, Any], resumed: int
 ) -> None:
-    leave(killed, tmp_path / "a.bank")
-    report = build_many(many, tmp_path / "a.bank", **changes)
+    left = leave(killed, tmp_path / "a.bank")
+    said = not resumed and not callable(changes.get("boxes"))
+    warning = pytest.warns(UserWarning, match=f"with {SAFE} images done") if said else nullcontext()
+    with warning, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("terse_aug.bank._journaled.JournaledWriter.add_cut", stopped_after(0))
+        with pytest.raises(KeyboardInterrupt):
+            build_many(many, tmp_path / "a.bank", **changes)
+    if not resumed:
+        assert left_beside(tmp_path / "a.bank") == [left]
+    with pytest.warns(UserWarning, match="begins anew") if said else nullcontext():
+        report = build_many(many, tmp_path / "a.bank", **changes)
     assert report.resumed == resumed
     if not resumed:
         assert told(report) == told(build_many(many, tmp_path / "b.bank", **changes))
@@ -163,10 +179,129 @@ def test_damage_of_what_is_left_costs_time_at_most(
         assert not left_beside(out)
 
 
+def page_of(data: bytes, number: int) -> tuple[int, int]:
+    """Where the newest node of a large record says on which page it is, and that page (struct MDB_node of mdb.c)."""
+    key = record_key(number)
+    place = data.rfind(struct.pack("<H", len(key)) + key) + 2 + len(key)
+    return place, struct.unpack_from("<Q", data, place)[0]
+
+
+def test_a_record_that_points_at_another_does_not_spoil_it(
+    many: Path, whole: dict[str, Any], killed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("terse_aug.bank._journaled._SECONDS_PER_FLUSH", 0)
+    left = leave(killed, tmp_path / "a.bank")
+    data = bytearray(left.read_bytes())
+    records = sum(key.startswith(b"r") for key in keys_of(killed))
+    struct.pack_into("<Q", data, page_of(data, records - 1)[0], page_of(data, 0)[1])
+    left.write_bytes(data)
+    report = build_many(many, tmp_path / "a.bank")
+    assert 0 < report.resumed < SAFE
+    assert told(report) == whole
+
+
+def test_ctrl_c_while_a_build_is_taken_over_keeps_it(
+    many: Path, whole: dict[str, Any], killed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "a.bank"
+    left = leave(killed, out)
+    before, taken = left.read_bytes(), []
+
+    def stop(self: Ledger, other: Ledger) -> None:
+        taken.append(other)
+        if len(taken) == 4:
+            raise KeyboardInterrupt
+        take(self, other)
+
+    take = Ledger.take
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "take", stop)
+        with pytest.raises(KeyboardInterrupt, match=f"{SAFE} of {IMAGES} images are done and kept"):
+            build_many(many, out)
+    assert left_beside(out) == [left]
+    assert left.read_bytes() == before
+    report = build_many(many, out)
+    assert report.resumed == SAFE
+    assert told(report) == whole
+
+
+def test_a_build_that_cannot_check_what_is_left_keeps_it(
+    many: Path, killed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "a.bank"
+    left = leave(killed, out)
+    with monkeypatch.context() as patch:
+        patch.setitem(multiprocessing.current_process()._config, "daemon", True)  # which may have no children
+        patch.setattr("terse_aug.bank._journaled.JournaledWriter.add_cut", stopped_after(4))
+        with pytest.raises(KeyboardInterrupt):
+            build_many(many, out)
+    assert left_beside(out) == [left]
+    assert build_many(many, out).resumed == SAFE
+
+
+@pytest.mark.parametrize(("error", "said"), [(KeyboardInterrupt, f"{IMAGES} of {IMAGES} images"), (OSError, "no font")])
+def test_pictures_that_fail_do_not_cost_the_build(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], said: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error("no font" if error is OSError else "")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("terse_aug.bank._building.write_sheets", fail)
+        with pytest.raises(error, match=said):
+            build_many(many, tmp_path / "a.bank", drops=tmp_path / "drops.png")
+    assert build_many(many, tmp_path / "a.bank", drops=tmp_path / "drops.png").resumed == IMAGES
+
+
+def test_ctrl_c_waits_for_a_bank_that_is_put_in_its_place(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, publish = tmp_path / "a.bank", Store.publish
+
+    def interrupted(store: Store, check: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        publish(store, check)
+
+    monkeypatch.setattr(Store, "publish", interrupted)
+    with pytest.raises(KeyboardInterrupt, match=r"interrupted, after .*a\.bank was written$"):
+        build_many(many, out)
+    assert not left_beside(out)
+    assert len(ForegroundBank.open(out)) > 0
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_nothing_is_kept_where_it_cannot_be_gone_on_with(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("terse_aug.bank._journaled.CAN_GO_ON", False)
+    monkeypatch.setattr("terse_aug.bank._journaled._SECONDS_PER_FLUSH", 0)
+    monkeypatch.setattr("terse_aug.bank._journaled.JournaledWriter.add_cut", stopped_after(4))
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
+        build_many(many, tmp_path / "a.bank")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_odd_things_under_the_name_of_what_is_left_are_passed_over(many: Path, killed: Path, tmp_path: Path) -> None:
+    name = ".a.bank." + "{:016d}.building"
+    os.mkfifo(tmp_path / name.format(1))
+    (tmp_path / name.format(2)).symlink_to(killed)
+    for number, text in ((3, b"[" * 100_000), (4, b'{"ledger": {"dropped": []}}'), (5, b"[1]")):
+        opened = lmdb.open(str(tmp_path / name.format(number)), subdir=False, lock=False, map_size=1 << 22)
+        with opened, opened.begin(write=True) as transaction:
+            transaction.put(journal_key(0), hashed(text))
+    assert build_many(many, tmp_path / "a.bank").resumed == 0
+    assert [path.name for path in left_beside(tmp_path / "a.bank")] == [name.format(1), name.format(2)]
+    assert killed.exists()
+
+
+def hashed(text: bytes) -> bytes:
+    """An entry of the journal that says so."""
+    return bytes.fromhex(hash_of([text])) + text
+
+
 def test_a_record_or_entry_that_changed_ends_what_is_sound(killed: Path, tmp_path: Path) -> None:
-    entries = sound_entries(str(killed))
-    assert len(entries) == SAFE // 8
-    first = Entry.decode(entries[0])
+    assert sound_part(str(killed))[:2] == (SAFE // 8, SAFE)
+    first = next(sound_chunks(str(killed))).entry
     for key, left in ((b"r" + (len(first.columns)).to_bytes(8, "big"), 1), (journal_key(2), 2)):
         copy = leave(killed, tmp_path / "a.bank")
         opened = lmdb.open(str(copy), subdir=False, lock=False, map_size=1 << 26)
@@ -174,7 +309,7 @@ def test_a_record_or_entry_that_changed_ends_what_is_sound(killed: Path, tmp_pat
             value = bytearray(transaction.get(key))
             value[-1] ^= 1
             transaction.put(key, bytes(value))
-        assert len(sound_entries(str(copy))) == left
+        assert sound_part(str(copy)).chunks == left
 
 
 def test_ctrl_c_ends_at_once_and_keeps_what_is_done(many: Path, whole: dict[str, Any], tmp_path: Path) -> None:
@@ -265,7 +400,32 @@ def test_what_cannot_be_told_from_another_has_no_identity() -> None:
     assert identity_of({"a": 1}, [Path("b"), b"c"], []) == identity_of({"a": 1}, [Path("b"), b"c"], [])
     assert identity_of({"a": 1}, [Path("b")], []) != identity_of({"a": 1}, [Path("c")], [])
     assert identity_of({}, [object()], []) is None
-    assert identity_of({}, [np.zeros(3)], []) is None
+    assert identity_of({}, [np.array([object()])], []) is None
+    numbers = np.arange(6, dtype=np.int16)
+    assert identity_of({}, [numbers], []) == identity_of({}, [numbers.copy()], [])
+    others = (numbers + 1, numbers.reshape(2, 3), numbers.view(np.uint16), numbers.tolist())
+    assert len({identity_of({}, [other], []) for other in (numbers, *others)}) == 5
+    assert identity_of({}, [np.int64(1)], []) is not None
+
+
+def test_annotations_with_numpy_numbers_go_on(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = json.loads((many / "many.json").read_text())
+    for entry in content["annotations"]:
+        entry |= {"track": np.int64(1), "score": np.float32(0.5), "embedding": np.ones((2, 3), np.float32)}
+
+    def build() -> Any:
+        return build_from_coco(content, many / "images", tmp_path / "a.bank", boxes="ellipse", jobs=1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("terse_aug.bank._journaled.JournaledWriter.add_cut", stopped_after(4))
+        patch.setattr("terse_aug.bank._journaled._SECONDS_PER_FLUSH", 0)
+        with pytest.raises(KeyboardInterrupt, match="32 of"):
+            build()
+    assert build().resumed == 32
+    (tmp_path / "a.bank").unlink()
+    content["annotations"][0]["track"] = object()
+    with pytest.warns(UserWarning, match="cannot be gone on with"):
+        build()
 
 
 def test_what_was_counted_survives_writing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -57,19 +58,16 @@ def build_from_source(
         FileExistsError, FileNotFoundError, ValueError, OSError: as :func:`build`.
     """
 
-    def fill(ledger: Ledger) -> Filled:
-        try:
-            return _fill(writer, source, ledger, jobs, progress)
-        except (KeyboardInterrupt, ChildProcessError) as error:
-            total, kept = len(source.units), writer.safe_images
-            if not kept:
-                raise
-            raise type(error)(
-                f"{str(error) or 'interrupted'}; {kept} of {total} images are done and kept: "
-                "the same build goes on from there"
-            ) from error
-
-    return build(writer, fill, built, drops, locate)
+    try:
+        return build(writer, lambda ledger: _fill(writer, source, ledger, jobs, progress), built, drops, locate)
+    except (KeyboardInterrupt, ChildProcessError) as error:
+        total, kept = len(source.units), writer.safe_images
+        if not kept:
+            raise
+        raise type(error)(
+            f"{str(error) or 'interrupted'}; {kept} of {total} images are done and kept: "
+            "the same build goes on from there"
+        ) from error
 
 
 def build(
@@ -106,7 +104,8 @@ def build(
             shown: Spread[int] = Spread()
             for number in range(writer.count):
                 shown.add(number)
-            write_sheets(pictures, ledger.sections(writer.read(shown.items()), writer.count), locate)
+            with writer.keeping():
+                write_sheets(pictures, ledger.sections(writer.read(shown.items()), writer.count), locate)
         if not kept:
             raise ValueError(_nothing_kept(writer.path, ledger.dropped))
         cut_by = dict(ledger.cut_by.most_common()) or {BY_MASK: writer.count}
@@ -134,17 +133,28 @@ def _fill(
     tell = progress or (lambda done, total: None)
     ledger.take(source.before)
     resumed = number = 0
-    for entry, chunk in zip(writer.found, chunks, strict=False):
-        if entry.identity != task.identity(source.ready(chunk)):
-            break
-        ledger.take(entry.ledger)
-        resumed, number = resumed + entry.images, number + 1
-    writer.go_on(number)
+    writer.adopt(task.identity(source.ready(chunks[0])) if chunks else None)
+    with closing(writer.found()) as found:
+        for known, chunk in zip(found, chunks, strict=False):
+            if known.entry.identity != task.identity(source.ready(chunk)):
+                break
+            writer.take_over(known)
+            ledger.take(known.entry.ledger)
+            resumed, number = resumed + known.entry.images, number + 1
+    writer.go_on()
     if resumed:
         tell(resumed, total)
     rest = cut_in_order(task, source, chunks[number:], jobs, lambda done: tell(resumed + done, total))
+    is_told = False
     with closing(rest):
         for cut in rest:
+            if cut.entry is None and source.settings is not None and not is_told:
+                is_told = True
+                warnings.warn(
+                    "from here on this build cannot be gone on with if it is stopped: an annotation holds something "
+                    "other than numbers, text, lists, mappings and arrays",
+                    stacklevel=2,
+                )
             writer.add_cut(cut)
             ledger.take(cut.ledger)
     return Filled(total, resumed)

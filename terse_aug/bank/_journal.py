@@ -2,14 +2,13 @@
 
 An entry per chunk of images is written in one transaction with the chunk's cut-outs. It has an identity of all that
 the chunk is made of, a hash of the cut-outs' records, and what was counted. Nothing is pickled: reading a file that
-somebody else left runs no code of theirs. Imports numpy, opencv, pillow and lmdb.
+somebody else left runs no code of theirs. Imports numpy, opencv and pillow.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -18,15 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import lmdb
 import numpy as np
 import PIL
+from numpy.typing import NDArray
 
 from terse_aug._version import __version__
 from terse_aug.bank._columns import Columns
 from terse_aug.bank._exhibit import Exhibit, Spread
-from terse_aug.bank._mapped_file import data_length
-from terse_aug.bank._record import FORMAT_VERSION, record_key
+from terse_aug.bank._record import FORMAT_VERSION
 from terse_aug.bank._report import Ledger, Tally
 from terse_aug.bank._segmentation import MaskInFile
 
@@ -114,31 +112,6 @@ def hash_of(records: Iterable[bytes]) -> str:
     return _digest(records).hex()
 
 
-def sound_entries(path: str) -> list[bytes]:
-    """The entries of a file that was left, as far as they and their cut-outs are whole.
-
-    LMDB trusts its file: one that is damaged may end the process that reads it. So this is for a process of its own.
-    """
-    found: list[bytes] = []
-    length = os.stat(path).st_size
-    try:
-        if data_length(Path(path)) > length:
-            return []
-        environment = lmdb.open(path, map_size=length, subdir=False, readonly=True, create=False, lock=False)
-        with environment.begin() as transaction:
-            count = 0
-            while stored := transaction.get(journal_key(len(found))):
-                entry = Entry.decode(stored)
-                records = [transaction.get(record_key(count + own), b"") for own in range(len(entry.columns))]
-                if hash_of(records) != entry.records:
-                    break
-                count += len(records)
-                found.append(stored)
-    except (lmdb.Error, ValueError, KeyError, TypeError):
-        pass  # what was found until there is sound
-    return found
-
-
 def _digest(parts: Iterable[bytes]) -> bytes:
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     for part in parts:
@@ -179,9 +152,21 @@ def _as_ledger(content: Mapping[str, Any]) -> Ledger:
     return ledger
 
 
+def _of_array(array: NDArray[Any]) -> list[Any]:
+    if array.dtype.hasobject:
+        raise TypeError("an array of objects cannot be written")
+    return [array.dtype.str, array.shape, array.tobytes()]
+
+
+def _as_array(dtype: str, shape: list[int], content: bytes) -> NDArray[Any]:
+    return np.frombuffer(content, dtype).reshape(shape)
+
+
 _TAGS: dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]] = {
     "<path>": (Path, str, Path),
     "<bytes>": (bytes, lambda own: own.decode("latin-1"), lambda text: text.encode("latin-1")),
+    "<array>": (np.ndarray, _of_array, lambda parts: _as_array(*parts)),
+    "<scalar>": (np.generic, lambda own: _of_array(np.asarray(own)), lambda parts: _as_array(*parts)[()]),
     "<mask>": (MaskInFile, lambda own: [own.path, own.number, own.colours], lambda parts: MaskInFile(*parts)),
 }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 import sys
 from pathlib import Path
 
@@ -19,46 +20,26 @@ if sys.platform != "win32":
 _SUFFIX = ".building"
 
 
-class TemporarySibling:
-    """A locked file next to ``final``, new and empty, or one that was abandoned.
+CAN_GO_ON = sys.platform != "win32"
+"""Whether abandoned files can be told from those that are being written."""
 
-    Args:
-        final: where the file will be.
-        adopt: whether to take over the youngest of the abandoned ones, if there are any. Not on Windows, where
-            nothing tells them from those that are being written.
+
+class LockedFile:
+    """A file that no other builder touches.
 
     Attributes:
-        path: where the file is until :meth:`publish`.
-        adopted: whether it was abandoned by another.
+        path: where it is.
     """
 
-    def __init__(self, final: Path, adopt: bool = False):
-        self.final = final
-        found = _adopted(final) if adopt and sys.platform != "win32" else None
-        _remove_abandoned(final)
-        self.adopted = found is not None
-        self.path, self._descriptor = found or _create_locked(final)
-
-    def renew(self) -> None:
-        """Remove the file and begin another, which is new and empty."""
-        self.discard()
-        self.adopted = False
-        self.path, self._descriptor = _create_locked(self.final)
-
-    def publish(self) -> None:
-        """Flush the file to disk and move it to its final place, in one step for every reader."""
-        os.fsync(self._descriptor)
-        if sys.platform == "win32":  # replaces no open file
-            self._close()
-        os.replace(self.path, self.final)
-        self._close()
-        _flush_folder(self.final.parent)
+    def __init__(self, path: Path, descriptor: int):
+        self.path, self._descriptor = path, descriptor
 
     def discard(self) -> None:
         """Remove the file; nothing happens once it is published."""
         if sys.platform == "win32":
             self._close()
-        self.path.unlink(missing_ok=True)
+        if self._descriptor >= 0 or sys.platform == "win32":
+            self.path.unlink(missing_ok=True)
         self._close()
 
     def abandon(self) -> None:
@@ -71,6 +52,39 @@ class TemporarySibling:
             self._descriptor = -1
 
 
+class TemporarySibling(LockedFile):
+    """A new, empty, locked file next to ``final``; those that were abandoned and that nobody holds are removed.
+
+    Args:
+        final: where the file will be.
+
+    Attributes:
+        path: where the file is until :meth:`publish`.
+    """
+
+    def __init__(self, final: Path):
+        self.final = final
+        _remove_abandoned(final)
+        super().__init__(*_create_locked(final))
+
+    def publish(self) -> None:
+        """Flush the file to disk and move it to its final place, in one step for every reader."""
+        os.fsync(self._descriptor)
+        if sys.platform == "win32":  # replaces no open file
+            self._close()
+        os.replace(self.path, self.final)
+        self._close()
+        _flush_folder(self.final.parent)
+
+
+def abandoned(final: Path) -> list[LockedFile]:
+    """The files beside ``final`` that no builder holds, the largest first; none on Windows."""
+    if sys.platform == "win32":
+        return []
+    found = [left for path in _siblings(final) if (left := _take(path)) is not None]
+    return sorted(found, key=lambda left: left.path.stat().st_size, reverse=True)
+
+
 def _create_locked(final: Path) -> tuple[Path, int]:
     while True:
         path = final.with_name(f".{final.name}.{secrets.token_hex(8)}{_SUFFIX}")
@@ -81,37 +95,29 @@ def _create_locked(final: Path) -> tuple[Path, int]:
         os.close(descriptor)
 
 
-def _adopted(final: Path) -> tuple[Path, int] | None:
-    """The youngest file that no builder holds, locked."""
-    for path in sorted(_siblings(final), key=_modified, reverse=True):
-        with contextlib.suppress(OSError):  # another builder removed it first, or it is not ours
-            descriptor = os.open(path, os.O_RDWR)
-            # Between opening and locking, another builder may have removed the file, or made it its bank.
-            if _lock(descriptor) and path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-                return path, descriptor
-            os.close(descriptor)
+def _take(path: Path) -> LockedFile | None:
+    """The file, locked; ``None`` where a builder holds or removed it, or it is no file of this user."""
+    if sys.platform == "win32":
+        return None
+    with contextlib.suppress(OSError):  # another builder removed it first, or it is not ours
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe would wait for a writer
+        # Between opening and locking, another builder may have removed the file, or made it its bank.
+        with contextlib.suppress(OSError):
+            status = os.fstat(descriptor)
+            is_own = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+            if is_own and _lock(descriptor) and os.path.samestat(status, path.lstat()):
+                return LockedFile(path, descriptor)
+        os.close(descriptor)
     return None
 
 
-def _modified(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
-
-
 def _remove_abandoned(final: Path) -> None:
-    for path in _siblings(final):
-        with contextlib.suppress(OSError):  # another builder removed it first, or it is not ours
-            descriptor = os.open(path, os.O_RDWR)
-            try:
-                abandoned = _lock(descriptor)
-                if abandoned and sys.platform != "win32":
-                    path.unlink()
-            finally:
-                os.close(descriptor)
-            if abandoned and sys.platform == "win32":
-                path.unlink()  # Windows itself refuses this while a live builder has the file open
+    for left in abandoned(final):
+        left.discard()
+    if sys.platform == "win32":
+        for path in _siblings(final):
+            with contextlib.suppress(OSError):  # Windows refuses this while a live builder has the file open
+                path.unlink()
 
 
 def _siblings(final: Path) -> list[Path]:

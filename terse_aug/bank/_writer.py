@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,11 @@ class BankWriter:
             record = memoryview(store.get(record_key(number)))
             found.append(decode_record(record, (height, width), label, extent))
         return found
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """For work on cut-outs that are all added; nothing of a bank outlives an exception here."""
+        yield
 
     def _open(self, temporary: TemporarySibling, durable: bool = False) -> Store:
         try:
