@@ -228,6 +228,7 @@ class Lost:
         return int, ("lost",)
 
 
+@pytest.mark.filterwarnings("ignore:from here on this build cannot be gone on with")
 @pytest.mark.parametrize(
     ("thing", "message"),
     [
