@@ -64,7 +64,8 @@ def told(report: BuildReport) -> dict[str, Any]:
 
 
 _STOPPED = """if True:
-    import sys, time
+    import signal, sys, time
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs us may have it ignored
     sys.path.insert(0, {tests!r})
     from pathlib import Path
     import terse_aug.bank._journaled as module
