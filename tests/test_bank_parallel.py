@@ -123,6 +123,7 @@ def test_results_come_in_order_from_other_processes() -> None:
     assert {source.split()[1] for source in run_odd(units, None)} == {str(os.getpid())}, "too little work to share"
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_is_heard_by_one_process_only() -> None:
     assert {source.split()[0] for source in run_odd(["signals"] * 20, 2)} == {"deaf=True"}
     assert {source.split()[0] for source in run_odd(["signals"] * 20, 1)} == {"deaf=False"}

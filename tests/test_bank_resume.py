@@ -253,23 +253,20 @@ def test_pictures_that_fail_do_not_cost_the_build(
     assert build_many(many, tmp_path / "a.bank", drops=tmp_path / "drops.png").resumed == IMAGES
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_waits_for_a_bank_that_is_put_in_its_place(
     many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, publish = tmp_path / "a.bank", Store.publish
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs us may have it ignored
 
     def interrupted(store: Store, check: Any) -> None:
         signal.raise_signal(signal.SIGINT)
         publish(store, check)
 
     monkeypatch.setattr(Store, "publish", interrupted)
-    try:
-        with pytest.raises(KeyboardInterrupt, match=r"interrupted, after .*a\.bank was written$"):
-            build_many(many, out)
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt, match=r"interrupted, after .*a\.bank was written$"):
+        build_many(many, out)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert not left_beside(out)
     assert len(ForegroundBank.open(out)) > 0
 
