@@ -70,7 +70,7 @@ def cut_in_order(
     while rest:
         if payload is None or _stays_alone(started, done, left - done, jobs):
             own = source.ready(rest.popleft())
-            cut = task.cut(own, lambda count, before=done: tell(before + count))  # type: ignore[misc]
+            cut = task.cut(own, lambda count, before=done: tell(before + count))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
             done += cut.images
             yield cut
             continue
