@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import detection, mobilenet_v2
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.ops import FrozenBatchNorm2d
 
 from detection.datasets import DetectionDataset
+from detection.frozen_norm import freeze_batch_norm
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,8 @@ def build(
     if weights is not None:
         _freeze(detector, kind)
         load_weights(detector, weights)
-    return detector
+    # Convolutions are faster that way: on a CPU, and in 16 bits on a GPU.
+    return detector.to(memory_format=torch.channels_last)
 
 
 def load_weights(detector: nn.Module, path: Path) -> None:
@@ -185,18 +186,9 @@ def _freeze(detector: nn.Module, kind: ModelKind) -> None:
     if not kind.frozen:
         return  # the single-shot detectors are trained whole, as torchvision does
     body = detector.backbone.body
-    _freeze_batch_norm(body)
+    freeze_batch_norm(body)  # batches of a few images give poor statistics; the pretrained ones are better
     for name in kind.frozen:
         body.get_submodule(name).requires_grad_(False)
-
-
-def _freeze_batch_norm(module: nn.Module) -> None:
-    # Batches of a few images give poor statistics; the pretrained ones are better.
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, FrozenBatchNorm2d(child.num_features, child.eps))
-        else:
-            _freeze_batch_norm(child)
 
 
 def _size_arguments(name: str, kind: ModelKind, image_size: tuple[int, int] | None) -> dict[str, int]:
