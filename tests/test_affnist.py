@@ -164,6 +164,25 @@ def test_every_arm_trains_and_repeats_itself(example, digits, tmp_path, arm):
     assert sum(first["hardness histogram"]) == pytest.approx(1)
 
 
+def test_the_learning_rate_falls_to_nothing_if_it_is_to(example, digits, tmp_path, monkeypatch):
+    used = []
+
+    class Noted(torch.optim.SGD):
+        def step(self):
+            used.append(self.param_groups[0]["lr"])
+            return super().step()
+
+    monkeypatch.setattr(example.live.torch.optim, "SGD", Noted)
+    ranges = example.data.AffineRanges()
+    bank = example.data.digit_bank(digits, tmp_path / "digits.bank")
+    test = example.data.affnist(digits, ranges, 0)
+    for decay in (False, True):
+        schedule = example.live.Schedule(iterations=4, readings=4, batch_size=8, learning_rate=0.1, decay=decay)
+        example.live.train_live(example.arms.LIVE["random"], "small", digits, bank, test, ranges, schedule, 0)
+    assert used[:4] == [0.1] * 4
+    assert used[4:] == pytest.approx([0.1, 0.0854, 0.05, 0.0146], abs=1e-4)
+
+
 def test_readings_are_those_of_the_averaged_weights(example, digits, tmp_path, monkeypatch):
     measured = []
 

@@ -84,6 +84,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--iterations", type=int, help=f"live: in all ({live.iterations}); lockstep: in a round ({lockstep.iterations})"
     )
     parser.add_argument("--readings", type=int, default=live.readings, help="live: iterations between measurements")
+    parser.add_argument(
+        "--decay", action="store_true", help="live: the learning rate falls to 0 along half a cosine; else constant"
+    )
     parser.add_argument("--rounds", type=int, default=lockstep.rounds, help="lockstep: hunts and trainings")
     parser.add_argument("--wanted", type=int, default=lockstep.wanted, help="lockstep: synthetic images of a round")
     parser.add_argument(
@@ -120,7 +123,7 @@ def _settings_of_terse(text: str) -> dict[str, Any]:
 def _schedule(args: argparse.Namespace) -> Schedule | LockStepSchedule:
     chosen = {} if args.iterations is None else {"iterations": args.iterations}
     if args.mode == "live":
-        return Schedule(readings=args.readings, **chosen)
+        return Schedule(readings=args.readings, decay=args.decay, **chosen)
     return LockStepSchedule(rounds=args.rounds, wanted=args.wanted, warm_up=args.warm_up, **chosen)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,12 +29,19 @@ class Schedule:
         readings: iterations between two measurements on the test set.
         batch_size: real digits, and as many composites, in an iteration.
         learning_rate: of SGD with momentum 0.9 and weight decay 5e-4.
+        decay: whether it falls to 0 along half a cosine; else it is constant.
     """
 
     iterations: int = 2000
     readings: int = 400
     batch_size: int = 64
     learning_rate: float = 0.01
+    decay: bool = False
+
+    def rate(self, iteration: int) -> float:
+        """Learning rate of an iteration, counted from 0."""
+        fall = (1 + math.cos(math.pi * iteration / self.iterations)) / 2 if self.decay else 1.0
+        return self.learning_rate * fall
 
 
 def train_live(
@@ -69,6 +77,7 @@ def train_live(
             images, wanted = torch.cat([images, composites]), torch.cat([wanted, classes])
         logits = model(images)
         losses = F.cross_entropy(logits, wanted, reduction="none")
+        optimizer.param_groups[0]["lr"] = schedule.rate(iteration)
         optimizer.zero_grad()
         losses.mean().backward()
         optimizer.step()
