@@ -84,6 +84,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--iterations", type=int, help=f"live: in all ({live.iterations}); lockstep: in a round ({lockstep.iterations})"
     )
     parser.add_argument("--readings", type=int, default=live.readings, help="live: iterations between measurements")
+    parser.add_argument("--learning-rate", type=float, default=live.learning_rate, help="live: of the classifier")
     parser.add_argument(
         "--decay", action="store_true", help="live: the learning rate falls to 0 along half a cosine; else constant"
     )
@@ -123,7 +124,8 @@ def _settings_of_terse(text: str) -> dict[str, Any]:
 def _schedule(args: argparse.Namespace) -> Schedule | LockStepSchedule:
     chosen = {} if args.iterations is None else {"iterations": args.iterations}
     if args.mode == "live":
-        return Schedule(readings=args.readings, decay=args.decay, **chosen)
+        rate = {"learning_rate": args.learning_rate, "decay": args.decay}
+        return Schedule(readings=args.readings, **rate, **chosen)
     return LockStepSchedule(rounds=args.rounds, wanted=args.wanted, warm_up=args.warm_up, **chosen)
 
 
