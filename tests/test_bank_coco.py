@@ -14,6 +14,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from terse_aug.bank import BuildReport, CutRules, ForegroundBank, build_from_coco, read_image
+from terse_aug.bank._cut import Unusable
 from terse_aug.bank._segmentation import _uncompressed
 
 # pycocotools 2.0.11 with numpy 2: its decoder, which only these tests call, has no `copy` keyword.
@@ -311,6 +312,12 @@ def test_own_decoding_of_compressed_runs_is_pycocotools(sample: CocoSample) -> N
         runs = _uncompressed(encoded["counts"].decode())
         again = coco_mask.decode(coco_mask.frPyObjects({"size": [*mask.shape], "counts": runs}, *mask.shape))
         np.testing.assert_array_equal(again, mask)
+
+
+@pytest.mark.parametrize("text", ["o", "1o", "oooooooo0", "\u0100", "/", "p"])
+def test_runs_that_are_cut_off_or_too_long_or_no_runs_are_refused(text: str) -> None:
+    with pytest.raises(Unusable, match="damaged"):
+        _uncompressed(text)
 
 
 @pytest.mark.parametrize("wrong", [{"min_area": 0}, {"min_side": 0}, {"max_side": 1}, {"min_box_agreement": 1.5}])

@@ -141,10 +141,12 @@ def with_spread_color(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return rgba
     outside = (~object_pixels).astype(np.uint8)
     _, nearest = cv2.distanceTransformWithLabels(outside, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
-    colors = np.zeros((int(nearest.max()) + 1, 3), np.uint8)
-    colors[nearest[object_pixels]] = rgba[object_pixels, :3]
-    spread: NDArray[np.uint8] = rgba.copy()
-    spread[~object_pixels, :3] = colors[nearest[~object_pixels]]
+    # Four bytes are moved at a time: several times as fast as colours by themselves.
+    pixels = np.ascontiguousarray(rgba).view(np.uint32)[..., 0]
+    pixel_of = np.zeros(int(nearest.max()) + 1, np.uint32)
+    pixel_of[nearest[object_pixels]] = pixels[object_pixels]
+    spread: NDArray[np.uint8] = pixel_of[nearest][..., None].view(np.uint8)
+    spread[..., 3] = rgba[..., 3]
     return spread
 
 

@@ -161,23 +161,28 @@ def _checked_runs(rle: dict[str, Any], height: int, width: int) -> list[int]:
 def _uncompressed(text: str) -> list[int]:
     """Run lengths of COCO's compressed RLE (rleFrString in maskApi.c), which itself checks nothing.
 
-    Every character holds five bits of a number, lowest first, and whether more follow; from the third run on,
+    Every character holds five bits of a number, lowest first, and whether more follow; from the fourth run on,
     the number is the difference to the run before the last.
     """
-    runs: list[int] = []
-    number, shift = 0, 0
-    for character in text:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64 or shift > 60:
-            raise Unusable("RLE is damaged")
-        number |= (bits & 0x1F) << shift
-        shift += 5
-        if bits & 0x20:
-            continue
-        if bits & 0x10:
-            number -= 1 << shift
-        runs.append(number + (runs[-2] if len(runs) > 2 else 0))
-        number, shift = 0, 0
-    if shift:
+    characters = np.array([ord(character) for character in text], np.int64) - 48
+    if ((characters < 0) | (characters >= 64)).any():
         raise Unusable("RLE is damaged")
+    if not len(characters):
+        return []
+    (ends,) = np.nonzero(characters & 0x20 == 0)
+    if not len(ends) or ends[-1] != len(characters) - 1:
+        raise Unusable("RLE is damaged")
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > _MOST_CHARACTERS:
+        raise Unusable("RLE is damaged")
+    shifts = 5 * (np.arange(len(characters)) - np.repeat(starts, lengths))
+    numbers = np.add.reduceat((characters & 0x1F) << shifts, starts)
+    numbers -= np.where(characters[ends] & 0x10, 1 << (5 * lengths), 0)
+    numbers[1::2], numbers[2::2] = np.cumsum(numbers[1::2]), np.cumsum(numbers[2::2])
+    runs: list[int] = numbers.tolist()
     return runs
+
+
+_MOST_CHARACTERS = 7
+"""Of a number: 35 bits are more than any image has pixels, and what is computed with them stays within 64."""
