@@ -30,6 +30,8 @@ from benchmarks._hosts import HOSTS, POLICIES, Host, Run
 from terse_aug.bank import WAYS
 
 FIGURES = ("AP", "AP50", "AP75")
+VERSION = 2
+"""Of the runs: raised when the same flags give other figures, so that old and new runs are not mixed."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -109,7 +111,13 @@ def _train(host: Host, run: Run, args: argparse.Namespace) -> bool:
 def _arguments(run: Run, args: argparse.Namespace) -> dict[str, Any]:
     """What makes a run; the settings of pasting where there is any."""
     weights = hashlib.sha256(args.weights.read_bytes()).hexdigest()[:16]
-    common = {"host": args.host, "iterations": args.iterations, "amp": args.amp, "device": args.device}
+    common = {
+        "version": VERSION,
+        "host": args.host,
+        "iterations": args.iterations,
+        "amp": args.amp,
+        "device": args.device,
+    }
     pasting = {"policy": run.arm, "terse": list(args.terse)} if run.arm in POLICIES else {}
     boxes = {"boxes": args.boxes, "min quality": args.min_quality} if args.boxes and run.arm in POLICIES else {}
     return common | {"weights": weights} | pasting | boxes

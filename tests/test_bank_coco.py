@@ -314,7 +314,14 @@ def test_own_decoding_of_compressed_runs_is_pycocotools(sample: CocoSample) -> N
         np.testing.assert_array_equal(again, mask)
 
 
-@pytest.mark.parametrize("text", ["o", "1o", "oooooooo0", "\u0100", "/", "p"])
+@pytest.mark.parametrize(
+    ("text", "run"), [("", None), ("0", 0), ("o0", 31), ("oooooo0", 2**30 - 1), ("PPPPPP1", 2**30)]
+)
+def test_runs_of_any_length_that_an_image_has_are_decoded(text: str, run: int | None) -> None:
+    assert _uncompressed(text) == ([] if run is None else [run])
+
+
+@pytest.mark.parametrize("text", ["o", "1o", "ooooooo0", "\u0100", "\udc80", "/", "p"])
 def test_runs_that_are_cut_off_or_too_long_or_no_runs_are_refused(text: str) -> None:
     with pytest.raises(Unusable, match="damaged"):
         _uncompressed(text)

@@ -32,14 +32,16 @@ def plain(module):
     """The slow twin: every BatchNorm becomes torchvision's frozen one."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, FrozenBatchNorm2d(child.num_features, child.eps))
+            frozen = FrozenBatchNorm2d(child.num_features, child.eps)
+            frozen.load_state_dict(child.state_dict())
+            setattr(module, name, frozen)
         else:
             plain(child)
 
 
 @pytest.fixture(params=[mobilenet_v2, resnet18], ids=["mobilenet_v2", "resnet18"])
 def twins(request, freeze_batch_norm):
-    """The same network with BatchNorm that is not at its start values, folded and not."""
+    """The same network with BatchNorm that is not at its start values, folded and frozen as torchvision does."""
     torch.manual_seed(0)
     network = request.param()
     for module in network.modules():
@@ -51,8 +53,6 @@ def twins(request, freeze_batch_norm):
     folded, slow = copy.deepcopy(network), copy.deepcopy(network)
     freeze_batch_norm(folded)
     plain(slow)
-    for frozen in (folded, slow):
-        frozen.load_state_dict(network.state_dict(), strict=False)
     return folded.eval(), slow.eval()  # dropout off
 
 
@@ -67,6 +67,14 @@ def test_every_norm_is_folded_and_the_function_and_its_gradients_are_the_same(tw
     torch.testing.assert_close(folded.of_images, slow.of_images, rtol=1e-3, atol=1e-3 * slow.of_images.abs().max())
     for (name, own), (_, other) in zip(folded.named_parameters(), slow.named_parameters(), strict=True):
         torch.testing.assert_close(own.grad, other.grad, rtol=1e-3, atol=1e-3 * other.grad.abs().max(), msg=name)
+
+
+def test_it_is_the_network_that_it_was(twins):
+    folded, slow = twins
+    unfrozen = resnet18() if hasattr(slow, "fc") else mobilenet_v2()
+    unfrozen.load_state_dict(slow.state_dict(), strict=False)
+    images = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(folded(images), unfrozen.eval()(images), rtol=1e-4, atol=1e-5)
 
 
 def test_names_and_values_of_the_state_are_the_same(twins):

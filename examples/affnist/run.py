@@ -36,7 +36,7 @@ Job = tuple[argparse.Namespace, str, int]
 ARMS = {"live": LIVE, "lockstep": LOCKSTEP}
 VALIDATION = 5000
 """The last so many of MNIST's training digits are left out of training, as in the paper."""
-VERSION = 3
+VERSION = 4
 """Of the runs: raised when the same flags give other figures, so that old and new runs are not mixed."""
 
 
@@ -108,6 +108,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="JSON, of Terse, over those of the arms: '{\"critic_goal\": 0.5}'",
     )
     args = parser.parse_args(argv)
+    if args.mode != "live" and (args.decay or args.learning_rate != live.learning_rate):
+        parser.error("--decay and --learning-rate are of --mode live")
     args.arms = args.arms or list(ARMS[args.mode])
     if unknown := [arm for arm in args.arms if arm not in ARMS[args.mode]]:
         parser.error(f"--arms: {args.mode} has {', '.join(ARMS[args.mode])}, not {', '.join(unknown)}")

@@ -164,7 +164,10 @@ def _uncompressed(text: str) -> list[int]:
     Every character holds five bits of a number, lowest first, and whether more follow; from the fourth run on,
     the number is the difference to the run before the last.
     """
-    characters = np.array([ord(character) for character in text], np.int64) - 48
+    try:
+        characters = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - 48
+    except UnicodeEncodeError as error:
+        raise Unusable("RLE is damaged") from error
     if ((characters < 0) | (characters >= 64)).any():
         raise Unusable("RLE is damaged")
     if not len(characters):

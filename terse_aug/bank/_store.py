@@ -120,7 +120,7 @@ class Store:
 
     def _disk_error(self, reason: str) -> OSError:
         return OSError(
-            f"the bank {self._temporary.final} cannot be written ({reason}); this build leaves nothing behind. "
+            f"the bank {self._temporary.final} cannot be written ({reason}); no part of the bank is left behind. "
             "Free some disk space, write elsewhere, or make cut-outs smaller with max_side"
         )
 

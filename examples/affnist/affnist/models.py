@@ -26,7 +26,7 @@ class SmallNet(nn.Module):
         self.classify = nn.Sequential(
             nn.Flatten(), nn.Linear(20 * side * side, 50), nn.ReLU(), nn.Dropout(dropout), nn.Linear(50, 10)
         )
-        self.to(memory_format=torch.channels_last)  # a quarter to a half less time on a CPU, for both networks
+        self.to(memory_format=torch.channels_last)  # less time on a CPU
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, 10]`` of images ``[B, c, CANVAS, CANVAS]`` in [0, 1], of which the first channel is used."""

@@ -1,12 +1,17 @@
 """BatchNorm that is not trained, computed by the convolution before it.
 
 A frozen BatchNorm multiplies and shifts each channel. Multiplying the convolution's weights instead, and giving it the
-shift as its bias, is the same function with the same gradients, without two more passes over every feature map; and
-under autocast the maps stay in 16 bits. Parameters and state dicts are what they are without it.
+shift as its bias, is the same function with the same gradients, without two more passes over every feature map. Under
+autocast the maps then stay in 16 bits, where torchvision's frozen BatchNorm would make them 32 again: faster, and
+rounded otherwise. Parameters and state dicts are those of torchvision's ``FrozenBatchNorm2d``.
 """
+
+from typing import TypeVar
 
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
+
+Frozen = TypeVar("Frozen", bound=FrozenBatchNorm2d)
 
 
 class FoldedNorm(FrozenBatchNorm2d):
@@ -44,11 +49,17 @@ def freeze_batch_norm(module: nn.Module) -> None:
         if not isinstance(child, nn.BatchNorm2d):
             freeze_batch_norm(child)
         elif isinstance(before, nn.Conv2d) and before.bias is None and before.out_channels == child.num_features:
-            norm = FoldedNorm(child.num_features, child.eps)
+            norm = _frozen(child, FoldedNorm)
             setattr(module, name_before, _folding(before, norm))
             setattr(module, name, norm)
         else:
-            setattr(module, name, FrozenBatchNorm2d(child.num_features, child.eps))
+            setattr(module, name, _frozen(child, FrozenBatchNorm2d))
+
+
+def _frozen(norm: nn.BatchNorm2d, kind: type[Frozen]) -> Frozen:
+    frozen = kind(norm.num_features, norm.eps)
+    frozen.load_state_dict(norm.state_dict())
+    return frozen
 
 
 def _folding(conv: nn.Conv2d, norm: FoldedNorm) -> FoldingConv2d:
