@@ -290,6 +290,13 @@ def test_settings_are_chosen_on_the_training_digits_that_are_left_out(example, s
         example.main([*flags, "--out", str(tmp_path / "test"), "--settings", "[]"])
 
 
+@pytest.mark.parametrize("flags", ["--decay", "--learning-rate 0.1"])
+def test_flags_of_live_training_are_refused_in_lock_step(example, tmp_path, capsys, flags):
+    with pytest.raises(SystemExit):
+        example.main(f"--mnist {tmp_path} --out {tmp_path}/out --mode lockstep {flags}".split())
+    assert "are of --mode live" in capsys.readouterr().err
+
+
 def test_the_script_writes_table_and_figure_and_goes_on(example, small, tmp_path, capsys, monkeypatch):
     flags = ["--mnist", str(small), "--out", str(tmp_path / "out"), "--iterations", "4", "--readings", "2"]
     example.main([*flags, "--arms", "random", "critic", "--seeds", "0"])
