@@ -123,7 +123,8 @@ class Torchvision(Host):
             boxed, photographs = self.out / "data" / f"boxes_{count}.json", str(self.data / "PNGImages")
             boxed.write_text(json.dumps(content))
             source = "coco", "--annotations", str(boxed), "--images", photographs
-            self._make_bank(count, *source, "--boxes", self.args.boxes, "--min-quality", str(self.args.min_quality))
+            quality = ("--min-quality", str(self.args.min_quality)) if self.args.boxes == "grabcut" else ()
+            self._make_bank(count, *source, "--boxes", self.args.boxes, *quality)
 
     def command(self, run: Run) -> list[str]:
         """See :class:`Host`."""

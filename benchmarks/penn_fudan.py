@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks._hosts import HOSTS, POLICIES, Host, Run
-from terse_aug.bank import WAYS
+from terse_aug.bank import WAYS, BoxMasks
 
 FIGURES = ("AP", "AP50", "AP75")
 VERSION = 2
@@ -83,7 +83,10 @@ def _parser() -> argparse.ArgumentParser:
         "--boxes", choices=WAYS, help="torchvision: cut objects out of their boxes; else by their masks"
     )
     parser.add_argument(
-        "--min-quality", type=float, default=0.5, help="GrabCut's masks below are left out; default 0.5"
+        "--min-quality",
+        type=float,
+        default=BoxMasks("grabcut").min_quality,
+        help="GrabCut's masks below are left out; default %(default)s",
     )
     parser.add_argument("--keep", action="store_true", help="torchvision: keep every run's checkpoint, 85 MB each")
     parser.add_argument("--probe-images", type=int, default=64, help="torchvision: composites looked at in the end")
@@ -119,7 +122,9 @@ def _arguments(run: Run, args: argparse.Namespace) -> dict[str, Any]:
         "device": args.device,
     }
     pasting = {"policy": run.arm, "terse": list(args.terse)} if run.arm in POLICIES else {}
-    boxes = {"boxes": args.boxes, "min quality": args.min_quality} if args.boxes and run.arm in POLICIES else {}
+    boxes = {"boxes": args.boxes} if args.boxes and run.arm in POLICIES else {}
+    if boxes and args.boxes == "grabcut":
+        boxes |= {"min quality": args.min_quality}
     return common | {"weights": weights} | pasting | boxes
 
 

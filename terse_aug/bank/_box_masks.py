@@ -47,7 +47,7 @@ class BoxMasks:
     """
 
     way: str | MaskOfBox
-    min_quality: float = 0.5
+    min_quality: float = 0.3
     otherwise: str | None = None
 
     def __post_init__(self) -> None:
