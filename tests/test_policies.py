@@ -271,11 +271,13 @@ def test_dropout_is_inverted_and_drawn_from_the_generator_alone() -> None:
 # --- learned: the game ----------------------------------------------------------------------------------------------
 
 
-def play(bank: ForegroundBank, temperature: float, steps: int = 60, policy: str = "learned") -> tuple[Terse, Tensor]:
+def play(
+    bank: ForegroundBank, temperature: float, steps: int = 60, policy: str = "learned", seed: int = 0
+) -> tuple[Terse, Tensor]:
     """Play against the ramp; returns the module and transforms proposed at the end, ``[n, P]``."""
     ranges = TransformRanges(rotation=(0, 0), shear=(0, 0), scale=(1, 1), scale_x=(1, 1), scale_y=(1, 1))
     settings: dict[str, Any] = {"ranges": ranges, "temperature": temperature, "move_every": 1, "learning_rate": 5e-3}
-    terse = Terse(bank, policy, objects=(2, 2), **settings, **EVERY_IMAGE)
+    terse = Terse(bank, policy, objects=(2, 2), seed=seed, **settings, **EVERY_IMAGE)
     detector = RampLoss()
     _, targets = make_batch(sizes=((32, 32),) * 4, objects=0)
     grey = [torch.full((3, 32, 32), 0.25)] * 4  # nothing in the background pulls anywhere
@@ -293,7 +295,8 @@ def white_bank(tmp_path_factory: pytest.TempPathFactory) -> ForegroundBank:
 
 
 def test_with_low_temperature_the_learned_policy_moves_to_where_the_loss_is_high(white_bank: ForegroundBank) -> None:
-    _, unit = play(white_bank, temperature=0.05)
+    # Nothing pulls at y, which wanders from seed to seed and with the processor's rounding; their mean does so less.
+    unit = torch.cat([play(white_bank, temperature=0.05, seed=seed)[1] for seed in range(4)])
     assert float(unit[:, TRANSLATE_X].mean()) > 0.75
     assert abs(float(unit[:, PARAMETERS.index("translate_y")].mean()) - 0.5) < 0.15
     assert float(unit[:, TRANSLATE_X].std()) < 0.8 * math.sqrt(1 / 12)
