@@ -32,7 +32,7 @@ MINIMUM_SIDE = 1.0  # px
 
 
 class DetectionDataset(Dataset[Sample]):
-    """What the rest of the example knows of a data set."""
+    """What the rest of the example knows of a data set; its pictures and annotations are read by each format below."""
 
     classes: list[str]
     keypoint_names: list[str]
