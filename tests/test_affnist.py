@@ -5,13 +5,13 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from example_modules import importable
 
 from terse_aug.targets import ClassifierTarget
 
@@ -22,9 +22,7 @@ FOLDER = Path(__file__).parents[1] / "examples" / "affnist"
 def example():
     """The example's modules, imported as its script sees them, and forgotten afterwards."""
     pytest.importorskip("matplotlib")
-    before = set(sys.modules)
-    sys.path.insert(0, str(FOLDER))
-    try:
+    with importable(FOLDER, "affnist"):
         spec = importlib.util.spec_from_file_location("affnist_run", FOLDER / "run.py")
         run = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(run)
@@ -33,11 +31,6 @@ def example():
         yield SimpleNamespace(
             run=run, main=run.main, arms=arms, data=data, live=live, lockstep=lockstep, models=models, report=report
         )
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in set(sys.modules) - before:
-            if name.partition(".")[0] == "affnist":
-                del sys.modules[name]
 
 
 @pytest.fixture(scope="module")

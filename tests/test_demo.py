@@ -3,7 +3,6 @@
 import copy
 import json
 import re
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from example_modules import importable
 from processes import METHOD, fresh
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo"
@@ -28,9 +28,7 @@ def demo():
     """The demo's modules, imported as its script sees them, and forgotten afterwards."""
     for package in ("skimage", "sklearn"):
         pytest.importorskip(package)
-    before = set(sys.modules)
-    sys.path.insert(0, str(DEMO))
-    try:
+    with importable(DEMO, "run", "terse_demo"):
         import run
         from terse_demo import charts, data, digits, measurement, processes, report, results, training, wording
 
@@ -46,11 +44,6 @@ def demo():
             training=training,
             wording=wording,
         )
-    finally:
-        sys.path.remove(str(DEMO))
-        for name in set(sys.modules) - before:
-            if name == "run" or name.partition(".")[0] == "terse_demo":
-                del sys.modules[name]
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,11 @@
 """BatchNorm that convolutions of the torchvision example compute: the same function, gradients, names and numbers."""
 
 import copy
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from example_modules import importable
 from torch import nn
 from torchvision.models import mobilenet_v2, resnet18
 from torchvision.ops import FrozenBatchNorm2d
@@ -15,17 +15,10 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "torchvision"
 
 @pytest.fixture(scope="module")
 def freeze_batch_norm():
-    before = set(sys.modules)
-    sys.path.insert(0, str(EXAMPLE))
-    try:
+    with importable(EXAMPLE, "detection"):
         from detection.frozen_norm import freeze_batch_norm
 
         yield freeze_batch_norm
-    finally:
-        sys.path.remove(str(EXAMPLE))
-        for name in set(sys.modules) - before:
-            if name.partition(".")[0] == "detection":
-                del sys.modules[name]
 
 
 def plain(module):

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from example_modules import importable
 from PIL import Image
 
 REPOSITORY = Path(__file__).parents[1]
@@ -35,10 +36,9 @@ pytestmark = pytest.mark.filterwarnings(
 @pytest.fixture(scope="module")
 def example():
     """The example's modules, imported as a script of its folder sees them, and forgotten afterwards."""
-    before, threads = set(sys.modules), torch.get_num_threads()
-    sys.path.insert(0, str(EXAMPLE))
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
+    with importable(EXAMPLE, "train", "train_with_terse", "detection"):
         import train
         import train_with_terse
         from detection import checkpoint, datasets, evaluation, loading, models, options, pasting, schedule, sources
@@ -56,12 +56,7 @@ def example():
             schedule=schedule,
             sources=sources,
         )
-    finally:
-        sys.path.remove(str(EXAMPLE))
-        torch.set_num_threads(threads)
-        for name in set(sys.modules) - before:
-            if name in ("train", "train_with_terse") or name.partition(".")[0] == "detection":
-                del sys.modules[name]
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from example_modules import importable
 
 from terse_aug import Terse
 from terse_aug.targets import class_of
@@ -23,15 +23,11 @@ FOLDER = Path(__file__).parents[1] / "examples"
 def example():
     """The script, imported, and forgotten afterwards."""
     pytest.importorskip("matplotlib")
-    before, path = set(sys.modules), list(sys.path)
-    spec = importlib.util.spec_from_file_location("one_picture_run", FOLDER / "one_picture" / "run.py")
-    run = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(run)
-    yield run
-    sys.path[:] = path
-    for name in set(sys.modules) - before:
-        if name.partition(".")[0] == "affnist":
-            del sys.modules[name]
+    with importable(FOLDER / "one_picture", "affnist"):
+        spec = importlib.util.spec_from_file_location("one_picture_run", FOLDER / "one_picture" / "run.py")
+        run = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(run)
+        yield run
 
 
 @pytest.fixture(scope="module")
