@@ -41,6 +41,7 @@ COUNTERS = (
     "distractors",
     "dropped/background_unreadable",
     "dropped/distractor_not_shown",
+    "hearing_failed",
 )
 """Names of the counters, in the order in which they are saved."""
 

@@ -28,8 +28,8 @@ class Probe:
     """Hardness and diversity of labelled pastes.
 
     Attributes:
-        scores: float ``[n]`` in [0, 1], the detector's probability of each pasted object; its hardness is one
-            minus this.
+        scores: float ``[n]`` in [0, 1], the detector's probability of each pasted object of which it tells one; its
+            hardness is one minus this.
         unit: float ``[n, P]``, the transforms in the unit cube.
         labels: int64 ``[n]``, the classes.
         composites: float ``[b, 3, 32, 32]``, the composites with a pasted object, reduced.
@@ -98,7 +98,10 @@ def probe(
         composites = terse.compose(images, targets, policy, seed=seed + number)
         by_image = target.object_scores(composites.images, composites.targets)
         for image, own_scores, pastes in zip(composites.images, by_image, composites.pastes, strict=True):
-            labelled = [paste for paste in pastes if paste.row is not None and paste.number is not None]
+            known = ~own_scores.isnan()
+            labelled = [
+                paste for paste in pastes if paste.row is not None and paste.number is not None and known[paste.row]
+            ]
             if labelled:
                 reduced.append(F.adaptive_avg_pool2d(terse.pixels.decode(image.detach().float()), REDUCED).cpu())
             labels += [paste.label for paste in labelled]

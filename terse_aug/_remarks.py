@@ -20,7 +20,3 @@ class Remarks:
         if kind not in self._said:
             self._said.add(kind)
             warnings.warn(text, TerseWarning, stacklevel=4)
-
-    def said(self, kind: str) -> bool:
-        """Whether this kind has been said."""
-        return kind in self._said

@@ -88,14 +88,14 @@ def _asker(
     def detector_loss(unit: Tensor) -> Tensor:
         """Only images that show a paste are asked for: the others have no choice, or are not finite."""
         candidates = compose_exactly(images, targets, layout, unit, surface)
-        losses = torch.zeros(len(images), device=unit.device)
+        losses = torch.full((len(images),), torch.nan, device=unit.device)
         pasted = [number for number, pastes in enumerate(candidates.pastes) if pastes]
         if not pasted:
             return losses
         asked = detector.image_losses(
             [candidates.images[index] for index in pasted], [candidates.targets[index] for index in pasted]
         )
-        losses[pasted] = asked.to(losses)
+        losses[pasted] = asked.to(losses).nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
         return losses
 
     return detector_loss

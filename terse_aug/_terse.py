@@ -236,7 +236,8 @@ class Terse(nn.Module):
 
         Args:
             hardness: for each image of the batch float ``[N]`` in [0, 1], one minus the model's probability of
-                each object in the targets that :meth:`forward` returned; NaN where it is not known.
+                each object in the targets that :meth:`forward` returned; NaN where it is not known, as of what is
+                behind the last object of a classifier's image.
             chances: for each image float ``[N, K]`` in [0, 1], rows that sum to 1: the model's probability of every
                 class, label k in column k, for the same objects; a row of NaN where it is not known. All of it is
                 learned from if the target tells chances too (:class:`~terse_aug.targets.TellsChances`; K is then its
@@ -305,7 +306,8 @@ class Terse(nn.Module):
         (1 random, 0 collapsed); ``loss`` the running mean of the detector's loss; ``hardness`` that of one minus
         the detector's probability of a pasted object, ``critic_correlation`` how well it was foretold, and
         ``hardness_gain`` how much harder the chosen are foretold to be than random ones, for a policy that learns from
-        it; ``robust/...`` are of robustness training; ``moves`` and ``skipped_moves`` count the adversary's moves;
+        it; ``hearing_failed`` is 1 once it is asked because it could not be heard; ``robust/...`` are of robustness
+        training; ``moves`` and ``skipped_moves`` count the adversary's moves;
         ``dropped/...`` count what was left out, by reason; ``backgrounds``, ``distractors`` and ``superimposed`` count
         images of the pool, distractors, and objects behind others. They are a function of the run alone: time is kept
         apart, in ``seconds``.

@@ -66,7 +66,11 @@ class Turns(Sequence[Turn]):
         if len(self._kept) > _MOST:
             del self._kept[0]
             self._ledger.counts["dropped/graph"] += 1
-            self._remarks.once("step", f"Terse was called {_MOST} times without step(); call it after backward()")
+            self._remarks.once(
+                "step",
+                f"Terse was called more than {_MOST} times since the last step(), and the oldest batches are not "
+                f"learned from: call step() after backward(), at the latest every {_MOST} batches",
+            )
 
     def follow(self, turn: Turn, shown: Composites) -> None:
         """Listen to what the detector makes of a batch, until :meth:`end_batch`, if anybody wants to know.
@@ -95,7 +99,7 @@ class Turns(Sequence[Turn]):
         turn, self._last = self._last, None
         if turn is not None:
             if (trouble := hear_hardness(turn)) is not None:
-                self._remarks.once("hearing", _NOT_HEARD.format(repr(trouble)))
+                self._stop_listening(repr(trouble))
             if self._sampler.learns and turn.hardness is not None:
                 self._sampler.hear(*outcomes_by_class(turn))
             elif self._sampler.learns and moving:
@@ -156,14 +160,19 @@ class Turns(Sequence[Turn]):
         self._unheard = []
 
     def _listen(self, turn: Turn) -> None:
-        if not isinstance(self._target, TellsInPassing) or self._remarks.said("hearing"):
+        # A counter, so that a resumed run does not listen where the one before had stopped to.
+        if not isinstance(self._target, TellsInPassing) or self._ledger.counts["hearing_failed"]:
             return
         try:
             turn.listener = self._target.listen()
         except Exception as error:
-            self._remarks.once("hearing", _NOT_HEARD.format(error))
+            self._stop_listening(str(error))
         if turn.listener is not None:
             self._listeners.append(turn.listener)
+
+    def _stop_listening(self, why: str) -> None:
+        self._ledger.counts["hearing_failed"] = 1
+        self._remarks.once("hearing", _NOT_HEARD.format(why))
 
     def _count(self, forwards: int) -> None:
         self._ledger.counts["extra_forwards"] += forwards

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -288,6 +289,39 @@ def test_flags_of_live_training_are_refused_in_lock_step(example, tmp_path, caps
     with pytest.raises(SystemExit):
         example.main(f"--mnist {tmp_path} --out {tmp_path}/out --mode lockstep {flags}".split())
     assert "are of --mode live" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--iterations 3", "--iterations: expected a multiple of --readings 400, got 3"),
+        ("--iterations 0", "--iterations, --readings: expected at least 1"),
+        ("--mode lockstep --wanted 9", "--wanted: expected a multiple of 10, as many of each class, got 9"),
+        ("--mode lockstep --wanted 0", "--wanted: expected a multiple of 10"),
+        ('--settings {"objects":[1,3]}', "objects: the same in all runs"),
+    ],
+)
+def test_what_would_end_in_a_table_without_figures_is_refused(example, tmp_path, capsys, flags, message):
+    with pytest.raises(SystemExit):
+        example.main(f"--mnist {tmp_path} --out {tmp_path}/out {flags}".split())
+    assert message in capsys.readouterr().err
+
+
+def test_settings_are_put_over_what_all_arms_have(example, digits, tmp_path):
+    bank = example.data.digit_bank(digits, tmp_path / "digits.bank")
+    target = ClassifierTarget(example.models.SmallNet(), 10)
+    arm = example.arms.Arm("critic", {"move_every": 4})
+    config = example.arms.make_terse(arm, bank, target, example.data.AffineRanges(), 0).config
+    assert (config.move_every, config.objects, config.edge_sigma) == (4, (1, 1), 0)
+
+
+def test_digits_of_another_folder_have_a_bank_of_their_own(example, small, tmp_path):
+    flags = ["--out", str(tmp_path / "out"), "--iterations", "2", "--readings", "2"]
+    example.main([*flags, "--mnist", str(small), "--arms", "random"])
+    other = tmp_path / "other"
+    shutil.copytree(small, other)
+    example.main([*flags, "--mnist", str(other), "--arms", "mnist"])
+    assert len(list((tmp_path / "out").glob("digits-*.bank"))) == 2
 
 
 def test_the_script_writes_table_and_figure_and_goes_on(example, small, tmp_path, capsys, monkeypatch):

@@ -318,6 +318,30 @@ def test_a_listener_that_cannot_be_made_leaves_nothing_behind(tiny_bank: Foregro
     assert terse.metrics()["extra_forwards"] == len(SIZES)
 
 
+def test_a_run_that_could_not_hear_is_resumed_as_one_that_asks(tiny_bank: ForegroundBank) -> None:
+    def train(terse: Terse, detector: Any, first: int, last: int) -> None:
+        for seed in range(first, last):
+            train_forward(detector, *terse(*make_batch(seed, sizes=SIZES)))
+            terse.step(1.0)
+
+    detector: Any = make_detector("fasterrcnn")
+    whole = critic(tiny_bank, detector)
+    pooler = detector.roi_heads.box_roi_pool
+    del detector.roi_heads.box_roi_pool
+    detector.roi_heads.box_roi_pool = lambda *inputs: pooler(*inputs)  # no module
+    with pytest.warns(UserWarning, match="could not be heard"):
+        train(whole, detector, 0, 1)
+    assert whole.metrics()["hearing_failed"] == 1
+    detector.roi_heads.box_roi_pool = pooler
+    same = copy.deepcopy(detector)
+    resumed = critic(tiny_bank, same)
+    resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
+    train(whole, detector, 1, 3)
+    train(resumed, same, 1, 3)
+    assert whole.metrics() == resumed.metrics()
+    assert whole.metrics()["extra_forwards"] == 2 * len(SIZES)
+
+
 def test_a_state_may_be_loaded_in_the_middle_of_an_iteration(tiny_bank: ForegroundBank) -> None:
     detector = make_detector("fasterrcnn")
     terse = critic(tiny_bank, detector)

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from factories import EVERY_IMAGE, make_bank, make_batch, make_detector, white_disc
+from torch import nn
 
 from terse_aug import PARAMETERS, ForegroundBank, Terse, TransformRanges, probe
 from terse_aug.instruments import nearest_neighbour_distances, spread_by_class
+from terse_aug.targets import ClassifierTarget
 
 
 def test_one_transform_for_each_class_is_collapsed_by_class_and_not_as_a_whole() -> None:
@@ -39,6 +41,14 @@ def test_the_distance_is_that_to_the_image_that_is_most_alike() -> None:
     torch.testing.assert_close(distances, torch.tensor(expected, dtype=torch.float64), rtol=1e-4, atol=1e-6)
     assert distances[5] == distances[2] == 0
     assert float(distances[7]) == pytest.approx(0.01, abs=1e-6)
+
+
+def test_a_probe_is_of_the_pastes_that_the_target_tells_of(tiny_bank: ForegroundBank) -> None:
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
+    terse = Terse(tiny_bank, "random", objects=(2, 2), **EVERY_IMAGE)
+    found = probe(terse, ClassifierTarget(model, 3), [make_batch(0, sizes=((96, 96),) * 3)])
+    assert len(found.scores) == len(found.unit) == len(found.labels) == len(found.composites) == 3
+    assert not found.scores.isnan().any()
 
 
 def test_neighbours_are_looked_for_within_a_class_and_large_images_are_reduced() -> None:

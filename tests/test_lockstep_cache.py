@@ -194,5 +194,24 @@ def test_a_share_of_every_batch_comes_from_the_cache(tmp_path: Path, share: floa
         assert len(images) == len(targets) == 4
         assert sum(int(target["labels"][0]) == 9 for target in targets) == kept
         assert all(torch.equal(one, other) for one, other in zip(images[: 4 - kept], real_images, strict=False))
-    with pytest.raises(ValueError, match=r"share: expected a fraction within \[0, 1\], got 1.5"):
-        next(mixed(real, cache, 1.5, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("size", "share", "kept"),
+    [(1, 0.5, [0, 1, 0, 1]), (2, 0.25, [0, 1, 0, 1]), (3, 0.5, [1, 2, 1, 2]), (10, 0.1, [1] * 4), (5, 0.6, [3] * 4)],
+)
+def test_what_is_left_over_of_a_small_batch_is_carried_on(
+    tmp_path: Path, size: int, share: float, kept: list[int]
+) -> None:
+    with HardExampleCache(tmp_path / "hard") as cache:
+        cache.add(*example(0, label=9), 9)
+        real = [make_batch(seed, sizes=((20, 30),) * size) for seed in range(4)]
+        batches = list(mixed(real, cache, share, seed=1))
+    assert [sum(int(target["labels"][0]) == 9 for target in targets) for _, targets in batches] == kept
+
+
+def test_a_share_is_a_fraction(tmp_path: Path) -> None:
+    with HardExampleCache(tmp_path / "hard") as cache:
+        batches = mixed([make_batch()], cache, 1.5, seed=1)
+        with pytest.raises(ValueError, match=r"share: expected a fraction within \[0, 1\], got 1.5"):
+            next(batches)

@@ -123,6 +123,46 @@ def test_a_pass_leaves_no_trace_and_scores_agree_with_losses(task: Any, tiny_ban
     assert model.training
 
 
+class Restless(nn.Module):
+    """Writes into buffers in training, one of which has two names, and draws whether it trains or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normed = nn.InstanceNorm2d(3, track_running_stats=True)
+        self.head = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
+        self.register_buffer("seen", torch.zeros(()))
+        self.counter = nn.Module()
+        self.counter.register_buffer("seen", self.seen)
+        self.told: list[float] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen += 1
+        self.told.append(float(self.counter.seen))
+        return self.head(F.dropout(self.normed(images).mean((2, 3)) + images.mean((2, 3)), 0.5, training=True))
+
+
+@pytest.mark.parametrize("kind", ["losses", "gradients", "scores"])
+def test_a_model_that_writes_and_draws_is_left_as_it_was(kind: str) -> None:
+    torch.manual_seed(0)
+    model = Restless().train()
+    target = ClassifierTarget(model, 3)
+    images, _ = batch(0, count=2)
+    found = [{"boxes": torch.zeros(1, 4), "labels": torch.ones(1, dtype=torch.long)}] * 2
+    ask = {"losses": target.image_losses, "gradients": target.pixel_gradients, "scores": target.object_scores}[kind]
+    own = dict(model.named_buffers(remove_duplicate=False))
+    before, state = {name: value.clone() for name, value in own.items()}, torch.get_rng_state()
+    first, second = ask(list(images), found), ask(list(images), found)
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), state)
+    after = dict(model.named_buffers(remove_duplicate=False))
+    assert all(after[name] is own[name] for name in own)
+    if kind != "scores":  # what a model writes when it predicts is not looked after
+        assert all(torch.equal(after[name], value) for name, value in before.items())
+        assert model.told == [1, 1]
+    model(images)
+    assert float(model.counter.seen) == float(model.seen) == before["seen"] + (3 if kind == "scores" else 1)
+
+
 def test_a_differentiable_pass_reaches_the_images_and_no_parameter(task: Any, tiny_bank: ForegroundBank) -> None:
     target, model, _ = task
     images, targets = Terse(tiny_bank, "random", objects=(1, 1), **EVERY_IMAGE)(*batch(0))
@@ -169,9 +209,11 @@ def test_labels_of_every_integer_type_are_classes(dtype: torch.dtype) -> None:
     target = ClassifierTarget(Features(flat_head(3)), 3)
     images, _ = batch(0, count=1)
     found = {"boxes": torch.zeros(3, 4), "labels": torch.tensor([2, 0, 2], dtype=dtype)}
-    (scores,) = target.object_scores(list(images), [found])
-    assert scores.shape == (3,)
-    assert float(scores[0]) == float(scores[2]) != float(scores[1])
+    (scores,), (chances,) = (ask(list(images), [found]) for ask in (target.object_scores, target.object_chances))
+    assert scores.isnan().tolist() == [True, True, False]
+    assert float(scores[2]) == float(chances[2, 2]) != float(chances[2, 0])
+    assert float(chances[2].sum()) == pytest.approx(1)
+    assert bool(chances[:2].isnan().all())
     masks = torch.zeros(3, SIDE, SIDE, dtype=torch.bool)
     masks[:2, :4] = True
     (scores,) = SegmentationTarget(Features(Upsampled()), 3).object_scores(list(images), [found | {"masks": masks}])

@@ -10,7 +10,7 @@ import torch
 from factories import EVERY_IMAGE, RampLoss, make_bank, make_batch, make_detector, white_disc
 from torch import Tensor, nn
 
-from terse_aug import PARAMETERS, ForegroundBank, Terse, TransformRanges
+from terse_aug import PARAMETERS, ForegroundBank, Terse, TerseWarning, TransformRanges
 from terse_aug.policies import (
     POLICIES,
     DeterministicPolicy,
@@ -154,6 +154,17 @@ def test_hard_random_counts_the_detector_forwards_that_it_makes(tiny_bank: Foreg
         terse(*make_batch(seed, sizes=((64, 64),) * 3))
     assert 0 < terse.metrics()["composites"] < 12
     assert terse.metrics()["extra_forwards"] == sum(forwards) == 3 * terse.metrics()["composites"]
+
+
+def test_hard_random_counts_no_image_that_shows_no_paste(tiny_bank: ForegroundBank) -> None:
+    detector = make_detector("fasterrcnn")
+    forwards = []
+    detector.register_forward_pre_hook(lambda module, inputs: forwards.append(len(inputs[0])))
+    terse = Terse(tiny_bank, "hard-random", target=detector, min_side=20, objects=(1, 1), **EVERY_IMAGE)
+    with pytest.warns(TerseWarning, match="below min_side"):
+        terse(*make_batch(sizes=((64, 64),) * 12))
+    assert terse.metrics()["dropped/paste_too_small"] > 0
+    assert 0 < terse.metrics()["extra_forwards"] == sum(forwards) < 2 * 12
 
 
 def test_hard_random_without_a_target_is_refused(tiny_bank: ForegroundBank) -> None:

@@ -11,6 +11,7 @@ Goes on where it was stopped: every finished run is a JSON file in ``--out``; on
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
@@ -27,7 +28,7 @@ from rich.progress import track
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from affnist import data, report
-from affnist.arms import LIVE, LOCKSTEP, Arm
+from affnist.arms import CLASSES, FIXED, LIVE, LOCKSTEP, Arm
 from affnist.live import Schedule, train_live
 from affnist.lockstep import LockStepSchedule, train_in_lock_step
 from affnist.models import NETWORKS
@@ -113,6 +114,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args.arms = args.arms or list(ARMS[args.mode])
     if unknown := [arm for arm in args.arms if arm not in ARMS[args.mode]]:
         parser.error(f"--arms: {args.mode} has {', '.join(ARMS[args.mode])}, not {', '.join(unknown)}")
+    iterations = (live if args.mode == "live" else lockstep).iterations if args.iterations is None else args.iterations
+    if min(iterations, args.readings) < 1:
+        parser.error("--iterations, --readings: expected at least 1")
+    if args.mode == "live" and iterations % args.readings:
+        parser.error(f"--iterations: expected a multiple of --readings {args.readings}, got {iterations}")
+    if args.wanted < 1 or args.wanted % CLASSES:
+        parser.error(f"--wanted: expected a multiple of {CLASSES}, as many of each class, got {args.wanted}")
     return args
 
 
@@ -120,6 +128,8 @@ def _settings_of_terse(text: str) -> dict[str, Any]:
     settings = json.loads(text)
     if not isinstance(settings, dict):
         raise argparse.ArgumentTypeError(f"expected a JSON object, got {text}")
+    if fixed := sorted(settings.keys() & set(FIXED)):
+        raise argparse.ArgumentTypeError(f"{', '.join(fixed)}: the same in all runs, a digit on each canvas")
     return settings
 
 
@@ -159,7 +169,9 @@ def _arm_settings(args: argparse.Namespace, arm: str) -> dict[str, Any]:
 
 
 def _bank_path(args: argparse.Namespace) -> Path:
-    path: Path = args.out / f"digits-{VERSION}.bank"
+    """Named by the digits' folder too: runs with digits of another may lie beside."""
+    folder = hashlib.sha256(str(args.mnist.resolve()).encode()).hexdigest()[:8]
+    path: Path = args.out / f"digits-{VERSION}-{folder}.bank"
     return path
 
 

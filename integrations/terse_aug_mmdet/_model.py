@@ -68,10 +68,7 @@ class MMDetDetector:
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Any]) -> list[Tensor]:
         """See :class:`terse_aug.targets.TargetModel`; the highest score of a detection of the object's class that
         overlaps it, 0 where there is none above the model's own threshold."""
-        whole = undisturbed(self.model, False), isolated_global_rng(0, [images[0].device]), mended_heads(self.model)
-        with contextlib.ExitStack() as stack:
-            for context in whole:
-                stack.enter_context(context)
+        with undisturbed(self.model, False), mended_heads(self.model):
             data = self.model.data_preprocessor(_batch(images, targets), False)
             found = self.model.predict(data["inputs"], data["data_samples"], rescale=False)
         return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,9 +17,12 @@ from terse_aug._sample import Target
 from terse_aug._terse import Terse
 from terse_aug.lockstep._cache import HardExampleCache
 from terse_aug.samplers import BiregularSampler
-from terse_aug.targets import TargetModel, TellsChances
+from terse_aug.targets import GivesGradients, TargetModel, TellsChances
 
 Batch = tuple[Sequence[Tensor] | Tensor, Sequence[Target]]
+
+_ROUNDING = 1e-6
+"""What is short of a whole image by less than this is one."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class HuntReport:
 
     Attributes:
         found: hard examples added to the cache, by label.
-        seen: pasted objects with a label that the target was asked about.
+        seen: pasted objects of whose hardness the target told.
         target_forwards: images passed through the target, also those by which a policy chose or learned.
         batches: batches of images pasted on.
         complete: whether every label has its wanted number; else the budget was spent or the batches ended.
@@ -51,7 +55,8 @@ class Hunt:
     The target is asked once about every composite, which says what is hard; a policy that learns from hardness
     learns from that, one that learns from gradients costs a training pass besides where it moves. An example is hard
     where the target's probability of a pasted object is at most ``hard_below``; or, as the paper has it, where that of
-    another class exceeds it by more than ``rival_margin``.
+    another class exceeds it by more than ``rival_margin``. Objects that were put behind a paste are not asked about,
+    nor are those that the target tells nothing of: of an image, a classifier judges the object in front.
 
     Args:
         terse: its policy moves at its own ``move_every``.
@@ -64,9 +69,9 @@ class Hunt:
             place of ``hard_below``.
 
     Raises:
-        ValueError: a number outside its range, more wanted than the cache can hold, a label that no cut-out has, a
-            cache with another pixel format, ``Terse`` with robustness training or with a random biregular graph, or a
-            ``rival_margin`` where the target does not tell.
+        ValueError: a number outside its range, more wanted than the cache can hold, a label that no cut-out has or
+            whose weight is 0, a cache with another pixel format, ``Terse`` with robustness training or with a random
+            biregular graph, or a ``rival_margin`` where the target does not tell.
     """
 
     def __init__(
@@ -98,6 +103,9 @@ class Hunt:
             )
         if unknown := sorted(set(wanted) - set(terse.bank.labels.tolist())):
             raise ValueError(f"wanted: no cut-out in the bank has the label(s) {unknown}")
+        drawn = terse.sampler.still().possible()
+        if drawn is not None and (never := sorted(set(wanted) - set(drawn))):
+            raise ValueError(f"wanted: the sampler never draws the label(s) {never}, whose weight is 0")
         if terse.robustness is not None:
             raise ValueError(
                 "expected Terse with robust='none', whose composites can be kept: a perturbation is of the weights of "
@@ -172,8 +180,9 @@ class Hunt:
         pasted_on = self._terse.pastes
         hard, passed = self._ask(list(composites), labels)
         asked = int(self._terse.metrics()["extra_forwards"] - asked_before)
-        for image, target, own, pastes in zip(composites, labels, hard, pasted_on, strict=True):
-            pasted = [paste.row for paste in pastes if paste.row is not None]
+        for image, target, (known, own), pastes in zip(composites, labels, hard, pasted_on, strict=True):
+            rows = [paste.row for paste in pastes if paste.row is not None and paste.number is not None]
+            pasted = [row for row in rows if bool(known[row])]
             seen += len(pasted)
             missed = [int(target["labels"][row]) for row in pasted if bool(own[row])]
             short = [label for label in missed if label in self._short(found)]
@@ -183,8 +192,8 @@ class Hunt:
         forwards = before.target_forwards + passed + asked
         return HuntReport(dict(found), seen, forwards, before.batches + 1, complete=not self._short(found))
 
-    def _ask(self, images: list[Tensor], targets: Sequence[Target]) -> tuple[list[Tensor], int]:
-        """Let the policy move; whether each object is hard, and how many images passed through the target.
+    def _ask(self, images: list[Tensor], targets: Sequence[Target]) -> tuple[list[tuple[Tensor, Tensor]], int]:
+        """Let the policy move; whether each object is known and hard, and how many images passed through the target.
 
         The loss that Terse logs is the mean hardness, the same for all policies and at every step.
         """
@@ -194,8 +203,7 @@ class Hunt:
         known = torch.cat([own.float() for own in hardness])
         value = known.nanmean() if not bool(known.isnan().all()) else torch.zeros(())
         if policy.learns and policy.learns_from == "gradient" and any(image.requires_grad for image in images):
-            loss = self._target.image_losses(images, targets, differentiable=True).mean()
-            torch.autograd.backward(loss)
+            self._go_backward(images, targets)
             passed *= 2
         if policy.learns_from == "hardness" or self._terse.sampler.learns:
             chances = [own for _, own in outcomes if own is not None]
@@ -204,15 +212,30 @@ class Hunt:
             else:
                 self._terse.observe(hardness)
         self._terse.step(value)
-        hard = [self._is_hard(*outcome, target) for outcome, target in zip(outcomes, targets, strict=True)]
+        hard = [
+            (~own.isnan(), self._is_hard(own, chances, target))
+            for (own, chances), target in zip(outcomes, targets, strict=True)
+        ]
         return hard, passed
+
+    def _go_backward(self, images: list[Tensor], targets: Sequence[Target]) -> None:
+        """Send the gradient of the target's loss to the policy, through composites that carry a graph."""
+        if not isinstance(self._target, GivesGradients):
+            torch.autograd.backward(self._target.image_losses(images, targets, differentiable=True).mean())
+            return
+        # Aside, for a target that recomputes its activations would do that after it had been let go of.
+        _, gradients = self._target.pixel_gradients(images, targets)
+        pairs = [pair for pair in zip(images, gradients, strict=True) if pair[0].requires_grad]
+        torch.autograd.backward([image for image, _ in pairs], [gradient for _, gradient in pairs])
 
     def _is_hard(self, hardness: Tensor, chances: Tensor | None, target: Target) -> Tensor:
         """Whether each object of an image is hard, bool ``[N]``."""
         if self._rival_margin is None:
             return hardness >= 1 - self._hard_below
         assert chances is not None
-        rivals = chances.scatter(1, target["labels"].long()[:, None], 0).amax(1)
+        # A label that is no class of the target's has no known hardness, and is not hard whatever stands there.
+        column = target["labels"].long()[:, None].to(chances.device).clamp(0, chances.shape[1] - 1)
+        rivals = chances.scatter(1, column, 0).amax(1)
         return rivals - (1 - hardness) > self._rival_margin
 
     def _short(self, found: Mapping[int, int]) -> set[int]:
@@ -228,7 +251,8 @@ def mixed(
     Args:
         batches: real images and targets.
         cache: not empty.
-        share: of every batch, in [0, 1], rounded to whole images.
+        share: of the images, in [0, 1]; what is left over of a batch when whole images are replaced is carried on to
+            the next.
         seed: what is drawn is a function of it, of the epoch and of the number of the batch.
         epoch: give another one in every pass, or the same examples are drawn again.
 
@@ -237,8 +261,11 @@ def mixed(
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share: expected a fraction within [0, 1], got {share}")
+    seen = replaced = 0
     for number, (images, targets) in enumerate(batches):
-        count = round(share * len(targets))
+        seen += len(targets)
+        count = math.floor(share * seen + _ROUNDING) - replaced
+        replaced += count
         kept = len(targets) - count
         hard_images, hard_targets = (
             cache.sample(count, generator_for(seed, "mixed", epoch, number)) if count else ([], [])

@@ -62,7 +62,8 @@ class Scene:
         glimpse: how candidates, float ``[C, M, P]`` unit parameters, would look; only for policies with
             ``sees_glimpses``.
         detector_loss: composes the scene with float ``[M, P]`` unit parameters and returns the detector's loss
-            of each image ``[B]``, without gradients; ``None`` where Terse was given no target.
+            of each image ``[B]``, without gradients: infinite where it is none, NaN where no paste shows and the
+            detector was not asked; ``None`` where Terse was given no target.
     """
 
     image_of: Tensor

@@ -39,5 +39,4 @@ class HardRandomPolicy(Policy):
         losses = torch.stack([scene.detector_loss(unit) for unit in units]).to(units[0].device)
         hardest = losses.nan_to_num(nan=-torch.inf, posinf=-torch.inf).argmax(0)
         unit = torch.stack(units)[hardest[scene.image_of], torch.arange(count, device=units[0].device)]
-        pasted_images = len(set(scene.image_of.tolist()))
-        return Proposal(unit, torch.zeros_like(unit[:, 0]), extra_forwards=self.candidates * pasted_images)
+        return Proposal(unit, torch.zeros_like(unit[:, 0]), extra_forwards=int((~losses.isnan()).sum()))

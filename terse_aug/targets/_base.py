@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from terse_aug._random import isolated_global_rng
 from terse_aug._sample import Target
 
 
@@ -32,7 +33,7 @@ class TargetModel(Protocol):
         ...
 
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
-        """For each annotated object the model's probability of it, float ``[N]`` in [0, 1].
+        """For each annotated object the model's probability of it, float ``[N]`` in [0, 1]; NaN where it tells none.
 
         Hardness, as the paper has it, is one minus this.
         """
@@ -46,8 +47,8 @@ class TellsChances(Protocol):
     def object_chances(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
         """For each annotated object the model's probability of every class, float ``[N, label_limit]``.
 
-        Column k is label k; at the object's label it is what :meth:`TargetModel.object_scores` gives. Rows sum to 1;
-        independent probabilities (sigmoids) do not belong here.
+        Column k is label k; at the object's label it is what :meth:`TargetModel.object_scores` gives. Rows sum to 1, or
+        are NaN where the model tells none; independent probabilities (sigmoids) do not belong here.
         """
         ...
 
@@ -80,7 +81,11 @@ class TellsInPassing(Protocol):
 
 @contextmanager
 def undisturbed(model: nn.Module, training: bool, differentiable: bool = False) -> Iterator[None]:
-    """Run a model without leaving a trace: modes restored, parameters, normalisation and dropout frozen.
+    """Run a model without leaving a trace: modes restored, parameters, BatchNorm and dropout frozen, buffers and the
+    global random generators of the model's devices as they were.
+
+    What the model draws is the same every time. In training mode it works on copies of its buffers, in which spectral
+    norms and running figures of other kinds than BatchNorm's are kept.
 
     Args:
         model: the unwrapped module; a DistributedDataParallel wrapper would synchronise, and a sharded one (FSDP) wait
@@ -90,17 +95,37 @@ def undisturbed(model: nn.Module, training: bool, differentiable: bool = False) 
     """
     modes = [(module, module.training) for module in model.modules()]
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    devices = {value.device for value in (*model.parameters(), *model.buffers())}
+    buffers: list[tuple[nn.Module, str, Tensor]] = []
     try:
         model.train(training)
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
                 module.eval()
+        if training:
+            buffers = _writable_buffers(model)
+            copies = {id(buffer): buffer.detach().clone() for _, _, buffer in buffers}
+            for module, name, buffer in buffers:
+                module._buffers[name] = copies[id(buffer)]
         for parameter in learning:
             parameter.requires_grad_(False)
-        with torch.set_grad_enabled(differentiable):
+        with torch.set_grad_enabled(differentiable), isolated_global_rng(0, sorted(devices, key=str)):
             yield
     finally:
         for parameter in learning:
             parameter.requires_grad_(True)
+        for module, name, buffer in buffers:
+            module._buffers[name] = buffer
         for module, mode in modes:
             module.training = mode
+
+
+def _writable_buffers(model: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
+    """What a forward in training mode may write into; BatchNorm's are frozen, TorchScript's cannot be replaced."""
+    return [
+        (module, name, buffer)
+        for module in model.modules()
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm | torch.jit.ScriptModule)
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from terse_aug._random import isolated_global_rng
 from terse_aug._sample import Target
 from terse_aug.targets._base import undisturbed
 from terse_aug.targets._gradients import pixel_gradients
@@ -34,7 +33,7 @@ class ClassifierTarget:
     def image_losses(self, images: Sequence[Tensor], targets: Sequence[Target], differentiable: bool = False) -> Tensor:
         """See :class:`TargetModel`; an image without objects has no class and a loss of 0."""
         labels = class_of(targets)
-        with undisturbed(self.model, True, differentiable), isolated_global_rng(0, [images[0].device]):
+        with undisturbed(self.model, True, differentiable):
             logits: Tensor = self.model(torch.stack(list(images)))
             return F.cross_entropy(logits.float(), labels, reduction="none", ignore_index=NO_CLASS)
 
@@ -45,18 +44,25 @@ class ClassifierTarget:
         return pixel_gradients(self.model, images, lambda own: self.image_losses(own, targets, True).mean(), loss_scale)
 
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
-        """See :class:`TargetModel`; for every object the probability of its class in the whole image."""
+        """See :class:`TargetModel`; of the object in front, NaN of those behind it."""
         every = self.object_chances(images, targets)
         return [
             own.gather(1, target["labels"].long()[:, None])[:, 0] for own, target in zip(every, targets, strict=True)
         ]
 
     def object_chances(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
-        """See :class:`TellsChances`; the same for all objects of an image."""
+        """See :class:`TellsChances`; of the object in front, NaN of those behind it."""
         with undisturbed(self.model, False):
             logits: Tensor = self.model(torch.stack(list(images)))
         chances = logits.float().softmax(1)
-        return [own.expand(len(target["labels"]), -1) for own, target in zip(chances, targets, strict=True)]
+        return [_of_the_last(own, len(target["labels"])) for own, target in zip(chances, targets, strict=True)]
+
+
+def _of_the_last(chances: Tensor, count: int) -> Tensor:
+    """Rows for the objects of an image, of which only the last gives it its class."""
+    rows = chances.new_full((count, len(chances)), torch.nan)
+    rows[-1:] = chances
+    return rows
 
 
 NO_CLASS = -100

@@ -8,7 +8,6 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from terse_aug._random import isolated_global_rng
 from terse_aug._sample import Target
 from terse_aug.targets._base import undisturbed
 
@@ -51,7 +50,7 @@ def pixel_gradients(
     """
     device = images[0].device
     leaves = [image.detach().clone().requires_grad_() for image in images]
-    with undisturbed(model, True, differentiable=True), isolated_global_rng(0, [device]):
+    with undisturbed(model, True, differentiable=True):
         # Of copies: a model may write into what it is given.
         total = loss([leaf.clone() for leaf in leaves]).float().sum()
         if total.requires_grad:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from terse_aug._random import isolated_global_rng
 from terse_aug._sample import Target
 from terse_aug.targets._base import undisturbed
 from terse_aug.targets._gradients import pixel_gradients
@@ -45,7 +44,7 @@ class RegressionTarget:
 
     def image_losses(self, images: Sequence[Tensor], targets: Sequence[Target], differentiable: bool = False) -> Tensor:
         """See :class:`TargetModel`; the mean over the values, 0 for an image without objects."""
-        with undisturbed(self.model, True, differentiable), isolated_global_rng(0, [images[0].device]):
+        with undisturbed(self.model, True, differentiable):
             given: Tensor = self.model(torch.stack(list(images))).float()
             wanted = self._wanted(targets, given)
             return F.smooth_l1_loss(given, wanted, reduction="none", beta=self.tolerance).mean(1)

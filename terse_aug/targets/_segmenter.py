@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from terse_aug._random import isolated_global_rng
 from terse_aug._sample import Target
 from terse_aug.targets._base import undisturbed
 from terse_aug.targets._gradients import pixel_gradients
@@ -37,7 +36,7 @@ class SegmentationTarget:
     def image_losses(self, images: Sequence[Tensor], targets: Sequence[Target], differentiable: bool = False) -> Tensor:
         """See :class:`TargetModel`; the mean over the pixels."""
         wanted = torch.stack([label_map(target) for target in targets])
-        with undisturbed(self.model, True, differentiable), isolated_global_rng(0, [images[0].device]):
+        with undisturbed(self.model, True, differentiable):
             logits: Tensor = self.model(torch.stack(list(images)))
             return F.cross_entropy(logits.float(), wanted, reduction="none").mean((1, 2))
 

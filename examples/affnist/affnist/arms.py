@@ -30,6 +30,18 @@ class Arm:
 _CRITIC = Arm("critic", {"critic_held": ()})
 _CRITIC_CUTOUTS = Arm("critic", {"critic_held": (), "critic_candidates": 4, "critic_cutouts": 4})
 
+COMMON: dict[str, Any] = {
+    "objects": (1, 1),
+    "image_probability": 1.0,
+    "decoys": (0, 0),
+    "mirror_probability": 0.0,
+    "edge_sigma": 0.0,
+    "move_every": 1,
+}
+"""Settings that all arms have, unless they say otherwise."""
+FIXED = ("objects", "image_probability", "decoys", "ranges")
+"""What makes a composite a digit of AffNIST's ranges on a black canvas, which the measurements count on."""
+
 LIVE = {
     "mnist": Arm(None),
     "random": Arm("random"),
@@ -55,17 +67,5 @@ LOCKSTEP = {
 def make_terse(arm: Arm, bank: ForegroundBank, target: ClassifierTarget, ranges: AffineRanges, seed: int) -> Terse:
     """The pasting of an arm: a digit on each black canvas, transformed within AffNIST's ranges."""
     assert arm.policy is not None
-    return Terse(
-        bank,
-        arm.policy,
-        seed=seed,
-        target=target,
-        objects=(1, 1),
-        image_probability=1.0,
-        decoys=(0, 0),
-        mirror_probability=0.0,
-        edge_sigma=0.0,
-        move_every=1,
-        ranges=ranges.for_pasting(),
-        **arm.settings,
-    )
+    settings: dict[str, Any] = COMMON | {"ranges": ranges.for_pasting()} | arm.settings
+    return Terse(bank, arm.policy, seed=seed, target=target, **settings)

@@ -15,6 +15,8 @@ from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.table import Table
 
+_KEPT = "neighbour distance of the kept"
+
 
 def by_arm(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Runs by arm, in the order in which arms first came."""
@@ -39,7 +41,7 @@ def print_table(runs: Sequence[dict[str, Any]]) -> None:
             _spread([hunt_yield(run) for run in own if run.get("filtered")], 3),
             _spread([100 * run["missed share"] for run in own if "missed share" in run]),
             _spread([run["metrics"]["diversity"] for run in own if "metrics" in run], 2),
-            _spread([run["neighbour distance of the kept"] for run in own if "hunts" in run], 3),
+            _spread([run[_KEPT] for run in own if _KEPT in run], 3),
             _spread([run["processor seconds"] for run in own], 0),
         )
     Console(width=220).print(table)
