@@ -98,7 +98,7 @@ def probe(
         composites = terse.compose(images, targets, policy, seed=seed + number)
         by_image = target.object_scores(composites.images, composites.targets)
         for image, own_scores, pastes in zip(composites.images, by_image, composites.pastes, strict=True):
-            known = ~own_scores.isnan()
+            known = (~own_scores.isnan()).tolist()
             labelled = [
                 paste for paste in pastes if paste.row is not None and paste.number is not None and known[paste.row]
             ]

@@ -95,6 +95,7 @@ def _asker(
         asked = detector.image_losses(
             [candidates.images[index] for index in pasted], [candidates.targets[index] for index in pasted]
         )
+        # NaN is for what was not asked; loud about infinity, which nan_to_num would make a large number.
         losses[pasted] = asked.to(losses).nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
         return losses
 

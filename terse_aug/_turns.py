@@ -161,7 +161,10 @@ class Turns(Sequence[Turn]):
 
     def _listen(self, turn: Turn) -> None:
         # A counter, so that a resumed run does not listen where the one before had stopped to.
-        if not isinstance(self._target, TellsInPassing) or self._ledger.counts["hearing_failed"]:
+        if not isinstance(self._target, TellsInPassing):
+            return
+        if self._ledger.counts["hearing_failed"]:
+            self._remarks.once("hearing", _NOT_LISTENED)
             return
         try:
             turn.listener = self._target.listen()
@@ -183,6 +186,10 @@ def _close(listeners: list[Listener]) -> None:
         listener.close()
 
 
+_NOT_LISTENED = (
+    "in the run that this one resumes, the detector could not be heard; it is asked every move_every-th iteration, "
+    "which costs a forward, so that the run ends as if it had not been stopped; a new Terse would listen again"
+)
 _NOT_HEARD = (
     "how hard the pastes were could not be heard in the detector's training forward ({}); it is asked every "
     "move_every-th iteration from now on, which costs a forward"

@@ -299,6 +299,7 @@ def test_flags_of_live_training_are_refused_in_lock_step(example, tmp_path, caps
         ("--mode lockstep --wanted 9", "--wanted: expected a multiple of 10, as many of each class, got 9"),
         ("--mode lockstep --wanted 0", "--wanted: expected a multiple of 10"),
         ('--settings {"objects":[1,3]}', "objects: the same in all runs"),
+        ('--settings {"superimpose_probability":1}', "superimpose_probability: the same in all runs"),
     ],
 )
 def test_what_would_end_in_a_table_without_figures_is_refused(example, tmp_path, capsys, flags, message):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
-from terse_aug import ForegroundBank, Terse
+from terse_aug import ForegroundBank, Terse, TerseWarning
 from terse_aug._random import isolated_global_rng
 from terse_aug.targets import TellsInPassing, TorchvisionDetector
 
@@ -337,7 +337,8 @@ def test_a_run_that_could_not_hear_is_resumed_as_one_that_asks(tiny_bank: Foregr
     resumed = critic(tiny_bank, same)
     resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
     train(whole, detector, 1, 3)
-    train(resumed, same, 1, 3)
+    with pytest.warns(TerseWarning, match="in the run that this one resumes"):
+        train(resumed, same, 1, 3)
     assert whole.metrics() == resumed.metrics()
     assert whole.metrics()["extra_forwards"] == 2 * len(SIZES)
 

@@ -14,7 +14,7 @@ from hunting import Brightness, hunt, noise_batches
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from terse_aug import ForegroundBank, PixelFormat, Terse
+from terse_aug import ForegroundBank, PixelFormat, Terse, TerseWarning
 from terse_aug.lockstep import HardExampleCache, Hunt, HuntReport
 from terse_aug.targets import ClassifierTarget, TorchvisionDetector, class_of
 
@@ -263,9 +263,10 @@ def test_a_target_that_scores_every_object_is_asked_about_every_paste(
     assert report.seen == metrics["objects_labelled"] - metrics["superimposed"]
 
 
+@pytest.mark.parametrize("policy", ["random", "learned"])
 @pytest.mark.parametrize("label", [5, -1])
 def test_objects_of_no_class_of_the_target_are_passed_over(
-    tiny_bank: ForegroundBank, tmp_path: Path, label: int
+    tiny_bank: ForegroundBank, tmp_path: Path, label: int, policy: str
 ) -> None:
     def batches() -> Any:
         for images, targets in noise_batches():
@@ -274,10 +275,24 @@ def test_objects_of_no_class_of_the_target_are_passed_over(
             yield images, targets
 
     target = ClassifierTarget(Brightness(), classes=3)
-    terse = Terse(tiny_bank, "random", objects=(1, 1), **EVERY_IMAGE)
+    terse = Terse(tiny_bank, policy, objects=(1, 1), **(EVERY_IMAGE | {"image_probability": 0.5}))
     for number, settings in enumerate(({}, {"rival_margin": 0.05})):
         cache = HardExampleCache(tmp_path / f"{number}")
         assert Hunt(terse, target, cache, {1: 3, 2: 3}, 400, **settings).run(batches()).complete
+
+
+def test_a_hunt_whose_target_has_no_gradient_says_so(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
+    class Deaf(Brightness):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images.detach())
+
+    terse = Terse(tiny_bank, "learned", objects=(1, 1), move_every=1, **EVERY_IMAGE)
+    before = parameters_of(terse)
+    hunter = Hunt(terse, ClassifierTarget(Deaf(), 3), HardExampleCache(tmp_path / "hard"), {1: 50, 2: 50}, 16)
+    with pytest.warns(TerseWarning, match="no gradient reached the composites"):
+        hunter.run(noise_batches())
+    assert (terse.metrics()["moves"], terse.metrics()["skipped_moves"]) == (0, 2)
+    assert all(torch.equal(new, old) for new, old in zip(parameters_of(terse), before, strict=True))
 
 
 class Recomputed(nn.Module):

@@ -141,6 +141,38 @@ class Restless(nn.Module):
         return self.head(F.dropout(self.normed(images).mean((2, 3)) + images.mean((2, 3)), 0.5, training=True))
 
 
+class Tabled(nn.Module):
+    """Computes a table when the size of what comes changes, in a buffer that is no part of its state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.zeros(1, 1), persistent=False)
+        self.size = (1, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.size != tuple(images.shape[-2:]):
+            self.size = tuple(images.shape[-2:])
+            self.table = torch.ones(self.size)
+        return (images * self.table).mean((2, 3))
+
+
+def test_a_table_that_a_model_computed_while_it_was_asked_stays_with_it() -> None:
+    model = Tabled().train()
+    images, _ = batch(0, count=1)
+    found = [{"boxes": torch.zeros(1, 4), "labels": torch.ones(1, dtype=torch.long)}]
+    ClassifierTarget(model, 3).image_losses(list(images), found)
+    assert torch.equal(model(images), images.mean((2, 3)))
+
+
+def test_an_object_that_is_no_class_of_the_classifiers_has_no_score_and_no_loss() -> None:
+    torch.manual_seed(0)
+    target = ClassifierTarget(Features(flat_head(3)), 3)
+    images, _ = batch(0, count=2)
+    found = [{"boxes": torch.zeros(1, 4), "labels": torch.tensor([label])} for label in (5, -1)]
+    assert torch.cat(target.object_scores(list(images), found)).isnan().all()
+    assert target.image_losses(list(images), found).tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("kind", ["losses", "gradients", "scores"])
 def test_a_model_that_writes_and_draws_is_left_as_it_was(kind: str) -> None:
     torch.manual_seed(0)

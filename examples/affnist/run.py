@@ -106,7 +106,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--settings",
         type=_settings_of_terse,
         default={},
-        help="JSON, of Terse, over those of the arms: '{\"critic_goal\": 0.5}'",
+        help="JSON, of Terse, over those of the arms: '{\"critic_goal\": 0.5}'; not " + ", ".join(FIXED),
     )
     args = parser.parse_args(argv)
     if args.mode != "live" and (args.decay or args.learning_rate != live.learning_rate):

@@ -55,7 +55,7 @@ class Detectron2Detector:
     def image_losses(self, images: Sequence[Tensor], targets: Sequence[Any], differentiable: bool = False) -> Tensor:
         """See :class:`terse_aug.targets.TargetModel`; one forward per image, each with the same draw of proposals."""
         losses = []
-        with undisturbed(self.model, True, differentiable), EventStorage(1):
+        with undisturbed(self.model, True, differentiable, images[0].device), EventStorage(1):
             for image, target in zip(images, targets, strict=True):
                 with isolated_global_rng(0, [image.device]):
                     losses.append(self._loss([image], [target]))
@@ -76,7 +76,7 @@ class Detectron2Detector:
         """See :class:`terse_aug.targets.TargetModel`; the highest score of a detection of the object's class that
         overlaps it, 0 where there is none above the model's own threshold."""
         batch = [{"image": image, "height": image.shape[-2], "width": image.shape[-1]} for image in images]
-        with undisturbed(self.model, False), EventStorage(1):
+        with undisturbed(self.model, False, device=images[0].device), EventStorage(1):
             if isinstance(self.model, GeneralizedRCNN):  # no masks of the image's size
                 predictions = self.model.inference(batch, do_postprocess=False)
             else:

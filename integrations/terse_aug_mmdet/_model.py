@@ -46,7 +46,7 @@ class MMDetDetector:
     def image_losses(self, images: Sequence[Tensor], targets: Sequence[Any], differentiable: bool = False) -> Tensor:
         """See :class:`terse_aug.targets.TargetModel`; one forward per image, each with the same draw of proposals."""
         losses = []
-        with undisturbed(self.model, True, differentiable):
+        with undisturbed(self.model, True, differentiable, images[0].device):
             for image, target in zip(images, targets, strict=True):
                 with isolated_global_rng(0, [image.device]):
                     losses.append(self._loss([image], [target]))
@@ -68,7 +68,7 @@ class MMDetDetector:
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Any]) -> list[Tensor]:
         """See :class:`terse_aug.targets.TargetModel`; the highest score of a detection of the object's class that
         overlaps it, 0 where there is none above the model's own threshold."""
-        with undisturbed(self.model, False), mended_heads(self.model):
+        with undisturbed(self.model, False, device=images[0].device), mended_heads(self.model):
             data = self.model.data_preprocessor(_batch(images, targets), False)
             found = self.model.predict(data["inputs"], data["data_samples"], rescale=False)
         return [

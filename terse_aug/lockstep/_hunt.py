@@ -53,7 +53,8 @@ class Hunt:
     """Train a policy against a frozen target until it has yielded enough hard examples.
 
     The target is asked once about every composite, which says what is hard; a policy that learns from hardness
-    learns from that, one that learns from gradients costs a training pass besides where it moves. An example is hard
+    learns from that, one that learns from gradients costs a training pass of the batch besides where it moves. An
+    example is hard
     where the target's probability of a pasted object is at most ``hard_below``; or, as the paper has it, where that of
     another class exceeds it by more than ``rival_margin``. Objects that were put behind a paste are not asked about,
     nor are those that the target tells nothing of: of an image, a classifier judges the object in front.
@@ -225,8 +226,13 @@ class Hunt:
             return
         # Aside, for a target that recomputes its activations would do that after it had been let go of.
         _, gradients = self._target.pixel_gradients(images, targets)
-        pairs = [pair for pair in zip(images, gradients, strict=True) if pair[0].requires_grad]
-        torch.autograd.backward([image for image, _ in pairs], [gradient for _, gradient in pairs])
+        reached = [
+            (image, gradient)
+            for image, gradient in zip(images, gradients, strict=True)
+            if image.requires_grad and bool(gradient.any())
+        ]
+        if reached:
+            torch.autograd.backward([image for image, _ in reached], [gradient for _, gradient in reached])
 
     def _is_hard(self, hardness: Tensor, chances: Tensor | None, target: Target) -> Tensor:
         """Whether each object of an image is hard, bool ``[N]``."""

@@ -80,22 +80,26 @@ class TellsInPassing(Protocol):
 
 
 @contextmanager
-def undisturbed(model: nn.Module, training: bool, differentiable: bool = False) -> Iterator[None]:
-    """Run a model without leaving a trace: modes restored, parameters, BatchNorm and dropout frozen, buffers and the
-    global random generators of the model's devices as they were.
+def undisturbed(
+    model: nn.Module, training: bool, differentiable: bool = False, device: torch.device | None = None
+) -> Iterator[None]:
+    """Run a model without leaving a trace: modes and the global random generators as they were, parameters, BatchNorm
+    and dropout frozen.
 
-    What the model draws is the same every time. In training mode it works on copies of its buffers, in which spectral
-    norms and running figures of other kinds than BatchNorm's are kept.
+    What the model draws is the same every time. In training mode it works on copies of its persistent buffers, where
+    spectral norms and running figures of other kinds than BatchNorm's are. Buffers that are no part of its state are
+    left to it: they are tables that it computes when it needs them, and attributes say which they are.
 
     Args:
         model: the unwrapped module; a DistributedDataParallel wrapper would synchronise, and a sharded one (FSDP) wait
             for ranks that have nothing to ask.
         training: mode of the modules that choose between losses and predictions by it.
         differentiable: record a graph to the inputs.
+        device: of the inputs, besides those of the model.
     """
     modes = [(module, module.training) for module in model.modules()]
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    devices = {value.device for value in (*model.parameters(), *model.buffers())}
+    devices = {value.device for value in (*model.parameters(), *model.buffers())} | ({device} if device else set())
     buffers: list[tuple[nn.Module, str, Tensor]] = []
     try:
         model.train(training)
@@ -121,11 +125,11 @@ def undisturbed(model: nn.Module, training: bool, differentiable: bool = False) 
 
 
 def _writable_buffers(model: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
-    """What a forward in training mode may write into; BatchNorm's are frozen, TorchScript's cannot be replaced."""
+    """What a forward may write into that is saved; BatchNorm's are frozen, TorchScript's cannot be replaced."""
     return [
         (module, name, buffer)
         for module in model.modules()
         if not isinstance(module, nn.modules.batchnorm._BatchNorm | torch.jit.ScriptModule)
         for name, buffer in module._buffers.items()
-        if buffer is not None
+        if buffer is not None and name not in module._non_persistent_buffers_set
     ]

@@ -31,9 +31,10 @@ class ClassifierTarget:
         self.first_label, self.label_limit = 0, classes
 
     def image_losses(self, images: Sequence[Tensor], targets: Sequence[Target], differentiable: bool = False) -> Tensor:
-        """See :class:`TargetModel`; an image without objects has no class and a loss of 0."""
+        """See :class:`TargetModel`; an image without objects, or with one of no class in front, has a loss of 0."""
         labels = class_of(targets)
-        with undisturbed(self.model, True, differentiable):
+        labels = torch.where((labels >= 0) & (labels < self.label_limit), labels, NO_CLASS)
+        with undisturbed(self.model, True, differentiable, images[0].device):
             logits: Tensor = self.model(torch.stack(list(images)))
             return F.cross_entropy(logits.float(), labels, reduction="none", ignore_index=NO_CLASS)
 
@@ -44,15 +45,13 @@ class ClassifierTarget:
         return pixel_gradients(self.model, images, lambda own: self.image_losses(own, targets, True).mean(), loss_scale)
 
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
-        """See :class:`TargetModel`; of the object in front, NaN of those behind it."""
+        """See :class:`TargetModel`; of the object in front, NaN of those behind it and of labels that are no class."""
         every = self.object_chances(images, targets)
-        return [
-            own.gather(1, target["labels"].long()[:, None])[:, 0] for own, target in zip(every, targets, strict=True)
-        ]
+        return [_of_their_class(own, target["labels"].long()) for own, target in zip(every, targets, strict=True)]
 
     def object_chances(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
         """See :class:`TellsChances`; of the object in front, NaN of those behind it."""
-        with undisturbed(self.model, False):
+        with undisturbed(self.model, False, device=images[0].device):
             logits: Tensor = self.model(torch.stack(list(images)))
         chances = logits.float().softmax(1)
         return [_of_the_last(own, len(target["labels"])) for own, target in zip(chances, targets, strict=True)]
@@ -63,6 +62,12 @@ def _of_the_last(chances: Tensor, count: int) -> Tensor:
     rows = chances.new_full((count, len(chances)), torch.nan)
     rows[-1:] = chances
     return rows
+
+
+def _of_their_class(chances: Tensor, labels: Tensor) -> Tensor:
+    known = (labels >= 0) & (labels < chances.shape[1])
+    own = chances.gather(1, labels.where(known, 0)[:, None])[:, 0]
+    return torch.where(known, own, torch.nan)
 
 
 NO_CLASS = -100

@@ -50,7 +50,7 @@ def pixel_gradients(
     """
     device = images[0].device
     leaves = [image.detach().clone().requires_grad_() for image in images]
-    with undisturbed(model, True, differentiable=True):
+    with undisturbed(model, True, differentiable=True, device=device):
         # Of copies: a model may write into what it is given.
         total = loss([leaf.clone() for leaf in leaves]).float().sum()
         if total.requires_grad:

@@ -44,7 +44,7 @@ class RegressionTarget:
 
     def image_losses(self, images: Sequence[Tensor], targets: Sequence[Target], differentiable: bool = False) -> Tensor:
         """See :class:`TargetModel`; the mean over the values, 0 for an image without objects."""
-        with undisturbed(self.model, True, differentiable):
+        with undisturbed(self.model, True, differentiable, images[0].device):
             given: Tensor = self.model(torch.stack(list(images))).float()
             wanted = self._wanted(targets, given)
             return F.smooth_l1_loss(given, wanted, reduction="none", beta=self.tolerance).mean(1)
@@ -56,8 +56,8 @@ class RegressionTarget:
         return pixel_gradients(self.model, images, lambda own: self.image_losses(own, targets, True).mean(), loss_scale)
 
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
-        """See :class:`TargetModel`; the same for all objects of an image."""
-        with undisturbed(self.model, False):
+        """See :class:`TargetModel`; the same for all objects of an image, each of which it judges."""
+        with undisturbed(self.model, False, device=images[0].device):
             given: Tensor = self.model(torch.stack(list(images))).float()
         errors = (given - self._wanted(targets, given)).abs().amax(1)
         scores = torch.exp(-errors / self.tolerance)

@@ -36,7 +36,7 @@ class SegmentationTarget:
     def image_losses(self, images: Sequence[Tensor], targets: Sequence[Target], differentiable: bool = False) -> Tensor:
         """See :class:`TargetModel`; the mean over the pixels."""
         wanted = torch.stack([label_map(target) for target in targets])
-        with undisturbed(self.model, True, differentiable):
+        with undisturbed(self.model, True, differentiable, images[0].device):
             logits: Tensor = self.model(torch.stack(list(images)))
             return F.cross_entropy(logits.float(), wanted, reduction="none").mean((1, 2))
 
@@ -48,7 +48,7 @@ class SegmentationTarget:
 
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
         """See :class:`TargetModel`; the mean probability of an object's class over its mask, NaN for an empty one."""
-        with undisturbed(self.model, False):
+        with undisturbed(self.model, False, device=images[0].device):
             logits: Tensor = self.model(torch.stack(list(images)))
         scores = []
         for chances, target in zip(logits.float().softmax(1), targets, strict=True):

@@ -39,7 +39,7 @@ class TorchvisionDetector:
     def image_losses(self, images: Sequence[Tensor], targets: Sequence[Target], differentiable: bool = False) -> Tensor:
         """See :class:`TargetModel`; one forward per image, each with the same draw of proposals."""
         losses = []
-        with undisturbed(self.model, True, differentiable):
+        with undisturbed(self.model, True, differentiable, images[0].device):
             for image, target in zip(images, targets, strict=True):
                 with isolated_global_rng(0, [image.device]):
                     losses.append(self._loss([image], [target]))
@@ -58,7 +58,7 @@ class TorchvisionDetector:
 
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
         """See :class:`TargetModel`; the highest score of a detection of the object's class that overlaps it."""
-        with undisturbed(self.model, False):
+        with undisturbed(self.model, False, device=images[0].device):
             predictions: list[dict[str, Any]] = self.model(list(images))
         scores = []
         for prediction, target in zip(predictions, targets, strict=True):

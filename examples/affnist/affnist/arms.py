@@ -39,7 +39,7 @@ COMMON: dict[str, Any] = {
     "move_every": 1,
 }
 """Settings that all arms have, unless they say otherwise."""
-FIXED = ("objects", "image_probability", "decoys", "ranges")
+FIXED = ("objects", "image_probability", "decoys", "mirror_probability", "superimpose_probability", "ranges")
 """What makes a composite a digit of AffNIST's ranges on a black canvas, which the measurements count on."""
 
 LIVE = {
