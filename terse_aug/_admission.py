@@ -38,16 +38,24 @@ class Admission:
     remarks: dict[str, str]
 
 
-def admit(images: Sequence[Tensor] | Tensor, targets: Sequence[Target]) -> Admission:
+def admit(images: Sequence[Tensor] | Tensor, targets: Sequence[Target], keypoint_count: int = 0) -> Admission:
     """Check a batch; mend boxes; say which images can be pasted on and what was left out.
 
+    Args:
+        images: of the batch.
+        targets: likewise.
+        keypoint_count: of the cut-outs that will be pasted; 0 where they have none.
+
     Raises:
-        ValueError: the batch is empty or does not keep to the contract of :mod:`terse_aug._sample`.
+        ValueError: the batch is empty, does not keep to the contract of :mod:`terse_aug._sample`, or has another number
+            of keypoints than the cut-outs.
     """
     images, targets = list(images), list(targets)
     if not images:
         raise ValueError("expected at least one image, got an empty batch")
     check_samples(images, targets)
+    if keypoint_count:
+        targets = [_with_keypoints(index, target, keypoint_count) for index, target in enumerate(targets)]
     dropped: Counter[str] = Counter()
     # Read at once: one wait for the device, however many images.
     sums = torch.stack([image.detach().sum(dtype=torch.float32) for image in images]).tolist()
@@ -64,3 +72,15 @@ def admit(images: Sequence[Tensor] | Tensor, targets: Sequence[Target]) -> Admis
             f"of step with the objects. Fields that follow them are {', '.join(OBJECT_FIELDS)}"
         )
     return Admission(images, targets, usable, dropped, remarks)
+
+
+def _with_keypoints(index: int, target: Target, count: int) -> Target:
+    """A target with as many keypoints as the cut-outs have; one without objects may say any number."""
+    if "keypoints" not in target or target["keypoints"].shape[1] == count:
+        return target
+    if len(target["keypoints"]) == 0:
+        return target | {"keypoints": target["keypoints"].new_zeros(0, count, 3)}
+    raise ValueError(
+        f"target {index}: expected {count} keypoints of each object, as the cut-outs have, got "
+        f"{target['keypoints'].shape[1]}; build the bank from annotations with the same keypoints"
+    )

@@ -6,6 +6,7 @@ Shape letters: B images, M pastes, P transform parameters.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -187,7 +188,8 @@ def _object_pastes(
         if not shown:
             dropped["paste_too_small"] += 1
             continue
-        area = _uncut_area(foreground, matrix, shown) if _at_border(patch.rectangle, frames[row]) else shown
+        at_border = _at_border(patch.rectangle, frames[row])
+        area = _uncut_area(foreground, matrix, centre, frames[row], shown) if at_border else shown
         keypoints = _map_keypoints(foreground, layout.mirrored[row], matrix, centre, surface)
         pasted[row] = (
             patch,
@@ -196,17 +198,31 @@ def _object_pastes(
     return pasted
 
 
+_SAMPLED_SIDE = 64
+"""Of a cut-out about this many pixels squared are looked at, to see how much of it the frame cuts off."""
+
+
 def _at_border(rectangle: Rectangle, frame: tuple[int, int]) -> bool:
     height, width = frame
     return rectangle.top == 0 or rectangle.left == 0 or rectangle.bottom == height or rectangle.right == width
 
 
-def _uncut_area(foreground: Foreground, matrix: Tensor, shown: int) -> float:
-    """Pixels that a paste which the frame may cut would show without it; at least those that it does show."""
-    (a, b), (c, d) = matrix.tolist()
-    opaque = int(np.count_nonzero(foreground.rgba[:, :, 3] > 127))
-    determinant: float = abs(a * d - b * c)
-    return max(determinant * opaque, float(shown))
+def _uncut_area(foreground: Foreground, matrix: Tensor, centre: Tensor, frame: tuple[int, int], shown: int) -> float:
+    """Pixels that a paste which the frame may cut would show without it.
+
+    As many times those that it does show as the cut-out has opaque pixels for each that lands inside: blurring and
+    reducing take as much from what is inside as from the whole.
+    """
+    turned, limits = matrix.numpy().T, np.array(frame[::-1])
+    reached = foreground.outline @ turned + centre.numpy()
+    if (reached >= 0).all() and (reached <= limits).all():
+        return shown
+    alpha = foreground.rgba[:, :, 3]
+    step = max(1, round(math.sqrt(alpha.size) / _SAMPLED_SIDE))
+    opaque = np.argwhere(alpha[::step, ::step] > 127)[:, ::-1] * step + step / 2
+    landed = (opaque - np.array(foreground.size) / 2) @ turned + centre.numpy()
+    inside = int(((landed >= 0) & (landed < limits)).all(1).sum())
+    return shown * len(opaque) / max(inside, 1)
 
 
 def _warp(

@@ -88,7 +88,7 @@ def correct_target(
     if "keypoints" in target:
         _cover_keypoints(corrected["keypoints"][: len(kept)], cover)
     views = [originals[row] for row in kept] + [shown[row] for row in added]
-    _write_views(corrected, views, len(kept), size)
+    _write_views(corrected, views, size)
     row_of = {labelled[row]: new for new, row in enumerate(added, start=len(kept))}
     dropped = Counter(occluded=len(originals) - len(kept), paste_hidden=len(labelled) - len(added))
     return Correction(corrected, [row_of.get(index) for index in range(len(pastes))], +dropped)
@@ -185,21 +185,12 @@ def _fresh_ids(ids: Tensor, added: int) -> Tensor:
 
 
 def _pasted_keypoints(keypoints: Tensor, pastes: Sequence[PastedObject], size: tuple[int, int]) -> Tensor:
-    """``[K, k, 3]``; zeros where a cut-out has none or they lie outside the frame.
-
-    Raises:
-        ValueError: a cut-out has another number of keypoints than the target.
-    """
+    """``[K, k, 3]``; zeros where a cut-out has none or they lie outside the frame."""
     rows = keypoints.new_zeros((len(pastes), *keypoints.shape[1:]))
     limits = keypoints.new_tensor([size[1], size[0]])
     for row, paste in zip(rows, pastes, strict=True):
         if paste.keypoints is None:
             continue
-        if paste.keypoints.shape != row.shape:
-            raise ValueError(
-                f"expected cut-outs with {row.shape[0]} keypoints as in the targets, got {len(paste.keypoints)}; "
-                "build the bank from annotations with the same keypoints"
-            )
         points = paste.keypoints.to(row)
         inside = ((points[:, :2] >= 0) & (points[:, :2] < limits)).all(1) & (points[:, 2] > 0)
         row[inside] = points[inside]
@@ -300,8 +291,8 @@ def _taken(values: Tensor, rows: Sequence[int]) -> Tensor:
     return values if len(rows) == len(values) else values[list(rows)]
 
 
-def _write_views(corrected: Target, views: Sequence[_View], count: int, size: tuple[int, int]) -> None:
-    """Write boxes, areas and masks of all objects; those from ``count`` on are pastes."""
+def _write_views(corrected: Target, views: Sequence[_View], size: tuple[int, int]) -> None:
+    """Write boxes, areas and masks of all objects."""
     if "masks" in corrected:
         masks = corrected["masks"] = zeros((len(views), *size), corrected["masks"])
         for mask, view in zip(masks, views, strict=True):
@@ -313,10 +304,10 @@ def _write_views(corrected: Target, views: Sequence[_View], count: int, size: tu
     boxes = corrected["boxes"]
     boxes[touched] = boxes.new_tensor([views[row].box for row in touched])
     if "area" in corrected:
-        exact, area = "masks" in corrected, corrected["area"]
+        area = corrected["area"]
         for row in touched:
             share = views[row].area / max(views[row].full_area, 1)
-            area[row] = views[row].area if exact or row >= count else area[row] * share
+            area[row] = views[row].area if views[row].mask is not None else area[row] * share
 
 
 def _cover_keypoints(keypoints: Tensor, cover: _Cover) -> None:

@@ -120,6 +120,7 @@ class CutoutLoader:
         background = replaces_image(self.config, generator)
         if background and not pastes:
             pastes = draw_own_count(self.config, generator)
+        decoy_count = decoy_count if pastes else 0
         any_class = self.offers > 1 and self.config.critic_any_class
         objects = self._sampler.draw(Demand([pastes], self.offers, any_class), generator)
         decoys: list[int] = torch.randint(len(self._bank), (decoy_count,), generator=generator).tolist()
@@ -129,12 +130,12 @@ class CutoutLoader:
 
 
 def draw_counts(config: TerseConfig, generator: torch.Generator) -> tuple[int, int]:
-    """How many pastes and how many decoys an image gets; none at all if it is left as it is."""
+    """How many pastes an image gets, none if it is left as it is; and how many decoys if it gets any."""
     pasted = float(torch.rand((), generator=generator)) < config.image_probability
     pastes, decoys = (
         int(torch.randint(low, high + 1, (), generator=generator)) for low, high in (config.objects, config.decoys)
     )
-    return (pastes, decoys) if pasted and pastes else (0, 0)
+    return pastes if pasted else 0, decoys
 
 
 def replaces_image(config: TerseConfig, generator: torch.Generator) -> bool:

@@ -21,7 +21,9 @@ def derived_seed(*keys: int | str) -> int:
     Returns:
         An integer in ``[0, 2**63)``, the same on every machine and in every Python process.
     """
-    digest = hashlib.blake2b(repr(keys).encode(), digest_size=8).digest()
+    # A number is the same number whichever type has it; numpy's would be written otherwise.
+    plain = tuple(key if isinstance(key, str) else int(key) for key in keys)
+    digest = hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 

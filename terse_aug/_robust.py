@@ -83,7 +83,8 @@ class Robustness(nn.Module):
         self._scale, self._since_overflow = _FIRST_SCALE, 0
         self._awaited = 0
         self._heard: Tensor | None = None
-        self._flags: list[Tensor] = []
+        # Of the images heard: how many, and of these how many with a gradient that is finite and not zero, and finite.
+        self._answers, self._flags = 0, torch.zeros(2)
 
     def perturbed(self, composites: Composites, usable: Sequence[bool], seed: int, call: int) -> Composites:
         """Composites with other images; what is random is a function of seed, rank and call.
@@ -118,16 +119,16 @@ class Robustness(nn.Module):
 
     def step(self) -> bool:
         """Let the universal pattern move by what the backward has left; false if it has left nothing at all."""
-        awaited, heard, flags = self._awaited, self._heard, self._flags
+        awaited, heard, answers = self._awaited, self._heard, self._answers
+        fine, finite = map(int, self._flags.tolist())
         self._forget()
         if not awaited:
             return True
-        fine, finite = torch.stack(flags).sum(0).tolist() if flags else (0, 0)
-        self.counts["not_finite"] += len(flags) - finite
-        self.counts["no_gradient"] += max(awaited - len(flags), 0) + finite - fine
+        self.counts["not_finite"] += answers - finite
+        self.counts["no_gradient"] += max(awaited - answers, 0) + finite - fine
         if heard is not None:
             self.pattern.add_(heard.sign(), alpha=self.step_size).clamp_(-1, 1)
-        return bool(flags)
+        return answers > 0
 
     def figures(self) -> dict[str, float]:
         """Counters and running averages, by name, for :meth:`terse_aug.Terse.metrics`."""
@@ -247,10 +248,11 @@ class Robustness(nn.Module):
         both = torch.stack([own * ~foreground, own * foreground])
         sums = folded(both, shift, TILE).to(self.pattern)
         self._heard = sums if self._heard is None else self._heard + sums
-        self._flags.append(torch.stack([finite & nonzero, finite]))
+        self._answers += 1
+        self._flags = self._flags.to(sums.device) + torch.stack([finite & nonzero, finite])
 
     def _forget(self) -> None:
-        self._awaited, self._heard, self._flags = 0, None, []
+        self._awaited, self._heard, self._answers, self._flags = 0, None, 0, torch.zeros(2)
 
     # --- state ------------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """The contract of a sample, checked once at the door; everything inside trusts it. Imports torch only.
 
 images: float ``[3, H, W]``, targets: a dictionary of ``boxes`` float ``[N, 4]`` (XYXY, pixels), ``labels`` int
-``[N]`` and, where present, ``masks`` bool or uint8 ``[N, H, W]``, ``keypoints`` float ``[N, k, 3]`` (x, y,
+``[N]`` and, where present, ``masks`` bool or uint8 of 0 and 1 ``[N, H, W]``, ``keypoints`` float ``[N, k, 3]`` (x, y,
 visibility), ``ids`` int ``[N]``, ``area`` float ``[N]``, ``iscrowd`` ``[N]``. Other entries are handed through.
 """
 
@@ -84,6 +84,9 @@ def _check_field(where: str, name: str, image: Tensor, target: Target) -> None:
         raise ValueError(f"{where}: expected {name} of shape [{wanted}], got {shape}")
     if value.device != image.device:
         raise ValueError(f"{where}: {name} is on {value.device}, its image on {image.device}; move both")
+    # torchvision's tv_tensors say how their numbers are meant.
+    if name == "boxes" and (layout := getattr(getattr(value, "format", None), "name", "XYXY")) != "XYXY":
+        raise ValueError(f"{where}: expected boxes as XYXY, got {layout}; convert them before calling Terse")
     kind, allowed = _KINDS.get(name, ("", ()))
     if allowed and value.dtype not in allowed:
         raise ValueError(f"{where}: expected {name} to be {kind} tensor, got {value.dtype}")
@@ -102,13 +105,18 @@ def _expected_shape(name: str, boxes: Tensor, image: Tensor) -> tuple[int | str,
 def unknown_object_fields(target: Target) -> list[str]:
     """Names of tensors that seem to have an entry per object, but are none of the fields that follow the pixels.
 
-    A target with a single object says nothing: an image's id has one entry, too.
+    A target with a single object says nothing: an image's id has one entry, too. Nor do sizes of the image, which have
+    two or three.
     """
     count = len(target["boxes"])
     return [
         name
         for name, value in target.items()
-        if name not in OBJECT_FIELDS and isinstance(value, Tensor) and value.ndim and len(value) == count > 1
+        if name not in OBJECT_FIELDS
+        and not name.endswith(("size", "shape"))
+        and isinstance(value, Tensor)
+        and value.ndim
+        and len(value) == count > 1
     ]
 
 

@@ -368,7 +368,7 @@ class Terse(nn.Module):
         return self._target[0] if self._target else None
 
     def _admit(self, images: Sequence[Tensor] | Tensor, targets: Sequence[Target]) -> Admission:
-        batch = admit(images, targets)
+        batch = admit(images, targets, len(self.bank.keypoint_names))
         self._remark(batch)
         return batch
 

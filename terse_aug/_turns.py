@@ -21,6 +21,8 @@ from terse_aug.samplers import Sampler
 from terse_aug.targets import Listener, TargetModel, TellsInPassing
 
 _MOST = 64
+_MOST_WITH_IMAGES = 16
+"""Of those whose composites are kept, since the target will have to be asked about them."""
 
 
 class Turns(Sequence[Turn]):
@@ -63,14 +65,16 @@ class Turns(Sequence[Turn]):
     def keep(self, turn: Turn) -> None:
         """Remember a batch for the next step, but not without end if nobody calls it."""
         self._kept.append(turn)
-        if len(self._kept) > _MOST:
-            del self._kept[0]
-            self._ledger.counts["dropped/graph"] += 1
-            self._remarks.once(
-                "step",
-                f"Terse was called more than {_MOST} times since the last step(), and the oldest batches are not "
-                f"learned from: call step() after backward(), at the latest every {_MOST} batches",
-            )
+        with_images = [kept for kept in self._kept if kept.composites is not None]
+        for turns, most in ((self._kept, _MOST), (with_images, _MOST_WITH_IMAGES)):
+            if len(turns) > most:
+                self._kept.remove(turns[0])
+                self._ledger.counts["dropped/graph"] += 1
+                self._remarks.once(
+                    "step",
+                    f"Terse was called more than {most} times since the last step(), and the oldest batches are not "
+                    f"learned from: call step() after backward(), at the latest every {most} batches",
+                )
 
     def follow(self, turn: Turn, shown: Composites) -> None:
         """Listen to what the detector makes of a batch, until :meth:`end_batch`, if anybody wants to know.

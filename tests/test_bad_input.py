@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from factories import (
     train_step,
 )
 from torch import Tensor, nn
+from torchvision import tv_tensors
 
 from terse_aug import ForegroundBank, Terse, TerseWarning, TransformRanges
 from terse_aug.bank import BankWriter
@@ -158,8 +160,38 @@ def test_what_is_no_batch_is_refused_and_leaves_no_trace(tiny_bank: ForegroundBa
 def test_keypoints_of_another_number_are_refused(tmp_path: Path) -> None:
     points = np.array([[3, 3, 2], [5, 5, 2]], np.float32)
     bank = make_bank(tmp_path, [cutout(keypoints=points)], keypoint_names=["left", "right"])
-    with pytest.raises(ValueError, match="expected cut-outs with 3 keypoints as in the targets, got 2; build the bank"):
-        Terse(bank, "random", **EVERY_IMAGE)(*make_batch(keypoints=True))
+    terse = Terse(bank, "random", sampler="biregular", **EVERY_IMAGE)
+    before = {name: value.clone() for name, value in terse.state_dict().items()}
+    with pytest.raises(ValueError, match=r"target 0: expected 2 keypoints of each object, as the cut-outs .*, got 3;"):
+        terse(*make_batch(keypoints=True))
+    assert all(torch.equal(value.nan_to_num(), before[name].nan_to_num()) for name, value in terse.state_dict().items())
+
+
+def test_an_image_without_objects_may_say_any_number_of_keypoints(tmp_path: Path) -> None:
+    points = np.array([[3, 3, 2], [5, 5, 2]], np.float32)
+    bank = make_bank(tmp_path, [cutout(keypoints=points)], keypoint_names=["left", "right"])
+    images, targets = make_batch(objects=0)
+    targets = [target | {"keypoints": torch.zeros(0, 0, 3)} for target in targets]
+    _, found = Terse(bank, "random", **EVERY_IMAGE)(images, targets)
+    assert all(target["keypoints"].shape == (len(target["boxes"]), 2, 3) for target in found)
+
+
+def test_boxes_that_say_they_are_no_corners_are_refused(terse: Terse) -> None:
+    images, targets = make_batch()
+    for target, image in zip(targets, images, strict=True):
+        given = {"format": "XYWH", "canvas_size": image.shape[-2:]}
+        target["boxes"] = tv_tensors.BoundingBoxes(target["boxes"], **given)
+    with pytest.raises(ValueError, match="target 0: expected boxes as XYXY, got XYWH; convert them"):
+        terse(images, targets)
+
+
+def test_the_size_of_an_image_is_no_entry_of_its_objects(terse: Terse) -> None:
+    images, targets = make_batch(objects=2)
+    for target, image in zip(targets, images, strict=True):
+        target["orig_size"] = torch.tensor(image.shape[-2:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TerseWarning)
+        terse(images, targets)
 
 
 # --- what is left out -----------------------------------------------------------------------------------------------

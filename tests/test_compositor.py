@@ -401,6 +401,40 @@ def test_composites_and_their_labels_agree_with_the_reference(batched: bool) -> 
     assert [paste.row for paste in composites.pastes[0]] == [shown.get(index) for index in range(4)]
 
 
+def thin_figure() -> Foreground:
+    """Of strokes so thin that a small paste loses most of its pixels to the blur."""
+    alpha = np.zeros((40, 24), np.uint8)
+    alpha[0:8, 9:15] = alpha[8:40, 10:14] = alpha[10:12] = 255
+    return Foreground(np.dstack([alpha] * 4), 1, "figure", 0.1)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("least", [0.25, 0.95])
+def test_what_lies_inside_is_labelled_beside_the_border_as_in_the_middle(least: float, grad: bool) -> None:
+    ranges = TransformRanges((0, 0), (0, 0), (1, 1), (1, 1), (1, 1), keep_inside=1.0)
+    unit = torch.tensor([[0.5] * 5 + [x, y] for x in (0, 0.5, 1) for y in (0, 0.5, 1)], requires_grad=grad)
+    images = [torch.zeros(3, 160, 200)] * 9
+    surface = surface_of(min_visibility=least, ranges=ranges)
+    found = compose(images, [target_of()] * 9, layout_of([thin_figure()] * 9, list(range(9))), unit, surface)
+    assert [len(target["boxes"]) for target in found.targets] == [1] * 9
+
+
+@pytest.mark.parametrize("cut", [0.3, 0.5])
+def test_of_what_the_frame_cuts_the_share_that_is_inside_counts(cut: float) -> None:
+    """A long bar of which a known share of the length is outside, thin or not, labelled if enough of it is inside."""
+    alpha = np.zeros((200, 40), np.uint8)
+    alpha[:, 10:30] = 255
+    bar = Foreground(np.dstack([alpha] * 4), 1, "bar", 0.5)
+    for scale in (0.12, 1.0):  # small enough to be nearly blurred away
+        sizes = {"scale": (scale, scale), "keep_inside": 1 - 2 * cut}
+        ranges = TransformRanges((0, 0), (0, 0), scale_x=(1, 1), scale_y=(1, 1), **sizes)
+        unit = torch.tensor([[0.5] * 5 + [0.5, 0.0]])
+        for least, labelled in ((1 - cut - 0.12, 1), (1 - cut + 0.12, 0)):
+            surface = surface_of(min_visibility=least, ranges=ranges)
+            found = compose([torch.zeros(3, 400, 400)], [target_of()], layout_of([bar], [0]), unit, surface)
+            assert len(found.targets[0]["boxes"]) == labelled
+
+
 def test_images_without_pastes_are_handed_through_and_pastes_go_where_they_belong() -> None:
     images = [torch.rand(3, 30, 30 + index) for index in range(3)]
     targets = [target_of() for _ in images]

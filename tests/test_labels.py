@@ -413,13 +413,13 @@ def test_a_box_smaller_than_a_pixel_is_kept_until_it_is_covered(position: tuple[
     assert len(correct_target(target, (6, 8), [everywhere], 0.0).target["boxes"]) == 0
 
 
-def test_a_cutout_with_other_keypoints_than_the_targets_is_refused() -> None:
-    target = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long(), "keypoints": torch.zeros(0, 17, 3)}
-    paste = PastedObject(Rectangle(0, 0, 2, 2), torch.ones(2, 2).bool(), 1, 4.0, torch.zeros(5, 3))
-    with pytest.raises(
-        ValueError, match="expected cut-outs with 17 keypoints as in the targets, got 5; build the bank"
-    ):
-        correct_target(target, (4, 4), [paste], 0.25)
+def test_an_object_with_an_empty_mask_keeps_the_share_of_its_area() -> None:
+    """As one without a mask does, which it counts like."""
+    target = {"boxes": torch.tensor([[0.0, 0, 20, 20]]), "labels": torch.tensor([1]), "area": torch.tensor([100.0])}
+    half = PastedObject(Rectangle(0, 0, 20, 10), torch.ones(20, 10, dtype=torch.bool), None, 200.0)
+    empty = target | {"masks": torch.zeros(1, 40, 40, dtype=torch.bool)}
+    for each in (target, empty):
+        assert correct_target(each, (40, 40), [half], 0.25).target["area"].tolist() == [50]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

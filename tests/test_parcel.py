@@ -152,6 +152,17 @@ def test_pastes_are_as_many_with_parcels_as_without(tmp_path: Path) -> None:
     assert counts[True][100] == pytest.approx(counts[False][100], rel=0.25)
 
 
+def test_images_of_a_pool_have_as_many_decoys_with_parcels_as_without(tiny_bank: ForegroundBank) -> None:
+    own: dict[str, Any] = {"background_probability": 1.0, "image_probability": 0.2, "decoys": (2, 2), "objects": (0, 1)}
+    cutouts = CutoutLoader(tiny_bank, "random", **own)
+    for parcels in (True, False):
+        terse = Terse(tiny_bank, "random", backgrounds=[torch.rand(3, 200, 200)] * 2, **own)
+        layouts = [cutouts() for _ in range(40)]
+        terse(*make_batch(sizes=((200, 200),) * 40, objects=0), layouts if parcels else None)
+        assert terse.metrics()["backgrounds"] == 40
+        assert terse.metrics()["decoys"] + terse.metrics()["dropped/decoy_without_background"] == 80
+
+
 def test_parcels_that_do_not_fit_are_refused(tmp_path: Path, tiny_bank: ForegroundBank) -> None:
     terse = Terse(tiny_bank, "critic", objects=(1, 2), critic_cutouts=2, decoys=(0, 1))
     images, targets = make_batch()

@@ -23,6 +23,7 @@ from terse_aug.cli import main
 from terse_aug.policies import CriticPolicy
 from terse_aug.preview import (
     STATE_KEY,
+    batch_picture,
     open_coco,
     open_masks,
     preview_samples,
@@ -331,10 +332,12 @@ def test_every_setting_is_a_documented_flag() -> None:
         parsed = parser.parse_args(given)
         assert with_flags(defaults, parsed) == defaults
     given = ["--rotation", "-30", "2.5", "--objects", "2", "2", "--keep-inside", "1", "--critic-cutouts", "2"]
-    given += ["--critic-any-class"]
+    given += ["--critic-any-class", "--critic-held", "scale", "rotation"]
     changed = with_flags(defaults, parser.parse_args(given))
     assert (changed.ranges.rotation, changed.objects, changed.ranges.keep_inside) == ((-30, 2.5), (2, 2), 1)
     assert changed.critic_any_class is True
+    assert changed.critic_held == ("scale", "rotation")
+    assert with_flags(defaults, parser.parse_args(["--critic-held"])).critic_held == ()
     parser.format_help()
 
 
@@ -381,3 +384,15 @@ def test_coco_with_keypoints(data_root: Path, tmp_path: Path) -> None:
     assert page.count("<article>") == 3
     assert "crowd region" in page
     assert png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_batch_with_other_entries_is_drawn(data: Data) -> None:
+    with ForegroundBank.open(data.bank) as bank:
+        terse = Terse(bank, "random", image_probability=1.0)
+        images = [torch.rand(3, 64, 80)] * 2
+        targets = [
+            {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long(), "file_name": "a.jpg", "image_id": number}
+            for number in range(2)
+        ]
+        composites, found = terse(images, targets)
+        assert batch_picture(terse, list(composites), found).ndim == 3

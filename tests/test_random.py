@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -26,6 +29,11 @@ def test_other_keys_give_another_seed_in_range(first: tuple[int | str, ...], sec
 
 def test_the_order_and_the_type_of_keys_matter() -> None:
     assert len({derived_seed(1, 2), derived_seed(2, 1), derived_seed("1", 2), derived_seed(12), derived_seed(1)}) == 5
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.int32])
+def test_a_number_is_the_same_key_whichever_type_has_it(kind: type[Any]) -> None:
+    assert derived_seed(kind(3), "a") == derived_seed(3, "a")
 
 
 def test_a_generator_draws_the_same_from_the_same_keys_and_leaves_the_global_state() -> None:

@@ -524,6 +524,18 @@ def test_a_pattern_that_nobody_goes_backward_through_says_so(tiny_bank: Foregrou
     assert terse.metrics()["robust/not_finite"] == 3
 
 
+def test_what_the_pattern_hears_does_not_pile_up(tiny_bank: ForegroundBank) -> None:
+    terse = Terse(tiny_bank, "random", robust="universal", **EVERY_IMAGE)
+    assert terse.robustness is not None
+    for _ in range(20):
+        images, _ = terse(*make_batch(sizes=((64, 64), (64, 64))))
+        torch.stack(list(images)).sum().backward()
+    held = [value for value in vars(terse.robustness).values() if isinstance(value, list | tuple | dict)]
+    assert max(map(len, held)) < 20
+    terse.step(1.0)
+    assert terse.metrics()["robust/no_gradient"] == terse.metrics()["robust/not_finite"] == 0
+
+
 @pytest.mark.parametrize("stacked", [False, True])
 def test_the_pattern_hears_a_host_that_writes_into_its_images(tiny_bank: ForegroundBank, stacked: bool) -> None:
     terse = Terse(tiny_bank, "random", robust="universal", **EVERY_IMAGE)

@@ -318,11 +318,25 @@ def test_without_step_memory_is_bounded_and_it_is_counted_and_said_once(tiny_ban
     terse = make_terse(tiny_bank)
     for _ in range(64):
         terse(*make_batch(sizes=((32, 32),)))
-    with pytest.warns(TerseWarning, match=r"called 64 times without step\(\); call it after backward\(\)"):
+    with pytest.warns(
+        TerseWarning, match=r"called more than 64 times since the last step\(\), .*: call step\(\) after"
+    ):
         terse(*make_batch(sizes=((32, 32),)))
     for _ in range(4):
         terse(*make_batch(sizes=((32, 32),)))
     assert len(terse._turns) == 64
+    assert terse.metrics()["dropped/graph"] == 5
+
+
+def test_without_step_few_images_are_kept_to_be_asked_about(tiny_bank: ForegroundBank) -> None:
+    terse = Terse(tiny_bank, "critic", **EVERY_IMAGE)
+    for _ in range(16):
+        terse(*make_batch(sizes=((32, 32),)))
+    with pytest.warns(TerseWarning, match=r"called more than 16 times since the last step\(\)"):
+        terse(*make_batch(sizes=((32, 32),)))
+    for _ in range(4):
+        terse(*make_batch(sizes=((32, 32),)))
+    assert sum(turn.composites is not None for turn in terse._turns) == 16
     assert terse.metrics()["dropped/graph"] == 5
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from terse_aug._contact import contact_sheet
 from terse_aug._pictures import Picture
+from terse_aug._sample import OBJECT_FIELDS
 from terse_aug._terse import Terse
 from terse_aug.preview._draw import draw_sample
 
@@ -29,6 +30,6 @@ def batch_picture(terse: Terse, images: Sequence[Tensor], targets: Sequence[Mapp
     drawn = []
     for image, target, pastes in list(zip(images, targets, terse.pastes, strict=True))[:_SHOWN]:
         rows = [paste.row for paste in pastes if paste.row is not None]
-        own = {name: value.cpu() for name, value in target.items()}
+        own = {name: target[name].cpu() for name in OBJECT_FIELDS if name in target}
         drawn.append(draw_sample(terse.pixels.decode(image.detach().cpu()), own, terse.bank.categories, rows))
     return contact_sheet(drawn, columns=2)

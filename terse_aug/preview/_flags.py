@@ -38,7 +38,7 @@ def add_flags(parser: argparse._ActionsContainer, defaults: Any) -> None:
         else:
             raise TypeError(f"{name}: no flag can be made for {value!r}")
         if isinstance(value, tuple):
-            options["nargs"] = len(value)
+            options["nargs"] = "*" if isinstance(sample, str) else len(value)
             options["metavar"] = ("LOW", "HIGH") if len(value) == 2 else "VALUE"
         parser.add_argument("--" + name.replace("_", "-"), **options)
 
