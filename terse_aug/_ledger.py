@@ -42,6 +42,7 @@ COUNTERS = (
     "dropped/background_unreadable",
     "dropped/distractor_not_shown",
     "hearing_failed",
+    "dropped/box_clipped",
 )
 """Names of the counters, in the order in which they are saved."""
 

@@ -130,7 +130,7 @@ def mend_boxes(target: Target, height: int, width: int) -> tuple[Target, Counter
 
     Returns:
         The target itself where nothing had to be mended, else a copy; and counts under
-        ``box_degenerate`` (no area, or not finite) and ``box_outside``.
+        ``box_degenerate`` (no area, or not finite), ``box_outside``, and ``box_clipped`` (by more than a pixel).
     """
     dropped: Counter[str] = Counter()
     boxes = target["boxes"].detach()
@@ -146,7 +146,10 @@ def mend_boxes(target: Target, height: int, width: int) -> tuple[Target, Counter
             dropped["box_outside"] += 1
         else:
             keep.append(index)
-            clip |= left < 0 or top < 0 or right > width or bottom > height
+            beyond = max(-left, -top, right - width, bottom - height)
+            clip |= beyond > 0
+            dropped["box_clipped"] += beyond > 1
+    dropped = +dropped
     if not clip and len(keep) == len(rows):
         return target, dropped
     mended = take_objects(target, keep)

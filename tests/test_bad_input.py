@@ -259,7 +259,9 @@ def test_an_object_with_an_impossible_box_is_left_out_and_counted(
 def test_a_box_that_leaves_the_frame_is_clipped_to_it(terse: Terse) -> None:
     images, targets = make_batch()
     targets[0]["boxes"][0] = torch.tensor([-5.0, -5.0, 500.0, 500.0])
-    _, corrected = terse(images, targets)
+    with pytest.warns(TerseWarning, match="more than a pixel beyond the image: clipped to it"):
+        _, corrected = terse(images, targets)
+    assert terse.metrics()["dropped/box_clipped"] == 1
     assert float(corrected[0]["boxes"].min()) >= 0
     assert (corrected[0]["boxes"].amax(0)[2:] <= torch.tensor([80.0, 64.0])).all()
 

@@ -170,6 +170,17 @@ def test_relabel_by_names_and_offset(bank_path: Path) -> None:
     assert view.dropped == {}
 
 
+def test_spaces_around_a_name_do_not_count(tmp_path: Path) -> None:
+    with BankWriter(tmp_path / "a.bank", {1: "dog", 2: " cat"}) as writer:
+        for label in (1, 2):
+            writer.add(Foreground(np.full((4, 4, 4), 255, np.uint8), label, "x", 0.3))
+    with ForegroundBank.open(tmp_path / "a.bank") as bank:
+        for classes in (["cat", "dog "], {"cat": 0, "dog ": 1}):
+            assert bank.relabel(classes).labels.tolist() == [1, 0]
+        with pytest.raises(ValueError, match="listed twice: dog"):
+            bank.relabel(["cat", "dog", "dog "])
+
+
 def test_relabel_to_ids_that_others_had(bank_path: Path) -> None:
     # 1 -> 3 and 3 -> 1 at once: a mapping applied one by one would merge them
     view = ForegroundBank.open(bank_path).relabel({"person": 3, "car": 1, "toothbrush": 90})

@@ -1,5 +1,6 @@
 """The plain-PyTorch trainer in examples/torchvision: real runs, tiny ones."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 import torch
 from example_modules import importable
 from PIL import Image
+
+from terse_aug import TerseConfig
 
 REPOSITORY = Path(__file__).parents[1]
 EXAMPLE = REPOSITORY / "examples" / "torchvision"
@@ -344,7 +347,7 @@ def test_pasting_is_learned_probed_and_recorded(example, coco, tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["objects"]["terse"]
     assert results["arguments"]["policy"] == "learned"
-    assert (tmp_path / "foregrounds.bank").exists()
+    assert len(list(tmp_path.glob("foregrounds-*.bank"))) == 1
     for kind in ("composites", "random composites"):
         figures = results["evaluations"][-1][kind]
         assert figures["objects"] > 0
@@ -382,6 +385,41 @@ def test_settings_are_read_as_python_would_and_no_probe_is_none(example):
     assert read["sampler"] == "dog=3,cat=1"
     assert read["ranges"].rotation == (-5, 5.5)
     assert example.pasting.probe_figures(None, None, None, 0, 4) == {}
+
+
+def test_every_setting_can_be_given(example):
+    parser = example.pasting.add_flags(example.options.parser(""))
+    for field in dataclasses.fields(TerseConfig):
+        if field.name == "ranges":
+            continue
+        value = field.default
+        parts = [str(part).lower() if isinstance(part, bool) else str(part) for part in np.atleast_1d(value).tolist()]
+        args = parser.parse_args(["--terse", f"{field.name}={','.join(parts)}"])
+        read = example.pasting.settings(args)[field.name]
+        assert read == value
+        assert type(read) in (type(value), int)
+
+
+def test_a_bank_is_of_the_images_that_are_trained_on(example, coco, tmp_path):
+    """Whatever was trained on before with the same --out."""
+    parser = example.pasting.add_flags(example.options.parser(""))
+    args = parser.parse_args(coco_flags(coco, tmp_path))
+    sources = []
+    for limit in (2, 4, 2):
+        known = example.datasets.CocoFormat(coco / "annotations.json", coco, limit=limit)
+        with example.pasting.open_bank(args, known) as bank:
+            sources.append({cutout.source.partition("#")[0] for cutout in bank})
+    assert sources[0] == sources[2] < sources[1]
+    assert len(list(tmp_path.glob("foregrounds-*.bank"))) == 2
+
+
+def test_an_image_is_turned_as_its_exif_says(example, tmp_path):
+    image = Image.new("RGB", (8, 4))
+    image.putpixel((0, 0), (255, 0, 0))
+    exif = image.getexif()
+    exif[0x0112] = 3  # half a turn
+    image.save(tmp_path / "a.png", exif=exif)
+    assert example.datasets.read_image(tmp_path / "a.png")[:, 3, 7].tolist() == [1, 0, 0]
 
 
 @pytest.mark.parametrize("item", ["objects", "objects=", "depth=3", "ranges.rotation=9,1", "critic_any_class=1"])

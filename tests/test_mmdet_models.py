@@ -190,6 +190,36 @@ def test_what_would_be_heard_wrong_is_asked(config: str) -> None:
     assert MMDetDetector(model, len(CLASSES)).listen() is None
 
 
+def test_asking_leaves_the_thresholds_that_a_model_moves_while_it_trains() -> None:
+    """Dynamic R-CNN's, which are its assigner's."""
+    torch.manual_seed(0)
+    cfg = narrowed(shipped("dynamic_rcnn/dynamic-rcnn_r50_fpn_1x_coco.py"))
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        model: Any = MODELS_OF_MMDET.build(cfg).train()
+    model.roi_head.train_cfg.dynamic_rcnn.update_iter_interval = 1
+    images = [torch.rand(3, 96, 96)]
+    targets = [{"boxes": torch.tensor([[10.0, 20, 50, 60]]), "labels": torch.tensor([0])}]
+    before = model.roi_head.bbox_assigner.pos_iou_thr
+    MMDetDetector(model, len(CLASSES)).image_losses(images, targets)
+    assert model.roi_head.bbox_assigner.pos_iou_thr == before
+    model(**model.data_preprocessor(_batch(images, targets), True), mode="loss")
+    assert model.roi_head.bbox_assigner.pos_iou_thr != before
+
+
+def test_what_cannot_be_asked_is_refused() -> None:
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        rpn = MODELS_OF_MMDET.build(narrowed(shipped("rpn/rpn_r50_fpn_1x_coco.py")))
+        model: Any = MODELS_OF_MMDET.build(narrowed(shipped("faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py")))
+    with pytest.raises(ValueError, match="RPN proposes boxes without classes"):
+        MMDetDetector(rpn)
+    model.language_model = torch.nn.Identity()  # as GroundingDINO and GLIP have one
+    target = MMDetDetector(model, len(CLASSES))
+    images, targets = [torch.rand(3, 96, 96)], [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long()}]
+    for ask in (target.image_losses, target.object_scores, target.pixel_gradients):
+        with pytest.raises(ValueError, match="FasterRCNN takes a text with every image"):
+            ask(images, targets)
+
+
 def test_a_model_that_resizes_its_batches_is_heard_in_the_composites_pixels() -> None:
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope("mmdet"):

@@ -185,7 +185,9 @@ def test_a_box_that_leaves_the_frame_is_clipped_and_kept() -> None:
     target["boxes"][1] = torch.tensor([-3.0, -2.0, WIDTH + 5.0, HEIGHT + 0.5])
     mended, dropped = mend_boxes(target, HEIGHT, WIDTH)
     assert mended["boxes"].tolist() == [target["boxes"][0].tolist(), [0, 0, WIDTH, HEIGHT]]
-    assert not dropped
+    assert dropped == {"box_clipped": 1}
+    target["boxes"][1] = torch.tensor([-0.9, 0.0, WIDTH + 1.0, HEIGHT])
+    assert mend_boxes(target, HEIGHT, WIDTH)[1] == {}  # rounding
     assert all(mended[name] is target[name] or torch.equal(mended[name], target[name]) for name in [*target][1:])
 
 

@@ -8,9 +8,12 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
+from terse_aug_mmdet import allow_own_checkpoints
+
 
 def main() -> None:
     """Build the runner and train."""
+    allow_own_checkpoints()  # of configs without terse-aug, too
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", type=Path)
     parser.add_argument("--work-dir", type=Path, help="default: work_dirs/ and the config's name")

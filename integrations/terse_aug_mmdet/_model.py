@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from mmdet.models.detectors import RPN
 from mmdet.models.roi_heads import (
     CascadeRoIHead,
     DynamicRoIHead,
@@ -15,7 +16,8 @@ from mmdet.models.roi_heads import (
     PointRendRoIHead,
     StandardRoIHead,
 )
-from mmdet.models.task_modules.samplers import RandomSampler
+from mmdet.models.task_modules.assigners import BaseAssigner
+from mmdet.models.task_modules.samplers import BaseSampler, RandomSampler
 from mmdet.structures import DetDataSample
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
@@ -34,12 +36,17 @@ class MMDetDetector:
         model: as a runner has it; a distributed wrapper is looked through.
         classes: number of classes; labels are 0 to ``classes - 1``.
         iou_threshold: a detection belongs to an object if they overlap at least this much.
+
+    Raises:
+        ValueError: a model that only proposes boxes; and when it is asked, one that takes a text with every image.
     """
 
     first_label = 0
 
     def __init__(self, model: nn.Module, classes: int | None = None, iou_threshold: float = 0.5) -> None:
         self.model: Any = model.module if is_model_wrapper(model) else model
+        if isinstance(self.model, RPN):
+            raise ValueError("RPN proposes boxes without classes, whose hardness cannot be told; not supported")
         self.label_limit = classes
         self.iou_threshold = iou_threshold
 
@@ -60,6 +67,7 @@ class MMDetDetector:
         return pixel_gradients(self.model, images, lambda given: self._loss(given, targets), loss_scale)
 
     def _loss(self, images: Sequence[Tensor], targets: Sequence[Any]) -> Tensor:
+        self._check_asking()
         with _plain_state_kept(self.model):
             data = self.model.data_preprocessor(_batch(images, targets), True)
             loss: Tensor = self.model.parse_losses(self.model(**data, mode="loss"))[0].float()
@@ -68,6 +76,7 @@ class MMDetDetector:
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Any]) -> list[Tensor]:
         """See :class:`terse_aug.targets.TargetModel`; the highest score of a detection of the object's class that
         overlaps it, 0 where there is none above the model's own threshold."""
+        self._check_asking()
         with undisturbed(self.model, False, device=images[0].device), mended_heads(self.model):
             data = self.model.data_preprocessor(_batch(images, targets), False)
             found = self.model.predict(data["inputs"], data["data_samples"], rescale=False)
@@ -75,6 +84,13 @@ class MMDetDetector:
             scores_of(sample.pred_instances, target, self.iou_threshold)
             for sample, target in zip(found, targets, strict=True)
         ]
+
+    def _check_asking(self) -> None:
+        if hasattr(self.model, "language_model"):
+            raise ValueError(
+                f"{type(self.model).__name__} takes a text with every image, which composites cannot be asked about "
+                "without: expected policy 'random' or 'learned', and no robustness by 'pgd'"
+            )
 
     def listen(self) -> SecondStage | DenseHead | None:
         """See :class:`terse_aug.targets.TellsInPassing`; for one-stage detectors with a head of
@@ -123,13 +139,15 @@ def _softmax(output: tuple[Tensor, ...]) -> Tensor:
 
 @contextlib.contextmanager
 def _plain_state_kept(model: nn.Module) -> Iterator[None]:
-    """What modules note of a training forward in plain attributes, as Dynamic R-CNN its IoU, is put back.
+    """What modules and their assigners and samplers note of a training forward in plain attributes, as Dynamic R-CNN
+    its IoU, is put back.
 
     Batch augmentations are left out meanwhile: they resize by a draw that all ranks share, and remember it.
     """
     noted = [
         (part, {name: copy.copy(value) for name, value in vars(part).items() if _is_plain(name, value)})
-        for part in model.modules()
+        for module in model.modules()
+        for part in (module, *_helpers(module))
     ]
     preprocessor: Any = model.data_preprocessor
     augments = getattr(preprocessor, "batch_augments", None)
@@ -145,6 +163,13 @@ def _plain_state_kept(model: nn.Module) -> Iterator[None]:
                 if name not in before:
                     delattr(part, name)
             vars(part).update(before)
+
+
+def _helpers(module: nn.Module) -> Iterator[BaseAssigner | BaseSampler]:
+    for value in vars(module).values():
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, BaseAssigner | BaseSampler):
+                yield one
 
 
 def _is_plain(name: str, value: Any) -> bool:

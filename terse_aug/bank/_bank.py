@@ -169,7 +169,7 @@ class ForegroundBank:
         unknown: Literal["error", "drop"] = "error",
         offset: int = 0,
     ) -> ForegroundBank:
-        """A bank whose labels are the detector's. Categories are matched by name.
+        """A bank whose labels are the detector's. Categories are matched by name; spaces around one do not count.
 
         Args:
             classes: the detector's label per category name, or its class names in order.
@@ -187,16 +187,17 @@ class ForegroundBank:
         known = label_per_name(classes, offset)
         if unknown not in ("error", "drop"):
             raise ValueError(f'expected unknown="error" or "drop", got {unknown!r}')
-        lacking = {label: name for label, name in self._categories.items() if name not in known}
+        plain = {label: name.strip() for label, name in self._categories.items()}
+        lacking = {label: name for label, name in plain.items() if name not in known}
         if lacking and (unknown == "error" or len(lacking) == len(self._categories)):
             raise ValueError(
                 f"the bank has categories that the detector lacks: {listed(lacking.values())}; "
                 f"the detector knows: {listed(known)}. " + unknown_advice(len(lacking) < len(self._categories))
             )
         positions = np.flatnonzero(~np.isin(self._labels, list(lacking)))
-        view = self._view(positions, mapped_labels(self._labels, self._categories, known))
+        view = self._view(positions, mapped_labels(self._labels, plain, known))
         names: dict[int, list[str]] = {}
-        for name in (name for label, name in self._categories.items() if label not in lacking):
+        for name in (name for label, name in plain.items() if label not in lacking):
             names.setdefault(known[name], []).append(name)
         view._categories = {label: "/".join(dict.fromkeys(same)) for label, same in sorted(names.items())}
         counts = Counter(self._labels.tolist())

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from pycocotools import mask as run_lengths
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -52,9 +52,9 @@ class DetectionDataset(Dataset[Sample]):
 
 
 def read_image(path: Path) -> Tensor:
-    """An image file as float `[3, H, W]` in [0, 1]; grey and palette images become RGB."""
+    """An image file as float `[3, H, W]` in [0, 1], turned as its EXIF says; grey and palette images become RGB."""
     with Image.open(path) as image:
-        pixels = np.array(image.convert("RGB"))
+        pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div_(255)
 
 

@@ -1,6 +1,8 @@
 """What `train_with_terse.py` adds besides its loop: flags, a bank, and a probe of the composites."""
 
 import argparse
+import dataclasses
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -34,8 +36,8 @@ def add_flags(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """`--terse NAME=VALUE ...` as keywords.
 
-    A comma makes a pair, `ranges.NAME=LOW,HIGH` sets a range, `critic_held=NAME,NAME` lists names; `sampler=NAME` and
-    the folder `backgrounds=DIR` are texts.
+    A comma makes a pair, `ranges.NAME=LOW,HIGH` sets a range, `critic_held=NAME,NAME` lists names; `sampler=NAME`,
+    `robust=NAME` and the folder `backgrounds=DIR` are texts.
     """
     keywords: dict[str, Any] = {}
     ranges: dict[str, Any] = {}
@@ -59,8 +61,9 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     return keywords | ({"ranges": terse_aug.TransformRanges(**ranges)} if ranges else {})
 
 
-_LISTS_OF_NAMES = ("critic_held",)
-_TEXTS = ("sampler", "backgrounds")
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(terse_aug.TerseConfig)}
+_LISTS_OF_NAMES = {name for name, value in _DEFAULTS.items() if isinstance(value, tuple) and isinstance(value[0], str)}
+_TEXTS = {name for name, value in _DEFAULTS.items() if isinstance(value, str)} | {"backgrounds"}
 _SWITCH = {"true": True, "false": False}
 
 
@@ -75,7 +78,7 @@ def open_bank(args: argparse.Namespace, training_set: DetectionDataset) -> terse
     """The bank given, or one cut from the training images and from no others."""
     if args.bank:
         return terse_aug.ForegroundBank.open(args.bank)
-    path = args.out / "foregrounds.bank"
+    path = args.out / f"foregrounds-{_identity(args, training_set)}.bank"
     if not path.exists():
         args.out.mkdir(parents=True, exist_ok=True)
         if args.penn_fudan:
@@ -90,6 +93,13 @@ def open_bank(args: argparse.Namespace, training_set: DetectionDataset) -> terse
             report = build_from_coco(args.annotations, args.images, path, include=training_set.names)
         print(report)
     return terse_aug.ForegroundBank.open(path)
+
+
+def _identity(args: argparse.Namespace, training_set: DetectionDataset) -> str:
+    """Names what a bank is cut from: other images or annotations in the same --out have a bank of their own."""
+    folders = [path.resolve() for path in (args.penn_fudan, args.annotations, args.images) if path]
+    sources = [(str(path), path.stat().st_mtime_ns if path.is_file() else None) for path in folders]
+    return hashlib.sha256(repr((sources, training_set.names)).encode()).hexdigest()[:12]
 
 
 def probe_figures(
