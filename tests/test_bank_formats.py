@@ -214,6 +214,8 @@ def test_yolo_names_come_from_anywhere(scene: Scene, tmp_path: Path) -> None:
         assert report.kept == {"cat": 1, "dog": 1}
     with pytest.raises(ValueError, match="each once"):
         build_from_yolo(scene.images, tmp_path / "twice.bank", names=["cat", "cat"])
+    (scene.images / "classes.txt").rename(scene.root / "labels" / "classes.txt")  # as LabelImg writes it
+    assert build_from_yolo(scene.images, tmp_path / "labels.bank", boxes="box").kept == {"cat": 1, "dog": 1}
 
 
 @pytest.mark.parametrize(

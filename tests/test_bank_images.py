@@ -10,7 +10,7 @@ from bank_samples import gradient
 from PIL import Image
 
 from terse_aug.bank import NoAlphaError, read_image, read_rgba
-from terse_aug.bank._images import read_image_like, read_index_mask
+from terse_aug.bank._images import read_image_like, read_index_mask, read_mask
 
 # EXIF orientation -> what a viewer does to the stored raster, spelt out independently of the implementation.
 TURNS = {
@@ -106,6 +106,20 @@ def test_missing_text_and_float_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.ones((3, 3), np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(ValueError, match="8 or 16 bits"):
         read_image(tmp_path / "float.tif")
+
+
+def test_thirty_two_bits_are_refused_and_not_read_as_black(tmp_path: Path) -> None:
+    Image.fromarray(np.arange(48, dtype=np.int32).reshape(6, 8)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match="expected 8 or 16 bits per channel, got mode I"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("value", [1, 7, 65535])
+def test_a_mask_of_sixteen_bits_with_two_values_is_one_of_an_object(tmp_path: Path, value: int) -> None:
+    mask = np.zeros((6, 8), np.uint16)
+    mask[2:4, 3:] = value
+    Image.fromarray(mask).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), 255 * (mask > 0))
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "I;16"])

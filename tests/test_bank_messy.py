@@ -27,6 +27,7 @@ from bank_samples import gradient
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from terse_aug.bank import (
     BuildReport,
@@ -285,7 +286,6 @@ def test_what_may_mean_several_things_is_not_mended(
         (lambda c: c["categories"].append({"id": "x", "name": "y"}), "category without a name or an id"),
         (lambda c: c["categories"].append({"id": 5}), "category without a name or an id"),
         (lambda c: c["categories"].append({"id": 3, "name": "bus"}), "category id of several names"),
-        (lambda c: c["categories"][0].update(keypoints=5), "keypoints are not x, y, visibility"),
         (lambda c: first(c).update(segmentation=[[1, 2, 30, 4], [1, 1]]), "polygon is degenerate"),
         (lambda c: first(c).update(segmentation=[[1, 2, 1, 2, 1, 2, 1, 2]]), "polygon is degenerate"),
         (lambda c: first(c).update(segmentation=[["1_0", "2", "3", "4", "5", "6"]]), "no list of finite numbers"),
@@ -308,6 +308,56 @@ def test_what_cannot_be_mended_is_dropped_and_ends_nothing(
     report, _ = build(folder, content)
     assert any(reason in told for told in report.dropped)
     assert report.kept["toothbrush"] == 1
+
+
+@pytest.mark.parametrize("names", [None, 5, []])
+def test_keypoints_that_no_category_names_are_left_out_of_sound_objects(folder: Path, names: Any) -> None:
+    content = clean()
+    for category in content["categories"]:
+        category["keypoints"] = names
+    first(content)["keypoints"] = [31, 12, 2]
+    report, _ = build(folder, content)
+    assert report.kept == build(folder, clean(), "clean.bank")[0].kept
+    assert any("keypoints of a category that names none" in told for told in report.mended)
+
+
+def test_numbers_and_arrays_of_numpy_are_read_as_from_a_file(folder: Path) -> None:
+    plain = clean()
+    expected = build(folder, plain)[1]
+    content: Any = copy.deepcopy(plain)
+    for entry in (*content["images"], *content["annotations"], *content["categories"]):
+        for name, value in entry.items():
+            if isinstance(value, int) and not isinstance(value, bool):
+                entry[name] = np.int64(value)
+            elif name == "bbox":
+                entry[name] = np.asarray(value, np.float64)
+            elif name == "segmentation" and isinstance(value, list):
+                entry[name] = [np.asarray(polygon, np.float64) for polygon in value]
+            elif name == "segmentation":
+                entry[name] = {"size": tuple(value["size"]), "counts": value["counts"]}
+    content["annotations"] = tuple(content["annotations"])
+    assert build(folder, content, "in_memory.bank")[1] == expected
+
+
+def test_several_rles_are_one_object(folder: Path) -> None:
+    def rle(columns: slice) -> Content:
+        mask = np.zeros((80, 120), np.uint8, order="F")
+        mask[10:30, columns] = 1
+        return {"size": [80, 120], "counts": coco_mask.encode(mask)["counts"].decode()}
+
+    whole, parts = clean(), clean()
+    first(whole).update(segmentation=rle(slice(30, 70)), bbox=[30, 10, 40, 20])
+    first(parts).update(segmentation=[rle(slice(30, 50)), rle(slice(50, 70))], bbox=[30, 10, 40, 20])
+    assert build(folder, whole)[1] == build(folder, parts, "parts.bank")[1]
+
+
+@pytest.mark.parametrize("name", [None, ""])
+def test_an_image_that_names_no_file_ends_nothing_where_a_list_is_given(folder: Path, name: str | None) -> None:
+    content = clean()
+    content["images"].append({"id": 77, "width": 9, "height": 9} | ({} if name is None else {"file_name": name}))
+    content["annotations"].append({"id": 78, "image_id": 77, "category_id": 90, "segmentation": [[1, 1, 8, 1, 8, 8]]})
+    report, _ = build(folder, content, include=[NAME])
+    assert report.kept["car"] == 1
 
 
 def test_names_that_are_no_text_can_be_told(folder: Path) -> None:

@@ -41,6 +41,44 @@ def test_subfolders_are_classes(tmp_path: Path) -> None:
         assert cut_out.extent == 0.25
 
 
+def test_what_is_not_seen_is_no_part_of_the_object(tmp_path: Path) -> None:
+    """Background removers leave alpha of one or two."""
+    rgba = save(tmp_path / "clean" / "a.png")
+    faint = rgba.copy()
+    faint[..., 3] = np.maximum(faint[..., 3], np.indices(faint.shape[:2]).sum(0) % 3)
+    (tmp_path / "faint").mkdir()
+    Image.fromarray(faint).save(tmp_path / "faint" / "a.png")
+    found = []
+    for name in ("clean", "faint"):
+        build_from_rgba(tmp_path / name, tmp_path / f"{name}.bank")
+        with ForegroundBank.open(tmp_path / f"{name}.bank") as bank:
+            found.append(bank[0].rgba)
+    np.testing.assert_array_equal(*found)
+
+
+def test_files_that_are_no_pictures_take_no_label(tmp_path: Path) -> None:
+    folder = tmp_path / "cut-outs"
+    save(folder / "cup" / "a.png")
+    save(folder / "person" / "b.png")
+    (folder / "README.txt").write_text("x")
+    (folder / "notes").mkdir()
+    (folder / "notes" / "a.txt").write_text("x")
+    report = build_from_rgba(folder, tmp_path / "out.bank")
+    assert ForegroundBank.open(report.path).categories == {1: "cup", 2: "person"}
+    assert report.dropped == {"not a PNG, WebP or TIFF file": 2}
+
+
+def test_an_object_larger_than_a_bank_holds_does_not_end_the_build(tmp_path: Path) -> None:
+    folder = tmp_path / "cut-outs"
+    save(folder / "a.png")
+    wide = np.zeros((30, 17000, 4), np.uint8)
+    wide[5:25, 5:16990] = 255
+    Image.fromarray(wide).save(folder / "wide.png")
+    report = build_from_rgba(folder, tmp_path / "out.bank", rules=CutRules(max_side=None))
+    assert report.kept == {"object": 1}
+    assert report.dropped == {"a side longer than 16384 px (give max_side)": 1}
+
+
 def test_whatever_is_not_cut_out_is_counted(tmp_path: Path) -> None:
     folder = tmp_path / "cut-outs"
     save(folder / "good.png")

@@ -170,6 +170,14 @@ def test_relabel_by_names_and_offset(bank_path: Path) -> None:
     assert view.dropped == {}
 
 
+def test_cut_outs_of_two_ids_with_one_name_are_counted_together(tmp_path: Path) -> None:
+    with BankWriter(tmp_path / "a.bank", {1: "x", 5: "x"}) as writer:
+        for label in (1, 5, 5):
+            writer.add(Foreground(np.full((4, 4, 4), 255, np.uint8), label, "x", 0.3))
+    with ForegroundBank.open(tmp_path / "a.bank") as bank:
+        assert bank.info()["cut_outs_per_category"] == {"x": 3}
+
+
 def test_spaces_around_a_name_do_not_count(tmp_path: Path) -> None:
     with BankWriter(tmp_path / "a.bank", {1: "dog", 2: " cat"}) as writer:
         for label in (1, 2):

@@ -396,3 +396,18 @@ def test_a_batch_with_other_entries_is_drawn(data: Data) -> None:
         ]
         composites, found = terse(images, targets)
         assert batch_picture(terse, list(composites), found).ndim == 3
+
+
+def test_labels_that_a_bank_reads_are_shown(data: Data) -> None:
+    """Ids as fractions, as pandas writes them, and empty polygons, as some exports write for boxes."""
+    expected = preview_labels(data)
+    for entry in data.content["annotations"]:
+        entry.update(image_id=float(entry["image_id"]), category_id=float(entry["category_id"]), segmentation=[[]])
+    data.write()
+    assert preview_labels(data) == expected > 0
+
+
+def preview_labels(data: Data) -> int:
+    """How many objects the reader of the preview finds."""
+    found = open_coco(data.json, data.images)
+    return sum(len(found.read(index).target["boxes"]) for index in range(len(found.names)))

@@ -208,7 +208,9 @@ class ForegroundBank:
     def info(self) -> dict[str, Any]:
         """What is in the bank, ready for JSON: counts, sizes in px, extents, and how it was built."""
         labels, counts = np.unique(self._labels, return_counts=True)
-        per_category = {self._categories[int(label)]: int(count) for label, count in zip(labels, counts, strict=True)}
+        per_category: Counter[str] = Counter()  # several ids may have one name
+        for label, count in zip(labels.tolist(), counts.tolist(), strict=True):
+            per_category[self._categories[label]] += count
         return {
             "path": str(self._path),
             "bytes": self._path.stat().st_size,
@@ -216,7 +218,7 @@ class ForegroundBank:
             "fingerprint": self.fingerprint,
             "cut_outs": len(self),
             "categories": {str(label): name for label, name in self._categories.items()},
-            "cut_outs_per_category": per_category,
+            "cut_outs_per_category": dict(per_category),
             "keypoint_names": list(self.keypoint_names),
             "height_px": _quantiles(self.sizes[:, 0]),
             "width_px": _quantiles(self.sizes[:, 1]),

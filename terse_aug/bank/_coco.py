@@ -266,7 +266,7 @@ class _Cutter:
         self, entry: dict[str, Any], pixels: NDArray[np.uint8], source: str, notes: Notes
     ) -> tuple[Foreground, str]:
         """A cut-out, and the way it was made."""
-        annotation = _annotation(entry, source, self.keypoint_count)
+        annotation = _annotation(entry, source, self.keypoint_count, notes)
         if annotation.box is not None:
             annotation = replace(annotation, box=clipped_box(annotation.box, pixels.shape, notes))
         if self.boxes is None or has_mask(entry.get("segmentation")):
@@ -292,7 +292,7 @@ def _read(path: Path, height: int, width: int) -> NDArray[np.uint8]:
     return pixels
 
 
-def _annotation(entry: dict[str, Any], source: str, keypoint_count: int) -> Annotation:
+def _annotation(entry: dict[str, Any], source: str, keypoint_count: int, notes: Notes) -> Annotation:
     box = entry.get("bbox")
     if box is not None:
         try:
@@ -301,7 +301,9 @@ def _annotation(entry: dict[str, Any], source: str, keypoint_count: int) -> Anno
         except (TypeError, ValueError, OverflowError) as error:
             raise Unusable("box is not x, y, width, height") from error
     keypoints = entry.get("keypoints")
-    if not keypoints:
+    if keypoints and not keypoint_count:
+        notes.add("keypoints of a category that names none were left out")
+    if not keypoints or not keypoint_count:
         return Annotation(int(entry["category_id"]), source, box)
     try:
         points = np.asarray(keypoints, dtype=np.float64).reshape(keypoint_count, 3)

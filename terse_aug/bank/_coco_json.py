@@ -24,7 +24,7 @@ from terse_aug.bank._mending import (
     whole,
 )
 from terse_aug.bank._report import Ledger
-from terse_aug.bank._segmentation import NO_MASK, has_mask
+from terse_aug.bank._segmentation import NO_MASK, as_json, has_mask
 from terse_aug.bank._selection import listed
 
 
@@ -52,11 +52,20 @@ class Coco:
             content = _read_json(path)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"expected a COCO JSON file, got {path}, which is not JSON ({error})") from error
-        return cls.of(content, str(path))
+        return cls._of(content, str(path))
 
     @classmethod
     def of(cls, content: Any, path: str) -> Coco:
-        """What a JSON holds; messages call it by the path."""
+        """What a JSON would hold, with numpy's numbers and arrays, tuples and bytes in it; messages call it by the
+        path."""
+        if not isinstance(content, Mapping):
+            return cls._of(content, path)
+        lists = {key: list(entries) for key in _LISTS if isinstance(entries := content.get(key), list | tuple)}
+        plain = {key: [entry if too_deep(entry) else as_json(entry) for entry in lists[key]] for key in lists}
+        return cls._of({**content, **plain}, path)
+
+    @classmethod
+    def _of(cls, content: Any, path: str) -> Coco:
         lists = [content.get(key) if isinstance(content, Mapping) else None for key in _LISTS]
         if not all(isinstance(entries, list) for entries in lists):
             raise ValueError(

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from terse_aug.bank._foreground import Foreground
+from terse_aug.bank._foreground import MAX_SIDE, Foreground
 
 
 class Unusable(Exception):
@@ -112,7 +112,7 @@ def finish(foreground: Foreground, rules: CutRules) -> Foreground:
     """Drop a cut-out that is too small, scale down one that is too large, and clear its surroundings.
 
     Raises:
-        Unusable: it is too small.
+        Unusable: it is too small, or larger than a bank holds.
     """
     height, width = foreground.rgba.shape[:2]
     if np.count_nonzero(foreground.rgba[..., 3]) < rules.min_area:
@@ -121,6 +121,8 @@ def finish(foreground: Foreground, rules: CutRules) -> Foreground:
         raise Unusable(f"a side shorter than {rules.min_side} px (min_side)")
     if rules.max_side is not None and max(height, width) > rules.max_side:
         foreground = _scaled_down(foreground, rules.max_side)
+    elif max(height, width) > MAX_SIDE:
+        raise Unusable(f"a side longer than {MAX_SIDE} px (give max_side)")
     return replace(foreground, rgba=with_spread_color(foreground.rgba))
 
 

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from terse_aug.bank._outline import convex_outline
 
+MAX_SIDE = 16384
+"""Of a cut-out, px: one then stays below LMDB's limit of 4 GiB a value."""
+
 
 @dataclass(frozen=True)
 class Foreground:

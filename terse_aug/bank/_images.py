@@ -111,6 +111,8 @@ def read_index_mask(path: str | Path) -> NDArray[np.int32]:
 def read_mask(path: str | Path) -> NDArray[np.uint8]:
     """Read a mask of one object, EXIF orientation applied: grey values, of 8 or 16 bit or of equal colours.
 
+    A mask of more than 8 bits with two values, one of them 0, as of class numbers, becomes 0 and 255.
+
     Returns:
         uint8 ``[H, W]``; a bilevel file gives 0 and 255.
 
@@ -118,7 +120,12 @@ def read_mask(path: str | Path) -> NDArray[np.uint8]:
         FileNotFoundError: there is no file at ``path``.
         ValueError: the file is damaged or has colours.
     """
-    rgb = read_image(path)
+    image, orientation = _load(path)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        numbers = np.asarray(image)[..., None]
+        if numbers.min() == 0 and ((numbers == 0) | (numbers == numbers.max())).all():
+            return np.ascontiguousarray(_oriented(np.where(numbers, np.uint8(255), np.uint8(0)), orientation)[..., 0])
+    rgb = _oriented(_to_rgb(image, path), orientation)
     if (rgb != rgb[..., :1]).any():
         raise ValueError(f"{path}: expected a mask in grey, got colours")
     return np.ascontiguousarray(rgb[..., 0])
@@ -184,7 +191,9 @@ def _load(path: str | Path) -> tuple[Image.Image, int]:
             warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
             with Image.open(path) as image:
                 image.load()
-                return image.copy(), _orientation(image)
+                copied = image.copy()
+                copied.format = image.format  # which says what its numbers mean
+                return copied, _orientation(image)
     except BROKEN_FILE as error:
         raise ValueError(f"{path}: cannot be read as an image ({type(error).__name__}: {error})") from error
 
@@ -198,7 +207,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image, path: str | Path) -> NDArray[np.uint8]:
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM", None)):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return _grey16_to_rgb(np.asarray(image), path)
     if image.mode in ("I", "F"):
         raise ValueError(f"{path}: expected 8 or 16 bits per channel, got mode {image.mode}; convert it first")

@@ -37,6 +37,8 @@ class Include:
         if self._entries is None:
             return True
         path = _plain(name)
+        if not path.name:  # an image that does not say which file it is
+            return False
         spellings = {path.as_posix(), path.with_suffix("").as_posix(), path.name, path.stem}
         found = self._entries & spellings
         self._matched |= found

@@ -136,13 +136,15 @@ def mended_object(entry: dict[str, Any], notes: Notes) -> dict[str, Any]:
 
 
 def mended_segmentation(segmentation: Any, notes: Notes) -> Any:
-    """Polygons as ``[[x, y, x, y, ...], ...]`` without repeated points, or an RLE of whole numbers."""
+    """Polygons as ``[[x, y, x, y, ...], ...]`` without repeated points, or an RLE of whole numbers, or several."""
     if isinstance(segmentation, str):
         segmentation = _from_json(segmentation, notes)
     if isinstance(segmentation, dict):
         return _mended_runs(segmentation, notes)
     if not isinstance(segmentation, list):
         return segmentation
+    if segmentation and all(isinstance(part, dict) for part in segmentation):
+        return [_mended_runs(part, notes) for part in segmentation]
     segmentation = plain(segmentation, notes)
     polygons = _flat(segmentation, notes)
     mended = [_without_repetition(polygon, notes) for polygon in polygons]

@@ -21,6 +21,7 @@ from terse_aug.bank._images import NoAlphaError, read_rgba
 from terse_aug.bank._include import Include
 from terse_aug.bank._journaled import JournaledWriter
 from terse_aug.bank._parallel import check_jobs
+from terse_aug.bank._plain_ground import UNSEEN
 from terse_aug.bank._report import BuildReport, Ledger, Progress
 
 _EXTENSIONS = (".png", ".webp", ".tif", ".tiff")
@@ -74,15 +75,18 @@ def build_from_rgba(
     if not root.is_dir():
         raise FileNotFoundError(f"expected a folder of RGBA images at {root}, found none")
     files = visible_files(root)
-    labels = labels_of(root, files, category)
+    pictured = {path for path in files if path.suffix.lower() in _EXTENSIONS}
+    labels = labels_of(root, pictured, category)
     writer = JournaledWriter(out, {label: name for name, label in labels.items()}, overwrite=overwrite)
     ledger, pictures = Ledger(), []
     for path in files:
         name = path.relative_to(root).as_posix()
-        if name in listed:
-            pictures.append(_Picture(path, name, labels[class_of(root, path, category)]))
-        else:
+        if name not in listed:
             ledger.drop("image is not in `include`", name, shown=Exhibit(path, name))
+        elif path not in pictured:
+            ledger.drop("not a PNG, WebP or TIFF file", name, shown=Exhibit(path, name))
+        else:
+            pictures.append(_Picture(path, name, labels[class_of(root, path, category)]))
     listed.report_unmatched(ledger)
     built = {"from": "rgba", "folder": root.name, **vars(rules)}
     source = Source(pictures, _Cutter(extent, rules), built | {"extent": extent}, ledger)
@@ -115,19 +119,20 @@ class _Cutter:
 
 
 def _tight_rgba(path: Path) -> NDArray[np.uint8]:
-    if path.suffix.lower() not in _EXTENSIONS:
-        raise Unusable("not a PNG, WebP or TIFF file")
     try:
         rgba = read_rgba(path)
     except NoAlphaError as error:
         raise Unusable("no alpha channel: nothing is cut out") from error
     except ValueError as error:
         raise Unusable("image cannot be read") from error
-    alpha = np.ascontiguousarray(rgba[..., 3])
+    alpha = rgba[..., 3]
     if alpha.min() == 255:
         raise Unusable("alpha is opaque everywhere: nothing is cut out")
+    # Else what background removers leave where nothing is seen would be a part of the object, and of its size.
+    alpha = np.where(alpha < 255 * UNSEEN, np.uint8(0), alpha)
     tight = tight_box(alpha)
     if tight is None:
         raise Unusable("alpha is transparent everywhere")
     left, top, width, height = tight
-    return np.ascontiguousarray(rgba[top : top + height, left : left + width])
+    seen = np.concatenate([rgba[..., :3], alpha[..., None]], axis=2)
+    return np.ascontiguousarray(seen[top : top + height, left : left + width])

@@ -66,9 +66,9 @@ def segmentation_to_mask(segmentation: Any, height: int, width: int) -> NDArray[
     """Rasterise a COCO segmentation as pycocotools does.
 
     Args:
-        segmentation: polygons ``[[x, y, x, y, ...], ...]`` in px, or an RLE of ``size`` and ``counts``, the
-            latter a list or compressed to text, or a :class:`MaskInFile`. Degenerate polygons beside sound ones are
-            passed over.
+        segmentation: polygons ``[[x, y, x, y, ...], ...]`` in px; or an RLE of ``size`` and ``counts``, the latter a
+            list or compressed to text; or a list of RLEs that are one object; or a :class:`MaskInFile`. Degenerate
+            polygons beside sound ones are passed over.
         height: of the image in px.
         width: of the image in px.
 
@@ -86,6 +86,11 @@ def segmentation_to_mask(segmentation: Any, height: int, width: int) -> NDArray[
         return _from_runs(_checked_runs(segmentation, height, width), height, width)
     if not isinstance(segmentation, list):
         raise Unusable("segmentation is neither polygons nor RLE")
+    if all(isinstance(part, dict) for part in segmentation):
+        merged_parts = np.zeros((height, width), np.uint8)
+        for part in segmentation:
+            merged_parts |= segmentation_to_mask(part, height, width)
+        return merged_parts
     polygons = _sound_polygons(segmentation, height, width)
     merged = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
     return _from_runs(_uncompressed(merged["counts"].decode("ascii")), height, width)
@@ -94,6 +99,24 @@ def segmentation_to_mask(segmentation: Any, height: int, width: int) -> NDArray[
 def has_mask(segmentation: Any) -> bool:
     """Whether there is anything in a segmentation; some exports write empty polygons for boxes."""
     return bool(segmentation) and not (isinstance(segmentation, list) and not any(segmentation))
+
+
+def as_json(value: Any) -> Any:
+    """What a JSON would hold of a value in memory: numpy's numbers and arrays, tuples and bytes as plain ones."""
+    if isinstance(value, dict):
+        return {key: as_json(own) for key, own in value.items()}
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, bytes):
+        return value.decode("ascii", errors="replace")
+    if isinstance(value, list | tuple):
+        return list(value) if all(type(own) in _PLAIN for own in value) else [as_json(own) for own in value]
+    return value
+
+
+_PLAIN = (int, float, str, bool, type(None))
 
 
 def segmentation_as_json(segmentation: Any) -> Any:

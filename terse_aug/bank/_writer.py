@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terse_aug.bank._columns import Columns
-from terse_aug.bank._foreground import Foreground
+from terse_aug.bank._foreground import MAX_SIDE, Foreground
 from terse_aug.bank._record import (
     CENTERS_KEY,
     DESCRIPTION_KEY,
@@ -25,8 +25,6 @@ from terse_aug.bank._record import (
 )
 from terse_aug.bank._store import Store
 from terse_aug.bank._temporary import TemporarySibling
-
-_MAX_SIDE = 16384  # px; one cut-out then stays below LMDB's limit of 4 GiB a value
 
 
 class BankWriter:
@@ -200,8 +198,8 @@ def check_foreground(foreground: Foreground, categories: Mapping[int, str], keyp
 def _check_pixels(rgba: NDArray[np.uint8], where: str) -> None:
     if rgba.dtype != np.uint8 or rgba.ndim != 3 or rgba.shape[2] != 4:
         raise ValueError(f"{where}: expected rgba uint8 [h, w, 4], got {rgba.dtype} {list(rgba.shape)}")
-    if min(rgba.shape) < 1 or max(rgba.shape) > _MAX_SIDE:
-        raise ValueError(f"{where}: expected sides of 1 to {_MAX_SIDE} px, got {list(rgba.shape[:2])}")
+    if min(rgba.shape) < 1 or max(rgba.shape) > MAX_SIDE:
+        raise ValueError(f"{where}: expected sides of 1 to {MAX_SIDE} px, got {list(rgba.shape[:2])}")
     alpha = rgba[..., 3]
     if not all(edge.any() for edge in (alpha[0], alpha[-1], alpha[:, 0], alpha[:, -1])):
         raise ValueError(f"{where}: expected the tight crop of alpha > 0, got an empty row or column at its edge")

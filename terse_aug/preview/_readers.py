@@ -26,7 +26,7 @@ from terse_aug.bank._masks import _pairs
 from terse_aug.bank._mending import mended_object
 from terse_aug.bank._names import Files
 from terse_aug.bank._report import Ledger, Tally
-from terse_aug.bank._segmentation import segmentation_to_mask
+from terse_aug.bank._segmentation import has_mask, segmentation_to_mask
 from terse_aug.preview._data import LabelledImages, Sample
 
 _MISSING = "image file is missing"
@@ -101,7 +101,7 @@ class CocoFields:
     @classmethod
     def of(cls, coco: Coco, objects: dict[Any, list[dict[str, Any]]], dropped: Tally) -> CocoFields:
         entries = [entry for group in objects.values() for entry in group]
-        without = [entry for entry in entries if not entry.get("segmentation")]
+        without = [entry for entry in entries if not has_mask(entry.get("segmentation"))]
         if without and len(without) < len(entries):
             reason = "mask, because other objects of the data set have none"
             dropped.add(reason, f"annotation {without[0].get('id')} has none", len(entries) - len(without))
@@ -236,4 +236,4 @@ def _numbers(values: Any, count: int) -> bool:
 
 
 def _among(key: Any, mapping: Mapping[Any, Any]) -> bool:
-    return isinstance(key, (int, str)) and key in mapping
+    return isinstance(key, int | float | str) and key in mapping

@@ -39,7 +39,7 @@ def read_yolo(
     for folder in (images, labels):
         if folder is not None and not folder.is_dir():
             raise FileNotFoundError(f"expected a folder at {folder}, found none")
-    source = names if names is not None else _beside(images)
+    source = names if names is not None else _beside(images, labels)
     known = _names(source)
     keypoints = _keypoint_values(source)
     collected = Collector(names={name.strip(): number for number, name in known.items()})
@@ -145,13 +145,15 @@ def _labels_of(image: Path, images: Path, labels: Path | None) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _beside(images: Path) -> Path:
-    places = [folder / name for folder in (images, *list(images.resolve().parents)[:2]) for name in _NAME_FILES]
+def _beside(images: Path, labels: Path | None) -> Path:
+    texts = _labels_of(images / "any", images, labels).parent
+    folders = [images, *list(images.resolve().parents)[:2], texts]
+    places = [folder / name for folder in folders for name in _NAME_FILES]
     found = next((path for path in places if path.is_file()), None)
     if found is None:
         raise ValueError(
-            "expected the class names: give names, or put a data.yaml or classes.txt beside the images, none of "
-            f"{', '.join(str(path) for path in places)} exists"
+            "expected the class names: give names, or put a data.yaml or classes.txt beside the images or labels, "
+            f"none of {', '.join(str(path) for path in places)} exists"
         )
     return found
 
