@@ -28,7 +28,7 @@ class Admission:
         images: B tensors float ``[3, H, W]``, the caller's own.
         targets: B targets, copies where they had to be mended.
         usable: for each image whether it may be pasted on.
-        dropped: counts of what was left out, by reason.
+        dropped: counts of what was left out or cut off, by reason.
         remarks: what the user should hear once, by kind.
     """
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -199,7 +200,7 @@ def _object_pastes(
 
 
 _SAMPLED_SIDE = 64
-"""Of a cut-out about this many pixels squared are looked at, to see how much of it the frame cuts off."""
+"""A cut-out is looked at in about this many squares each way, to see how much of it the frame cuts off."""
 
 
 def _at_border(rectangle: Rectangle, frame: tuple[int, int]) -> bool:
@@ -217,12 +218,18 @@ def _uncut_area(foreground: Foreground, matrix: Tensor, centre: Tensor, frame: t
     reached = foreground.outline @ turned + centre.numpy()
     if (reached >= 0).all() and (reached <= limits).all():
         return shown
-    alpha = foreground.rgba[:, :, 3]
-    step = max(1, round(math.sqrt(alpha.size) / _SAMPLED_SIDE))
-    opaque = np.argwhere(alpha[::step, ::step] > 127)[:, ::-1] * step + step / 2
-    landed = (opaque - np.array(foreground.size) / 2) @ turned + centre.numpy()
-    inside = int(((landed >= 0) & (landed < limits)).all(1).sum())
-    return shown * len(opaque) / max(inside, 1)
+    # Of small squares, how much of them is opaque: picking pixels would miss what is thinner than their distance.
+    opaque = (foreground.rgba[:, :, 3] > 127).astype(np.float32)
+    height, width = opaque.shape
+    coarser = max(1.0, math.sqrt(opaque.size) / _SAMPLED_SIDE)
+    share = cv2.resize(
+        opaque, (math.ceil(width / coarser), math.ceil(height / coarser)), interpolation=cv2.INTER_AREA
+    ).reshape(math.ceil(height / coarser), -1)
+    rows, columns = np.indices(share.shape) + 0.5
+    points = np.stack([(columns / share.shape[1] - 0.5) * width, (rows / share.shape[0] - 0.5) * height], -1)
+    landed = points @ turned + centre.numpy()
+    inside = share[((landed >= 0) & (landed < limits)).all(-1)].sum()
+    return max(shown * float(share.sum() / max(inside, 1e-6)), float(shown))
 
 
 def _warp(

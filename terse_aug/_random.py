@@ -6,6 +6,7 @@ The global random state is never read or moved: every draw comes from a generato
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,7 +23,7 @@ def derived_seed(*keys: int | str) -> int:
         An integer in ``[0, 2**63)``, the same on every machine and in every Python process.
     """
     # A number is the same number whichever type has it; numpy's would be written otherwise.
-    plain = tuple(key if isinstance(key, str) else int(key) for key in keys)
+    plain = tuple(key if isinstance(key, str) else operator.index(key) for key in keys)
     digest = hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

@@ -249,7 +249,7 @@ class Robustness(nn.Module):
         sums = folded(both, shift, TILE).to(self.pattern)
         self._heard = sums if self._heard is None else self._heard + sums
         self._answers += 1
-        self._flags = self._flags.to(sums.device) + torch.stack([finite & nonzero, finite])
+        self._flags = self._flags.to(sums.device) + torch.stack([finite & nonzero, finite]).to(sums.device)
 
     def _forget(self) -> None:
         self._awaited, self._heard, self._answers, self._flags = 0, None, 0, torch.zeros(2)

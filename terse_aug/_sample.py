@@ -113,7 +113,7 @@ def unknown_object_fields(target: Target) -> list[str]:
         name
         for name, value in target.items()
         if name not in OBJECT_FIELDS
-        and not name.endswith(("size", "shape"))
+        and not (name.endswith(("size", "shape")) and tuple(value.shape) in ((2,), (3,)))
         and isinstance(value, Tensor)
         and value.ndim
         and len(value) == count > 1

@@ -308,9 +308,9 @@ class Terse(nn.Module):
         ``hardness_gain`` how much harder the chosen are foretold to be than random ones, for a policy that learns from
         it; ``hearing_failed`` is 1 once it is asked because it could not be heard; ``robust/...`` are of robustness
         training; ``moves`` and ``skipped_moves`` count the adversary's moves;
-        ``dropped/...`` count what was left out, by reason; ``backgrounds``, ``distractors`` and ``superimposed`` count
-        images of the pool, distractors, and objects behind others. They are a function of the run alone: time is kept
-        apart, in ``seconds``.
+        ``dropped/...`` count what was left out or cut off, by reason; ``backgrounds``, ``distractors`` and
+        ``superimposed`` count images of the pool, distractors, and objects behind others. They are a function of the
+        run alone: time is kept apart, in ``seconds``.
         """
         return self.ledger.summary() | ({} if self.robustness is None else self.robustness.figures())
 

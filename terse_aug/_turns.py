@@ -69,12 +69,7 @@ class Turns(Sequence[Turn]):
         for turns, most in ((self._kept, _MOST), (with_images, _MOST_WITH_IMAGES)):
             if len(turns) > most:
                 self._kept.remove(turns[0])
-                self._ledger.counts["dropped/graph"] += 1
-                self._remarks.once(
-                    "step",
-                    f"Terse was called more than {most} times since the last step(), and the oldest batches are not "
-                    f"learned from: call step() after backward(), at the latest every {most} batches",
-                )
+                self._count_too_many(most)
 
     def follow(self, turn: Turn, shown: Composites) -> None:
         """Listen to what the detector makes of a batch, until :meth:`end_batch`, if anybody wants to know.
@@ -107,7 +102,10 @@ class Turns(Sequence[Turn]):
             if self._sampler.learns and turn.hardness is not None:
                 self._sampler.hear(*outcomes_by_class(turn))
             elif self._sampler.learns and moving:
-                self._unheard = [*self._unheard, turn][-_MOST:]
+                self._unheard.append(turn)
+                if len(self._unheard) > _MOST_WITH_IMAGES:
+                    del self._unheard[0]
+                    self._count_too_many(_MOST_WITH_IMAGES)
             if turn.hardness is not None:
                 turn.composites = None
             elif not moving and self._policy.learns_from == "hardness" and self._kept[-1:] == [turn]:
@@ -180,6 +178,14 @@ class Turns(Sequence[Turn]):
     def _stop_listening(self, why: str) -> None:
         self._ledger.counts["hearing_failed"] = 1
         self._remarks.once("hearing", _NOT_HEARD.format(why))
+
+    def _count_too_many(self, most: int) -> None:
+        self._ledger.counts["dropped/graph"] += 1
+        self._remarks.once(
+            "step",
+            f"Terse was called more than {most} times since the last step(), and the oldest batches are not "
+            f"learned from: call step() after backward(), at the latest every {most} batches",
+        )
 
     def _count(self, forwards: int) -> None:
         self._ledger.counts["extra_forwards"] += forwards

@@ -339,6 +339,16 @@ def test_numbers_and_arrays_of_numpy_are_read_as_from_a_file(folder: Path) -> No
     assert build(folder, content, "in_memory.bank")[1] == expected
 
 
+@pytest.mark.parametrize("kind", [bool, np.uint8])
+def test_bitmaps_in_memory_are_masks(folder: Path, kind: type) -> None:
+    bitmap = np.zeros((80, 120), kind)
+    bitmap[10:30, 30:70] = 255
+    content, drawn = clean(), clean()
+    first(content).update(segmentation=[[30, 10, 70, 10, 70, 30, 30, 30]], bbox=None)
+    first(drawn).update(segmentation=bitmap, bbox=None)
+    assert build(folder, content)[1] == build(folder, drawn, "drawn.bank")[1]
+
+
 def test_several_rles_are_one_object(folder: Path) -> None:
     def rle(columns: slice) -> Content:
         mask = np.zeros((80, 120), np.uint8, order="F")

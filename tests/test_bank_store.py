@@ -187,6 +187,11 @@ def test_spaces_around_a_name_do_not_count(tmp_path: Path) -> None:
             assert bank.relabel(classes).labels.tolist() == [1, 0]
         with pytest.raises(ValueError, match="listed twice: dog"):
             bank.relabel(["cat", "dog", "dog "])
+        with pytest.raises(ValueError, match="listed twice: cat"):
+            bank.relabel({"cat": 0, "cat ": 7, "dog": 1})
+        for odd in ([1, 2], {1: "dog"}):
+            with pytest.raises(ValueError, match="expected class names as text, got 1"):
+                bank.relabel(odd)
 
 
 def test_relabel_to_ids_that_others_had(bank_path: Path) -> None:

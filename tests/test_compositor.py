@@ -419,6 +419,29 @@ def test_what_lies_inside_is_labelled_beside_the_border_as_in_the_middle(least: 
     assert [len(target["boxes"]) for target in found.targets] == [1] * 9
 
 
+@pytest.mark.parametrize("thin", ["pole", "corner"])
+def test_thin_parts_count_in_the_share_that_is_inside(thin: str) -> None:
+    """Thinner than the squares in which a large cut-out is looked at."""
+    alpha = np.zeros((512, 512), np.uint8)
+    if thin == "pole":  # a T of which the pole stays inside, and the bar's ends are cut off
+        alpha[:, 257:263] = alpha[3:12] = 255
+    else:
+        alpha[505:] = alpha[:, 505:] = 255
+    figure = Foreground(np.dstack([alpha] * 4), 1, "thin", 0.5)
+    opaque = np.argwhere(alpha)[:, ::-1] + 0.5
+    for x in (0.0, 1.0):
+        ranges = TransformRanges((0, 0), (0, 0), (1, 1), (1, 1), (1, 1), keep_inside=0.5)
+        unit = torch.tensor([[0.5] * 5 + [x, 0.5]])
+        side = 1024
+        middle = 128 + x * (side - 256)
+        columns = middle + (opaque[:, 0] - 256)
+        share = float(((columns >= 0) & (columns < side)).mean())
+        for least, labelled in ((share - 0.1, 1), (share + 0.1, 0)):
+            surface = surface_of(min_visibility=min(least, 1.0), ranges=ranges)
+            found = compose([torch.zeros(3, side, side)], [target_of()], layout_of([figure], [0]), unit, surface)
+            assert len(found.targets[0]["boxes"]) == (labelled if least <= 1 else 1)
+
+
 @pytest.mark.parametrize("cut", [0.3, 0.5])
 def test_of_what_the_frame_cuts_the_share_that_is_inside_counts(cut: float) -> None:
     """A long bar of which a known share of the length is outside, thin or not, labelled if enough of it is inside."""

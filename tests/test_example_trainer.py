@@ -420,6 +420,10 @@ def test_an_image_is_turned_as_its_exif_says(example, tmp_path):
     exif[0x0112] = 3  # half a turn
     image.save(tmp_path / "a.png", exif=exif)
     assert example.datasets.read_image(tmp_path / "a.png")[:, 3, 7].tolist() == [1, 0, 0]
+    exif[0x0112] = 6  # a quarter
+    image.save(tmp_path / "a.png", exif=exif)
+    for annotated, shape in ((None, (8, 4)), ((4, 8), (8, 4)), ((8, 4), (4, 8))):  # width, height; what fits is taken
+        assert example.datasets.read_image(tmp_path / "a.png", annotated).shape[1:] == shape
 
 
 @pytest.mark.parametrize("item", ["objects", "objects=", "depth=3", "ranges.rotation=9,1", "critic_any_class=1"])

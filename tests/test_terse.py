@@ -328,6 +328,20 @@ def test_without_step_memory_is_bounded_and_it_is_counted_and_said_once(tiny_ban
     assert terse.metrics()["dropped/graph"] == 5
 
 
+@pytest.mark.parametrize("policy", ["random", "critic"])
+def test_without_step_a_sampler_that_learns_keeps_few_images(tiny_bank: ForegroundBank, policy: str) -> None:
+    terse = Terse(tiny_bank, policy, sampler="loss", **EVERY_IMAGE)
+    for _ in range(16):
+        terse(*make_batch(sizes=((32, 32),)))
+    batch = make_batch(sizes=((32, 32),))
+    with pytest.warns(TerseWarning, match=r"called more than 16 times since the last step\(\)"):
+        _ = [terse(*batch) for _ in range(2)]
+    for _ in range(20):
+        terse(*make_batch(sizes=((32, 32),)))
+    assert len(terse._turns._unheard) <= 16
+    assert terse.metrics()["dropped/graph"] > 0
+
+
 def test_without_step_few_images_are_kept_to_be_asked_about(tiny_bank: ForegroundBank) -> None:
     terse = Terse(tiny_bank, "critic", **EVERY_IMAGE)
     for _ in range(16):

@@ -20,4 +20,4 @@ from terse_aug_mmdet._transform import TersePaste
 
 allow_own_checkpoints()
 
-__all__ = ["MMDetDetector", "TerseHook", "TersePaste", "build_from_mmdet"]
+__all__ = ["MMDetDetector", "TerseHook", "TersePaste", "allow_own_checkpoints", "build_from_mmdet"]

@@ -113,17 +113,21 @@ class TerseHook(Hook):
         if self._classes not in (None, classes):
             raise ValueError(f"classes: expected the data set's, {classes}, got {self._classes}")
         self._device = next(runner.model.parameters()).device
+        target = MMDetDetector(runner.model, len(classes))
         self._terse = Terse(
             open_bank(self._bank, classes, self._drop_unknown),
             self._policy,
             seed=_shared_seed(runner) if self._seed is None else self._seed,
-            target=MMDetDetector(runner.model, len(classes)),
+            target=target,
             pixels=self._pixels,
             backgrounds=self._backgrounds,
             distractor_bank=open_distractors(self._distractor_bank, classes),
             **self._settings,
         ).to(self._device)
-        if self._terse.policy.needs_target and runner.distributed:
+        policy = self._terse.policy
+        if policy.needs_target or policy.learns_from == "hardness" or self._terse.config.robust == "pgd":
+            target.check_asking()
+        if policy.needs_target and runner.distributed:
             raise ValueError(
                 "policy 'hard-random' asks for the loss of single images, which many of MMDetection's heads average "
                 "over all ranks: with several processes use critic, learned or random"

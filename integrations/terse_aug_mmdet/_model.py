@@ -67,7 +67,7 @@ class MMDetDetector:
         return pixel_gradients(self.model, images, lambda given: self._loss(given, targets), loss_scale)
 
     def _loss(self, images: Sequence[Tensor], targets: Sequence[Any]) -> Tensor:
-        self._check_asking()
+        self.check_asking()
         with _plain_state_kept(self.model):
             data = self.model.data_preprocessor(_batch(images, targets), True)
             loss: Tensor = self.model.parse_losses(self.model(**data, mode="loss"))[0].float()
@@ -76,7 +76,7 @@ class MMDetDetector:
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Any]) -> list[Tensor]:
         """See :class:`terse_aug.targets.TargetModel`; the highest score of a detection of the object's class that
         overlaps it, 0 where there is none above the model's own threshold."""
-        self._check_asking()
+        self.check_asking()
         with undisturbed(self.model, False, device=images[0].device), mended_heads(self.model):
             data = self.model.data_preprocessor(_batch(images, targets), False)
             found = self.model.predict(data["inputs"], data["data_samples"], rescale=False)
@@ -85,11 +85,12 @@ class MMDetDetector:
             for sample, target in zip(found, targets, strict=True)
         ]
 
-    def _check_asking(self) -> None:
+    def check_asking(self) -> None:
+        """Raise ``ValueError`` where the model needs more than images to be asked."""
         if hasattr(self.model, "language_model"):
             raise ValueError(
                 f"{type(self.model).__name__} takes a text with every image, which composites cannot be asked about "
-                "without: expected policy 'random' or 'learned', and no robustness by 'pgd'"
+                "without: expected policy 'random', 'learned' or 'deterministic', and no robustness by 'pgd'"
             )
 
     def listen(self) -> SecondStage | DenseHead | None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
 from terse_aug._text import printable
 from terse_aug.bank._exhibit import Exhibit
 from terse_aug.bank._include import Include
@@ -24,7 +26,7 @@ from terse_aug.bank._mending import (
     whole,
 )
 from terse_aug.bank._report import Ledger
-from terse_aug.bank._segmentation import NO_MASK, as_json, has_mask
+from terse_aug.bank._segmentation import NO_MASK, as_json, has_mask, segmentation_as_json
 from terse_aug.bank._selection import listed
 
 
@@ -61,7 +63,7 @@ class Coco:
         if not isinstance(content, Mapping):
             return cls._of(content, path)
         lists = {key: list(entries) for key in _LISTS if isinstance(entries := content.get(key), list | tuple)}
-        plain = {key: [entry if too_deep(entry) else as_json(entry) for entry in lists[key]] for key in lists}
+        plain = {key: [entry if too_deep(entry) else as_json(_drawn(entry)) for entry in lists[key]] for key in lists}
         return cls._of({**content, **plain}, path)
 
     @classmethod
@@ -143,6 +145,14 @@ class Coco:
         if entry.get("iscrowd"):
             return _CROWD
         return None if has_mask(entry.get("segmentation")) or (boxes and entry.get("bbox")) else NO_MASK
+
+
+def _drawn(entry: Any) -> Any:
+    """An annotation with a bitmap as an RLE: its lists of numbers would look like polygons."""
+    bitmap = entry.get("segmentation") if isinstance(entry, dict) else None
+    if isinstance(bitmap, np.ndarray) and bitmap.ndim == 2 and bitmap.dtype in (bool, np.uint8):
+        return entry | {"segmentation": segmentation_as_json(bitmap)}
+    return entry
 
 
 _CROWD = "crowd region, not one object (iscrowd)"

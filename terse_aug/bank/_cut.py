@@ -47,6 +47,8 @@ class CutRules:
             )
         if self.max_side is not None and self.max_side < max(self.min_side, 2):
             raise ValueError(f"expected max_side of at least min_side and 2 px, got {self.max_side}")
+        if self.max_side is not None and self.max_side > MAX_SIDE:
+            raise ValueError(f"expected max_side of at most {MAX_SIDE} px, got {self.max_side}")
         if not 0 <= self.min_box_agreement <= 1:
             raise ValueError(f"expected min_box_agreement within 0 to 1, got {self.min_box_agreement}")
 

@@ -27,13 +27,19 @@ def checked_positions(indices: NDArray[Any], count: int) -> NDArray[np.int64]:
 
 
 def label_per_name(classes: Mapping[str, int] | Sequence[str], offset: int) -> dict[str, int]:
-    """The detector's label per class name, without spaces around it; ``ValueError`` for names listed twice."""
+    """The detector's label per class name, without spaces around it; ``ValueError`` for names with two labels."""
     if isinstance(classes, str):
         raise ValueError(f"expected a list of class names or a mapping of them to labels, got {classes!r}")
+    if odd := [name for name in classes if not isinstance(name, str)]:
+        raise ValueError(f"expected class names as text, got {odd[0]!r}")
     if isinstance(classes, Mapping):
         if offset:
             raise ValueError("offset is for a list of class names; a mapping already has the labels")
-        return {name.strip(): operator.index(label) for name, label in classes.items()}
+        known: dict[str, int] = {}
+        for name, label in classes.items():
+            if known.setdefault(name.strip(), operator.index(label)) != operator.index(label):
+                raise ValueError(f"class names are listed twice: {name.strip()}")
+        return known
     names = [name.strip() for name in classes]
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:

@@ -222,7 +222,9 @@ class Hunt:
     def _go_backward(self, images: list[Tensor], targets: Sequence[Target]) -> None:
         """Send the gradient of the target's loss to the policy, through composites that carry a graph."""
         if not isinstance(self._target, GivesGradients):
-            torch.autograd.backward(self._target.image_losses(images, targets, differentiable=True).mean())
+            loss = self._target.image_losses(images, targets, differentiable=True).mean()
+            if loss.requires_grad:
+                torch.autograd.backward(loss)
             return
         # Aside, for a target that recomputes its activations would do that after it had been let go of.
         _, gradients = self._target.pixel_gradients(images, targets)

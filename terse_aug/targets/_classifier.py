@@ -47,7 +47,10 @@ class ClassifierTarget:
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
         """See :class:`TargetModel`; of the object in front, NaN of those behind it and of labels that are no class."""
         every = self.object_chances(images, targets)
-        return [_of_their_class(own, target["labels"].long()) for own, target in zip(every, targets, strict=True)]
+        return [
+            _of_their_class(own[:, : self.label_limit], target["labels"].long())
+            for own, target in zip(every, targets, strict=True)
+        ]
 
     def object_chances(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
         """See :class:`TellsChances`; of the object in front, NaN of those behind it."""

@@ -51,10 +51,16 @@ class DetectionDataset(Dataset[Sample]):
         raise NotImplementedError
 
 
-def read_image(path: Path) -> Tensor:
-    """An image file as float `[3, H, W]` in [0, 1], turned as its EXIF says; grey and palette images become RGB."""
+def read_image(path: Path, annotated: tuple[int, int] | None = None) -> Tensor:
+    """An image file as float `[3, H, W]` in [0, 1]; grey and palette images become RGB.
+
+    Turned as its EXIF says, unless only what is stored has the annotated width and height: that is then what the
+    annotations are of.
+    """
     with Image.open(path) as image:
-        pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        turned = ImageOps.exif_transpose(image)
+        shown = image if image.size == annotated != turned.size else turned
+        pixels = np.array(shown.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div_(255)
 
 
@@ -163,7 +169,7 @@ class CocoFormat(DetectionDataset):
 
     def __getitem__(self, index: int) -> Sample:
         record = self._images[index]
-        image = read_image(self.folder / record["file_name"])
+        image = read_image(self.folder / record["file_name"], (record["width"], record["height"]))
         height, width = image.shape[1:]
         if (height, width) != (record["height"], record["width"]):
             raise ValueError(

@@ -96,7 +96,10 @@ def open_bank(args: argparse.Namespace, training_set: DetectionDataset) -> terse
 
 
 def _identity(args: argparse.Namespace, training_set: DetectionDataset) -> str:
-    """Names what a bank is cut from: other images or annotations in the same --out have a bank of their own."""
+    """Names what a bank is cut from: other images, or a JSON that was changed, have a bank of their own in --out.
+
+    Image files are taken to stay as they are.
+    """
     folders = [path.resolve() for path in (args.penn_fudan, args.annotations, args.images) if path]
     sources = [(str(path), path.stat().st_mtime_ns if path.is_file() else None) for path in folders]
     return hashlib.sha256(repr((sources, training_set.names)).encode()).hexdigest()[:12]
