@@ -73,7 +73,7 @@ def make_batch(
         images.append(torch.rand(3, height, width, generator=generator) * 0.5)
         corner = torch.rand(objects, 2, generator=generator) * torch.tensor([width / 2, height / 2])
         side = 12 + torch.rand(objects, 2, generator=generator) * 12
-        boxes = torch.cat([corner, corner + side], 1).round()
+        boxes = torch.cat([corner, torch.minimum(corner + side, torch.tensor([width, height]))], 1).round()
         target = {"boxes": boxes, "labels": torch.randint(1, 3, (objects,), generator=generator)}
         if fields.get("masks"):
             target["masks"] = torch.zeros(objects, height, width, dtype=torch.uint8)

@@ -393,7 +393,7 @@ def test_the_class_of_a_classifiers_image_is_that_of_the_object_in_front(bank: F
 def test_policies_learn_from_their_own_pastes_only(
     bank: ForegroundBank, distractors: ForegroundBank, policy: str
 ) -> None:
-    """With everything on; the critic's memory has a row for each of its pastes that got a label."""
+    """With everything on; what is learned from is the paste in front of each image, of which a classifier tells."""
     net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 8))
     target = ClassifierTarget(net, 8)
     own = {"objects": (2, 2), "move_every": 1, "critic_cutouts": 2} | EVERY_IMAGE
@@ -412,7 +412,8 @@ def test_policies_learn_from_their_own_pastes_only(
     told = 0
     for step in range(4):
         images, targets = terse(*make_batch(step, sizes=((64, 64), (64, 64))))
-        told += sum(p.row is not None and p.number is not None for pastes in terse.pastes for p in pastes)
+        for pastes, found in zip(terse.pastes, targets, strict=True):
+            told += sum(p.row == len(found["labels"]) - 1 and p.number is not None for p in pastes)
         target.image_losses(
             list(images), targets, differentiable=True
         ).mean().backward() if policy == "learned" else None
