@@ -162,9 +162,9 @@ class Turns(Sequence[Turn]):
         self._unheard = []
 
     def _listen(self, turn: Turn) -> None:
-        # A counter, so that a resumed run does not listen where the one before had stopped to.
         if not isinstance(self._target, TellsInPassing):
             return
+        # A counter, so that a resumed run does not listen where the one before had stopped to.
         if self._ledger.counts["hearing_failed"]:
             self._remarks.once("hearing", _NOT_LISTENED)
             return

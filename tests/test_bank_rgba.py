@@ -77,6 +77,8 @@ def test_an_object_larger_than_a_bank_holds_does_not_end_the_build(tmp_path: Pat
     report = build_from_rgba(folder, tmp_path / "out.bank", rules=CutRules(max_side=None))
     assert report.kept == {"object": 1}
     assert report.dropped == {"a side longer than 16384 px (give max_side)": 1}
+    with pytest.raises(ValueError, match="max_side of at most 16384 px, got 20000"):
+        CutRules(max_side=20_000)
 
 
 def test_whatever_is_not_cut_out_is_counted(tmp_path: Path) -> None:

@@ -281,14 +281,21 @@ def test_objects_of_no_class_of_the_target_are_passed_over(
         assert Hunt(terse, target, cache, {1: 3, 2: 3}, 400, **settings).run(batches()).complete
 
 
-def test_a_hunt_whose_target_has_no_gradient_says_so(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
+@pytest.mark.parametrize("aside", [True, False])
+def test_a_hunt_whose_target_has_no_gradient_says_so(tiny_bank: ForegroundBank, tmp_path: Path, aside: bool) -> None:
+    """Whether it takes gradients aside or not."""
+
+    class Asked(ClassifierTarget):
+        if not aside:
+            pixel_gradients = None  # type: ignore[assignment]  # it has none
+
     class Deaf(Brightness):
         def forward(self, images: Tensor) -> Tensor:
             return super().forward(images.detach())
 
     terse = Terse(tiny_bank, "learned", objects=(1, 1), move_every=1, **EVERY_IMAGE)
     before = parameters_of(terse)
-    hunter = Hunt(terse, ClassifierTarget(Deaf(), 3), HardExampleCache(tmp_path / "hard"), {1: 50, 2: 50}, 16)
+    hunter = Hunt(terse, Asked(Deaf(), 3), HardExampleCache(tmp_path / "hard"), {1: 50, 2: 50}, 16)
     with pytest.warns(TerseWarning, match="no gradient reached the composites"):
         hunter.run(noise_batches())
     assert (terse.metrics()["moves"], terse.metrics()["skipped_moves"]) == (0, 2)

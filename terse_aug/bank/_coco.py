@@ -80,7 +80,7 @@ def build_from_coco(
     """
     folder = Path(images)
     if isinstance(annotations, Mapping):
-        data, name = Coco.of(annotations, "the annotations"), _described(annotations)
+        data, name = Coco.in_memory(annotations, "the annotations"), _described(annotations)
     else:
         data, name = Coco.read(Path(annotations)), Path(annotations).name
     if not folder.is_dir():

@@ -54,20 +54,21 @@ class Coco:
             content = _read_json(path)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"expected a COCO JSON file, got {path}, which is not JSON ({error})") from error
-        return cls._of(content, str(path))
+        return cls.of(content, str(path))
 
     @classmethod
-    def of(cls, content: Any, path: str) -> Coco:
+    def in_memory(cls, content: Any, path: str) -> Coco:
         """What a JSON would hold, with numpy's numbers and arrays, tuples and bytes in it; messages call it by the
         path."""
         if not isinstance(content, Mapping):
-            return cls._of(content, path)
+            return cls.of(content, path)
         lists = {key: list(entries) for key in _LISTS if isinstance(entries := content.get(key), list | tuple)}
         plain = {key: [entry if too_deep(entry) else as_json(_drawn(entry)) for entry in lists[key]] for key in lists}
-        return cls._of({**content, **plain}, path)
+        return cls.of({**content, **plain}, path)
 
     @classmethod
-    def _of(cls, content: Any, path: str) -> Coco:
+    def of(cls, content: Any, path: str) -> Coco:
+        """What a JSON holds; messages call it by the path."""
         lists = [content.get(key) if isinstance(content, Mapping) else None for key in _LISTS]
         if not all(isinstance(entries, list) for entries in lists):
             raise ValueError(

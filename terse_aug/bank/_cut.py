@@ -154,6 +154,15 @@ def with_spread_color(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return spread
 
 
+UNSEEN = 0.03
+"""Alpha, 0 to 1, below which nothing is seen."""
+
+
+def what_is_seen(alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Alpha that is 0 where nothing is seen: ringing of JPEG and traces of background removers enlarge no crop."""
+    return np.where(alpha < 255 * UNSEEN, np.uint8(0), alpha)
+
+
 def tight_box(mask: NDArray[np.uint8]) -> tuple[int, int, int, int] | None:
     """Left, top, width, height in px of the pixels above 0; ``None`` if there is none."""
     left, top, width, height = cv2.boundingRect(mask)

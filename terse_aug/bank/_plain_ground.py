@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from terse_aug.bank._cut import Unusable
+from terse_aug.bank._cut import UNSEEN, Unusable
 
 _LARGEST_SIDE = 768
 _BORDER = 0.03
@@ -27,8 +27,6 @@ _HALO = 0.006
 _BAND = 0.02
 _ITERATIONS = 3
 _SOFTNESS = 0.8
-UNSEEN = 0.03
-"""Alpha, 0 to 1, below which nothing is seen."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +225,7 @@ def softened(mask: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8
     soft = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), _SOFTNESS)
     if soft.shape[1::-1] != size:
         soft = cv2.resize(soft, size, interpolation=cv2.INTER_LINEAR)
-    soft = np.where(soft < UNSEEN, 0, soft)  # else the crop would be larger than what is seen
+    soft = np.where(soft < UNSEEN, 0, soft)  # before rounding, unlike what_is_seen
     alpha: NDArray[np.uint8] = np.rint(255 * soft.clip(0, 1)).astype(np.uint8)
     return alpha
 

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from terse_aug.bank._cut import Unusable
-from terse_aug.bank._plain_ground import UNSEEN, ground_distance
+from terse_aug.bank._cut import Unusable, what_is_seen
+from terse_aug.bank._plain_ground import ground_distance
 
 WHITE = "mask, object white"
 BLACK = "mask, object black"
@@ -47,7 +47,7 @@ def object_alpha(mask: NDArray[np.uint8], image: NDArray[np.uint8]) -> tuple[NDA
     alpha, way = (mask, WHITE) if balance < 0 else (255 - mask, BLACK)
     if alpha.max() < _SOLID:
         raise Unusable(f"mask shows no object: no pixel has an alpha of {_SOLID} or more")
-    return np.where(alpha < 255 * UNSEEN, np.uint8(0), alpha), way  # else ringing of JPEG would enlarge the crop
+    return what_is_seen(alpha), way
 
 
 def _by_colour(mask: NDArray[np.uint8], image: NDArray[np.uint8]) -> float:

@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 from terse_aug.bank._building import build_from_source
 from terse_aug.bank._chunks import Source
 from terse_aug.bank._class_folders import class_of, labels_of, visible_files
-from terse_aug.bank._cut import CutRules, Unusable, finish, tight_box
+from terse_aug.bank._cut import CutRules, Unusable, finish, tight_box, what_is_seen
 from terse_aug.bank._exhibit import Exhibit
 from terse_aug.bank._foreground import Foreground
 from terse_aug.bank._images import NoAlphaError, read_rgba
 from terse_aug.bank._include import Include
 from terse_aug.bank._journaled import JournaledWriter
 from terse_aug.bank._parallel import check_jobs
-from terse_aug.bank._plain_ground import UNSEEN
 from terse_aug.bank._report import BuildReport, Ledger, Progress
 
 _EXTENSIONS = (".png", ".webp", ".tif", ".tiff")
@@ -128,8 +127,7 @@ def _tight_rgba(path: Path) -> NDArray[np.uint8]:
     alpha = rgba[..., 3]
     if alpha.min() == 255:
         raise Unusable("alpha is opaque everywhere: nothing is cut out")
-    # Else what background removers leave where nothing is seen would be a part of the object, and of its size.
-    alpha = np.where(alpha < 255 * UNSEEN, np.uint8(0), alpha)
+    alpha = what_is_seen(alpha)
     tight = tight_box(alpha)
     if tight is None:
         raise Unusable("alpha is transparent everywhere")
