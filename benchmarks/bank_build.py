@@ -33,7 +33,7 @@ from pycocotools.coco import COCO
 
 from benchmarks._timing import run_in_one_thread, show, surroundings, write_json
 from terse_aug.bank import build_from_coco
-from terse_aug.bank._parallel import apart
+from terse_aug.bank.build.workers import apart
 
 DECODE = "decode"
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks._timing import show, write_json
 from terse_aug.bank import ForegroundBank
-from terse_aug.bank.measures import groups_alike, look_of
+from terse_aug.bank.analysis.measures import groups_alike, look_of
 
 Picture = NDArray[np.uint8]
 

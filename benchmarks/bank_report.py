@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from benchmarks._scenes import make_cutout
 from benchmarks._timing import resident_megabytes, run_in_one_thread, show, surroundings, write_json
 from terse_aug.bank import BankWriter, Foreground, ForegroundBank
-from terse_aug.bank.survey import Survey, render_survey, survey_bank
+from terse_aug.bank.analysis import Survey, render_survey, survey_bank
 
 _SIDES = (8.0, 500.0)
 _MEDIAN_SIDE, _SPREAD = 80.0, 0.8

@@ -26,7 +26,7 @@ import numpy as np
 
 from terse_aug import ForegroundBank
 from terse_aug.bank import BankWriter, Foreground
-from terse_aug.bank._record import record_key
+from terse_aug.bank.storage.record import record_key
 
 _CLASSES = 80
 _DISTINCT = 64

@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from terse_aug.bank import CutRules, read_image
-from terse_aug.bank._box_masks import box_alpha, ellipse_alpha, grabcut_mask, grabcut_quality
-from terse_aug.bank._cut import Unusable
-from terse_aug.bank._segmentation import segmentation_to_mask
+from terse_aug.bank.extract import Unusable
+from terse_aug.bank.inputs.masks import segmentation_to_mask
+from terse_aug.bank.segmenters.box import box_alpha, ellipse_alpha, grabcut_mask, grabcut_quality
 
 WAYS = ("grabcut", "ellipse", "box")
 THRESHOLDS = (0.0, 0.3, 0.5, 0.7)

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from benchmarks._trained import detector, people, photographs
 from terse_aug import PARAMETERS, Terse
+from terse_aug.models import as_target
 from terse_aug.policies import Policy, Proposal, Scene
-from terse_aug.targets import as_target
 
 WHAT_DIFFERS: dict[str, tuple[str, ...]] = {
     "place": ("translate_x", "translate_y"),

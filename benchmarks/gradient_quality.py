@@ -27,12 +27,12 @@ from torch import Tensor, nn
 
 from benchmarks._trained import detector, people, photographs
 from terse_aug import PARAMETERS, ForegroundBank, Terse
-from terse_aug._compose import compose
-from terse_aug._layout import Layout, draw_layout
-from terse_aug._random import generator_for, isolated_global_rng
-from terse_aug._shelf import Shelf
 from terse_aug.bank import Foreground
+from terse_aug.compositing.compose import compose
+from terse_aug.compositing.plan import Layout, draw_layout
+from terse_aug.data.foreground_cache import Shelf
 from terse_aug.samplers import Cutouts, UniformSampler
+from terse_aug.utils.random import generator_for, isolated_global_rng
 
 STEPS = (0.02, 0.1)
 """Half widths of the central differences, in the unit cube."""

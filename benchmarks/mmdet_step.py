@@ -35,7 +35,7 @@ from benchmarks._steps import CYCLE, SOURCE_SIDE, report_loading, report_steps, 
 from benchmarks._timing import Times, interleaved, surroundings, write_json
 from terse_aug import PixelFormat
 from terse_aug_mmdet import TerseHook
-from terse_aug_mmdet._batch import parcels_of, put_back, to_samples
+from terse_aug_mmdet.batch import parcels_of, put_back, to_samples
 
 CONFIGS = {
     "faster-rcnn": "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from terse_aug import ForegroundBank
 from terse_aug.bank import PlainGround
-from terse_aug.bank._cut import Unusable
+from terse_aug.bank.extract import Unusable
 
 SIDE, OBJECT = 480, 300
 GROUNDS = {"white": (248, 248, 248), "grey": (128, 128, 128), "green": (0, 177, 64), "black": (8, 8, 8)}

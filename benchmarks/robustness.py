@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from benchmarks._timing import show, surroundings, write_json
 from terse_aug import ForegroundBank, Terse
-from terse_aug._perturbation import Room, foreground_map
-from terse_aug._random import generator_for
-from terse_aug.targets import TorchvisionDetector
+from terse_aug.models import TorchvisionDetector
+from terse_aug.training.perturbation import Room, foreground_map
+from terse_aug.utils.random import generator_for
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "examples" / "demo"))

@@ -10,21 +10,21 @@ from terse_aug._version import __version__
 
 if TYPE_CHECKING:
     from terse_aug import bank as bank
-    from terse_aug import instruments as instruments
+    from terse_aug import evaluation as evaluation
     from terse_aug import lockstep as lockstep
+    from terse_aug import models as models
     from terse_aug import policies as policies
     from terse_aug import preview as preview
     from terse_aug import samplers as samplers
-    from terse_aug import targets as targets
-    from terse_aug._compose import Composites, Paste
-    from terse_aug._config import TerseConfig
-    from terse_aug._parcel import CutoutLoader, Parcel
-    from terse_aug._pixels import PixelFormat
-    from terse_aug._probe import Probe, probe
-    from terse_aug._remarks import TerseWarning
-    from terse_aug._terse import Terse
-    from terse_aug._transforms import PARAMETERS, TransformRanges
     from terse_aug.bank import Foreground, ForegroundBank
+    from terse_aug.compositing.compose import Composites, Paste
+    from terse_aug.config import TerseConfig
+    from terse_aug.data.foreground_loader import CutoutLoader, Parcel
+    from terse_aug.evaluation.probe import Probe, probe
+    from terse_aug.structures.pixel_format import PixelFormat
+    from terse_aug.terse import Terse
+    from terse_aug.transforms import PARAMETERS, TransformRanges
+    from terse_aug.utils.warnings import TerseWarning
 
 __all__ = [
     "PARAMETERS",
@@ -45,18 +45,18 @@ __all__ = [
 ]
 
 _HOMES = {
-    "_compose": ("Composites", "Paste"),
-    "_config": ("TerseConfig",),
-    "_parcel": ("CutoutLoader", "Parcel"),
-    "_pixels": ("PixelFormat",),
-    "_probe": ("Probe", "probe"),
-    "_remarks": ("TerseWarning",),
-    "_terse": ("Terse",),
-    "_transforms": ("PARAMETERS", "TransformRanges"),
     "bank": ("Foreground", "ForegroundBank"),
+    "compositing.compose": ("Composites", "Paste"),
+    "config": ("TerseConfig",),
+    "data.foreground_loader": ("CutoutLoader", "Parcel"),
+    "evaluation.probe": ("Probe", "probe"),
+    "structures.pixel_format": ("PixelFormat",),
+    "terse": ("Terse",),
+    "transforms": ("PARAMETERS", "TransformRanges"),
+    "utils.warnings": ("TerseWarning",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_PARTS = ("bank", "instruments", "lockstep", "policies", "preview", "samplers", "targets")
+_PARTS = ("bank", "evaluation", "lockstep", "models", "policies", "preview", "samplers")
 
 
 if not TYPE_CHECKING:  # to a type checker it would mean that every name is there

@@ -68,7 +68,7 @@ _STOPPED = """if True:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs us may have it ignored
     sys.path.insert(0, {tests!r})
     from pathlib import Path
-    import terse_aug.bank._journaled as module
+    import terse_aug.bank.build.resumable_writer as module
     from build_samples import build_many
     module._SECONDS_PER_FLUSH = 0
     def progress(done, total):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from terse_aug import ForegroundBank, Terse
 from terse_aug.lockstep import HardExampleCache, Hunt
-from terse_aug.targets import ClassifierTarget
+from terse_aug.models import ClassifierTarget
 
 
 class Brightness(nn.Module):

@@ -9,7 +9,7 @@ from multiprocessing.context import BaseContext
 from typing import Any
 
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-_SLOW = ("torch", "torchvision", "terse_aug._terse", "terse_aug.lockstep", "detectron2.engine", "mmdet.models")
+_SLOW = ("torch", "torchvision", "terse_aug.terse", "terse_aug.lockstep", "detectron2.engine", "mmdet.models")
 
 
 def fresh() -> BaseContext:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from example_modules import importable
 
-from terse_aug.targets import ClassifierTarget
+from terse_aug.models import ClassifierTarget
 
 FOLDER = Path(__file__).parents[1] / "examples" / "affnist"
 

@@ -15,9 +15,9 @@ from PIL import Image
 
 from terse_aug import ForegroundBank
 from terse_aug.bank import BoxMasks, build_from_coco
-from terse_aug.bank._box_masks import Box, box_alpha, ellipse_alpha, grabcut_mask, grabcut_quality
-from terse_aug.bank._cut import Unusable
-from terse_aug.bank._segmentation import segmentation_to_mask
+from terse_aug.bank.extract import Unusable
+from terse_aug.bank.inputs.masks import segmentation_to_mask
+from terse_aug.bank.segmenters.box import Box, box_alpha, ellipse_alpha, grabcut_mask, grabcut_quality
 
 SIDE = 120
 

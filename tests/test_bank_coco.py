@@ -14,8 +14,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from terse_aug.bank import BuildReport, CutRules, ForegroundBank, build_from_coco, read_image
-from terse_aug.bank._cut import Unusable
-from terse_aug.bank._segmentation import _uncompressed
+from terse_aug.bank.extract import Unusable
+from terse_aug.bank.inputs.masks import _uncompressed
 
 # pycocotools 2.0.11 with numpy 2: its decoder, which only these tests call, has no `copy` keyword.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

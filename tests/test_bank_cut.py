@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from terse_aug.bank._cut import with_spread_color
+from terse_aug.bank.extract import with_spread_color
 
 
 def test_the_old_background_is_replaced_by_the_color_of_the_nearest_object_pixel():

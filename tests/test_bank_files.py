@@ -18,7 +18,7 @@ from bank_samples import CATEGORIES, assert_equal, gradient, make_foreground, wr
 from PIL import Image
 
 from terse_aug.bank import BankWriter, ForegroundBank
-from terse_aug.bank._record import DESCRIPTION_KEY, record_key
+from terse_aug.bank.storage.record import DESCRIPTION_KEY, record_key
 
 
 def change(path: Path, key: bytes, value: bytes | None) -> None:
@@ -185,7 +185,7 @@ ENDLESS = """if True:
     sys.path.insert(0, sys.argv[2])
     from bank_samples import CATEGORIES, make_foreground
     from terse_aug.bank import BankWriter
-    import terse_aug.bank._store as module
+    import terse_aug.bank.storage.lmdb_writer as module
     module._BATCH_BYTES = 1 << 16
     with BankWriter(sys.argv[1], CATEGORIES) as writer:
         for seed in range(10**9):

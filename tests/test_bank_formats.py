@@ -39,7 +39,7 @@ from terse_aug.bank import (
     build_from_voc,
     build_from_yolo,
 )
-from terse_aug.bank.formats._reading import CLAIMED
+from terse_aug.bank.readers.annotation_collector import CLAIMED
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from bank_samples import CocoSample
 from numpy.typing import NDArray
 from PIL import Image
 
-from terse_aug._pictures import ORANGE, SKY_BLUE
 from terse_aug.bank import BuildReport, build_from_coco, build_from_labelme, build_from_masks, build_from_voc
-from terse_aug.bank._exhibit import Exhibit, Spread
-from terse_aug.bank._gallery import Section, _on_image, write_sheets
+from terse_aug.bank.build.contact_sheets import Section, _on_image, write_sheets
+from terse_aug.bank.build.rejected_sample import Exhibit, Spread
 from terse_aug.cli import main
+from terse_aug.viz.pictures import ORANGE, SKY_BLUE
 
 
 @pytest.fixture

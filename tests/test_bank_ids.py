@@ -12,7 +12,7 @@ import pytest
 from bank_samples import CocoSample, make_foreground
 
 from terse_aug.bank import BankWriter, BuildReport, ForegroundBank, build_from_coco
-from terse_aug.bank._mending import known_id
+from terse_aug.bank.inputs.repair import known_id
 
 LARGE = 2**53
 """From here on a float does not tell neighbouring numbers apart."""

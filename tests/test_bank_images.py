@@ -10,7 +10,7 @@ from bank_samples import gradient
 from PIL import Image
 
 from terse_aug.bank import NoAlphaError, read_image, read_rgba
-from terse_aug.bank._images import read_image_like, read_index_mask, read_mask
+from terse_aug.bank.inputs.images import read_image_like, read_index_mask, read_mask
 
 # EXIF orientation -> what a viewer does to the stored raster, spelt out independently of the implementation.
 TURNS = {

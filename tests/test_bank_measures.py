@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from terse_aug.bank.measures import (
+from terse_aug.bank.analysis.measures import (
     CERTAIN_DISTANCE,
     Outline,
     chamfer_distance,

@@ -40,8 +40,8 @@ from terse_aug.bank import (
     build_from_voc,
     build_from_yolo,
 )
-from terse_aug.bank._mending import mended_object
-from terse_aug.bank._names import fitting
+from terse_aug.bank.inputs.file_names import fitting
+from terse_aug.bank.inputs.repair import mended_object
 from terse_aug.cli import main
 from terse_aug.preview import open_coco
 

@@ -24,11 +24,11 @@ from PIL import Image
 
 import terse_aug
 from terse_aug.bank import BoxMasks, Foreground, build_from_coco, build_from_masks, build_from_products, build_from_rgba
-from terse_aug.bank._box_masks import box_alpha
-from terse_aug.bank._chunks import Source, Task
-from terse_aug.bank._names import Files
-from terse_aug.bank._parallel import apart, cut_in_order
-from terse_aug.bank._report import Ledger
+from terse_aug.bank.build.chunks import Source, Task
+from terse_aug.bank.build.report import Ledger
+from terse_aug.bank.build.workers import apart, cut_in_order
+from terse_aug.bank.inputs.file_names import Files
+from terse_aug.bank.segmenters.box import box_alpha
 
 
 def test_jobs_make_the_same_bank_of_coco(data_root: Path, tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_every_public_name_is_there() -> None:
     assert set(terse_aug.__all__) <= set(dir(terse_aug))
     for name in terse_aug.__all__:
         assert getattr(terse_aug, name) is not None
-    assert terse_aug.targets.__name__ == "terse_aug.targets"
+    assert terse_aug.models.__name__ == "terse_aug.models"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         terse_aug.nothing  # noqa: B018
 

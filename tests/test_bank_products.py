@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from terse_aug.bank import BuildReport, ForegroundBank, PlainGround, build_from_products, read_image
-from terse_aug.bank._cut import Unusable
-from terse_aug.bank._pairing import paired
-from terse_aug.bank._polarity import BLACK, WHITE, object_alpha
-from terse_aug.bank._report import Ledger
+from terse_aug.bank.build.report import Ledger
+from terse_aug.bank.extract import Unusable
+from terse_aug.bank.inputs.mask_pairing import paired
+from terse_aug.bank.segmenters.polarity import BLACK, WHITE, object_alpha
 from terse_aug.cli import main
 
 HEIGHT, WIDTH = 160, 200

@@ -21,12 +21,12 @@ from bank_samples import write_bank
 from build_samples import IMAGES, build_many, keys_of, left_beside, make_many, stopping_build, told
 
 from terse_aug.bank import CutRules, ForegroundBank, build_from_coco
-from terse_aug.bank._box_masks import box_alpha
-from terse_aug.bank._journal import Entry, hash_of, identity_of, journal_key
-from terse_aug.bank._leftover import sound_chunks, sound_part
-from terse_aug.bank._record import record_key
-from terse_aug.bank._report import Ledger
-from terse_aug.bank._store import Store
+from terse_aug.bank.build.journal import Entry, hash_of, identity_of, journal_key
+from terse_aug.bank.build.partial_build import sound_chunks, sound_part
+from terse_aug.bank.build.report import Ledger
+from terse_aug.bank.segmenters.box import box_alpha
+from terse_aug.bank.storage.lmdb_writer import Store
+from terse_aug.bank.storage.record import record_key
 from terse_aug.cli import main
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL, and builds begin anew there")
@@ -131,7 +131,7 @@ def test_only_the_same_build_goes_on(
     said = not resumed and not callable(changes.get("boxes"))
     warning = pytest.warns(UserWarning, match=f"with {SAFE} images done") if said else nullcontext()
     with warning, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("terse_aug.bank._journaled.JournaledWriter.add_cut", stopped_after(0))
+        patch.setattr("terse_aug.bank.build.resumable_writer.JournaledWriter.add_cut", stopped_after(0))
         with pytest.raises(KeyboardInterrupt):
             build_many(many, tmp_path / "a.bank", **changes)
     if not resumed:
@@ -189,7 +189,7 @@ def page_of(data: bytes, number: int) -> tuple[int, int]:
 def test_a_record_that_points_at_another_does_not_spoil_it(
     many: Path, whole: dict[str, Any], killed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("terse_aug.bank._journaled._SECONDS_PER_FLUSH", 0)
+    monkeypatch.setattr("terse_aug.bank.build.resumable_writer._SECONDS_PER_FLUSH", 0)
     left = leave(killed, tmp_path / "a.bank")
     data = bytearray(left.read_bytes())
     records = sum(key.startswith(b"r") for key in keys_of(killed))
@@ -232,7 +232,7 @@ def test_a_build_that_cannot_check_what_is_left_keeps_it(
     left = leave(killed, out)
     with monkeypatch.context() as patch:
         patch.setitem(multiprocessing.current_process()._config, "daemon", True)  # which may have no children
-        patch.setattr("terse_aug.bank._journaled.JournaledWriter.add_cut", stopped_after(4))
+        patch.setattr("terse_aug.bank.build.resumable_writer.JournaledWriter.add_cut", stopped_after(4))
         with pytest.raises(KeyboardInterrupt):
             build_many(many, out)
     assert left_beside(out) == [left]
@@ -247,7 +247,7 @@ def test_pictures_that_fail_do_not_cost_the_build(
         raise error("no font" if error is OSError else "")
 
     with monkeypatch.context() as patch:
-        patch.setattr("terse_aug.bank._building.write_sheets", fail)
+        patch.setattr("terse_aug.bank.build.pipeline.write_sheets", fail)
         with pytest.raises(error, match=said):
             build_many(many, tmp_path / "a.bank", drops=tmp_path / "drops.png")
     assert build_many(many, tmp_path / "a.bank", drops=tmp_path / "drops.png").resumed == IMAGES
@@ -274,9 +274,9 @@ def test_ctrl_c_waits_for_a_bank_that_is_put_in_its_place(
 def test_nothing_is_kept_where_it_cannot_be_gone_on_with(
     many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("terse_aug.bank._journaled.CAN_GO_ON", False)
-    monkeypatch.setattr("terse_aug.bank._journaled._SECONDS_PER_FLUSH", 0)
-    monkeypatch.setattr("terse_aug.bank._journaled.JournaledWriter.add_cut", stopped_after(4))
+    monkeypatch.setattr("terse_aug.bank.build.resumable_writer.CAN_GO_ON", False)
+    monkeypatch.setattr("terse_aug.bank.build.resumable_writer._SECONDS_PER_FLUSH", 0)
+    monkeypatch.setattr("terse_aug.bank.build.resumable_writer.JournaledWriter.add_cut", stopped_after(4))
     with pytest.raises(KeyboardInterrupt, match=r"^$"):
         build_many(many, tmp_path / "a.bank")
     assert list(tmp_path.iterdir()) == []
@@ -339,8 +339,8 @@ def test_the_command_says_how_to_go_on(
     kept = f"interrupted; {SAFE} of {IMAGES} images are done and kept"
     for seconds, after, said in ((5, 2, "interrupted; nothing was written"), (0, SAFE // 8, kept)):
         with monkeypatch.context() as patch:
-            patch.setattr("terse_aug.bank._journaled.JournaledWriter.add_cut", stopped_after(after))
-            patch.setattr("terse_aug.bank._journaled._SECONDS_PER_FLUSH", seconds)
+            patch.setattr("terse_aug.bank.build.resumable_writer.JournaledWriter.add_cut", stopped_after(after))
+            patch.setattr("terse_aug.bank.build.resumable_writer._SECONDS_PER_FLUSH", seconds)
             assert main(command) == 130
         assert said in capsys.readouterr().err
     assert main(command) == 0
@@ -349,7 +349,7 @@ def test_the_command_says_how_to_go_on(
 
 def stopped_after(chunks: int) -> Any:
     """A way to add chunks that is interrupted after some."""
-    from terse_aug.bank._journaled import JournaledWriter
+    from terse_aug.bank.build.resumable_writer import JournaledWriter
 
     add, added = JournaledWriter.add_cut, []
 
@@ -367,8 +367,8 @@ def test_a_build_by_a_function_leaves_nothing(many: Path, tmp_path: Path, monkey
         return box_alpha(image.shape, box)
 
     with monkeypatch.context() as patch:
-        patch.setattr("terse_aug.bank._journaled.JournaledWriter.add_cut", stopped_after(4))
-        patch.setattr("terse_aug.bank._journaled._SECONDS_PER_FLUSH", 0)
+        patch.setattr("terse_aug.bank.build.resumable_writer.JournaledWriter.add_cut", stopped_after(4))
+        patch.setattr("terse_aug.bank.build.resumable_writer._SECONDS_PER_FLUSH", 0)
         with pytest.raises(KeyboardInterrupt):
             build_many(many, tmp_path / "a.bank", boxes=whole_box)
     assert list(tmp_path.iterdir()) == []
@@ -386,7 +386,7 @@ def test_a_live_build_is_left_alone_and_another_writer_clears_up(many: Path, kil
 
 
 def test_an_error_leaves_nothing(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("terse_aug.bank._journaled._SECONDS_PER_FLUSH", 0)
+    monkeypatch.setattr("terse_aug.bank.build.resumable_writer._SECONDS_PER_FLUSH", 0)
 
     def fail(done: int, total: int) -> None:
         if done == STOP:
@@ -418,8 +418,8 @@ def test_annotations_with_numpy_numbers_go_on(many: Path, tmp_path: Path, monkey
         return build_from_coco(content, many / "images", tmp_path / "a.bank", boxes="ellipse", jobs=1)
 
     with monkeypatch.context() as patch:
-        patch.setattr("terse_aug.bank._journaled.JournaledWriter.add_cut", stopped_after(4))
-        patch.setattr("terse_aug.bank._journaled._SECONDS_PER_FLUSH", 0)
+        patch.setattr("terse_aug.bank.build.resumable_writer.JournaledWriter.add_cut", stopped_after(4))
+        patch.setattr("terse_aug.bank.build.resumable_writer._SECONDS_PER_FLUSH", 0)
         with pytest.raises(KeyboardInterrupt, match="32 of"):
             build()
     assert build().resumed == 32
@@ -430,9 +430,9 @@ def test_annotations_with_numpy_numbers_go_on(many: Path, tmp_path: Path, monkey
 
 
 def test_what_was_counted_survives_writing() -> None:
-    from terse_aug.bank._columns import Columns
-    from terse_aug.bank._exhibit import Exhibit
-    from terse_aug.bank._segmentation import MaskInFile
+    from terse_aug.bank.build.rejected_sample import Exhibit
+    from terse_aug.bank.inputs.masks import MaskInFile
+    from terse_aug.bank.storage.columns import Columns
 
     ledger = Ledger()
     for number in range(60):
@@ -454,7 +454,7 @@ def test_what_was_counted_survives_writing() -> None:
 
 
 def with_exhibit(segmentation: object) -> Ledger:
-    from terse_aug.bank._exhibit import Exhibit
+    from terse_aug.bank.build.rejected_sample import Exhibit
 
     ledger = Ledger()
     ledger.drop("reason", "where", shown=Exhibit("a", "b", segmentation=segmentation))

@@ -278,8 +278,8 @@ def test_writer_refuses_broken_cut_outs(tmp_path: Path, changes: dict, match: st
 
 
 def test_map_grows_past_its_first_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("terse_aug.bank._store._FIRST_MAP_BYTES", 1 << 16)
-    monkeypatch.setattr("terse_aug.bank._store._BATCH_BYTES", 1 << 17)
+    monkeypatch.setattr("terse_aug.bank.storage.lmdb_writer._FIRST_MAP_BYTES", 1 << 16)
+    monkeypatch.setattr("terse_aug.bank.storage.lmdb_writer._BATCH_BYTES", 1 << 17)
     expected = write_bank(tmp_path / "grown.bank", 200)
     for actual, foreground in zip(ForegroundBank.open(tmp_path / "grown.bank"), expected, strict=True):
         assert_equal(actual, foreground)

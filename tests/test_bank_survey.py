@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from test_bank_measures import cross, disk, picture
 
 from terse_aug.bank import BankWriter, CutRules, Foreground, ForegroundBank, build_from_masks
-from terse_aug.bank.survey import Survey, render_survey, survey_bank
-from terse_aug.bank.survey._charts import histogram
+from terse_aug.bank.analysis import Survey, render_survey, survey_bank
+from terse_aug.bank.analysis.charts import histogram
 from terse_aug.cli import main
 
 SCRIPT = "<script>alert('ä')</script>&\" 犬"
@@ -198,9 +198,9 @@ def test_the_same_seed_gives_the_same_page(pictures: Path) -> None:
 
 
 def test_what_is_drawn_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("terse_aug.bank.survey._survey._DRAWN_AT_MOST", 40)
-    monkeypatch.setattr("terse_aug.bank.survey._survey._SHOWN_IN_ALL", 4)
-    monkeypatch.setattr("terse_aug.bank.survey._page._DOTS", 50)
+    monkeypatch.setattr("terse_aug.bank.analysis.statistics._DRAWN_AT_MOST", 40)
+    monkeypatch.setattr("terse_aug.bank.analysis.statistics._SHOWN_IN_ALL", 4)
+    monkeypatch.setattr("terse_aug.bank.analysis.page._DOTS", 50)
     many = [foreground(shaped(disk(20 + n % 9)), 1 + (n > 59), center=(0.5, n / 99)) for n in range(90)]
     survey, page = surveyed(write(tmp_path / "many.bank", many))
     assert [one.drawn for one in survey.classes] == [40, 30]

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from terse_aug.bank import ForegroundBank, build_from_video
-from terse_aug.bank._cut import Unusable
-from terse_aug.bank._moving import background_of, moving_alphas
-from terse_aug.bank._report import Ledger
-from terse_aug.bank._video import _background, _Frames
+from terse_aug.bank.build.report import Ledger
+from terse_aug.bank.extract import Unusable
+from terse_aug.bank.readers.video import _background, _Frames
+from terse_aug.bank.segmenters.motion import background_of, moving_alphas
 from terse_aug.cli import main
 
 HEIGHT, WIDTH, COUNT = 96, 160, 24
@@ -136,7 +136,7 @@ def test_a_damaged_video_is_read_to_its_end(tmp_path: Path) -> None:
 
 
 def test_large_frames_leave_enough_for_the_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("terse_aug.bank._video._MOST_BYTES", 1)
+    monkeypatch.setattr("terse_aug.bank.readers.video._MOST_BYTES", 1)
     for count in (6, 8, 9, 20):
         place = frames_in(tmp_path / str(count), count)
         assert _background(_Frames(place, 1), count).shape == (HEIGHT, WIDTH, 3)

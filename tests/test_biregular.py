@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from terse_aug import ForegroundBank, Terse
-from terse_aug._random import generator_for
 from terse_aug.samplers import BalancedStream, BiregularSampler, Cutouts, Demand, Visit
-from terse_aug.samplers._graph import random_bipartite
+from terse_aug.samplers.bipartite_graph import random_bipartite
+from terse_aug.utils.random import generator_for
 
 ANY = torch.Generator()
 """What balanced samplers draw does not depend on it."""

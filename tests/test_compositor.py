@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from terse_aug import PARAMETERS, Foreground, PixelFormat, TerseConfig, TransformRanges
-from terse_aug._compose import Composites, Surface, compose
-from terse_aug._compositor import Patch, Rectangle, blend, covered_rectangles, gaussian_blur, render
-from terse_aug._layout import Decoy, Layout, cutout_tensor, reduced_cutout
-from terse_aug._transforms import PasteGeometry, Placement, place
+from terse_aug.compositing.compose import Composites, Surface, compose
+from terse_aug.compositing.plan import Decoy, Layout, cutout_tensor, reduced_cutout
+from terse_aug.compositing.render import Patch, Rectangle, blend, covered_rectangles, gaussian_blur, render
+from terse_aug.transforms import PasteGeometry, Placement, place
 
 FRAME = (20, 26)
 MIDDLE = (13.0, 10.0)
@@ -724,6 +724,6 @@ def test_nothing_that_shows_lies_outside_the_pixels_that_are_rendered(seed: int,
     tight = compose([image], [target_of()], layout, unit, surface)
     with pytest.MonkeyPatch.context() as patch:
         whole = [Rectangle(0, 0, *frame)]
-        patch.setattr("terse_aug._compose.covered_rectangles", lambda *arguments: whole)
+        patch.setattr("terse_aug.compositing.compose.covered_rectangles", lambda *arguments: whole)
         full = compose([image], [target_of()], layout, unit, surface)
     torch.testing.assert_close(tight.images[0], full.images[0], rtol=0, atol=1e-4)

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from terse_aug import PARAMETERS, ForegroundBank, Terse, TransformRanges
-from terse_aug._random import generator_for
+from terse_aug.models import ClassifierTarget
 from terse_aug.policies import CriticPolicy, Glimpses, Proposal, Scene
-from terse_aug.policies._base import GLIMPSE_FIGURES, GLIMPSE_PICTURE
-from terse_aug.policies._critic import hardness_log_odds
-from terse_aug.targets import ClassifierTarget
+from terse_aug.policies.base import GLIMPSE_FIGURES, GLIMPSE_PICTURE
+from terse_aug.policies.critic import hardness_log_odds
+from terse_aug.utils.random import generator_for
 
 TRANSLATE_X = PARAMETERS.index("translate_x")
 

@@ -23,7 +23,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2_factories import CLASSES, parameters_of, registered, tiny_bank, tiny_cfg
 
 from terse_aug_detectron2 import TerseHook
-from terse_aug_detectron2._batch import bitmasks
+from terse_aug_detectron2.batch import bitmasks
 
 pytestmark = QUIET_DETECTRON2
 

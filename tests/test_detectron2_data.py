@@ -35,7 +35,7 @@ from terse_aug_detectron2 import (
     describe_config,
     terse_config,
 )
-from terse_aug_detectron2._batch import PARCEL, Needs, from_samples, to_samples
+from terse_aug_detectron2.batch import PARCEL, Needs, from_samples, to_samples
 
 pytestmark = QUIET_DETECTRON2
 

@@ -32,7 +32,7 @@ from detectron2_factories import (  # noqa: F401 - fixtures
 
 from terse_aug import ForegroundBank
 from terse_aug_detectron2 import Detectron2Detector, TerseHook
-from terse_aug_detectron2._batch import Needs, from_samples, to_samples
+from terse_aug_detectron2.batch import Needs, from_samples, to_samples
 
 pytestmark = QUIET_DETECTRON2
 

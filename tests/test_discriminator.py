@@ -10,7 +10,7 @@ from factories import EVERY_IMAGE, RampLoss, all_equal, make_bank, make_batch, p
 from torch import nn
 
 from terse_aug import PARAMETERS, ForegroundBank, PixelFormat, Terse, TransformRanges
-from terse_aug._discriminator import CROP, PatchDiscriminator, discriminator_loss, object_crops, realism_loss
+from terse_aug.training.discriminator import CROP, PatchDiscriminator, discriminator_loss, object_crops, realism_loss
 
 
 def test_it_is_off_unless_it_has_a_weight(tiny_bank: ForegroundBank) -> None:

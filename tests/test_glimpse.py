@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from terse_aug import PARAMETERS, Foreground, ForegroundBank, Terse, TransformRanges
-from terse_aug._compose import compose
-from terse_aug._glimpse import glimpse_maker
-from terse_aug._layout import draw_layout
-from terse_aug._random import generator_for
-from terse_aug._shelf import Shelf
+from terse_aug.compositing.compose import compose
+from terse_aug.compositing.plan import draw_layout
+from terse_aug.data.foreground_cache import Shelf
 from terse_aug.policies import GLIMPSE, CriticPolicy, Glimpses
-from terse_aug.policies._base import GLIMPSE_FIGURES, GLIMPSE_PICTURE, GLIMPSE_VIEWS
+from terse_aug.policies.base import GLIMPSE_FIGURES, GLIMPSE_PICTURE, GLIMPSE_VIEWS
+from terse_aug.policies.views import glimpse_maker
+from terse_aug.utils.random import generator_for
 
 
 @pytest.mark.parametrize("mirror", [0.0, 1.0])

@@ -18,8 +18,8 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
 from terse_aug import ForegroundBank, Terse, TerseWarning
-from terse_aug._random import isolated_global_rng
-from terse_aug.targets import TellsInPassing, TorchvisionDetector
+from terse_aug.models import TellsInPassing, TorchvisionDetector
+from terse_aug.utils.random import isolated_global_rng
 
 TWO_STAGES = ("fasterrcnn", "maskrcnn", "keypointrcnn")
 SIZES = ((64, 80), (72, 64), (150, 120))

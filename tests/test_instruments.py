@@ -10,8 +10,8 @@ from factories import EVERY_IMAGE, make_bank, make_batch, make_detector, white_d
 from torch import nn
 
 from terse_aug import PARAMETERS, ForegroundBank, Terse, TransformRanges, probe
-from terse_aug.instruments import nearest_neighbour_distances, spread_by_class
-from terse_aug.targets import ClassifierTarget
+from terse_aug.evaluation.diversity import nearest_neighbour_distances, spread_by_class
+from terse_aug.models import ClassifierTarget
 
 
 def test_one_transform_for_each_class_is_collapsed_by_class_and_not_as_a_whole() -> None:

@@ -13,10 +13,10 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from terse_aug._compositor import Rectangle
-from terse_aug._extents import extents_at_once, extents_of
-from terse_aug._labels import Correction, PastedObject, correct_target
-from terse_aug._sample import OBJECT_FIELDS, Target
+from terse_aug.compositing.label_correction import Correction, PastedObject, correct_target
+from terse_aug.compositing.mask_extents import extents_at_once, extents_of
+from terse_aug.compositing.render import Rectangle
+from terse_aug.structures.annotations import OBJECT_FIELDS, Target
 
 KEYPOINTS = 3
 many = settings(max_examples=40, deadline=None)

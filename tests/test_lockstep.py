@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from terse_aug import ForegroundBank, Terse
 from terse_aug.lockstep import HardExampleCache, Hunt, HuntReport, LockStep, mixed
-from terse_aug.targets import ClassifierTarget, class_of
+from terse_aug.models import ClassifierTarget, class_of
 
 
 def cycle(bank: Path, folder: Path, kill_at: int) -> None:

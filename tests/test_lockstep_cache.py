@@ -14,8 +14,8 @@ from processes import exit_code, fresh
 from torch import Tensor
 
 from terse_aug import ForegroundBank, PixelFormat
-from terse_aug._random import generator_for
 from terse_aug.lockstep import HardExampleCache, mixed
+from terse_aug.utils.random import generator_for
 
 
 def example(seed: int, label: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
@@ -56,7 +56,7 @@ def test_it_is_bounded_and_the_oldest_makes_room(tmp_path: Path) -> None:
 
 
 def test_it_grows_beyond_its_first_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("terse_aug.lockstep._cache._FIRST_MAP_BYTES", 1 << 15)
+    monkeypatch.setattr("terse_aug.lockstep.cache._FIRST_MAP_BYTES", 1 << 15)
     with HardExampleCache(tmp_path / "hard") as cache:
         for seed in range(40):
             cache.add(*example(seed), 1)
@@ -160,7 +160,7 @@ def test_what_made_room_for_good_cannot_be_taken_back_to(tmp_path: Path) -> None
 
 
 def test_examples_can_be_taken_back_from_a_full_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("terse_aug.lockstep._cache._FIRST_MAP_BYTES", 1 << 15)
+    monkeypatch.setattr("terse_aug.lockstep.cache._FIRST_MAP_BYTES", 1 << 15)
     for number in range(1, 12):
         with HardExampleCache(tmp_path / str(number)) as cache:
             for seed in range(number):

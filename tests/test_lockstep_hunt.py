@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from terse_aug import ForegroundBank, PixelFormat, Terse, TerseWarning
 from terse_aug.lockstep import HardExampleCache, Hunt, HuntReport
-from terse_aug.targets import ClassifierTarget, TorchvisionDetector, class_of
+from terse_aug.models import ClassifierTarget, TorchvisionDetector, class_of
 
 
 @pytest.mark.parametrize("policy", ["random", "hard-random", "critic", "learned"])

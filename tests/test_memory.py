@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from terse_aug._memory import empty, zeros
+from terse_aug.utils.memory import empty, zeros
 
 
 @pytest.mark.parametrize("make", [empty, zeros])

@@ -41,13 +41,13 @@ from mmengine.runner import Runner
 from mmengine.structures import InstanceData, PixelData
 
 from terse_aug import ForegroundBank, Parcel
-from terse_aug._ledger import COUNTERS
 from terse_aug.bank import BankWriter
 from terse_aug.cli import main as terse_aug_command
+from terse_aug.training.metrics import COUNTERS
 from terse_aug_mmdet import MMDetDetector, TerseHook, TersePaste, build_from_mmdet
-from terse_aug_mmdet._bank import class_names
-from terse_aug_mmdet._batch import PathWithCutouts, parcels_of, put_back, to_samples
-from terse_aug_mmdet._checkpoints import _method_of_a_buffer
+from terse_aug_mmdet.bank import class_names
+from terse_aug_mmdet.batch import PathWithCutouts, parcels_of, put_back, to_samples
+from terse_aug_mmdet.checkpoints import _method_of_a_buffer
 
 pytestmark = QUIET_MMDET
 _NUMBERS = itertools.count()

@@ -23,11 +23,11 @@ from mmengine.logging import MessageHub
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
-from terse_aug.targets import undisturbed
+from terse_aug.models import undisturbed
 from terse_aug_mmdet import MMDetDetector, TerseHook
-from terse_aug_mmdet._batch import to_samples
-from terse_aug_mmdet._model import _batch
-from terse_aug_mmdet._scores import as_tensor
+from terse_aug_mmdet.batch import to_samples
+from terse_aug_mmdet.model import _batch
+from terse_aug_mmdet.scores import as_tensor
 
 pytestmark = QUIET_MMDET
 _NUMBERS = itertools.count()

@@ -24,7 +24,7 @@ from mmengine.structures import InstanceData
 from terse_aug.bank import BankWriter
 from terse_aug.samplers import RaritySampler
 from terse_aug_mmdet import TerseHook, TersePaste
-from terse_aug_mmdet._batch import put_back
+from terse_aug_mmdet.batch import put_back
 
 pytestmark = QUIET_MMDET
 

@@ -14,7 +14,7 @@ import torch
 from example_modules import importable
 
 from terse_aug import Terse
-from terse_aug.targets import class_of
+from terse_aug.models import class_of
 
 FOLDER = Path(__file__).parents[1] / "examples"
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from terse_aug import ForegroundBank, Terse
-from terse_aug.targets import (
+from terse_aug.models import (
     NO_CLASS,
     ClassifierTarget,
     RegressionTarget,

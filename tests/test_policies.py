@@ -11,6 +11,7 @@ from factories import EVERY_IMAGE, RampLoss, make_bank, make_batch, make_detecto
 from torch import Tensor, nn
 
 from terse_aug import PARAMETERS, ForegroundBank, Terse, TerseWarning, TransformRanges
+from terse_aug.models import TorchvisionDetector
 from terse_aug.policies import (
     POLICIES,
     DeterministicPolicy,
@@ -23,8 +24,7 @@ from terse_aug.policies import (
     divergence_from_uniform,
     uniform_proposal,
 )
-from terse_aug.policies._learned import _log_density
-from terse_aug.targets import TorchvisionDetector
+from terse_aug.policies.adversarial import _log_density
 
 TRANSLATE_X = PARAMETERS.index("translate_x")
 

@@ -20,6 +20,7 @@ from PIL import Image
 from terse_aug import ForegroundBank, Terse, TerseConfig
 from terse_aug.bank import BankWriter, Foreground
 from terse_aug.cli import main
+from terse_aug.cli.flags import add_flags, flat_settings, with_flags
 from terse_aug.policies import CriticPolicy
 from terse_aug.preview import (
     STATE_KEY,
@@ -29,7 +30,6 @@ from terse_aug.preview import (
     preview_samples,
     resize_sample,
 )
-from terse_aug.preview._flags import add_flags, flat_settings, with_flags
 
 SCRIPT = "<script>alert(1)&.png"
 

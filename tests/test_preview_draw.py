@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from terse_aug._text import width_of, wrapped
 from terse_aug.preview import ORIGINAL_COLOR, PASTED_COLOR, contact_sheet, draw_sample
+from terse_aug.viz.text import width_of, wrapped
 
 
 def target_of(*boxes: list[float], **fields: torch.Tensor) -> dict[str, torch.Tensor]:

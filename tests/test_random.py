@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from terse_aug._random import derived_seed, generator_for, isolated_global_rng
+from terse_aug.utils.random import derived_seed, generator_for, isolated_global_rng
 
 keys = st.lists(st.integers() | st.text(max_size=5), min_size=1, max_size=4).map(tuple)
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from test_compositor import layout_of, rectangles_of, surface_of, target_of, units
 
 from terse_aug import Foreground, PixelFormat
-from terse_aug._compose import compose
-from terse_aug._compositor import Patch, blend, render
-from terse_aug._layout import cutout_tensor
-from terse_aug._render_cv2 import render_8bit
-from terse_aug._transforms import PasteGeometry, place
+from terse_aug.compositing.compose import compose
+from terse_aug.compositing.plan import cutout_tensor
+from terse_aug.compositing.render import Patch, blend, render
+from terse_aug.compositing.render_cpu import render_8bit
+from terse_aug.transforms import PasteGeometry, place
 
 LEVEL = 1 / 255
 # OpenCV 4 rounds positions to 1/32 pixel: half that in x and in y, on neighbours that differ by up to 1.

@@ -28,19 +28,19 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from terse_aug import ForegroundBank, PixelFormat, Terse, TerseConfig, TerseWarning
-from terse_aug._compose import Paste
-from terse_aug._compositor import Rectangle
-from terse_aug._labels import PastedObject
-from terse_aug._perturbation import Room, folded, foreground_map, tiled
-from terse_aug._robust import TILE
+from terse_aug.compositing.compose import Paste
+from terse_aug.compositing.label_correction import PastedObject
+from terse_aug.compositing.render import Rectangle
 from terse_aug.lockstep import HardExampleCache, Hunt
-from terse_aug.targets import (
+from terse_aug.models import (
     ClassifierTarget,
     GivesGradients,
     RegressionTarget,
     SegmentationTarget,
     TorchvisionDetector,
 )
+from terse_aug.training.perturbation import Room, folded, foreground_map, tiled
+from terse_aug.training.robustness import TILE
 
 OBJECTS, BACKGROUND = 4 / 255, 10 / 255
 RADII: dict[str, Any] = {"robust_radius_objects": OBJECTS, "robust_radius_background": BACKGROUND}

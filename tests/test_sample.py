@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from terse_aug._sample import OBJECT_FIELDS, check_samples, mend_boxes, take_objects
+from terse_aug.structures.annotations import OBJECT_FIELDS, check_samples, mend_boxes, take_objects
 
 HEIGHT, WIDTH = 6, 8
 

@@ -12,7 +12,6 @@ import torch
 from factories import EVERY_IMAGE, cutout, make_bank, make_batch, make_detector
 
 from terse_aug import CutoutLoader, ForegroundBank, Terse
-from terse_aug._random import generator_for
 from terse_aug.samplers import (
     BiregularSampler,
     Cutouts,
@@ -23,6 +22,7 @@ from terse_aug.samplers import (
     UniformSampler,
     WeightedSampler,
 )
+from terse_aug.utils.random import generator_for
 
 LABELS = np.array([7] + [3] * 9 + [7] + [5] * 30)
 NAMES = {3: "cat", 5: "dog", 7: "zebra"}

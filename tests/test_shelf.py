@@ -13,9 +13,9 @@ import torch
 from factories import EVERY_IMAGE, make_bank, make_batch, white_disc
 
 from terse_aug import ForegroundBank, Terse
-from terse_aug._shelf import Shelf
-from terse_aug._thumbnails import foreground_pictures
-from terse_aug.bank._outline import convex_outline
+from terse_aug.data.foreground_cache import Shelf
+from terse_aug.policies.thumbnails import foreground_pictures
+from terse_aug.structures.convex_hull import convex_outline
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_an_outline_is_found_once_and_a_cut_out_is_at_hand_until_it_is_put_back(
 ) -> None:
     found = []
     monkeypatch.setattr(
-        "terse_aug.bank._foreground.convex_outline", lambda alpha: found.append(1) or convex_outline(alpha)
+        "terse_aug.structures.foreground.convex_outline", lambda alpha: found.append(1) or convex_outline(alpha)
     )
     shelf = Shelf(tiny_bank)
     expected = convex_outline(tiny_bank[3].rgba[:, :, 3])

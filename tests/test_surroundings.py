@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from terse_aug import CutoutLoader, ForegroundBank, Paste, PixelFormat, Terse, TerseWarning, TransformRanges, probe
-from terse_aug._backgrounds import BackgroundPool
-from terse_aug._random import generator_for
 from terse_aug.bank import BankWriter, Foreground
+from terse_aug.data.background_pool import BackgroundPool
+from terse_aug.models import ClassifierTarget, class_of
 from terse_aug.preview import Sample, preview_samples
 from terse_aug.samplers import WeightedSampler
-from terse_aug.targets import ClassifierTarget, class_of
+from terse_aug.utils.random import generator_for
 
 COLOURS = np.array(
     [

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torchvision.models import detection
 
 from terse_aug import ForegroundBank, Terse
-from terse_aug._random import isolated_global_rng
+from terse_aug.models import TargetModel, TorchvisionDetector, as_target
 from terse_aug.policies import POLICIES
-from terse_aug.targets import TargetModel, TorchvisionDetector, as_target
+from terse_aug.utils.random import isolated_global_rng
 
 STEPS = 3
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from terse_aug import PARAMETERS, TerseConfig, TransformRanges
-from terse_aug._transforms import PasteGeometry, place
-from terse_aug.bank._outline import convex_outline
+from terse_aug.structures.convex_hull import convex_outline
+from terse_aug.transforms import PasteGeometry, place
 
 WIDE = TransformRanges(
     rotation=(-180, 180), shear=(-0.8, 0.8), scale=(0.2, 4), scale_x=(0.5, 2), scale_y=(0.5, 2), keep_inside=1

@@ -11,11 +11,11 @@
     trainer.register_hooks([TerseHook.from_config(cfg)])     # None, which does nothing, unless TERSE.ENABLED
 """
 
-from terse_aug_detectron2._bank import build_from_detectron2
-from terse_aug_detectron2._config import add_terse_config, describe_config, terse_config
-from terse_aug_detectron2._hook import TerseHook
-from terse_aug_detectron2._mapper import TerseMapper
-from terse_aug_detectron2._model import Detectron2Detector
+from terse_aug_detectron2.bank import build_from_detectron2
+from terse_aug_detectron2.config import add_terse_config, describe_config, terse_config
+from terse_aug_detectron2.hook import TerseHook
+from terse_aug_detectron2.mapper import TerseMapper
+from terse_aug_detectron2.model import Detectron2Detector
 
 __all__ = [
     "Detectron2Detector",

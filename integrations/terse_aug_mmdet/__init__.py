@@ -12,11 +12,11 @@ In a config::
     custom_hooks = [dict(type="TerseHook", **terse)]
 """
 
-from terse_aug_mmdet._bank import build_from_mmdet
-from terse_aug_mmdet._checkpoints import allow_own_checkpoints
-from terse_aug_mmdet._hook import TerseHook
-from terse_aug_mmdet._model import MMDetDetector
-from terse_aug_mmdet._transform import TersePaste
+from terse_aug_mmdet.bank import build_from_mmdet
+from terse_aug_mmdet.checkpoints import allow_own_checkpoints
+from terse_aug_mmdet.hook import TerseHook
+from terse_aug_mmdet.model import MMDetDetector
+from terse_aug_mmdet.transform import TersePaste
 
 allow_own_checkpoints()
 

@@ -3,27 +3,27 @@
 Imports numpy, opencv, pillow, lmdb and pycocotools; never torch, so that a bank can be built anywhere.
 """
 
-from terse_aug.bank._bank import ForegroundBank
-from terse_aug.bank._box_masks import WAYS, BoxMasks, MaskOfBox
-from terse_aug.bank._coco import build_from_coco
-from terse_aug.bank._cut import CutRules
-from terse_aug.bank._foreground import Foreground
-from terse_aug.bank._images import NoAlphaError, read_image, read_rgba
-from terse_aug.bank._masks import build_from_masks
-from terse_aug.bank._plain_ground import PlainGround
-from terse_aug.bank._products import build_from_products
-from terse_aug.bank._report import BuildReport
-from terse_aug.bank._rgba import build_from_rgba
-from terse_aug.bank._segmentation import segmentation_as_json
-from terse_aug.bank._video import build_from_video
-from terse_aug.bank._writer import BankWriter
-from terse_aug.bank.formats import (
+from terse_aug.bank.bank import ForegroundBank
+from terse_aug.bank.build.report import BuildReport
+from terse_aug.bank.extract import CutRules
+from terse_aug.bank.inputs.images import NoAlphaError, read_image, read_rgba
+from terse_aug.bank.inputs.masks import segmentation_as_json
+from terse_aug.bank.readers.coco import build_from_coco
+from terse_aug.bank.readers.formats import (
     build_from_labelme,
     build_from_panoptic,
     build_from_via,
     build_from_voc,
     build_from_yolo,
 )
+from terse_aug.bank.readers.instance_masks import build_from_masks
+from terse_aug.bank.readers.products import build_from_products
+from terse_aug.bank.readers.rgba import build_from_rgba
+from terse_aug.bank.readers.video import build_from_video
+from terse_aug.bank.segmenters.box import WAYS, BoxMasks, MaskOfBox
+from terse_aug.bank.segmenters.plain_background import PlainGround
+from terse_aug.bank.storage.writer import BankWriter
+from terse_aug.structures.foreground import Foreground
 
 __all__ = [
     "WAYS",

@@ -10,13 +10,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from terse_aug._text import printable
 from terse_aug.bank import ForegroundBank
-from terse_aug.bank.survey import render_survey, survey_bank
-from terse_aug.bank.survey._page import by_count
+from terse_aug.bank.analysis import render_survey, survey_bank
+from terse_aug.bank.analysis.page import by_count
 from terse_aug.cli import sources
-from terse_aug.cli._output import HTML, checked_output, write_whole
-from terse_aug.cli._progress import progress_bar
+from terse_aug.cli.output import HTML, checked_output, write_whole
+from terse_aug.cli.progress import progress_bar
+from terse_aug.viz.text import printable
 
 _SAMPLES = 8
 

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from terse_aug._config import TerseConfig
-from terse_aug._terse import Terse
-from terse_aug._text import printable
-from terse_aug._vocabulary import check_distractors
 from terse_aug.bank import ForegroundBank
-from terse_aug.cli._output import HTML, checked_output, write_whole
+from terse_aug.cli.flags import add_flags, flat_settings, setting_text, with_flags
+from terse_aug.cli.output import HTML, checked_output, write_whole
+from terse_aug.config import TerseConfig
+from terse_aug.data.class_mapping import check_distractors
 from terse_aug.policies import make_policy
 from terse_aug.preview import (
     STATE_KEY,
@@ -28,7 +27,8 @@ from terse_aug.preview import (
     saved_classes,
     saved_policy,
 )
-from terse_aug.preview._flags import add_flags, flat_settings, setting_text, with_flags
+from terse_aug.terse import Terse
+from terse_aug.viz.text import printable
 
 _SUFFIXES = {"out": HTML, "png": (".png",)}
 

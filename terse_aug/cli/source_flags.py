@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from terse_aug.bank import WAYS, BoxMasks, BuildReport, CutRules
-from terse_aug.bank._parallel import MOST_JOBS
-from terse_aug.cli._progress import progress_bar
+from terse_aug.bank.build.workers import MOST_JOBS
+from terse_aug.cli.progress import progress_bar
 
 Build = Callable[[argparse.Namespace], BuildReport]
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-from terse_aug._config import TerseConfig
-from terse_aug.policies._base import GLIMPSE, Glimpses, Policy, Proposal, Scene, uniform_proposal
-from terse_aug.policies._critic import CriticPolicy
-from terse_aug.policies._deterministic import DeterministicPolicy
-from terse_aug.policies._hard_random import HardRandomPolicy
-from terse_aug.policies._learned import LearnedPolicy, divergence_from_uniform
-from terse_aug.policies._random import RandomPolicy
+from terse_aug.config import TerseConfig
+from terse_aug.policies.adversarial import LearnedPolicy, divergence_from_uniform
+from terse_aug.policies.base import GLIMPSE, Glimpses, Policy, Proposal, Scene, uniform_proposal
+from terse_aug.policies.best_of_n import HardRandomPolicy
+from terse_aug.policies.critic import CriticPolicy
+from terse_aug.policies.paper import DeterministicPolicy
+from terse_aug.policies.random import RandomPolicy
 
 POLICIES: dict[str, Callable[[TerseConfig, int, int | None], Policy]] = {
     "random": lambda config, seed, classes: RandomPolicy(),

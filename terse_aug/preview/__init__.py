@@ -3,14 +3,14 @@
 The parts of `terse-aug preview`, for use in reports and training logs. Imports torch, OpenCV, pillow and jinja2.
 """
 
-from terse_aug._contact import contact_sheet
-from terse_aug.preview._batch import batch_picture
-from terse_aug.preview._data import LabelledImages, LeftOut, Sample, resize_sample
-from terse_aug.preview._draw import ORIGINAL_COLOR, PASTED_COLOR, draw_sample
-from terse_aug.preview._page import Facts, render_html, render_png
-from terse_aug.preview._readers import open_coco, open_masks
-from terse_aug.preview._record import Pair, PasteNote, Preview, preview_samples
-from terse_aug.preview._state import STATE_KEY, load_policy_state, saved_classes, saved_policy
+from terse_aug.preview.batch import batch_picture
+from terse_aug.preview.data import LabelledImages, LeftOut, Sample, resize_sample
+from terse_aug.preview.page import Facts, render_html, render_png
+from terse_aug.preview.readers import open_coco, open_masks
+from terse_aug.preview.record import Pair, PasteNote, Preview, preview_samples
+from terse_aug.preview.state import STATE_KEY, load_policy_state, saved_classes, saved_policy
+from terse_aug.viz.contact_sheet import contact_sheet
+from terse_aug.viz.drawing import ORIGINAL_COLOR, PASTED_COLOR, draw_sample
 
 __all__ = [
     "ORIGINAL_COLOR",

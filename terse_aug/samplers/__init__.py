@@ -1,11 +1,11 @@
 """Samplers: which cut-outs are pasted, and how they are paired with backgrounds. A new one is one file beside these."""
 
-from terse_aug._config import TerseConfig
-from terse_aug.samplers._base import Cutouts, Demand, Sampler, Visit
-from terse_aug.samplers._biregular import BiregularSampler
-from terse_aug.samplers._stream import BalancedStream
-from terse_aug.samplers._uniform import UniformSampler
-from terse_aug.samplers._weighted import ClassSampler, HardnessSampler, RaritySampler, WeightedSampler
+from terse_aug.config import TerseConfig
+from terse_aug.samplers.balanced import BiregularSampler
+from terse_aug.samplers.balanced_stream import BalancedStream
+from terse_aug.samplers.base import Cutouts, Demand, Sampler, Visit
+from terse_aug.samplers.by_class import ClassSampler, HardnessSampler, RaritySampler, WeightedSampler
+from terse_aug.samplers.uniform import UniformSampler
 
 SAMPLERS = ("uniform", "rarity", "loss", "biregular")
 """Names of samplers; beside them weights of classes are named as ``dog=3,cat=0.5``."""

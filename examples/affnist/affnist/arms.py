@@ -7,7 +7,7 @@ from typing import Any
 
 from affnist.data import AffineRanges
 from terse_aug import ForegroundBank, Terse
-from terse_aug.targets import ClassifierTarget
+from terse_aug.models import ClassifierTarget
 
 CLASSES = 10
 

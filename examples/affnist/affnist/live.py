@@ -17,7 +17,7 @@ from affnist.data import CANVAS, AffineRanges, Digits
 from affnist.looking import empty_canvases, hardness_figures
 from affnist.models import NETWORKS, accuracy, averaged
 from terse_aug import ForegroundBank, Terse
-from terse_aug.targets import ClassifierTarget, class_of
+from terse_aug.models import ClassifierTarget, class_of
 
 
 @dataclass(frozen=True)

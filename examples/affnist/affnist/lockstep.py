@@ -19,7 +19,7 @@ from affnist.looking import empty_canvases, look_at
 from affnist.models import NETWORKS, accuracy, averaged
 from terse_aug import ForegroundBank
 from terse_aug.lockstep import HardExampleCache, Hunt, HuntReport, LockStep, mixed
-from terse_aug.targets import ClassifierTarget, class_of
+from terse_aug.models import ClassifierTarget, class_of
 
 _RIVAL_MARGIN = 0.05
 """An example is hard where another class is ahead of its own by this much probability; as recalled of the paper."""

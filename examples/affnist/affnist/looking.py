@@ -9,9 +9,9 @@ from torch import Tensor
 
 from affnist.data import CANVAS
 from terse_aug import Terse
-from terse_aug.instruments import nearest_neighbour_distances, spread_by_class
+from terse_aug.evaluation.diversity import nearest_neighbour_distances, spread_by_class
 from terse_aug.lockstep import HardExampleCache
-from terse_aug.targets import ClassifierTarget, class_of
+from terse_aug.models import ClassifierTarget, class_of
 
 BINS = 20
 """Bins of the histogram of hardness over [0, 1]."""

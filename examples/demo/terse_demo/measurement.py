@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from terse_aug import Composites, Terse
-from terse_aug.targets import TorchvisionDetector
+from terse_aug.models import TorchvisionDetector
 from terse_demo.data import LabelledImage, as_coco
 
 Sample = tuple[Tensor, dict[str, Tensor]]

@@ -1,0 +1,1 @@
+"""Building a bank: the pipeline, its worker processes, resuming, and the report of what was rejected."""

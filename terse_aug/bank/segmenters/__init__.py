@@ -1,0 +1,1 @@
+"""Masks for objects that have none: from a box, a plain background, or motion."""

@@ -1,0 +1,1 @@
+"""The file format of a bank: LMDB, records, index columns."""

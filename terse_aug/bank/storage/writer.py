@@ -1,0 +1,215 @@
+"""Writes a bank, whole or not at all. Imports numpy, and the file it is written to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from terse_aug.bank.storage.columns import Columns
+from terse_aug.bank.storage.lmdb_writer import Store
+from terse_aug.bank.storage.record import (
+    CENTERS_KEY,
+    DESCRIPTION_KEY,
+    Description,
+    decode_record,
+    encode_description,
+    encode_record,
+    record_key,
+)
+from terse_aug.bank.storage.temporary_file import TemporarySibling
+from terse_aug.structures.foreground import MAX_SIDE, Foreground
+
+
+class BankWriter:
+    """Writes cut-outs into a new bank; a context manager.
+
+    Leaving the ``with`` block normally puts the bank in place. Leaving it by an exception (Ctrl-C too)
+    removes what was written; a killed process leaves a hidden ``.NAME.*.building`` file that the next writer
+    of the same bank removes. Readers of an older bank at ``path`` keep reading the older one.
+
+    Args:
+        path: where the bank goes; its folder must exist.
+        categories: name of every label that :meth:`add` may meet.
+        keypoint_names: names of the keypoints, one per row of every cut-out's ``keypoints``.
+        overwrite: replace an existing file.
+
+    Attributes:
+        path: where the bank goes.
+        categories: as given.
+        keypoint_names: as given.
+        overwrite: whether an existing file is replaced.
+        built: how the bank was built, stored in it as JSON; may be filled until the block is left.
+
+    Raises:
+        FileExistsError: ``path`` exists and ``overwrite`` is false.
+        FileNotFoundError: the folder of ``path`` does not exist.
+        ValueError: ``path`` is a folder; on leaving the block: no cut-out was added.
+        OSError: the disk is full or cannot be written.
+
+    Example:
+        >>> with BankWriter("people.bank", {1: "person"}) as writer:  # doctest: +SKIP
+        ...     writer.add(foreground)
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        categories: Mapping[int, str],
+        *,
+        keypoint_names: Sequence[str] = (),
+        overwrite: bool = False,
+    ):
+        self.path = Path(path).absolute()
+        self.built: dict[str, Any] = {}
+        self.categories = dict(categories)
+        self.keypoint_names = tuple(keypoint_names)
+        self.overwrite = overwrite
+        self._columns = Columns()
+        self._hash = hashlib.blake2b(digest_size=16)
+        self._store: Store | None = None
+        self._check_place()
+
+    @property
+    def count(self) -> int:
+        """Cut-outs added so far."""
+        return len(self._columns)
+
+    def kept(self) -> Counter[int]:
+        """Cut-outs added so far, per label."""
+        return Counter(self._columns.labels)
+
+    def __enter__(self) -> BankWriter:
+        self._store = self._open(TemporarySibling(self.path))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        assert self._store is not None
+        try:
+            if kind is None:
+                self._finish(self._store)
+        finally:
+            self._store.close()
+
+    def add(self, foreground: Foreground) -> None:
+        """Append one cut-out.
+
+        Raises:
+            ValueError: it breaks the contract of :class:`Foreground`, or its label or keypoints are not
+                those that this writer was opened for.
+            OSError: the disk is full or cannot be written.
+        """
+        check_foreground(foreground, self.categories, len(self.keypoint_names))
+        columns = Columns()
+        columns.add(foreground)
+        store = self._append([encode_record(foreground)], columns)
+        if store.is_full:
+            store.flush()
+
+    def read(self, numbers: Iterable[int]) -> list[Foreground]:
+        """Some of the cut-outs added so far."""
+        store, found = self._entered(), []
+        store.flush()
+        for number in numbers:
+            height, width = self._columns.sizes[2 * number : 2 * number + 2]
+            label, extent = self._columns.labels[number], self._columns.extents[number]
+            record = memoryview(store.get(record_key(number)))
+            found.append(decode_record(record, (height, width), label, extent))
+        return found
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """For work on cut-outs that are all added; nothing of a bank outlives an exception here."""
+        yield
+
+    def _open(self, temporary: TemporarySibling, durable: bool = False) -> Store:
+        try:
+            return Store(temporary, durable)
+        except BaseException:
+            temporary.discard()
+            raise
+
+    def _entered(self) -> Store:
+        if self._store is None:
+            raise ValueError("add cut-outs inside `with BankWriter(...) as writer:`")
+        return self._store
+
+    def _append(self, records: Sequence[bytes], columns: Columns) -> Store:
+        store = self._entered()
+        store.put((record_key(number), record) for number, record in enumerate(records, self.count))
+        self._take(records, columns)
+        return store
+
+    def _take(self, records: Iterable[bytes], columns: Columns) -> None:
+        for record in records:
+            self._hash.update(record)
+        self._columns.extend(columns)
+
+    def _finish(self, store: Store) -> None:
+        if not self.count:
+            raise ValueError(f"no cut-out was kept, so no bank is written to {self.path}")
+        index = self._columns.index()
+        for key, values in index.items():
+            if key != CENTERS_KEY:
+                self._hash.update(values)
+        used = set(self._columns.labels)
+        names = {label: name for label, name in sorted(self.categories.items()) if label in used}
+        self._hash.update(repr((names, self.keypoint_names)).encode("utf-8"))
+        description = Description(self.count, names, self.keypoint_names, self._hash.hexdigest(), dict(self.built))
+        store.put([*index.items(), (DESCRIPTION_KEY, encode_description(description))])
+        self._flush_all(store)
+        store.publish(self._check_place)  # somebody else may have put a file there in the meantime
+
+    def _flush_all(self, store: Store) -> None:
+        store.flush()
+
+    def _check_place(self) -> None:
+        if self.path.is_dir():
+            raise ValueError(f"expected a file to write the bank to, got the folder {self.path}")
+        if not self.path.parent.is_dir():
+            raise FileNotFoundError(f"the folder {self.path.parent} does not exist; create it first")
+        if self.path.exists() and not self.overwrite:
+            raise FileExistsError(
+                f"{self.path} exists; choose another name, or replace it with overwrite=True (--overwrite)"
+            )
+
+
+def check_foreground(foreground: Foreground, categories: Mapping[int, str], keypoint_count: int) -> None:
+    """Raise ``ValueError`` where a cut-out breaks the contract of :class:`Foreground`."""
+    where = f"cut-out {foreground.source!r}"
+    _check_pixels(foreground.rgba, where)
+    if foreground.label not in categories:
+        raise ValueError(f"{where}: expected a label among {sorted(categories)}, got {foreground.label!r}")
+    if not (np.isfinite(foreground.extent) and foreground.extent > 0):
+        raise ValueError(f"{where}: expected a finite extent above 0, got {foreground.extent!r}")
+    center = foreground.center
+    if center is not None and not (len(center) == 2 and all(0 <= part <= 1 for part in center)):
+        raise ValueError(f"{where}: expected a center of two parts of the image, 0 to 1, got {center!r}")
+    if foreground.keypoints is not None:
+        _check_keypoints(foreground.keypoints, keypoint_count, where)
+
+
+def _check_pixels(rgba: NDArray[np.uint8], where: str) -> None:
+    if rgba.dtype != np.uint8 or rgba.ndim != 3 or rgba.shape[2] != 4:
+        raise ValueError(f"{where}: expected rgba uint8 [h, w, 4], got {rgba.dtype} {list(rgba.shape)}")
+    if min(rgba.shape) < 1 or max(rgba.shape) > MAX_SIDE:
+        raise ValueError(f"{where}: expected sides of 1 to {MAX_SIDE} px, got {list(rgba.shape[:2])}")
+    alpha = rgba[..., 3]
+    if not all(edge.any() for edge in (alpha[0], alpha[-1], alpha[:, 0], alpha[:, -1])):
+        raise ValueError(f"{where}: expected the tight crop of alpha > 0, got an empty row or column at its edge")
+
+
+def _check_keypoints(keypoints: NDArray[np.float32], count: int, where: str) -> None:
+    if keypoints.dtype != np.float32 or keypoints.shape != (count, 3):
+        raise ValueError(
+            f"{where}: expected keypoints float32 [{count}, 3], one row per keypoint name, "
+            f"got {keypoints.dtype} {list(keypoints.shape)}"
+        )
+    if not np.isfinite(keypoints).all():
+        raise ValueError(f"{where}: expected finite keypoints")

@@ -1,0 +1,87 @@
+"""Where masks have pixels. Imports torch, and OpenCV for reading masks.
+
+Shape letters: n masks, H and W the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import torch
+from torch import Tensor
+
+from terse_aug.compositing.render import Rectangle
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The bounding rectangle of the pixels that are set in a mask, empty where there are none, and their number."""
+
+    window: Rectangle
+    pixels: int
+
+    @property
+    def box(self) -> list[float]:
+        """The rectangle as XYXY."""
+        return [float(side) for side in (self.window.left, self.window.top, self.window.right, self.window.bottom)]
+
+
+def extents_of(masks: Tensor, regions: Sequence[Rectangle]) -> list[Extent]:
+    """The extent of each of bool or uint8 ``[n, H, W]``.
+
+    Args:
+        masks: of the objects.
+        regions: the pixels of their boxes, where all of a mask is expected; one that is elsewhere takes longer.
+    """
+    if masks.device.type != "cpu":
+        return extents_at_once(masks)
+    found = []
+    for mask, region in zip(masks, regions, strict=True):
+        height, width = mask.shape
+        # With a pixel around it, because the boxes of polygons and their masks are rounded apart.
+        near = Rectangle(
+            max(region.top - 1, 0),
+            max(region.left - 1, 0),
+            min(region.bottom + 1, height),
+            min(region.right + 1, width),
+        )
+        everything = count_pixels(near.of(mask)) == count_pixels(mask)
+        window = near if everything else Rectangle(0, 0, height, width)
+        found.append(extent_of(window.of(mask), window))
+    return found
+
+
+def extent_of(mask: Tensor, window: Rectangle) -> Extent:
+    """The extent of bool or uint8 ``[h, w]`` over the rectangle ``window``."""
+    if mask.device.type != "cpu":
+        (extent,) = extents_at_once(mask[None])
+        return Extent(_moved(extent.window, window), extent.pixels)
+    left, top, width, height = cv2.boundingRect(mask.view(torch.uint8).numpy())
+    tight = Rectangle(top, left, top + height, left + width)
+    return Extent(_moved(tight, window), 0 if tight.empty else count_pixels(tight.of(mask)))
+
+
+def _moved(rectangle: Rectangle, window: Rectangle) -> Rectangle:
+    """A rectangle within ``window`` as one of the image."""
+    y, x = window.top, window.left
+    return Rectangle(rectangle.top + y, rectangle.left + x, rectangle.bottom + y, rectangle.right + x)
+
+
+def extents_at_once(masks: Tensor) -> list[Extent]:
+    """As :func:`extents_of`, with a single wait for the device."""
+    masks = masks.bool()
+    sides = []
+    for line in (masks.any(2), masks.any(1)):  # rows, columns
+        first, after = line.byte().argmax(1), line.shape[1] - line.flip(1).byte().argmax(1)
+        sides += [first, torch.where(line.any(1), after, first)]
+    rows = torch.stack([*sides, masks.flatten(1).sum(1)], 1).tolist()
+    return [Extent(Rectangle(top, left, bottom, right), pixels) for top, bottom, left, right, pixels in rows]
+
+
+def count_pixels(mask: Tensor) -> int:
+    """The number of pixels that are set in bool or uint8 ``[h, w]``, which has some."""
+    if mask.device.type == "cpu":  # torch's sum of bytes there goes through int64
+        return int(cv2.countNonZero(mask.view(torch.uint8).numpy()))
+    return int(mask.count_nonzero())

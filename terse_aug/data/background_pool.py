@@ -1,0 +1,194 @@
+"""A pool of backgrounds apart from the training images. Imports torch, numpy and OpenCV."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from terse_aug.bank import ForegroundBank
+from terse_aug.bank.inputs.images import read_image
+from terse_aug.config import TerseConfig
+from terse_aug.data.foreground_loader import Parcel, draw_own_count, replaces_image
+from terse_aug.policies import Policy
+from terse_aug.samplers import Demand, Sampler
+from terse_aug.structures.annotations import take_objects
+from terse_aug.structures.pixel_format import PixelFormat
+from terse_aug.structures.validation import Admission
+from terse_aug.utils.distributed import rank, rank_count
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
+_CACHE = 32
+_SMALLEST_CROP = 0.6
+_UNREADABLE = "background {} cannot be read; the image keeps its own: {}"
+
+Source = str | Path | Sequence[str | Path | Tensor]
+
+
+class BackgroundPool:
+    """Images without annotations to paste on, decoded when they are needed; the last 32 that were are kept.
+
+    Args:
+        source: a folder, of which every image file at any depth is taken, by name; or a sequence of paths and of RGB
+            tensors ``[3, H, W]``, uint8 or float in [0, 1].
+
+    Raises:
+        ValueError: there is no image, or a tensor has another form.
+    """
+
+    def __init__(self, source: Source) -> None:
+        if isinstance(source, str | Path):
+            folder = Path(source)
+            if not folder.is_dir():
+                raise ValueError(f"backgrounds: expected a folder or a sequence of images, got {str(source)!r}")
+            files = (path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+            source = sorted(files)
+        self._images: list[Path | NDArray[np.uint8]] = [_checked(number, own) for number, own in enumerate(source)]
+        if not self._images:
+            raise ValueError("backgrounds: expected at least one image, got none")
+        self._cache: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def name(self, index: int) -> str:
+        """Path of an image, or its number."""
+        own = self._images[index]
+        return str(own) if isinstance(own, Path) else f"number {index}"
+
+    def crop(self, index: int, height: int, width: int, generator: torch.Generator) -> NDArray[np.uint8]:
+        """A random part of an image, scaled to a size without distortion: its sides are 0.6 to 1 of what would fit.
+
+        Returns:
+            uint8 ``[height, width, 3]``, RGB.
+
+        Raises:
+            FileNotFoundError, ValueError: the image cannot be read.
+        """
+        share, x, y = torch.rand(3, generator=generator).tolist()
+        image = self._read(index)
+        factor = (_SMALLEST_CROP + (1 - _SMALLEST_CROP) * share) * min(image.shape[0] / height, image.shape[1] / width)
+        rows, columns = max(round(height * factor), 1), max(round(width * factor), 1)
+        top, left = round(y * (image.shape[0] - rows)), round(x * (image.shape[1] - columns))
+        part = image[top : top + rows, left : left + columns]
+        shrinks = rows > height
+        scaled = cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        return np.asarray(scaled, dtype=np.uint8)
+
+    def _read(self, index: int) -> NDArray[np.uint8]:
+        own = self._images[index]
+        if not isinstance(own, Path):
+            return own
+        image = self._cache[index] if index in self._cache else read_image(own)
+        self._cache[index] = image
+        self._cache.move_to_end(index)
+        if len(self._cache) > _CACHE:
+            self._cache.popitem(last=False)
+        return image
+
+
+def _checked(number: int, own: str | Path | Tensor) -> Path | NDArray[np.uint8]:
+    if isinstance(own, str | Path):
+        return Path(own)
+    if not isinstance(own, Tensor) or own.ndim != 3 or own.shape[0] != 3 or 0 in own.shape:
+        got = list(own.shape) if isinstance(own, Tensor) else type(own).__name__
+        raise ValueError(f"background {number}: expected a path or a tensor [3, H, W], got {got}")
+    if own.is_floating_point():
+        if not (float(own.min()) >= 0 and float(own.max()) <= 1):
+            raise ValueError(f"background {number}: expected a float tensor in [0, 1], or uint8; divide it by 255")
+        own = (own.detach() * 255).round().to(torch.uint8)
+    elif own.dtype != torch.uint8:
+        raise ValueError(f"background {number}: expected a float or uint8 tensor, got {own.dtype}")
+    return np.ascontiguousarray(own.cpu().permute(1, 2, 0).numpy())
+
+
+def check_surroundings(
+    config: TerseConfig, pool: BackgroundPool | None, distractors: object | None, bank: ForegroundBank
+) -> None:
+    """Whether what the settings want is there, and what is there is wanted.
+
+    Raises:
+        ValueError: it is not.
+    """
+    wanted = (
+        ("background_probability", "backgrounds", config.background_probability > 0, pool is not None),
+        ("distractors", "distractor_bank", config.distractors[1] > 0, distractors is not None),
+    )
+    for setting, argument, asked, given in wanted:
+        if asked != given:
+            raise ValueError(
+                f"{argument}: expected it with {setting} {getattr(config, setting)}, got none"
+                if asked
+                else f"{argument}: expected {setting} above 0 with it, got {getattr(config, setting)}"
+            )
+    if config.superimpose_probability > 0 and len(bank.categories) < 2:
+        raise ValueError(
+            "superimpose_probability: expected a bank with at least two classes, of which one is behind the other, got "
+            f"{list(bank.categories.values())}"
+        )
+
+
+def put_on_backgrounds(
+    batch: Admission,
+    pool: BackgroundPool,
+    config: TerseConfig,
+    pixels: PixelFormat,
+    generator: torch.Generator,
+    sampler: Sampler,
+    policy: Policy,
+    parcels: Sequence[Parcel] | None,
+) -> tuple[Admission, dict[int, int], dict[int, list[int]]]:
+    """Replace some images of a batch by parts of backgrounds, without objects.
+
+    Args:
+        batch: left untouched.
+        pool: the backgrounds.
+        config: ``background_probability`` and ``objects``.
+        pixels: of the images.
+        generator: the only source of randomness.
+        sampler: pairs backgrounds and cut-outs.
+        policy: says how many cut-outs are offered for a paste.
+        parcels: say for each image whether it is replaced, if they are given.
+
+    Returns:
+        The batch; by image that was replaced the place of its background in the pool; and by image the cut-outs that
+        were drawn for it here. A background that cannot be read replaces nothing: the image keeps its own and gets
+        the cut-outs all the same.
+    """
+    flags = [
+        replaces_image(config, generator) if parcels is None else parcels[number].background
+        for number in range(len(batch.images))
+    ]
+    chosen = [number for number, flag in enumerate(flags) if flag and batch.usable[number]]
+    visits: dict[int, list[int]] = {}
+    if parcels is None:
+        counts = [draw_own_count(config, generator) for _ in chosen]
+        demand = Demand(counts, policy.offers, policy.offers_any_class, rank(), rank_count())
+        met = sampler.visit(demand, generator)
+        visits = {number: visit.cutouts for number, visit in zip(chosen, met, strict=True)}
+        places = [visit.background for visit in met]
+    else:
+        places = torch.randint(len(pool), (len(chosen),), generator=generator).tolist()
+    images, targets = list(batch.images), list(batch.targets)
+    dropped, remarks, replaced = Counter(batch.dropped), dict(batch.remarks), {}
+    for number, place in zip(chosen, places, strict=True):
+        image = images[number]
+        try:
+            part = pool.crop(place, image.shape[-2], image.shape[-1], generator)
+        except (FileNotFoundError, ValueError) as error:
+            dropped["background_unreadable"] += 1
+            remarks["background_unreadable"] = _UNREADABLE.format(pool.name(place), error)
+            continue
+        levels = torch.from_numpy(part).to(image.device).permute(2, 0, 1)
+        images[number] = pixels.encode(levels.float() / 255).to(image.dtype).contiguous()
+        targets[number] = take_objects(targets[number], [])
+        replaced[number] = place
+    changed = replace(batch, images=images, targets=targets, dropped=dropped, remarks=remarks)
+    return changed, replaced, visits

@@ -1,0 +1,1 @@
+"""How hard and how diverse composites are."""

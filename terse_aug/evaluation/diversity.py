@@ -1,0 +1,75 @@
+"""How diverse are transforms and composites? Imports torch only.
+
+A policy that makes everything hard in one and the same way has failed; these figures show it.
+Shape letters: n pastes or images, P transform parameters.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from terse_aug.training.metrics import relative_spread
+
+__all__ = ["REDUCED", "nearest_neighbour_distances", "relative_spread", "spread_by_class"]
+
+REDUCED = 32
+"""Side of the pictures that are compared, pixels."""
+
+
+def spread_by_class(unit: Tensor, labels: Tensor) -> dict[int, dict[str, float]]:
+    """Spread of the transforms of each class: 1 as diverse as random, 0 collapsed.
+
+    A policy that has one transform for each class is diverse as a whole and collapsed here.
+
+    Args:
+        unit: float ``[n, P]``, transforms in the unit cube.
+        labels: int ``[n]``.
+
+    Returns:
+        By label, by name of the parameter, the standard deviation relative to the uniform distribution's; too low for a
+        class with few pastes, 0 for one.
+
+    Raises:
+        ValueError: not as many labels as transforms.
+    """
+    if len(unit) != len(labels):
+        raise ValueError(f"labels: expected {len(unit)}, one for each transform, got {len(labels)}")
+    return {label: relative_spread(unit[labels == label]) for label in sorted(set(labels.tolist()))}
+
+
+def nearest_neighbour_distances(images: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Distance of each image to the one that is most like it.
+
+    The root of the mean squared difference of images that were reduced to at most 32 pixels a side, in the units of the
+    images; 0 is a duplicate. It falls with n, so compare equal numbers.
+
+    Args:
+        images: float ``[n, C, H, W]``, at least 2.
+        labels: int ``[n]``; neighbours are then looked for within a class.
+
+    Returns:
+        Float ``[n]``, on the CPU; NaN for an image that is alone in its class.
+
+    Raises:
+        ValueError: another shape, or not as many labels as images.
+    """
+    if images.ndim != 4 or len(images) < 2:
+        raise ValueError(f"images: expected [n, C, H, W] with n of at least 2, got {list(images.shape)}")
+    if labels is not None and labels.shape != (len(images),):
+        raise ValueError(f"labels: expected [{len(images)}], one for each image, got {list(labels.shape)}")
+    size = (min(images.shape[-2], REDUCED), min(images.shape[-1], REDUCED))
+    flat = F.adaptive_avg_pool2d(images.detach().float(), size).cpu().double().flatten(1)
+    groups = [torch.arange(len(images))]
+    if labels is not None:
+        groups = [(labels.cpu() == label).nonzero()[:, 0] for label in sorted(set(labels.tolist()))]
+    nearest = torch.full((len(images),), float("nan"), dtype=torch.float64)
+    for rows in groups:
+        if len(rows) > 1:
+            distances = torch.cdist(flat[rows], flat[rows], compute_mode="donot_use_mm_for_euclid_dist")
+            nearest[rows] = distances.fill_diagonal_(torch.inf).amin(1)
+    of_a_pixel: Tensor = nearest / math.sqrt(flat.shape[1])
+    return of_a_pixel

@@ -1,0 +1,140 @@
+"""Samples, and a set of them that is read when it is asked for. Imports torch only, beside the bank's reports.
+
+Shape letters: N objects, k keypoints, H and W the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from terse_aug.bank.build.report import Tally
+from terse_aug.bank.extract import Unusable
+from terse_aug.structures.annotations import Target
+from terse_aug.utils.random import generator_for
+
+_NAMED = 20
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image and its annotation.
+
+    Attributes:
+        name: of the image file.
+        image: float ``[3, H, W]``, RGB in [0, 1].
+        target: ``boxes`` float ``[N, 4]`` XYXY in pixels, ``labels`` and ``ids`` int64 ``[N]``, where the data
+            has them ``masks`` bool ``[N, H, W]`` and ``keypoints`` float ``[N, k, 3]``.
+    """
+
+    name: str
+    image: Tensor
+    target: Target
+
+
+@dataclass
+class LeftOut(Tally):
+    """What is left out, by reason, with more examples than a bank's report has: here they are the answer."""
+
+    def add(self, reason: str, example: str, times: int = 1) -> None:
+        """Count ``times`` objects or images left out for ``reason``."""
+        self.counts[reason] += times
+        named = self.examples.setdefault(reason, [])
+        if len(named) < _NAMED:
+            named.append(example)
+
+    def sentences(self) -> list[str]:
+        """For every reason, the most frequent first, its count and where it was met."""
+        lines = []
+        for reason, count in self.counts.most_common():
+            named = self.examples[reason]
+            lines.append(f"{count} {reason} ({', '.join(named)}{', ...' if count > len(named) else ''})")
+        return lines
+
+
+@dataclass
+class LabelledImages:
+    """Images of a data set, read when they are asked for.
+
+    Attributes:
+        origin: where they come from, for a person.
+        classes: name of every label.
+        names: of the image files that are there.
+        dropped: images and objects that are left out, by reason; reading adds to it.
+    """
+
+    origin: str
+    classes: dict[int, str]
+    names: list[str] = field(default_factory=list)
+    dropped: LeftOut = field(default_factory=LeftOut)
+    _readers: list[Callable[[], Sample]] = field(default_factory=list)
+
+    def read(self, index: int) -> Sample:
+        """The sample of image ``names[index]``.
+
+        Raises:
+            Unusable: the image or its mask is missing, damaged or of another size than annotated.
+        """
+        return self._readers[index]()
+
+    def choose(self, count: int, seed: int) -> Iterator[Sample]:
+        """Samples of ``count`` images drawn by ``seed``, in the order of the data set; fewer if there are fewer.
+
+        They are read as they are asked for. Images that cannot be read are counted in ``dropped``, and others
+        follow in their place.
+
+        Raises:
+            ValueError: ``count`` is below 1, or no image could be read.
+        """
+        if count < 1:
+            raise ValueError(f"count: expected at least 1 image, got {count}")
+        order = torch.randperm(len(self.names), generator=generator_for(seed, "preview", "images")).tolist()
+        shown = 0
+        for index in sorted(order[:count]) + order[count:]:
+            if shown == count:
+                return
+            try:
+                sample = self.read(index)
+            except Unusable as reason:
+                self.dropped.add(str(reason), self.names[index])
+                continue
+            shown += 1
+            yield sample
+        if not shown:
+            raise ValueError(f"no image of {self.origin} can be shown: " + "; ".join(self.reasons()))
+
+    def add(self, name: str, reader: Callable[[], Sample]) -> None:
+        """Add an image that is there; ``reader`` reads it, or raises ``Unusable``."""
+        self.names.append(name)
+        self._readers.append(reader)
+
+    def reasons(self) -> list[str]:
+        """Why nothing is there to show."""
+        return self.dropped.sentences() or ["there are none"]
+
+
+def resize_sample(sample: Sample, shorter_side: int) -> Sample:
+    """A sample scaled so that the shorter side of its image is ``shorter_side`` px, labels along with it.
+
+    Raises:
+        ValueError: ``shorter_side`` is below 1.
+    """
+    if shorter_side < 1:
+        raise ValueError(f"shorter_side: expected at least 1 px, got {shorter_side}")
+    height, width = sample.image.shape[1:]
+    factor = shorter_side / min(height, width)
+    size = (max(round(height * factor), 1), max(round(width * factor), 1))
+    scale = torch.tensor([size[1] / width, size[0] / height])
+    image = F.interpolate(sample.image[None], size, mode="bilinear", antialias=True)[0].clamp(0, 1)
+    target = dict(sample.target)
+    target["boxes"] = target["boxes"] * scale.repeat(2)
+    if "masks" in target:
+        masks = target["masks"][:, None].to(torch.uint8)  # objects as the batch, which alone may be empty
+        target["masks"] = F.interpolate(masks, size, mode="nearest-exact")[:, 0].bool()
+    if "keypoints" in target:
+        target["keypoints"] = target["keypoints"] * torch.cat([scale, torch.ones(1)])
+    return Sample(sample.name, image, target)

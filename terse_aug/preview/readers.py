@@ -1,0 +1,239 @@
+"""Labelled images from COCO JSON or instance masks. Imports torch, numpy and the readers of the bank.
+
+Labels are the data set's own category ids. Whatever is left out is counted with its reason.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from terse_aug.bank.build.report import Ledger, Tally
+from terse_aug.bank.extract import Unusable, tight_box
+from terse_aug.bank.inputs.coco_json import Coco, file_name, side_of
+from terse_aug.bank.inputs.file_names import Files
+from terse_aug.bank.inputs.image_list import Include
+from terse_aug.bank.inputs.images import read_image_like, read_index_mask
+from terse_aug.bank.inputs.masks import has_mask, segmentation_to_mask
+from terse_aug.bank.inputs.repair import mended_object
+from terse_aug.bank.readers.instance_masks import _pairs
+from terse_aug.preview.data import LabelledImages, Sample
+from terse_aug.structures.annotations import Target
+
+_MISSING = "image file is missing"
+_LARGEST = 2**53
+
+
+def open_coco(annotations: str | Path, images: str | Path) -> LabelledImages:
+    """The images of a COCO JSON.
+
+    Crowd regions and broken annotations are left out and counted. Masks are read where all objects of the data
+    set have one, keypoints where all categories that have some have the same number.
+
+    Args:
+        annotations: the JSON file.
+        images: folder that its file names are relative to.
+
+    Raises:
+        FileNotFoundError: the JSON or the folder does not exist.
+        ValueError: the file is no COCO JSON of instances, it lists no images, or none of them is in the folder.
+    """
+    coco, folder = Coco.read(Path(annotations)), _existing_folder(images)
+    if not coco.images:
+        raise ValueError(f"{annotations} lists no images")
+    found = LabelledImages(f"{images} with {annotations}", coco.categories)
+    found.dropped.take(coco.ledger.dropped)
+    objects = _objects_by_image(coco, found.dropped)
+    fields = CocoFields.of(coco, objects, found.dropped)
+    files = Files(folder, [file_name(record) for record in coco.images.values()])
+    for key, record in coco.images.items():
+        name = _found(files, file_name(record))
+        if (folder / name).is_file():
+            read = partial(_read_coco, folder / name, record, objects.get(key, []), fields, found.dropped)
+            found.add(name, read)
+        else:
+            found.dropped.add(_MISSING, name)
+    if not found.names:
+        raise ValueError(
+            f"none of the {len(coco.images)} images of {annotations} is in {images} "
+            f"(such as {found.dropped.examples[_MISSING][0]})"
+        )
+    return found
+
+
+def open_masks(images: str | Path, masks: str | Path, category: str = "person") -> LabelledImages:
+    """Images with instance masks (Penn-Fudan): 0 is background, every other number one object with that id.
+
+    Args:
+        images: folder of images ``NAME.png``.
+        masks: folder of masks ``NAME_mask.png`` or ``NAME.png``; it may be the same.
+        category: name of all objects; their label is 1.
+
+    Raises:
+        FileNotFoundError: a folder does not exist.
+        ValueError: no image has a mask of its name.
+    """
+    image_folder, mask_folder = _existing_folder(images), _existing_folder(masks)
+    found = LabelledImages(f"{images} with {masks}", {1: category})
+    for image, mask in _pairs(image_folder, mask_folder, Include(None), Ledger(found.dropped)):
+        found.add(image.name, partial(_read_masks, image, mask))
+    if not found.names:
+        raise ValueError(f"no image of {images} has a mask in {masks}: " + "; ".join(found.reasons()))
+    return found
+
+
+@dataclass(frozen=True)
+class CocoFields:
+    """Which optional fields the targets of a data set have."""
+
+    masks: bool
+    keypoint_count: int
+
+    @classmethod
+    def of(cls, coco: Coco, objects: dict[Any, list[dict[str, Any]]], dropped: Tally) -> CocoFields:
+        entries = [entry for group in objects.values() for entry in group]
+        without = [entry for entry in entries if not has_mask(entry.get("segmentation"))]
+        if without and len(without) < len(entries):
+            reason = "mask, because other objects of the data set have none"
+            dropped.add(reason, f"annotation {without[0].get('id')} has none", len(entries) - len(without))
+        counts = {len(names) for category in coco.raw_categories.values() if (names := category.get("keypoints"))}
+        if len(counts) > 1:
+            dropped.add("category with keypoints, because their numbers differ", "keypoints", len(counts))
+        return cls(bool(entries) and not without, counts.pop() if len(counts) == 1 else 0)
+
+
+def _found(files: Files, name: str) -> str:
+    """As the disk spells it, where that is clear."""
+    try:
+        return files.find(name)[0]
+    except LookupError:
+        return name
+
+
+def _objects_by_image(coco: Coco, dropped: Tally) -> dict[Any, list[dict[str, Any]]]:
+    groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for entry in coco.objects:
+        where = f"annotation {entry.get('id')}"
+        if not _among(entry.get("image_id"), coco.images):
+            dropped.add("object of an image that is not in the JSON", where)
+        elif not _among(entry.get("category_id"), coco.raw_categories):
+            dropped.add("object of a category that is not in the JSON", where)
+        elif entry.get("iscrowd"):
+            dropped.add("crowd region, not one object (iscrowd)", where)
+        else:
+            groups[entry["image_id"]].append(entry)
+    return groups
+
+
+def _read_coco(
+    path: Path, record: dict[str, Any], entries: Sequence[dict[str, Any]], fields: CocoFields, dropped: Tally
+) -> Sample:
+    pixels = _read_pixels(path, side_of(record, "height", set()), side_of(record, "width", set()))
+    rows = []
+    for number, entry in enumerate(entries, 1):
+        try:
+            rows.append(_coco_object(mended_object(entry, set()), number, fields, pixels.shape[:2]))
+        except Unusable as reason:
+            dropped.add(f"object: {reason}", f"{path.name}#{entry.get('id')}")
+    target: Target = {
+        "boxes": torch.tensor([row["box"] for row in rows]).reshape(-1, 4),
+        "labels": torch.tensor([row["label"] for row in rows], dtype=torch.int64),
+        "ids": torch.tensor([row["id"] for row in rows], dtype=torch.int64),
+    }
+    if fields.masks:
+        masks = np.stack([row["mask"] for row in rows]) if rows else np.zeros((0, *pixels.shape[:2]))
+        target["masks"] = torch.from_numpy(masks.astype(bool))
+    if fields.keypoint_count:
+        points = torch.tensor([row["keypoints"] for row in rows], dtype=torch.float32)
+        target["keypoints"] = points.reshape(len(rows), fields.keypoint_count, 3)
+    return Sample(file_name(record), _as_image(pixels), target)
+
+
+def _coco_object(entry: dict[str, Any], number: int, fields: CocoFields, size: tuple[int, ...]) -> dict[str, Any]:
+    """Fields of the target's row; ``number`` stands in for an id that is no whole number."""
+    box = entry.get("bbox")
+    if not _numbers(box, 4):
+        raise Unusable("box is not x, y, width, height")
+    left, top, width, height = box  # type: ignore[misc]  # _numbers has seen that it is a list of four
+    identity = entry.get("id")
+    row: dict[str, Any] = {
+        "box": [float(left), float(top), float(left + width), float(top + height)],
+        "label": int(entry["category_id"]),
+        "id": identity if isinstance(identity, int) and 0 <= identity < _LARGEST else number,
+    }
+    if fields.masks:
+        row["mask"] = segmentation_to_mask(entry["segmentation"], size[0], size[1])
+    if fields.keypoint_count:
+        points = entry.get("keypoints") or [0] * (3 * fields.keypoint_count)
+        if not _numbers(points, 3 * fields.keypoint_count):
+            raise Unusable("keypoints are not x, y, visibility for each name of the category")
+        row["keypoints"] = points
+    return row
+
+
+def _read_masks(image: Path, mask: Path) -> Sample:
+    try:
+        numbered = read_index_mask(mask)
+    except ValueError as error:
+        raise Unusable("mask file cannot be read") from error
+    pixels = _read_pixels(image, *numbered.shape)
+    numbers = [number for number in np.unique(numbered).tolist() if number]
+    masks = np.stack([numbered == number for number in numbers]) if numbers else np.zeros((0, *numbered.shape), bool)
+    boxes = []
+    for one in masks:
+        left, top, width, height = tight_box(one.astype(np.uint8)) or (0, 0, 0, 0)
+        boxes.append([float(left), float(top), float(left + width), float(top + height)])
+    target = {
+        "boxes": torch.tensor(boxes).reshape(-1, 4),
+        "labels": torch.ones(len(numbers), dtype=torch.int64),
+        "ids": torch.tensor(numbers, dtype=torch.int64),
+        "masks": torch.from_numpy(masks),
+    }
+    return Sample(image.name, _as_image(pixels), target)
+
+
+def _read_pixels(path: Path, height: int, width: int) -> NDArray[np.uint8]:
+    """An image of the annotated size; 0 where no size is annotated."""
+    try:
+        pixels = read_image_like(path, height, width)
+    except FileNotFoundError as error:
+        raise Unusable(_MISSING) from error
+    except ValueError as error:
+        raise Unusable("image file cannot be read") from error
+    if height and width and pixels.shape[:2] != (height, width):
+        raise Unusable("image file has another size than its annotation") from ValueError(
+            f"{path.name}: file {pixels.shape[0]}x{pixels.shape[1]}, annotation {height}x{width}"
+        )
+    return pixels
+
+
+def _as_image(pixels: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous().float() / 255
+
+
+def _existing_folder(path: str | Path) -> Path:
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"expected a folder at {folder}, found none")
+    return folder
+
+
+def _numbers(values: Any, count: int) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(isinstance(value, (int, float)) and abs(value) < _LARGEST for value in values)
+    )
+
+
+def _among(key: Any, mapping: Mapping[Any, Any]) -> bool:
+    return isinstance(key, int | float | str) and key in mapping

@@ -1,0 +1,87 @@
+"""What becomes of a batch before anything is pasted: checked, mended, and what is left out counted. Imports torch."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from terse_aug.structures.annotations import OBJECT_FIELDS, Target, check_samples, mend_boxes, unknown_object_fields
+
+_LEFT_OUT = {
+    "image_not_finite": "{} image(s) with NaN or infinity: nothing is pasted on them",
+    "box_degenerate": "{} object(s) with a box without area or not finite: left out of the targets",
+    "box_outside": "{} object(s) with a box outside the image: left out of the targets",
+    "box_clipped": "{} object(s) with a box that reaches more than a pixel beyond the image: clipped to it",
+}
+
+
+@dataclass(frozen=True)
+class Admission:
+    """A batch that keeps to the contract.
+
+    Attributes:
+        images: B tensors float ``[3, H, W]``, the caller's own.
+        targets: B targets, copies where they had to be mended.
+        usable: for each image whether it may be pasted on.
+        dropped: counts of what was left out or cut off, by reason.
+        remarks: what the user should hear once, by kind.
+    """
+
+    images: list[Tensor]
+    targets: list[Target]
+    usable: list[bool]
+    dropped: Counter[str]
+    remarks: dict[str, str]
+
+
+def admit(images: Sequence[Tensor] | Tensor, targets: Sequence[Target], keypoint_count: int = 0) -> Admission:
+    """Check a batch; mend boxes; say which images can be pasted on and what was left out.
+
+    Args:
+        images: of the batch.
+        targets: likewise.
+        keypoint_count: of the cut-outs that will be pasted; 0 where they have none.
+
+    Raises:
+        ValueError: the batch is empty, does not keep to the contract of :mod:`terse_aug.structures.annotations`, or has another number
+            of keypoints than the cut-outs.
+    """
+    images, targets = list(images), list(targets)
+    if not images:
+        raise ValueError("expected at least one image, got an empty batch")
+    check_samples(images, targets)
+    if keypoint_count:
+        targets = [_with_keypoints(index, target, keypoint_count) for index, target in enumerate(targets)]
+    dropped: Counter[str] = Counter()
+    # Read at once: one wait for the device, however many images.
+    sums = torch.stack([image.detach().sum(dtype=torch.float32) for image in images]).tolist()
+    usable = [math.isfinite(total) for total in sums]
+    dropped["image_not_finite"] = usable.count(False)
+    for index, image in enumerate(images):
+        targets[index], mended = mend_boxes(targets[index], image.shape[-2], image.shape[-1])
+        dropped.update(mended)
+    dropped = +dropped
+    remarks = {reason: text.format(dropped[reason]) for reason, text in _LEFT_OUT.items() if dropped[reason]}
+    for name in sorted({name for target in targets for name in unknown_object_fields(target)}):
+        remarks[f"field {name}"] = (
+            f"the field {name!r} seems to have an entry per object; it is handed through as it is and falls out "
+            f"of step with the objects. Fields that follow them are {', '.join(OBJECT_FIELDS)}"
+        )
+    return Admission(images, targets, usable, dropped, remarks)
+
+
+def _with_keypoints(index: int, target: Target, count: int) -> Target:
+    """A target with as many keypoints as the cut-outs have; one without objects may say any number."""
+    if "keypoints" not in target or target["keypoints"].shape[1] == count:
+        return target
+    if len(target["keypoints"]) == 0:
+        return target | {"keypoints": target["keypoints"].new_zeros(0, count, 3)}
+    raise ValueError(
+        f"target {index}: expected {count} keypoints of each object, as the cut-outs have, got "
+        f"{target['keypoints'].shape[1]}; build the bank from annotations with the same keypoints"
+    )

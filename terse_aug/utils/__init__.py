@@ -1,0 +1,1 @@
+"""Random generators, distributed sums, optimizer state, warnings."""

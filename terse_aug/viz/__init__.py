@@ -1,0 +1,1 @@
+"""Drawing for people: boxes and masks, contact sheets, text."""
