@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from benchmarks._scenes import make_cutout
 from benchmarks._timing import resident_megabytes, run_in_one_thread, show, surroundings, write_json
 from terse_aug.bank import BankWriter, Foreground, ForegroundBank
-from terse_aug.bank.analysis import Survey, render_survey, survey_bank
+from terse_aug.bank.analysis import BankStatistics, bank_statistics, render_report
 
 _SIDES = (8.0, 500.0)
 _MEDIAN_SIDE, _SPREAD = 80.0, 0.8
@@ -42,9 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         copies = _make_bank(path, options.cut_outs, options.classes)
         meter = _Meter()
         with ForegroundBank.open(path) as bank:
-            survey = survey_bank(bank, progress=meter.tell)
+            survey = bank_statistics(bank, progress=meter.tell)
         meter.tell("page", 0, 1)
-        page = render_survey(survey).encode()
+        page = render_report(survey).encode()
         meter.tell("end", 0, 1)
         bank_bytes = path.stat().st_size
     content = {
@@ -132,13 +132,13 @@ def _smaller(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(small[top : top + height, left : left + width])
 
 
-def _found(survey: Survey, pairs: Sequence[tuple[int, int]]) -> dict[str, int]:
+def _found(survey: BankStatistics, pairs: Sequence[tuple[int, int]]) -> dict[str, int]:
     group_of = {position: number for number, group in enumerate(survey.alike.groups) for position in group.tolist()}
     found = sum(group_of.get(one, -1) == group_of.get(other, -2) for one, other in pairs)
     return {"made": len(pairs), "found": found}
 
 
-def _others(survey: Survey, pairs: Sequence[tuple[int, int]]) -> int:
+def _others(survey: BankStatistics, pairs: Sequence[tuple[int, int]]) -> int:
     """Members of groups that are neither copies nor have one."""
     known = {position for pair in pairs for position in pair}
     return sum(position not in known for group in survey.alike.groups for position in group.tolist())

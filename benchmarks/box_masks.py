@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from terse_aug.bank import CutRules, read_image
-from terse_aug.bank.extract import Unusable
+from terse_aug.bank import ExtractionRules, read_image
+from terse_aug.bank.extract import RejectedObject
 from terse_aug.bank.inputs.masks import segmentation_to_mask
 from terse_aug.bank.segmenters.box import box_alpha, ellipse_alpha, grabcut_mask, grabcut_quality
 
-WAYS = ("grabcut", "ellipse", "box")
+BOX_MASK_METHODS = ("grabcut", "ellipse", "box")
 THRESHOLDS = (0.0, 0.3, 0.5, 0.7)
 
 
@@ -79,7 +79,7 @@ def _pair(text: str) -> tuple[Path, Path]:
 
 
 def _objects(annotations: Path, images: Path) -> Iterator[dict[str, Any]]:
-    content, rules = json.loads(annotations.read_bytes()), CutRules()
+    content, rules = json.loads(annotations.read_bytes()), ExtractionRules()
     files = {image["id"]: images / image["file_name"] for image in content["images"]}
     names = {category["id"]: category["name"] for category in content["categories"]}
     for entry in content["annotations"]:
@@ -94,7 +94,7 @@ def _objects(annotations: Path, images: Path) -> Iterator[dict[str, Any]]:
         try:
             found = grabcut_mask(pixels, box)
             quality = grabcut_quality(pixels, found, box)
-        except Unusable:
+        except RejectedObject:
             found, quality = np.zeros(truth.shape, np.uint8), -1.0
         yield {
             "class": names[entry["category_id"]],
@@ -112,7 +112,7 @@ def _iou(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
 
 def _figures(name: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     figures: dict[str, Any] = {"name": name, "objects": len(rows)}
-    for way in WAYS:
+    for way in BOX_MASK_METHODS:
         values = [row[way] for row in rows]
         figures[way] = (
             {"mean": float(np.mean(values)), "10th percentile": float(np.percentile(values, 10))} if rows else None
@@ -121,9 +121,12 @@ def _figures(name: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:
-    table = Table("", "objects", *(f"{way}: IoU (10th percentile)" for way in WAYS))
+    table = Table("", "objects", *(f"{way}: IoU (10th percentile)" for way in BOX_MASK_METHODS))
     for row in rows:
-        cells = [f"{row[way]['mean']:.2f} ({row[way]['10th percentile']:.2f})" if row[way] else "" for way in WAYS]
+        cells = [
+            f"{row[way]['mean']:.2f} ({row[way]['10th percentile']:.2f})" if row[way] else ""
+            for way in BOX_MASK_METHODS
+        ]
         table.add_row(row["name"], str(row["objects"]), *cells)
     Console(width=140).print(table)
 

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from benchmarks._trained import detector, people, photographs
 from terse_aug import PARAMETERS, Terse
-from terse_aug.models import as_target
-from terse_aug.policies import Policy, Proposal, Scene
+from terse_aug.models import as_model
+from terse_aug.policies import Policy, PolicyContext, Proposal
 
 WHAT_DIFFERS: dict[str, tuple[str, ...]] = {
     "place": ("translate_x", "translate_y"),
@@ -49,7 +49,7 @@ class Given(Policy):
         self.unit = torch.zeros(len(PARAMETERS))
         self.offer = 0
 
-    def propose(self, scene: Scene, generator: torch.Generator, learning: bool) -> Proposal:
+    def propose(self, scene: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
         """See :meth:`Policy.propose`."""
         count = len(scene.image_of) // self.offers
         unit = self.unit.expand(count, -1).clone()
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _hardness(terse: Terse, judge: torch.nn.Module, own: Any, what: str, args: argparse.Namespace) -> Tensor:
     """Hardness float ``[pastes, candidates]``; pastes of which a candidate got no label are left out."""
-    names, target = WHAT_DIFFERS[what], as_target(judge)
+    names, target = WHAT_DIFFERS[what], as_model(judge)
     differing = [PARAMETERS.index(name) for name in names]
     policy = Given(offers=1 if names else args.candidates)
     generator = torch.Generator().manual_seed(0)

@@ -29,9 +29,9 @@ from benchmarks._trained import detector, people, photographs
 from terse_aug import PARAMETERS, ForegroundBank, Terse
 from terse_aug.bank import Foreground
 from terse_aug.compositing.compose import compose
-from terse_aug.compositing.plan import Layout, draw_layout
-from terse_aug.data.foreground_cache import Shelf
-from terse_aug.samplers import Cutouts, UniformSampler
+from terse_aug.compositing.plan import PastePlan, plan_pastes
+from terse_aug.data.foreground_cache import ForegroundCache
+from terse_aug.samplers import ForegroundIndex, UniformSampler
 from terse_aug.utils.random import generator_for, isolated_global_rng
 
 STEPS = (0.02, 0.1)
@@ -76,9 +76,9 @@ def _measure(model: nn.Module, own: Any, bank: ForegroundBank, args: argparse.Na
     for number in track(range(args.count), "pastes"):
         image, target = own[number % len(own)]
         generator = generator_for(args.seed, "gradient quality", number)
-        sampler, shelf = UniformSampler(), Shelf(terse.bank)
-        sampler.bind(Cutouts(terse.bank.labels), 0)
-        offered = draw_layout(shelf, [True], terse.config, generator, sampler, terse.policy)
+        sampler, shelf = UniformSampler(), ForegroundCache(terse.bank)
+        sampler.bind(ForegroundIndex(terse.bank.labels), 0)
+        offered = plan_pastes(shelf, [True], terse.config, generator, sampler, terse.policy)
         # Away from the borders of the cube, so that both ends of every difference lie in it.
         unit = torch.rand(1, len(PARAMETERS), generator=generator) * 0.8 + 0.1
         rows += _paste_rows(model, terse, offered.taken(shelf), [image], [target], unit)
@@ -86,7 +86,12 @@ def _measure(model: nn.Module, own: Any, bank: ForegroundBank, args: argparse.Na
 
 
 def _paste_rows(
-    model: nn.Module, terse: Terse, layout: Layout[Foreground], images: list[Tensor], targets: list[Any], unit: Tensor
+    model: nn.Module,
+    terse: Terse,
+    layout: PastePlan[Foreground],
+    images: list[Tensor],
+    targets: list[Any],
+    unit: Tensor,
 ) -> list[list[float]]:
     surface = terse.pasting.surface(images)
 

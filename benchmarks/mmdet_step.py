@@ -35,7 +35,7 @@ from benchmarks._steps import CYCLE, SOURCE_SIDE, report_loading, report_steps, 
 from benchmarks._timing import Times, interleaved, surroundings, write_json
 from terse_aug import PixelFormat
 from terse_aug_mmdet import TerseHook
-from terse_aug_mmdet.batch import parcels_of, put_back, to_samples
+from terse_aug_mmdet.batch import put_back, sampled_foregrounds_of, to_samples
 
 CONFIGS = {
     "faster-rcnn": "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
@@ -109,7 +109,7 @@ class HookOfTheOtherSeat(TerseHook):
         shown = [image[:, :height, :width] for image, (height, width) in zip(inputs, shapes, strict=True)]
         batch = {"inputs": shown, "data_samples": samples}
         images, targets = to_samples(batch, inputs.device)
-        composites, corrected = self.terse(images, targets, parcels_of(batch))
+        composites, corrected = self.terse(images, targets, sampled_foregrounds_of(batch))
         put_back(batch, list(composites), corrected)
         padded = torch.zeros_like(inputs)
         for row, image in enumerate(batch["inputs"]):

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks._hosts import HOSTS, POLICIES, Host, Run
-from terse_aug.bank import WAYS, BoxMasks
+from terse_aug.bank import BOX_MASK_METHODS, BoxMasks
 
 FIGURES = ("AP", "AP50", "AP75")
 VERSION = 3
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each")
     parser.add_argument("--terse", nargs="+", default=[], metavar="NAME=VALUE", help="settings of TerseConfig")
     parser.add_argument(
-        "--boxes", choices=WAYS, help="torchvision: cut objects out of their boxes; else by their masks"
+        "--boxes", choices=BOX_MASK_METHODS, help="torchvision: cut objects out of their boxes; else by their masks"
     )
     parser.add_argument(
         "--min-quality",

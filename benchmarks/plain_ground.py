@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from terse_aug import ForegroundBank
-from terse_aug.bank import PlainGround
-from terse_aug.bank.extract import Unusable
+from terse_aug.bank import PlainBackground
+from terse_aug.bank.extract import RejectedObject
 
 SIDE, OBJECT = 480, 300
 GROUNDS = {"white": (248, 248, 248), "grey": (128, 128, 128), "green": (0, 177, 64), "black": (8, 8, 8)}
@@ -39,7 +39,7 @@ LEAST_SIDE = 120
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     args = _parser().parse_args(argv)
-    ways = {"flood": PlainGround(), "and GrabCut": PlainGround(refine=True)}
+    ways = {"flood": PlainBackground(), "and GrabCut": PlainBackground(refine=True)}
     results: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     seconds: dict[str, list[float]] = defaultdict(list)
     objects = 0
@@ -96,11 +96,11 @@ def photograph(
     return np.ascontiguousarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR)[..., ::-1]), mask
 
 
-def _iou(how: PlainGround, picture: NDArray[np.uint8], mask: NDArray[np.bool_]) -> float:
+def _iou(how: PlainBackground, picture: NDArray[np.uint8], mask: NDArray[np.bool_]) -> float:
     """-1 where the picture is left out."""
     try:
         (alpha,) = how.alphas(picture)
-    except Unusable:
+    except RejectedObject:
         return -1.0
     found = alpha > 127
     return float((found & mask).sum() / (found | mask).sum())

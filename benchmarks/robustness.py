@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from benchmarks._timing import show, surroundings, write_json
 from terse_aug import ForegroundBank, Terse
-from terse_aug.models import TorchvisionDetector
-from terse_aug.training.perturbation import Room, foreground_map
+from terse_aug.models import TorchvisionAdapter
+from terse_aug.training.perturbation import PerturbationBall, foreground_map
 from terse_aug.utils.random import generator_for
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,12 +55,12 @@ class _Attacked:
         made = terse.robustness.perturbed(composites, [True] * len(self.images), 0, 0)
         return [image.detach() for image in made.images]
 
-    def bare(self, target: TorchvisionDetector, **settings: Any) -> Terse:
+    def bare(self, target: TorchvisionAdapter, **settings: Any) -> Terse:
         """A ``Terse`` that pastes nothing."""
         chosen: dict[str, Any] = {"objects": (0, 0), "decoys": (0, 0), "classes": data.CLASSES} | settings
         return Terse(self._bank, "random", target=target, **chosen)
 
-    def figures(self, target: TorchvisionDetector, images: Sequence[Tensor]) -> dict[str, float]:
+    def figures(self, target: TorchvisionAdapter, images: Sequence[Tensor]) -> dict[str, float]:
         """Mean loss and average precision."""
         self._evaluator._images = list(images)
         loss = float(target.image_losses(images, self.targets).mean())
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         tests = _Attacked(bank, args.images)
         for arm in _ARMS:
             detector, seconds = _train(arm, settings, bank)
-            target = TorchvisionDetector(detector)
+            target = TorchvisionAdapter(detector)
             attacked = tests.perturbed(tests.bare(target, **_ATTACK))
             clean, worst = tests.figures(target, tests.images), tests.figures(target, attacked)
             trained[arm] = {"clean": clean, "attacked": worst, "processor seconds per iteration": seconds}
@@ -122,7 +122,7 @@ def _train(robust: str, settings: training.Settings, bank: ForegroundBank) -> tu
     return detector, (time.process_time() - started) / settings.iterations
 
 
-def _perturbations(target: TorchvisionDetector, tests: _Attacked, settings: training.Settings) -> dict[str, Any]:
+def _perturbations(target: TorchvisionAdapter, tests: _Attacked, settings: training.Settings) -> dict[str, Any]:
     """Loss and average precision by perturbation."""
     images: dict[str, list[Tensor]] = {"nothing": tests.images}
     plain = tests.bare(target)
@@ -131,7 +131,7 @@ def _perturbations(target: TorchvisionDetector, tests: _Attacked, settings: trai
     for image, annotation in zip(composites.images, tests.targets, strict=True):
         where = foreground_map(image, annotation, [], [])
         radius = torch.where(where, plain.config.robust_radius_objects, plain.config.robust_radius_background)
-        rooms.append(Room.around(image, radius, plain.pixels))
+        rooms.append(PerturbationBall.around(image, radius, plain.pixels))
     generator = generator_for(0, "signs")
     signs = [(torch.rand(room.centre.shape, generator=generator) - 0.5).sign() for room in rooms]
     images["random signs"] = [room.moved(room.centre, own) for room, own in zip(rooms, signs, strict=True)]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from terse_aug.bank import Foreground, ForegroundBank
     from terse_aug.compositing.compose import Composites, Paste
     from terse_aug.config import TerseConfig
-    from terse_aug.data.foreground_loader import CutoutLoader, Parcel
+    from terse_aug.data.foreground_loader import ForegroundLoader, SampledForegrounds
     from terse_aug.evaluation.probe import Probe, probe
     from terse_aug.structures.pixel_format import PixelFormat
     from terse_aug.terse import Terse
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 __all__ = [
     "PARAMETERS",
     "Composites",
-    "CutoutLoader",
     "Foreground",
     "ForegroundBank",
-    "Parcel",
+    "ForegroundLoader",
     "Paste",
     "PixelFormat",
     "Probe",
+    "SampledForegrounds",
     "Terse",
     "TerseConfig",
     "TerseWarning",
@@ -48,7 +48,7 @@ _HOMES = {
     "bank": ("Foreground", "ForegroundBank"),
     "compositing.compose": ("Composites", "Paste"),
     "config": ("TerseConfig",),
-    "data.foreground_loader": ("CutoutLoader", "Parcel"),
+    "data.foreground_loader": ("ForegroundLoader", "SampledForegrounds"),
     "evaluation.probe": ("Probe", "probe"),
     "structures.pixel_format": ("PixelFormat",),
     "terse": ("Terse",),

@@ -11,28 +11,28 @@ from torch import Tensor, nn
 
 from terse_aug.bank import Foreground, ForegroundBank
 from terse_aug.compositing.compose import Composites, Paste, compose_exactly, full_precision
-from terse_aug.compositing.plan import Layout
+from terse_aug.compositing.plan import PastePlan
 from terse_aug.config import TerseConfig, replaced
-from terse_aug.data.background_pool import BackgroundPool, Source, check_surroundings
-from terse_aug.data.class_mapping import check_classes, check_distractors, check_labels, told_classes, translated
-from terse_aug.data.foreground_cache import Shelf
-from terse_aug.data.foreground_loader import Parcel
-from terse_aug.data.planner import Offer, Pasting
-from terse_aug.models import TargetModel, as_target
-from terse_aug.policies import Policy, Proposal, Scene, make_policy, uniform_proposal
-from terse_aug.samplers import Cutouts, Sampler, make_sampler
+from terse_aug.data.background_pool import BackgroundPool, Source, check_pools
+from terse_aug.data.class_mapping import check_classes, check_distractors, check_labels, probability_columns, translated
+from terse_aug.data.foreground_cache import ForegroundCache
+from terse_aug.data.foreground_loader import SampledForegrounds
+from terse_aug.data.planner import PastePlanner, PlannedBatch
+from terse_aug.models import ModelAdapter, as_model
+from terse_aug.policies import Policy, PolicyContext, Proposal, make_policy, uniform_proposal
+from terse_aug.samplers import ForegroundIndex, Sampler, make_sampler
 from terse_aug.structures.annotations import Target
 from terse_aug.structures.keypoints import Flips, mirror_order
 from terse_aug.structures.pixel_format import PixelFormat
-from terse_aug.structures.validation import Admission, admit
-from terse_aug.training.feedback import Turns
-from terse_aug.training.hardness import told_outcomes
+from terse_aug.structures.validation import ValidatedBatch, validate_batch
+from terse_aug.training.feedback import FeedbackBuffer
+from terse_aug.training.hardness import supplied_outcomes
 from terse_aug.training.metrics import Ledger
 from terse_aug.training.robustness import make_robustness
-from terse_aug.training.updates import Adversary, Turn
+from terse_aug.training.updates import PendingBatch, PolicyUpdater
 from terse_aug.utils.distributed import rank
 from terse_aug.utils.random import generator_for
-from terse_aug.utils.warnings import Remarks
+from terse_aug.utils.warnings import WarnOnce
 
 
 class Terse(nn.Module):
@@ -59,7 +59,7 @@ class Terse(nn.Module):
             random state is left alone. The same seed gives the same adversary on every rank.
         classes: the detector's class names, from label 1 on, or a mapping from name to label; the bank's
             categories are translated by name. Without it the bank's category ids are the labels.
-        target: the detector (a torchvision model, or a :class:`~terse_aug.models.TargetModel`); needed by
+        target: the detector (a torchvision model, or a :class:`~terse_aug.models.ModelAdapter`); needed by
             ``hard-random``, by ``critic`` unless :meth:`observe` is called, and by ``robust="pgd"``. It does not become
             a part of this module.
         pixels: format of the host's images; by default RGB in [0, 1].
@@ -87,7 +87,7 @@ class Terse(nn.Module):
         *,
         seed: int = 0,
         classes: Sequence[str] | Mapping[str, int] | None = None,
-        target: nn.Module | TargetModel | None = None,
+        target: nn.Module | ModelAdapter | None = None,
         pixels: PixelFormat | None = None,
         keypoint_flips: Flips | None = None,
         sampler: str | Sampler | None = None,
@@ -102,19 +102,19 @@ class Terse(nn.Module):
         self.seed = seed
         self.pixels = pixels or PixelFormat()
         # In a tuple, so that nn.Module does not take the detector for a part of the adversary.
-        self._target = (as_target(target),) if target is not None else ()
+        self._target = (as_model(target),) if target is not None else ()
         check_labels(self.bank, self._detector)
-        chosen = make_policy(policy, self.config, seed, told_classes(self._detector))
+        chosen = make_policy(policy, self.config, seed, probability_columns(self._detector))
         self._policy_name = policy if isinstance(policy, str) else None
-        if chosen.needs_target and not self._target:
+        if chosen.needs_model and not self._target:
             raise ValueError(f"policy {policy!r} asks the detector: give Terse(target=detector)")
-        check_classes(chosen, self.bank, told_classes(self._detector))
-        self.adversary = Adversary(chosen, self.config, seed, self.pixels)
+        check_classes(chosen, self.bank, probability_columns(self._detector))
+        self.adversary = PolicyUpdater(chosen, self.config, seed, self.pixels)
         self.robustness = make_robustness(self.config, self.pixels, seed, self._detector)
         self.ledger = Ledger()
         pool = None if backgrounds is None else BackgroundPool(backgrounds)
-        distractors = None if distractor_bank is None else Shelf(distractor_bank)
-        check_surroundings(self.config, pool, distractors, self.bank)
+        distractors = None if distractor_bank is None else ForegroundCache(distractor_bank)
+        check_pools(self.config, pool, distractors, self.bank)
         if distractor_bank is not None:
             check_distractors(distractor_bank, [*self.bank.categories.values(), *(classes or ())])
         self.sampler = make_sampler(self.config.sampler if sampler is None else sampler, self.config)
@@ -124,11 +124,13 @@ class Terse(nn.Module):
                 "among cut-outs, and they would not be equally frequent; set critic_cutouts to 1"
             )
         pool_size = 0 if pool is None else len(pool)
-        self.sampler.bind(Cutouts(self.bank.labels, self.bank.categories), seed, pool_size)
+        self.sampler.bind(ForegroundIndex(self.bank.labels, self.bank.categories), seed, pool_size)
         order = mirror_order(self.bank.keypoint_names, keypoint_flips)
-        self.pasting = Pasting(self.config, self.pixels, Shelf(self.bank), pool, distractors, order, self._detector)
-        self._remarks = Remarks()
-        self._turns = Turns(self._detector, chosen, self.sampler, self.ledger, self._remarks)
+        self.pasting = PastePlanner(
+            self.config, self.pixels, ForegroundCache(self.bank), pool, distractors, order, self._detector
+        )
+        self._remarks = WarnOnce()
+        self._turns = FeedbackBuffer(self._detector, chosen, self.sampler, self.ledger, self._remarks)
         # Of the last batch.
         self._pastes: list[list[Paste]] = []
         self._targets: list[Target] | None = None
@@ -157,7 +159,7 @@ class Terse(nn.Module):
         self,
         images: Sequence[Tensor] | Tensor,
         targets: Sequence[Target],
-        parcels: Sequence[Parcel] | None = None,
+        sampled: Sequence[SampledForegrounds] | None = None,
     ) -> tuple[list[Tensor] | Tensor, list[Target]]:
         """Paste objects onto a batch.
 
@@ -165,7 +167,7 @@ class Terse(nn.Module):
             images: B float tensors ``[3, H, W]`` of any sizes, or one ``[B, 3, H, W]``; left untouched.
             targets: B dictionaries: ``boxes`` float ``[N, 4]`` XYXY pixels, ``labels`` int ``[N]``, optionally
                 ``masks``, ``keypoints``, ``ids``, ``area``, ``iscrowd``; left untouched.
-            parcels: B parcels of a :class:`~terse_aug.CutoutLoader`, which has drawn and decoded the cut-outs in the
+            parcels: B parcels of a :class:`~terse_aug.ForegroundLoader`, which has drawn and decoded the cut-outs in the
                 data loader's workers; without them that is done here.
 
         Returns:
@@ -181,7 +183,7 @@ class Terse(nn.Module):
         if not self.training:
             return list(images) if not isinstance(images, Tensor) else images, list(targets)
         started = time.perf_counter()
-        composites = self._composites(images, targets, parcels)
+        composites = self._composites(images, targets, sampled)
         self._pastes, self._targets = composites.pastes, composites.targets
         self._replaced = composites.backgrounds
         self.seconds += time.perf_counter() - started
@@ -240,7 +242,7 @@ class Terse(nn.Module):
                 behind the last object of a classifier's image.
             chances: for each image float ``[N, K]`` in [0, 1], rows that sum to 1: the model's probability of every
                 class, label k in column k, for the same objects; a row of NaN where it is not known. All of it is
-                learned from if the target tells chances too (:class:`~terse_aug.models.TellsChances`; K is then its
+                learned from if the target tells chances too (:class:`~terse_aug.models.GivesClassProbabilities`; K is then its
                 ``label_limit``), else only the column of the object's label.
 
         Raises:
@@ -249,7 +251,7 @@ class Terse(nn.Module):
         """
         if self._targets is None:
             raise ValueError("observe: expected a call of Terse in training mode before, whose objects these are")
-        outcomes = told_outcomes(hardness, chances, self._targets, self.policy.classes)
+        outcomes = supplied_outcomes(hardness, chances, self._targets, self.policy.classes)
         self._turns.tell(outcomes)
 
     @property
@@ -321,13 +323,13 @@ class Terse(nn.Module):
     def _another(self, policy: str | Policy | None) -> Policy:
         if policy is None or policy == self._policy_name:
             return self.policy
-        chosen = make_policy(policy, self.config, self.seed, told_classes(self._detector))
+        chosen = make_policy(policy, self.config, self.seed, probability_columns(self._detector))
         if chosen.learns and not isinstance(policy, Policy):
             raise ValueError(f"policy {policy!r} has learned nothing here: hand over a trained Policy, or None")
         return chosen.to(self._anchor.device)
 
     def _composites(
-        self, images: Sequence[Tensor] | Tensor, targets: Sequence[Target], parcels: Sequence[Parcel] | None
+        self, images: Sequence[Tensor] | Tensor, targets: Sequence[Target], sampled: Sequence[SampledForegrounds] | None
     ) -> Composites:
         batch = self._admit(images, targets)
         counts = self.ledger.counts
@@ -338,7 +340,7 @@ class Terse(nn.Module):
             counts["dropped/graph"] += 1
             self._remarks.once("no_gradient", _NO_GRADIENT)
         with torch.no_grad():
-            offer = self._offer(batch, self.policy, generator, self.sampler, parcels)
+            offer = self._offer(batch, self.policy, generator, self.sampler, sampled)
         proposal = self._propose(offer.scene, generator, learning)
         with torch.set_grad_enabled(bool(proposal.leaves)):
             composites, layout = self._composed(offer, proposal)
@@ -352,11 +354,11 @@ class Terse(nn.Module):
             self._turns.keep(turn)
             self._turns.follow(turn, shown)
         elif self.sampler.learns and any(composites.pastes):
-            self._turns.follow(Turn(proposal, len(composites.images)), shown)
+            self._turns.follow(PendingBatch(proposal, len(composites.images)), shown)
         self._record(layout, proposal, composites)
         return shown
 
-    def _propose(self, scene: Scene, generator: torch.Generator, learning: bool) -> Proposal:
+    def _propose(self, scene: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
         """The policy's proposal, or a random one while it is suspended, but for the batches that it moves by."""
         if self.ledger.counts["suspended"] and self.policy.learns and not self._moves_now():
             first = torch.arange(0, len(scene.image_of), self.policy.offers)
@@ -364,31 +366,31 @@ class Terse(nn.Module):
         return self.policy.propose(scene, generator, learning)
 
     @property
-    def _detector(self) -> TargetModel | None:
+    def _detector(self) -> ModelAdapter | None:
         return self._target[0] if self._target else None
 
-    def _admit(self, images: Sequence[Tensor] | Tensor, targets: Sequence[Target]) -> Admission:
-        batch = admit(images, targets, len(self.bank.keypoint_names))
+    def _admit(self, images: Sequence[Tensor] | Tensor, targets: Sequence[Target]) -> ValidatedBatch:
+        batch = validate_batch(images, targets, len(self.bank.keypoint_names))
         self._remark(batch)
         return batch
 
     def _offer(
         self,
-        batch: Admission,
+        batch: ValidatedBatch,
         policy: Policy,
         generator: torch.Generator,
         sampler: Sampler,
-        parcels: Sequence[Parcel] | None = None,
-    ) -> Offer:
-        offer = self.pasting.offer(batch, policy, generator, sampler, parcels)
+        sampled: Sequence[SampledForegrounds] | None = None,
+    ) -> PlannedBatch:
+        offer = self.pasting.offer(batch, policy, generator, sampler, sampled)
         self._remark(offer.batch)
         return offer
 
-    def _remark(self, batch: Admission) -> None:
+    def _remark(self, batch: ValidatedBatch) -> None:
         for kind, text in batch.remarks.items():
             self._remarks.once(kind, text)
 
-    def _composed(self, offer: Offer, proposal: Proposal) -> tuple[Composites, Layout[Foreground]]:
+    def _composed(self, offer: PlannedBatch, proposal: Proposal) -> tuple[Composites, PastePlan[Foreground]]:
         """Composites of what a policy has taken, and what that is."""
         batch = offer.batch
         layout = offer.layout.taken(self.pasting.shelf, proposal.rows)
@@ -398,7 +400,7 @@ class Terse(nn.Module):
         composites.backgrounds.update(offer.backgrounds)
         return composites, layout
 
-    def _record(self, layout: Layout[Foreground], proposal: Proposal, composites: Composites) -> None:
+    def _record(self, layout: PastePlan[Foreground], proposal: Proposal, composites: Composites) -> None:
         counts = self.ledger.counts
         counts["calls"] += 1
         counts["images"] += len(composites.images)
@@ -433,7 +435,7 @@ class Terse(nn.Module):
         if self._moves_now():
             self._turns.ask(repr(self._policy_name or self.policy))
         with full_precision(self._anchor.device):
-            for name, value in self.adversary.remember(self._turns).items():
+            for name, value in self.adversary.add_to_replay(self._turns).items():
                 self.ledger.average(name, value)
 
     def _end_batch(self) -> None:

@@ -23,7 +23,7 @@ BOX = (80, 30, 30, 40)
 
 
 @dataclass
-class Scene:
+class PolicyContext:
     """Folders of the scene: ``images/scene.png`` and room for annotations.
 
     Attributes:
@@ -45,14 +45,14 @@ class Scene:
         return path
 
 
-def make_scene(root: Path) -> Scene:
+def make_context(root: Path) -> PolicyContext:
     """Noise with two bright objects on it."""
     pixels = np.random.default_rng(0).integers(0, 60, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     pixels[10:60, 20:70] = (220, 40, 40)
     pixels[30:70, 80:110] = (40, 220, 40)
     (root / "images").mkdir(parents=True)
     Image.fromarray(pixels).save(root / "images" / "scene.png")
-    return Scene(root, pixels)
+    return PolicyContext(root, pixels)
 
 
 def true_masks() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -64,7 +64,7 @@ def true_masks() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     return first, second
 
 
-def as_voc(scene: Scene, masks: bool = True, **changes: str) -> Path:
+def as_voc(scene: PolicyContext, masks: bool = True, **changes: str) -> Path:
     """As VOC; ``changes`` replace texts of the XML."""
     root = scene.root / "voc"
     for name in ("Annotations", "JPEGImages", "SegmentationObject", "ImageSets/Main"):
@@ -93,7 +93,7 @@ def as_voc(scene: Scene, masks: bool = True, **changes: str) -> Path:
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-def as_yolo(scene: Scene, lines: list[str] | None = None) -> None:
+def as_yolo(scene: PolicyContext, lines: list[str] | None = None) -> None:
     """As YOLO, the first object a polygon, the second a box."""
     x, y, width, height = BOX
     points = " ".join(f"{px / WIDTH} {py / HEIGHT}" for px, py in POLYGON)
@@ -111,7 +111,7 @@ def labelme_shapes() -> list[dict[str, Any]]:
     ]
 
 
-def as_labelme(scene: Scene, shapes: list[Any] | None = None) -> Path:
+def as_labelme(scene: PolicyContext, shapes: list[Any] | None = None) -> Path:
     """As LabelMe, from a Windows machine."""
     content = {
         "version": "5.4.1",
@@ -144,7 +144,7 @@ def via_regions() -> list[dict[str, Any]]:
     ]
 
 
-def as_via(scene: Scene, form: str = "json", regions: list[Any] | None = None) -> Path:
+def as_via(scene: PolicyContext, form: str = "json", regions: list[Any] | None = None) -> Path:
     """As VIA: ``json``, ``json1`` (version 1), ``project`` or ``csv``."""
     own = via_regions() if regions is None else regions
     if form == "csv":
@@ -167,7 +167,7 @@ def as_via(scene: Scene, form: str = "json", regions: list[Any] | None = None) -
 _VIA_COLUMNS = ("region_shape_attributes", "region_attributes")
 
 
-def as_panoptic(scene: Scene) -> tuple[Path, Path]:
+def as_panoptic(scene: PolicyContext) -> tuple[Path, Path]:
     """As COCO's panoptic format, with stuff around; JSON and folder of masks."""
     first, second = true_masks()
     numbers = np.where(second > 0, 70_000, np.where(first > 0, 300, 5)).astype(np.int64)

@@ -11,8 +11,8 @@ from factories import EVERY_IMAGE, make_batch
 from torch import Tensor, nn
 
 from terse_aug import ForegroundBank, Terse
-from terse_aug.lockstep import HardExampleCache, Hunt
-from terse_aug.models import ClassifierTarget
+from terse_aug.lockstep import HardExampleCache, HardExampleMining
+from terse_aug.models import ClassifierAdapter
 
 
 class Brightness(nn.Module):
@@ -25,13 +25,15 @@ class Brightness(nn.Module):
         return torch.stack([torch.zeros_like(left), 40 * left, -40 * left], 1)
 
 
-def hunt(bank: ForegroundBank, folder: Path, policy: str, budget: int = 4000, **wanted: int) -> tuple[Hunt, Any, Terse]:
+def hunt(
+    bank: ForegroundBank, folder: Path, policy: str, budget: int = 4000, **wanted: int
+) -> tuple[HardExampleMining, Any, Terse]:
     folder.mkdir(exist_ok=True)
-    target = ClassifierTarget(Brightness(), classes=3)
+    target = ClassifierAdapter(Brightness(), classes=3)
     terse = Terse(bank, policy, target=target, objects=(1, 1), move_every=1, **EVERY_IMAGE)
     cache = HardExampleCache(folder / "hard")
     labels = {int(name.removeprefix("label")): number for name, number in wanted.items()}
-    return Hunt(terse, target, cache, labels, budget), cache, terse
+    return HardExampleMining(terse, target, cache, labels, budget), cache, terse
 
 
 def noise_batches() -> Any:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from example_modules import importable
 
-from terse_aug.models import ClassifierTarget
+from terse_aug.models import ClassifierAdapter
 
 FOLDER = Path(__file__).parents[1] / "examples" / "affnist"
 
@@ -104,7 +104,7 @@ def test_a_digit_is_nowhere_preferred(example, digits):
 def test_pasting_a_digit_gives_the_transformed_digit(example, digits, tmp_path):
     """Same spread of ink, as a whole, from the pasted digits as from the test set's own transform."""
     bank = example.data.digit_bank(digits, tmp_path / "digits.bank")
-    target = ClassifierTarget(example.models.SmallNet(), 10)
+    target = ClassifierAdapter(example.models.SmallNet(), 10)
     terse = example.arms.make_terse(example.arms.LIVE["random"], bank, target, example.data.AffineRanges(), seed=0)
     composites, classes, targets = example.live._composites(terse, 3000)
     several = example.data.Digits(digits.images.repeat(8, 1, 1), digits.labels.repeat(8))
@@ -310,7 +310,7 @@ def test_what_would_end_in_a_table_without_figures_is_refused(example, tmp_path,
 
 def test_settings_are_put_over_what_all_arms_have(example, digits, tmp_path):
     bank = example.data.digit_bank(digits, tmp_path / "digits.bank")
-    target = ClassifierTarget(example.models.SmallNet(), 10)
+    target = ClassifierAdapter(example.models.SmallNet(), 10)
     arm = example.arms.Arm("critic", {"move_every": 4})
     config = example.arms.make_terse(arm, bank, target, example.data.AffineRanges(), 0).config
     assert (config.move_every, config.objects, config.edge_sigma) == (4, (1, 1), 0)

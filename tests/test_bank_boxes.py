@@ -9,13 +9,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from annotated_samples import Scene, make_scene
+from annotated_samples import PolicyContext, make_context
 from numpy.typing import NDArray
 from PIL import Image
 
 from terse_aug import ForegroundBank
 from terse_aug.bank import BoxMasks, build_from_coco
-from terse_aug.bank.extract import Unusable
+from terse_aug.bank.extract import RejectedObject
 from terse_aug.bank.inputs.masks import segmentation_to_mask
 from terse_aug.bank.segmenters.box import Box, box_alpha, ellipse_alpha, grabcut_mask, grabcut_quality
 
@@ -37,7 +37,7 @@ def iou(first: NDArray[Any], second: NDArray[Any]) -> float:
     return float(((first > 0) & (second > 0)).sum() / ((first > 0) | (second > 0)).sum())
 
 
-def coco(scene: Scene, boxes: list[Any]) -> dict[str, Any]:
+def coco(scene: PolicyContext, boxes: list[Any]) -> dict[str, Any]:
     """A JSON of objects with boxes only, and one with a mask."""
     objects = [{"id": 9, "image_id": 1, "category_id": 1, "segmentation": [[20, 10, 70, 10, 70, 60, 20, 60]]}]
     objects += [{"id": row, "image_id": 1, "category_id": 1, "bbox": box} for row, box in enumerate(boxes)]
@@ -49,8 +49,8 @@ def coco(scene: Scene, boxes: list[Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Scene:
-    return make_scene(tmp_path)
+def scene(tmp_path: Path) -> PolicyContext:
+    return make_context(tmp_path)
 
 
 def test_grabcut_finds_what_stands_out() -> None:
@@ -71,7 +71,7 @@ def test_grabcut_of_large_images_is_done_small() -> None:
 
 @pytest.mark.parametrize("box", [(0.0, 0.0, 120.0, 120.0), (-5.0, -5.0, 200.0, 200.0)])
 def test_grabcut_needs_surroundings(box: Box) -> None:
-    with pytest.raises(Unusable, match="box fills the image"):
+    with pytest.raises(RejectedObject, match="box fills the image"):
         grabcut_mask(photograph()[0], box)
 
 
@@ -112,24 +112,24 @@ def test_shapes_are_soft_at_the_rim_and_nothing_outside(shape: Any) -> None:
     assert share == pytest.approx(*((0.67, 0.05) if shape is ellipse_alpha else (0.86, 0.05)))
 
 
-def test_the_way_is_the_user_s_and_is_said(scene: Scene, tmp_path: Path) -> None:
+def test_the_way_is_the_user_s_and_is_said(scene: PolicyContext, tmp_path: Path) -> None:
     content = coco(scene, [[80, 30, 30, 40], [75, 20, 50, 70]])  # the second is far too large for what it shows
     report = build_from_coco(content, scene.images, tmp_path / "a.bank", boxes=BoxMasks("grabcut", 0.7))
-    assert report.cut_by == {"mask": 1, "grabcut": 1}
+    assert report.mask_sources == {"mask": 1, "grabcut": 1}
     assert list(report.dropped) == ["GrabCut's mask is poor: quality below 0.7 (min_quality)"]
     shaped = BoxMasks("grabcut", 0.7, otherwise="ellipse")
     report = build_from_coco(content, scene.images, tmp_path / "b.bank", boxes=shaped)
-    assert report.cut_by == {"mask": 1, "grabcut": 1, "ellipse": 1}
+    assert report.mask_sources == {"mask": 1, "grabcut": 1, "ellipse": 1}
     assert report.dropped == {}
     with ForegroundBank.open(report.path) as bank:
-        assert bank.info()["built"]["cut_by"] == report.cut_by
+        assert bank.info()["built"]["mask_sources"] == report.mask_sources
         assert bank.info()["built"]["boxes"] == "grabcut"
         soft = next(bank[row] for row in range(3) if bank[row].source == "scene.png#1")
     assert len(np.unique(soft.rgba[..., 3])) > 5
     assert "cut out by" in report.summary()
 
 
-def test_a_function_of_the_user_s_makes_the_masks(scene: Scene, tmp_path: Path) -> None:
+def test_a_function_of_the_user_s_makes_the_masks(scene: PolicyContext, tmp_path: Path) -> None:
     seen: list[Box] = []
 
     def my_model(image: NDArray[np.uint8], box: Box) -> NDArray[np.bool_]:
@@ -143,12 +143,14 @@ def test_a_function_of_the_user_s_makes_the_masks(scene: Scene, tmp_path: Path) 
 
     content = coco(scene, [[80, 30, 30, 40], [0, 0, 40, 40]])
     report = build_from_coco(content, scene.images, tmp_path / "a.bank", boxes=my_model)
-    assert report.cut_by == {"mask": 1, "function my_model": 1}
+    assert report.mask_sources == {"mask": 1, "function my_model": 1}
     assert report.dropped == {"the function gave no mask of the image's size, bool or uint8": 1}
     assert seen == [(80, 30, 30, 40), (0, 0, 40, 40)]
 
 
-def test_a_function_that_fails_is_counted_and_one_called_mask_is_no_annotation(scene: Scene, tmp_path: Path) -> None:
+def test_a_function_that_fails_is_counted_and_one_called_mask_is_no_annotation(
+    scene: PolicyContext, tmp_path: Path
+) -> None:
     def mask(image: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
         if box[0] == 0:
             raise RuntimeError("no memory")
@@ -158,18 +160,18 @@ def test_a_function_that_fails_is_counted_and_one_called_mask_is_no_annotation(s
 
     content = coco(scene, [[80, 30, 30, 40], [0, 0, 40, 40]])
     report = build_from_coco(content, scene.images, tmp_path / "a.bank", boxes=mask)
-    assert report.cut_by == {"mask": 1, "function mask": 1}
+    assert report.mask_sources == {"mask": 1, "function mask": 1}
     assert report.dropped == {"function mask failed (RuntimeError)": 1}
     with ForegroundBank.open(report.path) as bank:
         assert sorted(int(bank[row].rgba[..., 3].max()) for row in range(2)) == [100, 255]
 
 
 @pytest.mark.parametrize("segmentation", [[], [[]], None, ""])
-def test_an_empty_segmentation_is_none(scene: Scene, tmp_path: Path, segmentation: Any) -> None:
+def test_an_empty_segmentation_is_none(scene: PolicyContext, tmp_path: Path, segmentation: Any) -> None:
     content = coco(scene, [[80, 30, 30, 40]])
     content["annotations"][1]["segmentation"] = segmentation
     report = build_from_coco(content, scene.images, tmp_path / "a.bank", boxes="box")
-    assert report.cut_by == {"mask": 1, "box": 1}
+    assert report.mask_sources == {"mask": 1, "box": 1}
 
 
 @pytest.mark.parametrize(
@@ -183,7 +185,7 @@ def test_an_empty_segmentation_is_none(scene: Scene, tmp_path: Path, segmentatio
     ],
 )
 def test_boxes_that_are_none_are_dropped_with_the_reason(
-    scene: Scene, tmp_path: Path, box: list[Any], reason: str
+    scene: PolicyContext, tmp_path: Path, box: list[Any], reason: str
 ) -> None:
     report = build_from_coco(coco(scene, [box]), scene.images, tmp_path / "a.bank", boxes="grabcut")
     assert report.dropped == {reason: 1}
@@ -218,7 +220,7 @@ def test_real_objects_are_found_better_than_by_shapes(data_root: Path) -> None:
         pixels, box = np.ascontiguousarray(whole[::2, ::2]), tuple(side / 2 for side in entry["bbox"])
         try:
             mask = grabcut_mask(pixels, box)
-        except Unusable:
+        except RejectedObject:
             continue
         found["grabcut"].append(iou(mask, truth))
         quality.append(grabcut_quality(pixels, mask, box))

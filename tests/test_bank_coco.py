@@ -13,8 +13,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from terse_aug.bank import BuildReport, CutRules, ForegroundBank, build_from_coco, read_image
-from terse_aug.bank.extract import Unusable
+from terse_aug.bank import BuildReport, ExtractionRules, ForegroundBank, build_from_coco, read_image
+from terse_aug.bank.extract import RejectedObject
 from terse_aug.bank.inputs.masks import _uncompressed
 
 # pycocotools 2.0.11 with numpy 2: its decoder, which only these tests call, has no `copy` keyword.
@@ -160,7 +160,7 @@ def test_keypoints_move_and_shrink_with_the_cut_out(sample: CocoSample) -> None:
     assert bank.keypoint_names == ("front", "back", "top")
     assert bank[0].keypoints is not None
     assert bank[0].keypoints.tolist() == [[0, 0, 2], [40, 20, 1], [0, 0, 0]]
-    _, small = build(sample, rules=CutRules(max_side=20), overwrite=True)
+    _, small = build(sample, rules=ExtractionRules(max_side=20), overwrite=True)
     assert small[0].rgba.shape == (10, 20, 4)
     assert small[0].extent == bank[0].extent
     assert small[0].keypoints is not None
@@ -185,7 +185,7 @@ def test_scaling_down_keeps_outside_colours_out(sample: CocoSample) -> None:
     encoded = coco_mask.encode(mask)
     sample.content["annotations"] = []
     sample.add(segmentation={"size": [80, 120], "counts": encoded["counts"].decode()}, bbox=[30, 10, 51, 51])
-    _, bank = build(sample, rules=CutRules(max_side=20))
+    _, bank = build(sample, rules=ExtractionRules(max_side=20))
     rgba = bank[0].rgba
     assert max(rgba.shape) == 20
     assert set(np.unique(rgba[..., 3])) - {0, 255}  # the edge is soft
@@ -195,7 +195,7 @@ def test_scaling_down_keeps_outside_colours_out(sample: CocoSample) -> None:
 def test_truncated_objects_can_be_left_out(sample: CocoSample) -> None:
     sample.add(segmentation=[[0, 10, 40, 10, 40, 30, 0, 30]], bbox=[0, 10, 40, 20])
     assert sum(build(sample)[0].kept.values()) == 2
-    report, _ = build(sample, rules=CutRules(drop_truncated=True), overwrite=True)
+    report, _ = build(sample, rules=ExtractionRules(drop_truncated=True), overwrite=True)
     assert report.dropped == {"touches the border of its image (drop_truncated)": 1}
 
 
@@ -247,7 +247,7 @@ def test_missing_inputs_are_said(sample: CocoSample) -> None:
 def test_real_coco_agrees_with_pycocotools(data_root: Path, tmp_path: Path, split: str) -> None:
     annotations = data_root / "coco_mini" / "annotations" / f"instances_{split}.json"
     images = data_root / "coco_mini" / split
-    every = CutRules(min_area=1, min_side=1, max_side=None, min_box_agreement=0)
+    every = ExtractionRules(min_area=1, min_side=1, max_side=None, min_box_agreement=0)
     report = build_from_coco(annotations, images, tmp_path / "out.bank", rules=every)
     coco = COCO(str(annotations))
     bank = ForegroundBank.open(report.path)
@@ -271,7 +271,7 @@ def test_real_keypoints_lie_where_coco_has_them(data_root: Path, tmp_path: Path)
     annotations = folder / "annotations" / "person_keypoints_val2017.json"
     content = json.loads(annotations.read_text())
     by_id = {entry["id"]: entry for entry in content["annotations"]}
-    rules = CutRules(max_side=None)
+    rules = ExtractionRules(max_side=None)
     report = build_from_coco(annotations, folder / "val2017", tmp_path / "out.bank", rules=rules)
     bank = ForegroundBank.open(report.path)
     assert len(bank.keypoint_names) == 17
@@ -322,11 +322,11 @@ def test_runs_of_any_length_that_an_image_has_are_decoded(text: str, run: int | 
 
 @pytest.mark.parametrize("text", ["o", "1o", "ooooooo0", "\u0100", "\udc80", "/", "p"])
 def test_runs_that_are_cut_off_or_too_long_or_no_runs_are_refused(text: str) -> None:
-    with pytest.raises(Unusable, match="damaged"):
+    with pytest.raises(RejectedObject, match="damaged"):
         _uncompressed(text)
 
 
 @pytest.mark.parametrize("wrong", [{"min_area": 0}, {"min_side": 0}, {"max_side": 1}, {"min_box_agreement": 1.5}])
 def test_wrong_rules_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected .*" + next(iter(wrong))):
-        CutRules(**wrong)
+        ExtractionRules(**wrong)

@@ -16,14 +16,14 @@ from annotated_samples import (
     HEIGHT,
     POLYGON,
     WIDTH,
-    Scene,
+    PolicyContext,
     as_labelme,
     as_panoptic,
     as_via,
     as_voc,
     as_yolo,
     labelme_shapes,
-    make_scene,
+    make_context,
     png_in_base64,
     true_masks,
     via_regions,
@@ -43,24 +43,24 @@ from terse_aug.bank.readers.annotation_collector import CLAIMED
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Scene:
-    return make_scene(tmp_path)
+def scene(tmp_path: Path) -> PolicyContext:
+    return make_context(tmp_path)
 
 
-def voc(scene: Scene, out: Path, **more: Any) -> BuildReport:
+def voc(scene: PolicyContext, out: Path, **more: Any) -> BuildReport:
     return build_from_voc(as_voc(scene), out, **more)
 
 
-def voc_boxes(scene: Scene, out: Path, **more: Any) -> BuildReport:
+def voc_boxes(scene: PolicyContext, out: Path, **more: Any) -> BuildReport:
     return build_from_voc(as_voc(scene, masks=False), out, split="train", **more)
 
 
-def yolo(scene: Scene, out: Path, **more: Any) -> BuildReport:
+def yolo(scene: PolicyContext, out: Path, **more: Any) -> BuildReport:
     as_yolo(scene)
     return build_from_yolo(scene.images, out, **more)
 
 
-def labelme(scene: Scene, out: Path, **more: Any) -> BuildReport:
+def labelme(scene: PolicyContext, out: Path, **more: Any) -> BuildReport:
     return build_from_labelme(as_labelme(scene), out, images=scene.images, **more)
 
 
@@ -68,7 +68,7 @@ def via(form: str) -> Callable[..., BuildReport]:
     return lambda scene, out, **more: build_from_via(as_via(scene, form), scene.images, out, **more)
 
 
-def panoptic(scene: Scene, out: Path, **more: Any) -> BuildReport:
+def panoptic(scene: PolicyContext, out: Path, **more: Any) -> BuildReport:
     return build_from_panoptic(*as_panoptic(scene), scene.images, out, **more)
 
 
@@ -84,7 +84,7 @@ ALL = {"voc": voc, "panoptic": panoptic} | WITH_BOXES
 
 
 @pytest.mark.parametrize("name", list(ALL))
-def test_every_format_gives_the_same_cut_outs(name: str, scene: Scene, tmp_path: Path) -> None:
+def test_every_format_gives_the_same_cut_outs(name: str, scene: PolicyContext, tmp_path: Path) -> None:
     """The second object has a box only in some formats; it is taken for the whole of its box, whose rim is soft."""
     report = ALL[name](scene, tmp_path / "out.bank", boxes="box")
     assert report.kept == {"cat": 1, "dog": 1}
@@ -102,13 +102,13 @@ def test_every_format_gives_the_same_cut_outs(name: str, scene: Scene, tmp_path:
         assert foreground.source.startswith("scene.png#")
         assert foreground.extent == pytest.approx(max(width, height) / np.sqrt(HEIGHT * WIDTH), rel=0.03)
     expected_ways = {"mask": 1, "box": 1} if name in WITH_BOXES else {"mask": 2}
-    assert report.cut_by == expected_ways
+    assert report.mask_sources == expected_ways
     assert ("cut out by" in report.summary()) is (name in WITH_BOXES)
     bank.close()
 
 
 @pytest.mark.parametrize("name", [*WITH_BOXES, "voc"])
-def test_boxes_are_left_out_and_counted_unless_a_way_is_given(name: str, scene: Scene, tmp_path: Path) -> None:
+def test_boxes_are_left_out_and_counted_unless_a_way_is_given(name: str, scene: PolicyContext, tmp_path: Path) -> None:
     if name == "voc":
         with pytest.raises(ValueError, match="a box cannot be cut out; masks are missing"):
             voc_boxes(scene, tmp_path / "out.bank")
@@ -118,7 +118,7 @@ def test_boxes_are_left_out_and_counted_unless_a_way_is_given(name: str, scene: 
     assert [count for reason, count in report.dropped.items() if "box cannot be cut out" in reason] == [1]
 
 
-def test_boxes_of_voc_count_from_one_and_include_their_last_pixel(scene: Scene, tmp_path: Path) -> None:
+def test_boxes_of_voc_count_from_one_and_include_their_last_pixel(scene: PolicyContext, tmp_path: Path) -> None:
     report = voc_boxes(scene, tmp_path / "out.bank", boxes="box")
     with ForegroundBank.open(report.path) as bank:
         middle = {bank.categories[bank[row].label]: bank[row].rgba[20, 15, :3].tolist() for row in range(2)}
@@ -130,7 +130,7 @@ def test_boxes_of_voc_count_from_one_and_include_their_last_pixel(scene: Scene, 
     assert middle == {"cat": [220, 40, 40], "dog": [40, 220, 40]}
 
 
-def test_labels_are_the_formats_own_or_in_the_order_of_names(scene: Scene, tmp_path: Path) -> None:
+def test_labels_are_the_formats_own_or_in_the_order_of_names(scene: PolicyContext, tmp_path: Path) -> None:
     yolo(scene, tmp_path / "yolo.bank", boxes="box")
     labelme(scene, tmp_path / "labelme.bank", boxes="box")
     with ForegroundBank.open(tmp_path / "yolo.bank") as bank:
@@ -154,7 +154,7 @@ def test_labels_are_the_formats_own_or_in_the_order_of_names(scene: Scene, tmp_p
     ],
 )
 def test_voc_is_mended_or_dropped_with_the_reason(
-    scene: Scene, tmp_path: Path, changes: dict[str, str], reason: str, left: dict[str, int] | None
+    scene: PolicyContext, tmp_path: Path, changes: dict[str, str], reason: str, left: dict[str, int] | None
 ) -> None:
     root = as_voc(scene, **changes)
     (root / "Annotations" / "broken.xml").write_text("<annotation><object>")
@@ -169,12 +169,12 @@ def test_voc_is_mended_or_dropped_with_the_reason(
     assert len(report.dropped) == len(expected)
 
 
-def test_voc_takes_difficult_objects_where_told(scene: Scene, tmp_path: Path) -> None:
+def test_voc_takes_difficult_objects_where_told(scene: PolicyContext, tmp_path: Path) -> None:
     root = as_voc(scene, **{"<name>dog</name><difficult>0": "<name>dog</name><difficult>1"})
     assert build_from_voc(root, tmp_path / "out.bank", difficult=True).kept == {"cat": 1, "dog": 1}
 
 
-def test_voc_without_its_folders_or_list_is_refused(scene: Scene, tmp_path: Path) -> None:
+def test_voc_without_its_folders_or_list_is_refused(scene: PolicyContext, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="has no Annotations"):
         build_from_voc(scene.root, tmp_path / "out.bank")
     with pytest.raises(FileNotFoundError, match=r"val\.txt"):
@@ -194,7 +194,7 @@ def test_voc_without_its_folders_or_list_is_refused(scene: Scene, tmp_path: Path
     ],
 )
 def test_yolo_lines_that_say_nothing_are_dropped_with_the_reason(
-    scene: Scene, tmp_path: Path, line: str, reason: str
+    scene: PolicyContext, tmp_path: Path, line: str, reason: str
 ) -> None:
     as_yolo(scene, ["1 0.7421875 0.52083333 0.234375 0.41666667 0.93", "", line])
     report = build_from_yolo(scene.images, tmp_path / "out.bank", boxes="ellipse")
@@ -203,7 +203,7 @@ def test_yolo_lines_that_say_nothing_are_dropped_with_the_reason(
     assert "scene" in report.examples[reason][0]
 
 
-def test_yolo_names_come_from_anywhere(scene: Scene, tmp_path: Path) -> None:
+def test_yolo_names_come_from_anywhere(scene: PolicyContext, tmp_path: Path) -> None:
     as_yolo(scene)
     (scene.root / "data.yaml").unlink()
     with pytest.raises(ValueError, match=r"give names, or put a data\.yaml or classes\.txt beside the images"):
@@ -235,7 +235,7 @@ def test_yolo_names_come_from_anywhere(scene: Scene, tmp_path: Path) -> None:
     ],
 )
 def test_labelme_shapes_that_show_nothing_are_dropped_with_the_reason(
-    scene: Scene, tmp_path: Path, shape: Any, reason: str
+    scene: PolicyContext, tmp_path: Path, shape: Any, reason: str
 ) -> None:
     folder = as_labelme(scene, [*labelme_shapes()[:1], shape])
     (folder / "other.json").write_text("{}")
@@ -247,7 +247,7 @@ def test_labelme_shapes_that_show_nothing_are_dropped_with_the_reason(
     assert len(report.dropped) == 3
 
 
-def test_labelme_masks_circles_and_groups(scene: Scene, tmp_path: Path) -> None:
+def test_labelme_masks_circles_and_groups(scene: PolicyContext, tmp_path: Path) -> None:
     mask = np.zeros((20, 30), np.uint8)
     mask[5:, :] = 255
     shapes = [
@@ -269,7 +269,7 @@ def test_labelme_masks_circles_and_groups(scene: Scene, tmp_path: Path) -> None:
     assert opaque["g"] == pytest.approx(800, rel=0.1)
 
 
-def test_labelme_finds_the_image_where_its_file_says_or_beside_it(scene: Scene, tmp_path: Path) -> None:
+def test_labelme_finds_the_image_where_its_file_says_or_beside_it(scene: PolicyContext, tmp_path: Path) -> None:
     folder = as_labelme(scene)
     assert build_from_labelme(folder, tmp_path / "said.bank").kept == {"cat": 1}
     (scene.images / "scene.png").rename(folder / "scene.png")
@@ -293,7 +293,7 @@ def test_labelme_finds_the_image_where_its_file_says_or_beside_it(scene: Scene, 
     ],
 )
 def test_via_regions_that_show_nothing_are_dropped_with_the_reason(
-    scene: Scene, tmp_path: Path, change: dict[str, Any], reason: str
+    scene: PolicyContext, tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
     regions = [*via_regions(), via_regions()[1] | change]
     file = as_via(scene, regions=regions)
@@ -303,7 +303,7 @@ def test_via_regions_that_show_nothing_are_dropped_with_the_reason(
     assert reason in next(iter(report.dropped))
 
 
-def test_via_circles_ellipses_and_checkboxes(scene: Scene, tmp_path: Path) -> None:
+def test_via_circles_ellipses_and_checkboxes(scene: PolicyContext, tmp_path: Path) -> None:
     regions = [
         {
             "shape_attributes": {"name": "circle", "cx": 40, "cy": 40, "r": 20},
@@ -321,7 +321,7 @@ def test_via_circles_ellipses_and_checkboxes(scene: Scene, tmp_path: Path) -> No
     assert np.abs(np.subtract(sizes["b"], (20, 60))).max() <= 1  # turned by a right angle
 
 
-def test_via_chooses_the_attribute_that_is_asked_for(scene: Scene, tmp_path: Path) -> None:
+def test_via_chooses_the_attribute_that_is_asked_for(scene: PolicyContext, tmp_path: Path) -> None:
     file = as_via(scene)
     report = build_from_via(file, scene.images, tmp_path / "out.bank", attribute="note", boxes="box")
     assert report.kept == {"x": 1}
@@ -332,7 +332,7 @@ def test_via_chooses_the_attribute_that_is_asked_for(scene: Scene, tmp_path: Pat
         build_from_via(file, scene.images, tmp_path / "other.bank")
 
 
-def test_panoptic_takes_things_and_says_what_is_stuff(scene: Scene, tmp_path: Path) -> None:
+def test_panoptic_takes_things_and_says_what_is_stuff(scene: PolicyContext, tmp_path: Path) -> None:
     report = panoptic(scene, tmp_path / "out.bank")
     assert report.dropped == {"stuff, not an object": 1}
     with ForegroundBank.open(report.path) as bank:
@@ -340,7 +340,7 @@ def test_panoptic_takes_things_and_says_what_is_stuff(scene: Scene, tmp_path: Pa
 
 
 @pytest.mark.parametrize("trouble", ["missing", "broken", "size", "grey"])
-def test_panoptic_masks_that_do_not_fit_are_counted(scene: Scene, tmp_path: Path, trouble: str) -> None:
+def test_panoptic_masks_that_do_not_fit_are_counted(scene: PolicyContext, tmp_path: Path, trouble: str) -> None:
     annotations, masks = as_panoptic(scene)
     file = masks / "scene.png"
     if trouble == "missing":
@@ -356,7 +356,7 @@ def test_panoptic_masks_that_do_not_fit_are_counted(scene: Scene, tmp_path: Path
         build_from_panoptic(annotations, masks, scene.images, tmp_path / "out.bank")
 
 
-def test_nothing_to_read_is_refused(scene: Scene, tmp_path: Path) -> None:
+def test_nothing_to_read_is_refused(scene: PolicyContext, tmp_path: Path) -> None:
     folder = tmp_path / "empty"
     folder.mkdir()
     with pytest.raises(ValueError, match="expected annotated objects, found none that can be read: there is none"):
@@ -373,7 +373,7 @@ def test_nothing_to_read_is_refused(scene: Scene, tmp_path: Path) -> None:
 LONG = "x" * 300 + ".png"
 
 
-def test_voc_names_that_no_file_can_have(scene: Scene, tmp_path: Path) -> None:
+def test_voc_names_that_no_file_can_have(scene: PolicyContext, tmp_path: Path) -> None:
     root = as_voc(scene, **{"<filename>scene.png": f"<filename>{LONG}"})
     assert build_from_voc(root, tmp_path / "out.bank").kept == {"cat": 1, "dog": 1}
 
@@ -388,7 +388,7 @@ def test_voc_names_that_no_file_can_have(scene: Scene, tmp_path: Path) -> None:
         {"imageWidth": 10**400},
     ],
 )
-def test_odd_files_of_labelme_do_not_end_a_build(scene: Scene, tmp_path: Path, change: dict[str, Any]) -> None:
+def test_odd_files_of_labelme_do_not_end_a_build(scene: PolicyContext, tmp_path: Path, change: dict[str, Any]) -> None:
     folder = as_labelme(scene)
     content = json.loads((folder / "scene.json").read_text())
     mask = {
@@ -402,7 +402,7 @@ def test_odd_files_of_labelme_do_not_end_a_build(scene: Scene, tmp_path: Path, c
     assert report.kept["cat"] >= 1
 
 
-def test_labelme_keeps_the_names_of_links_and_finds_subfolders(scene: Scene, tmp_path: Path) -> None:
+def test_labelme_keeps_the_names_of_links_and_finds_subfolders(scene: PolicyContext, tmp_path: Path) -> None:
     folder = as_labelme(scene)
     store = tmp_path / "store"
     store.mkdir()
@@ -418,7 +418,9 @@ def test_labelme_keeps_the_names_of_links_and_finds_subfolders(scene: Scene, tmp
     assert build_from_labelme(folder, tmp_path / "b.bank", images=scene.images).kept == {"cat": 1}
 
 
-def test_labelme_groups_rectangles_of_four_corners_and_labels_that_are_numbers(scene: Scene, tmp_path: Path) -> None:
+def test_labelme_groups_rectangles_of_four_corners_and_labels_that_are_numbers(
+    scene: PolicyContext, tmp_path: Path
+) -> None:
     x, y, width, height = BOX
     corners = [[x, y], [x + width, y], [x + width, y + height], [x, y + height]]
     shapes = [
@@ -431,7 +433,7 @@ def test_labelme_groups_rectangles_of_four_corners_and_labels_that_are_numbers(s
 
 
 @pytest.mark.parametrize("regions", [None, "absent", 7])
-def test_odd_entries_of_via_are_counted(scene: Scene, tmp_path: Path, regions: Any) -> None:
+def test_odd_entries_of_via_are_counted(scene: PolicyContext, tmp_path: Path, regions: Any) -> None:
     file = as_via(scene)
     content = json.loads(file.read_text())
     content["odd"] = {"filename": "odd.png"} | ({} if regions == "absent" else {"regions": regions})
@@ -441,7 +443,7 @@ def test_odd_entries_of_via_are_counted(scene: Scene, tmp_path: Path, regions: A
     assert report.dropped["entry without a file name or regions"] == 1
 
 
-def test_odd_rows_of_via_are_counted_and_another_csv_is_refused(scene: Scene, tmp_path: Path) -> None:
+def test_odd_rows_of_via_are_counted_and_another_csv_is_refused(scene: PolicyContext, tmp_path: Path) -> None:
     file = as_via(scene, "csv")
     text = file.read_text()
     file.write_text(text + 'scene.png,1,{},2,5,"{""name"": ","{}"\n')
@@ -452,7 +454,7 @@ def test_odd_rows_of_via_are_counted_and_another_csv_is_refused(scene: Scene, tm
         build_from_via(file, scene.images, tmp_path / "other.bank")
 
 
-def test_via_does_not_guess_which_of_two_attributes_is_the_class(scene: Scene, tmp_path: Path) -> None:
+def test_via_does_not_guess_which_of_two_attributes_is_the_class(scene: PolicyContext, tmp_path: Path) -> None:
     regions = [region | {"region_attributes": {"quality": "good", "kind": "cat"}} for region in via_regions()]
     file = as_via(scene, regions=regions)
     with pytest.raises(ValueError, match=r"which of the regions' attributes is the class\? There are kind, quality"):
@@ -474,7 +476,7 @@ def test_via_does_not_guess_which_of_two_attributes_is_the_class(scene: Scene, t
         ("nothing", "segment without an id or a category"),
     ],
 )
-def test_odd_segments_are_counted(scene: Scene, tmp_path: Path, change: Any, reason: str) -> None:
+def test_odd_segments_are_counted(scene: PolicyContext, tmp_path: Path, change: Any, reason: str) -> None:
     annotations, masks = as_panoptic(scene)
     content = json.loads(annotations.read_text())
     first = content["annotations"][0]["segments_info"][0]
@@ -486,7 +488,7 @@ def test_odd_segments_are_counted(scene: Scene, tmp_path: Path, change: Any, rea
     assert report.dropped == {reason: 1, "image without segments or mask file": 1, "stuff, not an object": 1}
 
 
-def test_a_mask_file_that_was_corrected_is_read_anew(scene: Scene, tmp_path: Path) -> None:
+def test_a_mask_file_that_was_corrected_is_read_anew(scene: PolicyContext, tmp_path: Path) -> None:
     root = as_voc(scene)
     build_from_voc(root, tmp_path / "out.bank")
     file = root / "SegmentationObject" / "scene.png"
@@ -500,18 +502,18 @@ def test_a_mask_file_that_was_corrected_is_read_anew(scene: Scene, tmp_path: Pat
         assert {bank[row].size for row in range(2)} == {(40, 50), BOX[2:]}
 
 
-def test_yolo_keypoints_follow_the_box_where_the_data_set_says_so(scene: Scene, tmp_path: Path) -> None:
+def test_yolo_keypoints_follow_the_box_where_the_data_set_says_so(scene: PolicyContext, tmp_path: Path) -> None:
     line = "0 0.35 0.36 0.39 0.52 " + "0.2 0.2 0.6 0.2 0.6 0.6 0.2 0.6"
     as_yolo(scene, [line])
     report = build_from_yolo(scene.images, tmp_path / "polygon.bank")
-    assert report.cut_by == {"mask": 1}  # nothing tells it from a polygon
+    assert report.mask_sources == {"mask": 1}  # nothing tells it from a polygon
     with (scene.root / "data.yaml").open("a") as file:
         file.write("kpt_shape: [4, 2]\n")
     report = build_from_yolo(scene.images, tmp_path / "box.bank", boxes="box")
-    assert report.cut_by == {"box": 1}
+    assert report.mask_sources == {"box": 1}
 
 
-def test_yolo_counts_empty_lines_of_a_list_of_names(scene: Scene, tmp_path: Path) -> None:
+def test_yolo_counts_empty_lines_of_a_list_of_names(scene: PolicyContext, tmp_path: Path) -> None:
     as_yolo(scene)
     (scene.root / "data.yaml").unlink()
     (scene.images / "classes.txt").write_text("cat\n\ndog\n")
@@ -519,13 +521,13 @@ def test_yolo_counts_empty_lines_of_a_list_of_names(scene: Scene, tmp_path: Path
         build_from_yolo(scene.images, tmp_path / "out.bank")
 
 
-def test_yolo_from_within_the_folder(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_yolo_from_within_the_folder(scene: PolicyContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     as_yolo(scene)
     monkeypatch.chdir(scene.images)
     assert build_from_yolo(".", tmp_path / "out.bank").kept == {"cat": 1}
 
 
-def test_voc_lists_of_splits_and_of_classes(scene: Scene, tmp_path: Path) -> None:
+def test_voc_lists_of_splits_and_of_classes(scene: PolicyContext, tmp_path: Path) -> None:
     root = as_voc(scene)
     (root / "ImageSets" / "Segmentation").mkdir()
     (root / "ImageSets" / "Segmentation" / "train.txt").write_text("other\n")
@@ -545,12 +547,12 @@ def test_voc_lists_of_splits_and_of_classes(scene: Scene, tmp_path: Path) -> Non
         build_from_voc(root, tmp_path / "e.bank", split="train")
 
 
-def test_names_of_images_may_come_one_by_one(scene: Scene, tmp_path: Path) -> None:
+def test_names_of_images_may_come_one_by_one(scene: PolicyContext, tmp_path: Path) -> None:
     as_yolo(scene)
     assert build_from_yolo(scene.images, tmp_path / "out.bank", include=iter(["scene.png"])).kept == {"cat": 1}
 
 
-def test_labels_stay_the_same_where_the_names_are_given(scene: Scene, tmp_path: Path) -> None:
+def test_labels_stay_the_same_where_the_names_are_given(scene: PolicyContext, tmp_path: Path) -> None:
     root = as_voc(scene, **{"<name>cat</name><difficult>0": "<name>cat</name><difficult>1"})
     names = ["bird", "cat", "dog"]
     report = build_from_voc(root, tmp_path / "out.bank", names=names)
@@ -563,7 +565,7 @@ def test_labels_stay_the_same_where_the_names_are_given(scene: Scene, tmp_path: 
         build_from_voc(root, tmp_path / "other.bank", names=["cat", "cat"])
 
 
-def test_what_is_wrong_with_the_call_is_said_before_anything_is_read(scene: Scene, tmp_path: Path) -> None:
+def test_what_is_wrong_with_the_call_is_said_before_anything_is_read(scene: PolicyContext, tmp_path: Path) -> None:
     (tmp_path / "out.bank").write_bytes(b"")
     nowhere = tmp_path / "nowhere"
     with pytest.raises(FileExistsError, match="overwrite"):
@@ -574,7 +576,7 @@ def test_what_is_wrong_with_the_call_is_said_before_anything_is_read(scene: Scen
         build_from_labelme(nowhere, tmp_path / "new.bank", boxs="box")
 
 
-def test_files_of_several_folders_do_not_share_an_image_that_stands_in(scene: Scene, tmp_path: Path) -> None:
+def test_files_of_several_folders_do_not_share_an_image_that_stands_in(scene: PolicyContext, tmp_path: Path) -> None:
     folder = as_labelme(scene)
     text = (folder / "scene.json").read_text()
     (folder / "scene_again.json").write_text(text)  # as of tools that write a file for each class
@@ -599,7 +601,7 @@ def test_files_of_several_folders_do_not_share_an_image_that_stands_in(scene: Sc
     assert build_from_labelme(tmp_path / "parts", tmp_path / "deep.bank", images=scene.images).kept == {"cat": 2}
 
 
-def test_voc_takes_the_image_of_its_xml_file_where_that_was_copied(scene: Scene, tmp_path: Path) -> None:
+def test_voc_takes_the_image_of_its_xml_file_where_that_was_copied(scene: PolicyContext, tmp_path: Path) -> None:
     root = as_voc(scene)
     green = Image.new("RGB", (WIDTH, HEIGHT), "green")
     green.save(root / "JPEGImages" / "other.png")
@@ -607,23 +609,23 @@ def test_voc_takes_the_image_of_its_xml_file_where_that_was_copied(scene: Scene,
     (root / "Annotations" / "other.xml").write_text(text)  # its <filename> is still scene.png
     report = build_from_voc(root, tmp_path / "out.bank", boxes="box")
     assert report.kept == {"cat": 2, "dog": 2}
-    assert report.mended == {"image has the name of its XML file and not that in it": 1}
+    assert report.repaired == {"image has the name of its XML file and not that in it": 1}
     (root / "JPEGImages" / "other.png").unlink()
     report = build_from_voc(root, tmp_path / "one.bank", boxes="box")
     assert (report.kept, report.dropped) == ({"cat": 1, "dog": 1}, {CLAIMED: 2})
 
 
-def test_voc_trusts_the_name_in_the_file_where_the_image_is_nobody_else_s(scene: Scene, tmp_path: Path) -> None:
+def test_voc_trusts_the_name_in_the_file_where_the_image_is_nobody_else_s(scene: PolicyContext, tmp_path: Path) -> None:
     root = as_voc(scene)
     (root / "Annotations" / "scene.xml").rename(root / "Annotations" / "1.xml")
     Image.new("RGB", (WIDTH, HEIGHT), "green").save(root / "JPEGImages" / "1.png")
     report = build_from_voc(root, tmp_path / "out.bank", boxes="box")
-    assert (report.kept, report.mended) == ({"cat": 1, "dog": 1}, {})
+    assert (report.kept, report.repaired) == ({"cat": 1, "dog": 1}, {})
     with ForegroundBank.open(report.path) as bank:
         assert all(cut.source.startswith("scene.png") for cut in bank)
 
 
-def test_yolo_takes_the_photograph_where_its_mask_has_its_name(scene: Scene, tmp_path: Path) -> None:
+def test_yolo_takes_the_photograph_where_its_mask_has_its_name(scene: PolicyContext, tmp_path: Path) -> None:
     as_yolo(scene)
     depths = Image.new("L", (WIDTH, HEIGHT), 7)
     depths.save(scene.images / "scene.bmp")

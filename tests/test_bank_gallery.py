@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from annotated_samples import as_labelme, as_voc, make_scene
+from annotated_samples import as_labelme, as_voc, make_context
 from bank_samples import CocoSample
 from numpy.typing import NDArray
 from PIL import Image
 
 from terse_aug.bank import BuildReport, build_from_coco, build_from_labelme, build_from_masks, build_from_voc
 from terse_aug.bank.build.contact_sheets import Section, _on_image, write_sheets
-from terse_aug.bank.build.rejected_sample import Exhibit, Spread
+from terse_aug.bank.build.rejected_sample import EvenSample, RejectedSample
 from terse_aug.cli import main
 from terse_aug.viz.pictures import ORANGE, SKY_BLUE
 
@@ -90,7 +90,7 @@ def test_box_and_outline_lie_where_the_object_is(tmp_path: Path, scale: int) -> 
     pixels[top : top + height, left : left + width] = 0
     Image.fromarray(pixels).save(tmp_path / "a.png")
     polygon = [left, top, left + width, top, left + width, top + height, left, top + height]
-    shown = _on_image(Exhibit("a.png", "", None, [polygon]), lambda name: tmp_path / name)
+    shown = _on_image(RejectedSample("a.png", "", None, [polygon]), lambda name: tmp_path / name)
     assert shown is not None
     assert max(shown.shape) == 300
     rows, columns = np.nonzero(shows(shown, SKY_BLUE))
@@ -104,7 +104,7 @@ def test_box_and_outline_lie_where_the_object_is(tmp_path: Path, scale: int) -> 
 def test_a_box_beyond_the_image_is_seen_on_paper(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((60, 90, 3), np.uint8)).save(tmp_path / "a.png")
     for box in ([70, 20, 50, 20], [-30, 20, 20, 20], [1e9, 0, 5, 5]):
-        shown = _on_image(Exhibit("a.png", "", box), lambda name: tmp_path / name)
+        shown = _on_image(RejectedSample("a.png", "", box), lambda name: tmp_path / name)
         assert shown is not None
         assert (shown == 250).all(-1).mean() > 0.02
         assert (shown < 30).all(-1).mean() > 0.1  # the image is in view
@@ -117,13 +117,13 @@ def test_a_box_beyond_the_image_is_seen_on_paper(tmp_path: Path) -> None:
 )
 def test_odd_annotations_are_shown_by_their_images(tmp_path: Path, thing: Any) -> None:
     Image.fromarray(np.zeros((60, 90, 3), np.uint8)).save(tmp_path / "a.png")
-    assert _on_image(Exhibit("a.png", "", thing, thing), lambda name: tmp_path / name) is not None
-    assert _on_image(Exhibit("b.png", "", thing, thing), lambda name: tmp_path / name) is None
+    assert _on_image(RejectedSample("a.png", "", thing, thing), lambda name: tmp_path / name) is not None
+    assert _on_image(RejectedSample("b.png", "", thing, thing), lambda name: tmp_path / name) is None
 
 
 def test_sheets_are_bounded(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((900, 30, 3), np.uint8)).save(tmp_path / "a.png")
-    sections = [Section(f"{n} reason {n}", [Exhibit("a.png", "x" * 40)] * 30, ["x"]) for n in range(60)]
+    sections = [Section(f"{n} reason {n}", [RejectedSample("a.png", "x" * 40)] * 30, ["x"]) for n in range(60)]
     write_sheets(tmp_path / "sheet.png", sections, lambda name: tmp_path / name)
     with Image.open(tmp_path / "sheet.png") as image:
         assert image.height < 24 * 450 + 200
@@ -131,7 +131,7 @@ def test_sheets_are_bounded(tmp_path: Path) -> None:
 
 
 def test_a_spread_is_even_and_bounded() -> None:
-    spread: Spread[int] = Spread(10)
+    spread: EvenSample[int] = EvenSample(10)
     for number in range(1000):
         spread.add(number)
         assert len(spread.items(99)) <= 20
@@ -155,7 +155,7 @@ def test_places_that_cannot_be_are_refused_before_anything_is_read(sample: CocoS
 
 
 def test_other_builders_draw_too(tmp_path: Path) -> None:
-    scene = make_scene(tmp_path)
+    scene = make_context(tmp_path)
     masks = tmp_path / "masks"
     masks.mkdir()
     Image.fromarray(np.pad(np.array([[1, 2]], np.uint8).repeat(50, 1), ((40, 55), (9, 19)))).save(masks / "scene.png")

@@ -50,7 +50,7 @@ def test_large_ids_as_text_are_exact(sample: CocoSample, written: Callable[[int]
     report = build(sample)
     assert report.kept == {"car": 1}
     assert report.dropped == {"image is not in the JSON": 2}
-    assert report.mended == {"id written as text": 1}
+    assert report.repaired == {"id written as text": 1}
 
 
 def test_large_categories_as_text_are_exact(sample: CocoSample) -> None:
@@ -70,7 +70,7 @@ AMBIGUOUS = "category as text is the id of one and the name of another"
 
 
 @pytest.mark.parametrize(
-    ("texts", "expected", "dropped", "mended"),
+    ("texts", "expected", "dropped", "repaired"),
     [
         (["0", "1", "9"], [1, 2, 10], {}, {"category given by its name": 3}),  # 0 is no id
         (["1", "10"], [1, 10], {}, {"id written as text": 2}),  # 10 is no name
@@ -79,20 +79,20 @@ AMBIGUOUS = "category as text is the id of one and the name of another"
     ],
 )
 def test_categories_with_digits_for_names_are_read_in_one_way(
-    sample: CocoSample, texts: list[str], expected: list[int], dropped: dict[str, int], mended: dict[str, int]
+    sample: CocoSample, texts: list[str], expected: list[int], dropped: dict[str, int], repaired: dict[str, int]
 ) -> None:
     sample.content["categories"] = [{"id": number + 1, "name": str(number)} for number in range(10)]
     sample.content["categories"].append({"id": 11, "name": "car" if "car" in texts else "bus"})
     if "car" in texts:  # a text that is neither of digits leaves both readings of the others open
         sample.content["categories"].append({"id": 12, "name": "van"})
         texts = [*texts, "11 "]
-        expected, mended = [11, 11], mended | {"id written as text": 1}
+        expected, repaired = [11, 11], repaired | {"id written as text": 1}
     sample.content["annotations"] = []
     for text in texts:
         sample.add(category_id=text)
     report = build(sample)
     assert labels(report) == expected
-    assert (report.dropped, report.mended) == (dropped, mended)
+    assert (report.dropped, report.repaired) == (dropped, repaired)
 
 
 def test_only_texts_that_are_both_are_left_out(sample: CocoSample) -> None:

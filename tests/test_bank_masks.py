@@ -9,9 +9,9 @@ import pytest
 from bank_samples import gradient
 from PIL import Image
 
-from terse_aug.bank import CutRules, ForegroundBank, build_from_masks, read_image
+from terse_aug.bank import ExtractionRules, ForegroundBank, build_from_masks, read_image
 
-EVERY = CutRules(min_area=1, min_side=1, max_side=None)
+EVERY = ExtractionRules(min_area=1, min_side=1, max_side=None)
 
 
 @pytest.fixture

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 from annotated_samples import (
-    Scene,
+    PolicyContext,
     as_labelme,
     as_panoptic,
     as_via,
     as_voc,
     as_yolo,
     labelme_shapes,
-    make_scene,
+    make_context,
     via_regions,
 )
 from bank_samples import gradient
@@ -208,19 +208,19 @@ DIRT: dict[str, tuple[Callable[[Content], Any], dict[str, int]]] = {
 
 @pytest.mark.parametrize("name", list(DIRT))
 def test_dirt_is_mended_to_the_cut_outs_of_the_clean_data_and_counted(folder: Path, name: str) -> None:
-    soil, mended = DIRT[name]
+    soil, repaired = DIRT[name]
     content = clean()
     soil(content)
     assert content != clean()
     expected, fingerprint = build(folder, clean(), "clean.bank")
-    assert (expected.mended, expected.dropped) == ({}, {"crowd region, not one object (iscrowd)": 1})
+    assert (expected.repaired, expected.dropped) == ({}, {"crowd region, not one object (iscrowd)": 1})
     assert expected.kept == {"car": 1, "toothbrush": 1}
     report, mended_fingerprint = build(folder, content)
-    assert report.mended == mended
+    assert report.repaired == repaired
     assert report.dropped == expected.dropped
     assert mended_fingerprint == fingerprint
     told = report.summary()
-    assert all(reason in told and report.examples[reason] for reason in mended)
+    assert all(reason in told and report.examples[reason] for reason in repaired)
 
 
 def test_what_was_mended_is_told_by_the_bank(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,7 +228,7 @@ def test_what_was_mended_is_told_by_the_bank(folder: Path, capsys: pytest.Captur
     text_ids(content)
     report, _ = build(folder, content)
     with ForegroundBank.open(report.path) as bank:
-        assert bank.info()["built"]["mended"] == {N_ID: 3}
+        assert bank.info()["built"]["repaired"] == {N_ID: 3}
     assert main(["bank", "info", str(report.path)]) == 0
     assert "mended when it was built\n       3  id written as text" in capsys.readouterr().out
 
@@ -243,7 +243,7 @@ def test_damaged_names_on_disk_are_found(folder: Path, codec: str) -> None:
         (images / NAME).rename(broken)
         report, _ = build(folder, clean(), overwrite=True)
         assert report.kept == {"car": 1, "toothbrush": 1}
-        assert report.mended == {"file name in another encoding": 1}
+        assert report.repaired == {"file name in another encoding": 1}
         broken.rename(images / NAME)
 
 
@@ -270,7 +270,7 @@ def test_what_may_mean_several_things_is_not_mended(
     report, _ = build(folder, content)
     known = sum((folder / "images" / name).is_file() for name in names)
     missing = {reason: count for reason, count in report.dropped.items() if "image file is missing" in reason}
-    assert report.mended == {}
+    assert report.repaired == {}
     assert sum(missing.values()) == 2 - known
     assert report.kept["toothbrush"] == 1 + known
 
@@ -318,7 +318,7 @@ def test_keypoints_that_no_category_names_are_left_out_of_sound_objects(folder: 
     first(content)["keypoints"] = [31, 12, 2]
     report, _ = build(folder, content)
     assert report.kept == build(folder, clean(), "clean.bank")[0].kept
-    assert any("keypoints of a category that names none" in told for told in report.mended)
+    assert any("keypoints of a category that names none" in told for told in report.repaired)
 
 
 def test_numbers_and_arrays_of_numpy_are_read_as_from_a_file(folder: Path) -> None:
@@ -392,7 +392,7 @@ def test_boxes_are_clipped_to_what_is_seen(folder: Path) -> None:
     content["annotations"][1]["bbox"] = [100, 60, "40", 35.5]
     beyond = build(folder, content, "beyond.bank", boxes="ellipse")
     assert beyond[1] == within[1]
-    assert beyond[0].mended == {"box reaches beyond its image and was clipped": 1, N_TEXT: 1}
+    assert beyond[0].repaired == {"box reaches beyond its image and was clipped": 1, N_TEXT: 1}
 
 
 @pytest.mark.parametrize("name", ["numbers", "ids of annotations", "sizes", "closed twice", "capitals"])
@@ -449,8 +449,8 @@ def test_no_file_is_taken_for_two_names(wanted: set[str], there: set[str]) -> No
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Scene:
-    return make_scene(tmp_path)
+def scene(tmp_path: Path) -> PolicyContext:
+    return make_context(tmp_path)
 
 
 def fingerprint_of(report: BuildReport) -> str:
@@ -458,7 +458,7 @@ def fingerprint_of(report: BuildReport) -> str:
         return bank.fingerprint
 
 
-def test_labelme_written_as_text(scene: Scene, tmp_path: Path) -> None:
+def test_labelme_written_as_text(scene: PolicyContext, tmp_path: Path) -> None:
     out = tmp_path / "clean.bank"
     expected = build_from_labelme(as_labelme(scene), out, images=scene.images, boxes="box")
     shapes = [
@@ -466,10 +466,10 @@ def test_labelme_written_as_text(scene: Scene, tmp_path: Path) -> None:
     ]
     report = build_from_labelme(as_labelme(scene, shapes), tmp_path / "out.bank", images=scene.images, boxes="box")
     assert fingerprint_of(report) == fingerprint_of(expected)
-    assert (expected.mended, report.mended) == ({}, {N_TEXT: 2, "class name with space around it": 2})
+    assert (expected.repaired, report.repaired) == ({}, {N_TEXT: 2, "class name with space around it": 2})
 
 
-def test_via_written_as_text(scene: Scene, tmp_path: Path) -> None:
+def test_via_written_as_text(scene: PolicyContext, tmp_path: Path) -> None:
     expected = build_from_via(as_via(scene), scene.images, tmp_path / "clean.bank", boxes="box")
     regions = copy.deepcopy(via_regions())
     for region in regions:
@@ -477,32 +477,32 @@ def test_via_written_as_text(scene: Scene, tmp_path: Path) -> None:
         shape.update({key: as_text(value) for key, value in shape.items() if key != "name"})
     report = build_from_via(as_via(scene, regions=regions), scene.images, tmp_path / "out.bank", boxes="box")
     assert fingerprint_of(report) == fingerprint_of(expected)
-    assert (expected.mended, report.mended) == ({}, {N_TEXT: 2})
+    assert (expected.repaired, report.repaired) == ({}, {N_TEXT: 2})
 
 
-def test_voc_with_swapped_corners_and_names_of_other_machines(scene: Scene, tmp_path: Path) -> None:
+def test_voc_with_swapped_corners_and_names_of_other_machines(scene: PolicyContext, tmp_path: Path) -> None:
     expected = build_from_voc(as_voc(scene), tmp_path / "clean.bank")
-    other = make_scene(tmp_path / "other")
+    other = make_context(tmp_path / "other")
     dirt = {"<xmin>81<": "<xmin>110<", "<xmax>110<": "<xmax>81<", ">scene.png": ">C:/a.png", "<name>cat": "<name> cat"}
     report = build_from_voc(as_voc(other, **dirt), tmp_path / "out.bank")
     assert fingerprint_of(report) == fingerprint_of(expected)
-    assert report.mended == {
+    assert report.repaired == {
         "box with its corners swapped": 1,
         "class name with space around it": 1,
         "image has the name of its XML file and not that in it": 1,
     }
 
 
-def test_yolo_labels_of_another_spelling(scene: Scene, tmp_path: Path) -> None:
+def test_yolo_labels_of_another_spelling(scene: PolicyContext, tmp_path: Path) -> None:
     as_yolo(scene)
     expected = build_from_yolo(scene.images, tmp_path / "clean.bank", boxes="box")
     (scene.root / "labels" / "scene.txt").rename(scene.root / "labels" / "SCENE.txt")
     report = build_from_yolo(scene.images, tmp_path / "out.bank", boxes="box", names=["cat ", "dog"])
     assert fingerprint_of(report) == fingerprint_of(expected)
-    assert report.mended == {"label file name in other capitals": 1, "class name with space around it": 1}
+    assert report.repaired == {"label file name in other capitals": 1, "class name with space around it": 1}
 
 
-def test_panoptic_written_as_text(scene: Scene, tmp_path: Path) -> None:
+def test_panoptic_written_as_text(scene: PolicyContext, tmp_path: Path) -> None:
     annotations, masks = as_panoptic(scene)
     expected = build_from_panoptic(annotations, masks, scene.images, tmp_path / "clean.bank")
     content = json.loads(annotations.read_text())
@@ -514,7 +514,7 @@ def test_panoptic_written_as_text(scene: Scene, tmp_path: Path) -> None:
     assert fingerprint_of(report) == fingerprint_of(expected)
     assert report.dropped == expected.dropped
     # The ids of both things, then of the image of each.
-    assert report.mended == {N_TEXT: 2, N_ID: 4, "mask: file name in other capitals": 1}
+    assert report.repaired == {N_TEXT: 2, N_ID: 4, "mask: file name in other capitals": 1}
 
 
 def test_masks_of_another_spelling(folder: Path) -> None:
@@ -529,7 +529,7 @@ def test_masks_of_another_spelling(folder: Path) -> None:
     report = build_from_masks(images, masks, folder / "out.bank")
     assert fingerprint_of(report) == fingerprint_of(expected)
     assert report.dropped == {}
-    assert report.mended == {"mask: file name in another Unicode form": 1}
+    assert report.repaired == {"mask: file name in another Unicode form": 1}
 
 
 def listed_as(folder: Path, *names: str) -> BuildReport:
@@ -551,7 +551,7 @@ def test_a_file_that_a_path_leads_to_is_no_other_names(folder: Path) -> None:
         content["images"].append({"id": 10, "file_name": taken})
         content["annotations"].append(first(content) | {"id": 5, "image_id": 10})
         report, _ = build(folder, content, overwrite=True)
-        assert (report.kept["car"], report.mended) == (1, {})
+        assert (report.kept["car"], report.repaired) == (1, {})
         assert report.dropped["image file is missing"] == 1
 
 
@@ -577,6 +577,6 @@ def test_another_format_is_trusted_of_photographs_only(
     Image.fromarray(gradient(80, 120)).convert(mode).save(folder / "images" / file)
     report = listed_as(folder, name, *others)
     assert report.kept["toothbrush"] == 2 + kept
-    assert report.mended == ({"file name with another extension or none": 1} if kept else {})
+    assert report.repaired == ({"file name with another extension or none": 1} if kept else {})
     unclear = [count for reason, count in report.dropped.items() if "not clear which" in reason]
     assert unclear == ([] if kept else [1])

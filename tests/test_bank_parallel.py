@@ -49,7 +49,7 @@ def test_jobs_make_the_same_bank_of_coco(data_root: Path, tmp_path: Path) -> Non
         )
         for jobs in (1, 2)
     }
-    assert reports[1].cut_by["grabcut"] > 0
+    assert reports[1].mask_sources["grabcut"] > 0
     assert told(reports[1]) == told(reports[2])
     assert (tmp_path / "1.png").read_bytes() == (tmp_path / "2.png").read_bytes()
     assert list(reports[1].dropped) == list(reports[2].dropped)
@@ -203,9 +203,9 @@ def test_functions_are_sent_where_they_can_be(tmp_path: Path) -> None:
 
     with pytest.warns(UserWarning, match=r"boxes cannot be sent to other processes .*one process does all"):
         alone = build_many(tmp_path, tmp_path / "a.bank", boxes=locked, jobs=2)
-    assert alone.cut_by["function locked"] > 10
+    assert alone.mask_sources["function locked"] > 10
     shared = build_many(tmp_path, tmp_path / "b.bank", boxes=free, jobs=2)
-    assert shared.cut_by["function free"] == alone.cut_by["function locked"]
+    assert shared.mask_sources["function free"] == alone.mask_sources["function locked"]
 
 
 def test_a_function_that_others_cannot_import_is_called_in_one_process(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_a_function_that_others_cannot_import_is_called_in_one_process(tmp_path:
         assert told(two) == told(build_many(tmp_path, tmp_path / "b.bank", boxes=plug_in.whole))
     finally:
         del sys.modules[plug_in.__name__]
-    assert sum(two.cut_by.values()) > 10
+    assert sum(two.mask_sources.values()) > 10
 
 
 class Lost:

@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from terse_aug.bank import BuildReport, ForegroundBank, PlainGround, build_from_products, read_image
+from terse_aug.bank import BuildReport, ForegroundBank, PlainBackground, build_from_products, read_image
 from terse_aug.bank.build.report import Ledger
-from terse_aug.bank.extract import Unusable
+from terse_aug.bank.extract import RejectedObject
 from terse_aug.bank.inputs.mask_pairing import paired
 from terse_aug.bank.segmenters.polarity import BLACK, WHITE, object_alpha
 from terse_aug.cli import main
@@ -52,7 +52,7 @@ def iou(alpha: NDArray[np.uint8], mask: NDArray[np.bool_]) -> float:
 def test_the_object_is_found_on_plain_grounds_and_so_are_holes(ground: str, course: float, noise: float) -> None:
     course = 0 if ground == "black" else course
     for refine in (False, True):
-        (alpha,) = PlainGround(refine=refine).alphas(photograph(ring(), GROUNDS[ground], course, noise))
+        (alpha,) = PlainBackground(refine=refine).alphas(photograph(ring(), GROUNDS[ground], course, noise))
         assert alpha.dtype == np.uint8
         assert iou(alpha, ring()) > 0.93
         assert (alpha[:5] == 0).all()
@@ -63,16 +63,16 @@ def test_specks_are_left_out_and_parts_may_be_objects() -> None:
     mask = np.zeros((HEIGHT, WIDTH), bool)
     mask[30:80, 120:170] = mask[60:130, 20:90] = True
     mask[140:144, 100:104] = True
-    (both,) = PlainGround().alphas(photograph(mask))
+    (both,) = PlainBackground().alphas(photograph(mask))
     assert both[142, 102] == 0
-    left, right = PlainGround(split=True).alphas(photograph(mask))
+    left, right = PlainBackground(split=True).alphas(photograph(mask))
     assert left[100, 50] == right[50, 150] == 255
     assert left[50, 150] == right[100, 50] == 0
     assert (np.maximum(left, right) == both).all()
 
 
 def test_large_pictures_are_done_small() -> None:
-    (alpha,) = PlainGround().alphas(photograph(ring()).repeat(8, 0).repeat(8, 1))
+    (alpha,) = PlainBackground().alphas(photograph(ring()).repeat(8, 0).repeat(8, 1))
     assert alpha.shape == (8 * HEIGHT, 8 * WIDTH)
     assert iou(alpha, ring().repeat(8, 0).repeat(8, 1)) > 0.95
 
@@ -83,14 +83,14 @@ def test_a_gap_in_the_outline_does_not_let_the_ground_in() -> None:
     picture[ring(False)] = 238
     picture[ring() & ~cv2.erode(ring(False).astype(np.uint8), np.ones((9, 9))).astype(bool)] = (150, 90, 50)
     picture[78:82, :60] = 248  # four pixels, of which blur leaves two
-    (alpha,) = PlainGround().alphas(picture)
+    (alpha,) = PlainBackground().alphas(picture)
     assert iou(alpha, ring(False)) > 0.95
 
 
 def test_an_object_may_touch_the_border() -> None:
     mask = np.zeros((HEIGHT, WIDTH), bool)
     mask[60:, 70:130] = True
-    (alpha,) = PlainGround().alphas(photograph(mask, course=40))
+    (alpha,) = PlainBackground().alphas(photograph(mask, course=40))
     assert iou(alpha, mask) > 0.93
 
 
@@ -105,15 +105,15 @@ def test_an_object_may_touch_the_border() -> None:
     ],
 )
 def test_what_is_no_object_on_a_plain_ground_is_said(picture: NDArray[np.uint8], reason: str) -> None:
-    with pytest.raises(Unusable, match=reason):
-        PlainGround().alphas(picture)
+    with pytest.raises(RejectedObject, match=reason):
+        PlainBackground().alphas(picture)
 
 
 def test_shadows_stay_with_their_object() -> None:
     """A limitation that the documentation tells of."""
     picture = photograph(ring())
     picture[125:140, 60:120] = 200
-    (alpha,) = PlainGround().alphas(picture)
+    (alpha,) = PlainBackground().alphas(picture)
     assert alpha[132, 90] == 255
 
 
@@ -139,9 +139,9 @@ def test_the_picture_tells_where_the_border_does_not(inverted: bool) -> None:
     picture[:30] = picture[-30:] = 248  # the object ends before the border: the mask is too generous
     given = np.where(mask ^ inverted, 255, 0).astype(np.uint8)
     assert object_alpha(given, picture)[1] == (BLACK if inverted else WHITE)
-    with pytest.raises(Unusable, match="does not tell"):
+    with pytest.raises(RejectedObject, match="does not tell"):
         object_alpha(given, np.full((HEIGHT, WIDTH, 3), 90, np.uint8))
-    with pytest.raises(Unusable, match="the same everywhere"):
+    with pytest.raises(RejectedObject, match="the same everywhere"):
         object_alpha(np.zeros((HEIGHT, WIDTH), np.uint8), picture)
 
 
@@ -160,7 +160,7 @@ def test_what_is_not_seen_is_not_of_the_object() -> None:
     np.testing.assert_array_equal(alpha > 0, ring())
     faint = np.where(ring(), 127, 0).astype(np.uint8)
     faint[80] //= 2
-    with pytest.raises(Unusable, match="no pixel has an alpha of 128"):
+    with pytest.raises(RejectedObject, match="no pixel has an alpha of 128"):
         object_alpha(faint, photograph(ring()))
 
 
@@ -187,7 +187,7 @@ def test_folders_are_classes_and_what_cannot_be_used_is_counted(tmp_path: Path) 
     (root / "cup" / "broken.png").write_bytes(b"no picture")
     report = build_from_products(root, tmp_path / "out.bank", extent=0.4, drops=tmp_path / "drops.png")
     assert report.kept == {"cup": 1, "object": 1, "plate": 1}
-    assert report.cut_by == {"plain ground": 3}
+    assert report.mask_sources == {"plain ground": 3}
     assert sorted(report.dropped.values()) == [1, 1, 1, 1]
     with bank_of(report) as bank:
         assert bank.categories == {1: "cup", 2: "object", 3: "plate"}
@@ -196,7 +196,7 @@ def test_folders_are_classes_and_what_cannot_be_used_is_counted(tmp_path: Path) 
         for foreground in bank:
             assert np.abs(np.subtract(foreground.size, 101)).max() <= 4
             assert foreground.rgba[0, :, 3].max() >= 8  # the crop is as large as what is seen
-        assert bank.info()["built"]["max_spread"] == PlainGround().max_spread
+        assert bank.info()["built"]["max_spread"] == PlainBackground().max_spread
     assert build_from_products(root, tmp_path / "again.bank", extent=0.4).bytes > 0
     with ForegroundBank.open(tmp_path / "again.bank") as again, bank_of(report) as bank:
         assert again.fingerprint == bank.fingerprint
@@ -215,7 +215,7 @@ def test_masks_of_both_polarities_are_counted(tmp_path: Path, place: str) -> Non
     save(masks / f"{folders}e_mask.png", ring())
     report = build_from_products(root, tmp_path / "out.bank", masks=masks)
     assert report.kept == {"cup": 3}
-    assert report.cut_by == {"mask, object white": 2, "mask, object black": 1}
+    assert report.mask_sources == {"mask, object white": 2, "mask, object black": 1}
     assert report.dropped == {"picture without a mask of its name": 1, "mask without an image of its name": 1}
     assert "2  mask, object white" in report.summary()
     with bank_of(report) as bank:
@@ -233,7 +233,7 @@ def test_masks_that_do_not_fit_are_counted(tmp_path: Path) -> None:
     save(tmp_path / "masks" / "d.png", np.zeros((HEIGHT, WIDTH), np.uint8))
     report = build_from_products(tmp_path / "products", tmp_path / "out.bank", masks=tmp_path / "masks")
     assert report.kept == {"object": 1}
-    assert report.mended == {"mask: file name in other capitals": 1}
+    assert report.repaired == {"mask: file name in other capitals": 1}
     assert report.dropped == {
         "mask file and image differ in size": 1,
         "mask file cannot be read": 1,
@@ -258,7 +258,7 @@ def test_a_mask_is_of_one_picture(tmp_path: Path, place: str) -> None:
     save(masks / ("two.png" if place == "below" else "cup/two_mask.png"), ring())
     report = build_from_products(root, tmp_path / "out.bank", masks=masks)
     assert report.dropped == {"picture has its mask in common with another of its name": 2}
-    assert report.mended == {}
+    assert report.repaired == {}
     with bank_of(report) as bank:
         assert bank.categories == {1: "cup"}
         for foreground in bank:
@@ -293,7 +293,7 @@ def test_pure_colours_are_no_mask(tmp_path: Path) -> None:
 
 def test_wrong_calls_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "products" / "a.png", photograph(ring()))
-    for more, message in (({"extent": 0}, "extent"), ({"masks": tmp_path, "ground": PlainGround()}, "one of them")):
+    for more, message in (({"extent": 0}, "extent"), ({"masks": tmp_path, "ground": PlainBackground()}, "one of them")):
         with pytest.raises(ValueError, match=message):
             build_from_products(tmp_path / "products", tmp_path / "out.bank", **more)
     for more in ({"masks": tmp_path / "no"}, {"include": tmp_path / "no.txt"}):
@@ -302,7 +302,7 @@ def test_wrong_calls_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         build_from_products(tmp_path / "no", tmp_path / "out.bank")
     with pytest.raises(ValueError, match="max_spread above 0"):
-        PlainGround(max_spread=0)
+        PlainBackground(max_spread=0)
     assert [path.name for path in tmp_path.iterdir()] == ["products"]
 
 
@@ -311,7 +311,7 @@ def test_real_product_masks_are_inverted(data_root: Path, tmp_path: Path) -> Non
     folder = data_root / "syndata_demo" / "objects_dir"
     report = build_from_products(folder, tmp_path / "out.bank", masks=folder)
     assert report.kept == {"honey_bunches": 2, "mahatma_rice": 2}
-    assert report.cut_by == {"mask, object black": 4}
+    assert report.mask_sources == {"mask, object black": 4}
     with pytest.raises(ValueError, match="ground is not plain"):
         build_from_products(folder, tmp_path / "other.bank", include=["mahatma_rice/NP1_228.jpg"])
 

@@ -20,7 +20,7 @@ import pytest
 from bank_samples import write_bank
 from build_samples import IMAGES, build_many, keys_of, left_beside, make_many, stopping_build, told
 
-from terse_aug.bank import CutRules, ForegroundBank, build_from_coco
+from terse_aug.bank import ExtractionRules, ForegroundBank, build_from_coco
 from terse_aug.bank.build.journal import Entry, hash_of, identity_of, journal_key
 from terse_aug.bank.build.partial_build import sound_chunks, sound_part
 from terse_aug.bank.build.report import Ledger
@@ -78,7 +78,7 @@ def test_a_killed_build_goes_on(many: Path, whole: dict[str, Any], killed: Path,
     assert seen[-1] == (IMAGES, IMAGES)
     assert told(report) == whole
     assert len(whole["dropped"]) == 3
-    assert len(whole["mended"]) > 1
+    assert len(whole["repaired"]) > 1
     assert not left_beside(out)
     build_many(many, tmp_path / "b.bank", drops=tmp_path / "anew.png")
     assert (tmp_path / "on.png").read_bytes() == (tmp_path / "anew.png").read_bytes()
@@ -117,7 +117,7 @@ def test_a_build_of_several_processes_dies_with_its_processes(
     ("changes", "resumed"),
     [
         ({}, SAFE),
-        ({"rules": CutRules(min_area=50)}, 0),
+        ({"rules": ExtractionRules(min_area=50)}, 0),
         ({"boxes": "box"}, 0),
         ({"categories": ["person"]}, 0),
         ({"overwrite": True}, SAFE),
@@ -131,7 +131,7 @@ def test_only_the_same_build_goes_on(
     said = not resumed and not callable(changes.get("boxes"))
     warning = pytest.warns(UserWarning, match=f"with {SAFE} images done") if said else nullcontext()
     with warning, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("terse_aug.bank.build.resumable_writer.JournaledWriter.add_cut", stopped_after(0))
+        patch.setattr("terse_aug.bank.build.resumable_writer.ResumableWriter.add_cut", stopped_after(0))
         with pytest.raises(KeyboardInterrupt):
             build_many(many, tmp_path / "a.bank", **changes)
     if not resumed:
@@ -232,7 +232,7 @@ def test_a_build_that_cannot_check_what_is_left_keeps_it(
     left = leave(killed, out)
     with monkeypatch.context() as patch:
         patch.setitem(multiprocessing.current_process()._config, "daemon", True)  # which may have no children
-        patch.setattr("terse_aug.bank.build.resumable_writer.JournaledWriter.add_cut", stopped_after(4))
+        patch.setattr("terse_aug.bank.build.resumable_writer.ResumableWriter.add_cut", stopped_after(4))
         with pytest.raises(KeyboardInterrupt):
             build_many(many, out)
     assert left_beside(out) == [left]
@@ -276,7 +276,7 @@ def test_nothing_is_kept_where_it_cannot_be_gone_on_with(
 ) -> None:
     monkeypatch.setattr("terse_aug.bank.build.resumable_writer.CAN_GO_ON", False)
     monkeypatch.setattr("terse_aug.bank.build.resumable_writer._SECONDS_PER_FLUSH", 0)
-    monkeypatch.setattr("terse_aug.bank.build.resumable_writer.JournaledWriter.add_cut", stopped_after(4))
+    monkeypatch.setattr("terse_aug.bank.build.resumable_writer.ResumableWriter.add_cut", stopped_after(4))
     with pytest.raises(KeyboardInterrupt, match=r"^$"):
         build_many(many, tmp_path / "a.bank")
     assert list(tmp_path.iterdir()) == []
@@ -339,7 +339,7 @@ def test_the_command_says_how_to_go_on(
     kept = f"interrupted; {SAFE} of {IMAGES} images are done and kept"
     for seconds, after, said in ((5, 2, "interrupted; nothing was written"), (0, SAFE // 8, kept)):
         with monkeypatch.context() as patch:
-            patch.setattr("terse_aug.bank.build.resumable_writer.JournaledWriter.add_cut", stopped_after(after))
+            patch.setattr("terse_aug.bank.build.resumable_writer.ResumableWriter.add_cut", stopped_after(after))
             patch.setattr("terse_aug.bank.build.resumable_writer._SECONDS_PER_FLUSH", seconds)
             assert main(command) == 130
         assert said in capsys.readouterr().err
@@ -349,11 +349,11 @@ def test_the_command_says_how_to_go_on(
 
 def stopped_after(chunks: int) -> Any:
     """A way to add chunks that is interrupted after some."""
-    from terse_aug.bank.build.resumable_writer import JournaledWriter
+    from terse_aug.bank.build.resumable_writer import ResumableWriter
 
-    add, added = JournaledWriter.add_cut, []
+    add, added = ResumableWriter.add_cut, []
 
-    def add_some(writer: JournaledWriter, cut: Any) -> None:
+    def add_some(writer: ResumableWriter, cut: Any) -> None:
         if len(added) == chunks:
             raise KeyboardInterrupt
         added.append(cut)
@@ -367,7 +367,7 @@ def test_a_build_by_a_function_leaves_nothing(many: Path, tmp_path: Path, monkey
         return box_alpha(image.shape, box)
 
     with monkeypatch.context() as patch:
-        patch.setattr("terse_aug.bank.build.resumable_writer.JournaledWriter.add_cut", stopped_after(4))
+        patch.setattr("terse_aug.bank.build.resumable_writer.ResumableWriter.add_cut", stopped_after(4))
         patch.setattr("terse_aug.bank.build.resumable_writer._SECONDS_PER_FLUSH", 0)
         with pytest.raises(KeyboardInterrupt):
             build_many(many, tmp_path / "a.bank", boxes=whole_box)
@@ -418,7 +418,7 @@ def test_annotations_with_numpy_numbers_go_on(many: Path, tmp_path: Path, monkey
         return build_from_coco(content, many / "images", tmp_path / "a.bank", boxes="ellipse", jobs=1)
 
     with monkeypatch.context() as patch:
-        patch.setattr("terse_aug.bank.build.resumable_writer.JournaledWriter.add_cut", stopped_after(4))
+        patch.setattr("terse_aug.bank.build.resumable_writer.ResumableWriter.add_cut", stopped_after(4))
         patch.setattr("terse_aug.bank.build.resumable_writer._SECONDS_PER_FLUSH", 0)
         with pytest.raises(KeyboardInterrupt, match="32 of"):
             build()
@@ -430,20 +430,20 @@ def test_annotations_with_numpy_numbers_go_on(many: Path, tmp_path: Path, monkey
 
 
 def test_what_was_counted_survives_writing() -> None:
-    from terse_aug.bank.build.rejected_sample import Exhibit
+    from terse_aug.bank.build.rejected_sample import RejectedSample
     from terse_aug.bank.inputs.masks import MaskInFile
     from terse_aug.bank.storage.columns import Columns
 
     ledger = Ledger()
     for number in range(60):
-        shown = Exhibit(Path("a"), f"{number}", [1, float("nan")], MaskInFile(Path("m"), number, True), (4, 5))
+        shown = RejectedSample(Path("a"), f"{number}", [1, float("nan")], MaskInFile(Path("m"), number, True), (4, 5))
         ledger.drop("reason \udce9", "\udce9", shown=shown)
-    ledger.mend(["note"], "x")
-    ledger.cut_by["mask"] += 3
+    ledger.repair(["note"], "x")
+    ledger.mask_sources["mask"] += 3
     stored = Entry("id", 8, Columns(), "hash", ledger).encode()
     assert stored is not None
     again = Entry.decode(stored).ledger
-    assert (again.dropped, again.mended, again.cut_by) == (ledger.dropped, ledger.mended, ledger.cut_by)
+    assert (again.dropped, again.repaired, again.mask_sources) == (ledger.dropped, ledger.repaired, ledger.mask_sources)
     pairs = zip(again.exhibits["reason \udce9"].held, ledger.exhibits["reason \udce9"].held, strict=True)
     assert all(str(one) == str(other) for one, other in pairs)
     both = Ledger(), Ledger()
@@ -454,8 +454,8 @@ def test_what_was_counted_survives_writing() -> None:
 
 
 def with_exhibit(segmentation: object) -> Ledger:
-    from terse_aug.bank.build.rejected_sample import Exhibit
+    from terse_aug.bank.build.rejected_sample import RejectedSample
 
     ledger = Ledger()
-    ledger.drop("reason", "where", shown=Exhibit("a", "b", segmentation=segmentation))
+    ledger.drop("reason", "where", shown=RejectedSample("a", "b", segmentation=segmentation))
     return ledger

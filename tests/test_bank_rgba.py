@@ -9,7 +9,7 @@ import pytest
 from bank_samples import gradient
 from PIL import Image
 
-from terse_aug.bank import CutRules, ForegroundBank, build_from_rgba
+from terse_aug.bank import ExtractionRules, ForegroundBank, build_from_rgba
 
 
 def save(path: Path, alpha_at: tuple[slice, slice] = np.s_[3:23, 5:35], alpha: int = 200) -> np.ndarray:
@@ -74,11 +74,11 @@ def test_an_object_larger_than_a_bank_holds_does_not_end_the_build(tmp_path: Pat
     wide = np.zeros((30, 17000, 4), np.uint8)
     wide[5:25, 5:16990] = 255
     Image.fromarray(wide).save(folder / "wide.png")
-    report = build_from_rgba(folder, tmp_path / "out.bank", rules=CutRules(max_side=None))
+    report = build_from_rgba(folder, tmp_path / "out.bank", rules=ExtractionRules(max_side=None))
     assert report.kept == {"object": 1}
     assert report.dropped == {"a side longer than 16384 px (give max_side)": 1}
     with pytest.raises(ValueError, match="max_side of at most 16384 px, got 20000"):
-        CutRules(max_side=20_000)
+        ExtractionRules(max_side=20_000)
 
 
 def test_whatever_is_not_cut_out_is_counted(tmp_path: Path) -> None:
@@ -108,6 +108,6 @@ def test_wrong_arguments(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="extent above 0"):
             build_from_rgba(tmp_path, tmp_path / "out.bank", extent=extent)
     with pytest.raises(ValueError, match="drop_truncated"):
-        build_from_rgba(tmp_path, tmp_path / "out.bank", rules=CutRules(drop_truncated=True))
+        build_from_rgba(tmp_path, tmp_path / "out.bank", rules=ExtractionRules(drop_truncated=True))
     with pytest.raises(ValueError, match="no cut-out was kept"):
         build_from_rgba(tmp_path, tmp_path / "out.bank")

@@ -14,8 +14,8 @@ from bank_samples import CATEGORIES, make_foreground, write_bank
 from numpy.typing import NDArray
 from test_bank_measures import cross, disk, picture
 
-from terse_aug.bank import BankWriter, CutRules, Foreground, ForegroundBank, build_from_masks
-from terse_aug.bank.analysis import Survey, render_survey, survey_bank
+from terse_aug.bank import BankWriter, ExtractionRules, Foreground, ForegroundBank, build_from_masks
+from terse_aug.bank.analysis import BankStatistics, bank_statistics, render_report
 from terse_aug.bank.analysis.charts import histogram
 from terse_aug.cli import main
 
@@ -39,10 +39,10 @@ def write(path: Path, foregrounds: list[Foreground], built: dict[str, Any] | Non
     return path
 
 
-def surveyed(path: Path, **options: Any) -> tuple[Survey, str]:
+def surveyed(path: Path, **options: Any) -> tuple[BankStatistics, str]:
     with ForegroundBank.open(path) as bank:
-        survey = survey_bank(bank, **options)
-    page = render_survey(survey)
+        survey = bank_statistics(bank, **options)
+    page = render_report(survey)
     assert not re.search(r"https?:|url\(|<link|@import|<script|\bon\w+=", page)
     targets = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert all(re.match(r"#\w+$|data:image/(webp|png);base64,", target) for target in targets)
@@ -63,8 +63,8 @@ def pictures(tmp_path: Path) -> Path:
     built = {
         "from": "masks",
         "dropped": {"mask <is> empty": 3, "too small": 1200},
-        "mended": {"number written as <text>": 7},
-        "cut_by": {"mask": 30, "grabcut": 8},
+        "repaired": {"number written as <text>": 7},
+        "mask_sources": {"mask": 30, "grabcut": 8},
     }
     return write(tmp_path / "pictures.bank", [*disks, *crosses, *others, *copies], built)
 
@@ -151,16 +151,16 @@ def test_odd_banks(kind: str, tmp_path: Path) -> None:
 
 
 def test_what_a_bank_says_of_itself_may_be_anything(tmp_path: Path) -> None:
-    built = {"dropped": ["x"], "cut_by": {"mask": "some"}, "from": None, SCRIPT: [1, SCRIPT], "nested": {"a": 1}}
+    built = {"dropped": ["x"], "mask_sources": {"mask": "some"}, "from": None, SCRIPT: [1, SCRIPT], "nested": {"a": 1}}
     _, page = surveyed(write(tmp_path / "odd.bank", ODD["one"], built))
     assert page.count("This bank does not say") == 2
     assert "&lt;script&gt;" in page
-    _, page = surveyed(write(tmp_path / "odd.bank", ODD["one"], {"dropped": {}, "cut_by": {"mask": 1}}))
+    _, page = surveyed(write(tmp_path / "odd.bank", ODD["one"], {"dropped": {}, "mask_sources": {"mask": 1}}))
     assert "<p>Nothing.</p>" in page
 
 
 @pytest.mark.parametrize("told", [["x"], "x", 5, {"a": "b"}, {"a": [1]}, {"\x1b[2J\ud800": 3, "b": 4}, None])
-@pytest.mark.parametrize("what", ["dropped", "mended"])
+@pytest.mark.parametrize("what", ["dropped", "repaired"])
 def test_the_command_tells_whatever_a_bank_says_of_itself(
     what: str, told: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,11 +213,11 @@ def test_what_is_drawn_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_view_is_surveyed_as_it_is(pictures: Path) -> None:
     with ForegroundBank.open(pictures) as bank:
-        survey = survey_bank(bank.select(categories=[2]).select([1, 2, 6]))
+        survey = bank_statistics(bank.select(categories=[2]).select([1, 2, 6]))
         assert [(one.count, len(one.shown)) for one in survey.classes] == [(3, 3)]
         assert len(survey.centers) == 0
         told: list[tuple[str, int, int]] = []
-        survey_bank(bank, progress=lambda *what: told.append(what))
+        bank_statistics(bank, progress=lambda *what: told.append(what))
     assert {what for what, _, _ in told} == {"cut-outs", "shapes of classes", "duplicates"}
     assert all(0 <= done <= total for _, done, total in told)
 
@@ -225,7 +225,7 @@ def test_a_view_is_surveyed_as_it_is(pictures: Path) -> None:
 @pytest.mark.parametrize("options", [{"samples": -1}, {"seed": -1}])
 def test_options_that_are_refused(options: dict[str, int], pictures: Path) -> None:
     with ForegroundBank.open(pictures) as bank, pytest.raises(ValueError, match="samples and seed of 0 or more"):
-        survey_bank(bank, **options)
+        bank_statistics(bank, **options)
 
 
 def test_bars_count_every_value() -> None:
@@ -307,7 +307,7 @@ def test_centers_are_those_of_the_boxes(data_root: Path, tmp_path: Path) -> None
     folder = data_root / "penn_fudan"
     names = ["FudanPed00001.png", "PennPed00010.png"]
     source = (folder / "PNGImages", folder / "PedMasks", tmp_path / "p.bank")
-    build_from_masks(*source, include=names, rules=CutRules(max_side=200))
+    build_from_masks(*source, include=names, rules=ExtractionRules(max_side=200))
     expected = []
     for name in names:
         ids = np.asarray(Image.open(folder / "PedMasks" / name.replace(".png", "_mask.png")))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from terse_aug.bank import ForegroundBank, build_from_video
 from terse_aug.bank.build.report import Ledger
-from terse_aug.bank.extract import Unusable
+from terse_aug.bank.extract import RejectedObject
 from terse_aug.bank.readers.video import _background, _Frames
 from terse_aug.bank.segmenters.motion import background_of, moving_alphas
 from terse_aug.cli import main
@@ -58,9 +58,9 @@ def test_the_background_is_what_stays_and_the_object_what_moves() -> None:
         picture, mask = scene(number)
         (alpha,) = moving_alphas(picture, background, 100)
         assert iou(alpha > 127, mask) > 0.9
-    with pytest.raises(Unusable, match="nothing moves"):
+    with pytest.raises(RejectedObject, match="nothing moves"):
         moving_alphas(empty, background, 100)
-    with pytest.raises(Unusable, match="most of the frame"):
+    with pytest.raises(RejectedObject, match="most of the frame"):
         moving_alphas(np.roll(picture, 90, 2) // 3, background, 100)
 
 
@@ -71,7 +71,7 @@ def test_every_nth_frame_is_used_and_the_rest_counted(tmp_path: Path, kind: str)
     report = build_from_video(
         place, tmp_path / "out.bank", every=4, category="ball", progress=lambda *done: told.append(done)
     )
-    assert report.cut_by == {"motion": 6}
+    assert report.mask_sources == {"motion": 6}
     assert told == [(number, 6) for number in range(1, 7)]
     names = [f"{4 * number:06d}#1" if kind == "file" else f"{4 * number:03d}.png#1" for number in range(6)]
     with ForegroundBank.open(report.path) as bank:
@@ -94,7 +94,7 @@ def test_masks_of_frames(tmp_path: Path) -> None:
         Image.fromarray(3 * scene(number)[1].astype(np.uint8)).save(tmp_path / "masks" / f"{number:03d}.png")
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(tmp_path / "masks" / "002.png")
     report = build_from_video(place, tmp_path / "out.bank", every=1, masks=tmp_path / "masks")
-    assert report.cut_by == {"mask": 2}
+    assert report.mask_sources == {"mask": 2}
     assert report.dropped == {"frame without a mask of its name": 1, "mask file and frame differ in size": 1}
 
 

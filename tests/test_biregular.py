@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from terse_aug import ForegroundBank, Terse
-from terse_aug.samplers import BalancedStream, BiregularSampler, Cutouts, Demand, Visit
+from terse_aug.samplers import BackgroundDraw, BalancedSampler, BalancedStream, DrawRequest, ForegroundIndex
 from terse_aug.samplers.bipartite_graph import random_bipartite
 from terse_aug.utils.random import generator_for
 
@@ -23,9 +23,9 @@ ANY = torch.Generator()
 """What balanced samplers draw does not depend on it."""
 
 
-def bound(cutouts: int, backgrounds: int = 0, labels: Any = None, seed: int = 0, **degrees: Any) -> BiregularSampler:
-    sampler = BiregularSampler(**degrees)
-    sampler.bind(Cutouts(np.zeros(cutouts, np.int64) if labels is None else labels), seed, backgrounds)
+def bound(cutouts: int, backgrounds: int = 0, labels: Any = None, seed: int = 0, **degrees: Any) -> BalancedSampler:
+    sampler = BalancedSampler(**degrees)
+    sampler.bind(ForegroundIndex(np.zeros(cutouts, np.int64) if labels is None else labels), seed, backgrounds)
     return sampler
 
 
@@ -40,7 +40,7 @@ def test_degrees_never_differ_by_more_than_one_and_no_object_is_twice_on_an_imag
     sampler = bound(cutouts, seed=seed)
     degrees = np.zeros(cutouts, int)
     for count in counts:
-        drawn = sampler.draw(Demand([count]), ANY)
+        drawn = sampler.draw(DrawRequest([count]), ANY)
         assert len(drawn) == count
         if count <= cutouts:
             assert len(set(drawn)) == count
@@ -50,7 +50,7 @@ def test_degrees_never_differ_by_more_than_one_and_no_object_is_twice_on_an_imag
 
 
 def test_a_pass_is_in_random_order() -> None:
-    orders = Counter(tuple(bound(3, seed=seed).draw(Demand([3]), ANY)) for seed in range(1200))
+    orders = Counter(tuple(bound(3, seed=seed).draw(DrawRequest([3]), ANY)) for seed in range(1200))
     assert set(orders) == set(itertools.permutations(range(3)))
     assert max(orders.values()) < 1.3 * min(orders.values())
     stream = BalancedStream(4, 0)
@@ -63,7 +63,7 @@ def test_ranks_that_keep_step_share_each_pass_and_none_repeats_within_one(ranks:
     cutouts = 12
     samplers = [bound(cutouts) for _ in range(ranks)]
     drawn = [
-        [sampler.draw(Demand([4, 2], rank=own, ranks=ranks), ANY) for own, sampler in enumerate(samplers)]
+        [sampler.draw(DrawRequest([4, 2], rank=own, ranks=ranks), ANY) for own, sampler in enumerate(samplers)]
         for _ in range(8)
     ]
     each = [list(itertools.chain(*(step[own] for step in drawn))) for own in range(ranks)]
@@ -83,24 +83,24 @@ def test_ranks_that_keep_step_share_each_pass_and_none_repeats_within_one(ranks:
 def test_a_stream_goes_on_where_it_was_saved(at: int) -> None:
     counts = [5, 2, 4, 4, 3, 5, 1, 5, 5, 2]
     whole, begun, resumed = bound(6), bound(6), bound(6, seed=99)
-    expected = [whole.draw(Demand([count]), ANY) for count in counts]
+    expected = [whole.draw(DrawRequest([count]), ANY) for count in counts]
     for count in counts[:at]:
-        begun.draw(Demand([count]), ANY)
+        begun.draw(DrawRequest([count]), ANY)
     resumed.load_state_dict(begun.state_dict())
-    assert [resumed.draw(Demand([count]), ANY) for count in counts[at:]] == expected[at:]
+    assert [resumed.draw(DrawRequest([count]), ANY) for count in counts[at:]] == expected[at:]
 
 
 def test_with_another_number_of_ranks_a_pass_begins_anew() -> None:
     sampler = bound(6)
-    sampler.draw(Demand([4]), ANY)
-    parts = [sampler.draw(Demand([3], rank=0, ranks=2), ANY), sampler.draw(Demand([3], rank=0, ranks=2), ANY)]
+    sampler.draw(DrawRequest([4]), ANY)
+    parts = [sampler.draw(DrawRequest([3], rank=0, ranks=2), ANY), sampler.draw(DrawRequest([3], rank=0, ranks=2), ANY)]
     assert sorted(itertools.chain(*parts)) == list(range(6))
 
 
 def test_of_some_classes_only_their_cut_outs_come_in_turn() -> None:
     sampler = bound(9, labels=np.array([1, 2, 3] * 3))
     sampler.only([1, 3])
-    degrees = Counter(itertools.chain(*(sampler.draw(Demand([2]), ANY) for _ in range(9))))
+    degrees = Counter(itertools.chain(*(sampler.draw(DrawRequest([2]), ANY) for _ in range(9))))
     assert degrees == dict.fromkeys((0, 2, 3, 5, 6, 8), 3)
 
 
@@ -164,11 +164,11 @@ def test_dense_graphs_are_right_too(objects: int, backgrounds: int, edges: int) 
 # --- a pool ---------------------------------------------------------------------------------------------------------
 
 
-def visits_of(sampler: BiregularSampler, counts: list[int], **ranks: int) -> list[Visit]:
-    return [sampler.visit(Demand([count], **ranks), ANY)[0] for count in counts]
+def visits_of(sampler: BalancedSampler, counts: list[int], **ranks: int) -> list[BackgroundDraw]:
+    return [sampler.visit(DrawRequest([count], **ranks), ANY)[0] for count in counts]
 
 
-def edges_until(sampler: BiregularSampler, total: int, counts: list[int], **ranks: int) -> list[tuple[int, int]]:
+def edges_until(sampler: BalancedSampler, total: int, counts: list[int], **ranks: int) -> list[tuple[int, int]]:
     """Edges (background, cut-out) of visits until there are so many, which has to be without a rest."""
     edges: list[tuple[int, int]] = []
     wanted = itertools.cycle(counts)
@@ -253,11 +253,11 @@ def test_all_ranks_go_on_from_the_state_of_any(backgrounds: int, ranks: int) -> 
 def test_a_state_of_another_bank_or_pool_is_refused() -> None:
     small, large = bound(5, 4, background_degree=2), bound(9, 8, background_degree=2)
     for each in (small, large):
-        each.draw(Demand([5]), ANY)
+        each.draw(DrawRequest([5]), ANY)
         visits_of(each, [1])
     with pytest.raises(RuntimeError, match="the state is of another pool than one of 4 backgrounds"):
         bound(9, 4, background_degree=2).load_state_dict(large.state_dict())
-    large.draw(Demand([4]), ANY)
+    large.draw(DrawRequest([4]), ANY)
     for state in (large.state_dict(), {name: value for name, value in small.state_dict().items() if name != "stream"}):
         with pytest.raises(RuntimeError, match=r"the state is of a place|does not fit|Missing key"):
             bound(5, 8, background_degree=2).load_state_dict(state)
@@ -313,7 +313,7 @@ def test_every_cut_out_is_pasted_equally_often(tiny_bank: ForegroundBank) -> Non
 
 def test_a_critic_that_chooses_among_cut_outs_would_break_the_balance(tiny_bank: ForegroundBank) -> None:
     with pytest.raises(
-        ValueError, match="BiregularSampler with critic_cutouts 3: the policy would choose among cut-outs"
+        ValueError, match="BalancedSampler with critic_cutouts 3: the policy would choose among cut-outs"
     ):
         Terse(tiny_bank, "critic", sampler="biregular", critic_cutouts=3)
 

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from annotated_samples import as_labelme, as_panoptic, as_via, as_voc, as_yolo, make_scene
+from annotated_samples import as_labelme, as_panoptic, as_via, as_voc, as_yolo, make_context
 from bank_samples import CocoSample, write_bank
 
-from terse_aug.bank import CutRules, ForegroundBank
+from terse_aug.bank import ExtractionRules, ForegroundBank
 from terse_aug.cli import main
 
 
@@ -44,7 +44,7 @@ def test_options_reach_the_builder(sample: CocoSample) -> None:
     assert main(coco_arguments(sample, *more)) == 0
     bank = ForegroundBank.open(sample.folder / "out.bank")
     built = bank.info()["built"]
-    expected = CutRules(min_area=50, min_side=3, max_side=10, min_box_agreement=0.9, drop_truncated=True)
+    expected = ExtractionRules(min_area=50, min_side=3, max_side=10, min_box_agreement=0.9, drop_truncated=True)
     assert {name: built[name] for name in vars(expected)} == vars(expected)
     assert bank.sizes.tolist() == [[5, 10]]
     assert built["dropped"] == {"category is not in `categories`": 1}
@@ -122,7 +122,7 @@ def test_interrupt_is_said(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("terse_aug.bank.readers.coco.cut_from_image", interrupted)
+    monkeypatch.setattr("terse_aug.bank.readers.coco.extract_from_image", interrupted)
     assert main(coco_arguments(sample)) == 130
     assert "nothing was written" in capsys.readouterr().err
     assert not list(sample.folder.glob("*bank*"))
@@ -135,7 +135,7 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_format_can_be_built_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    scene = make_scene(tmp_path)
+    scene = make_context(tmp_path)
     as_yolo(scene)
     annotations, masks = as_panoptic(scene)
     images = ["--images", str(scene.images)]

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from terse_aug import PARAMETERS, Foreground, PixelFormat, TerseConfig, TransformRanges
-from terse_aug.compositing.compose import Composites, Surface, compose
-from terse_aug.compositing.plan import Decoy, Layout, cutout_tensor, reduced_cutout
+from terse_aug.compositing.compose import Composites, RenderSettings, compose
+from terse_aug.compositing.plan import Decoy, PastePlan, cutout_tensor, reduced_cutout
 from terse_aug.compositing.render import Patch, Rectangle, blend, covered_rectangles, gaussian_blur, render
 from terse_aug.transforms import PasteGeometry, Placement, place
 
@@ -339,16 +339,16 @@ def foreground_of(cutout: Tensor, extent: float = 0.4, keypoints: Any = None, la
     return Foreground(rgba, label, "somewhere.jpg#1", extent, keypoints)
 
 
-def surface_of(ranges: TransformRanges = WIDE, **settings: Any) -> Surface:
+def surface_of(ranges: TransformRanges = WIDE, **settings: Any) -> RenderSettings:
     mirror_keypoints = settings.pop("mirror_keypoints", ())
     batched = settings.pop("batched", False)
-    return Surface(TerseConfig(ranges=ranges, **settings), PixelFormat(), mirror_keypoints, batched)
+    return RenderSettings(TerseConfig(ranges=ranges, **settings), PixelFormat(), mirror_keypoints, batched)
 
 
-def layout_of(foregrounds: Sequence[Foreground], image_of: Sequence[int], decoys: Sequence[Decoy] = ()) -> Layout:
+def layout_of(foregrounds: Sequence[Foreground], image_of: Sequence[int], decoys: Sequence[Decoy] = ()) -> PastePlan:
     count = len(foregrounds)
     mirrored = [index % 2 == 1 for index in range(count)]
-    return Layout(list(image_of), list(range(count)), list(foregrounds), mirrored, list(decoys))
+    return PastePlan(list(image_of), list(range(count)), list(foregrounds), mirrored, list(decoys))
 
 
 def target_of(boxes: Sequence[Sequence[float]] = ()) -> dict[str, Tensor]:

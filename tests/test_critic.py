@@ -15,29 +15,31 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from terse_aug import PARAMETERS, ForegroundBank, Terse, TransformRanges
-from terse_aug.models import ClassifierTarget
-from terse_aug.policies import CriticPolicy, Glimpses, Proposal, Scene
-from terse_aug.policies.base import GLIMPSE_FIGURES, GLIMPSE_PICTURE
+from terse_aug.models import ClassifierAdapter
+from terse_aug.policies import CriticPolicy, PolicyContext, Proposal, Views
+from terse_aug.policies.base import VIEW_NUMBERS, VIEW_SHAPE
 from terse_aug.policies.critic import hardness_log_odds
 from terse_aug.utils.random import generator_for
 
 TRANSLATE_X = PARAMETERS.index("translate_x")
 
 
-def make_scene(pastes: int) -> Scene:
+def make_context(pastes: int) -> PolicyContext:
     """A scene whose glimpses are the candidates' own parameters."""
 
-    def glimpse(unit: Tensor) -> Glimpses:
-        figures = F.pad(unit, (0, GLIMPSE_FIGURES - unit.shape[-1]))
-        return Glimpses(torch.zeros(()).expand(*unit.shape[:2], *GLIMPSE_PICTURE), figures)
+    def glimpse(unit: Tensor) -> Views:
+        figures = F.pad(unit, (0, VIEW_NUMBERS - unit.shape[-1]))
+        return Views(torch.zeros(()).expand(*unit.shape[:2], *VIEW_SHAPE), figures)
 
-    return Scene(torch.zeros(pastes, dtype=torch.long), 1, torch.ones(pastes, dtype=torch.long), glimpse=glimpse)
+    return PolicyContext(
+        torch.zeros(pastes, dtype=torch.long), 1, torch.ones(pastes, dtype=torch.long), glimpse=glimpse
+    )
 
 
 class Foretell(torch.nn.Module):
     """A critic that holds what lies to the right for hard: hardness is translate_x."""
 
-    def forward(self, glimpses: Glimpses) -> Tensor:
+    def forward(self, glimpses: Views) -> Tensor:
         return torch.logit(glimpses.figures[..., TRANSLATE_X, None], eps=1e-6)
 
 
@@ -45,7 +47,7 @@ class Foretell(torch.nn.Module):
 
 
 def test_before_it_has_learned_it_is_the_random_policy() -> None:
-    proposal = CriticPolicy(candidates=2).propose(make_scene(2000), generator_for(0), learning=False)
+    proposal = CriticPolicy(candidates=2).propose(make_context(2000), generator_for(0), learning=False)
     assert proposal.log_density.abs().max() < 1e-5
     assert (proposal.unit.mean(0) - 0.5).abs().max() < 0.03
     assert (proposal.unit.std(0) - 12**-0.5).abs().max() < 0.02
@@ -55,7 +57,7 @@ def test_a_candidate_is_chosen_with_probability_odds_to_one_over_temperature() -
     policy = CriticPolicy(candidates=2, temperature=0.7, goal=1.0)
     policy.critic = Foretell()  # type: ignore[assignment]  # a stand-in
     count = 20_000
-    proposal = policy.propose(make_scene(count), generator_for(0), learning=False)
+    proposal = policy.propose(make_context(count), generator_for(0), learning=False)
     # E of the chosen value, for two uniform candidates weighted by their odds, by brute force.
     pairs = torch.rand(2, 200_000, generator=generator_for(1))
     weights = (pairs / (1 - pairs)) ** (1 / 0.7)
@@ -69,7 +71,7 @@ def test_a_candidate_is_chosen_with_probability_odds_to_one_over_temperature() -
 def test_what_is_held_stays_as_random_would_have_it(offers: int) -> None:
     policy = CriticPolicy(candidates=8, temperature=1e-4, goal=1.0, held=("translate_x", "scale"), offers=offers)
     policy.critic = Foretell()  # type: ignore[assignment]  # a stand-in
-    proposal = policy.propose(make_scene(4000 * offers), generator_for(0), learning=False)
+    proposal = policy.propose(make_context(4000 * offers), generator_for(0), learning=False)
     assert float(proposal.unit[:, TRANSLATE_X].mean()) == pytest.approx(0.5, abs=0.02)
     with pytest.raises(ValueError, match=r"held: expected some of rotation, .*, got size"):
         CriticPolicy(held=("size",))
@@ -78,7 +80,7 @@ def test_what_is_held_stays_as_random_would_have_it(offers: int) -> None:
 def test_near_temperature_zero_it_takes_the_hardest_candidate() -> None:
     policy = CriticPolicy(candidates=4, temperature=1e-4, goal=1.0)
     policy.critic = Foretell()  # type: ignore[assignment]  # a stand-in
-    proposal = policy.propose(make_scene(500), generator_for(0), learning=False)
+    proposal = policy.propose(make_context(500), generator_for(0), learning=False)
     candidates = torch.rand(4, 500, len(PARAMETERS), generator=generator_for(0))
     assert torch.equal(proposal.unit[:, TRANSLATE_X], candidates[..., TRANSLATE_X].amax(0))
 
@@ -237,7 +239,7 @@ def test_only_images_with_a_labelled_paste_are_asked_about(tmp_path: Path, min_v
     ("changes", "message"),
     [
         ({"candidates": 0}, "candidates: expected at least 1, got 0"),
-        ({"rehearsals": 0}, "rehearsals: expected at least 1, got 0"),
+        ({"replay_updates": 0}, "replay_updates: expected at least 1, got 0"),
         ({"capacity": 0}, "capacity: expected at least 1, got 0"),
         ({"classes": 1}, "classes: expected at least 2, got 1"),
         ({"temperature": 0.0}, "temperature: expected a value above 0, got 0"),
@@ -284,10 +286,10 @@ def test_the_memory_forgets_the_oldest_and_keeps_picture_and_hardness_together(a
     for part in values.split(at_once):
         proposal = Proposal(torch.zeros(len(part), len(PARAMETERS)), torch.zeros(len(part)))
         levels = (part * 100).round().to(torch.uint8)
-        pictures = levels[:, None, None, None, None].expand(-1, *GLIMPSE_PICTURE)
+        pictures = levels[:, None, None, None, None].expand(-1, *VIEW_SHAPE)
         labels = (part * 10).round().long() % 2
-        proposal.memory = (pictures, part[:, None].expand(-1, GLIMPSE_FIGURES), torch.zeros(len(part)), labels)
-        policy.remember(proposal, part)
+        proposal.memory = (pictures, part[:, None].expand(-1, VIEW_NUMBERS), torch.zeros(len(part)), labels)
+        policy.add_to_replay(proposal, part)
     state = policy.state_dict()
     hardness = state["_hardness"]
     assert sorted(hardness.tolist()) == pytest.approx([0.2, 0.3, 0.4, 0.5])
@@ -336,10 +338,10 @@ def remembering(policy: CriticPolicy, labels: Tensor, hardness: Tensor, chances:
     """The cross-entropy of a fresh memory; the critic foretells the same for everything."""
     count = len(labels)
     proposal = Proposal(torch.zeros(count, len(PARAMETERS)), torch.zeros(count))
-    pictures = torch.zeros(count, *GLIMPSE_PICTURE, dtype=torch.uint8)
-    proposal.memory = (pictures, torch.zeros(count, GLIMPSE_FIGURES), torch.zeros(count), labels)
-    policy.remember(proposal, hardness, chances)
-    objective = policy.rehearse(generator_for(0))
+    pictures = torch.zeros(count, *VIEW_SHAPE, dtype=torch.uint8)
+    proposal.memory = (pictures, torch.zeros(count, VIEW_NUMBERS), torch.zeros(count), labels)
+    policy.add_to_replay(proposal, hardness, chances)
+    objective = policy.replay_loss(generator_for(0))
     assert objective is not None
     return float(objective.detach())
 
@@ -369,14 +371,14 @@ def test_chances_are_the_target_s_and_reach_the_memory_by_either_way(tmp_path: P
     bank = make_bank(tmp_path, [white_disc()])
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(12, 5))
-    target = ClassifierTarget(model, classes=5)
+    target = ClassifierAdapter(model, classes=5)
     settings: dict[str, Any] = EVERY_IMAGE | {"objects": (1, 1), "move_every": 1}
     asked, told = (Terse(bank, "critic", target=target, **settings) for _ in range(2))
     batch = make_batch(sizes=((32, 32),) * 3, objects=1)
     asked(*batch)
     asked.step(1.0)
     images, targets = told(*batch)
-    told.observe(chances=target.object_chances(list(images), targets))
+    told.observe(chances=target.class_probabilities(list(images), targets))
     told.step(1.0)
     assert asked.metrics()["extra_forwards"] == 3
     assert told.metrics()["extra_forwards"] == 0
@@ -388,14 +390,14 @@ def test_chances_are_the_target_s_and_reach_the_memory_by_either_way(tmp_path: P
         assert torch.equal(value, told.policy.state_dict()[name]), name
 
 
-class FiveClasses(ClassifierTarget):
+class FiveClasses(ClassifierAdapter):
     """A target that tells whatever it was made to tell."""
 
     def __init__(self, told: Tensor | None = None) -> None:
         super().__init__(torch.nn.Flatten(), classes=5)
         self.told = told
 
-    def object_chances(self, images: Any, targets: Any) -> list[Tensor]:
+    def class_probabilities(self, images: Any, targets: Any) -> list[Tensor]:
         assert self.told is not None
         return [self.told.expand(len(target["labels"]), -1) for target in targets]
 
@@ -418,7 +420,7 @@ def test_chances_that_do_not_fit_are_refused(tiny_bank: ForegroundBank) -> None:
     for told, message in ((torch.full((4,), 0.25), r"expected a tensor \[\d, 5\]"), (torch.zeros(5), "sum to 1")):
         asking = Terse(tiny_bank, "critic", target=FiveClasses(told), move_every=1, **EVERY_IMAGE)
         asking(*make_batch())
-        with pytest.raises(ValueError, match=f"object_chances of image 0: .*{message}"):
+        with pytest.raises(ValueError, match=f"class_probabilities of image 0: .*{message}"):
             asking.step(1.0)
 
 
@@ -466,7 +468,7 @@ def test_a_policy_made_for_other_classes_is_refused(tiny_bank: ForegroundBank) -
 def test_of_several_cut_outs_the_hardest_is_taken_and_its_row_is_said() -> None:
     policy = CriticPolicy(candidates=3, temperature=1e-4, offers=4, goal=1.0)
     policy.critic = Foretell()  # type: ignore[assignment]  # a stand-in
-    scene = dataclasses.replace(make_scene(20), labels=torch.arange(20) // 4)
+    scene = dataclasses.replace(make_context(20), labels=torch.arange(20) // 4)
     proposal = policy.propose(scene, generator_for(0), learning=True)
     units = torch.rand(3, 5, 4, len(PARAMETERS), generator=generator_for(0))
     place = units[..., TRANSLATE_X]
@@ -484,7 +486,7 @@ def test_it_chooses_no_more_sharply_than_the_goal_takes(goal: float, mean: float
     """Foretold hardness is the place, uniform; at the sharpest the mean of the best of four is 0.8."""
     policy = CriticPolicy(candidates=4, temperature=1e-3, goal=goal)
     policy.critic = Foretell()  # type: ignore[assignment]  # a stand-in
-    proposal = policy.propose(make_scene(20_000), generator_for(0), learning=False)
+    proposal = policy.propose(make_context(20_000), generator_for(0), learning=False)
     assert float(proposal.unit[:, TRANSLATE_X].mean()) == pytest.approx(mean, abs=0.01)
     if mean == 0.5:
         assert proposal.log_density.abs().max() < 1e-5

@@ -37,7 +37,7 @@ from detectron2_factories import (  # noqa: F401 - fixtures
 
 from terse_aug import ForegroundBank
 from terse_aug_detectron2 import (
-    Detectron2Detector,
+    Detectron2Adapter,
     TerseHook,
     TerseMapper,
 )
@@ -302,7 +302,7 @@ def test_what_only_proposes_is_refused(dataset: str, tmp_path: Path) -> None:
     cfg = tiny_cfg("faster_fpn", dataset, tmp_path)
     cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
     with pytest.raises(ValueError, match=r"ProposalNetwork .* boxes without classes"):
-        Detectron2Detector(DefaultTrainer.build_model(cfg))
+        Detectron2Adapter(DefaultTrainer.build_model(cfg))
 
 
 def test_after_training_the_trainer_is_as_it_was(dataset: str, bank: ForegroundBank, tmp_path: Path) -> None:

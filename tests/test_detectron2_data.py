@@ -23,11 +23,11 @@ from detectron2.engine import DefaultTrainer
 from detectron2.structures import BitMasks, BoxMode, Instances, PolygonMasks, RotatedBoxes
 from detectron2_factories import CLASSES, Watched, bank, dataset, item, registered, tiny_bank, tiny_cfg  # noqa: F401 - fixtures
 
-from terse_aug import ForegroundBank, Parcel, TerseConfig, TransformRanges
+from terse_aug import ForegroundBank, SampledForegrounds, TerseConfig, TransformRanges
 from terse_aug.bank import BoxMasks
 from terse_aug.cli import main as terse_aug_command
 from terse_aug_detectron2 import (
-    Detectron2Detector,
+    Detectron2Adapter,
     TerseHook,
     TerseMapper,
     add_terse_config,
@@ -147,7 +147,7 @@ def test_panoptic_and_semantic_models_are_refused(
     model = type(name, (nn.Module,), {})()
     if name == "PanopticDeepLab":
         with pytest.raises(ValueError, match="PanopticDeepLab learns from semantic maps"):
-            Detectron2Detector(model)
+            Detectron2Adapter(model)
 
 
 def test_keypoints_have_to_be_the_data_sets_by_name(dataset: str, tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_the_mapper_hands_on_what_the_other_gives(dataset: str, bank: Foreground
     assert mapped is not None
     assert mapped["name"] == "x"
     assert isinstance(mapped["instances"].gt_masks, BitMasks)
-    assert isinstance(mapped[PARCEL], Parcel)
+    assert isinstance(mapped[PARCEL], SampledForegrounds)
     assert mapped["instances"].gt_masks.tensor.shape == (2, 40, 50)
 
 
@@ -376,7 +376,7 @@ def test_a_bank_is_built_from_boxes_only_where_a_way_is_given(tmp_path: Path) ->
         DatasetCatalog.remove("boxes_only")
         MetadataCatalog.remove("boxes_only")
     assert (tmp_path / "drops.png").stat().st_size > 1000
-    assert (report.cut_by, own_way.cut_by) == ({"grabcut": 1}, {"function left_half": 1})
+    assert (report.mask_sources, own_way.mask_sources) == ({"grabcut": 1}, {"function left_half": 1})
     cut, half, cli = (ForegroundBank.open(tmp_path / f"{name}.bank") for name in ("cut", "half", "cli"))
     assert np.abs(np.subtract(cut[0].size, (50, 40))).max() <= 2
     assert (cut[0].rgba[10:-10, 10:-10] == (220, 60, 40, 255)).all()

@@ -31,7 +31,7 @@ from detectron2_factories import (  # noqa: F401 - fixtures
 )
 
 from terse_aug import ForegroundBank
-from terse_aug_detectron2 import Detectron2Detector, TerseHook
+from terse_aug_detectron2 import Detectron2Adapter, TerseHook
 from terse_aug_detectron2.batch import Needs, from_samples, to_samples
 
 pytestmark = QUIET_DETECTRON2
@@ -107,7 +107,7 @@ def test_a_score_is_that_of_a_detection_of_the_same_class_in_the_same_place() ->
             found = Instances((40, 50), pred_boxes=boxes, scores=scores, pred_classes=classes)
             return [{"instances": found} for _ in batch]
 
-    detector = Detectron2Detector(Fixed())
+    detector = Detectron2Adapter(Fixed())
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10], [20, 20, 30, 30]])
     target = {"boxes": boxes, "labels": torch.tensor([0, 1, 2, 0])}
     (scores,) = detector.object_scores([torch.zeros(3, 40, 50)], [target])
@@ -128,7 +128,7 @@ def test_what_is_heard_is_the_probability_of_the_object_s_class(
     with torch.no_grad():
         layer.weight.zero_()
         layer.bias.copy_(torch.tensor([0.7, 0.1, 0.2]).logit() if sigmoid else torch.tensor([0.7, 0.1, 0.2]).log())
-    listener = Detectron2Detector(model, iou_threshold=1e-6).listen()
+    listener = Detectron2Adapter(model, iou_threshold=1e-6).listen()
     assert listener is not None
     batch = [item(count, gt_masks=BitMasks(torch.ones(count, 40, 50).bool())) for count in (2, 1)]
     images, targets = to_samples(batch, torch.device("cpu"), Needs(masks=True))
@@ -217,9 +217,9 @@ def test_asking_leaves_the_running_mean_of_the_loss_alone(
 
 
 def _check_asking(model: nn.Module, images: Any, targets: Any) -> None:
-    detector = Detectron2Detector(model)
+    detector = Detectron2Adapter(model)
     losses = [detector.image_losses(images, targets) for _ in range(2)]
     assert torch.equal(losses[0], losses[1])
-    loss, gradients = detector.pixel_gradients(images, targets)
-    assert torch.equal(loss, detector.pixel_gradients(images, targets)[0])
+    loss, gradients = detector.input_gradients(images, targets)
+    assert torch.equal(loss, detector.input_gradients(images, targets)[0])
     assert all(bool(gradient.isfinite().all()) and bool(gradient.any()) for gradient in gradients)

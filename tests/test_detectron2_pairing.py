@@ -16,7 +16,7 @@ from factories import cutout
 
 from terse_aug import ForegroundBank
 from terse_aug.bank import BankWriter
-from terse_aug.samplers import BiregularSampler, HardnessSampler, RaritySampler
+from terse_aug.samplers import BalancedSampler, HardnessSampler, RaritySampler
 from terse_aug_detectron2 import TerseHook, TerseMapper, terse_config
 
 pytestmark = QUIET_DETECTRON2
@@ -53,7 +53,7 @@ def test_a_model_is_trained_on_images_of_the_pool_paired_in_turn(
     trainer, hook = trainer_with_hook(tiny_cfg("mask_fpn", dataset, tmp_path / "out", bank, **own))
     watched = Watched(trainer.model)
     trainer.train()
-    assert isinstance(hook.terse.sampler, BiregularSampler)
+    assert isinstance(hook.terse.sampler, BalancedSampler)
     figures = hook.terse.metrics()
     assert figures["backgrounds"] == figures["images"] == 8
     assert figures["distractors"] > 0

@@ -19,7 +19,7 @@ import torch
 from factories import cutout, keypoint_cutouts, make_bank, make_batch, make_detector
 from torch import Tensor
 
-from terse_aug import CutoutLoader, Terse
+from terse_aug import ForegroundLoader, Terse
 
 PINNED = Path(__file__).with_name("digests.json")
 POLICIES = ("random", "critic", "hard-random", "learned", "deterministic")
@@ -122,7 +122,7 @@ def core(folder: Path) -> dict[str, str]:
         found[name] = train(terse, detector, iterations=9, masks=True, objects=2)
     for policy in ("random", "critic"):
         detector = make_detector("fasterrcnn")
-        loader = CutoutLoader(bank, policy, seed=3, sampler="rarity", objects=(1, 4))
+        loader = ForegroundLoader(bank, policy, seed=3, sampler="rarity", objects=(1, 4))
         terse = make(bank, policy, target=detector, sampler="rarity", objects=(1, 4))
         found[f"{policy}/loader"] = train(terse, detector, loader=loader)
     return found

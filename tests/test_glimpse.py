@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from terse_aug import PARAMETERS, Foreground, ForegroundBank, Terse, TransformRanges
 from terse_aug.compositing.compose import compose
-from terse_aug.compositing.plan import draw_layout
-from terse_aug.data.foreground_cache import Shelf
-from terse_aug.policies import GLIMPSE, CriticPolicy, Glimpses
-from terse_aug.policies.base import GLIMPSE_FIGURES, GLIMPSE_PICTURE, GLIMPSE_VIEWS
-from terse_aug.policies.views import glimpse_maker
+from terse_aug.compositing.plan import plan_pastes
+from terse_aug.data.foreground_cache import ForegroundCache
+from terse_aug.policies import VIEW_SIDE, CriticPolicy, Views
+from terse_aug.policies.base import VIEW_NUMBERS, VIEW_SHAPE, VIEWS
+from terse_aug.policies.views import view_maker
 from terse_aug.utils.random import generator_for
 
 
@@ -29,12 +29,12 @@ def test_a_glimpse_shows_what_the_composite_shows(tmp_path: Path, mirror: float)
     terse = Terse(bank, "random", objects=(2, 2), ranges=ranges, mirror_probability=mirror, **EVERY_IMAGE)
     images, targets = make_batch(sizes=((96, 128), (128, 96)))
     images = [F.avg_pool2d(image[None], 9, 1, 4)[0] * share for image, share in zip(images, (1.0, 0.5), strict=True)]
-    shelf, sampler = Shelf(terse.bank), terse.sampler
-    layout = draw_layout(shelf, [True, True], terse.config, generator_for(0), sampler, terse.policy)
+    shelf, sampler = ForegroundCache(terse.bank), terse.sampler
+    layout = plan_pastes(shelf, [True, True], terse.config, generator_for(0), sampler, terse.policy)
     unit = torch.rand(3, 4, len(PARAMETERS), generator=generator_for(1))
     surface = terse.pasting.surface(images)
-    glimpses = glimpse_maker(layout, images, targets, surface)(unit)
-    assert glimpses.pictures.shape == (3, 4, *GLIMPSE_PICTURE)
+    glimpses = view_maker(layout, images, targets, surface)(unit)
+    assert glimpses.pictures.shape == (3, 4, *VIEW_SHAPE)
     for candidate in range(3):
         for row in range(4):
             # Each paste is judged alone.
@@ -45,7 +45,7 @@ def test_a_glimpse_shows_what_the_composite_shows(tmp_path: Path, mirror: float)
             size = torch.tensor([images[number].shape[-1], images[number].shape[-2]])
             half = 1.5 * (figures[9:11] * size / 2).max()
             views = {"window": ((figures[7:9] + 1) / 2 * size, half), "image": (size / 2, size / 2)}
-            for view, shown in zip(GLIMPSE_VIEWS, glimpses.pictures[candidate, row], strict=True):
+            for view, shown in zip(VIEWS, glimpses.pictures[candidate, row], strict=True):
                 expected = _window(composite.images[number], *views[view])
                 inside = shown[5] > 0.99
                 assert 0.2 < float(inside.float().mean()) <= 1
@@ -71,7 +71,7 @@ def _fields(layout: Any) -> list[list[Any]]:
 
 def _window(image: Tensor, centre: Tensor, half_size: Tensor) -> Tensor:
     """A window as a square, sampled four times as densely as a glimpse and averaged."""
-    steps = (torch.arange(4 * GLIMPSE) + 0.5) / (2 * GLIMPSE) - 1
+    steps = (torch.arange(4 * VIEW_SIDE) + 0.5) / (2 * VIEW_SIDE) - 1
     size = torch.tensor([image.shape[-1], image.shape[-2]])
     points = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1) * half_size + centre
     looked = F.grid_sample(image[None], (2 * points / size - 1)[None], align_corners=False)
@@ -83,22 +83,24 @@ def test_the_map_of_objects_lies_where_the_objects_are(tiny_bank: ForegroundBank
     terse = Terse(tiny_bank, "random", objects=(1, 1), ranges=ranges, **EVERY_IMAGE)
     images = [torch.zeros(3, 100, 200)]
     targets = [{"boxes": torch.tensor([[100.0, 0, 200, 100]]), "labels": torch.tensor([1])}]
-    layout = draw_layout(Shelf(terse.bank), [True], terse.config, generator_for(0), terse.sampler, terse.policy)
-    glimpses = glimpse_maker(layout, images, targets, terse.pasting.surface(images))(torch.rand(1, 1, len(PARAMETERS)))
+    layout = plan_pastes(
+        ForegroundCache(terse.bank), [True], terse.config, generator_for(0), terse.sampler, terse.policy
+    )
+    glimpses = view_maker(layout, images, targets, terse.pasting.surface(images))(torch.rand(1, 1, len(PARAMETERS)))
     for occupied in glimpses.pictures[0, 0, :, 4]:
-        assert float(occupied[:, : GLIMPSE // 2 - 1].amax()) == 0
-        assert float(occupied[:, GLIMPSE // 2 + 1 :].amin()) == pytest.approx(1)
+        assert float(occupied[:, : VIEW_SIDE // 2 - 1].amax()) == 0
+        assert float(occupied[:, VIEW_SIDE // 2 + 1 :].amin()) == pytest.approx(1)
 
 
 def test_a_critic_looks_at_every_view_with_weights_of_its_own() -> None:
     critic = CriticPolicy(seed=0).critic
     torch.nn.init.normal_(critic.judge[-1].weight, generator=generator_for(0))  # type: ignore[arg-type]  # a linear layer's
-    pictures = torch.rand(1, 2, *GLIMPSE_PICTURE, generator=generator_for(1))
-    figures = torch.zeros(1, 2, GLIMPSE_FIGURES)
-    seen = critic(Glimpses(pictures, figures))
-    for view in range(len(GLIMPSE_VIEWS)):
+    pictures = torch.rand(1, 2, *VIEW_SHAPE, generator=generator_for(1))
+    figures = torch.zeros(1, 2, VIEW_NUMBERS)
+    seen = critic(Views(pictures, figures))
+    for view in range(len(VIEWS)):
         without = pictures.clone()
         without[:, :, view] = 0.5
-        assert not torch.allclose(critic(Glimpses(without, figures)), seen, atol=1e-3)
+        assert not torch.allclose(critic(Views(without, figures)), seen, atol=1e-3)
     seen.sum().backward()
     assert all(bool(parameter.grad.any()) for parameter in critic.parameters())  # type: ignore[union-attr]  # after a backward

@@ -18,7 +18,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
 from terse_aug import ForegroundBank, Terse, TerseWarning
-from terse_aug.models import TellsInPassing, TorchvisionDetector
+from terse_aug.models import RecordsTrainingForward, TorchvisionAdapter
 from terse_aug.utils.random import isolated_global_rng
 
 TWO_STAGES = ("fasterrcnn", "maskrcnn", "keypointrcnn")
@@ -68,7 +68,7 @@ def test_what_is_heard_is_the_best_of_the_proposals_on_an_object(name: str) -> N
     images, targets = batch(name)
     with torch.no_grad():  # its random weights take everything for much the same
         detector.roi_heads.box_predictor.cls_score.weight.mul_(30)
-    target = TorchvisionDetector(detector, iou_threshold=0.3)
+    target = TorchvisionAdapter(detector, iou_threshold=0.3)
     listener = target.listen()
     assert listener is not None
     seen: dict[str, Any] = {}
@@ -100,7 +100,7 @@ def test_what_is_heard_is_the_best_of_the_proposals_on_an_object(name: str) -> N
 def test_it_is_the_probability_of_the_object_s_own_class() -> None:
     detector = make_detector("fasterrcnn")
     take_for(detector, [0.2, 0.7, 0.1])
-    listener = TorchvisionDetector(detector, iou_threshold=1e-6).listen()
+    listener = TorchvisionAdapter(detector, iou_threshold=1e-6).listen()
     assert listener is not None
     images, targets = batch()
     train_forward(detector, images, targets)
@@ -115,7 +115,7 @@ def test_only_the_training_forward_of_these_very_targets_is_heard() -> None:
     take_for(detector, [0.2, 0.7, 0.1])
     images, targets = batch()
     others = batch(seed=5)
-    listener = TorchvisionDetector(detector).listen()
+    listener = TorchvisionAdapter(detector).listen()
     assert listener is not None
     assert listener.scores(images, targets) is None
     detector.eval()(images)
@@ -139,7 +139,7 @@ def test_an_object_is_missed_if_nothing_is_proposed_and_unknown_if_that_is_not_s
     detector.rpn.forward = lambda *inputs: (boxes, {})
     detector.transform = NotResized()
     detector.roi_heads.fg_bg_sampler.positive_fraction = 0.0
-    listener = TorchvisionDetector(detector).listen()
+    listener = TorchvisionAdapter(detector).listen()
     assert listener is not None
     train_forward(detector, images, targets)
     heard = listener.scores(images, targets)
@@ -149,8 +149,8 @@ def test_an_object_is_missed_if_nothing_is_proposed_and_unknown_if_that_is_not_s
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_where_there_is_no_second_stage_nothing_is_heard(name: str) -> None:
-    target = TorchvisionDetector(make_detector(name))
-    assert isinstance(target, TellsInPassing)
+    target = TorchvisionAdapter(make_detector(name))
+    assert isinstance(target, RecordsTrainingForward)
     assert (target.listen() is None) is (name not in TWO_STAGES)
 
 
@@ -191,7 +191,7 @@ def test_every_iteration_is_learned_from_and_nothing_is_asked(
 def test_accumulated_batches_are_each_heard(tiny_bank: ForegroundBank) -> None:
     detector = make_detector("fasterrcnn")
     terse = Terse(
-        tiny_bank, "critic", target=TorchvisionDetector(detector, 1e-6), objects=(1, 1), move_every=2, **EVERY_IMAGE
+        tiny_bank, "critic", target=TorchvisionAdapter(detector, 1e-6), objects=(1, 1), move_every=2, **EVERY_IMAGE
     )
     expected = []
     for seed, chances in enumerate(([0.2, 0.7, 0.1], [0.5, 0.1, 0.4])):
@@ -277,7 +277,7 @@ def test_annotated_boxes_are_told_from_proposals_of_low_precision(dtype: torch.d
     far = [target["boxes"] + 1000 for target in targets]
     detector.rpn.forward = lambda *inputs: ([boxes.to(dtype) for boxes in far], {})
     detector.transform = NotResized()
-    listener = TorchvisionDetector(detector, iou_threshold=0.3).listen()
+    listener = TorchvisionAdapter(detector, iou_threshold=0.3).listen()
     assert listener is not None
     with torch.autocast("cpu", dtype=dtype):
         train_forward(detector, images, targets)
@@ -295,7 +295,7 @@ def test_good_proposals_of_low_precision_are_not_taken_for_annotated_boxes() -> 
     good = [target["boxes"] + 0.7 for target in targets]  # half a step to two steps away
     detector.rpn.forward = lambda *inputs: ([boxes.bfloat16() for boxes in good], {})
     detector.transform = NotResized()
-    listener = TorchvisionDetector(detector).listen()
+    listener = TorchvisionAdapter(detector).listen()
     assert listener is not None
     with torch.autocast("cpu", dtype=torch.bfloat16):
         train_forward(detector, images, targets)

@@ -10,23 +10,23 @@ from factories import EVERY_IMAGE, make_bank, make_batch, make_detector, white_d
 from torch import nn
 
 from terse_aug import PARAMETERS, ForegroundBank, Terse, TransformRanges, probe
-from terse_aug.evaluation.diversity import nearest_neighbour_distances, spread_by_class
-from terse_aug.models import ClassifierTarget
+from terse_aug.evaluation.diversity import nearest_neighbour_distances, std_ratios_by_class
+from terse_aug.models import ClassifierAdapter
 
 
 def test_one_transform_for_each_class_is_collapsed_by_class_and_not_as_a_whole() -> None:
     labels = torch.arange(400) % 2
     unit = torch.rand(400, len(PARAMETERS), generator=torch.Generator().manual_seed(0))
     unit[:, 0] = labels.float()
-    spreads = spread_by_class(unit, labels)
+    spreads = std_ratios_by_class(unit, labels)
     assert spreads.keys() == {0, 1}
     for own in spreads.values():
         assert own[PARAMETERS[0]] == 0
         assert own[PARAMETERS[1]] == pytest.approx(1, abs=0.1)
-    (whole,) = spread_by_class(unit, torch.zeros(400)).values()
+    (whole,) = std_ratios_by_class(unit, torch.zeros(400)).values()
     assert whole[PARAMETERS[0]] == pytest.approx(0.5 * 12**0.5)
     with pytest.raises(ValueError, match="labels: expected 400, one for each transform, got 3"):
-        spread_by_class(unit, labels[:3])
+        std_ratios_by_class(unit, labels[:3])
 
 
 def test_the_distance_is_that_to_the_image_that_is_most_alike() -> None:
@@ -46,7 +46,7 @@ def test_the_distance_is_that_to_the_image_that_is_most_alike() -> None:
 def test_a_probe_is_of_the_pastes_that_the_target_tells_of(tiny_bank: ForegroundBank) -> None:
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
     terse = Terse(tiny_bank, "random", objects=(2, 2), **EVERY_IMAGE)
-    found = probe(terse, ClassifierTarget(model, 3), [make_batch(0, sizes=((96, 96),) * 3)])
+    found = probe(terse, ClassifierAdapter(model, 3), [make_batch(0, sizes=((96, 96),) * 3)])
     assert len(found.scores) == len(found.unit) == len(found.labels) == len(found.composites) == 3
     assert not found.scores.isnan().any()
 
@@ -85,7 +85,7 @@ def test_a_probe_says_how_hard_and_how_alike_the_composites_are(tiny_bank: Foreg
     assert count > 10
     assert len(found.unit) == len(found.labels) == count
     assert found.composites.shape == (12, 3, 32, 32)
-    assert set(found.labels.tolist()) == {1, 2} == found.spread_by_class.keys()
+    assert set(found.labels.tolist()) == {1, 2} == found.std_ratios_by_class.keys()
     assert sum(found.histogram(4)) == pytest.approx(1)
     hard = int((found.scores < 0.25).sum())
     assert found.histogram(4)[-1] == pytest.approx(hard / count)

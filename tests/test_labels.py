@@ -23,7 +23,7 @@ many = settings(max_examples=40, deadline=None)
 
 
 @dataclass
-class Scene:
+class PolicyContext:
     """Arguments of ``correct_target``."""
 
     target: Target
@@ -114,14 +114,14 @@ def pasted_objects(draw: st.DrawFn, size: tuple[int, int], index: int) -> Pasted
 
 
 @st.composite
-def scenes(draw: st.DrawFn, with_masks: bool | None = None, least: int = 0, most: int = 4) -> Scene:
+def scenes(draw: st.DrawFn, with_masks: bool | None = None, least: int = 0, most: int = 4) -> PolicyContext:
     size = (draw(st.integers(1, 7)), draw(st.integers(1, 7)))
     target = draw(targets(size, draw(st.booleans()) if with_masks is None else with_masks))
     pastes = [draw(pasted_objects(size, index)) for index in range(draw(st.integers(least, most)))]
-    return Scene(target, size, pastes, draw(st.sampled_from([0.0, 0.25, 0.5, 1.0]) | st.floats(0, 1)))
+    return PolicyContext(target, size, pastes, draw(st.sampled_from([0.0, 0.25, 0.5, 1.0]) | st.floats(0, 1)))
 
 
-def expected_of(scene: Scene) -> list[reference.Thing]:
+def expected_of(scene: PolicyContext) -> list[reference.Thing]:
     """What the twin makes of a scene."""
     things, target = [], scene.target
     for row, box in enumerate(target["boxes"].tolist()):
@@ -138,7 +138,7 @@ def expected_of(scene: Scene) -> list[reference.Thing]:
     return reference.correct(things, scene.size, covers, scene.min_visibility, "masks" in target)
 
 
-def originals(scene: Scene, correction: Correction) -> list[int]:
+def originals(scene: PolicyContext, correction: Correction) -> list[int]:
     """Which original object each of the first rows of the outcome is."""
     pasted = sum(row is not None for row in correction.rows)
     labels = correction.target["labels"].tolist()
@@ -147,7 +147,7 @@ def originals(scene: Scene, correction: Correction) -> list[int]:
 
 @settings(many, max_examples=150)
 @given(scene=scenes())
-def test_agrees_with_the_reference(scene: Scene) -> None:
+def test_agrees_with_the_reference(scene: PolicyContext) -> None:
     correction, expected = scene.correct(), expected_of(scene)
     actual = correction.target
     assert actual["labels"].tolist() == [thing.label for thing in expected]
@@ -170,7 +170,7 @@ def test_agrees_with_the_reference(scene: Scene) -> None:
 
 @many
 @given(scene=scenes(with_masks=True))
-def test_boxes_enclose_exactly_the_visible_mask(scene: Scene) -> None:
+def test_boxes_enclose_exactly_the_visible_mask(scene: PolicyContext) -> None:
     target = scene.correct().target
     for box, mask in zip(target["boxes"].long().tolist(), target["masks"].bool(), strict=True):
         left, top, right, bottom = box
@@ -184,7 +184,7 @@ def test_boxes_enclose_exactly_the_visible_mask(scene: Scene) -> None:
 
 @many
 @given(scene=scenes(with_masks=True))
-def test_visible_masks_are_what_no_later_paste_covers_and_fill_the_area_field(scene: Scene) -> None:
+def test_visible_masks_are_what_no_later_paste_covers_and_fill_the_area_field(scene: PolicyContext) -> None:
     correction = scene.correct()
     target, covers = correction.target, scene.covers()
     for row, origin in enumerate(originals(scene, correction)):
@@ -200,7 +200,7 @@ def test_visible_masks_are_what_no_later_paste_covers_and_fill_the_area_field(sc
 
 @many
 @given(scene=scenes())
-def test_no_label_without_a_visible_object(scene: Scene) -> None:
+def test_no_label_without_a_visible_object(scene: PolicyContext) -> None:
     correction = scene.correct()
     hidden = np.any([np.zeros(scene.size, bool), *scene.covers()], axis=0)
     for row, origin in enumerate(originals(scene, correction)):
@@ -220,7 +220,7 @@ def test_no_label_without_a_visible_object(scene: Scene) -> None:
 
 @many
 @given(scene=scenes())
-def test_number_order_and_types_of_the_fields_agree(scene: Scene) -> None:
+def test_number_order_and_types_of_the_fields_agree(scene: PolicyContext) -> None:
     correction = scene.correct()
     target = correction.target
     assert list(target) == list(scene.target)
@@ -242,7 +242,7 @@ def test_number_order_and_types_of_the_fields_agree(scene: Scene) -> None:
 
 @many
 @given(scene=scenes())
-def test_the_input_is_left_untouched(scene: Scene) -> None:
+def test_the_input_is_left_untouched(scene: PolicyContext) -> None:
     before = copy.deepcopy(scene)
     scene.correct()
     scene.correct(pastes=[replace(paste, label=None) for paste in scene.pastes])
@@ -255,7 +255,7 @@ def test_the_input_is_left_untouched(scene: Scene) -> None:
 
 @many
 @given(scene=scenes())
-def test_objects_that_no_paste_touches_are_kept_to_the_letter_and_in_order(scene: Scene) -> None:
+def test_objects_that_no_paste_touches_are_kept_to_the_letter_and_in_order(scene: PolicyContext) -> None:
     correction = scene.correct()
     covered = torch.tensor(np.any([np.zeros(scene.size, bool), *scene.covers()], axis=0))
     kept = originals(scene, correction)
@@ -277,7 +277,7 @@ def test_objects_that_no_paste_touches_are_kept_to_the_letter_and_in_order(scene
 
 @many
 @given(scene=scenes(), data=st.data())
-def test_a_paste_wholly_outside_changes_nothing(scene: Scene, data: st.DataObject) -> None:
+def test_a_paste_wholly_outside_changes_nothing(scene: PolicyContext, data: st.DataObject) -> None:
     without = scene.correct()
     place = data.draw(st.integers(0, len(scene.pastes)))
     label = data.draw(st.sampled_from([100, None]))
@@ -294,7 +294,7 @@ def test_a_paste_wholly_outside_changes_nothing(scene: Scene, data: st.DataObjec
 
 @many
 @given(scene=scenes())
-def test_no_pastes_change_nothing(scene: Scene) -> None:
+def test_no_pastes_change_nothing(scene: PolicyContext) -> None:
     correction = scene.correct(pastes=[])
     assert (correction.rows, correction.dropped) == ([], {})
     assert all(torch.equal(correction.target[name], scene.target[name]) for name in scene.target)
@@ -302,7 +302,7 @@ def test_no_pastes_change_nothing(scene: Scene) -> None:
 
 @many
 @given(scene=scenes(least=1), lowest=st.integers(-5, 5))
-def test_ids_are_unique_and_pasted_ones_are_negative(scene: Scene, lowest: int) -> None:
+def test_ids_are_unique_and_pasted_ones_are_negative(scene: PolicyContext, lowest: int) -> None:
     scene.target["ids"] = torch.arange(len(scene.target["boxes"])) + lowest
     correction = scene.correct()
     ids = correction.target["ids"].tolist()
@@ -314,7 +314,7 @@ def test_ids_are_unique_and_pasted_ones_are_negative(scene: Scene, lowest: int) 
 
 @many
 @given(scene=scenes(with_masks=True, most=3), data=st.data())
-def test_another_paste_never_uncovers_anything(scene: Scene, data: st.DataObject) -> None:
+def test_another_paste_never_uncovers_anything(scene: PolicyContext, data: st.DataObject) -> None:
     scene.min_visibility = 0.0
     extra = data.draw(pasted_objects(scene.size, 50))
     place = data.draw(st.integers(0, len(scene.pastes)))
@@ -332,7 +332,7 @@ def fields(correction: Correction, *names: str) -> list[torch.Tensor]:
 
 @many
 @given(scene=scenes(with_masks=True, least=2), data=st.data())
-def test_the_order_of_pasting_matters_only_where_pastes_overlap(scene: Scene, data: st.DataObject) -> None:
+def test_the_order_of_pasting_matters_only_where_pastes_overlap(scene: PolicyContext, data: st.DataObject) -> None:
     taken = np.zeros(scene.size, bool)
     apart = []
     for paste, cover in zip(scene.pastes, scene.covers(), strict=True):
@@ -357,7 +357,7 @@ def test_the_order_of_pasting_matters_only_where_pastes_overlap(scene: Scene, da
 
 @many
 @given(scene=scenes(), higher=st.floats(0, 1))
-def test_a_higher_threshold_keeps_fewer_objects_and_changes_none(scene: Scene, higher: float) -> None:
+def test_a_higher_threshold_keeps_fewer_objects_and_changes_none(scene: PolicyContext, higher: float) -> None:
     low, high = sorted((scene.min_visibility, higher))
     more, fewer = scene.correct(min_visibility=low), scene.correct(min_visibility=high)
     kept = set(map(tuple, zip(more.target["labels"].tolist(), map(tuple, more.target["boxes"].tolist()), strict=True)))
@@ -370,7 +370,7 @@ def test_a_higher_threshold_keeps_fewer_objects_and_changes_none(scene: Scene, h
 
 @many
 @given(scene=scenes(with_masks=False))
-def test_boxes_without_masks_shrink_only_where_a_whole_strip_along_a_side_is_covered(scene: Scene) -> None:
+def test_boxes_without_masks_shrink_only_where_a_whole_strip_along_a_side_is_covered(scene: PolicyContext) -> None:
     scene.min_visibility = 0.0
     correction = scene.correct()
     covered = np.any([np.zeros(scene.size, bool), *scene.covers()], axis=0)
@@ -389,7 +389,7 @@ def test_boxes_without_masks_shrink_only_where_a_whole_strip_along_a_side_is_cov
 
 @many
 @given(scene=scenes())
-def test_keypoints_that_a_paste_covers_are_labelled_but_not_visible(scene: Scene) -> None:
+def test_keypoints_that_a_paste_covers_are_labelled_but_not_visible(scene: PolicyContext) -> None:
     assume("keypoints" in scene.target)
     correction = scene.correct()
     covered = np.any([np.zeros(scene.size, bool), *scene.covers()], axis=0)
@@ -425,7 +425,7 @@ def test_an_object_with_an_empty_mask_keeps_the_share_of_its_area() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @settings(many, max_examples=25)
 @given(scene=scenes())
-def test_cuda_equals_cpu(scene: Scene) -> None:
+def test_cuda_equals_cpu(scene: PolicyContext) -> None:
     on_cpu = scene.correct()
     on_cuda = scene.correct(
         target={name: value.cuda() for name, value in scene.target.items()},
@@ -451,7 +451,7 @@ def test_an_object_whose_mask_is_empty_counts_as_filling_its_box() -> None:
 
 @many
 @given(scene=scenes(with_masks=True))
-def test_extents_are_the_same_for_a_device_as_on_the_cpu(scene: Scene) -> None:
+def test_extents_are_the_same_for_a_device_as_on_the_cpu(scene: PolicyContext) -> None:
     everywhere = [Rectangle(0, 0, *scene.size)] * len(scene.target["masks"])
     assert extents_at_once(scene.target["masks"]) == extents_of(scene.target["masks"], everywhere)
 

@@ -17,8 +17,8 @@ from processes import exit_code
 from torch import Tensor, nn
 
 from terse_aug import ForegroundBank, Terse
-from terse_aug.lockstep import HardExampleCache, Hunt, HuntReport, LockStep, mixed
-from terse_aug.models import ClassifierTarget, class_of
+from terse_aug.lockstep import HardExampleCache, HardExampleMining, LockStep, MiningReport, mixed
+from terse_aug.models import ClassifierAdapter, class_of
 
 
 def cycle(bank: Path, folder: Path, kill_at: int) -> None:
@@ -28,7 +28,7 @@ def cycle(bank: Path, folder: Path, kill_at: int) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.AdaptiveAvgPool2d(6), nn.Flatten(), nn.Linear(108, 3))
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    target = ClassifierTarget(model, classes=3)
+    target = ClassifierAdapter(model, classes=3)
     terse = Terse(ForegroundBank.open(bank), "critic", target=target, objects=(1, 1), move_every=1, **EVERY_IMAGE)
     events = 0
 
@@ -43,7 +43,7 @@ def cycle(bank: Path, folder: Path, kill_at: int) -> None:
             event()
             yield make_batch(seed, sizes=((32, 32),) * 4, objects=0)
 
-    def train(number: int, reports: list[HuntReport]) -> None:
+    def train(number: int, reports: list[MiningReport]) -> None:
         assert len(reports) == number + 1
         real = [make_batch(seed, sizes=((32, 32),) * 8, objects=1) for seed in range(5)]
         for images, targets in mixed(real, cache, 0.5, seed=1, epoch=number):
@@ -54,7 +54,7 @@ def cycle(bank: Path, folder: Path, kill_at: int) -> None:
             optimizer.step()
 
     with HardExampleCache(folder / "hard", capacity=10) as cache:
-        hunter = Hunt(terse, target, cache, {1: 4, 2: 4}, budget=60)
+        hunter = HardExampleMining(terse, target, cache, {1: 4, 2: 4}, budget=60)
         lockstep = LockStep(hunter, folder / "run", {"model": model, "optimizer": optimizer}, save_every=2)
         reports = lockstep.run(2, backgrounds, train, show=False)
         kept = [cache[position] for position in range(len(cache))]
@@ -112,7 +112,7 @@ def test_a_cycle_can_be_gone_on_with_and_refuses_what_does_not_belong_to_it(
     hunter, _, _ = hunt(tiny_bank, tmp_path, "random", label1=2)
     trained: list[int] = []
 
-    def run(rounds: int, **learners: Any) -> list[HuntReport]:
+    def run(rounds: int, **learners: Any) -> list[MiningReport]:
         cycle = LockStep(hunter, tmp_path / "run", learners or {"model": nn.Linear(2, 2)})
         return cycle.run(
             rounds, lambda number: noise_batches(), lambda number, reports: trained.append(number), show=rounds == 2

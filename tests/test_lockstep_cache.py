@@ -136,7 +136,7 @@ def test_taking_back_is_as_if_they_had_never_been_added(tmp_path: Path, capacity
             cache.add(*example(label, label), label)
         for label in range(3):
             cache.add(*example(10 + label, label), label)
-        cache.take_back(4)
+        cache.rollback(4)
         assert cache.written == 4
         assert cache.counts == dict.fromkeys(range(4), 1)
         assert [int(cache[position][1]["labels"]) for position in range(len(cache))] == kept
@@ -145,7 +145,7 @@ def test_taking_back_is_as_if_they_had_never_been_added(tmp_path: Path, capacity
         assert cache.counts == dict.fromkeys([*range(4), 7], 1)
         for impossible in (6, -1):
             with pytest.raises(ValueError, match="can be taken back, not all after the first"):
-                cache.take_back(impossible)
+                cache.rollback(impossible)
         assert cache.written == 5
 
 
@@ -153,9 +153,9 @@ def test_what_made_room_for_good_cannot_be_taken_back_to(tmp_path: Path) -> None
     with HardExampleCache(tmp_path / "hard", capacity=3) as cache:
         for label in range(10):
             cache.add(*example(label, label), np.int64(label))
-        cache.take_back(7)
+        cache.rollback(7)
         with pytest.raises(ValueError, match="can be taken back, not all after the first 4"):
-            cache.take_back(4)
+            cache.rollback(4)
         assert [int(cache[position][1]["labels"]) for position in range(len(cache))] == [4, 5, 6]
 
 
@@ -165,7 +165,7 @@ def test_examples_can_be_taken_back_from_a_full_file(tmp_path: Path, monkeypatch
         with HardExampleCache(tmp_path / str(number)) as cache:
             for seed in range(number):
                 cache.add(*example(seed), 1)
-            cache.take_back(0)
+            cache.rollback(0)
             assert len(cache) == 0
 
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from terse_aug import ForegroundBank, PixelFormat, Terse, TerseWarning
-from terse_aug.lockstep import HardExampleCache, Hunt, HuntReport
-from terse_aug.models import ClassifierTarget, TorchvisionDetector, class_of
+from terse_aug.lockstep import HardExampleCache, HardExampleMining, MiningReport
+from terse_aug.models import ClassifierAdapter, TorchvisionAdapter, class_of
 
 
 @pytest.mark.parametrize("policy", ["random", "hard-random", "critic", "learned"])
@@ -27,7 +27,7 @@ def test_a_hunt_ends_with_the_wanted_number_of_each_label(
     report = hunter.run(noise_batches())
     assert report.complete
     assert report.found == cache.counts == {1: 6, 2: 4}
-    target = ClassifierTarget(Brightness(), classes=3)
+    target = ClassifierAdapter(Brightness(), classes=3)
     for position in range(len(cache)):
         image, fields = cache[position]
         assert float(target.object_scores([image], [fields])[0].min()) < 0.55
@@ -49,7 +49,7 @@ def test_a_hunt_goes_on_where_an_interrupted_one_was(tiny_bank: ForegroundBank, 
     hunter, cache, _ = hunt(tiny_bank, tmp_path, "random", label1=3, label2=3)
     reports = []
 
-    def interrupt(report: HuntReport) -> None:
+    def interrupt(report: MiningReport) -> None:
         reports.append(report)
         if sum(report.found.values()) >= 2:
             raise KeyboardInterrupt
@@ -71,7 +71,7 @@ def test_only_labels_that_are_short_are_pasted(tiny_bank: ForegroundBank, tmp_pa
     pasted: set[int] = set()
     both_short = True
 
-    def watch(report: HuntReport) -> None:
+    def watch(report: MiningReport) -> None:
         nonlocal both_short
         if not both_short:
             pasted.update(watched)
@@ -104,25 +104,25 @@ def test_a_hunt_keeps_a_restriction_and_needs_no_target_of_terse(tiny_bank: Fore
 
     terse = Terse(tiny_bank, "critic", objects=(1, 1), move_every=1, **EVERY_IMAGE)
     terse.paste_only([2])
-    report = Hunt(terse, ClassifierTarget(Ten(), 10), HardExampleCache(tmp_path / "hard"), {1: 3}, 400).run(
-        noise_batches()
-    )
+    report = HardExampleMining(
+        terse, ClassifierAdapter(Ten(), 10), HardExampleCache(tmp_path / "hard"), {1: 3}, 400
+    ).run(noise_batches())
     assert report.found == {1: 3}
     assert terse.metrics()["moves"] > 0
     assert terse.pasted_labels == [2]
-    done = Hunt(terse, ClassifierTarget(Ten(), 10), HardExampleCache(tmp_path / "more"), {1: 2}, 400)
+    done = HardExampleMining(terse, ClassifierAdapter(Ten(), 10), HardExampleCache(tmp_path / "more"), {1: 2}, 400)
     assert done.run(noise_batches(), begun=dataclasses.replace(report, complete=False)).batches == report.batches
 
 
 def test_a_score_that_is_not_known_does_not_stop_the_policy(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
-    class Partly(ClassifierTarget):
-        object_chances = None  # type: ignore[assignment]  # it has none
+    class Partly(ClassifierAdapter):
+        class_probabilities = None  # type: ignore[assignment]  # it has none
 
         def object_scores(self, images: Any, targets: Any) -> list[Tensor]:
             return [torch.tensor([float("nan"), *[0.2] * (len(target["labels"]) - 1)]) for target in targets]
 
     terse = Terse(tiny_bank, "critic", objects=(1, 1), move_every=1, **EVERY_IMAGE)
-    hunter = Hunt(terse, Partly(Brightness(), 3), HardExampleCache(tmp_path / "hard"), {1: 50}, 12)
+    hunter = HardExampleMining(terse, Partly(Brightness(), 3), HardExampleCache(tmp_path / "hard"), {1: 50}, 12)
     hunter.run(make_batch(seed, sizes=((48, 48),) * 4, objects=1) for seed in count())
     assert terse.metrics()["losses_not_finite"] == 0
     assert terse.metrics()["moves"] == 3
@@ -134,31 +134,33 @@ def test_hard_may_be_what_another_class_is_ahead_of(
 ) -> None:
     """Chances 0.3 for the right class, 0.6 for another, 0.1 for the third."""
 
-    class Told(ClassifierTarget):
-        def object_chances(self, images: Any, targets: Any) -> list[Tensor]:
+    class Told(ClassifierAdapter):
+        def class_probabilities(self, images: Any, targets: Any) -> list[Tensor]:
             rows = torch.tensor([[0.0, 0.3, 0.6], [0.0, 0.3, 0.6], [0.0, 0.6, 0.3]]) + torch.tensor([0.1, 0, 0])
             return [rows[target["labels"]] for target in targets]
 
     target = Told(Brightness(), classes=3)
     terse = Terse(tiny_bank, "random", objects=(1, 1), **EVERY_IMAGE)
     cache = HardExampleCache(tmp_path / "hard")
-    report = Hunt(terse, target, cache, {1: 2, 2: 2}, 40, rival_margin=margin).run(noise_batches())
+    report = HardExampleMining(terse, target, cache, {1: 2, 2: 2}, 40, rival_margin=margin).run(noise_batches())
     assert report.complete is hard
-    with pytest.raises(ValueError, match=r"rival_margin: expected a target that tells .* got TorchvisionDetector"):
-        Hunt(terse, TorchvisionDetector(make_detector("fasterrcnn")), cache, {1: 1}, 1, rival_margin=0.1)
+    with pytest.raises(ValueError, match=r"rival_margin: expected a target that tells .* got TorchvisionAdapter"):
+        HardExampleMining(terse, TorchvisionAdapter(make_detector("fasterrcnn")), cache, {1: 1}, 1, rival_margin=0.1)
     with pytest.raises(ValueError, match=r"rival_margin: expected a difference .* got 1.0"):
-        Hunt(terse, target, cache, {1: 1}, 1, rival_margin=1.0)
+        HardExampleMining(terse, target, cache, {1: 1}, 1, rival_margin=1.0)
     for most, fewer in ((0.31, True), (0.29, False)):
-        hunter = Hunt(terse, target, HardExampleCache(tmp_path / str(most)), {1: 2, 2: 2}, 40, hard_below=most)
+        hunter = HardExampleMining(
+            terse, target, HardExampleCache(tmp_path / str(most)), {1: 2, 2: 2}, 40, hard_below=most
+        )
         assert hunter.run(noise_batches()).complete is fewer
-    everything = Hunt(terse, target, HardExampleCache(tmp_path / "all"), {1: 2, 2: 2}, 400, hard_below=1.0)
+    everything = HardExampleMining(terse, target, HardExampleCache(tmp_path / "all"), {1: 2, 2: 2}, 400, hard_below=1.0)
     assert everything.run(noise_batches()).complete
 
 
 def test_a_hunt_teaches_a_sampler_and_asks_nothing_for_it(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
     terse = Terse(tiny_bank, "random", sampler="loss", move_every=1, **EVERY_IMAGE)
-    detector = TorchvisionDetector(make_detector("fasterrcnn"))
-    Hunt(terse, detector, HardExampleCache(tmp_path / "hard"), {1: 50, 2: 50}, budget=6).run(
+    detector = TorchvisionAdapter(make_detector("fasterrcnn"))
+    HardExampleMining(terse, detector, HardExampleCache(tmp_path / "hard"), {1: 50, 2: 50}, budget=6).run(
         make_batch(seed) for seed in count()
     )
     assert float(terse.state_dict()["sampler.known"][1].sum()) > 0
@@ -166,7 +168,7 @@ def test_a_hunt_teaches_a_sampler_and_asks_nothing_for_it(tiny_bank: ForegroundB
     pool = [torch.zeros(3, 40, 40)]
     graph = Terse(tiny_bank, "random", sampler="biregular", backgrounds=pool, background_probability=0.5)
     with pytest.raises(ValueError, match="another sampler than 'biregular'"):
-        Hunt(graph, detector, HardExampleCache(tmp_path / "none"), {1: 1}, budget=6)
+        HardExampleMining(graph, detector, HardExampleCache(tmp_path / "none"), {1: 1}, budget=6)
 
 
 @pytest.mark.parametrize("policy", ["critic", "learned"])
@@ -176,7 +178,7 @@ def test_a_hunt_leaves_the_target_as_it_was(tiny_bank: ForegroundBank, tmp_path:
     terse = Terse(tiny_bank, policy, move_every=1, **EVERY_IMAGE)
     cache = HardExampleCache(tmp_path / "hard")
     start = parameters_of(terse)
-    report = Hunt(terse, TorchvisionDetector(detector), cache, {1: 50, 2: 50}, budget=12).run(
+    report = HardExampleMining(terse, TorchvisionAdapter(detector), cache, {1: 50, 2: 50}, budget=12).run(
         make_batch(seed) for seed in count()
     )
     assert report.seen > 0
@@ -204,16 +206,16 @@ def test_a_hunt_refuses_what_it_cannot_do(
     settings: dict[str, Any] = {"wanted": {1: 1}, "budget": 1} | changes
     terse = Terse(tiny_bank, "random", sampler=settings.pop("sampler", None))
     terse.paste_only([1])
-    target = ClassifierTarget(Brightness(), classes=3)
+    target = ClassifierAdapter(Brightness(), classes=3)
     with pytest.raises(ValueError, match=message):
-        Hunt(terse, target, HardExampleCache(tmp_path / "hard"), **settings)
+        HardExampleMining(terse, target, HardExampleCache(tmp_path / "hard"), **settings)
 
 
 def test_a_hunt_wants_the_pixels_of_its_cache_and_training_mode(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
-    target = ClassifierTarget(Brightness(), classes=3)
+    target = ClassifierAdapter(Brightness(), classes=3)
     terse = Terse(tiny_bank, "random", pixels=PixelFormat(scale=255))
     with HardExampleCache(tmp_path / "hard") as cache, pytest.raises(ValueError, match=r"expected a cache with .*255"):
-        Hunt(terse, target, cache, {1: 1}, 10)
+        HardExampleMining(terse, target, cache, {1: 1}, 10)
     hunter, _, terse = hunt(tiny_bank, tmp_path, "random", label1=1)
     terse.eval()
     with pytest.raises(ValueError, match="expected Terse in training mode"):
@@ -227,11 +229,11 @@ def test_a_hunt_draws_no_batch_that_it_does_not_use(tiny_bank: ForegroundBank, t
     assert len(drawn) == terse.metrics()["iterations"] == 2
 
 
-class InFront(ClassifierTarget):
+class InFront(ClassifierAdapter):
     """Is always right about what is in front."""
 
-    def object_chances(self, images: Any, targets: Any) -> list[Tensor]:
-        every = super().object_chances(images, targets)
+    def class_probabilities(self, images: Any, targets: Any) -> list[Tensor]:
+        every = super().class_probabilities(images, targets)
         for own, label in zip(every, class_of(targets).tolist(), strict=True):
             own[-1:] = torch.nn.functional.one_hot(torch.tensor(label), own.shape[1])
         return every
@@ -245,7 +247,9 @@ def test_what_is_behind_another_object_is_no_example_of_a_classifier_that_is_rig
 ) -> None:
     target = InFront(Brightness(), classes=3)
     terse = Terse(tiny_bank, "critic", move_every=1, target=target, **EVERY_IMAGE, **settings)
-    report = Hunt(terse, target, HardExampleCache(tmp_path / "hard"), {1: 5, 2: 5}, 60).run(noise_batches())
+    report = HardExampleMining(terse, target, HardExampleCache(tmp_path / "hard"), {1: 5, 2: 5}, 60).run(
+        noise_batches()
+    )
     assert report.found == {}
     assert report.seen == report.target_forwards == 60
     assert terse.metrics()["hardness"] == 0
@@ -255,8 +259,8 @@ def test_a_target_that_scores_every_object_is_asked_about_every_paste(
     tiny_bank: ForegroundBank, tmp_path: Path
 ) -> None:
     terse = Terse(tiny_bank, "random", objects=(2, 2), superimpose_probability=0.5, **EVERY_IMAGE)
-    target = TorchvisionDetector(make_detector("fasterrcnn"))
-    hunter = Hunt(terse, target, HardExampleCache(tmp_path / "hard"), {1: 99, 2: 99}, 8)
+    target = TorchvisionAdapter(make_detector("fasterrcnn"))
+    hunter = HardExampleMining(terse, target, HardExampleCache(tmp_path / "hard"), {1: 99, 2: 99}, 8)
     report = hunter.run(make_batch(seed, sizes=((96, 96),) * 4) for seed in count())
     metrics = terse.metrics()
     assert metrics["superimposed"] > 0
@@ -274,20 +278,20 @@ def test_objects_of_no_class_of_the_target_are_passed_over(
                 target |= {"boxes": torch.tensor([[2.0, 2, 9, 9]]), "labels": torch.tensor([label])}
             yield images, targets
 
-    target = ClassifierTarget(Brightness(), classes=3)
+    target = ClassifierAdapter(Brightness(), classes=3)
     terse = Terse(tiny_bank, policy, objects=(1, 1), **(EVERY_IMAGE | {"image_probability": 0.5}))
     for number, settings in enumerate(({}, {"rival_margin": 0.05})):
         cache = HardExampleCache(tmp_path / f"{number}")
-        assert Hunt(terse, target, cache, {1: 3, 2: 3}, 400, **settings).run(batches()).complete
+        assert HardExampleMining(terse, target, cache, {1: 3, 2: 3}, 400, **settings).run(batches()).complete
 
 
 @pytest.mark.parametrize("aside", [True, False])
 def test_a_hunt_whose_target_has_no_gradient_says_so(tiny_bank: ForegroundBank, tmp_path: Path, aside: bool) -> None:
     """Whether it takes gradients aside or not."""
 
-    class Asked(ClassifierTarget):
+    class Asked(ClassifierAdapter):
         if not aside:
-            pixel_gradients = None  # type: ignore[assignment]  # it has none
+            input_gradients = None  # type: ignore[assignment]  # it has none
 
     class Deaf(Brightness):
         def forward(self, images: Tensor) -> Tensor:
@@ -295,7 +299,7 @@ def test_a_hunt_whose_target_has_no_gradient_says_so(tiny_bank: ForegroundBank, 
 
     terse = Terse(tiny_bank, "learned", objects=(1, 1), move_every=1, **EVERY_IMAGE)
     before = parameters_of(terse)
-    hunter = Hunt(terse, Asked(Deaf(), 3), HardExampleCache(tmp_path / "hard"), {1: 50, 2: 50}, 16)
+    hunter = HardExampleMining(terse, Asked(Deaf(), 3), HardExampleCache(tmp_path / "hard"), {1: 50, 2: 50}, 16)
     with pytest.warns(TerseWarning, match="no gradient reached the composites"):
         hunter.run(noise_batches())
     assert (terse.metrics()["moves"], terse.metrics()["skipped_moves"]) == (0, 2)
@@ -325,7 +329,7 @@ def test_a_target_that_recomputes_its_activations_is_frozen_as_well(
     before, rng = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
     terse = Terse(tiny_bank, "learned", objects=(1, 1), move_every=1, **EVERY_IMAGE)
     cache = HardExampleCache(tmp_path / "hard")
-    Hunt(terse, ClassifierTarget(model, 3), cache, {1: 50, 2: 50}, 16).run(noise_batches())
+    HardExampleMining(terse, ClassifierAdapter(model, 3), cache, {1: 50, 2: 50}, 16).run(noise_batches())
     assert terse.metrics()["moves"] == 2
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())

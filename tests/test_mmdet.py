@@ -40,13 +40,13 @@ from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData, PixelData
 
-from terse_aug import ForegroundBank, Parcel
+from terse_aug import ForegroundBank, SampledForegrounds
 from terse_aug.bank import BankWriter
 from terse_aug.cli import main as terse_aug_command
 from terse_aug.training.metrics import COUNTERS
-from terse_aug_mmdet import MMDetDetector, TerseHook, TersePaste, build_from_mmdet
+from terse_aug_mmdet import MMDetAdapter, TerseHook, TersePaste, build_from_mmdet
 from terse_aug_mmdet.bank import class_names
-from terse_aug_mmdet.batch import PathWithCutouts, parcels_of, put_back, to_samples
+from terse_aug_mmdet.batch import PathWithCutouts, put_back, sampled_foregrounds_of, to_samples
 from terse_aug_mmdet.checkpoints import _method_of_a_buffer
 
 pytestmark = QUIET_MMDET
@@ -117,14 +117,14 @@ def test_the_transform_attaches_cut_outs_that_pass_the_packing(bank: ForegroundB
     results = paste(loaded())
     assert results["img_path"] == "a/b.png"
     packed = TRANSFORMS.build({"type": "PackDetInputs"})(results)
-    parcels = parcels_of({"inputs": [packed["inputs"]], "data_samples": [packed["data_samples"]]})
-    assert parcels is not None
-    assert isinstance(parcels[0], Parcel)
-    assert len(parcels[0].objects) == 2
+    sampled = sampled_foregrounds_of({"inputs": [packed["inputs"]], "data_samples": [packed["data_samples"]]})
+    assert sampled is not None
+    assert isinstance(sampled[0], SampledForegrounds)
+    assert len(sampled[0].objects) == 2
     named = TRANSFORMS.build({"type": "PackDetInputs", "meta_keys": ("img_id", "terse_parcel")})(paste(loaded()))
-    assert parcels_of({"inputs": [named["inputs"]], "data_samples": [named["data_samples"]]}) is not None
+    assert sampled_foregrounds_of({"inputs": [named["inputs"]], "data_samples": [named["data_samples"]]}) is not None
     without = TRANSFORMS.build({"type": "PackDetInputs", "meta_keys": ("img_id",)})(paste(loaded()))
-    assert parcels_of({"inputs": [without["inputs"]], "data_samples": [without["data_samples"]]}) is None
+    assert sampled_foregrounds_of({"inputs": [without["inputs"]], "data_samples": [without["data_samples"]]}) is None
     off = TRANSFORMS.build({"type": "TersePaste", "bank": "/nowhere", "enabled": False})(loaded())
     assert type(off["img_path"]) is str
     assert "TersePaste(bank=" in repr(paste)
@@ -400,7 +400,7 @@ def test_it_goes_on_through_yoloxs_mode_switch(
         def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
             # Mosaic's images have the size already that single ones are resized to.
             mixed.append({sample.scale_factor for sample in data_batch["data_samples"]} == {(1.0, 1.0)})
-            drawn.append([index for parcel in parcels_of(data_batch) or () for index in parcel.objects])
+            drawn.append([index for sample in sampled_foregrounds_of(data_batch) or () for index in sample.objects])
 
         def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
             pasted.append(hook.terse.metrics()["objects_pasted"])
@@ -654,7 +654,7 @@ def test_asking_for_losses_leaves_what_modules_note_and_batch_augmentations_alon
 
     model = Noting()
     target = {"boxes": torch.tensor([[0.0, 0, 10, 10]]), "labels": torch.tensor([0])}
-    assert MMDetDetector(model, 3).image_losses([torch.zeros(3, 20, 20)], [target]).tolist() == [1.0]
+    assert MMDetAdapter(model, 3).image_losses([torch.zeros(3, 20, 20)], [target]).tolist() == [1.0]
     assert model.history == []
     assert not hasattr(model, "seen")
     assert len(model.data_preprocessor.batch_augments) == 1
@@ -674,7 +674,7 @@ def test_a_score_is_that_of_a_detection_of_the_same_class_in_the_same_place() ->
 
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10], [20, 20, 30, 30]])
     target = {"boxes": boxes, "labels": torch.tensor([0, 1, 2, 0])}
-    (scores,) = MMDetDetector(Fixed(), 3).object_scores([torch.zeros(3, 40, 50)], [target])
+    (scores,) = MMDetAdapter(Fixed(), 3).object_scores([torch.zeros(3, 40, 50)], [target])
     assert scores.tolist() == pytest.approx([0.6, 0.9, 0.0, 0.0])
 
 
@@ -720,7 +720,7 @@ def test_a_bank_is_built_from_boxes_only_where_a_way_is_given(data: Path, tmp_pa
     own_way = build_from_mmdet(cfg, tmp_path / "boxes.bank", boxes=whole_box)
     flags = ["bank", "build", "mmdet", "--config", str(tmp_path / "config.py"), "--out", str(tmp_path / "cli.bank")]
     assert terse_aug_command([*flags, "--boxes", "ellipse"]) == 0
-    assert (report.cut_by, own_way.cut_by) == ({"ellipse": 6}, {"function whole_box": 6})
+    assert (report.mask_sources, own_way.mask_sources) == ({"ellipse": 6}, {"function whole_box": 6})
     ellipses, boxes, cli = (ForegroundBank.open(tmp_path / f"{name}.bank") for name in ("ellipses", "boxes", "cli"))
     assert cli.fingerprint == ellipses.fingerprint
     for ellipse, box, entry in zip(ellipses, boxes, content["annotations"], strict=True):

@@ -23,8 +23,8 @@ from mmengine.logging import MessageHub
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
-from terse_aug.models import undisturbed
-from terse_aug_mmdet import MMDetDetector, TerseHook
+from terse_aug.models import isolated_forward
+from terse_aug_mmdet import MMDetAdapter, TerseHook
 from terse_aug_mmdet.batch import to_samples
 from terse_aug_mmdet.model import _batch
 from terse_aug_mmdet.scores import as_tensor
@@ -71,7 +71,7 @@ def table(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
         Path(path).write_text(head + "".join(lines))
 
 
-class Look(Hook):
+class Thumbnail(Hook):
     """Keeps the batch as it enters the model."""
 
     priority = "LOWEST"
@@ -117,7 +117,7 @@ def test_a_model_trains_with_it(name: str, tmp_path: Path, table: dict[str, str]
     )
     torch.manual_seed(0)
     runner = Runner.from_cfg(cfg)
-    runner.register_hook(look := Look())
+    runner.register_hook(look := Thumbnail())
     hook = next(hook for hook in runner.hooks if isinstance(hook, TerseHook))
     runner.train()
     figures = hook.terse.metrics()
@@ -131,10 +131,10 @@ def test_a_model_trains_with_it(name: str, tmp_path: Path, table: dict[str, str]
         assert ("masks" in instances) == masks
     images, targets = to_samples(look.batch, torch.device("cpu"))
     state = {key: value.clone() for key, value in runner.model.state_dict().items()}
-    scores = MMDetDetector(runner.model, len(CLASSES)).object_scores([image.detach() for image in images], targets)
+    scores = MMDetAdapter(runner.model, len(CLASSES)).object_scores([image.detach() for image in images], targets)
     assert [len(own) for own in scores] == [len(target["boxes"]) for target in targets]
     assert all(bool((own >= 0).all() & (own <= 1).all()) for own in scores)
-    _, gradients = MMDetDetector(runner.model, len(CLASSES)).pixel_gradients(images, targets)
+    _, gradients = MMDetAdapter(runner.model, len(CLASSES)).input_gradients(images, targets)
     assert all(bool(gradient.isfinite().all()) and bool(gradient.any()) for gradient in gradients)
     assert runner.model.training
     after = runner.model.state_dict()
@@ -146,7 +146,7 @@ def test_a_model_trains_with_it(name: str, tmp_path: Path, table: dict[str, str]
 def _hears(model: Any, images: list[torch.Tensor], targets: list[Any]) -> bool:
     """Whether a training forward is heard; what is heard has to be true then."""
     # Of RTMDet's random boxes none is anywhere near.
-    target = MMDetDetector(model, len(CLASSES), iou_threshold=0.0 if type(model).__name__ == "RTMDet" else 1e-6)
+    target = MMDetAdapter(model, len(CLASSES), iou_threshold=0.0 if type(model).__name__ == "RTMDet" else 1e-6)
     listener = target.listen()
     if listener is None:
         return False
@@ -161,7 +161,7 @@ def _hears(model: Any, images: list[torch.Tensor], targets: list[Any]) -> bool:
     else:
         model.bbox_head.test_cfg.update(NOTHING_SUPPRESSED)
         listener._least_score = 0.0
-    with undisturbed(model, True):
+    with isolated_forward(model, True):
         model(**model.data_preprocessor(_batch(images, targets), True), mode="loss")
     heard = listener.scores(images, targets)
     listener.close()
@@ -187,7 +187,7 @@ def test_what_would_be_heard_wrong_is_asked(config: str) -> None:
     """OHEM classifies candidates of its own before; PAA's boxes cannot be had without suppression."""
     with DefaultScope.overwrite_default_scope("mmdet"):
         model = MODELS_OF_MMDET.build(narrowed(shipped(config)))
-    assert MMDetDetector(model, len(CLASSES)).listen() is None
+    assert MMDetAdapter(model, len(CLASSES)).listen() is None
 
 
 def test_asking_leaves_the_thresholds_that_a_model_moves_while_it_trains() -> None:
@@ -200,7 +200,7 @@ def test_asking_leaves_the_thresholds_that_a_model_moves_while_it_trains() -> No
     images = [torch.rand(3, 96, 96)]
     targets = [{"boxes": torch.tensor([[10.0, 20, 50, 60]]), "labels": torch.tensor([0])}]
     before = model.roi_head.bbox_assigner.pos_iou_thr
-    MMDetDetector(model, len(CLASSES)).image_losses(images, targets)
+    MMDetAdapter(model, len(CLASSES)).image_losses(images, targets)
     assert model.roi_head.bbox_assigner.pos_iou_thr == before
     model(**model.data_preprocessor(_batch(images, targets), True), mode="loss")
     assert model.roi_head.bbox_assigner.pos_iou_thr != before
@@ -211,11 +211,11 @@ def test_what_cannot_be_asked_is_refused() -> None:
         rpn = MODELS_OF_MMDET.build(narrowed(shipped("rpn/rpn_r50_fpn_1x_coco.py")))
         model: Any = MODELS_OF_MMDET.build(narrowed(shipped("faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py")))
     with pytest.raises(ValueError, match="RPN proposes boxes without classes"):
-        MMDetDetector(rpn)
+        MMDetAdapter(rpn)
     model.language_model = torch.nn.Identity()  # as GroundingDINO and GLIP have one
-    target = MMDetDetector(model, len(CLASSES))
+    target = MMDetAdapter(model, len(CLASSES))
     images, targets = [torch.rand(3, 96, 96)], [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long()}]
-    for ask in (target.image_losses, target.object_scores, target.pixel_gradients):
+    for ask in (target.image_losses, target.object_scores, target.input_gradients):
         with pytest.raises(ValueError, match="FasterRCNN takes a text with every image"):
             ask(images, targets)
 
@@ -233,7 +233,7 @@ def test_a_model_that_resizes_its_batches_is_heard_in_the_composites_pixels() ->
     targets = [{"boxes": boxes, "labels": torch.tensor([0, 1])}, {"boxes": boxes[:1], "labels": torch.tensor([1])}]
     for size in ((64, 96), (160, 192)):
         resize._input_size = size
-        target = MMDetDetector(model, len(CLASSES), iou_threshold=0.01)
+        target = MMDetAdapter(model, len(CLASSES), iou_threshold=0.01)
         listener = target.listen()
         assert listener is not None
         listener._least_score = 0.0
@@ -244,7 +244,7 @@ def test_a_model_that_resizes_its_batches_is_heard_in_the_composites_pixels() ->
             {"boxes": as_tensor(sample.gt_instances.bboxes).clone(), "labels": sample.gt_instances.labels}
             for sample in batch["data_samples"]
         ]
-        with undisturbed(model, True):
+        with isolated_forward(model, True):
             model(**batch, mode="loss")
         heard = listener.scores(images, targets)
         others = [{**one, "boxes": one["boxes"] + 20} for one in targets]

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from terse_aug import ForegroundBank, Terse
 from terse_aug.models import (
     NO_CLASS,
-    ClassifierTarget,
-    RegressionTarget,
-    SegmentationTarget,
-    TargetModel,
+    ClassifierAdapter,
+    ModelAdapter,
+    RegressorAdapter,
+    SegmenterAdapter,
     class_of,
     label_map,
 )
@@ -49,23 +49,23 @@ def flat_head(outputs: int) -> nn.Module:
     return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(12 * 36, outputs))
 
 
-def classifier() -> tuple[TargetModel, nn.Module, Callable[..., Tensor]]:
+def classifier() -> tuple[ModelAdapter, nn.Module, Callable[..., Tensor]]:
     model = Features(flat_head(3))
-    return ClassifierTarget(model, 3), model, lambda out, targets: F.cross_entropy(out, class_of(targets))
+    return ClassifierAdapter(model, 3), model, lambda out, targets: F.cross_entropy(out, class_of(targets))
 
 
-def segmenter() -> tuple[TargetModel, nn.Module, Callable[..., Tensor]]:
+def segmenter() -> tuple[ModelAdapter, nn.Module, Callable[..., Tensor]]:
     model = Features(Upsampled())
     return (
-        SegmentationTarget(model, 3),
+        SegmenterAdapter(model, 3),
         model,
         lambda out, targets: F.cross_entropy(out, torch.stack([label_map(target) for target in targets])),
     )
 
 
-def regressor() -> tuple[TargetModel, nn.Module, Callable[..., Tensor]]:
+def regressor() -> tuple[ModelAdapter, nn.Module, Callable[..., Tensor]]:
     model = Features(flat_head(2))
-    target = RegressionTarget(model, centre, tolerance=0.1)
+    target = RegressorAdapter(model, centre, tolerance=0.1)
     return target, model, lambda out, targets: F.smooth_l1_loss(out, torch.stack(list(map(centre, targets))), beta=0.1)
 
 
@@ -86,7 +86,7 @@ def batch(seed: int, count: int = 8) -> tuple[Tensor, list[dict[str, Tensor]]]:
 @pytest.mark.parametrize("policy", ["random", "hard-random", "critic", "learned"])
 def test_it_trains_with_every_policy(task: Any, policy: str, tiny_bank: ForegroundBank) -> None:
     target, model, loss_of = task
-    assert isinstance(target, TargetModel)
+    assert isinstance(target, ModelAdapter)
     terse = Terse(tiny_bank, policy, target=target, objects=(1, 1), move_every=1, **EVERY_IMAGE)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     model.train()
@@ -160,13 +160,13 @@ def test_a_table_that_a_model_computed_while_it_was_asked_stays_with_it() -> Non
     model = Tabled().train()
     images, _ = batch(0, count=1)
     found = [{"boxes": torch.zeros(1, 4), "labels": torch.ones(1, dtype=torch.long)}]
-    ClassifierTarget(model, 3).image_losses(list(images), found)
+    ClassifierAdapter(model, 3).image_losses(list(images), found)
     assert torch.equal(model(images), images.mean((2, 3)))
 
 
 def test_an_object_that_is_no_class_of_the_classifiers_has_no_score_and_no_loss() -> None:
     torch.manual_seed(0)
-    target = ClassifierTarget(Features(flat_head(3)), 3)
+    target = ClassifierAdapter(Features(flat_head(3)), 3)
     images, _ = batch(0, count=2)
     found = [{"boxes": torch.zeros(1, 4), "labels": torch.tensor([label])} for label in (5, -1)]
     assert torch.cat(target.object_scores(list(images), found)).isnan().all()
@@ -177,10 +177,10 @@ def test_an_object_that_is_no_class_of_the_classifiers_has_no_score_and_no_loss(
 def test_a_model_that_writes_and_draws_is_left_as_it_was(kind: str) -> None:
     torch.manual_seed(0)
     model = Restless().train()
-    target = ClassifierTarget(model, 3)
+    target = ClassifierAdapter(model, 3)
     images, _ = batch(0, count=2)
     found = [{"boxes": torch.zeros(1, 4), "labels": torch.ones(1, dtype=torch.long)}] * 2
-    ask = {"losses": target.image_losses, "gradients": target.pixel_gradients, "scores": target.object_scores}[kind]
+    ask = {"losses": target.image_losses, "gradients": target.input_gradients, "scores": target.object_scores}[kind]
     own = dict(model.named_buffers(remove_duplicate=False))
     before, state = {name: value.clone() for name, value in own.items()}, torch.get_rng_state()
     first, second = ask(list(images), found), ask(list(images), found)
@@ -211,11 +211,11 @@ def test_what_is_right_scores_one_and_what_is_wrong_little() -> None:
 
     target = {"boxes": torch.tensor([[0.0, 24, 24, 48]]), "labels": torch.tensor([1])}
     moved = {"boxes": torch.tensor([[24.0, 24, 48, 48]]), "labels": torch.tensor([1])}
-    scores = RegressionTarget(Exact(), centre, tolerance=0.1).object_scores([torch.zeros(3, 4, 4)] * 2, [target, moved])
+    scores = RegressorAdapter(Exact(), centre, tolerance=0.1).object_scores([torch.zeros(3, 4, 4)] * 2, [target, moved])
     assert float(scores[0]) == pytest.approx(1)
     assert float(scores[1]) == pytest.approx(2.718**-5, rel=1e-2)
     with pytest.raises(ValueError, match="tolerance: expected a value above 0, got 0"):
-        RegressionTarget(Exact(), centre, tolerance=0)
+        RegressorAdapter(Exact(), centre, tolerance=0)
 
 
 def test_the_label_map_has_later_objects_in_front_and_needs_masks() -> None:
@@ -232,29 +232,29 @@ def test_an_image_without_objects_has_no_class_and_no_loss() -> None:
     model = Features(flat_head(3))
     images, targets = batch(0, count=2)
     assert class_of(targets).tolist() == [NO_CLASS] * 2
-    assert ClassifierTarget(model, 3).image_losses(list(images), targets).tolist() == [0, 0]
+    assert ClassifierAdapter(model, 3).image_losses(list(images), targets).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int64])
 def test_labels_of_every_integer_type_are_classes(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    target = ClassifierTarget(Features(flat_head(3)), 3)
+    target = ClassifierAdapter(Features(flat_head(3)), 3)
     images, _ = batch(0, count=1)
     found = {"boxes": torch.zeros(3, 4), "labels": torch.tensor([2, 0, 2], dtype=dtype)}
-    (scores,), (chances,) = (ask(list(images), [found]) for ask in (target.object_scores, target.object_chances))
+    (scores,), (chances,) = (ask(list(images), [found]) for ask in (target.object_scores, target.class_probabilities))
     assert scores.isnan().tolist() == [True, True, False]
     assert float(scores[2]) == float(chances[2, 2]) != float(chances[2, 0])
     assert float(chances[2].sum()) == pytest.approx(1)
     assert bool(chances[:2].isnan().all())
     masks = torch.zeros(3, SIDE, SIDE, dtype=torch.bool)
     masks[:2, :4] = True
-    (scores,) = SegmentationTarget(Features(Upsampled()), 3).object_scores(list(images), [found | {"masks": masks}])
+    (scores,) = SegmenterAdapter(Features(Upsampled()), 3).object_scores(list(images), [found | {"masks": masks}])
     assert scores.isnan().tolist() == [False, False, True]
 
 
 def test_a_regression_leaves_images_without_objects_out() -> None:
     torch.manual_seed(0)
-    target = RegressionTarget(Features(flat_head(2)), centre, tolerance=0.1)
+    target = RegressorAdapter(Features(flat_head(2)), centre, tolerance=0.1)
     images, targets = batch(0, count=2)
     assert target.image_losses(list(images), targets).tolist() == [0, 0]
     assert [len(own) for own in target.object_scores(list(images), targets)] == [0, 0]

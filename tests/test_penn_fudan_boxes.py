@@ -24,5 +24,5 @@ def test_boxes_are_cut_out_as_if_there_were_no_masks(
     host.prepare([20])
     command = host.command(Run(20, "random", 0))
     with ForegroundBank.open(command[command.index("--bank") + 1]) as bank:
-        assert bank.info()["built"]["cut_by"] == {"ellipse": len(bank)}
+        assert bank.info()["built"]["mask_sources"] == {"ellipse": len(bank)}
         assert len(bank) > 40

@@ -11,16 +11,16 @@ from factories import EVERY_IMAGE, RampLoss, make_bank, make_batch, make_detecto
 from torch import Tensor, nn
 
 from terse_aug import PARAMETERS, ForegroundBank, Terse, TerseWarning, TransformRanges
-from terse_aug.models import TorchvisionDetector
+from terse_aug.models import TorchvisionAdapter
 from terse_aug.policies import (
     POLICIES,
-    DeterministicPolicy,
-    HardRandomPolicy,
-    LearnedPolicy,
+    AdversarialPolicy,
+    BestOfNPolicy,
+    PaperPolicy,
     Policy,
+    PolicyContext,
     Proposal,
     RandomPolicy,
-    Scene,
     divergence_from_uniform,
     uniform_proposal,
 )
@@ -29,9 +29,9 @@ from terse_aug.policies.adversarial import _log_density
 TRANSLATE_X = PARAMETERS.index("translate_x")
 
 
-def make_scene(seed: int = 0, images: int = 2, pastes: int = 5) -> Scene:
+def make_context(seed: int = 0, images: int = 2, pastes: int = 5) -> PolicyContext:
     generator = torch.Generator().manual_seed(seed)
-    return Scene(
+    return PolicyContext(
         image_of=torch.arange(pastes) * images // pastes,
         image_count=images,
         labels=torch.ones(pastes, dtype=torch.long),
@@ -41,9 +41,9 @@ def make_scene(seed: int = 0, images: int = 2, pastes: int = 5) -> Scene:
     )
 
 
-def disturbed_policy(temperature: float = 0.3, dropout: float = 0.0, size: float = 0.3) -> LearnedPolicy:
+def disturbed_policy(temperature: float = 0.3, dropout: float = 0.0, size: float = 0.3) -> AdversarialPolicy:
     """A learned policy whose regressor is not at zero, so that its distribution is not uniform."""
-    policy = LearnedPolicy(seed=0, temperature=temperature, dropout=dropout)
+    policy = AdversarialPolicy(seed=0, temperature=temperature, dropout=dropout)
     generator = torch.Generator().manual_seed(1)
     for parameter in policy.synthesizer.regressor.parameters():
         parameter.data.copy_(size * torch.randn(parameter.shape, generator=generator))
@@ -73,10 +73,10 @@ def test_a_policy_proposes_one_point_of_the_unit_cube_per_paste_and_repeats_itse
     assert torch.equal(units, again)
 
 
-@pytest.mark.parametrize("policy", [RandomPolicy(), LearnedPolicy(0)], ids=["random", "learned"])
+@pytest.mark.parametrize("policy", [RandomPolicy(), AdversarialPolicy(0)], ids=["random", "learned"])
 @pytest.mark.parametrize("learning", [False, True])
 def test_a_scene_without_pastes_gets_an_empty_proposal(policy: Policy, learning: bool) -> None:
-    scene = make_scene(pastes=0)
+    scene = make_context(pastes=0)
     proposal = policy.propose(scene, torch.Generator(), learning)
     assert proposal.unit.shape == (0, len(PARAMETERS))
 
@@ -89,7 +89,7 @@ def test_policies_that_do_not_learn_have_no_parameters(name: str, tiny_bank: For
 
 def test_a_new_policy_is_one_class(tiny_bank: ForegroundBank) -> None:
     class Corner(Policy):
-        def propose(self, scene: Scene, generator: torch.Generator, learning: bool) -> Proposal:
+        def propose(self, scene: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
             unit = torch.zeros(len(scene.image_of), len(PARAMETERS))
             return Proposal(unit, torch.zeros(len(unit)))
 
@@ -114,7 +114,7 @@ def test_hard_random_picks_for_each_image_the_candidate_with_the_largest_loss(ti
     images, targets = make_batch(sizes=((64, 64), (64, 80), (80, 64)))
     settings: dict[str, Any] = {**EVERY_IMAGE, "candidates": 4}
     hard = Terse(tiny_bank, "hard-random", target=detector, **settings).compose(images, targets, seed=5)
-    losses = TorchvisionDetector(detector).image_losses(hard.images, hard.targets)
+    losses = TorchvisionAdapter(detector).image_losses(hard.images, hard.targets)
 
     drawn: list[Tensor] = []
 
@@ -125,21 +125,23 @@ def test_hard_random_picks_for_each_image_the_candidate_with_the_largest_loss(ti
             super().__init__()
             self.number = number
 
-        def propose(self, scene: Scene, generator: torch.Generator, learning: bool) -> Proposal:
+        def propose(self, scene: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
             proposals = [uniform_proposal(len(scene.image_of), generator, torch.device("cpu")) for _ in range(4)]
             return proposals[self.number]
 
     for number in range(4):
         candidate = Terse(tiny_bank, Nth(number), **settings).compose(images, targets, seed=5)
-        drawn.append(TorchvisionDetector(detector).image_losses(candidate.images, candidate.targets))
+        drawn.append(TorchvisionAdapter(detector).image_losses(candidate.images, candidate.targets))
     assert torch.equal(losses, torch.stack(drawn).amax(0))
     assert (torch.stack(drawn).amax(0) > torch.stack(drawn).amin(0)).all()
 
 
 def test_hard_random_never_picks_a_candidate_whose_loss_is_not_finite() -> None:
     losses = iter([torch.tensor([math.nan, 1.0]), torch.tensor([0.5, math.inf])])
-    scene = Scene(torch.tensor([0, 1]), 2, torch.ones(2, dtype=torch.long), detector_loss=lambda unit: next(losses))
-    picked = HardRandomPolicy(2).propose(scene, torch.Generator().manual_seed(0), False).unit
+    scene = PolicyContext(
+        torch.tensor([0, 1]), 2, torch.ones(2, dtype=torch.long), detector_loss=lambda unit: next(losses)
+    )
+    picked = BestOfNPolicy(2).propose(scene, torch.Generator().manual_seed(0), False).unit
     generator = torch.Generator().manual_seed(0)
     first, second = (uniform_proposal(2, generator, torch.device("cpu")).unit for _ in range(2))
     assert torch.equal(picked, torch.stack([second[0], first[1]]))
@@ -178,8 +180,8 @@ def test_hard_random_without_a_target_is_refused(tiny_bank: ForegroundBank) -> N
 
 
 def test_at_the_start_the_learned_policy_is_exactly_uniform() -> None:
-    scene = make_scene()
-    proposal = LearnedPolicy(0).propose(scene, torch.Generator().manual_seed(3), False)
+    scene = make_context()
+    proposal = AdversarialPolicy(0).propose(scene, torch.Generator().manual_seed(3), False)
     uniform = uniform_proposal(5, torch.Generator().manual_seed(3), torch.device("cpu"))
     torch.testing.assert_close(proposal.unit, uniform.unit, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(proposal.log_density, torch.zeros(5), rtol=0, atol=1e-5)
@@ -217,7 +219,7 @@ def test_the_density_integrates_to_one() -> None:
 
 def test_the_density_of_a_proposal_is_that_of_its_noise_over_the_derivative_of_the_map() -> None:
     """log q(p) = log p(noise) - log |dp / dnoise|, with the derivative from autograd."""
-    policy, scene = disturbed_policy(), make_scene()
+    policy, scene = disturbed_policy(), make_context()
     proposal = policy.propose(scene, torch.Generator().manual_seed(2), True)
     location, log_spread = (leaf.detach().double() for leaf in proposal.leaves)
     uniform = torch.rand(5, len(PARAMETERS), generator=torch.Generator().manual_seed(2))
@@ -233,7 +235,7 @@ def test_the_density_of_a_proposal_is_that_of_its_noise_over_the_derivative_of_t
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_the_gradient_of_the_objective_is_that_of_expected_loss_and_divergence(dropout: float) -> None:
     """Against finite differences of mean(-L + tau KL) for the same noise, through the whole synthesizer."""
-    policy, scene = disturbed_policy(temperature=0.7, dropout=dropout, size=0.1), make_scene()
+    policy, scene = disturbed_policy(temperature=0.7, dropout=dropout, size=0.1), make_context()
 
     def propose() -> Proposal:
         return policy.propose(scene, torch.Generator().manual_seed(4), True)
@@ -262,7 +264,7 @@ def test_the_gradient_of_the_objective_is_that_of_expected_loss_and_divergence(d
 
 
 def test_learning_draws_the_same_transforms_as_not_learning() -> None:
-    policy, scene = disturbed_policy(), make_scene()
+    policy, scene = disturbed_policy(), make_context()
     units = [policy.propose(scene, torch.Generator().manual_seed(1), learning).unit for learning in (False, True)]
     assert torch.equal(units[0], units[1].detach())
 
@@ -323,9 +325,9 @@ def test_the_deterministic_policy_moves_to_where_the_loss_is_high_and_collapses(
 
 
 def test_dropout_is_all_that_varies_the_deterministic_policy() -> None:
-    scene = make_scene()
+    scene = make_context()
     for dropout, varies in ((0.0, False), (0.5, True)):
-        policy = DeterministicPolicy(0, dropout)
+        policy = PaperPolicy(0, dropout)
         generator = torch.Generator().manual_seed(1)
         for parameter in policy.synthesizer.regressor.parameters():
             parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
@@ -362,7 +364,7 @@ class HalfWay(Policy):
         super().__init__()
         self.point = nn.Parameter(torch.full((len(PARAMETERS),), 0.5))
 
-    def propose(self, scene: Scene, generator: torch.Generator, learning: bool) -> Proposal:
+    def propose(self, scene: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
         points = self.point.expand(len(scene.image_of), -1)
         leaf = points.detach().clone().requires_grad_(learning)
         return Proposal(leaf, torch.zeros(len(leaf)), *(((leaf,), (points,)) if learning else ()))

@@ -31,15 +31,15 @@ from terse_aug import ForegroundBank, PixelFormat, Terse, TerseConfig, TerseWarn
 from terse_aug.compositing.compose import Paste
 from terse_aug.compositing.label_correction import PastedObject
 from terse_aug.compositing.render import Rectangle
-from terse_aug.lockstep import HardExampleCache, Hunt
+from terse_aug.lockstep import HardExampleCache, HardExampleMining
 from terse_aug.models import (
-    ClassifierTarget,
-    GivesGradients,
-    RegressionTarget,
-    SegmentationTarget,
-    TorchvisionDetector,
+    ClassifierAdapter,
+    GivesInputGradients,
+    RegressorAdapter,
+    SegmenterAdapter,
+    TorchvisionAdapter,
 )
-from terse_aug.training.perturbation import Room, folded, foreground_map, tiled
+from terse_aug.training.perturbation import PerturbationBall, folded, foreground_map, tiled
 from terse_aug.training.robustness import TILE
 
 OBJECTS, BACKGROUND = 4 / 255, 10 / 255
@@ -67,7 +67,7 @@ class Gradients:
         self.seen = [image.detach().clone() for image in images]
         return [torch.full((len(target["boxes"]),), 0.5) for target in targets]
 
-    def pixel_gradients(self, images: Any, targets: Any, loss_scale: float = 1.0) -> tuple[Tensor, list[Tensor]]:
+    def input_gradients(self, images: Any, targets: Any, loss_scale: float = 1.0) -> tuple[Tensor, list[Tensor]]:
         self.asked += 1
         weights = self.weights * len(images)
         given = zip(images, weights[: len(images)], strict=True)
@@ -121,7 +121,7 @@ def test_every_pixel_keeps_within_its_radius_and_the_range_and_labels_stay(
 
 def test_what_lies_outside_the_range_is_not_moved_farther_out() -> None:
     image = torch.tensor([-0.5, 0.5, 1.5])[:, None, None].expand(3, 2, 2)
-    room = Room.around(image, torch.full((2, 2), 0.1), PixelFormat())
+    room = PerturbationBall.around(image, torch.full((2, 2), 0.1), PixelFormat())
     for direction, expected in ((1.0, (-0.4, 0.6, 1.5)), (-1.0, (-0.5, 0.4, 1.4))):
         moved = room.moved(room.centre, torch.full_like(image, direction))
         torch.testing.assert_close(moved[:, 0, 0], torch.tensor(expected))
@@ -162,7 +162,7 @@ def test_folding_is_the_transpose_of_tiling() -> None:
 # --- what it is for -------------------------------------------------------------------------------------------------
 
 
-def trained_classifier() -> tuple[nn.Module, ClassifierTarget]:
+def trained_classifier() -> tuple[nn.Module, ClassifierAdapter]:
     """Learns from a few composites which of two classes is in front."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
@@ -170,7 +170,7 @@ def trained_classifier() -> tuple[nn.Module, ClassifierTarget]:
             *(nn.Conv2d(3, 12, 3, padding=1, stride=2), nn.BatchNorm2d(12), nn.ReLU(), nn.Dropout(0.1)),
             *(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(12 * 16, 3)),
         )
-    return model.train(), ClassifierTarget(model, 3)
+    return model.train(), ClassifierAdapter(model, 3)
 
 
 def two_colours(folder: Path) -> ForegroundBank:
@@ -213,7 +213,7 @@ def rises(terse: Terse, target: Any, images: list[Tensor], targets: list[dict[st
     noise = []
     for number, image in enumerate(composites.images):
         where = foreground_map(image, composites.targets[number], composites.pastes[number], composites.shown[number])
-        room = Room.around(image, torch.where(where, OBJECTS, BACKGROUND), PixelFormat())
+        room = PerturbationBall.around(image, torch.where(where, OBJECTS, BACKGROUND), PixelFormat())
         noise.append(room.moved(image, (torch.rand(image.shape, generator=generator) - 0.5).sign()))
     found = {"noise": target.image_losses(noise, composites.targets) - clean}
     for steps in (1, 5):
@@ -233,7 +233,7 @@ def test_gradient_steps_raise_the_loss_by_more_than_noise_does(tmp_path: Path, t
         model, target = trained_classifier()
         learn(Terse(bank, "random", **settings), model, 30, classifier_loss, **size)
     else:
-        model, target = (model := make_detector("fasterrcnn")), TorchvisionDetector(model)
+        model, target = (model := make_detector("fasterrcnn")), TorchvisionAdapter(model)
         learn(Terse(bank, "random", **settings), model, 30, detector_loss, **size)
     found = rises(
         Terse(bank, "random", **settings), target, *make_batch(99, sizes=((64, 64),) * 12, objects=size["objects"])
@@ -293,12 +293,12 @@ def _flat(outputs: int) -> nn.Module:
 
 
 TARGETS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
-    **{name: lambda name=name: (model := make_detector(name), TorchvisionDetector(model)) for name in DETECTORS},
-    "classifier": lambda: (model := _flat(3), ClassifierTarget(model, 3)),
-    "reentrant": lambda: (model := Recomputed(True), ClassifierTarget(model, 3)),
-    "recomputed": lambda: (model := Recomputed(False), ClassifierTarget(model, 3)),
-    "segmenter": lambda: (model := _dense(), SegmentationTarget(model, 3)),
-    "regressor": lambda: (model := _flat(2), RegressionTarget(model, lambda target: target["boxes"][-1, :2], 10.0)),
+    **{name: lambda name=name: (model := make_detector(name), TorchvisionAdapter(model)) for name in DETECTORS},
+    "classifier": lambda: (model := _flat(3), ClassifierAdapter(model, 3)),
+    "reentrant": lambda: (model := Recomputed(True), ClassifierAdapter(model, 3)),
+    "recomputed": lambda: (model := Recomputed(False), ClassifierAdapter(model, 3)),
+    "segmenter": lambda: (model := _dense(), SegmenterAdapter(model, 3)),
+    "regressor": lambda: (model := _flat(2), RegressorAdapter(model, lambda target: target["boxes"][-1, :2], 10.0)),
 }
 
 
@@ -307,7 +307,7 @@ def test_a_gradient_leaves_no_trace_in_the_model(name: str) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         model, target = TARGETS[name]()
-    assert isinstance(target, GivesGradients)
+    assert isinstance(target, GivesInputGradients)
     model.train()
     next(iter(model.children())).eval()  # a mixed state has to come back as well
     frozen = next(model.parameters()).requires_grad_(False)
@@ -323,10 +323,10 @@ def test_a_gradient_leaves_no_trace_in_the_model(name: str) -> None:
     images, targets = make_batch(2, sizes=((64, 64), (64, 64)), objects=2, **fields)
     given = [image.clone() for image in images]
     with torch.no_grad():  # wherever it is called
-        loss, gradients = target.pixel_gradients(images, targets, loss_scale=4.0)
+        loss, gradients = target.input_gradients(images, targets, loss_scale=4.0)
     assert all_equal(images, given)
     assert all(bool(gradient.isfinite().all()) and bool(gradient.any()) for gradient in gradients)
-    again, unscaled = target.pixel_gradients(images, targets)
+    again, unscaled = target.input_gradients(images, targets)
     assert torch.equal(loss, again)
     for one, other in zip(gradients, unscaled, strict=True):
         torch.testing.assert_close(one, 4 * other, rtol=1e-4, atol=1e-9)
@@ -346,7 +346,7 @@ def test_the_gradient_of_a_batch_is_that_of_its_loss() -> None:
         torch.default_generator.manual_seed(0)
         _, target = TARGETS["classifier"]()
     images, targets = make_batch(0, sizes=((32, 32), (32, 32)))
-    _, gradients = target.pixel_gradients(images, targets)
+    _, gradients = target.input_gradients(images, targets)
     for direction in (gradients, [torch.full_like(image, 0.1) for image in images]):
         step = 0.1 / max(float(own.abs().max()) for own in direction)
         ahead, behind = (
@@ -579,7 +579,7 @@ def test_settings_out_of_range_and_targets_without_a_gradient_are_refused(
         def object_scores(self, images: Any, targets: Any) -> list[Tensor]:
             return []
 
-    with pytest.raises(ValueError, match="has pixel_gradients, got Scores"):
+    with pytest.raises(ValueError, match="has input_gradients, got Scores"):
         Terse(tiny_bank, "random", target=Scores(), robust="pgd")
     Terse(tiny_bank, "random", target=Scores(), robust="universal")
     terse = Terse(tiny_bank, "random", robust="universal")
@@ -587,7 +587,7 @@ def test_settings_out_of_range_and_targets_without_a_gradient_are_refused(
         HardExampleCache(tmp_path / "cache", capacity=4, pixels=terse.pixels) as cache,
         pytest.raises(ValueError, match=r"Terse with robust='none'.*got 'universal'"),
     ):
-        Hunt(terse, Gradients(1.0), cache, {1: 2}, budget=10)
+        HardExampleMining(terse, Gradients(1.0), cache, {1: 2}, budget=10)
 
 
 # --- precision ------------------------------------------------------------------------------------------------------
@@ -610,7 +610,7 @@ def test_gradient_steps_under_autocast_are_nearly_those_without(tiny_bank: Foreg
     model = Faint(1e-3)
     signs = []
     for enabled in (False, True):
-        terse = Terse(tiny_bank, "random", target=ClassifierTarget(model, 3), robust="pgd", **EVERY_IMAGE, **RADII)
+        terse = Terse(tiny_bank, "random", target=ClassifierAdapter(model, 3), robust="pgd", **EVERY_IMAGE, **RADII)
         batch = make_batch(sizes=((64, 64), (64, 64)))
         with torch.autocast("cpu", dtype=dtype, enabled=enabled):
             moved, _ = terse(*batch)
@@ -625,7 +625,7 @@ def test_gradient_steps_under_autocast_are_nearly_those_without(tiny_bank: Foreg
 def test_gradients_that_overflow_in_float16_leave_images_alone_until_the_scale_fits(tiny_bank: ForegroundBank) -> None:
     torch.manual_seed(0)
     model = Faint(1e5)
-    terse = Terse(tiny_bank, "random", target=ClassifierTarget(model, 3), robust="pgd", **EVERY_IMAGE)
+    terse = Terse(tiny_bank, "random", target=ClassifierAdapter(model, 3), robust="pgd", **EVERY_IMAGE)
     history = []
     for _ in range(12):
         with torch.autocast("cpu", dtype=torch.float16):

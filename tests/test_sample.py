@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from terse_aug.structures.annotations import OBJECT_FIELDS, check_samples, mend_boxes, take_objects
+from terse_aug.structures.annotations import OBJECT_FIELDS, check_samples, repair_boxes, take_objects
 
 HEIGHT, WIDTH = 6, 8
 
@@ -149,8 +149,8 @@ def test_a_field_on_another_device_than_its_image_is_refused(name: str) -> None:
 def test_sound_boxes_come_back_as_the_very_same_target() -> None:
     for target in (sample_target(3), sample_target(0)):
         target["boxes"] = target["boxes"] * 0 + torch.tensor([0.0, 0.0, WIDTH, HEIGHT])
-        mended, dropped = mend_boxes(target, HEIGHT, WIDTH)
-        assert mended is target
+        repaired, dropped = repair_boxes(target, HEIGHT, WIDTH)
+        assert repaired is target
         assert not dropped
 
 
@@ -174,21 +174,21 @@ def test_sound_boxes_come_back_as_the_very_same_target() -> None:
 def test_a_box_without_a_pixel_is_left_out_and_counted(box: tuple[float, ...], reason: str) -> None:
     target = sample_target(3)
     target["boxes"][1] = torch.tensor(box)
-    mended, dropped = mend_boxes(target, HEIGHT, WIDTH)
+    repaired, dropped = repair_boxes(target, HEIGHT, WIDTH)
     assert dropped == {reason: 1}
     for name in OBJECT_FIELDS:
-        assert torch.equal(mended[name], target[name][[0, 2]])
+        assert torch.equal(repaired[name], target[name][[0, 2]])
 
 
 def test_a_box_that_leaves_the_frame_is_clipped_and_kept() -> None:
     target = sample_target(2)
     target["boxes"][1] = torch.tensor([-3.0, -2.0, WIDTH + 5.0, HEIGHT + 0.5])
-    mended, dropped = mend_boxes(target, HEIGHT, WIDTH)
-    assert mended["boxes"].tolist() == [target["boxes"][0].tolist(), [0, 0, WIDTH, HEIGHT]]
+    repaired, dropped = repair_boxes(target, HEIGHT, WIDTH)
+    assert repaired["boxes"].tolist() == [target["boxes"][0].tolist(), [0, 0, WIDTH, HEIGHT]]
     assert dropped == {"box_clipped": 1}
     target["boxes"][1] = torch.tensor([-0.9, 0.0, WIDTH + 1.0, HEIGHT])
-    assert mend_boxes(target, HEIGHT, WIDTH)[1] == {}  # rounding
-    assert all(mended[name] is target[name] or torch.equal(mended[name], target[name]) for name in [*target][1:])
+    assert repair_boxes(target, HEIGHT, WIDTH)[1] == {}  # rounding
+    assert all(repaired[name] is target[name] or torch.equal(repaired[name], target[name]) for name in [*target][1:])
 
 
 sides = st.sampled_from([-math.inf, math.inf, math.nan]) | st.floats(-10, 15, width=32)
@@ -208,20 +208,20 @@ def test_nothing_is_lost_but_what_is_counted_and_the_rest_lies_in_the_frame(
     target = sample_target(len(boxes))
     target["boxes"] = torch.tensor(boxes, dtype=dtype).view(-1, 4)
     before = copy.deepcopy(target)
-    mended, dropped = mend_boxes(target, HEIGHT, WIDTH)
+    repaired, dropped = repair_boxes(target, HEIGHT, WIDTH)
     lost = sum(count for reason, count in dropped.items() if reason != "box_clipped")
-    assert len(mended["boxes"]) + lost == len(boxes)
+    assert len(repaired["boxes"]) + lost == len(boxes)
     limits = torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT], dtype=dtype)
-    assert ((mended["boxes"] >= 0) & (mended["boxes"] <= limits)).all()
-    assert (mended["boxes"][:, 2:] > mended["boxes"][:, :2]).all()
-    assert mended["boxes"].dtype == dtype
-    kept = (mended["ids"] - 10).tolist()
+    assert ((repaired["boxes"] >= 0) & (repaired["boxes"] <= limits)).all()
+    assert (repaired["boxes"][:, 2:] > repaired["boxes"][:, :2]).all()
+    assert repaired["boxes"].dtype == dtype
+    kept = (repaired["ids"] - 10).tolist()
     assert kept == sorted(kept)
     for name in OBJECT_FIELDS:
         torch.testing.assert_close(target[name], before[name], rtol=0, atol=0, equal_nan=True)
         if name != "boxes":
-            assert torch.equal(mended[name], target[name][kept])
-    for box, index in zip(mended["boxes"], kept, strict=True):
+            assert torch.equal(repaired[name], target[name][kept])
+    for box, index in zip(repaired["boxes"], kept, strict=True):
         assert torch.equal(box, torch.minimum(target["boxes"][index].clamp(min=0), limits))
 
 

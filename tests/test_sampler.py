@@ -11,11 +11,11 @@ import pytest
 import torch
 from factories import EVERY_IMAGE, cutout, make_bank, make_batch, make_detector
 
-from terse_aug import CutoutLoader, ForegroundBank, Terse
+from terse_aug import ForegroundBank, ForegroundLoader, Terse
 from terse_aug.samplers import (
-    BiregularSampler,
-    Cutouts,
-    Demand,
+    BalancedSampler,
+    DrawRequest,
+    ForegroundIndex,
     HardnessSampler,
     RaritySampler,
     Sampler,
@@ -29,13 +29,13 @@ NAMES = {3: "cat", 5: "dog", 7: "zebra"}
 
 
 def bound(sampler: Any, labels: Any = LABELS, **more: Any) -> Any:
-    sampler.bind(Cutouts(np.asarray(labels), NAMES), 0, **more)
+    sampler.bind(ForegroundIndex(np.asarray(labels), NAMES), 0, **more)
     return sampler
 
 
 def shares(sampler: Sampler, count: int = 6000, **demand: Any) -> dict[int, float]:
     """How often each class is drawn."""
-    drawn = LABELS[sampler.draw(Demand([count], **demand), generator_for(0))]
+    drawn = LABELS[sampler.draw(DrawRequest([count], **demand), generator_for(0))]
     return {label: float((drawn == label).mean()) for label in (3, 5, 7)}
 
 
@@ -44,7 +44,7 @@ def shares(sampler: Sampler, count: int = 6000, **demand: Any) -> dict[int, floa
 
 def test_a_uniform_draw_is_a_single_one_of_torch() -> None:
     """What was drawn before there were other samplers is drawn still, to the number."""
-    drawn = bound(UniformSampler()).draw(Demand([3, 2, 4]), generator_for(5))
+    drawn = bound(UniformSampler()).draw(DrawRequest([3, 2, 4]), generator_for(5))
     assert drawn == torch.randint(len(LABELS), (9,), generator=generator_for(5)).tolist()
 
 
@@ -52,7 +52,7 @@ def test_a_uniform_draw_is_a_single_one_of_torch() -> None:
 def test_offers_are_of_one_class_and_classes_as_frequent_as_in_the_bank(only: list[int] | None) -> None:
     sampler = bound(UniformSampler())
     sampler.only(only)
-    rows = np.array(sampler.draw(Demand([4000], 5), generator_for(0))).reshape(4000, 5)
+    rows = np.array(sampler.draw(DrawRequest([4000], 5), generator_for(0))).reshape(4000, 5)
     drawn = LABELS[rows]
     assert (drawn == drawn[:, :1]).all()
     allowed = LABELS if only is None else LABELS[np.isin(LABELS, only)]
@@ -67,7 +67,7 @@ def test_offers_are_of_one_class_and_classes_as_frequent_as_in_the_bank(only: li
 def test_offers_of_any_class_are_independent_and_uniform_over_what_is_allowed() -> None:
     sampler = bound(UniformSampler())
     sampler.only([3, 7])
-    rows = np.array(sampler.draw(Demand([4000], 3, any_class=True), generator_for(0))).reshape(4000, 3)
+    rows = np.array(sampler.draw(DrawRequest([4000], 3, any_class=True), generator_for(0))).reshape(4000, 3)
     sevens = LABELS[rows] == 7
     assert np.isin(LABELS[rows], [3, 7]).all()
     assert sevens.mean(0) == pytest.approx([2 / 11] * 3, abs=0.03)
@@ -79,13 +79,13 @@ def test_one_offer_is_uniform_over_what_is_allowed_and_all_may_be_allowed_again(
     sampler = bound(UniformSampler())
     sampler.only([3])
     assert sampler.allowed_labels == [3]
-    assert set(sampler.draw(Demand([500]), generator_for(0))) == set(range(1, 10))
+    assert set(sampler.draw(DrawRequest([500]), generator_for(0))) == set(range(1, 10))
     with pytest.raises(ValueError, match=r"no cut-out in the bank has any of the labels \[4\]"):
         sampler.only([4])
-    assert set(sampler.draw(Demand([500]), generator_for(0))) == set(range(1, 10))
+    assert set(sampler.draw(DrawRequest([500]), generator_for(0))) == set(range(1, 10))
     sampler.only(None)
     assert sampler.allowed_labels is None
-    assert set(sampler.draw(Demand([2000]), generator_for(0))) == set(range(len(LABELS)))
+    assert set(sampler.draw(DrawRequest([2000]), generator_for(0))) == set(range(len(LABELS)))
 
 
 # --- by class -------------------------------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def test_rare_classes_are_drawn_by_the_power_of_their_number(power: float, deman
     sampler = bound(RaritySampler(power))
     assert sampler.probabilities() == pytest.approx(expected)
     assert shares(sampler, 3000, **demand) == pytest.approx(expected, abs=0.03)
-    sevens = Counter(sampler.draw(Demand([6000]), generator_for(1)))
+    sevens = Counter(sampler.draw(DrawRequest([6000]), generator_for(1)))
     assert sevens[0] == pytest.approx(sevens[10], rel=0.2)
 
 
@@ -118,7 +118,7 @@ def test_given_weights_are_relative_to_one_another_and_unnamed_classes_weigh_one
 
 def test_a_label_is_no_name() -> None:
     sampler = WeightedSampler({3: 0.0})
-    sampler.bind(Cutouts(LABELS, {3: "5", 5: "3", 7: "zebra"}), 0)
+    sampler.bind(ForegroundIndex(LABELS, {3: "5", 5: "3", 7: "zebra"}), 0)
     assert sampler.probabilities() == {3: 0.0, 5: 0.5, 7: 0.5}
 
 
@@ -127,13 +127,13 @@ def test_parcels_of_other_weights_or_classes_are_refused(tiny_bank: ForegroundBa
     first, second = tiny_bank.categories.values()
     classes = {first: 2, second: 1}
     terse = Terse(tiny_bank, "random", classes=classes, sampler=WeightedSampler({1: 3.0}), **EVERY_IMAGE)
-    fitting = CutoutLoader(tiny_bank, "random", sampler=WeightedSampler({second: 3.0}), **EVERY_IMAGE)
+    fitting = ForegroundLoader(tiny_bank, "random", sampler=WeightedSampler({second: 3.0}), **EVERY_IMAGE)
     terse(images, targets, [fitting(), fitting()])
-    other = CutoutLoader(tiny_bank, "random", sampler=WeightedSampler({1: 3.0}), **EVERY_IMAGE)
+    other = ForegroundLoader(tiny_bank, "random", sampler=WeightedSampler({1: 3.0}), **EVERY_IMAGE)
     with pytest.raises(ValueError, match="drawn by another sampler"):
         terse(images, targets, [other(), other()])
     merged = Terse(tiny_bank, "random", classes={first: 1, second: 1}, sampler="rarity", **EVERY_IMAGE)
-    apart = CutoutLoader(tiny_bank, "random", sampler="rarity", **EVERY_IMAGE)
+    apart = ForegroundLoader(tiny_bank, "random", sampler="rarity", **EVERY_IMAGE)
     with pytest.raises(ValueError, match="drawn by another sampler"):
         merged(images, targets, [apart(), apart()])
     swapped = Terse(tiny_bank, "random", classes=classes, sampler="rarity", **EVERY_IMAGE)
@@ -141,7 +141,7 @@ def test_parcels_of_other_weights_or_classes_are_refused(tiny_bank: ForegroundBa
 
 
 def test_rows_of_offers_are_of_the_class_that_was_drawn() -> None:
-    rows = np.array(bound(WeightedSampler({"dog": 0.0})).draw(Demand([200], 4), generator_for(0))).reshape(200, 4)
+    rows = np.array(bound(WeightedSampler({"dog": 0.0})).draw(DrawRequest([200], 4), generator_for(0))).reshape(200, 4)
     assert (LABELS[rows] == LABELS[rows][:, :1]).all()
     assert set(LABELS[rows].ravel().tolist()) == {3, 7}
 
@@ -157,15 +157,15 @@ def test_rows_of_offers_are_of_the_class_that_was_drawn() -> None:
         (lambda: bound(WeightedSampler({"cat": 0.0, "dog": 0, "zebra": 0})), "expected a weight above 0"),
         (lambda: RaritySampler(-0.1), "rarity_power: expected a finite number of at least 0, got -0.1"),
         (lambda: HardnessSampler(1.2), r"floor: expected a share in \[0, 1\], got 1.2"),
-        (lambda: BiregularSampler(0), "background_degree: expected at least 1, got 0"),
+        (lambda: BalancedSampler(0), "background_degree: expected at least 1, got 0"),
         (lambda: bound(bound(UniformSampler())), "expected one of its own for each Terse, got one that is in use"),
         (
-            lambda: bound(BiregularSampler(100), backgrounds=5),
+            lambda: bound(BalancedSampler(100), backgrounds=5),
             "background_degree: expected at most 41 cut-outs, got 100",
         ),
-        (lambda: bound(BiregularSampler(None, 6), backgrounds=5), "object_degree: expected at most 5 backgrounds"),
+        (lambda: bound(BalancedSampler(None, 6), backgrounds=5), "object_degree: expected at most 5 backgrounds"),
         (
-            lambda: bound(BiregularSampler(2, 3), backgrounds=5),
+            lambda: bound(BalancedSampler(2, 3), backgrounds=5),
             "expected 41 cut-outs x object_degree 3 = 5 backgrounds x",
         ),
     ],
@@ -176,7 +176,7 @@ def test_samplers_that_cannot_be_are_refused(make: Any, message: str) -> None:
 
 
 def test_samplers_have_names(tiny_bank: ForegroundBank) -> None:
-    assert isinstance(Terse(tiny_bank, "random", sampler="biregular").sampler, BiregularSampler)
+    assert isinstance(Terse(tiny_bank, "random", sampler="biregular").sampler, BalancedSampler)
     rarity = Terse(tiny_bank, "random", sampler="rarity", rarity_power=0.9).sampler
     assert isinstance(rarity, RaritySampler)
     assert rarity.power == 0.9
@@ -195,7 +195,7 @@ def test_samplers_have_names(tiny_bank: ForegroundBank) -> None:
 class FirstOnly(Sampler):
     """As little as a sampler of one's own can be."""
 
-    def draw(self, demand: Demand, generator: torch.Generator) -> list[int]:
+    def draw(self, demand: DrawRequest, generator: torch.Generator) -> list[int]:
         return [0] * (demand.pastes * demand.offers)
 
 
@@ -216,7 +216,7 @@ def test_a_sampler_of_ones_own_needs_draw_alone(tiny_bank: ForegroundBank, polic
 def test_weights_hold_for_what_workers_draw(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
     bank = make_bank(tmp_path, [cutout(seed, label=1 + (seed == 0)) for seed in range(9)])
     own: dict[str, Any] = {"sampler": "rarity", "rarity_power": 1.0, "objects": (4, 4), "image_probability": 1.0}
-    cutouts = CutoutLoader(bank, "random", **own)
+    cutouts = ForegroundLoader(bank, "random", **own)
     rare = [index == 0 for _ in range(150) for index in cutouts().objects]
     assert np.mean(rare) == pytest.approx(0.5, abs=0.06)
     terse = Terse(bank, "random", **own)
@@ -228,7 +228,7 @@ def test_weights_hold_for_what_workers_draw(tiny_bank: ForegroundBank, tmp_path:
         other(*make_batch(), [cutouts(), cutouts()])
     for name in ("loss", "biregular"):
         with pytest.raises(ValueError, match="goes by what was pasted before, of which a data loader's workers know"):
-            CutoutLoader(bank, "random", sampler=name)
+            ForegroundLoader(bank, "random", sampler=name)
 
 
 # --- by hardness ----------------------------------------------------------------------------------------------------
@@ -341,7 +341,7 @@ class Weighing(Sampler):
         self.register_buffer("mean", torch.zeros(3))
         self.count = 0
 
-    def draw(self, demand: Demand, generator: torch.Generator) -> list[int]:
+    def draw(self, demand: DrawRequest, generator: torch.Generator) -> list[int]:
         self.count += 1
         return [0] * (demand.pastes * demand.offers)
 

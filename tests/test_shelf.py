@@ -13,7 +13,7 @@ import torch
 from factories import EVERY_IMAGE, make_bank, make_batch, white_disc
 
 from terse_aug import ForegroundBank, Terse
-from terse_aug.data.foreground_cache import Shelf
+from terse_aug.data.foreground_cache import ForegroundCache
 from terse_aug.policies.thumbnails import foreground_pictures
 from terse_aug.structures.convex_hull import convex_outline
 
@@ -34,7 +34,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
 
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_a_look_shows_what_the_cut_out_shows(tiny_bank: ForegroundBank, mirrored: bool) -> None:
-    shelf, whole = Shelf(tiny_bank), list(tiny_bank)
+    shelf, whole = ForegroundCache(tiny_bank), list(tiny_bank)
     seen = [shelf.look(index) for index in range(len(whole))]
     flags = [mirrored] * len(whole)
     assert torch.equal(foreground_pictures(seen, flags), foreground_pictures(whole, flags))
@@ -46,7 +46,7 @@ def test_a_look_shows_what_the_cut_out_shows(tiny_bank: ForegroundBank, mirrored
 def test_looks_are_read_once_until_the_least_recently_used_is_forgotten(
     tiny_bank: ForegroundBank, reads: Counter[int]
 ) -> None:
-    shelf = Shelf(tiny_bank, capacity=2)
+    shelf = ForegroundCache(tiny_bank, capacity=2)
     for index in (0, 1, 0, 1, 0):
         shelf.look(index)
     assert reads == {0: 1, 1: 1}
@@ -63,7 +63,7 @@ def test_an_outline_is_found_once_and_a_cut_out_is_at_hand_until_it_is_put_back(
     monkeypatch.setattr(
         "terse_aug.structures.foreground.convex_outline", lambda alpha: found.append(1) or convex_outline(alpha)
     )
-    shelf = Shelf(tiny_bank)
+    shelf = ForegroundCache(tiny_bank)
     expected = convex_outline(tiny_bank[3].rgba[:, :, 3])
     reads.clear()
     look = shelf.look(3)
@@ -76,11 +76,11 @@ def test_an_outline_is_found_once_and_a_cut_out_is_at_hand_until_it_is_put_back(
 
 
 def test_a_copy_s_shelf_is_empty_and_works(tiny_bank: ForegroundBank) -> None:
-    shelf = Shelf(tiny_bank)
+    shelf = ForegroundCache(tiny_bank)
     for index in range(len(tiny_bank)):
         shelf.look(index)
     copied = pickle.loads(pickle.dumps(shelf))
-    assert len(pickle.dumps(copied)) == len(pickle.dumps(Shelf(tiny_bank)))
+    assert len(pickle.dumps(copied)) == len(pickle.dumps(ForegroundCache(tiny_bank)))
     assert np.array_equal(copied.look(2).small, shelf.look(2).small)
 
 
@@ -103,6 +103,6 @@ def test_policies_without_a_choice_read_each_cut_out_once(tiny_bank: ForegroundB
 
 
 def test_small_cut_outs_are_enlarged(tmp_path: Path) -> None:
-    look = Shelf(make_bank(tmp_path, [white_disc(side=3)])).look(0)
+    look = ForegroundCache(make_bank(tmp_path, [white_disc(side=3)])).look(0)
     assert look.small.dtype == np.uint8
     assert max(look.small.shape[:2]) == 29

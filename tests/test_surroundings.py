@@ -13,10 +13,10 @@ from factories import EVERY_IMAGE, all_equal, cutout, keypoint_cutouts, make_ban
 from PIL import Image
 from torch import Tensor
 
-from terse_aug import CutoutLoader, ForegroundBank, Paste, PixelFormat, Terse, TerseWarning, TransformRanges, probe
+from terse_aug import ForegroundBank, ForegroundLoader, Paste, PixelFormat, Terse, TerseWarning, TransformRanges, probe
 from terse_aug.bank import BankWriter, Foreground
 from terse_aug.data.background_pool import BackgroundPool
-from terse_aug.models import ClassifierTarget, class_of
+from terse_aug.models import ClassifierAdapter, class_of
 from terse_aug.preview import Sample, preview_samples
 from terse_aug.samplers import WeightedSampler
 from terse_aug.utils.random import generator_for
@@ -120,12 +120,12 @@ def test_an_image_of_the_pool_has_only_what_is_pasted(bank: ForegroundBank) -> N
 def test_an_image_of_the_pool_gets_a_paste_whatever_the_others_get(bank: ForegroundBank) -> None:
     own = {"image_probability": 0.0, "objects": (0, 2), "background_probability": 0.5, "edge_sigma": 0.0}
     terse = Terse(bank, "random", backgrounds=[grey(0.2)], **own)  # type: ignore[arg-type]  # settings of several types
-    cutouts = CutoutLoader(bank, "random", **own)  # type: ignore[arg-type]  # settings of several types
-    for parcels in (None, True):
+    cutouts = ForegroundLoader(bank, "random", **own)  # type: ignore[arg-type]  # settings of several types
+    for sampled in (None, True):
         seen = 0
         for step in range(15):
             batch = make_batch(step)
-            terse(*batch, None if parcels is None else [cutouts() for _ in batch[0]])
+            terse(*batch, None if sampled is None else [cutouts() for _ in batch[0]])
             assert [bool(pastes) for pastes in terse.pastes] == [number in terse.replaced for number in range(2)]
             seen += len(terse.replaced)
         assert 5 < seen < 25
@@ -395,7 +395,7 @@ def test_policies_learn_from_their_own_pastes_only(
 ) -> None:
     """With everything on; what is learned from is the paste in front of each image, of which a classifier tells."""
     net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 8))
-    target = ClassifierTarget(net, 8)
+    target = ClassifierAdapter(net, 8)
     own = {"objects": (2, 2), "move_every": 1, "critic_cutouts": 2} | EVERY_IMAGE
     terse = Terse(
         bank,

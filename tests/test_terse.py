@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from terse_aug import Composites, ForegroundBank, Terse, TerseConfig, TerseWarning
 from terse_aug.bank import BankWriter
-from terse_aug.policies import POLICIES, LearnedPolicy, Scene
+from terse_aug.policies import POLICIES, AdversarialPolicy, PolicyContext
 
 LEARNED: dict[str, Any] = {"policy": "learned", "move_every": 1, **EVERY_IMAGE}
 ALL = sorted(POLICIES)
@@ -484,7 +484,7 @@ def test_classes_translate_the_banks_labels_by_name(tiny_bank: ForegroundBank) -
 
 def disturb(terse: Terse) -> None:
     """Give the synthesizer an opinion, so that its composites differ from random ones."""
-    assert isinstance(terse.policy, LearnedPolicy)
+    assert isinstance(terse.policy, AdversarialPolicy)
     nn.init.constant_(terse.policy.synthesizer.regressor.bias, 1.0)
 
 
@@ -545,8 +545,8 @@ def test_a_gradient_that_is_not_finite_skips_the_move(tiny_bank: ForegroundBank)
 
 
 def test_a_policy_whose_own_gradient_is_not_finite_does_not_move(tiny_bank: ForegroundBank) -> None:
-    class Broken(LearnedPolicy):
-        def _distribution(self, scene: Scene, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    class Broken(AdversarialPolicy):
+        def _distribution(self, scene: PolicyContext, mask: Tensor | None) -> tuple[Tensor, Tensor]:
             location, log_spread = super()._distribution(scene, mask)
             zero = self.synthesizer.regressor.bias.sum() * 0
             return location + zero.sqrt(), log_spread  # infinite slope

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torchvision.models import detection
 
 from terse_aug import ForegroundBank, Terse
-from terse_aug.models import TargetModel, TorchvisionDetector, as_target
+from terse_aug.models import ModelAdapter, TorchvisionAdapter, as_model
 from terse_aug.policies import POLICIES
 from terse_aug.utils.random import isolated_global_rng
 
@@ -123,7 +123,7 @@ def test_passes_leave_statistics_modes_gradients_and_random_state_as_they_were(n
     detector.train(training)
     next(module for module in detector.modules() if isinstance(module, nn.BatchNorm2d)).eval()  # a mixture of modes
     before = trace(detector)
-    target = TorchvisionDetector(detector)
+    target = TorchvisionAdapter(detector)
     losses, scores = target.image_losses(images, targets), target.object_scores(images, targets)
     assert_same_trace(before, trace(detector))
     assert not losses.requires_grad
@@ -134,13 +134,13 @@ def test_modes_are_restored_after_an_error() -> None:
     detector = make_detector("fasterrcnn").eval()
     before = trace(detector)
     with pytest.raises(KeyError):
-        TorchvisionDetector(detector).image_losses(make_batch()[0], [{}, {}])
+        TorchvisionAdapter(detector).image_losses(make_batch()[0], [{}, {}])
     assert_same_trace(before, trace(detector))
 
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_image_losses_are_those_of_the_images_alone_and_repeat_themselves(name: str) -> None:
-    target = TorchvisionDetector(make_detector(name))
+    target = TorchvisionAdapter(make_detector(name))
     images, targets = batch_for(name, sizes=((64, 64), (64, 80), (80, 64)))
     losses = target.image_losses(images, targets)
     torch.manual_seed(5)
@@ -152,7 +152,7 @@ def test_image_losses_are_those_of_the_images_alone_and_repeat_themselves(name: 
 def test_image_losses_equal_the_detectors_own_loss_with_frozen_statistics() -> None:
     detector = make_detector("retinanet")
     images, targets = make_batch(sizes=((64, 64),))
-    losses = TorchvisionDetector(detector).image_losses(images, targets)
+    losses = TorchvisionAdapter(detector).image_losses(images, targets)
     for module in detector.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
@@ -163,7 +163,7 @@ def test_image_losses_equal_the_detectors_own_loss_with_frozen_statistics() -> N
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_images_without_objects_have_a_loss_and_no_scores(name: str) -> None:
-    target = TorchvisionDetector(make_detector(name))
+    target = TorchvisionAdapter(make_detector(name))
     images, targets = batch_for(name, objects=0)
     if name == "keypointrcnn":
         targets = [{**target, "keypoints": torch.zeros(0, len(KEYPOINTS), 3)} for target in targets]
@@ -192,7 +192,7 @@ def test_the_score_of_an_object_is_that_of_the_best_overlapping_detection_of_its
         scores=[0.3, 0.6, 0.9, 0.8],
     )
     targets = [{"boxes": torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30]]), "labels": torch.tensor([1, 1])}]
-    (scores,) = TorchvisionDetector(model).object_scores([torch.zeros(3, 64, 64)], targets)
+    (scores,) = TorchvisionAdapter(model).object_scores([torch.zeros(3, 64, 64)], targets)
     assert scores.tolist() == pytest.approx([0.6, 0.0])
 
 
@@ -201,20 +201,20 @@ def test_the_score_of_an_object_is_that_of_the_best_overlapping_detection_of_its
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_the_range_of_labels_is_read_from_the_head(name: str) -> None:
-    target = TorchvisionDetector(make_detector(name, classes=5))
+    target = TorchvisionAdapter(make_detector(name, classes=5))
     assert target.label_limit == 5
     assert target.first_label == (0 if name in ("retinanet", "fcos") else 1)
-    assert isinstance(target, TargetModel)
+    assert isinstance(target, ModelAdapter)
 
 
 def test_the_range_of_labels_is_read_from_torchvisions_own_models() -> None:
-    target = TorchvisionDetector(
+    target = TorchvisionAdapter(
         detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4)
     )
     assert (target.first_label, target.label_limit) == (1, 4)
-    assert TorchvisionDetector(TinyBackbone()).label_limit is None
+    assert TorchvisionAdapter(TinyBackbone()).label_limit is None
 
 
 def test_a_target_model_is_taken_as_it_is() -> None:
-    target = TorchvisionDetector(make_detector("fasterrcnn"))
-    assert as_target(target) is target
+    target = TorchvisionAdapter(make_detector("fasterrcnn"))
+    assert as_model(target) is target

@@ -43,7 +43,7 @@ from affnist.models import SmallNet, accuracy, averaged
 
 from terse_aug import Foreground, ForegroundBank, Terse, TransformRanges
 from terse_aug.bank import BankWriter
-from terse_aug.models import ClassifierTarget, class_of
+from terse_aug.models import ClassifierAdapter, class_of
 
 CONTEXT: dict[str, Any] = {"background_probability": 1.0, "sampler": "biregular"}
 SUPERIMPOSED: dict[str, Any] = {"superimpose_probability": 0.5}
@@ -162,7 +162,7 @@ def train(
         bank,
         "random",
         seed=seed,
-        target=ClassifierTarget(model, 10),
+        target=ClassifierAdapter(model, 10),
         backgrounds=pool,
         objects=(1, 1),
         image_probability=1.0,

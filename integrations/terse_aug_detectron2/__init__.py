@@ -15,10 +15,10 @@ from terse_aug_detectron2.bank import build_from_detectron2
 from terse_aug_detectron2.config import add_terse_config, describe_config, terse_config
 from terse_aug_detectron2.hook import TerseHook
 from terse_aug_detectron2.mapper import TerseMapper
-from terse_aug_detectron2.model import Detectron2Detector
+from terse_aug_detectron2.model import Detectron2Adapter
 
 __all__ = [
-    "Detectron2Detector",
+    "Detectron2Adapter",
     "TerseHook",
     "TerseMapper",
     "add_terse_config",

@@ -11,7 +11,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from terse_aug.bank import BoxMasks, BuildReport, CutRules, MaskOfBox, build_from_coco, segmentation_as_json
+from terse_aug.bank import BoxMaskMethod, BoxMasks, BuildReport, ExtractionRules, build_from_coco, segmentation_as_json
 
 
 def build_from_detectron2(
@@ -20,8 +20,8 @@ def build_from_detectron2(
     *,
     categories: Collection[str] | None = None,
     include: Iterable[str] | str | Path | None = None,
-    boxes: BoxMasks | str | MaskOfBox | None = None,
-    rules: CutRules | None = None,
+    boxes: BoxMasks | str | BoxMaskMethod | None = None,
+    rules: ExtractionRules | None = None,
     drops: str | Path | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,

@@ -10,7 +10,7 @@ import torch
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
 from torch import Tensor
 
-from terse_aug import Parcel
+from terse_aug import SampledForegrounds
 
 PARCEL = "terse_parcel"
 """Where a mapped dictionary carries its cut-outs."""
@@ -66,10 +66,10 @@ def from_samples(batch: Sequence[Item], images: Sequence[Tensor], targets: Seque
     return composed
 
 
-def parcels_of(batch: Sequence[Item]) -> list[Parcel] | None:
+def sampled_foregrounds_of(batch: Sequence[Item]) -> list[SampledForegrounds] | None:
     """What the mapper has fetched, if all images have it."""
-    parcels = [item[PARCEL] for item in batch if PARCEL in item]
-    return parcels if len(parcels) == len(batch) else None
+    sampled = [item[PARCEL] for item in batch if PARCEL in item]
+    return sampled if len(sampled) == len(batch) else None
 
 
 def as_bitmasks(instances: Instances) -> Instances:

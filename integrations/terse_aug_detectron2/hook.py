@@ -22,10 +22,10 @@ from terse_aug import ForegroundBank, PixelFormat, Terse, TerseConfig
 from terse_aug.config import replaced
 from terse_aug.preview import batch_picture
 from terse_aug.structures.keypoints import mirror_order
-from terse_aug_detectron2.batch import Item, Needs, from_samples, parcels_of, to_samples
+from terse_aug_detectron2.batch import Item, Needs, from_samples, sampled_foregrounds_of, to_samples
 from terse_aug_detectron2.classes import keypoint_flips, open_bank, open_distractors
 from terse_aug_detectron2.config import chosen_policy, chosen_seed, terse_config, terse_node
-from terse_aug_detectron2.model import Detectron2Detector, total
+from terse_aug_detectron2.model import Detectron2Adapter, total
 
 _LOGGER = logging.getLogger("detectron2.terse_aug")
 _PICTURE = "terse_aug/composites"
@@ -168,7 +168,7 @@ class TerseHook(HookBase):
         self._listening = False
         images, targets = to_samples(batch, self._device, self._needs)
         with self._precision():
-            composites, corrected = self.terse(images, targets, parcels_of(batch))
+            composites, corrected = self.terse(images, targets, sampled_foregrounds_of(batch))
         self._listening = True
         if self._is_due(self._image_period) and comm.is_main_process():
             self._picture = batch_picture(self.terse, list(composites), corrected).transpose(2, 0, 1)
@@ -177,7 +177,7 @@ class TerseHook(HookBase):
     def before_train(self) -> None:
         """Make what is needed of the trainer's model, take its place before all other hooks, load what was saved."""
         inner = self._inner
-        detector = Detectron2Detector(inner.model)
+        detector = Detectron2Adapter(inner.model)
         if getattr(detector.model, "vis_period", 0) > 0:
             raise ValueError(_NO_VISUALIZATION)
         if self._terse is not None and self._saved is None:

@@ -10,7 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 
-from terse_aug import CutoutLoader, ForegroundBank
+from terse_aug import ForegroundBank, ForegroundLoader
 from terse_aug_detectron2.batch import PARCEL, Item, as_bitmasks
 from terse_aug_detectron2.classes import open_bank
 from terse_aug_detectron2.config import chosen_policy, chosen_seed, terse_config, terse_node
@@ -36,13 +36,13 @@ class TerseMapper:
         mapper: Detectron2's ``DatasetMapper`` or your own; where it gives ``None``, so does this.
         bank: as the hook has it.
         policy: name of the hook's policy.
-        settings: of :class:`terse_aug.CutoutLoader`: ``seed``, ``config`` and single settings, as the hook has them.
+        settings: of :class:`terse_aug.ForegroundLoader`: ``seed``, ``config`` and single settings, as the hook has them.
     """
 
     def __init__(self, mapper: Mapper, bank: ForegroundBank | str, policy: str = "critic", **settings: Any) -> None:
         self.mapper = mapper
         bank = bank if isinstance(bank, ForegroundBank) else ForegroundBank.open(bank)
-        self._cutouts = CutoutLoader(bank, policy, **settings)
+        self._cutouts = ForegroundLoader(bank, policy, **settings)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, mapper: Mapper | None = None) -> Mapper:

@@ -13,14 +13,14 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from terse_aug.models import Anatomy, Proposals, SecondStage, pixel_gradients, undisturbed
+from terse_aug.models import Proposals, RoIHead, RoIHeadRecorder, input_gradients, isolated_forward
 from terse_aug.utils.random import isolated_global_rng
 from terse_aug_detectron2.batch import Needs, from_samples
 
 _PLAIN = {"instances": Instances((0, 0))}
 
 
-class Detectron2Detector:
+class Detectron2Adapter:
     """A model with Detectron2's interface: dictionaries in, a dictionary of losses or predictions out.
 
     Nothing is logged by the passes made here: they have an event storage of their own.
@@ -53,30 +53,30 @@ class Detectron2Detector:
         self.needs = _needs(model)
 
     def image_losses(self, images: Sequence[Tensor], targets: Sequence[Any], differentiable: bool = False) -> Tensor:
-        """See :class:`terse_aug.models.TargetModel`; one forward per image, each with the same draw of proposals."""
+        """See :class:`terse_aug.models.ModelAdapter`; one forward per image, each with the same draw of proposals."""
         losses = []
-        with undisturbed(self.model, True, differentiable, images[0].device), EventStorage(1):
+        with isolated_forward(self.model, True, differentiable, images[0].device), EventStorage(1):
             for image, target in zip(images, targets, strict=True):
                 with isolated_global_rng(0, [image.device]):
                     losses.append(self._loss([image], [target]))
         return torch.stack(losses)
 
-    def pixel_gradients(
+    def input_gradients(
         self, images: Sequence[Tensor], targets: Sequence[Any], loss_scale: float = 1.0
     ) -> tuple[Tensor, list[Tensor]]:
-        """See :class:`terse_aug.models.GivesGradients`."""
+        """See :class:`terse_aug.models.GivesInputGradients`."""
         with EventStorage(1):
-            return pixel_gradients(self.model, images, lambda given: self._loss(given, targets), loss_scale)
+            return input_gradients(self.model, images, lambda given: self._loss(given, targets), loss_scale)
 
     def _loss(self, images: Sequence[Tensor], targets: Sequence[Any]) -> Tensor:
         with _same_normalizer(self.model):
             return total(self.model(from_samples([_PLAIN] * len(images), images, targets)))
 
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Any]) -> list[Tensor]:
-        """See :class:`terse_aug.models.TargetModel`; the highest score of a detection of the object's class that
+        """See :class:`terse_aug.models.ModelAdapter`; the highest score of a detection of the object's class that
         overlaps it, 0 where there is none above the model's own threshold."""
         batch = [{"image": image, "height": image.shape[-2], "width": image.shape[-1]} for image in images]
-        with undisturbed(self.model, False, device=images[0].device), EventStorage(1):
+        with isolated_forward(self.model, False, device=images[0].device), EventStorage(1):
             if isinstance(self.model, GeneralizedRCNN):  # no masks of the image's size
                 predictions = self.model.inference(batch, do_postprocess=False)
             else:
@@ -86,8 +86,8 @@ class Detectron2Detector:
             for prediction, target in zip(predictions, targets, strict=True)
         ]
 
-    def listen(self) -> SecondStage | None:
-        """See :class:`terse_aug.models.TellsInPassing`; for Fast R-CNN's heads, of a cascade the first stage."""
+    def listen(self) -> RoIHeadRecorder | None:
+        """See :class:`terse_aug.models.RecordsTrainingForward`; for Fast R-CNN's heads, of a cascade the first stage."""
         heads = getattr(self.model, "roi_heads", None)
         pooler = getattr(heads, "box_pooler", getattr(heads, "pooler", None))
         predictor: Any = getattr(heads, "box_predictor", None)
@@ -95,7 +95,7 @@ class Detectron2Detector:
             predictor = predictor[0]
         if not isinstance(heads, ROIHeads) or pooler is None or type(predictor) is not FastRCNNOutputLayers:
             return None
-        anatomy = Anatomy(
+        anatomy = RoIHead(
             model=self.model,
             annotated=_annotated,
             pooler=pooler,
@@ -105,7 +105,7 @@ class Detectron2Detector:
             head=heads,
             offered=_offered,
         )
-        return SecondStage(anatomy, self.iou_threshold)
+        return RoIHeadRecorder(anatomy, self.iou_threshold)
 
 
 def _annotated(inputs: tuple[Any, ...], named: Mapping[str, Any]) -> list[Tensor]:

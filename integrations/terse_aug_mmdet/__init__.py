@@ -15,9 +15,9 @@ In a config::
 from terse_aug_mmdet.bank import build_from_mmdet
 from terse_aug_mmdet.checkpoints import allow_own_checkpoints
 from terse_aug_mmdet.hook import TerseHook
-from terse_aug_mmdet.model import MMDetDetector
+from terse_aug_mmdet.model import MMDetAdapter
 from terse_aug_mmdet.transform import TersePaste
 
 allow_own_checkpoints()
 
-__all__ = ["MMDetDetector", "TerseHook", "TersePaste", "allow_own_checkpoints", "build_from_mmdet"]
+__all__ = ["MMDetAdapter", "TerseHook", "TersePaste", "allow_own_checkpoints", "build_from_mmdet"]

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from terse_aug import ForegroundBank
-from terse_aug.bank import BoxMasks, BuildReport, CutRules, MaskOfBox, build_from_coco, segmentation_as_json
+from terse_aug.bank import BoxMaskMethod, BoxMasks, BuildReport, ExtractionRules, build_from_coco, segmentation_as_json
 from terse_aug.data.class_mapping import check_distractors
 
 
@@ -49,8 +49,8 @@ def build_from_mmdet(
     *,
     categories: Collection[str] | None = None,
     include: Iterable[str] | str | Path | None = None,
-    boxes: BoxMasks | str | MaskOfBox | None = None,
-    rules: CutRules | None = None,
+    boxes: BoxMasks | str | BoxMaskMethod | None = None,
+    rules: ExtractionRules | None = None,
     drops: str | Path | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,

@@ -13,7 +13,7 @@ from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from terse_aug import Parcel
+from terse_aug import SampledForegrounds
 
 PARCEL = "terse_parcel"
 """Where the results of a pipeline carry their cut-outs."""
@@ -28,7 +28,7 @@ class PathWithCutouts(str):
     by default.
     """
 
-    parcel: Parcel
+    sampled_foregrounds: SampledForegrounds
 
 
 def to_samples(batch: Mapping[str, Any], device: torch.device) -> tuple[list[Tensor], list[dict[str, Any]]]:
@@ -63,12 +63,12 @@ def put_back(
             sample.ignored_instances = sample.ignored_instances[torch.zeros(0, dtype=torch.long)]
 
 
-def parcels_of(batch: Mapping[str, Any]) -> list[Parcel] | None:
+def sampled_foregrounds_of(batch: Mapping[str, Any]) -> list[SampledForegrounds] | None:
     """What the pipeline has fetched, if all images have it."""
     _, samples = _parts(batch)
-    found = [sample.get(PARCEL, None) or getattr(sample.get("img_path", ""), "parcel", None) for sample in samples]
-    parcels = [parcel for parcel in found if isinstance(parcel, Parcel)]
-    return parcels if len(parcels) == len(found) else None
+    found = [sample.get(PARCEL, None) or getattr(sample.get("img_path", ""), "sampled_foregrounds", None) for sample in samples]
+    sampled = [sample for sample in found if isinstance(sample, SampledForegrounds)]
+    return sampled if len(sampled) == len(found) else None
 
 
 def _parts(batch: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -23,7 +23,7 @@ from mmdet.models.dense_heads import (
 from mmdet.models.dense_heads.rtmdet_head import RTMDetSepBNHead
 from torch import Tensor, nn
 
-from terse_aug.models import TrainingForwards
+from terse_aug.models import ForwardHooks
 from terse_aug_mmdet.scores import as_tensor, scores_of
 
 _HEADS = (
@@ -52,8 +52,8 @@ class _Forward:
     outputs: Any = None
 
 
-class DenseHead(TrainingForwards[_Forward]):
-    """Listens to a one-stage detector; a :class:`terse_aug.models.Listener`.
+class DenseHead(ForwardHooks[_Forward]):
+    """Listens to a one-stage detector; a :class:`terse_aug.models.Recorder`.
 
     The head's outputs are decoded as for a prediction, but not suppressed: of the boxes that overlap an object, the
     best of its class counts, which hardly ever is one that another suppresses.
@@ -77,7 +77,7 @@ class DenseHead(TrainingForwards[_Forward]):
         return _Forward(boxes, [sample.metainfo for sample in samples])
 
     def scores(self, images: Sequence[Tensor], targets: Sequence[Any]) -> list[Tensor] | None:
-        """See :class:`terse_aug.models.Listener`."""
+        """See :class:`terse_aug.models.Recorder`."""
         for forward in self.forwards:
             if forward.outputs is None or len(forward.boxes) != len(targets):
                 continue

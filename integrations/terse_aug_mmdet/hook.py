@@ -16,8 +16,8 @@ from torch import Tensor
 from terse_aug import PixelFormat, Terse
 from terse_aug.preview import batch_picture
 from terse_aug_mmdet.bank import class_names, open_bank, open_distractors
-from terse_aug_mmdet.batch import parcels_of, put_back, to_samples
-from terse_aug_mmdet.model import MMDetDetector
+from terse_aug_mmdet.batch import put_back, sampled_foregrounds_of, to_samples
+from terse_aug_mmdet.model import MMDetAdapter
 from terse_aug_mmdet.settings import checked_policy, terse_settings
 
 KEY = "terse_aug"
@@ -113,7 +113,7 @@ class TerseHook(Hook):
         if self._classes not in (None, classes):
             raise ValueError(f"classes: expected the data set's, {classes}, got {self._classes}")
         self._device = next(runner.model.parameters()).device
-        target = MMDetDetector(runner.model, len(classes))
+        target = MMDetAdapter(runner.model, len(classes))
         self._terse = Terse(
             open_bank(self._bank, classes, self._drop_unknown),
             self._policy,
@@ -125,9 +125,9 @@ class TerseHook(Hook):
             **self._settings,
         ).to(self._device)
         policy = self._terse.policy
-        if policy.needs_target or policy.learns_from == "hardness" or self._terse.config.robust == "pgd":
+        if policy.needs_model or policy.learns_from == "hardness" or self._terse.config.robust == "pgd":
             target.check_asking()
-        if policy.needs_target and runner.distributed:
+        if policy.needs_model and runner.distributed:
             raise ValueError(
                 "policy 'hard-random' asks for the loss of single images, which many of MMDetection's heads average "
                 "over all ranks: with several processes use critic, learned or random"
@@ -146,7 +146,7 @@ class TerseHook(Hook):
         # Gradient steps are to cost what the runner's own forward does.
         mixed = self._terse.config.robust == "pgd" and hasattr(wrapper, "cast_dtype")
         with torch.autocast(self._device.type, dtype=getattr(wrapper, "cast_dtype", None), enabled=mixed):
-            composites, corrected = self._terse(images, targets, parcels_of(data_batch))
+            composites, corrected = self._terse(images, targets, sampled_foregrounds_of(data_batch))
         put_back(data_batch, list(composites), corrected, self._terse.replaced)
         scaler = getattr(wrapper, "loss_scaler", None)
         # As mmengine.optim.OptimWrapper.scale_loss has it, before the batch is counted.

@@ -22,14 +22,14 @@ from mmdet.structures import DetDataSample
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
-from terse_aug.models import Anatomy, Proposals, SecondStage, pixel_gradients, undisturbed
+from terse_aug.models import Proposals, RoIHead, RoIHeadRecorder, input_gradients, isolated_forward
 from terse_aug.utils.random import isolated_global_rng
 from terse_aug_mmdet.batch import with_instances
 from terse_aug_mmdet.dense_head import DenseHead, can_be_heard, mended_heads
 from terse_aug_mmdet.scores import as_tensor, scores_of
 
 
-class MMDetDetector:
+class MMDetAdapter:
     """A model with MMDetection's interface: ``loss`` and ``predict`` behind a data preprocessor.
 
     Args:
@@ -51,20 +51,20 @@ class MMDetDetector:
         self.iou_threshold = iou_threshold
 
     def image_losses(self, images: Sequence[Tensor], targets: Sequence[Any], differentiable: bool = False) -> Tensor:
-        """See :class:`terse_aug.models.TargetModel`; one forward per image, each with the same draw of proposals."""
+        """See :class:`terse_aug.models.ModelAdapter`; one forward per image, each with the same draw of proposals."""
         losses = []
-        with undisturbed(self.model, True, differentiable, images[0].device):
+        with isolated_forward(self.model, True, differentiable, images[0].device):
             for image, target in zip(images, targets, strict=True):
                 with isolated_global_rng(0, [image.device]):
                     losses.append(self._loss([image], [target]))
         return torch.stack(losses)
 
-    def pixel_gradients(
+    def input_gradients(
         self, images: Sequence[Tensor], targets: Sequence[Any], loss_scale: float = 1.0
     ) -> tuple[Tensor, list[Tensor]]:
-        """See :class:`terse_aug.models.GivesGradients`; with several processes every one has to ask, since many
+        """See :class:`terse_aug.models.GivesInputGradients`; with several processes every one has to ask, since many
         heads average over all of them."""
-        return pixel_gradients(self.model, images, lambda given: self._loss(given, targets), loss_scale)
+        return input_gradients(self.model, images, lambda given: self._loss(given, targets), loss_scale)
 
     def _loss(self, images: Sequence[Tensor], targets: Sequence[Any]) -> Tensor:
         self.check_asking()
@@ -74,10 +74,10 @@ class MMDetDetector:
         return loss
 
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Any]) -> list[Tensor]:
-        """See :class:`terse_aug.models.TargetModel`; the highest score of a detection of the object's class that
+        """See :class:`terse_aug.models.ModelAdapter`; the highest score of a detection of the object's class that
         overlaps it, 0 where there is none above the model's own threshold."""
         self.check_asking()
-        with undisturbed(self.model, False, device=images[0].device), mended_heads(self.model):
+        with isolated_forward(self.model, False, device=images[0].device), mended_heads(self.model):
             data = self.model.data_preprocessor(_batch(images, targets), False)
             found = self.model.predict(data["inputs"], data["data_samples"], rescale=False)
         return [
@@ -93,8 +93,8 @@ class MMDetDetector:
                 "without: expected policy 'random', 'learned' or 'deterministic', and no robustness by 'pgd'"
             )
 
-    def listen(self) -> SecondStage | DenseHead | None:
-        """See :class:`terse_aug.models.TellsInPassing`; for one-stage detectors with a head of
+    def listen(self) -> RoIHeadRecorder | DenseHead | None:
+        """See :class:`terse_aug.models.RecordsTrainingForward`; for one-stage detectors with a head of
         :mod:`terse_aug_mmdet.dense_head` and two-stage ones with ``_HEARD_HEADS``, of a cascade the first stage."""
         if can_be_heard(self.model):
             return DenseHead(self.model, self.iou_threshold)
@@ -108,7 +108,7 @@ class MMDetDetector:
         # OHEM's, for one, classifies candidates of its own before.
         if predictor.custom_activation or not predictor.with_cls or type(sampler) is not RandomSampler:
             return None
-        anatomy = Anatomy(
+        anatomy = RoIHead(
             model=self.model,
             annotated=_annotated,
             pooler=pooler,
@@ -116,7 +116,7 @@ class MMDetDetector:
             predictor=predictor,
             probabilities=_softmax,
         )
-        return SecondStage(anatomy, self.iou_threshold)
+        return RoIHeadRecorder(anatomy, self.iou_threshold)
 
 
 _HEARD_HEADS = (StandardRoIHead, MaskScoringRoIHead, PointRendRoIHead, DynamicRoIHead, CascadeRoIHead)

@@ -8,7 +8,7 @@ import torch
 from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
 
-from terse_aug import CutoutLoader
+from terse_aug import ForegroundLoader
 from terse_aug_mmdet.bank import open_bank
 from terse_aug_mmdet.batch import PARCEL, PathWithCutouts
 from terse_aug_mmdet.settings import HOOK_ONLY, checked_policy, terse_settings
@@ -49,12 +49,12 @@ class TersePaste(BaseTransform):
     ) -> None:
         own = terse_settings({name: value for name, value in settings.items() if name not in HOOK_ONLY})
         self._bank = str(bank)
-        self._cutouts: CutoutLoader | None = None
+        self._cutouts: ForegroundLoader | None = None
         checked_policy(policy)
         if enabled:
             # The runner has seeded torch by its own seed.
             seed = torch.initial_seed() % 2**63 if seed is None else seed
-            self._cutouts = CutoutLoader(open_bank(bank, classes, drop_unknown_classes), policy, seed=seed, **own)
+            self._cutouts = ForegroundLoader(open_bank(bank, classes, drop_unknown_classes), policy, seed=seed, **own)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Attach cut-outs.
@@ -67,10 +67,10 @@ class TersePaste(BaseTransform):
             raise ValueError(f"TersePaste has to stand {place} in the pipeline; it met {sorted(results)}")
         if self._cutouts is None:
             return results
-        parcel = self._cutouts()
+        sample = self._cutouts()
         path = PathWithCutouts(results.get("img_path") or "")
-        path.parcel = parcel
-        results["img_path"], results[PARCEL] = path, parcel
+        path.sampled_foregrounds = sample
+        results["img_path"], results[PARCEL] = path, sample
         return results
 
     def __repr__(self) -> str:

@@ -5,7 +5,7 @@ Imports numpy, opencv, pillow, lmdb and pycocotools; never torch, so that a bank
 
 from terse_aug.bank.bank import ForegroundBank
 from terse_aug.bank.build.report import BuildReport
-from terse_aug.bank.extract import CutRules
+from terse_aug.bank.extract import ExtractionRules
 from terse_aug.bank.inputs.images import NoAlphaError, read_image, read_rgba
 from terse_aug.bank.inputs.masks import segmentation_as_json
 from terse_aug.bank.readers.coco import build_from_coco
@@ -20,22 +20,22 @@ from terse_aug.bank.readers.instance_masks import build_from_masks
 from terse_aug.bank.readers.products import build_from_products
 from terse_aug.bank.readers.rgba import build_from_rgba
 from terse_aug.bank.readers.video import build_from_video
-from terse_aug.bank.segmenters.box import WAYS, BoxMasks, MaskOfBox
-from terse_aug.bank.segmenters.plain_background import PlainGround
+from terse_aug.bank.segmenters.box import BOX_MASK_METHODS, BoxMaskMethod, BoxMasks
+from terse_aug.bank.segmenters.plain_background import PlainBackground
 from terse_aug.bank.storage.writer import BankWriter
 from terse_aug.structures.foreground import Foreground
 
 __all__ = [
-    "WAYS",
+    "BOX_MASK_METHODS",
     "BankWriter",
+    "BoxMaskMethod",
     "BoxMasks",
     "BuildReport",
-    "CutRules",
+    "ExtractionRules",
     "Foreground",
     "ForegroundBank",
-    "MaskOfBox",
     "NoAlphaError",
-    "PlainGround",
+    "PlainBackground",
     "build_from_coco",
     "build_from_labelme",
     "build_from_masks",

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from terse_aug.structures.foreground import MAX_SIDE, Foreground
 
 
-class Unusable(Exception):
+class RejectedObject(Exception):
     """An object that is left out; the message is the reason, the same for all objects of its kind."""
 
 
 @dataclass(frozen=True)
-class CutRules:
+class ExtractionRules:
     """Which objects are worth keeping, and how large.
 
     Attributes:
@@ -70,11 +70,11 @@ class Annotation:
     keypoints: NDArray[np.float32] | None = None
 
 
-def cut_from_image(
+def extract_from_image(
     image: NDArray[np.uint8],
     mask: NDArray[np.uint8],
     annotation: Annotation,
-    rules: CutRules,
+    rules: ExtractionRules,
     soft: bool = False,
 ) -> Foreground:
     """Cut the object under ``mask`` out of ``image``.
@@ -94,13 +94,13 @@ def cut_from_image(
     """
     tight = tight_box(mask)
     if tight is None:
-        raise Unusable("mask is empty")
+        raise RejectedObject("mask is empty")
     check_box_agreement(tight, annotation.box, mask.shape, rules.min_box_agreement)
     left, top, width, height = tight
     if rules.drop_truncated and (
         left == 0 or top == 0 or left + width == mask.shape[1] or top + height == mask.shape[0]
     ):
-        raise Unusable("touches the border of its image (drop_truncated)")
+        raise RejectedObject("touches the border of its image (drop_truncated)")
     window = np.s_[top : top + height, left : left + width]
     alpha = mask[window] if soft else np.where(mask[window] > 0, np.uint8(255), np.uint8(0))
     rgba = np.dstack([image[window], alpha])
@@ -110,7 +110,7 @@ def cut_from_image(
     return finish(Foreground(rgba, annotation.label, annotation.source, extent, keypoints, center), rules)
 
 
-def finish(foreground: Foreground, rules: CutRules) -> Foreground:
+def finish(foreground: Foreground, rules: ExtractionRules) -> Foreground:
     """Drop a cut-out that is too small, scale down one that is too large, and clear its surroundings.
 
     Raises:
@@ -118,13 +118,13 @@ def finish(foreground: Foreground, rules: CutRules) -> Foreground:
     """
     height, width = foreground.rgba.shape[:2]
     if np.count_nonzero(foreground.rgba[..., 3]) < rules.min_area:
-        raise Unusable(f"fewer than {rules.min_area} px visible (min_area)")
+        raise RejectedObject(f"fewer than {rules.min_area} px visible (min_area)")
     if min(height, width) < rules.min_side:
-        raise Unusable(f"a side shorter than {rules.min_side} px (min_side)")
+        raise RejectedObject(f"a side shorter than {rules.min_side} px (min_side)")
     if rules.max_side is not None and max(height, width) > rules.max_side:
         foreground = _scaled_down(foreground, rules.max_side)
     elif max(height, width) > MAX_SIDE:
-        raise Unusable(f"a side longer than {MAX_SIDE} px (give max_side)")
+        raise RejectedObject(f"a side longer than {MAX_SIDE} px (give max_side)")
     return replace(foreground, rgba=with_spread_color(foreground.rgba))
 
 
@@ -175,7 +175,7 @@ def check_box_agreement(
     shape: tuple[int, ...],
     least: float,
 ) -> None:
-    """Raise ``Unusable`` where the IoU of a mask's tight box and the annotated box is below ``least``."""
+    """Raise ``RejectedObject`` where the IoU of a mask's tight box and the annotated box is below ``least``."""
     if box is None:
         return
     # Annotated boxes may stick out of the image, masks cannot.
@@ -186,7 +186,7 @@ def check_box_agreement(
     overlap = max(overlap_width, 0.0) * max(overlap_height, 0.0)
     union = max(right - left, 0.0) * max(bottom - top, 0.0) + tight[2] * tight[3] - overlap
     if not overlap / union >= least:  # a box of NaN agrees with nothing
-        raise Unusable(f"mask and box disagree: IoU below {least:g} (min_box_agreement)")
+        raise RejectedObject(f"mask and box disagree: IoU below {least:g} (min_box_agreement)")
 
 
 def _scaled_down(foreground: Foreground, max_side: int) -> Foreground:
@@ -197,7 +197,7 @@ def _scaled_down(foreground: Foreground, max_side: int) -> Foreground:
     # A thin tip may round to alpha 0, and the crop must stay tight.
     tight = tight_box(np.ascontiguousarray(rgba[..., 3]))
     if tight is None:
-        raise Unusable(f"nothing visible is left at {max_side} px (max_side)")
+        raise RejectedObject(f"nothing visible is left at {max_side} px (max_side)")
     left, top = tight[:2]
     rgba = np.ascontiguousarray(rgba[top : top + tight[3], left : left + tight[2]])
     keypoints = foreground.keypoints

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from terse_aug.bank import ForegroundBank
-from terse_aug.bank.analysis import render_survey, survey_bank
+from terse_aug.bank.analysis import bank_statistics, render_report
 from terse_aug.bank.analysis.page import by_count
 from terse_aug.cli import sources
 from terse_aug.cli.output import HTML, checked_output, write_whole
@@ -56,8 +56,8 @@ def _info(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     out = checked_output("--out", arguments.out, HTML)
     with ForegroundBank.open(arguments.bank) as bank, progress_bar() as tell:
-        survey = survey_bank(bank, samples=arguments.samples, seed=arguments.seed, progress=tell)
-    page = render_survey(survey).encode("utf-8")
+        survey = bank_statistics(bank, samples=arguments.samples, seed=arguments.seed, progress=tell)
+    page = render_report(survey).encode("utf-8")
     write_whole(out, page)
     alike = sum(len(group) for group in survey.alike.groups)
     print(
@@ -82,7 +82,7 @@ def _info_text(info: dict[str, Any]) -> str:
         lines.append(f"keypoints     {', '.join(info['keypoint_names'])}")
     lines.append("cut-outs per category")
     lines += [f"{count:>8}  {name}" for name, count in info["cut_outs_per_category"].items()]
-    for what in ("mended", "dropped"):
+    for what in ("repaired", "dropped"):
         if counts := by_count(info["built"].get(what)):
             lines.append(f"{what} when it was built")
             lines += [f"{count:>8}  {reason}" for reason, count in counts]

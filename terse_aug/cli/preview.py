@@ -116,7 +116,7 @@ def _open_data(arguments: argparse.Namespace) -> LabelledImages:
 def _terse(arguments: argparse.Namespace, bank: ForegroundBank, data: LabelledImages, config: TerseConfig) -> Terse:
     name = _policy_name(arguments)
     policy = make_policy(name, config, arguments.seed)
-    if policy.needs_target:
+    if policy.needs_model:
         raise ValueError(f"--policy {name} asks a detector, which a preview does not have; use random or critic")
     if arguments.state is not None and not policy.learns:
         raise ValueError(f"--policy {name} learns nothing, so it has no use for --state; leave one of them out")

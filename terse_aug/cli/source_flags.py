@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from terse_aug.bank import WAYS, BoxMasks, BuildReport, CutRules
+from terse_aug.bank import BOX_MASK_METHODS, BoxMasks, BuildReport, ExtractionRules
 from terse_aug.bank.build.workers import MOST_JOBS
 from terse_aug.cli.progress import progress_bar
 
 Build = Callable[[argparse.Namespace], BuildReport]
 
-_DEFAULT = CutRules()
+_DEFAULT = ExtractionRules()
 _BOXES = BoxMasks("grabcut")
 
 
@@ -44,7 +44,7 @@ def add_annotated(parser: argparse.ArgumentParser, build: Build) -> None:
 def _add_boxes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--boxes",
-        choices=WAYS,
+        choices=BOX_MASK_METHODS,
         help="how objects of which only the box is known are cut out (default: they are left out)",
     )
     parser.add_argument(
@@ -158,9 +158,9 @@ def _add_box_agreement(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def rules_of(arguments: argparse.Namespace) -> CutRules:
+def rules_of(arguments: argparse.Namespace) -> ExtractionRules:
     """What is kept."""
-    return CutRules(
+    return ExtractionRules(
         min_area=arguments.min_area,
         min_side=arguments.min_side,
         max_side=arguments.max_side or None,

@@ -11,7 +11,7 @@ from typing import Any
 
 from terse_aug.bank import (
     BuildReport,
-    PlainGround,
+    PlainBackground,
     build_from_coco,
     build_from_labelme,
     build_from_masks,
@@ -35,7 +35,7 @@ from terse_aug.cli.source_flags import (
     run,
 )
 
-_GROUND = PlainGround()
+_GROUND = PlainBackground()
 
 
 def add_parsers(sources: argparse._SubParsersAction[Any]) -> None:
@@ -165,7 +165,7 @@ def _add_products(sources: argparse._SubParsersAction[Any]) -> None:
 
 
 def _build_products(arguments: argparse.Namespace) -> BuildReport:
-    a, ground = arguments, PlainGround(arguments.max_spread, arguments.refine, arguments.split)
+    a, ground = arguments, PlainBackground(arguments.max_spread, arguments.refine, arguments.split)
     if a.masks is not None and ground != _GROUND:
         raise ValueError("--max-spread, --refine and --split are for pictures without --masks")
     own = {"masks": a.masks} if a.masks is not None else {"ground": ground}

@@ -21,12 +21,12 @@ from terse_aug.bank import Foreground
 from terse_aug.compositing.decoys import free_background, meets_object
 from terse_aug.compositing.label_correction import PastedObject, correct_target
 from terse_aug.compositing.mask_extents import count_pixels
-from terse_aug.compositing.occludees import units_behind
-from terse_aug.compositing.plan import Decoy, Layout, cutout_tensor, paste_geometry, reduced_cutout
+from terse_aug.compositing.occludees import occludee_transforms
+from terse_aug.compositing.plan import Decoy, PastePlan, cutout_tensor, paste_geometry, reduced_cutout
 from terse_aug.compositing.render import Patch, Rectangle, blend, covered_rectangles, render
 from terse_aug.compositing.render_cpu import render_8bit
 from terse_aug.config import TerseConfig
-from terse_aug.data.auxiliary_objects import Extras
+from terse_aug.data.auxiliary_objects import AuxiliaryObjects
 from terse_aug.structures.annotations import Target
 from terse_aug.structures.pixel_format import PixelFormat
 from terse_aug.transforms import place
@@ -76,7 +76,7 @@ class Composites:
 
 
 @dataclass(frozen=True)
-class Surface:
+class RenderSettings:
     """The settings of a compositor that are not drawn: configuration, pixel format, mirrored keypoint order.
 
     Attributes:
@@ -93,7 +93,11 @@ class Surface:
 
 
 def compose(
-    images: Sequence[Tensor], targets: Sequence[Target], layout: Layout[Foreground], unit: Tensor, surface: Surface
+    images: Sequence[Tensor],
+    targets: Sequence[Target],
+    layout: PastePlan[Foreground],
+    unit: Tensor,
+    surface: RenderSettings,
 ) -> Composites:
     """Paste the cut-outs of a layout with the given transforms.
 
@@ -113,7 +117,7 @@ def compose(
         unlabelled.setdefault(where, []).append(pasted)
     objects = _object_pastes(layout, images, unit, surface, dropped)
     frames = [(image.shape[-2], image.shape[-1]) for image in images]
-    behind_unit = units_behind(layout, unit, frames, surface.config.ranges)
+    behind_unit = occludee_transforms(layout, unit, frames, surface.config.ranges)
     behind = _object_pastes(layout.behind, images, behind_unit, surface, dropped)
     out_images: list[Tensor] = []
     out_targets: list[Target] = []
@@ -145,7 +149,11 @@ def compose(
 
 
 def compose_exactly(
-    images: Sequence[Tensor], targets: Sequence[Target], layout: Layout[Foreground], unit: Tensor, surface: Surface
+    images: Sequence[Tensor],
+    targets: Sequence[Target],
+    layout: PastePlan[Foreground],
+    unit: Tensor,
+    surface: RenderSettings,
 ) -> Composites:
     """:func:`compose` in full precision: under autocast its matrices would round positions to whole pixels."""
     with full_precision(images[0].device):
@@ -158,14 +166,18 @@ def full_precision(device: torch.device) -> torch.autocast:
 
 
 def _paste(
-    layout: Layout[Foreground] | Extras, row: int, unit: Tensor, target_row: int | None, number: int | None
+    layout: PastePlan[Foreground] | AuxiliaryObjects, row: int, unit: Tensor, target_row: int | None, number: int | None
 ) -> Paste:
     foreground = layout.foregrounds[row]
     return Paste(layout.indices[row], foreground.source, foreground.label, unit, target_row, number)
 
 
 def _distractor_pastes(
-    distractors: Extras, images: Sequence[Tensor], like: Tensor, surface: Surface, dropped: Counter[str]
+    distractors: AuxiliaryObjects,
+    images: Sequence[Tensor],
+    like: Tensor,
+    surface: RenderSettings,
+    dropped: Counter[str],
 ) -> list[tuple[int, tuple[Patch, PastedObject]]]:
     """Image, patch and label information of the distractors that show anything; the others are counted."""
     shown = _object_pastes(distractors, images, distractors.unit.to(like.device), surface, Counter())
@@ -174,7 +186,11 @@ def _distractor_pastes(
 
 
 def _object_pastes(
-    layout: Layout[Foreground] | Extras, images: Sequence[Tensor], unit: Tensor, surface: Surface, dropped: Counter[str]
+    layout: PastePlan[Foreground] | AuxiliaryObjects,
+    images: Sequence[Tensor],
+    unit: Tensor,
+    surface: RenderSettings,
+    dropped: Counter[str],
 ) -> dict[int, tuple[Patch, PastedObject]]:
     """Patches and label information of the pastes that show anything, by row of the layout.
 
@@ -237,7 +253,7 @@ def _warp(
     mirrored: Sequence[bool],
     frames: Sequence[tuple[int, int]],
     unit: Tensor,
-    surface: Surface,
+    surface: RenderSettings,
     dropped: Counter[str],
 ) -> dict[int, tuple[Patch, Tensor, Tensor]]:
     """Render cut-outs; rows that are too small or outside are left out and counted.
@@ -275,7 +291,7 @@ def _render(
     matrix: Tensor,
     centre: Tensor,
     rectangles: Sequence[Rectangle],
-    surface: Surface,
+    surface: RenderSettings,
 ) -> list[Patch]:
     """Patches of cut-outs uint8 ``[ch, cw, 4]``; by OpenCV where neither a gradient nor a device forbids it."""
     sigma, pixels = surface.config.edge_sigma, surface.pixels
@@ -297,7 +313,7 @@ def _reduction(
 
 
 def _map_keypoints(
-    foreground: Foreground, mirrored: bool, matrix: Tensor, centre: Tensor, surface: Surface
+    foreground: Foreground, mirrored: bool, matrix: Tensor, centre: Tensor, surface: RenderSettings
 ) -> Tensor | None:
     """Keypoints in image pixels ``[k, 3]``; a mirrored person's left eye becomes the right one."""
     if foreground.keypoints is None:
@@ -315,7 +331,7 @@ def _decoy_pastes(
     decoys: Sequence[Decoy],
     images: Sequence[Tensor],
     targets: Sequence[Target],
-    surface: Surface,
+    surface: RenderSettings,
     dropped: Counter[str],
 ) -> dict[int, list[tuple[Patch, PastedObject]]]:
     """Patches of background in an object's shape, by image; those that find no place are left out and counted."""
@@ -346,7 +362,7 @@ def _decoy_pastes(
 
 
 def _decoy_places(
-    decoys: Sequence[Decoy], images: Sequence[Tensor], targets: Sequence[Target], surface: Surface
+    decoys: Sequence[Decoy], images: Sequence[Tensor], targets: Sequence[Target], surface: RenderSettings
 ) -> list[Tensor | None]:
     """For each decoy the first of its transforms under which it hides no object, or ``None``."""
     ranges = surface.config.ranges

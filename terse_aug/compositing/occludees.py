@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from terse_aug.bank import Foreground
-from terse_aug.compositing.plan import Layout, paste_geometry
-from terse_aug.data.auxiliary_objects import Extras
+from terse_aug.compositing.plan import PastePlan, paste_geometry
+from terse_aug.data.auxiliary_objects import AuxiliaryObjects
 from terse_aug.transforms import TransformRanges, place
 
 
-def units_behind(
-    layout: Layout[Foreground], unit: Tensor, frames: Sequence[tuple[int, int]], ranges: TransformRanges
+def occludee_transforms(
+    layout: PastePlan[Foreground], unit: Tensor, frames: Sequence[tuple[int, int]], ranges: TransformRanges
 ) -> Tensor:
     """Transforms that put objects behind the pastes of a layout.
 
@@ -52,7 +52,7 @@ def units_behind(
 
 
 def _translation(
-    middle: Tensor, unit: Tensor, extras: Extras, frames: Sequence[tuple[int, int]], ranges: TransformRanges
+    middle: Tensor, unit: Tensor, extras: AuxiliaryObjects, frames: Sequence[tuple[int, int]], ranges: TransformRanges
 ) -> Tensor:
     """The two columns of translation that bring middles to these points ``[K, 2]``, which reverses :func:`place`."""
     geometry = paste_geometry(extras.foregrounds, extras.mirrored, [frames[image] for image in extras.image_of], unit)

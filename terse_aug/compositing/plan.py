@@ -18,22 +18,22 @@ from torch import Tensor
 
 from terse_aug.bank import Foreground
 from terse_aug.config import TerseConfig
-from terse_aug.data.auxiliary_objects import Extras, draw_behind, draw_distractors
-from terse_aug.data.foreground_cache import Shelf, Shown
-from terse_aug.data.foreground_loader import Parcel
+from terse_aug.data.auxiliary_objects import AuxiliaryObjects, draw_distractors, draw_occludees
+from terse_aug.data.foreground_cache import ForegroundCache, ForegroundLike
+from terse_aug.data.foreground_loader import SampledForegrounds
 from terse_aug.policies import Policy
-from terse_aug.samplers import Demand, Sampler
+from terse_aug.samplers import DrawRequest, Sampler
 from terse_aug.structures.pixel_format import PixelFormat
 from terse_aug.transforms import PARAMETERS, PasteGeometry
 from terse_aug.utils.distributed import rank, rank_count
 
 _DECOY_TRIES = 8
 
-CutOut = TypeVar("CutOut", bound=Shown, covariant=True)
+CutOut = TypeVar("CutOut", bound=ForegroundLike, covariant=True)
 
 
 @dataclass(frozen=True)
-class Layout(Generic[CutOut]):
+class PastePlan(Generic[CutOut]):
     """What is pasted where, before a policy has said how; or what is offered to it, of which it takes some.
 
     Attributes:
@@ -51,10 +51,10 @@ class Layout(Generic[CutOut]):
     foregrounds: Sequence[CutOut]
     mirrored: list[bool]
     decoys: list[Decoy]
-    distractors: Extras = field(default_factory=Extras.none)
-    behind: Extras = field(default_factory=Extras.none)
+    distractors: AuxiliaryObjects = field(default_factory=AuxiliaryObjects.none)
+    behind: AuxiliaryObjects = field(default_factory=AuxiliaryObjects.none)
 
-    def taken(self, shelf: Shelf, chosen: Tensor | None = None) -> Layout[Foreground]:
+    def taken(self, shelf: ForegroundCache, chosen: Tensor | None = None) -> PastePlan[Foreground]:
         """The same with whole cut-outs, and of the entries only the chosen rows, where these are given."""
         rows: list[int] = list(range(len(self.indices))) if chosen is None else chosen.tolist()
         shown = [self.foregrounds[row] for row in rows]
@@ -65,7 +65,7 @@ class Layout(Generic[CutOut]):
         ]
         shelf.put_back()
         image_of, mirrored = [self.image_of[row] for row in rows], [self.mirrored[row] for row in rows]
-        return Layout(image_of, indices, whole, mirrored, self.decoys, self.distractors, self.behind)
+        return PastePlan(image_of, indices, whole, mirrored, self.decoys, self.distractors, self.behind)
 
 
 @dataclass(frozen=True)
@@ -89,17 +89,17 @@ class Decoy:
     corners: list[tuple[float, float]]
 
 
-def draw_layout(
-    shelf: Shelf,
+def plan_pastes(
+    shelf: ForegroundCache,
     usable: Sequence[bool],
     config: TerseConfig,
     generator: torch.Generator,
     sampler: Sampler,
     policy: Policy,
-    parcels: Sequence[Parcel] | None = None,
+    sampled: Sequence[SampledForegrounds] | None = None,
     visits: Mapping[int, Sequence[int]] | None = None,
-    distractors: Shelf | None = None,
-) -> Layout[Shown]:
+    distractors: ForegroundCache | None = None,
+) -> PastePlan[ForegroundLike]:
     """Draw numbers of objects and cut-outs for a batch.
 
     Args:
@@ -119,9 +119,9 @@ def draw_layout(
     pasted = torch.rand(len(usable), generator=generator) < config.image_probability
     counts = torch.randint(config.objects[0], config.objects[1] + 1, (len(usable),), generator=generator)
     decoy_counts = torch.randint(config.decoys[0], config.decoys[1] + 1, (len(usable),), generator=generator)
-    if parcels is not None:
-        pasted = counts = torch.tensor([len(parcel.objects) // parcel.offers for parcel in parcels])
-        decoy_counts = torch.tensor([len(parcel.decoys) for parcel in parcels])
+    if sampled is not None:
+        pasted = counts = torch.tensor([len(sample.objects) // sample.offers for sample in sampled])
+        decoy_counts = torch.tensor([len(sample.decoys) for sample in sampled])
     offers = policy.offers
     numbers = {
         image: len(visits[image]) // offers if image in visits else int(counts[image])
@@ -132,26 +132,26 @@ def draw_layout(
     sources = [index for index, other in enumerate(usable) if other]
     for image in numbers:
         for number in range(int(decoy_counts[image])):
-            known = None if parcels is None else parcels[image].decoys[number]
+            known = None if sampled is None else sampled[image].decoys[number]
             decoys.append(_draw_decoy(shelf, image, sources, generator, known))
-    own = [image for image in numbers if image not in visits and parcels is None]
-    demand = Demand([numbers[image] for image in own], offers, policy.offers_any_class, rank(), rank_count())
+    own = [image for image in numbers if image not in visits and sampled is None]
+    demand = DrawRequest([numbers[image] for image in own], offers, policy.mix_classes, rank(), rank_count())
     drawn = iter(sampler.draw(demand, generator))
     indices: list[int] = []
     for image, number in numbers.items():
-        given = visits.get(image, None if parcels is None else parcels[image].objects)
+        given = visits.get(image, None if sampled is None else sampled[image].objects)
         indices += [next(drawn) for _ in range(number * offers)] if given is None else given
     image_of = [image for image, number in numbers.items() for _ in range(number * offers)]
     mirrored = (torch.rand(len(image_of), generator=generator) < config.mirror_probability).tolist()
-    shown: Sequence[Shown] = list(map(shelf.foreground if offers == 1 else shelf.look, indices))
-    layout = Layout(image_of, indices, shown, mirrored, decoys)
+    shown: Sequence[ForegroundLike] = list(map(shelf.foreground if offers == 1 else shelf.look, indices))
+    layout = PastePlan(image_of, indices, shown, mirrored, decoys)
     if distractors is not None:
         layout = replace(layout, distractors=draw_distractors(distractors, list(numbers), config, generator))
     if config.superimpose_probability > 0:
         labels = [{each.label for each in shown[first : first + offers]} for first in range(0, len(shown), offers)]
         layout = replace(
             layout,
-            behind=draw_behind(
+            behind=draw_occludees(
                 shelf, sampler.cutouts, image_of[::offers], labels, sampler.possible(), config, generator
             ),
         )
@@ -159,7 +159,7 @@ def draw_layout(
 
 
 def _draw_decoy(
-    shelf: Shelf, image: int, sources: Sequence[int], generator: torch.Generator, known: int | None
+    shelf: ForegroundCache, image: int, sources: Sequence[int], generator: torch.Generator, known: int | None
 ) -> Decoy:
     index = int(torch.randint(len(shelf), (1,), generator=generator)) if known is None else known
     source = sources[int(torch.randint(len(sources), (1,), generator=generator))]
@@ -169,7 +169,7 @@ def _draw_decoy(
 
 
 def paste_geometry(
-    foregrounds: Sequence[Shown],
+    foregrounds: Sequence[ForegroundLike],
     mirrored: Sequence[bool],
     frames: Sequence[tuple[int, int]],
     like: Tensor,

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from terse_aug.bank import Foreground
 from terse_aug.config import TerseConfig
-from terse_aug.data.foreground_cache import Shelf
-from terse_aug.samplers import Cutouts
+from terse_aug.data.foreground_cache import ForegroundCache
+from terse_aug.samplers import ForegroundIndex
 from terse_aug.transforms import PARAMETERS
 
 
 @dataclass(frozen=True)
-class Extras:
+class AuxiliaryObjects:
     """K pastes whose transforms are drawn uniformly, in the order of pasting.
 
     Attributes:
@@ -40,7 +40,7 @@ class Extras:
     behind: list[int]
 
     @classmethod
-    def none(cls) -> Extras:
+    def none(cls) -> AuxiliaryObjects:
         """No extras."""
         return cls([], [], [], [], torch.zeros(0, len(PARAMETERS)), [])
 
@@ -48,7 +48,9 @@ class Extras:
         return len(self.indices)
 
 
-def draw_distractors(shelf: Shelf, pasted: Sequence[int], config: TerseConfig, generator: torch.Generator) -> Extras:
+def draw_distractors(
+    shelf: ForegroundCache, pasted: Sequence[int], config: TerseConfig, generator: torch.Generator
+) -> AuxiliaryObjects:
     """Distractors for the images that get pastes.
 
     Args:
@@ -64,15 +66,15 @@ def draw_distractors(shelf: Shelf, pasted: Sequence[int], config: TerseConfig, g
     return replace(extras, foregrounds=[_without_keypoints(own) for own in extras.foregrounds])
 
 
-def draw_behind(
-    shelf: Shelf,
-    cutouts: Cutouts,
+def draw_occludees(
+    shelf: ForegroundCache,
+    cutouts: ForegroundIndex,
     image_of: Sequence[int],
     labels: Sequence[Collection[int]],
     allowed: Collection[int] | None,
     config: TerseConfig,
     generator: torch.Generator,
-) -> Extras:
+) -> AuxiliaryObjects:
     """Objects of other classes to be behind some of M pastes; none where no other class is allowed.
 
     Superimposition, after Jin and Rinard (Learning From Context-Agnostic Synthetic Data, 2020), whose context is the
@@ -113,13 +115,13 @@ def _without_keypoints(foreground: Foreground) -> Foreground:
 
 
 def _extras(
-    shelf: Shelf,
+    shelf: ForegroundCache,
     image_of: list[int],
     indices: list[int],
     behind: list[int],
     config: TerseConfig,
     generator: torch.Generator,
-) -> Extras:
+) -> AuxiliaryObjects:
     mirrored = (torch.rand(len(indices), generator=generator) < config.mirror_probability).tolist()
     unit = torch.rand(len(indices), len(PARAMETERS), generator=generator)
-    return Extras(image_of, indices, [shelf.foreground(index) for index in indices], mirrored, unit, behind)
+    return AuxiliaryObjects(image_of, indices, [shelf.foreground(index) for index in indices], mirrored, unit, behind)

@@ -16,12 +16,12 @@ from torch import Tensor
 from terse_aug.bank import ForegroundBank
 from terse_aug.bank.inputs.images import read_image
 from terse_aug.config import TerseConfig
-from terse_aug.data.foreground_loader import Parcel, draw_own_count, replaces_image
+from terse_aug.data.foreground_loader import SampledForegrounds, draw_own_count, replaces_image
 from terse_aug.policies import Policy
-from terse_aug.samplers import Demand, Sampler
+from terse_aug.samplers import DrawRequest, Sampler
 from terse_aug.structures.annotations import take_objects
 from terse_aug.structures.pixel_format import PixelFormat
-from terse_aug.structures.validation import Admission
+from terse_aug.structures.validation import ValidatedBatch
 from terse_aug.utils.distributed import rank, rank_count
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
@@ -109,7 +109,7 @@ def _checked(number: int, own: str | Path | Tensor) -> Path | NDArray[np.uint8]:
     return np.ascontiguousarray(own.cpu().permute(1, 2, 0).numpy())
 
 
-def check_surroundings(
+def check_pools(
     config: TerseConfig, pool: BackgroundPool | None, distractors: object | None, bank: ForegroundBank
 ) -> None:
     """Whether what the settings want is there, and what is there is wanted.
@@ -136,15 +136,15 @@ def check_surroundings(
 
 
 def put_on_backgrounds(
-    batch: Admission,
+    batch: ValidatedBatch,
     pool: BackgroundPool,
     config: TerseConfig,
     pixels: PixelFormat,
     generator: torch.Generator,
     sampler: Sampler,
     policy: Policy,
-    parcels: Sequence[Parcel] | None,
-) -> tuple[Admission, dict[int, int], dict[int, list[int]]]:
+    sampled: Sequence[SampledForegrounds] | None,
+) -> tuple[ValidatedBatch, dict[int, int], dict[int, list[int]]]:
     """Replace some images of a batch by parts of backgrounds, without objects.
 
     Args:
@@ -163,14 +163,14 @@ def put_on_backgrounds(
         the cut-outs all the same.
     """
     flags = [
-        replaces_image(config, generator) if parcels is None else parcels[number].background
+        replaces_image(config, generator) if sampled is None else sampled[number].background
         for number in range(len(batch.images))
     ]
     chosen = [number for number, flag in enumerate(flags) if flag and batch.usable[number]]
     visits: dict[int, list[int]] = {}
-    if parcels is None:
+    if sampled is None:
         counts = [draw_own_count(config, generator) for _ in chosen]
-        demand = Demand(counts, policy.offers, policy.offers_any_class, rank(), rank_count())
+        demand = DrawRequest(counts, policy.offers, policy.mix_classes, rank(), rank_count())
         met = sampler.visit(demand, generator)
         visits = {number: visit.cutouts for number, visit in zip(chosen, met, strict=True)}
         places = [visit.background for visit in met]

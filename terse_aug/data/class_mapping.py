@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from terse_aug.bank import ForegroundBank
-from terse_aug.models import TargetModel, TellsChances
+from terse_aug.models import GivesClassProbabilities, ModelAdapter
 from terse_aug.policies import Policy
 
 
@@ -37,12 +37,12 @@ def _plain(name: str) -> str:
     return name.strip().casefold()
 
 
-def told_classes(target: TargetModel | None) -> int | None:
+def probability_columns(target: ModelAdapter | None) -> int | None:
     """Number of classes, where the target tells the chances of all of them."""
-    return target.label_limit if isinstance(target, TellsChances) else None
+    return target.label_limit if isinstance(target, GivesClassProbabilities) else None
 
 
-def check_labels(bank: ForegroundBank, target: TargetModel | None) -> None:
+def check_labels(bank: ForegroundBank, target: ModelAdapter | None) -> None:
     """The detector has to have every class of the bank.
 
     Raises:

@@ -19,7 +19,7 @@ from terse_aug.bank import Foreground, ForegroundBank
 from terse_aug.policies.base import FOREGROUND_FILL, THUMBNAIL
 
 
-class Shown(Protocol):
+class ForegroundLike(Protocol):
     """What a policy's scene is made from: a whole cut-out, or its look."""
 
     @property
@@ -40,7 +40,7 @@ class Shown(Protocol):
 
 
 @dataclass(frozen=True)
-class Look:
+class Thumbnail:
     """The look of a cut-out.
 
     Attributes:
@@ -58,7 +58,7 @@ class Look:
     small: NDArray[np.uint8]
 
 
-class Shelf:
+class ForegroundCache:
     """A bank's cut-outs, of which looks and outlines are kept once they have been found.
 
     Uniform draws from a bank of more cut-outs than are kept find only some of them here, the others are read.
@@ -70,7 +70,7 @@ class Shelf:
 
     def __init__(self, bank: ForegroundBank, capacity: int = 8192) -> None:
         self._bank, self._capacity = bank, capacity
-        self._looks: OrderedDict[int, Look] = OrderedDict()
+        self._looks: OrderedDict[int, Thumbnail] = OrderedDict()
         self._outlines: OrderedDict[int, NDArray[np.float32]] = OrderedDict()
         self._read: dict[int, Foreground] = {}
 
@@ -92,12 +92,12 @@ class Shelf:
             label = int(self._bank.labels[index])
             self._read[index] = foreground if foreground.label == label else foreground.relabelled(label)
 
-    def look(self, index: int) -> Look:
+    def look(self, index: int) -> Thumbnail:
         """The look of a cut-out."""
         look = self._looks.get(index)
         if look is None:
             whole = self._read[index] = self.foreground(index)
-            look = Look(whole.label, whole.extent, whole.size, whole.outline, small_picture(whole))
+            look = Thumbnail(whole.label, whole.extent, whole.size, whole.outline, small_picture(whole))
         return _kept(self._looks, index, look, self._capacity)
 
     def foreground(self, index: int) -> Foreground:
@@ -114,7 +114,7 @@ class Shelf:
         return {"bank": self._bank, "capacity": self._capacity}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        Shelf.__init__(self, state["bank"], state["capacity"])
+        ForegroundCache.__init__(self, state["bank"], state["capacity"])
 
 
 Kept = TypeVar("Kept")
@@ -129,9 +129,9 @@ def _kept(store: OrderedDict[int, Kept], index: int, value: Kept, capacity: int)
     return value
 
 
-def small_picture(shown: Shown) -> NDArray[np.uint8]:
-    """A cut-out reduced (or enlarged) to the size of a policy's pictures, see :class:`Look`."""
-    if isinstance(shown, Look):
+def small_picture(shown: ForegroundLike) -> NDArray[np.uint8]:
+    """A cut-out reduced (or enlarged) to the size of a policy's pictures, see :class:`Thumbnail`."""
+    if isinstance(shown, Thumbnail):
         return shown.small
     assert isinstance(shown, Foreground)
     width, height = shown.size

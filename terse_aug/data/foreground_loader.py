@@ -12,14 +12,14 @@ from torch.utils.data import get_worker_info
 
 from terse_aug.bank import Foreground, ForegroundBank
 from terse_aug.config import TerseConfig, replaced
-from terse_aug.samplers import Cutouts, Demand, Sampler, make_sampler
+from terse_aug.samplers import DrawRequest, ForegroundIndex, Sampler, make_sampler
 from terse_aug.utils.distributed import rank
 from terse_aug.utils.random import generator_for
 
 
 @dataclass(frozen=True)
-class Parcel:
-    """The cut-outs of one image, for ``Terse(images, targets, parcels)``. Sent between processes its pixels go through
+class SampledForegrounds:
+    """The cut-outs of one image, for ``Terse(images, targets, sampled)``. Sent between processes its pixels go through
     shared memory, in one piece.
 
     Attributes:
@@ -64,7 +64,7 @@ class Parcel:
             object.__setattr__(self, name, value)
 
 
-class CutoutLoader:
+class ForegroundLoader:
     """Draws and decodes the cut-outs of an image. Call it once for each image, in the data set or what maps it::
 
         def __getitem__(self, index):
@@ -103,15 +103,15 @@ class CutoutLoader:
         if not self._sampler.in_workers:
             raise ValueError(
                 f"sampler: {type(self._sampler).__name__} goes by what was pasted before, of which a data loader's "
-                "workers know nothing: let Terse draw the cut-outs itself, without CutoutLoader (in Detectron2 without "
+                "workers know nothing: let Terse draw the cut-outs itself, without ForegroundLoader (in Detectron2 without "
                 "TerseMapper, in MMDetection without TersePaste)"
             )
-        self._sampler.bind(Cutouts(bank.labels, bank.categories), seed)
+        self._sampler.bind(ForegroundIndex(bank.labels, bank.categories), seed)
         # Of the process that makes it: a worker may not know it.
         self._rank = rank()
         self._calls = 0
 
-    def __call__(self) -> Parcel:
+    def __call__(self) -> SampledForegrounds:
         """The cut-outs of the next image."""
         worker = get_worker_info()
         generator = generator_for(self.seed, self._rank, "parcel", 0 if worker is None else worker.seed, self._calls)
@@ -122,11 +122,13 @@ class CutoutLoader:
             pastes = draw_own_count(self.config, generator)
         decoy_count = decoy_count if pastes else 0
         any_class = self.offers > 1 and self.config.critic_any_class
-        objects = self._sampler.draw(Demand([pastes], self.offers, any_class), generator)
+        objects = self._sampler.draw(DrawRequest([pastes], self.offers, any_class), generator)
         decoys: list[int] = torch.randint(len(self._bank), (decoy_count,), generator=generator).tolist()
         whole = {index: self._bank[index] for index in sorted({*objects, *decoys})}
         share = self.config.background_probability
-        return Parcel(self._identity, self.offers, self._sampler.identity, share, background, objects, decoys, whole)
+        return SampledForegrounds(
+            self._identity, self.offers, self._sampler.identity, share, background, objects, decoys, whole
+        )
 
 
 def draw_counts(config: TerseConfig, generator: torch.Generator) -> tuple[int, int]:
@@ -149,8 +151,13 @@ def draw_own_count(config: TerseConfig, generator: torch.Generator) -> int:
     return int(torch.randint(max(config.objects[0], 1), config.objects[1] + 1, (), generator=generator))
 
 
-def check_parcels(
-    parcels: Sequence[Parcel], identity: str, offers: int, images: int, sampler: Sampler, config: TerseConfig
+def check_sampled_foregrounds(
+    sampled: Sequence[SampledForegrounds],
+    identity: str,
+    offers: int,
+    images: int,
+    sampler: Sampler,
+    config: TerseConfig,
 ) -> None:
     """Whether parcels are for a batch and of a bank.
 
@@ -165,27 +172,27 @@ def check_parcels(
     Raises:
         ValueError: they are not, or what may be pasted was restricted after they were made.
     """
-    if len(parcels) != images:
-        raise ValueError(f"expected a parcel for each of {images} images, got {len(parcels)}")
-    for number, parcel in enumerate(parcels):
-        if not isinstance(parcel, Parcel):
-            raise ValueError(f"parcel {number}: expected what a CutoutLoader gives, got {type(parcel).__name__}")
-        if parcel.bank != identity:
-            raise ValueError(f"parcel {number}: from another bank; give CutoutLoader the bank of Terse")
-        if parcel.offers != offers:
+    if len(sampled) != images:
+        raise ValueError(f"expected a parcel for each of {images} images, got {len(sampled)}")
+    for number, sample in enumerate(sampled):
+        if not isinstance(sample, SampledForegrounds):
+            raise ValueError(f"parcel {number}: expected what a ForegroundLoader gives, got {type(sample).__name__}")
+        if sample.bank != identity:
+            raise ValueError(f"parcel {number}: from another bank; give ForegroundLoader the bank of Terse")
+        if sample.offers != offers:
             raise ValueError(
-                f"parcel {number}: expected {offers} cut-outs offered for each paste, got {parcel.offers}; give "
-                "CutoutLoader the policy and settings of Terse"
+                f"parcel {number}: expected {offers} cut-outs offered for each paste, got {sample.offers}; give "
+                "ForegroundLoader the policy and settings of Terse"
             )
-        if parcel.background_probability != config.background_probability:
+        if sample.background_probability != config.background_probability:
             raise ValueError(
-                f"parcel {number}: made with background_probability {parcel.background_probability}, but Terse has "
-                f"{config.background_probability}; give CutoutLoader the settings of Terse"
+                f"parcel {number}: made with background_probability {sample.background_probability}, but Terse has "
+                f"{config.background_probability}; give ForegroundLoader the settings of Terse"
             )
-        if parcel.sampler != sampler.identity:
+        if sample.sampler != sampler.identity:
             raise ValueError(
-                f"parcel {number}: drawn by another sampler, {parcel.sampler}, than that of Terse, "
-                f"{sampler.identity}; give CutoutLoader the sampler and settings of Terse, or Terse no parcels if its "
+                f"parcel {number}: drawn by another sampler, {sample.sampler}, than that of Terse, "
+                f"{sampler.identity}; give ForegroundLoader the sampler and settings of Terse, or Terse no parcels if its "
                 "sampler draws in the training process only"
             )
     if sampler.allowed_labels is not None:

@@ -11,22 +11,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from terse_aug.compositing.compose import Surface
-from terse_aug.compositing.plan import Layout, draw_layout
+from terse_aug.compositing.compose import RenderSettings
+from terse_aug.compositing.plan import PastePlan, plan_pastes
 from terse_aug.config import TerseConfig
 from terse_aug.data.background_pool import BackgroundPool, put_on_backgrounds
-from terse_aug.data.foreground_cache import Shelf, Shown
-from terse_aug.data.foreground_loader import Parcel, check_parcels
-from terse_aug.models import TargetModel
-from terse_aug.policies import Policy, Scene
-from terse_aug.policies.context import make_scene
+from terse_aug.data.foreground_cache import ForegroundCache, ForegroundLike
+from terse_aug.data.foreground_loader import SampledForegrounds, check_sampled_foregrounds
+from terse_aug.models import ModelAdapter
+from terse_aug.policies import Policy, PolicyContext
+from terse_aug.policies.context import make_context
 from terse_aug.samplers import Sampler
 from terse_aug.structures.pixel_format import PixelFormat
-from terse_aug.structures.validation import Admission
+from terse_aug.structures.validation import ValidatedBatch
 
 
 @dataclass(frozen=True)
-class Offer:
+class PlannedBatch:
     """What may be pasted on a batch.
 
     Attributes:
@@ -36,14 +36,14 @@ class Offer:
         scene: what a policy sees of them.
     """
 
-    batch: Admission
+    batch: ValidatedBatch
     backgrounds: dict[int, int]
-    layout: Layout[Shown]
-    scene: Scene
+    layout: PastePlan[ForegroundLike]
+    scene: PolicyContext
 
 
 @dataclass(frozen=True)
-class Pasting:
+class PastePlanner:
     """Where cut-outs and backgrounds come from, and how they are put together.
 
     Attributes:
@@ -58,20 +58,20 @@ class Pasting:
 
     config: TerseConfig
     pixels: PixelFormat
-    shelf: Shelf
+    shelf: ForegroundCache
     pool: BackgroundPool | None
-    distractors: Shelf | None
+    distractors: ForegroundCache | None
     mirror_keypoints: tuple[int, ...]
-    detector: TargetModel | None
+    detector: ModelAdapter | None
 
     def offer(
         self,
-        batch: Admission,
+        batch: ValidatedBatch,
         policy: Policy,
         generator: torch.Generator,
         sampler: Sampler,
-        parcels: Sequence[Parcel] | None = None,
-    ) -> Offer:
+        sampled: Sequence[SampledForegrounds] | None = None,
+    ) -> PlannedBatch:
         """Draw backgrounds and cut-outs.
 
         Args:
@@ -84,23 +84,25 @@ class Pasting:
         Raises:
             ValueError: parcels that do not fit.
         """
-        if parcels is not None:
-            check_parcels(parcels, self.shelf.bank_identity, policy.offers, len(batch.images), sampler, self.config)
-            for parcel in parcels:
-                self.shelf.lay_out(parcel.foregrounds)
+        if sampled is not None:
+            check_sampled_foregrounds(
+                sampled, self.shelf.bank_identity, policy.offers, len(batch.images), sampler, self.config
+            )
+            for sample in sampled:
+                self.shelf.lay_out(sample.foregrounds)
         backgrounds: dict[int, int] = {}
         visits: dict[int, list[int]] = {}
         if self.pool is not None:
             batch, backgrounds, visits = put_on_backgrounds(
-                batch, self.pool, self.config, self.pixels, generator, sampler, policy, parcels
+                batch, self.pool, self.config, self.pixels, generator, sampler, policy, sampled
             )
-        layout = draw_layout(
-            self.shelf, batch.usable, self.config, generator, sampler, policy, parcels, visits, self.distractors
+        layout = plan_pastes(
+            self.shelf, batch.usable, self.config, generator, sampler, policy, sampled, visits, self.distractors
         )
         surface = self.surface(batch.images)
-        scene = make_scene(layout, batch.images, batch.targets, surface, policy, self.detector, self.shelf)
-        return Offer(batch, backgrounds, layout, scene)
+        scene = make_context(layout, batch.images, batch.targets, surface, policy, self.detector, self.shelf)
+        return PlannedBatch(batch, backgrounds, layout, scene)
 
-    def surface(self, images: Sequence[Tensor]) -> Surface:
+    def surface(self, images: Sequence[Tensor]) -> RenderSettings:
         """How cut-outs are rendered on these images."""
-        return Surface(self.config, self.pixels, self.mirror_keypoints, batched=images[0].is_cuda)
+        return RenderSettings(self.config, self.pixels, self.mirror_keypoints, batched=images[0].is_cuda)

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from terse_aug.training.metrics import relative_spread
+from terse_aug.training.metrics import std_ratios
 
-__all__ = ["REDUCED", "nearest_neighbour_distances", "relative_spread", "spread_by_class"]
+__all__ = ["REDUCED", "nearest_neighbour_distances", "std_ratios", "std_ratios_by_class"]
 
 REDUCED = 32
 """Side of the pictures that are compared, pixels."""
 
 
-def spread_by_class(unit: Tensor, labels: Tensor) -> dict[int, dict[str, float]]:
+def std_ratios_by_class(unit: Tensor, labels: Tensor) -> dict[int, dict[str, float]]:
     """Spread of the transforms of each class: 1 as diverse as random, 0 collapsed.
 
     A policy that has one transform for each class is diverse as a whole and collapsed here.
@@ -38,7 +38,7 @@ def spread_by_class(unit: Tensor, labels: Tensor) -> dict[int, dict[str, float]]
     """
     if len(unit) != len(labels):
         raise ValueError(f"labels: expected {len(unit)}, one for each transform, got {len(labels)}")
-    return {label: relative_spread(unit[labels == label]) for label in sorted(set(labels.tolist()))}
+    return {label: std_ratios(unit[labels == label]) for label in sorted(set(labels.tolist()))}
 
 
 def nearest_neighbour_distances(images: Tensor, labels: Tensor | None = None) -> Tensor:

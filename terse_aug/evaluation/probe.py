@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from terse_aug.evaluation.diversity import REDUCED, nearest_neighbour_distances, spread_by_class
-from terse_aug.models import TargetModel, as_target
+from terse_aug.evaluation.diversity import REDUCED, nearest_neighbour_distances, std_ratios_by_class
+from terse_aug.models import ModelAdapter, as_model
 from terse_aug.policies import Policy
 from terse_aug.structures.annotations import Target
-from terse_aug.training.metrics import relative_spread
+from terse_aug.training.metrics import std_ratios
 
 if TYPE_CHECKING:
     from terse_aug.terse import Terse
@@ -48,12 +48,12 @@ class Probe:
     @property
     def spread(self) -> dict[str, float]:
         """Standard deviation of each transform parameter relative to uniform: 1 random, 0 collapsed."""
-        return relative_spread(self.unit)
+        return std_ratios(self.unit)
 
     @property
-    def spread_by_class(self) -> dict[int, dict[str, float]]:
+    def std_ratios_by_class(self) -> dict[int, dict[str, float]]:
         """The same within each class; a transform for each class is collapsed here and not there."""
-        return spread_by_class(self.unit, self.labels)
+        return std_ratios_by_class(self.unit, self.labels)
 
     @property
     def neighbour_distance(self) -> float:
@@ -75,7 +75,7 @@ class Probe:
 
 def probe(
     terse: Terse,
-    detector: nn.Module | TargetModel,
+    detector: nn.Module | ModelAdapter,
     batches: Iterable[tuple[Sequence[Tensor], Sequence[Target]]],
     policy: str | Policy | None = None,
     seed: int = 0,
@@ -89,7 +89,7 @@ def probe(
         policy: the policy to probe; ``"random"`` for the reference that others are compared with.
         seed: what is drawn is a function of it, so that two policies meet the same cut-outs.
     """
-    target = as_target(detector)
+    target = as_model(detector)
     scores: list[Tensor] = []
     units: list[Tensor] = []
     labels: list[int] = []

@@ -3,6 +3,6 @@ then trains on real and kept images."""
 
 from terse_aug.lockstep.cache import HardExampleCache
 from terse_aug.lockstep.cycle import LockStep
-from terse_aug.lockstep.mining import Hunt, HuntReport, mixed
+from terse_aug.lockstep.mining import HardExampleMining, MiningReport, mixed
 
-__all__ = ["HardExampleCache", "Hunt", "HuntReport", "LockStep", "mixed"]
+__all__ = ["HardExampleCache", "HardExampleMining", "LockStep", "MiningReport", "mixed"]

@@ -28,7 +28,7 @@ class HardExampleCache:
 
     It lives in one LMDB file, so that its size is a question of the disk and what has been added survives a kill:
     every :meth:`add` is a transaction. Images are kept with 8 bits a channel. The file holds up to twice the capacity,
-    so that the newest examples can be taken back (:meth:`take_back`) and those that had made room for them be there
+    so that the newest examples can be taken back (:meth:`rollback`) and those that had made room for them be there
     again.
 
     Several processes may use the same file, each with a cache of its own made after forking.
@@ -117,7 +117,7 @@ class HardExampleCache:
             record = _record(transaction, written - count + position % count)
         return self.pixels.encode(record["image"].float() / 255), record["target"]
 
-    def take_back(self, written: int) -> None:
+    def rollback(self, written: int) -> None:
         """Forget the newest examples, as if they had never been added.
 
         Args:

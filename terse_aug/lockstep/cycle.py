@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from terse_aug.lockstep.mining import Batch, Hunt, HuntReport
+from terse_aug.lockstep.mining import Batch, HardExampleMining, MiningReport
 
 _FORMAT = 1
 
@@ -51,7 +51,9 @@ class LockStep:
         ValueError: ``save_every`` below 1.
     """
 
-    def __init__(self, hunt: Hunt, folder: str | Path, learners: Mapping[str, Stateful], save_every: int = 100) -> None:
+    def __init__(
+        self, hunt: HardExampleMining, folder: str | Path, learners: Mapping[str, Stateful], save_every: int = 100
+    ) -> None:
         if save_every < 1:
             raise ValueError(f"save_every: expected at least 1 batch, got {save_every}")
         self._hunt, self._folder, self._learners = hunt, Path(folder), dict(learners)
@@ -62,9 +64,9 @@ class LockStep:
         self,
         rounds: int,
         backgrounds: Callable[[int], Iterable[Batch]],
-        train: Callable[[int, list[HuntReport]], None],
+        train: Callable[[int, list[MiningReport]], None],
         show: bool = True,
-    ) -> list[HuntReport]:
+    ) -> list[MiningReport]:
         """Do the rounds that are not done.
 
         Args:
@@ -88,19 +90,19 @@ class LockStep:
             for number in range(place["round"], rounds):
                 if place["phase"] == "hunt":
                     self._go_hunting(place, backgrounds(number), bars)
-                train(number, [HuntReport(**report) for report in place["reports"]])
+                train(number, [MiningReport(**report) for report in place["reports"]])
                 place |= {"round": number + 1, "phase": "hunt", "begun": None}
                 self._save_learners(place)
                 bars.advance(total)
-        return [HuntReport(**report) for report in place["reports"]]
+        return [MiningReport(**report) for report in place["reports"]]
 
     def _go_hunting(self, place: dict[str, Any], batches: Iterable[Batch], bars: Progress) -> None:
         """The hunt of a round, from where it was left, and its checkpoints."""
         hunt = self._hunt
-        begun = HuntReport(**place["begun"]) if place["begun"] else None
+        begun = MiningReport(**place["begun"]) if place["begun"] else None
         task = bars.add_task(f"hunt {place['round'] + 1}", total=sum(hunt.wanted.values()))
 
-        def note(report: HuntReport) -> None:
+        def note(report: MiningReport) -> None:
             bars.update(task, completed=sum(report.found.values()))
             if report.batches % self._save_every == 0:
                 place["begun"] = asdict(report)
@@ -142,7 +144,7 @@ class LockStep:
             raise ValueError(
                 f"{self._hunt.cache.path}: it is not the cache that the run in {self._folder} has filled; give that one"
             )
-        self._hunt.cache.take_back(place.pop("written"))
+        self._hunt.cache.rollback(place.pop("written"))
         self._hunt.terse.load_state_dict(place.pop("terse"))
         for name, state in states.items():
             self._learners[name].load_state_dict(state)

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from terse_aug.evaluation.probe import MISSED_BELOW
 from terse_aug.lockstep.cache import HardExampleCache
-from terse_aug.models import GivesGradients, TargetModel, TellsChances
-from terse_aug.samplers import BiregularSampler
+from terse_aug.models import GivesClassProbabilities, GivesInputGradients, ModelAdapter
+from terse_aug.samplers import BalancedSampler
 from terse_aug.structures.annotations import Target
 from terse_aug.terse import Terse
-from terse_aug.training.hardness import asked_outcomes
+from terse_aug.training.hardness import extra_forward_outcomes
 from terse_aug.utils.random import generator_for
 
 Batch = tuple[Sequence[Tensor] | Tensor, Sequence[Target]]
@@ -26,7 +26,7 @@ _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
-class HuntReport:
+class MiningReport:
     """What a hunt brought.
 
     Attributes:
@@ -49,7 +49,7 @@ class HuntReport:
         return sum(self.found.values()) / max(self.target_forwards, 1)
 
 
-class Hunt:
+class HardExampleMining:
     """Train a policy against a frozen target until it has yielded enough hard examples.
 
     The target is asked once about every composite, which says what is hard; a policy that learns from hardness
@@ -78,7 +78,7 @@ class Hunt:
     def __init__(
         self,
         terse: Terse,
-        target: TargetModel,
+        target: ModelAdapter,
         cache: HardExampleCache,
         wanted: Mapping[int, int],
         budget: int,
@@ -91,9 +91,9 @@ class Hunt:
             raise ValueError(f"hard_below: expected a probability in (0, 1], got {hard_below}")
         if rival_margin is not None and not 0 <= rival_margin < 1:
             raise ValueError(f"rival_margin: expected a difference of probabilities in [0, 1), got {rival_margin}")
-        if rival_margin is not None and not isinstance(target, TellsChances):
+        if rival_margin is not None and not isinstance(target, GivesClassProbabilities):
             raise ValueError(
-                f"rival_margin: expected a target that tells the probabilities of all classes (object_chances), got "
+                f"rival_margin: expected a target that tells the probabilities of all classes (class_probabilities), got "
                 f"{type(target).__name__}; give hard_below"
             )
         if not wanted or min(wanted.values()) < 0:
@@ -112,7 +112,7 @@ class Hunt:
                 "expected Terse with robust='none', whose composites can be kept: a perturbation is of the weights of "
                 f"the moment, got {terse.config.robust!r}"
             )
-        if isinstance(terse.sampler, BiregularSampler) and terse.pasting.pool is not None:
+        if isinstance(terse.sampler, BalancedSampler) and terse.pasting.pool is not None:
             raise ValueError(
                 "expected Terse without a pool of backgrounds, or another sampler than 'biregular', whose graph is of "
                 "all cut-outs: a hunt pastes those of which examples are still short"
@@ -141,9 +141,9 @@ class Hunt:
     def run(
         self,
         batches: Iterable[Batch],
-        begun: HuntReport | None = None,
-        progress: Callable[[HuntReport], None] | None = None,
-    ) -> HuntReport:
+        begun: MiningReport | None = None,
+        progress: Callable[[MiningReport], None] | None = None,
+    ) -> MiningReport:
         """Hunt until every label has its number. Only cut-outs of labels that are still short are pasted.
 
         Args:
@@ -156,7 +156,7 @@ class Hunt:
         """
         if not self._terse.training:
             raise ValueError("expected Terse in training mode: terse.train()")
-        report = begun or HuntReport()
+        report = begun or MiningReport()
         report = replace(report, complete=not self._short(report.found))
         restriction = self._terse.pasted_labels
         upcoming = iter(batches)
@@ -172,7 +172,7 @@ class Hunt:
             self._terse.paste_only(restriction)
         return report
 
-    def _hunt(self, batch: Batch, before: HuntReport) -> HuntReport:
+    def _hunt(self, batch: Batch, before: MiningReport) -> MiningReport:
         """Paste on a batch and keep what is hard."""
         found, seen = Counter(before.found), before.seen
         asked_before = self._terse.metrics()["extra_forwards"]
@@ -191,7 +191,7 @@ class Hunt:
                 self._cache.add(image, target, short[0])
                 found[short[0]] += 1
         forwards = before.target_forwards + passed + asked
-        return HuntReport(dict(found), seen, forwards, before.batches + 1, complete=not self._short(found))
+        return MiningReport(dict(found), seen, forwards, before.batches + 1, complete=not self._short(found))
 
     def _ask(self, images: list[Tensor], targets: Sequence[Target]) -> tuple[list[tuple[Tensor, Tensor]], int]:
         """Let the policy move; whether each object is known and hard, and how many images passed through the target.
@@ -199,7 +199,7 @@ class Hunt:
         The loss that Terse logs is the mean hardness, the same for all policies and at every step.
         """
         policy, passed = self._terse.policy, len(images)
-        outcomes = asked_outcomes([image.detach() for image in images], targets, self._target)
+        outcomes = extra_forward_outcomes([image.detach() for image in images], targets, self._target)
         hardness = [own for own, _ in outcomes]
         known = torch.cat([own.float() for own in hardness])
         value = known.nanmean() if not bool(known.isnan().all()) else torch.zeros(())
@@ -221,13 +221,13 @@ class Hunt:
 
     def _go_backward(self, images: list[Tensor], targets: Sequence[Target]) -> None:
         """Send the gradient of the target's loss to the policy, through composites that carry a graph."""
-        if not isinstance(self._target, GivesGradients):
+        if not isinstance(self._target, GivesInputGradients):
             loss = self._target.image_losses(images, targets, differentiable=True).mean()
             if loss.requires_grad:
                 torch.autograd.backward(loss)
             return
         # Aside, for a target that recomputes its activations would do that after it had been let go of.
-        _, gradients = self._target.pixel_gradients(images, targets)
+        _, gradients = self._target.input_gradients(images, targets)
         reached = [
             (image, gradient)
             for image, gradient in zip(images, gradients, strict=True)

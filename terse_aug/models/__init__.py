@@ -2,47 +2,53 @@
 
 from torch import nn
 
-from terse_aug.models.base import Listener, TargetModel, TellsChances, TellsInPassing, undisturbed
-from terse_aug.models.classifier import NO_CLASS, ClassifierTarget, class_of
-from terse_aug.models.forward_hooks import TrainingForwards
-from terse_aug.models.input_gradients import GivesGradients, pixel_gradients
-from terse_aug.models.regressor import RegressionTarget
-from terse_aug.models.roi_head import Anatomy, Proposals, SecondStage
-from terse_aug.models.segmenter import SegmentationTarget, label_map
-from terse_aug.models.torchvision import TorchvisionDetector
+from terse_aug.models.base import (
+    GivesClassProbabilities,
+    ModelAdapter,
+    Recorder,
+    RecordsTrainingForward,
+    isolated_forward,
+)
+from terse_aug.models.classifier import NO_CLASS, ClassifierAdapter, class_of
+from terse_aug.models.forward_hooks import ForwardHooks
+from terse_aug.models.input_gradients import GivesInputGradients, input_gradients
+from terse_aug.models.regressor import RegressorAdapter
+from terse_aug.models.roi_head import Proposals, RoIHead, RoIHeadRecorder
+from terse_aug.models.segmenter import SegmenterAdapter, label_map
+from terse_aug.models.torchvision import TorchvisionAdapter
 
 
-def as_target(model: nn.Module | TargetModel) -> TargetModel:
+def as_model(model: nn.Module | ModelAdapter) -> ModelAdapter:
     """A target as it is, or a module with torchvision's detection interface wrapped as one.
 
     Raises:
         ValueError: it is neither.
     """
-    if isinstance(model, TargetModel):
+    if isinstance(model, ModelAdapter):
         return model
     if isinstance(model, nn.Module):
-        return TorchvisionDetector(model)
-    raise ValueError(f"target: expected a detector (torch.nn.Module) or a TargetModel, got {type(model).__name__}")
+        return TorchvisionAdapter(model)
+    raise ValueError(f"target: expected a detector (torch.nn.Module) or a ModelAdapter, got {type(model).__name__}")
 
 
 __all__ = [
     "NO_CLASS",
-    "Anatomy",
-    "ClassifierTarget",
-    "GivesGradients",
-    "Listener",
+    "ClassifierAdapter",
+    "ForwardHooks",
+    "GivesClassProbabilities",
+    "GivesInputGradients",
+    "ModelAdapter",
     "Proposals",
-    "RegressionTarget",
-    "SecondStage",
-    "SegmentationTarget",
-    "TargetModel",
-    "TellsChances",
-    "TellsInPassing",
-    "TorchvisionDetector",
-    "TrainingForwards",
-    "as_target",
+    "Recorder",
+    "RecordsTrainingForward",
+    "RegressorAdapter",
+    "RoIHead",
+    "RoIHeadRecorder",
+    "SegmenterAdapter",
+    "TorchvisionAdapter",
+    "as_model",
     "class_of",
+    "input_gradients",
+    "isolated_forward",
     "label_map",
-    "pixel_gradients",
-    "undisturbed",
 ]

@@ -14,7 +14,7 @@ from terse_aug.utils.random import isolated_global_rng
 
 
 @runtime_checkable
-class TargetModel(Protocol):
+class ModelAdapter(Protocol):
     """The model under training ("target" in the paper), seen from outside.
 
     Both passes leave the model as it was: no gradients in its parameters, no BatchNorm statistics, no draw from the
@@ -41,23 +41,23 @@ class TargetModel(Protocol):
 
 
 @runtime_checkable
-class TellsChances(Protocol):
+class GivesClassProbabilities(Protocol):
     """A target that can also say what it takes an object for, from which a policy learns more than from a score."""
 
-    def object_chances(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
+    def class_probabilities(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
         """For each annotated object the model's probability of every class, float ``[N, label_limit]``.
 
-        Column k is label k; at the object's label it is what :meth:`TargetModel.object_scores` gives. Rows sum to 1, or
+        Column k is label k; at the object's label it is what :meth:`ModelAdapter.object_scores` gives. Rows sum to 1, or
         are NaN where the model tells none; independent probabilities (sigmoids) do not belong here.
         """
         ...
 
 
-class Listener(Protocol):
-    """Hears what a model makes of a batch while it is trained on it; see :class:`TellsInPassing`."""
+class Recorder(Protocol):
+    """Hears what a model makes of a batch while it is trained on it; see :class:`RecordsTrainingForward`."""
 
     def scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor] | None:
-        """What :meth:`TargetModel.object_scores` asks for, of the batch that the model was trained on meanwhile.
+        """What :meth:`ModelAdapter.object_scores` asks for, of the batch that the model was trained on meanwhile.
 
         Returns:
             For each object float ``[N]`` in [0, 1], NaN where it was not heard of; ``None`` if no training forward
@@ -71,16 +71,16 @@ class Listener(Protocol):
 
 
 @runtime_checkable
-class TellsInPassing(Protocol):
+class RecordsTrainingForward(Protocol):
     """A target whose training forward says how hard the objects are, so that nobody has to ask."""
 
-    def listen(self) -> Listener | None:
+    def listen(self) -> Recorder | None:
         """Listen to the model until the listener is closed; ``None`` for a model of which nothing would be heard."""
         ...
 
 
 @contextmanager
-def undisturbed(
+def isolated_forward(
     model: nn.Module, training: bool, differentiable: bool = False, device: torch.device | None = None
 ) -> Iterator[None]:
     """Run a model without leaving a trace: modes and the global random generators as they were, parameters, BatchNorm

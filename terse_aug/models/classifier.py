@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from terse_aug.models.base import undisturbed
-from terse_aug.models.input_gradients import pixel_gradients
+from terse_aug.models.base import isolated_forward
+from terse_aug.models.input_gradients import input_gradients
 from terse_aug.structures.annotations import Target
 
 
-class ClassifierTarget:
+class ClassifierAdapter:
     """A model that maps images ``[B, 3, H, W]`` of one size to logits ``[B, classes]``, trained by cross-entropy.
 
     An image has one class: that of the object that is in front, which is the last of its target. :func:`class_of`
@@ -31,30 +31,30 @@ class ClassifierTarget:
         self.first_label, self.label_limit = 0, classes
 
     def image_losses(self, images: Sequence[Tensor], targets: Sequence[Target], differentiable: bool = False) -> Tensor:
-        """See :class:`TargetModel`; an image without objects, or with one of no class in front, has a loss of 0."""
+        """See :class:`ModelAdapter`; an image without objects, or with one of no class in front, has a loss of 0."""
         labels = class_of(targets)
         labels = torch.where((labels >= 0) & (labels < self.label_limit), labels, NO_CLASS)
-        with undisturbed(self.model, True, differentiable, images[0].device):
+        with isolated_forward(self.model, True, differentiable, images[0].device):
             logits: Tensor = self.model(torch.stack(list(images)))
             return F.cross_entropy(logits.float(), labels, reduction="none", ignore_index=NO_CLASS)
 
-    def pixel_gradients(
+    def input_gradients(
         self, images: Sequence[Tensor], targets: Sequence[Target], loss_scale: float = 1.0
     ) -> tuple[Tensor, list[Tensor]]:
-        """See :class:`GivesGradients`."""
-        return pixel_gradients(self.model, images, lambda own: self.image_losses(own, targets, True).mean(), loss_scale)
+        """See :class:`GivesInputGradients`."""
+        return input_gradients(self.model, images, lambda own: self.image_losses(own, targets, True).mean(), loss_scale)
 
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
-        """See :class:`TargetModel`; of the object in front, NaN of those behind it and of labels that are no class."""
-        every = self.object_chances(images, targets)
+        """See :class:`ModelAdapter`; of the object in front, NaN of those behind it and of labels that are no class."""
+        every = self.class_probabilities(images, targets)
         return [
             _of_their_class(own[:, : self.label_limit], target["labels"].long())
             for own, target in zip(every, targets, strict=True)
         ]
 
-    def object_chances(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
-        """See :class:`TellsChances`; of the object in front, NaN of those behind it."""
-        with undisturbed(self.model, False, device=images[0].device):
+    def class_probabilities(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
+        """See :class:`GivesClassProbabilities`; of the object in front, NaN of those behind it."""
+        with isolated_forward(self.model, False, device=images[0].device):
             logits: Tensor = self.model(torch.stack(list(images)))
         chances = logits.float().softmax(1)
         return [_of_the_last(own, len(target["labels"])) for own, target in zip(chances, targets, strict=True)]

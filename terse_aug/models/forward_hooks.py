@@ -15,7 +15,7 @@ Forward = TypeVar("Forward")
 _MOST_HEARD = 2
 
 
-class TrainingForwards(ABC, Generic[Forward]):
+class ForwardHooks(ABC, Generic[Forward]):
     """Listens to the training forwards of a model, and keeps what is heard of the first two.
 
     Nothing that goes wrong in listening reaches the model: it is kept in ``trouble``, and nothing more is heard. A
@@ -50,11 +50,11 @@ class TrainingForwards(ABC, Generic[Forward]):
 
     def on_call(self, module: nn.Module, hear: Callable[[Forward, Arguments], None]) -> None:
         """Call a function with the forward that runs whenever a module is called."""
-        self._hold(lambda: module.register_forward_pre_hook(_Ear(self, hear)))
+        self._hold(lambda: module.register_forward_pre_hook(_Hook(self, hear)))
 
     def on_output(self, module: nn.Module, hear: Callable[[Forward, Any], None]) -> None:
         """Likewise with a module's output."""
-        self._hold(lambda: module.register_forward_hook(_Ear(self, hear)))
+        self._hold(lambda: module.register_forward_hook(_Hook(self, hear)))
 
     def _hold(self, register: Callable[[], RemovableHandle]) -> None:
         try:
@@ -64,7 +64,7 @@ class TrainingForwards(ABC, Generic[Forward]):
             raise
 
     def close(self) -> None:
-        """See :class:`terse_aug.models.Listener`."""
+        """See :class:`terse_aug.models.Recorder`."""
         for handle in self._handles:
             handle.remove()
         self._handles = ()
@@ -94,10 +94,10 @@ class TrainingForwards(ABC, Generic[Forward]):
             self.trouble, self.current = error, None
 
 
-class _Ear:
+class _Hook:
     """A hook before or after a module's forward; a copy of it is deaf."""
 
-    def __init__(self, listener: TrainingForwards[Any] | None = None, hear: Callable[..., None] | None = None) -> None:
+    def __init__(self, listener: ForwardHooks[Any] | None = None, hear: Callable[..., None] | None = None) -> None:
         self._listener, self._hear = listener, hear
 
     def __call__(self, module: nn.Module, *heard: Any) -> None:
@@ -105,5 +105,5 @@ class _Ear:
         if self._listener is not None and self._hear is not None:
             self._listener.safely(self._hear, heard[-1])
 
-    def __reduce__(self) -> tuple[type[_Ear], tuple[()]]:
-        return _Ear, ()
+    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
+        return _Hook, ()

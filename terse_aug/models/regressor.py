@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from terse_aug.models.base import undisturbed
-from terse_aug.models.input_gradients import pixel_gradients
+from terse_aug.models.base import isolated_forward
+from terse_aug.models.input_gradients import input_gradients
 from terse_aug.structures.annotations import Target
 
 
-class RegressionTarget:
+class RegressorAdapter:
     """A model that maps images ``[B, 3, H, W]`` of one size to values ``[B, k]``, trained by the smooth L1 loss.
 
     There is no probability of an object in a regression. In its place stands ``exp(-error / tolerance)``, the error
@@ -43,21 +43,21 @@ class RegressionTarget:
         self.tolerance = tolerance
 
     def image_losses(self, images: Sequence[Tensor], targets: Sequence[Target], differentiable: bool = False) -> Tensor:
-        """See :class:`TargetModel`; the mean over the values, 0 for an image without objects."""
-        with undisturbed(self.model, True, differentiable, images[0].device):
+        """See :class:`ModelAdapter`; the mean over the values, 0 for an image without objects."""
+        with isolated_forward(self.model, True, differentiable, images[0].device):
             given: Tensor = self.model(torch.stack(list(images))).float()
             wanted = self._wanted(targets, given)
             return F.smooth_l1_loss(given, wanted, reduction="none", beta=self.tolerance).mean(1)
 
-    def pixel_gradients(
+    def input_gradients(
         self, images: Sequence[Tensor], targets: Sequence[Target], loss_scale: float = 1.0
     ) -> tuple[Tensor, list[Tensor]]:
-        """See :class:`GivesGradients`."""
-        return pixel_gradients(self.model, images, lambda own: self.image_losses(own, targets, True).mean(), loss_scale)
+        """See :class:`GivesInputGradients`."""
+        return input_gradients(self.model, images, lambda own: self.image_losses(own, targets, True).mean(), loss_scale)
 
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
-        """See :class:`TargetModel`; the same for all objects of an image, each of which it judges."""
-        with undisturbed(self.model, False, device=images[0].device):
+        """See :class:`ModelAdapter`; the same for all objects of an image, each of which it judges."""
+        with isolated_forward(self.model, False, device=images[0].device):
             given: Tensor = self.model(torch.stack(list(images))).float()
         errors = (given - self._wanted(targets, given)).abs().amax(1)
         scores = torch.exp(-errors / self.tolerance)

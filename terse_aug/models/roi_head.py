@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from terse_aug.models.forward_hooks import Arguments, TrainingForwards
+from terse_aug.models.forward_hooks import Arguments, ForwardHooks
 from terse_aug.structures.annotations import Target
 
 _SLACK = 0.01
@@ -50,7 +50,7 @@ class Proposals:
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class RoIHead:
     """Where a detector's training forward passes, and how to read what passes there.
 
     Attributes:
@@ -84,15 +84,15 @@ class _Forward:
     probabilities: Tensor | None = None
 
 
-class SecondStage(TrainingForwards[_Forward]):
-    """Listens to a detector with a second stage; a :class:`terse_aug.models.Listener`.
+class RoIHeadRecorder(ForwardHooks[_Forward]):
+    """Listens to a detector with a second stage; a :class:`terse_aug.models.Recorder`.
 
     Args:
         anatomy: of the detector.
         iou_threshold: a proposal belongs to an object if they overlap at least this much.
     """
 
-    def __init__(self, anatomy: Anatomy, iou_threshold: float) -> None:
+    def __init__(self, anatomy: RoIHead, iou_threshold: float) -> None:
         super().__init__(anatomy.model)
         self._anatomy, self._iou_threshold = anatomy, iou_threshold
         if anatomy.head is not None:
@@ -105,7 +105,7 @@ class SecondStage(TrainingForwards[_Forward]):
         return _Forward([boxes.detach() for boxes in self._anatomy.annotated(inputs, named)])
 
     def scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor] | None:
-        """See :class:`terse_aug.models.Listener`.
+        """See :class:`terse_aug.models.Recorder`.
 
         An object that no proposal came near has been missed: 0. One of whose proposals none was sampled has not been
         heard of: NaN.

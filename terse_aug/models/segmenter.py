@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from terse_aug.models.base import undisturbed
-from terse_aug.models.input_gradients import pixel_gradients
+from terse_aug.models.base import isolated_forward
+from terse_aug.models.input_gradients import input_gradients
 from terse_aug.structures.annotations import Target
 
 BACKGROUND = 0
 """The class of pixels that show no object."""
 
 
-class SegmentationTarget:
+class SegmenterAdapter:
     """A model that maps images ``[B, 3, H, W]`` of one size to logits ``[B, classes, H, W]``, trained by cross-entropy.
 
     The class of a pixel is the label of the object whose mask has it, 0 elsewhere; :func:`label_map` gives it, for the
@@ -34,21 +34,21 @@ class SegmentationTarget:
         self.first_label, self.label_limit = 1, classes
 
     def image_losses(self, images: Sequence[Tensor], targets: Sequence[Target], differentiable: bool = False) -> Tensor:
-        """See :class:`TargetModel`; the mean over the pixels."""
+        """See :class:`ModelAdapter`; the mean over the pixels."""
         wanted = torch.stack([label_map(target) for target in targets])
-        with undisturbed(self.model, True, differentiable, images[0].device):
+        with isolated_forward(self.model, True, differentiable, images[0].device):
             logits: Tensor = self.model(torch.stack(list(images)))
             return F.cross_entropy(logits.float(), wanted, reduction="none").mean((1, 2))
 
-    def pixel_gradients(
+    def input_gradients(
         self, images: Sequence[Tensor], targets: Sequence[Target], loss_scale: float = 1.0
     ) -> tuple[Tensor, list[Tensor]]:
-        """See :class:`GivesGradients`."""
-        return pixel_gradients(self.model, images, lambda own: self.image_losses(own, targets, True).mean(), loss_scale)
+        """See :class:`GivesInputGradients`."""
+        return input_gradients(self.model, images, lambda own: self.image_losses(own, targets, True).mean(), loss_scale)
 
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
-        """See :class:`TargetModel`; the mean probability of an object's class over its mask, NaN for an empty one."""
-        with undisturbed(self.model, False, device=images[0].device):
+        """See :class:`ModelAdapter`; the mean probability of an object's class over its mask, NaN for an empty one."""
+        with isolated_forward(self.model, False, device=images[0].device):
             logits: Tensor = self.model(torch.stack(list(images)))
         scores = []
         for chances, target in zip(logits.float().softmax(1), targets, strict=True):

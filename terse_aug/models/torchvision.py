@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import box_iou
 
-from terse_aug.models.base import undisturbed
+from terse_aug.models.base import isolated_forward
 from terse_aug.models.forward_hooks import Arguments
-from terse_aug.models.input_gradients import pixel_gradients
-from terse_aug.models.roi_head import Anatomy, Proposals, SecondStage
+from terse_aug.models.input_gradients import input_gradients
+from terse_aug.models.roi_head import Proposals, RoIHead, RoIHeadRecorder
 from terse_aug.structures.annotations import Target
 from terse_aug.utils.random import isolated_global_rng
 
 _MODEL_FIELDS = ("boxes", "labels", "masks", "keypoints")
 
 
-class TorchvisionDetector:
+class TorchvisionAdapter:
     """A model with torchvision's detection interface: a dictionary of losses in training, predictions otherwise.
 
     Args:
@@ -37,19 +37,19 @@ class TorchvisionDetector:
         self.first_label, self.label_limit = _label_range(model)
 
     def image_losses(self, images: Sequence[Tensor], targets: Sequence[Target], differentiable: bool = False) -> Tensor:
-        """See :class:`TargetModel`; one forward per image, each with the same draw of proposals."""
+        """See :class:`ModelAdapter`; one forward per image, each with the same draw of proposals."""
         losses = []
-        with undisturbed(self.model, True, differentiable, images[0].device):
+        with isolated_forward(self.model, True, differentiable, images[0].device):
             for image, target in zip(images, targets, strict=True):
                 with isolated_global_rng(0, [image.device]):
                     losses.append(self._loss([image], [target]))
         return torch.stack(losses)
 
-    def pixel_gradients(
+    def input_gradients(
         self, images: Sequence[Tensor], targets: Sequence[Target], loss_scale: float = 1.0
     ) -> tuple[Tensor, list[Tensor]]:
-        """See :class:`GivesGradients`."""
-        return pixel_gradients(self.model, images, lambda given: self._loss(given, targets), loss_scale)
+        """See :class:`GivesInputGradients`."""
+        return input_gradients(self.model, images, lambda given: self._loss(given, targets), loss_scale)
 
     def _loss(self, images: list[Tensor], targets: Sequence[Target]) -> Tensor:
         fields = [{name: target[name] for name in _MODEL_FIELDS if name in target} for target in targets]
@@ -57,8 +57,8 @@ class TorchvisionDetector:
         return torch.stack([loss.float() for loss in result.values()]).sum()
 
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
-        """See :class:`TargetModel`; the highest score of a detection of the object's class that overlaps it."""
-        with undisturbed(self.model, False, device=images[0].device):
+        """See :class:`ModelAdapter`; the highest score of a detection of the object's class that overlaps it."""
+        with isolated_forward(self.model, False, device=images[0].device):
             predictions: list[dict[str, Any]] = self.model(list(images))
         scores = []
         for prediction, target in zip(predictions, targets, strict=True):
@@ -69,12 +69,12 @@ class TorchvisionDetector:
             scores.append(torch.cat([candidates, none], 1).amax(1))
         return scores
 
-    def listen(self) -> SecondStage | None:
-        """See :class:`TellsInPassing`; for models with torchvision's ``roi_heads`` (Faster, Mask, Keypoint R-CNN)."""
+    def listen(self) -> RoIHeadRecorder | None:
+        """See :class:`RecordsTrainingForward`; for models with torchvision's ``roi_heads`` (Faster, Mask, Keypoint R-CNN)."""
         heads: Any = getattr(self.model, "roi_heads", None)
         if type(heads) is not RoIHeads:
             return None
-        anatomy = Anatomy(
+        anatomy = RoIHead(
             model=self.model,
             annotated=_annotated,
             pooler=heads.box_roi_pool,
@@ -84,7 +84,7 @@ class TorchvisionDetector:
             head=heads,
             offered=_proposals,
         )
-        return SecondStage(anatomy, self.iou_threshold)
+        return RoIHeadRecorder(anatomy, self.iou_threshold)
 
 
 def _annotated(inputs: Arguments, named: Mapping[str, Any]) -> list[Tensor]:

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 
 from terse_aug.config import TerseConfig
-from terse_aug.policies.adversarial import LearnedPolicy, divergence_from_uniform
-from terse_aug.policies.base import GLIMPSE, Glimpses, Policy, Proposal, Scene, uniform_proposal
-from terse_aug.policies.best_of_n import HardRandomPolicy
+from terse_aug.policies.adversarial import AdversarialPolicy, divergence_from_uniform
+from terse_aug.policies.base import VIEW_SIDE, Policy, PolicyContext, Proposal, Views, uniform_proposal
+from terse_aug.policies.best_of_n import BestOfNPolicy
 from terse_aug.policies.critic import CriticPolicy
-from terse_aug.policies.paper import DeterministicPolicy
+from terse_aug.policies.paper import PaperPolicy
 from terse_aug.policies.random import RandomPolicy
 
 POLICIES: dict[str, Callable[[TerseConfig, int, int | None], Policy]] = {
@@ -23,9 +23,9 @@ POLICIES: dict[str, Callable[[TerseConfig, int, int | None], Policy]] = {
         goal=config.critic_goal,
         any_class=config.critic_any_class,
     ),
-    "deterministic": lambda config, seed, classes: DeterministicPolicy(seed, config.dropout),
-    "hard-random": lambda config, seed, classes: HardRandomPolicy(config.candidates),
-    "learned": lambda config, seed, classes: LearnedPolicy(seed, config.temperature, config.dropout),
+    "deterministic": lambda config, seed, classes: PaperPolicy(seed, config.dropout),
+    "hard-random": lambda config, seed, classes: BestOfNPolicy(config.candidates),
+    "learned": lambda config, seed, classes: AdversarialPolicy(seed, config.temperature, config.dropout),
 }
 """Named policies, each made from the settings, a seed, and the number of classes whose chances the target tells."""
 
@@ -50,17 +50,17 @@ def make_policy(policy: str | Policy, config: TerseConfig, seed: int, classes: i
 
 
 __all__ = [
-    "GLIMPSE",
     "POLICIES",
+    "VIEW_SIDE",
+    "AdversarialPolicy",
+    "BestOfNPolicy",
     "CriticPolicy",
-    "DeterministicPolicy",
-    "Glimpses",
-    "HardRandomPolicy",
-    "LearnedPolicy",
+    "PaperPolicy",
     "Policy",
+    "PolicyContext",
     "Proposal",
     "RandomPolicy",
-    "Scene",
+    "Views",
     "divergence_from_uniform",
     "make_policy",
     "uniform_proposal",

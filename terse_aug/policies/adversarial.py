@@ -1,7 +1,7 @@
 """Policy ``learned``: a stochastic synthesizer that ascends the detector's loss, held to the uniform prior.
 
 Maximises ``E_q[L] - tau KL(q || uniform)``. The detector's own backward gives dL/d(location, spread) at a leaf
-that stands between the synthesizer and the compositor; :meth:`LearnedPolicy.objective` turns its sign, adds the
+that stands between the synthesizer and the compositor; :meth:`AdversarialPolicy.objective` turns its sign, adds the
 divergence and carries both through the synthesizer. No pass through the detector is added.
 """
 
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from terse_aug.policies.base import Policy, Proposal, Scene
+from terse_aug.policies.base import Policy, PolicyContext, Proposal
 from terse_aug.policies.synthesizer import Synthesizer
 from terse_aug.utils.random import isolated_global_rng
 
 _QUADRATURE_POINTS, _QUADRATURE_LIMIT = 65, 16.0
 
 
-class LearnedPolicy(Policy):
+class AdversarialPolicy(Policy):
     """Transforms drawn from a synthesizer's distribution, ``p = sigmoid(location + spread * logistic noise)``.
 
     Args:
@@ -28,7 +28,7 @@ class LearnedPolicy(Policy):
     """
 
     learns = True
-    sees_pixels = True
+    uses_thumbnails = True
 
     def __init__(self, seed: int = 0, temperature: float = 0.1, dropout: float = 0.1) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class LearnedPolicy(Policy):
         with isolated_global_rng(seed):
             self.synthesizer = Synthesizer(dropout)
 
-    def propose(self, scene: Scene, generator: torch.Generator, learning: bool) -> Proposal:
+    def propose(self, scene: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
         """See :meth:`Policy.propose`."""
         device = scene.image_of.device
         noise = torch.rand(len(scene.image_of), self._parameter_count, generator=generator)
@@ -72,7 +72,7 @@ class LearnedPolicy(Policy):
         kept = torch.rand(count, self.synthesizer.hidden.out_features, generator=generator) >= rate
         return kept.float() / (1 - rate)
 
-    def _distribution(self, scene: Scene, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _distribution(self, scene: PolicyContext, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         assert scene.backgrounds is not None
         assert scene.foregrounds is not None
         assert scene.natural_size is not None

@@ -20,23 +20,23 @@ THUMBNAIL = 32
 """Side of the pictures that a policy sees, pixels."""
 FOREGROUND_FILL = 0.9
 """Share of a cut-out's picture that its larger side fills."""
-GLIMPSE = 32
+VIEW_SIDE = 32
 """Side of a glimpse, pixels."""
-GLIMPSE_VIEWS = ("window", "image")
-GLIMPSE_CHANNELS = 6
-GLIMPSE_PICTURE = (len(GLIMPSE_VIEWS), GLIMPSE_CHANNELS, GLIMPSE, GLIMPSE)
-GLIMPSE_FIGURES = len(PARAMETERS) + 4
+VIEWS = ("window", "image")
+VIEW_CHANNELS = 6
+VIEW_SHAPE = (len(VIEWS), VIEW_CHANNELS, VIEW_SIDE, VIEW_SIDE)
+VIEW_NUMBERS = len(PARAMETERS) + 4
 
 
 @dataclass(frozen=True)
-class Glimpses:
+class Views:
     """How candidates would look, small; see :mod:`terse_aug.policies.views`.
 
     Attributes:
-        pictures: float ``[C, M, *GLIMPSE_PICTURE]`` in [0, 1], for each of ``GLIMPSE_VIEWS``, which are a window
+        pictures: float ``[C, M, *VIEW_SHAPE]`` in [0, 1], for each of ``VIEWS``, which are a window
             around the paste and the whole image stretched to a square: RGB with the paste on it, its alpha, a map
             of the objects that are there already, and where the image is.
-        figures: float ``[C, M, GLIMPSE_FIGURES]`` in [-1, 1] or a little more: the transform, and the middle and
+        figures: float ``[C, M, VIEW_NUMBERS]`` in [-1, 1] or a little more: the transform, and the middle and
             the extent of the object's bounding box relative to the image.
     """
 
@@ -45,7 +45,7 @@ class Glimpses:
 
 
 @dataclass(frozen=True)
-class Scene:
+class PolicyContext:
     """What a policy may look at: M cut-outs and the backgrounds that they go on.
 
     Of a policy that is offered several cut-outs for each paste (:attr:`Policy.offers`), M counts all of them.
@@ -55,12 +55,12 @@ class Scene:
         image_count: B.
         labels: int64 ``[M]``, the class of each cut-out.
         backgrounds: float ``[B, 4, THUMBNAIL, THUMBNAIL]``, RGB in [0, 1] and a map of where objects are
-            already; only for policies with ``sees_pixels``, else ``None``.
+            already; only for policies with ``uses_thumbnails``, else ``None``.
         foregrounds: float ``[M, 4, THUMBNAIL, THUMBNAIL]``, RGB in [0, 1] and alpha, the larger side filling
             nine tenths; likewise.
         natural_size: float ``[M, 2]``, width and height at scale 1 as fractions of the background's; likewise.
         glimpse: how candidates, float ``[C, M, P]`` unit parameters, would look; only for policies with
-            ``sees_glimpses``.
+            ``uses_views``.
         detector_loss: composes the scene with float ``[M, P]`` unit parameters and returns the detector's loss
             of each image ``[B]``, without gradients: infinite where it is none, NaN where no paste shows and the
             detector was not asked; ``None`` where Terse was given no target.
@@ -72,7 +72,7 @@ class Scene:
     backgrounds: Tensor | None = None
     foregrounds: Tensor | None = None
     natural_size: Tensor | None = None
-    glimpse: Callable[[Tensor], Glimpses] | None = None
+    glimpse: Callable[[Tensor], Views] | None = None
     detector_loss: Callable[[Tensor], Tensor] | None = None
 
 
@@ -125,22 +125,22 @@ class Policy(nn.Module):
     """Whether it has parameters that move with the detector."""
     learns_from: Literal["gradient", "hardness"] = "gradient"
     """What it learns from, if it learns."""
-    rehearsals = 1
+    replay_updates = 1
     """Optimizer steps in a move of one that learns from hardness."""
     classes: int | None = None
     """Columns of the chances it learns from, for one that learns from hardness; ``None`` for hardness alone."""
     offers = 1
     """Cut-outs that are drawn for each paste, of which ``propose`` takes one."""
-    offers_any_class = False
+    mix_classes = False
     """Whether the cut-outs of a paste may be of different classes; else all are of one, as frequent as it is."""
-    sees_pixels = False
+    uses_thumbnails = False
     """Whether ``propose`` looks at the pictures in the scene."""
-    sees_glimpses = False
+    uses_views = False
     """Whether ``propose`` calls ``scene.glimpse``."""
-    needs_target = False
+    needs_model = False
     """Whether ``propose`` calls ``scene.detector_loss``."""
 
-    def propose(self, scene: Scene, generator: torch.Generator, learning: bool) -> Proposal:
+    def propose(self, scene: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
         """Propose transforms.
 
         Args:
@@ -159,7 +159,7 @@ class Policy(nn.Module):
         """
         raise NotImplementedError
 
-    def remember(self, proposal: Proposal, hardness: Tensor, chances: Tensor | None = None) -> None:
+    def add_to_replay(self, proposal: Proposal, hardness: Tensor, chances: Tensor | None = None) -> None:
         """Take in how hard the pastes of a proposal turned out.
 
         Args:
@@ -170,7 +170,7 @@ class Policy(nn.Module):
         """
         raise NotImplementedError
 
-    def rehearse(self, generator: torch.Generator) -> Tensor | None:
+    def replay_loss(self, generator: torch.Generator) -> Tensor | None:
         """A scalar over what is remembered, whose gradient is the direction to descend; ``None`` with no memory.
 
         Args:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import torch
 
-from terse_aug.policies.base import Policy, Proposal, Scene, uniform_proposal
+from terse_aug.policies.base import Policy, PolicyContext, Proposal, uniform_proposal
 
 
-class HardRandomPolicy(Policy):
+class BestOfNPolicy(Policy):
     """Of ``candidates`` uniform proposals, the one on which the detector's loss is highest, image by image.
 
     Args:
@@ -20,7 +20,7 @@ class HardRandomPolicy(Policy):
         ValueError: ``candidates`` below 1, or no target to ask.
     """
 
-    needs_target = True
+    needs_model = True
 
     def __init__(self, candidates: int = 2) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class HardRandomPolicy(Policy):
             raise ValueError(f"candidates: expected at least 1, got {candidates}")
         self.candidates = candidates
 
-    def propose(self, scene: Scene, generator: torch.Generator, learning: bool) -> Proposal:
+    def propose(self, scene: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
         """See :meth:`Policy.propose`. A candidate with a loss that is not finite is never picked."""
         if scene.detector_loss is None:
             raise ValueError("policy 'hard-random' asks the detector: give Terse(target=detector)")

@@ -10,42 +10,42 @@ import torch
 from torch import Tensor
 
 from terse_aug.bank import Foreground
-from terse_aug.compositing.compose import Surface, compose_exactly
-from terse_aug.compositing.plan import Layout
-from terse_aug.data.foreground_cache import Shelf, Shown
-from terse_aug.models import TargetModel
-from terse_aug.policies import Policy, Scene
+from terse_aug.compositing.compose import RenderSettings, compose_exactly
+from terse_aug.compositing.plan import PastePlan
+from terse_aug.data.foreground_cache import ForegroundCache, ForegroundLike
+from terse_aug.models import ModelAdapter
+from terse_aug.policies import Policy, PolicyContext
 from terse_aug.policies.base import THUMBNAIL
 from terse_aug.policies.thumbnails import background_picture, foreground_pictures
-from terse_aug.policies.views import glimpse_maker
+from terse_aug.policies.views import view_maker
 from terse_aug.structures.annotations import Target
 
 
-def make_scene(
-    layout: Layout[Shown],
+def make_context(
+    layout: PastePlan[ForegroundLike],
     images: Sequence[Tensor],
     targets: Sequence[Target],
-    surface: Surface,
+    surface: RenderSettings,
     policy: Policy,
-    detector: TargetModel | None,
-    shelf: Shelf,
-) -> Scene:
+    detector: ModelAdapter | None,
+    shelf: ForegroundCache,
+) -> PolicyContext:
     """The scene with as much as the policy looks at, and no more.
 
     Raises:
         ValueError: the policy asks the detector, and there is none.
     """
     device = images[0].device
-    scene = Scene(
+    scene = PolicyContext(
         torch.tensor(layout.image_of, dtype=torch.long, device=device),
         len(images),
         torch.tensor([foreground.label for foreground in layout.foregrounds], dtype=torch.long, device=device),
     )
-    if policy.sees_pixels:
+    if policy.uses_thumbnails:
         scene = _with_pictures(scene, layout, images, targets, surface)
-    if policy.sees_glimpses:
-        scene = dataclasses.replace(scene, glimpse=glimpse_maker(layout, images, targets, surface))
-    if policy.needs_target:
+    if policy.uses_views:
+        scene = dataclasses.replace(scene, glimpse=view_maker(layout, images, targets, surface))
+    if policy.needs_model:
         if detector is None:
             raise ValueError("this policy asks the detector: give Terse(target=detector)")
         scene = dataclasses.replace(
@@ -55,9 +55,13 @@ def make_scene(
 
 
 def _with_pictures(
-    scene: Scene, layout: Layout[Shown], images: Sequence[Tensor], targets: Sequence[Target], surface: Surface
-) -> Scene:
-    """The scene with what policies with ``sees_pixels`` look at."""
+    scene: PolicyContext,
+    layout: PastePlan[ForegroundLike],
+    images: Sequence[Tensor],
+    targets: Sequence[Target],
+    surface: RenderSettings,
+) -> PolicyContext:
+    """The scene with what policies with ``uses_thumbnails`` look at."""
     device = images[0].device
     backgrounds = [
         background_picture(image, target, surface.pixels, THUMBNAIL)
@@ -77,11 +81,11 @@ def _with_pictures(
 
 
 def _asker(
-    layout: Layout[Foreground],
+    layout: PastePlan[Foreground],
     images: Sequence[Tensor],
     targets: Sequence[Target],
-    surface: Surface,
-    detector: TargetModel,
+    surface: RenderSettings,
+    detector: ModelAdapter,
 ) -> Callable[[Tensor], Tensor]:
     """The detector's loss of each image, as a function of the transforms."""
 

@@ -26,15 +26,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from terse_aug.policies.base import (
-    GLIMPSE,
-    GLIMPSE_CHANNELS,
-    GLIMPSE_FIGURES,
-    GLIMPSE_PICTURE,
-    GLIMPSE_VIEWS,
-    Glimpses,
+    VIEW_CHANNELS,
+    VIEW_NUMBERS,
+    VIEW_SHAPE,
+    VIEW_SIDE,
+    VIEWS,
     Policy,
+    PolicyContext,
     Proposal,
-    Scene,
+    Views,
 )
 from terse_aug.transforms import PARAMETERS
 from terse_aug.utils.random import isolated_global_rng
@@ -50,19 +50,19 @@ class Critic(nn.Module):
 
     def __init__(self, outputs: int = 1, width: int = 16) -> None:
         super().__init__()
-        self.towers = nn.ModuleList(_tower(width) for _ in GLIMPSE_VIEWS)
+        self.towers = nn.ModuleList(_tower(width) for _ in VIEWS)
         # On a CPU, channels_last saves a third of the time of layers as narrow as these.
         self.towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
-        seen = len(GLIMPSE_VIEWS) * 4 * width * (GLIMPSE // 8) ** 2
-        self.judge = nn.Sequential(nn.Linear(seen + GLIMPSE_FIGURES, 64), nn.ReLU(), nn.Linear(64, outputs))
+        seen = len(VIEWS) * 4 * width * (VIEW_SIDE // 8) ** 2
+        self.judge = nn.Sequential(nn.Linear(seen + VIEW_NUMBERS, 64), nn.ReLU(), nn.Linear(64, outputs))
         # At the start every candidate is as good as any other, which is the random policy.
         last = self.judge[-1]
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
-    def forward(self, glimpses: Glimpses) -> Tensor:
-        """Float ``[C, M, outputs]`` for the glimpses of :class:`Glimpses`."""
+    def forward(self, glimpses: Views) -> Tensor:
+        """Float ``[C, M, outputs]`` for the glimpses of :class:`Views`."""
         shape = glimpses.figures.shape[:2]
         weight = next(self.parameters())
         views = glimpses.pictures.flatten(0, 1).unbind(1)
@@ -73,7 +73,7 @@ class Critic(nn.Module):
 
 def _tower(width: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(GLIMPSE_CHANNELS, width, 5, stride=2, padding=2),
+        nn.Conv2d(VIEW_CHANNELS, width, 5, stride=2, padding=2),
         nn.ReLU(),
         nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
         nn.ReLU(),
@@ -111,7 +111,7 @@ class CriticPolicy(Policy):
 
     learns = True
     learns_from = "hardness"
-    sees_glimpses = True
+    uses_views = True
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class CriticPolicy(Policy):
         candidates: int = 8,
         temperature: float = 0.5,
         held: Sequence[str] = (),
-        rehearsals: int = 4,
+        replay_updates: int = 4,
         capacity: int = 1024,
         classes: int | None = None,
         offers: int = 1,
@@ -129,7 +129,7 @@ class CriticPolicy(Policy):
         super().__init__()
         for name, value, least in (
             ("candidates", candidates, 1),
-            ("rehearsals", rehearsals, 1),
+            ("replay_updates", replay_updates, 1),
             ("capacity", capacity, 1),
             ("classes", 2 if classes is None else classes, 2),
             ("offers", offers, 1),
@@ -145,15 +145,15 @@ class CriticPolicy(Policy):
         self._held = [PARAMETERS.index(name) for name in held]
         self.candidates = candidates
         self.temperature = temperature
-        self.rehearsals = rehearsals
+        self.replay_updates = replay_updates
         self.offers = offers
-        self.offers_any_class = any_class
+        self.mix_classes = any_class
         self.classes = classes
         self.goal = goal
         with isolated_global_rng(seed):
             self.critic = Critic(classes or 1)
-        self.register_buffer("_pictures", torch.zeros(capacity, *GLIMPSE_PICTURE, dtype=torch.uint8))
-        self.register_buffer("_figures", torch.zeros(capacity, GLIMPSE_FIGURES))
+        self.register_buffer("_pictures", torch.zeros(capacity, *VIEW_SHAPE, dtype=torch.uint8))
+        self.register_buffer("_figures", torch.zeros(capacity, VIEW_NUMBERS))
         self.register_buffer("_hardness", torch.zeros(capacity))
         self.register_buffer("_labels", torch.zeros(capacity, dtype=torch.long))
         if classes is not None:
@@ -167,7 +167,7 @@ class CriticPolicy(Policy):
         self._labels: Tensor
         self._written: Tensor
 
-    def propose(self, scene: Scene, generator: torch.Generator, learning: bool) -> Proposal:
+    def propose(self, scene: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
         """See :meth:`Policy.propose`; the density is estimated from the candidates at hand."""
         assert scene.glimpse is not None
         device, count = scene.image_of.device, len(scene.image_of) // self.offers
@@ -196,8 +196,8 @@ class CriticPolicy(Policy):
             proposal.metrics["hardness_gain"] = float(foretold.mean() - every.sigmoid().mean())
         return proposal
 
-    def remember(self, proposal: Proposal, hardness: Tensor, chances: Tensor | None = None) -> None:
-        """See :meth:`Policy.remember`; the oldest pastes are forgotten."""
+    def add_to_replay(self, proposal: Proposal, hardness: Tensor, chances: Tensor | None = None) -> None:
+        """See :meth:`Policy.add_to_replay`; the oldest pastes are forgotten."""
         pictures, figures, foretold, labels = proposal.memory
         known = (~hardness.isnan()).nonzero()[:, 0]
         proposal.metrics |= _figures_of_merit(foretold[known], hardness[known].to(foretold))
@@ -213,7 +213,7 @@ class CriticPolicy(Policy):
             self._chances[places] = told.nan_to_num(nan=0.0).to(self._chances)
         self._written += len(known)
 
-    def rehearse(self, generator: torch.Generator) -> Tensor | None:
+    def replay_loss(self, generator: torch.Generator) -> Tensor | None:
         """Cross-entropy of what was foretold against what came, over a sample of the memory."""
         filled = min(int(self._written), len(self._labels))
         if filled == 0:
@@ -221,7 +221,7 @@ class CriticPolicy(Policy):
         sample = torch.randint(filled, (_REHEARSED,), generator=generator).to(self._labels.device)
         pictures, labels = self._pictures[sample].float() / 255, self._labels[sample]
         with torch.autocast(pictures.device.type, enabled=False):
-            outputs = self.critic(Glimpses(pictures[None], self._figures[sample][None]))[0]
+            outputs = self.critic(Views(pictures[None], self._figures[sample][None]))[0]
             of_hardness = F.binary_cross_entropy_with_logits(
                 self._log_odds(outputs, labels), self._hardness[sample].float(), reduction="none"
             )

@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from terse_aug.policies.adversarial import LearnedPolicy
-from terse_aug.policies.base import Proposal, Scene
+from terse_aug.policies.adversarial import AdversarialPolicy
+from terse_aug.policies.base import PolicyContext, Proposal
 
 
-class DeterministicPolicy(LearnedPolicy):
+class PaperPolicy(AdversarialPolicy):
     """The location of the synthesizer's distribution, without its spread; dropout is all that varies it.
 
     Args:
@@ -24,7 +24,7 @@ class DeterministicPolicy(LearnedPolicy):
     def __init__(self, seed: int = 0, dropout: float = 0.1) -> None:
         super().__init__(seed, temperature=0.0, dropout=dropout)
 
-    def propose(self, scene: Scene, generator: torch.Generator, learning: bool) -> Proposal:
+    def propose(self, scene: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
         """See :meth:`Policy.propose`; the density of a point is infinite."""
         device, count = scene.image_of.device, len(scene.image_of)
         mask = self._dropout_mask(count, generator)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from terse_aug.policies.base import Policy, Proposal, Scene, uniform_proposal
+from terse_aug.policies.base import Policy, PolicyContext, Proposal, uniform_proposal
 
 
 class RandomPolicy(Policy):
     """Transforms drawn uniformly from the allowed ranges."""
 
-    def propose(self, scene: Scene, generator: torch.Generator, learning: bool) -> Proposal:
+    def propose(self, scene: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
         """See :meth:`Policy.propose`."""
         return uniform_proposal(len(scene.image_of), generator, scene.image_of.device)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from terse_aug.data.foreground_cache import Shown, small_picture
+from terse_aug.data.foreground_cache import ForegroundLike, small_picture
 from terse_aug.policies.base import THUMBNAIL
 from terse_aug.structures.annotations import Target
 from terse_aug.structures.pixel_format import PixelFormat
@@ -38,7 +38,7 @@ def background_picture(image: Tensor, target: Target, pixels: PixelFormat, side:
     return torch.cat([pixels.decode(small).nan_to_num(0.0, 1.0, 0.0).clamp(0, 1), occupied])
 
 
-def foreground_pictures(shown: Sequence[Shown], mirrored: Sequence[bool]) -> Tensor:
+def foreground_pictures(shown: Sequence[ForegroundLike], mirrored: Sequence[bool]) -> Tensor:
     """Cut-outs in the middle of pictures of one size, float ``[M, 4, THUMBNAIL, THUMBNAIL]`` in [0, 1], on the CPU."""
     pictures = [_centred(small_picture(each), flag) for each, flag in zip(shown, mirrored, strict=True)]
     empty = np.zeros((0, THUMBNAIL, THUMBNAIL, 4), np.uint8)

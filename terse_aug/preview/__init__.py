@@ -4,10 +4,10 @@ The parts of `terse-aug preview`, for use in reports and training logs. Imports 
 """
 
 from terse_aug.preview.batch import batch_picture
-from terse_aug.preview.data import LabelledImages, LeftOut, Sample, resize_sample
+from terse_aug.preview.data import LabelledImages, Sample, SkippedImage, resize_sample
 from terse_aug.preview.page import Facts, render_html, render_png
 from terse_aug.preview.readers import open_coco, open_masks
-from terse_aug.preview.record import Pair, PasteNote, Preview, preview_samples
+from terse_aug.preview.record import Pair, PasteRecord, Preview, preview_samples
 from terse_aug.preview.state import STATE_KEY, load_policy_state, saved_classes, saved_policy
 from terse_aug.viz.contact_sheet import contact_sheet
 from terse_aug.viz.drawing import ORIGINAL_COLOR, PASTED_COLOR, draw_sample
@@ -18,11 +18,11 @@ __all__ = [
     "STATE_KEY",
     "Facts",
     "LabelledImages",
-    "LeftOut",
     "Pair",
-    "PasteNote",
+    "PasteRecord",
     "Preview",
     "Sample",
+    "SkippedImage",
     "batch_picture",
     "contact_sheet",
     "draw_sample",

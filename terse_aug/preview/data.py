@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from terse_aug.bank.build.report import Tally
-from terse_aug.bank.extract import Unusable
+from terse_aug.bank.build.report import ReasonCounts
+from terse_aug.bank.extract import RejectedObject
 from terse_aug.structures.annotations import Target
 from terse_aug.utils.random import generator_for
 
@@ -37,7 +37,7 @@ class Sample:
 
 
 @dataclass
-class LeftOut(Tally):
+class SkippedImage(ReasonCounts):
     """What is left out, by reason, with more examples than a bank's report has: here they are the answer."""
 
     def add(self, reason: str, example: str, times: int = 1) -> None:
@@ -70,7 +70,7 @@ class LabelledImages:
     origin: str
     classes: dict[int, str]
     names: list[str] = field(default_factory=list)
-    dropped: LeftOut = field(default_factory=LeftOut)
+    dropped: SkippedImage = field(default_factory=SkippedImage)
     _readers: list[Callable[[], Sample]] = field(default_factory=list)
 
     def read(self, index: int) -> Sample:
@@ -99,7 +99,7 @@ class LabelledImages:
                 return
             try:
                 sample = self.read(index)
-            except Unusable as reason:
+            except RejectedObject as reason:
                 self.dropped.add(str(reason), self.names[index])
                 continue
             shown += 1
@@ -108,7 +108,7 @@ class LabelledImages:
             raise ValueError(f"no image of {self.origin} can be shown: " + "; ".join(self.reasons()))
 
     def add(self, name: str, reader: Callable[[], Sample]) -> None:
-        """Add an image that is there; ``reader`` reads it, or raises ``Unusable``."""
+        """Add an image that is there; ``reader`` reads it, or raises ``RejectedObject``."""
         self.names.append(name)
         self._readers.append(reader)
 

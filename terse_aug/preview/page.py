@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from terse_aug.preview.data import LeftOut
+from terse_aug.preview.data import SkippedImage
 from terse_aug.preview.record import Pair, Preview
 from terse_aug.viz.contact_sheet import contact_sheet
 from terse_aug.viz.drawing import ORIGINAL_COLOR, PASTED_COLOR
@@ -47,7 +47,7 @@ class Facts:
     about: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     changed: tuple[str, ...] = ()
-    left_out: LeftOut = field(default_factory=LeftOut)
+    left_out: SkippedImage = field(default_factory=SkippedImage)
 
 
 def render_html(preview: Preview, facts: Facts) -> str:

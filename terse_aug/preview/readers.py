@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from terse_aug.bank.build.report import Ledger, Tally
-from terse_aug.bank.extract import Unusable, tight_box
+from terse_aug.bank.build.report import Ledger, ReasonCounts
+from terse_aug.bank.extract import RejectedObject, tight_box
 from terse_aug.bank.inputs.coco_json import Coco, file_name, side_of
 from terse_aug.bank.inputs.file_names import Files
-from terse_aug.bank.inputs.image_list import Include
+from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.images import read_image_like, read_index_mask
 from terse_aug.bank.inputs.masks import has_mask, segmentation_to_mask
 from terse_aug.bank.inputs.repair import mended_object
@@ -84,7 +84,7 @@ def open_masks(images: str | Path, masks: str | Path, category: str = "person") 
     """
     image_folder, mask_folder = _existing_folder(images), _existing_folder(masks)
     found = LabelledImages(f"{images} with {masks}", {1: category})
-    for image, mask in _pairs(image_folder, mask_folder, Include(None), Ledger(found.dropped)):
+    for image, mask in _pairs(image_folder, mask_folder, ImageList(None), Ledger(found.dropped)):
         found.add(image.name, partial(_read_masks, image, mask))
     if not found.names:
         raise ValueError(f"no image of {images} has a mask in {masks}: " + "; ".join(found.reasons()))
@@ -99,7 +99,7 @@ class CocoFields:
     keypoint_count: int
 
     @classmethod
-    def of(cls, coco: Coco, objects: dict[Any, list[dict[str, Any]]], dropped: Tally) -> CocoFields:
+    def of(cls, coco: Coco, objects: dict[Any, list[dict[str, Any]]], dropped: ReasonCounts) -> CocoFields:
         entries = [entry for group in objects.values() for entry in group]
         without = [entry for entry in entries if not has_mask(entry.get("segmentation"))]
         if without and len(without) < len(entries):
@@ -119,7 +119,7 @@ def _found(files: Files, name: str) -> str:
         return name
 
 
-def _objects_by_image(coco: Coco, dropped: Tally) -> dict[Any, list[dict[str, Any]]]:
+def _objects_by_image(coco: Coco, dropped: ReasonCounts) -> dict[Any, list[dict[str, Any]]]:
     groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for entry in coco.objects:
         where = f"annotation {entry.get('id')}"
@@ -135,14 +135,14 @@ def _objects_by_image(coco: Coco, dropped: Tally) -> dict[Any, list[dict[str, An
 
 
 def _read_coco(
-    path: Path, record: dict[str, Any], entries: Sequence[dict[str, Any]], fields: CocoFields, dropped: Tally
+    path: Path, record: dict[str, Any], entries: Sequence[dict[str, Any]], fields: CocoFields, dropped: ReasonCounts
 ) -> Sample:
     pixels = _read_pixels(path, side_of(record, "height", set()), side_of(record, "width", set()))
     rows = []
     for number, entry in enumerate(entries, 1):
         try:
             rows.append(_coco_object(mended_object(entry, set()), number, fields, pixels.shape[:2]))
-        except Unusable as reason:
+        except RejectedObject as reason:
             dropped.add(f"object: {reason}", f"{path.name}#{entry.get('id')}")
     target: Target = {
         "boxes": torch.tensor([row["box"] for row in rows]).reshape(-1, 4),
@@ -162,7 +162,7 @@ def _coco_object(entry: dict[str, Any], number: int, fields: CocoFields, size: t
     """Fields of the target's row; ``number`` stands in for an id that is no whole number."""
     box = entry.get("bbox")
     if not _numbers(box, 4):
-        raise Unusable("box is not x, y, width, height")
+        raise RejectedObject("box is not x, y, width, height")
     left, top, width, height = box  # type: ignore[misc]  # _numbers has seen that it is a list of four
     identity = entry.get("id")
     row: dict[str, Any] = {
@@ -175,7 +175,7 @@ def _coco_object(entry: dict[str, Any], number: int, fields: CocoFields, size: t
     if fields.keypoint_count:
         points = entry.get("keypoints") or [0] * (3 * fields.keypoint_count)
         if not _numbers(points, 3 * fields.keypoint_count):
-            raise Unusable("keypoints are not x, y, visibility for each name of the category")
+            raise RejectedObject("keypoints are not x, y, visibility for each name of the category")
         row["keypoints"] = points
     return row
 
@@ -184,7 +184,7 @@ def _read_masks(image: Path, mask: Path) -> Sample:
     try:
         numbered = read_index_mask(mask)
     except ValueError as error:
-        raise Unusable("mask file cannot be read") from error
+        raise RejectedObject("mask file cannot be read") from error
     pixels = _read_pixels(image, *numbered.shape)
     numbers = [number for number in np.unique(numbered).tolist() if number]
     masks = np.stack([numbered == number for number in numbers]) if numbers else np.zeros((0, *numbered.shape), bool)
@@ -206,11 +206,11 @@ def _read_pixels(path: Path, height: int, width: int) -> NDArray[np.uint8]:
     try:
         pixels = read_image_like(path, height, width)
     except FileNotFoundError as error:
-        raise Unusable(_MISSING) from error
+        raise RejectedObject(_MISSING) from error
     except ValueError as error:
-        raise Unusable("image file cannot be read") from error
+        raise RejectedObject("image file cannot be read") from error
     if height and width and pixels.shape[:2] != (height, width):
-        raise Unusable("image file has another size than its annotation") from ValueError(
+        raise RejectedObject("image file has another size than its annotation") from ValueError(
             f"{path.name}: file {pixels.shape[0]}x{pixels.shape[1]}, annotation {height}x{width}"
         )
     return pixels

@@ -12,7 +12,7 @@ import torch
 
 from terse_aug.compositing.compose import Paste
 from terse_aug.preview.data import Sample
-from terse_aug.structures.annotations import Target, mend_boxes
+from terse_aug.structures.annotations import Target, repair_boxes
 from terse_aug.terse import Terse
 from terse_aug.transforms import PARAMETERS, TransformRanges
 from terse_aug.utils.random import derived_seed
@@ -29,7 +29,7 @@ _BAD_BOX = "not used: its box has no area or lies outside the image"
 
 
 @dataclass(frozen=True)
-class PasteNote:
+class PasteRecord:
     """What is said of one paste.
 
     Attributes:
@@ -70,7 +70,7 @@ class Pair:
     composite: Picture
     original_objects: dict[str, int]
     composite_objects: dict[str, int]
-    pastes: tuple[PasteNote, ...]
+    pastes: tuple[PasteRecord, ...]
     lost: tuple[str, ...]
 
 
@@ -153,9 +153,9 @@ def _pair(
     )
 
 
-def _note(paste: Paste, target: Target, classes: Mapping[int, str], ranges: TransformRanges) -> PasteNote:
+def _note(paste: Paste, target: Target, classes: Mapping[int, str], ranges: TransformRanges) -> PasteRecord:
     identity = f" {int(target['ids'][paste.row])}" if paste.row is not None and "ids" in target else ""
-    return PasteNote(
+    return PasteRecord(
         classes.get(paste.label, str(paste.label)) + identity,
         paste.source,
         _transform_text(ranges.physical(paste.unit)),
@@ -176,7 +176,7 @@ def _lost(sample: Sample, target: Target, classes: Mapping[int, str]) -> list[st
     """A line for every object of the sample that the composite's target lacks; needs ids."""
     if "ids" not in sample.target:
         return []
-    usable, _ = mend_boxes(sample.target, sample.image.shape[1], sample.image.shape[2])
+    usable, _ = repair_boxes(sample.target, sample.image.shape[1], sample.image.shape[2])
     accepted, left = set(usable["ids"].tolist()), set(target["ids"].tolist())
     lines = []
     for identity, label in zip(sample.target["ids"].tolist(), sample.target["labels"].tolist(), strict=True):

@@ -1,9 +1,9 @@
 """Samplers: which cut-outs are pasted, and how they are paired with backgrounds. A new one is one file beside these."""
 
 from terse_aug.config import TerseConfig
-from terse_aug.samplers.balanced import BiregularSampler
+from terse_aug.samplers.balanced import BalancedSampler
 from terse_aug.samplers.balanced_stream import BalancedStream
-from terse_aug.samplers.base import Cutouts, Demand, Sampler, Visit
+from terse_aug.samplers.base import BackgroundDraw, DrawRequest, ForegroundIndex, Sampler
 from terse_aug.samplers.by_class import ClassSampler, HardnessSampler, RaritySampler, WeightedSampler
 from terse_aug.samplers.uniform import UniformSampler
 
@@ -31,7 +31,7 @@ def make_sampler(sampler: str | Sampler, config: TerseConfig) -> Sampler:
     if sampler == "loss":
         return HardnessSampler()
     if sampler == "biregular":
-        return BiregularSampler()
+        return BalancedSampler()
     if isinstance(sampler, str) and "=" in sampler:
         return WeightedSampler(_weights(sampler))
     raise ValueError(
@@ -52,16 +52,16 @@ def _weights(text: str) -> dict[str, float]:
 
 __all__ = [
     "SAMPLERS",
+    "BackgroundDraw",
+    "BalancedSampler",
     "BalancedStream",
-    "BiregularSampler",
     "ClassSampler",
-    "Cutouts",
-    "Demand",
+    "DrawRequest",
+    "ForegroundIndex",
     "HardnessSampler",
     "RaritySampler",
     "Sampler",
     "UniformSampler",
-    "Visit",
     "WeightedSampler",
     "make_sampler",
 ]

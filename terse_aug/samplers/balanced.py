@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from terse_aug.samplers.balanced_stream import BalancedStream
-from terse_aug.samplers.base import Cutouts, Demand, Sampler, Visit
+from terse_aug.samplers.base import BackgroundDraw, DrawRequest, ForegroundIndex, Sampler
 from terse_aug.samplers.bipartite_graph import random_bipartite
 from terse_aug.samplers.uniform import UniformSampler
 from terse_aug.utils.distributed import rank_count
@@ -18,7 +18,7 @@ _DEGREE = 6
 """Cut-outs on a background of the pool, in a round, where neither degree is given."""
 
 
-class BiregularSampler(Sampler):
+class BalancedSampler(Sampler):
     """Balanced pairing, after Jin and Rinard (Learning From Context-Agnostic Synthetic Data, 2020): a random biregular
     bipartite graph between objects and backgrounds.
 
@@ -55,14 +55,14 @@ class BiregularSampler(Sampler):
                 raise ValueError(f"{name}: expected at least 1, got {degree}")
         self._degrees = (background_degree, object_degree)
 
-    def bind(self, cutouts: Cutouts, seed: int, backgrounds: int = 0) -> None:
+    def bind(self, cutouts: ForegroundIndex, seed: int, backgrounds: int = 0) -> None:
         """See :meth:`Sampler.bind`."""
         super().bind(cutouts, seed, backgrounds)
         if backgrounds:
             _check_ranks(rank_count(), backgrounds)
         self._deal(derived_seed(seed, "pairing"))
 
-    def draw(self, demand: Demand, generator: torch.Generator) -> list[int]:
+    def draw(self, demand: DrawRequest, generator: torch.Generator) -> list[int]:
         """See :meth:`Sampler.draw`; the generator is not needed."""
         only, labels = self._only, self.cutouts.labels
         return [
@@ -73,7 +73,7 @@ class BiregularSampler(Sampler):
             )
         ]
 
-    def visit(self, demand: Demand, generator: torch.Generator) -> list[Visit]:
+    def visit(self, demand: DrawRequest, generator: torch.Generator) -> list[BackgroundDraw]:
         """See :meth:`Sampler.visit`.
 
         Raises:
@@ -148,7 +148,7 @@ class _Rounds:
         self._graph: list[list[int]] | None = None
         self._share: tuple[tuple[int, int, int], list[int]] | None = None
 
-    def visit(self, wanted: int, rank: int, ranks: int) -> Visit:
+    def visit(self, wanted: int, rank: int, ranks: int) -> BackgroundDraw:
         """The next background of this rank, with at most as many cut-outs as are wanted."""
         _check_ranks(ranks, self._backgrounds)  # there may be more than when the pool was met
         if ranks != self._ranks and (self._used or self._place):
@@ -167,7 +167,7 @@ class _Rounds:
                 if used < len(objects):
                     taken = objects[used : used + wanted]
                     self._used[place] += len(taken)
-                    return Visit(own[place], taken)
+                    return BackgroundDraw(own[place], taken)
             self._begin_next()
 
     def memory(self) -> dict[str, Tensor]:

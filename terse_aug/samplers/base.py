@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Demand:
+class DrawRequest:
     """What the images of a batch want.
 
     Attributes:
@@ -44,7 +44,7 @@ class Demand:
 
 
 @dataclass(frozen=True)
-class Visit:
+class BackgroundDraw:
     """A background of the pool that a batch gets, and what is pasted on it.
 
     Attributes:
@@ -56,7 +56,7 @@ class Visit:
     cutouts: list[int]
 
 
-class Cutouts:
+class ForegroundIndex:
     """The classes of a bank's cut-outs.
 
     Args:
@@ -133,7 +133,7 @@ class Sampler(nn.Module):
     any_offers = True
     """Whether several cut-outs may be offered for a paste."""
 
-    cutouts: Cutouts
+    cutouts: ForegroundIndex
     seed: int
     backgrounds: int
 
@@ -146,7 +146,7 @@ class Sampler(nn.Module):
         """Equal for samplers whose draws have the same distribution."""
         return type(self).__name__
 
-    def bind(self, cutouts: Cutouts, seed: int, backgrounds: int = 0) -> None:
+    def bind(self, cutouts: ForegroundIndex, seed: int, backgrounds: int = 0) -> None:
         """Draw from these cut-outs from now on; called once.
 
         Args:
@@ -181,7 +181,7 @@ class Sampler(nn.Module):
             raise ValueError(f"no cut-out in the bank has any of the labels {wanted}")
         self._only = wanted
 
-    def draw(self, demand: Demand, generator: torch.Generator) -> list[int]:
+    def draw(self, demand: DrawRequest, generator: torch.Generator) -> list[int]:
         """Positions of ``demand.pastes * demand.offers`` cut-outs; each ``offers`` in a row are offered together.
 
         The first of a row is drawn as the sampler has it, the others from its class: whichever of a row is taken,
@@ -189,7 +189,7 @@ class Sampler(nn.Module):
         """
         raise NotImplementedError
 
-    def visit(self, demand: Demand, generator: torch.Generator) -> list[Visit]:
+    def visit(self, demand: DrawRequest, generator: torch.Generator) -> list[BackgroundDraw]:
         """Backgrounds of the pool, one for each of ``demand.counts``, and what is pasted on them.
 
         Here backgrounds are drawn uniformly, and cut-outs as for any image.
@@ -197,7 +197,7 @@ class Sampler(nn.Module):
         backgrounds = torch.randint(self.backgrounds, (len(demand.counts),), generator=generator).tolist()
         cutouts = iter(self.draw(demand, generator))
         each = [[next(cutouts) for _ in range(count * demand.offers)] for count in demand.counts]
-        return [Visit(background, own) for background, own in zip(backgrounds, each, strict=True)]
+        return [BackgroundDraw(background, own) for background, own in zip(backgrounds, each, strict=True)]
 
     def still(self) -> Sampler:
         """One that draws from the same distribution, of all classes, without a trace in this one: for looking at.
@@ -227,7 +227,7 @@ class Sampler(nn.Module):
             ValueError: it is of another bank or pool.
         """
 
-    def _to_rows(self, first: Tensor, demand: Demand, generator: torch.Generator) -> list[int]:
+    def _to_rows(self, first: Tensor, demand: DrawRequest, generator: torch.Generator) -> list[int]:
         """Rows of offers that begin with these cut-outs, int64 ``[M]``, the others of the same class."""
         if demand.offers > 1:
             others = self.cutouts.of_classes(self.cutouts.group[first], demand.offers - 1, generator)

@@ -9,7 +9,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from terse_aug.samplers.base import Cutouts, Demand, Sampler
+from terse_aug.samplers.base import DrawRequest, ForegroundIndex, Sampler
 from terse_aug.utils.distributed import sum_tensors_over_ranks
 
 
@@ -39,7 +39,7 @@ class ClassSampler(Sampler):
             allowed, self._only = self._only, before
             raise ValueError(f"only cut-outs of {allowed} are allowed, but their weight is 0")
 
-    def draw(self, demand: Demand, generator: torch.Generator) -> list[int]:
+    def draw(self, demand: DrawRequest, generator: torch.Generator) -> list[int]:
         """See :meth:`Sampler.draw`."""
         wanted = demand.pastes * (demand.offers if demand.any_class else 1)
         if not wanted:
@@ -84,7 +84,7 @@ class WeightedSampler(ClassSampler):
         each = sorted(zip(names, self._weights.tolist(), strict=True))
         return f"{type(self).__name__} {each} of {self.cutouts.grouping}"
 
-    def bind(self, cutouts: Cutouts, seed: int, backgrounds: int = 0) -> None:
+    def bind(self, cutouts: ForegroundIndex, seed: int, backgrounds: int = 0) -> None:
         """See :meth:`Sampler.bind`."""
         super().bind(cutouts, seed, backgrounds)
         place = {label: number for number, label in enumerate(cutouts.classes)}
@@ -169,7 +169,7 @@ class HardnessSampler(ClassSampler):
             raise ValueError(f"floor: expected a share in [0, 1], got {floor}")
         self.floor = floor
 
-    def bind(self, cutouts: Cutouts, seed: int, backgrounds: int = 0) -> None:
+    def bind(self, cutouts: ForegroundIndex, seed: int, backgrounds: int = 0) -> None:
         """See :meth:`Sampler.bind`."""
         super().bind(cutouts, seed, backgrounds)
         # Rows: sum of the hardness, and number, of the pastes of each class.

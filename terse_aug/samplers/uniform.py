@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from terse_aug.samplers.base import Demand, Sampler
+from terse_aug.samplers.base import DrawRequest, Sampler
 
 
 class UniformSampler(Sampler):
@@ -26,7 +26,7 @@ class UniformSampler(Sampler):
             chosen = None if self._only is None else np.flatnonzero(np.isin(self.cutouts.labels, self._only))
             self._allowed = None if chosen is None else torch.from_numpy(chosen)
 
-    def draw(self, demand: Demand, generator: torch.Generator) -> list[int]:
+    def draw(self, demand: DrawRequest, generator: torch.Generator) -> list[int]:
         """See :meth:`Sampler.draw`."""
         total = len(self.cutouts) if self._allowed is None else len(self._allowed)
         wanted = demand.pastes * (demand.offers if demand.any_class else 1)

@@ -120,7 +120,7 @@ def unknown_object_fields(target: Target) -> list[str]:
     ]
 
 
-def mend_boxes(target: Target, height: int, width: int) -> tuple[Target, Counter[str]]:
+def repair_boxes(target: Target, height: int, width: int) -> tuple[Target, Counter[str]]:
     """Clip boxes to the frame and leave out objects whose box holds no pixel.
 
     Args:
@@ -152,10 +152,10 @@ def mend_boxes(target: Target, height: int, width: int) -> tuple[Target, Counter
     dropped = +dropped
     if not clip and len(keep) == len(rows):
         return target, dropped
-    mended = take_objects(target, keep)
+    repaired = take_objects(target, keep)
     limits = boxes.new_tensor([width, height, width, height])
-    mended["boxes"] = torch.minimum(mended["boxes"].clamp(min=0), limits)
-    return mended, dropped
+    repaired["boxes"] = torch.minimum(repaired["boxes"].clamp(min=0), limits)
+    return repaired, dropped
 
 
 def take_objects(target: Target, indices: Sequence[int]) -> Target:

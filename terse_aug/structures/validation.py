@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from terse_aug.structures.annotations import OBJECT_FIELDS, Target, check_samples, mend_boxes, unknown_object_fields
+from terse_aug.structures.annotations import OBJECT_FIELDS, Target, check_samples, repair_boxes, unknown_object_fields
 
 _LEFT_OUT = {
     "image_not_finite": "{} image(s) with NaN or infinity: nothing is pasted on them",
@@ -21,7 +21,7 @@ _LEFT_OUT = {
 
 
 @dataclass(frozen=True)
-class Admission:
+class ValidatedBatch:
     """A batch that keeps to the contract.
 
     Attributes:
@@ -39,7 +39,9 @@ class Admission:
     remarks: dict[str, str]
 
 
-def admit(images: Sequence[Tensor] | Tensor, targets: Sequence[Target], keypoint_count: int = 0) -> Admission:
+def validate_batch(
+    images: Sequence[Tensor] | Tensor, targets: Sequence[Target], keypoint_count: int = 0
+) -> ValidatedBatch:
     """Check a batch; mend boxes; say which images can be pasted on and what was left out.
 
     Args:
@@ -63,8 +65,8 @@ def admit(images: Sequence[Tensor] | Tensor, targets: Sequence[Target], keypoint
     usable = [math.isfinite(total) for total in sums]
     dropped["image_not_finite"] = usable.count(False)
     for index, image in enumerate(images):
-        targets[index], mended = mend_boxes(targets[index], image.shape[-2], image.shape[-1])
-        dropped.update(mended)
+        targets[index], repaired = repair_boxes(targets[index], image.shape[-2], image.shape[-1])
+        dropped.update(repaired)
     dropped = +dropped
     remarks = {reason: text.format(dropped[reason]) for reason, text in _LEFT_OUT.items() if dropped[reason]}
     for name in sorted({name for target in targets for name in unknown_object_fields(target)}):
@@ -72,7 +74,7 @@ def admit(images: Sequence[Tensor] | Tensor, targets: Sequence[Target], keypoint
             f"the field {name!r} seems to have an entry per object; it is handed through as it is and falls out "
             f"of step with the objects. Fields that follow them are {', '.join(OBJECT_FIELDS)}"
         )
-    return Admission(images, targets, usable, dropped, remarks)
+    return ValidatedBatch(images, targets, usable, dropped, remarks)
 
 
 def _with_keypoints(index: int, target: Target, count: int) -> Target:

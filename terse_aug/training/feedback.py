@@ -12,20 +12,26 @@ from typing import overload
 import torch
 
 from terse_aug.compositing.compose import Composites
-from terse_aug.models import Listener, TargetModel, TellsInPassing
+from terse_aug.models import ModelAdapter, Recorder, RecordsTrainingForward
 from terse_aug.policies import Policy
 from terse_aug.samplers import Sampler
-from terse_aug.training.hardness import Outcomes, ask_for_hardness, hear_hardness, outcomes_by_class, take_outcomes
+from terse_aug.training.hardness import (
+    Outcomes,
+    extra_forward_hardness,
+    outcomes_by_class,
+    recorded_hardness,
+    take_outcomes,
+)
 from terse_aug.training.metrics import Ledger
-from terse_aug.training.updates import Turn
-from terse_aug.utils.warnings import Remarks
+from terse_aug.training.updates import PendingBatch
+from terse_aug.utils.warnings import WarnOnce
 
 _MOST = 64
 _MOST_WITH_IMAGES = 16
 """Of those whose composites are kept, since the target will have to be asked about them."""
 
 
-class Turns(Sequence[Turn]):
+class FeedbackBuffer(Sequence[PendingBatch]):
     """The batches since the last step that the policy can learn from, the newest last.
 
     Args:
@@ -37,32 +43,32 @@ class Turns(Sequence[Turn]):
     """
 
     def __init__(
-        self, target: TargetModel | None, policy: Policy, sampler: Sampler, ledger: Ledger, remarks: Remarks
+        self, target: ModelAdapter | None, policy: Policy, sampler: Sampler, ledger: Ledger, remarks: WarnOnce
     ) -> None:
         self._target, self._policy, self._sampler = target, policy, sampler
         self._ledger, self._remarks = ledger, remarks
-        self._kept: list[Turn] = []
-        self._last: Turn | None = None
+        self._kept: list[PendingBatch] = []
+        self._last: PendingBatch | None = None
         # Of which the sampler wants to hear, and has not.
-        self._unheard: list[Turn] = []
+        self._unheard: list[PendingBatch] = []
         self._told = False
         # Of a batch that was not trained on to the end.
-        self._listeners: list[Listener] = []
+        self._listeners: list[Recorder] = []
         weakref.finalize(self, _close, self._listeners)
 
     @overload
-    def __getitem__(self, index: int) -> Turn: ...
+    def __getitem__(self, index: int) -> PendingBatch: ...
 
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Turn]: ...
+    def __getitem__(self, index: slice) -> Sequence[PendingBatch]: ...
 
-    def __getitem__(self, index: int | slice) -> Turn | Sequence[Turn]:
+    def __getitem__(self, index: int | slice) -> PendingBatch | Sequence[PendingBatch]:
         return self._kept[index]
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def keep(self, turn: Turn) -> None:
+    def keep(self, turn: PendingBatch) -> None:
         """Remember a batch for the next step, but not without end if nobody calls it."""
         self._kept.append(turn)
         with_images = [kept for kept in self._kept if kept.composites is not None]
@@ -71,7 +77,7 @@ class Turns(Sequence[Turn]):
                 self._kept.remove(turns[0])
                 self._count_too_many(most)
 
-    def follow(self, turn: Turn, shown: Composites) -> None:
+    def follow(self, turn: PendingBatch, shown: Composites) -> None:
         """Listen to what the detector makes of a batch, until :meth:`end_batch`, if anybody wants to know.
 
         Args:
@@ -97,7 +103,7 @@ class Turns(Sequence[Turn]):
         """
         turn, self._last = self._last, None
         if turn is not None:
-            if (trouble := hear_hardness(turn)) is not None:
+            if (trouble := recorded_hardness(turn)) is not None:
                 self._stop_listening(repr(trouble))
             if self._sampler.learns and turn.hardness is not None:
                 self._sampler.hear(*outcomes_by_class(turn))
@@ -125,7 +131,7 @@ class Turns(Sequence[Turn]):
                 "step()"
             )
         if self._target is not None:
-            self._count(ask_for_hardness(self._kept, self._target, self._policy.classes))
+            self._count(extra_forward_hardness(self._kept, self._target, self._policy.classes))
 
     def teach_sampler(self, ask: bool, device: torch.device) -> None:
         """Let the sampler learn how hard the classes are, from what was heard and told, and asked of the rest.
@@ -143,7 +149,7 @@ class Turns(Sequence[Turn]):
             )
         turns, self._unheard = self._unheard, []
         if ask and self._target is not None:
-            self._count(ask_for_hardness(turns, self._target, self._policy.classes))
+            self._count(extra_forward_hardness(turns, self._target, self._policy.classes))
             for turn in turns:
                 self._sampler.hear(*outcomes_by_class(turn))
         self._sampler.settle(device)
@@ -156,13 +162,13 @@ class Turns(Sequence[Turn]):
     def forget(self) -> None:
         """Let go of everything: another state is loaded."""
         if self._last is not None:
-            hear_hardness(self._last)
+            recorded_hardness(self._last)
         self._last = None
         self._kept.clear()
         self._unheard = []
 
-    def _listen(self, turn: Turn) -> None:
-        if not isinstance(self._target, TellsInPassing):
+    def _listen(self, turn: PendingBatch) -> None:
+        if not isinstance(self._target, RecordsTrainingForward):
             return
         # A counter, so that a resumed run does not listen where the one before had stopped to.
         if self._ledger.counts["hearing_failed"]:
@@ -191,7 +197,7 @@ class Turns(Sequence[Turn]):
         self._ledger.counts["extra_forwards"] += forwards
 
 
-def _close(listeners: list[Listener]) -> None:
+def _close(listeners: list[Recorder]) -> None:
     for listener in listeners:
         listener.close()
 

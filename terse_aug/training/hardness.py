@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from terse_aug.models import TargetModel, TellsChances
+from terse_aug.models import GivesClassProbabilities, ModelAdapter
 from terse_aug.structures.annotations import Target
-from terse_aug.training.updates import Turn
+from terse_aug.training.updates import PendingBatch
 
 _SLACK = 1e-3  # rounding of low precision
 _SUM_SLACK = 0.05  # of many roundings
@@ -22,7 +22,7 @@ Outcomes = Mapping[int, tuple[Tensor, Tensor | None]]
 """By image: the hardness of its objects ``[N]`` and, if they are told, the chances of the classes ``[N, K]``."""
 
 
-def told_outcomes(
+def supplied_outcomes(
     hardness: Sequence[Tensor] | None,
     chances: Sequence[Tensor] | None,
     targets: Sequence[Target],
@@ -50,7 +50,7 @@ def told_outcomes(
     return dict(enumerate(_of_chances(own, target) for own, target in zip(chances, targets, strict=True)))
 
 
-def ask_for_hardness(turns: Sequence[Turn], target: TargetModel, classes: int | None) -> int:
+def extra_forward_hardness(turns: Sequence[PendingBatch], target: ModelAdapter, classes: int | None) -> int:
     """Ask the target about the pastes of whose hardness nobody has told; how many images it was asked about."""
     asked = 0
     for turn in turns:
@@ -65,12 +65,12 @@ def ask_for_hardness(turns: Sequence[Turn], target: TargetModel, classes: int | 
             continue
         images = [turn.composites.images[number] for number in labelled]
         targets = [turn.composites.targets[number] for number in labelled]
-        take_outcomes(turn, dict(zip(labelled, asked_outcomes(images, targets, target), strict=True)), classes)
+        take_outcomes(turn, dict(zip(labelled, extra_forward_outcomes(images, targets, target), strict=True)), classes)
         asked += len(labelled)
     return asked
 
 
-def hear_hardness(turn: Turn) -> Exception | None:
+def recorded_hardness(turn: PendingBatch) -> Exception | None:
     """Give a turn what its listener has heard, unless the hardness is known already; let go of the model.
 
     Returns:
@@ -96,18 +96,18 @@ def hear_hardness(turn: Turn) -> Exception | None:
     return trouble
 
 
-def asked_outcomes(
-    images: Sequence[Tensor], targets: Sequence[Target], target: TargetModel
+def extra_forward_outcomes(
+    images: Sequence[Tensor], targets: Sequence[Target], target: ModelAdapter
 ) -> list[tuple[Tensor, Tensor | None]]:
     """Outcomes of each image from one forward of the target."""
-    if isinstance(target, TellsChances):
-        every = target.object_chances(images, targets)
-        _check_rows("object_chances", every, targets, target.label_limit)
+    if isinstance(target, GivesClassProbabilities):
+        every = target.class_probabilities(images, targets)
+        _check_rows("class_probabilities", every, targets, target.label_limit)
         return [_of_chances(own, its) for own, its in zip(every, targets, strict=True)]
     return [(1 - own, None) for own in target.object_scores(images, targets)]
 
 
-def take_outcomes(turn: Turn, outcomes: Outcomes, classes: int | None) -> None:
+def take_outcomes(turn: PendingBatch, outcomes: Outcomes, classes: int | None) -> None:
     """Give a turn the outcomes of the pastes of its proposal; NaN for those without a label.
 
     Args:
@@ -132,7 +132,7 @@ def take_outcomes(turn: Turn, outcomes: Outcomes, classes: int | None) -> None:
             turn.chances[places] = chances.detach()[rows].to(turn.chances).clamp(0, 1)
 
 
-def outcomes_by_class(turn: Turn) -> tuple[list[int], list[float]]:
+def outcomes_by_class(turn: PendingBatch) -> tuple[list[int], list[float]]:
     """Label and hardness of the pastes of which the hardness is known."""
     labels: list[int] = []
     values: list[float] = []

@@ -63,7 +63,7 @@ _SPREAD_DECAY = 0.98
 _UNIFORM_DEVIATION = 1 / math.sqrt(12)
 
 
-def relative_spread(unit: Tensor) -> dict[str, float]:
+def std_ratios(unit: Tensor) -> dict[str, float]:
     """Standard deviation of each column of transforms ``[n, P]`` in the unit cube, relative to uniform."""
     if len(unit) == 0:
         return {}

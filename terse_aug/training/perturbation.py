@@ -19,7 +19,7 @@ from terse_aug.structures.pixel_format import PixelFormat
 
 
 @dataclass(frozen=True)
-class Room:
+class PerturbationBall:
     """Where the pixels of an image may move: a box around each value, cut at black and white.
 
     Attributes:
@@ -35,7 +35,7 @@ class Room:
     high: Tensor
 
     @classmethod
-    def around(cls, image: Tensor, radius: Tensor, pixels: PixelFormat) -> Room:
+    def around(cls, image: Tensor, radius: Tensor, pixels: PixelFormat) -> PerturbationBall:
         """The room of a composite.
 
         Args:

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from terse_aug.compositing.compose import Composites, full_precision
 from terse_aug.config import TerseConfig
-from terse_aug.models import GivesGradients, TargetModel
+from terse_aug.models import GivesInputGradients, ModelAdapter
 from terse_aug.structures.pixel_format import PixelFormat
-from terse_aug.training.perturbation import Room, folded, foreground_map, tiled
+from terse_aug.training.perturbation import PerturbationBall, folded, foreground_map, tiled
 from terse_aug.utils.distributed import rank
 from terse_aug.utils.random import generator_for
 
@@ -65,16 +65,16 @@ class Robustness(nn.Module):
 
     pattern: Tensor
 
-    def __init__(self, config: TerseConfig, pixels: PixelFormat, seed: int, target: TargetModel | None) -> None:
+    def __init__(self, config: TerseConfig, pixels: PixelFormat, seed: int, target: ModelAdapter | None) -> None:
         super().__init__()
-        if config.robust == "pgd" and not isinstance(target, GivesGradients):
+        if config.robust == "pgd" and not isinstance(target, GivesInputGradients):
             got = "no target" if target is None else type(target).__name__
             raise ValueError(
                 "robust='pgd' asks the detector for the gradient of its loss: expected Terse(target=...) with a model, "
-                f"or a TargetModel that has pixel_gradients, got {got}; robust='universal' does without"
+                f"or a ModelAdapter that has input_gradients, got {got}; robust='universal' does without"
             )
         self._config, self._pixels = config, pixels
-        self._target: tuple[GivesGradients, ...] = (target,) if isinstance(target, GivesGradients) else ()
+        self._target: tuple[GivesInputGradients, ...] = (target,) if isinstance(target, GivesInputGradients) else ()
         universal = config.robust == "universal"
         first = torch.rand(2 * universal, 3, TILE, TILE, generator=generator_for(seed, "universal")) * 2 - 1
         self.register_buffer("pattern", first)
@@ -108,7 +108,7 @@ class Robustness(nn.Module):
         with full_precision(composites.images[0].device):
             foregrounds = _foregrounds(composites)
             rooms = [
-                Room.around(image.detach().nan_to_num(), self._radius(where, call), self._pixels)
+                PerturbationBall.around(image.detach().nan_to_num(), self._radius(where, call), self._pixels)
                 for image, where in zip(composites.images, foregrounds, strict=True)
             ]
         if self._config.robust == "universal":
@@ -153,7 +153,11 @@ class Robustness(nn.Module):
     # --- gradient steps ---------------------------------------------------------------------------------------------
 
     def _ascended(
-        self, composites: Composites, rooms: Sequence[Room], usable: Sequence[bool], generator: torch.Generator
+        self,
+        composites: Composites,
+        rooms: Sequence[PerturbationBall],
+        usable: Sequence[bool],
+        generator: torch.Generator,
     ) -> list[Tensor]:
         """Images after the gradient steps; those whose gradient is zero or not finite stay as they are."""
         target = self._target[0]
@@ -166,7 +170,7 @@ class Robustness(nn.Module):
         losses, finite, moving = [], [], []
         for _ in range(self._config.robust_steps):
             given = [image.to(dtype) for image, dtype in zip(current, dtypes, strict=True)]
-            loss, gradients = target.pixel_gradients(given, composites.targets, scale)
+            loss, gradients = target.input_gradients(given, composites.targets, scale)
             losses.append(loss.double())
             finite.append(torch.stack([gradient.isfinite().all() for gradient in gradients]))
             moving.append(torch.stack([(gradient != 0).double().mean() for gradient in gradients]))
@@ -216,7 +220,7 @@ class Robustness(nn.Module):
         self,
         images: Sequence[Tensor],
         foregrounds: Sequence[Tensor],
-        rooms: Sequence[Room],
+        rooms: Sequence[PerturbationBall],
         usable: Sequence[bool],
         shifts: Sequence[Sequence[int]],
     ) -> list[Tensor]:
@@ -233,7 +237,7 @@ class Robustness(nn.Module):
                 self._awaited += 1
                 if not new.requires_grad:
                     new = new.requires_grad_().clone()  # no leaf, so that a host may write into it
-                ear = _Ear(self, where, (down, right))
+                ear = _Hook(self, where, (down, right))
                 new.register_hook(ear)  # type: ignore[no-untyped-call]  # torch has no types for it
             perturbed.append(new)
         return perturbed
@@ -272,7 +276,7 @@ class Robustness(nn.Module):
         self._forget()
 
 
-class _Ear:
+class _Hook:
     """Hears the gradient of one image."""
 
     def __init__(self, robustness: Robustness, foreground: Tensor, shift: tuple[int, int]) -> None:
@@ -284,7 +288,7 @@ class _Ear:
 
 
 def make_robustness(
-    config: TerseConfig, pixels: PixelFormat, seed: int, target: TargetModel | None
+    config: TerseConfig, pixels: PixelFormat, seed: int, target: ModelAdapter | None
 ) -> Robustness | None:
     """What the settings ask for; ``None`` for nothing."""
     return None if config.robust == "none" else Robustness(config, pixels, seed, target)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from terse_aug.compositing.compose import Composites, Paste
 from terse_aug.config import TerseConfig
-from terse_aug.models import Listener
+from terse_aug.models import Recorder
 from terse_aug.policies import Policy, Proposal
 from terse_aug.structures.annotations import Target
 from terse_aug.structures.pixel_format import PixelFormat
@@ -32,7 +32,7 @@ _GAN_BETAS = (0.5, 0.999)
 
 
 @dataclass(eq=False)
-class Turn:
+class PendingBatch:
     """One batch of composites that the adversary will learn from once the detector has gone backward.
 
     Attributes:
@@ -53,13 +53,13 @@ class Turn:
     real: Tensor | None = None
     composite: Tensor | None = None
     composites: Composites | None = None
-    listener: Listener | None = None
+    listener: Recorder | None = None
     hardness: Tensor | None = None
     chances: Tensor | None = None
 
 
 @dataclass
-class Move:
+class UpdateResult:
     """What became of a move: whether it was made, why not, and figures for the log."""
 
     made: bool
@@ -67,7 +67,7 @@ class Move:
     figures: dict[str, float] = field(default_factory=dict)
 
 
-class Adversary(nn.Module):
+class PolicyUpdater(nn.Module):
     """Owns the parameters that play against the detector; none of them belongs in the host's optimizer.
 
     Args:
@@ -95,7 +95,7 @@ class Adversary(nn.Module):
 
     def begin(
         self, proposal: Proposal, composites: Composites, images: Sequence[Tensor], targets: Sequence[Target]
-    ) -> Turn:
+    ) -> PendingBatch:
         """Keep what the move will need, before the host's backward frees the graph.
 
         Args:
@@ -105,8 +105,8 @@ class Adversary(nn.Module):
             targets: likewise.
         """
         if self.policy.learns_from == "hardness":
-            return Turn(proposal, len(images), composites=composites)
-        turn = Turn(proposal, len(images))
+            return PendingBatch(proposal, len(images), composites=composites)
+        turn = PendingBatch(proposal, len(images))
         if self.discriminator is None or not composites.images:
             return turn
         boxes = [
@@ -131,29 +131,29 @@ class Adversary(nn.Module):
 
     def move(
         self,
-        turns: Sequence[Turn],
+        turns: Sequence[PendingBatch],
         loss_finite: bool,
         loss_scale: float,
         device: torch.device,
         generator: torch.Generator,
-    ) -> Move:
+    ) -> UpdateResult:
         """Learn from the turns since the last move; every rank has to call it.
 
         A step is taken on all ranks or on none; none is taken with anything that is not finite.
 
         Args:
             turns: since the last move; may be empty on some ranks. A policy that learns from hardness goes by what it
-                remembers (:meth:`remember`) instead.
+                remembers (:meth:`add_to_replay`) instead.
             loss_finite: whether this rank's loss was finite.
             loss_scale: factor by which the backward's loss was scaled (a GradScaler's).
             device: of the parameters.
             generator: of what a policy draws to learn.
         """
         if self.policy.learns_from == "hardness":
-            return self._rehearse(loss_finite, device, generator)
+            return self._replay(loss_finite, device, generator)
         return self._ascend(turns, loss_finite, loss_scale, device)
 
-    def remember(self, turns: Sequence[Turn]) -> dict[str, float]:
+    def add_to_replay(self, turns: Sequence[PendingBatch]) -> dict[str, float]:
         """Let a policy that learns from hardness have what is known of its pastes.
 
         Args:
@@ -165,31 +165,33 @@ class Adversary(nn.Module):
         figures: dict[str, float] = {}
         for turn in turns:
             if turn.hardness is not None and not bool(turn.hardness.isnan().all()):
-                self.policy.remember(turn.proposal, turn.hardness, turn.chances)
+                self.policy.add_to_replay(turn.proposal, turn.hardness, turn.chances)
                 figures |= turn.proposal.metrics
         return figures
 
-    def _rehearse(self, loss_finite: bool, device: torch.device, generator: torch.Generator) -> Move:
+    def _replay(self, loss_finite: bool, device: torch.device, generator: torch.Generator) -> UpdateResult:
         """Let the policy go over what it remembers of how hard its pastes were."""
         assert self.policy_optimizer is not None
         (ranks_failed,) = sum_over_ranks([float(not loss_finite)], device)
         if ranks_failed:
-            return Move(False, "not_finite")
+            return UpdateResult(False, "not_finite")
         figures: dict[str, float] = {}
-        for _ in range(self.policy.rehearsals):
+        for _ in range(self.policy.replay_updates):
             self._forget()
-            objective = self.policy.rehearse(generator)
+            objective = self.policy.replay_loss(generator)
             if objective is not None:
                 torch.autograd.backward(objective)
             (ranks,) = sum_over_ranks([float(objective is not None)], device)
             if not ranks:
                 self._forget()
-                return Move(False, "nothing_pasted", figures)
+                return UpdateResult(False, "nothing_pasted", figures)
             if not self._descend(self.policy, self.policy_optimizer, ranks, figures):
-                return Move(False, "not_finite", figures)
-        return Move(True, figures=figures)
+                return UpdateResult(False, "not_finite", figures)
+        return UpdateResult(True, figures=figures)
 
-    def _ascend(self, turns: Sequence[Turn], loss_finite: bool, loss_scale: float, device: torch.device) -> Move:
+    def _ascend(
+        self, turns: Sequence[PendingBatch], loss_finite: bool, loss_scale: float, device: torch.device
+    ) -> UpdateResult:
         """Ascend the detector's loss along the gradient that its backward left."""
         assert self.policy_optimizer is not None
         figures: dict[str, float] = {}
@@ -197,18 +199,18 @@ class Adversary(nn.Module):
         ranks_reached, ranks_failed = sum_over_ranks([float(reached), float(not finite)], device)
         if ranks_failed:
             self._forget()
-            return Move(False, "not_finite", figures)
+            return UpdateResult(False, "not_finite", figures)
         if not ranks_reached:
             self._forget()
-            return Move(False, "no_gradient" if turns else "nothing_pasted", figures)
+            return UpdateResult(False, "no_gradient" if turns else "nothing_pasted", figures)
         if not self._descend(self.policy, self.policy_optimizer, ranks_reached, figures):
-            return Move(False, "not_finite", figures)
+            return UpdateResult(False, "not_finite", figures)
         if self.discriminator is not None and self.discriminator_optimizer is not None:
             self._train_discriminator(turns, self.discriminator, self.discriminator_optimizer, figures, device)
-        return Move(True, figures=figures)
+        return UpdateResult(True, figures=figures)
 
     def _accumulate(
-        self, turns: Sequence[Turn], loss_finite: bool, loss_scale: float, figures: dict[str, float]
+        self, turns: Sequence[PendingBatch], loss_finite: bool, loss_scale: float, figures: dict[str, float]
     ) -> tuple[bool, bool]:
         """Fill the policy's gradients; whether the detector's reached it, and whether all is finite."""
         reached, finite = False, loss_finite
@@ -255,7 +257,7 @@ class Adversary(nn.Module):
 
     def _train_discriminator(
         self,
-        turns: Sequence[Turn],
+        turns: Sequence[PendingBatch],
         discriminator: PatchDiscriminator,
         optimizer: BufferedAdam,
         figures: dict[str, float],

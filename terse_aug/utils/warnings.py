@@ -9,7 +9,7 @@ class TerseWarning(UserWarning):
     """Something was left out so that training could go on; each kind is said once per :class:`terse_aug.Terse`."""
 
 
-class Remarks:
+class WarnOnce:
     """What a :class:`terse_aug.Terse` has to say, each kind once."""
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from affnist.data import AffineRanges
 from terse_aug import ForegroundBank, Terse
-from terse_aug.models import ClassifierTarget
+from terse_aug.models import ClassifierAdapter
 
 CLASSES = 10
 
@@ -64,7 +64,7 @@ LOCKSTEP = {
 """Arms of lock-step training by name."""
 
 
-def make_terse(arm: Arm, bank: ForegroundBank, target: ClassifierTarget, ranges: AffineRanges, seed: int) -> Terse:
+def make_terse(arm: Arm, bank: ForegroundBank, target: ClassifierAdapter, ranges: AffineRanges, seed: int) -> Terse:
     """The pasting of an arm: a digit on each black canvas, transformed within AffNIST's ranges."""
     assert arm.policy is not None
     settings: dict[str, Any] = COMMON | {"ranges": ranges.for_pasting()} | arm.settings

@@ -17,7 +17,7 @@ from affnist.data import CANVAS, AffineRanges, Digits
 from affnist.looking import empty_canvases, hardness_figures
 from affnist.models import NETWORKS, accuracy, averaged
 from terse_aug import ForegroundBank, Terse
-from terse_aug.models import ClassifierTarget, class_of
+from terse_aug.models import ClassifierAdapter, class_of
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def train_live(
     model = NETWORKS[network]().train()
     average = averaged(model)
     optimizer = torch.optim.SGD(model.parameters(), schedule.learning_rate, momentum=0.9, weight_decay=5e-4)
-    terse = make_terse(arm, bank, ClassifierTarget(model, CLASSES), ranges, seed) if arm.policy else None
+    terse = make_terse(arm, bank, ClassifierAdapter(model, CLASSES), ranges, seed) if arm.policy else None
     order = torch.Generator().manual_seed(seed)
     real, labels = digits.padded(), digits.labels
     readings, late, started = [], [torch.zeros(0)], time.process_time()

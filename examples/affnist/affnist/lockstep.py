@@ -18,8 +18,8 @@ from affnist.data import CANVAS, AffineRanges, Digits
 from affnist.looking import empty_canvases, look_at
 from affnist.models import NETWORKS, accuracy, averaged
 from terse_aug import ForegroundBank
-from terse_aug.lockstep import HardExampleCache, Hunt, HuntReport, LockStep, mixed
-from terse_aug.models import ClassifierTarget, class_of
+from terse_aug.lockstep import HardExampleCache, HardExampleMining, LockStep, MiningReport, mixed
+from terse_aug.models import ClassifierAdapter, class_of
 
 _RIVAL_MARGIN = 0.05
 """An example is hard where another class is ahead of its own by this much probability; as recalled of the paper."""
@@ -149,16 +149,16 @@ def train_in_lock_step(
         return {"readings": readings.rows, "processor seconds": readings.seconds}
 
     folder.mkdir(parents=True, exist_ok=True)
-    target = ClassifierTarget(classifier.model, CLASSES)
+    target = ClassifierAdapter(classifier.model, CLASSES)
     terse = make_terse(arm, bank, target, ranges, seed)
     with HardExampleCache(folder / "cache", capacity=schedule.rounds * schedule.wanted) as cache:
         hardness = {"rival_margin": _RIVAL_MARGIN} if arm.filtered else {"hard_below": 1.0}
         wanted = dict.fromkeys(range(CLASSES), schedule.wanted // CLASSES)
-        hunt = Hunt(terse, target, cache, wanted, schedule.budget, **hardness)
+        hunt = HardExampleMining(terse, target, cache, wanted, schedule.budget, **hardness)
         learners = {"model": classifier.model, "average": classifier.average, "optimizer": classifier.optimizer}
         cycle = LockStep(hunt, folder, learners | {"readings": readings})
 
-        def train(number: int, reports: list[HuntReport]) -> None:
+        def train(number: int, reports: list[MiningReport]) -> None:
             classifier.train(number, schedule.iterations, cache)
             read(number, sum(sum(report.found.values()) for report in reports))
 

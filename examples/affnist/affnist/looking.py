@@ -9,9 +9,9 @@ from torch import Tensor
 
 from affnist.data import CANVAS
 from terse_aug import Terse
-from terse_aug.evaluation.diversity import nearest_neighbour_distances, spread_by_class
+from terse_aug.evaluation.diversity import nearest_neighbour_distances, std_ratios_by_class
 from terse_aug.lockstep import HardExampleCache
-from terse_aug.models import ClassifierTarget, class_of
+from terse_aug.models import ClassifierAdapter, class_of
 
 BINS = 20
 """Bins of the histogram of hardness over [0, 1]."""
@@ -33,7 +33,7 @@ def hardness_figures(hardness: Tensor) -> dict[str, Any]:
     return {"missed share": float((hardness > 0.5).float().mean()), "hardness histogram": histogram.tolist()}
 
 
-def look_at(terse: Terse, target: ClassifierTarget, cache: HardExampleCache | None = None) -> dict[str, Any]:
+def look_at(terse: Terse, target: ClassifierAdapter, cache: HardExampleCache | None = None) -> dict[str, Any]:
     """Hardness of fresh composites for the classifier as it is, and diversity of these and of what was kept."""
     images, units, labels, hardness = [], [], [], []
     for number in range(_BATCHES):
@@ -44,7 +44,7 @@ def look_at(terse: Terse, target: ClassifierTarget, cache: HardExampleCache | No
         units += [paste.unit for pastes in made.pastes for paste in pastes]
         labels.append(class_of(made.targets))
     label = torch.cat(labels)
-    spreads = spread_by_class(torch.stack(units), label)
+    spreads = std_ratios_by_class(torch.stack(units), label)
     distance = nearest_neighbour_distances(torch.stack(images), label)
     figures = hardness_figures(torch.cat(hardness)) | {
         "spread of a class": sum(sum(own.values()) / len(own) for own in spreads.values()) / len(spreads),

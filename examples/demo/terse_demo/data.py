@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from terse_aug.bank import BuildReport, CutRules, build_from_coco
+from terse_aug.bank import BuildReport, ExtractionRules, build_from_coco
 from terse_demo.digits import (
     TEST_PHOTOGRAPHS,
     TRAIN_PHOTOGRAPHS,
@@ -150,7 +150,7 @@ def as_coco(images: Sequence[LabelledImage]) -> dict[str, Any]:
 
 def build_bank(annotations: Path, images: Path, bank: Path) -> BuildReport:
     """Cut the digits out of the training images: `terse-aug bank build coco` does it on a command line."""
-    return build_from_coco(annotations, images, bank, rules=CutRules(min_area=40, min_side=4), overwrite=True)
+    return build_from_coco(annotations, images, bank, rules=ExtractionRules(min_area=40, min_side=4), overwrite=True)
 
 
 def _images(count: int, names: Sequence[str], digits: Handwriting, placing: Placing, seed: int) -> list[LabelledImage]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from terse_aug import Composites, Terse
-from terse_aug.models import TorchvisionDetector
+from terse_aug.models import TorchvisionAdapter
 from terse_demo.data import LabelledImage, as_coco
 
 Sample = tuple[Tensor, dict[str, Tensor]]
@@ -114,7 +114,7 @@ def see(
         targets: their annotations.
         pasted: for each image the rows of its target that were pasted.
     """
-    scores = TorchvisionDetector(detector).object_scores(images, targets)
+    scores = TorchvisionAdapter(detector).object_scores(images, targets)
     pasted = pasted or [set() for _ in images]
     seen = []
     for image, target, probabilities, rows in zip(images, targets, scores, pasted, strict=True):

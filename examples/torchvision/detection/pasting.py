@@ -127,7 +127,7 @@ def probe_figures(
             "missed share": found.missed_share if len(found.scores) else None,
             "diversity": sum(spread.values()) / len(spread) if spread else None,
             "spread": spread,
-            "spread by class": found.spread_by_class,
+            "spread by class": found.std_ratios_by_class,
             "neighbour distance": None if math.isnan(found.neighbour_distance) else found.neighbour_distance,
             "hardness histogram": found.histogram(),
         }

@@ -3,7 +3,7 @@
 Imports the bank, its measures, and jinja2.
 """
 
-from terse_aug.bank.analysis.page import render_survey
-from terse_aug.bank.analysis.statistics import ClassSurvey, Group, Shown, Survey, survey_bank
+from terse_aug.bank.analysis.page import render_report
+from terse_aug.bank.analysis.statistics import BankStatistics, ClassStatistics, Group, Shown, bank_statistics
 
-__all__ = ["ClassSurvey", "Group", "Shown", "Survey", "render_survey", "survey_bank"]
+__all__ = ["BankStatistics", "ClassStatistics", "Shown", "Group", "bank_statistics", "render_report"]

@@ -17,12 +17,12 @@ from PIL import Image
 
 from terse_aug.bank.analysis.charts import density, histogram, scatter
 from terse_aug.bank.analysis.measures import CERTAIN_DISTANCE
-from terse_aug.bank.analysis.statistics import MEAN_SHAPES_FROM, Survey
+from terse_aug.bank.analysis.statistics import MEAN_SHAPES_FROM, BankStatistics
 
 _DOTS = 1500
 _MOST_BINS = 24
 _PER_OCTAVE = 2
-_TOLD_APART = ("dropped", "mended", "cut_by")
+_TOLD_APART = ("dropped", "repaired", "mask_sources")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class _Chart:
     caption: str
 
 
-def render_survey(survey: Survey) -> str:
+def render_report(survey: BankStatistics) -> str:
     """The survey as a page that needs no other file and runs no script.
 
     Names and texts from the data are escaped. The same survey gives the same text.
@@ -50,8 +50,8 @@ def render_survey(survey: Survey) -> str:
         info=survey.info,
         built={name: _plain(value) for name, value in built.items() if name not in _TOLD_APART},
         dropped=by_count(built.get("dropped")),
-        mended=by_count(built.get("mended")),
-        cut_by=by_count(built.get("cut_by")),
+        repaired=by_count(built.get("repaired")),
+        mask_sources=by_count(built.get("mask_sources")),
         charts=_charts(survey),
         places=_places(survey),
         many=max(one.count for one in survey.classes),
@@ -64,7 +64,7 @@ def render_survey(survey: Survey) -> str:
     return page.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _charts(survey: Survey) -> list[_Chart]:
+def _charts(survey: BankStatistics) -> list[_Chart]:
     height, width = survey.sizes.T.astype(np.float64)
     larger = np.maximum(height, width)
     upright = (width < height).mean()
@@ -108,7 +108,7 @@ def _spread(values: NDArray[Any]) -> str:
     return f"median {median:.3g}, nine in ten from {low:.3g} to {high:.3g}"
 
 
-def _places(survey: Survey) -> list[_Chart]:
+def _places(survey: BankStatistics) -> list[_Chart]:
     centers = survey.centers
     if not len(centers):
         return []

@@ -53,7 +53,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class ClassSurvey:
+class ClassStatistics:
     """What a class is like; sizes and shapes are medians over all its cut-outs.
 
     Attributes:
@@ -105,7 +105,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Survey:
+class BankStatistics:
     """What is in a bank.
 
     Attributes:
@@ -113,7 +113,7 @@ class Survey:
         seed: of all that was drawn.
         classes: the most frequent first.
         sizes: int ``[n, 2]``, height and width in px.
-        extents, fill, corners, length: of every cut-out, see :class:`ClassSurvey`.
+        extents, fill, corners, length: of every cut-out, see :class:`ClassStatistics`.
         centers: float32 ``[m, 2]``, of those whose place in their image is known.
         alike: all groups of duplicates and near duplicates.
         groups: those that are shown.
@@ -122,7 +122,7 @@ class Survey:
 
     info: dict[str, Any]
     seed: int
-    classes: list[ClassSurvey]
+    classes: list[ClassStatistics]
     sizes: NDArray[np.int32]
     extents: NDArray[np.float32]
     fill: NDArray[np.float32]
@@ -134,7 +134,9 @@ class Survey:
     copies: int
 
 
-def survey_bank(bank: ForegroundBank, *, samples: int = 8, seed: int = 0, progress: Progress | None = None) -> Survey:
+def bank_statistics(
+    bank: ForegroundBank, *, samples: int = 8, seed: int = 0, progress: Progress | None = None
+) -> BankStatistics:
     """Read a bank through, one cut-out at a time, and tell what is in it.
 
     Memory grows by about 0.3 kB a cut-out. Mean shapes and diversity are of at most 1,000 cut-outs of a class, 30,000
@@ -166,7 +168,7 @@ def survey_bank(bank: ForegroundBank, *, samples: int = 8, seed: int = 0, progre
     tell("duplicates", 0, 1)
     alike = groups_alike(records.bits, records.thumbnails)
     centers = bank.centers
-    return Survey(
+    return BankStatistics(
         info=bank.info(),
         seed=seed,
         classes=sorted(classes, key=lambda one: -one.count),
@@ -206,11 +208,11 @@ def _class(
     drawn: NDArray[np.int64],
     shown: list[Shown],
     generator: np.random.Generator,
-) -> ClassSurvey:
+) -> ClassStatistics:
     rows = records.rows(drawn)
     height, width = np.median(bank.sizes[own], axis=0).tolist()
     enough = len(own) >= MEAN_SHAPES_FROM
-    return ClassSurvey(
+    return ClassStatistics(
         name=name,
         count=len(own),
         width=width,

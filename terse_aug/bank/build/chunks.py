@@ -21,7 +21,7 @@ _MOST_IMAGES, _MOST_OBJECTS = 8, 64
 """Of a chunk: small enough that a few of them fit into memory, and large enough that handing them over costs little."""
 
 
-class Cutter(Protocol):
+class Extractor(Protocol):
     """Cuts objects out of one image after the other. It is sent to other processes, and so are its images."""
 
     def objects(self, unit: Any, ledger: Ledger) -> Iterator[Foreground]:
@@ -46,7 +46,7 @@ class Source:
     """
 
     units: Sequence[Any]
-    cutter: Cutter
+    cutter: Extractor
     settings: Mapping[str, Any] | None
     before: Ledger = field(default_factory=Ledger)
     prepared: Callable[[Any], Any] = lambda unit: unit
@@ -99,7 +99,7 @@ class Task:
         keypoint_count: rows of their keypoints, where they have some.
     """
 
-    cutter: Cutter
+    cutter: Extractor
     settings: Mapping[str, Any] | None
     categories: Mapping[int, str]
     keypoint_count: int

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from terse_aug.bank.build.rejected_sample import Exhibit
-from terse_aug.bank.extract import Unusable
+from terse_aug.bank.build.rejected_sample import RejectedSample
+from terse_aug.bank.extract import RejectedObject
 from terse_aug.bank.inputs.images import BROKEN_FILE, NoAlphaError, read_image_like, read_rgba
 from terse_aug.bank.inputs.masks import segmentation_to_mask
 from terse_aug.bank.inputs.repair import Malformed, as_number, mended_segmentation, plain
@@ -47,7 +47,7 @@ class Section(NamedTuple):
     """
 
     title: str
-    exhibits: Sequence[Exhibit | Foreground]
+    exhibits: Sequence[RejectedSample | Foreground]
     examples: Sequence[str] = ()
 
 
@@ -159,7 +159,7 @@ def _on_chequers(rgba: NDArray[np.uint8]) -> Picture:
     return shown
 
 
-def _on_image(exhibit: Exhibit, locate: Locate) -> Picture | None:
+def _on_image(exhibit: RejectedSample, locate: Locate) -> Picture | None:
     """The part of an image with the object and what is known of it; ``None`` where the image cannot be read."""
     try:
         path = locate(exhibit.image)
@@ -202,7 +202,7 @@ def _outlines(segmentation: Any, shape: tuple[int, ...]) -> list[NDArray[np.floa
     segmentation = mended_segmentation(segmentation, set())
     try:
         mask = segmentation_to_mask(segmentation, *shape[:2])
-    except Unusable:
+    except RejectedObject:
         return _raw_points(segmentation)
     contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     return [contour[:, 0].astype(np.float64) + 0.5 for contour in contours]

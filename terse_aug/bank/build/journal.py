@@ -22,8 +22,8 @@ import PIL
 from numpy.typing import NDArray
 
 from terse_aug._version import __version__
-from terse_aug.bank.build.rejected_sample import Exhibit, Spread
-from terse_aug.bank.build.report import Ledger, Tally
+from terse_aug.bank.build.rejected_sample import EvenSample, RejectedSample
+from terse_aug.bank.build.report import Ledger, ReasonCounts
 from terse_aug.bank.inputs.masks import MaskInFile
 from terse_aug.bank.storage.columns import Columns
 from terse_aug.bank.storage.record import FORMAT_VERSION
@@ -132,22 +132,22 @@ def _status(path: Path) -> list[Any]:
 
 
 def _of_ledger(ledger: Ledger) -> dict[str, Any]:
-    tallies = {name: vars(getattr(ledger, name)) for name in ("dropped", "mended")}
+    tallies = {name: vars(getattr(ledger, name)) for name in ("dropped", "repaired")}
     exhibits = {
         reason: [list(vars(shown).values()) for shown in spread.held] for reason, spread in ledger.exhibits.items()
     }
-    return tallies | {"cut_by": ledger.cut_by, "exhibits": exhibits}
+    return tallies | {"mask_sources": ledger.mask_sources, "exhibits": exhibits}
 
 
 def _as_ledger(content: Mapping[str, Any]) -> Ledger:
-    dropped, mended = (
-        Tally(Counter(own["counts"]), own["examples"]) for own in (content["dropped"], content["mended"])
+    dropped, repaired = (
+        ReasonCounts(Counter(own["counts"]), own["examples"]) for own in (content["dropped"], content["repaired"])
     )
-    ledger = Ledger(dropped, mended, Counter(content["cut_by"]))
+    ledger = Ledger(dropped, repaired, Counter(content["mask_sources"]))
     for reason, held in content["exhibits"].items():
-        spread: Spread[Exhibit] = Spread()
+        spread: EvenSample[RejectedSample] = EvenSample()
         for image, caption, box, segmentation, (height, width) in held:
-            spread.add(Exhibit(image, caption, box, segmentation, (height, width)))
+            spread.add(RejectedSample(image, caption, box, segmentation, (height, width)))
         ledger.exhibits[reason] = spread
     return ledger
 

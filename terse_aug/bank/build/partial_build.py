@@ -18,7 +18,7 @@ from terse_aug.bank.storage.lmdb_reader import data_length
 from terse_aug.bank.storage.record import record_key
 
 
-class Sound(NamedTuple):
+class ValidPrefix(NamedTuple):
     """What is sound of a file.
 
     Attributes:
@@ -46,7 +46,7 @@ class FoundChunk(NamedTuple):
     records: list[bytes]
 
 
-def sound_part(path: str) -> Sound:
+def sound_part(path: str) -> ValidPrefix:
     """What is sound of a file that was left.
 
     LMDB trusts its file: one that is damaged may end the process that reads it. So this is for a process of its own.
@@ -56,7 +56,7 @@ def sound_part(path: str) -> Sound:
     for entry, _, _ in sound_chunks(path):
         first = first or entry.identity
         chunks, images = chunks + 1, images + entry.images
-    return Sound(chunks, images, first)
+    return ValidPrefix(chunks, images, first)
 
 
 def sound_chunks(path: str) -> Generator[FoundChunk, None, None]:

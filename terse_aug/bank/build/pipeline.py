@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from terse_aug.bank.build.chunks import Source, Task
 from terse_aug.bank.build.contact_sheets import Locate, check_target, write_sheets
-from terse_aug.bank.build.rejected_sample import Spread
-from terse_aug.bank.build.report import BY_MASK, BuildReport, Ledger, Progress, Tally
-from terse_aug.bank.build.resumable_writer import JournaledWriter
+from terse_aug.bank.build.rejected_sample import EvenSample
+from terse_aug.bank.build.report import BY_MASK, BuildReport, Ledger, Progress, ReasonCounts
+from terse_aug.bank.build.resumable_writer import ResumableWriter
 from terse_aug.bank.build.workers import cut_in_order
 from terse_aug.bank.storage.writer import BankWriter
 
@@ -32,7 +32,7 @@ class Filled(NamedTuple):
 
 
 def build_from_source(
-    writer: JournaledWriter,
+    writer: ResumableWriter,
     source: Source,
     built: dict[str, Any],
     *,
@@ -101,23 +101,23 @@ def build(
         filled = fill(ledger)
         kept = writer.kept()
         if pictures is not None:
-            shown: Spread[int] = Spread()
+            shown: EvenSample[int] = EvenSample()
             for number in range(writer.count):
                 shown.add(number)
             with writer.keeping():
                 write_sheets(pictures, ledger.sections(writer.read(shown.items()), writer.count), locate)
         if not kept:
             raise ValueError(_nothing_kept(writer.path, ledger.dropped))
-        cut_by = dict(ledger.cut_by.most_common()) or {BY_MASK: writer.count}
-        counted = {name: dict(sorted(getattr(ledger, name).counts.items())) for name in ("dropped", "mended")}
-        writer.built = built | counted | {"cut_by": cut_by}
+        mask_sources = dict(ledger.mask_sources.most_common()) or {BY_MASK: writer.count}
+        counted = {name: dict(sorted(getattr(ledger, name).counts.items())) for name in ("dropped", "repaired")}
+        writer.built = built | counted | {"mask_sources": mask_sources}
     return BuildReport(
         path=writer.path,
         kept=_by_name(kept, writer.categories),
         dropped=dict(ledger.dropped.counts),
-        mended=dict(ledger.mended.counts),
-        examples=ledger.mended.examples | ledger.dropped.examples,
-        cut_by=cut_by,
+        repaired=dict(ledger.repaired.counts),
+        examples=ledger.repaired.examples | ledger.dropped.examples,
+        mask_sources=mask_sources,
         seconds=time.perf_counter() - start,
         bytes=writer.path.stat().st_size,
         drops=pictures,
@@ -127,7 +127,7 @@ def build(
 
 
 def _fill(
-    writer: JournaledWriter, source: Source, ledger: Ledger, jobs: int | None, progress: Progress | None
+    writer: ResumableWriter, source: Source, ledger: Ledger, jobs: int | None, progress: Progress | None
 ) -> Filled:
     total, chunks, task = len(source.units), source.chunks(), Task.of(source, writer)
     tell = progress or (lambda done, total: None)
@@ -168,6 +168,6 @@ def _by_name(kept: Counter[int], categories: Mapping[int, str]) -> dict[str, int
     return dict(counts)
 
 
-def _nothing_kept(path: Path, dropped: Tally) -> str:
+def _nothing_kept(path: Path, dropped: ReasonCounts) -> str:
     reasons = [line.strip() for line in dropped.lines()]
     return f"no cut-out was kept, so no bank is written to {path}; dropped: " + ("; ".join(reasons) or "nothing")

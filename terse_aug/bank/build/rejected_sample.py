@@ -11,7 +11,7 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Exhibit:
+class RejectedSample:
     """An object on its image.
 
     Attributes:
@@ -30,7 +30,7 @@ class Exhibit:
 
 
 @dataclass
-class Spread(Generic[Item]):
+class EvenSample(Generic[Item]):
     """Some of many, evenly spread over them; at most twice ``wanted`` are held.
 
     Attributes:
@@ -51,7 +51,7 @@ class Spread(Generic[Item]):
         if len(self.held) > 2 * self.wanted:
             self.held, self._step = self.held[::2], 2 * self._step
 
-    def take(self, other: Spread[Item]) -> None:
+    def take(self, other: EvenSample[Item]) -> None:
         """Meet those that another holds."""
         for item in other.held:
             self.add(item)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from terse_aug.bank.build.contact_sheets import Section
-from terse_aug.bank.build.rejected_sample import Exhibit, Spread
+from terse_aug.bank.build.rejected_sample import EvenSample, RejectedSample
 from terse_aug.structures.foreground import Foreground
 from terse_aug.viz.text import printable
 
@@ -21,7 +21,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass
-class Tally:
+class ReasonCounts:
     """Objects by what became of them.
 
     Attributes:
@@ -39,7 +39,7 @@ class Tally:
         if len(known) < EXAMPLES_PER_REASON:
             known.append(printable(example))  # file names may have bytes that are no text
 
-    def take(self, before: Tally) -> None:
+    def take(self, before: ReasonCounts) -> None:
         """Count what another has counted."""
         for reason, count in before.counts.items():
             self.counts[reason] += count
@@ -59,38 +59,40 @@ class Ledger:
     Attributes:
         dropped: objects left out.
         mended: objects and images with something odd that could mean one thing only, and was taken for it.
-        cut_by: cut-outs per way in which they were cut out.
+        mask_sources: cut-outs per way in which they were cut out.
         exhibits: for reasons to leave objects out, some of these to look at.
     """
 
-    dropped: Tally = field(default_factory=Tally)
-    mended: Tally = field(default_factory=Tally)
-    cut_by: Counter[str] = field(default_factory=Counter)
-    exhibits: dict[str, Spread[Exhibit]] = field(default_factory=dict)
+    dropped: ReasonCounts = field(default_factory=ReasonCounts)
+    repaired: ReasonCounts = field(default_factory=ReasonCounts)
+    mask_sources: Counter[str] = field(default_factory=Counter)
+    exhibits: dict[str, EvenSample[RejectedSample]] = field(default_factory=dict)
 
-    def drop(self, reason: str, example: str, times: int = 1, *, shown: Exhibit | None = None) -> None:
+    def drop(self, reason: str, example: str, times: int = 1, *, shown: RejectedSample | None = None) -> None:
         """Count ``times`` objects left out for ``reason``, of which one can be shown."""
         self.dropped.add(reason, example, times)
         if shown is not None:
-            self.exhibits.setdefault(reason, Spread()).add(shown)
+            self.exhibits.setdefault(reason, EvenSample()).add(shown)
 
-    def mend(self, notes: Iterable[str], example: str) -> None:
+    def repair(self, notes: Iterable[str], example: str) -> None:
         """Count an object or image of which this and that was mended."""
         for reason in sorted(notes):
-            self.mended.add(reason, example)
+            self.repaired.add(reason, example)
 
     def take(self, before: Ledger) -> None:
         """Count what was counted before the build began."""
         self.dropped.take(before.dropped)
-        self.mended.take(before.mended)
-        self.cut_by.update(before.cut_by)
+        self.repaired.take(before.repaired)
+        self.mask_sources.update(before.mask_sources)
         for reason, exhibits in before.exhibits.items():
-            self.exhibits.setdefault(reason, Spread()).take(exhibits)
+            self.exhibits.setdefault(reason, EvenSample()).take(exhibits)
 
     def sections(self, kept: Sequence[Foreground], total: int) -> list[Section]:
         """What to show: every reason to leave objects out, and some of those that were kept."""
         sections = [
-            Section(f"{count}  {reason}", self.exhibits.get(reason, Spread()).items(), self.dropped.examples[reason])
+            Section(
+                f"{count}  {reason}", self.exhibits.get(reason, EvenSample()).items(), self.dropped.examples[reason]
+            )
             for reason, count in self.dropped.counts.most_common()
         ]
         return [*sections, *([Section(f"{total}  kept", kept)] if kept else [])]
@@ -106,7 +108,7 @@ class BuildReport:
         dropped: objects left out per reason.
         mended: objects and images per oddity that was put right; they are not among the dropped ones for that.
         examples: for every reason of both, where up to three of its objects are found (file name and object).
-        cut_by: cut-outs per way in which they were cut out: ``mask`` for those that were annotated with one, else the
+        mask_sources: cut-outs per way in which they were cut out: ``mask`` for those that were annotated with one, else the
             name of the way that made one of a box.
         seconds: duration of the build.
         bytes: size of the bank.
@@ -118,9 +120,9 @@ class BuildReport:
     path: Path
     kept: dict[str, int]
     dropped: dict[str, int]
-    mended: dict[str, int]
+    repaired: dict[str, int]
     examples: dict[str, list[str]]
-    cut_by: dict[str, int]
+    mask_sources: dict[str, int]
     seconds: float
     bytes: int
     drops: Path | None = None
@@ -135,11 +137,11 @@ class BuildReport:
             lines.append(f"went on from a build that was stopped: {self.resumed} of {self.images} images")
         lines.append("kept")
         lines += [f"{count:>8}  {name}" for name, count in self.kept.items()]
-        if set(self.cut_by) - {BY_MASK}:
-            lines += ["cut out by", *(f"{count:>8}  {way}" for way, count in self.cut_by.items())]
-        for title, counts in (("mended", self.mended), ("dropped", self.dropped)):
+        if set(self.mask_sources) - {BY_MASK}:
+            lines += ["cut out by", *(f"{count:>8}  {way}" for way, count in self.mask_sources.items())]
+        for title, counts in (("repaired", self.repaired), ("dropped", self.dropped)):
             if counts:
-                lines += [title, *Tally(Counter(counts), self.examples).lines()]
+                lines += [title, *ReasonCounts(Counter(counts), self.examples).lines()]
         if self.drops is not None:
             lines.append(f"pictures of them: {self.drops}")
         return "\n".join(lines)

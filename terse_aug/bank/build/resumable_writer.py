@@ -13,7 +13,7 @@ from pathlib import Path
 
 from terse_aug.bank.build.chunks import Cut
 from terse_aug.bank.build.journal import is_journal_key, journal_key
-from terse_aug.bank.build.partial_build import FoundChunk, Sound, sound_chunks, sound_part
+from terse_aug.bank.build.partial_build import FoundChunk, ValidPrefix, sound_chunks, sound_part
 from terse_aug.bank.build.workers import apart
 from terse_aug.bank.storage.lmdb_writer import Store
 from terse_aug.bank.storage.temporary_file import CAN_GO_ON, LockedFile, TemporarySibling, abandoned
@@ -25,7 +25,7 @@ _STOPS = (KeyboardInterrupt, SystemExit, ChildProcessError)
 """After which it is for the user to say when the build goes on."""
 
 
-class JournaledWriter(BankWriter):
+class ResumableWriter(BankWriter):
     """Writes chunks with a journal, and takes over what another wrote of the same bank before it was stopped.
 
     Leaving the ``with`` block by Ctrl-C or by the death of a worker keeps what was flushed, as being killed does; any
@@ -48,14 +48,14 @@ class JournaledWriter(BankWriter):
         self.safe_images = 0
         self._left: list[LockedFile] = []
         self._useless: list[LockedFile] = []
-        self._adopted: tuple[LockedFile, Sound] | None = None
+        self._adopted: tuple[LockedFile, ValidPrefix] | None = None
         self._images = 0
         self._chunks = 0
         self._flushed = 0.0
         self._has_gap = False
         self._is_kept = False
 
-    def __enter__(self) -> JournaledWriter:
+    def __enter__(self) -> ResumableWriter:
         self._left = abandoned(self.path)
         try:
             self._store = self._open(TemporarySibling(self.path), durable=True)

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from terse_aug.bank.build.rejected_sample import Exhibit
+from terse_aug.bank.build.rejected_sample import RejectedSample
 from terse_aug.bank.build.report import Ledger
-from terse_aug.bank.inputs.image_list import Include
+from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.masks import NO_MASK, as_json, has_mask, segmentation_as_json
 from terse_aug.bank.inputs.repair import (
     TEXT_ID,
@@ -114,7 +114,7 @@ class Coco:
         return next(iter(named_by), ())
 
     def eligible(
-        self, wanted: dict[int, str], include: Include, boxes: bool, ledger: Ledger
+        self, wanted: dict[int, str], include: ImageList, boxes: bool, ledger: Ledger
     ) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
         """Images with the objects worth a look, in the JSON's order; the others are counted."""
         included = {key: file_name(image) in include for key, image in self.images.items()}
@@ -176,10 +176,10 @@ def side_of(image: Mapping[str, Any], name: str, notes: Notes) -> int:
     return 0
 
 
-def exhibit(image: Mapping[str, Any], entry: Mapping[str, Any]) -> Exhibit:
+def exhibit(image: Mapping[str, Any], entry: Mapping[str, Any]) -> RejectedSample:
     """An annotation, to be looked at on its image."""
     name, size = file_name(image), (side_of(image, "height", set()), side_of(image, "width", set()))
-    return Exhibit(name, f"{name}#{entry.get('id')}", entry.get("bbox"), entry.get("segmentation"), size)
+    return RejectedSample(name, f"{name}#{entry.get('id')}", entry.get("bbox"), entry.get("segmentation"), size)
 
 
 def _read_json(path: Path) -> Any:
@@ -225,7 +225,7 @@ def _images(entries: list[dict[str, Any]], ledger: Ledger) -> dict[Any, dict[str
         elif key not in images:
             images[key] = image
         elif file_name(images[key]) == file_name(image):
-            ledger.mend(["image listed twice"], file_name(image))
+            ledger.repair(["image listed twice"], file_name(image))
         else:
             contradicted[key] += 1
     for key, times in contradicted.items():
@@ -253,7 +253,7 @@ def _categories(entries: list[dict[str, Any]], ledger: Ledger) -> dict[int, dict
         if not isinstance(category.get("keypoints") or [], list):
             notes.add("names of keypoints that are no list were left out")
             category = category | {"keypoints": []}
-        ledger.mend(notes, f"category {label} ({name})")
+        ledger.repair(notes, f"category {label} ({name})")
         if label in known and known[label]["name"] != name:
             contradicted.add(label)
             ledger.drop("category id of several names", f"{label}: {known[label]['name']}, {name}")
@@ -323,7 +323,7 @@ def _linked(
         changed["category_id"] = None
     if has_text(crowd):
         changed["iscrowd"] = whole(crowd, notes)
-    ledger.mend(notes, f"annotation {entry.get('id')}")
+    ledger.repair(notes, f"annotation {entry.get('id')}")
     return entry | changed
 
 

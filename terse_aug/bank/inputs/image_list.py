@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from terse_aug.bank.build.report import Ledger
 
 
-class Include:
+class ImageList:
     """A list of image files, so that a bank is built from the training split only.
 
     An entry means an image by its path below the image folder or by its last part, each with or without

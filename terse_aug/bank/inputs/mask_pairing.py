@@ -17,7 +17,7 @@ _PHOTOGRAPHS = (".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
-class Pairs:
+class MaskPairs:
     """Pictures and their masks.
 
     Attributes:
@@ -31,7 +31,7 @@ class Pairs:
     shared: set[Path]
 
 
-def paired(root: Path, masks: Path | None, ledger: Ledger) -> Pairs:
+def paired(root: Path, masks: Path | None, ledger: Ledger) -> MaskPairs:
     """Pictures below ``root``, and masks of the same names below ``masks``, in the same subfolders or in none.
 
     A mask is called as its picture, or that and ``_mask``. Where both are ``root``, masks are those with ``_mask``, PBM
@@ -43,7 +43,7 @@ def paired(root: Path, masks: Path | None, ledger: Ledger) -> Pairs:
         ledger: counts masks without a picture, and names that differ a little.
     """
     if masks is None:
-        return Pairs(_images(root), {}, set())
+        return MaskPairs(_images(root), {}, set())
     if masks.resolve() == root.resolve():
         files = _images(root)
         photographs = {_stem(root, path) for path in files if path.suffix.lower() in _PHOTOGRAPHS}
@@ -57,7 +57,7 @@ def paired(root: Path, masks: Path | None, ledger: Ledger) -> Pairs:
     there = _by_picture(wanted, {path: _stem(masks, path) for path in known}, ledger)
     mask_of = {path: there[stem] for stem in wanted if stem in there for path in wanted[stem]}
     shared = {path for stem in wanted if stem in there and len(wanted[stem]) > 1 for path in wanted[stem]}
-    return Pairs(files, mask_of, shared)
+    return MaskPairs(files, mask_of, shared)
 
 
 def outside(root: Path, files: Iterable[Path], other: Path) -> list[Path]:
@@ -89,7 +89,7 @@ def _by_picture(wanted: Iterable[str], stem_of: dict[Path, str], ledger: Ledger)
             there[name] = there.pop(flat)
     for name, fit in fitting(names, there).items():
         if fit.name is not None:
-            ledger.mend([f"mask: {fit.reason}"], name)
+            ledger.repair([f"mask: {fit.reason}"], name)
             there[name] = there.pop(fit.name)
     for stem in sorted(there.keys() - names.keys()):
         ledger.drop("mask without an image of its name", there.pop(stem).name)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from terse_aug.bank.extract import Unusable
+from terse_aug.bank.extract import RejectedObject
 from terse_aug.bank.inputs.images import read_color_mask, read_index_mask
 
 NO_MASK = "no mask: the annotation has a box only, and a box cannot be cut out; masks are missing"
@@ -45,14 +45,14 @@ class MaskInFile:
         try:
             numbers = _numbers(self.path, self.colours, self.path.stat().st_mtime_ns)
         except OSError as error:
-            raise Unusable("mask file is missing") from error
+            raise RejectedObject("mask file is missing") from error
         except ValueError as error:
-            raise Unusable("mask file cannot be read") from error
+            raise RejectedObject("mask file cannot be read") from error
         if numbers.shape != (height, width):
-            raise Unusable("mask file and image differ in size")
+            raise RejectedObject("mask file and image differ in size")
         mask: NDArray[np.uint8] = (numbers == self.number).astype(np.uint8)
         if not mask.any():
-            raise Unusable("mask file does not show the object")
+            raise RejectedObject("mask file does not show the object")
         return mask
 
 
@@ -79,13 +79,13 @@ def segmentation_to_mask(segmentation: Any, height: int, width: int) -> NDArray[
         Unusable: there is no segmentation, or it is broken.
     """
     if not segmentation:
-        raise Unusable(NO_MASK)
+        raise RejectedObject(NO_MASK)
     if isinstance(segmentation, MaskInFile):
         return segmentation.mask(height, width)
     if isinstance(segmentation, dict):
         return _from_runs(_checked_runs(segmentation, height, width), height, width)
     if not isinstance(segmentation, list):
-        raise Unusable("segmentation is neither polygons nor RLE")
+        raise RejectedObject("segmentation is neither polygons nor RLE")
     if all(isinstance(part, dict) for part in segmentation):
         merged_parts = np.zeros((height, width), np.uint8)
         for part in segmentation:
@@ -149,13 +149,13 @@ def _from_runs(runs: list[int], height: int, width: int) -> NDArray[np.uint8]:
 def _sound_polygons(segmentation: list[Any], height: int, width: int) -> list[list[float]]:
     polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
     if not all(_is_numbers(polygon) for polygon in polygons):
-        raise Unusable("polygon is no list of finite numbers")
+        raise RejectedObject("polygon is no list of finite numbers")
     sound = [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
     if not sound:
-        raise Unusable(_DEGENERATE)
+        raise RejectedObject(_DEGENERATE)
     farthest = _FARTHEST_IN_SIDES * max(height, width)
     if any(abs(number) > farthest for polygon in sound for number in polygon):
-        raise Unusable("polygon lies far outside its image")
+        raise RejectedObject("polygon lies far outside its image")
     return sound
 
 
@@ -171,13 +171,13 @@ def _is_numbers(polygon: Any) -> bool:
 def _checked_runs(rle: dict[str, Any], height: int, width: int) -> list[int]:
     counts = rle.get("counts")
     if rle.get("size") != [height, width]:
-        raise Unusable("RLE and image differ in size")
+        raise RejectedObject("RLE and image differ in size")
     if isinstance(counts, str):
         counts = _uncompressed(counts)
     if not isinstance(counts, list) or not all(isinstance(run, int) and run >= 0 for run in counts):
-        raise Unusable("RLE is damaged")
+        raise RejectedObject("RLE is damaged")
     if sum(counts) != height * width:
-        raise Unusable("RLE is damaged")
+        raise RejectedObject("RLE is damaged")
     return counts
 
 
@@ -190,18 +190,18 @@ def _uncompressed(text: str) -> list[int]:
     try:
         characters = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - 48
     except UnicodeEncodeError as error:
-        raise Unusable("RLE is damaged") from error
+        raise RejectedObject("RLE is damaged") from error
     if ((characters < 0) | (characters >= 64)).any():
-        raise Unusable("RLE is damaged")
+        raise RejectedObject("RLE is damaged")
     if not len(characters):
         return []
     (ends,) = np.nonzero(characters & 0x20 == 0)
     if not len(ends) or ends[-1] != len(characters) - 1:
-        raise Unusable("RLE is damaged")
+        raise RejectedObject("RLE is damaged")
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
     if lengths.max() > _MOST_CHARACTERS:
-        raise Unusable("RLE is damaged")
+        raise RejectedObject("RLE is damaged")
     shifts = 5 * (np.arange(len(characters)) - np.repeat(starts, lengths))
     numbers = np.add.reduceat((characters & 0x1F) << shifts, starts)
     numbers -= np.where(characters[ends] & 0x10, 1 << (5 * lengths), 0)

@@ -147,13 +147,13 @@ def mended_segmentation(segmentation: Any, notes: Notes) -> Any:
         return [_mended_runs(part, notes) for part in segmentation]
     segmentation = plain(segmentation, notes)
     polygons = _flat(segmentation, notes)
-    mended = [_without_repetition(polygon, notes) for polygon in polygons]
-    sound = [polygon for polygon in mended if not (isinstance(polygon, list) and 0 < len(polygon) < 6)]
-    if sound and len(sound) < len(mended):
+    repaired = [_without_repetition(polygon, notes) for polygon in polygons]
+    sound = [polygon for polygon in repaired if not (isinstance(polygon, list) and 0 < len(polygon) < 6)]
+    if sound and len(sound) < len(repaired):
         notes.add(DEGENERATE_PART)
-        mended = sound
-    unchanged = len(mended) == len(segmentation) and all(a is b for a, b in zip(mended, segmentation, strict=True))
-    return segmentation if unchanged else mended
+        repaired = sound
+    unchanged = len(repaired) == len(segmentation) and all(a is b for a, b in zip(repaired, segmentation, strict=True))
+    return segmentation if unchanged else repaired
 
 
 def clipped_box(

@@ -14,16 +14,16 @@ from terse_aug.bank.build.chunks import Source
 from terse_aug.bank.build.contact_sheets import check_target
 from terse_aug.bank.build.pipeline import build_from_source
 from terse_aug.bank.build.report import BY_MASK, BuildReport, Ledger, Progress
-from terse_aug.bank.build.resumable_writer import JournaledWriter
+from terse_aug.bank.build.resumable_writer import ResumableWriter
 from terse_aug.bank.build.workers import check_jobs
-from terse_aug.bank.extract import Annotation, CutRules, Unusable, cut_from_image
+from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
 from terse_aug.bank.inputs.coco_json import Coco, exhibit, file_name, side_of
 from terse_aug.bank.inputs.file_names import Files
-from terse_aug.bank.inputs.image_list import Include
+from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.images import read_image_like
 from terse_aug.bank.inputs.masks import NO_MASK, MaskInFile, has_mask, segmentation_to_mask
 from terse_aug.bank.inputs.repair import Notes, clipped_box, mended_object
-from terse_aug.bank.segmenters.box import BoxMasks, MaskOfBox
+from terse_aug.bank.segmenters.box import BoxMaskMethod, BoxMasks
 from terse_aug.structures.foreground import Foreground
 
 
@@ -34,8 +34,8 @@ def build_from_coco(
     *,
     categories: Collection[str] | None = None,
     include: Iterable[str] | str | Path | None = None,
-    boxes: BoxMasks | str | MaskOfBox | None = None,
-    rules: CutRules | None = None,
+    boxes: BoxMasks | str | BoxMaskMethod | None = None,
+    rules: ExtractionRules | None = None,
     drops: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -58,11 +58,11 @@ def build_from_coco(
         images: folder that the JSON's file names are relative to.
         out: the bank to write.
         categories: names to keep; all by default.
-        include: image names to use, see :class:`Include`; all by default.
+        include: image names to use, see :class:`ImageList`; all by default.
         boxes: how objects of which only the box is known are cut out: ``"grabcut"``, ``"ellipse"``, ``"box"``, a
             function of image and box such as a segmentation model, or :class:`BoxMasks` for more. By default they
             are left out.
-        rules: what is kept, see :class:`CutRules`.
+        rules: what is kept, see :class:`ExtractionRules`.
         drops: where to draw pictures of what was left out, by reason, and of some that were kept: ``NAME.png`` for
             one sheet, or a folder for a file of each reason.
         overwrite: replace an existing bank, and pictures.
@@ -95,8 +95,8 @@ class Choice:
 
     categories: Collection[str] | None = None
     include: Iterable[str] | str | Path | None = None
-    boxes: BoxMasks | str | MaskOfBox | None = None
-    rules: CutRules | None = None
+    boxes: BoxMasks | str | BoxMaskMethod | None = None
+    rules: ExtractionRules | None = None
     drops: str | Path | None = None
     overwrite: bool = False
     progress: Progress | None = None
@@ -119,7 +119,7 @@ class Choice:
             ValueError: a way to cut out boxes that there is not, or a list that is none.
         """
         if self.include is None or isinstance(self.include, str | Path):  # else it may be read once only
-            Include(self.include)
+            ImageList(self.include)
         _ = self.box_masks
         if out.exists() and not self.overwrite:
             raise FileExistsError(f"{out} exists; give overwrite=True (--overwrite) to replace it")
@@ -148,11 +148,11 @@ def build_annotated(
     Raises:
         FileExistsError, ValueError, OSError: as :func:`build_from_coco`.
     """
-    rules, included = choice.rules or CutRules(), Include(choice.include)
+    rules, included = choice.rules or ExtractionRules(), ImageList(choice.include)
     boxes = choice.box_masks
     wanted = data.categories if choice.categories is None else data.chosen(choice.categories)
     keypoint_names = data.keypoint_names(wanted)
-    writer = JournaledWriter(out, wanted, keypoint_names=keypoint_names, overwrite=choice.overwrite)
+    writer = ResumableWriter(out, wanted, keypoint_names=keypoint_names, overwrite=choice.overwrite)
     files = Files(folder, [file_name(image) for image in data.images.values()])
     ledger = Ledger()
     for known in (before, data.ledger):
@@ -162,7 +162,7 @@ def build_annotated(
     how = built | {"images": folder.name} | ({} if boxes is None else boxes.record) | vars(rules)
     source = Source(
         groups,
-        _Cutter(folder, rules, boxes, len(keypoint_names)),
+        _Extractor(folder, rules, boxes, len(keypoint_names)),
         None if boxes is not None and callable(boxes.way) else how,
         ledger,
         prepared=lambda group: _Picture.of(group[0], group[1], files),
@@ -209,7 +209,7 @@ class _Picture(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Cutter:
+class _Extractor:
     """Cuts the objects of one image after the other.
 
     Attributes:
@@ -220,7 +220,7 @@ class _Cutter:
     """
 
     folder: Path
-    rules: CutRules
+    rules: ExtractionRules
     boxes: BoxMasks | None
     keypoint_count: int
 
@@ -237,27 +237,27 @@ class _Cutter:
         notes: Notes = set()
         try:
             name, pixels = self._read(unit, notes)
-        except Unusable as reason:
+        except RejectedObject as reason:
             shown = exhibit(image, unit.objects[0])
             ledger.drop(str(reason), str(reason.__cause__ or said), len(unit.objects), shown=shown)
             return
-        ledger.mend(notes, said)
+        ledger.repair(notes, said)
         for entry in unit.objects:
             source = f"{name}#{entry.get('id')}"
             notes = set()
             try:
                 cut, way = self._cut(mended_object(entry, notes), pixels, source, notes)
-            except Unusable as reason:
+            except RejectedObject as reason:
                 ledger.drop(str(reason), source, shown=exhibit(image, entry))
                 continue
-            ledger.mend(notes, source)
-            ledger.cut_by[way] += 1
+            ledger.repair(notes, source)
+            ledger.mask_sources[way] += 1
             yield cut
 
     def _read(self, unit: _Picture, notes: Notes) -> tuple[str, NDArray[np.uint8]]:
         """The name of an image on disk, and its pixels."""
         if unit.name is None:
-            raise Unusable(f"image file is missing, and it is not clear which other is meant ({unit.difference})")
+            raise RejectedObject(f"image file is missing, and it is not clear which other is meant ({unit.difference})")
         notes |= {unit.difference} if unit.difference else set()
         sides = (side_of(unit.image, side, notes) for side in ("height", "width"))
         return unit.name, _read(self.folder / unit.name, *sides)
@@ -271,22 +271,22 @@ class _Cutter:
             annotation = replace(annotation, box=clipped_box(annotation.box, pixels.shape, notes))
         if self.boxes is None or has_mask(entry.get("segmentation")):
             mask = segmentation_to_mask(entry.get("segmentation"), *pixels.shape[:2])
-            return cut_from_image(pixels, mask, annotation, self.rules), BY_MASK
+            return extract_from_image(pixels, mask, annotation, self.rules), BY_MASK
         if annotation.box is None:
-            raise Unusable(NO_MASK)
+            raise RejectedObject(NO_MASK)
         mask, way = self.boxes.alpha(pixels, annotation.box)
-        return cut_from_image(pixels, mask, annotation, self.rules, soft=True), way
+        return extract_from_image(pixels, mask, annotation, self.rules, soft=True), way
 
 
 def _read(path: Path, height: int, width: int) -> NDArray[np.uint8]:
     try:
         pixels = read_image_like(path, height, width)
     except FileNotFoundError as error:
-        raise Unusable("image file is missing") from error
+        raise RejectedObject("image file is missing") from error
     except ValueError as error:
-        raise Unusable("image file cannot be read") from error
+        raise RejectedObject("image file cannot be read") from error
     if height and width and pixels.shape[:2] != (height, width):
-        raise Unusable("image file has another size than the JSON says") from ValueError(
+        raise RejectedObject("image file has another size than the JSON says") from ValueError(
             f"{path.name}: file {pixels.shape[0]}x{pixels.shape[1]}, JSON {height}x{width}"
         )
     return pixels
@@ -299,7 +299,7 @@ def _annotation(entry: dict[str, Any], source: str, keypoint_count: int, notes: 
             x, y, width, height = box
             box = (float(x), float(y), float(width), float(height))
         except (TypeError, ValueError, OverflowError) as error:
-            raise Unusable("box is not x, y, width, height") from error
+            raise RejectedObject("box is not x, y, width, height") from error
     keypoints = entry.get("keypoints")
     if keypoints and not keypoint_count:
         notes.add("keypoints of a category that names none were left out")
@@ -308,7 +308,7 @@ def _annotation(entry: dict[str, Any], source: str, keypoint_count: int, notes: 
     try:
         points = np.asarray(keypoints, dtype=np.float64).reshape(keypoint_count, 3)
     except (ValueError, TypeError, OverflowError) as error:
-        raise Unusable("keypoints are not x, y, visibility for each name of the category") from error
+        raise RejectedObject("keypoints are not x, y, visibility for each name of the category") from error
     if not (np.abs(points) <= np.finfo(np.float32).max).all():
-        raise Unusable("keypoints are not finite")
+        raise RejectedObject("keypoints are not finite")
     return Annotation(int(entry["category_id"]), source, box, points.astype(np.float32))

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from terse_aug.bank.build.chunks import Source
 from terse_aug.bank.build.pipeline import build_from_source
-from terse_aug.bank.build.rejected_sample import Exhibit
+from terse_aug.bank.build.rejected_sample import RejectedSample
 from terse_aug.bank.build.report import BuildReport, Ledger, Progress
-from terse_aug.bank.build.resumable_writer import JournaledWriter
+from terse_aug.bank.build.resumable_writer import ResumableWriter
 from terse_aug.bank.build.workers import check_jobs
-from terse_aug.bank.extract import Annotation, CutRules, Unusable, cut_from_image
+from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
 from terse_aug.bank.inputs.file_names import fitting
-from terse_aug.bank.inputs.image_list import Include
+from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.images import read_image_like, read_index_mask
 from terse_aug.bank.inputs.masks import MaskInFile
 from terse_aug.structures.foreground import Foreground
@@ -46,7 +46,7 @@ def build_from_masks(
     *,
     category: str = "person",
     include: Iterable[str] | str | Path | None = None,
-    rules: CutRules | None = None,
+    rules: ExtractionRules | None = None,
     drops: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -62,8 +62,8 @@ def build_from_masks(
         masks: folder of masks: one integer channel, or a palette whose indices count.
         out: the bank to write.
         category: name of all objects; their label is 1.
-        include: image names to use, see :class:`Include`; all by default.
-        rules: what is kept, see :class:`CutRules`.
+        include: image names to use, see :class:`ImageList`; all by default.
+        rules: what is kept, see :class:`ExtractionRules`.
         drops: where to draw pictures of what was left out, see :func:`build_from_coco`.
         overwrite: replace an existing bank, and pictures.
         progress: called with images done and in total.
@@ -76,13 +76,13 @@ def build_from_masks(
         OSError: the disk is full or cannot be written.
     """
     check_jobs(jobs)
-    rules = rules or CutRules()
-    writer = JournaledWriter(out, {_LABEL: category}, overwrite=overwrite)
-    image_folder, mask_folder, listed = _folder(images), _folder(masks), Include(include)
+    rules = rules or ExtractionRules()
+    writer = ResumableWriter(out, {_LABEL: category}, overwrite=overwrite)
+    image_folder, mask_folder, listed = _folder(images), _folder(masks), ImageList(include)
     ledger = Ledger()
     pairs = list(_pairs(image_folder, mask_folder, listed, ledger))
     built = {"from": "masks", "images": image_folder.name, **vars(rules)}
-    source = Source(pairs, _Cutter(rules), built, ledger)
+    source = Source(pairs, _Extractor(rules), built, ledger)
     return build_from_source(writer, source, built, jobs=jobs, drops=drops, progress=progress)
 
 
@@ -93,7 +93,7 @@ def _folder(path: str | Path) -> Path:
     return folder
 
 
-def _pairs(images: Path, masks: Path, include: Include, ledger: Ledger) -> Iterator[tuple[Path, Path]]:
+def _pairs(images: Path, masks: Path, include: ImageList, ledger: Ledger) -> Iterator[tuple[Path, Path]]:
     image_by_stem = _by_stem(images, ledger)
     mask_by_stem = _by_stem(masks, ledger) if masks.resolve() != images.resolve() else image_by_stem
     if mask_by_stem is image_by_stem:
@@ -123,7 +123,7 @@ def _named_otherwise(images: dict[str, Path], masks: dict[str, Path], ledger: Le
     fits = fitting(images, own.values())
     for stem, fit in fits.items():
         if fit.name is not None:
-            ledger.mend([f"mask: {fit.reason}"], images[stem].name)
+            ledger.repair([f"mask: {fit.reason}"], images[stem].name)
     return {stem: of_own[fit.name] for stem, fit in fits.items() if fit.name is not None}
 
 
@@ -140,10 +140,10 @@ def _by_stem(folder: Path, ledger: Ledger) -> dict[str, Path]:
 
 
 @dataclass(frozen=True)
-class _Cutter:
+class _Extractor:
     """Cuts the objects out of pairs of image and mask."""
 
-    rules: CutRules
+    rules: ExtractionRules
 
     def files(self, unit: tuple[Path, Path]) -> tuple[Path, Path]:
         """Both."""
@@ -160,18 +160,18 @@ class _Cutter:
             return
         if image.shape[:2] != ids.shape:
             where = _sizes(image_path, image, ids)
-            ledger.drop("image and mask differ in size", where, shown=Exhibit(image_path, where))
+            ledger.drop("image and mask differ in size", where, shown=RejectedSample(image_path, where))
             return
         numbers = [number for number in np.unique(ids).tolist() if number]
         if not numbers:
-            ledger.drop("mask has no object", mask_path.name, shown=Exhibit(image_path, mask_path.name))
+            ledger.drop("mask has no object", mask_path.name, shown=RejectedSample(image_path, mask_path.name))
         for number in numbers:
             source = f"{image_path.name}#{number}"
             mask = (ids == number).astype(np.uint8)
             try:
-                yield cut_from_image(image, mask, Annotation(_LABEL, source), self.rules)
-            except Unusable as reason:
-                shown = Exhibit(image_path, source, segmentation=MaskInFile(mask_path, number))
+                yield extract_from_image(image, mask, Annotation(_LABEL, source), self.rules)
+            except RejectedObject as reason:
+                shown = RejectedSample(image_path, source, segmentation=MaskInFile(mask_path, number))
                 ledger.drop(str(reason), source, shown=shown)
 
 

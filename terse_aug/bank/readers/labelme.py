@@ -122,7 +122,7 @@ def _read_shapes(shapes: list[Any], image: int, size: tuple[int, int] | None, wh
             continue
         if any(has_text(point) for point in shape["points"]):
             notes.add(TEXT_NUMBER)
-        collected.ledger.mend(notes, place)
+        collected.ledger.repair(notes, place)
         group = shape.get("group_id")
         if not isinstance(group, int | str) or group == "" or not isinstance(found.get("segmentation"), list):
             collected.object(image, label, row, **found)

@@ -85,7 +85,7 @@ class _Reader:
             found, difference = self.files.find(name)
         except LookupError:
             return name
-        self.ledger.mend([f"mask: {difference}"] if difference else [], name)
+        self.ledger.repair([f"mask: {difference}"] if difference else [], name)
         return found
 
     def _object(self, segment: Any, mask: Path, where: str) -> dict[str, Any]:
@@ -98,6 +98,6 @@ class _Reader:
             raise Malformed("category is not in the JSON")
         if not self.known[category]:
             raise Malformed("stuff, not an object")
-        self.ledger.mend(notes, where)
+        self.ledger.repair(notes, where)
         kept = {key: segment[key] for key in ("bbox", "iscrowd") if key in segment}
         return kept | {"id": number, "category_id": category, "segmentation": MaskInFile(mask, number, colours=True)}

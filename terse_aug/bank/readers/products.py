@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 
 from terse_aug.bank.build.chunks import Source
 from terse_aug.bank.build.pipeline import build_from_source
-from terse_aug.bank.build.rejected_sample import Exhibit
+from terse_aug.bank.build.rejected_sample import RejectedSample
 from terse_aug.bank.build.report import BuildReport, Ledger, Progress
-from terse_aug.bank.build.resumable_writer import JournaledWriter
+from terse_aug.bank.build.resumable_writer import ResumableWriter
 from terse_aug.bank.build.workers import check_jobs
-from terse_aug.bank.extract import Annotation, CutRules, Unusable, cut_from_image
+from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
 from terse_aug.bank.inputs.class_folders import class_of, labels_of
-from terse_aug.bank.inputs.image_list import Include
+from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.images import NoAlphaError, read_image, read_mask, read_rgba
 from terse_aug.bank.inputs.mask_pairing import paired
-from terse_aug.bank.segmenters.plain_background import PlainGround
+from terse_aug.bank.segmenters.plain_background import PlainBackground
 from terse_aug.bank.segmenters.polarity import object_alpha
 from terse_aug.structures.foreground import Foreground
 
@@ -34,11 +34,11 @@ def build_from_products(
     out: str | Path,
     *,
     masks: str | Path | None = None,
-    ground: PlainGround | None = None,
+    ground: PlainBackground | None = None,
     category: str = "object",
     extent: float = 0.3,
     include: Iterable[str] | str | Path | None = None,
-    rules: CutRules | None = None,
+    rules: ExtractionRules | None = None,
     drops: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -47,7 +47,7 @@ def build_from_products(
     """Build a bank from photographs of objects before a plain ground, or with masks.
 
     Pictures in a subfolder (at any depth below it) are of the class that it is named after. Labels are 1, 2, ... in the
-    order of the class names. Without masks the object is what differs from the ground, see :class:`PlainGround`:
+    order of the class names. Without masks the object is what differs from the ground, see :class:`PlainBackground`:
     pictures whose ground is not plain are left out, and shadows stay with their object. With masks, the object of each
     may be white or black; which it was taken for is told, per polarity, by the report.
 
@@ -60,8 +60,8 @@ def build_from_products(
         category: class of the pictures that lie in ``folder`` itself.
         extent: natural size of all objects, see :class:`Foreground`: larger side over the square root of the
             background's area. A product's picture does not tell how large it is.
-        include: image names to use, see :class:`Include`; all by default.
-        rules: what is kept, see :class:`CutRules`; ``min_box_agreement`` means nothing here.
+        include: image names to use, see :class:`ImageList`; all by default.
+        rules: what is kept, see :class:`ExtractionRules`; ``min_box_agreement`` means nothing here.
         drops: where to draw pictures of what was left out, see :func:`build_from_coco`.
         overwrite: replace an existing bank, and pictures.
         progress: called with images done and in total.
@@ -86,7 +86,7 @@ def build_from_products(
     pairs = paired(root, mask_root, ledger)
     labels = labels_of(root, pairs.pictures, category)
     categories = {label: name for name, label in labels.items()}
-    writer, listed = JournaledWriter(out, categories, overwrite=overwrite), Include(include)
+    writer, listed = ResumableWriter(out, categories, overwrite=overwrite), ImageList(include)
     photographs = []
     for path in pairs.pictures:
         name = path.relative_to(root).as_posix()
@@ -96,10 +96,10 @@ def build_from_products(
         else:
             ledger.drop("image is not in `include`", name)
     listed.report_unmatched(ledger)
-    own_rules, own_ground = rules or CutRules(), ground or PlainGround()
-    cut_by = asdict(own_ground) if mask_root is None else {"masks": mask_root.name}
-    built = {"from": "products", "folder": root.name} | cut_by | vars(own_rules)
-    cutter = _Cutter(mask_root is not None, own_ground, own_rules, extent)
+    own_rules, own_ground = rules or ExtractionRules(), ground or PlainBackground()
+    mask_sources = asdict(own_ground) if mask_root is None else {"masks": mask_root.name}
+    built = {"from": "products", "folder": root.name} | mask_sources | vars(own_rules)
+    cutter = _Extractor(mask_root is not None, own_ground, own_rules, extent)
     source = Source(photographs, cutter, built | {"extent": extent}, ledger)
     return build_from_source(writer, source, built, jobs=jobs, drops=drops, progress=progress)
 
@@ -115,7 +115,7 @@ class _Photograph(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Cutter:
+class _Extractor:
     """Cuts objects out of photographs.
 
     Attributes:
@@ -126,8 +126,8 @@ class _Cutter:
     """
 
     by_mask: bool
-    ground: PlainGround
-    rules: CutRules
+    ground: PlainBackground
+    rules: ExtractionRules
     extent: float
 
     def files(self, unit: _Photograph) -> Iterator[Path]:
@@ -141,47 +141,47 @@ class _Cutter:
         try:
             pixels = _pixels(unit.path)
             alphas, way = _by_mask(unit, pixels) if self.by_mask else (_by_ground(pixels, self.ground), _BY_GROUND)
-        except Unusable as reason:
-            ledger.drop(str(reason), unit.name, shown=Exhibit(unit.path, unit.name))
+        except RejectedObject as reason:
+            ledger.drop(str(reason), unit.name, shown=RejectedSample(unit.path, unit.name))
             return
         for number, alpha in enumerate(alphas, 1):
             source = unit.name if len(alphas) == 1 else f"{unit.name}#{number}"
             try:
-                cut = cut_from_image(pixels, alpha, Annotation(unit.label, source), self.rules, soft=True)
-            except Unusable as reason:
-                ledger.drop(str(reason), source, shown=Exhibit(unit.path, source))
+                cut = extract_from_image(pixels, alpha, Annotation(unit.label, source), self.rules, soft=True)
+            except RejectedObject as reason:
+                ledger.drop(str(reason), source, shown=RejectedSample(unit.path, source))
             else:
-                ledger.cut_by[way] += 1
+                ledger.mask_sources[way] += 1
                 yield replace(cut, extent=self.extent)
 
 
 def _pixels(path: Path) -> NDArray[np.uint8]:
     try:
         if read_rgba(path)[..., 3].min() < 255:
-            raise Unusable("picture is cut out already by its transparency: that is source rgba")
+            raise RejectedObject("picture is cut out already by its transparency: that is source rgba")
     except NoAlphaError:
         pass
     except ValueError as error:
-        raise Unusable("image cannot be read") from error
+        raise RejectedObject("image cannot be read") from error
     return read_image(path)
 
 
 def _by_mask(unit: _Photograph, pixels: NDArray[np.uint8]) -> tuple[list[NDArray[np.uint8]], str]:
     if unit.mask is None:
-        raise Unusable("picture without a mask of its name")
+        raise RejectedObject("picture without a mask of its name")
     if unit.shared:
-        raise Unusable("picture has its mask in common with another of its name")
+        raise RejectedObject("picture has its mask in common with another of its name")
     try:
         mask = read_mask(unit.mask)
     except ValueError as error:
-        raise Unusable("mask file cannot be read") from error
+        raise RejectedObject("mask file cannot be read") from error
     if mask.shape != pixels.shape[:2]:
-        raise Unusable("mask file and image differ in size")
+        raise RejectedObject("mask file and image differ in size")
     alpha, way = object_alpha(mask, pixels)
     return [alpha], way
 
 
-def _by_ground(pixels: NDArray[np.uint8], ground: PlainGround) -> list[NDArray[np.uint8]]:
+def _by_ground(pixels: NDArray[np.uint8], ground: PlainBackground) -> list[NDArray[np.uint8]]:
     if ((pixels == 0) | (pixels == 255)).all() and (pixels == pixels[..., :1]).all():
-        raise Unusable("picture is black and white only, and so a mask: give it as such (masks)")
+        raise RejectedObject("picture is black and white only, and so a mask: give it as such (masks)")
     return ground.alphas(pixels)

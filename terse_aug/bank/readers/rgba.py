@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from terse_aug.bank.build.chunks import Source
 from terse_aug.bank.build.pipeline import build_from_source
-from terse_aug.bank.build.rejected_sample import Exhibit
+from terse_aug.bank.build.rejected_sample import RejectedSample
 from terse_aug.bank.build.report import BuildReport, Ledger, Progress
-from terse_aug.bank.build.resumable_writer import JournaledWriter
+from terse_aug.bank.build.resumable_writer import ResumableWriter
 from terse_aug.bank.build.workers import check_jobs
-from terse_aug.bank.extract import CutRules, Unusable, finish, tight_box, what_is_seen
+from terse_aug.bank.extract import ExtractionRules, RejectedObject, finish, tight_box, what_is_seen
 from terse_aug.bank.inputs.class_folders import class_of, labels_of, visible_files
-from terse_aug.bank.inputs.image_list import Include
+from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.images import NoAlphaError, read_rgba
 from terse_aug.structures.foreground import Foreground
 
@@ -33,7 +33,7 @@ def build_from_rgba(
     category: str = "object",
     extent: float = 0.3,
     include: Iterable[str] | str | Path | None = None,
-    rules: CutRules | None = None,
+    rules: ExtractionRules | None = None,
     drops: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -50,8 +50,8 @@ def build_from_rgba(
         category: class of the files that lie in ``folder`` itself.
         extent: natural size of all objects, see :class:`Foreground`: larger side over the square root of the
             background's area. The files do not tell, since there is no image they were cut from.
-        include: image names to use, see :class:`Include`; all by default.
-        rules: what is kept, see :class:`CutRules`; ``min_box_agreement`` means nothing here.
+        include: image names to use, see :class:`ImageList`; all by default.
+        rules: what is kept, see :class:`ExtractionRules`; ``min_box_agreement`` means nothing here.
         drops: where to draw pictures of what was left out, see :func:`build_from_coco`.
         overwrite: replace an existing bank, and pictures.
         progress: called with images done and in total.
@@ -65,30 +65,30 @@ def build_from_rgba(
         OSError: the disk is full or cannot be written.
     """
     check_jobs(jobs)
-    rules = rules or CutRules()
+    rules = rules or ExtractionRules()
     if rules.drop_truncated:
         raise ValueError("drop_truncated needs the image an object was cut from; RGBA files have none")
     if not (math.isfinite(extent) and extent > 0):
         raise ValueError(f"expected a finite extent above 0, got {extent!r}")
-    root, listed = Path(folder), Include(include)
+    root, listed = Path(folder), ImageList(include)
     if not root.is_dir():
         raise FileNotFoundError(f"expected a folder of RGBA images at {root}, found none")
     files = visible_files(root)
     pictured = {path for path in files if path.suffix.lower() in _EXTENSIONS}
     labels = labels_of(root, pictured, category)
-    writer = JournaledWriter(out, {label: name for name, label in labels.items()}, overwrite=overwrite)
+    writer = ResumableWriter(out, {label: name for name, label in labels.items()}, overwrite=overwrite)
     ledger, pictures = Ledger(), []
     for path in files:
         name = path.relative_to(root).as_posix()
         if name not in listed:
-            ledger.drop("image is not in `include`", name, shown=Exhibit(path, name))
+            ledger.drop("image is not in `include`", name, shown=RejectedSample(path, name))
         elif path not in pictured:
-            ledger.drop("not a PNG, WebP or TIFF file", name, shown=Exhibit(path, name))
+            ledger.drop("not a PNG, WebP or TIFF file", name, shown=RejectedSample(path, name))
         else:
             pictures.append(_Picture(path, name, labels[class_of(root, path, category)]))
     listed.report_unmatched(ledger)
     built = {"from": "rgba", "folder": root.name, **vars(rules)}
-    source = Source(pictures, _Cutter(extent, rules), built | {"extent": extent}, ledger)
+    source = Source(pictures, _Extractor(extent, rules), built | {"extent": extent}, ledger)
     return build_from_source(writer, source, built, jobs=jobs, drops=drops, progress=progress)
 
 
@@ -99,11 +99,11 @@ class _Picture(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Cutter:
+class _Extractor:
     """Takes objects from files of their own."""
 
     extent: float
-    rules: CutRules
+    rules: ExtractionRules
 
     def files(self, unit: _Picture) -> tuple[Path]:
         """The one."""
@@ -113,24 +113,24 @@ class _Cutter:
         """The one cut-out of a file, if there is one."""
         try:
             yield finish(Foreground(_tight_rgba(unit.path), unit.label, unit.name, self.extent), self.rules)
-        except Unusable as reason:
-            ledger.drop(str(reason), unit.name, shown=Exhibit(unit.path, unit.name))
+        except RejectedObject as reason:
+            ledger.drop(str(reason), unit.name, shown=RejectedSample(unit.path, unit.name))
 
 
 def _tight_rgba(path: Path) -> NDArray[np.uint8]:
     try:
         rgba = read_rgba(path)
     except NoAlphaError as error:
-        raise Unusable("no alpha channel: nothing is cut out") from error
+        raise RejectedObject("no alpha channel: nothing is cut out") from error
     except ValueError as error:
-        raise Unusable("image cannot be read") from error
+        raise RejectedObject("image cannot be read") from error
     alpha = rgba[..., 3]
     if alpha.min() == 255:
-        raise Unusable("alpha is opaque everywhere: nothing is cut out")
+        raise RejectedObject("alpha is opaque everywhere: nothing is cut out")
     alpha = what_is_seen(alpha)
     tight = tight_box(alpha)
     if tight is None:
-        raise Unusable("alpha is transparent everywhere")
+        raise RejectedObject("alpha is transparent everywhere")
     left, top, width, height = tight
     seen = np.concatenate([rgba[..., :3], alpha[..., None]], axis=2)
     return np.ascontiguousarray(seen[top : top + height, left : left + width])

@@ -58,7 +58,7 @@ def read_via(file: Path, images: Path, attribute: str | None = None, names: Sequ
             except Malformed as reason:
                 collected.drop(str(reason), f"{name}, region {row}", number)
             else:
-                collected.ledger.mend(notes, f"{name}, region {row}")
+                collected.ledger.repair(notes, f"{name}, region {row}")
     return collected.reading("via", f"{file.name} ({chosen or 'no attribute'})", images)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from terse_aug.bank.build.pipeline import Filled, build
 from terse_aug.bank.build.report import BY_MASK, BuildReport, Ledger, Progress
-from terse_aug.bank.extract import Annotation, CutRules, Unusable, cut_from_image
+from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
 from terse_aug.bank.inputs.class_folders import visible_files
 from terse_aug.bank.inputs.file_names import IMAGE_SUFFIXES
 from terse_aug.bank.inputs.images import read_image, read_index_mask
@@ -41,7 +41,7 @@ def build_from_video(
     every: int = 30,
     masks: str | Path | None = None,
     category: str = "object",
-    rules: CutRules | None = None,
+    rules: ExtractionRules | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> BuildReport:
@@ -60,7 +60,7 @@ def build_from_video(
             image NAME, in the same subfolders, or in none where only one frame has that name; or ``000030.png`` for
             frame 30 of a file, counted from 0. What lies in it is no frame.
         category: name of all objects; their label is 1.
-        rules: what is kept, see :class:`CutRules`; ``min_box_agreement`` means nothing here.
+        rules: what is kept, see :class:`ExtractionRules`; ``min_box_agreement`` means nothing here.
         overwrite: replace an existing bank.
         progress: called with frames done and in total; the total of a file is what its head says.
 
@@ -77,7 +77,7 @@ def build_from_video(
     source = _Frames(Path(video), every, mask_folder)
     if mask_folder is not None and not mask_folder.is_dir():
         raise FileNotFoundError(f"expected a folder of masks at {mask_folder}, found none")
-    rules = rules or CutRules()
+    rules = rules or ExtractionRules()
     writer = BankWriter(out, {_LABEL: category}, overwrite=overwrite)
     total = source.count()
 
@@ -91,15 +91,15 @@ def build_from_video(
                     masks_of, way = _moving(pixels, background, rules.min_area), _BY_MOTION
                 else:
                     masks_of, way = _annotated(source.mask_of(name), pixels), BY_MASK
-            except Unusable as reason:
+            except RejectedObject as reason:
                 ledger.drop(str(reason), name)
                 masks_of = []
             for number, alpha in enumerate(masks_of, 1):
                 annotation = Annotation(_LABEL, f"{name}#{number}")
                 try:
-                    writer.add(cut_from_image(pixels, alpha, annotation, rules, soft=True))
-                    ledger.cut_by[way] += 1
-                except Unusable as reason:
+                    writer.add(extract_from_image(pixels, alpha, annotation, rules, soft=True))
+                    ledger.mask_sources[way] += 1
+                except RejectedObject as reason:
                     ledger.drop(str(reason), annotation.source)
             if progress is not None:
                 progress(done, max(total, done))
@@ -161,7 +161,7 @@ class _Frames:
         if own.is_file() or not flat.is_file():
             return own
         if self._stems[own.stem] > 1:
-            raise Unusable("mask of the frame's name, but several frames have it")
+            raise RejectedObject("mask of the frame's name, but several frames have it")
         return flat
 
     @cached_property
@@ -228,7 +228,7 @@ def _background(source: _Frames, total: int) -> NDArray[np.uint8]:
 
 def _moving(pixels: NDArray[np.uint8], background: NDArray[np.uint8], min_area: int) -> list[NDArray[np.uint8]]:
     if pixels.shape != background.shape:
-        raise Unusable("frame has another size than the first")
+        raise RejectedObject("frame has another size than the first")
     return moving_alphas(pixels, background, min_area)
 
 
@@ -236,9 +236,9 @@ def _annotated(path: Path, pixels: NDArray[np.uint8]) -> list[NDArray[np.uint8]]
     try:
         numbers = read_index_mask(path)
     except FileNotFoundError as error:
-        raise Unusable("frame without a mask of its name") from error
+        raise RejectedObject("frame without a mask of its name") from error
     except ValueError as error:
-        raise Unusable("mask file cannot be read") from error
+        raise RejectedObject("mask file cannot be read") from error
     if numbers.shape != pixels.shape[:2]:
-        raise Unusable("mask file and frame differ in size")
+        raise RejectedObject("mask file and frame differ in size")
     return [np.where(numbers == own, np.uint8(255), np.uint8(0)) for own in np.unique(numbers).tolist() if own]

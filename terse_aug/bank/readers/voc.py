@@ -25,7 +25,7 @@ def read_voc(
 
     Args:
         root: with ``Annotations``, ``JPEGImages`` and, if there are masks, ``SegmentationObject``.
-        split: a list in ``ImageSets/Main``, ``Segmentation`` or ``Layout``, such as ``train``, the first of these that
+        split: a list in ``ImageSets/Main``, ``Segmentation`` or ``PastePlan``, such as ``train``, the first of these that
             there is; or one of a folder, ``Segmentation/train``. Images that a list of a class marks with -1 are left
             out. All images by default.
         difficult: whether to take objects that are marked as difficult to recognise.
@@ -85,7 +85,7 @@ def _read_image(
     said = (tree.findtext("filename") or "").strip()
     name = _image_of(path, said, images)
     if said and name != said:
-        collected.ledger.mend(["image has the name of its XML file and not that in it"], path.name)
+        collected.ledger.repair(["image has the name of its XML file and not that in it"], path.name)
     number = collected.image(name, _side(tree, "height"), _side(tree, "width"))
     foreign = _is_of_another(name, path)
     for row, entry in enumerate(tree.findall("object"), 1):
@@ -102,7 +102,7 @@ def _read_image(
         if not difficult and (entry.findtext("difficult") or "0").strip() == "1":
             collected.drop("marked as difficult", where, number, bbox=box)
             continue
-        collected.ledger.mend(notes, where)
+        collected.ledger.repair(notes, where)
         collected.object(number, category, row, bbox=box, segmentation=mask and MaskInFile(mask, row))
 
 

@@ -43,7 +43,7 @@ def read_yolo(
     known = _names(source)
     keypoints = _keypoint_values(source)
     collected = Collector(names={name.strip(): number for number, name in known.items()})
-    collected.ledger.mend([SPACED_NAME] * sum(name != name.strip() for name in known.values()), str(source)[:100])
+    collected.ledger.repair([SPACED_NAME] * sum(name != name.strip() for name in known.values()), str(source)[:100])
     known = {number: name.strip() for number, name in known.items()}
     paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in _IMAGES)
     texts = _Labels([_labels_of(path, images, labels) for path in paths], collected)
@@ -129,7 +129,7 @@ class _Labels:
         except LookupError:
             return None
         if difference:
-            self._collected.ledger.mend([f"label {difference}"], name)
+            self._collected.ledger.repair([f"label {difference}"], name)
         found = said.parent / name
         return found if found.is_file() else None
 

@@ -11,14 +11,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from terse_aug.bank.extract import Unusable, tight_box
+from terse_aug.bank.extract import RejectedObject, tight_box
 
 Box = tuple[float, float, float, float]
 """x, y, width, height in px of the image."""
-MaskOfBox = Callable[[NDArray[np.uint8], Box], NDArray[Any]]
+BoxMaskMethod = Callable[[NDArray[np.uint8], Box], NDArray[Any]]
 """From an image uint8 ``[H, W, 3]`` RGB and a box to a mask ``[H, W]``: bool, 0 and 1, or alpha 0 to 255."""
 
-WAYS = ("grabcut", "ellipse", "box")
+BOX_MASK_METHODS = ("grabcut", "ellipse", "box")
 """Names of the ways to make a mask of a box."""
 
 _MARGIN = 0.25
@@ -38,7 +38,7 @@ class BoxMasks:
     """How objects without a mask are cut out of their boxes.
 
     Attributes:
-        way: one of ``WAYS``, or a function of image and box, such as a segmentation model.
+        way: one of ``BOX_MASK_METHODS``, or a function of image and box, such as a segmentation model.
         min_quality: in [0, 1]; GrabCut's masks of a lower :func:`grabcut_quality` are not used.
         otherwise: what is done where GrabCut fails: ``"ellipse"``, ``"box"``, or ``None`` to leave the object out.
 
@@ -46,13 +46,15 @@ class BoxMasks:
         ValueError: an unknown way, or a number out of range.
     """
 
-    way: str | MaskOfBox
+    way: str | BoxMaskMethod
     min_quality: float = 0.3
     otherwise: str | None = None
 
     def __post_init__(self) -> None:
-        if not callable(self.way) and self.way not in WAYS:
-            raise ValueError(f"expected one of {', '.join(WAYS)}, or a function of image and box, got {self.way!r}")
+        if not callable(self.way) and self.way not in BOX_MASK_METHODS:
+            raise ValueError(
+                f"expected one of {', '.join(BOX_MASK_METHODS)}, or a function of image and box, got {self.way!r}"
+            )
         if not 0 <= self.min_quality <= 1:
             raise ValueError(f"expected min_quality within 0 to 1, got {self.min_quality}")
         if self.otherwise not in (None, "ellipse", "box"):
@@ -80,17 +82,17 @@ class BoxMasks:
         if not isinstance(self.way, str):
             try:
                 return _checked(self.way(image, box), image.shape), self.name
-            except Unusable:
+            except RejectedObject:
                 raise
             except Exception as error:
-                raise Unusable(f"{self.name} failed ({type(error).__name__})") from error
+                raise RejectedObject(f"{self.name} failed ({type(error).__name__})") from error
         if self.way != "grabcut":
             return _SHAPES[self.way](image.shape, box), self.way
         try:
             mask = grabcut_mask(image, box)
             if grabcut_quality(image, mask, box) < self.min_quality:
-                raise Unusable(f"GrabCut's mask is poor: quality below {self.min_quality:g} (min_quality)")
-        except Unusable:
+                raise RejectedObject(f"GrabCut's mask is poor: quality below {self.min_quality:g} (min_quality)")
+        except RejectedObject:
             if self.otherwise is None:
                 raise
             return _SHAPES[self.otherwise](image.shape, box), self.otherwise
@@ -98,14 +100,14 @@ class BoxMasks:
 
 
 def checked_box(box: Box, shape: tuple[int, ...]) -> None:
-    """Raise ``Unusable`` for a box that is not finite, has no area, or lies outside an image of a shape (H, W, ...)."""
+    """Raise ``RejectedObject`` for a box that is not finite, has no area, or lies outside an image of a shape (H, W, ...)."""
     x, y, width, height = box
     if not all(math.isfinite(value) for value in box):
-        raise Unusable("box is not finite")
+        raise RejectedObject("box is not finite")
     if width <= 0 or height <= 0:
-        raise Unusable("box has no area")
+        raise RejectedObject("box has no area")
     if x >= shape[1] or y >= shape[0] or x + width <= 0 or y + height <= 0:
-        raise Unusable("box lies outside the image")
+        raise RejectedObject("box lies outside the image")
 
 
 def ellipse_alpha(shape: tuple[int, ...], box: Box) -> NDArray[np.uint8]:
@@ -162,7 +164,7 @@ def grabcut_mask(image: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
     x1, y1 = min(right + margin_x, width), min(bottom + margin_y, height)
     inside = (right - left) * (bottom - top)
     if 1 - inside / ((x1 - x0) * (y1 - y0)) < _LEAST_BACKGROUND:
-        raise Unusable("box fills the image: GrabCut has no surroundings to learn from")
+        raise RejectedObject("box fills the image: GrabCut has no surroundings to learn from")
     crop = np.ascontiguousarray(image[y0:y1, x0:x1])
     scale = min(1.0, _LARGEST_SIDE / max(crop.shape[:2]))
     size = (max(1, round(crop.shape[1] * scale)), max(1, round(crop.shape[0] * scale)))
@@ -177,14 +179,14 @@ def grabcut_mask(image: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
     rows, columns = np.ogrid[-1 : 1 : labels[window].shape[0] * 1j, -1 : 1 : labels[window].shape[1] * 1j]
     labels[window][np.hypot(rows, columns) <= _CORE] = cv2.GC_FGD
     if (labels != cv2.GC_BGD).all():
-        raise Unusable("box fills the image: GrabCut has no surroundings to learn from")
+        raise RejectedObject("box fills the image: GrabCut has no surroundings to learn from")
     cv2.setRNGSeed(0)
     try:
         cv2.grabCut(
             small, labels, (0, 0, 0, 0), np.zeros((1, 65)), np.zeros((1, 65)), _ITERATIONS, cv2.GC_INIT_WITH_MASK
         )
     except cv2.error as error:  # fewer pixels than the components of its mixtures
-        raise Unusable("GrabCut failed: too few pixels in the box or around it") from error
+        raise RejectedObject("GrabCut failed: too few pixels in the box or around it") from error
     found = ((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)).astype(np.uint8)
     found = _tidied(found)
     if scale < 1:
@@ -253,7 +255,7 @@ def _checked(mask: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """A mask of the user's as alpha."""
     array = np.asarray(mask.detach().cpu() if hasattr(mask, "detach") else mask)  # a tensor, of any device
     if array.shape != shape[:2] or array.dtype not in (bool, np.uint8):
-        raise Unusable("the function gave no mask of the image's size, bool or uint8")
+        raise RejectedObject("the function gave no mask of the image's size, bool or uint8")
     alpha = array.astype(np.uint8)
     return alpha if alpha.max(initial=0) > 1 else 255 * alpha
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from terse_aug.bank.extract import Unusable
+from terse_aug.bank.extract import RejectedObject
 from terse_aug.bank.segmenters.plain_background import blurred_lab, disc, softened, without_halo
 
 _TIMES = 7.0
@@ -55,7 +55,7 @@ def moving_alphas(frame: NDArray[np.uint8], background: NDArray[np.uint8], min_a
     distance = np.linalg.norm(blurred_lab(frame) - blurred_lab(background), axis=2)
     common = float(np.median(distance))
     if common > _MOST_COMMON:
-        raise Unusable("most of the frame is not as the background: the camera or the light has changed")
+        raise RejectedObject("most of the frame is not as the background: the camera or the light has changed")
     found = (distance > max(_TIMES * common, _LEAST_DISTANCE)).astype(np.uint8)
     found = np.asarray(cv2.morphologyEx(found, cv2.MORPH_OPEN, disc(1)), dtype=np.uint8)
     found = without_halo(found, distance.astype(np.float32))
@@ -64,6 +64,6 @@ def moving_alphas(frame: NDArray[np.uint8], background: NDArray[np.uint8], min_a
     count, parts, stats, _ = cv2.connectedComponentsWithStats(found, connectivity=8)
     kept = [number for number in range(1, count) if stats[number, cv2.CC_STAT_AREA] >= min_area]
     if not kept:
-        raise Unusable("nothing moves in the frame")
+        raise RejectedObject("nothing moves in the frame")
     kept.sort(key=lambda number: (int(stats[number, cv2.CC_STAT_LEFT]), int(stats[number, cv2.CC_STAT_TOP])))
     return [softened((parts == number).astype(np.uint8), (found.shape[1], found.shape[0])) for number in kept]

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from terse_aug.bank.extract import UNSEEN, Unusable
+from terse_aug.bank.extract import UNSEEN, RejectedObject
 
 _LARGEST_SIDE = 768
 _BORDER = 0.03
@@ -30,7 +30,7 @@ _SOFTNESS = 0.8
 
 
 @dataclass(frozen=True)
-class PlainGround:
+class PlainBackground:
     """How objects are told from a plain ground.
 
     Attributes:
@@ -75,7 +75,7 @@ class PlainGround:
         small = small.astype(np.uint8, copy=False)
         distance, spread = ground_distance(small)
         if spread > self.max_spread:
-            raise Unusable(f"ground is not plain: spread of its colour above {self.max_spread:g} (max_spread)")
+            raise RejectedObject(f"ground is not plain: spread of its colour above {self.max_spread:g} (max_spread)")
         found = _objects(distance, spread)
         if self.refine:
             found = _refined(small, found)
@@ -117,7 +117,7 @@ def ground_distance(image: NDArray[np.uint8]) -> tuple[NDArray[np.float32], floa
     kept = np.linalg.norm(colors - np.median(colors, 0), axis=1) < _FIRST_GUESS
     for _ in range(_FITS):
         if kept.mean() < _LEAST_GROUND:
-            raise Unusable("ground is not plain: its colour at the border varies")
+            raise RejectedObject("ground is not plain: its colour at the border varies")
         course = np.linalg.lstsq(places[kept], colors[kept], rcond=None)[0]
         residual = np.linalg.norm(colors - places @ course, axis=1)
         spread = float(np.sqrt(np.mean(residual[kept] ** 2)))
@@ -143,7 +143,7 @@ def _objects(distance: NDArray[np.float32], spread: float) -> NDArray[np.uint8]:
     ground = _from_border(like_ground)
     found = 1 - ground
     if not found.any():
-        raise Unusable("nothing stands out from the ground")
+        raise RejectedObject("nothing stands out from the ground")
     count, holes, stats, _ = cv2.connectedComponentsWithStats(like_ground & found, connectivity=4)
     for number in range(1, count):
         inside = holes == number
@@ -213,7 +213,7 @@ def _parts(found: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     """
     count, parts, stats, _ = cv2.connectedComponentsWithStats(found, connectivity=8)
     if count == 1:
-        raise Unusable("nothing stands out from the ground")
+        raise RejectedObject("nothing stands out from the ground")
     areas = stats[1:, cv2.CC_STAT_AREA]
     kept = [number + 1 for number in np.flatnonzero(areas >= _LEAST_PART * areas.max())]
     kept.sort(key=lambda number: (int(stats[number, cv2.CC_STAT_LEFT]), int(stats[number, cv2.CC_STAT_TOP])))

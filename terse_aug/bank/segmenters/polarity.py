@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from terse_aug.bank.extract import Unusable, what_is_seen
+from terse_aug.bank.extract import RejectedObject, what_is_seen
 from terse_aug.bank.segmenters.plain_background import ground_distance
 
 WHITE = "mask, object white"
@@ -37,7 +37,7 @@ def object_alpha(mask: NDArray[np.uint8], image: NDArray[np.uint8]) -> tuple[NDA
             128 or more.
     """
     if mask.min() == mask.max():
-        raise Unusable("mask shows no object: it is the same everywhere")
+        raise RejectedObject("mask shows no object: it is the same everywhere")
     if mask.min() == 0 and ((mask == 0) | (mask == mask.max())).all():
         mask = np.where(mask > 0, np.uint8(255), np.uint8(0))
     border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
@@ -46,7 +46,7 @@ def object_alpha(mask: NDArray[np.uint8], image: NDArray[np.uint8]) -> tuple[NDA
         balance = _by_colour(mask, image)
     alpha, way = (mask, WHITE) if balance < 0 else (255 - mask, BLACK)
     if alpha.max() < _SOLID:
-        raise Unusable(f"mask shows no object: no pixel has an alpha of {_SOLID} or more")
+        raise RejectedObject(f"mask shows no object: no pixel has an alpha of {_SOLID} or more")
     return what_is_seen(alpha), way
 
 
@@ -58,12 +58,12 @@ def _by_colour(mask: NDArray[np.uint8], image: NDArray[np.uint8]) -> float:
     white = np.asarray(cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)) > 127
     try:
         distance, _ = ground_distance(small)
-    except Unusable:
+    except RejectedObject:
         distance = np.zeros(white.shape, np.float32)
     if white.all() or not white.any():
         difference = 0.0
     else:
         difference = float(np.median(distance[~white]) - np.median(distance[white]))
     if abs(difference) < _LEAST_DIFFERENCE:
-        raise Unusable("mask does not tell whether its object is white or black, nor does the picture")
+        raise RejectedObject("mask does not tell whether its object is white or black, nor does the picture")
     return difference
