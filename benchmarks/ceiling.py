@@ -43,17 +43,17 @@ class Given(Policy):
         offers: cut-outs to take from.
     """
 
-    def __init__(self, offers: int) -> None:
+    def __init__(self, foreground_candidates: int) -> None:
         super().__init__()
-        self.offers = offers
+        self.foreground_candidates = foreground_candidates
         self.unit = torch.zeros(len(PARAMETERS))
         self.offer = 0
 
     def propose(self, scene: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
         """See :meth:`Policy.propose`."""
-        count = len(scene.image_of) // self.offers
+        count = len(scene.image_of) // self.foreground_candidates
         unit = self.unit.expand(count, -1).clone()
-        return Proposal(unit, torch.zeros(count), rows=torch.arange(count) * self.offers + self.offer)
+        return Proposal(unit, torch.zeros(count), rows=torch.arange(count) * self.foreground_candidates + self.offer)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -89,7 +89,7 @@ def _hardness(terse: Terse, judge: torch.nn.Module, own: Any, what: str, args: a
     """Hardness float ``[pastes, candidates]``; pastes of which a candidate got no label are left out."""
     names, target = WHAT_DIFFERS[what], as_model(judge)
     differing = [PARAMETERS.index(name) for name in names]
-    policy = Given(offers=1 if names else args.candidates)
+    policy = Given(foreground_candidates=1 if names else args.candidates)
     generator = torch.Generator().manual_seed(0)
     rows = []
     for number in range(args.pastes):
@@ -98,7 +98,7 @@ def _hardness(terse: Terse, judge: torch.nn.Module, own: Any, what: str, args: a
         units[:, differing] = torch.rand(args.candidates, len(PARAMETERS), generator=generator)[:, differing]
         composites = []
         for candidate, unit in enumerate(units):
-            policy.unit, policy.offer = unit, candidate % policy.offers
+            policy.unit, policy.offer = unit, candidate % policy.foreground_candidates
             composites.append(terse.compose([image], [annotated], policy, seed=number))
         labelled = [[paste.row for paste in one.pastes[0] if paste.row is not None] for one in composites]
         if not all(labelled):

@@ -118,9 +118,9 @@ class Terse(nn.Module):
         if distractor_bank is not None:
             check_distractors(distractor_bank, [*self.bank.categories.values(), *(classes or ())])
         self.sampler = make_sampler(self.config.sampler if sampler is None else sampler, self.config)
-        if chosen.offers > 1 and not self.sampler.any_offers:
+        if chosen.foreground_candidates > 1 and not self.sampler.allows_candidates:
             raise ValueError(
-                f"sampler {type(self.sampler).__name__} with critic_cutouts {chosen.offers}: the policy would choose "
+                f"sampler {type(self.sampler).__name__} with critic_cutouts {chosen.foreground_candidates}: the policy would choose "
                 "among cut-outs, and they would not be equally frequent; set critic_cutouts to 1"
             )
         pool_size = 0 if pool is None else len(pool)
@@ -270,7 +270,7 @@ class Terse(nn.Module):
         Raises:
             ValueError: no cut-out has any of them.
         """
-        self.sampler.only(labels)
+        self.sampler.restrict(labels)
 
     def compose(
         self,
@@ -297,7 +297,7 @@ class Terse(nn.Module):
         batch = self._admit(images, targets)
         generator = generator_for(self.seed, "compose", seed)
         with torch.no_grad():
-            offer = self._offer(batch, chosen, generator, self.sampler.still())
+            offer = self._offer(batch, chosen, generator, self.sampler.snapshot())
             proposal = chosen.propose(offer.scene, generator, learning=False)
             return self._composed(offer, proposal)[0]
 
@@ -348,7 +348,7 @@ class Terse(nn.Module):
         shown = composites
         if self.robustness is not None:
             shown = self.robustness.perturbed(composites, offer.batch.usable, self.seed, counts["calls"])
-        if learning and any(composites.pastes) and (proposal.leaves or proposal.memory):
+        if learning and any(composites.pastes) and (proposal.leaves or proposal.replay_data):
             with full_precision(offer.batch.images[0].device):
                 turn = self.adversary.begin(proposal, composites, offer.batch.images, offer.batch.targets)
             self._turns.keep(turn)
@@ -361,7 +361,7 @@ class Terse(nn.Module):
     def _propose(self, scene: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
         """The policy's proposal, or a random one while it is suspended, but for the batches that it moves by."""
         if self.ledger.counts["suspended"] and self.policy.learns and not self._moves_now():
-            first = torch.arange(0, len(scene.image_of), self.policy.offers)
+            first = torch.arange(0, len(scene.image_of), self.policy.foreground_candidates)
             return uniform_proposal(len(first), generator, scene.image_of.device, first)
         return self.policy.propose(scene, generator, learning)
 

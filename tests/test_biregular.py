@@ -99,7 +99,7 @@ def test_with_another_number_of_ranks_a_pass_begins_anew() -> None:
 
 def test_of_some_classes_only_their_cut_outs_come_in_turn() -> None:
     sampler = bound(9, labels=np.array([1, 2, 3] * 3))
-    sampler.only([1, 3])
+    sampler.restrict([1, 3])
     degrees = Counter(itertools.chain(*(sampler.draw(DrawRequest([2]), ANY) for _ in range(9))))
     assert degrees == dict.fromkeys((0, 2, 3, 5, 6, 8), 3)
 
@@ -165,7 +165,7 @@ def test_dense_graphs_are_right_too(objects: int, backgrounds: int, edges: int) 
 
 
 def visits_of(sampler: BalancedSampler, counts: list[int], **ranks: int) -> list[BackgroundDraw]:
-    return [sampler.visit(DrawRequest([count], **ranks), ANY)[0] for count in counts]
+    return [sampler.draw_backgrounds(DrawRequest([count], **ranks), ANY)[0] for count in counts]
 
 
 def edges_until(sampler: BalancedSampler, total: int, counts: list[int], **ranks: int) -> list[tuple[int, int]]:
@@ -246,8 +246,8 @@ def test_all_ranks_go_on_from_the_state_of_any(backgrounds: int, ranks: int) -> 
         for rank in range(ranks):
             resumed = bound(4, backgrounds)
             resumed.load_state_dict(begun.state_dict())
-            visits = visits_of(resumed, [2] * 30, rank=rank, ranks=ranks)
-            assert all(0 <= visit.background < backgrounds and visit.cutouts for visit in visits)
+            background_draws = visits_of(resumed, [2] * 30, rank=rank, ranks=ranks)
+            assert all(0 <= visit.background < backgrounds and visit.cutouts for visit in background_draws)
 
 
 def test_a_state_of_another_bank_or_pool_is_refused() -> None:
@@ -265,7 +265,7 @@ def test_a_state_of_another_bank_or_pool_is_refused() -> None:
 
 def test_of_some_classes_only_there_is_no_graph() -> None:
     sampler = bound(6, 4, labels=np.array([1, 2] * 3))
-    sampler.only([1])
+    sampler.restrict([1])
     with pytest.raises(ValueError, match=r"paste_only: only \[1\] may be pasted, but sampler='biregular' pairs all"):
         visits_of(sampler, [1])
 

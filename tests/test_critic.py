@@ -67,11 +67,17 @@ def test_a_candidate_is_chosen_with_probability_odds_to_one_over_temperature() -
     assert (proposal.unit[:, others].mean(0) - 0.5).abs().max() < 0.01
 
 
-@pytest.mark.parametrize("offers", [1, 3])
-def test_what_is_held_stays_as_random_would_have_it(offers: int) -> None:
-    policy = CriticPolicy(candidates=8, temperature=1e-4, goal=1.0, held=("translate_x", "scale"), offers=offers)
+@pytest.mark.parametrize("foreground_candidates", [1, 3])
+def test_what_is_held_stays_as_random_would_have_it(foreground_candidates: int) -> None:
+    policy = CriticPolicy(
+        candidates=8,
+        temperature=1e-4,
+        goal=1.0,
+        held=("translate_x", "scale"),
+        foreground_candidates=foreground_candidates,
+    )
     policy.critic = Foretell()  # type: ignore[assignment]  # a stand-in
-    proposal = policy.propose(make_context(4000 * offers), generator_for(0), learning=False)
+    proposal = policy.propose(make_context(4000 * foreground_candidates), generator_for(0), learning=False)
     assert float(proposal.unit[:, TRANSLATE_X].mean()) == pytest.approx(0.5, abs=0.02)
     with pytest.raises(ValueError, match=r"held: expected some of rotation, .*, got size"):
         CriticPolicy(held=("size",))
@@ -288,7 +294,7 @@ def test_the_memory_forgets_the_oldest_and_keeps_picture_and_hardness_together(a
         levels = (part * 100).round().to(torch.uint8)
         pictures = levels[:, None, None, None, None].expand(-1, *VIEW_SHAPE)
         labels = (part * 10).round().long() % 2
-        proposal.memory = (pictures, part[:, None].expand(-1, VIEW_NUMBERS), torch.zeros(len(part)), labels)
+        proposal.replay_data = (pictures, part[:, None].expand(-1, VIEW_NUMBERS), torch.zeros(len(part)), labels)
         policy.add_to_replay(proposal, part)
     state = policy.state_dict()
     hardness = state["_hardness"]
@@ -339,7 +345,7 @@ def remembering(policy: CriticPolicy, labels: Tensor, hardness: Tensor, chances:
     count = len(labels)
     proposal = Proposal(torch.zeros(count, len(PARAMETERS)), torch.zeros(count))
     pictures = torch.zeros(count, *VIEW_SHAPE, dtype=torch.uint8)
-    proposal.memory = (pictures, torch.zeros(count, VIEW_NUMBERS), torch.zeros(count), labels)
+    proposal.replay_data = (pictures, torch.zeros(count, VIEW_NUMBERS), torch.zeros(count), labels)
     policy.add_to_replay(proposal, hardness, chances)
     objective = policy.replay_loss(generator_for(0))
     assert objective is not None
@@ -466,7 +472,7 @@ def test_a_policy_made_for_other_classes_is_refused(tiny_bank: ForegroundBank) -
 
 
 def test_of_several_cut_outs_the_hardest_is_taken_and_its_row_is_said() -> None:
-    policy = CriticPolicy(candidates=3, temperature=1e-4, offers=4, goal=1.0)
+    policy = CriticPolicy(candidates=3, temperature=1e-4, foreground_candidates=4, goal=1.0)
     policy.critic = Foretell()  # type: ignore[assignment]  # a stand-in
     scene = dataclasses.replace(make_context(20), labels=torch.arange(20) // 4)
     proposal = policy.propose(scene, generator_for(0), learning=True)
@@ -476,9 +482,9 @@ def test_of_several_cut_outs_the_hardest_is_taken_and_its_row_is_said() -> None:
     assert torch.equal(proposal.unit, units[candidate, torch.arange(5), offer])
     assert proposal.rows is not None
     assert proposal.rows.tolist() == (torch.arange(5) * 4 + offer).tolist()
-    assert [len(part) for part in proposal.memory] == [5] * 4
-    assert proposal.memory[3].tolist() == [0, 1, 2, 3, 4]
-    torch.testing.assert_close(proposal.memory[2], place.amax((0, 2)))
+    assert [len(part) for part in proposal.replay_data] == [5] * 4
+    assert proposal.replay_data[3].tolist() == [0, 1, 2, 3, 4]
+    torch.testing.assert_close(proposal.replay_data[2], place.amax((0, 2)))
 
 
 @pytest.mark.parametrize(("goal", "mean"), [(0.0, 0.5), (0.3, 0.5), (0.6, 0.6), (0.7, 0.7), (1.0, 0.8)])
@@ -532,8 +538,8 @@ def test_with_several_cut_outs_to_choose_from_numbers_and_classes_are_as_with_on
     assert len(counts) == len(tiny_bank)
 
 
-@pytest.mark.parametrize(("classes", "any_class"), [(1, False), (1, True), (2, True), (2, False)])
-def test_it_learns_which_cut_outs_are_hard(tmp_path: Path, classes: int, any_class: bool) -> None:
+@pytest.mark.parametrize(("classes", "mix_classes"), [(1, False), (1, True), (2, True), (2, False)])
+def test_it_learns_which_cut_outs_are_hard(tmp_path: Path, classes: int, mix_classes: bool) -> None:
     """Of two cut-outs, of one class or of two, the grey one is hard."""
     grey = dataclasses.replace(white_disc(), label=classes)
     grey.rgba[..., :3] = 128
@@ -544,7 +550,7 @@ def test_it_learns_which_cut_outs_are_hard(tmp_path: Path, classes: int, any_cla
         critic_cutouts=4,
         critic_candidates=1,
         critic_goal=1.0,
-        critic_any_class=any_class,
+        critic_any_class=mix_classes,
         learning_rate=3e-3,
         **(EVERY_IMAGE | {"objects": (2, 2), "move_every": 1}),
     )
@@ -563,4 +569,4 @@ def test_it_learns_which_cut_outs_are_hard(tmp_path: Path, classes: int, any_cla
         terse.step(1.0)
     assert sum(greys[:24]) < 18
     late = sum(greys[-100:])
-    assert late > 85 if classes == 1 or any_class else 30 < late < 70
+    assert late > 85 if classes == 1 or mix_classes else 30 < late < 70

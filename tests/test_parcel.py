@@ -126,7 +126,7 @@ def test_what_is_pasted_is_what_came_and_no_cut_out_is_read_here(
         _, targets = terse(*make_batch(step), own)
         for pastes, sample, target in zip(terse.pastes, own, targets, strict=True):
             assert {paste.index for paste in pastes} <= set(sample.objects)
-            assert len(pastes) <= len(sample.objects) // sample.offers
+            assert len(pastes) <= len(sample.objects) // sample.foreground_candidates
             assert all(paste.label == 3 - int(bank.labels[paste.index]) for paste in pastes)
             assert len(target["boxes"]) >= len(pastes)
             pasted += len(pastes)

@@ -51,7 +51,7 @@ def test_a_uniform_draw_is_a_single_one_of_torch() -> None:
 @pytest.mark.parametrize("only", [None, [3, 7]])
 def test_offers_are_of_one_class_and_classes_as_frequent_as_in_the_bank(only: list[int] | None) -> None:
     sampler = bound(UniformSampler())
-    sampler.only(only)
+    sampler.restrict(only)
     rows = np.array(sampler.draw(DrawRequest([4000], 5), generator_for(0))).reshape(4000, 5)
     drawn = LABELS[rows]
     assert (drawn == drawn[:, :1]).all()
@@ -66,8 +66,8 @@ def test_offers_are_of_one_class_and_classes_as_frequent_as_in_the_bank(only: li
 
 def test_offers_of_any_class_are_independent_and_uniform_over_what_is_allowed() -> None:
     sampler = bound(UniformSampler())
-    sampler.only([3, 7])
-    rows = np.array(sampler.draw(DrawRequest([4000], 3, any_class=True), generator_for(0))).reshape(4000, 3)
+    sampler.restrict([3, 7])
+    rows = np.array(sampler.draw(DrawRequest([4000], 3, mix_classes=True), generator_for(0))).reshape(4000, 3)
     sevens = LABELS[rows] == 7
     assert np.isin(LABELS[rows], [3, 7]).all()
     assert sevens.mean(0) == pytest.approx([2 / 11] * 3, abs=0.03)
@@ -77,13 +77,13 @@ def test_offers_of_any_class_are_independent_and_uniform_over_what_is_allowed() 
 
 def test_one_offer_is_uniform_over_what_is_allowed_and_all_may_be_allowed_again() -> None:
     sampler = bound(UniformSampler())
-    sampler.only([3])
+    sampler.restrict([3])
     assert sampler.allowed_labels == [3]
     assert set(sampler.draw(DrawRequest([500]), generator_for(0))) == set(range(1, 10))
     with pytest.raises(ValueError, match=r"no cut-out in the bank has any of the labels \[4\]"):
-        sampler.only([4])
+        sampler.restrict([4])
     assert set(sampler.draw(DrawRequest([500]), generator_for(0))) == set(range(1, 10))
-    sampler.only(None)
+    sampler.restrict(None)
     assert sampler.allowed_labels is None
     assert set(sampler.draw(DrawRequest([2000]), generator_for(0))) == set(range(len(LABELS)))
 
@@ -92,7 +92,9 @@ def test_one_offer_is_uniform_over_what_is_allowed_and_all_may_be_allowed_again(
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 1.5])
-@pytest.mark.parametrize("demand", [{}, {"offers": 3}, {"offers": 3, "any_class": True}])
+@pytest.mark.parametrize(
+    "demand", [{}, {"foreground_candidates": 3}, {"foreground_candidates": 3, "mix_classes": True}]
+)
 def test_rare_classes_are_drawn_by_the_power_of_their_number(power: float, demand: dict[str, Any]) -> None:
     sizes = {3: 9, 5: 30, 7: 2}
     weights = {label: size ** (1 - power) for label, size in sizes.items()}
@@ -108,12 +110,12 @@ def test_given_weights_are_relative_to_one_another_and_unnamed_classes_weigh_one
     for given in ({"dog": 3.0, "zebra": 0}, {5: 3, 7: 0}):
         sampler = bound(WeightedSampler(given))  # type: ignore[arg-type]  # wrong on purpose
         assert shares(sampler) == pytest.approx({3: 0.25, 5: 0.75, 7: 0.0}, abs=0.02)
-    sampler.only([3, 7])
+    sampler.restrict([3, 7])
     assert shares(sampler) == {3: 1.0, 5: 0.0, 7: 0.0}
     with pytest.raises(ValueError, match=r"only cut-outs of \[7\] are allowed, but their weight is 0"):
-        sampler.only([7])
+        sampler.restrict([7])
     assert sampler.allowed_labels == [3, 7]
-    assert shares(sampler.still()) == pytest.approx({3: 0.25, 5: 0.75, 7: 0.0}, abs=0.02)
+    assert shares(sampler.snapshot()) == pytest.approx({3: 0.25, 5: 0.75, 7: 0.0}, abs=0.02)
 
 
 def test_a_label_is_no_name() -> None:
@@ -196,7 +198,7 @@ class FirstOnly(Sampler):
     """As little as a sampler of one's own can be."""
 
     def draw(self, demand: DrawRequest, generator: torch.Generator) -> list[int]:
-        return [0] * (demand.pastes * demand.offers)
+        return [0] * (demand.pastes * demand.foreground_candidates)
 
 
 @pytest.mark.parametrize("policy", ["random", "critic"])
@@ -238,8 +240,8 @@ def test_all_classes_are_equal_before_anything_is_known_and_none_vanishes_after(
     sampler = bound(HardnessSampler(floor=0.3))
     assert sampler.probabilities() == pytest.approx({3: 1 / 3, 5: 1 / 3, 7: 1 / 3})
     for _ in range(50):
-        sampler.hear([3, 5] * 20, [0.9, 0.0] * 20)
-        sampler.settle(torch.device("cpu"))
+        sampler.record([3, 5] * 20, [0.9, 0.0] * 20)
+        sampler.update(torch.device("cpu"))
     chances = sampler.probabilities()
     assert chances[3] > chances[7] > chances[5] > 0.1
     means = [(0.9 * 100 + 10 * 0.45) / 110, 10 * 0.45 / 110, 0.45]
@@ -247,8 +249,8 @@ def test_all_classes_are_equal_before_anything_is_known_and_none_vanishes_after(
     assert chances == pytest.approx(expected, abs=0.02)
     assert shares(sampler) == pytest.approx(chances, abs=0.03)
     for _ in range(50):
-        sampler.hear([5] * 20, [1.0] * 20)
-        sampler.settle(torch.device("cpu"))
+        sampler.record([5] * 20, [1.0] * 20)
+        sampler.update(torch.device("cpu"))
     assert sampler.probabilities()[5] > sampler.probabilities()[3]
 
 
@@ -343,13 +345,13 @@ class Weighing(Sampler):
 
     def draw(self, demand: DrawRequest, generator: torch.Generator) -> list[int]:
         self.count += 1
-        return [0] * (demand.pastes * demand.offers)
+        return [0] * (demand.pastes * demand.foreground_candidates)
 
-    def memory(self) -> dict[str, torch.Tensor]:
+    def state(self) -> dict[str, torch.Tensor]:
         return {"count": torch.tensor(self.count)}
 
-    def recall(self, memory: Any) -> None:
-        self.count = int(memory["count"])
+    def load_state(self, state: Any) -> None:
+        self.count = int(state["count"])
 
 
 def test_a_sampler_of_ones_own_may_have_parameters(tiny_bank: ForegroundBank) -> None:

@@ -419,7 +419,7 @@ def test_policies_learn_from_their_own_pastes_only(
         ).mean().backward() if policy == "learned" else None
         terse.step(1.0)
     assert terse.metrics()["moves"] == (0 if policy == "hard-random" else 4)
-    assert float(terse.sampler.memory()["known"][1].sum()) == pytest.approx(told, rel=0.2)
+    assert float(terse.sampler.state()["known"][1].sum()) == pytest.approx(told, rel=0.2)
 
 
 # --- all of it ------------------------------------------------------------------------------------------------------

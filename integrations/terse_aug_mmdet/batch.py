@@ -66,7 +66,10 @@ def put_back(
 def sampled_foregrounds_of(batch: Mapping[str, Any]) -> list[SampledForegrounds] | None:
     """What the pipeline has fetched, if all images have it."""
     _, samples = _parts(batch)
-    found = [sample.get(PARCEL, None) or getattr(sample.get("img_path", ""), "sampled_foregrounds", None) for sample in samples]
+    found = [
+        sample.get(PARCEL, None) or getattr(sample.get("img_path", ""), "sampled_foregrounds", None)
+        for sample in samples
+    ]
     sampled = [sample for sample in found if isinstance(sample, SampledForegrounds)]
     return sampled if len(sampled) == len(found) else None
 

@@ -97,7 +97,7 @@ def plan_pastes(
     sampler: Sampler,
     policy: Policy,
     sampled: Sequence[SampledForegrounds] | None = None,
-    visits: Mapping[int, Sequence[int]] | None = None,
+    background_draws: Mapping[int, Sequence[int]] | None = None,
     distractors: ForegroundCache | None = None,
 ) -> PastePlan[ForegroundLike]:
     """Draw numbers of objects and cut-outs for a batch.
@@ -115,18 +115,20 @@ def plan_pastes(
         visits: by image the cut-outs of those for which they were drawn with their background.
         distractors: of the bank of distractors.
     """
-    visits = visits or {}
+    background_draws = background_draws or {}
     pasted = torch.rand(len(usable), generator=generator) < config.image_probability
     counts = torch.randint(config.objects[0], config.objects[1] + 1, (len(usable),), generator=generator)
     decoy_counts = torch.randint(config.decoys[0], config.decoys[1] + 1, (len(usable),), generator=generator)
     if sampled is not None:
-        pasted = counts = torch.tensor([len(sample.objects) // sample.offers for sample in sampled])
+        pasted = counts = torch.tensor([len(sample.objects) // sample.foreground_candidates for sample in sampled])
         decoy_counts = torch.tensor([len(sample.decoys) for sample in sampled])
-    offers = policy.offers
+    foreground_candidates = policy.foreground_candidates
     numbers = {
-        image: len(visits[image]) // offers if image in visits else int(counts[image])
+        image: len(background_draws[image]) // foreground_candidates
+        if image in background_draws
+        else int(counts[image])
         for image, usable_here in enumerate(usable)
-        if image in visits or (usable_here and bool(pasted[image]) and int(counts[image]))
+        if image in background_draws or (usable_here and bool(pasted[image]) and int(counts[image]))
     }
     decoys: list[Decoy] = []
     sources = [index for index, other in enumerate(usable) if other]
@@ -134,25 +136,36 @@ def plan_pastes(
         for number in range(int(decoy_counts[image])):
             known = None if sampled is None else sampled[image].decoys[number]
             decoys.append(_draw_decoy(shelf, image, sources, generator, known))
-    own = [image for image in numbers if image not in visits and sampled is None]
-    demand = DrawRequest([numbers[image] for image in own], offers, policy.mix_classes, rank(), rank_count())
+    own = [image for image in numbers if image not in background_draws and sampled is None]
+    demand = DrawRequest(
+        [numbers[image] for image in own], foreground_candidates, policy.mix_classes, rank(), rank_count()
+    )
     drawn = iter(sampler.draw(demand, generator))
     indices: list[int] = []
     for image, number in numbers.items():
-        given = visits.get(image, None if sampled is None else sampled[image].objects)
-        indices += [next(drawn) for _ in range(number * offers)] if given is None else given
-    image_of = [image for image, number in numbers.items() for _ in range(number * offers)]
+        given = background_draws.get(image, None if sampled is None else sampled[image].objects)
+        indices += [next(drawn) for _ in range(number * foreground_candidates)] if given is None else given
+    image_of = [image for image, number in numbers.items() for _ in range(number * foreground_candidates)]
     mirrored = (torch.rand(len(image_of), generator=generator) < config.mirror_probability).tolist()
-    shown: Sequence[ForegroundLike] = list(map(shelf.foreground if offers == 1 else shelf.look, indices))
+    shown: Sequence[ForegroundLike] = list(map(shelf.foreground if foreground_candidates == 1 else shelf.look, indices))
     layout = PastePlan(image_of, indices, shown, mirrored, decoys)
     if distractors is not None:
         layout = replace(layout, distractors=draw_distractors(distractors, list(numbers), config, generator))
     if config.superimpose_probability > 0:
-        labels = [{each.label for each in shown[first : first + offers]} for first in range(0, len(shown), offers)]
+        labels = [
+            {each.label for each in shown[first : first + foreground_candidates]}
+            for first in range(0, len(shown), foreground_candidates)
+        ]
         layout = replace(
             layout,
             behind=draw_occludees(
-                shelf, sampler.cutouts, image_of[::offers], labels, sampler.possible(), config, generator
+                shelf,
+                sampler.cutouts,
+                image_of[::foreground_candidates],
+                labels,
+                sampler.possible_labels(),
+                config,
+                generator,
             ),
         )
     return layout

@@ -167,12 +167,12 @@ def put_on_backgrounds(
         for number in range(len(batch.images))
     ]
     chosen = [number for number, flag in enumerate(flags) if flag and batch.usable[number]]
-    visits: dict[int, list[int]] = {}
+    background_draws: dict[int, list[int]] = {}
     if sampled is None:
         counts = [draw_own_count(config, generator) for _ in chosen]
-        demand = DrawRequest(counts, policy.offers, policy.mix_classes, rank(), rank_count())
-        met = sampler.visit(demand, generator)
-        visits = {number: visit.cutouts for number, visit in zip(chosen, met, strict=True)}
+        demand = DrawRequest(counts, policy.foreground_candidates, policy.mix_classes, rank(), rank_count())
+        met = sampler.draw_backgrounds(demand, generator)
+        background_draws = {number: visit.cutouts for number, visit in zip(chosen, met, strict=True)}
         places = [visit.background for visit in met]
     else:
         places = torch.randint(len(pool), (len(chosen),), generator=generator).tolist()
@@ -191,4 +191,4 @@ def put_on_backgrounds(
         targets[number] = take_objects(targets[number], [])
         replaced[number] = place
     changed = replace(batch, images=images, targets=targets, dropped=dropped, remarks=remarks)
-    return changed, replaced, visits
+    return changed, replaced, background_draws

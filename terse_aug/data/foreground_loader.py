@@ -28,13 +28,13 @@ class SampledForegrounds:
         sampler: identity of the sampler that has drawn them.
         background_probability: of the settings that it was made with.
         background: whether the image is to be replaced by one of the pool of backgrounds.
-        objects: indices of the cut-outs, ``offers`` in a row for each paste; none on an image that is left as it is.
+        objects: indices of the cut-outs, ``foreground_candidates`` in a row for each paste; none on an image that is left as it is.
         decoys: indices of the cut-outs that decoys have the shape of.
         foregrounds: by index, all of them.
     """
 
     bank: str
-    offers: int
+    foreground_candidates: int
     sampler: str
     background_probability: float
     background: bool
@@ -97,7 +97,7 @@ class ForegroundLoader:
     ) -> None:
         self.config = replaced(config or TerseConfig(), settings)
         self.seed = seed
-        self.offers = self.config.critic_cutouts if policy == "critic" else 1
+        self.foreground_candidates = self.config.critic_cutouts if policy == "critic" else 1
         self._bank, self._identity = bank, bank.identity
         self._sampler = make_sampler(self.config.sampler if sampler is None else sampler, self.config)
         if not self._sampler.in_workers:
@@ -121,13 +121,20 @@ class ForegroundLoader:
         if background and not pastes:
             pastes = draw_own_count(self.config, generator)
         decoy_count = decoy_count if pastes else 0
-        any_class = self.offers > 1 and self.config.critic_any_class
-        objects = self._sampler.draw(DrawRequest([pastes], self.offers, any_class), generator)
+        mix_classes = self.foreground_candidates > 1 and self.config.critic_any_class
+        objects = self._sampler.draw(DrawRequest([pastes], self.foreground_candidates, mix_classes), generator)
         decoys: list[int] = torch.randint(len(self._bank), (decoy_count,), generator=generator).tolist()
         whole = {index: self._bank[index] for index in sorted({*objects, *decoys})}
         share = self.config.background_probability
         return SampledForegrounds(
-            self._identity, self.offers, self._sampler.identity, share, background, objects, decoys, whole
+            self._identity,
+            self.foreground_candidates,
+            self._sampler.identity,
+            share,
+            background,
+            objects,
+            decoys,
+            whole,
         )
 
 
@@ -154,7 +161,7 @@ def draw_own_count(config: TerseConfig, generator: torch.Generator) -> int:
 def check_sampled_foregrounds(
     sampled: Sequence[SampledForegrounds],
     identity: str,
-    offers: int,
+    foreground_candidates: int,
     images: int,
     sampler: Sampler,
     config: TerseConfig,
@@ -179,9 +186,9 @@ def check_sampled_foregrounds(
             raise ValueError(f"parcel {number}: expected what a ForegroundLoader gives, got {type(sample).__name__}")
         if sample.bank != identity:
             raise ValueError(f"parcel {number}: from another bank; give ForegroundLoader the bank of Terse")
-        if sample.offers != offers:
+        if sample.foreground_candidates != foreground_candidates:
             raise ValueError(
-                f"parcel {number}: expected {offers} cut-outs offered for each paste, got {sample.offers}; give "
+                f"parcel {number}: expected {foreground_candidates} cut-outs offered for each paste, got {sample.foreground_candidates}; give "
                 "ForegroundLoader the policy and settings of Terse"
             )
         if sample.background_probability != config.background_probability:
@@ -201,5 +208,13 @@ def check_sampled_foregrounds(
         )
 
 
-_PLAIN_FIELDS = ("bank", "offers", "sampler", "background_probability", "background", "objects", "decoys")
+_PLAIN_FIELDS = (
+    "bank",
+    "foreground_candidates",
+    "sampler",
+    "background_probability",
+    "background",
+    "objects",
+    "decoys",
+)
 _NO_PIXELS = np.zeros((0, 0, 4), np.uint8)

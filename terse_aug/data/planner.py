@@ -86,18 +86,26 @@ class PastePlanner:
         """
         if sampled is not None:
             check_sampled_foregrounds(
-                sampled, self.shelf.bank_identity, policy.offers, len(batch.images), sampler, self.config
+                sampled, self.shelf.bank_identity, policy.foreground_candidates, len(batch.images), sampler, self.config
             )
             for sample in sampled:
                 self.shelf.lay_out(sample.foregrounds)
         backgrounds: dict[int, int] = {}
-        visits: dict[int, list[int]] = {}
+        background_draws: dict[int, list[int]] = {}
         if self.pool is not None:
-            batch, backgrounds, visits = put_on_backgrounds(
+            batch, backgrounds, background_draws = put_on_backgrounds(
                 batch, self.pool, self.config, self.pixels, generator, sampler, policy, sampled
             )
         layout = plan_pastes(
-            self.shelf, batch.usable, self.config, generator, sampler, policy, sampled, visits, self.distractors
+            self.shelf,
+            batch.usable,
+            self.config,
+            generator,
+            sampler,
+            policy,
+            sampled,
+            background_draws,
+            self.distractors,
         )
         surface = self.surface(batch.images)
         scene = make_context(layout, batch.images, batch.targets, surface, policy, self.detector, self.shelf)

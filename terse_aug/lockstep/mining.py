@@ -104,7 +104,7 @@ class HardExampleMining:
             )
         if unknown := sorted(set(wanted) - set(terse.bank.labels.tolist())):
             raise ValueError(f"wanted: no cut-out in the bank has the label(s) {unknown}")
-        drawn = terse.sampler.still().possible()
+        drawn = terse.sampler.snapshot().possible_labels()
         if drawn is not None and (never := sorted(set(wanted) - set(drawn))):
             raise ValueError(f"wanted: the sampler never draws the label(s) {never}, whose weight is 0")
         if terse.robustness is not None:

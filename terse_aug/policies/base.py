@@ -48,7 +48,7 @@ class Views:
 class PolicyContext:
     """What a policy may look at: M cut-outs and the backgrounds that they go on.
 
-    Of a policy that is offered several cut-outs for each paste (:attr:`Policy.offers`), M counts all of them.
+    Of a policy that is offered several cut-outs for each paste (:attr:`Policy.foreground_candidates`), M counts all of them.
 
     Attributes:
         image_of: int64 ``[M]``, the background of each paste, ascending.
@@ -85,7 +85,7 @@ class Proposal:
         log_density: float ``[M]``, log q(p) with respect to the uniform density on the unit cube.
         leaves: tensors at which the detector's backward leaves dLoss / d leaf, for :meth:`Policy.objective`.
         outputs: the tensors that the leaves are detached copies of, with the policy's own graph.
-        memory: what a policy that learns from hardness wants back when the hardness is known.
+        replay_data: what a policy that learns from hardness wants back when the hardness is known.
         rows: int64, on the CPU: for each paste the row of the scene whose cut-out was taken, where several were
             offered; M then counts the pastes.
         extra_forwards: detector forwards of one image each that the choice has cost.
@@ -95,7 +95,7 @@ class Proposal:
     log_density: Tensor
     leaves: tuple[Tensor, ...] = ()
     outputs: tuple[Tensor, ...] = ()
-    memory: tuple[Tensor, ...] = ()
+    replay_data: tuple[Tensor, ...] = ()
     rows: Tensor | None = None
     extra_forwards: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
@@ -129,7 +129,7 @@ class Policy(nn.Module):
     """Optimizer steps in a move of one that learns from hardness."""
     classes: int | None = None
     """Columns of the chances it learns from, for one that learns from hardness; ``None`` for hardness alone."""
-    offers = 1
+    foreground_candidates = 1
     """Cut-outs that are drawn for each paste, of which ``propose`` takes one."""
     mix_classes = False
     """Whether the cut-outs of a paste may be of different classes; else all are of one, as frequent as it is."""

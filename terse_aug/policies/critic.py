@@ -101,7 +101,7 @@ class CriticPolicy(Policy):
         classes: K, at least 2, for a target that tells the probabilities of all classes; every label is below it.
             ``None`` to learn from hardness alone.
         offers: cut-outs among which one is chosen for each paste, at least 1; each has candidates of its own.
-        any_class: whether the cut-outs of a paste may be of different classes.
+        mix_classes: whether the cut-outs of a paste may be of different classes.
         goal: in [0, 1], the mean foretold hardness aimed at; 1 always chooses as sharply as the temperature allows, 0
             is random pasting.
 
@@ -122,9 +122,9 @@ class CriticPolicy(Policy):
         replay_updates: int = 4,
         capacity: int = 1024,
         classes: int | None = None,
-        offers: int = 1,
+        foreground_candidates: int = 1,
         goal: float = 0.7,
-        any_class: bool = False,
+        mix_classes: bool = False,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -132,7 +132,7 @@ class CriticPolicy(Policy):
             ("replay_updates", replay_updates, 1),
             ("capacity", capacity, 1),
             ("classes", 2 if classes is None else classes, 2),
-            ("offers", offers, 1),
+            ("foreground_candidates", foreground_candidates, 1),
         ):
             if value < least:
                 raise ValueError(f"{name}: expected at least {least}, got {value}")
@@ -146,8 +146,8 @@ class CriticPolicy(Policy):
         self.candidates = candidates
         self.temperature = temperature
         self.replay_updates = replay_updates
-        self.offers = offers
-        self.mix_classes = any_class
+        self.foreground_candidates = foreground_candidates
+        self.mix_classes = mix_classes
         self.classes = classes
         self.goal = goal
         with isolated_global_rng(seed):
@@ -170,8 +170,8 @@ class CriticPolicy(Policy):
     def propose(self, scene: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
         """See :meth:`Policy.propose`; the density is estimated from the candidates at hand."""
         assert scene.glimpse is not None
-        device, count = scene.image_of.device, len(scene.image_of) // self.offers
-        shape = (self.candidates, count, self.offers, len(PARAMETERS))
+        device, count = scene.image_of.device, len(scene.image_of) // self.foreground_candidates
+        shape = (self.candidates, count, self.foreground_candidates, len(PARAMETERS))
         units = torch.rand(shape, generator=generator).to(device)
         units[..., self._held] = units[:1, :, :1, self._held]
         draw = torch.rand(count, generator=generator).to(device)
@@ -185,20 +185,22 @@ class CriticPolicy(Policy):
             chances = torch.softmax(every * _sharpness(every, self.goal, 1 / self.temperature), 0)
         chosen = _drawn(chances, draw)
         pastes = torch.arange(count, device=device)
-        candidate, offer = chosen // self.offers, chosen % self.offers
-        rows = pastes * self.offers + offer
+        candidate, offer = chosen // self.foreground_candidates, chosen % self.foreground_candidates
+        rows = pastes * self.foreground_candidates + offer
         log_density = (chances[chosen, pastes] * len(chances)).log()
-        proposal = Proposal(units[candidate, pastes, offer], log_density, rows=rows.cpu() if self.offers > 1 else None)
+        proposal = Proposal(
+            units[candidate, pastes, offer], log_density, rows=rows.cpu() if self.foreground_candidates > 1 else None
+        )
         if learning:
             pictures = (glimpses.pictures[candidate, rows] * 255).round().to(torch.uint8)
             foretold = log_odds[candidate, rows].sigmoid()
-            proposal.memory = (pictures, glimpses.figures[candidate, rows], foretold, scene.labels[rows])
+            proposal.replay_data = (pictures, glimpses.figures[candidate, rows], foretold, scene.labels[rows])
             proposal.metrics["hardness_gain"] = float(foretold.mean() - every.sigmoid().mean())
         return proposal
 
     def add_to_replay(self, proposal: Proposal, hardness: Tensor, chances: Tensor | None = None) -> None:
         """See :meth:`Policy.add_to_replay`; the oldest pastes are forgotten."""
-        pictures, figures, foretold, labels = proposal.memory
+        pictures, figures, foretold, labels = proposal.replay_data
         known = (~hardness.isnan()).nonzero()[:, 0]
         proposal.metrics |= _figures_of_merit(foretold[known], hardness[known].to(foretold))
         start, capacity = int(self._written), len(self._labels)

@@ -46,7 +46,7 @@ class BalancedSampler(Sampler):
     """
 
     in_workers = False
-    any_offers = False
+    allows_candidates = False
 
     def __init__(self, background_degree: int | None = None, object_degree: int | None = None) -> None:
         super().__init__()
@@ -73,8 +73,8 @@ class BalancedSampler(Sampler):
             )
         ]
 
-    def visit(self, demand: DrawRequest, generator: torch.Generator) -> list[BackgroundDraw]:
-        """See :meth:`Sampler.visit`.
+    def draw_backgrounds(self, demand: DrawRequest, generator: torch.Generator) -> list[BackgroundDraw]:
+        """See :meth:`Sampler.draw_backgrounds`.
 
         Raises:
             ValueError: only some classes are allowed, or there are more ranks than backgrounds.
@@ -83,25 +83,25 @@ class BalancedSampler(Sampler):
             raise ValueError(
                 f"paste_only: only {self._only} may be pasted, but sampler='biregular' pairs all cut-outs with the pool"
             )
-        return [self._rounds.visit(count, demand.rank, demand.ranks) for count in demand.counts]
+        return [self._rounds.draw_backgrounds(count, demand.rank, demand.ranks) for count in demand.counts]
 
-    def still(self) -> UniformSampler:
-        """See :meth:`Sampler.still`; by itself every draw is uniform."""
+    def snapshot(self) -> UniformSampler:
+        """See :meth:`Sampler.snapshot`; by itself every draw is uniform."""
         other = UniformSampler()
         other.bind(self.cutouts, self.seed, self.backgrounds)
         return other
 
-    def memory(self) -> dict[str, Tensor]:
-        """See :meth:`Sampler.memory`."""
+    def state(self) -> dict[str, Tensor]:
+        """See :meth:`Sampler.state`."""
         own = {"seed": torch.tensor(self._own_seed), "stream": self._stream.state()}
-        return own | (self._rounds.memory() if self.backgrounds else {})
+        return own | (self._rounds.state() if self.backgrounds else {})
 
-    def recall(self, memory: Mapping[str, Tensor]) -> None:
-        """See :meth:`Sampler.recall`."""
-        self._deal(int(memory["seed"]))  # a run that is resumed may have been given another
-        self._stream.restore(memory["stream"])
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """See :meth:`Sampler.load_state`."""
+        self._deal(int(state["seed"]))  # a run that is resumed may have been given another
+        self._stream.restore(state["stream"])
         if self.backgrounds:
-            self._rounds.recall(memory)
+            self._rounds.load_state(state)
 
     def _deal(self, own_seed: int) -> None:
         """Begin anew."""
@@ -148,7 +148,7 @@ class _Rounds:
         self._graph: list[list[int]] | None = None
         self._share: tuple[tuple[int, int, int], list[int]] | None = None
 
-    def visit(self, wanted: int, rank: int, ranks: int) -> BackgroundDraw:
+    def draw_backgrounds(self, wanted: int, rank: int, ranks: int) -> BackgroundDraw:
         """The next background of this rank, with at most as many cut-outs as are wanted."""
         _check_ranks(ranks, self._backgrounds)  # there may be more than when the pool was met
         if ranks != self._ranks and (self._used or self._place):
@@ -170,7 +170,7 @@ class _Rounds:
                     return BackgroundDraw(own[place], taken)
             self._begin_next()
 
-    def memory(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """The round, the place in this rank's share, ranks; edges that were used of it; and who had more before."""
         return {
             "round": torch.tensor([self._round, self._place, self._ranks]),
@@ -179,13 +179,13 @@ class _Rounds:
             "more_backgrounds": self._before[1].clone(),
         }
 
-    def recall(self, memory: Mapping[str, Tensor]) -> None:
-        """Take what :meth:`memory` gave."""
-        used: list[int] = memory["used"].tolist()
-        number, place, ranks = memory["round"].tolist()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take what :meth:`state` gave."""
+        used: list[int] = state["used"].tolist()
+        number, place, ranks = state["round"].tolist()
         if used and len(used) not in (self._backgrounds // ranks, -(-self._backgrounds // ranks)):
             raise ValueError(f"the state is of another pool than one of {self._backgrounds} backgrounds")
-        self._before = (memory["more_objects"].clone(), memory["more_backgrounds"].clone())
+        self._before = (state["more_objects"].clone(), state["more_backgrounds"].clone())
         self._restore()
         self._round, self._place, self._ranks, self._used = number, place, ranks, used
         self._graph = None

@@ -26,14 +26,14 @@ class DrawRequest:
     Attributes:
         counts: pastes on each image that gets some.
         offers: cut-outs that are offered for each paste.
-        any_class: whether those of one paste may be of different classes.
+        mix_classes: whether those of one paste may be of different classes.
         rank: of this process.
         ranks: number of processes.
     """
 
     counts: Sequence[int]
-    offers: int = 1
-    any_class: bool = False
+    foreground_candidates: int = 1
+    mix_classes: bool = False
     rank: int = 0
     ranks: int = 1
 
@@ -123,14 +123,14 @@ class Sampler(nn.Module):
     """Base class; :meth:`draw` is all that a sampler without a memory has to write.
 
     A sampler belongs to one :class:`terse_aug.Terse`, which binds it to its bank and keeps its state: what
-    :meth:`memory` gives and :meth:`recall` takes.
+    :meth:`state` gives and :meth:`load_state` takes.
     """
 
     learns = False
     """Whether it wants to be told how hard the pastes of each class were."""
     in_workers = True
     """Whether its draws are independent, so that they can be made in a data loader's workers."""
-    any_offers = True
+    allows_candidates = True
     """Whether several cut-outs may be offered for a paste."""
 
     cutouts: ForegroundIndex
@@ -163,14 +163,14 @@ class Sampler(nn.Module):
 
     @property
     def allowed_labels(self) -> list[int] | None:
-        """What :meth:`only` has said; ``None`` for all."""
+        """What :meth:`restrict` has said; ``None`` for all."""
         return self._only
 
-    def possible(self) -> list[int] | None:
+    def possible_labels(self) -> list[int] | None:
         """Labels of the classes that may be pasted at present; ``None`` for all."""
         return self._only
 
-    def only(self, labels: Iterable[int] | None) -> None:
+    def restrict(self, labels: Iterable[int] | None) -> None:
         """Allow cut-outs of some classes, or of all.
 
         Raises:
@@ -182,46 +182,46 @@ class Sampler(nn.Module):
         self._only = wanted
 
     def draw(self, demand: DrawRequest, generator: torch.Generator) -> list[int]:
-        """Positions of ``demand.pastes * demand.offers`` cut-outs; each ``offers`` in a row are offered together.
+        """Positions of ``demand.pastes * demand.foreground_candidates`` cut-outs; each ``foreground_candidates`` in a row are offered together.
 
         The first of a row is drawn as the sampler has it, the others from its class: whichever of a row is taken,
-        classes are as frequent as with one offer. With ``any_class`` all of them are drawn alike.
+        classes are as frequent as with one offer. With ``mix_classes`` all of them are drawn alike.
         """
         raise NotImplementedError
 
-    def visit(self, demand: DrawRequest, generator: torch.Generator) -> list[BackgroundDraw]:
+    def draw_backgrounds(self, demand: DrawRequest, generator: torch.Generator) -> list[BackgroundDraw]:
         """Backgrounds of the pool, one for each of ``demand.counts``, and what is pasted on them.
 
         Here backgrounds are drawn uniformly, and cut-outs as for any image.
         """
         backgrounds = torch.randint(self.backgrounds, (len(demand.counts),), generator=generator).tolist()
         cutouts = iter(self.draw(demand, generator))
-        each = [[next(cutouts) for _ in range(count * demand.offers)] for count in demand.counts]
+        each = [[next(cutouts) for _ in range(count * demand.foreground_candidates)] for count in demand.counts]
         return [BackgroundDraw(background, own) for background, own in zip(backgrounds, each, strict=True)]
 
-    def still(self) -> Sampler:
+    def snapshot(self) -> Sampler:
         """One that draws from the same distribution, of all classes, without a trace in this one: for looking at.
 
         Here a copy; a sampler that remembers what it has drawn gives another.
         """
         other = copy.copy(self)
-        other.only(None)
+        other.restrict(None)
         return other
 
-    def hear(self, labels: Sequence[int], hardness: Sequence[float]) -> None:
+    def record(self, labels: Sequence[int], hardness: Sequence[float]) -> None:
         """Be told how hard pastes of these classes were, in [0, 1], where it ``learns``."""
         raise NotImplementedError
 
-    def settle(self, device: torch.device) -> None:
+    def update(self, device: torch.device) -> None:
         """Learn from what was heard since the last call, where it ``learns``; every rank has to call it."""
         raise NotImplementedError
 
-    def memory(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """Its state, by name; none by default."""
         return {}
 
-    def recall(self, memory: Mapping[str, Tensor]) -> None:
-        """Take a state of :meth:`memory`, of the same names.
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take a state of :meth:`state`, of the same names.
 
         Raises:
             ValueError: it is of another bank or pool.
@@ -229,15 +229,15 @@ class Sampler(nn.Module):
 
     def _to_rows(self, first: Tensor, demand: DrawRequest, generator: torch.Generator) -> list[int]:
         """Rows of offers that begin with these cut-outs, int64 ``[M]``, the others of the same class."""
-        if demand.offers > 1:
-            others = self.cutouts.of_classes(self.cutouts.group[first], demand.offers - 1, generator)
+        if demand.foreground_candidates > 1:
+            others = self.cutouts.of_classes(self.cutouts.group[first], demand.foreground_candidates - 1, generator)
             first = torch.cat([first[:, None], others], 1).flatten()
         positions: list[int] = first.tolist()
         return positions
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination.update({prefix + name: value.clone() for name, value in self.memory().items()})
+        destination.update({prefix + name: value.clone() for name, value in self.state().items()})
 
     def _load_from_state_dict(
         self,
@@ -253,7 +253,7 @@ class Sampler(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, False, missing_keys, unexpected_keys, error_msgs
         )
-        names = list(self.memory())
+        names = list(self.state())
         absent = [prefix + name for name in names if prefix + name not in state_dict]
         missing_keys.extend(absent)
         known = {name.partition(".")[0] for name in self.state_dict()}
@@ -261,6 +261,6 @@ class Sampler(nn.Module):
         unexpected_keys.extend(prefix + name for name in own if strict and name.partition(".")[0] not in known)
         if names and not absent:
             try:
-                self.recall({name: state_dict[prefix + name].cpu() for name in names})
+                self.load_state({name: state_dict[prefix + name].cpu() for name in names})
             except ValueError as error:
                 error_msgs.append(f"{prefix}: {error}")

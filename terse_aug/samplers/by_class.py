@@ -26,27 +26,27 @@ class ClassSampler(Sampler):
         chances: list[float] = (weights / weights.sum()).tolist()
         return dict(zip(self.cutouts.classes, chances, strict=True))
 
-    def possible(self) -> list[int]:
-        """See :meth:`Sampler.possible`."""
+    def possible_labels(self) -> list[int]:
+        """See :meth:`Sampler.possible_labels`."""
         weights = self._allowed_weights().tolist()
         return [label for label, weight in zip(self.cutouts.classes, weights, strict=True) if weight > 0]
 
-    def only(self, labels: Iterable[int] | None) -> None:
-        """See :meth:`Sampler.only`; a class with weight 0 cannot be allowed alone."""
+    def restrict(self, labels: Iterable[int] | None) -> None:
+        """See :meth:`Sampler.restrict`; a class with weight 0 cannot be allowed alone."""
         before = self._only
-        super().only(labels)
+        super().restrict(labels)
         if not float(self._allowed_weights().sum()) > 0:
             allowed, self._only = self._only, before
             raise ValueError(f"only cut-outs of {allowed} are allowed, but their weight is 0")
 
     def draw(self, demand: DrawRequest, generator: torch.Generator) -> list[int]:
         """See :meth:`Sampler.draw`."""
-        wanted = demand.pastes * (demand.offers if demand.any_class else 1)
+        wanted = demand.pastes * (demand.foreground_candidates if demand.mix_classes else 1)
         if not wanted:
             return []
         places = torch.multinomial(self._allowed_weights(), wanted, replacement=True, generator=generator)
         first = self.cutouts.of_classes(places, 1, generator)[:, 0]
-        if demand.any_class:
+        if demand.mix_classes:
             positions: list[int] = first.tolist()
             return positions
         return self._to_rows(first, demand, generator)
@@ -187,14 +187,14 @@ class HardnessSampler(ClassSampler):
         weights: Tensor = (1 - self.floor) * means / means.sum() + self.floor / len(means)
         return weights
 
-    def hear(self, labels: Sequence[int], hardness: Sequence[float]) -> None:
-        """See :meth:`Sampler.hear`."""
+    def record(self, labels: Sequence[int], hardness: Sequence[float]) -> None:
+        """See :meth:`Sampler.record`."""
         place = {label: number for number, label in enumerate(self.cutouts.classes)}
         for label, value in zip(labels, hardness, strict=True):
             self._heard[:, place[label]] += torch.tensor([value, 1.0], dtype=torch.float64)
 
-    def settle(self, device: torch.device) -> None:
-        """See :meth:`Sampler.settle`."""
+    def update(self, device: torch.device) -> None:
+        """See :meth:`Sampler.update`."""
         heard = self._heard.to(device) if device.type == "cuda" else self._heard
         sum_tensors_over_ranks([heard])
         heard = heard.cpu()
@@ -202,15 +202,15 @@ class HardnessSampler(ClassSampler):
         self._known = self._known * kept + heard
         self._heard = torch.zeros_like(self._known)
 
-    def memory(self) -> dict[str, Tensor]:
-        """See :meth:`Sampler.memory`."""
+    def state(self) -> dict[str, Tensor]:
+        """See :meth:`Sampler.state`."""
         return {"known": self._known, "heard": self._heard}
 
-    def recall(self, memory: Mapping[str, Tensor]) -> None:
-        """See :meth:`Sampler.recall`."""
-        if any(value.shape != self._known.shape for value in memory.values()):
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """See :meth:`Sampler.load_state`."""
+        if any(value.shape != self._known.shape for value in state.values()):
             raise ValueError(f"the state is of a bank with other classes than the {len(self.cutouts.classes)} here")
-        self._known, self._heard = (memory[name].double().clone() for name in ("known", "heard"))
+        self._known, self._heard = (state[name].double().clone() for name in ("known", "heard"))
 
 
 _PRIOR_PASTES = 10.0

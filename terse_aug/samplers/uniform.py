@@ -18,10 +18,10 @@ class UniformSampler(Sampler):
         super().__init__()
         self._allowed: Tensor | None = None
 
-    def only(self, labels: Iterable[int] | None) -> None:
-        """See :meth:`Sampler.only`."""
+    def restrict(self, labels: Iterable[int] | None) -> None:
+        """See :meth:`Sampler.restrict`."""
         before = self._only
-        super().only(labels)
+        super().restrict(labels)
         if self._only != before:
             chosen = None if self._only is None else np.flatnonzero(np.isin(self.cutouts.labels, self._only))
             self._allowed = None if chosen is None else torch.from_numpy(chosen)
@@ -29,11 +29,11 @@ class UniformSampler(Sampler):
     def draw(self, demand: DrawRequest, generator: torch.Generator) -> list[int]:
         """See :meth:`Sampler.draw`."""
         total = len(self.cutouts) if self._allowed is None else len(self._allowed)
-        wanted = demand.pastes * (demand.offers if demand.any_class else 1)
+        wanted = demand.pastes * (demand.foreground_candidates if demand.mix_classes else 1)
         first = torch.randint(total, (wanted,), generator=generator)
         if self._allowed is not None:
             first = self._allowed[first]
-        if demand.any_class:
+        if demand.mix_classes:
             positions: list[int] = first.tolist()
             return positions
         return self._to_rows(first, demand, generator)

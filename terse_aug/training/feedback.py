@@ -106,7 +106,7 @@ class FeedbackBuffer(Sequence[PendingBatch]):
             if (trouble := recorded_hardness(turn)) is not None:
                 self._stop_listening(repr(trouble))
             if self._sampler.learns and turn.hardness is not None:
-                self._sampler.hear(*outcomes_by_class(turn))
+                self._sampler.record(*outcomes_by_class(turn))
             elif self._sampler.learns and moving:
                 self._unheard.append(turn)
                 if len(self._unheard) > _MOST_WITH_IMAGES:
@@ -151,8 +151,8 @@ class FeedbackBuffer(Sequence[PendingBatch]):
         if ask and self._target is not None:
             self._count(extra_forward_hardness(turns, self._target, self._policy.classes))
             for turn in turns:
-                self._sampler.hear(*outcomes_by_class(turn))
-        self._sampler.settle(device)
+                self._sampler.record(*outcomes_by_class(turn))
+        self._sampler.update(device)
 
     def end_iteration(self) -> None:
         """All has been learned from."""

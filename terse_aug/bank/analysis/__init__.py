@@ -6,4 +6,4 @@ Imports the bank, its measures, and jinja2.
 from terse_aug.bank.analysis.page import render_report
 from terse_aug.bank.analysis.statistics import BankStatistics, ClassStatistics, Group, Shown, bank_statistics
 
-__all__ = ["BankStatistics", "ClassStatistics", "Shown", "Group", "bank_statistics", "render_report"]
+__all__ = ["BankStatistics", "ClassStatistics", "Group", "Shown", "bank_statistics", "render_report"]
