@@ -26,7 +26,7 @@ def photographs(data: Path, part: str) -> Any:
 
 def people(data: Path, own: Any, path: Path) -> ForegroundBank:
     """A bank of the people on photographs, made at ``path``."""
-    build_from_masks(data / "PNGImages", data / "PedMasks", path, category=own.classes[0], include=own.names)
+    build_from_masks(data / "PNGImages", data / "PedMasks", path, category=own.classes[0], image_list=own.names)
     return ForegroundBank.open(path)
 
 

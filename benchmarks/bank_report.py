@@ -117,9 +117,13 @@ def _make_bank(path: Path, count: int, classes: int) -> dict[str, list[tuple[int
                 side = np.clip(_MEDIAN_SIDE * np.exp(generator.normal(0, _SPREAD)), *_SIDES)
                 rgba = make_cutout(side / 2, generator)
                 recent = [*recent[-_RECENT:], (position, rgba, label)]
-            extent = max(rgba.shape[:2]) / _IMAGE_SIDE
-            center = tuple(generator.uniform(extent / 2, 1 - extent / 2, 2).clip(0, 1).tolist()) if extent < 1 else None
-            writer.add(Foreground(rgba, label, f"drawn#{position}", extent, None, center))
+            relative_size = max(rgba.shape[:2]) / _IMAGE_SIDE
+            center = (
+                tuple(generator.uniform(relative_size / 2, 1 - relative_size / 2, 2).clip(0, 1).tolist())
+                if relative_size < 1
+                else None
+            )
+            writer.add(Foreground(rgba, label, f"drawn#{position}", relative_size, None, center))
             if position and position % _TELL_EVERY == 0:
                 print(f"made {position} of {count}", flush=True)
     return copies

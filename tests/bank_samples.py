@@ -24,7 +24,7 @@ def make_foreground(seed: int = 0, **changes: Any) -> Foreground:
         "rgba": rgba,
         "label": (1, 3, 90)[seed % 3],
         "source": f"bild ä {seed}.jpg#{seed}",
-        "extent": float(np.float32(0.1 + seed / 1000)),
+        "relative_size": float(np.float32(0.1 + seed / 1000)),
     }
     return Foreground(**(values | changes))
 
@@ -42,7 +42,7 @@ def assert_equal(actual: Foreground, expected: Foreground) -> None:
     """Both cut-outs are the same, to the bit."""
     np.testing.assert_array_equal(actual.rgba, expected.rgba)
     assert (actual.label, actual.source) == (expected.label, expected.source)
-    assert actual.extent == float(np.float32(expected.extent))
+    assert actual.relative_size == float(np.float32(expected.relative_size))
     assert (actual.keypoints is None) == (expected.keypoints is None)
     if actual.keypoints is not None:
         np.testing.assert_array_equal(actual.keypoints, expected.keypoints)

@@ -56,10 +56,10 @@ def build_many(folder: Path, out: Path, **changes: Any) -> BuildReport:
 
 def told(report: BuildReport) -> dict[str, Any]:
     """What a report says of the bank, and what is in that."""
-    own = {"path", "seconds", "resumed", "bytes", "drops"}
+    own = {"path", "seconds", "resumed", "bytes", "rejected_sheet"}
     with ForegroundBank.open(report.path) as bank:
         info = {key: value for key, value in bank.info().items() if key not in ("path", "bytes")}
-        pixels = [(cut.source, cut.label, cut.extent, cut.center, cut.rgba.tobytes()) for cut in bank]
+        pixels = [(cut.source, cut.label, cut.relative_size, cut.center, cut.rgba.tobytes()) for cut in bank]
     return {key: value for key, value in vars(report).items() if key not in own} | info | {"pixels": pixels}
 
 

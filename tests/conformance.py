@@ -157,7 +157,7 @@ class Conformance:
 
     def test_colours_arrive_as_they_are(self, host: Host, tmp_path: Path) -> None:
         """Red discs, on pictures of noise up to half as bright."""
-        disc = white_disc(side=20, extent=0.35)
+        disc = white_disc(side=20, relative_size=0.35)
         disc.rgba[..., 1:3] = 0
         red = make_bank(tmp_path, [dataclasses.replace(disc, label=label) for label in (1, 2)])
         run = host.train(tmp_path / "out", 2, terse=settings(bank=str(red.path), decoys=(0, 0)))

@@ -16,7 +16,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultTrainer
 from detectron2.structures import Boxes, BoxMode, Instances
-from factories import KEYPOINTS, cutout
+from factories import KEYPOINTS, make_foreground
 from torch import nn
 
 from terse_aug import ForegroundBank
@@ -57,7 +57,7 @@ def tiny_bank(folder: Path, keypoints: bool = False, count: int = 8) -> Foregrou
     names = KEYPOINTS if keypoints else ()
     with BankWriter(folder / "tiny.bank", {1: "cat", 2: "dog"}, keypoint_names=names) as out:
         for seed in range(count):
-            out.add(cutout(seed, label=1 + seed % 2, keypoints=points if keypoints else None))
+            out.add(make_foreground(seed, label=1 + seed % 2, keypoints=points if keypoints else None))
     return ForegroundBank.open(folder / "tiny.bank")
 
 

@@ -27,7 +27,9 @@ EVERY_IMAGE: dict[str, Any] = {"image_probability": 1.0, "decoys": (0, 0)}
 """Settings that leave nothing to chance but where things go."""
 
 
-def cutout(seed: int = 0, label: int = 1, side: int = 20, extent: float = 0.35, **changes: Any) -> Foreground:
+def make_foreground(
+    seed: int = 0, label: int = 1, side: int = 20, relative_size: float = 0.35, **changes: Any
+) -> Foreground:
     """A textured ellipse with hard alpha, ``side`` pixels wide and three quarters as high."""
     generator = np.random.default_rng(seed)
     height = side * 3 // 4
@@ -35,32 +37,37 @@ def cutout(seed: int = 0, label: int = 1, side: int = 20, extent: float = 0.35, 
     inside = ((rows + 0.5) / height * 2 - 1) ** 2 + ((columns + 0.5) / side * 2 - 1) ** 2 <= 1
     rgba = generator.integers(0, 256, size=(height, side, 4), dtype=np.uint8)
     rgba[..., 3] = 255 * inside
-    values: dict[str, Any] = {"rgba": rgba, "label": label, "source": f"{seed}.jpg#{seed}", "extent": extent}
+    values: dict[str, Any] = {
+        "rgba": rgba,
+        "label": label,
+        "source": f"{seed}.jpg#{seed}",
+        "relative_size": relative_size,
+    }
     return Foreground(**(values | changes))
 
 
-def white_disc(side: int = 12, extent: float = 0.25) -> Foreground:
+def white_disc(side: int = 12, relative_size: float = 0.25) -> Foreground:
     """A white disc: brightness tells where it is, and its rim meets pixels in every phase."""
     offset = np.arange(side) + 0.5 - side / 2
     rgba = np.full((side, side, 4), 255, np.uint8)
     rgba[..., 3] *= np.hypot(*np.meshgrid(offset, offset)) <= side / 2
-    return Foreground(rgba, 1, "white", extent)
+    return Foreground(rgba, 1, "white", relative_size)
 
 
 def make_bank(folder: Path, foregrounds: list[Foreground] | None = None, **writer: Any) -> ForegroundBank:
     """A bank of the given cut-outs; by default six of the classes ``cat`` (1) and ``dog`` (2)."""
     path = folder / f"{len(list(folder.iterdir()))}.bank"
-    chosen = foregrounds or [cutout(seed, label=1 + seed % 2) for seed in range(6)]
+    chosen = foregrounds or [make_foreground(seed, label=1 + seed % 2) for seed in range(6)]
     with BankWriter(path, {1: "cat", 2: "dog", 7: "zebra"}, **writer) as out:
         for foreground in chosen:
             out.add(foreground)
     return ForegroundBank.open(path)
 
 
-def keypoint_cutouts(count: int = 4) -> list[Foreground]:
+def keypoint_foregrounds(count: int = 4) -> list[Foreground]:
     """Cut-outs with three keypoints each."""
     points = np.array([[10, 5, 2], [6, 8, 2], [14, 8, 2]], np.float32)
-    return [cutout(seed, label=1, keypoints=points) for seed in range(count)]
+    return [make_foreground(seed, label=1, keypoints=points) for seed in range(count)]
 
 
 def make_batch(

@@ -10,7 +10,7 @@ import cv2
 import mmdet
 import numpy as np
 import torch
-from factories import cutout
+from factories import make_foreground
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 
@@ -54,7 +54,7 @@ def tiny_bank(folder: Path, count: int = 8) -> ForegroundBank:
     """A bank of cats (1) and dogs (2), which the data set has the other way round."""
     with BankWriter(folder / "tiny.bank", {1: "cat", 2: "dog"}) as out:
         for seed in range(count):
-            out.add(cutout(seed, label=1 + seed % 2))
+            out.add(make_foreground(seed, label=1 + seed % 2))
     return ForegroundBank.open(folder / "tiny.bank")
 
 

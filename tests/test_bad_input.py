@@ -15,10 +15,10 @@ from factories import (
     EVERY_IMAGE,
     RampLoss,
     all_equal,
-    cutout,
     make_bank,
     make_batch,
     make_detector,
+    make_foreground,
     parameters_of,
     train_step,
 )
@@ -66,7 +66,7 @@ def test_a_bank_of_another_version_is_refused_with_both_versions(tmp_path: Path)
 
 
 def test_a_class_that_the_detector_does_not_have_is_refused_by_name(tmp_path: Path, detector: nn.Module) -> None:
-    bank = make_bank(tmp_path, [cutout(label=1), cutout(label=7)])
+    bank = make_bank(tmp_path, [make_foreground(label=1), make_foreground(label=7)])
     with pytest.raises(ValueError, match=r"categories that the detector lacks: zebra; the detector knows: cat, dog"):
         Terse(bank, classes=["cat", "dog"])
     with pytest.raises(ValueError, match=r"expected labels 1 to 2, got \{7: 'zebra'\}; give Terse\(classes="):
@@ -159,7 +159,7 @@ def test_what_is_no_batch_is_refused_and_leaves_no_trace(tiny_bank: ForegroundBa
 
 def test_keypoints_of_another_number_are_refused(tmp_path: Path) -> None:
     points = np.array([[3, 3, 2], [5, 5, 2]], np.float32)
-    bank = make_bank(tmp_path, [cutout(keypoints=points)], keypoint_names=["left", "right"])
+    bank = make_bank(tmp_path, [make_foreground(keypoints=points)], keypoint_names=["left", "right"])
     terse = Terse(bank, "random", sampler="biregular", **EVERY_IMAGE)
     before = {name: value.clone() for name, value in terse.state_dict().items()}
     with pytest.raises(ValueError, match=r"target 0: expected 2 keypoints of each object, as the cut-outs .*, got 3;"):
@@ -169,7 +169,7 @@ def test_keypoints_of_another_number_are_refused(tmp_path: Path) -> None:
 
 def test_an_image_without_objects_may_say_any_number_of_keypoints(tmp_path: Path) -> None:
     points = np.array([[3, 3, 2], [5, 5, 2]], np.float32)
-    bank = make_bank(tmp_path, [cutout(keypoints=points)], keypoint_names=["left", "right"])
+    bank = make_bank(tmp_path, [make_foreground(keypoints=points)], keypoint_names=["left", "right"])
     images, targets = make_batch(objects=0)
     targets = [target | {"keypoints": torch.zeros(0, 0, 3)} for target in targets]
     _, found = Terse(bank, "random", **EVERY_IMAGE)(images, targets)
@@ -311,7 +311,7 @@ def test_an_image_smaller_than_any_allowed_paste_is_left_alone_counted_and_expla
 
 
 def test_an_object_larger_than_the_image_is_centred_and_learned_from(tmp_path: Path) -> None:
-    bank = make_bank(tmp_path, [cutout(extent=4.0)])
+    bank = make_bank(tmp_path, [make_foreground(relative_size=4.0)])
     terse = Terse(bank, "learned", move_every=1, **EVERY_IMAGE)
     train_step(terse, RampLoss())
     assert terse.metrics()["moves"] == 1
@@ -320,7 +320,7 @@ def test_an_object_larger_than_the_image_is_centred_and_learned_from(tmp_path: P
 def test_a_paste_of_which_nothing_is_labelled_is_counted_and_training_goes_on(tmp_path: Path) -> None:
     """Only a sliver in the corner of the frame stays visible, below the threshold for a label."""
     corner = TransformRanges(translate_x=(0.0, 0.0), translate_y=(0.0, 0.0), keep_inside=0.0)
-    bank = make_bank(tmp_path, [cutout(0)])
+    bank = make_bank(tmp_path, [make_foreground(0)])
     terse = Terse(bank, "learned", move_every=1, ranges=corner, min_visibility=0.9, **EVERY_IMAGE)
     images, targets = make_batch()
     composites, corrected = terse(images, targets)

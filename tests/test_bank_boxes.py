@@ -116,11 +116,11 @@ def test_the_way_is_the_user_s_and_is_said(scene: PolicyContext, tmp_path: Path)
     content = coco(scene, [[80, 30, 30, 40], [75, 20, 50, 70]])  # the second is far too large for what it shows
     report = build_from_coco(content, scene.images, tmp_path / "a.bank", boxes=BoxMasks("grabcut", 0.7))
     assert report.mask_sources == {"mask": 1, "grabcut": 1}
-    assert list(report.dropped) == ["GrabCut's mask is poor: quality below 0.7 (min_quality)"]
-    shaped = BoxMasks("grabcut", 0.7, otherwise="ellipse")
+    assert list(report.rejected) == ["GrabCut's mask is poor: quality below 0.7 (min_quality)"]
+    shaped = BoxMasks("grabcut", 0.7, fallback="ellipse")
     report = build_from_coco(content, scene.images, tmp_path / "b.bank", boxes=shaped)
     assert report.mask_sources == {"mask": 1, "grabcut": 1, "ellipse": 1}
-    assert report.dropped == {}
+    assert report.rejected == {}
     with ForegroundBank.open(report.path) as bank:
         assert bank.info()["built"]["mask_sources"] == report.mask_sources
         assert bank.info()["built"]["boxes"] == "grabcut"
@@ -144,7 +144,7 @@ def test_a_function_of_the_user_s_makes_the_masks(scene: PolicyContext, tmp_path
     content = coco(scene, [[80, 30, 30, 40], [0, 0, 40, 40]])
     report = build_from_coco(content, scene.images, tmp_path / "a.bank", boxes=my_model)
     assert report.mask_sources == {"mask": 1, "function my_model": 1}
-    assert report.dropped == {"the function gave no mask of the image's size, bool or uint8": 1}
+    assert report.rejected == {"the function gave no mask of the image's size, bool or uint8": 1}
     assert seen == [(80, 30, 30, 40), (0, 0, 40, 40)]
 
 
@@ -161,7 +161,7 @@ def test_a_function_that_fails_is_counted_and_one_called_mask_is_no_annotation(
     content = coco(scene, [[80, 30, 30, 40], [0, 0, 40, 40]])
     report = build_from_coco(content, scene.images, tmp_path / "a.bank", boxes=mask)
     assert report.mask_sources == {"mask": 1, "function mask": 1}
-    assert report.dropped == {"function mask failed (RuntimeError)": 1}
+    assert report.rejected == {"function mask failed (RuntimeError)": 1}
     with ForegroundBank.open(report.path) as bank:
         assert sorted(int(bank[row].rgba[..., 3].max()) for row in range(2)) == [100, 255]
 
@@ -188,7 +188,7 @@ def test_boxes_that_are_none_are_dropped_with_the_reason(
     scene: PolicyContext, tmp_path: Path, box: list[Any], reason: str
 ) -> None:
     report = build_from_coco(coco(scene, [box]), scene.images, tmp_path / "a.bank", boxes="grabcut")
-    assert report.dropped == {reason: 1}
+    assert report.rejected == {reason: 1}
 
 
 @pytest.mark.parametrize(

@@ -63,13 +63,13 @@ def test_segmentations_of_all_forms(sample: CocoSample, segmentation: object) ->
     sample.add(segmentation=segmentation)
     report, bank = build(sample)
     assert report.kept == {"car": 1}
-    assert report.dropped == {}
+    assert report.rejected == {}
     cut_out = bank[0]
     assert cut_out.rgba.shape == (20, 40, 4)
     assert (cut_out.rgba[..., 3] == 255).all()
     np.testing.assert_array_equal(cut_out.rgba[..., :3], sample.pixels[10:30, 30:70])
     assert (cut_out.label, cut_out.source) == (3, "a.png#1")
-    assert cut_out.extent == pytest.approx(40 / np.sqrt(80 * 120))
+    assert cut_out.relative_size == pytest.approx(40 / np.sqrt(80 * 120))
 
 
 @pytest.mark.parametrize(
@@ -103,12 +103,12 @@ def test_unusable_objects_are_counted(sample: CocoSample, changes: dict[str, Any
     sample.add(**changes)
     report, bank = build(sample)
     assert len(bank) == 1
-    assert sum(report.dropped.values()) == 1
-    (told,) = report.dropped
+    assert sum(report.rejected.values()) == 1
+    (told,) = report.rejected
     assert reason in told
     assert "2" in report.examples[told][0]
     assert told in report.summary()
-    assert bank.info()["built"]["dropped"] == report.dropped
+    assert bank.info()["built"]["rejected"] == report.rejected
 
 
 def test_nothing_kept_says_why_and_leaves_nothing(sample: CocoSample) -> None:
@@ -132,9 +132,9 @@ def test_unusable_images_are_counted_by_object(sample: CocoSample, trouble: str)
     elif trouble == "size":
         Image.fromarray(sample.pixels[:-1]).save(sample.images / "b.png")
     report, _ = build(sample)
-    assert list(report.dropped.values()) == [2]
+    assert list(report.rejected.values()) == [2]
     expected = {"missing": "missing", "size": "another size"}.get(trouble, "cannot be read")
-    assert expected in next(iter(report.dropped))
+    assert expected in next(iter(report.rejected))
 
 
 def test_exif_turned_image_fits_either_annotation(sample: CocoSample) -> None:
@@ -162,7 +162,7 @@ def test_keypoints_move_and_shrink_with_the_cut_out(sample: CocoSample) -> None:
     assert bank[0].keypoints.tolist() == [[0, 0, 2], [40, 20, 1], [0, 0, 0]]
     _, small = build(sample, rules=ExtractionRules(max_side=20), overwrite=True)
     assert small[0].rgba.shape == (10, 20, 4)
-    assert small[0].extent == bank[0].extent
+    assert small[0].relative_size == bank[0].relative_size
     assert small[0].keypoints is not None
     assert small[0].keypoints.tolist() == [[0, 0, 2], [20, 10, 1], [0, 0, 0]]
 
@@ -196,14 +196,14 @@ def test_truncated_objects_can_be_left_out(sample: CocoSample) -> None:
     sample.add(segmentation=[[0, 10, 40, 10, 40, 30, 0, 30]], bbox=[0, 10, 40, 20])
     assert sum(build(sample)[0].kept.values()) == 2
     report, _ = build(sample, rules=ExtractionRules(drop_truncated=True), overwrite=True)
-    assert report.dropped == {"touches the border of its image (drop_truncated)": 1}
+    assert report.rejected == {"touches the border of its image (drop_truncated)": 1}
 
 
 def test_choice_of_categories(sample: CocoSample) -> None:
     sample.add(category_id=90)
     report, bank = build(sample, categories=["toothbrush"])
     assert bank.categories == {90: "toothbrush"}
-    assert report.dropped == {"category is not in `categories`": 1}
+    assert report.rejected == {"category is not in `categories`": 1}
     with pytest.raises(ValueError, match="no such categories: cat; the JSON has car, toothbrush"):
         build(sample, categories=["cat"], overwrite=True)
 
@@ -216,13 +216,13 @@ def test_include_keeps_to_the_listed_images(sample: CocoSample, entry: str) -> N
     sample.add(image_id=8)
     listing = sample.folder / "train.txt"
     listing.write_text(f"# training split\n\n{entry}\nmissing.png\n", encoding="utf-8")
-    report, bank = build(sample, include=listing)
+    report, bank = build(sample, image_list=listing)
     assert [foreground.source for foreground in bank] == ["sub/b.png#2"]
-    assert report.dropped == {
-        "image is not in `include`": 1,
-        "listed in `include`, but there is no such image": 1,
+    assert report.rejected == {
+        "image is not in `image_list`": 1,
+        "listed in `image_list`, but there is no such image": 1,
     }
-    assert [f.source for f in build(sample, include=[entry], overwrite=True)[1]] == ["sub/b.png#2"]
+    assert [f.source for f in build(sample, image_list=[entry], overwrite=True)[1]] == ["sub/b.png#2"]
 
 
 @pytest.mark.parametrize("content", ["[1, 2]", "{", '{"images": [], "annotations": []}', "\x00\x01"])
@@ -240,7 +240,7 @@ def test_missing_inputs_are_said(sample: CocoSample) -> None:
     with pytest.raises(FileNotFoundError, match="folder of images at"):
         build_from_coco(annotations, sample.folder / "no", sample.folder / "out.bank")
     with pytest.raises(FileNotFoundError, match="text file of image names"):
-        build(sample, include=sample.folder / "no.txt")
+        build(sample, image_list=sample.folder / "no.txt")
 
 
 @pytest.mark.parametrize("split", ["train2017", "val2017"])
@@ -254,14 +254,14 @@ def test_real_coco_agrees_with_pycocotools(data_root: Path, tmp_path: Path, spli
     singles = [entry for entry in coco.anns.values() if not entry["iscrowd"]]
     areas = {entry["id"]: int(coco.annToMask(entry).sum()) for entry in singles}
     assert len(bank) == sum(area > 0 for area in areas.values())
-    assert sum(report.kept.values()) + sum(report.dropped.values()) == len(coco.anns)
+    assert sum(report.kept.values()) + sum(report.rejected.values()) == len(coco.anns)
     for cut_out in bank:
         name, number = cut_out.source.split("#")
         entry = coco.anns[int(number)]
         assert np.count_nonzero(cut_out.rgba[..., 3]) == areas[int(number)]
         assert cut_out.label == entry["category_id"]
         image = coco.imgs[entry["image_id"]]
-        larger = cut_out.extent * np.sqrt(image["height"] * image["width"])
+        larger = cut_out.relative_size * np.sqrt(image["height"] * image["width"])
         assert larger == pytest.approx(max(cut_out.rgba.shape[:2]), rel=1e-5)
         assert name == image["file_name"]
 

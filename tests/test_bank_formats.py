@@ -100,7 +100,7 @@ def test_every_format_gives_the_same_cut_outs(name: str, scene: PolicyContext, t
         expected = scene.pixels[mask > 0][0]
         assert (inner[..., :3] == expected).all()
         assert foreground.source.startswith("scene.png#")
-        assert foreground.extent == pytest.approx(max(width, height) / np.sqrt(HEIGHT * WIDTH), rel=0.03)
+        assert foreground.relative_size == pytest.approx(max(width, height) / np.sqrt(HEIGHT * WIDTH), rel=0.03)
     expected_ways = {"mask": 1, "box": 1} if name in WITH_BOXES else {"mask": 2}
     assert report.mask_sources == expected_ways
     assert ("cut out by" in report.summary()) is (name in WITH_BOXES)
@@ -115,7 +115,7 @@ def test_boxes_are_left_out_and_counted_unless_a_way_is_given(name: str, scene: 
         return
     report = WITH_BOXES[name](scene, tmp_path / "out.bank")
     assert report.kept == {"cat": 1}
-    assert [count for reason, count in report.dropped.items() if "box cannot be cut out" in reason] == [1]
+    assert [count for reason, count in report.rejected.items() if "box cannot be cut out" in reason] == [1]
 
 
 def test_boxes_of_voc_count_from_one_and_include_their_last_pixel(scene: PolicyContext, tmp_path: Path) -> None:
@@ -165,8 +165,8 @@ def test_voc_is_mended_or_dropped_with_the_reason(
     report = build_from_voc(root, tmp_path / "out.bank")
     assert report.kept == left
     expected = {"XML file cannot be read"} | ({reason} if reason else set())
-    assert {known for known in expected if any(known in given for given in report.dropped)} == expected
-    assert len(report.dropped) == len(expected)
+    assert {known for known in expected if any(known in given for given in report.rejected)} == expected
+    assert len(report.rejected) == len(expected)
 
 
 def test_voc_takes_difficult_objects_where_told(scene: PolicyContext, tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_yolo_lines_that_say_nothing_are_dropped_with_the_reason(
     as_yolo(scene, ["1 0.7421875 0.52083333 0.234375 0.41666667 0.93", "", line])
     report = build_from_yolo(scene.images, tmp_path / "out.bank", boxes="ellipse")
     assert report.kept == {"dog": 1}  # its sixth number is a confidence
-    assert report.dropped == {reason: 1}
+    assert report.rejected == {reason: 1}
     assert "scene" in report.examples[reason][0]
 
 
@@ -243,8 +243,8 @@ def test_labelme_shapes_that_show_nothing_are_dropped_with_the_reason(
     report = build_from_labelme(folder, tmp_path / "out.bank", images=scene.images)
     assert report.kept == {"cat": 1}
     reasons = ("JSON file cannot be read", "not a file of LabelMe's", reason)
-    assert all(any(known in given for given in report.dropped) for known in reasons)
-    assert len(report.dropped) == 3
+    assert all(any(known in given for given in report.rejected) for known in reasons)
+    assert len(report.rejected) == 3
 
 
 def test_labelme_masks_circles_and_groups(scene: PolicyContext, tmp_path: Path) -> None:
@@ -299,8 +299,8 @@ def test_via_regions_that_show_nothing_are_dropped_with_the_reason(
     file = as_via(scene, regions=regions)
     report = build_from_via(file, scene.images, tmp_path / "out.bank", boxes="box", attribute="kind")
     assert report.kept == {"cat": 1, "dog": 1}
-    assert len(report.dropped) == 1
-    assert reason in next(iter(report.dropped))
+    assert len(report.rejected) == 1
+    assert reason in next(iter(report.rejected))
 
 
 def test_via_circles_ellipses_and_checkboxes(scene: PolicyContext, tmp_path: Path) -> None:
@@ -334,7 +334,7 @@ def test_via_chooses_the_attribute_that_is_asked_for(scene: PolicyContext, tmp_p
 
 def test_panoptic_takes_things_and_says_what_is_stuff(scene: PolicyContext, tmp_path: Path) -> None:
     report = panoptic(scene, tmp_path / "out.bank")
-    assert report.dropped == {"stuff, not an object": 1}
+    assert report.rejected == {"stuff, not an object": 1}
     with ForegroundBank.open(report.path) as bank:
         assert bank.categories == {1: "cat", 2: "dog"}
 
@@ -408,7 +408,7 @@ def test_labelme_keeps_the_names_of_links_and_finds_subfolders(scene: PolicyCont
     store.mkdir()
     (scene.images / "scene.png").rename(store / "blob")
     (scene.images / "scene.png").symlink_to(store / "blob")
-    assert build_from_labelme(folder, tmp_path / "a.bank", images=scene.images, include=["scene.png"]).kept == {
+    assert build_from_labelme(folder, tmp_path / "a.bank", images=scene.images, image_list=["scene.png"]).kept == {
         "cat": 1
     }
     (folder / "sub").mkdir()
@@ -440,7 +440,7 @@ def test_odd_entries_of_via_are_counted(scene: PolicyContext, tmp_path: Path, re
     file.write_text(json.dumps(content))
     report = build_from_via(file, scene.images, tmp_path / "out.bank")
     assert report.kept == {"cat": 1}
-    assert report.dropped["entry without a file name or regions"] == 1
+    assert report.rejected["entry without a file name or regions"] == 1
 
 
 def test_odd_rows_of_via_are_counted_and_another_csv_is_refused(scene: PolicyContext, tmp_path: Path) -> None:
@@ -448,7 +448,7 @@ def test_odd_rows_of_via_are_counted_and_another_csv_is_refused(scene: PolicyCon
     text = file.read_text()
     file.write_text(text + 'scene.png,1,{},2,5,"{""name"": ","{}"\n')
     report = build_from_via(file, scene.images, tmp_path / "out.bank")
-    assert (report.kept, report.dropped["row with damaged attributes"]) == ({"cat": 1}, 1)
+    assert (report.kept, report.rejected["row with damaged attributes"]) == ({"cat": 1}, 1)
     file.write_text("metadata_id,file_list\n1,a.png\n")
     with pytest.raises(ValueError, match="expected an export of VIA"):
         build_from_via(file, scene.images, tmp_path / "other.bank")
@@ -485,7 +485,7 @@ def test_odd_segments_are_counted(scene: PolicyContext, tmp_path: Path, change: 
     annotations.write_text(json.dumps(content))
     report = build_from_panoptic(annotations, masks, scene.images, tmp_path / "out.bank")
     assert report.kept == {"dog": 1}
-    assert report.dropped == {reason: 1, "image without segments or mask file": 1, "stuff, not an object": 1}
+    assert report.rejected == {reason: 1, "image without segments or mask file": 1, "stuff, not an object": 1}
 
 
 def test_a_mask_file_that_was_corrected_is_read_anew(scene: PolicyContext, tmp_path: Path) -> None:
@@ -535,7 +535,7 @@ def test_voc_lists_of_splits_and_of_classes(scene: PolicyContext, tmp_path: Path
     with pytest.raises(ValueError, match="image of the split has no XML file"):
         build_from_voc(root, tmp_path / "b.bank", split="Segmentation/train")
     (root / "ImageSets" / "Main" / "cat_train.txt").write_text("scene  1\nother -1\n")
-    assert build_from_voc(root, tmp_path / "c.bank", split="cat_train").dropped == {}
+    assert build_from_voc(root, tmp_path / "c.bank", split="cat_train").rejected == {}
     for part, suffix in (("Annotations", ".xml"), ("JPEGImages", ".png"), ("SegmentationObject", ".png")):
         (root / part / f"scene{suffix}").rename(root / part / f"my scene{suffix}")
     (root / "ImageSets" / "Main" / "train.txt").write_text("my scene\n")
@@ -549,7 +549,7 @@ def test_voc_lists_of_splits_and_of_classes(scene: PolicyContext, tmp_path: Path
 
 def test_names_of_images_may_come_one_by_one(scene: PolicyContext, tmp_path: Path) -> None:
     as_yolo(scene)
-    assert build_from_yolo(scene.images, tmp_path / "out.bank", include=iter(["scene.png"])).kept == {"cat": 1}
+    assert build_from_yolo(scene.images, tmp_path / "out.bank", image_list=iter(["scene.png"])).kept == {"cat": 1}
 
 
 def test_labels_stay_the_same_where_the_names_are_given(scene: PolicyContext, tmp_path: Path) -> None:
@@ -560,7 +560,7 @@ def test_labels_stay_the_same_where_the_names_are_given(scene: PolicyContext, tm
         assert bank.categories[3] == "dog"
         assert bank[0].label == 3
     labelme_report = build_from_labelme(as_labelme(scene), tmp_path / "l.bank", images=scene.images, names=["cat"])
-    assert labelme_report.dropped == {"class is not in `names`": 1}
+    assert labelme_report.rejected == {"class is not in `names`": 1}
     with pytest.raises(ValueError, match="each once"):
         build_from_voc(root, tmp_path / "other.bank", names=["cat", "cat"])
 
@@ -612,7 +612,7 @@ def test_voc_takes_the_image_of_its_xml_file_where_that_was_copied(scene: Policy
     assert report.repaired == {"image has the name of its XML file and not that in it": 1}
     (root / "JPEGImages" / "other.png").unlink()
     report = build_from_voc(root, tmp_path / "one.bank", boxes="box")
-    assert (report.kept, report.dropped) == ({"cat": 1, "dog": 1}, {CLAIMED: 2})
+    assert (report.kept, report.rejected) == ({"cat": 1, "dog": 1}, {CLAIMED: 2})
 
 
 def test_voc_trusts_the_name_in_the_file_where_the_image_is_nobody_else_s(scene: PolicyContext, tmp_path: Path) -> None:
@@ -631,7 +631,7 @@ def test_yolo_takes_the_photograph_where_its_mask_has_its_name(scene: PolicyCont
     depths.save(scene.images / "scene.bmp")
     report = build_from_yolo(scene.images, tmp_path / "out.bank")
     assert report.kept == {"cat": 1}
-    assert report.dropped["label file is that of several images"] == 1
+    assert report.rejected["label file is that of several images"] == 1
     Image.new("RGB", (WIDTH, HEIGHT), "green").save(scene.images / "scene.jpg")
     with pytest.raises(ValueError, match=r"3 +label file is that of several images"):
         build_from_yolo(scene.images, tmp_path / "none.bank")

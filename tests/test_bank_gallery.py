@@ -32,8 +32,10 @@ def sample(tmp_path: Path) -> CocoSample:
     return sample
 
 
-def build(sample: CocoSample, drops: Path, **more: Any) -> BuildReport:
-    return build_from_coco(sample.content, sample.images, sample.folder / "out.bank", drops=drops, **more)
+def build(sample: CocoSample, rejected_sheet: Path, **more: Any) -> BuildReport:
+    return build_from_coco(
+        sample.content, sample.images, sample.folder / "out.bank", rejected_sheet=rejected_sheet, **more
+    )
 
 
 def shows(picture: NDArray[np.uint8], color: tuple[int, int, int]) -> NDArray[np.bool_]:
@@ -41,23 +43,23 @@ def shows(picture: NDArray[np.uint8], color: tuple[int, int, int]) -> NDArray[np
 
 
 def test_every_reason_has_a_file_in_a_folder(sample: CocoSample) -> None:
-    report = build(sample, sample.folder / "drops")
-    names = sorted(path.name for path in (sample.folder / "drops").iterdir())
-    assert len(names) == len(report.dropped) + 1
+    report = build(sample, sample.folder / "rejected_sheet")
+    names = sorted(path.name for path in (sample.folder / "rejected_sheet").iterdir())
+    assert len(names) == len(report.rejected) + 1
     assert names[-1] == "kept.png"
     assert any("crowd-region" in name for name in names)
-    assert f"pictures of them: {report.drops}" in report.summary()
+    assert f"pictures of them: {report.rejected_sheet}" in report.summary()
     sample.content["annotations"] = [entry for entry in sample.content["annotations"] if not entry["iscrowd"]]
     with pytest.raises(FileExistsError, match="overwrite=True"):
-        build(sample, sample.folder / "drops")
-    build(sample, sample.folder / "drops", overwrite=True)
-    names = [path.name for path in (sample.folder / "drops").iterdir()]
+        build(sample, sample.folder / "rejected_sheet")
+    build(sample, sample.folder / "rejected_sheet", overwrite=True)
+    names = [path.name for path in (sample.folder / "rejected_sheet").iterdir()]
     assert not any("crowd-region" in name for name in names)
 
 
 @pytest.mark.parametrize("name", ["01-my-cat.png", "kept.png", "own.txt"])
 def test_files_of_others_are_left_alone(sample: CocoSample, name: str) -> None:
-    own = sample.folder / "drops" / name
+    own = sample.folder / "rejected_sheet" / name
     build(sample, own.parent)
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(own, "png")
     before = {path.name: path.read_bytes() for path in own.parent.iterdir()}
@@ -150,7 +152,9 @@ def test_places_that_cannot_be_are_refused_before_anything_is_read(sample: CocoS
         with pytest.raises(error):
             build(sample, sample.folder / place, overwrite=True)
         with pytest.raises(error):
-            build_from_labelme(nowhere, sample.folder / "new.bank", drops=sample.folder / place, overwrite=True)
+            build_from_labelme(
+                nowhere, sample.folder / "new.bank", rejected_sheet=sample.folder / place, overwrite=True
+            )
     assert not (sample.folder / "out.bank").exists()
 
 
@@ -160,13 +164,13 @@ def test_other_builders_draw_too(tmp_path: Path) -> None:
     masks.mkdir()
     Image.fromarray(np.pad(np.array([[1, 2]], np.uint8).repeat(50, 1), ((40, 55), (9, 19)))).save(masks / "scene.png")
     with pytest.raises(ValueError, match="no cut-out was kept"):
-        build_from_masks(scene.images, masks, tmp_path / "out.bank", drops=tmp_path / "masks.png")
+        build_from_masks(scene.images, masks, tmp_path / "out.bank", rejected_sheet=tmp_path / "masks.png")
     shapes = [{"label": "cat", "points": [[1, 2]]}, *[{"label": "dog", "points": [[9, 9], [60, 9], [60, 60]]}]]
     folder = as_labelme(scene, shapes)
-    build_from_labelme(folder, tmp_path / "out.bank", images=scene.images, drops=tmp_path / "drops")
+    build_from_labelme(folder, tmp_path / "out.bank", images=scene.images, rejected_sheet=tmp_path / "rejected_sheet")
     root = as_voc(scene, **{"<name>dog</name><difficult>0": "<name>dog</name><difficult>1"})
-    build_from_voc(root, tmp_path / "voc.bank", drops=tmp_path / "other")
-    for sheets in ("masks.png", "drops/01-polygon-is-degenerate*", "other/01-marked-as-difficult*"):
+    build_from_voc(root, tmp_path / "voc.bank", rejected_sheet=tmp_path / "other")
+    for sheets in ("masks.png", "rejected_sheet/01-polygon-is-degenerate*", "other/01-marked-as-difficult*"):
         (path,) = tmp_path.glob(sheets)
         with Image.open(path) as image:
             assert image.height > 200  # a picture, not a line of text
@@ -175,6 +179,8 @@ def test_other_builders_draw_too(tmp_path: Path) -> None:
 def test_the_command_draws(sample: CocoSample, capsys: pytest.CaptureFixture[str]) -> None:
     source = ["--annotations", str(sample.write()[0]), "--images", str(sample.images)]
     place = str(sample.folder / "drops.png")
-    assert main(["bank", "build", "coco", *source, "--out", str(sample.folder / "o.bank"), "--drops", place]) == 0
+    assert (
+        main(["bank", "build", "coco", *source, "--out", str(sample.folder / "o.bank"), "--rejected-sheet", place]) == 0
+    )
     assert f"pictures of them: {place}" in capsys.readouterr().out
     assert Path(place).stat().st_size > 1000

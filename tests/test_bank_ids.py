@@ -49,7 +49,7 @@ def test_large_ids_as_text_are_exact(sample: CocoSample, written: Callable[[int]
     sample.add(image_id=float(LARGE))
     report = build(sample)
     assert report.kept == {"car": 1}
-    assert report.dropped == {"image is not in the JSON": 2}
+    assert report.rejected == {"image is not in the JSON": 2}
     assert report.repaired == {"id written as text": 1}
 
 
@@ -63,7 +63,7 @@ def test_large_categories_as_text_are_exact(sample: CocoSample) -> None:
     sample.add(category_id=LARGE + 1)
     report = build(sample)
     assert report.kept == {"odd": 1}
-    assert report.dropped == {"category without a name or an id that is a number": 1}
+    assert report.rejected == {"category without a name or an id that is a number": 1}
 
 
 AMBIGUOUS = "category as text is the id of one and the name of another"
@@ -92,7 +92,7 @@ def test_categories_with_digits_for_names_are_read_in_one_way(
         sample.add(category_id=text)
     report = build(sample)
     assert labels(report) == expected
-    assert (report.dropped, report.repaired) == (dropped, repaired)
+    assert (report.rejected, report.repaired) == (dropped, repaired)
 
 
 def test_only_texts_that_are_both_are_left_out(sample: CocoSample) -> None:
@@ -102,7 +102,7 @@ def test_only_texts_that_are_both_are_left_out(sample: CocoSample) -> None:
         sample.add(category_id=category)
     report = build(sample)
     assert labels(report) == [3]
-    assert report.dropped == {AMBIGUOUS: 2}
+    assert report.rejected == {AMBIGUOUS: 2}
 
 
 def nested(levels: int) -> Any:
@@ -118,14 +118,14 @@ def test_deep_nesting_is_dropped(sample: CocoSample, key: str, levels: int) -> N
     sample.add(**{key: nested(levels)})
     report = build(sample)
     assert report.kept == {"car": 1}
-    assert report.dropped == {"entry in annotations is nested too deeply": 1}
+    assert report.rejected == {"entry in annotations is nested too deeply": 1}
 
 
 def test_deep_nesting_within_text_is_no_list(sample: CocoSample) -> None:
     sample.add(segmentation="[" * 600 + "1" + "]" * 600)
     report = build(sample)
     assert report.kept == {"car": 1}
-    assert sum(report.dropped.values()) == 1
+    assert sum(report.rejected.values()) == 1
 
 
 def test_a_file_nested_beyond_what_can_be_read_is_refused(sample: CocoSample) -> None:
@@ -141,7 +141,7 @@ def test_categories_that_are_too_large_are_dropped(sample: CocoSample, number: i
     sample.add(category_id=number)
     report = build(sample)
     assert report.kept == {"car": 1}
-    assert report.dropped == {
+    assert report.rejected == {
         "category id is beyond 64 bits": 1,
         "category is not in the JSON": 1,
     }
@@ -165,7 +165,7 @@ def test_endless_numbers_that_are_no_text_end_nothing(sample: CocoSample) -> Non
     sample.add(id=10**5000)
     report = build(sample)
     assert report.kept == {"car": 1}
-    assert report.dropped == {"entry in annotations has an id of more than 300 digits": 1}
+    assert report.rejected == {"entry in annotations has an id of more than 300 digits": 1}
 
 
 def test_names_that_are_no_text_do_not_end_a_build(tmp_path: Path) -> None:

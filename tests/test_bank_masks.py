@@ -35,7 +35,7 @@ def test_every_number_is_an_object(folders: tuple[Path, Path], tmp_path: Path) -
     add(*folders, "a", suffix="")
     report = build_from_masks(*folders, tmp_path / "out.bank", category="walker")
     bank = ForegroundBank.open(report.path)
-    assert (report.kept, report.dropped) == ({"walker": 4}, {})
+    assert (report.kept, report.rejected) == ({"walker": 4}, {})
     assert [f.source for f in bank] == ["a.png#1", "a.png#4", "b.png#1", "b.png#4"]
     assert bank.categories == {1: "walker"}
     np.testing.assert_array_equal(bank[3].rgba[..., :3], gradient(60, 80)[30:50, 50:75])
@@ -46,7 +46,7 @@ def test_one_folder_for_both(tmp_path: Path) -> None:
     folder.mkdir()
     add(folder, folder, "a")
     report = build_from_masks(folder, folder, tmp_path / "out.bank")
-    assert (report.kept, report.dropped) == ({"person": 2}, {})
+    assert (report.kept, report.rejected) == ({"person": 2}, {})
 
 
 def test_whatever_does_not_fit_is_counted(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -61,13 +61,13 @@ def test_whatever_does_not_fit_is_counted(folders: tuple[Path, Path], tmp_path: 
     Image.new("L", (80, 60)).save(masks / "void_mask.png")
     Image.fromarray(gradient(60, 80)).save(masks / "colour_mask.png")
     listed = [path.stem for path in images.iterdir() if path.stem != "unlisted"] + ["gone"]
-    report = build_from_masks(images, masks, tmp_path / "out.bank", include=listed)
+    report = build_from_masks(images, masks, tmp_path / "out.bank", image_list=listed)
     assert report.kept == {"person": 2}
-    assert report.dropped == {
+    assert report.rejected == {
         "image without a mask of its name": 1,
         "mask without an image of its name": 1,
-        "image is not in `include`": 1,
-        "listed in `include`, but there is no such image": 1,
+        "image is not in `image_list`": 1,
+        "listed in `image_list`, but there is no such image": 1,
         "image or mask cannot be read": 2,
         "image and mask differ in size": 1,
         "mask has no object": 1,
@@ -82,7 +82,7 @@ def test_missing_folder(tmp_path: Path) -> None:
 def test_real_penn_fudan(data_root: Path, tmp_path: Path) -> None:
     images, masks = data_root / "penn_fudan" / "PNGImages", data_root / "penn_fudan" / "PedMasks"
     report = build_from_masks(images, masks, tmp_path / "out.bank", rules=EVERY)
-    assert (report.kept, report.dropped) == ({"person": 423}, {})
+    assert (report.kept, report.rejected) == ({"person": 423}, {})
     with ForegroundBank.open(report.path) as bank:
         for cut_out in bank.select(range(0, 423, 7)):
             name, number = cut_out.source.split("#")
@@ -92,4 +92,4 @@ def test_real_penn_fudan(data_root: Path, tmp_path: Path) -> None:
             np.testing.assert_array_equal(cut_out.rgba[..., 3] > 0, mask[window])
             own = mask[window]
             np.testing.assert_array_equal(cut_out.rgba[own, :3], read_image(images / name)[window][own])
-            assert cut_out.extent == pytest.approx(max(mask[window].shape) / np.sqrt(mask.size))
+            assert cut_out.relative_size == pytest.approx(max(mask[window].shape) / np.sqrt(mask.size))

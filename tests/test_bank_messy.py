@@ -213,11 +213,11 @@ def test_dirt_is_mended_to_the_cut_outs_of_the_clean_data_and_counted(folder: Pa
     soil(content)
     assert content != clean()
     expected, fingerprint = build(folder, clean(), "clean.bank")
-    assert (expected.repaired, expected.dropped) == ({}, {"crowd region, not one object (iscrowd)": 1})
+    assert (expected.repaired, expected.rejected) == ({}, {"crowd region, not one object (iscrowd)": 1})
     assert expected.kept == {"car": 1, "toothbrush": 1}
     report, mended_fingerprint = build(folder, content)
     assert report.repaired == repaired
-    assert report.dropped == expected.dropped
+    assert report.rejected == expected.rejected
     assert mended_fingerprint == fingerprint
     told = report.summary()
     assert all(reason in told and report.examples[reason] for reason in repaired)
@@ -230,7 +230,7 @@ def test_what_was_mended_is_told_by_the_bank(folder: Path, capsys: pytest.Captur
     with ForegroundBank.open(report.path) as bank:
         assert bank.info()["built"]["repaired"] == {N_ID: 3}
     assert main(["bank", "info", str(report.path)]) == 0
-    assert "mended when it was built\n       3  id written as text" in capsys.readouterr().out
+    assert "repaired when it was built\n       3  id written as text" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("codec", ["cp1252", "cp437", "latin-1"])
@@ -269,7 +269,7 @@ def test_what_may_mean_several_things_is_not_mended(
     ]
     report, _ = build(folder, content)
     known = sum((folder / "images" / name).is_file() for name in names)
-    missing = {reason: count for reason, count in report.dropped.items() if "image file is missing" in reason}
+    missing = {reason: count for reason, count in report.rejected.items() if "image file is missing" in reason}
     assert report.repaired == {}
     assert sum(missing.values()) == 2 - known
     assert report.kept["toothbrush"] == 1 + known
@@ -306,7 +306,7 @@ def test_what_cannot_be_mended_is_dropped_and_ends_nothing(
     content = clean()
     soil(content)
     report, _ = build(folder, content)
-    assert any(reason in told for told in report.dropped)
+    assert any(reason in told for told in report.rejected)
     assert report.kept["toothbrush"] == 1
 
 
@@ -366,7 +366,7 @@ def test_an_image_that_names_no_file_ends_nothing_where_a_list_is_given(folder: 
     content = clean()
     content["images"].append({"id": 77, "width": 9, "height": 9} | ({} if name is None else {"file_name": name}))
     content["annotations"].append({"id": 78, "image_id": 77, "category_id": 90, "segmentation": [[1, 1, 8, 1, 8, 8]]})
-    report, _ = build(folder, content, include=[NAME])
+    report, _ = build(folder, content, image_list=[NAME])
     assert report.kept["car"] == 1
 
 
@@ -512,7 +512,7 @@ def test_panoptic_written_as_text(scene: PolicyContext, tmp_path: Path) -> None:
     annotations.write_text(json.dumps(content))
     report = build_from_panoptic(annotations, masks, scene.images, tmp_path / "out.bank")
     assert fingerprint_of(report) == fingerprint_of(expected)
-    assert report.dropped == expected.dropped
+    assert report.rejected == expected.rejected
     # The ids of both things, then of the image of each.
     assert report.repaired == {N_TEXT: 2, N_ID: 4, "mask: file name in other capitals": 1}
 
@@ -528,7 +528,7 @@ def test_masks_of_another_spelling(folder: Path) -> None:
     (masks / "Käfer_mask.png").rename(masks / unicodedata.normalize("NFD", "Käfer_mask.png"))
     report = build_from_masks(images, masks, folder / "out.bank")
     assert fingerprint_of(report) == fingerprint_of(expected)
-    assert report.dropped == {}
+    assert report.rejected == {}
     assert report.repaired == {"mask: file name in another Unicode form": 1}
 
 
@@ -552,7 +552,7 @@ def test_a_file_that_a_path_leads_to_is_no_other_names(folder: Path) -> None:
         content["annotations"].append(first(content) | {"id": 5, "image_id": 10})
         report, _ = build(folder, content, overwrite=True)
         assert (report.kept["car"], report.repaired) == (1, {})
-        assert report.dropped["image file is missing"] == 1
+        assert report.rejected["image file is missing"] == 1
 
 
 @pytest.mark.parametrize(
@@ -578,5 +578,5 @@ def test_another_format_is_trusted_of_photographs_only(
     report = listed_as(folder, name, *others)
     assert report.kept["toothbrush"] == 2 + kept
     assert report.repaired == ({"file name with another extension or none": 1} if kept else {})
-    unclear = [count for reason, count in report.dropped.items() if "not clear which" in reason]
+    unclear = [count for reason, count in report.rejected.items() if "not clear which" in reason]
     assert unclear == ([] if kept else [1])

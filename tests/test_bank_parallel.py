@@ -43,8 +43,8 @@ def test_jobs_make_the_same_bank_of_coco(data_root: Path, tmp_path: Path) -> Non
             content,
             root / "val2017",
             tmp_path / f"{jobs}.bank",
-            boxes=BoxMasks("grabcut", min_quality=0.3, otherwise="ellipse"),
-            drops=tmp_path / f"{jobs}.png",
+            boxes=BoxMasks("grabcut", min_quality=0.3, fallback="ellipse"),
+            rejected_sheet=tmp_path / f"{jobs}.png",
             jobs=jobs,
         )
         for jobs in (1, 2)
@@ -52,7 +52,7 @@ def test_jobs_make_the_same_bank_of_coco(data_root: Path, tmp_path: Path) -> Non
     assert reports[1].mask_sources["grabcut"] > 0
     assert told(reports[1]) == told(reports[2])
     assert (tmp_path / "1.png").read_bytes() == (tmp_path / "2.png").read_bytes()
-    assert list(reports[1].dropped) == list(reports[2].dropped)
+    assert list(reports[1].rejected) == list(reports[2].dropped)
 
 
 def test_jobs_make_the_same_bank_of_folders(data_root: Path, tmp_path: Path) -> None:
@@ -68,11 +68,11 @@ def test_jobs_make_the_same_bank_of_folders(data_root: Path, tmp_path: Path) -> 
         (products / f"{number % 3}").mkdir(parents=True, exist_ok=True)
         Image.fromarray(ground).save(products / f"{number % 3}" / f"{number:02d}.png")
     for build, arguments, more in (
-        (build_from_masks, (penn / "PNGImages", penn / "PedMasks"), {"include": some}),
+        (build_from_masks, (penn / "PNGImages", penn / "PedMasks"), {"image_list": some}),
         (
             build_from_rgba,
             (objects,),
-            {"include": ["00", "01", "02", "03", "04", "05", "06", "07", "08", "09", "none"]},
+            {"image_list": ["00", "01", "02", "03", "04", "05", "06", "07", "08", "09", "none"]},
         ),
         (build_from_products, (products,), {}),
     ):

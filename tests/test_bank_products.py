@@ -185,10 +185,10 @@ def test_folders_are_classes_and_what_cannot_be_used_is_counted(tmp_path: Path) 
     save(root / "cup" / "mask.png", ring())
     save(root / "cup" / "cut.png", np.dstack([photograph(ring()), np.where(ring(), 255, 0).astype(np.uint8)]))
     (root / "cup" / "broken.png").write_bytes(b"no picture")
-    report = build_from_products(root, tmp_path / "out.bank", extent=0.4, drops=tmp_path / "drops.png")
+    report = build_from_products(root, tmp_path / "out.bank", relative_size=0.4, rejected_sheet=tmp_path / "drops.png")
     assert report.kept == {"cup": 1, "object": 1, "plate": 1}
     assert report.mask_sources == {"plain ground": 3}
-    assert sorted(report.dropped.values()) == [1, 1, 1, 1]
+    assert sorted(report.rejected.values()) == [1, 1, 1, 1]
     with bank_of(report) as bank:
         assert bank.categories == {1: "cup", 2: "object", 3: "plate"}
         assert [foreground.source for foreground in bank] == ["c.png", "cup/a.png", "plate/b.jpg"]
@@ -197,7 +197,7 @@ def test_folders_are_classes_and_what_cannot_be_used_is_counted(tmp_path: Path) 
             assert np.abs(np.subtract(foreground.size, 101)).max() <= 4
             assert foreground.rgba[0, :, 3].max() >= 8  # the crop is as large as what is seen
         assert bank.info()["built"]["max_spread"] == PlainBackground().max_spread
-    assert build_from_products(root, tmp_path / "again.bank", extent=0.4).bytes > 0
+    assert build_from_products(root, tmp_path / "again.bank", relative_size=0.4).bytes > 0
     with ForegroundBank.open(tmp_path / "again.bank") as again, bank_of(report) as bank:
         assert again.fingerprint == bank.fingerprint
 
@@ -216,7 +216,7 @@ def test_masks_of_both_polarities_are_counted(tmp_path: Path, place: str) -> Non
     report = build_from_products(root, tmp_path / "out.bank", masks=masks)
     assert report.kept == {"cup": 3}
     assert report.mask_sources == {"mask, object white": 2, "mask, object black": 1}
-    assert report.dropped == {"picture without a mask of its name": 1, "mask without an image of its name": 1}
+    assert report.rejected == {"picture without a mask of its name": 1, "mask without an image of its name": 1}
     assert "2  mask, object white" in report.summary()
     with bank_of(report) as bank:
         assert [int(foreground.rgba[..., 3].max()) for foreground in bank] == [255, 255, 199]
@@ -234,7 +234,7 @@ def test_masks_that_do_not_fit_are_counted(tmp_path: Path) -> None:
     report = build_from_products(tmp_path / "products", tmp_path / "out.bank", masks=tmp_path / "masks")
     assert report.kept == {"object": 1}
     assert report.repaired == {"mask: file name in other capitals": 1}
-    assert report.dropped == {
+    assert report.rejected == {
         "mask file and image differ in size": 1,
         "mask file cannot be read": 1,
         "mask shows no object: it is the same everywhere": 1,
@@ -257,7 +257,7 @@ def test_a_mask_is_of_one_picture(tmp_path: Path, place: str) -> None:
         save(root / "cup" / f"two.{suffix}", photograph(ring()))
     save(masks / ("two.png" if place == "below" else "cup/two_mask.png"), ring())
     report = build_from_products(root, tmp_path / "out.bank", masks=masks)
-    assert report.dropped == {"picture has its mask in common with another of its name": 2}
+    assert report.rejected == {"picture has its mask in common with another of its name": 2}
     assert report.repaired == {}
     with bank_of(report) as bank:
         assert bank.categories == {1: "cup"}
@@ -293,10 +293,13 @@ def test_pure_colours_are_no_mask(tmp_path: Path) -> None:
 
 def test_wrong_calls_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "products" / "a.png", photograph(ring()))
-    for more, message in (({"extent": 0}, "extent"), ({"masks": tmp_path, "ground": PlainBackground()}, "one of them")):
+    for more, message in (
+        ({"relative_size": 0}, "relative_size"),
+        ({"masks": tmp_path, "ground": PlainBackground()}, "one of them"),
+    ):
         with pytest.raises(ValueError, match=message):
             build_from_products(tmp_path / "products", tmp_path / "out.bank", **more)
-    for more in ({"masks": tmp_path / "no"}, {"include": tmp_path / "no.txt"}):
+    for more in ({"masks": tmp_path / "no"}, {"image_list": tmp_path / "no.txt"}):
         with pytest.raises(FileNotFoundError):
             build_from_products(tmp_path / "products", tmp_path / "out.bank", **more)
     with pytest.raises(FileNotFoundError):
@@ -313,7 +316,7 @@ def test_real_product_masks_are_inverted(data_root: Path, tmp_path: Path) -> Non
     assert report.kept == {"honey_bunches": 2, "mahatma_rice": 2}
     assert report.mask_sources == {"mask, object black": 4}
     with pytest.raises(ValueError, match="ground is not plain"):
-        build_from_products(folder, tmp_path / "other.bank", include=["mahatma_rice/NP1_228.jpg"])
+        build_from_products(folder, tmp_path / "other.bank", image_list=["mahatma_rice/NP1_228.jpg"])
 
 
 def test_the_command_builds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -323,7 +326,7 @@ def test_the_command_builds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     save(tmp_path / "masks" / "a.png", mask)
     arguments = ["bank", "build", "products", "--folder", str(tmp_path / "products"), "--category", "cup"]
     out = ["--out", str(tmp_path / "out.bank"), "--overwrite"]
-    assert main([*arguments, *out, "--split", "--refine", "--max-spread", "4", "--extent", "0.2"]) == 0
+    assert main([*arguments, *out, "--split", "--refine", "--max-spread", "4", "--relative-size", "0.2"]) == 0
     with ForegroundBank.open(tmp_path / "out.bank") as bank:
         assert [foreground.source for foreground in bank] == ["a.png#1", "a.png#2"]
         built = bank.info()["built"]

@@ -71,16 +71,18 @@ def test_a_killed_build_goes_on(many: Path, whole: dict[str, Any], killed: Path,
     out = tmp_path / "a.bank"
     leave(killed, out)
     seen: list[tuple[int, int]] = []
-    report = build_many(many, out, jobs=jobs, progress=lambda *done: seen.append(done), drops=tmp_path / "on.png")
+    report = build_many(
+        many, out, jobs=jobs, progress=lambda *done: seen.append(done), rejected_sheet=tmp_path / "on.png"
+    )
     assert report.resumed == SAFE
     assert f"went on from a build that was stopped: {SAFE} of {IMAGES} images" in report.summary()
     assert seen[0] == (SAFE, IMAGES)
     assert seen[-1] == (IMAGES, IMAGES)
     assert told(report) == whole
-    assert len(whole["dropped"]) == 3
+    assert len(whole["rejected"]) == 3
     assert len(whole["repaired"]) > 1
     assert not left_beside(out)
-    build_many(many, tmp_path / "b.bank", drops=tmp_path / "anew.png")
+    build_many(many, tmp_path / "b.bank", rejected_sheet=tmp_path / "anew.png")
     assert (tmp_path / "on.png").read_bytes() == (tmp_path / "anew.png").read_bytes()
 
 
@@ -249,8 +251,8 @@ def test_pictures_that_fail_do_not_cost_the_build(
     with monkeypatch.context() as patch:
         patch.setattr("terse_aug.bank.build.pipeline.write_sheets", fail)
         with pytest.raises(error, match=said):
-            build_many(many, tmp_path / "a.bank", drops=tmp_path / "drops.png")
-    assert build_many(many, tmp_path / "a.bank", drops=tmp_path / "drops.png").resumed == IMAGES
+            build_many(many, tmp_path / "a.bank", rejected_sheet=tmp_path / "drops.png")
+    assert build_many(many, tmp_path / "a.bank", rejected_sheet=tmp_path / "drops.png").resumed == IMAGES
 
 
 @pytest.mark.usefixtures("ctrl_c")
@@ -443,7 +445,11 @@ def test_what_was_counted_survives_writing() -> None:
     stored = Entry("id", 8, Columns(), "hash", ledger).encode()
     assert stored is not None
     again = Entry.decode(stored).ledger
-    assert (again.dropped, again.repaired, again.mask_sources) == (ledger.dropped, ledger.repaired, ledger.mask_sources)
+    assert (again.rejected, again.repaired, again.mask_sources) == (
+        ledger.rejected,
+        ledger.repaired,
+        ledger.mask_sources,
+    )
     pairs = zip(again.exhibits["reason \udce9"].held, ledger.exhibits["reason \udce9"].held, strict=True)
     assert all(str(one) == str(other) for one, other in pairs)
     both = Ledger(), Ledger()

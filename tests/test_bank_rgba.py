@@ -26,7 +26,7 @@ def test_subfolders_are_classes(tmp_path: Path) -> None:
     save(folder / "apple" / "red" / "b.tif")
     save(folder / "grüner apfel" / "c.webp")
     rgba = save(folder / "d.png")
-    report = build_from_rgba(folder, tmp_path / "out.bank", category="thing", extent=0.25)
+    report = build_from_rgba(folder, tmp_path / "out.bank", category="thing", relative_size=0.25)
     bank = ForegroundBank.open(report.path)
     assert report.kept == {"apple": 1, "grüner apfel": 1, "thing": 1, "zebra": 1}
     assert bank.categories == {1: "apple", 2: "grüner apfel", 3: "thing", 4: "zebra"}
@@ -38,7 +38,7 @@ def test_subfolders_are_classes(tmp_path: Path) -> None:
     }
     for cut_out in bank:
         np.testing.assert_array_equal(cut_out.rgba, rgba[3:23, 5:35])  # tight, and alpha as it was
-        assert cut_out.extent == 0.25
+        assert cut_out.relative_size == 0.25
 
 
 def test_what_is_not_seen_is_no_part_of_the_object(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_files_that_are_no_pictures_take_no_label(tmp_path: Path) -> None:
     (folder / "notes" / "a.txt").write_text("x")
     report = build_from_rgba(folder, tmp_path / "out.bank")
     assert ForegroundBank.open(report.path).categories == {1: "cup", 2: "person"}
-    assert report.dropped == {"not a PNG, WebP or TIFF file": 2}
+    assert report.rejected == {"not a PNG, WebP or TIFF file": 2}
 
 
 def test_an_object_larger_than_a_bank_holds_does_not_end_the_build(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_an_object_larger_than_a_bank_holds_does_not_end_the_build(tmp_path: Pat
     Image.fromarray(wide).save(folder / "wide.png")
     report = build_from_rgba(folder, tmp_path / "out.bank", rules=ExtractionRules(max_side=None))
     assert report.kept == {"object": 1}
-    assert report.dropped == {"a side longer than 16384 px (give max_side)": 1}
+    assert report.rejected == {"a side longer than 16384 px (give max_side)": 1}
     with pytest.raises(ValueError, match="max_side of at most 16384 px, got 20000"):
         ExtractionRules(max_side=20_000)
 
@@ -93,20 +93,20 @@ def test_whatever_is_not_cut_out_is_counted(tmp_path: Path) -> None:
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (folder / ".hidden").write_text("")
     listed = [path.name for path in folder.iterdir() if path.stem != "unlisted"]
-    report = build_from_rgba(folder, tmp_path / "out.bank", include=listed)
+    report = build_from_rgba(folder, tmp_path / "out.bank", image_list=listed)
     assert report.kept == {"object": 1}
-    assert sorted(report.dropped.values()) == [1] * 8
-    told = " ".join(report.dropped)
-    for reason in ("no alpha", "opaque", "transparent", "min_area", "cannot be read", "not a PNG", "include"):
+    assert sorted(report.rejected.values()) == [1] * 8
+    told = " ".join(report.rejected)
+    for reason in ("no alpha", "opaque", "transparent", "min_area", "cannot be read", "not a PNG", "image_list"):
         assert reason in told
 
 
 def test_wrong_arguments(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="folder of RGBA images"):
         build_from_rgba(tmp_path / "no", tmp_path / "out.bank")
-    for extent in (0, -1, float("inf")):
+    for relative_size in (0, -1, float("inf")):
         with pytest.raises(ValueError, match="extent above 0"):
-            build_from_rgba(tmp_path, tmp_path / "out.bank", extent=extent)
+            build_from_rgba(tmp_path, tmp_path / "out.bank", relative_size=relative_size)
     with pytest.raises(ValueError, match="drop_truncated"):
         build_from_rgba(tmp_path, tmp_path / "out.bank", rules=ExtractionRules(drop_truncated=True))
     with pytest.raises(ValueError, match="no cut-out was kept"):

@@ -51,7 +51,7 @@ def test_round_trip(tmp_path: Path, written: list[Foreground]) -> None:
             assert_equal(actual, expected)
         assert bank.labels.tolist() == [foreground.label for foreground in written]
         assert bank.sizes.tolist() == [list(foreground.rgba.shape[:2]) for foreground in written]
-        np.testing.assert_array_equal(bank.extents, np.float32([f.extent for f in written]))
+        np.testing.assert_array_equal(bank.extents, np.float32([f.relative_size for f in written]))
         assert (bank.labels.dtype, bank.extents.dtype, bank.sizes.dtype) == (np.int64, np.float32, np.int32)
         assert bank.categories == {label: CATEGORIES[label] for label in sorted(set(bank.labels.tolist()))}
 
@@ -262,8 +262,8 @@ def test_info_is_plain_data(bank_path: Path) -> None:
     ("changes", "match"),
     [
         ({"label": 2}, r"label among \[1, 3, 90\], got 2"),
-        ({"extent": 0.0}, "extent above 0"),
-        ({"extent": float("nan")}, "extent above 0"),
+        ({"relative_size": 0.0}, "extent above 0"),
+        ({"relative_size": float("nan")}, "extent above 0"),
         ({"rgba": np.ones((3, 3, 3), np.uint8)}, r"got uint8 \[3, 3, 3\]"),
         ({"rgba": np.ones((3, 3, 4), np.float32)}, "got float32"),
         ({"rgba": np.ones((0, 3, 4), np.uint8)}, "sides of 1"),

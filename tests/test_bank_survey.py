@@ -23,7 +23,7 @@ SCRIPT = "<script>alert('ä')</script>&\" 犬"
 
 
 def foreground(rgba: NDArray[np.uint8], label: int = 1, **changes: Any) -> Foreground:
-    return Foreground(**({"rgba": rgba, "label": label, "source": f"{SCRIPT}.jpg#1", "extent": 0.2} | changes))
+    return Foreground(**({"rgba": rgba, "label": label, "source": f"{SCRIPT}.jpg#1", "relative_size": 0.2} | changes))
 
 
 def shaped(mask: NDArray[np.uint8], color: int = 90) -> NDArray[np.uint8]:
@@ -62,7 +62,7 @@ def pictures(tmp_path: Path) -> Path:
     copies = [foreground(picture(0), 2), foreground(np.ascontiguousarray(picture(1)[::2, ::2]), 3)]
     built = {
         "from": "masks",
-        "dropped": {"mask <is> empty": 3, "too small": 1200},
+        "rejected": {"mask <is> empty": 3, "too small": 1200},
         "repaired": {"number written as <text>": 7},
         "mask_sources": {"mask": 30, "grabcut": 8},
     }
@@ -135,7 +135,7 @@ ODD = {
     "all the same": [foreground(shaped(disk(40))) for _ in range(60)],
     "many parts": [foreground(shaped(np.eye(40, dtype=np.uint8)[::-1][:, ::-1] * (np.arange(40) % 3 != 1)))],
     "many classes": [foreground(shaped(disk(10 + n % 5)), n + 1) for n in range(300)],
-    "large": [foreground(shaped(disk(1500)), extent=1.9, center=(0.0, 1.0))],
+    "large": [foreground(shaped(disk(1500)), relative_size=1.9, center=(0.0, 1.0))],
     "no source": [foreground(shaped(disk(9)), source="")],
 }
 
@@ -151,16 +151,16 @@ def test_odd_banks(kind: str, tmp_path: Path) -> None:
 
 
 def test_what_a_bank_says_of_itself_may_be_anything(tmp_path: Path) -> None:
-    built = {"dropped": ["x"], "mask_sources": {"mask": "some"}, "from": None, SCRIPT: [1, SCRIPT], "nested": {"a": 1}}
+    built = {"rejected": ["x"], "mask_sources": {"mask": "some"}, "from": None, SCRIPT: [1, SCRIPT], "nested": {"a": 1}}
     _, page = surveyed(write(tmp_path / "odd.bank", ODD["one"], built))
     assert page.count("This bank does not say") == 2
     assert "&lt;script&gt;" in page
-    _, page = surveyed(write(tmp_path / "odd.bank", ODD["one"], {"dropped": {}, "mask_sources": {"mask": 1}}))
+    _, page = surveyed(write(tmp_path / "odd.bank", ODD["one"], {"rejected": {}, "mask_sources": {"mask": 1}}))
     assert "<p>Nothing.</p>" in page
 
 
 @pytest.mark.parametrize("told", [["x"], "x", 5, {"a": "b"}, {"a": [1]}, {"\x1b[2J\ud800": 3, "b": 4}, None])
-@pytest.mark.parametrize("what", ["dropped", "repaired"])
+@pytest.mark.parametrize("what", ["rejected", "repaired"])
 def test_the_command_tells_whatever_a_bank_says_of_itself(
     what: str, told: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -307,7 +307,7 @@ def test_centers_are_those_of_the_boxes(data_root: Path, tmp_path: Path) -> None
     folder = data_root / "penn_fudan"
     names = ["FudanPed00001.png", "PennPed00010.png"]
     source = (folder / "PNGImages", folder / "PedMasks", tmp_path / "p.bank")
-    build_from_masks(*source, include=names, rules=ExtractionRules(max_side=200))
+    build_from_masks(*source, image_list=names, rules=ExtractionRules(max_side=200))
     expected = []
     for name in names:
         ids = np.asarray(Image.open(folder / "PedMasks" / name.replace(".png", "_mask.png")))

@@ -95,7 +95,7 @@ def test_masks_of_frames(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(tmp_path / "masks" / "002.png")
     report = build_from_video(place, tmp_path / "out.bank", every=1, masks=tmp_path / "masks")
     assert report.mask_sources == {"mask": 2}
-    assert report.dropped == {"frame without a mask of its name": 1, "mask file and frame differ in size": 1}
+    assert report.rejected == {"frame without a mask of its name": 1, "mask file and frame differ in size": 1}
 
 
 def test_masks_of_frames_in_subfolders(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_masks_of_frames_in_subfolders(tmp_path: Path) -> None:
     for name in ("one/0.png", "0.png", "1.png"):
         Image.fromarray(scene(0)[1].astype(np.uint8)).save(masks / name)
     report = build_from_video(place, tmp_path / "out.bank", every=1, masks=masks)
-    assert report.dropped == {"mask of the frame's name, but several frames have it": 1}
+    assert report.rejected == {"mask of the frame's name, but several frames have it": 1}
     with ForegroundBank.open(report.path) as bank:
         assert [foreground.source for foreground in bank] == ["one/0.png#1", "two/1.png#1"]
 
@@ -117,11 +117,11 @@ def test_odd_frames_are_counted(tmp_path: Path) -> None:
     (place / "003.png").write_bytes(b"no picture")
     Image.fromarray(scene(1)[0][:50]).save(place / "007.png")
     report = build_from_video(place, tmp_path / "out.bank", every=1)
-    assert report.dropped["frame cannot be read"] == 1
-    assert report.dropped["frame has another size than the first"] == 1
+    assert report.rejected["frame cannot be read"] == 1
+    assert report.rejected["frame has another size than the first"] == 1
     ledger = Ledger()
     assert len(list(_Frames(place, 1).read(ledger))) == COUNT - 1
-    assert ledger.dropped.counts == {"frame cannot be read": 1}
+    assert ledger.rejected.counts == {"frame cannot be read": 1}
 
 
 def test_a_damaged_video_is_read_to_its_end(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_damaged_video_is_read_to_its_end(tmp_path: Path) -> None:
     (tmp_path / "zeroed.avi").write_bytes(whole[: start + 8] + bytes(length) + whole[start + 8 + length :])
     for every in (1, 2):
         ledger, frames = Ledger(), _Frames(tmp_path / "zeroed.avi", every)
-        assert len(list(frames.read(ledger))) + ledger.dropped.counts.total() == COUNT // every
+        assert len(list(frames.read(ledger))) + ledger.rejected.counts.total() == COUNT // every
         assert len(list(frames.read())) >= COUNT // every - 1
 
 

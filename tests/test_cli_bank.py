@@ -38,26 +38,26 @@ def test_build_coco_says_what_was_kept_and_dropped(sample: CocoSample, capsys: p
 
 def test_options_reach_the_builder(sample: CocoSample) -> None:
     rules = ["--min-area", "50", "--min-side", "3", "--max-side", "10", "--min-box-agreement", "0.9"]
-    include = sample.folder / "train.txt"
-    include.write_text("a.png\n")
-    more = [*rules, "--drop-truncated", "--category", "car", "--include", str(include)]
+    image_list = sample.folder / "train.txt"
+    image_list.write_text("a.png\n")
+    more = [*rules, "--drop-truncated", "--category", "car", "--image-list", str(image_list)]
     assert main(coco_arguments(sample, *more)) == 0
     bank = ForegroundBank.open(sample.folder / "out.bank")
     built = bank.info()["built"]
     expected = ExtractionRules(min_area=50, min_side=3, max_side=10, min_box_agreement=0.9, drop_truncated=True)
     assert {name: built[name] for name in vars(expected)} == vars(expected)
     assert bank.sizes.tolist() == [[5, 10]]
-    assert built["dropped"] == {"category is not in `categories`": 1}
+    assert built["rejected"] == {"category is not in `categories`": 1}
     assert main(coco_arguments(sample, "--max-side", "0", "--overwrite")) == 0
     assert ForegroundBank.open(sample.folder / "out.bank").info()["built"]["max_side"] is None
 
 
 def test_build_masks_and_info_of_real_data(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, out = data_root / "penn_fudan", str(tmp_path / "penn.bank")
-    include = tmp_path / "split.txt"
-    include.write_text("FudanPed00001\nFudanPed00002.png\n")
+    image_list = tmp_path / "split.txt"
+    image_list.write_text("FudanPed00001\nFudanPed00002.png\n")
     source = ["--images", str(folder / "PNGImages"), "--masks", str(folder / "PedMasks")]
-    arguments = ["bank", "build", "masks", *source, "--category", "walker", "--include", str(include)]
+    arguments = ["bank", "build", "masks", *source, "--category", "walker", "--image-list", str(image_list)]
     assert main([*arguments, "--out", out]) == 0
     capsys.readouterr()
     assert main(["bank", "info", out]) == 0
@@ -65,17 +65,17 @@ def test_build_masks_and_info_of_real_data(data_root: Path, tmp_path: Path, caps
     assert main(["bank", "info", out, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["cut_outs_per_category"] == {"walker": 3}
-    assert told["built"]["dropped"] == {"image is not in `include`": 168}
+    assert told["built"]["rejected"] == {"image is not in `image_list`": 168}
 
 
 def test_build_rgba(tmp_path: Path) -> None:
     from test_bank_rgba import save
 
     save(tmp_path / "objects" / "cup" / "a.png")
-    arguments = ["bank", "build", "rgba", "--folder", str(tmp_path / "objects"), "--extent", "0.5"]
+    arguments = ["bank", "build", "rgba", "--folder", str(tmp_path / "objects"), "--relative-size", "0.5"]
     assert main([*arguments, "--out", str(tmp_path / "cups.bank")]) == 0
     bank = ForegroundBank.open(tmp_path / "cups.bank")
-    assert (bank.categories, bank[0].extent) == ({1: "cup"}, 0.5)
+    assert (bank.categories, bank[0].relative_size) == ({1: "cup"}, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_every_format_can_be_built_from(tmp_path: Path, capsys: pytest.CaptureFi
             "kind",
             "--boxes",
             "grabcut",
-            "--otherwise",
+            "--fallback",
             "box",
         ],
         "panoptic": ["--annotations", str(annotations), "--masks", str(masks), *images],
@@ -163,6 +163,6 @@ def test_every_format_can_be_built_from(tmp_path: Path, capsys: pytest.CaptureFi
         with ForegroundBank.open(out) as bank:
             assert sorted(bank.categories.values()) == ["cat", "dog"]
             assert (bank.categories.get(1) == "dog") is (source in ("voc", "yolo"))
-    wrong = ["bank", "build", "via", "--file", str(as_via(scene)), *images, "--otherwise", "box", "--out", "x.bank"]
+    wrong = ["bank", "build", "via", "--file", str(as_via(scene)), *images, "--fallback", "box", "--out", "x.bank"]
     assert main(wrong) == 2
     assert "are for --boxes grabcut" in capsys.readouterr().err

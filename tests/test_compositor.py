@@ -334,9 +334,9 @@ def test_a_graph_changes_no_pixel() -> None:
 STILL = TransformRanges(rotation=(0, 0), shear=(0, 0), scale=(1, 1), scale_x=(1, 1), scale_y=(1, 1), keep_inside=1)
 
 
-def foreground_of(cutout: Tensor, extent: float = 0.4, keypoints: Any = None, label: int = 7) -> Foreground:
+def foreground_of(cutout: Tensor, relative_size: float = 0.4, keypoints: Any = None, label: int = 7) -> Foreground:
     rgba = (cutout * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
-    return Foreground(rgba, label, "somewhere.jpg#1", extent, keypoints)
+    return Foreground(rgba, label, "somewhere.jpg#1", relative_size, keypoints)
 
 
 def surface_of(ranges: TransformRanges = WIDE, **settings: Any) -> RenderSettings:
@@ -534,7 +534,7 @@ def test_the_colour_under_transparent_pixels_does_not_bleed_when_a_cutout_is_red
 
 def test_a_paste_below_the_smallest_side_is_left_out_and_counted() -> None:
     image = torch.rand(3, 40, 40)
-    foregrounds = [foreground_of(opaque_cutout(8, 4), extent) for extent in (0.11, 0.09)]
+    foregrounds = [foreground_of(opaque_cutout(8, 4), relative_size) for relative_size in (0.11, 0.09)]
     surface = surface_of(STILL, min_side=4.0)
     composites = compose([image], [target_of()], layout_of(foregrounds, [0, 0]), units(2), surface)
     assert composites.dropped == {"paste_too_small": 1}
@@ -717,7 +717,7 @@ def test_nothing_that_shows_lies_outside_the_pixels_that_are_rendered(seed: int,
     frame = (160, 160)
     ranges = TransformRanges(rotation=(-90, 90), shear=(-0.3, 0.3), scale=(0.5, 0.5), keep_inside=0.5)
     unit = torch.rand(1, len(PARAMETERS), generator=torch.Generator().manual_seed(seed)).requires_grad_()
-    foreground = replace(foreground, extent=shrink)
+    foreground = replace(foreground, relative_size=shrink)
     surface = surface_of(ranges, edge_sigma=sigma, min_side=0.0)
     image = torch.zeros(3, *frame)
     layout = layout_of([foreground], [0])

@@ -279,7 +279,7 @@ def test_a_bank_is_built_from_what_register_coco_instances_made(tmp_path: Path) 
     (tmp_path / "own.json").write_text(json.dumps(content))
     register_coco_instances("own_train", {}, str(tmp_path / "own.json"), str(tmp_path / "images"))
     try:
-        build_from_detectron2("own_train", tmp_path / "own.bank", include=["a.png"])
+        build_from_detectron2("own_train", tmp_path / "own.bank", image_list=["a.png"])
     finally:
         DatasetCatalog.remove("own_train")
         MetadataCatalog.remove("own_train")
@@ -367,7 +367,7 @@ def test_a_bank_is_built_from_boxes_only_where_a_way_is_given(tmp_path: Path) ->
 
     try:
         with pytest.raises(ValueError, match="a box cannot be cut out"):
-            build_from_detectron2("boxes_only", tmp_path / "none.bank", drops=tmp_path / "drops.png")
+            build_from_detectron2("boxes_only", tmp_path / "none.bank", rejected_sheet=tmp_path / "drops.png")
         report = build_from_detectron2("boxes_only", tmp_path / "cut.bank", boxes=BoxMasks("grabcut", 0.6))
         own_way = build_from_detectron2("boxes_only", tmp_path / "half.bank", boxes=left_half)
         flags = ["bank", "build", "detectron2", "--datasets", "boxes_only", "--out", str(tmp_path / "cli.bank")]

@@ -12,7 +12,7 @@ from PIL import Image
 
 need_detectron2()
 from detectron2_factories import Watched, bank, dataset, tiny_cfg, trainer_with_hook  # noqa: F401 - fixtures
-from factories import cutout
+from factories import make_foreground
 
 from terse_aug import ForegroundBank
 from terse_aug.bank import BankWriter
@@ -32,7 +32,7 @@ def pool(folder: Path) -> str:
 
 def distractors(folder: Path, name: str) -> str:
     with BankWriter(folder / f"{name}.bank", {1: name}) as out:
-        out.add(cutout(3))
+        out.add(make_foreground(3))
     return str(folder / f"{name}.bank")
 
 

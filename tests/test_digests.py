@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import cutout, keypoint_cutouts, make_bank, make_batch, make_detector
+from factories import keypoint_foregrounds, make_bank, make_batch, make_detector, make_foreground
 from torch import Tensor
 
 from terse_aug import ForegroundLoader, Terse
@@ -71,9 +71,9 @@ def make(bank: Any, policy: str, **flat: Any) -> Terse:
 
 def core(folder: Path) -> dict[str, str]:
     bank = make_bank(folder)
-    points = make_bank(folder, keypoint_cutouts(), keypoint_names=("nose", "left_eye", "right_eye"))
-    uneven = make_bank(folder, [cutout(seed, label=1 + (seed == 0)) for seed in range(6)])
-    strange = make_bank(folder, [cutout(seed, label=7) for seed in range(3)])
+    points = make_bank(folder, keypoint_foregrounds(), keypoint_names=("nose", "left_eye", "right_eye"))
+    uneven = make_bank(folder, [make_foreground(seed, label=1 + (seed == 0)) for seed in range(6)])
+    strange = make_bank(folder, [make_foreground(seed, label=7) for seed in range(3)])
     pool = [torch.from_numpy(np.random.default_rng(n).integers(0, 256, (3, 90, 70), dtype=np.uint8)) for n in range(3)]
     found = {}
     for policy in POLICIES:

@@ -408,7 +408,7 @@ def test_a_bank_is_of_the_images_that_are_trained_on(example, coco, tmp_path):
     for limit in (2, 4, 2):
         known = example.datasets.CocoFormat(coco / "annotations.json", coco, limit=limit)
         with example.pasting.open_bank(args, known) as bank:
-            sources.append({cutout.source.partition("#")[0] for cutout in bank})
+            sources.append({make_foreground.source.partition("#")[0] for make_foreground in bank})
     assert sources[0] == sources[2] < sources[1]
     assert len(list(tmp_path.glob("foregrounds-*.bank"))) == 2
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import EVERY_IMAGE, cutout, make_bank, make_batch
+from factories import EVERY_IMAGE, make_bank, make_batch, make_foreground
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -58,7 +58,7 @@ def test_a_glimpse_shows_what_the_composite_shows(tmp_path: Path, mirror: float)
 
 def _triangle(seed: int) -> Foreground:
     """Half of a rectangle: turned, its bounding box lies to one side of the rectangle's middle."""
-    foreground = cutout(seed)
+    foreground = make_foreground(seed)
     height, width = foreground.rgba.shape[:2]
     half = np.arange(width) / (width - 1) <= np.arange(height)[:, None] / (height - 1)
     foreground.rgba[..., 3] = 255 * half[:: 1 - 2 * (seed % 2), :: 1 - 2 * (seed // 2 % 2)]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from factories import DETECTORS, EVERY_IMAGE, KEYPOINTS, keypoint_cutouts, make_bank, make_batch, make_detector
+from factories import DETECTORS, EVERY_IMAGE, KEYPOINTS, keypoint_foregrounds, make_bank, make_batch, make_detector
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
@@ -172,7 +172,9 @@ def test_every_iteration_is_learned_from_and_nothing_is_asked(
     name: str, tiny_bank: ForegroundBank, tmp_path: Path
 ) -> None:
     detector = make_detector(name)
-    bank = make_bank(tmp_path, keypoint_cutouts(), keypoint_names=KEYPOINTS) if name == "keypointrcnn" else tiny_bank
+    bank = (
+        make_bank(tmp_path, keypoint_foregrounds(), keypoint_names=KEYPOINTS) if name == "keypointrcnn" else tiny_bank
+    )
     terse = critic(bank, detector)
     counts = []
     for seed in range(4):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import cutout
+from factories import make_foreground
 from hosts import QUIET_MMDET, need_mmdet
 from processes import METHOD, fresh
 
@@ -258,7 +258,7 @@ def test_unknown_classes_are_dropped_in_both(data: Path, tmp_path: Path) -> None
     """The same dictionary for both, and the workers' cut-outs are those of the hook's bank."""
     with BankWriter(tmp_path / "more.bank", {1: "cat", 2: "dog", 3: "zebra"}) as out:
         for seed in range(9):
-            out.add(cutout(seed, label=1 + seed % 3))
+            out.add(make_foreground(seed, label=1 + seed % 3))
     bank = ForegroundBank.open(tmp_path / "more.bank")
     terse = settings(bank, drop_unknown_classes=True, classes=list(CLASSES))
     runner, hook = made(data, tmp_path, 2, terse, pipeline=pipeline({"type": "TersePaste", **terse}))
@@ -714,7 +714,7 @@ def test_a_bank_is_built_from_boxes_only_where_a_way_is_given(data: Path, tmp_pa
         return mask
 
     with pytest.raises(ValueError, match="a box cannot be cut out"):
-        build_from_mmdet(cfg, tmp_path / "none.bank", drops=tmp_path / "drops.png")
+        build_from_mmdet(cfg, tmp_path / "none.bank", rejected_sheet=tmp_path / "drops.png")
     assert (tmp_path / "drops.png").stat().st_size > 1000
     report = build_from_mmdet(cfg, tmp_path / "ellipses.bank", boxes="ellipse")
     own_way = build_from_mmdet(cfg, tmp_path / "boxes.bank", boxes=whole_box)

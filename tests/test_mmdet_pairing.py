@@ -12,7 +12,7 @@ from hosts import QUIET_MMDET, need_mmdet
 from PIL import Image
 
 need_mmdet()
-from factories import cutout
+from factories import make_foreground
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks
@@ -31,7 +31,7 @@ pytestmark = QUIET_MMDET
 
 def distractors(folder: Path, name: str) -> str:
     with BankWriter(folder / f"{name}.bank", {1: name}) as out:
-        out.add(cutout(3))
+        out.add(make_foreground(3))
     return str(folder / f"{name}.bank")
 
 

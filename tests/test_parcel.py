@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from factories import EVERY_IMAGE, cutout, keypoint_cutouts, make_bank, make_batch, make_detector
+from factories import EVERY_IMAGE, keypoint_foregrounds, make_bank, make_batch, make_detector, make_foreground
 from processes import METHOD, fresh
 from torch.utils.data import DataLoader, Dataset
 
@@ -43,7 +43,7 @@ def loaded(cutouts: ForegroundLoader, workers: int, seed: int = 0, start: str = 
 
 def contents(foreground: Foreground) -> tuple[Any, ...]:
     points = None if foreground.keypoints is None else foreground.keypoints.tolist()
-    head = (foreground.label, foreground.source, foreground.extent, points)
+    head = (foreground.label, foreground.source, foreground.relative_size, points)
     return (*head, foreground.rgba.tolist(), foreground.outline.tolist())
 
 
@@ -63,7 +63,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
 
 @pytest.mark.parametrize(("workers", "start"), [(0, "fork"), (2, "fork"), (2, METHOD)])
 def test_a_parcel_brings_whole_cut_outs_from_any_worker(tmp_path: Path, workers: int, start: str) -> None:
-    bank = make_bank(tmp_path, keypoint_cutouts(), keypoint_names=("nose", "left_eye", "right_eye"))
+    bank = make_bank(tmp_path, keypoint_foregrounds(), keypoint_names=("nose", "left_eye", "right_eye"))
     own = {"objects": (1, 3), "decoys": (0, 2), "image_probability": 0.8}
     sampled = loaded(ForegroundLoader(bank, "random", **own), workers, start=start)  # type: ignore[arg-type]  # settings of several types
     assert len(sampled) == 8
@@ -85,7 +85,7 @@ def test_a_parcel_without_cut_outs_is_none_the_worse(tiny_bank: ForegroundBank) 
 
 
 def test_every_call_worker_and_pass_draws_afresh_and_the_global_state_is_left_alone(tmp_path: Path) -> None:
-    bank = make_bank(tmp_path, [cutout(seed) for seed in range(40)])
+    bank = make_bank(tmp_path, [make_foreground(seed) for seed in range(40)])
     always: dict[str, Any] = {"objects": (5, 5), "image_probability": 1.0}
     cutouts = ForegroundLoader(bank, "random", **always)
     before = torch.get_rng_state()
@@ -115,7 +115,7 @@ def test_a_critic_is_offered_several_of_a_class(tiny_bank: ForegroundBank, setti
 def test_what_is_pasted_is_what_came_and_no_cut_out_is_read_here(
     tmp_path: Path, reads: Counter[int], policy: str, settings: dict[str, Any]
 ) -> None:
-    bank = make_bank(tmp_path, [cutout(seed, label=1 + seed % 2) for seed in range(30)])
+    bank = make_bank(tmp_path, [make_foreground(seed, label=1 + seed % 2) for seed in range(30)])
     chosen = {"objects": (1, 3), "decoys": (1, 2), "image_probability": 1.0, **settings}
     terse = Terse(bank, policy, target=make_detector("fasterrcnn"), classes={"cat": 2, "dog": 1}, **chosen)
     cutouts = ForegroundLoader(bank, policy, **chosen)
@@ -136,7 +136,7 @@ def test_what_is_pasted_is_what_came_and_no_cut_out_is_read_here(
 
 def test_pastes_are_as_many_with_parcels_as_without(tmp_path: Path) -> None:
     """Each image alike: how many are drawn in the workers, and which, is distributed as here."""
-    bank = make_bank(tmp_path, [cutout(seed, label=1 + seed % 2) for seed in range(30)])
+    bank = make_bank(tmp_path, [make_foreground(seed, label=1 + seed % 2) for seed in range(30)])
     own = {"objects": (0, 3), "decoys": (0, 2), "image_probability": 0.6}
     cutouts = ForegroundLoader(bank, "random", **own)  # type: ignore[arg-type]  # settings of several types
     counts: dict[bool, Counter[int]] = {True: Counter(), False: Counter()}
@@ -175,7 +175,11 @@ def test_parcels_that_do_not_fit_are_refused(tmp_path: Path, tiny_bank: Foregrou
     other = ForegroundLoader(tiny_bank, "random", objects=(1, 2))()
     with pytest.raises(ValueError, match=r"parcel 1: expected 2 cut-outs offered for each paste, got 1; give "):
         terse(images, targets, [good, other])
-    for bank in (tiny_bank.select([0, 1, 2]), tiny_bank.select([5, 4, 3, 2, 1, 0]), make_bank(tmp_path, [cutout(9)])):
+    for bank in (
+        tiny_bank.select([0, 1, 2]),
+        tiny_bank.select([5, 4, 3, 2, 1, 0]),
+        make_bank(tmp_path, [make_foreground(9)]),
+    ):
         other = ForegroundLoader(bank, "critic", **own)()
         with pytest.raises(ValueError, match="parcel 0: from another bank; give ForegroundLoader the bank of Terse"):
             terse(images, targets, [other, good])

@@ -361,7 +361,7 @@ def test_penn_fudan(data_root: Path, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("FudanPed00001\nFudanPed00002\n")
     source = ["--images", str(folder / "PNGImages"), "--masks", str(folder / "PedMasks")]
     bank = str(tmp_path / "penn.bank")
-    assert main(["bank", "build", "masks", *source, "--include", str(tmp_path / "names.txt"), "--out", bank]) == 0
+    assert main(["bank", "build", "masks", *source, "--image-list", str(tmp_path / "names.txt"), "--out", bank]) == 0
     out = tmp_path / "sheet.html"
     assert main(["preview", bank, *source, "--out", str(out), "--count", "3", "--image-size", "240"]) == 0
     assert out.read_text().count("<article>") == 3
@@ -376,7 +376,7 @@ def test_coco_with_keypoints(data_root: Path, tmp_path: Path) -> None:
     source += ["--annotations", str(folder / "annotations" / "person_keypoints_val2017.json")]
     (tmp_path / "names.txt").write_text("000000397133.jpg\n")
     bank = str(tmp_path / "coco.bank")
-    assert main(["bank", "build", "coco", *source, "--include", str(tmp_path / "names.txt"), "--out", bank]) == 0
+    assert main(["bank", "build", "coco", *source, "--image-list", str(tmp_path / "names.txt"), "--out", bank]) == 0
     out, png = tmp_path / "sheet.html", tmp_path / "sheet.png"
     more = ["--count", "3", "--image-probability", "1", "--png", str(png), "--image-size", "240"]
     assert main(["preview", bank, *source, "--out", str(out), *more]) == 0

@@ -50,9 +50,9 @@ def pastes(draw: st.DrawFn) -> tuple[list[Patch], list[Patch], tuple[int, int], 
     matrix = place(torch.tensor([transform]).double(), PasteGeometry(pair, pair, one, mirror), 0.0).matrix
     centre = torch.tensor([[number(0, size[1]), number(0, size[0])]]).double()
     sigma, pixels = draw(st.sampled_from([0.0, 0.4, 1.0, 2.3])), draw(formats)
-    cutout = cutout_tensor(rgba, pixels, matrix)
-    rectangles = rectangles_of([cutout], matrix, centre, size, sigma)
-    exact = render([cutout], matrix, centre, rectangles, sigma)
+    make_foreground = cutout_tensor(rgba, pixels, matrix)
+    rectangles = rectangles_of([make_foreground], matrix, centre, size, sigma)
+    exact = render([make_foreground], matrix, centre, rectangles, sigma)
     return exact, render_8bit([rgba], matrix.float(), centre.float(), rectangles, sigma, pixels), size, pixels
 
 
@@ -91,11 +91,11 @@ def test_the_mask_is_where_the_blended_alpha_is_above_one_half(
     assert torch.equal(patch.rectangle.of(composite)[0] > 0.5, patch.mask)
 
 
-@pytest.mark.parametrize("extent", [0.05, 0.3, 1.5])
-def test_composites_with_and_without_a_gradient_differ_by_about_a_level(extent: float) -> None:
+@pytest.mark.parametrize("relative_size", [0.05, 0.3, 1.5])
+def test_composites_with_and_without_a_gradient_differ_by_about_a_level(relative_size: float) -> None:
     """Cut-outs that are reduced before the warp among them."""
     image = torch.rand(3, 60, 80)
-    foregrounds = [Foreground(noise(40, 30, seed), 1, "drawn", extent) for seed in range(4)]
+    foregrounds = [Foreground(noise(40, 30, seed), 1, "drawn", relative_size) for seed in range(4)]
     exact, fast = (
         compose([image], [target_of()], layout_of(foregrounds, [0] * 4), unit, surface_of())
         for unit in (units(4).requires_grad_(), units(4))

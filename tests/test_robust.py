@@ -15,11 +15,11 @@ from factories import (
     EVERY_IMAGE,
     RampLoss,
     all_equal,
-    cutout,
-    keypoint_cutouts,
+    keypoint_foregrounds,
     make_bank,
     make_batch,
     make_detector,
+    make_foreground,
     parameters_of,
     train_step,
 )
@@ -177,7 +177,7 @@ def two_colours(folder: Path) -> ForegroundBank:
     """Cut-outs whose class is their colour."""
     made = []
     for seed in range(6):
-        own = cutout(seed, label=1 + seed % 2)
+        own = make_foreground(seed, label=1 + seed % 2)
         own.rgba[..., seed % 2] //= 4
         made.append(own)
     return make_bank(folder, made)
@@ -701,7 +701,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(tiny_bank: ForegroundBank, robust:
 
 
 def test_keypoints_masks_and_images_without_objects_pass(tmp_path: Path) -> None:
-    bank = make_bank(tmp_path, keypoint_cutouts(), keypoint_names=("nose", "left_eye", "right_eye"))
+    bank = make_bank(tmp_path, keypoint_foregrounds(), keypoint_names=("nose", "left_eye", "right_eye"))
     detector = make_detector("keypointrcnn")
     terse = Terse(bank, "random", target=detector, robust="pgd", image_probability=0.5)
     for step in range(4):

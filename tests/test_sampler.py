@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import EVERY_IMAGE, cutout, make_bank, make_batch, make_detector
+from factories import EVERY_IMAGE, make_bank, make_batch, make_detector, make_foreground
 
 from terse_aug import ForegroundBank, ForegroundLoader, Terse
 from terse_aug.samplers import (
@@ -216,7 +216,7 @@ def test_a_sampler_of_ones_own_needs_draw_alone(tiny_bank: ForegroundBank, polic
 
 
 def test_weights_hold_for_what_workers_draw(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
-    bank = make_bank(tmp_path, [cutout(seed, label=1 + (seed == 0)) for seed in range(9)])
+    bank = make_bank(tmp_path, [make_foreground(seed, label=1 + (seed == 0)) for seed in range(9)])
     own: dict[str, Any] = {"sampler": "rarity", "rarity_power": 1.0, "objects": (4, 4), "image_probability": 1.0}
     cutouts = ForegroundLoader(bank, "random", **own)
     rare = [index == 0 for _ in range(150) for index in cutouts().objects]

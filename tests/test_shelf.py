@@ -38,8 +38,8 @@ def test_a_look_shows_what_the_cut_out_shows(tiny_bank: ForegroundBank, mirrored
     seen = [shelf.look(index) for index in range(len(whole))]
     flags = [mirrored] * len(whole)
     assert torch.equal(foreground_pictures(seen, flags), foreground_pictures(whole, flags))
-    assert [(look.label, look.extent, look.size, look.outline.tolist()) for look in seen] == [
-        (cut.label, cut.extent, cut.rgba.shape[1::-1], cut.outline.tolist()) for cut in whole
+    assert [(look.label, look.relative_size, look.size, look.outline.tolist()) for look in seen] == [
+        (cut.label, cut.relative_size, cut.rgba.shape[1::-1], cut.outline.tolist()) for cut in whole
     ]
 
 

@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import EVERY_IMAGE, all_equal, cutout, keypoint_cutouts, make_bank, make_batch, make_detector
+from factories import (
+    EVERY_IMAGE,
+    all_equal,
+    keypoint_foregrounds,
+    make_bank,
+    make_batch,
+    make_detector,
+    make_foreground,
+)
 from PIL import Image
 from torch import Tensor
 
@@ -38,8 +46,8 @@ COLOURS = np.array(
 PLAIN: dict[str, Any] = {"edge_sigma": 0.0, "decoys": (0, 0), "image_probability": 1.0}
 
 
-def coloured(number: int, label: int, extent: float = 0.4) -> Foreground:
-    plain = cutout(number, label=label, side=24, extent=extent)
+def coloured(number: int, label: int, relative_size: float = 0.4) -> Foreground:
+    plain = make_foreground(number, label=label, side=24, relative_size=relative_size)
     plain.rgba[..., :3] = COLOURS[number]
     return plain
 
@@ -53,7 +61,7 @@ def bank(tmp_path: Path) -> ForegroundBank:
 def distractors(tmp_path: Path) -> ForegroundBank:
     with BankWriter(tmp_path / "distractors.bank", {1: "teapot", 2: "chair"}) as out:
         out.add(coloured(6, 1))
-        out.add(coloured(7, 2, extent=0.5))
+        out.add(coloured(7, 2, relative_size=0.5))
     return ForegroundBank.open(tmp_path / "distractors.bank")
 
 
@@ -146,7 +154,7 @@ def test_the_pool_comes_in_the_format_of_the_host(bank: ForegroundBank, pixels: 
 
 
 def test_every_field_of_an_object_goes_with_it(tmp_path: Path) -> None:
-    bank = make_bank(tmp_path, keypoint_cutouts(), keypoint_names=("nose", "left_eye", "right_eye"))
+    bank = make_bank(tmp_path, keypoint_foregrounds(), keypoint_names=("nose", "left_eye", "right_eye"))
     images, targets = make_batch(objects=3, masks=True, keypoints=True)
     for number, target in enumerate(targets):
         target |= {
@@ -228,7 +236,7 @@ def test_settings_and_what_they_need_come_together(
         with pytest.raises(ValueError, match=message):
             Terse(bank, "random", **wrong)  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ValueError, match=r"expected a bank with at least two classes, .*got \['cat'\]"):
-        Terse(make_bank(tmp_path, [cutout(label=1)]), "random", superimpose_probability=0.5)
+        Terse(make_bank(tmp_path, [make_foreground(label=1)]), "random", superimpose_probability=0.5)
 
 
 @pytest.mark.parametrize("name", ["maskrcnn", "retinanet"])
@@ -280,9 +288,9 @@ def test_distractors_show_have_no_label_and_hide_what_is_beneath(
 
 def test_keypoints_of_distractors_are_nobodys(tmp_path: Path) -> None:
     """Banks of other creatures have other keypoints."""
-    people = make_bank(tmp_path, keypoint_cutouts(), keypoint_names=("nose", "left_eye", "right_eye"))
+    people = make_bank(tmp_path, keypoint_foregrounds(), keypoint_names=("nose", "left_eye", "right_eye"))
     with BankWriter(tmp_path / "crabs.bank", {1: "crab"}, keypoint_names=("claw",)) as out:
-        out.add(cutout(3, keypoints=np.array([[5, 5, 2]], np.float32)))
+        out.add(make_foreground(3, keypoints=np.array([[5, 5, 2]], np.float32)))
     crabs = ForegroundBank.open(tmp_path / "crabs.bank")
     terse = Terse(people, "random", distractor_bank=crabs, distractors=(3, 3), mirror_probability=1.0, **PLAIN)
     _, targets = terse(*make_batch(masks=True, keypoints=True))

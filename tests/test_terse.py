@@ -17,9 +17,9 @@ from factories import (
     KEYPOINTS,
     RampLoss,
     all_equal,
-    cutout,
     make_batch,
     make_detector,
+    make_foreground,
     parameters_of,
     train_step,
 )
@@ -569,7 +569,7 @@ def test_a_policy_whose_own_gradient_is_not_finite_does_not_move(tiny_bank: Fore
 )
 def test_keypoint_flips_are_checked(tmp_path: Path, flips: list[tuple[str, str]], message: str) -> None:
     with BankWriter(tmp_path / "own.bank", {1: "cat"}, keypoint_names=KEYPOINTS) as out:
-        out.add(cutout(0, keypoints=np.ones((3, 3), np.float32)))
+        out.add(make_foreground(0, keypoints=np.ones((3, 3), np.float32)))
     bank = ForegroundBank.open(tmp_path / "own.bank")
     with pytest.raises(ValueError, match=message):
         Terse(bank, "random", keypoint_flips=flips)

@@ -13,7 +13,7 @@ from factories import (
     KEYPOINTS,
     TinyBackbone,
     all_equal,
-    keypoint_cutouts,
+    keypoint_foregrounds,
     make_bank,
     make_batch,
     make_detector,
@@ -32,7 +32,7 @@ STEPS = 3
 
 @pytest.fixture(scope="module")
 def keypoint_bank(tmp_path_factory: pytest.TempPathFactory) -> ForegroundBank:
-    return make_bank(tmp_path_factory.mktemp("keypoints"), keypoint_cutouts(), keypoint_names=KEYPOINTS)
+    return make_bank(tmp_path_factory.mktemp("keypoints"), keypoint_foregrounds(), keypoint_names=KEYPOINTS)
 
 
 @pytest.fixture

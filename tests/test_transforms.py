@@ -23,11 +23,11 @@ WIDE = TransformRanges(
 
 
 def geometry_of(
-    cutout: tuple[float, float], frame: tuple[float, float], natural: float = 1.0, mirrored: bool = False
+    make_foreground: tuple[float, float], frame: tuple[float, float], natural: float = 1.0, mirrored: bool = False
 ) -> PasteGeometry:
     """Geometry of a single paste; sizes are (width, height)."""
     return PasteGeometry(
-        torch.tensor([cutout], dtype=torch.float64),
+        torch.tensor([make_foreground], dtype=torch.float64),
         torch.tensor([frame], dtype=torch.float64),
         torch.tensor([natural], dtype=torch.float64),
         torch.tensor([-1.0 if mirrored else 1.0], dtype=torch.float64),
@@ -130,29 +130,36 @@ def test_uniform_points_give_uniform_values_and_uniform_logarithms_of_scales(nam
 
 
 @settings(max_examples=50, deadline=None)
-@given(unit=unit_points, cutout=sizes, frame=sizes, natural=st.floats(0.1, 5), mirrored=st.booleans(), data=st.data())
+@given(
+    unit=unit_points,
+    make_foreground=sizes,
+    frame=sizes,
+    natural=st.floats(0.1, 5),
+    mirrored=st.booleans(),
+    data=st.data(),
+)
 def test_the_affine_map_is_mirror_scale_shear_rotation_translation(
     unit: torch.Tensor,
-    cutout: tuple[int, int],
+    make_foreground: tuple[int, int],
     frame: tuple[int, int],
     natural: float,
     mirrored: bool,
     data: st.DataObject,
 ) -> None:
     physical = WIDE.physical(unit)
-    placed = place(physical, geometry_of(cutout, frame, natural, mirrored), WIDE.keep_inside)
+    placed = place(physical, geometry_of(make_foreground, frame, natural, mirrored), WIDE.keep_inside)
     matrix, centre = placed.matrix, placed.centre
-    u, v = data.draw(st.floats(0, cutout[0])), data.draw(st.floats(0, cutout[1]))
+    u, v = data.draw(st.floats(0, make_foreground[0])), data.draw(st.floats(0, make_foreground[1]))
     expected = reference.transform_point(
         u,
         v,
         dict(zip(PARAMETERS, physical[0].tolist(), strict=True)),
-        cutout,
+        make_foreground,
         natural,
         mirrored,
         (float(centre[0, 0]), float(centre[0, 1])),
     )
-    offset = np.array([u - cutout[0] / 2, v - cutout[1] / 2])
+    offset = np.array([u - make_foreground[0] / 2, v - make_foreground[1] / 2])
     np.testing.assert_allclose(matrix[0].numpy() @ offset + centre[0].numpy(), expected, atol=1e-9)
 
 
@@ -167,21 +174,21 @@ def test_positive_rotation_turns_clockwise_on_the_screen() -> None:
     torch.testing.assert_close(half, torch.tensor([[1.0, 2.0]], dtype=torch.float64))
 
 
-def corners_of(matrix: torch.Tensor, centre: torch.Tensor, cutout: tuple[int, int]) -> torch.Tensor:
+def corners_of(matrix: torch.Tensor, centre: torch.Tensor, make_foreground: tuple[int, int]) -> torch.Tensor:
     """The four corners of the mapped cut-out, ``[4, 2]``."""
     signs = torch.tensor([[-1, -1], [-1, 1], [1, -1], [1, 1]], dtype=torch.float64)
-    return (signs * torch.tensor(cutout) / 2) @ matrix[0].T + centre[0]
+    return (signs * torch.tensor(make_foreground) / 2) @ matrix[0].T + centre[0]
 
 
 @settings(max_examples=150, deadline=None)
-@given(unit=unit_points, cutout=sizes, frame=sizes, natural=st.floats(0.05, 2), mirrored=st.booleans())
+@given(unit=unit_points, make_foreground=sizes, frame=sizes, natural=st.floats(0.05, 2), mirrored=st.booleans())
 def test_keep_inside_one_keeps_the_whole_object_inside_wherever_it_fits(
-    unit: torch.Tensor, cutout: tuple[int, int], frame: tuple[int, int], natural: float, mirrored: bool
+    unit: torch.Tensor, make_foreground: tuple[int, int], frame: tuple[int, int], natural: float, mirrored: bool
 ) -> None:
-    geometry = geometry_of(cutout, frame, natural, mirrored)
+    geometry = geometry_of(make_foreground, frame, natural, mirrored)
     placed = place(WIDE.physical(unit), geometry, 1.0)
     matrix, centre, half = placed.matrix, placed.centre, placed.half_extent
-    corners = corners_of(matrix, centre, cutout)
+    corners = corners_of(matrix, centre, make_foreground)
     low, high = corners.amin(0), corners.amax(0)
     torch.testing.assert_close((high - low) / 2, half[0])
     for axis in (0, 1):
@@ -193,11 +200,11 @@ def test_keep_inside_one_keeps_the_whole_object_inside_wherever_it_fits(
 
 
 @settings(max_examples=50, deadline=None)
-@given(unit=unit_points, cutout=sizes, frame=sizes, keep_inside=st.floats(0, 1))
+@given(unit=unit_points, make_foreground=sizes, frame=sizes, keep_inside=st.floats(0, 1))
 def test_keep_inside_keeps_that_much_of_the_half_extent_inside_and_always_the_centre(
-    unit: torch.Tensor, cutout: tuple[int, int], frame: tuple[int, int], keep_inside: float
+    unit: torch.Tensor, make_foreground: tuple[int, int], frame: tuple[int, int], keep_inside: float
 ) -> None:
-    placed = place(WIDE.physical(unit), geometry_of(cutout, frame), keep_inside)
+    placed = place(WIDE.physical(unit), geometry_of(make_foreground, frame), keep_inside)
     centre, half = placed.centre, placed.half_extent
     for axis in (0, 1):
         wanted = min(keep_inside * float(half[0, axis]), frame[axis] / 2)
@@ -217,13 +224,13 @@ def test_translation_reaches_both_ends_of_what_keep_inside_allows(keep_inside: f
 
 
 @settings(max_examples=100, deadline=None)
-@given(unit=unit_points, cutout=sizes, frame=sizes, seed=st.integers(0, 1000), mirrored=st.booleans())
+@given(unit=unit_points, make_foreground=sizes, frame=sizes, seed=st.integers(0, 1000), mirrored=st.booleans())
 def test_with_an_outline_it_is_the_outline_that_stays_inside(
-    unit: torch.Tensor, cutout: tuple[int, int], frame: tuple[int, int], seed: int, mirrored: bool
+    unit: torch.Tensor, make_foreground: tuple[int, int], frame: tuple[int, int], seed: int, mirrored: bool
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    points = (torch.rand(1, 5, 2, generator=generator, dtype=torch.float64) - 0.5) * torch.tensor(cutout)
-    geometry = dataclasses.replace(geometry_of(cutout, frame, 0.3, mirrored), outlines=points)
+    points = (torch.rand(1, 5, 2, generator=generator, dtype=torch.float64) - 0.5) * torch.tensor(make_foreground)
+    geometry = dataclasses.replace(geometry_of(make_foreground, frame, 0.3, mirrored), outlines=points)
     placed = place(WIDE.physical(unit), geometry, 1.0)
     reached = points[0] @ placed.matrix[0].T + placed.centre[0]
     low, high = reached.amin(0), reached.amax(0)
@@ -236,12 +243,12 @@ def test_with_an_outline_it_is_the_outline_that_stays_inside(
 
 
 @settings(max_examples=50, deadline=None)
-@given(unit=unit_points, cutout=sizes, frame=sizes, keep_inside=st.floats(0, 1))
+@given(unit=unit_points, make_foreground=sizes, frame=sizes, keep_inside=st.floats(0, 1))
 def test_a_full_rectangle_s_outline_changes_nothing(
-    unit: torch.Tensor, cutout: tuple[int, int], frame: tuple[int, int], keep_inside: float
+    unit: torch.Tensor, make_foreground: tuple[int, int], frame: tuple[int, int], keep_inside: float
 ) -> None:
-    outline = convex_outline(np.full((cutout[1], cutout[0]), 255, np.uint8))
-    geometry = geometry_of(cutout, frame)
+    outline = convex_outline(np.full((make_foreground[1], make_foreground[0]), 255, np.uint8))
+    geometry = geometry_of(make_foreground, frame)
     with_outline = dataclasses.replace(geometry, outlines=torch.from_numpy(outline).double()[None])
     plain, outlined = (place(WIDE.physical(unit), each, keep_inside) for each in (geometry, with_outline))
     for field in dataclasses.fields(plain):

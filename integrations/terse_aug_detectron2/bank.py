@@ -19,10 +19,10 @@ def build_from_detectron2(
     out: str | Path,
     *,
     categories: Collection[str] | None = None,
-    include: Iterable[str] | str | Path | None = None,
+    image_list: Iterable[str] | str | Path | None = None,
     boxes: BoxMasks | str | BoxMaskMethod | None = None,
     rules: ExtractionRules | None = None,
-    drops: str | Path | None = None,
+    rejected_sheet: str | Path | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     jobs: int | None = None,
@@ -47,7 +47,7 @@ def build_from_detectron2(
 
     Raises:
         ValueError: a name is not registered, there are no class names or not the same, or nothing was kept.
-        FileExistsError: ``out`` or ``drops`` exists and ``overwrite`` is false.
+        FileExistsError: ``out`` or ``rejected_sheet`` exists and ``overwrite`` is false.
         OSError: a file that the data set needs is missing; the disk is full or cannot be written.
     """
     names = [datasets] if isinstance(datasets, str) else list(datasets)
@@ -62,10 +62,10 @@ def build_from_detectron2(
         folder,
         out,
         categories=categories,
-        include=include,
+        image_list=image_list,
         boxes=boxes,
         rules=rules,
-        drops=drops,
+        rejected_sheet=rejected_sheet,
         overwrite=overwrite,
         progress=progress,
         jobs=jobs,

@@ -222,7 +222,7 @@ class ForegroundBank:
             "keypoint_names": list(self.keypoint_names),
             "height_px": _quantiles(self.sizes[:, 0]),
             "width_px": _quantiles(self.sizes[:, 1]),
-            "extent": _quantiles(self.extents),
+            "relative_size": _quantiles(self.extents),
             "built": self._description.built,
         }
 

@@ -24,7 +24,7 @@ class ExtractionRules:
         min_area: smallest number of visible px (alpha above 0).
         min_side: smallest height and width of the tight box in px.
         max_side: cut-outs whose larger side exceeds it, in px, are scaled down to it; ``None`` keeps all as
-            they are. The natural size (``extent``) stays that of the original.
+            they are. The natural size (``relative_size``) stays that of the original.
         min_box_agreement: smallest IoU of the mask's tight box with the annotated box, where there is one;
             below it the annotation contradicts itself.
         drop_truncated: leave out objects that touch the border of their image, and so are probably cut off
@@ -104,10 +104,10 @@ def extract_from_image(
     window = np.s_[top : top + height, left : left + width]
     alpha = mask[window] if soft else np.where(mask[window] > 0, np.uint8(255), np.uint8(0))
     rgba = np.dstack([image[window], alpha])
-    extent = max(width, height) / math.sqrt(mask.shape[0] * mask.shape[1])
+    relative_size = max(width, height) / math.sqrt(mask.shape[0] * mask.shape[1])
     keypoints = None if annotation.keypoints is None else _moved(annotation.keypoints, -left, -top)
     center = ((left + width / 2) / mask.shape[1], (top + height / 2) / mask.shape[0])
-    return finish(Foreground(rgba, annotation.label, annotation.source, extent, keypoints, center), rules)
+    return finish(Foreground(rgba, annotation.label, annotation.source, relative_size, keypoints, center), rules)
 
 
 def finish(foreground: Foreground, rules: ExtractionRules) -> Foreground:

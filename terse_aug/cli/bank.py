@@ -75,14 +75,14 @@ def _info_text(info: dict[str, Any]) -> str:
         f"format version {info['format_version']}",
         f"fingerprint {info['fingerprint']}",
     ]
-    for measure in ("height_px", "width_px", "extent"):
+    for measure in ("height_px", "width_px", "relative_size"):
         numbers = ", ".join(f"{name} {value:g}" for name, value in info[measure].items())
         lines.append(f"{measure.replace('_', ' in '):<13} {numbers}")
     if info["keypoint_names"]:
         lines.append(f"keypoints     {', '.join(info['keypoint_names'])}")
     lines.append("cut-outs per category")
     lines += [f"{count:>8}  {name}" for name, count in info["cut_outs_per_category"].items()]
-    for what in ("repaired", "dropped"):
+    for what in ("repaired", "rejected"):
         if counts := by_count(info["built"].get(what)):
             lines.append(f"{what} when it was built")
             lines += [f"{count:>8}  {reason}" for reason, count in counts]

@@ -23,7 +23,7 @@ def add_classes(parser: argparse.ArgumentParser) -> None:
         "--category", default="object", metavar="NAME", help="of files in no subfolder (default: %(default)s)"
     )
     parser.add_argument(
-        "--extent",
+        "--relative-size",
         type=float,
         default=0.3,
         metavar="PART",
@@ -55,16 +55,16 @@ def _add_boxes(parser: argparse.ArgumentParser) -> None:
         help="grabcut: masks of a lower quality are not used, 0 to 1 (default: %(default)s)",
     )
     parser.add_argument(
-        "--otherwise", choices=("ellipse", "box"), help="grabcut: what is done where it fails (default: left out)"
+        "--fallback", choices=("ellipse", "box"), help="grabcut: what is done where it fails (default: left out)"
     )
 
 
 def _boxes(arguments: argparse.Namespace) -> BoxMasks | None:
-    if arguments.boxes != "grabcut" and (arguments.otherwise or arguments.min_quality != _BOXES.min_quality):
-        raise ValueError("--min-quality and --otherwise are for --boxes grabcut")
+    if arguments.boxes != "grabcut" and (arguments.fallback or arguments.min_quality != _BOXES.min_quality):
+        raise ValueError("--min-quality and --fallback are for --boxes grabcut")
     if arguments.boxes is None:
         return None
-    return BoxMasks(arguments.boxes, arguments.min_quality, arguments.otherwise)
+    return BoxMasks(arguments.boxes, arguments.min_quality, arguments.fallback)
 
 
 def choice(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -118,13 +118,13 @@ def add_common(parser: argparse.ArgumentParser, images: bool = True) -> None:
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--drops",
+        "--rejected-sheet",
         type=Path,
         metavar="PLACE",
         help="draw what was left out, by reason: NAME.png for one sheet, or a folder (default: no pictures)",
     )
     parser.add_argument(
-        "--include",
+        "--image-list",
         type=Path,
         metavar="FILE",
         help="text file of image names to use, one a line (default: all)",
@@ -171,7 +171,7 @@ def rules_of(arguments: argparse.Namespace) -> ExtractionRules:
 
 def files_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """What builders take that cut out by files alone."""
-    names = ("include", "drops", "overwrite", "progress", "jobs")
+    names = ("image_list", "rejected_sheet", "overwrite", "progress", "jobs")
     return {name: getattr(arguments, name) for name in names} | {"rules": rules_of(arguments)}
 
 

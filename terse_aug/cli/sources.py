@@ -139,7 +139,9 @@ def _add_rgba(sources: argparse._SubParsersAction[Any]) -> None:
     add_common(rgba)
     rgba.set_defaults(
         run=run,
-        build=lambda a: build_from_rgba(a.folder, a.out, category=a.category, extent=a.extent, **files_of(a)),
+        build=lambda a: build_from_rgba(
+            a.folder, a.out, category=a.category, relative_size=a.relative_size, **files_of(a)
+        ),
     )
 
 
@@ -169,7 +171,7 @@ def _build_products(arguments: argparse.Namespace) -> BuildReport:
     if a.masks is not None and ground != _GROUND:
         raise ValueError("--max-spread, --refine and --split are for pictures without --masks")
     own = {"masks": a.masks} if a.masks is not None else {"ground": ground}
-    settings = own | {"category": a.category, "extent": a.extent}
+    settings = own | {"category": a.category, "relative_size": a.relative_size}
     return build_from_products(a.folder, a.out, **settings, **files_of(a))
 
 

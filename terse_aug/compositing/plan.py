@@ -197,7 +197,7 @@ def paste_geometry(
     """
     sizes = [foreground.size for foreground in foregrounds]
     natural = [
-        foreground.extent * math.sqrt(height * width) / max(size)
+        foreground.relative_size * math.sqrt(height * width) / max(size)
         for foreground, size, (height, width) in zip(foregrounds, sizes, frames, strict=True)
     ]
     return PasteGeometry(

@@ -27,7 +27,7 @@ class ForegroundLike(Protocol):
         """Its class."""
 
     @property
-    def extent(self) -> float:
+    def relative_size(self) -> float:
         """Its natural size, see :class:`terse_aug.bank.Foreground`."""
 
     @property
@@ -52,7 +52,7 @@ class Thumbnail:
     """
 
     label: int
-    extent: float
+    relative_size: float
     size: tuple[int, int]
     outline: NDArray[np.float32]
     small: NDArray[np.uint8]
@@ -97,7 +97,7 @@ class ForegroundCache:
         look = self._looks.get(index)
         if look is None:
             whole = self._read[index] = self.foreground(index)
-            look = Thumbnail(whole.label, whole.extent, whole.size, whole.outline, small_picture(whole))
+            look = Thumbnail(whole.label, whole.relative_size, whole.size, whole.outline, small_picture(whole))
         return _kept(self._looks, index, look, self._capacity)
 
     def foreground(self, index: int) -> Foreground:

@@ -70,7 +70,7 @@ def _with_pictures(
     natural = []
     for foreground, image in zip(layout.foregrounds, layout.image_of, strict=True):
         height, width = images[image].shape[-2:]
-        factor = foreground.extent * math.sqrt(height * width) / max(foreground.size)
+        factor = foreground.relative_size * math.sqrt(height * width) / max(foreground.size)
         natural.append((factor * foreground.size[0] / width, factor * foreground.size[1] / height))
     return dataclasses.replace(
         scene,

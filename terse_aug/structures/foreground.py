@@ -35,7 +35,7 @@ class Foreground:
     rgba: NDArray[np.uint8]
     label: int
     source: str
-    extent: float
+    relative_size: float
     keypoints: NDArray[np.float32] | None = None
     center: tuple[float, float] | None = None
 

@@ -87,10 +87,10 @@ def open_bank(args: argparse.Namespace, training_set: DetectionDataset) -> terse
                 args.penn_fudan / "PedMasks",
                 path,
                 category=training_set.classes[0],
-                include=training_set.names,
+                image_list=training_set.names,
             )
         else:
-            report = build_from_coco(args.annotations, args.images, path, include=training_set.names)
+            report = build_from_coco(args.annotations, args.images, path, image_list=training_set.names)
         print(report)
     return terse_aug.ForegroundBank.open(path)
 

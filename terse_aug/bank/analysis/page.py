@@ -22,7 +22,7 @@ from terse_aug.bank.analysis.statistics import MEAN_SHAPES_FROM, BankStatistics
 _DOTS = 1500
 _MOST_BINS = 24
 _PER_OCTAVE = 2
-_TOLD_APART = ("dropped", "repaired", "mask_sources")
+_TOLD_APART = ("rejected", "repaired", "mask_sources")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def render_report(survey: BankStatistics) -> str:
         survey=survey,
         info=survey.info,
         built={name: _plain(value) for name, value in built.items() if name not in _TOLD_APART},
-        dropped=by_count(built.get("dropped")),
+        rejected=by_count(built.get("rejected")),
         repaired=by_count(built.get("repaired")),
         mask_sources=by_count(built.get("mask_sources")),
         charts=_charts(survey),

@@ -75,7 +75,7 @@ class ClassStatistics:
     count: int
     width: float
     height: float
-    extent: float
+    relative_size: float
     fill: float
     corners: float
     length: float
@@ -217,7 +217,7 @@ def _class(
         count=len(own),
         width=width,
         height=height,
-        extent=float(np.median(bank.extents[own])),
+        relative_size=float(np.median(bank.extents[own])),
         fill=float(np.median(records.fill[own])),
         corners=float(np.median(records.corners[own])),
         length=float(np.median(records.length[own])),

@@ -132,7 +132,7 @@ def _status(path: Path) -> list[Any]:
 
 
 def _of_ledger(ledger: Ledger) -> dict[str, Any]:
-    tallies = {name: vars(getattr(ledger, name)) for name in ("dropped", "repaired")}
+    tallies = {name: vars(getattr(ledger, name)) for name in ("rejected", "repaired")}
     exhibits = {
         reason: [list(vars(shown).values()) for shown in spread.held] for reason, spread in ledger.exhibits.items()
     }
@@ -141,7 +141,7 @@ def _of_ledger(ledger: Ledger) -> dict[str, Any]:
 
 def _as_ledger(content: Mapping[str, Any]) -> Ledger:
     dropped, repaired = (
-        ReasonCounts(Counter(own["counts"]), own["examples"]) for own in (content["dropped"], content["repaired"])
+        ReasonCounts(Counter(own["counts"]), own["examples"]) for own in (content["rejected"], content["repaired"])
     )
     ledger = Ledger(dropped, repaired, Counter(content["mask_sources"]))
     for reason, held in content["exhibits"].items():

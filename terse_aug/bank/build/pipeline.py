@@ -37,7 +37,7 @@ def build_from_source(
     built: dict[str, Any],
     *,
     jobs: int | None = None,
-    drops: str | Path | None = None,
+    rejected_sheet: str | Path | None = None,
     progress: Progress | None = None,
     locate: Locate = Path,
 ) -> BuildReport:
@@ -59,7 +59,9 @@ def build_from_source(
     """
 
     try:
-        return build(writer, lambda ledger: _fill(writer, source, ledger, jobs, progress), built, drops, locate)
+        return build(
+            writer, lambda ledger: _fill(writer, source, ledger, jobs, progress), built, rejected_sheet, locate
+        )
     except (KeyboardInterrupt, ChildProcessError) as error:
         total, kept = len(source.units), writer.safe_images
         if not kept:
@@ -74,7 +76,7 @@ def build(
     writer: BankWriter,
     fill: Callable[[Ledger], Filled],
     built: dict[str, Any],
-    drops: str | Path | None = None,
+    rejected_sheet: str | Path | None = None,
     locate: Locate = Path,
 ) -> BuildReport:
     """Write all cut-outs of a source, and report.
@@ -83,7 +85,7 @@ def build(
         writer: for the new bank, not entered yet.
         fill: adds the cut-outs to it in a fixed order, and counts what it mends and leaves out; also in which way each
             was cut out, unless all were by their masks.
-        built: how the bank is built; stored in it together with what was dropped and mended.
+        built: how the bank is built; stored in it together with what was rejected and repaired.
         drops: a PNG file or a folder for pictures of what was dropped, see :func:`write_sheets`.
         locate: finds the images of exhibits.
 
@@ -93,7 +95,7 @@ def build(
         OSError: the disk is full or cannot be written.
     """
     start = time.perf_counter()
-    pictures = None if drops is None else Path(drops)
+    pictures = None if rejected_sheet is None else Path(rejected_sheet)
     if pictures is not None:
         check_target(pictures, writer.overwrite)
     ledger = Ledger()
@@ -107,20 +109,20 @@ def build(
             with writer.keeping():
                 write_sheets(pictures, ledger.sections(writer.read(shown.items()), writer.count), locate)
         if not kept:
-            raise ValueError(_nothing_kept(writer.path, ledger.dropped))
+            raise ValueError(_nothing_kept(writer.path, ledger.rejected))
         mask_sources = dict(ledger.mask_sources.most_common()) or {BY_MASK: writer.count}
-        counted = {name: dict(sorted(getattr(ledger, name).counts.items())) for name in ("dropped", "repaired")}
+        counted = {name: dict(sorted(getattr(ledger, name).counts.items())) for name in ("rejected", "repaired")}
         writer.built = built | counted | {"mask_sources": mask_sources}
     return BuildReport(
         path=writer.path,
         kept=_by_name(kept, writer.categories),
-        dropped=dict(ledger.dropped.counts),
+        rejected=dict(ledger.rejected.counts),
         repaired=dict(ledger.repaired.counts),
-        examples=ledger.repaired.examples | ledger.dropped.examples,
+        examples=ledger.repaired.examples | ledger.rejected.examples,
         mask_sources=mask_sources,
         seconds=time.perf_counter() - start,
         bytes=writer.path.stat().st_size,
-        drops=pictures,
+        rejected_sheet=pictures,
         images=filled.images,
         resumed=filled.resumed,
     )
@@ -168,6 +170,6 @@ def _by_name(kept: Counter[int], categories: Mapping[int, str]) -> dict[str, int
     return dict(counts)
 
 
-def _nothing_kept(path: Path, dropped: ReasonCounts) -> str:
-    reasons = [line.strip() for line in dropped.lines()]
-    return f"no cut-out was kept, so no bank is written to {path}; dropped: " + ("; ".join(reasons) or "nothing")
+def _nothing_kept(path: Path, rejected: ReasonCounts) -> str:
+    reasons = [line.strip() for line in rejected.lines()]
+    return f"no cut-out was kept, so no bank is written to {path}; rejected: " + ("; ".join(reasons) or "nothing")

@@ -63,14 +63,14 @@ class Ledger:
         exhibits: for reasons to leave objects out, some of these to look at.
     """
 
-    dropped: ReasonCounts = field(default_factory=ReasonCounts)
+    rejected: ReasonCounts = field(default_factory=ReasonCounts)
     repaired: ReasonCounts = field(default_factory=ReasonCounts)
     mask_sources: Counter[str] = field(default_factory=Counter)
     exhibits: dict[str, EvenSample[RejectedSample]] = field(default_factory=dict)
 
     def drop(self, reason: str, example: str, times: int = 1, *, shown: RejectedSample | None = None) -> None:
         """Count ``times`` objects left out for ``reason``, of which one can be shown."""
-        self.dropped.add(reason, example, times)
+        self.rejected.add(reason, example, times)
         if shown is not None:
             self.exhibits.setdefault(reason, EvenSample()).add(shown)
 
@@ -81,7 +81,7 @@ class Ledger:
 
     def take(self, before: Ledger) -> None:
         """Count what was counted before the build began."""
-        self.dropped.take(before.dropped)
+        self.rejected.take(before.rejected)
         self.repaired.take(before.repaired)
         self.mask_sources.update(before.mask_sources)
         for reason, exhibits in before.exhibits.items():
@@ -91,9 +91,9 @@ class Ledger:
         """What to show: every reason to leave objects out, and some of those that were kept."""
         sections = [
             Section(
-                f"{count}  {reason}", self.exhibits.get(reason, EvenSample()).items(), self.dropped.examples[reason]
+                f"{count}  {reason}", self.exhibits.get(reason, EvenSample()).items(), self.rejected.examples[reason]
             )
-            for reason, count in self.dropped.counts.most_common()
+            for reason, count in self.rejected.counts.most_common()
         ]
         return [*sections, *([Section(f"{total}  kept", kept)] if kept else [])]
 
@@ -119,13 +119,13 @@ class BuildReport:
 
     path: Path
     kept: dict[str, int]
-    dropped: dict[str, int]
+    rejected: dict[str, int]
     repaired: dict[str, int]
     examples: dict[str, list[str]]
     mask_sources: dict[str, int]
     seconds: float
     bytes: int
-    drops: Path | None = None
+    rejected_sheet: Path | None = None
     images: int = 0
     resumed: int = 0
 
@@ -139,9 +139,9 @@ class BuildReport:
         lines += [f"{count:>8}  {name}" for name, count in self.kept.items()]
         if set(self.mask_sources) - {BY_MASK}:
             lines += ["cut out by", *(f"{count:>8}  {way}" for way, count in self.mask_sources.items())]
-        for title, counts in (("repaired", self.repaired), ("dropped", self.dropped)):
+        for title, counts in (("repaired", self.repaired), ("rejected", self.rejected)):
             if counts:
                 lines += [title, *ReasonCounts(Counter(counts), self.examples).lines()]
-        if self.drops is not None:
-            lines.append(f"pictures of them: {self.drops}")
+        if self.rejected_sheet is not None:
+            lines.append(f"pictures of them: {self.rejected_sheet}")
         return "\n".join(lines)

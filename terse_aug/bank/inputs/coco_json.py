@@ -114,10 +114,10 @@ class Coco:
         return next(iter(named_by), ())
 
     def eligible(
-        self, wanted: dict[int, str], include: ImageList, boxes: bool, ledger: Ledger
+        self, wanted: dict[int, str], image_list: ImageList, boxes: bool, ledger: Ledger
     ) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
         """Images with the objects worth a look, in the JSON's order; the others are counted."""
-        included = {key: file_name(image) in include for key, image in self.images.items()}
+        included = {key: file_name(image) in image_list for key, image in self.images.items()}
         groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
         for entry in self.objects:
             image_id, category_id = entry.get("image_id"), entry.get("category_id")
@@ -128,7 +128,7 @@ class Coco:
                 where = f"annotation {entry.get('id')} (image {image_id}, category {category_id})"
                 shown = exhibit(self.images[image_id], entry) if reason in _SHOWN else None
                 ledger.drop(reason, where, shown=shown)
-        include.report_unmatched(ledger)
+        image_list.report_unmatched(ledger)
         return [(image, groups[key]) for key, image in self.images.items() if key in groups]
 
     def _reason_against(
@@ -142,7 +142,7 @@ class Coco:
         if entry["category_id"] not in wanted:
             return "category is not in `categories`"
         if not included[entry["image_id"]]:
-            return "image is not in `include`"
+            return "image is not in `image_list`"
         if entry.get("iscrowd"):
             return _CROWD
         return None if has_mask(entry.get("segmentation")) or (boxes and entry.get("bbox")) else NO_MASK

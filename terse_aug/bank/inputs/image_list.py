@@ -31,7 +31,7 @@ class ImageList:
             lines = _lines(Path(names)) if isinstance(names, (str, Path)) else list(names)
             self._entries = {_plain(line).as_posix() for line in lines}
             if not self._entries:
-                raise ValueError("expected at least one image name in `include`, got none")
+                raise ValueError("expected at least one image name in `image_list`, got none")
 
     def __contains__(self, name: str) -> bool:
         if self._entries is None:
@@ -47,7 +47,7 @@ class ImageList:
     def report_unmatched(self, ledger: Ledger) -> None:
         """Count the entries for which no image was met."""
         for entry in sorted((self._entries or set()) - self._matched):
-            ledger.drop("listed in `include`, but there is no such image", entry)
+            ledger.drop("listed in `image_list`, but there is no such image", entry)
 
 
 def _plain(name: str) -> PurePosixPath:

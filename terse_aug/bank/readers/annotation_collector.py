@@ -74,7 +74,7 @@ class Collector:
             ValueError: there is no object.
         """
         if not self._objects:
-            why = "; ".join(line.strip() for line in self.ledger.dropped.lines()) or "there is none"
+            why = "; ".join(line.strip() for line in self.ledger.rejected.lines()) or "there is none"
             raise ValueError(f"{name}: expected annotated objects, found none that can be read: {why}")
         found = sorted({entry["category"] for entry in self._objects})
         labels = dict(self.names) if self.names is not None else {own: label for label, own in enumerate(found, 1)}

@@ -33,10 +33,10 @@ def build_from_coco(
     out: str | Path,
     *,
     categories: Collection[str] | None = None,
-    include: Iterable[str] | str | Path | None = None,
+    image_list: Iterable[str] | str | Path | None = None,
     boxes: BoxMasks | str | BoxMaskMethod | None = None,
     rules: ExtractionRules | None = None,
-    drops: str | Path | None = None,
+    rejected_sheet: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
     jobs: int | None = None,
@@ -73,7 +73,7 @@ def build_from_coco(
 
     Raises:
         FileNotFoundError: the JSON or the folder does not exist.
-        FileExistsError: ``out`` or ``drops`` exists and ``overwrite`` is false.
+        FileExistsError: ``out`` or ``rejected_sheet`` exists and ``overwrite`` is false.
         ValueError: the file is no COCO JSON of instances, a name in ``categories`` is unknown, the
             categories have different keypoints, or nothing was kept.
         OSError: the disk is full or cannot be written, or a process died (``ChildProcessError``).
@@ -85,7 +85,7 @@ def build_from_coco(
         data, name = Coco.read(Path(annotations)), Path(annotations).name
     if not folder.is_dir():
         raise FileNotFoundError(f"expected a folder of images at {folder}, found none")
-    chosen = Choice(categories, include, boxes, rules, drops, overwrite, progress, jobs)
+    chosen = Choice(categories, image_list, boxes, rules, rejected_sheet, overwrite, progress, jobs)
     return build_annotated(data, folder, out, {"from": "coco", "annotations": name}, chosen)
 
 
@@ -94,10 +94,10 @@ class Choice:
     """What builders from annotations have in common; see :func:`build_from_coco`."""
 
     categories: Collection[str] | None = None
-    include: Iterable[str] | str | Path | None = None
+    image_list: Iterable[str] | str | Path | None = None
     boxes: BoxMasks | str | BoxMaskMethod | None = None
     rules: ExtractionRules | None = None
-    drops: str | Path | None = None
+    rejected_sheet: str | Path | None = None
     overwrite: bool = False
     progress: Progress | None = None
     jobs: int | None = None
@@ -115,16 +115,16 @@ class Choice:
 
         Raises:
             FileNotFoundError: the list of images to include does not exist.
-            FileExistsError: ``out`` or ``drops`` exists and is not to be replaced.
+            FileExistsError: ``out`` or ``rejected_sheet`` exists and is not to be replaced.
             ValueError: a way to cut out boxes that there is not, or a list that is none.
         """
-        if self.include is None or isinstance(self.include, str | Path):  # else it may be read once only
-            ImageList(self.include)
+        if self.image_list is None or isinstance(self.image_list, str | Path):  # else it may be read once only
+            ImageList(self.image_list)
         _ = self.box_masks
         if out.exists() and not self.overwrite:
             raise FileExistsError(f"{out} exists; give overwrite=True (--overwrite) to replace it")
-        if self.drops is not None:
-            check_target(Path(self.drops), self.overwrite)
+        if self.rejected_sheet is not None:
+            check_target(Path(self.rejected_sheet), self.overwrite)
 
 
 def build_annotated(
@@ -148,7 +148,7 @@ def build_annotated(
     Raises:
         FileExistsError, ValueError, OSError: as :func:`build_from_coco`.
     """
-    rules, included = choice.rules or ExtractionRules(), ImageList(choice.include)
+    rules, included = choice.rules or ExtractionRules(), ImageList(choice.image_list)
     boxes = choice.box_masks
     wanted = data.categories if choice.categories is None else data.chosen(choice.categories)
     keypoint_names = data.keypoint_names(wanted)
@@ -173,7 +173,7 @@ def build_annotated(
         source,
         how,
         jobs=choice.jobs,
-        drops=choice.drops,
+        rejected_sheet=choice.rejected_sheet,
         progress=choice.progress,
         locate=lambda name: folder / files.find(str(name))[0],
     )

@@ -45,9 +45,9 @@ def build_from_masks(
     out: str | Path,
     *,
     category: str = "person",
-    include: Iterable[str] | str | Path | None = None,
+    image_list: Iterable[str] | str | Path | None = None,
     rules: ExtractionRules | None = None,
-    drops: str | Path | None = None,
+    rejected_sheet: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
     jobs: int | None = None,
@@ -71,19 +71,19 @@ def build_from_masks(
 
     Raises:
         FileNotFoundError: a folder does not exist.
-        FileExistsError: ``out`` or ``drops`` exists and ``overwrite`` is false.
+        FileExistsError: ``out`` or ``rejected_sheet`` exists and ``overwrite`` is false.
         ValueError: nothing was kept.
         OSError: the disk is full or cannot be written.
     """
     check_jobs(jobs)
     rules = rules or ExtractionRules()
     writer = ResumableWriter(out, {_LABEL: category}, overwrite=overwrite)
-    image_folder, mask_folder, listed = _folder(images), _folder(masks), ImageList(include)
+    image_folder, mask_folder, listed = _folder(images), _folder(masks), ImageList(image_list)
     ledger = Ledger()
     pairs = list(_pairs(image_folder, mask_folder, listed, ledger))
     built = {"from": "masks", "images": image_folder.name, **vars(rules)}
     source = Source(pairs, _Extractor(rules), built, ledger)
-    return build_from_source(writer, source, built, jobs=jobs, drops=drops, progress=progress)
+    return build_from_source(writer, source, built, jobs=jobs, rejected_sheet=rejected_sheet, progress=progress)
 
 
 def _folder(path: str | Path) -> Path:
@@ -93,7 +93,7 @@ def _folder(path: str | Path) -> Path:
     return folder
 
 
-def _pairs(images: Path, masks: Path, include: ImageList, ledger: Ledger) -> Iterator[tuple[Path, Path]]:
+def _pairs(images: Path, masks: Path, image_list: ImageList, ledger: Ledger) -> Iterator[tuple[Path, Path]]:
     image_by_stem = _by_stem(images, ledger)
     mask_by_stem = _by_stem(masks, ledger) if masks.resolve() != images.resolve() else image_by_stem
     if mask_by_stem is image_by_stem:
@@ -105,15 +105,15 @@ def _pairs(images: Path, masks: Path, include: ImageList, ledger: Ledger) -> Ite
         exact = stem + _MASK_SUFFIX if stem + _MASK_SUFFIX in mask_by_stem else stem
         mask_stem = exact if exact in mask_by_stem else mask_of.get(stem, stem)
         used.add(mask_stem)
-        if image.name not in include:
-            ledger.drop("image is not in `include`", image.name)
+        if image.name not in image_list:
+            ledger.drop("image is not in `image_list`", image.name)
         elif mask_stem not in mask_by_stem:
             ledger.drop("image without a mask of its name", image.name)
         else:
             yield image, mask_by_stem[mask_stem]
     for stem in sorted(mask_by_stem.keys() - used):
         ledger.drop("mask without an image of its name", mask_by_stem[stem].name)
-    include.report_unmatched(ledger)
+    image_list.report_unmatched(ledger)
 
 
 def _named_otherwise(images: dict[str, Path], masks: dict[str, Path], ledger: Ledger) -> dict[str, str]:

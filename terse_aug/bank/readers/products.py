@@ -36,10 +36,10 @@ def build_from_products(
     masks: str | Path | None = None,
     ground: PlainBackground | None = None,
     category: str = "object",
-    extent: float = 0.3,
-    include: Iterable[str] | str | Path | None = None,
+    relative_size: float = 0.3,
+    image_list: Iterable[str] | str | Path | None = None,
     rules: ExtractionRules | None = None,
-    drops: str | Path | None = None,
+    rejected_sheet: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
     jobs: int | None = None,
@@ -69,13 +69,13 @@ def build_from_products(
 
     Raises:
         FileNotFoundError: a folder does not exist.
-        FileExistsError: ``out`` or ``drops`` exists and ``overwrite`` is false.
-        ValueError: nothing was kept, ``extent`` is not above 0, or both ``masks`` and ``ground`` are given.
+        FileExistsError: ``out`` or ``rejected_sheet`` exists and ``overwrite`` is false.
+        ValueError: nothing was kept, ``relative_size`` is not above 0, or both ``masks`` and ``ground`` are given.
         OSError: the disk is full or cannot be written.
     """
     check_jobs(jobs)
-    if not (math.isfinite(extent) and extent > 0):
-        raise ValueError(f"expected a finite extent above 0, got {extent!r}")
+    if not (math.isfinite(relative_size) and relative_size > 0):
+        raise ValueError(f"expected a finite relative_size above 0, got {relative_size!r}")
     if masks is not None and ground is not None:
         raise ValueError("ground is for pictures without masks; leave one of them out")
     root, mask_root = Path(folder), None if masks is None else Path(masks)
@@ -86,7 +86,7 @@ def build_from_products(
     pairs = paired(root, mask_root, ledger)
     labels = labels_of(root, pairs.pictures, category)
     categories = {label: name for name, label in labels.items()}
-    writer, listed = ResumableWriter(out, categories, overwrite=overwrite), ImageList(include)
+    writer, listed = ResumableWriter(out, categories, overwrite=overwrite), ImageList(image_list)
     photographs = []
     for path in pairs.pictures:
         name = path.relative_to(root).as_posix()
@@ -94,14 +94,14 @@ def build_from_products(
             label = labels[class_of(root, path, category)]
             photographs.append(_Photograph(path, name, label, pairs.mask_of.get(path), path in pairs.shared))
         else:
-            ledger.drop("image is not in `include`", name)
+            ledger.drop("image is not in `image_list`", name)
     listed.report_unmatched(ledger)
     own_rules, own_ground = rules or ExtractionRules(), ground or PlainBackground()
     mask_sources = asdict(own_ground) if mask_root is None else {"masks": mask_root.name}
     built = {"from": "products", "folder": root.name} | mask_sources | vars(own_rules)
-    cutter = _Extractor(mask_root is not None, own_ground, own_rules, extent)
-    source = Source(photographs, cutter, built | {"extent": extent}, ledger)
-    return build_from_source(writer, source, built, jobs=jobs, drops=drops, progress=progress)
+    cutter = _Extractor(mask_root is not None, own_ground, own_rules, relative_size)
+    source = Source(photographs, cutter, built | {"relative_size": relative_size}, ledger)
+    return build_from_source(writer, source, built, jobs=jobs, rejected_sheet=rejected_sheet, progress=progress)
 
 
 class _Photograph(NamedTuple):
@@ -128,7 +128,7 @@ class _Extractor:
     by_mask: bool
     ground: PlainBackground
     rules: ExtractionRules
-    extent: float
+    relative_size: float
 
     def files(self, unit: _Photograph) -> Iterator[Path]:
         """The picture and its mask."""
@@ -152,7 +152,7 @@ class _Extractor:
                 ledger.drop(str(reason), source, shown=RejectedSample(unit.path, source))
             else:
                 ledger.mask_sources[way] += 1
-                yield replace(cut, extent=self.extent)
+                yield replace(cut, relative_size=self.relative_size)
 
 
 def _pixels(path: Path) -> NDArray[np.uint8]:

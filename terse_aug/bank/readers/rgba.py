@@ -31,10 +31,10 @@ def build_from_rgba(
     out: str | Path,
     *,
     category: str = "object",
-    extent: float = 0.3,
-    include: Iterable[str] | str | Path | None = None,
+    relative_size: float = 0.3,
+    image_list: Iterable[str] | str | Path | None = None,
     rules: ExtractionRules | None = None,
-    drops: str | Path | None = None,
+    rejected_sheet: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
     jobs: int | None = None,
@@ -59,8 +59,8 @@ def build_from_rgba(
 
     Raises:
         FileNotFoundError: ``folder`` does not exist.
-        FileExistsError: ``out`` or ``drops`` exists and ``overwrite`` is false.
-        ValueError: nothing was kept, ``extent`` is not above 0, or ``rules`` ask for ``drop_truncated``,
+        FileExistsError: ``out`` or ``rejected_sheet`` exists and ``overwrite`` is false.
+        ValueError: nothing was kept, ``relative_size`` is not above 0, or ``rules`` ask for ``drop_truncated``,
             which a cut-out does not show.
         OSError: the disk is full or cannot be written.
     """
@@ -68,9 +68,9 @@ def build_from_rgba(
     rules = rules or ExtractionRules()
     if rules.drop_truncated:
         raise ValueError("drop_truncated needs the image an object was cut from; RGBA files have none")
-    if not (math.isfinite(extent) and extent > 0):
-        raise ValueError(f"expected a finite extent above 0, got {extent!r}")
-    root, listed = Path(folder), ImageList(include)
+    if not (math.isfinite(relative_size) and relative_size > 0):
+        raise ValueError(f"expected a finite relative_size above 0, got {relative_size!r}")
+    root, listed = Path(folder), ImageList(image_list)
     if not root.is_dir():
         raise FileNotFoundError(f"expected a folder of RGBA images at {root}, found none")
     files = visible_files(root)
@@ -81,15 +81,15 @@ def build_from_rgba(
     for path in files:
         name = path.relative_to(root).as_posix()
         if name not in listed:
-            ledger.drop("image is not in `include`", name, shown=RejectedSample(path, name))
+            ledger.drop("image is not in `image_list`", name, shown=RejectedSample(path, name))
         elif path not in pictured:
             ledger.drop("not a PNG, WebP or TIFF file", name, shown=RejectedSample(path, name))
         else:
             pictures.append(_Picture(path, name, labels[class_of(root, path, category)]))
     listed.report_unmatched(ledger)
     built = {"from": "rgba", "folder": root.name, **vars(rules)}
-    source = Source(pictures, _Extractor(extent, rules), built | {"extent": extent}, ledger)
-    return build_from_source(writer, source, built, jobs=jobs, drops=drops, progress=progress)
+    source = Source(pictures, _Extractor(relative_size, rules), built | {"relative_size": relative_size}, ledger)
+    return build_from_source(writer, source, built, jobs=jobs, rejected_sheet=rejected_sheet, progress=progress)
 
 
 class _Picture(NamedTuple):
@@ -102,7 +102,7 @@ class _Picture(NamedTuple):
 class _Extractor:
     """Takes objects from files of their own."""
 
-    extent: float
+    relative_size: float
     rules: ExtractionRules
 
     def files(self, unit: _Picture) -> tuple[Path]:
@@ -112,7 +112,7 @@ class _Extractor:
     def objects(self, unit: _Picture, ledger: Ledger) -> Iterator[Foreground]:
         """The one cut-out of a file, if there is one."""
         try:
-            yield finish(Foreground(_tight_rgba(unit.path), unit.label, unit.name, self.extent), self.rules)
+            yield finish(Foreground(_tight_rgba(unit.path), unit.label, unit.name, self.relative_size), self.rules)
         except RejectedObject as reason:
             ledger.drop(str(reason), unit.name, shown=RejectedSample(unit.path, unit.name))
 

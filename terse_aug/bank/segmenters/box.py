@@ -48,7 +48,7 @@ class BoxMasks:
 
     way: str | BoxMaskMethod
     min_quality: float = 0.3
-    otherwise: str | None = None
+    fallback: str | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.way) and self.way not in BOX_MASK_METHODS:
@@ -57,8 +57,8 @@ class BoxMasks:
             )
         if not 0 <= self.min_quality <= 1:
             raise ValueError(f"expected min_quality within 0 to 1, got {self.min_quality}")
-        if self.otherwise not in (None, "ellipse", "box"):
-            raise ValueError(f"expected otherwise to be ellipse, box or None, got {self.otherwise!r}")
+        if self.fallback not in (None, "ellipse", "box"):
+            raise ValueError(f"expected otherwise to be ellipse, box or None, got {self.fallback!r}")
 
     @property
     def name(self) -> str:
@@ -69,7 +69,7 @@ class BoxMasks:
     @property
     def record(self) -> dict[str, Any]:
         """What a bank's record of how it was built says of it."""
-        grabcut = {"min_quality": self.min_quality, "otherwise": self.otherwise} if self.way == "grabcut" else {}
+        grabcut = {"min_quality": self.min_quality, "fallback": self.fallback} if self.way == "grabcut" else {}
         return {"boxes": self.name} | grabcut
 
     def alpha(self, image: NDArray[np.uint8], box: Box) -> tuple[NDArray[np.uint8], str]:
@@ -93,9 +93,9 @@ class BoxMasks:
             if grabcut_quality(image, mask, box) < self.min_quality:
                 raise RejectedObject(f"GrabCut's mask is poor: quality below {self.min_quality:g} (min_quality)")
         except RejectedObject:
-            if self.otherwise is None:
+            if self.fallback is None:
                 raise
-            return _SHAPES[self.otherwise](image.shape, box), self.otherwise
+            return _SHAPES[self.fallback](image.shape, box), self.fallback
         return mask, "grabcut"
 
 

@@ -36,7 +36,7 @@ class Columns:
     def add(self, foreground: Foreground) -> None:
         """Append one cut-out."""
         self.labels.append(foreground.label)
-        self.extents.append(foreground.extent)
+        self.extents.append(foreground.relative_size)
         self.sizes.extend(foreground.rgba.shape[:2])
         self.centers.extend(foreground.center or (math.nan, math.nan))
 

@@ -78,7 +78,11 @@ def encode_record(foreground: Foreground) -> bytes:
 
 
 def decode_record(
-    record: memoryview, size: tuple[int, int], label: int, extent: float, center: tuple[float, float] | None = None
+    record: memoryview,
+    size: tuple[int, int],
+    label: int,
+    relative_size: float,
+    center: tuple[float, float] | None = None,
 ) -> Foreground:
     """The cut-out of one record; its arrays are writable copies.
 
@@ -99,7 +103,7 @@ def decode_record(
         keypoints = stored.astype(np.float32).reshape(keypoint_count, 3)
     pixels = np.frombuffer(record, np.uint8, 4 * height * width, pixels_start)
     source = bytes(record[_HEADER.size : points_start]).decode("utf-8")
-    return Foreground(pixels.reshape(height, width, 4).copy(), label, source, extent, keypoints, center)
+    return Foreground(pixels.reshape(height, width, 4).copy(), label, source, relative_size, keypoints, center)
 
 
 def encode_description(description: Description) -> bytes:

@@ -118,9 +118,9 @@ class BankWriter:
         store.flush()
         for number in numbers:
             height, width = self._columns.sizes[2 * number : 2 * number + 2]
-            label, extent = self._columns.labels[number], self._columns.extents[number]
+            label, relative_size = self._columns.labels[number], self._columns.extents[number]
             record = memoryview(store.get(record_key(number)))
-            found.append(decode_record(record, (height, width), label, extent))
+            found.append(decode_record(record, (height, width), label, relative_size))
         return found
 
     @contextmanager
@@ -186,8 +186,8 @@ def check_foreground(foreground: Foreground, categories: Mapping[int, str], keyp
     _check_pixels(foreground.rgba, where)
     if foreground.label not in categories:
         raise ValueError(f"{where}: expected a label among {sorted(categories)}, got {foreground.label!r}")
-    if not (np.isfinite(foreground.extent) and foreground.extent > 0):
-        raise ValueError(f"{where}: expected a finite extent above 0, got {foreground.extent!r}")
+    if not (np.isfinite(foreground.relative_size) and foreground.relative_size > 0):
+        raise ValueError(f"{where}: expected a finite relative_size above 0, got {foreground.relative_size!r}")
     center = foreground.center
     if center is not None and not (len(center) == 2 and all(0 <= part <= 1 for part in center)):
         raise ValueError(f"{where}: expected a center of two parts of the image, 0 to 1, got {center!r}")
