@@ -52,7 +52,7 @@ def test_jobs_make_the_same_bank_of_coco(data_root: Path, tmp_path: Path) -> Non
     assert reports[1].mask_sources["grabcut"] > 0
     assert told(reports[1]) == told(reports[2])
     assert (tmp_path / "1.png").read_bytes() == (tmp_path / "2.png").read_bytes()
-    assert list(reports[1].rejected) == list(reports[2].dropped)
+    assert list(reports[1].rejected) == list(reports[2].rejected)
 
 
 def test_jobs_make_the_same_bank_of_folders(data_root: Path, tmp_path: Path) -> None:
