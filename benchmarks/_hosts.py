@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-POLICIES = ("random", "hard-random", "learned", "critic")
+POLICIES = ("random", "best-of-n", "adversarial", "critic")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks._trained import detector, people, photographs
-from terse_aug import PARAMETERS, Terse
+from terse_aug import PARAMETERS, PasteConfig, Terse
 from terse_aug.models import as_model
 from terse_aug.policies import Policy, PolicyContext, Proposal
 
@@ -65,7 +65,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         bank = people(args.data, own, Path(folder) / "people.bank")
         terse = Terse(
-            bank, "random", classes=own.classes, target=judge, objects=(1, 1), image_probability=1.0, decoys=(0, 0)
+            bank,
+            "random",
+            paste=PasteConfig(objects=(1, 1), paste_probability=1.0, decoys=(0, 0)),
+            classes=own.classes,
+            model=judge,
         )
         rows = {what: _row(_hardness(terse, judge, own, what, args), args.temperature) for what in WHAT_DIFFERS}
     args.json.write_text(json.dumps({"baseline": str(args.baseline), "rows": rows}, indent=1) + "\n")

@@ -38,8 +38,8 @@ ARMS: dict[str, dict[str, Any] | None] = {
     "random": {"policy": "random"},
     "critic_k1": {"policy": "critic", "move_every": 1},
     "critic_k4": {"policy": "critic", "move_every": CYCLE},
-    "learned_k1": {"policy": "learned", "move_every": 1},
-    "learned_k4": {"policy": "learned", "move_every": CYCLE},
+    "learned_k1": {"policy": "adversarial", "move_every": 1},
+    "learned_k4": {"policy": "adversarial", "move_every": CYCLE},
 }
 
 _OBJECTS, _PICTURES = 3, 8

@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks._trained import detector, people, photographs
-from terse_aug import PARAMETERS, ForegroundBank, Terse
+from terse_aug import PARAMETERS, ForegroundBank, PasteConfig, Terse
 from terse_aug.bank import Foreground
 from terse_aug.compositing.compose import compose
 from terse_aug.compositing.plan import PastePlan, plan_pastes
@@ -66,11 +66,9 @@ def _measure(model: nn.Module, own: Any, bank: ForegroundBank, args: argparse.Na
     terse = Terse(
         bank,
         "random",
+        paste=PasteConfig(objects=(1, 1), paste_probability=1.0, decoys=(0, 0)),
         seed=args.seed,
         classes=own.classes,
-        objects=(1, 1),
-        image_probability=1.0,
-        decoys=(0, 0),
     )
     rows: list[list[float]] = []
     for number in track(range(args.count), "pastes"):

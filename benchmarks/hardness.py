@@ -64,7 +64,7 @@ def _row(run: Path, baseline: nn.Module, own: Any, bank: ForegroundBank, args: a
     """Figures of one policy and of random pasting with its settings."""
     name, settings = policy_settings(run)
     settings |= pasting.settings(args)
-    terse = Terse(bank, name, classes=own.classes, target=baseline, **settings)
+    terse = Terse(bank, name, **settings, classes=own.classes, model=baseline)
     restore(run / "checkpoint.pt", "terse", terse)
     samples = [own[number % len(own)] for number in range(args.images)]
     batches = [tuple(zip(*samples[start : start + 4], strict=True)) for start in range(0, args.images, 4)]

@@ -45,10 +45,10 @@ PASTING: dict[str, dict[str, Any]] = {
     "random": {"policy": "random"},
     "critic_k1": {"policy": "critic", "move_every": 1},
     "critic_k4": {"policy": "critic", "move_every": CYCLE},
-    "learned_k1": {"policy": "learned", "move_every": 1},
-    "learned_k4": {"policy": "learned", "move_every": CYCLE},
+    "learned_k1": {"policy": "adversarial", "move_every": 1},
+    "learned_k4": {"policy": "adversarial", "move_every": CYCLE},
     "random_in_preprocessor": {"policy": "random"},
-    "learned_k1_in_preprocessor": {"policy": "learned", "move_every": 1},
+    "learned_k1_in_preprocessor": {"policy": "adversarial", "move_every": 1},
 }
 
 _CLASSES = ("first", "second")
@@ -93,7 +93,7 @@ class HookOfTheOtherSeat(TerseHook):
         super().before_train(runner)
         preprocessor = runner.model.data_preprocessor
         mean, std = (tuple(values.flatten().tolist()) for values in (preprocessor.mean, preprocessor.std))
-        self.terse.pixels = PixelFormat(255.0, mean, std, bgr=not preprocessor._channel_conversion)
+        self.terse.pixel_format = PixelFormat(255.0, mean, std, bgr=not preprocessor._channel_conversion)
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Take the seat for this iteration."""

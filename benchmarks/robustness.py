@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks._timing import show, surroundings, write_json
-from terse_aug import ForegroundBank, Terse
+from terse_aug import ForegroundBank, PasteConfig, Robustness, Terse
 from terse_aug.models import TorchvisionAdapter
 from terse_aug.training.perturbation import PerturbationBall, foreground_map
 from terse_aug.utils.random import generator_for
@@ -58,7 +58,7 @@ class _Attacked:
     def bare(self, target: TorchvisionAdapter, **settings: Any) -> Terse:
         """A ``Terse`` that pastes nothing."""
         chosen: dict[str, Any] = {"objects": (0, 0), "decoys": (0, 0), "classes": data.CLASSES} | settings
-        return Terse(self._bank, "random", target=target, **chosen)
+        return Terse(self._bank, "random", **chosen, model=target)
 
     def figures(self, target: TorchvisionAdapter, images: Sequence[Tensor]) -> dict[str, float]:
         """Mean loss and average precision."""
@@ -103,12 +103,11 @@ def _train(robust: str, settings: training.Settings, bank: ForegroundBank) -> tu
     terse = Terse(
         bank,
         "random",
+        paste=PasteConfig(ranges=training.RANGES, flip_probability=0.0),
+        robustness=Robustness(XXX_robust=robust),
         seed=settings.seed,
         classes=data.CLASSES,
-        target=detector,
-        ranges=training.RANGES,
-        mirror_probability=0.0,
-        robust=robust,
+        model=detector,
     )
     started = time.process_time()
     for iteration, (images, targets) in enumerate(training.batches(samples, settings), 1):

@@ -35,10 +35,10 @@ _MAKERS = {
 
 _SETTINGS: dict[str, dict[str, Any]] = {
     "random": {"policy": "random"},
-    "learned_k1": {"policy": "learned", "move_every": 1},
-    "learned_k4": {"policy": "learned", "move_every": CYCLE},
+    "learned_k1": {"policy": "adversarial", "move_every": 1},
+    "learned_k4": {"policy": "adversarial", "move_every": CYCLE},
     "critic_k4": {"policy": "critic", "move_every": CYCLE},
-    "hard_random": {"policy": "hard-random"},
+    "hard_random": {"policy": "best-of-n"},
     "pgd_1": {"policy": "random", "robust": "pgd"},
     "pgd_3": {"policy": "random", "robust": "pgd", "robust_steps": 3},
     "universal": {"policy": "random", "robust": "universal"},
@@ -94,7 +94,7 @@ class _Step:
 
 def _steps(model: nn.Module, bank: ForegroundBank, arms: Sequence[str]) -> dict[str, _Step]:
     """The arm without, and those asked for."""
-    terse = {arm: Terse(bank, target=model, **_SETTINGS[arm]) for arm in arms}
+    terse = {arm: Terse(bank, **_SETTINGS[arm], model=model) for arm in arms}
     return {"none": _Step(model, None)} | {arm: _Step(model, own) for arm, own in terse.items()}
 
 

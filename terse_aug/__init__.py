@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from terse_aug import samplers as samplers
     from terse_aug.bank import Foreground, ForegroundBank
     from terse_aug.compositing.compose import Composites, Paste
-    from terse_aug.config import TerseConfig
+    from terse_aug.config import PasteConfig, Robustness
+    from terse_aug.data.auxiliary_objects import Distractors
+    from terse_aug.data.background_pool import BackgroundPool
     from terse_aug.data.foreground_loader import ForegroundLoader, SampledForegrounds
     from terse_aug.evaluation.probe import Probe, probe
     from terse_aug.structures.pixel_format import PixelFormat
@@ -28,16 +30,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PARAMETERS",
+    "BackgroundPool",
     "Composites",
+    "Distractors",
     "Foreground",
     "ForegroundBank",
     "ForegroundLoader",
     "Paste",
+    "PasteConfig",
     "PixelFormat",
     "Probe",
+    "Robustness",
     "SampledForegrounds",
     "Terse",
-    "TerseConfig",
     "TerseWarning",
     "TransformRanges",
     "__version__",
@@ -47,7 +52,9 @@ __all__ = [
 _HOMES = {
     "bank": ("Foreground", "ForegroundBank"),
     "compositing.compose": ("Composites", "Paste"),
-    "config": ("TerseConfig",),
+    "config": ("PasteConfig", "Robustness"),
+    "data.auxiliary_objects": ("Distractors",),
+    "data.background_pool": ("BackgroundPool",),
     "data.foreground_loader": ("ForegroundLoader", "SampledForegrounds"),
     "evaluation.probe": ("Probe", "probe"),
     "structures.pixel_format": ("PixelFormat",),

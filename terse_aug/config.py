@@ -1,210 +1,279 @@
-"""The one place where a setting of terse-aug is named, explained, defaulted and checked. Imports no framework.
+"""Every setting of terse-aug: one small dataclass for pasting, one for each policy, one for robustness training.
 
-Adapters and command lines are made from the fields of :class:`TerseConfig` and their ``help`` metadata.
+Framework configs, command-line flags and the documentation are generated from the fields and their ``help`` metadata.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, TypeVar
 
 from terse_aug.transforms import PARAMETERS, TransformRanges
 
+Settings = TypeVar("Settings")
 
-def _setting(default: Any, help_text: str) -> Any:
-    """A dataclass field whose meaning adapters can show to their users."""
+
+def setting(default: Any, help_text: str) -> Any:
+    """A dataclass field with the ``help`` that generated documentation shows."""
     return field(default=default, metadata={"help": help_text})
 
 
 @dataclass(frozen=True)
-class TerseConfig:
-    """Settings of :class:`terse_aug.Terse`; ``dataclasses.fields(TerseConfig)`` carries the ``help`` of each.
+class PasteConfig:
+    """What is pasted on an image, and how it is blended; shared by all policies.
 
     Raises:
         ValueError: a value is outside its range; the message names the setting.
     """
 
-    objects: tuple[int, int] = _setting((1, 3), "fewest and most objects pasted on an image, 0 to 20")
-    image_probability: float = _setting(0.75, "share of the images that get pastes, 0 to 1")
+    objects: tuple[int, int] = setting((1, 3), "fewest and most objects pasted on an image, 0 to 20")
+    paste_probability: float = setting(0.75, "fraction of the images that objects are pasted on, 0 to 1")
+    flip_probability: float = setting(0.5, "fraction of the foregrounds flipped left to right, 0 to 1")
+    decoys: tuple[int, int] = setting(
+        (0, 1), "fewest and most decoys on an image with pastes: background in an object's shape, without a label"
+    )
+    occluded_object_probability: float = setting(
+        0.0, "fraction of the pastes that partly cover another pasted object, of another class, 0 to 1"
+    )
+    min_visibility: float = setting(0.25, "an object of which less than this fraction is visible loses its label")
+    min_side: float = setting(4.0, "a paste whose longer side would be below this many pixels is left out")
+    edge_blur_sigma: float = setting(1.0, "standard deviation of the Gaussian blur of a paste's edge, pixels")
     ranges: TransformRanges = field(
         default=TransformRanges(), metadata={"help": "allowed range of every transform parameter"}
     )
-    sampler: str = _setting(
-        "uniform",
-        "which cut-outs are pasted: uniform, rarity, loss (classes that the detector finds hard), biregular (all "
-        "equally often), or weights of classes, as dog=3,cat=0.5",
-    )
-    rarity_power: float = _setting(
-        0.5, "sampler rarity: a cut-out of a class with n of them weighs n ** -this; 1 makes classes equally frequent"
-    )
-    background_probability: float = _setting(
-        0.0, "share of the images that are replaced by one of the pool of backgrounds, which then gets pastes, 0 to 1"
-    )
-    distractors: tuple[int, int] = _setting(
-        (0, 0), "fewest and most distractors on a pasted image: objects of no class of the detector's, without a label"
-    )
-    superimpose_probability: float = _setting(
-        0.0, "share of the pastes that get an object of another class, labelled like them, behind them, 0 to 1"
-    )
-    mirror_probability: float = _setting(0.5, "share of the cut-outs mirrored left to right, 0 to 1")
-    min_visibility: float = _setting(0.25, "an object whose visible share falls below this loses its label, 0 to 1")
-    min_side: float = _setting(4.0, "a paste whose larger side would be below this many pixels is left out")
-    edge_sigma: float = _setting(1.0, "standard deviation of the Gaussian that softens the edge, pixels")
-    decoys: tuple[int, int] = _setting(
-        (0, 1), "fewest and most decoys on a pasted image: background in an object's shape, without a label"
-    )
-    candidates: int = _setting(2, "hard-random: proposals per image of which the detector picks one")
-    move_every: int = _setting(4, "critic, learned, deterministic: the policy moves every this many iterations")
-    critic_candidates: int = _setting(8, "critic: candidates of which its network picks one")
-    critic_cutouts: int = _setting(
-        1, "critic: cut-outs among which it also chooses, for each paste; each has its own candidates"
-    )
-    critic_any_class: bool = _setting(
-        False,
-        "critic: whether the cut-outs that it chooses among (critic_cutouts above 1) may be of different classes; hard "
-        "classes are then pasted more often. Else all are of one class, and classes as frequent as in the bank",
-    )
-    critic_goal: float = _setting(
-        0.7,
-        "critic: it chooses no more sharply than brings the mean foretold hardness to this, 0 (random) to 1 (always as "
-        "sharply as its temperature allows)",
-    )
-    critic_temperature: float = _setting(
-        0.5,
-        "critic: a candidate is picked with probability ~ foretold odds ** (1 / this) at the sharpest; higher is more "
-        "random",
-    )
-    critic_held: tuple[str, ...] = _setting(
-        ("scale",),
-        "critic: transform parameters that it does not choose and that stay as diverse as random ones; small things "
-        "are hard, and a critic that may choose the scale pastes little else",
-    )
-    critic_rehearsals: int = _setting(4, "critic: optimizer steps in a move, each on 64 remembered pastes")
-    temperature: float = _setting(
-        0.1,
-        "learned: weight tau of KL(q || uniform), in units of the loss of an image; higher is more random",
-    )
-    learning_rate: float = _setting(1e-3, "Adam step size of synthesizer, discriminator and critic")
-    dropout: float = _setting(0.1, "learned, deterministic: dropout in the synthesizer, 0 to 1")
-    max_gradient_norm: float = _setting(1.0, "all that learn: the policy's gradient is clipped to this norm")
-    discriminator_weight: float = _setting(
-        0.0, "weight of realism in the synthesizer's objective; 0 switches the discriminator off"
-    )
-
-    robust: str = _setting(
-        "none",
-        "perturb composites before the detector is trained on them: none, pgd (gradient steps, each a forward and a "
-        "backward more), universal (one pattern for all images, learned from the backward that is made anyway)",
-    )
-    robust_radius_objects: float = _setting(
-        4 / 255, "robust: how far a value of a pixel that shows an object may be moved, in units of [0, 1]"
-    )
-    robust_radius_background: float = _setting(
-        8 / 255, "robust: how far a value of another pixel may be moved, likewise"
-    )
-    robust_steps: int = _setting(1, "robust pgd: gradient steps")
-    robust_step_size: float = _setting(
-        0.0,
-        "robust: length of a step relative to the radius; 0 for 2.5 / robust_steps but at most 1.25 (pgd), 0.1 "
-        "(universal)",
-    )
-    robust_probability: float = _setting(1.0, "robust: share of the batches that are perturbed, 0 to 1")
-    robust_start: int = _setting(
-        0,
-        "robust: batches that are left alone before; a model that is trained from scratch may learn nothing if it is "
-        "perturbed from the first batch on",
-    )
-    robust_ramp: int = _setting(
-        0, "robust: batches, after robust_start, over which the radius grows to its full size; 0 for at once"
-    )
 
     def __post_init__(self) -> None:
-        for name in ("objects", "decoys", "distractors", "critic_held"):
-            # Whatever kind of list a configuration library makes of them.
-            if isinstance(value := getattr(self, name), Sequence) and not isinstance(value, str):
-                object.__setattr__(self, name, tuple(value))
-        for name in ("objects", "decoys", "distractors"):
-            value = getattr(self, name)
-            pair = isinstance(value, tuple) and len(value) == 2 and all(isinstance(n, int) for n in value)
-            if not (pair and 0 <= value[0] <= value[1] <= 20):
-                raise ValueError(f"{name}: expected whole numbers (low, high), 0 <= low <= high <= 20, got {value!r}")
+        for name in ("objects", "decoys"):
+            object.__setattr__(self, name, checked_count(name, getattr(self, name)))
         if not isinstance(self.ranges, TransformRanges):
             raise ValueError(f"ranges: expected TransformRanges, got {self.ranges!r}")
-        held = self.critic_held
-        if isinstance(held, str) or not set(held) <= set(PARAMETERS):
-            raise ValueError(f"critic_held: expected a list of some of {', '.join(PARAMETERS)}, got {held!r}")
-        for name in _SHARES:
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}: expected a share within [0, 1], got {value}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: expected a share within [0, 1), got {self.dropout}")
-        if not isinstance(self.sampler, str):
-            raise ValueError(
-                f"sampler: expected the name of one, got {self.sampler!r}; give an instance to Terse(sampler=)"
-            )
-        if self.background_probability > 0 and self.objects[1] == 0:
-            raise ValueError(
-                "background_probability: expected objects above 0 with it, for images of the pool get pastes"
-            )
-        for name in ("edge_sigma", "temperature", "discriminator_weight", "min_side", "rarity_power"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}: expected a finite value of at least 0, got {getattr(self, name)}")
-        for name in ("candidates", "critic_candidates", "critic_cutouts", "critic_rehearsals", "move_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if not isinstance(self.critic_any_class, bool):
-            raise ValueError(f"critic_any_class: expected True or False, got {self.critic_any_class!r}")
-        if self.critic_any_class and self.critic_cutouts == 1:
-            raise ValueError("critic_any_class: expected critic_cutouts above 1 with it, got 1: there is no choice")
-        if not 0 <= self.critic_goal <= 1:
-            raise ValueError(f"critic_goal: expected a hardness in [0, 1], got {self.critic_goal}")
-        check_robust(self)
-        for name in ("critic_temperature", "learning_rate", "max_gradient_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected a value above 0, got {getattr(self, name)}")
+        for name in ("paste_probability", "flip_probability", "occluded_object_probability", "min_visibility"):
+            check_fraction(name, getattr(self, name))
+        for name in ("edge_blur_sigma", "min_side"):
+            _check_at_least(name, getattr(self, name), 0)
 
 
-_SHARES = (
-    "image_probability",
-    "mirror_probability",
-    "min_visibility",
-    "background_probability",
-    "superimpose_probability",
-    "robust_probability",
-)
-ROBUST = ("none", "pgd", "universal")
+@dataclass(frozen=True)
+class Random:
+    """Policy ``random``: transforms drawn uniformly from the allowed ranges."""
 
 
-def check_robust(config: TerseConfig) -> None:
-    """Refuse settings of robustness training outside their range.
+@dataclass(frozen=True)
+class BestOfN:
+    """Policy ``best-of-n``: of several random proposals for an image, the one with the highest detector loss.
+
+    Raises:
+        ValueError: a value is outside its range.
+    """
+
+    candidates: int = setting(2, "random proposals for an image; each costs a forward of the detector")
+
+    def __post_init__(self) -> None:
+        _check_at_least("candidates", self.candidates, 1)
+
+
+@dataclass(frozen=True)
+class Critic:
+    """Policy ``critic``: of several random proposals, one that a small network predicts to be hard.
+
+    Raises:
+        ValueError: a value is outside its range.
+    """
+
+    candidates: int = setting(8, "random transforms for a paste, of which one is chosen")
+    foreground_candidates: int = setting(
+        1, "foregrounds for a paste, of which one is chosen; each has its own random transforms"
+    )
+    mix_classes: bool = setting(
+        False,
+        "whether the foreground candidates of a paste may be of different classes, so that hard classes are pasted "
+        "more often",
+    )
+    target_hardness: float = setting(
+        0.7, "it chooses no more sharply than brings the mean predicted hardness here, 0 (random) to 1"
+    )
+    temperature: float = setting(
+        0.5, "at the sharpest, a candidate is chosen with probability ~ predicted odds ** (1 / this)"
+    )
+    fixed_parameters: tuple[str, ...] = setting(
+        ("scale",), "transform parameters that are not chosen and stay random; else it chooses small objects"
+    )
+    replay_updates: int = setting(4, "optimizer steps in an update, each on 64 pastes from the replay buffer")
+    update_interval: int = setting(4, "iterations between two updates")
+    learning_rate: float = setting(1e-3, "Adam step size")
+    max_gradient_norm: float = setting(1.0, "gradients are clipped to this norm")
+
+    def __post_init__(self) -> None:
+        for name in ("candidates", "foreground_candidates", "replay_updates"):
+            _check_at_least(name, getattr(self, name), 1)
+        if not isinstance(self.mix_classes, bool):
+            raise ValueError(f"mix_classes: expected True or False, got {self.mix_classes!r}")
+        if self.mix_classes and self.foreground_candidates == 1:
+            raise ValueError("mix_classes: expected foreground_candidates above 1 with it, got 1: there is no choice")
+        check_fraction("target_hardness", self.target_hardness)
+        _check_above_zero("temperature", self.temperature)
+        fixed = self.fixed_parameters
+        if isinstance(fixed, str) or not set(fixed) <= set(PARAMETERS):
+            raise ValueError(f"fixed_parameters: expected a list of some of {', '.join(PARAMETERS)}, got {fixed!r}")
+        object.__setattr__(self, "fixed_parameters", tuple(fixed))
+        _check_updates(self)
+
+
+@dataclass(frozen=True)
+class Adversarial:
+    """Policy ``adversarial``: a network proposes transforms and ascends the detector's loss, held near uniform.
+
+    Raises:
+        ValueError: a value is outside its range.
+    """
+
+    kl_weight: float = setting(
+        0.1, "weight of KL(proposals || uniform) in units of the loss of an image; higher is more random"
+    )
+    dropout: float = setting(0.1, "dropout in the synthesizer, 0 to 1")
+    discriminator_weight: float = setting(
+        0.0, "weight of realism in the synthesizer's objective; 0 switches the discriminator off"
+    )
+    update_interval: int = setting(4, "iterations between two updates")
+    learning_rate: float = setting(1e-3, "Adam step size of synthesizer and discriminator")
+    max_gradient_norm: float = setting(1.0, "gradients are clipped to this norm")
+
+    def __post_init__(self) -> None:
+        _check_at_least("kl_weight", self.kl_weight, 0)
+        _check_synthesizer(self)
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Policy ``paper``: TERSE's own synthesizer, one transform for a background and a foreground; it collapses.
+
+    Raises:
+        ValueError: a value is outside its range.
+    """
+
+    dropout: float = setting(0.1, "dropout in the synthesizer, 0 to 1")
+    discriminator_weight: float = setting(
+        0.0, "weight of realism in the synthesizer's objective; 0 switches the discriminator off"
+    )
+    update_interval: int = setting(4, "iterations between two updates")
+    learning_rate: float = setting(1e-3, "Adam step size of synthesizer and discriminator")
+    max_gradient_norm: float = setting(1.0, "gradients are clipped to this norm")
+
+    def __post_init__(self) -> None:
+        _check_synthesizer(self)
+
+
+PolicySettings = Random | BestOfN | Critic | Adversarial | Paper
+POLICY_SETTINGS: dict[str, type[PolicySettings]] = {
+    "random": Random,
+    "best-of-n": BestOfN,
+    "critic": Critic,
+    "adversarial": Adversarial,
+    "paper": Paper,
+}
+"""The settings of each policy, by its name."""
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Robustness training: composites are perturbed by projected gradient descent before the detector sees them.
+
+    Raises:
+        ValueError: a value is outside its range.
+    """
+
+    epsilon_object: float = setting(4 / 255, "largest change of a pixel value on objects, in units of [0, 1]")
+    epsilon_background: float = setting(8 / 255, "largest change of a pixel value elsewhere, in units of [0, 1]")
+    steps: int = setting(1, "gradient steps, each a forward and a backward of the detector")
+    step_size: float = setting(0.0, "length of a step in units of epsilon; 0 for 2.5 / steps, but at most 1.25")
+    probability: float = setting(1.0, "fraction of the batches that are perturbed, 0 to 1")
+    warmup: int = setting(0, "batches left alone at the start; a model trained from scratch may learn nothing else")
+    ramp: int = setting(0, "batches after the warmup over which epsilon grows to its full size")
+
+    def __post_init__(self) -> None:
+        for name in ("epsilon_object", "epsilon_background", "probability"):
+            check_fraction(name, getattr(self, name))
+        _check_at_least("steps", self.steps, 1)
+        for name in ("step_size", "warmup", "ramp"):
+            _check_at_least(name, getattr(self, name), 0)
+
+
+def policy_settings(policy: str | PolicySettings | Mapping[str, Any]) -> PolicySettings:
+    """Settings of a policy from its name, from a dictionary ``{"type": "Critic", ...}``, or as they are.
+
+    Raises:
+        ValueError: there is no policy of that name, or a setting is unknown or outside its range.
+    """
+    if not isinstance(policy, (str, Mapping)):
+        return policy
+    values = {"type": policy} if isinstance(policy, str) else dict(policy)
+    name = str(values.pop("type", ""))
+    by_name = POLICY_SETTINGS | {kind.__name__: kind for kind in POLICY_SETTINGS.values()}
+    if name not in by_name:
+        raise ValueError(f"policy: expected one of {', '.join(POLICY_SETTINGS)}, got {name!r}")
+    return settings_from(by_name[name], values)
+
+
+def settings_from(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """A settings dataclass from a dictionary as configs hold it; nested dictionaries become nested dataclasses.
+
+    Raises:
+        ValueError: a setting is unknown or outside its range.
+    """
+    known = {own.name: own for own in fields(kind)}  # type: ignore[arg-type]  # mypy has no bound "any dataclass"
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(f"unknown settings {unknown} of {kind.__name__}; expected some of {sorted(known)}")
+    nested = {
+        name: settings_from(type(known[name].default), value)
+        for name, value in values.items()
+        if isinstance(value, Mapping) and known[name].default is not MISSING
+    }
+    return kind(**{**values, **nested})
+
+
+def checked_count(name: str, value: Any) -> tuple[int, int]:
+    """A range of counts as a tuple, whatever kind of sequence a config library makes of it.
+
+    Raises:
+        ValueError: it is not (low, high) with 0 <= low <= high <= 20.
+    """
+    pair = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+    whole = isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(n, int) for n in pair)
+    if not (whole and 0 <= pair[0] <= pair[1] <= 20):
+        raise ValueError(f"{name}: expected whole numbers (low, high), 0 <= low <= high <= 20, got {value!r}")
+    return pair[0], pair[1]
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Refuse a value outside [0, 1].
 
     Raises:
         ValueError: naming the setting.
     """
-    if config.robust not in ROBUST:
-        raise ValueError(f"robust: expected one of {', '.join(ROBUST)}, got {config.robust!r}")
-    for name in ("robust_radius_objects", "robust_radius_background"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(f"{name}: expected a share of the pixel range within [0, 1], got {getattr(config, name)}")
-    if config.robust_steps < 1:
-        raise ValueError(f"robust_steps: expected at least 1, got {config.robust_steps}; robust='none' switches it off")
-    for name in ("robust_start", "robust_ramp"):
-        if getattr(config, name) < 0:
-            raise ValueError(f"{name}: expected a number of batches of at least 0, got {getattr(config, name)}")
-    if not 0 <= config.robust_step_size < float("inf"):
-        raise ValueError(f"robust_step_size: expected a finite value of at least 0, got {config.robust_step_size}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: expected a fraction within [0, 1], got {value}")
 
 
-def replaced(config: TerseConfig, settings: dict[str, Any]) -> TerseConfig:
-    """A configuration with single settings replaced.
+def _check_at_least(name: str, value: float, least: float) -> None:
+    if not least <= value < math.inf:
+        raise ValueError(f"{name}: expected a finite value of at least {least}, got {value}")
 
-    Raises:
-        ValueError: a setting that there is not, or a value outside its range.
-    """
-    known = [setting.name for setting in fields(TerseConfig)]
-    unknown = sorted(set(settings) - set(known))
-    if unknown:
-        raise ValueError(f"unknown settings {unknown}; expected some of {known}")
-    return replace(config, **settings)
+
+def _check_above_zero(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name}: expected a value above 0, got {value}")
+
+
+def _check_updates(settings: Critic | Adversarial | Paper) -> None:
+    _check_at_least("update_interval", settings.update_interval, 1)
+    _check_above_zero("learning_rate", settings.learning_rate)
+    _check_above_zero("max_gradient_norm", settings.max_gradient_norm)
+
+
+def _check_synthesizer(settings: Adversarial | Paper) -> None:
+    if not 0 <= settings.dropout < 1:
+        raise ValueError(f"dropout: expected a fraction within [0, 1), got {settings.dropout}")
+    _check_at_least("discriminator_weight", settings.discriminator_weight, 0)
+    _check_updates(settings)

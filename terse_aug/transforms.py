@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,57 +21,53 @@ _LOGARITHMIC = slice(PARAMETERS.index("scale"), PARAMETERS.index("scale_y") + 1)
 """The columns whose ranges are spaced logarithmically."""
 
 
+def _range(low: float, high: float, help_text: str) -> Any:
+    return field(default=(low, high), metadata={"help": help_text})
+
+
 @dataclass(frozen=True)
 class TransformRanges:
     """The allowed range ``(low, high)`` of every transform parameter.
 
-    A policy proposes points of the unit cube; a range maps them to units. A range with ``low == high`` fixes
-    the parameter.
-
-    Attributes:
-        rotation: degrees, positive turns clockwise on the screen.
-        shear: tangent of the shear angle along x.
-        scale: size relative to the natural size of the cut-out (1 covers the same fraction of the background
-            as the object did of the photograph it was cut from); spaced logarithmically, as are the next two.
-        scale_x: additional factor along the cut-out's own x axis.
-        scale_y: additional factor along the cut-out's own y axis.
-        translate_x: where the middle of the object's bounding box lies, 0 the leftmost and 1 the rightmost place that
-            ``keep_inside`` allows.
-        translate_y: likewise, 0 the top and 1 the bottom.
-        keep_inside: how much of half the bounding box of the object, as it is turned, has to stay inside the frame:
-            1 the whole object, 0 its middle. An object too large for that is put in the middle. Everything that is not
-            quite transparent belongs to the object.
+    A policy proposes points of the unit cube, which a range maps to units. ``low == high`` fixes a parameter.
 
     Raises:
         ValueError: a range is no pair of numbers, not ordered, not finite, or outside what its unit allows.
     """
 
-    rotation: tuple[float, float] = (-10.0, 10.0)
-    shear: tuple[float, float] = (-0.05, 0.05)
-    scale: tuple[float, float] = (0.5, 1.5)
-    scale_x: tuple[float, float] = (0.9, 1.1)
-    scale_y: tuple[float, float] = (0.9, 1.1)
-    translate_x: tuple[float, float] = (0.0, 1.0)
-    translate_y: tuple[float, float] = (0.0, 1.0)
-    keep_inside: float = 0.75
+    rotation: tuple[float, float] = _range(-10.0, 10.0, "degrees, positive is clockwise on the screen")
+    shear: tuple[float, float] = _range(-0.05, 0.05, "tangent of the shear angle along x")
+    scale: tuple[float, float] = _range(
+        0.5, 1.5, "size relative to the fraction that the object covered of its own image; log-uniform"
+    )
+    scale_x: tuple[float, float] = _range(0.9, 1.1, "additional factor along the foreground's own x axis; log-uniform")
+    scale_y: tuple[float, float] = _range(0.9, 1.1, "additional factor along the foreground's own y axis; log-uniform")
+    translate_x: tuple[float, float] = _range(
+        0.0, 1.0, "center of the object's bounding box, 0 leftmost, 1 rightmost within what keep_inside allows"
+    )
+    translate_y: tuple[float, float] = _range(0.0, 1.0, "likewise from top to bottom")
+    keep_inside: float = field(
+        default=0.75,
+        metadata={
+            "help": "fraction of half the object's box that has to stay inside the image: 1 all of it, 0 its center"
+        },
+    )
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if field.name == "keep_inside":
-                continue
-            pair = getattr(self, field.name)
+        for name in PARAMETERS:
+            pair = getattr(self, name)
             if isinstance(pair, Sequence) and not isinstance(pair, str):
                 pair = tuple(pair)
-                object.__setattr__(self, field.name, pair)
+                object.__setattr__(self, name, pair)
             if not _is_pair_of_numbers(pair):
-                raise ValueError(f"{field.name}: expected a pair (low, high) of numbers, got {pair!r}")
+                raise ValueError(f"{name}: expected a pair (low, high) of numbers, got {pair!r}")
             low, high = pair
             if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-                raise ValueError(f"{field.name}: expected (low, high) with low <= high, got ({low}, {high})")
-            if field.name in PARAMETERS[_LOGARITHMIC] and low <= 0:
-                raise ValueError(f"{field.name}: a scale has to be above 0, got ({low}, {high})")
-            if field.name.startswith("translate") and not 0 <= low <= high <= 1:
-                raise ValueError(f"{field.name}: expected fractions within [0, 1], got ({low}, {high})")
+                raise ValueError(f"{name}: expected (low, high) with low <= high, got ({low}, {high})")
+            if name in PARAMETERS[_LOGARITHMIC] and low <= 0:
+                raise ValueError(f"{name}: a scale has to be above 0, got ({low}, {high})")
+            if name.startswith("translate") and not 0 <= low <= high <= 1:
+                raise ValueError(f"{name}: expected fractions within [0, 1], got ({low}, {high})")
         if not (isinstance(self.keep_inside, Real) and 0 <= self.keep_inside <= 1):
             raise ValueError(f"keep_inside: expected a fraction within [0, 1], got {self.keep_inside}")
 
@@ -98,22 +95,29 @@ def _is_pair_of_numbers(value: object) -> bool:
 
 @dataclass(frozen=True)
 class PasteGeometry:
-    """What besides the parameters decides where a paste lands; all tensors have one row per paste.
+    """Sizes that a placement depends on besides the transform parameters; all tensors have one row per paste.
 
     Attributes:
-        cutout_sizes: float ``[M, 2]``, width and height of the cut-out in its own pixels.
+        foreground_sizes: float ``[M, 2]``, width and height of the foreground in its own pixels.
         frame_sizes: float ``[M, 2]``, width and height of the background in pixels.
-        natural_scale: float ``[M]``, background pixels per cut-out pixel at scale 1.
-        mirror: float ``[M]``, -1 where the cut-out is mirrored left to right, else 1.
-        outlines: float ``[M, n, 2]``, points of the cut-out's pixels, x and y from its middle, whose convex hull is
-            the object; ``None`` where it fills its rectangle.
+        base_scale: float ``[M]``, background pixels per foreground pixel at scale 1.
+        flip: float ``[M]``, -1 where the foreground is flipped left to right, else 1.
+        outlines: float ``[M, n, 2]``, points of the foreground, x and y from its center, whose convex hull is the
+            object; ``None`` where the object fills its rectangle.
     """
 
-    cutout_sizes: Tensor
+    foreground_sizes: Tensor
     frame_sizes: Tensor
-    natural_scale: Tensor
-    mirror: Tensor
+    base_scale: Tensor
+    flip: Tensor
     outlines: Tensor | None = None
+
+    def rows(self, index: Sequence[int] | Tensor) -> PasteGeometry:
+        """The geometry of some of the pastes."""
+        chosen = torch.as_tensor(index, dtype=torch.long, device=self.base_scale.device)
+        outlines = None if self.outlines is None else self.outlines[chosen]
+        sizes, frames = self.foreground_sizes[chosen], self.frame_sizes[chosen]
+        return PasteGeometry(sizes, frames, self.base_scale[chosen], self.flip[chosen], outlines)
 
 
 @dataclass(frozen=True)
@@ -121,30 +125,39 @@ class Placement:
     """Where pastes land, M rows, in background pixels; pixel (i, j) covers the square from (j, i) to (j + 1, i + 1).
 
     Attributes:
-        matrix: float ``[M, 2, 2]``; a point u of the cut-out lands at ``centre + matrix @ (u - cutout_size / 2)``.
-        centre: float ``[M, 2]`` (x, y), where the middle of the cut-out's rectangle lands.
-        middle: float ``[M, 2]``, the middle of the object's bounding box.
-        half_extent: float ``[M, 2]``, half the sides of that box.
+        matrix: float ``[M, 2, 2]``; a point u of the foreground lands at ``center + matrix @ (u - size / 2)``.
+        center: float ``[M, 2]`` (x, y), where the center of the foreground's rectangle lands.
+        box_center: float ``[M, 2]``, center of the object's bounding box.
+        half_size: float ``[M, 2]``, half the sides of that box.
     """
 
     matrix: Tensor
-    centre: Tensor
-    middle: Tensor
-    half_extent: Tensor
+    center: Tensor
+    box_center: Tensor
+    half_size: Tensor
 
     def detached_cpu(self) -> Placement:
         """A copy on the CPU without a graph."""
-        return Placement(*(getattr(self, field.name).detach().cpu() for field in fields(self)))
+        return Placement(*(getattr(self, own.name).detach().cpu() for own in fields(self)))
+
+    def to(self, device: torch.device) -> Placement:
+        """A copy on a device."""
+        return Placement(*(getattr(self, own.name).to(device) for own in fields(self)))
+
+    def rows(self, index: Sequence[int] | Tensor) -> Placement:
+        """The placement of some of the pastes."""
+        chosen = torch.as_tensor(index, dtype=torch.long, device=self.matrix.device)
+        return Placement(*(getattr(self, own.name)[chosen] for own in fields(self)))
 
 
 def place(physical: Tensor, geometry: PasteGeometry, keep_inside: float) -> Placement:
-    """The affine maps from cut-outs to backgrounds.
+    """The affine maps from foregrounds to backgrounds.
 
-    ``matrix = Rotation @ Shear @ diag(scale_x, scale_y) * scale * natural_scale``.
+    ``matrix = Rotation @ Shear @ diag(scale_x, scale_y) * scale * base_scale``.
 
     Args:
         physical: float ``[M, P]`` from :meth:`TransformRanges.physical`.
-        geometry: sizes and natural scales, M rows.
+        geometry: M rows.
         keep_inside: see :class:`TransformRanges`.
 
     Returns:
@@ -154,15 +167,21 @@ def place(physical: Tensor, geometry: PasteGeometry, keep_inside: float) -> Plac
     radians = rotation * (math.pi / 180)
     cosine, sine = radians.cos(), radians.sin()
     turn = torch.stack([cosine, cosine * shear - sine, sine, sine * shear + cosine], -1).view(-1, 2, 2)
-    size = torch.stack([scale_x * geometry.mirror, scale_y], -1) * (scale * geometry.natural_scale)[:, None]
+    size = torch.stack([scale_x * geometry.flip, scale_y], -1) * (scale * geometry.base_scale)[:, None]
     matrix = turn * size[:, None]
     if geometry.outlines is None:
-        half_extent = (matrix.abs() @ (geometry.cutout_sizes / 2)[:, :, None])[:, :, 0]
-        offset = torch.zeros_like(half_extent)
+        half_size = (matrix.abs() @ (geometry.foreground_sizes / 2)[:, :, None])[:, :, 0]
+        offset = torch.zeros_like(half_size)
     else:
-        reached = geometry.outlines @ matrix.mT
-        low, high = reached.amin(1), reached.amax(1)
-        half_extent, offset = (high - low) / 2, (high + low) / 2
-    lowest = torch.minimum(keep_inside * half_extent, geometry.frame_sizes / 2)
-    middle = lowest + physical[:, 5:] * (geometry.frame_sizes - 2 * lowest)
-    return Placement(matrix, middle - offset, middle, half_extent)
+        corners = geometry.outlines @ matrix.mT
+        low, high = corners.amin(1), corners.amax(1)
+        half_size, offset = (high - low) / 2, (high + low) / 2
+    lowest, free = center_range(half_size, geometry, keep_inside)
+    box_center = lowest + physical[:, 5:] * free
+    return Placement(matrix, box_center - offset, box_center, half_size)
+
+
+def center_range(half_size: Tensor, geometry: PasteGeometry, keep_inside: float) -> tuple[Tensor, Tensor]:
+    """The lowest allowed center of a bounding box and the length of its range, both float ``[M, 2]`` pixels."""
+    lowest = torch.minimum(keep_inside * half_size, geometry.frame_sizes / 2)
+    return lowest, geometry.frame_sizes - 2 * lowest

@@ -173,13 +173,13 @@ class Conformance:
         assert run.terse is not None
         assert run.terse.bank.categories == dict(enumerate(host.classes))
 
-    @pytest.mark.parametrize("policy", ["learned", "critic"])
+    @pytest.mark.parametrize("policy", ["adversarial", "critic"])
     def test_the_adversary_learns_from_the_loss(self, host: Host, tmp_path: Path, policy: str) -> None:
         first = host.train(tmp_path / "a", 1, terse=settings(policy)).terse
         last = host.train(tmp_path / "b", 4, terse=settings(policy)).terse
         assert first is not None
         assert last is not None
-        assert (first.metrics()["moves"], last.metrics()["moves"]) == (1, 4)
+        assert (first.metrics()["updates"], last.metrics()["updates"]) == (1, 4)
         pairs = zip(first.policy.parameters(), last.policy.parameters(), strict=True)
         assert any(not torch.equal(own, other) for own, other in pairs)
 
@@ -190,7 +190,7 @@ class Conformance:
         assert all(map(torch.equal, runs[0].weights, runs[1].weights))
         assert runs[0].losses != runs[2].losses
 
-    @pytest.mark.parametrize("policy", ["critic", "learned", "hard-random"])
+    @pytest.mark.parametrize("policy", ["critic", "adversarial", "best-of-n"])
     def test_the_hosts_own_draws_are_left_alone(self, host: Host, tmp_path: Path, policy: str) -> None:
         run = host.train(tmp_path, terse=settings(policy))
         assert run.terse is not None
@@ -198,7 +198,7 @@ class Conformance:
         assert len(run.draws) == 2 * len(run.losses)
         assert all(before == after for before, after in run.draws)
 
-    @pytest.mark.parametrize("policy", ["critic", "learned"])
+    @pytest.mark.parametrize("policy", ["critic", "adversarial"])
     def test_a_resumed_run_equals_one_that_was_never_stopped(self, host: Host, tmp_path: Path, policy: str) -> None:
         whole = host.train(tmp_path, 6, terse=settings(policy), save_at=3)
         rest = host.train(tmp_path, 6, terse=settings(policy), start=3)
@@ -217,13 +217,13 @@ class Conformance:
         assert run.terse.metrics()["iterations"] == 2
         assert len([text for text in run.said if "no state of terse-aug" in text]) == 1
 
-    @pytest.mark.parametrize("policy", ["critic", "learned"])
+    @pytest.mark.parametrize("policy", ["critic", "adversarial"])
     def test_a_loss_that_is_not_finite_skips_the_move(self, host: Host, tmp_path: Path, policy: str) -> None:
         with pytest.warns(UserWarning, match="the loss is inf"):
             run = host.train(tmp_path, 3, terse=settings(policy), not_finite_at=1, model="plain")
         assert run.terse is not None
         figures = run.terse.metrics()
-        assert (figures["iterations"], figures["moves"], figures["skipped_moves"]) == (3, 2, 1)
+        assert (figures["iterations"], figures["updates"], figures["skipped_updates"]) == (3, 2, 1)
         assert all(bool(parameter.isfinite().all()) for parameter in run.terse.parameters())
 
     def test_memory_does_not_grow(self, host: Host, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ The images are small, and so are the detectors: real torchvision models with nar
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,24 @@ from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
-from terse_aug import ForegroundBank, Terse
+from terse_aug import ForegroundBank, PasteConfig, Terse
 from terse_aug.bank import BankWriter, Foreground
+from terse_aug.config import POLICY_SETTINGS
 
 KEYPOINTS = ("nose", "left_eye", "right_eye")
 EIGHT_BIT = 2 / 255 if int(cv2.__version__.split(".")[0]) >= 5 else 0.1
 """How far composites without a gradient may be from those with one; OpenCV 4 warps to 1/32 pixel only."""
 
-EVERY_IMAGE: dict[str, Any] = {"image_probability": 1.0, "decoys": (0, 0)}
-"""Settings that leave nothing to chance but where things go."""
+
+def every_image(**settings: Any) -> PasteConfig:
+    """Settings that leave nothing to chance but where things are pasted."""
+    return PasteConfig(**({"paste_probability": 1.0, "decoys": (0, 0)} | settings))
+
+
+def policy_with(name: str, **settings: Any) -> Any:
+    """Settings of a policy by its name; those that it does not have are left out."""
+    kind = POLICY_SETTINGS[name]
+    return kind(**{own.name: settings[own.name] for own in dataclasses.fields(kind) if own.name in settings})
 
 
 def make_foreground(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from factories import EVERY_IMAGE, make_batch
+from factories import every_image, make_batch, policy_with
 from torch import Tensor, nn
 
 from terse_aug import ForegroundBank, Terse
@@ -30,7 +30,7 @@ def hunt(
 ) -> tuple[HardExampleMining, Any, Terse]:
     folder.mkdir(exist_ok=True)
     target = ClassifierAdapter(Brightness(), classes=3)
-    terse = Terse(bank, policy, target=target, objects=(1, 1), move_every=1, **EVERY_IMAGE)
+    terse = Terse(bank, policy_with(policy, update_interval=1), paste=every_image(objects=(1, 1)), model=target)
     cache = HardExampleCache(folder / "hard")
     labels = {int(name.removeprefix("label")): number for name, number in wanted.items()}
     return HardExampleMining(terse, target, cache, labels, budget), cache, terse

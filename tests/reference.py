@@ -22,20 +22,20 @@ def transform_point(
     v: float,
     physical: dict[str, float],
     cutout_size: tuple[float, float],
-    natural_scale: float,
-    mirrored: bool,
-    centre: tuple[float, float],
+    base_scale: float,
+    flipped: bool,
+    center: tuple[float, float],
 ) -> tuple[float, float]:
     """Where a point of the cut-out lands: one step of the transform after the other."""
     x, y = u - cutout_size[0] / 2, v - cutout_size[1] / 2
-    if mirrored:
+    if flipped:
         x = -x
-    x *= physical["scale_x"] * physical["scale"] * natural_scale
-    y *= physical["scale_y"] * physical["scale"] * natural_scale
+    x *= physical["scale_x"] * physical["scale"] * base_scale
+    y *= physical["scale_y"] * physical["scale"] * base_scale
     x += physical["shear"] * y
     angle = math.radians(physical["rotation"])
     x, y = x * math.cos(angle) - y * math.sin(angle), x * math.sin(angle) + y * math.cos(angle)
-    return x + centre[0], y + centre[1]
+    return x + center[0], y + center[1]
 
 
 def _look_up(cutout: Array, u: float, v: float) -> tuple[list[float], float]:
@@ -54,7 +54,7 @@ def _look_up(cutout: Array, u: float, v: float) -> tuple[list[float], float]:
     return color, alpha
 
 
-def render(cutout: Array, matrix: Array, centre: Array, size: tuple[int, int], sigma: float) -> tuple[Array, Array]:
+def render(cutout: Array, matrix: Array, center: Array, size: tuple[int, int], sigma: float) -> tuple[Array, Array]:
     """Colour ``[3, H, W]`` and alpha ``[H, W]`` of a paste at every pixel of a frame of ``size``."""
     height, width = size
     reach = math.ceil(2 * sigma)
@@ -63,7 +63,7 @@ def render(cutout: Array, matrix: Array, centre: Array, size: tuple[int, int], s
     sharp = {}
     for row in range(-reach, height + reach):
         for column in range(-reach, width + reach):
-            u, v = inverse @ (np.array([column + 0.5, row + 0.5]) - centre)
+            u, v = inverse @ (np.array([column + 0.5, row + 0.5]) - center)
             seen, alpha = _look_up(cutout, u + cutout.shape[2] / 2, v + cutout.shape[1] / 2)
             sharp[row, column] = min(max((alpha - 0.25) / 0.5, 0.0), 1.0)
             if 0 <= row < height and 0 <= column < width:
@@ -191,7 +191,7 @@ def _pasted(cover: Cover, index: int, front: list[list[int]], min_visibility: fl
 
 
 def _pixels_in(box: Sequence[float], front: list[list[int]]) -> set[tuple[int, int]]:
-    """The pixels whose centre lies in a box."""
+    """The pixels whose center lies in a box."""
     left, top, right, bottom = box
     pixels = {
         (row, column)

@@ -136,7 +136,7 @@ def at_the_border(images):
 # --- training -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arm", ["mnist", "random", "hard-random", "learned", "critic", "critic-cutouts"])
+@pytest.mark.parametrize("arm", ["mnist", "random", "best-of-n", "adversarial", "critic", "critic-cutouts"])
 def test_every_arm_trains_and_repeats_itself(example, digits, tmp_path, arm):
     ranges = example.data.AffineRanges()
     bank = example.data.digit_bank(digits, tmp_path / "digits.bank")
@@ -153,8 +153,8 @@ def test_every_arm_trains_and_repeats_itself(example, digits, tmp_path, arm):
         return
     assert first["metrics"] == second["metrics"]
     assert first["metrics"]["objects_labelled"] == 6 * 8
-    assert first["metrics"]["moves"] == (6 if "learned" in arm or "critic" in arm else 0)
-    assert first["metrics"]["extra_forwards"] == (6 * 8 * 4 if arm == "hard-random" else 0)
+    assert first["metrics"]["updates"] == (6 if "adversarial" in arm or "critic" in arm else 0)
+    assert first["metrics"]["extra_forwards"] == (6 * 8 * 4 if arm == "best-of-n" else 0)
     assert sum(first["hardness histogram"]) == pytest.approx(1)
 
 
@@ -209,7 +209,7 @@ def test_averaged_weights_lag_by_a_tenth_of_the_updates_and_at_most_a_hundred(ex
     assert average.module.num_batches_tracked == 0
 
 
-LOCKSTEP = ["mnist", "random", "random-filtered", "deterministic", "learned", "critic", "critic-cutouts"]
+LOCKSTEP = ["mnist", "random", "random-filtered", "paper", "adversarial", "critic", "critic-cutouts"]
 
 
 @pytest.mark.parametrize("arm", LOCKSTEP)
@@ -232,9 +232,9 @@ def test_every_arm_trains_in_lock_step(example, digits, tmp_path, arm):
     assert [hunt["found"] for hunt in run["hunts"]] == [dict.fromkeys(range(10), 2)] * 2
     for hunt in run["hunts"]:
         assert hunt["yield per forward"] == pytest.approx(20 / hunt["target_forwards"])
-        assert hunt["target_forwards"] == (2 if arm in ("learned", "deterministic") else 1) * hunt["seen"]
+        assert hunt["target_forwards"] == (2 if arm in ("adversarial", "paper") else 1) * hunt["seen"]
     assert 0 < run["neighbour distance of the kept"] < 0.3
-    assert run["spread of a class"] == pytest.approx(1 if arm != "deterministic" else 0, abs=0.25)
+    assert run["spread of a class"] == pytest.approx(1 if arm != "paper" else 0, abs=0.25)
 
 
 def test_the_yield_is_that_of_the_hunts_that_met_a_good_classifier(example):
@@ -346,7 +346,7 @@ def test_the_script_writes_table_and_figure_and_goes_on(example, small, tmp_path
     with pytest.raises(SystemExit, match=r"random-seed0 was begun with \{\}, not .*; choose another --out"):
         example.main([*short, "--rounds", "2", "--wanted", "10", "--arms", "random"])
     with pytest.raises(SystemExit):
-        example.main([*flags, "--arms", "deterministic"])
+        example.main([*flags, "--arms", "paper"])
     assert (
         "live has mnist, random, hard-random, learned, critic, critic-cutouts, not deterministic"
         in capsys.readouterr().err

@@ -15,7 +15,7 @@ ALL = sorted(POLICIES)
 SETTINGS: dict[str, Any] = {"move_every": 1, "discriminator_weight": 0.1, **EVERY_IMAGE}
 
 
-@pytest.mark.parametrize("policy", ["random", "learned"])
+@pytest.mark.parametrize("policy", ["random", "adversarial"])
 def test_composites_under_autocast_are_those_without(tiny_bank: ForegroundBank, policy: str) -> None:
     """Matrix products in bfloat16 would move pastes by pixels."""
     seen = []
@@ -32,7 +32,7 @@ def test_composites_under_autocast_are_those_without(tiny_bank: ForegroundBank, 
 @pytest.mark.parametrize("policy", ALL)
 def test_training_under_autocast_moves_both_players(tiny_bank: ForegroundBank, policy: str) -> None:
     detector = make_detector("fasterrcnn")
-    terse = Terse(tiny_bank, policy, target=detector, **SETTINGS)
+    terse = Terse(tiny_bank, policy, **SETTINGS, model=detector)
     optimizer = torch.optim.SGD(detector.parameters(), lr=1e-3)
     before, detector_before = parameters_of(terse), parameters_of(detector)
     for seed in range(2):
@@ -45,7 +45,7 @@ def test_training_under_autocast_moves_both_players(tiny_bank: ForegroundBank, p
         with torch.autocast("cpu", dtype=torch.bfloat16):
             terse.step(losses)
     learns = terse.policy.learns
-    assert terse.metrics()["moves"] == (2 if learns else 0)
+    assert terse.metrics()["updates"] == (2 if learns else 0)
     assert all_equal(before, parameters_of(terse)) is not learns
     assert not all_equal(detector_before, parameters_of(detector))
     assert all(bool(parameter.isfinite().all()) for parameter in terse.parameters())
@@ -54,7 +54,7 @@ def test_training_under_autocast_moves_both_players(tiny_bank: ForegroundBank, p
 def test_the_adversary_moves_the_same_with_step_inside_autocast(tiny_bank: ForegroundBank) -> None:
     moved = []
     for enabled in (False, True):
-        terse = Terse(tiny_bank, "learned", **SETTINGS)
+        terse = Terse(tiny_bank, "adversarial", **SETTINGS)
         losses = RampLoss()(*terse(*make_batch()))
         losses["loss_ramp"].backward()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
@@ -64,7 +64,7 @@ def test_the_adversary_moves_the_same_with_step_inside_autocast(tiny_bank: Foreg
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("policy", ["random", "learned"])
+@pytest.mark.parametrize("policy", ["random", "adversarial"])
 def test_images_of_another_precision_keep_it(tiny_bank: ForegroundBank, policy: str, dtype: torch.dtype) -> None:
     terse = Terse(tiny_bank, policy, **SETTINGS)
     images, targets = make_batch()
@@ -75,16 +75,16 @@ def test_images_of_another_precision_keep_it(tiny_bank: ForegroundBank, policy: 
     for one, other in zip(composites, expected, strict=True):
         torch.testing.assert_close(one.float(), other, rtol=0, atol=0.02)
     losses = RampLoss()([image.float() for image in composites], corrected)
-    if policy == "learned":
+    if policy == "adversarial":
         losses["loss_ramp"].backward()
     terse.step(losses)
-    assert terse.metrics()["moves"] == int(policy == "learned")
+    assert terse.metrics()["updates"] == int(policy == "adversarial")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_grad_scaler_on_cuda_scales_nothing_for_the_adversary(tiny_bank: ForegroundBank) -> None:
     device = torch.device("cuda")
-    terse, detector = Terse(tiny_bank, "learned", **SETTINGS).to(device), RampLoss().to(device)
+    terse, detector = Terse(tiny_bank, "adversarial", **SETTINGS).to(device), RampLoss().to(device)
     optimizer = torch.optim.SGD(detector.parameters(), lr=1e-6)
     scaler = torch.amp.GradScaler("cuda", init_scale=1024.0)
     images, targets = make_batch()
@@ -96,4 +96,4 @@ def test_a_grad_scaler_on_cuda_scales_nothing_for_the_adversary(tiny_bank: Foreg
     scaler.step(optimizer)
     scaler.update()
     terse.step(losses, loss_scale=scale)
-    assert terse.metrics()["moves"] == 1
+    assert terse.metrics()["updates"] == 1

@@ -12,22 +12,23 @@ import numpy as np
 import pytest
 import torch
 from factories import (
-    EVERY_IMAGE,
     RampLoss,
     all_equal,
+    every_image,
     make_bank,
     make_batch,
     make_detector,
     make_foreground,
     parameters_of,
+    policy_with,
     train_step,
 )
 from torch import Tensor, nn
 from torchvision import tv_tensors
 
-from terse_aug import ForegroundBank, Terse, TerseWarning, TransformRanges
+from terse_aug import ForegroundBank, PasteConfig, Terse, TerseWarning, TransformRanges
 from terse_aug.bank import BankWriter
-from terse_aug.policies import POLICIES
+from terse_aug.policies import POLICIES, Adversarial
 
 ALL = sorted(POLICIES)
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
@@ -40,7 +41,12 @@ def detector() -> nn.Module:
 
 @pytest.fixture(params=ALL)
 def terse(request: pytest.FixtureRequest, tiny_bank: ForegroundBank, detector: nn.Module) -> Terse:
-    return Terse(tiny_bank, request.param, target=detector, move_every=1, discriminator_weight=0.1, **EVERY_IMAGE)
+    return Terse(
+        tiny_bank,
+        policy_with(request.param, update_interval=1, discriminator_weight=0.1),
+        paste=every_image(),
+        model=detector,
+    )
 
 
 # --- the bank -------------------------------------------------------------------------------------------------------
@@ -70,9 +76,9 @@ def test_a_class_that_the_detector_does_not_have_is_refused_by_name(tmp_path: Pa
     with pytest.raises(ValueError, match=r"categories that the detector lacks: zebra; the detector knows: cat, dog"):
         Terse(bank, classes=["cat", "dog"])
     with pytest.raises(ValueError, match=r"expected labels 1 to 2, got \{7: 'zebra'\}; give Terse\(classes="):
-        Terse(bank, target=detector)
+        Terse(bank, model=detector)
     with pytest.raises(ValueError, match=r"expected labels 1 to 2, got \{3: 'dog'\}"):
-        Terse(make_bank(tmp_path).relabel({"cat": 2, "dog": 3, "zebra": 1}), target=detector)
+        Terse(make_bank(tmp_path).relabel({"cat": 2, "dog": 3, "zebra": 1}), model=detector)
 
 
 def test_the_background_label_is_refused_where_the_detector_has_one(tiny_bank: ForegroundBank) -> None:
@@ -80,14 +86,14 @@ def test_the_background_label_is_refused_where_the_detector_has_one(tiny_bank: F
     zero_based = tiny_bank.relabel(["cat", "dog"])
     for name in ("fasterrcnn", "ssd", "ssdlite"):
         with pytest.raises(ValueError, match=r"expected labels 1 to 2, got \{0: 'cat'\}"):
-            Terse(zero_based, target=make_detector(name))
+            Terse(zero_based, model=make_detector(name))
     for name in ("retinanet", "fcos"):
-        Terse(zero_based, target=make_detector(name))
+        Terse(zero_based, model=make_detector(name))
 
 
 def test_a_target_that_is_no_detector_is_refused(tiny_bank: ForegroundBank) -> None:
     with pytest.raises(ValueError, match=r"target: expected a detector .* got str"):
-        Terse(tiny_bank, target="fasterrcnn")  # type: ignore[arg-type]  # wrong on purpose
+        Terse(tiny_bank, model="fasterrcnn")  # type: ignore[arg-type]  # wrong on purpose
 
 
 # --- what cannot be a batch -----------------------------------------------------------------------------------------
@@ -150,7 +156,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("case", sorted(BROKEN))
 def test_what_is_no_batch_is_refused_and_leaves_no_trace(tiny_bank: ForegroundBank, case: str) -> None:
     spoil, message = BROKEN[case]
-    terse = Terse(tiny_bank, **EVERY_IMAGE)
+    terse = Terse(tiny_bank, paste=every_image())
     before = terse.metrics()
     with pytest.raises(ValueError, match=message):
         terse(*spoil(make_batch()))
@@ -160,7 +166,7 @@ def test_what_is_no_batch_is_refused_and_leaves_no_trace(tiny_bank: ForegroundBa
 def test_keypoints_of_another_number_are_refused(tmp_path: Path) -> None:
     points = np.array([[3, 3, 2], [5, 5, 2]], np.float32)
     bank = make_bank(tmp_path, [make_foreground(keypoints=points)], keypoint_names=["left", "right"])
-    terse = Terse(bank, "random", sampler="biregular", **EVERY_IMAGE)
+    terse = Terse(bank, "random", paste=every_image(), sampler="biregular")
     before = {name: value.clone() for name, value in terse.state_dict().items()}
     with pytest.raises(ValueError, match=r"target 0: expected 2 keypoints of each object, as the cut-outs .*, got 3;"):
         terse(*make_batch(keypoints=True))
@@ -172,7 +178,7 @@ def test_an_image_without_objects_may_say_any_number_of_keypoints(tmp_path: Path
     bank = make_bank(tmp_path, [make_foreground(keypoints=points)], keypoint_names=["left", "right"])
     images, targets = make_batch(objects=0)
     targets = [target | {"keypoints": torch.zeros(0, 0, 3)} for target in targets]
-    _, found = Terse(bank, "random", **EVERY_IMAGE)(images, targets)
+    _, found = Terse(bank, "random", paste=every_image())(images, targets)
     assert all(target["keypoints"].shape == (len(target["boxes"]), 2, 3) for target in found)
 
 
@@ -213,8 +219,8 @@ def test_an_image_that_is_not_finite_is_handed_through_and_poisons_nothing(terse
     if composites[0].requires_grad:
         losses["loss_ramp"].backward()
     terse.step(losses)
-    assert terse.metrics()["moves"] == int(terse.policy.learns)
-    assert terse.metrics()["suspended"] == 0
+    assert terse.metrics()["updates"] == int(terse.policy.learns)
+    assert terse.metrics()["random_fallback"] == 0
     assert all(math.isfinite(figure) for figure in terse.metrics().values())
     assert all(bool(value.isfinite().all()) for name, value in terse.state_dict().items() if "averages" not in name)
 
@@ -226,7 +232,7 @@ def test_a_batch_with_nothing_finite_goes_through(terse: Terse) -> None:
         composites, _ = terse(images, targets)
     assert all(a is b for a, b in zip(composites, images, strict=True))
     terse.step(1.0)
-    assert terse.metrics()["skipped_moves"] == 0
+    assert terse.metrics()["skipped_updates"] == 0
 
 
 @pytest.mark.parametrize(
@@ -243,7 +249,7 @@ def test_a_batch_with_nothing_finite_goes_through(terse: Terse) -> None:
 def test_an_object_with_an_impossible_box_is_left_out_and_counted(
     tiny_bank: ForegroundBank, box: list[float], reason: str, message: str
 ) -> None:
-    terse = Terse(tiny_bank, "random", objects=(0, 0))
+    terse = Terse(tiny_bank, "random", paste=PasteConfig(objects=(0, 0)))
     images, targets = make_batch(objects=2, masks=True)
     targets[0]["boxes"][0] = torch.tensor(box)
     with pytest.warns(TerseWarning, match=message):
@@ -272,13 +278,13 @@ def test_a_box_that_leaves_the_frame_is_clipped_to_it(terse: Terse) -> None:
 def test_images_without_objects_are_pasted_on(terse: Terse, detector: nn.Module) -> None:
     train_step(terse, detector, objects=0, sizes=((64, 64), (72, 64)))
     assert terse.metrics()["composites"] == 2
-    assert terse.metrics()["moves"] == int(terse.policy.learns)
+    assert terse.metrics()["updates"] == int(terse.policy.learns)
 
 
 def test_a_batch_of_one_image_works(terse: Terse, detector: nn.Module) -> None:
     train_step(terse, detector, sizes=((64, 64),))
     assert terse.metrics()["composites"] == 1
-    assert terse.metrics()["moves"] == int(terse.policy.learns)
+    assert terse.metrics()["updates"] == int(terse.policy.learns)
 
 
 @pytest.mark.parametrize("policy", ALL)
@@ -286,7 +292,7 @@ def test_a_batch_of_one_image_works(terse: Terse, detector: nn.Module) -> None:
 def test_nothing_to_paste_passes_batches_through(
     tiny_bank: ForegroundBank, detector: nn.Module, policy: str, setting: dict[str, Any]
 ) -> None:
-    terse = Terse(tiny_bank, policy, target=detector, **{"move_every": 1, "discriminator_weight": 0.1, **setting})
+    terse = Terse(tiny_bank, policy, **{"move_every": 1, "discriminator_weight": 0.1, **setting}, model=detector)
     images, targets = make_batch()
     before = parameters_of(terse)
     composites, corrected = terse(images, targets)
@@ -294,7 +300,7 @@ def test_nothing_to_paste_passes_batches_through(
     assert all(torch.equal(a["boxes"], b["boxes"]) for a, b in zip(corrected, targets, strict=True))
     terse.step(1.0)
     assert all_equal(before, parameters_of(terse))
-    assert terse.metrics()["skipped_moves"] == terse.metrics()["objects_pasted"] == 0
+    assert terse.metrics()["skipped_updates"] == terse.metrics()["objects_pasted"] == 0
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (7, 8)])
@@ -307,21 +313,21 @@ def test_an_image_smaller_than_any_allowed_paste_is_left_alone_counted_and_expla
     assert composites[0] is images[0]
     terse.step(1.0)
     assert terse.metrics()["dropped/paste_too_small"] >= 1
-    assert terse.metrics()["skipped_moves"] == 0
+    assert terse.metrics()["skipped_updates"] == 0
 
 
 def test_an_object_larger_than_the_image_is_centred_and_learned_from(tmp_path: Path) -> None:
     bank = make_bank(tmp_path, [make_foreground(relative_size=4.0)])
-    terse = Terse(bank, "learned", move_every=1, **EVERY_IMAGE)
+    terse = Terse(bank, Adversarial(update_interval=1), paste=every_image())
     train_step(terse, RampLoss())
-    assert terse.metrics()["moves"] == 1
+    assert terse.metrics()["updates"] == 1
 
 
 def test_a_paste_of_which_nothing_is_labelled_is_counted_and_training_goes_on(tmp_path: Path) -> None:
     """Only a sliver in the corner of the frame stays visible, below the threshold for a label."""
     corner = TransformRanges(translate_x=(0.0, 0.0), translate_y=(0.0, 0.0), keep_inside=0.0)
     bank = make_bank(tmp_path, [make_foreground(0)])
-    terse = Terse(bank, "learned", move_every=1, ranges=corner, min_visibility=0.9, **EVERY_IMAGE)
+    terse = Terse(bank, Adversarial(update_interval=1), paste=every_image(ranges=corner, min_visibility=0.9))
     images, targets = make_batch()
     composites, corrected = terse(images, targets)
     assert [len(target["boxes"]) for target in corrected] == [1, 1]
@@ -329,7 +335,7 @@ def test_a_paste_of_which_nothing_is_labelled_is_counted_and_training_goes_on(tm
     losses = RampLoss()(composites, corrected)
     losses["loss_ramp"].backward()
     terse.step(losses)
-    assert terse.metrics()["moves"] == 1
+    assert terse.metrics()["updates"] == 1
 
 
 def test_losses_may_be_a_mapping_a_tensor_or_a_number(tiny_bank: ForegroundBank) -> None:
@@ -350,13 +356,13 @@ def test_a_nan_loss_of_a_random_policy_is_counted_and_left_out_of_the_average(ti
     terse = Terse(tiny_bank, "random")
     with pytest.warns(TerseWarning, match="the loss is nan; it is left out"):
         terse.step(math.nan)
-    assert terse.metrics()["losses_not_finite"] == 1
-    assert terse.metrics()["suspended"] == 0
+    assert terse.metrics()["non_finite_losses"] == 1
+    assert terse.metrics()["random_fallback"] == 0
     assert "loss" not in terse.metrics()
 
 
 def test_a_field_per_object_that_is_not_known_is_said_once(tiny_bank: ForegroundBank) -> None:
-    terse = Terse(tiny_bank, "random", **EVERY_IMAGE)
+    terse = Terse(tiny_bank, "random", paste=every_image())
     images, targets = make_batch(objects=3)
     counts = [len(target["boxes"]) for target in targets]
     assert max(counts) > 1

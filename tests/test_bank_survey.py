@@ -89,7 +89,7 @@ def test_the_survey_says_what_is_so(pictures: Path) -> None:
     assert first.diversity is not None
     assert second.diversity is not None
     assert 0 < first.diversity.mean < second.diversity.mean
-    assert [len(one.shown) for one in survey.classes] == [4, 4, 1]
+    assert [len(one.visible) for one in survey.classes] == [4, 4, 1]
     assert first.length == pytest.approx(3.5, abs=0.5)
     assert (survey.copies, len(survey.centers)) == (1, 30)
     assert "Of 8 cut-outs the place is not known" in page
@@ -204,7 +204,7 @@ def test_what_is_drawn_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     many = [foreground(shaped(disk(20 + n % 9)), 1 + (n > 59), center=(0.5, n / 99)) for n in range(90)]
     survey, page = surveyed(write(tmp_path / "many.bank", many))
     assert [one.drawn for one in survey.classes] == [40, 30]
-    assert [len(one.shown) for one in survey.classes] == [2, 2]
+    assert [len(one.visible) for one in survey.classes] == [2, 2]
     assert re.search(r"only a part was drawn[^<]*1 40 of 60\.", page)
     assert "a dot for 50 drawn of 90" in page
     (dots,) = re.findall(r'class="dots" d="([^"]*)"', page)
@@ -214,7 +214,7 @@ def test_what_is_drawn_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_view_is_surveyed_as_it_is(pictures: Path) -> None:
     with ForegroundBank.open(pictures) as bank:
         survey = bank_statistics(bank.select(categories=[2]).select([1, 2, 6]))
-        assert [(one.count, len(one.shown)) for one in survey.classes] == [(3, 3)]
+        assert [(one.count, len(one.visible)) for one in survey.classes] == [(3, 3)]
         assert len(survey.centers) == 0
         told: list[tuple[str, int, int]] = []
         bank_statistics(bank, progress=lambda *what: told.append(what))

@@ -14,7 +14,8 @@ from factories import EVERY_IMAGE, all_equal, make_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from terse_aug import ForegroundBank, Terse
+from terse_aug import BackgroundPool, ForegroundBank, Terse
+from terse_aug.policies import Critic
 from terse_aug.samplers import BackgroundDraw, BalancedSampler, BalancedStream, DrawRequest, ForegroundIndex
 from terse_aug.samplers.bipartite_graph import random_bipartite
 from terse_aug.utils.random import generator_for
@@ -276,7 +277,7 @@ def test_of_some_classes_only_there_is_no_graph() -> None:
 def biregular(bank: ForegroundBank, policy: str = "random", seed: int = 3, **more: Any) -> Terse:
     pool = [torch.rand(3, 40, 40 + number, generator=generator_for(number)) for number in range(5)]
     own = {"objects": (1, 2), "background_probability": 0.5, **EVERY_IMAGE} | more
-    return Terse(bank, policy, seed=seed, sampler="biregular", backgrounds=pool, **own)  # type: ignore[arg-type]  # settings of several types
+    return Terse(bank, policy, backgrounds=BackgroundPool(pool), **own, seed=seed, sampler="biregular")  # type: ignore[arg-type]  # settings of several types
 
 
 @pytest.mark.parametrize("seed", [3, 4])
@@ -315,7 +316,7 @@ def test_a_critic_that_chooses_among_cut_outs_would_break_the_balance(tiny_bank:
     with pytest.raises(
         ValueError, match="BalancedSampler with critic_cutouts 3: the policy would choose among cut-outs"
     ):
-        Terse(tiny_bank, "critic", sampler="biregular", critic_cutouts=3)
+        Terse(tiny_bank, Critic(foreground_candidates=3), sampler="biregular")
 
 
 def test_a_preview_moves_no_balance(tiny_bank: ForegroundBank) -> None:

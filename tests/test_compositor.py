@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from terse_aug import PARAMETERS, Foreground, PixelFormat, TerseConfig, TransformRanges
 from terse_aug.compositing.compose import Composites, RenderSettings, compose
-from terse_aug.compositing.plan import Decoy, PastePlan, cutout_tensor, reduced_cutout
+from terse_aug.compositing.plan import Decoy, PastePlan, foreground_tensor, reduced_foreground
 from terse_aug.compositing.render import Patch, Rectangle, blend, covered_rectangles, gaussian_blur, render
 from terse_aug.transforms import PasteGeometry, Placement, place
 
@@ -42,12 +42,12 @@ def opaque_cutout(height: int, width: int) -> Tensor:
 
 
 def matrix_of(
-    rotation: float = 0.0, shear: float = 0.0, scale_x: float = 1.0, scale_y: float = 1.0, mirrored: bool = False
+    rotation: float = 0.0, shear: float = 0.0, scale_x: float = 1.0, scale_y: float = 1.0, flipped: bool = False
 ) -> Tensor:
     """The matrix of a transform, ``[2, 2]``."""
     physical = torch.tensor([[rotation, shear, 1.0, scale_x, scale_y, 0.5, 0.5]], dtype=torch.float64)
     one, pair = torch.ones(1, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64)
-    return place(physical, PasteGeometry(pair, pair, one, -one if mirrored else one), 0.0).matrix[0]
+    return place(physical, PasteGeometry(pair, pair, one, -one if flipped else one), 0.0).matrix[0]
 
 
 def corners_of_pixels(alpha: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -59,11 +59,11 @@ def corners_of_pixels(alpha: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def rectangles_of(
-    cutouts: Sequence[Tensor], matrix: Tensor, centre: Tensor, size: tuple[int, int], sigma: float
+    cutouts: Sequence[Tensor], matrix: Tensor, center: Tensor, size: tuple[int, int], sigma: float
 ) -> list[Any]:
     sizes = torch.tensor([[cutout.shape[2], cutout.shape[1]] for cutout in cutouts], dtype=matrix.dtype)
-    half_extent = (matrix.abs() @ (sizes / 2)[:, :, None])[:, :, 0]
-    return covered_rectangles(Placement(matrix, centre, centre, half_extent), [size] * len(cutouts), sigma)
+    half_size = (matrix.abs() @ (sizes / 2)[:, :, None])[:, :, 0]
+    return covered_rectangles(Placement(matrix, center, center, half_size), [size] * len(cutouts), sigma)
 
 
 def rendered(
@@ -75,9 +75,9 @@ def rendered(
     batched: bool = False,
 ) -> list[Patch]:
     """Patches of cut-outs in frames of one size."""
-    matrix, centre = torch.stack(list(matrices)), torch.tensor(centres, dtype=matrices[0].dtype)
-    rectangles = rectangles_of(cutouts, matrix, centre, size, sigma)
-    return render(cutouts, matrix, centre, rectangles, sigma, batched)
+    matrix, center = torch.stack(list(matrices)), torch.tensor(centres, dtype=matrices[0].dtype)
+    rectangles = rectangles_of(cutouts, matrix, center, size, sigma)
+    return render(cutouts, matrix, center, rectangles, sigma, batched)
 
 
 def over_frame(values: Tensor, patch: Patch, size: tuple[int, int]) -> Tensor:
@@ -88,10 +88,10 @@ def over_frame(values: Tensor, patch: Patch, size: tuple[int, int]) -> Tensor:
 
 
 def assert_like_reference(
-    cutout: Tensor, matrix: Tensor, centre: Sequence[float], size: tuple[int, int], sigma: float
+    cutout: Tensor, matrix: Tensor, center: Sequence[float], size: tuple[int, int], sigma: float
 ) -> None:
-    patch = rendered([cutout], [matrix], [centre], size, sigma)[0]
-    color, alpha = reference.render(cutout.numpy(), matrix.numpy(), np.array(centre), size, sigma)
+    patch = rendered([cutout], [matrix], [center], size, sigma)[0]
+    color, alpha = reference.render(cutout.numpy(), matrix.numpy(), np.array(center), size, sigma)
     np.testing.assert_allclose(over_frame(patch.alpha, patch, size)[0].numpy(), alpha, atol=1e-9)
     np.testing.assert_allclose(patch.color.numpy(), patch.rectangle.of(torch.tensor(color)).numpy(), atol=1e-9)
     expected = patch.rectangle.of(torch.tensor(alpha)).numpy()
@@ -100,7 +100,7 @@ def assert_like_reference(
 
 @pytest.mark.parametrize("sigma", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize(
-    ("transform", "centre"),
+    ("transform", "center"),
     [
         ({}, MIDDLE),
         ({}, (13.3, 9.8)),
@@ -116,11 +116,11 @@ def assert_like_reference(
     ],
 )
 def test_rendering_agrees_with_the_reference(
-    transform: dict[str, Any], centre: tuple[float, float], sigma: float
+    transform: dict[str, Any], center: tuple[float, float], sigma: float
 ) -> None:
     large = transform.get("scale_x", 1.0) > 5
     cutout = opaque_cutout(1, 2) if large else random_cutout(7, 9)
-    assert_like_reference(cutout, matrix_of(**transform), centre, FRAME, sigma)
+    assert_like_reference(cutout, matrix_of(**transform), center, FRAME, sigma)
 
 
 @settings(max_examples=20, deadline=None)
@@ -132,8 +132,8 @@ def test_any_rendering_agrees_with_the_reference(data: st.DataObject) -> None:
     size = (data.draw(st.integers(2, 12)), data.draw(st.integers(2, 12)))
     cutout = random_cutout(data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9)), data.draw(st.integers(0, 99)))
     matrix = matrix_of(number(-180, 180), number(-0.7, 0.7), number(0.3, 6), number(0.3, 6), data.draw(st.booleans()))
-    centre = (number(0, size[1]), number(0, size[0]))
-    assert_like_reference(cutout, matrix, centre, size, data.draw(st.sampled_from([0.0, 0.3, 0.8])))
+    center = (number(0, size[1]), number(0, size[0]))
+    assert_like_reference(cutout, matrix, center, size, data.draw(st.sampled_from([0.0, 0.3, 0.8])))
 
 
 def test_the_identity_reproduces_the_cutout_where_the_object_is() -> None:
@@ -148,9 +148,9 @@ def test_the_identity_reproduces_the_cutout_where_the_object_is() -> None:
 def test_mirroring_flips_left_and_right() -> None:
     cutout = random_cutout(8, 10)
     (plain,) = rendered([cutout.flip(2)], [matrix_of()], [MIDDLE])
-    (mirrored,) = rendered([cutout], [matrix_of(mirrored=True)], [MIDDLE])
-    torch.testing.assert_close(mirrored.alpha, plain.alpha)
-    torch.testing.assert_close(mirrored.color, plain.color)
+    (flipped,) = rendered([cutout], [matrix_of(flipped=True)], [MIDDLE])
+    torch.testing.assert_close(flipped.alpha, plain.alpha)
+    torch.testing.assert_close(flipped.color, plain.color)
 
 
 def crowd(count: int, dtype: torch.dtype = torch.float64) -> tuple[list[Tensor], list[Tensor], list[list[float]]]:
@@ -181,12 +181,12 @@ def test_batched_equals_one_by_one(sigma: float, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("batched", [False, True])
 def test_cuda_equals_cpu(batched: bool) -> None:
     cutouts, matrices, centres = crowd(12)
-    matrix, centre = torch.stack(matrices), torch.tensor(centres, dtype=torch.float64)
-    rectangles = rectangles_of(cutouts, matrix, centre, FRAME, 1.0)
+    matrix, center = torch.stack(matrices), torch.tensor(centres, dtype=torch.float64)
+    rectangles = rectangles_of(cutouts, matrix, center, FRAME, 1.0)
     background = random_cutout(*FRAME)[:3]
-    on_cpu = blend(background, render(cutouts, matrix, centre, rectangles, 1.0))
+    on_cpu = blend(background, render(cutouts, matrix, center, rectangles, 1.0))
     moved = [cutout.cuda() for cutout in cutouts]
-    on_cuda = blend(background.cuda(), render(moved, matrix.cuda(), centre.cuda(), rectangles, 1.0, batched))
+    on_cuda = blend(background.cuda(), render(moved, matrix.cuda(), center.cuda(), rectangles, 1.0, batched))
     torch.testing.assert_close(on_cuda.cpu(), on_cpu)
 
 
@@ -227,17 +227,17 @@ def test_no_pastes_change_nothing() -> None:
 
 def test_the_rectangle_of_a_paste_outside_the_frame_is_empty() -> None:
     half = torch.tensor([[2.0, 2.0]])
-    for centre in ([-9.0, 5.0], [5.0, -9.0], [99.0, 5.0], [5.0, 99.0]):
-        at = torch.tensor([centre])
+    for center in ([-9.0, 5.0], [5.0, -9.0], [99.0, 5.0], [5.0, 99.0]):
+        at = torch.tensor([center])
         assert covered_rectangles(Placement(torch.eye(2)[None], at, at, half), [FRAME], 1.0)[0].empty
 
 
 @pytest.mark.parametrize("shift", [(0, 0), (-7, 3), (9, -8)])
 def test_an_object_that_the_frame_cuts_does_not_fade_there(shift: tuple[int, int]) -> None:
     cutout, matrix = random_cutout(9, 12), matrix_of(25, 0.1)
-    centre = (MIDDLE[0] + shift[0], MIDDLE[1] + shift[1])
-    (cut,) = rendered([cutout], [matrix], [centre])
-    (whole,) = rendered([cutout], [matrix], [(centre[0] + 20, centre[1] + 20)], (FRAME[0] + 40, FRAME[1] + 40))
+    center = (MIDDLE[0] + shift[0], MIDDLE[1] + shift[1])
+    (cut,) = rendered([cutout], [matrix], [center])
+    (whole,) = rendered([cutout], [matrix], [(center[0] + 20, center[1] + 20)], (FRAME[0] + 40, FRAME[1] + 40))
     wide = over_frame(whole.alpha, whole, (FRAME[0] + 40, FRAME[1] + 40))[:, 20:-20, 20:-20]
     torch.testing.assert_close(over_frame(cut.alpha, cut, FRAME), wide)
 
@@ -275,7 +275,7 @@ def test_the_mask_clean_up_keeps_the_area(rotation: float, scale_x: float, scale
     rows, columns = np.mgrid[:24, :24] - 11.5
     cutout = opaque_cutout(24, 24)
     cutout[3] = torch.tensor(rows**2 + columns**2 < 11**2)
-    matrix = matrix_of(rotation, 0.2, scale_x, scale_y, mirrored=True)
+    matrix = matrix_of(rotation, 0.2, scale_x, scale_y, flipped=True)
     (patch,) = rendered([cutout], [matrix], [(50.3, 50.9)], (100, 100), sigma)
     assert float(patch.mask.sum()) == pytest.approx(float(matrix.det().abs() * cutout[3].sum()), rel=0.03)
 
@@ -310,7 +310,7 @@ def test_the_composite_has_the_right_gradient_in_the_unit_parameters(
     def composite(unit: Tensor) -> Tensor:
         placed = place(WIDE.physical(unit), geometry, WIDE.keep_inside)
         rectangles = covered_rectangles(placed.detached_cpu(), [size] * count, sigma)
-        return blend(background, render(cutouts, placed.matrix, placed.centre, rectangles, sigma, batched))
+        return blend(background, render(cutouts, placed.matrix, placed.center, rectangles, sigma, batched))
 
     composed = composite(unit)
     (gradient,) = torch.autograd.grad(composed.square().sum() if outlined else composed[0, 4].sum(), unit)
@@ -321,10 +321,10 @@ def test_the_composite_has_the_right_gradient_in_the_unit_parameters(
 def test_a_graph_changes_no_pixel() -> None:
     background = random_cutout(*FRAME, seed=9)[:3]
     cutouts, matrices, centres = crowd(5)
-    matrix, centre = torch.stack(matrices), torch.tensor(centres, dtype=torch.float64)
-    rectangles = rectangles_of(cutouts, matrix, centre, FRAME, 1.0)
-    plain = blend(background, render(cutouts, matrix, centre, rectangles, 1.0))
-    grown = blend(background, render(cutouts, matrix.requires_grad_(), centre, rectangles, 1.0))
+    matrix, center = torch.stack(matrices), torch.tensor(centres, dtype=torch.float64)
+    rectangles = rectangles_of(cutouts, matrix, center, FRAME, 1.0)
+    plain = blend(background, render(cutouts, matrix, center, rectangles, 1.0))
+    grown = blend(background, render(cutouts, matrix.requires_grad_(), center, rectangles, 1.0))
     assert grown.requires_grad
     torch.testing.assert_close(grown.detach(), plain, rtol=0, atol=1e-12)
 
@@ -340,15 +340,15 @@ def foreground_of(cutout: Tensor, relative_size: float = 0.4, keypoints: Any = N
 
 
 def surface_of(ranges: TransformRanges = WIDE, **settings: Any) -> RenderSettings:
-    mirror_keypoints = settings.pop("mirror_keypoints", ())
+    keypoint_flip_order = settings.pop("keypoint_flip_order", ())
     batched = settings.pop("batched", False)
-    return RenderSettings(TerseConfig(ranges=ranges, **settings), PixelFormat(), mirror_keypoints, batched)
+    return RenderSettings(TerseConfig(ranges=ranges, **settings), PixelFormat(), keypoint_flip_order, batched)
 
 
 def layout_of(foregrounds: Sequence[Foreground], image_of: Sequence[int], decoys: Sequence[Decoy] = ()) -> PastePlan:
     count = len(foregrounds)
-    mirrored = [index % 2 == 1 for index in range(count)]
-    return PastePlan(list(image_of), list(range(count)), list(foregrounds), mirrored, list(decoys))
+    flipped = [index % 2 == 1 for index in range(count)]
+    return PastePlan(list(image_of), list(range(count)), list(foregrounds), flipped, list(decoys))
 
 
 def target_of(boxes: Sequence[Sequence[float]] = ()) -> dict[str, Tensor]:
@@ -367,11 +367,11 @@ def test_composites_and_their_labels_agree_with_the_reference(batched: bool) -> 
     target = target_of([[3, 4, 20, 15], [15, 10, 30, 26]]) | {"masks": torch.zeros(2, *size, dtype=torch.bool)}
     for mask, (left, top, right, bottom) in zip(target["masks"], target["boxes"].int().tolist(), strict=True):
         mask[top:bottom, left:right] = True
-    layout = layout_of(foregrounds, [0] * 4)
+    plan = layout_of(foregrounds, [0] * 4)
     unit = units(4).double().requires_grad_()
-    composites = compose([image], [target], layout, unit, surface_of(min_visibility=0.3, batched=batched))
+    composites = compose([image], [target], plan, unit, surface_of(min_visibility=0.3, batched=batched))
     layers, covers = [], []
-    for index, (foreground, mirrored) in enumerate(zip(foregrounds, layout.mirrored, strict=True)):
+    for index, (foreground, flipped) in enumerate(zip(foregrounds, plan.flipped, strict=True)):
         cutout = foreground.rgba.transpose(2, 0, 1) / 255
         height, width = cutout.shape[1:]
         natural = 0.4 * math.sqrt(size[0] * size[1]) / max(height, width)
@@ -379,12 +379,12 @@ def test_composites_and_their_labels_agree_with_the_reference(batched: bool) -> 
             torch.tensor([[width, height]]).double(),
             torch.tensor([[size[1], size[0]]]).double(),
             torch.tensor([natural]).double(),
-            torch.tensor([-1.0 if mirrored else 1.0]).double(),
+            torch.tensor([-1.0 if flipped else 1.0]).double(),
             torch.from_numpy(corners_of_pixels(foreground.rgba[:, :, 3]))[None],
         )
         placed = place(WIDE.physical(unit.detach()[index : index + 1]), geometry, WIDE.keep_inside)
-        matrix, centre = placed.matrix, placed.centre
-        color, alpha = reference.render(cutout, matrix[0].numpy(), centre[0].numpy(), size, 1.0)
+        matrix, center = placed.matrix, placed.center
+        color, alpha = reference.render(cutout, matrix[0].numpy(), center[0].numpy(), size, 1.0)
         layers.append((color, alpha))
         full_area = abs(np.linalg.det(matrix[0].numpy())) * (cutout[3] > 0.5).sum()
         covers.append(reference.Cover(alpha > 0.5, index, float(full_area)))
@@ -414,8 +414,8 @@ def test_what_lies_inside_is_labelled_beside_the_border_as_in_the_middle(least: 
     ranges = TransformRanges((0, 0), (0, 0), (1, 1), (1, 1), (1, 1), keep_inside=1.0)
     unit = torch.tensor([[0.5] * 5 + [x, y] for x in (0, 0.5, 1) for y in (0, 0.5, 1)], requires_grad=grad)
     images = [torch.zeros(3, 160, 200)] * 9
-    surface = surface_of(min_visibility=least, ranges=ranges)
-    found = compose(images, [target_of()] * 9, layout_of([thin_figure()] * 9, list(range(9))), unit, surface)
+    render_settings = surface_of(min_visibility=least, ranges=ranges)
+    found = compose(images, [target_of()] * 9, layout_of([thin_figure()] * 9, list(range(9))), unit, render_settings)
     assert [len(target["boxes"]) for target in found.targets] == [1] * 9
 
 
@@ -437,8 +437,10 @@ def test_thin_parts_count_in_the_share_that_is_inside(thin: str) -> None:
         columns = middle + (opaque[:, 0] - 256)
         share = float(((columns >= 0) & (columns < side)).mean())
         for least, labelled in ((share - 0.1, 1), (share + 0.1, 0)):
-            surface = surface_of(min_visibility=min(least, 1.0), ranges=ranges)
-            found = compose([torch.zeros(3, side, side)], [target_of()], layout_of([figure], [0]), unit, surface)
+            render_settings = surface_of(min_visibility=min(least, 1.0), ranges=ranges)
+            found = compose(
+                [torch.zeros(3, side, side)], [target_of()], layout_of([figure], [0]), unit, render_settings
+            )
             assert len(found.targets[0]["boxes"]) == (labelled if least <= 1 else 1)
 
 
@@ -453,8 +455,8 @@ def test_of_what_the_frame_cuts_the_share_that_is_inside_counts(cut: float) -> N
         ranges = TransformRanges((0, 0), (0, 0), scale_x=(1, 1), scale_y=(1, 1), **sizes)
         unit = torch.tensor([[0.5] * 5 + [0.5, 0.0]])
         for least, labelled in ((1 - cut - 0.12, 1), (1 - cut + 0.12, 0)):
-            surface = surface_of(min_visibility=least, ranges=ranges)
-            found = compose([torch.zeros(3, 400, 400)], [target_of()], layout_of([bar], [0]), unit, surface)
+            render_settings = surface_of(min_visibility=least, ranges=ranges)
+            found = compose([torch.zeros(3, 400, 400)], [target_of()], layout_of([bar], [0]), unit, render_settings)
             assert len(found.targets[0]["boxes"]) == labelled
 
 
@@ -488,9 +490,9 @@ def test_twenty_objects_on_an_image_and_none_on_another() -> None:
 def test_images_of_any_float_type_are_pasted_on_with_exact_coordinates(dtype: torch.dtype) -> None:
     image = torch.rand(3, 60, 80)
     decoy = Decoy(0, 0, foreground_of(opaque_cutout(6, 8)), units(1, 5), [(0.3, 0.4)])
-    layout = layout_of([foreground_of(random_cutout(9, 7) ** 0.5, 0.3)], [0], [decoy])
-    wanted = compose([image], [target_of()], layout, units(1), surface_of()).images[0]
-    got = compose([image.to(dtype)], [target_of()], layout, units(1), surface_of()).images[0]
+    plan = layout_of([foreground_of(random_cutout(9, 7) ** 0.5, 0.3)], [0], [decoy])
+    wanted = compose([image], [target_of()], plan, units(1), surface_of()).images[0]
+    got = compose([image.to(dtype)], [target_of()], plan, units(1), surface_of()).images[0]
     assert got.dtype == dtype
     torch.testing.assert_close(got.float(), wanted, atol=0.02, rtol=0)
 
@@ -524,7 +526,7 @@ def test_the_colour_under_transparent_pixels_does_not_bleed_when_a_cutout_is_red
     rgba = np.zeros((64, 64, 4), np.uint8)
     rgba[..., 1] = 255
     rgba[5:58, 3:61] = [255, 0, 0, 255]
-    reduced = cutout_tensor(reduced_cutout(Foreground(rgba, 1, "x", 0.4), 0.12), PixelFormat(), torch.zeros(1))
+    reduced = foreground_tensor(reduced_foreground(Foreground(rgba, 1, "x", 0.4), 0.12), PixelFormat(), torch.zeros(1))
     seen = reduced[3] > 0
     assert reduced.shape == (4, 8, 8)
     assert (reduced[3] < 1).any()
@@ -535,8 +537,8 @@ def test_the_colour_under_transparent_pixels_does_not_bleed_when_a_cutout_is_red
 def test_a_paste_below_the_smallest_side_is_left_out_and_counted() -> None:
     image = torch.rand(3, 40, 40)
     foregrounds = [foreground_of(opaque_cutout(8, 4), relative_size) for relative_size in (0.11, 0.09)]
-    surface = surface_of(STILL, min_side=4.0)
-    composites = compose([image], [target_of()], layout_of(foregrounds, [0, 0]), units(2), surface)
+    render_settings = surface_of(STILL, min_side=4.0)
+    composites = compose([image], [target_of()], layout_of(foregrounds, [0, 0]), units(2), render_settings)
     assert composites.dropped == {"paste_too_small": 1}
     assert [paste.index for paste in composites.pastes[0]] == [0]
 
@@ -547,12 +549,12 @@ def test_keypoints_go_with_the_object_and_swap_sides_when_it_is_mirrored() -> No
     target = target_of() | {"keypoints": torch.zeros(0, 4, 3)}
     unit = torch.full((2, len(PARAMETERS)), 0.5)
     unit[1, -2] = 1.0  # to the right border
-    surface = surface_of(STILL, mirror_keypoints=(1, 0, 2, 3))
-    composites = compose([torch.rand(3, 40, 40)], [target], layout_of([foreground] * 2, [0, 0]), unit, surface)
-    plain, mirrored = composites.targets[0]["keypoints"]
+    render_settings = surface_of(STILL, keypoint_flip_order=(1, 0, 2, 3))
+    composites = compose([torch.rand(3, 40, 40)], [target], layout_of([foreground] * 2, [0, 0]), unit, render_settings)
+    plain, flipped = composites.targets[0]["keypoints"]
     torch.testing.assert_close(plain, torch.tensor([[16.0, 18, 2], [23, 18, 2], [19, 22, 1], [0, 0, 0]]))
     # From the right: x = 40 - u. The first keypoint is the left eye, which is now where the right one was.
-    torch.testing.assert_close(mirrored, torch.tensor([[31.0, 18, 2], [38, 18, 2], [35, 22, 1], [0, 0, 0]]))
+    torch.testing.assert_close(flipped, torch.tensor([[31.0, 18, 2], [38, 18, 2], [35, 22, 1], [0, 0, 0]]))
 
 
 class _Work(TorchDispatchMode):
@@ -665,7 +667,7 @@ def test_a_decoy_takes_the_next_place_where_the_first_shows_an_object() -> None:
 
 
 def landed(boxes: list[list[float]], places: Sequence[tuple[float, float]]) -> Composites:
-    """A decoy, white, that tries to land with its centre at the given shares of a black image with objects."""
+    """A decoy, white, that tries to land with its center at the given shares of a black image with objects."""
     tries = torch.full((len(places), len(PARAMETERS)), 0.5)
     tries[:, PARAMETERS.index("translate_x")] = torch.tensor([x for x, _ in places])
     tries[:, PARAMETERS.index("translate_y")] = torch.tensor([y for _, y in places])
@@ -699,8 +701,8 @@ def test_what_is_too_thin_for_a_label_is_not_drawn_either() -> None:
 def test_a_paste_that_nothing_covers_is_fully_visible(side: int) -> None:
     image, middle = torch.zeros(3, 64, 64), torch.full((1, len(PARAMETERS)), 0.5)
     foreground = foreground_of(opaque_cutout(side, side), side / 64)
-    surface = surface_of(STILL, min_visibility=1.0)
-    composites = compose([image], [target_of()], layout_of([foreground], [0]), middle, surface)
+    render_settings = surface_of(STILL, min_visibility=1.0)
+    composites = compose([image], [target_of()], layout_of([foreground], [0]), middle, render_settings)
     assert composites.images[0].amax() > 0.5
     assert composites.pastes[0][0].row == 0
 
@@ -718,12 +720,12 @@ def test_nothing_that_shows_lies_outside_the_pixels_that_are_rendered(seed: int,
     ranges = TransformRanges(rotation=(-90, 90), shear=(-0.3, 0.3), scale=(0.5, 0.5), keep_inside=0.5)
     unit = torch.rand(1, len(PARAMETERS), generator=torch.Generator().manual_seed(seed)).requires_grad_()
     foreground = replace(foreground, relative_size=shrink)
-    surface = surface_of(ranges, edge_sigma=sigma, min_side=0.0)
+    render_settings = surface_of(ranges, edge_sigma=sigma, min_side=0.0)
     image = torch.zeros(3, *frame)
-    layout = layout_of([foreground], [0])
-    tight = compose([image], [target_of()], layout, unit, surface)
+    plan = layout_of([foreground], [0])
+    tight = compose([image], [target_of()], plan, unit, render_settings)
     with pytest.MonkeyPatch.context() as patch:
         whole = [Rectangle(0, 0, *frame)]
         patch.setattr("terse_aug.compositing.compose.covered_rectangles", lambda *arguments: whole)
-        full = compose([image], [target_of()], layout, unit, surface)
+        full = compose([image], [target_of()], plan, unit, render_settings)
     torch.testing.assert_close(tight.images[0], full.images[0], rtol=0, atol=1e-4)

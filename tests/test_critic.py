@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from factories import EVERY_IMAGE, RampLoss, make_bank, make_batch, make_detector, train_step, white_disc
+from factories import EVERY_IMAGE, RampLoss, every_image, make_bank, make_batch, make_detector, train_step, white_disc
 from torch import Tensor
 from torch.nn import functional as F
 
-from terse_aug import PARAMETERS, ForegroundBank, Terse, TransformRanges
+from terse_aug import PARAMETERS, ForegroundBank, PasteConfig, Terse, TransformRanges
 from terse_aug.models import ClassifierAdapter
-from terse_aug.policies import CriticPolicy, PolicyContext, Proposal, Views
+from terse_aug.policies import Critic, CriticPolicy, PolicyContext, Proposal, Views
 from terse_aug.policies.base import VIEW_NUMBERS, VIEW_SHAPE
 from terse_aug.policies.critic import hardness_log_odds
 from terse_aug.utils.random import generator_for
@@ -27,20 +27,18 @@ TRANSLATE_X = PARAMETERS.index("translate_x")
 def make_context(pastes: int) -> PolicyContext:
     """A scene whose glimpses are the candidates' own parameters."""
 
-    def glimpse(unit: Tensor) -> Views:
+    def views(unit: Tensor) -> Views:
         figures = F.pad(unit, (0, VIEW_NUMBERS - unit.shape[-1]))
         return Views(torch.zeros(()).expand(*unit.shape[:2], *VIEW_SHAPE), figures)
 
-    return PolicyContext(
-        torch.zeros(pastes, dtype=torch.long), 1, torch.ones(pastes, dtype=torch.long), glimpse=glimpse
-    )
+    return PolicyContext(torch.zeros(pastes, dtype=torch.long), 1, torch.ones(pastes, dtype=torch.long), views=views)
 
 
 class Foretell(torch.nn.Module):
     """A critic that holds what lies to the right for hard: hardness is translate_x."""
 
-    def forward(self, glimpses: Views) -> Tensor:
-        return torch.logit(glimpses.figures[..., TRANSLATE_X, None], eps=1e-6)
+    def forward(self, views: Views) -> Tensor:
+        return torch.logit(views.figures[..., TRANSLATE_X, None], eps=1e-6)
 
 
 # --- choosing -------------------------------------------------------------------------------------------------------
@@ -97,7 +95,7 @@ def test_near_temperature_zero_it_takes_the_hardest_candidate() -> None:
 def disc_terse(folder: Path, **settings: Any) -> Terse:
     bank = make_bank(folder, [white_disc()])
     defaults = EVERY_IMAGE | {"critic_goal": 1.0}
-    return Terse(bank, "critic", objects=(2, 2), move_every=1, **(defaults | settings))
+    return Terse(bank, Critic(update_interval=1), paste=PasteConfig(objects=(2, 2)), **(defaults | settings))
 
 
 def hardness_by_place(images: Any, targets: list[dict[str, Tensor]]) -> list[Tensor]:
@@ -115,7 +113,7 @@ def test_it_foretells_the_hardness_of_random_pastes(tmp_path: Path) -> None:
         images, targets = terse(*make_batch(step, sizes=((64, 64),) * 4, objects=0))
         terse.observe(hardness_by_place(images, targets))
         terse.step(1.0)
-    assert terse.metrics()["critic_correlation"] > 0.9
+    assert terse.metrics()["predicted_hardness_correlation"] > 0.9
 
 
 def test_it_learns_what_is_hard_from_values_alone_and_stays_diverse(tmp_path: Path) -> None:
@@ -128,20 +126,20 @@ def test_it_learns_what_is_hard_from_values_alone_and_stays_diverse(tmp_path: Pa
         terse.step(1.0)
         places += [float(box[[0, 2]].mean()) / 64 for target in targets for box in target["boxes"]]
     metrics = terse.metrics()
-    assert metrics["moves"] == 60
+    assert metrics["updates"] == 60
     assert metrics["extra_forwards"] == 0
     first, last = torch.tensor(places[:32]), torch.tensor(places[-120:])
     assert 0.3 < float((first > 0.5).float().mean()) < 0.7
     assert float((last > 0.5).float().mean()) > 0.8
     # Half of random pastes lie in the right half, where they are hard.
     assert 0.2 < metrics["hardness_gain"] < 0.6
-    assert metrics["spread/translate_y"] > 0.85
-    assert metrics["spread/rotation"] > 0.85
+    assert metrics["std_ratio/translate_y"] > 0.85
+    assert metrics["std_ratio/rotation"] > 0.85
 
 
 def test_the_target_is_asked_where_nobody_has_told(tiny_bank: ForegroundBank) -> None:
     detector = make_detector("retinanet")  # in whose training nothing is heard
-    terse = Terse(tiny_bank, "critic", target=detector, move_every=2, **EVERY_IMAGE)
+    terse = Terse(tiny_bank, Critic(update_interval=2), paste=every_image(), model=detector)
     before = [parameter.clone() for parameter in terse.parameters()]
     for step in range(4):
         images, targets = terse(*make_batch(step))
@@ -149,7 +147,7 @@ def test_the_target_is_asked_where_nobody_has_told(tiny_bank: ForegroundBank) ->
         sum(losses.values()).backward()
         terse.step(losses)
     metrics = terse.metrics()
-    assert metrics["moves"] == 2
+    assert metrics["updates"] == 2
     assert metrics["extra_forwards"] == 4
     assert 0 <= metrics["hardness"] <= 1
     assert any(not torch.equal(new, old) for new, old in zip(terse.parameters(), before, strict=True))
@@ -159,15 +157,15 @@ def test_the_target_is_asked_where_nobody_has_told(tiny_bank: ForegroundBank) ->
 def test_it_is_the_default_and_without_anybody_to_ask_it_says_so(
     tiny_bank: ForegroundBank, policy: tuple[str, ...]
 ) -> None:
-    terse = Terse(tiny_bank, *policy, **EVERY_IMAGE)
+    terse = Terse(tiny_bank, paste=every_image())
     terse(*make_batch())
     with pytest.raises(ValueError, match=r"'critic' learns from hardness: give Terse\(target=detector\), or call obs"):
         terse.step(1.0)
 
 
-@pytest.mark.parametrize("policy", ["critic", "learned", "random"])
+@pytest.mark.parametrize("policy", ["critic", "adversarial", "random"])
 def test_hardness_that_does_not_fit_is_refused(tiny_bank: ForegroundBank, policy: str) -> None:
-    terse = Terse(tiny_bank, policy, **EVERY_IMAGE)
+    terse = Terse(tiny_bank, policy, paste=every_image())
     with pytest.raises(ValueError, match="expected a call of Terse in training mode before"):
         terse.observe([])
     _, targets = terse(*make_batch())
@@ -189,7 +187,7 @@ def test_hardness_that_does_not_fit_is_refused(tiny_bank: ForegroundBank, policy
 
 def test_hardness_goes_to_the_batch_that_it_is_of(tiny_bank: ForegroundBank) -> None:
     """Two batches are accumulated; nothing is pasted on the second, which has as many objects as the first."""
-    terse = Terse(tiny_bank, "critic", move_every=1, objects=(1, 1), **EVERY_IMAGE)
+    terse = Terse(tiny_bank, Critic(update_interval=1), paste=every_image(objects=(1, 1)))
     _, targets = terse(*make_batch(0, objects=0))
     terse.observe([torch.full((len(target["boxes"]),), 0.1) for target in targets])
     images, targets = make_batch(1, objects=1)
@@ -198,12 +196,12 @@ def test_hardness_goes_to_the_batch_that_it_is_of(tiny_bank: ForegroundBank) -> 
         _, targets = terse(images, targets)
     terse.observe([torch.full((len(target["boxes"]),), 0.9) for target in targets])
     terse.step(1.0)
-    assert terse.metrics()["moves"] == 1
+    assert terse.metrics()["updates"] == 1
     assert terse.metrics()["hardness"] == pytest.approx(0.1)
 
 
 def test_accumulated_batches_are_all_learned_from(tiny_bank: ForegroundBank) -> None:
-    terse = Terse(tiny_bank, "critic", move_every=1, objects=(1, 1), **EVERY_IMAGE)
+    terse = Terse(tiny_bank, Critic(update_interval=1), paste=every_image(objects=(1, 1)))
     for value in (0.2, 0.6):
         _, targets = terse(*make_batch(int(10 * value), objects=0))
         terse.observe([torch.full((len(target["boxes"]),), value) for target in targets])
@@ -233,7 +231,7 @@ def test_only_images_with_a_labelled_paste_are_asked_about(tmp_path: Path, min_v
     target, bank = Asked(), make_bank(tmp_path, [white_disc()])
     ranges = TransformRanges(translate_x=(0.0, 0.0), keep_inside=0.0)
     settings: dict[str, Any] = EVERY_IMAGE | {"objects": (1, 1), "min_visibility": min_visibility, "ranges": ranges}
-    terse = Terse(bank, "critic", target=target, move_every=1, **settings)
+    terse = Terse(bank, Critic(update_interval=1), **settings, model=target)
     terse(*make_batch(objects=0))
     assert all(len(pastes) == 1 for pastes in terse.pastes)
     terse.step(1.0)
@@ -259,28 +257,28 @@ def test_a_critic_refuses_numbers_outside_their_range(changes: dict[str, Any], m
 @pytest.mark.parametrize("held", ["scale", ("size",)])
 def test_a_setting_that_names_no_parameter_is_refused(tiny_bank: ForegroundBank, held: Any) -> None:
     with pytest.raises(ValueError, match="critic_held: expected a list of some of rotation"):
-        Terse(tiny_bank, "random", critic_held=held)
+        Terse(tiny_bank, "random")
 
 
 def test_an_unknown_hardness_teaches_nothing(tiny_bank: ForegroundBank) -> None:
-    terse = Terse(tiny_bank, "critic", move_every=1, **EVERY_IMAGE)
+    terse = Terse(tiny_bank, Critic(update_interval=1), paste=every_image())
     before = [parameter.clone() for parameter in terse.parameters()]
     _, targets = terse(*make_batch())
     terse.observe([torch.full((len(target["boxes"]),), float("nan")) for target in targets])
     terse.step(1.0)
-    assert terse.metrics()["moves"] == 0
+    assert terse.metrics()["updates"] == 0
     assert all(torch.equal(new, old) for new, old in zip(terse.parameters(), before, strict=True))
 
 
 def test_a_loss_that_is_not_finite_teaches_nothing_and_pastes_at_random(tiny_bank: ForegroundBank) -> None:
     detector = make_detector("fasterrcnn")
-    terse = Terse(tiny_bank, "critic", target=detector, move_every=2, **EVERY_IMAGE)
+    terse = Terse(tiny_bank, Critic(update_interval=2), paste=every_image(), model=detector)
     terse(*make_batch())
     with pytest.warns(UserWarning, match="the loss is nan"):
         terse.step(float("nan"))
-    assert terse.metrics()["skipped_moves"] == 1
+    assert terse.metrics()["skipped_updates"] == 1
     assert terse.metrics()["extra_forwards"] == 0
-    expected = Terse(tiny_bank, "random", **EVERY_IMAGE)
+    expected = Terse(tiny_bank, "random", paste=every_image())
     expected(*make_batch())
     assert torch.equal(terse(*make_batch())[0][0], expected(*make_batch())[0][0])
 
@@ -305,29 +303,29 @@ def test_the_memory_forgets_the_oldest_and_keeps_picture_and_hardness_together(a
 
 
 def test_a_policy_that_learns_from_hardness_costs_the_detector_no_graph(tiny_bank: ForegroundBank) -> None:
-    terse = Terse(tiny_bank, "critic", target=make_detector("fasterrcnn"), move_every=1, **EVERY_IMAGE)
+    terse = Terse(tiny_bank, Critic(update_interval=1), paste=every_image(), model=make_detector("fasterrcnn"))
     with torch.no_grad():
         terse(*make_batch())
     assert terse.metrics()["dropped/graph"] == 0
     images, _ = terse(*make_batch())
     assert not any(image.requires_grad for image in images)
     train_step(terse, RampLoss())
-    assert terse.metrics()["moves"] == 1
+    assert terse.metrics()["updates"] == 1
 
 
 def test_there_is_no_discriminator_where_none_is_used(tiny_bank: ForegroundBank) -> None:
-    terse = Terse(tiny_bank, "critic", discriminator_weight=0.5)
-    assert terse.adversary.discriminator is None
+    terse = Terse(tiny_bank, Critic(discriminator_weight=0.5))
+    assert terse.trainer.updater.discriminator is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_moved_to_another_dtype_it_still_proposes_and_learns(tiny_bank: ForegroundBank, dtype: torch.dtype) -> None:
-    terse = Terse(tiny_bank, "critic", move_every=1, **EVERY_IMAGE).to(dtype)
+    terse = Terse(tiny_bank, Critic(update_interval=1), paste=every_image()).to(dtype)
     for seed in range(2):
         _, targets = terse(*make_batch(seed))
         terse.observe([torch.full((len(target["boxes"]),), 0.3) for target in targets])
         terse.step(1.0)
-    assert terse.metrics()["moves"] == 2
+    assert terse.metrics()["updates"] == 2
 
 
 # --- chances of all classes -----------------------------------------------------------------------------------------
@@ -340,13 +338,13 @@ def test_log_odds_of_hardness_are_those_of_one_minus_the_softmax_at_the_label() 
     torch.testing.assert_close(hardness_log_odds(logits, labels), torch.logit(hardness))
 
 
-def remembering(policy: CriticPolicy, labels: Tensor, hardness: Tensor, chances: Tensor | None) -> float:
+def remembering(policy: CriticPolicy, labels: Tensor, hardness: Tensor, class_probabilities: Tensor | None) -> float:
     """The cross-entropy of a fresh memory; the critic foretells the same for everything."""
     count = len(labels)
     proposal = Proposal(torch.zeros(count, len(PARAMETERS)), torch.zeros(count))
     pictures = torch.zeros(count, *VIEW_SHAPE, dtype=torch.uint8)
     proposal.replay_data = (pictures, torch.zeros(count, VIEW_NUMBERS), torch.zeros(count), labels)
-    policy.add_to_replay(proposal, hardness, chances)
+    policy.add_to_replay(proposal, hardness, class_probabilities)
     objective = policy.replay_loss(generator_for(0))
     assert objective is not None
     return float(objective.detach())
@@ -379,12 +377,12 @@ def test_chances_are_the_target_s_and_reach_the_memory_by_either_way(tmp_path: P
     model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(12, 5))
     target = ClassifierAdapter(model, classes=5)
     settings: dict[str, Any] = EVERY_IMAGE | {"objects": (1, 1), "move_every": 1}
-    asked, told = (Terse(bank, "critic", target=target, **settings) for _ in range(2))
+    asked, told = (Terse(bank, "critic", **settings, model=target) for _ in range(2))
     batch = make_batch(sizes=((32, 32),) * 3, objects=1)
     asked(*batch)
     asked.step(1.0)
     images, targets = told(*batch)
-    told.observe(chances=target.class_probabilities(list(images), targets))
+    told.observe(class_probabilities=target.class_probabilities(list(images), targets))
     told.step(1.0)
     assert asked.metrics()["extra_forwards"] == 3
     assert told.metrics()["extra_forwards"] == 0
@@ -409,22 +407,22 @@ class FiveClasses(ClassifierAdapter):
 
 
 def test_chances_that_do_not_fit_are_refused(tiny_bank: ForegroundBank) -> None:
-    terse = Terse(tiny_bank, "critic", target=FiveClasses(), **EVERY_IMAGE)
+    terse = Terse(tiny_bank, "critic", paste=every_image(), model=FiveClasses())
     _, targets = terse(*make_batch())
     rows = [torch.full((len(target["boxes"]), 5), 0.2) for target in targets]
     with pytest.raises(ValueError, match="expected either hardness or chances, got neither"):
         terse.observe()
     with pytest.raises(ValueError, match="expected either hardness or chances, got both"):
-        terse.observe([own[:, 0] for own in rows], chances=rows)
+        terse.observe([own[:, 0] for own in rows], class_probabilities=rows)
     with pytest.raises(ValueError, match=r"chances of image 0: expected a tensor \[\d, 5\], the probabilities of all"):
-        terse.observe(chances=[own[:, :2] for own in rows])
+        terse.observe(class_probabilities=[own[:, :2] for own in rows])
     with pytest.raises(ValueError, match=r"chances of image 1: expected values in \[0, 1\], got -1.0"):
-        terse.observe(chances=[rows[0], rows[1] - 1.2])
+        terse.observe(class_probabilities=[rows[0], rows[1] - 1.2])
     with pytest.raises(ValueError, match=r"chances of image 0: expected rows that sum to 1, got sums \[0.5"):
-        terse.observe(chances=[own / 2 for own in rows])
-    terse.observe(chances=rows)
+        terse.observe(class_probabilities=[own / 2 for own in rows])
+    terse.observe(class_probabilities=rows)
     for told, message in ((torch.full((4,), 0.25), r"expected a tensor \[\d, 5\]"), (torch.zeros(5), "sum to 1")):
-        asking = Terse(tiny_bank, "critic", target=FiveClasses(told), move_every=1, **EVERY_IMAGE)
+        asking = Terse(tiny_bank, Critic(update_interval=1), paste=every_image(), model=FiveClasses(told))
         asking(*make_batch())
         with pytest.raises(ValueError, match=f"class_probabilities of image 0: .*{message}"):
             asking.step(1.0)
@@ -432,7 +430,7 @@ def test_chances_that_do_not_fit_are_refused(tiny_bank: ForegroundBank) -> None:
 
 def test_without_a_target_that_tells_chances_they_are_taken_for_hardness(tiny_bank: ForegroundBank) -> None:
     """The host's own objects may have classes that no cut-out has, and labels that stand for nothing."""
-    terse = Terse(tiny_bank, "critic", move_every=1, **EVERY_IMAGE)
+    terse = Terse(tiny_bank, Critic(update_interval=1), paste=every_image())
     images, targets = make_batch()
     targets = [
         target | {"labels": torch.full_like(target["labels"], label)}
@@ -440,9 +438,9 @@ def test_without_a_target_that_tells_chances_they_are_taken_for_hardness(tiny_ba
     ]
     _, targets = terse(images, targets)
     row = torch.tensor([0.05, 0.3, 0.3, *[0.05] * 7])  # the bank has labels 1 and 2
-    terse.observe(chances=[row.expand(len(target["boxes"]), -1) for target in targets])
+    terse.observe(class_probabilities=[row.expand(len(target["boxes"]), -1) for target in targets])
     terse.step(1.0)
-    assert terse.metrics()["moves"] == 1
+    assert terse.metrics()["updates"] == 1
     assert terse.metrics()["hardness"] == pytest.approx(0.7)
     assert terse.policy.classes is None
 
@@ -451,21 +449,23 @@ def test_with_many_classes_it_learns_from_hardness_as_with_one(tmp_path: Path) -
     """Only a score is told: the network does not have to know what it looks at to foretell that it is hard."""
     foregrounds = [dataclasses.replace(white_disc(), label=label) for label in (1, 2, 7)]
     bank = make_bank(tmp_path, foregrounds)
-    terse = Terse(bank, "critic", objects=(2, 2), move_every=1, critic_goal=0.0, learning_rate=3e-3, **EVERY_IMAGE)
+    terse = Terse(
+        bank, Critic(update_interval=1, target_hardness=0.0, learning_rate=3e-3), paste=every_image(objects=(2, 2))
+    )
     for step in range(60):
         images, targets = terse(*make_batch(step, sizes=((64, 64),) * 4, objects=0))
         terse.observe(hardness_by_place(images, targets))
         terse.step(1.0)
-    assert terse.metrics()["critic_correlation"] > 0.9
+    assert terse.metrics()["predicted_hardness_correlation"] > 0.9
 
 
 def test_a_policy_made_for_other_classes_is_refused(tiny_bank: ForegroundBank) -> None:
     with pytest.raises(ValueError, match=r"chances of 2 classes, but .* none and the bank's labels go up to 2"):
         Terse(tiny_bank, CriticPolicy(classes=2))
     with pytest.raises(ValueError, match="chances of 3 classes, but the target tells those of 5"):
-        Terse(tiny_bank, CriticPolicy(classes=3), target=FiveClasses())
-    assert Terse(tiny_bank, "critic", target=FiveClasses()).policy.classes == 5
-    assert Terse(tiny_bank, "critic", target=make_detector("fasterrcnn")).policy.classes is None
+        Terse(tiny_bank, CriticPolicy(classes=3), model=FiveClasses())
+    assert Terse(tiny_bank, "critic", model=FiveClasses()).policy.classes == 5
+    assert Terse(tiny_bank, "critic", model=make_detector("fasterrcnn")).policy.classes is None
 
 
 # --- choosing among cut-outs ----------------------------------------------------------------------------------------
@@ -505,22 +505,22 @@ def test_a_goal_that_is_no_hardness_is_refused(goal: float, tiny_bank: Foregroun
     with pytest.raises(ValueError, match=r"^goal: expected a hardness in \[0, 1\]"):
         CriticPolicy(goal=goal)
     with pytest.raises(ValueError, match=r"critic_goal: expected a hardness in \[0, 1\]"):
-        Terse(tiny_bank, "random", critic_goal=goal)
+        Terse(tiny_bank, "random")
 
 
 def test_classes_to_choose_from_need_cut_outs_to_choose_from(tiny_bank: ForegroundBank) -> None:
     with pytest.raises(ValueError, match="critic_any_class: expected critic_cutouts above 1"):
-        Terse(tiny_bank, "critic", critic_any_class=True)
+        Terse(tiny_bank, Critic(mix_classes=True))
 
 
-@pytest.mark.parametrize("suspended", [False, True])
+@pytest.mark.parametrize("random_fallback", [False, True])
 def test_with_several_cut_outs_to_choose_from_numbers_and_classes_are_as_with_one(
-    tiny_bank: ForegroundBank, suspended: bool
+    tiny_bank: ForegroundBank, random_fallback: bool
 ) -> None:
     settings: dict[str, Any] = EVERY_IMAGE | {"objects": (2, 2), "move_every": 2, "critic_candidates": 2}
-    terse = Terse(tiny_bank, "critic", critic_cutouts=5, **settings)
+    terse = Terse(tiny_bank, Critic(foreground_candidates=5), **settings)
     terse(*make_batch(0))
-    if suspended:
+    if random_fallback:
         with pytest.warns(UserWarning, match="the loss is nan"):
             terse.step(float("nan"))
     counts: Counter[int] = Counter()
@@ -546,12 +546,7 @@ def test_it_learns_which_cut_outs_are_hard(tmp_path: Path, classes: int, mix_cla
     bank = make_bank(tmp_path, [white_disc(), grey])
     terse = Terse(
         bank,
-        "critic",
-        critic_cutouts=4,
-        critic_candidates=1,
-        critic_goal=1.0,
-        critic_any_class=mix_classes,
-        learning_rate=3e-3,
+        Critic(foreground_candidates=4, candidates=1, target_hardness=1.0, mix_classes=mix_classes, learning_rate=3e-3),
         **(EVERY_IMAGE | {"objects": (2, 2), "move_every": 1}),
     )
     greys = []

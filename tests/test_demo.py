@@ -116,17 +116,20 @@ def test_a_run_writes_report_figures_and_data(tiny):
 
 
 def test_the_figures_are_all_there(demo, figures):
-    assert list(figures["arms"]) == ["none", "random", "learned"]
+    assert list(figures["arms"]) == ["none", "random", "adversarial"]
     for name, arm in figures["arms"].items():
         assert [one["iteration"] for one in arm["measurements"]] == [1, 2, 3]
         for one in arm["measurements"]:
             assert set(one["average_precision"]) == {"AP", "AP50", "AP75"}
-            assert set(one["missed"]) == {"none": set(), "random": {"random"}, "learned": {"random", "learned"}}[name]
+            assert (
+                set(one["missed"])
+                == {"none": set(), "random": {"random"}, "adversarial": {"random", "adversarial"}}[name]
+            )
             assert all(0 <= share <= 100 for share in one["missed"].values())
         assert figures["seconds"]["arms"][name]["cpu_per_iteration"] > 0
     assert figures["arms"]["none"]["metrics"]["objects_pasted"] == 0
     assert figures["arms"]["random"]["metrics"]["objects_pasted"] > 0
-    assert figures["arms"]["learned"]["metrics"]["moves"] > 0
+    assert figures["arms"]["adversarial"]["metrics"]["updates"] > 0
     assert figures["settings"]["seed"] == 0
     assert figures["versions"]["torch"] == torch.__version__.partition("+")[0]
 
@@ -196,17 +199,17 @@ def test_the_report_says_what_the_figures_say(demo, tiny, figures):
 def _results(figures, none, random, learned, missed=(30.0, 50.0), spread=0.9):
     """Figures of a run with these results."""
     made = copy.deepcopy(figures)
-    for arm, value in (("none", none), ("random", random), ("learned", learned)):
+    for arm, value in (("none", none), ("random", random), ("adversarial", learned)):
         for one in made["arms"][arm]["measurements"]:
             one["average_precision"] = {"AP": value, "AP50": value, "AP75": value}
-    for one in made["arms"]["learned"]["measurements"]:
-        one["missed"] = dict(zip(("random", "learned"), missed, strict=True))
+    for one in made["arms"]["adversarial"]["measurements"]:
+        one["missed"] = dict(zip(("random", "adversarial"), missed, strict=True))
         one["spread"] = dict.fromkeys(one["spread"], spread)
     return made
 
 
 @pytest.mark.parametrize(
-    ("none", "random", "learned", "words"),
+    ("none", "random", "adversarial", "words"),
     [
         (10, 20, 25, "came out ahead"),
         (10, 25, 20, "did not win"),
@@ -235,7 +238,7 @@ def test_the_text_follows_the_figures(demo, figures):
     assert "are harder for the detector: on average over training it missed 50 % of them, and 30 %" in better
     assert "stayed diverse: their spread is 90 %" in better
     cheap = _results(figures, 10, 20, 30)
-    for arm, seconds in (("none", 0.2), ("random", 0.25), ("learned", 0.19)):
+    for arm, seconds in (("none", 0.2), ("random", 0.25), ("adversarial", 0.19)):
         cheap["seconds"]["arms"][arm]["cpu_per_iteration"] = seconds
     assert "25 % more CPU time with random and 5 % less with learned" in demo.wording.price(cheap)
     level = " ".join(demo.wording.paragraphs(_results(figures, 20, 20.4, 20.2, missed=(40.0, 41.0))))
@@ -302,7 +305,7 @@ def test_perfect_predictions_have_full_precision(demo):
 
 
 def test_names_at_the_ends_of_lines_do_not_overlap(demo):
-    lines = [demo.charts.Series(name, name, [(1, 0), (2, 10)]) for name in ("none", "random", "learned")]
+    lines = [demo.charts.Series(name, name, [(1, 0), (2, 10)]) for name in ("none", "random", "adversarial")]
     drawn = demo.charts.line_chart(lines, "title", "x", "y")
     heights = sorted(float(height) for height in re.findall(r'class="end \w+" x="[\d.]+" y="([\d.]+)"', drawn))
     assert len(heights) == 3

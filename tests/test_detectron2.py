@@ -69,10 +69,10 @@ def test_a_run_step_of_ones_own_hands_its_batch_over(dataset: str, bank: Foregro
     trainer, hook = trainer_with_hook(cfg, Own)
     trainer.hook = hook  # type: ignore[attr-defined]  # a test's own
     trainer.train()
-    assert hook.terse.metrics()["moves"] == 4
+    assert hook.terse.metrics()["updates"] == 4
 
 
-@pytest.mark.parametrize("policy", ["learned", "critic"])
+@pytest.mark.parametrize("policy", ["adversarial", "critic"])
 def test_accumulated_batches_make_one_move_and_the_loss_scale_is_taken_out(
     dataset: str, bank: ForegroundBank, tmp_path: Path, policy: str
 ) -> None:
@@ -96,7 +96,7 @@ def test_accumulated_batches_make_one_move_and_the_loss_scale_is_taken_out(
         if scaler is not None:
             trainer._trainer.grad_scaler = scaler
         trainer.train()
-        assert (hook.terse.metrics()["moves"], hook.terse.metrics()["calls"]) == (2, 4)
+        assert (hook.terse.metrics()["updates"], hook.terse.metrics()["calls"]) == (2, 4)
         states.append([value.clone() for value in hook.terse.policy.parameters()])
     for other in states[1:]:
         for own, value in zip(states[0], other, strict=True):
@@ -110,7 +110,7 @@ def test_the_amp_trainers_scale_is_taken_out(
     """Its own step with a real scaler, on a CPU: there autocast for CUDA does nothing."""
     states = []
     for scale in (None, 2.0**20):
-        cfg = tiny_cfg("faster_fpn", dataset, tmp_path, bank, POLICY="learned", MAX_GRADIENT_NORM=1e6)
+        cfg = tiny_cfg("faster_fpn", dataset, tmp_path, bank, POLICY="adversarial", MAX_GRADIENT_NORM=1e6)
         cfg.SOLVER.MAX_ITER = 2
         trainer, hook = trainer_with_hook(cfg)
         if scale is not None:
@@ -120,7 +120,7 @@ def test_the_amp_trainers_scale_is_taken_out(
             with_cuda = vars(torch) | {"cuda": SimpleNamespace(is_available=lambda: True)}  # which it asserts
             monkeypatch.setattr("detectron2.engine.train_loop.torch", SimpleNamespace(**with_cuda))
         trainer.train()
-        assert hook.terse.metrics()["moves"] == 2
+        assert hook.terse.metrics()["updates"] == 2
         states.append([value.clone() for value in hook.terse.policy.parameters()])
     for plain, scaled in zip(*states, strict=True):
         torch.testing.assert_close(plain, scaled, rtol=1e-3, atol=1e-5)
@@ -146,11 +146,11 @@ def test_it_trains_on_perturbed_composites(dataset: str, bank: ForegroundBank, t
     trainer.train()
     figures, robustness = hook.terse.metrics(), hook.terse.robustness
     assert robustness is not None
-    assert figures["robust/images"] == figures["images"] > 0
-    assert figures["robust/not_finite"] == figures["robust/no_gradient"] == 0
+    assert figures["robustness/images"] == figures["images"] > 0
+    assert figures["robustness/not_finite"] == figures["robustness/no_gradient"] == 0
     assert seen == [True, False] * 4 * (robust == "pgd")
     if robust == "universal":
-        first = type(robustness)(hook.terse.config, hook.terse.pixels, hook.terse.seed, None)
+        first = type(robustness)(hook.terse.config, hook.terse.pixel_format, hook.terse.seed, None)
         assert not torch.equal(first.pattern, robustness.pattern)
     assert figures["extra_forwards"] == 0  # what is heard is the training forward
     assert figures["hardness"] > 0
@@ -261,7 +261,7 @@ def test_training_may_be_gone_on_with(dataset: str, bank: ForegroundBank, tmp_pa
     trainer.train(3, 3)
     assert all(map(torch.equal, kept, hook.terse.policy.buffers()))
     trainer.train(3, 5)
-    assert hook.terse.metrics()["moves"] == 5
+    assert hook.terse.metrics()["updates"] == 5
 
 
 def test_a_trainer_of_the_release_is_wrapped_too(dataset: str, bank: ForegroundBank, tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_a_trainer_of_the_release_is_wrapped_too(dataset: str, bank: ForegroundB
     hook = TerseHook(bank.relabel(CLASSES), move_every=1, image_probability=1.0, seed=0)
     trainer.register_hooks([hook])
     trainer.train(0, 2)
-    assert hook.terse.metrics()["moves"] == 2
+    assert hook.terse.metrics()["updates"] == 2
 
 
 def test_the_model_can_be_copied_and_pickled_meanwhile(dataset: str, bank: ForegroundBank, tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ def test_the_model_can_be_copied_and_pickled_meanwhile(dataset: str, bank: Foreg
     trainer, hook = trainer_with_hook(tiny_cfg("faster_fpn", dataset, tmp_path, bank))
     trainer.register_hooks([copying := Copying()])
     trainer.train()
-    assert hook.terse.metrics()["moves"] == 4
+    assert hook.terse.metrics()["updates"] == 4
     batch = next(trainer._trainer._data_loader_iter)
     with EventStorage(0):
         copying.copy(batch)  # a deaf copy
@@ -381,7 +381,7 @@ def test_the_models_weights_in_a_checkpoint_are_the_detectors_alone(
 def test_a_state_of_another_form_says_what_to_do(dataset: str, bank: ForegroundBank, tmp_path: Path) -> None:
     cfg = tiny_cfg("faster_fpn", dataset, tmp_path, bank)
     trainer_with_hook(cfg)[0].train()
-    cfg.SOLVER.MAX_ITER, cfg.TERSE.POLICY = 5, "learned"
+    cfg.SOLVER.MAX_ITER, cfg.TERSE.POLICY = 5, "adversarial"
     other, _ = trainer_with_hook(cfg)
     other.resume_or_load(resume=True)
     with pytest.raises(ValueError, match="adversary has another form than this one: use the policy and settings"):
@@ -412,7 +412,7 @@ def test_figures_and_pictures_are_written_with_the_iteration_that_they_are_of(
     lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [1, 3]
     assert [line["terse_aug/iterations"] for line in lines] == [2, 4]
-    for name in ("hardness", "diversity", "skipped_moves", "share_of_time", "hardness_gain"):
+    for name in ("hardness", "diversity", "skipped_updates", "share_of_time", "hardness_gain"):
         assert f"terse_aug/{name}" in lines[-1], name
     assert 0 < lines[-1]["terse_aug/share_of_time"] < 1
     assert not [name for name in lines[-1] if name.startswith("terse_aug/") and "loss" in name]
@@ -452,14 +452,14 @@ def _train_on_a_rank(folder: str, bank: str) -> None:
         loader = build_detection_train_loader(cfg)
         trainer = SimpleTrainer(model, loader, DefaultTrainer.build_optimizer(cfg, model))
         own_bank = ForegroundBank.open(bank).relabel(CLASSES)
-        hook = TerseHook(own_bank, "learned", move_every=1, image_probability=1.0)
+        hook = TerseHook(own_bank, "adversarial", move_every=1, image_probability=1.0)
         trainer.register_hooks([hook])
         seen = Watched(model)
         trainer.train(0, 3)
         result = {
             "seed": hook.terse.seed,
             "state": [value.detach().clone() for value in hook.terse.policy.parameters()],
-            "moves": hook.terse.metrics()["moves"],
+            "updates": hook.terse.metrics()["updates"],
             "image": seen.batches[0][0]["image"].detach(),
             "model": list(model.module.state_dict().values()),
         }
@@ -476,7 +476,7 @@ def test_two_processes_have_one_adversary_and_different_composites(
     folder.mkdir()
     launch(_train_on_a_rank, 2, dist_url="auto", args=(str(folder), str(bank.path)))
     one, two = (torch.load(folder / f"rank{rank}.pt") for rank in (0, 1))
-    assert one["moves"] == two["moves"] == 3
+    assert one["updates"] == two["updates"] == 3
     assert one["seed"] == two["seed"]
     assert all(map(torch.equal, one["state"], two["state"]))
     own = zip(one["model"], two["model"], strict=True)
@@ -485,11 +485,11 @@ def test_two_processes_have_one_adversary_and_different_composites(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: AMPTrainer asserts one")
-@pytest.mark.parametrize("policy", ["learned", "critic"])
+@pytest.mark.parametrize("policy", ["adversarial", "critic"])
 def test_amp(dataset: str, bank: ForegroundBank, tmp_path: Path, policy: str) -> None:
     cfg = tiny_cfg("mask_fpn", dataset, tmp_path, bank, POLICY=policy)
     cfg.MODEL.DEVICE, cfg.SOLVER.AMP.ENABLED = "cuda", True
     trainer, hook = trainer_with_hook(cfg)
     assert isinstance(trainer._trainer, AMPTrainer)
     trainer.train()
-    assert hook.terse.metrics()["moves"] > 0
+    assert hook.terse.metrics()["updates"] > 0

@@ -19,7 +19,9 @@ import torch
 from factories import keypoint_foregrounds, make_bank, make_batch, make_detector, make_foreground
 from torch import Tensor
 
-from terse_aug import ForegroundLoader, Terse
+from terse_aug import BackgroundPool, Distractors, ForegroundLoader, PasteConfig, Robustness, Terse
+from terse_aug.policies import Adversarial, BestOfN, Critic, Paper, Random
+from terse_aug.samplers import RaritySampler
 
 PINNED = Path(__file__).with_name("digests.json")
 POLICIES = ("random", "critic", "hard-random", "learned", "deterministic")
@@ -64,9 +66,52 @@ def train(terse: Terse, detector: torch.nn.Module, iterations: int = 5, loader: 
     return digest([*seen, list(terse.policy.parameters())])
 
 
+PASTE = {
+    "objects": "objects",
+    "image_probability": "paste_probability",
+    "paste_probability": "paste_probability",
+    "decoys": "decoys",
+    "edge_sigma": "edge_blur_sigma",
+    "edge_blur_sigma": "edge_blur_sigma",
+    "superimpose_probability": "occluded_object_probability",
+    "occluded_object_probability": "occluded_object_probability",
+}
+KINDS = {"random": Random, "critic": Critic, "hard-random": BestOfN, "learned": Adversarial, "deterministic": Paper}
+
+
 def make(bank: Any, policy: str, **flat: Any) -> Terse:
-    flat.setdefault("move_every", 2)
-    return Terse(bank, policy, seed=3, **flat)
+    flat = dict(flat)
+    flat.pop("rarity_power", None)
+    values: dict[str, Any] = {}
+    if policy in ("critic", "learned", "deterministic"):
+        values["update_interval"] = flat.pop("update_interval", 2)
+    for old, new in (
+        ("critic_cutouts", "foreground_candidates"),
+        ("critic_any_class", "mix_classes"),
+        ("critic_candidates", "candidates"),
+        ("discriminator_weight", "discriminator_weight"),
+    ):
+        if old in flat:
+            values[new] = flat.pop(old)
+    more: dict[str, Any] = {
+        "paste": PasteConfig(**{PASTE[name]: flat.pop(name) for name in list(flat) if name in PASTE})
+    }
+    if "background_probability" in flat:
+        more["backgrounds"] = BackgroundPool(flat.pop("backgrounds"), flat.pop("background_probability"))
+    if "distractors" in flat:
+        more["distractors"] = Distractors(flat.pop("distractor_bank"), flat.pop("distractors"))
+    if flat.pop("robust", None):
+        more["robustness"] = Robustness(steps=flat.pop("robust_steps"), ramp=flat.pop("robust_ramp"))
+    names = {"loss": "hardness", "biregular": "balanced"}
+    if "sampler" in flat:
+        name = flat.pop("sampler")
+        more["sampler"] = (
+            RaritySampler(1.0) if name == "rarity" else names.get(name, name) if isinstance(name, str) else name
+        )
+    model = flat.pop("target", None)
+    terse = Terse(bank, KINDS[policy](**values), seed=3, model=model, **more, **flat)
+    terse.sampler.update_interval = 2
+    return terse
 
 
 def core(folder: Path) -> dict[str, str]:
@@ -122,8 +167,8 @@ def core(folder: Path) -> dict[str, str]:
         found[name] = train(terse, detector, iterations=9, masks=True, objects=2)
     for policy in ("random", "critic"):
         detector = make_detector("fasterrcnn")
-        loader = ForegroundLoader(bank, policy, seed=3, sampler="rarity", objects=(1, 4))
-        terse = make(bank, policy, target=detector, sampler="rarity", objects=(1, 4))
+        loader = ForegroundLoader(bank, policy, seed=3, sampler=RaritySampler(0.5), paste=PasteConfig(objects=(1, 4)))
+        terse = make(bank, policy, target=detector, sampler=RaritySampler(0.5), objects=(1, 4))
         found[f"{policy}/loader"] = train(terse, detector, loader=loader)
     return found
 

@@ -6,17 +6,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from factories import EVERY_IMAGE, RampLoss, all_equal, make_bank, make_batch, parameters_of, train_step, white_disc
+from factories import (
+    RampLoss,
+    all_equal,
+    every_image,
+    make_bank,
+    make_batch,
+    parameters_of,
+    train_step,
+    white_disc,
+)
 from torch import nn
 
 from terse_aug import PARAMETERS, ForegroundBank, PixelFormat, Terse, TransformRanges
+from terse_aug.policies import Adversarial
 from terse_aug.training.discriminator import CROP, PatchDiscriminator, discriminator_loss, object_crops, realism_loss
 
 
 def test_it_is_off_unless_it_has_a_weight(tiny_bank: ForegroundBank) -> None:
-    assert Terse(tiny_bank, "learned").adversary.discriminator is None
-    assert Terse(tiny_bank, "learned", discriminator_weight=0.1).adversary.discriminator is not None
-    assert Terse(tiny_bank, "random", discriminator_weight=0.1).adversary.discriminator is None
+    assert Terse(tiny_bank, "adversarial").adversary.discriminator is None
+    assert Terse(tiny_bank, Adversarial(discriminator_weight=0.1)).adversary.discriminator is not None
+    assert Terse(tiny_bank, "random").adversary.discriminator is None
 
 
 def test_it_judges_patches() -> None:
@@ -62,14 +72,16 @@ def test_crops_of_several_images_come_in_their_order_and_may_be_none() -> None:
 
 def test_it_learns_to_tell_composites_from_real_images(tmp_path: Path) -> None:
     terse = Terse(
-        make_bank(tmp_path, [white_disc()]), "learned", move_every=1, discriminator_weight=1e-6, **EVERY_IMAGE
+        make_bank(tmp_path, [white_disc()]),
+        Adversarial(update_interval=1, discriminator_weight=1e-6),
+        paste=every_image(),
     )
     for seed in range(12):
         train_step(terse, RampLoss(), seed, sizes=((48, 48),) * 2)
         if seed == 0:
             first = terse.metrics()["discriminator_loss"]
     assert terse.metrics()["discriminator_loss"] < 0.8 * first
-    discriminator = terse.adversary.discriminator
+    discriminator = terse.trainer.updater.discriminator
     assert discriminator is not None
     images, targets = make_batch(99, sizes=((48, 48),) * 2)
     composites = terse.compose(images, targets)
@@ -96,11 +108,9 @@ def test_the_synthesizer_moves_to_where_composites_look_real(tmp_path: Path, wei
     bank = make_bank(tmp_path, [white_disc()])
     ranges = TransformRanges(rotation=(0, 0), shear=(0, 0), scale=(1, 1), scale_x=(1, 1), scale_y=(1, 1))
     terse = Terse(
-        bank, "learned", move_every=1, ranges=ranges, objects=(1, 1), temperature=0.05, learning_rate=5e-3,
-        discriminator_weight=max(weight, 1e-9), **EVERY_IMAGE,
-    )  # fmt: skip
-    terse.adversary.discriminator = LooksRealFurtherLeft()  # type: ignore[assignment]  # a stand-in
-    terse.adversary.discriminator_optimizer = None
+        bank, Adversarial(update_interval=1, kl_weight=0.05, learning_rate=5e-3, discriminator_weight=max(weight, 1e-9)), paste=every_image(ranges=ranges, objects=(1, 1)))  # fmt: skip
+    terse.trainer.updater.discriminator = LooksRealFurtherLeft()  # type: ignore[assignment]  # a stand-in
+    terse.trainer.updater.discriminator_optimizer = None
     image = torch.full((3, 48, 48), 0.25)
     targets = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}] * 4
     flat = RampLoss(strength=0.0)
@@ -118,10 +128,10 @@ def test_it_sees_rgb_in_the_unit_range_whatever_the_hosts_format(tiny_bank: Fore
     formats = [PixelFormat(), PixelFormat(scale=255.0, mean=(103.5, 116.3, 123.7), std=(57.4, 57.1, 58.4), bgr=True)]
     shown = []
     for pixels in formats:
-        terse = Terse(tiny_bank, "learned", pixels=pixels, discriminator_weight=0.1, **EVERY_IMAGE)
+        terse = Terse(tiny_bank, Adversarial(discriminator_weight=0.1), paste=every_image(), pixel_format=pixels)
         images, targets = make_batch()
         terse([pixels.encode(image) for image in images], targets)
-        turn = terse._turns[0]
+        turn = terse._feedback[0]
         assert turn.real is not None
         assert turn.composite is not None
         shown.append(torch.cat([turn.real, turn.composite]))
@@ -129,10 +139,10 @@ def test_it_sees_rgb_in_the_unit_range_whatever_the_hosts_format(tiny_bank: Fore
 
 
 def test_without_real_objects_it_waits(tiny_bank: ForegroundBank) -> None:
-    terse = Terse(tiny_bank, "learned", move_every=1, discriminator_weight=0.1, **EVERY_IMAGE)
-    assert terse.adversary.discriminator is not None
-    before = parameters_of(terse.adversary.discriminator)
+    terse = Terse(tiny_bank, Adversarial(update_interval=1, discriminator_weight=0.1), paste=every_image())
+    assert terse.trainer.updater.discriminator is not None
+    before = parameters_of(terse.trainer.updater.discriminator)
     train_step(terse, RampLoss(), objects=0)
-    assert all_equal(before, parameters_of(terse.adversary.discriminator))
+    assert all_equal(before, parameters_of(terse.trainer.updater.discriminator))
     train_step(terse, RampLoss(), objects=1)
-    assert not all_equal(before, parameters_of(terse.adversary.discriminator))
+    assert not all_equal(before, parameters_of(terse.trainer.updater.discriminator))

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from factories import EVERY_IMAGE, RampLoss, all_equal, make_bank, make_batch, make_detector, parameters_of
+from factories import EVERY_IMAGE, RampLoss, all_equal, every_image, make_bank, make_batch, make_detector, parameters_of
 from processes import METHOD, fresh
 from torch import Tensor, distributed, nn
 from torch import multiprocessing as mp
 
-from terse_aug import ForegroundBank, Terse, TerseWarning
+from terse_aug import BackgroundPool, ForegroundBank, Terse, TerseWarning
+from terse_aug.policies import Adversarial, Critic
 
 RANKS, STEPS, BAD_STEP = 2, 20, 4
 
@@ -36,7 +37,7 @@ def _work(rank: int, folder: Path, bank_path: Path) -> None:
         "one loss is not finite": _one_bad_loss,
         "one rank has nothing pasted": _nothing_on_one_rank,
         "average": _one_move,
-        "hard-random": _hard_random,
+        "best-of-n": _hard_random,
         "critic": _critic,
         "critic with nobody to ask": _nobody_to_ask,
         "pairing": _pairing,
@@ -53,7 +54,7 @@ def _train(rank: int, bank: ForegroundBank) -> dict[str, Any]:
     """The loop in the manual with a detector in DDP and data of its own on each rank."""
     detector = nn.parallel.DistributedDataParallel(make_detector("retinanet"))
     optimizer = torch.optim.SGD(detector.parameters(), lr=1e-3)
-    terse = Terse(bank, "learned", target=detector, move_every=2, discriminator_weight=0.1, **EVERY_IMAGE)
+    terse = Terse(bank, Adversarial(update_interval=2, discriminator_weight=0.1), paste=every_image(), model=detector)
     start, composites = parameters_of(terse), []
     for step in range(STEPS):
         images, targets = terse(*make_batch(1000 * rank + step, sizes=((64, 64),)))
@@ -67,7 +68,7 @@ def _train(rank: int, bank: ForegroundBank) -> dict[str, Any]:
     return {
         "start": start,
         "end": parameters_of(terse),
-        "optimizer": list(terse.adversary.policy_optimizer.buffers()),  # type: ignore[union-attr]  # this policy learns
+        "optimizer": list(terse.trainer.updater.policy_optimizer.buffers()),  # type: ignore[union-attr]  # this policy learns
         "detector": parameters_of(detector),
         "composites": [image.detach() for image in composites],
         "metrics": terse.metrics(),
@@ -77,7 +78,7 @@ def _train(rank: int, bank: ForegroundBank) -> dict[str, Any]:
 def _critic(rank: int, bank: ForegroundBank) -> dict[str, Any]:
     """Data of its own on each rank; in one step the last rank's loss is NaN, in one it has nothing pasted."""
     detector = nn.parallel.DistributedDataParallel(make_detector("retinanet"))
-    terse = Terse(bank, "critic", target=detector, move_every=1, **EVERY_IMAGE)
+    terse = Terse(bank, Critic(update_interval=1), paste=every_image(), model=detector)
     start = parameters_of(terse)
     for step in range(4):
         images, targets = make_batch(1000 * rank + step, sizes=((64, 64),))
@@ -90,7 +91,7 @@ def _critic(rank: int, bank: ForegroundBank) -> dict[str, Any]:
 
 def _nobody_to_ask(rank: int, bank: ForegroundBank) -> dict[str, Any]:
     """On the last rank nothing is pasted; all ranks have to raise, or the others would wait for ever."""
-    terse = Terse(bank, "critic", move_every=1, **EVERY_IMAGE)
+    terse = Terse(bank, Critic(update_interval=1), paste=every_image())
     images, targets = make_batch(0, sizes=((64, 64),))
     terse([torch.full_like(image, math.nan) for image in images] if rank == RANKS - 1 else images, targets)
     try:
@@ -106,7 +107,7 @@ def _pairing(rank: int, bank: ForegroundBank) -> dict[str, Any]:
     own: dict[str, Any] = {"sampler": "biregular", "objects": (1, 1), **EVERY_IMAGE}
     passes, rounds = (
         Terse(bank, "random", **own),
-        Terse(bank, "random", backgrounds=pool, background_probability=1.0, **own),
+        Terse(bank, "random", backgrounds=BackgroundPool(pool, probability=1.0), **own),
     )
     dealt, edges = [], []
     for step in range(12):
@@ -121,7 +122,9 @@ def _too_few_backgrounds(rank: int, bank: ForegroundBank) -> dict[str, Any]:
     """One background for two ranks."""
     pool = [torch.zeros(3, 70, 80)]
     try:
-        Terse(bank, "random", sampler="biregular", backgrounds=pool, background_probability=1.0, **EVERY_IMAGE)
+        Terse(
+            bank, "random", paste=every_image(), backgrounds=BackgroundPool(pool, probability=1.0), sampler="biregular"
+        )
     except ValueError as error:
         return {"error": str(error)}
     return {"error": ""}
@@ -129,7 +132,7 @@ def _too_few_backgrounds(rank: int, bank: ForegroundBank) -> dict[str, Any]:
 
 def _hard_classes(rank: int, bank: ForegroundBank) -> dict[str, Any]:
     """Each rank is told of another class: rank 0 of cats (1), rank 1 of dogs (2); once one has nothing pasted."""
-    terse = Terse(bank, "random", sampler="loss", move_every=2, **EVERY_IMAGE)
+    terse = Terse(bank, "random", paste=every_image(), sampler="loss")
     for step in range(8):
         images, targets = make_batch(100 * rank + step, objects=0)
         if step == 4 and rank == RANKS - 1:
@@ -143,20 +146,23 @@ def _hard_classes(rank: int, bank: ForegroundBank) -> dict[str, Any]:
 
 def _one_bad_loss(rank: int, bank: ForegroundBank) -> dict[str, Any]:
     """In one iteration the last rank's loss is NaN; its backward is fine."""
-    terse, detector = Terse(bank, "learned", move_every=2, **EVERY_IMAGE), RampLoss()
-    history, suspended = [parameters_of(terse)], []
+    terse, detector = Terse(bank, Adversarial(update_interval=2), paste=every_image()), RampLoss()
+    history, random_fallback = [parameters_of(terse)], []
     for step in range(BAD_STEP + 3):
         losses = detector(*terse(*make_batch(10 * rank + step)))
         losses["loss_ramp"].backward() if losses["loss_ramp"].requires_grad else None
         terse.step(float("nan") if step == BAD_STEP and rank == RANKS - 1 else losses)
         history.append(parameters_of(terse))
-        suspended.append(terse.metrics()["suspended"])
-    return {"history": history, "suspended": suspended, "metrics": terse.metrics()}
+        random_fallback.append(terse.metrics()["random_fallback"])
+    return {"history": history, "random_fallback": random_fallback, "metrics": terse.metrics()}
 
 
 def _nothing_on_one_rank(rank: int, bank: ForegroundBank) -> dict[str, Any]:
     """Rank 0 sees only images that are not finite, so that nothing is pasted there."""
-    terse, detector = Terse(bank, "learned", move_every=1, discriminator_weight=0.1, **EVERY_IMAGE), RampLoss()
+    terse, detector = (
+        Terse(bank, Adversarial(update_interval=1, discriminator_weight=0.1), paste=every_image()),
+        RampLoss(),
+    )
     for step in range(2):
         images, targets = make_batch(step)
         if rank == 0:
@@ -170,15 +176,18 @@ def _nothing_on_one_rank(rank: int, bank: ForegroundBank) -> dict[str, Any]:
 
 def _one_move(rank: int, bank: ForegroundBank) -> dict[str, Any]:
     """A single move; its gradient, and what this rank's share of it was."""
-    terse, detector = Terse(bank, "learned", move_every=1, max_gradient_norm=1e9, **EVERY_IMAGE), RampLoss()
+    terse, detector = (
+        Terse(bank, Adversarial(update_interval=1, max_gradient_norm=1e9), paste=every_image()),
+        RampLoss(),
+    )
     losses = detector(*terse(*make_batch(rank)))
     losses["loss_ramp"].backward()
-    (turn,) = terse._turns
+    (turn,) = terse._feedback
     gradients = tuple(leaf.grad * turn.image_count for leaf in turn.proposal.leaves if leaf.grad is not None)
     parameters = list(terse.policy.parameters())
     own = torch.autograd.grad(terse.policy.objective(turn.proposal, gradients), parameters, retain_graph=True)
     terse.step(losses)
-    optimizer = terse.adversary.policy_optimizer
+    optimizer = terse.trainer.updater.policy_optimizer
     got = [10 * getattr(optimizer, f"exp_avg_{index}") for index in range(len(parameters))]
     return {"own": list(own), "got": got}
 
@@ -186,7 +195,7 @@ def _one_move(rank: int, bank: ForegroundBank) -> dict[str, Any]:
 def _hard_random(rank: int, bank: ForegroundBank) -> dict[str, Any]:
     """Only rank 1 asks the detector: a pass through the wrapper would wait for the other rank."""
     detector = nn.parallel.DistributedDataParallel(make_detector("retinanet"))
-    terse = Terse(bank, "hard-random", target=detector, **EVERY_IMAGE)
+    terse = Terse(bank, "best-of-n", paste=every_image(), model=detector)
     if rank == 1:
         terse(*make_batch())
     return {"metrics": terse.metrics()}
@@ -198,21 +207,21 @@ def _robust(robust: str, rank: int, bank: ForegroundBank) -> dict[str, Any]:
     optimizer = torch.optim.SGD(detector.parameters(), lr=1e-3)
     settings: dict[str, Any] = {"robust": robust, "robust_steps": 2, "robust_probability": 0.7, **EVERY_IMAGE}
     if rank == RANKS - 1:
-        Terse(bank, "random", target=detector, **settings)(*make_batch())
-    terse = Terse(bank, "random", target=detector, **settings)
+        Terse(bank, "random", **settings, model=detector)(*make_batch())
+    terse = Terse(bank, "random", **settings, model=detector)
     start, passes, heard = parameters_of(detector), [], []
     for step in range(6):
         images, targets = make_batch(1000 * rank + step, sizes=((64, 64), (64, 64)))
         if step == 2 and rank == RANKS - 1:
             images = [image * math.nan for image in images]
         composites, targets = terse(images, targets)
-        passes.append(terse.metrics()["robust/passes"])
+        passes.append(terse.metrics()["robustness/passes"])
         losses = detector([image.nan_to_num() for image in composites], targets)
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
         terse.step(losses)
-        heard.append(terse.metrics()["robust/images"])
+        heard.append(terse.metrics()["robustness/images"])
     end = parameters_of(detector)
     return {"start": start, "end": end, "passes": passes, "images": heard, "metrics": terse.metrics()}
 
@@ -237,7 +246,7 @@ def test_after_twenty_steps_both_ranks_have_the_same_adversary(ranks: list[dict[
     assert all_equal(first["end"], second["end"])
     assert all_equal(first["optimizer"], second["optimizer"])
     assert all_equal(first["detector"], second["detector"])
-    assert first["metrics"]["moves"] == second["metrics"]["moves"] == STEPS / 2
+    assert first["metrics"]["updates"] == second["metrics"]["updates"] == STEPS / 2
 
 
 def test_the_ranks_paste_different_things_on_the_same_images(ranks: list[dict[str, Any]]) -> None:
@@ -252,16 +261,16 @@ def test_a_loss_that_is_not_finite_on_one_rank_skips_the_move_on_all(ranks: list
     moved = [not all_equal(a, b) for a, b in zip(first["history"], first["history"][1:], strict=False)]
     assert moved == [step % 2 == 0 and step != BAD_STEP for step in range(BAD_STEP + 3)]
     for rank in (first, second):
-        assert rank["suspended"] == [float(BAD_STEP <= step < BAD_STEP + 2) for step in range(BAD_STEP + 3)]
-        assert rank["metrics"]["skipped_moves"] == 1
-    assert [rank["metrics"]["losses_not_finite"] for rank in (first, second)] == [0, 1]
+        assert rank["random_fallback"] == [float(BAD_STEP <= step < BAD_STEP + 2) for step in range(BAD_STEP + 3)]
+        assert rank["metrics"]["skipped_updates"] == 1
+    assert [rank["metrics"]["non_finite_losses"] for rank in (first, second)] == [0, 1]
 
 
 def test_a_rank_on_which_nothing_was_pasted_follows_the_others(ranks: list[dict[str, Any]]) -> None:
     first, second = (rank["one rank has nothing pasted"] for rank in ranks)
     assert [rank["metrics"]["composites"] for rank in (first, second)] == [0, 4]
     assert all_equal(first["end"], second["end"])
-    assert first["metrics"]["moves"] == second["metrics"]["moves"] == 2
+    assert first["metrics"]["updates"] == second["metrics"]["updates"] == 2
 
 
 def test_the_gradient_is_the_mean_over_the_ranks(ranks: list[dict[str, Any]]) -> None:
@@ -276,8 +285,8 @@ def test_the_critic_learns_the_same_on_all_ranks_from_data_of_their_own(ranks: l
     first, second = (rank["critic"] for rank in ranks)
     assert not all_equal(first["start"], first["end"])
     assert all_equal(first["end"], second["end"])
-    assert first["metrics"]["moves"] == second["metrics"]["moves"] == 3
-    assert first["metrics"]["skipped_moves"] == second["metrics"]["skipped_moves"] == 1
+    assert first["metrics"]["updates"] == second["metrics"]["updates"] == 3
+    assert first["metrics"]["skipped_updates"] == second["metrics"]["skipped_updates"] == 1
 
 
 def test_all_ranks_say_that_there_is_nobody_to_ask(ranks: list[dict[str, Any]]) -> None:
@@ -285,7 +294,7 @@ def test_all_ranks_say_that_there_is_nobody_to_ask(ranks: list[dict[str, Any]]) 
 
 
 def test_the_detector_is_asked_outside_its_wrapper(ranks: list[dict[str, Any]]) -> None:
-    assert [rank["hard-random"]["metrics"]["extra_forwards"] for rank in ranks] == [0, 4]
+    assert [rank["best-of-n"]["metrics"]["extra_forwards"] for rank in ranks] == [0, 4]
 
 
 def test_ranks_share_passes_and_rounds_and_paste_no_pair_twice(ranks: list[dict[str, Any]]) -> None:
@@ -322,4 +331,4 @@ def test_perturbed_composites_keep_the_detectors_of_the_ranks_equal(ranks: list[
     assert (first["passes"][-1] > 0) is (robust == "gradient steps")
     assert 0 < first["images"][-1] < 12
     assert second["images"][-1] in (first["images"][-1], first["images"][-1] - 2)
-    assert first["metrics"]["robust/no_gradient"] == first["metrics"]["robust/not_finite"] == 0
+    assert first["metrics"]["robustness/no_gradient"] == first["metrics"]["robustness/not_finite"] == 0

@@ -222,10 +222,10 @@ def test_order_is_a_function_of_seed_and_position(example):
     assert list(order(7, 3, seed=5, start=0, end=14)) != whole
     draws = [draw for batch in whole for draw in batch]
     assert all(sorted(draw.index for draw in draws[at : at + 7]) == list(range(7)) for at in range(0, 42, 7))
-    assert 0.2 < np.mean([draw.mirrored for draw in draws]) < 0.8
+    assert 0.2 < np.mean([draw.flipped for draw in draws]) < 0.8
     unmirrored = [d for batch in order(7, 3, seed=4, start=0, end=14, mirror=False) for d in batch]
     assert [d.index for d in unmirrored] == [d.index for d in draws]
-    assert not any(d.mirrored for d in unmirrored)
+    assert not any(d.flipped for d in unmirrored)
 
 
 def test_learning_rate(example):
@@ -269,7 +269,7 @@ def test_evaluation_restores_the_mode(example, coco_set):
     assert detector.training
 
 
-@pytest.mark.parametrize("policy", [None, "random", "learned"])
+@pytest.mark.parametrize("policy", [None, "random", "adversarial"])
 def test_resumed_run_equals_uninterrupted(example, coco, tmp_path, policy):
     main = example.main_with_terse if policy else example.main
     own = ["--policy", policy, "--probe-images", "4", "--terse", "move_every=2"] if policy else []
@@ -336,7 +336,7 @@ def test_pasting_is_learned_probed_and_recorded(example, coco, tmp_path):
         "--iterations",
         "4",
         "--policy",
-        "learned",
+        "adversarial",
         "--probe-images",
         "8",
         "--terse",
@@ -346,7 +346,7 @@ def test_pasting_is_learned_probed_and_recorded(example, coco, tmp_path):
     example.main_with_terse(coco_flags(coco, tmp_path, *flags))
     results = json.loads((tmp_path / "results.json").read_text())
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["objects"]["terse"]
-    assert results["arguments"]["policy"] == "learned"
+    assert results["arguments"]["policy"] == "adversarial"
     assert len(list(tmp_path.glob("foregrounds-*.bank"))) == 1
     for kind in ("composites", "random composites"):
         figures = results["evaluations"][-1][kind]

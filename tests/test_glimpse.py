@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import EVERY_IMAGE, make_bank, make_batch, make_foreground
+from factories import every_image, make_bank, make_batch, make_foreground
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,29 +23,29 @@ from terse_aug.utils.random import generator_for
 
 
 @pytest.mark.parametrize("mirror", [0.0, 1.0])
-def test_a_glimpse_shows_what_the_composite_shows(tmp_path: Path, mirror: float) -> None:
+def test_a_glimpse_shows_what_the_composite_shows(tmp_path: Path, flip: float) -> None:
     bank = make_bank(tmp_path, [_triangle(seed) for seed in range(6)])
     ranges = TransformRanges(rotation=(-180, 180), scale=(1.0, 1.6), keep_inside=0.5)
-    terse = Terse(bank, "random", objects=(2, 2), ranges=ranges, mirror_probability=mirror, **EVERY_IMAGE)
+    terse = Terse(bank, "random", paste=every_image(objects=(2, 2), ranges=ranges, flip_probability=flip))
     images, targets = make_batch(sizes=((96, 128), (128, 96)))
     images = [F.avg_pool2d(image[None], 9, 1, 4)[0] * share for image, share in zip(images, (1.0, 0.5), strict=True)]
-    shelf, sampler = ForegroundCache(terse.bank), terse.sampler
-    layout = plan_pastes(shelf, [True, True], terse.config, generator_for(0), sampler, terse.policy)
+    cache, sampler = ForegroundCache(terse.bank), terse.sampler
+    plan = plan_pastes(cache, [True, True], terse.config, generator_for(0), sampler, terse.policy)
     unit = torch.rand(3, 4, len(PARAMETERS), generator=generator_for(1))
-    surface = terse.pasting.surface(images)
-    glimpses = view_maker(layout, images, targets, surface)(unit)
-    assert glimpses.pictures.shape == (3, 4, *VIEW_SHAPE)
+    render_settings = terse.pasting.render_settings(images)
+    views = view_maker(plan, images, targets, render_settings)(unit)
+    assert views.pictures.shape == (3, 4, *VIEW_SHAPE)
     for candidate in range(3):
         for row in range(4):
             # Each paste is judged alone.
-            alone = type(layout)(*([value[row]] for value in _fields(layout)), [])
-            number = layout.image_of[row]
-            composite = compose(images, targets, alone, unit[candidate, row : row + 1], surface)
-            figures = glimpses.figures[candidate, row]
+            alone = type(plan)(*([value[row]] for value in _fields(plan)), [])
+            number = plan.image_of[row]
+            composite = compose(images, targets, alone, unit[candidate, row : row + 1], render_settings)
+            figures = views.figures[candidate, row]
             size = torch.tensor([images[number].shape[-1], images[number].shape[-2]])
             half = 1.5 * (figures[9:11] * size / 2).max()
             views = {"window": ((figures[7:9] + 1) / 2 * size, half), "image": (size / 2, size / 2)}
-            for view, shown in zip(VIEWS, glimpses.pictures[candidate, row], strict=True):
+            for view, shown in zip(VIEWS, views.pictures[candidate, row], strict=True):
                 expected = _window(composite.images[number], *views[view])
                 inside = shown[5] > 0.99
                 assert 0.2 < float(inside.float().mean()) <= 1
@@ -65,29 +65,27 @@ def _triangle(seed: int) -> Foreground:
     return foreground
 
 
-def _fields(layout: Any) -> list[list[Any]]:
-    return [layout.image_of, layout.indices, layout.foregrounds, layout.mirrored]
+def _fields(plan: Any) -> list[list[Any]]:
+    return [plan.image_of, plan.indices, plan.foregrounds, plan.flipped]
 
 
-def _window(image: Tensor, centre: Tensor, half_size: Tensor) -> Tensor:
+def _window(image: Tensor, center: Tensor, half_size: Tensor) -> Tensor:
     """A window as a square, sampled four times as densely as a glimpse and averaged."""
     steps = (torch.arange(4 * VIEW_SIDE) + 0.5) / (2 * VIEW_SIDE) - 1
     size = torch.tensor([image.shape[-1], image.shape[-2]])
-    points = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1) * half_size + centre
+    points = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1) * half_size + center
     looked = F.grid_sample(image[None], (2 * points / size - 1)[None], align_corners=False)
     return F.avg_pool2d(looked, 4)[0]
 
 
 def test_the_map_of_objects_lies_where_the_objects_are(tiny_bank: ForegroundBank) -> None:
     ranges = TransformRanges(translate_x=(0.5, 0.5), translate_y=(0.5, 0.5), scale=(1, 1))
-    terse = Terse(tiny_bank, "random", objects=(1, 1), ranges=ranges, **EVERY_IMAGE)
+    terse = Terse(tiny_bank, "random", paste=every_image(objects=(1, 1), ranges=ranges))
     images = [torch.zeros(3, 100, 200)]
     targets = [{"boxes": torch.tensor([[100.0, 0, 200, 100]]), "labels": torch.tensor([1])}]
-    layout = plan_pastes(
-        ForegroundCache(terse.bank), [True], terse.config, generator_for(0), terse.sampler, terse.policy
-    )
-    glimpses = view_maker(layout, images, targets, terse.pasting.surface(images))(torch.rand(1, 1, len(PARAMETERS)))
-    for occupied in glimpses.pictures[0, 0, :, 4]:
+    plan = plan_pastes(ForegroundCache(terse.bank), [True], terse.config, generator_for(0), terse.sampler, terse.policy)
+    views = view_maker(plan, images, targets, terse.pasting.render_settings(images))(torch.rand(1, 1, len(PARAMETERS)))
+    for occupied in views.pictures[0, 0, :, 4]:
         assert float(occupied[:, : VIEW_SIDE // 2 - 1].amax()) == 0
         assert float(occupied[:, VIEW_SIDE // 2 + 1 :].amin()) == pytest.approx(1)
 

@@ -12,13 +12,23 @@ from typing import Any
 
 import pytest
 import torch
-from factories import DETECTORS, EVERY_IMAGE, KEYPOINTS, keypoint_foregrounds, make_bank, make_batch, make_detector
+from factories import (
+    DETECTORS,
+    EVERY_IMAGE,
+    KEYPOINTS,
+    every_image,
+    keypoint_foregrounds,
+    make_bank,
+    make_batch,
+    make_detector,
+)
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
 from terse_aug import ForegroundBank, Terse, TerseWarning
 from terse_aug.models import RecordsTrainingForward, TorchvisionAdapter
+from terse_aug.policies import Critic
 from terse_aug.utils.random import isolated_global_rng
 
 TWO_STAGES = ("fasterrcnn", "maskrcnn", "keypointrcnn")
@@ -158,7 +168,7 @@ def test_where_there_is_no_second_stage_nothing_is_heard(name: str) -> None:
 
 
 def critic(bank: ForegroundBank, detector: nn.Module, **settings: Any) -> Terse:
-    return Terse(bank, "critic", target=detector, **(EVERY_IMAGE | {"objects": (1, 1), "move_every": 2} | settings))
+    return Terse(bank, "critic", **(EVERY_IMAGE | {"objects": (1, 1), "move_every": 2} | settings), model=detector)
 
 
 def remembered(terse: Terse) -> list[float]:
@@ -186,14 +196,17 @@ def test_every_iteration_is_learned_from_and_nothing_is_asked(
         counts.append(len(remembered(terse)))
     assert counts == sorted(set(counts))
     metrics = terse.metrics()
-    assert (metrics["moves"], metrics["extra_forwards"]) == (2, 0)
+    assert (metrics["updates"], metrics["extra_forwards"]) == (2, 0)
     assert 0 <= metrics["hardness"] <= 1
 
 
 def test_accumulated_batches_are_each_heard(tiny_bank: ForegroundBank) -> None:
     detector = make_detector("fasterrcnn")
     terse = Terse(
-        tiny_bank, "critic", target=TorchvisionAdapter(detector, 1e-6), objects=(1, 1), move_every=2, **EVERY_IMAGE
+        tiny_bank,
+        Critic(update_interval=2),
+        paste=every_image(objects=(1, 1)),
+        model=TorchvisionAdapter(detector, 1e-6),
     )
     expected = []
     for seed, chances in enumerate(([0.2, 0.7, 0.1], [0.5, 0.1, 0.4])):
@@ -333,7 +346,7 @@ def test_a_run_that_could_not_hear_is_resumed_as_one_that_asks(tiny_bank: Foregr
     detector.roi_heads.box_roi_pool = lambda *inputs: pooler(*inputs)  # no module
     with pytest.warns(UserWarning, match="could not be heard"):
         train(whole, detector, 0, 1)
-    assert whole.metrics()["hearing_failed"] == 1
+    assert whole.metrics()["hooks_failed"] == 1
     detector.roi_heads.box_roi_pool = pooler
     same = copy.deepcopy(detector)
     resumed = critic(tiny_bank, same)
@@ -425,9 +438,9 @@ def test_batches_are_let_go_once_their_hardness_is_known(tiny_bank: ForegroundBa
     terse = critic(tiny_bank, detector)
     for seed in range(2):
         train_forward(detector, *terse(*batch(seed=seed)))
-    assert [turn.composites is None for turn in terse._turns] == [True, False]
+    assert [turn.composites is None for turn in terse.trainer.feedback] == [True, False]
     # Nobody asks in an iteration in which it does not move.
-    deaf = Terse(tiny_bank, "critic", target=make_detector("retinanet"), move_every=2, **EVERY_IMAGE)
+    deaf = Terse(tiny_bank, Critic(update_interval=2), paste=every_image(), model=make_detector("retinanet"))
     deaf(*batch())
     deaf.step(1.0)
     for seed in range(2):

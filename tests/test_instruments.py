@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from factories import EVERY_IMAGE, make_bank, make_batch, make_detector, white_disc
+from factories import EVERY_IMAGE, every_image, make_bank, make_batch, make_detector, white_disc
 from torch import nn
 
-from terse_aug import PARAMETERS, ForegroundBank, Terse, TransformRanges, probe
+from terse_aug import PARAMETERS, ForegroundBank, PasteConfig, Terse, TransformRanges, probe
 from terse_aug.evaluation.diversity import nearest_neighbour_distances, std_ratios_by_class
 from terse_aug.models import ClassifierAdapter
 
@@ -45,7 +45,7 @@ def test_the_distance_is_that_to_the_image_that_is_most_alike() -> None:
 
 def test_a_probe_is_of_the_pastes_that_the_target_tells_of(tiny_bank: ForegroundBank) -> None:
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
-    terse = Terse(tiny_bank, "random", objects=(2, 2), **EVERY_IMAGE)
+    terse = Terse(tiny_bank, "random", paste=every_image(objects=(2, 2)))
     found = probe(terse, ClassifierAdapter(model, 3), [make_batch(0, sizes=((96, 96),) * 3)])
     assert len(found.scores) == len(found.unit) == len(found.labels) == len(found.composites) == 3
     assert not found.scores.isnan().any()
@@ -78,7 +78,7 @@ def test_what_cannot_be_compared_is_refused(images: torch.Tensor, labels: torch.
 
 
 def test_a_probe_says_how_hard_and_how_alike_the_composites_are(tiny_bank: ForegroundBank) -> None:
-    terse = Terse(tiny_bank, "random", objects=(2, 2), **EVERY_IMAGE)
+    terse = Terse(tiny_bank, "random", paste=every_image(objects=(2, 2)))
     batches = [make_batch(seed, sizes=((64, 64),) * 3) for seed in range(4)]
     found = probe(terse, make_detector("fasterrcnn"), batches)
     count = len(found.scores)
@@ -105,8 +105,10 @@ def test_composites_that_are_all_alike_have_no_distance(tmp_path: Path) -> None:
     bank, detector = make_bank(tmp_path, [white_disc()]), make_detector("fasterrcnn")
     batches = [make_batch(0, sizes=((64, 64),), objects=0)] * 3
     settings = EVERY_IMAGE | {"objects": (1, 1), "decoys": (0, 0)}
-    alike = probe(Terse(bank, "random", ranges=ranges, mirror_probability=0.0, **settings), detector, batches)
-    spread = probe(Terse(bank, "random", mirror_probability=0.0, **settings), detector, batches)
+    alike = probe(
+        Terse(bank, "random", paste=PasteConfig(ranges=ranges, flip_probability=0.0), **settings), detector, batches
+    )
+    spread = probe(Terse(bank, "random", paste=PasteConfig(flip_probability=0.0), **settings), detector, batches)
     assert alike.neighbour_distance == 0 < spread.neighbour_distance
     alone = probe(Terse(bank, "random", **settings), detector, batches[:1])
     assert alone.neighbour_distance != alone.neighbour_distance

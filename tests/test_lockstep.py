@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from factories import EVERY_IMAGE, make_batch
+from factories import every_image, make_batch
 from hunting import hunt, noise_batches
 from processes import exit_code
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from terse_aug import ForegroundBank, Terse
 from terse_aug.lockstep import HardExampleCache, HardExampleMining, LockStep, MiningReport, mixed
 from terse_aug.models import ClassifierAdapter, class_of
+from terse_aug.policies import Critic
 
 
 def cycle(bank: Path, folder: Path, kill_at: int) -> None:
@@ -29,7 +30,7 @@ def cycle(bank: Path, folder: Path, kill_at: int) -> None:
     model = nn.Sequential(nn.AdaptiveAvgPool2d(6), nn.Flatten(), nn.Linear(108, 3))
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     target = ClassifierAdapter(model, classes=3)
-    terse = Terse(ForegroundBank.open(bank), "critic", target=target, objects=(1, 1), move_every=1, **EVERY_IMAGE)
+    terse = Terse(ForegroundBank.open(bank), Critic(update_interval=1), paste=every_image(objects=(1, 1)), model=target)
     events = 0
 
     def event() -> None:

@@ -25,7 +25,7 @@ def example(seed: int, label: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
 
 def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     pixels = PixelFormat(scale=255, mean=(120, 110, 100), bgr=True)
-    with HardExampleCache(tmp_path / "hard", pixels=pixels) as cache:
+    with HardExampleCache(tmp_path / "hard", pixel_format=pixels) as cache:
         added = [example(seed, label=seed % 2) for seed in range(5)]
         for image, target in added:
             cache.add(pixels.encode(image), target | {"image_id": 3}, int(target["labels"][0]))

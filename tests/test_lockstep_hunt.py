@@ -9,17 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from factories import EVERY_IMAGE, make_batch, make_detector, parameters_of
+from factories import EVERY_IMAGE, every_image, make_batch, make_detector, parameters_of, policy_with
 from hunting import Brightness, hunt, noise_batches
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from terse_aug import ForegroundBank, PixelFormat, Terse, TerseWarning
+from terse_aug import BackgroundPool, ForegroundBank, PasteConfig, PixelFormat, Terse, TerseWarning
 from terse_aug.lockstep import HardExampleCache, HardExampleMining, MiningReport
 from terse_aug.models import ClassifierAdapter, TorchvisionAdapter, class_of
+from terse_aug.policies import Adversarial, Critic
 
 
-@pytest.mark.parametrize("policy", ["random", "hard-random", "critic", "learned"])
+@pytest.mark.parametrize("policy", ["random", "best-of-n", "critic", "adversarial"])
 def test_a_hunt_ends_with_the_wanted_number_of_each_label(
     tiny_bank: ForegroundBank, tmp_path: Path, policy: str
 ) -> None:
@@ -31,9 +32,9 @@ def test_a_hunt_ends_with_the_wanted_number_of_each_label(
     for position in range(len(cache)):
         image, fields = cache[position]
         assert float(target.object_scores([image], [fields])[0].min()) < 0.55
-    forwards = {"random": 1, "hard-random": 3, "critic": 1, "learned": 2}[policy]
+    forwards = {"random": 1, "best-of-n": 3, "critic": 1, "adversarial": 2}[policy]
     assert report.target_forwards == 4 * forwards * terse.metrics()["iterations"]
-    assert terse.metrics()["moves"] == (terse.metrics()["iterations"] if terse.policy.learns else 0)
+    assert terse.metrics()["updates"] == (terse.metrics()["iterations"] if terse.policy.learns else 0)
 
 
 def test_a_hunt_ends_with_its_budget(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
@@ -102,14 +103,14 @@ def test_a_hunt_keeps_a_restriction_and_needs_no_target_of_terse(tiny_bank: Fore
         def forward(self, images: Tensor) -> Tensor:
             return torch.nn.functional.pad(super().forward(images), (0, 7), value=-9.0)
 
-    terse = Terse(tiny_bank, "critic", objects=(1, 1), move_every=1, **EVERY_IMAGE)
-    terse.paste_only([2])
+    terse = Terse(tiny_bank, Critic(update_interval=1), paste=every_image(objects=(1, 1)))
+    terse.restrict_labels([2])
     report = HardExampleMining(
         terse, ClassifierAdapter(Ten(), 10), HardExampleCache(tmp_path / "hard"), {1: 3}, 400
     ).run(noise_batches())
     assert report.found == {1: 3}
-    assert terse.metrics()["moves"] > 0
-    assert terse.pasted_labels == [2]
+    assert terse.metrics()["updates"] > 0
+    assert terse.sampler.allowed_labels == [2]
     done = HardExampleMining(terse, ClassifierAdapter(Ten(), 10), HardExampleCache(tmp_path / "more"), {1: 2}, 400)
     assert done.run(noise_batches(), begun=dataclasses.replace(report, complete=False)).batches == report.batches
 
@@ -121,11 +122,11 @@ def test_a_score_that_is_not_known_does_not_stop_the_policy(tiny_bank: Foregroun
         def object_scores(self, images: Any, targets: Any) -> list[Tensor]:
             return [torch.tensor([float("nan"), *[0.2] * (len(target["labels"]) - 1)]) for target in targets]
 
-    terse = Terse(tiny_bank, "critic", objects=(1, 1), move_every=1, **EVERY_IMAGE)
+    terse = Terse(tiny_bank, Critic(update_interval=1), paste=every_image(objects=(1, 1)))
     hunter = HardExampleMining(terse, Partly(Brightness(), 3), HardExampleCache(tmp_path / "hard"), {1: 50}, 12)
     hunter.run(make_batch(seed, sizes=((48, 48),) * 4, objects=1) for seed in count())
-    assert terse.metrics()["losses_not_finite"] == 0
-    assert terse.metrics()["moves"] == 3
+    assert terse.metrics()["non_finite_losses"] == 0
+    assert terse.metrics()["updates"] == 3
 
 
 @pytest.mark.parametrize(("margin", "hard"), [(0.05, True), (0.7, False)])
@@ -140,7 +141,7 @@ def test_hard_may_be_what_another_class_is_ahead_of(
             return [rows[target["labels"]] for target in targets]
 
     target = Told(Brightness(), classes=3)
-    terse = Terse(tiny_bank, "random", objects=(1, 1), **EVERY_IMAGE)
+    terse = Terse(tiny_bank, "random", paste=every_image(objects=(1, 1)))
     cache = HardExampleCache(tmp_path / "hard")
     report = HardExampleMining(terse, target, cache, {1: 2, 2: 2}, 40, rival_margin=margin).run(noise_batches())
     assert report.complete is hard
@@ -158,7 +159,7 @@ def test_hard_may_be_what_another_class_is_ahead_of(
 
 
 def test_a_hunt_teaches_a_sampler_and_asks_nothing_for_it(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
-    terse = Terse(tiny_bank, "random", sampler="loss", move_every=1, **EVERY_IMAGE)
+    terse = Terse(tiny_bank, "random", paste=every_image(), sampler="loss")
     detector = TorchvisionAdapter(make_detector("fasterrcnn"))
     HardExampleMining(terse, detector, HardExampleCache(tmp_path / "hard"), {1: 50, 2: 50}, budget=6).run(
         make_batch(seed) for seed in count()
@@ -166,16 +167,16 @@ def test_a_hunt_teaches_a_sampler_and_asks_nothing_for_it(tiny_bank: ForegroundB
     assert float(terse.state_dict()["sampler.known"][1].sum()) > 0
     assert terse.metrics()["extra_forwards"] == 0
     pool = [torch.zeros(3, 40, 40)]
-    graph = Terse(tiny_bank, "random", sampler="biregular", backgrounds=pool, background_probability=0.5)
+    graph = Terse(tiny_bank, "random", backgrounds=BackgroundPool(pool, probability=0.5), sampler="biregular")
     with pytest.raises(ValueError, match="another sampler than 'biregular'"):
         HardExampleMining(graph, detector, HardExampleCache(tmp_path / "none"), {1: 1}, budget=6)
 
 
-@pytest.mark.parametrize("policy", ["critic", "learned"])
+@pytest.mark.parametrize("policy", ["critic", "adversarial"])
 def test_a_hunt_leaves_the_target_as_it_was(tiny_bank: ForegroundBank, tmp_path: Path, policy: str) -> None:
     detector = make_detector("fasterrcnn")
     before, state = parameters_of(detector), torch.get_rng_state()
-    terse = Terse(tiny_bank, policy, move_every=1, **EVERY_IMAGE)
+    terse = Terse(tiny_bank, policy_with(policy, update_interval=1), paste=every_image())
     cache = HardExampleCache(tmp_path / "hard")
     start = parameters_of(terse)
     report = HardExampleMining(terse, TorchvisionAdapter(detector), cache, {1: 50, 2: 50}, budget=12).run(
@@ -205,7 +206,7 @@ def test_a_hunt_refuses_what_it_cannot_do(
 ) -> None:
     settings: dict[str, Any] = {"wanted": {1: 1}, "budget": 1} | changes
     terse = Terse(tiny_bank, "random", sampler=settings.pop("sampler", None))
-    terse.paste_only([1])
+    terse.restrict_labels([1])
     target = ClassifierAdapter(Brightness(), classes=3)
     with pytest.raises(ValueError, match=message):
         HardExampleMining(terse, target, HardExampleCache(tmp_path / "hard"), **settings)
@@ -213,7 +214,7 @@ def test_a_hunt_refuses_what_it_cannot_do(
 
 def test_a_hunt_wants_the_pixels_of_its_cache_and_training_mode(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
     target = ClassifierAdapter(Brightness(), classes=3)
-    terse = Terse(tiny_bank, "random", pixels=PixelFormat(scale=255))
+    terse = Terse(tiny_bank, "random", pixel_format=PixelFormat(scale=255))
     with HardExampleCache(tmp_path / "hard") as cache, pytest.raises(ValueError, match=r"expected a cache with .*255"):
         HardExampleMining(terse, target, cache, {1: 1}, 10)
     hunter, _, terse = hunt(tiny_bank, tmp_path, "random", label1=1)
@@ -246,7 +247,7 @@ def test_what_is_behind_another_object_is_no_example_of_a_classifier_that_is_rig
     tiny_bank: ForegroundBank, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     target = InFront(Brightness(), classes=3)
-    terse = Terse(tiny_bank, "critic", move_every=1, target=target, **EVERY_IMAGE, **settings)
+    terse = Terse(tiny_bank, Critic(update_interval=1), paste=every_image(), **settings, model=target)
     report = HardExampleMining(terse, target, HardExampleCache(tmp_path / "hard"), {1: 5, 2: 5}, 60).run(
         noise_batches()
     )
@@ -258,16 +259,16 @@ def test_what_is_behind_another_object_is_no_example_of_a_classifier_that_is_rig
 def test_a_target_that_scores_every_object_is_asked_about_every_paste(
     tiny_bank: ForegroundBank, tmp_path: Path
 ) -> None:
-    terse = Terse(tiny_bank, "random", objects=(2, 2), superimpose_probability=0.5, **EVERY_IMAGE)
+    terse = Terse(tiny_bank, "random", paste=every_image(objects=(2, 2), occluded_object_probability=0.5))
     target = TorchvisionAdapter(make_detector("fasterrcnn"))
     hunter = HardExampleMining(terse, target, HardExampleCache(tmp_path / "hard"), {1: 99, 2: 99}, 8)
     report = hunter.run(make_batch(seed, sizes=((96, 96),) * 4) for seed in count())
     metrics = terse.metrics()
-    assert metrics["superimposed"] > 0
-    assert report.seen == metrics["objects_labelled"] - metrics["superimposed"]
+    assert metrics["occludees"] > 0
+    assert report.seen == metrics["objects_labelled"] - metrics["occludees"]
 
 
-@pytest.mark.parametrize("policy", ["random", "learned"])
+@pytest.mark.parametrize("policy", ["random", "adversarial"])
 @pytest.mark.parametrize("label", [5, -1])
 def test_objects_of_no_class_of_the_target_are_passed_over(
     tiny_bank: ForegroundBank, tmp_path: Path, label: int, policy: str
@@ -279,7 +280,7 @@ def test_objects_of_no_class_of_the_target_are_passed_over(
             yield images, targets
 
     target = ClassifierAdapter(Brightness(), classes=3)
-    terse = Terse(tiny_bank, policy, objects=(1, 1), **(EVERY_IMAGE | {"image_probability": 0.5}))
+    terse = Terse(tiny_bank, policy, paste=PasteConfig(objects=(1, 1)), **(EVERY_IMAGE | {"image_probability": 0.5}))
     for number, settings in enumerate(({}, {"rival_margin": 0.05})):
         cache = HardExampleCache(tmp_path / f"{number}")
         assert HardExampleMining(terse, target, cache, {1: 3, 2: 3}, 400, **settings).run(batches()).complete
@@ -297,12 +298,12 @@ def test_a_hunt_whose_target_has_no_gradient_says_so(tiny_bank: ForegroundBank, 
         def forward(self, images: Tensor) -> Tensor:
             return super().forward(images.detach())
 
-    terse = Terse(tiny_bank, "learned", objects=(1, 1), move_every=1, **EVERY_IMAGE)
+    terse = Terse(tiny_bank, Adversarial(update_interval=1), paste=every_image(objects=(1, 1)))
     before = parameters_of(terse)
     hunter = HardExampleMining(terse, Asked(Deaf(), 3), HardExampleCache(tmp_path / "hard"), {1: 50, 2: 50}, 16)
     with pytest.warns(TerseWarning, match="no gradient reached the composites"):
         hunter.run(noise_batches())
-    assert (terse.metrics()["moves"], terse.metrics()["skipped_moves"]) == (0, 2)
+    assert (terse.metrics()["updates"], terse.metrics()["skipped_updates"]) == (0, 2)
     assert all(torch.equal(new, old) for new, old in zip(parameters_of(terse), before, strict=True))
 
 
@@ -327,10 +328,10 @@ def test_a_target_that_recomputes_its_activations_is_frozen_as_well(
     torch.manual_seed(0)
     model = Recomputed(reentrant).train()
     before, rng = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
-    terse = Terse(tiny_bank, "learned", objects=(1, 1), move_every=1, **EVERY_IMAGE)
+    terse = Terse(tiny_bank, Adversarial(update_interval=1), paste=every_image(objects=(1, 1)))
     cache = HardExampleCache(tmp_path / "hard")
     HardExampleMining(terse, ClassifierAdapter(model, 3), cache, {1: 50, 2: 50}, 16).run(noise_batches())
-    assert terse.metrics()["moves"] == 2
+    assert terse.metrics()["updates"] == 2
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
     assert torch.equal(torch.get_rng_state(), rng)

@@ -95,11 +95,11 @@ def test_it_trains_on_perturbed_composites(data: Path, bank: ForegroundBank, tmp
     runner.train()
     figures, robustness = hook.terse.metrics(), hook.terse.robustness
     assert robustness is not None
-    assert figures["robust/images"] == 6
-    assert figures["robust/passes"] == (12 if robust == "pgd" else 0)
-    assert figures["robust/not_finite"] == figures["robust/no_gradient"] == 0
+    assert figures["robustness/images"] == 6
+    assert figures["robustness/passes"] == (12 if robust == "pgd" else 0)
+    assert figures["robustness/not_finite"] == figures["robustness/no_gradient"] == 0
     if robust == "universal":
-        first = type(robustness)(hook.terse.config, hook.terse.pixels, hook.terse.seed, None)
+        first = type(robustness)(hook.terse.config, hook.terse.pixel_format, hook.terse.seed, None)
         assert not torch.equal(first.pattern, robustness.pattern)
     assert figures["hardness"] > 0
     assert not torch.equal(start, torch.cat([value.flatten() for value in runner.model.state_dict().values()]))
@@ -244,7 +244,7 @@ def test_what_does_not_fit_is_refused(data: Path, bank: ForegroundBank, tmp_path
             (HOOKS if kind == "TerseHook" else TRANSFORMS).build({"type": kind, **settings(bank, policy="critik")})
     with pytest.raises(RuntimeError, match="has not begun"):
         _ = TerseHook(str(bank.path)).terse
-    runner, hook = made(data, tmp_path, 1, settings(bank, policy="hard-random"))
+    runner, hook = made(data, tmp_path, 1, settings(bank, policy="best-of-n"))
     runner._distributed = True
     with pytest.raises(ValueError, match=r"'hard-random' asks for the loss of single images.* over all ranks"):
         hook.before_train(runner)
@@ -274,7 +274,7 @@ def test_accumulated_batches_make_one_move_and_the_loss_scale_is_taken_out(
     data: Path, bank: ForegroundBank, tmp_path: Path
 ) -> None:
     """The last step of five batches, two by two, has one alone; MMEngine scales it by its own count."""
-    terse = settings(bank, policy="learned")
+    terse = settings(bank, policy="adversarial")
     runner, hook = made(data, tmp_path, 5, terse, optim_wrapper={"accumulative_counts": 2})
     scales = []
     step = hook.__class__.after_train_iter
@@ -286,7 +286,7 @@ def test_accumulated_batches_make_one_move_and_the_loss_scale_is_taken_out(
     hook.after_train_iter = after.__get__(hook)  # type: ignore[method-assign]  # a spy
     runner.train()
     figures = hook.terse.metrics()
-    assert (figures["calls"], figures["moves"], figures["iterations"]) == (5, 3, 3)
+    assert (figures["calls"], figures["updates"], figures["iterations"]) == (5, 3, 3)
     assert scales == [0.5, 0.5, 0.5, 0.5, 1.0]
 
 
@@ -297,7 +297,7 @@ def test_figures_reach_the_log_and_composites_the_visualizer(data: Path, bank: F
     lines = [json.loads(line) for line in written]
     told = [line for line in lines if "terse_aug/hardness" in line]
     assert told
-    for name in ("hardness", "hardness_gain", "diversity", "skipped_moves", "share_of_time"):
+    for name in ("hardness", "hardness_gain", "diversity", "skipped_updates", "share_of_time"):
         assert f"terse_aug/{name}" in told[-1], name
     assert 0 < told[-1]["terse_aug/share_of_time"] < 1
     assert [path.name for path in tmp_path.rglob("vis_image/**/*.png")] == ["terse_aug_composites_4.png"]
@@ -311,7 +311,7 @@ def test_beside_an_ema_and_a_pipeline_switch_it_goes_on(data: Path, bank: Foregr
     steps = pipeline({"type": "TersePaste", **terse})
     runner, hook = made(data, tmp_path, 0, terse, hooks=beside, pipeline=steps, **by_epochs(2))
     runner.train()
-    assert hook.terse.metrics()["moves"] == 6
+    assert hook.terse.metrics()["updates"] == 6
 
 
 def watch_epochs(runner: Runner, hook: TerseHook) -> list[dict[str, torch.Tensor]]:
@@ -346,7 +346,7 @@ def test_with_epochs_a_resumed_run_begins_with_the_state_that_was_saved(
         torch.testing.assert_close(rest[0][name], value, rtol=0, atol=0, equal_nan=True, msg=name)
     for own in (hook, other):
         figures = own.terse.metrics()
-        assert (figures["iterations"], figures["moves"], figures["skipped_moves"]) == (6, 6, 0)
+        assert (figures["iterations"], figures["updates"], figures["skipped_updates"]) == (6, 6, 0)
 
 
 def test_with_epochs_off_means_off(data: Path, bank: ForegroundBank, tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ def test_with_epochs_off_means_off(data: Path, bank: ForegroundBank, tmp_path: P
     assert all(map(torch.equal, *weights))
 
 
-@pytest.mark.parametrize("policy", ["critic", "learned"])
+@pytest.mark.parametrize("policy", ["critic", "adversarial"])
 def test_it_goes_on_through_yoloxs_mode_switch(
     data: Path, bank: ForegroundBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
 ) -> None:
@@ -424,7 +424,7 @@ def test_it_goes_on_through_yoloxs_mode_switch(
     assert all(before < after for before, after in itertools.pairwise([0, *pasted]))
     assert len(resized) > 1
     figures = hook.terse.metrics()
-    assert (figures["moves"], figures["skipped_moves"], figures["losses_not_finite"]) == (9, 0, 0)
+    assert (figures["updates"], figures["skipped_updates"], figures["non_finite_losses"]) == (9, 0, 0)
 
 
 # --- mixed precision ------------------------------------------------------------------------------------------------
@@ -450,11 +450,11 @@ def test_a_scalers_scale_is_taken_out(data: Path, bank: ForegroundBank, tmp_path
     told, weights = [], []
     for scale in ({"enabled": False}, {"init_scale": 2.0**14, "growth_interval": 1}):
         runner, hook = mixed_precision(
-            data, tmp_path, settings(bank, policy="learned"), loss_scale=scale, accumulative_counts=2
+            data, tmp_path, settings(bank, policy="adversarial"), loss_scale=scale, accumulative_counts=2
         )
         runner.train()
         figures = hook.terse.metrics()
-        assert (figures["moves"], figures["skipped_moves"], figures["losses_not_finite"]) == (2, 0, 0)
+        assert (figures["updates"], figures["skipped_updates"], figures["non_finite_losses"]) == (2, 0, 0)
         told.append((figures["loss"], figures["gradient_norm"]))
         weights.append([value.detach() for value in hook.terse.policy.parameters()])
     assert runner.optim_wrapper.loss_scaler.get_scale() == 2.0**16
@@ -465,7 +465,7 @@ def test_a_scalers_scale_is_taken_out(data: Path, bank: ForegroundBank, tmp_path
 @pytest.mark.usefixtures("amp_on_cpu")
 def test_an_overflow_that_the_scaler_skips_skips_the_move(data: Path, bank: ForegroundBank, tmp_path: Path) -> None:
     overflowing = {"init_scale": 2.0**127, "backoff_factor": 2.0**-110}
-    runner, hook = mixed_precision(data, tmp_path, settings(bank, policy="learned"), loss_scale=overflowing)
+    runner, hook = mixed_precision(data, tmp_path, settings(bank, policy="adversarial"), loss_scale=overflowing)
     entered: list[list[torch.Tensor]] = []
 
     class Watch(Hook):
@@ -477,22 +477,22 @@ def test_an_overflow_that_the_scaler_skips_skips_the_move(data: Path, bank: Fore
     with pytest.warns(UserWarning, match="gradient is not finite"):
         runner.train()
     figures = hook.terse.metrics()
-    assert (figures["moves"], figures["skipped_moves"], figures["losses_not_finite"]) == (2, 1, 0)
+    assert (figures["updates"], figures["skipped_updates"], figures["non_finite_losses"]) == (2, 1, 0)
     assert all(map(torch.equal, entered[0], entered[1]))
     assert not all(map(torch.equal, entered[1], entered[2]))
     assert all(bool(value.isfinite().all()) for value in entered[2])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: AmpOptimWrapper asserts one")
-@pytest.mark.parametrize("policy", ["learned", "critic"])
+@pytest.mark.parametrize("policy", ["adversarial", "critic"])
 def test_amp_on_cuda(data: Path, bank: ForegroundBank, tmp_path: Path, policy: str) -> None:
     runner, hook = mixed_precision(data, tmp_path, settings(bank, policy=policy), loss_scale={"init_scale": 256.0})
     runner.train()
     figures = hook.terse.metrics()
     assert next(runner.model.parameters()).is_cuda
-    assert figures["moves"] > 0
-    assert figures["moves"] + figures["skipped_moves"] == 3
-    assert figures["losses_not_finite"] == 0
+    assert figures["updates"] > 0
+    assert figures["updates"] + figures["skipped_updates"] == 3
+    assert figures["non_finite_losses"] == 0
 
 
 # --- checkpoints ----------------------------------------------------------------------------------------------------
@@ -512,7 +512,7 @@ def test_the_state_goes_where_the_optimizers_goes(data: Path, bank: ForegroundBa
     again.train()
     assert hook.terse.metrics()["iterations"] == 1
     other, _ = made(
-        data, tmp_path, 4, settings(bank, policy="learned"), load_from=str(tmp_path / "whole.pth"), resume=True
+        data, tmp_path, 4, settings(bank, policy="adversarial"), load_from=str(tmp_path / "whole.pth"), resume=True
     )
     with pytest.raises(ValueError, match="adversary has another form than this one"):
         other.train()
@@ -523,7 +523,7 @@ def test_a_checkpoint_has_the_move_of_its_own_iteration(data: Path, bank: Foregr
     made(data, tmp_path, 3, settings(bank), hooks=saving)[0].train()
     saved = torch.load(tmp_path / "iter_2.pth", weights_only=False)["terse_aug"]["terse"]
     counts = dict(zip(COUNTERS, saved["ledger.counts"].tolist(), strict=True))
-    assert (counts["iterations"], counts["moves"]) == (2, 2)
+    assert (counts["iterations"], counts["updates"]) == (2, 2)
 
 
 def test_nothing_but_a_logs_statistics_is_let_in(tmp_path: Path) -> None:
@@ -556,7 +556,7 @@ def _train_on_a_rank(rank: int, port: int, folder: str, data: str, bank: str) ->
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in ranks.items()})
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)  # MMEngine's own asks for a GPU
-    terse = {"bank": bank, "policy": "learned", "image_probability": 1.0, "move_every": 1}
+    terse = {"bank": bank, "policy": "adversarial", "image_probability": 1.0, "move_every": 1}
     runner, hook = made(
         Path(data),
         Path(folder) / "out",
@@ -573,7 +573,7 @@ def _train_on_a_rank(rank: int, port: int, folder: str, data: str, bank: str) ->
     )
     runner.train()
     state = [value.detach().clone() for value in hook.terse.policy.parameters()]
-    result = {"state": state, "moves": hook.terse.metrics()["moves"], "seed": hook.terse.seed}
+    result = {"state": state, "updates": hook.terse.metrics()["updates"], "seed": hook.terse.seed}
     result["model"] = [value.detach().clone() for value in runner.model.module.parameters()]
     torch.save(result, Path(folder) / f"rank{rank}.pt")
 
@@ -589,7 +589,7 @@ def test_two_processes_have_one_adversary(data: Path, bank: ForegroundBank, tmp_
     ranks = (port, str(tmp_path), str(data), str(bank.path))
     torch.multiprocessing.start_processes(_train_on_a_rank, ranks, nprocs=2, start_method=METHOD)
     one, two = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
-    assert one["moves"] == two["moves"] == 3
+    assert one["updates"] == two["updates"] == 3
     assert one["seed"] == two["seed"]
     assert all(map(torch.equal, one["state"], two["state"]))
     assert all(torch.allclose(a, b) for a, b in zip(one["model"], two["model"], strict=True) if a.ndim > 1)

@@ -103,7 +103,13 @@ def _model(name: str) -> Any:
 def test_a_model_trains_with_it(name: str, tmp_path: Path, table: dict[str, str]) -> None:
     (tmp_path / "data").mkdir()
     data, bank = write_data(tmp_path / "data"), tiny_bank(tmp_path)
-    terse = {"bank": str(bank.path), "policy": "learned", "image_probability": 1.0, "move_every": 1, "decoys": (0, 0)}
+    terse = {
+        "bank": str(bank.path),
+        "policy": "adversarial",
+        "image_probability": 1.0,
+        "move_every": 1,
+        "decoys": (0, 0),
+    }
     masks = name in WITH_MASKS
     steps = pipeline({"type": "TersePaste", **terse}, masks=masks, side=SQUARE.get(name))
     cfg = runner_config(
@@ -121,7 +127,7 @@ def test_a_model_trains_with_it(name: str, tmp_path: Path, table: dict[str, str]
     hook = next(hook for hook in runner.hooks if isinstance(hook, TerseHook))
     runner.train()
     figures = hook.terse.metrics()
-    assert (figures["moves"], figures["skipped_moves"], figures["losses_not_finite"]) == (1, 0, 0)
+    assert (figures["updates"], figures["skipped_updates"], figures["non_finite_losses"]) == (1, 0, 0)
     assert figures["gradient_norm"] > 0
     for sample in look.batch["data_samples"]:
         instances = sample.gt_instances

@@ -13,7 +13,7 @@ import pytest
 import torch
 from example_modules import importable
 
-from terse_aug import Terse
+from terse_aug import BackgroundPool, PasteConfig, Terse
 from terse_aug.models import class_of
 
 FOLDER = Path(__file__).parents[1] / "examples"
@@ -70,7 +70,11 @@ def test_the_class_is_that_of_the_digit_in_front(example: ModuleType, tmp_path: 
     pool = example.random_backgrounds(20, 0)
     settings = example.CONTEXT | {"superimpose_probability": 1.0}
     terse = Terse(
-        bank, "random", backgrounds=pool, objects=(1, 1), image_probability=1.0, ranges=example.RANGES, **settings
+        bank,
+        "random",
+        paste=PasteConfig(objects=(1, 1), paste_probability=1.0, ranges=example.RANGES),
+        backgrounds=BackgroundPool(pool),
+        **settings,
     )
     _, targets = terse(*example.empty_canvases(example.CANVAS, 8))
     in_front = [pastes[-1].label for pastes in terse.pastes]

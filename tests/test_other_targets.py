@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from factories import EVERY_IMAGE, make_batch, parameters_of
+from factories import every_image, make_batch, parameters_of, policy_with
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -83,11 +83,11 @@ def batch(seed: int, count: int = 8) -> tuple[Tensor, list[dict[str, Tensor]]]:
     return torch.stack(images) * 0.2, targets
 
 
-@pytest.mark.parametrize("policy", ["random", "hard-random", "critic", "learned"])
+@pytest.mark.parametrize("policy", ["random", "best-of-n", "critic", "adversarial"])
 def test_it_trains_with_every_policy(task: Any, policy: str, tiny_bank: ForegroundBank) -> None:
     target, model, loss_of = task
     assert isinstance(target, ModelAdapter)
-    terse = Terse(tiny_bank, policy, target=target, objects=(1, 1), move_every=1, **EVERY_IMAGE)
+    terse = Terse(tiny_bank, policy_with(policy, update_interval=1), paste=every_image(objects=(1, 1)), model=target)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     model.train()
     before, losses = parameters_of(terse), []
@@ -100,14 +100,14 @@ def test_it_trains_with_every_policy(task: Any, policy: str, tiny_bank: Foregrou
         terse.step(loss)
         losses.append(float(loss.detach()))
     assert sum(losses[-8:]) < 0.85 * sum(losses[:8])
-    assert terse.metrics()["moves"] == (30 if terse.policy.learns else 0)
+    assert terse.metrics()["updates"] == (30 if terse.policy.learns else 0)
     changed = any(not torch.equal(new, old) for new, old in zip(parameters_of(terse), before, strict=True))
     assert changed is terse.policy.learns
 
 
 def test_a_pass_leaves_no_trace_and_scores_agree_with_losses(task: Any, tiny_bank: ForegroundBank) -> None:
     target, model, _ = task
-    terse = Terse(tiny_bank, "random", objects=(1, 1), **EVERY_IMAGE)
+    terse = Terse(tiny_bank, "random", paste=every_image(objects=(1, 1)))
     images, targets = terse(*batch(0, count=20))
     before, state = [value.clone() for value in model.state_dict().values()], torch.get_rng_state()
     losses = target.image_losses(list(images), targets)
@@ -197,7 +197,7 @@ def test_a_model_that_writes_and_draws_is_left_as_it_was(kind: str) -> None:
 
 def test_a_differentiable_pass_reaches_the_images_and_no_parameter(task: Any, tiny_bank: ForegroundBank) -> None:
     target, model, _ = task
-    images, targets = Terse(tiny_bank, "random", objects=(1, 1), **EVERY_IMAGE)(*batch(0))
+    images, targets = Terse(tiny_bank, "random", paste=every_image(objects=(1, 1)))(*batch(0))
     leaf = images.detach().requires_grad_()
     target.image_losses(list(leaf), targets, differentiable=True).sum().backward()
     assert bool((leaf.grad.flatten(1).abs().amax(1) > 0).all())

@@ -9,12 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from factories import EVERY_IMAGE, keypoint_foregrounds, make_bank, make_batch, make_detector, make_foreground
+from factories import (
+    every_image,
+    keypoint_foregrounds,
+    make_bank,
+    make_batch,
+    make_detector,
+    make_foreground,
+)
 from processes import METHOD, fresh
 from torch.utils.data import DataLoader, Dataset
 
-from terse_aug import ForegroundBank, ForegroundLoader, SampledForegrounds, Terse
+from terse_aug import BackgroundPool, ForegroundBank, ForegroundLoader, PasteConfig, SampledForegrounds, Terse
 from terse_aug.bank import Foreground
+from terse_aug.policies import Critic
 
 
 class Loaded(Dataset[SampledForegrounds]):
@@ -78,9 +86,11 @@ def test_a_parcel_brings_whole_cut_outs_from_any_worker(tmp_path: Path, workers:
 
 
 def test_a_parcel_without_cut_outs_is_none_the_worse(tiny_bank: ForegroundBank) -> None:
-    sample = pickle.loads(pickle.dumps(ForegroundLoader(tiny_bank, "random", objects=(0, 0), decoys=(0, 0))()))
+    sample = pickle.loads(
+        pickle.dumps(ForegroundLoader(tiny_bank, "random", paste=PasteConfig(objects=(0, 0), decoys=(0, 0)))())
+    )
     assert (sample.objects, sample.decoys, sample.foregrounds) == ([], [], {})
-    images, _ = Terse(tiny_bank, "random", objects=(0, 0), **EVERY_IMAGE)(*make_batch(), [sample] * 2)
+    images, _ = Terse(tiny_bank, "random", paste=every_image(objects=(0, 0)))(*make_batch(), [sample] * 2)
     assert all(torch.equal(own, before) for own, before in zip(images, make_batch()[0], strict=True))
 
 
@@ -101,7 +111,9 @@ def test_every_call_worker_and_pass_draws_afresh_and_the_global_state_is_left_al
 
 @pytest.mark.parametrize("settings", [{}, {"critic_any_class": True}])
 def test_a_critic_is_offered_several_of_a_class(tiny_bank: ForegroundBank, settings: dict[str, Any]) -> None:
-    cutouts = ForegroundLoader(tiny_bank, "critic", objects=(3, 3), image_probability=1.0, critic_cutouts=4, **settings)
+    cutouts = ForegroundLoader(
+        tiny_bank, Critic(foreground_candidates=4), paste=PasteConfig(objects=(3, 3), paste_probability=1.0), **settings
+    )
     rows = [cutouts().objects[start : start + 4] for start in (0, 4, 8) for _ in range(10)]
     assert all(len(row) == 4 for row in rows)
     mixed = [len({int(tiny_bank.labels[index]) for index in row}) > 1 for row in rows]
@@ -110,14 +122,14 @@ def test_a_critic_is_offered_several_of_a_class(tiny_bank: ForegroundBank, setti
 
 @pytest.mark.parametrize(
     ("policy", "settings"),
-    [("random", {}), ("hard-random", {}), ("learned", {}), ("critic", {}), ("critic", {"critic_cutouts": 3})],
+    [("random", {}), ("best-of-n", {}), ("adversarial", {}), ("critic", {}), ("critic", {"critic_cutouts": 3})],
 )
 def test_what_is_pasted_is_what_came_and_no_cut_out_is_read_here(
     tmp_path: Path, reads: Counter[int], policy: str, settings: dict[str, Any]
 ) -> None:
     bank = make_bank(tmp_path, [make_foreground(seed, label=1 + seed % 2) for seed in range(30)])
     chosen = {"objects": (1, 3), "decoys": (1, 2), "image_probability": 1.0, **settings}
-    terse = Terse(bank, policy, target=make_detector("fasterrcnn"), classes={"cat": 2, "dog": 1}, **chosen)
+    terse = Terse(bank, policy, **chosen, model=make_detector("fasterrcnn"), classes={"cat": 2, "dog": 1})
     cutouts = ForegroundLoader(bank, policy, **chosen)
     sampled = [[pickle.loads(pickle.dumps(cutouts())) for _ in range(2)] for _ in range(3)]
     reads.clear()
@@ -156,7 +168,7 @@ def test_images_of_a_pool_have_as_many_decoys_with_parcels_as_without(tiny_bank:
     own: dict[str, Any] = {"background_probability": 1.0, "image_probability": 0.2, "decoys": (2, 2), "objects": (0, 1)}
     cutouts = ForegroundLoader(tiny_bank, "random", **own)
     for sampled in (True, False):
-        terse = Terse(tiny_bank, "random", backgrounds=[torch.rand(3, 200, 200)] * 2, **own)
+        terse = Terse(tiny_bank, "random", backgrounds=BackgroundPool([torch.rand(3, 200, 200)] * 2), **own)
         layouts = [cutouts() for _ in range(40)]
         terse(*make_batch(sizes=((200, 200),) * 40, objects=0), layouts if sampled else None)
         assert terse.metrics()["backgrounds"] == 40
@@ -164,7 +176,7 @@ def test_images_of_a_pool_have_as_many_decoys_with_parcels_as_without(tiny_bank:
 
 
 def test_parcels_that_do_not_fit_are_refused(tmp_path: Path, tiny_bank: ForegroundBank) -> None:
-    terse = Terse(tiny_bank, "critic", objects=(1, 2), critic_cutouts=2, decoys=(0, 1))
+    terse = Terse(tiny_bank, Critic(foreground_candidates=2), paste=PasteConfig(objects=(1, 2), decoys=(0, 1)))
     images, targets = make_batch()
     own = {"objects": (1, 2), "critic_cutouts": 2, "decoys": (0, 1)}
     good = ForegroundLoader(tiny_bank, "critic", **own)()
@@ -172,7 +184,7 @@ def test_parcels_that_do_not_fit_are_refused(tmp_path: Path, tiny_bank: Foregrou
         terse(images, targets, [good])
     with pytest.raises(ValueError, match="parcel 1: expected what a ForegroundLoader gives, got int"):
         terse(images, targets, [good, 3])  # type: ignore[list-item]  # wrong on purpose
-    other = ForegroundLoader(tiny_bank, "random", objects=(1, 2))()
+    other = ForegroundLoader(tiny_bank, "random", paste=PasteConfig(objects=(1, 2)))()
     with pytest.raises(ValueError, match=r"parcel 1: expected 2 cut-outs offered for each paste, got 1; give "):
         terse(images, targets, [good, other])
     for bank in (
@@ -186,7 +198,7 @@ def test_parcels_that_do_not_fit_are_refused(tmp_path: Path, tiny_bank: Foregrou
     other = ForegroundLoader(tiny_bank, "critic", background_probability=0.5, **own)()
     with pytest.raises(ValueError, match=r"parcel 1: made with background_probability 0\.5, but Terse has 0\.0"):
         terse(images, targets, [good, other])
-    terse.paste_only([1])
+    terse.restrict_labels([1])
     with pytest.raises(ValueError, match=r"only \[1\] may be pasted, but the parcels were drawn from all labels"):
         terse(images, targets, [good, good])
     with pytest.raises(ValueError, match="unknown settings"):

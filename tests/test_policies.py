@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from factories import EVERY_IMAGE, RampLoss, make_bank, make_batch, make_detector, white_disc
+from factories import EVERY_IMAGE, RampLoss, every_image, make_bank, make_batch, make_detector, policy_with, white_disc
 from torch import Tensor, nn
 
-from terse_aug import PARAMETERS, ForegroundBank, Terse, TerseWarning, TransformRanges
+from terse_aug import PARAMETERS, ForegroundBank, PasteConfig, Terse, TerseWarning, TransformRanges
 from terse_aug.models import TorchvisionAdapter
 from terse_aug.policies import (
     POLICIES,
     AdversarialPolicy,
+    BestOfN,
     BestOfNPolicy,
     PaperPolicy,
     Policy,
@@ -37,7 +38,7 @@ def make_context(seed: int = 0, images: int = 2, pastes: int = 5) -> PolicyConte
         labels=torch.ones(pastes, dtype=torch.long),
         backgrounds=torch.rand(images, 4, 32, 32, generator=generator),
         foregrounds=torch.rand(pastes, 4, 32, 32, generator=generator),
-        natural_size=torch.rand(pastes, 2, generator=generator),
+        base_size=torch.rand(pastes, 2, generator=generator),
     )
 
 
@@ -63,7 +64,7 @@ def smooth_loss(unit: Tensor) -> Tensor:
 def test_a_policy_proposes_one_point_of_the_unit_cube_per_paste_and_repeats_itself(
     name: str, tiny_bank: ForegroundBank
 ) -> None:
-    terse = Terse(tiny_bank, name, target=make_detector("fasterrcnn"), **EVERY_IMAGE)
+    terse = Terse(tiny_bank, name, paste=every_image(), model=make_detector("fasterrcnn"))
     first, second = (terse.compose(*make_batch(), seed=3) for _ in range(2))
     units = torch.stack([paste.unit for pastes in first.pastes for paste in pastes])
     assert units.shape[1] == len(PARAMETERS)
@@ -73,7 +74,7 @@ def test_a_policy_proposes_one_point_of_the_unit_cube_per_paste_and_repeats_itse
     assert torch.equal(units, again)
 
 
-@pytest.mark.parametrize("policy", [RandomPolicy(), AdversarialPolicy(0)], ids=["random", "learned"])
+@pytest.mark.parametrize("policy", [RandomPolicy(), AdversarialPolicy(0)], ids=["random", "adversarial"])
 @pytest.mark.parametrize("learning", [False, True])
 def test_a_scene_without_pastes_gets_an_empty_proposal(policy: Policy, learning: bool) -> None:
     scene = make_context(pastes=0)
@@ -81,9 +82,9 @@ def test_a_scene_without_pastes_gets_an_empty_proposal(policy: Policy, learning:
     assert proposal.unit.shape == (0, len(PARAMETERS))
 
 
-@pytest.mark.parametrize("name", ["random", "hard-random"])
+@pytest.mark.parametrize("name", ["random", "best-of-n"])
 def test_policies_that_do_not_learn_have_no_parameters(name: str, tiny_bank: ForegroundBank) -> None:
-    terse = Terse(tiny_bank, name, target=make_detector("fasterrcnn"))
+    terse = Terse(tiny_bank, name, model=make_detector("fasterrcnn"))
     assert list(terse.parameters()) == []
 
 
@@ -93,7 +94,7 @@ def test_a_new_policy_is_one_class(tiny_bank: ForegroundBank) -> None:
             unit = torch.zeros(len(scene.image_of), len(PARAMETERS))
             return Proposal(unit, torch.zeros(len(unit)))
 
-    terse = Terse(tiny_bank, Corner(), **EVERY_IMAGE)
+    terse = Terse(tiny_bank, Corner(), paste=every_image())
     composites = terse.compose(*make_batch())
     assert all(float(paste.unit.sum()) == 0 for pastes in composites.pastes for paste in pastes)
 
@@ -113,7 +114,7 @@ def test_hard_random_picks_for_each_image_the_candidate_with_the_largest_loss(ti
     detector = make_detector("fasterrcnn")
     images, targets = make_batch(sizes=((64, 64), (64, 80), (80, 64)))
     settings: dict[str, Any] = {**EVERY_IMAGE, "candidates": 4}
-    hard = Terse(tiny_bank, "hard-random", target=detector, **settings).compose(images, targets, seed=5)
+    hard = Terse(tiny_bank, "best-of-n", **settings, model=detector).compose(images, targets, seed=5)
     losses = TorchvisionAdapter(detector).image_losses(hard.images, hard.targets)
 
     drawn: list[Tensor] = []
@@ -151,7 +152,9 @@ def test_hard_random_counts_the_detector_forwards_that_it_makes(tiny_bank: Foreg
     detector = make_detector("fasterrcnn")
     forwards = []
     detector.register_forward_pre_hook(lambda module, inputs: forwards.append(len(inputs[0])))
-    terse = Terse(tiny_bank, "hard-random", target=detector, candidates=3, image_probability=0.5, decoys=(0, 0))
+    terse = Terse(
+        tiny_bank, BestOfN(candidates=3), paste=PasteConfig(paste_probability=0.5, decoys=(0, 0)), model=detector
+    )
     for seed in range(4):
         terse(*make_batch(seed, sizes=((64, 64),) * 3))
     assert 0 < terse.metrics()["composites"] < 12
@@ -162,7 +165,7 @@ def test_hard_random_counts_no_image_that_shows_no_paste(tiny_bank: ForegroundBa
     detector = make_detector("fasterrcnn")
     forwards = []
     detector.register_forward_pre_hook(lambda module, inputs: forwards.append(len(inputs[0])))
-    terse = Terse(tiny_bank, "hard-random", target=detector, min_side=20, objects=(1, 1), **EVERY_IMAGE)
+    terse = Terse(tiny_bank, "best-of-n", paste=every_image(min_side=20, objects=(1, 1)), model=detector)
     with pytest.warns(TerseWarning, match="below min_side"):
         terse(*make_batch(sizes=((64, 64),) * 12))
     assert terse.metrics()["dropped/paste_too_small"] > 0
@@ -171,9 +174,9 @@ def test_hard_random_counts_no_image_that_shows_no_paste(tiny_bank: ForegroundBa
 
 def test_hard_random_without_a_target_is_refused(tiny_bank: ForegroundBank) -> None:
     with pytest.raises(ValueError, match="'hard-random' asks the detector: give Terse"):
-        Terse(tiny_bank, "hard-random")
+        Terse(tiny_bank, "best-of-n")
     with pytest.raises(ValueError, match="asks the detector"):
-        Terse(tiny_bank, "random").compose(*make_batch(), policy="hard-random")
+        Terse(tiny_bank, "random").compose(*make_batch(), policy="best-of-n")
 
 
 # --- learned: the formulas ------------------------------------------------------------------------------------------
@@ -285,12 +288,12 @@ def test_dropout_is_inverted_and_drawn_from_the_generator_alone() -> None:
 
 
 def play(
-    bank: ForegroundBank, temperature: float, steps: int = 60, policy: str = "learned", seed: int = 0
+    bank: ForegroundBank, temperature: float, steps: int = 60, policy: str = "adversarial", seed: int = 0
 ) -> tuple[Terse, Tensor]:
     """Play against the ramp; returns the module and transforms proposed at the end, ``[n, P]``."""
     ranges = TransformRanges(rotation=(0, 0), shear=(0, 0), scale=(1, 1), scale_x=(1, 1), scale_y=(1, 1))
     settings: dict[str, Any] = {"ranges": ranges, "temperature": temperature, "move_every": 1, "learning_rate": 5e-3}
-    terse = Terse(bank, policy, objects=(2, 2), seed=seed, **settings, **EVERY_IMAGE)
+    terse = Terse(bank, policy, paste=every_image(objects=(2, 2)), **settings, seed=seed)
     detector = RampLoss()
     _, targets = make_batch(sizes=((32, 32),) * 4, objects=0)
     grey = [torch.full((3, 32, 32), 0.25)] * 4  # nothing in the background pulls anywhere
@@ -318,7 +321,7 @@ def test_with_low_temperature_the_learned_policy_moves_to_where_the_loss_is_high
 
 
 def test_the_deterministic_policy_moves_to_where_the_loss_is_high_and_collapses(white_bank: ForegroundBank) -> None:
-    terse, unit = play(white_bank, temperature=0.1, policy="deterministic")
+    terse, unit = play(white_bank, temperature=0.1, policy="paper")
     assert float(unit[:, TRANSLATE_X].mean()) > 0.85
     assert terse.metrics()["diversity"] < 0.35
     assert float(unit[:, TRANSLATE_X].std()) < 0.02
@@ -345,7 +348,9 @@ def test_the_gradient_is_that_of_an_image_whatever_the_batch_size(white_bank: Fo
     """The same image once and four times: the mean loss has a quarter of the gradient per image."""
     moments = []
     for copies in (1, 4):
-        terse = Terse(white_bank, HalfWay(), objects=(1, 1), temperature=0.0, max_gradient_norm=1e9, **EVERY_IMAGE)
+        terse = Terse(
+            white_bank, policy_with(HalfWay(), kl_weight=0.0, max_gradient_norm=1e9), paste=every_image(objects=(1, 1))
+        )
         images, targets = make_batch(sizes=((32, 32),), objects=0)
         losses = RampLoss()(*terse(images * copies, targets * copies))
         losses["loss_ramp"].backward()
@@ -374,12 +379,12 @@ class HalfWay(Policy):
 
 
 def test_a_policy_asked_for_by_name_is_the_one_in_use_and_never_an_untrained_one(tiny_bank: ForegroundBank) -> None:
-    learned = Terse(tiny_bank, "learned", image_probability=1.0)
+    learned = Terse(tiny_bank, "adversarial", paste=PasteConfig(paste_probability=1.0))
     with torch.no_grad():
         learned.policy.synthesizer.regressor.bias.fill_(2.0)  # type: ignore[union-attr]  # a synthesizer's
-    named, own, random = (learned.compose(*make_batch(), policy=policy) for policy in ("learned", None, "random"))
+    named, own, random = (learned.compose(*make_batch(), policy=policy) for policy in ("adversarial", None, "random"))
     for image, same, other in zip(named.images, own.images, random.images, strict=True):
         assert torch.equal(image, same)
         assert not torch.equal(image, other)
     with pytest.raises(ValueError, match="'learned' has learned nothing here"):
-        Terse(tiny_bank, "random").compose(*make_batch(), policy="learned")
+        Terse(tiny_bank, "random").compose(*make_batch(), policy="adversarial")

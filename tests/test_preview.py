@@ -17,11 +17,11 @@ import pytest
 import torch
 from PIL import Image
 
-from terse_aug import ForegroundBank, Terse, TerseConfig
+from terse_aug import ForegroundBank, PasteConfig, Terse, TerseConfig
 from terse_aug.bank import BankWriter, Foreground
 from terse_aug.cli import main
 from terse_aug.cli.flags import add_flags, flat_settings, with_flags
-from terse_aug.policies import CriticPolicy
+from terse_aug.policies import Adversarial, CriticPolicy
 from terse_aug.preview import (
     STATE_KEY,
     batch_picture,
@@ -187,8 +187,8 @@ def test_classes_are_translated_by_name(data: Data) -> None:
 
 
 def test_state_file(data: Data, tmp_path: Path) -> None:
-    terse = Terse(ForegroundBank.open(data.bank), "learned", discriminator_weight=0.5)
-    random = data.page("--policy", "learned", "--image-probability", "1")
+    terse = Terse(ForegroundBank.open(data.bank), Adversarial(discriminator_weight=0.5))
+    random = data.page("--policy", "adversarial", "--image-probability", "1")
     with torch.no_grad():  # everything to the left
         regressor = terse.policy.state_dict()["synthesizer.regressor.bias"]
         regressor[:] = -20
@@ -226,7 +226,7 @@ def test_state_files_that_are_refused(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    terse = Terse(ForegroundBank.open(data.bank), "learned")
+    terse = Terse(ForegroundBank.open(data.bank), "adversarial")
     state = terse.state_dict()
     shape = state | {"adversary.policy.synthesizer.regressor.bias": torch.zeros(3)}
     random = Terse(ForegroundBank.open(data.bank), "random").state_dict()
@@ -261,8 +261,8 @@ def assert_one_line(printed: str, message: str) -> None:
         (["--scale", "0", "1"], "scale"),
         (["--count", "0"], "count: expected"),
         (["--image-size", "0"], "--image-size"),
-        (["--policy", "hard-random"], "asks a detector"),
-        (["--policy", "best"], "hard-random"),
+        (["--policy", "best-of-n"], "asks a detector"),
+        (["--policy", "best"], "best-of-n"),
         (["--policy", "random", "--state", "x.pt"], "no use for --state"),
         (["--robust", "universal"], "before they are perturbed"),
         (["--state", "missing.pt"], "found none"),
@@ -388,7 +388,7 @@ def test_coco_with_keypoints(data_root: Path, tmp_path: Path) -> None:
 
 def test_a_batch_with_other_entries_is_drawn(data: Data) -> None:
     with ForegroundBank.open(data.bank) as bank:
-        terse = Terse(bank, "random", image_probability=1.0)
+        terse = Terse(bank, "random", paste=PasteConfig(paste_probability=1.0))
         images = [torch.rand(3, 64, 80)] * 2
         targets = [
             {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long(), "file_name": "a.jpg", "image_id": number}

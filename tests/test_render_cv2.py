@@ -12,7 +12,7 @@ from test_compositor import layout_of, rectangles_of, surface_of, target_of, uni
 
 from terse_aug import Foreground, PixelFormat
 from terse_aug.compositing.compose import compose
-from terse_aug.compositing.plan import cutout_tensor
+from terse_aug.compositing.plan import foreground_tensor
 from terse_aug.compositing.render import Patch, blend, render
 from terse_aug.compositing.render_cpu import render_8bit
 from terse_aug.transforms import PasteGeometry, place
@@ -45,15 +45,15 @@ def pastes(draw: st.DrawFn) -> tuple[list[Patch], list[Patch], tuple[int, int], 
     size = (draw(st.integers(2, 40)), draw(st.integers(2, 40)))
     rgba = noise(draw(st.integers(1, 20)), draw(st.integers(1, 20)), draw(st.integers(0, 99)))
     transform = (number(-180, 180), number(-0.7, 0.7), 1.0, number(0.3, 6), number(0.3, 6), 0.5, 0.5)
-    mirror = torch.tensor([draw(st.sampled_from([-1.0, 1.0]))]).double()
+    flip = torch.tensor([draw(st.sampled_from([-1.0, 1.0]))]).double()
     pair, one = torch.ones(1, 2).double(), torch.ones(1).double()
-    matrix = place(torch.tensor([transform]).double(), PasteGeometry(pair, pair, one, mirror), 0.0).matrix
-    centre = torch.tensor([[number(0, size[1]), number(0, size[0])]]).double()
+    matrix = place(torch.tensor([transform]).double(), PasteGeometry(pair, pair, one, flip), 0.0).matrix
+    center = torch.tensor([[number(0, size[1]), number(0, size[0])]]).double()
     sigma, pixels = draw(st.sampled_from([0.0, 0.4, 1.0, 2.3])), draw(formats)
-    make_foreground = cutout_tensor(rgba, pixels, matrix)
-    rectangles = rectangles_of([make_foreground], matrix, centre, size, sigma)
-    exact = render([make_foreground], matrix, centre, rectangles, sigma)
-    return exact, render_8bit([rgba], matrix.float(), centre.float(), rectangles, sigma, pixels), size, pixels
+    make_foreground = foreground_tensor(rgba, pixels, matrix)
+    rectangles = rectangles_of([make_foreground], matrix, center, size, sigma)
+    exact = render([make_foreground], matrix, center, rectangles, sigma)
+    return exact, render_8bit([rgba], matrix.float(), center.float(), rectangles, sigma, pixels), size, pixels
 
 
 @settings(max_examples=300, deadline=None)

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from factories import EVERY_IMAGE, RampLoss, all_equal, make_batch, make_detector, train_step
+from factories import RampLoss, all_equal, every_image, make_batch, make_detector, policy_with, train_step
 from torch import Tensor, nn
 
 from terse_aug import ForegroundBank, Terse, TerseWarning
+from terse_aug.policies import Adversarial
 
 STOP, END = 3, 6
 
@@ -22,7 +23,11 @@ class Run:
         self.detector = make_detector("fasterrcnn")
         self.optimizer = torch.optim.SGD(self.detector.parameters(), lr=0.01, momentum=0.9)
         self.terse = Terse(
-            bank, policy, target=self.detector, seed=3, move_every=2, discriminator_weight=0.2, dropout=0.3, **settings
+            bank,
+            policy_with(policy, update_interval=2, discriminator_weight=0.2, dropout=0.3),
+            **settings,
+            model=self.detector,
+            seed=3,
         )
         torch.manual_seed(0)
 
@@ -54,7 +59,7 @@ class Run:
         return terse + [value.clone() for value in self.detector.state_dict().values()]
 
 
-@pytest.mark.parametrize("policy", ["random", "hard-random", "critic", "learned"])
+@pytest.mark.parametrize("policy", ["random", "best-of-n", "critic", "adversarial"])
 def test_a_resumed_run_is_equal_to_the_bit_to_one_that_was_not_stopped(
     tiny_bank: ForegroundBank, tmp_path: Path, policy: str
 ) -> None:
@@ -72,26 +77,26 @@ def test_a_resumed_run_is_equal_to_the_bit_to_one_that_was_not_stopped(
     assert all_equal(before + after, expected)
     assert all_equal(resumed.state(), whole.state())
     assert resumed.terse.metrics() == whole.terse.metrics()
-    assert whole.terse.metrics()["moves"] == (3 if policy in ("critic", "learned") else 0)
+    assert whole.terse.metrics()["updates"] == (3 if policy in ("critic", "adversarial") else 0)
 
 
 def test_a_run_that_was_suspended_resumes_suspended(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
-    terse = Terse(tiny_bank, "learned", move_every=3, **EVERY_IMAGE)
+    terse = Terse(tiny_bank, Adversarial(update_interval=3), paste=every_image())
     with pytest.warns(TerseWarning, match="the loss is nan"):
         terse.step(float("nan"))
-    fresh = Terse(tiny_bank, "learned", move_every=3, **EVERY_IMAGE)
+    fresh = Terse(tiny_bank, Adversarial(update_interval=3), paste=every_image())
     fresh.load_state_dict(terse.state_dict())
-    assert fresh.metrics()["suspended"] == 1
+    assert fresh.metrics()["random_fallback"] == 1
     for each in (terse, fresh):
         nn.init.constant_(each.policy.synthesizer.regressor.bias, 1.0)  # type: ignore[union-attr]  # a synthesizer's
-    expected = Terse(tiny_bank, "random", **EVERY_IMAGE)
+    expected = Terse(tiny_bank, "random", paste=every_image())
     assert all_equal(list(fresh(*make_batch())[0]), list(expected(*make_batch())[0]))
 
 
 def test_every_value_of_the_state_is_a_tensor_that_later_training_does_not_change(
     tiny_bank: ForegroundBank,
 ) -> None:
-    terse = Terse(tiny_bank, "learned", move_every=1, discriminator_weight=0.2, **EVERY_IMAGE)
+    terse = Terse(tiny_bank, Adversarial(update_interval=1, discriminator_weight=0.2), paste=every_image())
     state = terse.state_dict()
     assert all(type(value) is Tensor for value in state.values())
     own = {name: value for name, value in state.items() if name.startswith("ledger")}
@@ -115,28 +120,28 @@ def test_the_state_of_another_version_is_refused_clearly(tiny_bank: ForegroundBa
 
 def test_the_state_of_another_policy_is_refused(tiny_bank: ForegroundBank) -> None:
     with pytest.raises(RuntimeError, match=r"Missing key.*adversary\.policy\.synthesizer"):
-        Terse(tiny_bank, "learned").load_state_dict(Terse(tiny_bank, "random").state_dict())
+        Terse(tiny_bank, "adversarial").load_state_dict(Terse(tiny_bank, "random").state_dict())
 
 
 def test_loading_replaces_counters_and_pending_batches(tiny_bank: ForegroundBank) -> None:
     """A batch composed before loading is of another run; nothing is learned from it."""
-    state = Terse(tiny_bank, "learned", move_every=1, **EVERY_IMAGE).state_dict()
-    terse = Terse(tiny_bank, "learned", move_every=1, **EVERY_IMAGE)
+    state = Terse(tiny_bank, Adversarial(update_interval=1), paste=every_image()).state_dict()
+    terse = Terse(tiny_bank, Adversarial(update_interval=1), paste=every_image())
     detector = RampLoss()
     images, targets = terse(*make_batch())
     losses = detector(images, targets)
     losses["loss_ramp"].backward()
     terse.load_state_dict(state)
     terse.step(losses)
-    assert terse.metrics()["moves"] == 0
+    assert terse.metrics()["updates"] == 0
     assert terse.metrics()["calls"] == 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_state_saved_on_cuda_loads_on_the_cpu(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
-    terse = Terse(tiny_bank, "learned", discriminator_weight=0.2).to("cuda")
+    terse = Terse(tiny_bank, Adversarial(discriminator_weight=0.2)).to("cuda")
     torch.save(terse.state_dict(), tmp_path / "state.pt")
-    fresh = Terse(tiny_bank, "learned", discriminator_weight=0.2, seed=5)
+    fresh = Terse(tiny_bank, Adversarial(discriminator_weight=0.2), seed=5)
     fresh.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True, map_location="cpu"))
     pairs = zip(fresh.parameters(), terse.parameters(), strict=True)
     assert all(torch.equal(mine, theirs.cpu()) for mine, theirs in pairs)

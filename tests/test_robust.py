@@ -15,6 +15,7 @@ from factories import (
     EVERY_IMAGE,
     RampLoss,
     all_equal,
+    every_image,
     keypoint_foregrounds,
     make_bank,
     make_batch,
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from terse_aug import ForegroundBank, PixelFormat, Terse, TerseConfig, TerseWarning
+from terse_aug import ForegroundBank, PasteConfig, PixelFormat, Robustness, Terse, TerseConfig, TerseWarning
 from terse_aug.compositing.compose import Paste
 from terse_aug.compositing.label_correction import PastedObject
 from terse_aug.compositing.render import Rectangle
@@ -39,6 +40,7 @@ from terse_aug.models import (
     SegmenterAdapter,
     TorchvisionAdapter,
 )
+from terse_aug.policies import Adversarial, Critic
 from terse_aug.training.perturbation import PerturbationBall, folded, foreground_map, tiled
 from terse_aug.training.robustness import TILE
 
@@ -103,10 +105,10 @@ def test_every_pixel_keeps_within_its_radius_and_the_range_and_labels_stay(
     clean, expected, moved, got, terse = pair(tiny_bank, batch=(images, targets), **settings)
     for one, other in zip(expected, got, strict=True):
         assert all_equal(everything_of(one), everything_of(other))
-    composites = Terse(tiny_bank, "random", pixels=form, **EVERY_IMAGE)._composites(images, targets, None)
+    composites = Terse(tiny_bank, "random", paste=every_image(), pixel_format=form)._composites(images, targets, None)
     used = torch.zeros(2)
     for number, (before, after) in enumerate(zip(clean, moved, strict=True)):
-        where = foreground_map(before, got[number], composites.pastes[number], composites.shown[number])
+        where = foreground_map(before, got[number], composites.pastes[number], composites.visible[number])
         plain, shown = form.decode(before), form.decode(after.detach())
         distance = (shown - plain).abs().amax(0)
         for place, (region, radius) in enumerate(((where, OBJECTS), (~where, BACKGROUND))):
@@ -116,14 +118,14 @@ def test_every_pixel_keeps_within_its_radius_and_the_range_and_labels_stay(
         assert float(shown.min()) >= -1e-6
         assert float(shown.max()) <= 1 + 1e-6
     assert bool((used > 0.9).all())  # the radius is made use of
-    assert terse.metrics()["robust/images"] == 2
+    assert terse.metrics()["robustness/images"] == 2
 
 
 def test_what_lies_outside_the_range_is_not_moved_farther_out() -> None:
     image = torch.tensor([-0.5, 0.5, 1.5])[:, None, None].expand(3, 2, 2)
     room = PerturbationBall.around(image, torch.full((2, 2), 0.1), PixelFormat())
     for direction, expected in ((1.0, (-0.4, 0.6, 1.5)), (-1.0, (-0.5, 0.4, 1.4))):
-        moved = room.moved(room.centre, torch.full_like(image, direction))
+        moved = room.moved(room.center, torch.full_like(image, direction))
         torch.testing.assert_close(moved[:, 0, 0], torch.tensor(expected))
 
 
@@ -212,12 +214,14 @@ def rises(terse: Terse, target: Any, images: list[Tensor], targets: list[dict[st
     generator = torch.Generator().manual_seed(0)
     noise = []
     for number, image in enumerate(composites.images):
-        where = foreground_map(image, composites.targets[number], composites.pastes[number], composites.shown[number])
+        where = foreground_map(image, composites.targets[number], composites.pastes[number], composites.visible[number])
         room = PerturbationBall.around(image, torch.where(where, OBJECTS, BACKGROUND), PixelFormat())
         noise.append(room.moved(image, (torch.rand(image.shape, generator=generator) - 0.5).sign()))
     found = {"noise": target.image_losses(noise, composites.targets) - clean}
     for steps in (1, 5):
-        robust = Terse(terse.bank, "random", target=target, robust="pgd", robust_steps=steps, **EVERY_IMAGE, **RADII)
+        robust = Terse(
+            terse.bank, "random", paste=every_image(), robustness=Robustness(steps=steps), **RADII, model=target
+        )
         assert robust.robustness is not None
         perturbed = robust.robustness.perturbed(composites, [True] * len(images), 0, 0).images
         found[str(steps)] = target.image_losses(perturbed, composites.targets) - clean
@@ -248,7 +252,7 @@ def test_the_universal_pattern_raises_the_loss_of_images_it_has_not_seen(tiny_ba
     with torch.no_grad():
         model[0].weight.copy_(torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(0)) - 0.5)
         model[0].bias.zero_()
-    terse = Terse(tiny_bank, "random", robust="universal", **EVERY_IMAGE, **RADII)
+    terse = Terse(tiny_bank, "random", paste=every_image(), robustness=Robustness(), **RADII)
     gains = []
     for turn, learning in enumerate((False, True)):
         if learning:
@@ -364,7 +368,13 @@ def test_composites_are_a_function_of_the_seed_and_inputs_stay(tiny_bank: Foregr
         batch = make_batch()
         kept = [image.clone() for image in batch[0]]
         terse = Terse(
-            tiny_bank, "random", target=make_detector("fcos"), seed=seed, robust=robust, **EVERY_IMAGE, **RADII
+            tiny_bank,
+            "random",
+            paste=every_image(),
+            robustness=Robustness(XXX_robust=robust),
+            **RADII,
+            model=make_detector("fcos"),
+            seed=seed,
         )
         made.append([image.detach() for _ in range(2) for image in terse(*batch)[0]])
         assert all_equal(batch[0], kept)
@@ -382,7 +392,7 @@ def test_off_means_off(tiny_bank: ForegroundBank) -> None:
         target = Gradients(1.0)
         clean, _, moved, _, terse = pair(tiny_bank, robust=robust, target=target, robust_probability=0.0)
         assert all_equal(clean, moved)
-        assert terse.metrics()["robust/images"] == target.asked == 0
+        assert terse.metrics()["robustness/images"] == target.asked == 0
         terse.eval()
         batch = make_batch(3)
         assert all(one is other for one, other in zip(batch[0], terse(*batch)[0], strict=True))
@@ -390,11 +400,11 @@ def test_off_means_off(tiny_bank: ForegroundBank) -> None:
 
 def test_a_share_of_the_batches_is_perturbed(tiny_bank: ForegroundBank) -> None:
     target = Gradients(1.0)
-    terse = Terse(tiny_bank, "random", target=target, robust="pgd", robust_probability=0.5, robust_steps=2)
+    terse = Terse(tiny_bank, "random", robustness=Robustness(probability=0.5, steps=2), model=target)
     for step in range(40):
         terse(*make_batch(step, sizes=((64, 64),)))
-    assert 10 <= terse.metrics()["robust/images"] <= 30
-    assert target.asked == 2 * terse.metrics()["robust/images"] == terse.metrics()["robust/passes"]
+    assert 10 <= terse.metrics()["robustness/images"] <= 30
+    assert target.asked == 2 * terse.metrics()["robustness/images"] == terse.metrics()["robustness/passes"]
 
 
 @pytest.mark.parametrize("robust", ["pgd", "universal"])
@@ -432,14 +442,20 @@ def test_a_policy_that_learns_from_gradients_learns_through_the_perturbation(
     """The perturbation is a constant; of a linear loss the gradient is the same with it and without."""
     found = []
     for chosen in ("none", robust):
-        terse = Terse(tiny_bank, "learned", target=Gradients(1.0), move_every=1, robust=chosen, **EVERY_IMAGE)
+        terse = Terse(
+            tiny_bank,
+            Adversarial(update_interval=1),
+            paste=every_image(),
+            robustness=Robustness(XXX_robust=chosen),
+            model=Gradients(1.0),
+        )
         images, _ = terse(*make_batch())
         loss = RampLoss()(images, [])["loss_ramp"]
         loss.backward()
-        (turn,) = terse._turns
+        (turn,) = terse._feedback
         found.append([leaf.grad.clone() for leaf in turn.proposal.leaves if leaf.grad is not None])
         terse.step(loss)
-        assert terse.metrics()["moves"] == 1
+        assert terse.metrics()["updates"] == 1
     assert found[0]
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
@@ -447,15 +463,17 @@ def test_a_policy_that_learns_from_gradients_learns_through_the_perturbation(
 
 def test_what_is_heard_and_asked_is_of_the_perturbed(tiny_bank: ForegroundBank) -> None:
     target = Gradients(1.0)
-    asking = Terse(tiny_bank, "critic", target=target, move_every=1, robust="pgd", **EVERY_IMAGE)
+    asking = Terse(tiny_bank, Critic(update_interval=1), paste=every_image(), robustness=Robustness(), model=target)
     images, _ = asking(*make_batch())
     asking.step(1.0)
     assert all_equal(target.seen, list(images))
     detector = make_detector("fasterrcnn")
-    hearing = Terse(tiny_bank, "critic", target=detector, move_every=1, robust="pgd", robust_steps=3, **EVERY_IMAGE)
+    hearing = Terse(
+        tiny_bank, Critic(update_interval=1), paste=every_image(), robustness=Robustness(steps=3), model=detector
+    )
     for step in range(3):
         train_step(hearing, detector, step)
-    assert hearing.metrics()["moves"] == 3
+    assert hearing.metrics()["updates"] == 3
     assert hearing.metrics()["extra_forwards"] == 0  # its own forward was heard, not those of the gradient steps
     assert "hardness" in hearing.metrics()
 
@@ -464,9 +482,9 @@ def test_the_discriminator_judges_composites_without_the_perturbation(tiny_bank:
     crops = []
     for robust in ("none", "pgd"):
         settings = {"discriminator_weight": 0.1, "move_every": 1, "robust": robust, "robust_radius_objects": 0.3}
-        terse = Terse(tiny_bank, "learned", target=Gradients(1.0), **EVERY_IMAGE, **settings)
+        terse = Terse(tiny_bank, "adversarial", paste=every_image(), **settings, model=Gradients(1.0))
         terse(*make_batch())
-        crops.append(terse._turns[0].composite)
+        crops.append(terse._feedback[0].composite)
     assert crops[0] is not None
     assert torch.equal(*crops)  # type: ignore[arg-type]  # two of them
 
@@ -484,8 +502,8 @@ def test_an_image_without_a_usable_gradient_stays_as_it_is(
     assert torch.equal(clean[0], moved[0])
     assert not torch.equal(clean[1], moved[1])
     figures = terse.metrics()
-    assert figures["robust/images"] == figures[f"robust/{counter}"] == 1
-    assert figures["robust/not_finite"] + figures["robust/no_gradient"] == 1
+    assert figures["robustness/images"] == figures[f"robustness/{counter}"] == 1
+    assert figures["robustness/not_finite"] + figures["robustness/no_gradient"] == 1
 
 
 @pytest.mark.parametrize("robust", ["pgd", "universal"])
@@ -493,18 +511,18 @@ def test_an_image_that_is_not_finite_is_passed_over(tiny_bank: ForegroundBank, r
     images, targets = make_batch()
     images[0][0, 3, 3] = math.nan
     model, target = TARGETS["fcos"]()
-    terse = Terse(tiny_bank, "random", target=target, robust=robust, **EVERY_IMAGE)
+    terse = Terse(tiny_bank, "random", paste=every_image(), robustness=Robustness(XXX_robust=robust), model=target)
     with pytest.warns(TerseWarning, match="NaN"):
         moved, _ = terse(images, targets)
     assert torch.equal(moved[0].nan_to_num(), images[0].nan_to_num())
     assert not torch.equal(moved[1], images[1])
     assert bool(moved[1].isfinite().all())
-    assert terse.metrics()["robust/images"] == 1
+    assert terse.metrics()["robustness/images"] == 1
     assert model.training
 
 
 def test_a_pattern_that_nobody_goes_backward_through_says_so(tiny_bank: ForegroundBank) -> None:
-    terse = Terse(tiny_bank, "random", robust="universal", **EVERY_IMAGE)
+    terse = Terse(tiny_bank, "random", paste=every_image(), robustness=Robustness())
     assert terse.robustness is not None
     before = terse.robustness.pattern.clone()
     terse(*make_batch())
@@ -515,17 +533,17 @@ def test_a_pattern_that_nobody_goes_backward_through_says_so(tiny_bank: Foregrou
         torch.stack([(image * factor).sum() for image in images]).sum().backward()
         terse.step(1.0)
     assert torch.equal(before, terse.robustness.pattern)
-    assert terse.metrics()["robust/no_gradient"] == 4
-    assert terse.metrics()["robust/not_finite"] == 2
+    assert terse.metrics()["robustness/no_gradient"] == 4
+    assert terse.metrics()["robustness/not_finite"] == 2
     (one, other), _ = terse(*make_batch())
     (one.sum() * math.nan + other.sum()).backward()
     terse.step(1.0)
     assert not torch.equal(before, terse.robustness.pattern)  # by the gradient of the other
-    assert terse.metrics()["robust/not_finite"] == 3
+    assert terse.metrics()["robustness/not_finite"] == 3
 
 
 def test_what_the_pattern_hears_does_not_pile_up(tiny_bank: ForegroundBank) -> None:
-    terse = Terse(tiny_bank, "random", robust="universal", **EVERY_IMAGE)
+    terse = Terse(tiny_bank, "random", paste=every_image(), robustness=Robustness())
     assert terse.robustness is not None
     for _ in range(20):
         images, _ = terse(*make_batch(sizes=((64, 64), (64, 64))))
@@ -533,12 +551,12 @@ def test_what_the_pattern_hears_does_not_pile_up(tiny_bank: ForegroundBank) -> N
     held = [value for value in vars(terse.robustness).values() if isinstance(value, list | tuple | dict)]
     assert max(map(len, held)) < 20
     terse.step(1.0)
-    assert terse.metrics()["robust/no_gradient"] == terse.metrics()["robust/not_finite"] == 0
+    assert terse.metrics()["robustness/no_gradient"] == terse.metrics()["robustness/not_finite"] == 0
 
 
 @pytest.mark.parametrize("stacked", [False, True])
 def test_the_pattern_hears_a_host_that_writes_into_its_images(tiny_bank: ForegroundBank, stacked: bool) -> None:
-    terse = Terse(tiny_bank, "random", robust="universal", **EVERY_IMAGE)
+    terse = Terse(tiny_bank, "random", paste=every_image(), robustness=Robustness())
     assert terse.robustness is not None
     before = terse.robustness.pattern.clone()
     images, targets = make_batch(sizes=((64, 64), (64, 64)))
@@ -548,7 +566,7 @@ def test_the_pattern_hears_a_host_that_writes_into_its_images(tiny_bank: Foregro
         image.sub_(0.5).pow(2).sum().backward()
     terse.step(1.0)
     assert not torch.equal(before, terse.robustness.pattern)
-    assert terse.metrics()["robust/no_gradient"] == 0
+    assert terse.metrics()["robustness/no_gradient"] == 0
 
 
 def test_settings_out_of_range_and_targets_without_a_gradient_are_refused(
@@ -568,7 +586,7 @@ def test_settings_out_of_range_and_targets_without_a_gradient_are_refused(
         with pytest.raises(ValueError, match=f"{name}: .*{message}"):
             TerseConfig(**{name: value})
     with pytest.raises(ValueError, match=r"expected Terse\(target=.*, got no target"):
-        Terse(tiny_bank, "random", robust="pgd")
+        Terse(tiny_bank, "random", robustness=Robustness())
 
     class Scores:
         first_label, label_limit = 1, None
@@ -580,11 +598,11 @@ def test_settings_out_of_range_and_targets_without_a_gradient_are_refused(
             return []
 
     with pytest.raises(ValueError, match="has input_gradients, got Scores"):
-        Terse(tiny_bank, "random", target=Scores(), robust="pgd")
-    Terse(tiny_bank, "random", target=Scores(), robust="universal")
-    terse = Terse(tiny_bank, "random", robust="universal")
+        Terse(tiny_bank, "random", robustness=Robustness(), model=Scores())
+    Terse(tiny_bank, "random", robustness=Robustness(), model=Scores())
+    terse = Terse(tiny_bank, "random", robustness=Robustness())
     with (
-        HardExampleCache(tmp_path / "cache", capacity=4, pixels=terse.pixels) as cache,
+        HardExampleCache(tmp_path / "cache", capacity=4, pixels=terse.pixel_format) as cache,
         pytest.raises(ValueError, match=r"Terse with robust='none'.*got 'universal'"),
     ):
         HardExampleMining(terse, Gradients(1.0), cache, {1: 2}, budget=10)
@@ -610,14 +628,21 @@ def test_gradient_steps_under_autocast_are_nearly_those_without(tiny_bank: Foreg
     model = Faint(1e-3)
     signs = []
     for enabled in (False, True):
-        terse = Terse(tiny_bank, "random", target=ClassifierAdapter(model, 3), robust="pgd", **EVERY_IMAGE, **RADII)
+        terse = Terse(
+            tiny_bank,
+            "random",
+            paste=every_image(),
+            robustness=Robustness(),
+            **RADII,
+            model=ClassifierAdapter(model, 3),
+        )
         batch = make_batch(sizes=((64, 64), (64, 64)))
         with torch.autocast("cpu", dtype=dtype, enabled=enabled):
             moved, _ = terse(*batch)
         assert all(image.dtype == torch.float32 for image in moved)
         signs.append(torch.stack(list(moved)))
-        assert terse.metrics()["robust/images"] == 2
-        assert terse.metrics()["robust/zero_share"] < 0.1
+        assert terse.metrics()["robustness/images"] == 2
+        assert terse.metrics()["robustness/zero_share"] < 0.1
     assert float((signs[0] == signs[1]).float().mean()) > 0.95
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -625,29 +650,35 @@ def test_gradient_steps_under_autocast_are_nearly_those_without(tiny_bank: Foreg
 def test_gradients_that_overflow_in_float16_leave_images_alone_until_the_scale_fits(tiny_bank: ForegroundBank) -> None:
     torch.manual_seed(0)
     model = Faint(1e5)
-    terse = Terse(tiny_bank, "random", target=ClassifierAdapter(model, 3), robust="pgd", **EVERY_IMAGE)
+    terse = Terse(tiny_bank, "random", paste=every_image(), robustness=Robustness(), model=ClassifierAdapter(model, 3))
     history = []
     for _ in range(12):
         with torch.autocast("cpu", dtype=torch.float16):
             terse(*make_batch(sizes=((32, 32),)))
-        history.append(terse.metrics()["robust/images"])
+        history.append(terse.metrics()["robustness/images"])
     assert history[0] == 0
-    assert terse.metrics()["robust/not_finite"] > 0
+    assert terse.metrics()["robustness/not_finite"] > 0
     assert history[-1] > history[-2] > history[-3] > 0
 
 
 @pytest.mark.parametrize("robust", ["pgd", "universal"])
 def test_training_under_autocast_goes_on(tiny_bank: ForegroundBank, robust: str) -> None:
     detector = make_detector("fasterrcnn")
-    terse = Terse(tiny_bank, "learned", target=detector, move_every=1, robust=robust, **EVERY_IMAGE)
+    terse = Terse(
+        tiny_bank,
+        Adversarial(update_interval=1),
+        paste=every_image(),
+        robustness=Robustness(XXX_robust=robust),
+        model=detector,
+    )
     for seed in range(2):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             losses = detector(*terse(*make_batch(seed)))
             total = torch.stack([loss.float() for loss in losses.values()]).sum()
         total.backward()
         terse.step(losses)
-    assert terse.metrics()["moves"] == 2
-    assert terse.metrics()["robust/images"] == 4
+    assert terse.metrics()["updates"] == 2
+    assert terse.metrics()["robustness/images"] == 4
     assert all(
         bool(parameter.grad.isfinite().all()) for parameter in detector.parameters() if parameter.grad is not None
     )
@@ -660,7 +691,7 @@ def test_images_of_another_precision_keep_it(tiny_bank: ForegroundBank, robust: 
     batch = [image.to(dtype) for image in images], targets
     clean, _, moved, _, terse = pair(tiny_bank, batch=batch, robust=robust, target=Gradients(1e-3))
     assert all(image.dtype == dtype for image in moved)
-    assert terse.metrics()["robust/images"] == 2
+    assert terse.metrics()["robustness/images"] == 2
     for before, after in zip(clean, moved, strict=True):
         assert 0.5 * BACKGROUND < float((before - after.detach()).abs().max()) <= BACKGROUND + 4e-3
 
@@ -671,7 +702,13 @@ def test_images_of_another_precision_keep_it(tiny_bank: ForegroundBank, robust: 
 @pytest.mark.parametrize("robust", ["pgd", "universal"])
 def test_a_resumed_run_is_the_same_to_the_bit(tiny_bank: ForegroundBank, robust: str) -> None:
     def made(detector: nn.Module) -> Terse:
-        return Terse(tiny_bank, "critic", target=detector, robust=robust, robust_steps=2, move_every=2, **EVERY_IMAGE)
+        return Terse(
+            tiny_bank,
+            Critic(update_interval=2),
+            paste=every_image(),
+            robustness=Robustness(XXX_robust=robust, steps=2),
+            model=detector,
+        )
 
     def step(terse: Terse, detector: nn.Module, number: int) -> list[Tensor]:
         images, targets = terse(*make_batch(number))
@@ -703,8 +740,8 @@ def test_a_resumed_run_is_the_same_to_the_bit(tiny_bank: ForegroundBank, robust:
 def test_keypoints_masks_and_images_without_objects_pass(tmp_path: Path) -> None:
     bank = make_bank(tmp_path, keypoint_foregrounds(), keypoint_names=("nose", "left_eye", "right_eye"))
     detector = make_detector("keypointrcnn")
-    terse = Terse(bank, "random", target=detector, robust="pgd", image_probability=0.5)
+    terse = Terse(bank, "random", paste=PasteConfig(paste_probability=0.5), robustness=Robustness(), model=detector)
     for step in range(4):
         terse(*make_batch(step, objects=step % 2, keypoints=True))
-    assert terse.metrics()["robust/images"] == 8
+    assert terse.metrics()["robustness/images"] == 8
     assert parameters_of(detector)[0].isfinite().all()

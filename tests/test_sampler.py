@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import EVERY_IMAGE, make_bank, make_batch, make_detector, make_foreground
+from factories import EVERY_IMAGE, every_image, make_bank, make_batch, make_detector, make_foreground, policy_with
 
 from terse_aug import ForegroundBank, ForegroundLoader, Terse
 from terse_aug.samplers import (
@@ -128,17 +128,17 @@ def test_parcels_of_other_weights_or_classes_are_refused(tiny_bank: ForegroundBa
     images, targets = make_batch()
     first, second = tiny_bank.categories.values()
     classes = {first: 2, second: 1}
-    terse = Terse(tiny_bank, "random", classes=classes, sampler=WeightedSampler({1: 3.0}), **EVERY_IMAGE)
-    fitting = ForegroundLoader(tiny_bank, "random", sampler=WeightedSampler({second: 3.0}), **EVERY_IMAGE)
+    terse = Terse(tiny_bank, "random", paste=every_image(), classes=classes, sampler=WeightedSampler({1: 3.0}))
+    fitting = ForegroundLoader(tiny_bank, "random", paste=every_image(), sampler=WeightedSampler({second: 3.0}))
     terse(images, targets, [fitting(), fitting()])
-    other = ForegroundLoader(tiny_bank, "random", sampler=WeightedSampler({1: 3.0}), **EVERY_IMAGE)
+    other = ForegroundLoader(tiny_bank, "random", paste=every_image(), sampler=WeightedSampler({1: 3.0}))
     with pytest.raises(ValueError, match="drawn by another sampler"):
         terse(images, targets, [other(), other()])
-    merged = Terse(tiny_bank, "random", classes={first: 1, second: 1}, sampler="rarity", **EVERY_IMAGE)
-    apart = ForegroundLoader(tiny_bank, "random", sampler="rarity", **EVERY_IMAGE)
+    merged = Terse(tiny_bank, "random", paste=every_image(), classes={first: 1, second: 1}, sampler="rarity")
+    apart = ForegroundLoader(tiny_bank, "random", paste=every_image(), sampler="rarity")
     with pytest.raises(ValueError, match="drawn by another sampler"):
         merged(images, targets, [apart(), apart()])
-    swapped = Terse(tiny_bank, "random", classes=classes, sampler="rarity", **EVERY_IMAGE)
+    swapped = Terse(tiny_bank, "random", paste=every_image(), classes=classes, sampler="rarity")
     swapped(images, targets, [apart(), apart()])
 
 
@@ -205,14 +205,14 @@ class FirstOnly(Sampler):
 def test_a_sampler_of_ones_own_needs_draw_alone(tiny_bank: ForegroundBank, policy: str) -> None:
     pool = [torch.full((3, 40, 50), 0.4)]
     own: dict[str, Any] = {"backgrounds": pool, "background_probability": 0.5, "critic_cutouts": 2, **EVERY_IMAGE}
-    terse = Terse(tiny_bank, policy, target=make_detector("retinanet"), sampler=FirstOnly(), **own)
+    terse = Terse(tiny_bank, policy, **own, model=make_detector("retinanet"), sampler=FirstOnly())
     for step in range(4):
         terse(*make_batch(step))
         assert {paste.index for pastes in terse.pastes for paste in pastes} == {0}
     assert {paste.index for pastes in terse.compose(*make_batch()).pastes for paste in pastes} == {0}
     assert not [name for name in terse.state_dict() if name.startswith("sampler")]
     with pytest.raises(ValueError, match="expected one of its own for each Terse"):
-        Terse(tiny_bank, policy, sampler=terse.sampler, critic_cutouts=2)
+        Terse(tiny_bank, policy_with(policy, foreground_candidates=2), sampler=terse.sampler)
 
 
 def test_weights_hold_for_what_workers_draw(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
@@ -242,29 +242,27 @@ def test_all_classes_are_equal_before_anything_is_known_and_none_vanishes_after(
     for _ in range(50):
         sampler.record([3, 5] * 20, [0.9, 0.0] * 20)
         sampler.update(torch.device("cpu"))
-    chances = sampler.probabilities()
-    assert chances[3] > chances[7] > chances[5] > 0.1
+    class_probabilities = sampler.probabilities()
+    assert class_probabilities[3] > class_probabilities[7] > class_probabilities[5] > 0.1
     means = [(0.9 * 100 + 10 * 0.45) / 110, 10 * 0.45 / 110, 0.45]
     expected = {label: 0.7 * mean / sum(means) + 0.1 for label, mean in zip((3, 5, 7), means, strict=True)}
-    assert chances == pytest.approx(expected, abs=0.02)
-    assert shares(sampler) == pytest.approx(chances, abs=0.03)
+    assert class_probabilities == pytest.approx(expected, abs=0.02)
+    assert shares(sampler) == pytest.approx(class_probabilities, abs=0.03)
     for _ in range(50):
         sampler.record([5] * 20, [1.0] * 20)
         sampler.update(torch.device("cpu"))
     assert sampler.probabilities()[5] > sampler.probabilities()[3]
 
 
-@pytest.mark.parametrize("policy", ["random", "critic", "learned", "hard-random"])
+@pytest.mark.parametrize("policy", ["random", "critic", "adversarial", "best-of-n"])
 def test_a_class_that_the_detector_finds_hard_is_pasted_more(tiny_bank: ForegroundBank, policy: str) -> None:
     """Told by ``observe``, whatever the policy: dogs are missed, cats are not."""
     terse = Terse(
         tiny_bank,
-        policy,
-        target=make_detector("fasterrcnn"),
+        policy_with(policy, update_interval=2),
+        paste=every_image(objects=(3, 3)),
+        model=make_detector("fasterrcnn"),
         sampler="loss",
-        objects=(3, 3),
-        move_every=2,
-        **EVERY_IMAGE,
     )
     drawn: Counter[int] = Counter()
     for step in range(12):
@@ -277,18 +275,24 @@ def test_a_class_that_the_detector_finds_hard_is_pasted_more(tiny_bank: Foregrou
         terse.step(1.0)
     sampler = terse.sampler
     assert isinstance(sampler, HardnessSampler)
-    chances = sampler.probabilities()
-    assert chances[2] > 0.7
+    class_probabilities = sampler.probabilities()
+    assert class_probabilities[2] > 0.7
     assert drawn[2] > 1.4 * drawn[1] > 0
-    assert terse.metrics()["extra_forwards"] == (12 * 2 * 2 if policy == "hard-random" else 0)
+    assert terse.metrics()["extra_forwards"] == (12 * 2 * 2 if policy == "best-of-n" else 0)
 
 
-@pytest.mark.parametrize("policy", ["random", "learned", "critic"])
+@pytest.mark.parametrize("policy", ["random", "adversarial", "critic"])
 @pytest.mark.parametrize("name", ["fasterrcnn", "retinanet"])
 def test_the_sampler_hears_the_detector_or_asks_it(tiny_bank: ForegroundBank, policy: str, name: str) -> None:
     """A detector that is heard costs no forward; one that is not is asked as often as the policy would move."""
     detector = make_detector(name)
-    terse = Terse(tiny_bank, policy, target=detector, sampler="loss", move_every=2, objects=(2, 2), **EVERY_IMAGE)
+    terse = Terse(
+        tiny_bank,
+        policy_with(policy, update_interval=2),
+        paste=every_image(objects=(2, 2)),
+        model=detector,
+        sampler="loss",
+    )
     for step in range(4):
         losses = detector(*terse(*make_batch(step)))
         torch.stack(list(losses.values())).sum().backward()
@@ -312,7 +316,7 @@ def test_what_was_heard_is_saved_also_between_two_lessons(tiny_bank: ForegroundB
         return drawn
 
     whole, begun, resumed = (
-        Terse(tiny_bank, "random", sampler="loss", objects=(3, 3), move_every=2, **EVERY_IMAGE) for _ in range(3)
+        Terse(tiny_bank, "random", paste=every_image(objects=(3, 3)), sampler="loss") for _ in range(3)
     )
     expected = train(whole, 0, 6)
     before = train(begun, 0, at)
@@ -326,7 +330,7 @@ def test_what_was_heard_is_saved_also_between_two_lessons(tiny_bank: ForegroundB
 
 
 def test_somebody_has_to_say_how_hard_it_was(tiny_bank: ForegroundBank) -> None:
-    terse = Terse(tiny_bank, "random", sampler="loss", **EVERY_IMAGE)
+    terse = Terse(tiny_bank, "random", paste=every_image(), sampler="loss")
     terse(*make_batch())
     with pytest.raises(
         ValueError, match=r"sampler 'loss' learns from hardness: give Terse\(target=detector\), or call"
@@ -355,7 +359,7 @@ class Weighing(Sampler):
 
 
 def test_a_sampler_of_ones_own_may_have_parameters(tiny_bank: ForegroundBank) -> None:
-    first, second = (Terse(tiny_bank, "random", sampler=Weighing(), **EVERY_IMAGE) for _ in range(2))
+    first, second = (Terse(tiny_bank, "random", paste=every_image(), sampler=Weighing()) for _ in range(2))
     first.sampler.mean.fill_(4)
     first(*make_batch())
     second.load_state_dict(first.state_dict())

@@ -14,6 +14,7 @@ from factories import EVERY_IMAGE, make_bank, make_batch, white_disc
 
 from terse_aug import ForegroundBank, Terse
 from terse_aug.data.foreground_cache import ForegroundCache
+from terse_aug.policies import Critic
 from terse_aug.policies.thumbnails import foreground_pictures
 from terse_aug.structures.convex_hull import convex_outline
 
@@ -33,10 +34,10 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_a_look_shows_what_the_cut_out_shows(tiny_bank: ForegroundBank, mirrored: bool) -> None:
-    shelf, whole = ForegroundCache(tiny_bank), list(tiny_bank)
-    seen = [shelf.look(index) for index in range(len(whole))]
-    flags = [mirrored] * len(whole)
+def test_a_look_shows_what_the_cut_out_shows(tiny_bank: ForegroundBank, flipped: bool) -> None:
+    cache, whole = ForegroundCache(tiny_bank), list(tiny_bank)
+    seen = [cache.look(index) for index in range(len(whole))]
+    flags = [flipped] * len(whole)
     assert torch.equal(foreground_pictures(seen, flags), foreground_pictures(whole, flags))
     assert [(look.label, look.relative_size, look.size, look.outline.tolist()) for look in seen] == [
         (cut.label, cut.relative_size, cut.rgba.shape[1::-1], cut.outline.tolist()) for cut in whole
@@ -46,13 +47,13 @@ def test_a_look_shows_what_the_cut_out_shows(tiny_bank: ForegroundBank, mirrored
 def test_looks_are_read_once_until_the_least_recently_used_is_forgotten(
     tiny_bank: ForegroundBank, reads: Counter[int]
 ) -> None:
-    shelf = ForegroundCache(tiny_bank, capacity=2)
+    cache = ForegroundCache(tiny_bank, capacity=2)
     for index in (0, 1, 0, 1, 0):
-        shelf.look(index)
+        cache.look(index)
     assert reads == {0: 1, 1: 1}
-    shelf.put_back()
+    cache.put_back()
     for index in (2, 0, 1):
-        shelf.look(index)
+        cache.look(index)
     assert reads == {0: 1, 1: 2, 2: 1}
 
 
@@ -63,30 +64,30 @@ def test_an_outline_is_found_once_and_a_cut_out_is_at_hand_until_it_is_put_back(
     monkeypatch.setattr(
         "terse_aug.structures.foreground.convex_outline", lambda alpha: found.append(1) or convex_outline(alpha)
     )
-    shelf = ForegroundCache(tiny_bank)
+    cache = ForegroundCache(tiny_bank)
     expected = convex_outline(tiny_bank[3].rgba[:, :, 3])
     reads.clear()
-    look = shelf.look(3)
-    assert shelf.foreground(3).outline is look.outline
+    look = cache.look(3)
+    assert cache.foreground(3).outline is look.outline
     assert reads == {3: 1}
-    shelf.put_back()
-    assert np.array_equal(shelf.foreground(3).outline, expected)
+    cache.put_back()
+    assert np.array_equal(cache.foreground(3).outline, expected)
     assert reads == {3: 2}
     assert len(found) == 1
 
 
 def test_a_copy_s_shelf_is_empty_and_works(tiny_bank: ForegroundBank) -> None:
-    shelf = ForegroundCache(tiny_bank)
+    cache = ForegroundCache(tiny_bank)
     for index in range(len(tiny_bank)):
-        shelf.look(index)
-    copied = pickle.loads(pickle.dumps(shelf))
+        cache.look(index)
+    copied = pickle.loads(pickle.dumps(cache))
     assert len(pickle.dumps(copied)) == len(pickle.dumps(ForegroundCache(tiny_bank)))
-    assert np.array_equal(copied.look(2).small, shelf.look(2).small)
+    assert np.array_equal(copied.look(2).small, cache.look(2).small)
 
 
 def test_once_all_looks_are_known_only_what_is_pasted_is_read(tiny_bank: ForegroundBank, reads: Counter[int]) -> None:
     settings: dict[str, Any] = EVERY_IMAGE | {"objects": (2, 2), "decoys": (0, 0)}
-    terse = Terse(tiny_bank, "critic", critic_cutouts=8, move_every=1000, **settings)
+    terse = Terse(tiny_bank, Critic(foreground_candidates=8, update_interval=1000), **settings)
     for seed in range(8):
         terse(*make_batch(seed))
     reads.clear()
@@ -97,7 +98,7 @@ def test_once_all_looks_are_known_only_what_is_pasted_is_read(tiny_bank: Foregro
 
 
 def test_policies_without_a_choice_read_each_cut_out_once(tiny_bank: ForegroundBank, reads: Counter[int]) -> None:
-    terse = Terse(tiny_bank, "learned", **(EVERY_IMAGE | {"objects": (2, 2), "decoys": (0, 0)}))
+    terse = Terse(tiny_bank, "adversarial", **(EVERY_IMAGE | {"objects": (2, 2), "decoys": (0, 0)}))
     terse(*make_batch(0))
     assert reads.total() == 4
 

@@ -12,6 +12,7 @@ import torch
 from factories import (
     EVERY_IMAGE,
     all_equal,
+    every_image,
     keypoint_foregrounds,
     make_bank,
     make_batch,
@@ -21,7 +22,19 @@ from factories import (
 from PIL import Image
 from torch import Tensor
 
-from terse_aug import ForegroundBank, ForegroundLoader, Paste, PixelFormat, Terse, TerseWarning, TransformRanges, probe
+from terse_aug import (
+    BackgroundPool,
+    Distractors,
+    ForegroundBank,
+    ForegroundLoader,
+    Paste,
+    PasteConfig,
+    PixelFormat,
+    Terse,
+    TerseWarning,
+    TransformRanges,
+    probe,
+)
 from terse_aug.bank import BankWriter, Foreground
 from terse_aug.data.background_pool import BackgroundPool
 from terse_aug.models import ClassifierAdapter, class_of
@@ -100,7 +113,7 @@ def grey(level: float, size: tuple[int, int] = (50, 70)) -> Tensor:
 
 
 def test_an_image_of_the_pool_has_only_what_is_pasted(bank: ForegroundBank) -> None:
-    terse = Terse(bank, "random", backgrounds=[grey(0.2), grey(0.4)], background_probability=0.5, **PLAIN)
+    terse = Terse(bank, "random", backgrounds=BackgroundPool([grey(0.2), grey(0.4)], probability=0.5), **PLAIN)
     kept = replaced = 0
     for step in range(20):
         images, targets = make_batch(step, objects=2, masks=True)
@@ -127,7 +140,7 @@ def test_an_image_of_the_pool_has_only_what_is_pasted(bank: ForegroundBank) -> N
 
 def test_an_image_of_the_pool_gets_a_paste_whatever_the_others_get(bank: ForegroundBank) -> None:
     own = {"image_probability": 0.0, "objects": (0, 2), "background_probability": 0.5, "edge_sigma": 0.0}
-    terse = Terse(bank, "random", backgrounds=[grey(0.2)], **own)  # type: ignore[arg-type]  # settings of several types
+    terse = Terse(bank, "random", backgrounds=BackgroundPool([grey(0.2)]), **own)  # type: ignore[arg-type]  # settings of several types
     cutouts = ForegroundLoader(bank, "random", **own)  # type: ignore[arg-type]  # settings of several types
     for sampled in (None, True):
         seen = 0
@@ -143,7 +156,7 @@ def test_an_image_of_the_pool_gets_a_paste_whatever_the_others_get(bank: Foregro
 def test_the_pool_comes_in_the_format_of_the_host(bank: ForegroundBank, pixels: PixelFormat) -> None:
     colour = torch.tensor([0.8, 0.4, 0.2])[:, None, None]
     pool = [(colour.expand(3, 60, 60) * 255).to(torch.uint8)]
-    terse = Terse(bank, "random", pixels=pixels, backgrounds=pool, background_probability=1.0, **PLAIN)
+    terse = Terse(bank, "random", backgrounds=BackgroundPool(pool, probability=1.0), **PLAIN, pixel_format=pixels)
     images, targets = make_batch(masks=True)
     composites, corrected = terse([pixels.encode(image).double() for image in images], targets)
     for image, target in zip(composites, corrected, strict=True):
@@ -163,7 +176,9 @@ def test_every_field_of_an_object_goes_with_it(tmp_path: Path) -> None:
             "iscrowd": torch.ones(3, dtype=torch.long),
             "image_id": torch.tensor([number]),
         }
-    terse = Terse(bank, "random", backgrounds=[grey(0.3)], background_probability=1.0, objects=(2, 2), **EVERY_IMAGE)
+    terse = Terse(
+        bank, "random", paste=every_image(objects=(2, 2)), backgrounds=BackgroundPool([grey(0.3)], probability=1.0)
+    )
     _, corrected = terse(images, targets)
     for number, target in enumerate(corrected):
         count = len(target["boxes"])
@@ -198,7 +213,7 @@ def test_pools_are_folders_paths_or_tensors(tmp_path: Path, bank: ForegroundBank
         ([torch.zeros(3, 4, 4, dtype=torch.int32)], "expected a float or uint8 tensor, got torch.int32"),
     ):
         with pytest.raises(ValueError, match=message):
-            Terse(bank, "random", backgrounds=wrong, background_probability=1.0)  # type: ignore[arg-type]  # wrong on purpose
+            Terse(bank, "random", backgrounds=BackgroundPool(wrong, probability=1.0))  # type: ignore[arg-type]  # wrong on purpose
 
 
 @pytest.mark.parametrize("sampler", ["uniform", "biregular"])
@@ -207,7 +222,7 @@ def test_a_background_that_cannot_be_read_is_counted_and_the_image_stays(
 ) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG, but not really")
     files = [tmp_path / "broken.png", tmp_path / "gone.png"]
-    terse = Terse(bank, "random", sampler=sampler, backgrounds=files, background_probability=1.0, **PLAIN)
+    terse = Terse(bank, "random", backgrounds=BackgroundPool(files, probability=1.0), **PLAIN, sampler=sampler)
     images, targets = make_batch(masks=True)
     with pytest.warns(TerseWarning, match=r"background .*(broken|gone).png cannot be read; the image keeps its own"):
         _, corrected = terse(images, targets)
@@ -236,7 +251,11 @@ def test_settings_and_what_they_need_come_together(
         with pytest.raises(ValueError, match=message):
             Terse(bank, "random", **wrong)  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ValueError, match=r"expected a bank with at least two classes, .*got \['cat'\]"):
-        Terse(make_bank(tmp_path, [make_foreground(label=1)]), "random", superimpose_probability=0.5)
+        Terse(
+            make_bank(tmp_path, [make_foreground(label=1)]),
+            "random",
+            paste=PasteConfig(occluded_object_probability=0.5),
+        )
 
 
 @pytest.mark.parametrize("name", ["maskrcnn", "retinanet"])
@@ -263,7 +282,9 @@ def test_a_detector_learns_from_images_of_the_pool_even_if_nothing_could_be_past
 def test_distractors_show_have_no_label_and_hide_what_is_beneath(
     bank: ForegroundBank, distractors: ForegroundBank
 ) -> None:
-    terse = Terse(bank, "random", distractor_bank=distractors, distractors=(2, 3), objects=(1, 2), **PLAIN)
+    terse = Terse(
+        bank, "random", paste=PasteConfig(objects=(1, 2)), distractors=Distractors(distractors, count=(2, 3)), **PLAIN
+    )
     looked = seen = shrunk = 0
     for _ in range(25):
         images, targets = black_batch(objects=2)
@@ -292,7 +313,9 @@ def test_keypoints_of_distractors_are_nobodys(tmp_path: Path) -> None:
     with BankWriter(tmp_path / "crabs.bank", {1: "crab"}, keypoint_names=("claw",)) as out:
         out.add(make_foreground(3, keypoints=np.array([[5, 5, 2]], np.float32)))
     crabs = ForegroundBank.open(tmp_path / "crabs.bank")
-    terse = Terse(people, "random", distractor_bank=crabs, distractors=(3, 3), mirror_probability=1.0, **PLAIN)
+    terse = Terse(
+        people, "random", paste=PasteConfig(flip_probability=1.0), distractors=Distractors(crabs, count=(3, 3)), **PLAIN
+    )
     _, targets = terse(*make_batch(masks=True, keypoints=True))
     assert terse.metrics()["distractors"] == 6
     assert all(len(target["keypoints"]) == len(target["boxes"]) for target in targets)
@@ -301,7 +324,11 @@ def test_keypoints_of_distractors_are_nobodys(tmp_path: Path) -> None:
 def test_distractors_are_beneath_the_pastes(bank: ForegroundBank, distractors: ForegroundBank) -> None:
     still = TransformRanges((0, 0), (0, 0), (1, 1), (1, 1), (1, 1), (0.5, 0.5), (0.5, 0.5))
     terse = Terse(
-        bank, "random", distractor_bank=distractors, distractors=(3, 3), objects=(1, 1), ranges=still, **PLAIN
+        bank,
+        "random",
+        paste=PasteConfig(objects=(1, 1), ranges=still),
+        distractors=Distractors(distractors, count=(3, 3)),
+        **PLAIN,
     )
     images, _ = terse(*black_batch())
     for image, (paste,) in zip(images, terse.pastes, strict=True):
@@ -319,16 +346,15 @@ def test_a_distractor_of_a_class_that_the_detector_knows_is_refused(
         out.add(coloured(7, 5))
     some = ForegroundBank.open(tmp_path / "some.bank")
     with pytest.raises(ValueError, match=f"distractor_bank: {name}: the detector knows this class"):
-        Terse(bank, "random", distractor_bank=some, distractors=(1, 1))
-    assert Terse(bank, "random", distractor_bank=some.select(categories=[4]), distractors=(1, 1))
+        Terse(bank, "random", distractors=Distractors(some, count=(1, 1)))
+    assert Terse(bank, "random", distractors=Distractors(some.select(categories=[4]), count=(1, 1)))
     # Named by the detector, though the bank has none of it.
     with pytest.raises(ValueError, match="distractor_bank: teapot: the detector knows this class"):
         Terse(
             bank,
             "random",
+            distractors=Distractors(some.select(categories=[4]), count=(1, 1)),
             classes=["teapot", "cat", "dog", "zebra"],
-            distractor_bank=some.select(categories=[4]),
-            distractors=(1, 1),
         )
 
 
@@ -336,7 +362,9 @@ def test_a_distractor_of_a_class_that_the_detector_knows_is_refused(
 
 
 def test_an_object_of_another_class_is_behind_and_labelled_by_what_shows(bank: ForegroundBank) -> None:
-    terse = Terse(bank, "random", superimpose_probability=1.0, objects=(1, 2), min_visibility=0.3, **PLAIN)
+    terse = Terse(
+        bank, "random", paste=PasteConfig(occluded_object_probability=1.0, objects=(1, 2), min_visibility=0.3), **PLAIN
+    )
     looked = near = labelled = hidden = 0
     for step in range(30):
         images, targets = terse(*black_batch(objects=step % 2))
@@ -357,12 +385,18 @@ def test_an_object_of_another_class_is_behind_and_labelled_by_what_shows(bank: F
     assert looked > 80
     assert near > 10
     assert labelled > hidden > 0
-    assert figures["superimposed"] == labelled + hidden
+    assert figures["occludees"] == labelled + hidden
 
 
 def test_a_class_without_weight_is_not_behind_anything_either(bank: ForegroundBank) -> None:
     without = next(iter(bank.categories))
-    terse = Terse(bank, "random", superimpose_probability=1.0, sampler=WeightedSampler({without: 0.0}), **PLAIN)
+    terse = Terse(
+        bank,
+        "random",
+        paste=PasteConfig(occluded_object_probability=1.0),
+        **PLAIN,
+        sampler=WeightedSampler({without: 0.0}),
+    )
     labels = []
     for _ in range(10):
         terse(*black_batch())
@@ -372,24 +406,24 @@ def test_a_class_without_weight_is_not_behind_anything_either(bank: ForegroundBa
 
 
 def test_some_of_the_pastes_have_something_behind_them(bank: ForegroundBank) -> None:
-    terse = Terse(bank, "random", superimpose_probability=0.3, objects=(2, 2), **PLAIN)
+    terse = Terse(bank, "random", paste=PasteConfig(occluded_object_probability=0.3, objects=(2, 2)), **PLAIN)
     for step in range(60):
         terse(*make_batch(step))
     figures = terse.metrics()
-    assert figures["superimposed"] / (figures["objects_pasted"] - figures["superimposed"]) == pytest.approx(
-        0.3, abs=0.1
-    )
-    terse.paste_only([1, 7])
+    assert figures["occludees"] / (figures["objects_pasted"] - figures["occludees"]) == pytest.approx(0.3, abs=0.1)
+    terse.restrict_labels([1, 7])
     for step in range(5):
         terse(*make_batch(step))
         assert {paste.label for pastes in terse.pastes for paste in pastes} <= {1, 7}
-    terse.paste_only([1])
+    terse.restrict_labels([1])
     terse(*make_batch())
     assert all(paste.number is not None for pastes in terse.pastes for paste in pastes)
 
 
 def test_the_class_of_a_classifiers_image_is_that_of_the_object_in_front(bank: ForegroundBank) -> None:
-    terse = Terse(bank, "random", superimpose_probability=1.0, objects=(1, 1), min_visibility=0.0, **PLAIN)
+    terse = Terse(
+        bank, "random", paste=PasteConfig(occluded_object_probability=1.0, objects=(1, 1), min_visibility=0.0), **PLAIN
+    )
     for step in range(5):
         _, targets = terse(*make_batch(step, objects=0))
         front = [pastes[-1].label for pastes in terse.pastes]
@@ -397,7 +431,7 @@ def test_the_class_of_a_classifiers_image_is_that_of_the_object_in_front(bank: F
         assert class_of(targets).tolist() == front
 
 
-@pytest.mark.parametrize("policy", ["critic", "learned", "hard-random"])
+@pytest.mark.parametrize("policy", ["critic", "adversarial", "best-of-n"])
 def test_policies_learn_from_their_own_pastes_only(
     bank: ForegroundBank, distractors: ForegroundBank, policy: str
 ) -> None:
@@ -408,14 +442,12 @@ def test_policies_learn_from_their_own_pastes_only(
     terse = Terse(
         bank,
         policy,
-        target=target,
+        paste=PasteConfig(occluded_object_probability=0.7),
+        backgrounds=BackgroundPool([grey(0.3)], probability=0.5),
+        distractors=Distractors(distractors, count=(1, 1)),
+        **own,
+        model=target,
         sampler="loss",
-        backgrounds=[grey(0.3)],
-        background_probability=0.5,
-        distractor_bank=distractors,
-        distractors=(1, 1),
-        superimpose_probability=0.7,
-        **own,  # type: ignore[arg-type]  # settings of several types
     )
     told = 0
     for step in range(4):
@@ -424,9 +456,9 @@ def test_policies_learn_from_their_own_pastes_only(
             told += sum(p.row == len(found["labels"]) - 1 and p.number is not None for p in pastes)
         target.image_losses(
             list(images), targets, differentiable=True
-        ).mean().backward() if policy == "learned" else None
+        ).mean().backward() if policy == "adversarial" else None
         terse.step(1.0)
-    assert terse.metrics()["moves"] == (0 if policy == "hard-random" else 4)
+    assert terse.metrics()["updates"] == (0 if policy == "best-of-n" else 4)
     assert float(terse.sampler.state()["known"][1].sum()) == pytest.approx(told, rel=0.2)
 
 

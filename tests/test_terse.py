@@ -17,30 +17,32 @@ from factories import (
     KEYPOINTS,
     RampLoss,
     all_equal,
+    every_image,
     make_batch,
     make_detector,
     make_foreground,
     parameters_of,
+    policy_with,
     train_step,
 )
 from torch import Tensor, nn
 
 from terse_aug import Composites, ForegroundBank, Terse, TerseConfig, TerseWarning
 from terse_aug.bank import BankWriter
-from terse_aug.policies import POLICIES, AdversarialPolicy, PolicyContext
+from terse_aug.policies import POLICIES, AdversarialPolicy, Critic, PolicyContext
 
-LEARNED: dict[str, Any] = {"policy": "learned", "move_every": 1, **EVERY_IMAGE}
+LEARNED: dict[str, Any] = {"policy": "adversarial", "move_every": 1, **EVERY_IMAGE}
 ALL = sorted(POLICIES)
 
 
-def make_terse(bank: ForegroundBank, policy: str = "learned", **settings: Any) -> Terse:
-    return Terse(bank, policy, target=make_detector("fasterrcnn"), **{**EVERY_IMAGE, "move_every": 1, **settings})
+def make_terse(bank: ForegroundBank, policy: str = "adversarial", **settings: Any) -> Terse:
+    return Terse(bank, policy, **{**EVERY_IMAGE, "move_every": 1, **settings}, model=make_detector("fasterrcnn"))
 
 
 def policy_gradient(terse: Terse) -> list[Tensor]:
     """The gradient of the only move that was made: Adam's first moment is a tenth of it."""
-    assert terse.metrics()["moves"] == 1
-    state = terse.adversary.state_dict()
+    assert terse.metrics()["updates"] == 1
+    state = terse.trainer.updater.state_dict()
     names = sorted(name for name in state if name.startswith("policy_optimizer.exp_avg_") and "sq" not in name)
     return [10 * state[name] for name in names]
 
@@ -144,7 +146,9 @@ def test_the_global_random_state_is_neither_read_nor_moved(tiny_bank: Foreground
     for global_seed in (1, 2):
         torch.manual_seed(global_seed)
         before = states()
-        terse = Terse(tiny_bank, policy, target=detector, discriminator_weight=0.5, dropout=0.3, **EVERY_IMAGE)
+        terse = Terse(
+            tiny_bank, policy_with(policy, discriminator_weight=0.5, dropout=0.3), paste=every_image(), model=detector
+        )
         seen.append(run(terse))
         terse.compose(*make_batch())
         terse.metrics()
@@ -157,7 +161,7 @@ def test_seeding_inside_leaves_the_generators_of_accelerators_alone(
 ) -> None:
     """torch.manual_seed would also seed every CUDA device, without putting it back."""
     monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("CUDA was seeded"))
-    terse = make_terse(tiny_bank, "hard-random")
+    terse = make_terse(tiny_bank, "best-of-n")
     terse(*make_batch())
     make_terse(tiny_bank, discriminator_weight=0.5)
 
@@ -184,7 +188,7 @@ def test_random_and_learned_begin_with_the_same_composites(tiny_bank: Foreground
     An iteration that learns is rendered in float, others are in 8 bits, to about a level.
     """
     random_images, _ = make_terse(tiny_bank, "random")(*make_batch())
-    learned_images, _ = make_terse(tiny_bank, "learned")(*make_batch())
+    learned_images, _ = make_terse(tiny_bank, "adversarial")(*make_batch())
     for one, other in zip(random_images, learned_images, strict=True):
         torch.testing.assert_close(one, other.detach(), rtol=0, atol=EIGHT_BIT)
 
@@ -196,7 +200,7 @@ def pictures(composites: Composites) -> list[Tensor]:
     return composites.images
 
 
-@pytest.mark.parametrize("policy", [None, "random", "hard-random", "learned"])
+@pytest.mark.parametrize("policy", [None, "random", "best-of-n", "adversarial"])
 def test_compose_moves_no_state_and_is_a_function_of_its_seed(tiny_bank: ForegroundBank, policy: str | None) -> None:
     terse = make_terse(tiny_bank)
     train_step(terse, RampLoss())
@@ -244,21 +248,21 @@ def test_the_policy_moves_in_every_kth_iteration_and_in_no_other(tiny_bank: Fore
         losses["loss_ramp"].backward()
         terse.step(losses)
         assert all_equal(before, parameters_of(terse)) is not moves
-    assert terse.metrics()["moves"] == len(range(0, 7, move_every))
+    assert terse.metrics()["updates"] == len(range(0, 7, move_every))
 
 
-@pytest.mark.parametrize("policy", ["random", "hard-random"])
+@pytest.mark.parametrize("policy", ["random", "best-of-n"])
 def test_policies_that_do_not_learn_leave_composites_without_a_graph(tiny_bank: ForegroundBank, policy: str) -> None:
     terse = make_terse(tiny_bank, policy)
     images, _ = terse(*make_batch())
     assert not any(image.requires_grad for image in images)
     terse.step(1.0)
-    assert terse.metrics()["moves"] == terse.metrics()["skipped_moves"] == 0
+    assert terse.metrics()["updates"] == terse.metrics()["skipped_updates"] == 0
 
 
 def test_the_detector_is_no_part_of_terse(tiny_bank: ForegroundBank) -> None:
     detector = make_detector("fasterrcnn")
-    terse = Terse(tiny_bank, "learned", target=detector)
+    terse = Terse(tiny_bank, "adversarial", model=detector)
     mine = {id(parameter) for parameter in detector.parameters()}
     assert not mine & {id(parameter) for parameter in terse.parameters()}
     assert not any(module is detector for module in terse.modules())
@@ -283,7 +287,7 @@ def accumulated(bank: ForegroundBank, batches: list[int], divide: float = 1.0, l
     terse, detector = make_terse(bank, max_gradient_norm=1e9), RampLoss()
     total = 0.0
     for number in batches:
-        terse.ledger.counts["calls"] = number  # the same random numbers, whether alone or not
+        terse.counters.counts["calls"] = number  # the same random numbers, whether alone or not
         losses = detector(*terse(*make_batch(number, sizes=((64, 64),) * (2 + number))))
         (losses["loss_ramp"] / divide).backward()
         total += float(losses["loss_ramp"].detach())
@@ -309,7 +313,7 @@ def test_composites_of_a_whole_accumulation_carry_a_graph(tiny_bank: ForegroundB
             losses = detector(images, targets)
             losses["loss_ramp"].backward()
         terse.step(losses)
-    assert terse.metrics()["moves"] == 1
+    assert terse.metrics()["updates"] == 1
 
 
 # --- when the loop is not kept to -----------------------------------------------------------------------------------
@@ -325,13 +329,13 @@ def test_without_step_memory_is_bounded_and_it_is_counted_and_said_once(tiny_ban
         terse(*make_batch(sizes=((32, 32),)))
     for _ in range(4):
         terse(*make_batch(sizes=((32, 32),)))
-    assert len(terse._turns) == 64
+    assert len(terse._feedback) == 64
     assert terse.metrics()["dropped/graph"] == 5
 
 
 @pytest.mark.parametrize("policy", ["random", "critic"])
 def test_without_step_a_sampler_that_learns_keeps_few_images(tiny_bank: ForegroundBank, policy: str) -> None:
-    terse = Terse(tiny_bank, policy, sampler="loss", **EVERY_IMAGE)
+    terse = Terse(tiny_bank, policy, paste=every_image(), sampler="loss")
     for _ in range(16):
         terse(*make_batch(sizes=((32, 32),)))
     batch = make_batch(sizes=((32, 32),))
@@ -339,19 +343,19 @@ def test_without_step_a_sampler_that_learns_keeps_few_images(tiny_bank: Foregrou
         _ = [terse(*batch) for _ in range(2)]
     for _ in range(20):
         terse(*make_batch(sizes=((32, 32),)))
-    assert len(terse._turns._unheard) <= 16
+    assert len(terse._feedback._unheard) <= 16
     assert terse.metrics()["dropped/graph"] > 0
 
 
 def test_without_step_few_images_are_kept_to_be_asked_about(tiny_bank: ForegroundBank) -> None:
-    terse = Terse(tiny_bank, "critic", **EVERY_IMAGE)
+    terse = Terse(tiny_bank, "critic", paste=every_image())
     for _ in range(16):
         terse(*make_batch(sizes=((32, 32),)))
     with pytest.warns(TerseWarning, match=r"called more than 16 times since the last step\(\)"):
         terse(*make_batch(sizes=((32, 32),)))
     for _ in range(4):
         terse(*make_batch(sizes=((32, 32),)))
-    assert sum(turn.composites is not None for turn in terse._turns) == 16
+    assert sum(turn.composites is not None for turn in terse._feedback) == 16
     assert terse.metrics()["dropped/graph"] == 5
 
 
@@ -362,10 +366,10 @@ def test_without_backward_the_move_is_skipped_counted_and_explained(tiny_bank: F
     with pytest.warns(TerseWarning, match=r"call backward\(\) on the detector's loss before step\(\)"):
         terse.step(losses)
     assert all_equal(before, parameters_of(terse))
-    assert terse.metrics()["skipped_moves"] == 1
-    assert terse.metrics()["suspended"] == 0
+    assert terse.metrics()["skipped_updates"] == 1
+    assert terse.metrics()["random_fallback"] == 0
     train_step(terse, RampLoss())
-    assert terse.metrics()["moves"] == 1
+    assert terse.metrics()["updates"] == 1
 
 
 def test_under_no_grad_it_is_said_that_nothing_can_be_learned(tiny_bank: ForegroundBank) -> None:
@@ -374,7 +378,7 @@ def test_under_no_grad_it_is_said_that_nothing_can_be_learned(tiny_bank: Foregro
         images, _ = terse(*make_batch())
     assert not any(image.requires_grad for image in images)
     terse.step(1.0)
-    assert terse.metrics()["moves"] == 0
+    assert terse.metrics()["updates"] == 0
     assert terse.metrics()["dropped/graph"] == 1
 
 
@@ -413,7 +417,7 @@ def test_moving_to_another_dtype_keeps_the_optimizer_linked(tiny_bank: Foregroun
         train_step(terse, RampLoss())
         assert {parameter.dtype for parameter in terse.parameters()} == {dtype}
         assert not all_equal(before, parameters_of(terse))
-        assert terse.metrics()["moves"] == 1
+        assert terse.metrics()["updates"] == 1
 
 
 def test_the_optimizers_step_count_survives_a_coarse_dtype(tiny_bank: ForegroundBank) -> None:
@@ -466,13 +470,13 @@ def test_a_setting_outside_its_range_is_refused_by_name(
 
 
 def test_settings_replace_those_of_the_configuration(tiny_bank: ForegroundBank) -> None:
-    terse = Terse(tiny_bank, config=TerseConfig(objects=(2, 2), move_every=7), move_every=3)
+    terse = Terse(tiny_bank, Critic(update_interval=3), config=TerseConfig(objects=(2, 2), move_every=7))
     assert (terse.config.objects, terse.config.move_every) == ((2, 2), 3)
 
 
 def test_classes_translate_the_banks_labels_by_name(tiny_bank: ForegroundBank) -> None:
     for classes in (["bird", "dog", "cat"], {"dog": 2, "cat": 3}):
-        terse = Terse(tiny_bank, "random", classes=classes, **EVERY_IMAGE)
+        terse = Terse(tiny_bank, "random", paste=every_image(), classes=classes)
         composites = terse.compose(*make_batch())
         labels = {paste.label for pastes in composites.pastes for paste in pastes}
         assert labels <= {2, 3}
@@ -493,7 +497,7 @@ def composites_without_graph(terse: Terse, seed: int) -> list[Tensor]:
 
 
 def test_after_a_loss_that_is_not_finite_pastes_are_random_until_a_move_succeeds(tiny_bank: ForegroundBank) -> None:
-    learned, uniform = (make_terse(tiny_bank, policy, move_every=2) for policy in ("learned", "random"))
+    learned, uniform = (make_terse(tiny_bank, policy, move_every=2) for policy in ("adversarial", "random"))
     disturb(learned)
     detector = RampLoss()
     for iteration in range(5):
@@ -507,15 +511,15 @@ def test_after_a_loss_that_is_not_finite_pastes_are_random_until_a_move_succeeds
             with pytest.warns(TerseWarning, match="the loss is nan; the adversary does not move and pastes at random"):
                 learned.step(float("nan"))
             assert all_equal(before, parameters_of(learned))
-            assert learned.metrics()["suspended"] == 1
+            assert learned.metrics()["random_fallback"] == 1
         else:
             learned.step(losses)
         assert all_equal([image.detach() for image in images], list(expected)) is (iteration == 1)
         uniform.step(1.0)
-    assert learned.metrics()["skipped_moves"] == 1
-    assert learned.metrics()["losses_not_finite"] == 1
-    assert learned.metrics()["suspended"] == 0
-    assert learned.metrics()["moves"] == 2
+    assert learned.metrics()["skipped_updates"] == 1
+    assert learned.metrics()["non_finite_losses"] == 1
+    assert learned.metrics()["random_fallback"] == 0
+    assert learned.metrics()["updates"] == 2
 
 
 def test_a_loss_that_is_not_finite_between_moves_suspends_too(tiny_bank: ForegroundBank) -> None:
@@ -523,12 +527,12 @@ def test_a_loss_that_is_not_finite_between_moves_suspends_too(tiny_bank: Foregro
     train_step(terse, RampLoss())
     with pytest.warns(TerseWarning, match="the loss is inf"):
         terse.step(float("inf"))
-    assert terse.metrics()["suspended"] == 1
-    assert terse.metrics()["losses_not_finite"] == 1
-    assert terse.metrics()["skipped_moves"] == 0
+    assert terse.metrics()["random_fallback"] == 1
+    assert terse.metrics()["non_finite_losses"] == 1
+    assert terse.metrics()["skipped_updates"] == 0
     terse.step(1.0)
     train_step(terse, RampLoss())
-    assert terse.metrics()["suspended"] == 0
+    assert terse.metrics()["random_fallback"] == 0
 
 
 def test_a_gradient_that_is_not_finite_skips_the_move(tiny_bank: ForegroundBank) -> None:
@@ -539,9 +543,9 @@ def test_a_gradient_that_is_not_finite_skips_the_move(tiny_bank: ForegroundBank)
     with pytest.warns(TerseWarning, match="a loss or gradient is not finite on some rank; the adversary does not move"):
         terse.step(1.0)
     assert all_equal(before, parameters_of(terse))
-    assert terse.metrics()["skipped_moves"] == terse.metrics()["suspended"] == 1
+    assert terse.metrics()["skipped_updates"] == terse.metrics()["random_fallback"] == 1
     train_step(terse, RampLoss())
-    assert terse.metrics()["suspended"] == 0
+    assert terse.metrics()["random_fallback"] == 0
 
 
 def test_a_policy_whose_own_gradient_is_not_finite_does_not_move(tiny_bank: ForegroundBank) -> None:
@@ -551,12 +555,12 @@ def test_a_policy_whose_own_gradient_is_not_finite_does_not_move(tiny_bank: Fore
             zero = self.synthesizer.regressor.bias.sum() * 0
             return location + zero.sqrt(), log_spread  # infinite slope
 
-    terse = Terse(tiny_bank, Broken(), move_every=1, **EVERY_IMAGE)
+    terse = Terse(tiny_bank, policy_with(Broken(), update_interval=1), paste=every_image())
     before = parameters_of(terse)
     with pytest.warns(TerseWarning, match="not finite"):
         train_step(terse, RampLoss())
     assert all_equal(before, parameters_of(terse))
-    assert terse.metrics()["suspended"] == 1
+    assert terse.metrics()["random_fallback"] == 1
 
 
 @pytest.mark.parametrize(

@@ -9,22 +9,23 @@ import pytest
 import torch
 from factories import (
     DETECTORS,
-    EVERY_IMAGE,
     KEYPOINTS,
     TinyBackbone,
     all_equal,
+    every_image,
     keypoint_foregrounds,
     make_bank,
     make_batch,
     make_detector,
     parameters_of,
+    policy_with,
 )
 from torch import Tensor, nn
 from torchvision.models import detection
 
 from terse_aug import ForegroundBank, Terse
 from terse_aug.models import ModelAdapter, TorchvisionAdapter, as_model
-from terse_aug.policies import POLICIES
+from terse_aug.policies import POLICIES, Adversarial
 from terse_aug.utils.random import isolated_global_rng
 
 STEPS = 3
@@ -54,26 +55,26 @@ def test_a_detector_trains_and_a_policy_that_learns_moves(
 ) -> None:
     detector = make_detector(name)
     optimizer = torch.optim.SGD(detector.parameters(), lr=1e-3)
-    terse = Terse(bank_for[name], policy, target=detector, move_every=1, **EVERY_IMAGE)
+    terse = Terse(bank_for[name], policy_with(policy, update_interval=1), paste=every_image(), model=detector)
     before, detector_before = parameters_of(terse), parameters_of(detector)
     for seed in range(STEPS):
         images, targets = terse(*batch_for(name, seed))
-        leaves = [leaf for turn in terse._turns for leaf in turn.proposal.leaves]
+        leaves = [leaf for turn in terse.trainer.feedback for leaf in turn.proposal.leaves]
         losses = detector(images, targets)
         torch.stack(list(losses.values())).sum().backward()
         assert all(leaf.grad is not None and bool((leaf.grad.abs().amax(1) > 0).all()) for leaf in leaves)
-        assert len(leaves) == {"learned": 2, "deterministic": 1}.get(policy, 0)
+        assert len(leaves) == {"adversarial": 2, "paper": 1}.get(policy, 0)
         optimizer.step()
         optimizer.zero_grad()
         terse.step(losses)
     assert not all_equal(detector_before, parameters_of(detector))
     assert all(bool(parameter.isfinite().all()) for parameter in detector.parameters())
     assert all_equal(before, parameters_of(terse)) is not terse.policy.learns
-    assert terse.metrics()["moves"] == (STEPS if terse.policy.learns else 0)
+    assert terse.metrics()["updates"] == (STEPS if terse.policy.learns else 0)
     # Two images a step: hard-random asks about two candidates of each; the critic about what was pasted, if it has not
     # heard of it.
     asked = 0 if name in ("fasterrcnn", "maskrcnn", "keypointrcnn") else 2 * STEPS
-    assert terse.metrics()["extra_forwards"] == {"hard-random": 4 * STEPS, "critic": asked}.get(policy, 0)
+    assert terse.metrics()["extra_forwards"] == {"best-of-n": 4 * STEPS, "critic": asked}.get(policy, 0)
 
 
 @pytest.mark.parametrize("name", ["ssd300_vgg16", "ssdlite320_mobilenet_v3_large"])
@@ -82,14 +83,14 @@ def test_torchvisions_own_large_models_reach_a_policy_that_learns(name: str, tin
         detector = getattr(detection, name)(weights=None, weights_backbone=None, num_classes=3)
     detector.train()
     optimizer = torch.optim.SGD(detector.parameters(), lr=1e-4)
-    terse = Terse(tiny_bank, "learned", target=detector, move_every=1, **EVERY_IMAGE)
+    terse = Terse(tiny_bank, Adversarial(update_interval=1), paste=every_image(), model=detector)
     before = parameters_of(terse)
     images, targets = terse(*batch_for("ssd"))
     losses = detector(images, targets)
     torch.stack(list(losses.values())).sum().backward()
     optimizer.step()
     terse.step(losses)
-    assert terse.metrics()["moves"] == 1
+    assert terse.metrics()["updates"] == 1
     assert not all_equal(before, parameters_of(terse))
 
 

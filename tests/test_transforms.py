@@ -23,14 +23,14 @@ WIDE = TransformRanges(
 
 
 def geometry_of(
-    make_foreground: tuple[float, float], frame: tuple[float, float], natural: float = 1.0, mirrored: bool = False
+    make_foreground: tuple[float, float], frame: tuple[float, float], natural: float = 1.0, flipped: bool = False
 ) -> PasteGeometry:
     """Geometry of a single paste; sizes are (width, height)."""
     return PasteGeometry(
         torch.tensor([make_foreground], dtype=torch.float64),
         torch.tensor([frame], dtype=torch.float64),
         torch.tensor([natural], dtype=torch.float64),
-        torch.tensor([-1.0 if mirrored else 1.0], dtype=torch.float64),
+        torch.tensor([-1.0 if flipped else 1.0], dtype=torch.float64),
     )
 
 
@@ -135,7 +135,7 @@ def test_uniform_points_give_uniform_values_and_uniform_logarithms_of_scales(nam
     make_foreground=sizes,
     frame=sizes,
     natural=st.floats(0.1, 5),
-    mirrored=st.booleans(),
+    flipped=st.booleans(),
     data=st.data(),
 )
 def test_the_affine_map_is_mirror_scale_shear_rotation_translation(
@@ -143,12 +143,12 @@ def test_the_affine_map_is_mirror_scale_shear_rotation_translation(
     make_foreground: tuple[int, int],
     frame: tuple[int, int],
     natural: float,
-    mirrored: bool,
+    flipped: bool,
     data: st.DataObject,
 ) -> None:
     physical = WIDE.physical(unit)
-    placed = place(physical, geometry_of(make_foreground, frame, natural, mirrored), WIDE.keep_inside)
-    matrix, centre = placed.matrix, placed.centre
+    placed = place(physical, geometry_of(make_foreground, frame, natural, flipped), WIDE.keep_inside)
+    matrix, center = placed.matrix, placed.center
     u, v = data.draw(st.floats(0, make_foreground[0])), data.draw(st.floats(0, make_foreground[1]))
     expected = reference.transform_point(
         u,
@@ -156,39 +156,39 @@ def test_the_affine_map_is_mirror_scale_shear_rotation_translation(
         dict(zip(PARAMETERS, physical[0].tolist(), strict=True)),
         make_foreground,
         natural,
-        mirrored,
-        (float(centre[0, 0]), float(centre[0, 1])),
+        flipped,
+        (float(center[0, 0]), float(center[0, 1])),
     )
     offset = np.array([u - make_foreground[0] / 2, v - make_foreground[1] / 2])
-    np.testing.assert_allclose(matrix[0].numpy() @ offset + centre[0].numpy(), expected, atol=1e-9)
+    np.testing.assert_allclose(matrix[0].numpy() @ offset + center[0].numpy(), expected, atol=1e-9)
 
 
 def test_positive_rotation_turns_clockwise_on_the_screen() -> None:
     ranges = TransformRanges(rotation=(90, 90), shear=(0, 0), scale=(1, 1), scale_x=(1, 1), scale_y=(1, 1))
     unit = torch.full((1, len(PARAMETERS)), 0.5, dtype=torch.float64)
     placed = place(ranges.physical(unit), geometry_of((4, 2), (20, 30)), 1.0)
-    matrix, centre, half = placed.matrix, placed.centre, placed.half_extent
+    matrix, center, half = placed.matrix, placed.center, placed.half_size
     right = matrix[0] @ torch.tensor([1.0, 0.0], dtype=torch.float64)
     torch.testing.assert_close(right, torch.tensor([0.0, 1.0], dtype=torch.float64))  # to the bottom
-    assert centre.tolist() == [[10, 15]]
+    assert center.tolist() == [[10, 15]]
     torch.testing.assert_close(half, torch.tensor([[1.0, 2.0]], dtype=torch.float64))
 
 
-def corners_of(matrix: torch.Tensor, centre: torch.Tensor, make_foreground: tuple[int, int]) -> torch.Tensor:
+def corners_of(matrix: torch.Tensor, center: torch.Tensor, make_foreground: tuple[int, int]) -> torch.Tensor:
     """The four corners of the mapped cut-out, ``[4, 2]``."""
     signs = torch.tensor([[-1, -1], [-1, 1], [1, -1], [1, 1]], dtype=torch.float64)
-    return (signs * torch.tensor(make_foreground) / 2) @ matrix[0].T + centre[0]
+    return (signs * torch.tensor(make_foreground) / 2) @ matrix[0].T + center[0]
 
 
 @settings(max_examples=150, deadline=None)
-@given(unit=unit_points, make_foreground=sizes, frame=sizes, natural=st.floats(0.05, 2), mirrored=st.booleans())
+@given(unit=unit_points, make_foreground=sizes, frame=sizes, natural=st.floats(0.05, 2), flipped=st.booleans())
 def test_keep_inside_one_keeps_the_whole_object_inside_wherever_it_fits(
-    unit: torch.Tensor, make_foreground: tuple[int, int], frame: tuple[int, int], natural: float, mirrored: bool
+    unit: torch.Tensor, make_foreground: tuple[int, int], frame: tuple[int, int], natural: float, flipped: bool
 ) -> None:
-    geometry = geometry_of(make_foreground, frame, natural, mirrored)
+    geometry = geometry_of(make_foreground, frame, natural, flipped)
     placed = place(WIDE.physical(unit), geometry, 1.0)
-    matrix, centre, half = placed.matrix, placed.centre, placed.half_extent
-    corners = corners_of(matrix, centre, make_foreground)
+    matrix, center, half = placed.matrix, placed.center, placed.half_size
+    corners = corners_of(matrix, center, make_foreground)
     low, high = corners.amin(0), corners.amax(0)
     torch.testing.assert_close((high - low) / 2, half[0])
     for axis in (0, 1):
@@ -196,7 +196,7 @@ def test_keep_inside_one_keeps_the_whole_object_inside_wherever_it_fits(
             assert low[axis] >= -1e-6
             assert high[axis] <= frame[axis] + 1e-6
         else:
-            assert float(centre[0, axis]) == pytest.approx(frame[axis] / 2)
+            assert float(center[0, axis]) == pytest.approx(frame[axis] / 2)
 
 
 @settings(max_examples=50, deadline=None)
@@ -205,10 +205,10 @@ def test_keep_inside_keeps_that_much_of_the_half_extent_inside_and_always_the_ce
     unit: torch.Tensor, make_foreground: tuple[int, int], frame: tuple[int, int], keep_inside: float
 ) -> None:
     placed = place(WIDE.physical(unit), geometry_of(make_foreground, frame), keep_inside)
-    centre, half = placed.centre, placed.half_extent
+    center, half = placed.center, placed.half_size
     for axis in (0, 1):
         wanted = min(keep_inside * float(half[0, axis]), frame[axis] / 2)
-        assert wanted - 1e-6 <= float(centre[0, axis]) <= frame[axis] - wanted + 1e-6
+        assert wanted - 1e-6 <= float(center[0, axis]) <= frame[axis] - wanted + 1e-6
 
 
 @pytest.mark.parametrize("keep_inside", [0.0, 0.5, 1.0])
@@ -218,24 +218,24 @@ def test_translation_reaches_both_ends_of_what_keep_inside_allows(keep_inside: f
     geometry = PasteGeometry(
         torch.tensor([[8.0, 4.0]] * 2), torch.tensor([[50.0, 40.0]] * 2), torch.ones(2), torch.ones(2)
     )
-    centre = place(ranges.physical(unit).float(), geometry, keep_inside).centre
+    center = place(ranges.physical(unit).float(), geometry, keep_inside).center
     left, top = 4 * keep_inside, 2 * keep_inside
-    assert centre.tolist() == [[left, top], [50 - left, 40 - top]]
+    assert center.tolist() == [[left, top], [50 - left, 40 - top]]
 
 
 @settings(max_examples=100, deadline=None)
-@given(unit=unit_points, make_foreground=sizes, frame=sizes, seed=st.integers(0, 1000), mirrored=st.booleans())
+@given(unit=unit_points, make_foreground=sizes, frame=sizes, seed=st.integers(0, 1000), flipped=st.booleans())
 def test_with_an_outline_it_is_the_outline_that_stays_inside(
-    unit: torch.Tensor, make_foreground: tuple[int, int], frame: tuple[int, int], seed: int, mirrored: bool
+    unit: torch.Tensor, make_foreground: tuple[int, int], frame: tuple[int, int], seed: int, flipped: bool
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     points = (torch.rand(1, 5, 2, generator=generator, dtype=torch.float64) - 0.5) * torch.tensor(make_foreground)
-    geometry = dataclasses.replace(geometry_of(make_foreground, frame, 0.3, mirrored), outlines=points)
+    geometry = dataclasses.replace(geometry_of(make_foreground, frame, 0.3, flipped), outlines=points)
     placed = place(WIDE.physical(unit), geometry, 1.0)
-    reached = points[0] @ placed.matrix[0].T + placed.centre[0]
+    reached = points[0] @ placed.matrix[0].T + placed.center[0]
     low, high = reached.amin(0), reached.amax(0)
-    torch.testing.assert_close((low + high) / 2, placed.middle[0])
-    torch.testing.assert_close((high - low) / 2, placed.half_extent[0])
+    torch.testing.assert_close((low + high) / 2, placed.box_center[0])
+    torch.testing.assert_close((high - low) / 2, placed.half_size[0])
     for axis in (0, 1):
         if high[axis] - low[axis] <= frame[axis]:
             assert low[axis] >= -1e-6

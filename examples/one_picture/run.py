@@ -36,6 +36,8 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
+from terse_aug import BackgroundPool, PasteConfig
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "affnist"))
 from affnist.data import CANVAS, read_mnist
 from affnist.looking import empty_canvases
@@ -57,7 +59,7 @@ ROBUST: dict[str, Any] = {
 ARMS: dict[str, dict[str, Any]] = {
     "on black": {},
     "random context": CONTEXT,
-    "superimposed": CONTEXT | SUPERIMPOSED,
+    "occludees": CONTEXT | SUPERIMPOSED,
     "robust": CONTEXT | ROBUST,
     "all": CONTEXT | SUPERIMPOSED | ROBUST,
 }
@@ -161,16 +163,18 @@ def train(
     terse = Terse(
         bank,
         "random",
-        seed=seed,
-        target=ClassifierAdapter(model, 10),
-        backgrounds=pool,
-        objects=(1, 1),
-        image_probability=1.0,
-        decoys=(0, 0),
-        mirror_probability=0.0,
-        edge_sigma=0.5,
-        ranges=RANGES,
+        paste=PasteConfig(
+            objects=(1, 1),
+            paste_probability=1.0,
+            decoys=(0, 0),
+            flip_probability=0.0,
+            edge_blur_sigma=0.5,
+            ranges=RANGES,
+        ),
+        backgrounds=BackgroundPool(pool),
         **settings,
+        seed=seed,
+        model=ClassifierAdapter(model, 10),
     )
     for _ in range(iterations):
         images, targets = terse(*empty_canvases(CANVAS, BATCH))

@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from terse_aug import ForegroundBank, PixelFormat, Terse, TerseConfig
 from terse_aug.config import replaced
 from terse_aug.preview import batch_picture
-from terse_aug.structures.keypoints import mirror_order
+from terse_aug.structures.keypoints import keypoint_flip_order
 from terse_aug_detectron2.batch import Item, Needs, from_samples, sampled_foregrounds_of, to_samples
 from terse_aug_detectron2.classes import keypoint_flips, open_bank, open_distractors
 from terse_aug_detectron2.config import chosen_policy, chosen_seed, terse_config, terse_node
@@ -97,7 +97,7 @@ class TerseHook(HookBase):
         self.bank = bank if isinstance(bank, ForegroundBank) else ForegroundBank.open(bank)
         # What is wrong is said now, not when training begins.
         replaced(config or TerseConfig(), settings)
-        mirror_order(self.bank.keypoint_names, keypoint_flips)
+        keypoint_flip_order(self.bank.keypoint_names, keypoint_flips)
         self._policy, self._seed, self._config, self._settings = policy, seed, config, settings
         self._input_format, self._keypoint_flips = input_format, keypoint_flips
         self._pairing = {"sampler": sampler, "backgrounds": backgrounds, "distractor_bank": distractor_bank}
@@ -190,7 +190,7 @@ class TerseHook(HookBase):
             self._policy,
             seed=_shared_seed() if self._seed is None else self._seed,
             target=detector,
-            pixels=PixelFormat(scale=255.0, bgr=bgr),
+            pixel_format=PixelFormat(scale=255.0, bgr=bgr),
             keypoint_flips=self._keypoint_flips,
             # A sampler is bound to one Terse, and training may go on with another.
             **(self._pairing | {"sampler": copy.deepcopy(self._pairing["sampler"])}),

@@ -119,7 +119,7 @@ class TerseHook(Hook):
             self._policy,
             seed=_shared_seed(runner) if self._seed is None else self._seed,
             target=target,
-            pixels=self._pixels,
+            pixel_format=self._pixels,
             backgrounds=self._backgrounds,
             distractor_bank=open_distractors(self._distractor_bank, classes),
             **self._settings,

@@ -277,7 +277,7 @@ def _box_view(box: list[float], region: Rectangle, cover: _Cover) -> _View:
 
 
 def _pixels_of(box: list[float], size: tuple[int, int]) -> Rectangle:
-    """The pixels of which a box holds the centre, at least one."""
+    """The pixels of which a box holds the center, at least one."""
     height, width = size
     left = min(max(math.ceil(box[0] - 0.5), 0), width - 1)
     top = min(max(math.ceil(box[1] - 0.5), 0), height - 1)

@@ -63,7 +63,7 @@ class Patch:
     rectangle: Rectangle
     color: Tensor
     alpha: Tensor
-    pixels: PixelFormat = field(default_factory=PixelFormat)
+    pixel_format: PixelFormat = field(default_factory=PixelFormat)
 
     @cached_property
     def mask(self) -> Tensor:
@@ -77,7 +77,7 @@ class Patch:
         """``color`` as float ``[3, h, w]`` in the range of the background."""
         if self.color.is_floating_point():
             return self.color
-        return self.pixels.encode(self.color.float().mul_(1 / 255))
+        return self.pixel_format.encode(self.color.float().mul_(1 / 255))
 
 
 def covered_rectangles(
@@ -95,9 +95,9 @@ def covered_rectangles(
     """
     # The bilinear edge fades outside the cut-out, over a fraction of one of its own pixels: many when enlarged.
     fringe = placement.matrix.abs().sum(-1) * (0.5 - _RAMP_LOW)
-    reach = placement.half_extent + fringe + _blur_radius(edge_sigma) + 1
-    low = (placement.middle - reach).floor().tolist()
-    high = (placement.middle + reach).ceil().tolist()
+    reach = placement.half_size + fringe + _blur_radius(edge_sigma) + 1
+    low = (placement.box_center - reach).floor().tolist()
+    high = (placement.box_center + reach).ceil().tolist()
     rectangles = []
     for (left, top), (right, bottom), (height, width) in zip(low, high, frame_sizes, strict=True):
         rectangles.append(
@@ -114,7 +114,7 @@ def covered_rectangles(
 def render(
     cutouts: Sequence[Tensor],
     matrix: Tensor,
-    centre: Tensor,
+    center: Tensor,
     rectangles: Sequence[Rectangle],
     edge_sigma: float,
     batched: bool = False,
@@ -127,14 +127,14 @@ def render(
     Args:
         cutouts: M tensors float ``[4, ch, cw]``, RGB in any range and alpha in [0, 1].
         matrix: float ``[M, 2, 2]`` from :func:`terse_aug.transforms.place`.
-        centre: float ``[M, 2]``.
+        center: float ``[M, 2]``.
         rectangles: M rectangles, none of them empty.
         edge_sigma: standard deviation of the edge's Gaussian in background pixels; 0 leaves the ramp.
         batched: warp all cut-outs in one padded batch (few kernel launches, for a GPU) instead of one by one
             (no wasted pixels, for a CPU). The result is the same.
 
     Returns:
-        M patches, differentiable in ``matrix`` and ``centre``.
+        M patches, differentiable in ``matrix`` and ``center``.
     """
     groups = [list(range(len(cutouts)))] if batched else [[index] for index in range(len(cutouts))]
     groups = list(filter(None, groups))
@@ -142,7 +142,7 @@ def render(
     radius = _blur_radius(edge_sigma)
     canvas_sizes = [canvas.shape[-2:] for canvas, group in zip(canvases, groups, strict=True) for _ in group]
     own_sizes = [cutout.shape[-2:] for cutout in cutouts]
-    start, steps = sampling_lines(matrix, centre, rectangles, radius, own_sizes)
+    start, steps = sampling_lines(matrix, center, rectangles, radius, own_sizes)
     to_unit = matrix.new_tensor([[2 / width, 2 / height] for height, width in canvas_sizes]).view(-1, 2)
     start, steps = (start + 1) * to_unit - 1, steps * to_unit[:, :, None]  # in a canvas that begins with its frame
     patches: dict[int, Patch] = {}
@@ -259,13 +259,13 @@ def _canvas(cutouts: Sequence[Tensor]) -> Tensor:
 
 
 def sampling_lines(
-    matrix: Tensor, centre: Tensor, rectangles: Sequence[Rectangle], margin: int, sizes: Sequence[Sequence[int]]
+    matrix: Tensor, center: Tensor, rectangles: Sequence[Rectangle], margin: int, sizes: Sequence[Sequence[int]]
 ) -> tuple[Tensor, Tensor]:
     """Where the first pixel of each rectangle looks in its cut-out, and how far the next ones are.
 
     Args:
         matrix: ``[M, 2, 2]``.
-        centre: ``[M, 2]``.
+        center: ``[M, 2]``.
         rectangles: M rectangles.
         margin: pixels added around each of them.
         sizes: height, width and whatever else of each cut-out.
@@ -277,7 +277,7 @@ def sampling_lines(
     inverse = inverse_2x2(matrix)
     corner = matrix.new_tensor([[r.left - margin + 0.5, r.top - margin + 0.5] for r in rectangles]).view(-1, 2)
     middle = matrix.new_tensor([[width / 2, height / 2] for height, width, *_ in sizes]).view(-1, 2)
-    return (inverse @ (corner - centre).unsqueeze(-1)).squeeze(-1) + middle, inverse
+    return (inverse @ (corner - center).unsqueeze(-1)).squeeze(-1) + middle, inverse
 
 
 def _sampling_grid(start: Tensor, steps: Tensor, rectangles: Sequence[Rectangle], margin: int) -> Tensor:

@@ -25,10 +25,10 @@ _RAMP = clean_up(torch.arange(256) / 255).numpy()
 def render_8bit(
     cutouts: Sequence[NDArray[np.uint8]],
     matrix: Tensor,
-    centre: Tensor,
+    center: Tensor,
     rectangles: Sequence[Rectangle],
     edge_sigma: float,
-    pixels: PixelFormat,
+    pixel_format: PixelFormat,
 ) -> list[Patch]:
     """Warp cut-outs into their rectangles: bilinear, mask clean-up, Gaussian edge.
 
@@ -40,7 +40,7 @@ def render_8bit(
     Args:
         cutouts: M cut-outs uint8 ``[ch, cw, 4]``, RGBA.
         matrix: float ``[M, 2, 2]`` from :func:`terse_aug.transforms.place`.
-        centre: float ``[M, 2]``.
+        center: float ``[M, 2]``.
         rectangles: M rectangles, none of them empty.
         edge_sigma: as in :func:`~terse_aug.compositing.render.render`.
         pixels: format of the background.
@@ -49,11 +49,11 @@ def render_8bit(
         M patches, colours as levels.
     """
     weights = np.array(gaussian_weights(edge_sigma))
-    start, steps = sampling_lines(matrix, centre, rectangles, len(weights) // 2, [cutout.shape for cutout in cutouts])
+    start, steps = sampling_lines(matrix, center, rectangles, len(weights) // 2, [cutout.shape for cutout in cutouts])
     # Indices are half a pixel less than the positions of the pixels' centres.
     inverse_maps = torch.cat([steps, start[:, :, None] - 0.5], 2).double().numpy()
     return [
-        _patch(cutout, inverse_map, rectangle, weights, pixels)
+        _patch(cutout, inverse_map, rectangle, weights, pixel_format)
         for cutout, inverse_map, rectangle in zip(cutouts, inverse_maps, rectangles, strict=True)
     ]
 
@@ -63,7 +63,7 @@ def _patch(
     inverse_map: NDArray[np.float64],
     rectangle: Rectangle,
     weights: NDArray[np.float64],
-    pixels: PixelFormat,
+    pixel_format: PixelFormat,
 ) -> Patch:
     """One patch.
 
@@ -92,7 +92,7 @@ def _patch(
     alpha = cv2.LUT(planes[3], _RAMP)
     if margin:
         alpha = cv2.sepFilter2D(alpha, cv2.CV_32F, weights, weights)
-    return Patch(rectangle, torch.from_numpy(planes[:3][inner]), torch.from_numpy(alpha[inner])[None], pixels)
+    return Patch(rectangle, torch.from_numpy(planes[:3][inner]), torch.from_numpy(alpha[inner])[None], pixel_format)
 
 
 def _framed(cutout: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:

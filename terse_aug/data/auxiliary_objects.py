@@ -1,112 +1,113 @@
-"""Objects on an image beside those that the policy places: distractors, and objects behind them. Imports torch.
+"""Objects beside those that the policy places: distractors without a label, and occludees.
 
-Shape letters: M pastes, K extras, P transform parameters.
+Shape letters: M pastes, K auxiliary objects.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from terse_aug.bank import Foreground
-from terse_aug.config import TerseConfig
+from terse_aug.bank import Foreground, ForegroundBank
+from terse_aug.compositing.plan import AuxiliaryObjects
+from terse_aug.config import PasteConfig, checked_count
 from terse_aug.data.foreground_cache import ForegroundCache
 from terse_aug.samplers import ForegroundIndex
 from terse_aug.transforms import PARAMETERS
 
 
-@dataclass(frozen=True)
-class AuxiliaryObjects:
-    """K pastes whose transforms are drawn uniformly, in the order of pasting.
-
-    Attributes:
-        image_of: the image of each.
-        indices: index of each cut-out in its bank.
-        foregrounds: the cut-outs.
-        mirrored: whether each is mirrored left to right.
-        unit: float ``[K, P]`` in [0, 1], on the CPU. Of one that is behind a paste the translation says instead where
-            in that paste's bounding box its middle is.
-        behind: the number of the paste that each is behind; empty for distractors.
-    """
-
-    image_of: list[int]
-    indices: list[int]
-    foregrounds: list[Foreground]
-    mirrored: list[bool]
-    unit: Tensor
-    behind: list[int]
-
-    @classmethod
-    def none(cls) -> AuxiliaryObjects:
-        """No extras."""
-        return cls([], [], [], [], torch.zeros(0, len(PARAMETERS)), [])
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-
-def draw_distractors(
-    shelf: ForegroundCache, pasted: Sequence[int], config: TerseConfig, generator: torch.Generator
-) -> AuxiliaryObjects:
-    """Distractors for the images that get pastes.
+class Distractors:
+    """Foregrounds of none of the detector's classes, pasted without a label on images with pastes.
 
     Args:
-        shelf: of the bank of distractors.
-        pasted: the images.
-        config: ``distractors`` and ``mirror_probability``.
-        generator: the only source of randomness.
+        bank: the foregrounds.
+        count: fewest and most on an image, 0 to 20.
+
+    Raises:
+        ValueError: the counts are outside their range.
     """
-    counts = torch.randint(config.distractors[0], config.distractors[1] + 1, (len(pasted),), generator=generator)
-    image_of = [image for image, count in zip(pasted, counts.tolist(), strict=True) for _ in range(count)]
-    indices: list[int] = torch.randint(len(shelf), (len(image_of),), generator=generator).tolist()
-    extras = _extras(shelf, image_of, indices, [], config, generator)
-    return replace(extras, foregrounds=[_without_keypoints(own) for own in extras.foregrounds])
+
+    def __init__(self, bank: ForegroundBank, count: tuple[int, int] = (1, 3)) -> None:
+        self.bank = bank
+        self.count = checked_count("count", count)
+        self._cache = ForegroundCache(bank)
+
+    def check_classes(self, known: Iterable[str]) -> None:
+        """Refuse distractors of a class that the detector knows: it would be taught that they are background.
+
+        Raises:
+            ValueError: naming the classes.
+        """
+        names = {_plain(part) for name in known for part in (name, *name.split("/"))}
+        if shared := sorted(name for name in self.bank.categories.values() if _plain(name) in names):
+            raise ValueError(
+                f"distractors: {', '.join(shared[:10])}: the detector knows this class, and without a label it would "
+                "be taught that it is background; leave it out with bank.select(categories=[...])"
+            )
+
+    def draw(self, images: Sequence[int], flip_probability: float, generator: torch.Generator) -> AuxiliaryObjects:
+        """Distractors for some images.
+
+        Args:
+            images: numbers of the images that get pastes.
+            flip_probability: of each.
+            generator: the only source of randomness.
+        """
+        counts = torch.randint(self.count[0], self.count[1] + 1, (len(images),), generator=generator)
+        image_of = [image for image, count in zip(images, counts.tolist(), strict=True) for _ in range(count)]
+        indices: list[int] = torch.randint(len(self._cache), (len(image_of),), generator=generator).tolist()
+        drawn = _auxiliary(self._cache, image_of, indices, [], flip_probability, generator)
+        return replace(drawn, foregrounds=[_without_keypoints(own) for own in drawn.foregrounds])
+
+
+def _plain(name: str) -> str:
+    return name.strip().casefold()
 
 
 def draw_occludees(
-    shelf: ForegroundCache,
-    cutouts: ForegroundIndex,
+    cache: ForegroundCache,
+    index: ForegroundIndex,
     image_of: Sequence[int],
     labels: Sequence[Collection[int]],
     allowed: Collection[int] | None,
-    config: TerseConfig,
+    paste: PasteConfig,
     generator: torch.Generator,
 ) -> AuxiliaryObjects:
-    """Objects of other classes to be behind some of M pastes; none where no other class is allowed.
+    """Objects of other classes behind some of M pastes; none where no other class is allowed.
 
     Superimposition, after Jin and Rinard (Learning From Context-Agnostic Synthetic Data, 2020), whose context is the
     composite before.
 
     Args:
-        shelf: of the bank.
-        cutouts: its classes.
+        cache: of the bank.
+        index: its foregrounds by class.
         image_of: the image of each paste.
         labels: for each paste the classes that it may have.
         allowed: labels that may be pasted; ``None`` for all.
-        config: ``superimpose_probability`` and ``mirror_probability``.
+        paste: ``occluded_object_probability`` and ``flip_probability``.
         generator: the only source of randomness.
     """
-    chosen = (torch.rand(len(image_of), generator=generator) < config.superimpose_probability).tolist()
-    behind, indices = [], []
+    chosen = (torch.rand(len(image_of), generator=generator) < paste.occluded_object_probability).tolist()
+    occluded_by, indices = [], []
     for number, own in enumerate(labels):
-        places = [
+        others = [
             place
-            for place, label in enumerate(cutouts.classes)
+            for place, label in enumerate(index.classes)
             if label not in own and (allowed is None or label in allowed)
         ]
-        if chosen[number] and places:
-            # A class as often as it has cut-outs: each cut-out of another class is as likely as any other.
-            place = torch.multinomial(cutouts.sizes[places].double(), 1, generator=generator)
-            indices.append(int(cutouts.of_classes(torch.tensor(places)[place], 1, generator)))
-            behind.append(number)
-    return _extras(shelf, [image_of[number] for number in behind], indices, behind, config, generator)
+        if chosen[number] and others:
+            # A class as often as it has foregrounds: each foreground of another class is equally likely.
+            place = torch.multinomial(index.sizes[others].double(), 1, generator=generator)
+            indices.append(int(index.of_classes(torch.tensor(others)[place], 1, generator)))
+            occluded_by.append(number)
+    images = [image_of[number] for number in occluded_by]
+    return _auxiliary(cache, images, indices, occluded_by, paste.flip_probability, generator)
 
 
 def _without_keypoints(foreground: Foreground) -> Foreground:
-    """A cut-out without keypoints, which may be others than the detector's."""
+    """A foreground without keypoints, which may differ from the detector's."""
     if foreground.keypoints is None:
         return foreground
     other = replace(foreground, keypoints=None)
@@ -114,14 +115,15 @@ def _without_keypoints(foreground: Foreground) -> Foreground:
     return other
 
 
-def _extras(
-    shelf: ForegroundCache,
+def _auxiliary(
+    cache: ForegroundCache,
     image_of: list[int],
     indices: list[int],
-    behind: list[int],
-    config: TerseConfig,
+    occluded_by: list[int],
+    flip_probability: float,
     generator: torch.Generator,
 ) -> AuxiliaryObjects:
-    mirrored = (torch.rand(len(indices), generator=generator) < config.mirror_probability).tolist()
+    flipped = (torch.rand(len(indices), generator=generator) < flip_probability).tolist()
     unit = torch.rand(len(indices), len(PARAMETERS), generator=generator)
-    return AuxiliaryObjects(image_of, indices, [shelf.foreground(index) for index in indices], mirrored, unit, behind)
+    foregrounds = [cache.foreground(index) for index in indices]
+    return AuxiliaryObjects(image_of, indices, foregrounds, flipped, unit, occluded_by)

@@ -1,9 +1,9 @@
-"""A pool of backgrounds apart from the training images. Imports torch, numpy and OpenCV."""
+"""A pool of background images beside the training images."""
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,16 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from terse_aug.bank import ForegroundBank
 from terse_aug.bank.inputs.images import read_image
-from terse_aug.config import TerseConfig
-from terse_aug.data.foreground_loader import SampledForegrounds, draw_own_count, replaces_image
-from terse_aug.policies import Policy
+from terse_aug.config import PasteConfig, check_fraction
+from terse_aug.data.foreground_loader import SampledForegrounds, draw_count_on_background, draws_background
 from terse_aug.samplers import DrawRequest, Sampler
 from terse_aug.structures.annotations import take_objects
 from terse_aug.structures.pixel_format import PixelFormat
 from terse_aug.structures.validation import ValidatedBatch
-from terse_aug.utils.distributed import rank, rank_count
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 _CACHE = 32
@@ -33,17 +30,22 @@ Source = str | Path | Sequence[str | Path | Tensor]
 
 
 class BackgroundPool:
-    """Images without annotations to paste on, decoded when they are needed; the last 32 that were are kept.
+    """Images without annotations that replace some of a batch; decoded on demand, the last 32 are kept.
+
+    They should show no object of the detector's classes: nothing on them is labelled but what is pasted.
 
     Args:
         source: a folder, of which every image file at any depth is taken, by name; or a sequence of paths and of RGB
             tensors ``[3, H, W]``, uint8 or float in [0, 1].
+        probability: fraction of the images that are replaced, 0 to 1.
 
     Raises:
-        ValueError: there is no image, or a tensor has another form.
+        ValueError: there is no image, a tensor has another shape or range, or the probability is outside its range.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, probability: float = 0.5) -> None:
+        check_fraction("probability", probability)
+        self.probability = probability
         if isinstance(source, str | Path):
             folder = Path(source)
             if not folder.is_dir():
@@ -109,86 +111,60 @@ def _checked(number: int, own: str | Path | Tensor) -> Path | NDArray[np.uint8]:
     return np.ascontiguousarray(own.cpu().permute(1, 2, 0).numpy())
 
 
-def check_pools(
-    config: TerseConfig, pool: BackgroundPool | None, distractors: object | None, bank: ForegroundBank
-) -> None:
-    """Whether what the settings want is there, and what is there is wanted.
-
-    Raises:
-        ValueError: it is not.
-    """
-    wanted = (
-        ("background_probability", "backgrounds", config.background_probability > 0, pool is not None),
-        ("distractors", "distractor_bank", config.distractors[1] > 0, distractors is not None),
-    )
-    for setting, argument, asked, given in wanted:
-        if asked != given:
-            raise ValueError(
-                f"{argument}: expected it with {setting} {getattr(config, setting)}, got none"
-                if asked
-                else f"{argument}: expected {setting} above 0 with it, got {getattr(config, setting)}"
-            )
-    if config.superimpose_probability > 0 and len(bank.categories) < 2:
-        raise ValueError(
-            "superimpose_probability: expected a bank with at least two classes, of which one is behind the other, got "
-            f"{list(bank.categories.values())}"
-        )
-
-
 def put_on_backgrounds(
     batch: ValidatedBatch,
     pool: BackgroundPool,
-    config: TerseConfig,
-    pixels: PixelFormat,
-    generator: torch.Generator,
+    paste: PasteConfig,
+    pixel_format: PixelFormat,
     sampler: Sampler,
-    policy: Policy,
+    request: Callable[[Sequence[int]], DrawRequest],
+    generator: torch.Generator,
     sampled: Sequence[SampledForegrounds] | None,
 ) -> tuple[ValidatedBatch, dict[int, int], dict[int, list[int]]]:
-    """Replace some images of a batch by parts of backgrounds, without objects.
+    """Replace some images of a batch by crops of backgrounds, without objects.
 
     Args:
         batch: left untouched.
         pool: the backgrounds.
-        config: ``background_probability`` and ``objects``.
-        pixels: of the images.
+        paste: ``objects``.
+        pixel_format: of the images.
+        sampler: pairs backgrounds and foregrounds.
+        request: a request for foregrounds, from the number of pastes on each image.
         generator: the only source of randomness.
-        sampler: pairs backgrounds and cut-outs.
-        policy: says how many cut-outs are offered for a paste.
-        parcels: say for each image whether it is replaced, if they are given.
+        sampled: say for each image whether it is replaced, if they are given.
 
     Returns:
-        The batch; by image that was replaced the place of its background in the pool; and by image the cut-outs that
-        were drawn for it here. A background that cannot be read replaces nothing: the image keeps its own and gets
-        the cut-outs all the same.
+        The batch; by image that was replaced the index of its background in the pool; and by image the foregrounds
+        that were drawn for it here. A background that cannot be read replaces nothing: the image stays, and gets the
+        foregrounds all the same.
     """
     flags = [
-        replaces_image(config, generator) if sampled is None else sampled[number].background
+        draws_background(pool.probability, generator) if sampled is None else sampled[number].on_background
         for number in range(len(batch.images))
     ]
     chosen = [number for number, flag in enumerate(flags) if flag and batch.usable[number]]
-    background_draws: dict[int, list[int]] = {}
+    foregrounds: dict[int, list[int]] = {}
     if sampled is None:
-        counts = [draw_own_count(config, generator) for _ in chosen]
-        demand = DrawRequest(counts, policy.foreground_candidates, policy.mix_classes, rank(), rank_count())
-        met = sampler.draw_backgrounds(demand, generator)
-        background_draws = {number: visit.cutouts for number, visit in zip(chosen, met, strict=True)}
-        places = [visit.background for visit in met]
+        draws = sampler.draw_backgrounds(
+            request([draw_count_on_background(paste, generator) for _ in chosen]), generator
+        )
+        foregrounds = {number: draw.cutouts for number, draw in zip(chosen, draws, strict=True)}
+        places = [draw.background for draw in draws]
     else:
         places = torch.randint(len(pool), (len(chosen),), generator=generator).tolist()
     images, targets = list(batch.images), list(batch.targets)
-    dropped, remarks, replaced = Counter(batch.dropped), dict(batch.remarks), {}
+    dropped, warnings, replaced = Counter(batch.dropped), dict(batch.warnings), {}
     for number, place in zip(chosen, places, strict=True):
         image = images[number]
         try:
-            part = pool.crop(place, image.shape[-2], image.shape[-1], generator)
+            crop = pool.crop(place, image.shape[-2], image.shape[-1], generator)
         except (FileNotFoundError, ValueError) as error:
             dropped["background_unreadable"] += 1
-            remarks["background_unreadable"] = _UNREADABLE.format(pool.name(place), error)
+            warnings["background_unreadable"] = _UNREADABLE.format(pool.name(place), error)
             continue
-        levels = torch.from_numpy(part).to(image.device).permute(2, 0, 1)
-        images[number] = pixels.encode(levels.float() / 255).to(image.dtype).contiguous()
+        levels = torch.from_numpy(crop).to(image.device).permute(2, 0, 1)
+        images[number] = pixel_format.encode(levels.float() / 255).to(image.dtype).contiguous()
         targets[number] = take_objects(targets[number], [])
         replaced[number] = place
-    changed = replace(batch, images=images, targets=targets, dropped=dropped, remarks=remarks)
-    return changed, replaced, background_draws
+    changed = replace(batch, images=images, targets=targets, dropped=dropped, warnings=warnings)
+    return changed, replaced, foregrounds

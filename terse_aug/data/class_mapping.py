@@ -1,15 +1,15 @@
-"""Whether bank, detector and policy speak of the same classes. Imports torch only."""
+"""Whether bank, model and policy agree on the classes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from terse_aug.bank import ForegroundBank
+from terse_aug.config import PasteConfig
 from terse_aug.models import GivesClassProbabilities, ModelAdapter
-from terse_aug.policies import Policy
 
 
-def translated(bank: ForegroundBank, classes: Sequence[str] | Mapping[str, int] | None) -> ForegroundBank:
+def relabelled_bank(bank: ForegroundBank, classes: Sequence[str] | Mapping[str, int] | None) -> ForegroundBank:
     """The bank with the detector's labels: class names from label 1 on, as torchvision has them, or a mapping.
 
     To leave categories out, relabel the bank before.
@@ -19,57 +19,40 @@ def translated(bank: ForegroundBank, classes: Sequence[str] | Mapping[str, int] 
     return bank.relabel(classes) if isinstance(classes, Mapping) else bank.relabel(classes, offset=1)
 
 
-def check_distractors(distractors: ForegroundBank, known: Iterable[str]) -> None:
-    """Distractors get no label, so they must be of no class that the detector knows.
+def class_count(model: ModelAdapter | None) -> int | None:
+    """Number of classes, where the model gives the probabilities of all of them."""
+    return model.label_limit if isinstance(model, GivesClassProbabilities) else None
+
+
+def check_classes(bank: ForegroundBank, model: ModelAdapter | None, predicted: int | None, paste: PasteConfig) -> None:
+    """Refuse classes that do not fit together.
+
+    Args:
+        bank: the foregrounds.
+        model: the detector, if there is one.
+        predicted: classes whose probabilities the policy predicts; ``None`` if it predicts hardness alone.
+        paste: settings.
 
     Raises:
-        ValueError: they have one; the message names it.
+        ValueError: the detector does not have a class of the bank, the policy predicts other classes than the model
+            has, or there is no other class for occludees.
     """
-    names = {_plain(part) for name in known for part in (name, *name.split("/"))}
-    if shared := sorted(name for name in distractors.categories.values() if _plain(name) in names):
+    if model is not None and model.label_limit is not None:
+        first, limit = model.first_label, model.label_limit
+        unknown = {label: name for label, name in bank.categories.items() if not first <= label < limit}
+        if unknown:
+            raise ValueError(
+                f"the bank has labels that the detector does not have: expected labels {first} to {limit - 1}, got "
+                f"{unknown}; give Terse(classes=[...]) with the detector's class names"
+            )
+    available, highest = class_count(model), max(bank.categories, default=0)
+    if predicted is not None and (highest >= predicted or predicted != (available or predicted)):
         raise ValueError(
-            f"distractor_bank: {', '.join(shared[:10])}: the detector knows this class, and without a label it would "
-            "be taught that it is background; leave it out with bank.select(categories=[...])"
+            f"policy: it predicts the probabilities of {predicted} classes, but the model gives those of "
+            f"{available or 'none'} and the bank's labels go up to {highest}"
         )
-
-
-def _plain(name: str) -> str:
-    return name.strip().casefold()
-
-
-def probability_columns(target: ModelAdapter | None) -> int | None:
-    """Number of classes, where the target tells the chances of all of them."""
-    return target.label_limit if isinstance(target, GivesClassProbabilities) else None
-
-
-def check_labels(bank: ForegroundBank, target: ModelAdapter | None) -> None:
-    """The detector has to have every class of the bank.
-
-    Raises:
-        ValueError: it lacks some; the message names them.
-    """
-    if target is None or target.label_limit is None:
-        return
-    first, limit = target.first_label, target.label_limit
-    unknown = {label: name for label, name in bank.categories.items() if not first <= label < limit}
-    if unknown:
+    if paste.occluded_object_probability > 0 and len(bank.categories) < 2:
         raise ValueError(
-            f"the bank has labels that the detector does not have: expected labels {first} to {limit - 1}, got "
-            f"{unknown}; give Terse(classes=[...]) with the detector's class names"
-        )
-
-
-def check_classes(policy: Policy, bank: ForegroundBank, told: int | None) -> None:
-    """A policy that was handed over ready made has to fit the bank and what the target tells.
-
-    Raises:
-        ValueError: it learns the chances of another number of classes.
-    """
-    if policy.classes is None:
-        return
-    highest = max(bank.categories, default=0)
-    if not highest < policy.classes or policy.classes != (told or policy.classes):
-        raise ValueError(
-            f"policy: it learns the chances of {policy.classes} classes, but the target tells those of "
-            f"{told or 'none'} and the bank's labels go up to {highest}"
+            "occluded_object_probability: expected a bank with at least two classes, of which one occludes the other, "
+            f"got {list(bank.categories.values())}"
         )

@@ -1,7 +1,4 @@
-"""What is known of a bank's cut-outs, kept: many can be chosen among without reading each again at its full size.
-
-Imports numpy and OpenCV.
-"""
+"""Thumbnails and outlines of a bank's foregrounds, kept: a policy can choose among many without reading each again."""
 
 from __future__ import annotations
 
@@ -9,46 +6,31 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from terse_aug.bank import Foreground, ForegroundBank
-from terse_aug.policies.base import FOREGROUND_FILL, THUMBNAIL
+from terse_aug.compositing.geometry import ForegroundLike
 
-
-class ForegroundLike(Protocol):
-    """What a policy's scene is made from: a whole cut-out, or its look."""
-
-    @property
-    def label(self) -> int:
-        """Its class."""
-
-    @property
-    def relative_size(self) -> float:
-        """Its natural size, see :class:`terse_aug.bank.Foreground`."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height, pixels."""
-
-    @property
-    def outline(self) -> NDArray[np.float32]:
-        """Corners of its convex hull, likewise."""
+THUMBNAIL_SIDE = 32
+"""Side of the thumbnails that a policy looks at, pixels."""
+FOREGROUND_FILL = 0.9
+"""Fraction of its thumbnail that the longer side of a foreground fills."""
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """The look of a cut-out.
+    """What a policy needs to know of a foreground.
 
     Attributes:
         label: its class.
-        extent: its natural size.
+        relative_size: see :class:`terse_aug.bank.Foreground`.
         size: its width and height, pixels.
         outline: the corners of its convex hull.
-        small: uint8 ``[h, w, 4]``, the larger side filling ``FOREGROUND_FILL`` of ``THUMBNAIL``.
+        small: uint8 ``[h, w, 4]``, the longer side filling ``FOREGROUND_FILL`` of ``THUMBNAIL_SIDE``.
     """
 
     label: int
@@ -59,55 +41,54 @@ class Thumbnail:
 
 
 class ForegroundCache:
-    """A bank's cut-outs, of which looks and outlines are kept once they have been found.
-
-    Uniform draws from a bank of more cut-outs than are kept find only some of them here, the others are read.
+    """Reads a bank's foregrounds and keeps their thumbnails and outlines.
 
     Args:
-        bank: the cut-outs.
-        capacity: cut-outs whose look and outline are kept, about 4 kB each; the least recently used are forgotten.
+        bank: the foregrounds.
+        capacity: foregrounds whose thumbnail and outline are kept, about 4 kB each; the least recently used go first.
     """
 
     def __init__(self, bank: ForegroundBank, capacity: int = 8192) -> None:
         self._bank, self._capacity = bank, capacity
-        self._looks: OrderedDict[int, Thumbnail] = OrderedDict()
+        self._thumbnails: OrderedDict[int, Thumbnail] = OrderedDict()
         self._outlines: OrderedDict[int, NDArray[np.float32]] = OrderedDict()
-        self._read: dict[int, Foreground] = {}
+        self._decoded: dict[int, Foreground] = {}
 
     def __len__(self) -> int:
         return len(self._bank)
 
     @cached_property
     def bank_identity(self) -> str:
-        """See :attr:`terse_aug.ForegroundBank.identity`; made once, as a large selection takes its time."""
+        """See :attr:`terse_aug.ForegroundBank.identity`; computed once, because a large selection takes its time."""
         return self._bank.identity
 
-    def put_back(self) -> None:
-        """Forget the cut-outs that looks were made from; they are at hand until then."""
-        self._read.clear()
+    def clear_decoded(self) -> None:
+        """Forget the decoded foregrounds; thumbnails and outlines stay."""
+        self._decoded.clear()
 
-    def lay_out(self, foregrounds: Mapping[int, Foreground]) -> None:
-        """Have cut-outs at hand that were read elsewhere; their labels are the bank's here."""
+    def put_decoded(self, foregrounds: Mapping[int, Foreground]) -> None:
+        """Take foregrounds that a worker has decoded; they get the labels of this bank."""
         for index, foreground in foregrounds.items():
             label = int(self._bank.labels[index])
-            self._read[index] = foreground if foreground.label == label else foreground.relabelled(label)
+            self._decoded[index] = foreground if foreground.label == label else foreground.relabelled(label)
 
-    def look(self, index: int) -> Thumbnail:
-        """The look of a cut-out."""
-        look = self._looks.get(index)
-        if look is None:
-            whole = self._read[index] = self.foreground(index)
-            look = Thumbnail(whole.label, whole.relative_size, whole.size, whole.outline, small_picture(whole))
-        return _kept(self._looks, index, look, self._capacity)
+    def thumbnail(self, index: int) -> Thumbnail:
+        """The thumbnail of a foreground."""
+        thumbnail = self._thumbnails.get(index)
+        if thumbnail is None:
+            whole = self._decoded[index] = self.foreground(index)
+            small = small_image(whole)
+            thumbnail = Thumbnail(whole.label, whole.relative_size, whole.size, whole.outline, small)
+        return _put(self._thumbnails, index, thumbnail, self._capacity)
 
     def foreground(self, index: int) -> Foreground:
-        """The whole cut-out, with its outline."""
-        if index in self._read:
-            return self._read[index]
+        """The whole foreground, with its outline."""
+        if index in self._decoded:
+            return self._decoded[index]
         foreground = self._bank[index]
         if index in self._outlines:
             foreground.know_outline(self._outlines[index])
-        _kept(self._outlines, index, foreground.outline, self._capacity)
+        _put(self._outlines, index, foreground.outline, self._capacity)
         return foreground
 
     def __getstate__(self) -> dict[str, Any]:
@@ -117,11 +98,11 @@ class ForegroundCache:
         ForegroundCache.__init__(self, state["bank"], state["capacity"])
 
 
-Kept = TypeVar("Kept")
+Value = TypeVar("Value")
 
 
-def _kept(store: OrderedDict[int, Kept], index: int, value: Kept, capacity: int) -> Kept:
-    """Put a value in, as the last that was used."""
+def _put(store: OrderedDict[int, Value], index: int, value: Value, capacity: int) -> Value:
+    """Put a value in as the most recently used."""
     store[index] = value
     store.move_to_end(index)
     if len(store) > capacity:
@@ -129,13 +110,13 @@ def _kept(store: OrderedDict[int, Kept], index: int, value: Kept, capacity: int)
     return value
 
 
-def small_picture(shown: ForegroundLike) -> NDArray[np.uint8]:
-    """A cut-out reduced (or enlarged) to the size of a policy's pictures, see :class:`Thumbnail`."""
-    if isinstance(shown, Thumbnail):
-        return shown.small
-    assert isinstance(shown, Foreground)
-    width, height = shown.size
-    factor = FOREGROUND_FILL * THUMBNAIL / max(height, width)
+def small_image(foreground: ForegroundLike) -> NDArray[np.uint8]:
+    """A foreground at thumbnail size, see :class:`Thumbnail`."""
+    if isinstance(foreground, Thumbnail):
+        return foreground.small
+    assert isinstance(foreground, Foreground)
+    width, height = foreground.size
+    factor = FOREGROUND_FILL * THUMBNAIL_SIDE / max(height, width)
     size = (max(round(width * factor), 1), max(round(height * factor), 1))
-    small = cv2.resize(shown.rgba, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR)
-    return np.asarray(small, dtype=np.uint8).reshape(size[1], size[0], 4)
+    method = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(foreground.rgba, size, interpolation=method), dtype=np.uint8).reshape(*size[::-1], 4)

@@ -1,8 +1,8 @@
-"""Cut-outs that were drawn and decoded where the images are loaded, in the workers. Imports torch and numpy."""
+"""Foregrounds that are drawn and decoded in the data loader's workers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,33 +11,45 @@ import torch
 from torch.utils.data import get_worker_info
 
 from terse_aug.bank import Foreground, ForegroundBank
-from terse_aug.config import TerseConfig, replaced
+from terse_aug.config import Critic, PasteConfig, PolicySettings, check_fraction, policy_settings
 from terse_aug.samplers import DrawRequest, ForegroundIndex, Sampler, make_sampler
 from terse_aug.utils.distributed import rank
 from terse_aug.utils.random import generator_for
 
+_PLAIN_FIELDS = (
+    "bank",
+    "foreground_candidates",
+    "sampler",
+    "background_probability",
+    "on_background",
+    "objects",
+    "decoys",
+)
+_NO_PIXELS = np.zeros((0, 0, 4), np.uint8)
+
 
 @dataclass(frozen=True)
 class SampledForegrounds:
-    """The cut-outs of one image, for ``Terse(images, targets, sampled)``. Sent between processes its pixels go through
-    shared memory, in one piece.
+    """The foregrounds of one image, for ``Terse(images, targets, sampled_foregrounds)``.
+
+    Between processes its pixels go through shared memory, in one piece.
 
     Attributes:
         bank: identity of the bank that they are from.
-        offers: cut-outs that are offered for one paste.
+        foreground_candidates: foregrounds for one paste, of which the policy chooses one.
         sampler: identity of the sampler that has drawn them.
-        background_probability: of the settings that it was made with.
-        background: whether the image is to be replaced by one of the pool of backgrounds.
-        objects: indices of the cut-outs, ``foreground_candidates`` in a row for each paste; none on an image that is left as it is.
-        decoys: indices of the cut-outs that decoys have the shape of.
-        foregrounds: by index, all of them.
+        background_probability: that it was drawn with.
+        on_background: whether the image is to be replaced by one of the background pool.
+        objects: indices of the foregrounds, ``foreground_candidates`` in a row for each paste.
+        decoys: indices of the foregrounds that decoys have the shape of.
+        foregrounds: all of them, by index.
     """
 
     bank: str
     foreground_candidates: int
     sampler: str
     background_probability: float
-    background: bool
+    on_background: bool
     objects: list[int]
     decoys: list[int]
     foregrounds: dict[int, Foreground]
@@ -65,156 +77,143 @@ class SampledForegrounds:
 
 
 class ForegroundLoader:
-    """Draws and decodes the cut-outs of an image. Call it once for each image, in the data set or what maps it::
+    """Draws and decodes the foregrounds of an image. Call it once for each image, in the data set or its transform::
 
         def __getitem__(self, index):
-            return image, target, self.cutouts()
+            return image, target, self.foreground_loader()
 
-    What is drawn is a function of the seed, the rank, the worker's own seed (torch gives it, another one for every
-    pass over the data) and the number of calls in it; the global random state is left alone.
+    What is drawn is a function of the seed, the rank, the worker's own seed (torch gives it, another one in every
+    epoch) and the number of calls in it; the global random state is left alone.
 
     Args:
         bank: the one that :class:`~terse_aug.Terse` has.
-        policy: name of the policy that ``Terse`` has.
+        policy: as for ``Terse``: name, settings or dictionary.
         seed: as for ``Terse``.
+        paste: as for ``Terse``.
         sampler: as for ``Terse``; one whose draws are independent.
-        config: as for ``Terse``.
-        settings: as for ``Terse``.
+        background_probability: that of the background pool of ``Terse``; 0 without one.
 
     Raises:
-        ValueError: an unknown setting, a value outside its range, or a sampler that draws in the training process only.
+        ValueError: a value is outside its range, or the sampler draws in the training process only.
     """
 
     def __init__(
         self,
         bank: ForegroundBank,
-        policy: str = "critic",
+        policy: str | PolicySettings | Mapping[str, Any] = "random",
         *,
         seed: int = 0,
-        sampler: str | Sampler | None = None,
-        config: TerseConfig | None = None,
-        **settings: Any,
+        paste: PasteConfig | None = None,
+        sampler: str | Sampler | Mapping[str, Any] = "uniform",
+        background_probability: float = 0.0,
     ) -> None:
-        self.config = replaced(config or TerseConfig(), settings)
+        self.paste = paste or PasteConfig()
         self.seed = seed
-        self.foreground_candidates = self.config.critic_cutouts if policy == "critic" else 1
+        check_fraction("background_probability", background_probability)
+        self._background_probability = background_probability
+        settings = policy_settings(policy)
+        self.foreground_candidates, self._mix_classes = 1, False
+        if isinstance(settings, Critic):
+            self.foreground_candidates, self._mix_classes = settings.foreground_candidates, settings.mix_classes
         self._bank, self._identity = bank, bank.identity
-        self._sampler = make_sampler(self.config.sampler if sampler is None else sampler, self.config)
+        self._sampler = make_sampler(sampler)
         if not self._sampler.in_workers:
             raise ValueError(
-                f"sampler: {type(self._sampler).__name__} goes by what was pasted before, of which a data loader's "
-                "workers know nothing: let Terse draw the cut-outs itself, without ForegroundLoader (in Detectron2 without "
-                "TerseMapper, in MMDetection without TersePaste)"
+                f"sampler: {type(self._sampler).__name__} depends on what was pasted before, which the data loader's "
+                "workers do not know: let Terse draw the foregrounds itself, without ForegroundLoader (in Detectron2 "
+                "without TerseMapper, in MMDetection without TersePaste)"
             )
         self._sampler.bind(ForegroundIndex(bank.labels, bank.categories), seed)
-        # Of the process that makes it: a worker may not know it.
+        # The rank is that of the process that makes the loader: a worker may not know it.
         self._rank = rank()
         self._calls = 0
 
     def __call__(self) -> SampledForegrounds:
-        """The cut-outs of the next image."""
+        """The foregrounds of the next image."""
         worker = get_worker_info()
         generator = generator_for(self.seed, self._rank, "parcel", 0 if worker is None else worker.seed, self._calls)
         self._calls += 1
-        pastes, decoy_count = draw_counts(self.config, generator)
-        background = replaces_image(self.config, generator)
-        if background and not pastes:
-            pastes = draw_own_count(self.config, generator)
+        pastes, decoy_count = draw_counts(self.paste, generator)
+        on_background = draws_background(self._background_probability, generator)
+        if on_background and not pastes:
+            pastes = draw_count_on_background(self.paste, generator)
         decoy_count = decoy_count if pastes else 0
-        mix_classes = self.foreground_candidates > 1 and self.config.critic_any_class
-        objects = self._sampler.draw(DrawRequest([pastes], self.foreground_candidates, mix_classes), generator)
+        request = DrawRequest([pastes], self.foreground_candidates, self._mix_classes)
+        objects = self._sampler.draw(request, generator)
         decoys: list[int] = torch.randint(len(self._bank), (decoy_count,), generator=generator).tolist()
-        whole = {index: self._bank[index] for index in sorted({*objects, *decoys})}
-        share = self.config.background_probability
         return SampledForegrounds(
             self._identity,
             self.foreground_candidates,
             self._sampler.identity,
-            share,
-            background,
+            self._background_probability,
+            on_background,
             objects,
             decoys,
-            whole,
+            {index: self._bank[index] for index in sorted({*objects, *decoys})},
         )
 
 
-def draw_counts(config: TerseConfig, generator: torch.Generator) -> tuple[int, int]:
-    """How many pastes an image gets, none if it is left as it is; and how many decoys if it gets any."""
-    pasted = float(torch.rand((), generator=generator)) < config.image_probability
+def draw_counts(paste: PasteConfig, generator: torch.Generator) -> tuple[int, int]:
+    """Number of pastes on an image, 0 if it gets none; and number of decoys if it gets any."""
+    pasted = float(torch.rand((), generator=generator)) < paste.paste_probability
     pastes, decoys = (
-        int(torch.randint(low, high + 1, (), generator=generator)) for low, high in (config.objects, config.decoys)
+        int(torch.randint(low, high + 1, (), generator=generator)) for low, high in (paste.objects, paste.decoys)
     )
     return pastes if pasted else 0, decoys
 
 
-def replaces_image(config: TerseConfig, generator: torch.Generator) -> bool:
-    """Whether an image is replaced by one of the pool of backgrounds; nothing is drawn where none is."""
-    share = config.background_probability
-    return share > 0 and float(torch.rand((), generator=generator)) < share
+def draws_background(probability: float, generator: torch.Generator) -> bool:
+    """Whether an image is replaced by one of the background pool; nothing is drawn where none is."""
+    return probability > 0 and float(torch.rand((), generator=generator)) < probability
 
 
-def draw_own_count(config: TerseConfig, generator: torch.Generator) -> int:
-    """How many pastes an image of the pool gets, which has no other objects: at least one."""
-    return int(torch.randint(max(config.objects[0], 1), config.objects[1] + 1, (), generator=generator))
+def draw_count_on_background(paste: PasteConfig, generator: torch.Generator) -> int:
+    """Number of pastes on an image of the background pool, which has no other objects: at least one."""
+    return int(torch.randint(max(paste.objects[0], 1), paste.objects[1] + 1, (), generator=generator))
 
 
 def check_sampled_foregrounds(
     sampled: Sequence[SampledForegrounds],
-    identity: str,
-    foreground_candidates: int,
     images: int,
+    bank: str,
+    foreground_candidates: int,
     sampler: Sampler,
-    config: TerseConfig,
+    background_probability: float,
 ) -> None:
-    """Whether parcels are for a batch and of a bank.
+    """Refuse foregrounds that were not drawn for this batch, bank and settings.
 
     Args:
-        parcels: what came.
-        identity: of the bank.
-        offers: of the policy.
+        sampled: for each image.
         images: in the batch.
+        bank: identity of the bank of ``Terse``.
+        foreground_candidates: of its policy.
         sampler: of ``Terse``.
-        config: of ``Terse``.
+        background_probability: of its background pool; 0 without one.
 
     Raises:
-        ValueError: they are not, or what may be pasted was restricted after they were made.
+        ValueError: naming the image and the difference; or what may be pasted was restricted after they were drawn.
     """
     if len(sampled) != images:
-        raise ValueError(f"expected a parcel for each of {images} images, got {len(sampled)}")
-    for number, sample in enumerate(sampled):
-        if not isinstance(sample, SampledForegrounds):
-            raise ValueError(f"parcel {number}: expected what a ForegroundLoader gives, got {type(sample).__name__}")
-        if sample.bank != identity:
-            raise ValueError(f"parcel {number}: from another bank; give ForegroundLoader the bank of Terse")
-        if sample.foreground_candidates != foreground_candidates:
-            raise ValueError(
-                f"parcel {number}: expected {foreground_candidates} cut-outs offered for each paste, got {sample.foreground_candidates}; give "
-                "ForegroundLoader the policy and settings of Terse"
-            )
-        if sample.background_probability != config.background_probability:
-            raise ValueError(
-                f"parcel {number}: made with background_probability {sample.background_probability}, but Terse has "
-                f"{config.background_probability}; give ForegroundLoader the settings of Terse"
-            )
-        if sample.sampler != sampler.identity:
-            raise ValueError(
-                f"parcel {number}: drawn by another sampler, {sample.sampler}, than that of Terse, "
-                f"{sampler.identity}; give ForegroundLoader the sampler and settings of Terse, or Terse no parcels if its "
-                "sampler draws in the training process only"
-            )
+        raise ValueError(f"expected sampled foregrounds for each of {images} images, got {len(sampled)}")
+    for number, own in enumerate(sampled):
+        where = f"sampled foregrounds of image {number}"
+        if not isinstance(own, SampledForegrounds):
+            raise ValueError(f"{where}: expected what a ForegroundLoader gives, got {type(own).__name__}")
+        if own.bank != bank:
+            raise ValueError(f"{where}: from another bank; give ForegroundLoader the bank of Terse")
+        expected = {
+            "foreground_candidates": (foreground_candidates, own.foreground_candidates),
+            "background_probability": (background_probability, own.background_probability),
+            "sampler": (sampler.identity, own.sampler),
+        }
+        for name, (wanted, got) in expected.items():
+            if wanted != got:
+                raise ValueError(
+                    f"{where}: {name}: expected {wanted}, as Terse has, got {got}; give ForegroundLoader the policy, "
+                    "sampler and backgrounds of Terse, or Terse no sampled foregrounds if its sampler draws in the "
+                    "training process only"
+                )
     if sampler.allowed_labels is not None:
         raise ValueError(
-            f"paste_only: only {sampler.allowed_labels} may be pasted, but the parcels were drawn from all labels"
+            f"restrict_labels: only {sampler.allowed_labels} may be pasted, but foregrounds were drawn from all labels"
         )
-
-
-_PLAIN_FIELDS = (
-    "bank",
-    "foreground_candidates",
-    "sampler",
-    "background_probability",
-    "background",
-    "objects",
-    "decoys",
-)
-_NO_PIXELS = np.zeros((0, 0, 4), np.uint8)

@@ -1,116 +1,236 @@
-"""From a batch to what may be pasted on it, and to how that is rendered. Imports torch only.
+"""Planning a batch: which foregrounds go on which images, and which images are replaced by backgrounds of the pool.
 
-Everything here is fixed when a :class:`terse_aug.Terse` is made; what it draws comes from the generators it is given.
+Shape letters: B images, M pastes, P transform parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from terse_aug.compositing.compose import RenderSettings
-from terse_aug.compositing.plan import PastePlan, plan_pastes
-from terse_aug.config import TerseConfig
+from terse_aug.bank import Foreground, ForegroundBank
+from terse_aug.compositing.geometry import ForegroundLike
+from terse_aug.compositing.plan import Decoy, PastePlan
+from terse_aug.config import PasteConfig
+from terse_aug.data.auxiliary_objects import Distractors, draw_occludees
 from terse_aug.data.background_pool import BackgroundPool, put_on_backgrounds
-from terse_aug.data.foreground_cache import ForegroundCache, ForegroundLike
+from terse_aug.data.foreground_cache import ForegroundCache
 from terse_aug.data.foreground_loader import SampledForegrounds, check_sampled_foregrounds
-from terse_aug.models import ModelAdapter
-from terse_aug.policies import Policy, PolicyContext
-from terse_aug.policies.context import make_context
-from terse_aug.samplers import Sampler
+from terse_aug.samplers import DrawRequest, ForegroundIndex, Sampler, make_sampler
 from terse_aug.structures.pixel_format import PixelFormat
 from terse_aug.structures.validation import ValidatedBatch
+from terse_aug.transforms import PARAMETERS
+from terse_aug.utils.distributed import rank, rank_count
+
+_DECOY_TRIES = 8
+
+
+class ChoosesForegrounds(Protocol):
+    """What the planner needs to know of a policy."""
+
+    foreground_candidates: int
+    mix_classes: bool
 
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """What may be pasted on a batch.
+    """A batch with what will be pasted on it.
 
     Attributes:
-        batch: on its backgrounds.
-        backgrounds: by image that was replaced, the place of its background in the pool.
-        layout: the cut-outs.
-        scene: what a policy sees of them.
+        batch: some images replaced by backgrounds.
+        plan: the pastes, before the policy has chosen among foregrounds.
+        backgrounds: by image that was replaced, the index of its background in the pool.
     """
 
     batch: ValidatedBatch
-    backgrounds: dict[int, int]
-    layout: PastePlan[ForegroundLike]
-    scene: PolicyContext
+    plan: PastePlan[ForegroundLike]
+    backgrounds: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class PastePlanner:
-    """Where cut-outs and backgrounds come from, and how they are put together.
+    """Draws what is pasted on a batch.
 
     Attributes:
-        config: of the run.
-        pixels: of the host's images.
-        shelf: of the bank.
-        pool: of backgrounds, if there is one.
-        distractors: shelf of their bank, if there is one.
-        mirror_keypoints: for each keypoint the index of its mirror image.
-        detector: for policies that ask it, if there is one.
+        paste: settings.
+        pixel_format: of the images.
+        cache: foregrounds of the bank.
+        foreground_candidates: foregrounds for each paste, of which the policy chooses one.
+        mix_classes: whether these may be of different classes.
+        pool: backgrounds, if there are any.
+        distractors: if there are any.
     """
 
-    config: TerseConfig
-    pixels: PixelFormat
-    shelf: ForegroundCache
-    pool: BackgroundPool | None
-    distractors: ForegroundCache | None
-    mirror_keypoints: tuple[int, ...]
-    detector: ModelAdapter | None
+    paste: PasteConfig
+    pixel_format: PixelFormat
+    cache: ForegroundCache
+    foreground_candidates: int = 1
+    mix_classes: bool = False
+    pool: BackgroundPool | None = None
+    distractors: Distractors | None = None
 
-    def offer(
+    def for_policy(self, policy: ChoosesForegrounds) -> PastePlanner:
+        """The same planner for another policy."""
+        return replace(self, foreground_candidates=policy.foreground_candidates, mix_classes=policy.mix_classes)
+
+    def plan(
         self,
         batch: ValidatedBatch,
-        policy: Policy,
-        generator: torch.Generator,
         sampler: Sampler,
+        generator: torch.Generator,
         sampled: Sequence[SampledForegrounds] | None = None,
     ) -> PlannedBatch:
-        """Draw backgrounds and cut-outs.
+        """Draw backgrounds and foregrounds.
 
         Args:
             batch: left untouched.
-            policy: says how many cut-outs are offered for a paste, and what it sees.
+            sampler: of the foregrounds.
             generator: the only source of randomness.
-            sampler: of the cut-outs.
-            parcels: with cut-outs that were drawn before.
+            sampled: foregrounds that were drawn in the data loader's workers.
 
         Raises:
-            ValueError: parcels that do not fit.
+            ValueError: sampled foregrounds of another batch, bank or setting.
         """
         if sampled is not None:
-            check_sampled_foregrounds(
-                sampled, self.shelf.bank_identity, policy.foreground_candidates, len(batch.images), sampler, self.config
-            )
-            for sample in sampled:
-                self.shelf.lay_out(sample.foregrounds)
+            probability = 0.0 if self.pool is None else self.pool.probability
+            identity, count = self.cache.bank_identity, len(batch.images)
+            check_sampled_foregrounds(sampled, count, identity, self.foreground_candidates, sampler, probability)
+            for own in sampled:
+                self.cache.put_decoded(own.foregrounds)
         backgrounds: dict[int, int] = {}
-        background_draws: dict[int, list[int]] = {}
+        drawn_with_background: dict[int, list[int]] = {}
         if self.pool is not None:
-            batch, backgrounds, background_draws = put_on_backgrounds(
-                batch, self.pool, self.config, self.pixels, generator, sampler, policy, sampled
+            batch, backgrounds, drawn_with_background = put_on_backgrounds(
+                batch, self.pool, self.paste, self.pixel_format, sampler, self._request, generator, sampled
             )
-        layout = plan_pastes(
-            self.shelf,
-            batch.usable,
-            self.config,
-            generator,
-            sampler,
-            policy,
-            sampled,
-            background_draws,
-            self.distractors,
-        )
-        surface = self.surface(batch.images)
-        scene = make_context(layout, batch.images, batch.targets, surface, policy, self.detector, self.shelf)
-        return PlannedBatch(batch, backgrounds, layout, scene)
+        plan = self._draw(batch.usable, sampler, generator, sampled, drawn_with_background)
+        return PlannedBatch(batch, plan, backgrounds)
 
-    def surface(self, images: Sequence[Tensor]) -> RenderSettings:
-        """How cut-outs are rendered on these images."""
-        return RenderSettings(self.config, self.pixels, self.mirror_keypoints, batched=images[0].is_cuda)
+    def chosen(self, plan: PastePlan[ForegroundLike], rows: Tensor | None) -> PastePlan[Foreground]:
+        """The plan with whole foregrounds, and only with the given rows where the policy has chosen."""
+        kept: list[int] = list(range(len(plan.indices))) if rows is None else rows.tolist()
+        foregrounds = [
+            own if isinstance(own, Foreground) else self.cache.foreground(index)
+            for index, own in ((plan.indices[row], plan.foregrounds[row]) for row in kept)
+        ]
+        self.cache.clear_decoded()
+        return PastePlan(
+            [plan.image_of[row] for row in kept],
+            [plan.indices[row] for row in kept],
+            foregrounds,
+            [plan.flipped[row] for row in kept],
+            plan.decoys,
+            plan.distractors,
+            plan.occludees,
+        )
+
+    def _request(self, counts: Sequence[int]) -> DrawRequest:
+        return DrawRequest(counts, self.foreground_candidates, self.mix_classes, rank(), rank_count())
+
+    def _draw(
+        self,
+        usable: Sequence[bool],
+        sampler: Sampler,
+        generator: torch.Generator,
+        sampled: Sequence[SampledForegrounds] | None,
+        drawn: Mapping[int, Sequence[int]],
+    ) -> PastePlan[ForegroundLike]:
+        """Draw the plan.
+
+        Args:
+            usable: for each image whether it can be pasted on.
+            sampler: of the foregrounds.
+            generator: the only source of randomness.
+            sampled: for each image, if they were drawn in the workers; the cache has them decoded.
+            drawn: foregrounds that were drawn together with a background, by image.
+        """
+        per_paste = self.foreground_candidates
+        counts, decoy_counts = self._counts(usable, generator, sampled)
+        counts = {
+            image: len(drawn[image]) // per_paste if image in drawn else counts[image]
+            for image, usable_here in enumerate(usable)
+            if image in drawn or (usable_here and counts[image])
+        }
+        decoys = self._decoys(counts, decoy_counts, usable, generator, sampled)
+        own = [image for image in counts if image not in drawn and sampled is None]
+        fresh = iter(sampler.draw(self._request([counts[image] for image in own]), generator))
+        indices: list[int] = []
+        for image, count in counts.items():
+            given = drawn.get(image, None if sampled is None else sampled[image].objects)
+            indices += [next(fresh) for _ in range(count * per_paste)] if given is None else given
+        image_of = [image for image, count in counts.items() for _ in range(count * per_paste)]
+        flipped = (torch.rand(len(image_of), generator=generator) < self.paste.flip_probability).tolist()
+        read = self.cache.foreground if per_paste == 1 else self.cache.thumbnail
+        foregrounds: Sequence[ForegroundLike] = [read(index) for index in indices]
+        plan = PastePlan(image_of, indices, foregrounds, flipped, decoys)
+        if self.distractors is not None:
+            distractors = self.distractors.draw(list(counts), self.paste.flip_probability, generator)
+            plan = replace(plan, distractors=distractors)
+        if self.paste.occluded_object_probability > 0:
+            groups = [foregrounds[first : first + per_paste] for first in range(0, len(foregrounds), per_paste)]
+            labels = [{own.label for own in group} for group in groups]
+            allowed, images = sampler.possible_labels(), image_of[::per_paste]
+            occludees = draw_occludees(self.cache, sampler.cutouts, images, labels, allowed, self.paste, generator)
+            plan = replace(plan, occludees=occludees)
+        return plan
+
+    def _counts(
+        self, usable: Sequence[bool], generator: torch.Generator, sampled: Sequence[SampledForegrounds] | None
+    ) -> tuple[dict[int, int], list[int]]:
+        """Number of pastes, by image, and of decoys of each image."""
+        shape = (len(usable),)
+        pasted = torch.rand(len(usable), generator=generator) < self.paste.paste_probability
+        counts = torch.randint(self.paste.objects[0], self.paste.objects[1] + 1, shape, generator=generator)
+        decoys = torch.randint(self.paste.decoys[0], self.paste.decoys[1] + 1, shape, generator=generator)
+        if sampled is not None:
+            of_image = {image: len(own.objects) // own.foreground_candidates for image, own in enumerate(sampled)}
+            return of_image, [len(own.decoys) for own in sampled]
+        return dict(enumerate((counts * pasted).tolist())), decoys.tolist()
+
+    def _decoys(
+        self,
+        counts: Mapping[int, int],
+        decoy_counts: Sequence[int],
+        usable: Sequence[bool],
+        generator: torch.Generator,
+        sampled: Sequence[SampledForegrounds] | None,
+    ) -> list[Decoy]:
+        decoys: list[Decoy] = []
+        sources = [image for image, usable_here in enumerate(usable) if usable_here]
+        for image in counts:
+            for number in range(decoy_counts[image]):
+                if sampled is None:
+                    index = int(torch.randint(len(self.cache), (1,), generator=generator))
+                else:
+                    index = sampled[image].decoys[number]
+                source = sources[int(torch.randint(len(sources), (1,), generator=generator))]
+                units = torch.rand(_DECOY_TRIES, len(PARAMETERS), generator=generator)
+                corners = [(x, y) for x, y in torch.rand(_DECOY_TRIES, 2, generator=generator).tolist()]
+                decoys.append(Decoy(image, source, self.cache.foreground(index), units, corners))
+        return decoys
+
+
+def bound_sampler(
+    sampler: str | Sampler | Mapping[str, Any],
+    bank: ForegroundBank,
+    seed: int,
+    foreground_candidates: int,
+    pool: BackgroundPool | None,
+) -> Sampler:
+    """A sampler that draws from a bank.
+
+    Raises:
+        ValueError: there is no such sampler, it does not fit bank or pool, or does not allow several candidates.
+    """
+    bound = make_sampler(sampler)
+    if foreground_candidates > 1 and not bound.allows_candidates:
+        raise ValueError(
+            f"sampler {type(bound).__name__} with foreground_candidates {foreground_candidates}: the policy would "
+            "choose among foregrounds, and they would not be equally frequent; set foreground_candidates to 1"
+        )
+    bound.bind(ForegroundIndex(bank.labels, bank.categories), seed, 0 if pool is None else len(pool))
+    return bound

@@ -103,7 +103,7 @@ def probe(
                 paste for paste in pastes if paste.row is not None and paste.number is not None and known[paste.row]
             ]
             if labelled:
-                reduced.append(F.adaptive_avg_pool2d(terse.pixels.decode(image.detach().float()), REDUCED).cpu())
+                reduced.append(F.adaptive_avg_pool2d(terse.pixel_format.decode(image.detach().float()), REDUCED).cpu())
             labels += [paste.label for paste in labelled]
             scores.append(own_scores[[paste.row for paste in labelled]].float().cpu())
             units += [paste.unit for paste in labelled]

@@ -107,18 +107,17 @@ class HardExampleMining:
         drawn = terse.sampler.snapshot().possible_labels()
         if drawn is not None and (never := sorted(set(wanted) - set(drawn))):
             raise ValueError(f"wanted: the sampler never draws the label(s) {never}, whose weight is 0")
-        if terse.robustness is not None:
+        if terse.perturber is not None:
             raise ValueError(
-                "expected Terse with robust='none', whose composites can be kept: a perturbation is of the weights of "
-                f"the moment, got {terse.config.robust!r}"
+                "expected Terse without robustness: a perturbed composite is hard for the weights of the moment only"
             )
-        if isinstance(terse.sampler, BalancedSampler) and terse.pasting.pool is not None:
+        if isinstance(terse.sampler, BalancedSampler) and terse.planner.pool is not None:
             raise ValueError(
-                "expected Terse without a pool of backgrounds, or another sampler than 'biregular', whose graph is of "
+                "expected Terse without a pool of backgrounds, or another sampler than 'balanced', whose graph is of "
                 "all cut-outs: a hunt pastes those of which examples are still short"
             )
-        if cache.pixels != terse.pixels:
-            raise ValueError(f"expected a cache with {terse.pixels}, as Terse has, got one with {cache.pixels}")
+        if cache.pixels != terse.pixel_format:
+            raise ValueError(f"expected a cache with {terse.pixel_format}, as Terse has, got one with {cache.pixels}")
         self._terse, self._target, self._cache = terse, target, cache
         self._wanted, self._budget = dict(wanted), budget
         self._hard_below, self._rival_margin = hard_below, rival_margin
@@ -158,7 +157,7 @@ class HardExampleMining:
             raise ValueError("expected Terse in training mode: terse.train()")
         report = begun or MiningReport()
         report = replace(report, complete=not self._short(report.found))
-        restriction = self._terse.pasted_labels
+        restriction = self._terse.sampler.allowed_labels
         upcoming = iter(batches)
         try:
             while not report.complete and report.target_forwards < self._budget:
@@ -169,14 +168,14 @@ class HardExampleMining:
                 if progress is not None:
                     progress(report)
         finally:
-            self._terse.paste_only(restriction)
+            self._terse.restrict_labels(restriction)
         return report
 
     def _hunt(self, batch: Batch, before: MiningReport) -> MiningReport:
         """Paste on a batch and keep what is hard."""
         found, seen = Counter(before.found), before.seen
         asked_before = self._terse.metrics()["extra_forwards"]
-        self._terse.paste_only(self._short(found))
+        self._terse.restrict_labels(self._short(found))
         composites, labels = self._terse(*batch)
         pasted_on = self._terse.pastes
         hard, passed = self._ask(list(composites), labels)
@@ -209,7 +208,7 @@ class HardExampleMining:
         if policy.learns_from == "hardness" or self._terse.sampler.learns:
             chances = [own for _, own in outcomes if own is not None]
             if self._terse.policy.classes is not None and len(chances) == len(images):
-                self._terse.observe(chances=chances)
+                self._terse.observe(class_probabilities=chances)
             else:
                 self._terse.observe(hardness)
         self._terse.step(value)

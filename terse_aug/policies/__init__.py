@@ -1,8 +1,21 @@
-"""Policies: how the cut-outs of a batch are transformed. A new policy is one file beside these and a line here."""
+"""Policies: how the foregrounds of a batch are transformed.
 
-from collections.abc import Callable
+A new one is one file beside these with a subclass of :class:`Policy`, its settings in :mod:`terse_aug.config`, and a
+line in ``POLICIES``.
+"""
 
-from terse_aug.config import TerseConfig
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from terse_aug.config import (
+    Adversarial,
+    BestOfN,
+    Critic,
+    Paper,
+    PolicySettings,
+    Random,
+    policy_settings,
+)
 from terse_aug.policies.adversarial import AdversarialPolicy, divergence_from_uniform
 from terse_aug.policies.base import VIEW_SIDE, Policy, PolicyContext, Proposal, Views, uniform_proposal
 from terse_aug.policies.best_of_n import BestOfNPolicy
@@ -10,55 +23,53 @@ from terse_aug.policies.critic import CriticPolicy
 from terse_aug.policies.paper import PaperPolicy
 from terse_aug.policies.random import RandomPolicy
 
-POLICIES: dict[str, Callable[[TerseConfig, int, int | None], Policy]] = {
-    "random": lambda config, seed, classes: RandomPolicy(),
-    "critic": lambda config, seed, classes: CriticPolicy(
-        seed,
-        config.critic_candidates,
-        config.critic_temperature,
-        config.critic_held,
-        config.critic_rehearsals,
-        classes=classes,
-        foreground_candidates=config.critic_cutouts,
-        goal=config.critic_goal,
-        mix_classes=config.critic_any_class,
-    ),
-    "deterministic": lambda config, seed, classes: PaperPolicy(seed, config.dropout),
-    "hard-random": lambda config, seed, classes: BestOfNPolicy(config.candidates),
-    "learned": lambda config, seed, classes: AdversarialPolicy(seed, config.temperature, config.dropout),
+POLICIES: dict[type[PolicySettings], Callable[[Any, int, int | None], Policy]] = {
+    Random: lambda settings, seed, classes: RandomPolicy(),
+    BestOfN: lambda settings, seed, classes: BestOfNPolicy(settings),
+    Critic: CriticPolicy,
+    Adversarial: lambda settings, seed, classes: AdversarialPolicy(settings, seed),
+    Paper: lambda settings, seed, classes: PaperPolicy(settings, seed),
 }
-"""Named policies, each made from the settings, a seed, and the number of classes whose chances the target tells."""
+"""A policy from its settings, a seed, and the number of classes whose probabilities the model gives."""
 
 
-def make_policy(policy: str | Policy, config: TerseConfig, seed: int, classes: int | None = None) -> Policy:
-    """A policy by name, or the given one.
+def make_policy(
+    policy: str | PolicySettings | Mapping[str, Any] | Policy, seed: int, classes: int | None = None
+) -> Policy:
+    """A policy from its name or settings, or the given one.
 
     Args:
-        policy: a name in :data:`POLICIES`, or one that is made already.
-        config: settings.
+        policy: a name (random, best-of-n, critic, adversarial, paper), settings, a dictionary
+            ``{"type": "Critic", ...}``, or a policy.
         seed: of initial weights.
-        classes: number of classes, where the target tells the chances of all; else ``None``.
+        classes: number of classes, where the model gives the probabilities of all; else ``None``.
 
     Raises:
-        ValueError: there is no policy of that name; the message lists the names.
+        ValueError: there is no policy of that name, or a setting is unknown or outside its range.
     """
     if isinstance(policy, Policy):
         return policy
-    if policy not in POLICIES:
-        raise ValueError(f"policy: expected one of {sorted(POLICIES)} or a Policy, got {policy!r}")
-    return POLICIES[policy](config, seed, classes)
+    settings = policy_settings(policy)
+    if type(settings) not in POLICIES:
+        raise ValueError(f"policy: expected a name, settings or a Policy, got {policy!r}")
+    return POLICIES[type(settings)](settings, seed, classes)
 
 
 __all__ = [
     "POLICIES",
     "VIEW_SIDE",
+    "Adversarial",
     "AdversarialPolicy",
+    "BestOfN",
     "BestOfNPolicy",
+    "Critic",
     "CriticPolicy",
+    "Paper",
     "PaperPolicy",
     "Policy",
     "PolicyContext",
     "Proposal",
+    "Random",
     "RandomPolicy",
     "Views",
     "divergence_from_uniform",

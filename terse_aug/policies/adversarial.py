@@ -1,8 +1,8 @@
-"""Policy ``learned``: a stochastic synthesizer that ascends the detector's loss, held to the uniform prior.
+"""Policy ``adversarial``: a stochastic synthesizer that ascends the detector's loss, held near uniform.
 
-Maximises ``E_q[L] - tau KL(q || uniform)``. The detector's own backward gives dL/d(location, spread) at a leaf
-that stands between the synthesizer and the compositor; :meth:`AdversarialPolicy.objective` turns its sign, adds the
-divergence and carries both through the synthesizer. No pass through the detector is added.
+Maximises ``E_q[L] - kl_weight * KL(q || uniform)``. The detector's own backward gives dL/d(location, spread) at a leaf
+between the synthesizer and the compositor; :meth:`AdversarialPolicy.objective` reverses its sign, adds the divergence
+and backpropagates both through the synthesizer. No pass through the detector is added.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from terse_aug.config import Adversarial, Paper
 from terse_aug.policies.base import Policy, PolicyContext, Proposal
 from terse_aug.policies.synthesizer import Synthesizer
 from terse_aug.utils.random import isolated_global_rng
@@ -22,27 +23,30 @@ class AdversarialPolicy(Policy):
     """Transforms drawn from a synthesizer's distribution, ``p = sigmoid(location + spread * logistic noise)``.
 
     Args:
+        settings: see :class:`terse_aug.policies.Adversarial`; dropout is applied to proposals that are learned from.
         seed: of the synthesizer's initial weights.
-        temperature: tau, at least 0, in the units of the detector's loss of an image; high is random pasting.
-        dropout: see :class:`Synthesizer`; applied to proposals that are learned from.
     """
 
     learns = True
     uses_thumbnails = True
 
-    def __init__(self, seed: int = 0, temperature: float = 0.1, dropout: float = 0.1) -> None:
+    def __init__(self, settings: Adversarial | Paper | None = None, seed: int = 0) -> None:
         super().__init__()
-        self.temperature = temperature
+        settings = settings or Adversarial()
+        self.kl_weight = settings.kl_weight if isinstance(settings, Adversarial) else 0.0
+        self.discriminator_weight = settings.discriminator_weight
+        self.update_interval, self.learning_rate = settings.update_interval, settings.learning_rate
+        self.max_gradient_norm = settings.max_gradient_norm
         with isolated_global_rng(seed):
-            self.synthesizer = Synthesizer(dropout)
+            self.synthesizer = Synthesizer(settings.dropout)
 
-    def propose(self, scene: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
+    def propose(self, context: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
         """See :meth:`Policy.propose`."""
-        device = scene.image_of.device
-        noise = torch.rand(len(scene.image_of), self._parameter_count, generator=generator)
-        mask = self._dropout_mask(len(scene.image_of), generator) if learning else None
+        device = context.image_of.device
+        noise = torch.rand(len(context.image_of), self._parameter_count, generator=generator)
+        mask = self._dropout_mask(len(context.image_of), generator) if learning else None
         with torch.set_grad_enabled(learning), torch.autocast(device.type, enabled=False):
-            outputs = self._distribution(scene, None if mask is None else mask.to(device))
+            outputs = self._distribution(context, None if mask is None else mask.to(device))
         leaves = tuple(output.detach().requires_grad_(learning) for output in outputs)
         location, log_spread = leaves
         value = location + log_spread.exp() * torch.logit(noise.to(device), eps=1e-6)
@@ -52,32 +56,32 @@ class AdversarialPolicy(Policy):
         return proposal
 
     def objective(self, proposal: Proposal, gradients: tuple[Tensor, ...]) -> Tensor:
-        """Mean over pastes of ``-L + tau KL``, with L replaced by its first-order term at the leaves."""
+        """Mean over pastes of ``-L + kl_weight * KL``, with L replaced by its first-order term at the leaves."""
         location, log_spread = proposal.outputs
         count = max(len(location), 1)
         ascent = sum(((g * out).sum() for g, out in zip(gradients, proposal.outputs, strict=True)), start=0.0)
         divergence = divergence_from_uniform(location, log_spread).sum()
         proposal.metrics["divergence"] = float(divergence.detach()) / count
-        return (self.temperature * divergence - ascent) / count
+        return (self.kl_weight * divergence - ascent) / count
 
     @property
     def _parameter_count(self) -> int:
         return self.synthesizer.regressor.out_features // 2
 
     def _dropout_mask(self, count: int, generator: torch.Generator) -> Tensor | None:
-        """Inverted dropout from our own generator; nn.Dropout would draw from the global one."""
+        """Inverted dropout from our own generator: nn.Dropout draws from the global one."""
         rate = self.synthesizer.dropout
         if rate == 0:
             return None
         kept = torch.rand(count, self.synthesizer.hidden.out_features, generator=generator) >= rate
         return kept.float() / (1 - rate)
 
-    def _distribution(self, scene: PolicyContext, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        assert scene.backgrounds is not None
-        assert scene.foregrounds is not None
-        assert scene.natural_size is not None
+    def _distribution(self, context: PolicyContext, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert context.backgrounds is not None
+        assert context.foregrounds is not None
+        assert context.base_size is not None
         location, log_spread = self.synthesizer(
-            scene.backgrounds, scene.image_of, scene.foregrounds, scene.natural_size, mask
+            context.backgrounds, context.image_of, context.foregrounds, context.base_size, mask
         )
         return location, log_spread
 

@@ -1,8 +1,8 @@
-"""The interface of a policy. Imports torch only.
+"""The interface of a policy.
 
-A policy decides how the cut-outs of a batch are transformed. A new one is one file with a subclass of
-:class:`Policy`; hand an instance to ``Terse(policy=...)``, or add it to ``POLICIES`` to give it a name.
-Shape letters: B images, M pastes, P transform parameters.
+A policy decides how the foregrounds of a batch are transformed. A new one is one file with a subclass of
+:class:`Policy`: hand an instance to ``Terse(policy=...)``, or add it to ``POLICIES`` to give it a name.
+Shape letters: B images, M pastes, C candidates for each, P transform parameters, T = THUMBNAIL_SIDE.
 """
 
 from __future__ import annotations
@@ -14,15 +14,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from terse_aug.transforms import PARAMETERS
+from terse_aug.transforms import PARAMETERS, Placement
 
-THUMBNAIL = 32
-"""Side of the pictures that a policy sees, pixels."""
-FOREGROUND_FILL = 0.9
-"""Share of a cut-out's picture that its larger side fills."""
 VIEW_SIDE = 32
-"""Side of a glimpse, pixels."""
-VIEWS = ("window", "image")
+"""Side of a view, pixels."""
+VIEWS = ("local", "global")
 VIEW_CHANNELS = 6
 VIEW_SHAPE = (len(VIEWS), VIEW_CHANNELS, VIEW_SIDE, VIEW_SIDE)
 VIEW_NUMBERS = len(PARAMETERS) + 4
@@ -30,40 +26,41 @@ VIEW_NUMBERS = len(PARAMETERS) + 4
 
 @dataclass(frozen=True)
 class Views:
-    """How candidates would look, small; see :mod:`terse_aug.policies.views`.
+    """What candidates would look like; see :mod:`terse_aug.policies.views`.
 
     Attributes:
-        pictures: float ``[C, M, *VIEW_SHAPE]`` in [0, 1], for each of ``VIEWS``, which are a window
-            around the paste and the whole image stretched to a square: RGB with the paste on it, its alpha, a map
-            of the objects that are there already, and where the image is.
-        figures: float ``[C, M, VIEW_NUMBERS]`` in [-1, 1] or a little more: the transform, and the middle and
-            the extent of the object's bounding box relative to the image.
+        images: float ``[C, M, *VIEW_SHAPE]`` in [0, 1]. Each of ``VIEWS``, a window around the paste and the whole
+            image stretched to a square, has RGB with the paste on it, its alpha, a map of the objects that are there
+            already, and where the image is.
+        numbers: float ``[C, M, VIEW_NUMBERS]``, about [-1, 1]: the transform, and center and size of the object's
+            bounding box relative to the image.
+        placement: of the candidates, ``C * M`` rows.
     """
 
-    pictures: Tensor
-    figures: Tensor
+    images: Tensor
+    numbers: Tensor
+    placement: Placement | None = None
 
 
 @dataclass(frozen=True)
 class PolicyContext:
-    """What a policy may look at: M cut-outs and the backgrounds that they go on.
+    """What a policy can look at: M foregrounds and their backgrounds.
 
-    Of a policy that is offered several cut-outs for each paste (:attr:`Policy.foreground_candidates`), M counts all of them.
+    For a policy that chooses among foregrounds (:attr:`Policy.foreground_candidates`), M counts all of them.
 
     Attributes:
         image_of: int64 ``[M]``, the background of each paste, ascending.
         image_count: B.
-        labels: int64 ``[M]``, the class of each cut-out.
-        backgrounds: float ``[B, 4, THUMBNAIL, THUMBNAIL]``, RGB in [0, 1] and a map of where objects are
-            already; only for policies with ``uses_thumbnails``, else ``None``.
-        foregrounds: float ``[M, 4, THUMBNAIL, THUMBNAIL]``, RGB in [0, 1] and alpha, the larger side filling
-            nine tenths; likewise.
-        natural_size: float ``[M, 2]``, width and height at scale 1 as fractions of the background's; likewise.
-        glimpse: how candidates, float ``[C, M, P]`` unit parameters, would look; only for policies with
+        labels: int64 ``[M]``, the class of each foreground.
+        backgrounds: float ``[B, 4, T, T]``, RGB in [0, 1] and a map of where objects are already; only for policies
+            with ``uses_thumbnails``, else ``None``.
+        foregrounds: float ``[M, 4, T, T]``, RGB in [0, 1] and alpha, the longer side filling nine tenths; likewise.
+        base_size: float ``[M, 2]``, width and height at scale 1 as fractions of the background's; likewise.
+        views: from candidates, float ``[C, M, P]`` in the unit cube, to their views; only for policies with
             ``uses_views``.
-        detector_loss: composes the scene with float ``[M, P]`` unit parameters and returns the detector's loss
-            of each image ``[B]``, without gradients: infinite where it is none, NaN where no paste shows and the
-            detector was not asked; ``None`` where Terse was given no target.
+        detector_loss: composes the batch with float ``[M, P]`` transforms in the unit cube and returns the detector's
+            loss of each image ``[B]``, without gradients: infinite where it is not finite, NaN where no paste is
+            visible and there was no forward; only for policies with ``needs_model``.
     """
 
     image_of: Tensor
@@ -71,8 +68,8 @@ class PolicyContext:
     labels: Tensor
     backgrounds: Tensor | None = None
     foregrounds: Tensor | None = None
-    natural_size: Tensor | None = None
-    glimpse: Callable[[Tensor], Views] | None = None
+    base_size: Tensor | None = None
+    views: Callable[[Tensor], Views] | None = None
     detector_loss: Callable[[Tensor], Tensor] | None = None
 
 
@@ -85,10 +82,12 @@ class Proposal:
         log_density: float ``[M]``, log q(p) with respect to the uniform density on the unit cube.
         leaves: tensors at which the detector's backward leaves dLoss / d leaf, for :meth:`Policy.objective`.
         outputs: the tensors that the leaves are detached copies of, with the policy's own graph.
-        replay_data: what a policy that learns from hardness wants back when the hardness is known.
-        rows: int64, on the CPU: for each paste the row of the scene whose cut-out was taken, where several were
-            offered; M then counts the pastes.
+        replay_data: what goes into the replay buffer together with the hardness, once that is known.
+        rows: int64, on the CPU: for each paste the row of the context whose foreground was chosen, where there were
+            several; M then counts the pastes.
+        placement: of ``unit``, where the policy has computed it.
         extra_forwards: detector forwards of one image each that the choice has cost.
+        metrics: values for the log.
     """
 
     unit: Tensor
@@ -97,56 +96,65 @@ class Proposal:
     outputs: tuple[Tensor, ...] = ()
     replay_data: tuple[Tensor, ...] = ()
     rows: Tensor | None = None
+    placement: Placement | None = None
     extra_forwards: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
 
 
 class Policy(nn.Module):
-    """Base class: ``propose`` is all that a policy which does not learn has to write.
+    """Base class: ``propose`` is all that a policy which does not learn has to define.
 
-    The life of a policy that learns from gradients, in one training iteration::
+    One training iteration of a policy that learns from gradients::
 
-        proposal = policy.propose(scene, generator, learning)
-        composites = compose(scene, proposal.unit)
-        detector(composites).backward()            # the host's; fills leaf.grad of a learning proposal
+        proposal = policy.propose(context, generator, learning)
+        composites = compose(plan, proposal.unit)
+        detector(composites).backward()            # the training loop's own; fills leaf.grad of a learning proposal
         policy.objective(proposal, gradients).backward()
         optimizer.step()                           # Terse's own
 
     and of one that learns from hardness::
 
-        proposal = policy.propose(scene, generator, learning)
-        hardness = 1 - detector's probability of each object in compose(scene, proposal.unit)
-        policy.remember(proposal, hardness, chances)
-        policy.rehearse(generator).backward()      # some times
+        proposal = policy.propose(context, generator, learning)
+        hardness = 1 - detector's probability of each object in compose(plan, proposal.unit)
+        policy.add_to_replay(proposal, hardness, class_probabilities)
+        policy.replay_loss(generator).backward()   # replay_updates times
         optimizer.step()
     """
 
     learns = False
-    """Whether it has parameters that move with the detector."""
+    """Whether it has parameters that are trained beside the detector."""
     learns_from: Literal["gradient", "hardness"] = "gradient"
     """What it learns from, if it learns."""
+    update_interval = 4
+    """Iterations between two updates."""
+    learning_rate = 1e-3
+    """Adam step size."""
+    max_gradient_norm = 1.0
+    """Gradients are clipped to this norm."""
+    discriminator_weight = 0.0
+    """Weight of realism in the objective of a policy that learns from gradients; 0 for no discriminator."""
     replay_updates = 1
-    """Optimizer steps in a move of one that learns from hardness."""
+    """Optimizer steps in an update, of a policy that learns from hardness."""
     classes: int | None = None
-    """Columns of the chances it learns from, for one that learns from hardness; ``None`` for hardness alone."""
+    """Classes whose probabilities it learns from, if it learns from hardness; ``None`` for hardness alone."""
     foreground_candidates = 1
-    """Cut-outs that are drawn for each paste, of which ``propose`` takes one."""
+    """Foregrounds that are drawn for each paste, of which ``propose`` chooses one."""
     mix_classes = False
-    """Whether the cut-outs of a paste may be of different classes; else all are of one, as frequent as it is."""
+    """Whether these may be of different classes."""
     uses_thumbnails = False
-    """Whether ``propose`` looks at the pictures in the scene."""
+    """Whether ``propose`` uses the thumbnails in the context."""
     uses_views = False
-    """Whether ``propose`` calls ``scene.glimpse``."""
+    """Whether ``propose`` calls ``context.views``."""
     needs_model = False
-    """Whether ``propose`` calls ``scene.detector_loss``."""
+    """Whether ``propose`` calls ``context.detector_loss``."""
 
-    def propose(self, scene: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
+    def propose(self, context: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
         """Propose transforms.
 
         Args:
-            scene: what is to be composed.
+            context: what is to be composed.
             generator: the only source of randomness, on the CPU.
-            learning: whether the detector's gradient for this proposal will be used.
+            learning: whether the policy will learn from this proposal.
         """
         raise NotImplementedError
 
@@ -159,19 +167,20 @@ class Policy(nn.Module):
         """
         raise NotImplementedError
 
-    def add_to_replay(self, proposal: Proposal, hardness: Tensor, chances: Tensor | None = None) -> None:
-        """Take in how hard the pastes of a proposal turned out.
+    def add_to_replay(self, proposal: Proposal, hardness: Tensor, class_probabilities: Tensor | None = None) -> None:
+        """Put the pastes of a proposal into the replay buffer.
 
         Args:
             proposal: one that was made with ``learning``.
             hardness: float ``[M]`` in [0, 1], one minus the detector's probability; NaN where not known.
-            chances: float ``[M, K]``, the detector's probability of every class, rows of NaN where not known; ``None``
-                where it tells only that of the right one. Given only to a policy with ``classes``, which is K.
+            class_probabilities: float ``[M, K]``, the detector's probability of every class, rows of NaN where not
+                known; ``None`` where it gives only that of the object's class. Only for a policy with ``classes``,
+                which is K.
         """
         raise NotImplementedError
 
     def replay_loss(self, generator: torch.Generator) -> Tensor | None:
-        """A scalar over what is remembered, whose gradient is the direction to descend; ``None`` with no memory.
+        """A scalar over a sample of the replay buffer, to descend; ``None`` where the buffer is empty.
 
         Args:
             generator: the only source of randomness, on the CPU.

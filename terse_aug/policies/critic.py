@@ -1,30 +1,30 @@
-"""Policy ``critic``: a small network foretells how hard a paste will be, and the harder candidates are preferred.
+"""Policy ``critic``: a small network predicts how hard a paste will be, and harder candidates are preferred.
 
-Candidates are drawn from the uniform prior, for one cut-out or for several of a class; one is taken with probability
-~ odds ** sharpness, the odds being h / (1 - h) for the foretold hardness h. A ratio of odds means the same when
-everything is easy for the detector, late in training, as when everything is hard; a difference of hardness would not.
+Candidates are drawn uniformly, for one foreground or for several; one is chosen with probability ~ odds ** sharpness,
+the odds being h / (1 - h) for the predicted hardness h. A ratio of odds means the same when everything is easy for the
+detector, late in training, as when everything is hard; a difference of hardness does not.
 
-The sharpness is the least that brings the mean foretold hardness to a goal, and at most 1 / temperature: while most of
-what is pasted at random is hard, early in training, nothing is chosen, and diversity is given up only where hardness
-has become rare. (Of all distributions with the same mean log odds, this is the one nearest to the prior.) With C
-candidates no density can exceed C times the prior's, so the policy cannot collapse. The network learns from what the
-detector made of earlier pastes: no gradient through the image, any detector.
+The sharpness is the least that brings the mean predicted hardness to ``target_hardness``, and at most
+1 / temperature: while most random pastes are hard, early in training, nothing is chosen, and diversity is given up
+only where hardness has become rare. (Of all distributions with the same mean log odds, this is the one nearest to
+uniform.) With C candidates no density can exceed C times the uniform one, so the policy cannot collapse. The network
+learns from the detector's scores of earlier pastes: no gradient through the image, any detector.
 
-Where the target tells the probabilities of all classes, the network foretells these, not only that of the right one:
-what a target takes a paste for says more about it than that it is mistaken (Hinton et al., Distilling the Knowledge in
-a Neural Network, 2015). Else it foretells the hardness alone.
+Where the model gives the probabilities of all classes, the network predicts these, not only that of the right one:
+they say more about a paste than that it is misclassified (Hinton et al., Distilling the Knowledge in a Neural Network,
+2015). Else it predicts the hardness alone.
 Shape letters: C candidates, M pastes, K classes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from terse_aug.config import Critic
 from terse_aug.policies.base import (
     VIEW_CHANNELS,
     VIEW_NUMBERS,
@@ -39,9 +39,12 @@ from terse_aug.policies.base import (
 from terse_aug.transforms import PARAMETERS
 from terse_aug.utils.random import isolated_global_rng
 
+_REPLAY_BATCH = 64
+_BISECTIONS = 24
 
-class Critic(nn.Module):
-    """From a glimpse to the log odds of its hardness, or to the logits of what the target will take it for.
+
+class CriticNetwork(nn.Module):
+    """From the views of a paste to the log odds of its hardness, or to the logits of the classes.
 
     Args:
         outputs: 1 for the log odds, K for logits.
@@ -53,21 +56,20 @@ class Critic(nn.Module):
         self.towers = nn.ModuleList(_tower(width) for _ in VIEWS)
         # On a CPU, channels_last saves a third of the time of layers as narrow as these.
         self.towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
-        seen = len(VIEWS) * 4 * width * (VIEW_SIDE // 8) ** 2
-        self.judge = nn.Sequential(nn.Linear(seen + VIEW_NUMBERS, 64), nn.ReLU(), nn.Linear(64, outputs))
+        features = len(VIEWS) * 4 * width * (VIEW_SIDE // 8) ** 2
+        first, last = nn.Linear(features + VIEW_NUMBERS, 64), nn.Linear(64, outputs)
+        self.head = nn.Sequential(first, nn.ReLU(), last)
         # At the start every candidate is as good as any other, which is the random policy.
-        last = self.judge[-1]
-        assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
-    def forward(self, glimpses: Views) -> Tensor:
-        """Float ``[C, M, outputs]`` for the glimpses of :class:`Views`."""
-        shape = glimpses.figures.shape[:2]
+    def forward(self, views: Views) -> Tensor:
+        """Float ``[C, M, outputs]`` for the views of C candidates of M pastes."""
+        shape = views.numbers.shape[:2]
         weight = next(self.parameters())
-        views = glimpses.pictures.flatten(0, 1).unbind(1)
-        seen = [tower(view.to(weight.dtype) - 0.5) for tower, view in zip(self.towers, views, strict=True)]
-        logits: Tensor = self.judge(torch.cat([*seen, glimpses.figures.flatten(0, 1).to(weight.dtype)], 1))
+        by_view = views.images.flatten(0, 1).unbind(1)
+        features = [tower(view.to(weight.dtype) - 0.5) for tower, view in zip(self.towers, by_view, strict=True)]
+        logits: Tensor = self.head(torch.cat([*features, views.numbers.flatten(0, 1).to(weight.dtype)], 1))
         return logits.view(*shape, -1).float()
 
 
@@ -84,29 +86,20 @@ def _tower(width: int) -> nn.Sequential:
 
 
 class CriticPolicy(Policy):
-    """Of some uniform candidates, a hard one by the word of a network that learns what is hard.
+    """Chooses a hard one of several uniform candidates, by a network that learns what is hard.
 
-    In a distributed run the network is the same on all ranks, while every rank remembers its own pastes: for a resumed
+    In a distributed run the network is the same on all ranks, while every rank has its own replay buffer: for a resumed
     run that is equal to the bit, each rank has to save and load its own state.
 
     Args:
+        settings: see :class:`terse_aug.policies.Critic`.
         seed: of the network's initial weights.
-        candidates: C, at least 1; 1 is the random policy.
-        temperature: above 0; at the sharpest, 1 picks in proportion to the odds of being missed, high is random
-            pasting, near 0 takes the candidate that is foretold to be the hardest.
-        held: names of transform parameters that all candidates of a paste share, so that they stay exactly as
-            spread out as random ones.
-        rehearsals: optimizer steps in a move.
-        capacity: pastes remembered.
-        classes: K, at least 2, for a target that tells the probabilities of all classes; every label is below it.
+        classes: K, at least 2, for a model that gives the probabilities of all classes; every label is below it.
             ``None`` to learn from hardness alone.
-        offers: cut-outs among which one is chosen for each paste, at least 1; each has candidates of its own.
-        mix_classes: whether the cut-outs of a paste may be of different classes.
-        goal: in [0, 1], the mean foretold hardness aimed at; 1 always chooses as sharply as the temperature allows, 0
-            is random pasting.
+        capacity: pastes in the replay buffer, at least 1.
 
     Raises:
-        ValueError: ``held`` names something that is no transform parameter, or a number is outside its range.
+        ValueError: a number is outside its range.
     """
 
     learns = True
@@ -114,124 +107,109 @@ class CriticPolicy(Policy):
     uses_views = True
 
     def __init__(
-        self,
-        seed: int = 0,
-        candidates: int = 8,
-        temperature: float = 0.5,
-        held: Sequence[str] = (),
-        replay_updates: int = 4,
-        capacity: int = 1024,
-        classes: int | None = None,
-        foreground_candidates: int = 1,
-        goal: float = 0.7,
-        mix_classes: bool = False,
+        self, settings: Critic | None = None, seed: int = 0, classes: int | None = None, capacity: int = 1024
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("candidates", candidates, 1),
-            ("replay_updates", replay_updates, 1),
-            ("capacity", capacity, 1),
-            ("classes", 2 if classes is None else classes, 2),
-            ("foreground_candidates", foreground_candidates, 1),
-        ):
+        settings = settings or Critic()
+        for name, value, least in (("capacity", capacity, 1), ("classes", 2 if classes is None else classes, 2)):
             if value < least:
                 raise ValueError(f"{name}: expected at least {least}, got {value}")
-        if not 0 <= goal <= 1:
-            raise ValueError(f"goal: expected a hardness in [0, 1], got {goal}")
-        if not temperature > 0:
-            raise ValueError(f"temperature: expected a value above 0, got {temperature}")
-        if unknown := sorted(set(held) - set(PARAMETERS)):
-            raise ValueError(f"held: expected some of {', '.join(PARAMETERS)}, got {', '.join(unknown)}")
-        self._held = [PARAMETERS.index(name) for name in held]
-        self.candidates = candidates
-        self.temperature = temperature
-        self.replay_updates = replay_updates
-        self.foreground_candidates = foreground_candidates
-        self.mix_classes = mix_classes
+        self._fixed = [PARAMETERS.index(name) for name in settings.fixed_parameters]
+        self.candidates, self.temperature = settings.candidates, settings.temperature
+        self.target_hardness, self.replay_updates = settings.target_hardness, settings.replay_updates
+        self.foreground_candidates, self.mix_classes = settings.foreground_candidates, settings.mix_classes
+        self.update_interval, self.learning_rate = settings.update_interval, settings.learning_rate
+        self.max_gradient_norm = settings.max_gradient_norm
         self.classes = classes
-        self.goal = goal
         with isolated_global_rng(seed):
-            self.critic = Critic(classes or 1)
-        self.register_buffer("_pictures", torch.zeros(capacity, *VIEW_SHAPE, dtype=torch.uint8))
-        self.register_buffer("_figures", torch.zeros(capacity, VIEW_NUMBERS))
-        self.register_buffer("_hardness", torch.zeros(capacity))
-        self.register_buffer("_labels", torch.zeros(capacity, dtype=torch.long))
-        if classes is not None:
-            # A row of zeros where only the hardness was told.
-            self.register_buffer("_chances", torch.zeros(capacity, classes))
-            self._chances: Tensor
-        self.register_buffer("_written", torch.zeros((), dtype=torch.long, device="cpu"))
-        self._pictures: Tensor
-        self._figures: Tensor
-        self._hardness: Tensor
-        self._labels: Tensor
-        self._written: Tensor
+            self.network = CriticNetwork(classes or 1)
+        self._register_replay_buffer(capacity)
 
-    def propose(self, scene: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
-        """See :meth:`Policy.propose`; the density is estimated from the candidates at hand."""
-        assert scene.glimpse is not None
-        device, count = scene.image_of.device, len(scene.image_of) // self.foreground_candidates
+    def _register_replay_buffer(self, capacity: int) -> None:
+        self.register_buffer("replay_images", torch.zeros(capacity, *VIEW_SHAPE, dtype=torch.uint8))
+        self.register_buffer("replay_numbers", torch.zeros(capacity, VIEW_NUMBERS))
+        self.register_buffer("replay_hardness", torch.zeros(capacity))
+        self.register_buffer("replay_labels", torch.zeros(capacity, dtype=torch.long))
+        if self.classes is not None:
+            # A row of zeros where only the hardness is known.
+            self.register_buffer("replay_probabilities", torch.zeros(capacity, self.classes))
+            self.replay_probabilities: Tensor
+        self.register_buffer("replay_count", torch.zeros((), dtype=torch.long, device="cpu"))
+        self.replay_images: Tensor
+        self.replay_numbers: Tensor
+        self.replay_hardness: Tensor
+        self.replay_labels: Tensor
+        self.replay_count: Tensor
+
+    def propose(self, context: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
+        """See :meth:`Policy.propose`; the density is estimated from the candidates."""
+        assert context.views is not None
+        device, count = context.image_of.device, len(context.image_of) // self.foreground_candidates
         shape = (self.candidates, count, self.foreground_candidates, len(PARAMETERS))
         units = torch.rand(shape, generator=generator).to(device)
-        units[..., self._held] = units[:1, :, :1, self._held]
+        units[..., self._fixed] = units[:1, :, :1, self._fixed]
         draw = torch.rand(count, generator=generator).to(device)
         if count == 0:
             return Proposal(units[0, :, 0], draw)
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            glimpses = scene.glimpse(units.flatten(1, 2))
-            log_odds = self._log_odds(self.critic(glimpses), scene.labels)
-            # One column of all candidates for each paste, candidate by candidate, offer by offer.
+            views = context.views(units.flatten(1, 2))
+            log_odds = self._log_odds(self.network(views), context.labels)
+            # One column of all candidates for each paste.
             every = log_odds.view(shape[:3]).transpose(1, 2).flatten(0, 1)
-            chances = torch.softmax(every * _sharpness(every, self.goal, 1 / self.temperature), 0)
-        chosen = _drawn(chances, draw)
+            probabilities = torch.softmax(every * _sharpness(every, self.target_hardness, 1 / self.temperature), 0)
+        chosen = _drawn(probabilities, draw)
         pastes = torch.arange(count, device=device)
-        candidate, offer = chosen // self.foreground_candidates, chosen % self.foreground_candidates
-        rows = pastes * self.foreground_candidates + offer
-        log_density = (chances[chosen, pastes] * len(chances)).log()
+        candidate, foreground = chosen // self.foreground_candidates, chosen % self.foreground_candidates
+        rows = pastes * self.foreground_candidates + foreground
         proposal = Proposal(
-            units[candidate, pastes, offer], log_density, rows=rows.cpu() if self.foreground_candidates > 1 else None
+            units[candidate, pastes, foreground],
+            (probabilities[chosen, pastes] * len(probabilities)).log(),
+            rows=rows.cpu() if self.foreground_candidates > 1 else None,
+            placement=views.placement and views.placement.rows(candidate * len(context.image_of) + rows),
         )
         if learning:
-            pictures = (glimpses.pictures[candidate, rows] * 255).round().to(torch.uint8)
-            foretold = log_odds[candidate, rows].sigmoid()
-            proposal.replay_data = (pictures, glimpses.figures[candidate, rows], foretold, scene.labels[rows])
-            proposal.metrics["hardness_gain"] = float(foretold.mean() - every.sigmoid().mean())
+            images = (views.images[candidate, rows] * 255).round().to(torch.uint8)
+            predicted = log_odds[candidate, rows].sigmoid()
+            proposal.replay_data = (images, views.numbers[candidate, rows], predicted, context.labels[rows])
+            proposal.metrics["hardness_gain"] = float(predicted.mean() - every.sigmoid().mean())
         return proposal
 
-    def add_to_replay(self, proposal: Proposal, hardness: Tensor, chances: Tensor | None = None) -> None:
-        """See :meth:`Policy.add_to_replay`; the oldest pastes are forgotten."""
-        pictures, figures, foretold, labels = proposal.replay_data
+    def add_to_replay(self, proposal: Proposal, hardness: Tensor, class_probabilities: Tensor | None = None) -> None:
+        """See :meth:`Policy.add_to_replay`; the oldest pastes are overwritten."""
+        images, numbers, predicted, labels = proposal.replay_data
         known = (~hardness.isnan()).nonzero()[:, 0]
-        proposal.metrics |= _figures_of_merit(foretold[known], hardness[known].to(foretold))
-        start, capacity = int(self._written), len(self._labels)
-        known = known[-capacity:]  # more than there is room for would be written over one another
+        proposal.metrics |= _prediction_metrics(predicted[known], hardness[known].to(predicted))
+        start, capacity = int(self.replay_count), len(self.replay_labels)
+        known = known[-capacity:]  # more than there is room for would overwrite one another
         places = (torch.arange(len(known), device=known.device) + start) % capacity
-        self._pictures[places] = pictures[known]
-        self._figures[places] = figures[known].to(self._figures)
-        self._hardness[places] = hardness[known].to(self._hardness)
-        self._labels[places] = labels[known]
+        self.replay_images[places] = images[known]
+        self.replay_numbers[places] = numbers[known].to(self.replay_numbers)
+        self.replay_hardness[places] = hardness[known].to(self.replay_hardness)
+        self.replay_labels[places] = labels[known]
         if self.classes is not None:
-            told = chances[known] if chances is not None else torch.zeros(len(known), self.classes, device=known.device)
-            self._chances[places] = told.nan_to_num(nan=0.0).to(self._chances)
-        self._written += len(known)
+            rows = torch.zeros(len(known), self.classes, device=known.device)
+            if class_probabilities is not None:
+                rows = class_probabilities[known]
+            self.replay_probabilities[places] = rows.nan_to_num(nan=0.0).to(self.replay_probabilities)
+        self.replay_count += len(known)
 
     def replay_loss(self, generator: torch.Generator) -> Tensor | None:
-        """Cross-entropy of what was foretold against what came, over a sample of the memory."""
-        filled = min(int(self._written), len(self._labels))
+        """Cross-entropy of the predictions over a sample of the replay buffer."""
+        filled = min(int(self.replay_count), len(self.replay_labels))
         if filled == 0:
             return None
-        sample = torch.randint(filled, (_REHEARSED,), generator=generator).to(self._labels.device)
-        pictures, labels = self._pictures[sample].float() / 255, self._labels[sample]
-        with torch.autocast(pictures.device.type, enabled=False):
-            outputs = self.critic(Views(pictures[None], self._figures[sample][None]))[0]
+        sample = torch.randint(filled, (_REPLAY_BATCH,), generator=generator).to(self.replay_labels.device)
+        images, labels = self.replay_images[sample].float() / 255, self.replay_labels[sample]
+        with torch.autocast(images.device.type, enabled=False):
+            outputs = self.network(Views(images[None], self.replay_numbers[sample][None]))[0]
             of_hardness = F.binary_cross_entropy_with_logits(
-                self._log_odds(outputs, labels), self._hardness[sample].float(), reduction="none"
+                self._log_odds(outputs, labels), self.replay_hardness[sample].float(), reduction="none"
             )
             if self.classes is None:
                 return of_hardness.mean()
-            chances = self._chances[sample].float()
-            over_classes = -(chances * outputs.log_softmax(1)).sum(1)
-            return torch.where(chances.sum(1) > 0, over_classes, of_hardness).mean()
+            probabilities = self.replay_probabilities[sample].float()
+            over_classes = -(probabilities * outputs.log_softmax(1)).sum(1)
+            return torch.where(probabilities.sum(1) > 0, over_classes, of_hardness).mean()
 
     def _log_odds(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return outputs[..., 0] if self.classes is None else hardness_log_odds(outputs, labels)
@@ -252,47 +230,43 @@ def hardness_log_odds(logits: Tensor, labels: Tensor) -> Tensor:
     return others - logits.gather(-1, column)[..., 0]
 
 
-def _sharpness(log_odds: Tensor, goal: float, most: float) -> Tensor:
-    """The least exponent at which the mean foretold hardness of the chosen reaches the goal, or ``most``; by bisection.
+def _sharpness(log_odds: Tensor, target_hardness: float, most: float) -> Tensor:
+    """The least exponent at which the mean predicted hardness of the chosen reaches the target; by bisection.
 
     Args:
         log_odds: float ``[n, M]``, of n candidates for each paste.
-        goal: in [0, 1].
-        most: above 0.
+        target_hardness: in [0, 1].
+        most: the largest exponent, above 0.
     """
     hardness = log_odds.sigmoid()
     low, high = log_odds.new_zeros(()), log_odds.new_full((), most)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        short = (torch.softmax(log_odds * middle, 0) * hardness).sum(0).mean() < goal
+        short = (torch.softmax(log_odds * middle, 0) * hardness).sum(0).mean() < target_hardness
         low, high = torch.where(short, middle, low), torch.where(short, high, middle)
-    return torch.where(hardness.mean() < goal, high, torch.zeros_like(high))
+    return torch.where(hardness.mean() < target_hardness, high, torch.zeros_like(high))
 
 
-def _drawn(chances: Tensor, draw: Tensor) -> Tensor:
-    """The candidate of each paste, ``[M]``, for chances ``[C, M]`` and uniform draws ``[M]``.
+def _drawn(probabilities: Tensor, draw: Tensor) -> Tensor:
+    """The candidate of each paste, ``[M]``, for probabilities ``[C, M]`` and uniform draws ``[M]``.
 
     The same on all devices, and allowed under deterministic algorithms, unlike torch.multinomial and cumsum.
     """
     chosen = torch.zeros_like(draw, dtype=torch.long)
-    passed = torch.zeros_like(draw)
-    for chance in chances[:-1]:
-        passed = passed + chance
-        chosen += passed < draw
+    cumulated = torch.zeros_like(draw)
+    for probability in probabilities[:-1]:
+        cumulated = cumulated + probability
+        chosen += cumulated < draw
     return chosen
 
 
-_REHEARSED = 64
-_BISECTIONS = 24
-
-
-def _figures_of_merit(foretold: Tensor, hardness: Tensor) -> dict[str, float]:
-    """What the log shows: mean hardness, and how well it was foretold before it came."""
+def _prediction_metrics(predicted: Tensor, hardness: Tensor) -> dict[str, float]:
+    """Mean hardness, and its correlation with what was predicted."""
     if len(hardness) == 0:
         return {}
-    figures = {"hardness": float(hardness.mean())}
+    metrics = {"hardness": float(hardness.mean())}
     if len(hardness) > 2:
-        correlation = float(torch.corrcoef(torch.stack([foretold, hardness]))[0, 1])
+        correlation = float(torch.corrcoef(torch.stack([predicted, hardness]))[0, 1])
         if math.isfinite(correlation):
-            figures["critic_correlation"] = correlation
-    return figures
+            metrics["predicted_hardness_correlation"] = correlation
+    return metrics

@@ -1,11 +1,11 @@
-"""The synthesizer network: background and cut-out in, a distribution over transforms out. Imports torch only."""
+"""The synthesizer network: background and foreground in, a distribution over transforms out."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from terse_aug.policies.base import THUMBNAIL
+from terse_aug.data.foreground_cache import THUMBNAIL_SIDE
 from terse_aug.transforms import PARAMETERS
 
 _MAX_LOCATION = 3.0
@@ -17,12 +17,12 @@ class Synthesizer(nn.Module):
 
     After TERSE (CVPR 2019, section 3.2): low-level layers shared by background and foreground, a branch of its
     own for each, concatenation, convolution and a fully connected regressor. Here the low-level layers are a
-    small network trained from scratch, because thumbnails of 32 pixels have to do online; GroupNorm takes the
-    place of BatchNorm, because ranks of a distributed run have to stay equal and batches are small; and there
+    small network trained from scratch, because thumbnails of 32 pixels are what is affordable online; GroupNorm
+    replaces BatchNorm, because ranks of a distributed run have to stay equal and batches are small; and there
     are two outputs per parameter, location and spread, because a deterministic synthesizer collapses.
 
     Args:
-        dropout: share of the features of the regressor that are dropped while it learns.
+        dropout: fraction of the regressor's features that are dropped in learning proposals.
         width: channels of the low-level layers.
     """
 
@@ -32,7 +32,7 @@ class Synthesizer(nn.Module):
         self.low_level = nn.Sequential(_block(4, width), _block(width, 2 * width))
         self.background_branch = _block(2 * width, 2 * width)
         self.foreground_branch = _block(2 * width, 2 * width)
-        side = THUMBNAIL // 8
+        side = THUMBNAIL_SIDE // 8
         self.merge = nn.Sequential(nn.Conv2d(4 * width, 2 * width, 3, padding=1), nn.ReLU())
         self.hidden = nn.Linear(2 * width * side * side + 2, 128)
         self.regressor = nn.Linear(128, 2 * len(PARAMETERS))
@@ -44,16 +44,16 @@ class Synthesizer(nn.Module):
         backgrounds: Tensor,
         image_of: Tensor,
         foregrounds: Tensor,
-        natural_size: Tensor,
+        base_size: Tensor,
         dropout_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Distribution of the transform of each paste.
 
         Args:
-            backgrounds: float ``[B, 4, THUMBNAIL, THUMBNAIL]``.
+            backgrounds: float ``[B, 4, THUMBNAIL_SIDE, THUMBNAIL_SIDE]``.
             image_of: int64 ``[M]``.
-            foregrounds: float ``[M, 4, THUMBNAIL, THUMBNAIL]``.
-            natural_size: float ``[M, 2]``.
+            foregrounds: float ``[M, 4, THUMBNAIL_SIDE, THUMBNAIL_SIDE]``.
+            base_size: float ``[M, 2]``.
             dropout_mask: ``[M, 128]``, factors for the hidden features, or ``None``.
 
         Returns:
@@ -64,7 +64,7 @@ class Synthesizer(nn.Module):
         behind = self.background_branch(self.low_level(backgrounds.to(dtype) - 0.5))[image_of]
         front = self.foreground_branch(self.low_level(foregrounds.to(dtype) - 0.5))
         merged = self.merge(torch.cat([behind, front], 1)).flatten(1)
-        hidden = torch.relu(self.hidden(torch.cat([merged, natural_size.to(dtype)], 1)))
+        hidden = torch.relu(self.hidden(torch.cat([merged, base_size.to(dtype)], 1)))
         if dropout_mask is not None:
             hidden = hidden * dropout_mask.to(dtype)
         location, log_spread = self.regressor(hidden).float().chunk(2, 1)

@@ -31,5 +31,5 @@ def batch_picture(terse: Terse, images: Sequence[Tensor], targets: Sequence[Mapp
     for image, target, pastes in list(zip(images, targets, terse.pastes, strict=True))[:_SHOWN]:
         rows = [paste.row for paste in pastes if paste.row is not None]
         own = {name: target[name].cpu() for name in OBJECT_FIELDS if name in target}
-        drawn.append(draw_sample(terse.pixels.decode(image.detach().cpu()), own, terse.bank.categories, rows))
+        drawn.append(draw_sample(terse.pixel_format.decode(image.detach().cpu()), own, terse.bank.categories, rows))
     return contact_sheet(drawn, columns=2)

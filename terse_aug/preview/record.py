@@ -144,11 +144,11 @@ def _pair(
     rows = {paste.row for paste in pastes if paste.row is not None}
     return Pair(
         sample.name,
-        draw_sample(terse.pixels.decode(sample.image), sample.target, classes),
-        draw_sample(terse.pixels.decode(image), target, classes, rows),
+        draw_sample(terse.pixel_format.decode(sample.image), sample.target, classes),
+        draw_sample(terse.pixel_format.decode(image), target, classes, rows),
         _census(sample.target, classes),
         _census(target, classes),
-        tuple(_note(paste, target, classes, terse.config.ranges) for paste in pastes),
+        tuple(_note(paste, target, classes, terse.paste.ranges) for paste in pastes),
         (_REPLACED,) if replaced else tuple(_lost(sample, target, classes)),
     )
 

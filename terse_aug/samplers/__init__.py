@@ -1,23 +1,24 @@
 """Samplers: which cut-outs are pasted, and how they are paired with backgrounds. A new one is one file beside these."""
 
-from terse_aug.config import TerseConfig
+from collections.abc import Mapping
+from typing import Any
+
 from terse_aug.samplers.balanced import BalancedSampler
 from terse_aug.samplers.balanced_stream import BalancedStream
 from terse_aug.samplers.base import BackgroundDraw, DrawRequest, ForegroundIndex, Sampler
 from terse_aug.samplers.by_class import ClassSampler, HardnessSampler, RaritySampler, WeightedSampler
 from terse_aug.samplers.uniform import UniformSampler
 
-SAMPLERS = ("uniform", "rarity", "loss", "biregular")
+SAMPLERS = ("uniform", "rarity", "hardness", "balanced")
 """Names of samplers; beside them weights of classes are named as ``dog=3,cat=0.5``."""
 
 
-def make_sampler(sampler: str | Sampler, config: TerseConfig) -> Sampler:
+def make_sampler(sampler: str | Sampler | Mapping[str, Any]) -> Sampler:
     """A sampler by name, or the given one.
 
     Args:
         sampler: a name in :data:`SAMPLERS`, weights of classes as text (see :class:`WeightedSampler`), or one that is
             made already.
-        config: ``rarity_power``.
 
     Raises:
         ValueError: it is none of these; the message lists the names.
@@ -27,10 +28,10 @@ def make_sampler(sampler: str | Sampler, config: TerseConfig) -> Sampler:
     if sampler == "uniform":
         return UniformSampler()
     if sampler == "rarity":
-        return RaritySampler(config.rarity_power)
-    if sampler == "loss":
+        return RaritySampler(0.5)
+    if sampler == "hardness":
         return HardnessSampler()
-    if sampler == "biregular":
+    if sampler == "balanced":
         return BalancedSampler()
     if isinstance(sampler, str) and "=" in sampler:
         return WeightedSampler(_weights(sampler))

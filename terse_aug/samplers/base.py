@@ -128,6 +128,8 @@ class Sampler(nn.Module):
 
     learns = False
     """Whether it wants to be told how hard the pastes of each class were."""
+    update_interval = 4
+    """Iterations between two updates, if it learns."""
     in_workers = True
     """Whether its draws are independent, so that they can be made in a data loader's workers."""
     allows_candidates = True

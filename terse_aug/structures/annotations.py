@@ -85,8 +85,8 @@ def _check_field(where: str, name: str, image: Tensor, target: Target) -> None:
     if value.device != image.device:
         raise ValueError(f"{where}: {name} is on {value.device}, its image on {image.device}; move both")
     # torchvision's tv_tensors say how their numbers are meant.
-    if name == "boxes" and (layout := getattr(getattr(value, "format", None), "name", "XYXY")) != "XYXY":
-        raise ValueError(f"{where}: expected boxes as XYXY, got {layout}; convert them before calling Terse")
+    if name == "boxes" and (plan := getattr(getattr(value, "format", None), "name", "XYXY")) != "XYXY":
+        raise ValueError(f"{where}: expected boxes as XYXY, got {plan}; convert them before calling Terse")
     kind, allowed = _KINDS.get(name, ("", ()))
     if allowed and value.dtype not in allowed:
         raise ValueError(f"{where}: expected {name} to be {kind} tensor, got {value.dtype}")

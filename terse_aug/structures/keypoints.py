@@ -8,7 +8,7 @@ Flips = Sequence[tuple[str, str]]
 """Names of keypoints that change places in a mirrored object."""
 
 
-def mirror_order(names: Sequence[str], flips: Flips | None = None) -> tuple[int, ...]:
+def keypoint_flip_order(names: Sequence[str], flips: Flips | None = None) -> tuple[int, ...]:
     """For each keypoint the index of its mirror image: the other of its pair, or by default by "left" and "right".
 
     Raises:

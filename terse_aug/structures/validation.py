@@ -1,4 +1,4 @@
-"""What becomes of a batch before anything is pasted: checked, mended, and what is left out counted. Imports torch."""
+"""Validation of a batch before anything is pasted: boxes are repaired, what is left out is counted."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ _LEFT_OUT = {
 
 @dataclass(frozen=True)
 class ValidatedBatch:
-    """A batch that keeps to the contract.
+    """A batch that keeps to the contract of :mod:`terse_aug.structures.annotations`.
 
     Attributes:
         images: B tensors float ``[3, H, W]``, the caller's own.
-        targets: B targets, copies where they had to be mended.
-        usable: for each image whether it may be pasted on.
-        dropped: counts of what was left out or cut off, by reason.
-        remarks: what the user should hear once, by kind.
+        targets: B targets, copies where they were repaired.
+        usable: for each image whether it can be pasted on.
+        dropped: counts of what was left out or clipped, by reason.
+        warnings: texts to warn of once, by kind.
     """
 
     images: list[Tensor]
     targets: list[Target]
     usable: list[bool]
     dropped: Counter[str]
-    remarks: dict[str, str]
+    warnings: dict[str, str]
 
 
 def validate_batch(
     images: Sequence[Tensor] | Tensor, targets: Sequence[Target], keypoint_count: int = 0
 ) -> ValidatedBatch:
-    """Check a batch; mend boxes; say which images can be pasted on and what was left out.
+    """Check a batch, repair its boxes, and find out which images can be pasted on.
 
     Args:
-        images: of the batch.
-        targets: likewise.
-        keypoint_count: of the cut-outs that will be pasted; 0 where they have none.
+        images: B images.
+        targets: B targets.
+        keypoint_count: of the foregrounds that will be pasted; 0 where they have none.
 
     Raises:
-        ValueError: the batch is empty, does not keep to the contract of :mod:`terse_aug.structures.annotations`, or has another number
-            of keypoints than the cut-outs.
+        ValueError: the batch is empty, does not keep to the contract of :mod:`terse_aug.structures.annotations`, or
+            has another number of keypoints than the foregrounds.
     """
     images, targets = list(images), list(targets)
     if not images:
@@ -60,7 +60,7 @@ def validate_batch(
     if keypoint_count:
         targets = [_with_keypoints(index, target, keypoint_count) for index, target in enumerate(targets)]
     dropped: Counter[str] = Counter()
-    # Read at once: one wait for the device, however many images.
+    # One synchronization with the device for all images.
     sums = torch.stack([image.detach().sum(dtype=torch.float32) for image in images]).tolist()
     usable = [math.isfinite(total) for total in sums]
     dropped["image_not_finite"] = usable.count(False)
@@ -68,22 +68,22 @@ def validate_batch(
         targets[index], repaired = repair_boxes(targets[index], image.shape[-2], image.shape[-1])
         dropped.update(repaired)
     dropped = +dropped
-    remarks = {reason: text.format(dropped[reason]) for reason, text in _LEFT_OUT.items() if dropped[reason]}
+    warnings = {reason: text.format(dropped[reason]) for reason, text in _LEFT_OUT.items() if dropped[reason]}
     for name in sorted({name for target in targets for name in unknown_object_fields(target)}):
-        remarks[f"field {name}"] = (
-            f"the field {name!r} seems to have an entry per object; it is handed through as it is and falls out "
-            f"of step with the objects. Fields that follow them are {', '.join(OBJECT_FIELDS)}"
+        warnings[f"field {name}"] = (
+            f"the field {name!r} seems to have an entry per object; it is passed through unchanged and no "
+            f"longer matches the objects. Fields that follow them are {', '.join(OBJECT_FIELDS)}"
         )
-    return ValidatedBatch(images, targets, usable, dropped, remarks)
+    return ValidatedBatch(images, targets, usable, dropped, warnings)
 
 
 def _with_keypoints(index: int, target: Target, count: int) -> Target:
-    """A target with as many keypoints as the cut-outs have; one without objects may say any number."""
+    """A target with as many keypoints as the foregrounds have; without objects any number will do."""
     if "keypoints" not in target or target["keypoints"].shape[1] == count:
         return target
     if len(target["keypoints"]) == 0:
         return target | {"keypoints": target["keypoints"].new_zeros(0, count, 3)}
     raise ValueError(
-        f"target {index}: expected {count} keypoints of each object, as the cut-outs have, got "
+        f"target {index}: expected {count} keypoints of each object, as the foregrounds have, got "
         f"{target['keypoints'].shape[1]}; build the bank from annotations with the same keypoints"
     )

@@ -81,9 +81,9 @@ def object_crops(images: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
 
 
 def _with_context(boxes: Tensor) -> Tensor:
-    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    center = (boxes[:, :2] + boxes[:, 2:]) / 2
     half = (boxes[:, 2:] - boxes[:, :2]) / 2 * _CONTEXT
-    return torch.cat([centre - half, centre + half], 1)
+    return torch.cat([center - half, center + half], 1)
 
 
 def _stage(channels_in: int, channels_out: int, stride: int) -> list[nn.Module]:

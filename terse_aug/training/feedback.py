@@ -1,13 +1,13 @@
-"""Batches on their way from pasting to the adversary's move: how hard their pastes were is heard, told or asked.
+"""Batches between pasting and the policy's update, and where their hardness comes from.
 
-Imports torch only.
+In the order of preference: supplied by the training loop (``observe``), recorded by hooks in the detector's own training
+forward, or from an extra forward in the iterations in which the policy is updated.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import overload
 
 import torch
 
@@ -15,198 +15,179 @@ from terse_aug.compositing.compose import Composites
 from terse_aug.models import ModelAdapter, Recorder, RecordsTrainingForward
 from terse_aug.policies import Policy
 from terse_aug.samplers import Sampler
-from terse_aug.training.hardness import (
-    Outcomes,
-    extra_forward_hardness,
-    outcomes_by_class,
-    recorded_hardness,
-    take_outcomes,
-)
-from terse_aug.training.metrics import Ledger
-from terse_aug.training.updates import PendingBatch
+from terse_aug.training.hardness import Outcomes, PendingBatch, extra_forward_hardness, recorded_hardness
+from terse_aug.training.metrics import Metrics
 from terse_aug.utils.warnings import WarnOnce
 
 _MOST = 64
 _MOST_WITH_IMAGES = 16
-"""Of those whose composites are kept, since the target will have to be asked about them."""
+"""Batches whose composites are kept, because they may need an extra forward."""
+
+_STILL_FAILED = (
+    "in the run that this one resumes, hooks on the detector have failed; hardness comes from an extra forward every "
+    "update_interval iterations, so that the run ends as if it had not been stopped; a new Terse would use hooks again"
+)
+_FAILED = (
+    "the hardness of the pastes could not be recorded from the detector's training forward ({}); from now on it comes "
+    "from an extra forward every update_interval iterations"
+)
+_NO_SOURCE = "{} learns from hardness: give Terse(model=detector), or call observe() before step()"
 
 
-class FeedbackBuffer(Sequence[PendingBatch]):
-    """The batches since the last step that the policy can learn from, the newest last.
+class FeedbackBuffer:
+    """The batches since the last step that policy and sampler can learn from, the newest last.
 
     Args:
-        target: the detector, if there is one.
-        policy: learns from them.
-        sampler: hears of the classes of their pastes, if it learns.
-        ledger: counts forwards that were asked for.
-        remarks: says what could not be heard.
+        model: the detector, if there is one.
+        policy: learns from ``batches``.
+        sampler: gets the hardness of each class, if it learns.
+        metrics: counts extra forwards.
+        warn: warns once.
+
+    Attributes:
+        batches: for the policy.
     """
 
     def __init__(
-        self, target: ModelAdapter | None, policy: Policy, sampler: Sampler, ledger: Ledger, remarks: WarnOnce
+        self, model: ModelAdapter | None, policy: Policy, sampler: Sampler, metrics: Metrics, warn: WarnOnce
     ) -> None:
-        self._target, self._policy, self._sampler = target, policy, sampler
-        self._ledger, self._remarks = ledger, remarks
-        self._kept: list[PendingBatch] = []
+        self._model, self._policy, self._sampler = model, policy, sampler
+        self._metrics, self._warn = metrics, warn
+        self.batches: list[PendingBatch] = []
         self._last: PendingBatch | None = None
-        # Of which the sampler wants to hear, and has not.
-        self._unheard: list[PendingBatch] = []
-        self._told = False
-        # Of a batch that was not trained on to the end.
-        self._listeners: list[Recorder] = []
-        weakref.finalize(self, _close, self._listeners)
+        self._for_sampler: list[PendingBatch] = []
+        self._supplied = False
+        # In a list, so that a batch that was not trained on to the end releases the model's hooks too.
+        self._recorders: list[Recorder] = []
+        weakref.finalize(self, _close, self._recorders)
 
-    @overload
-    def __getitem__(self, index: int) -> PendingBatch: ...
+    def add(self, pending: PendingBatch) -> None:
+        """Keep a batch for the policy's next update; the oldest are dropped if nobody calls ``step``."""
+        self.batches.append(pending)
+        with_images = [kept for kept in self.batches if kept.composites is not None]
+        for kept, most in ((self.batches, _MOST), (with_images, _MOST_WITH_IMAGES)):
+            if len(kept) > most:
+                self.batches.remove(kept[0])
+                self._count_dropped(most)
 
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[PendingBatch]: ...
-
-    def __getitem__(self, index: int | slice) -> PendingBatch | Sequence[PendingBatch]:
-        return self._kept[index]
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def keep(self, turn: PendingBatch) -> None:
-        """Remember a batch for the next step, but not without end if nobody calls it."""
-        self._kept.append(turn)
-        with_images = [kept for kept in self._kept if kept.composites is not None]
-        for turns, most in ((self._kept, _MOST), (with_images, _MOST_WITH_IMAGES)):
-            if len(turns) > most:
-                self._kept.remove(turns[0])
-                self._count_too_many(most)
-
-    def follow(self, turn: PendingBatch, shown: Composites) -> None:
-        """Listen to what the detector makes of a batch, until :meth:`end_batch`, if anybody wants to know.
+    def watch(self, pending: PendingBatch, composites: Composites) -> None:
+        """Record the training forward of a batch until :meth:`end_batch`, if policy or sampler need its hardness.
 
         Args:
-            turn: kept or not.
-            shown: what the detector is trained on.
+            pending: added or not.
+            composites: what the detector is trained on.
         """
-        self._last = turn
+        self._last = pending
         if self._policy.learns_from == "hardness" or self._sampler.learns:
-            turn.composites = shown
-            self._listen(turn)
+            pending.composites = composites
+            self._record(pending)
 
-    def tell(self, outcomes: Outcomes) -> None:
-        """Of the last batch, by one who knows."""
-        self._told = True
+    def supply(self, outcomes: Outcomes) -> None:
+        """Outcomes of the last batch from the training loop."""
+        self._supplied = True
         if self._last is not None and self._last.composites is not None:
-            take_outcomes(self._last, outcomes, self._policy.classes)
+            self._last.store(outcomes, self._policy.classes)
 
-    def end_batch(self, moving: bool) -> None:
-        """The last batch has been trained on: hear of it, and let go of it.
-
-        Args:
-            moving: whether this is an iteration in which policies move and targets are asked.
-        """
-        turn, self._last = self._last, None
-        if turn is not None:
-            if (trouble := recorded_hardness(turn)) is not None:
-                self._stop_listening(repr(trouble))
-            if self._sampler.learns and turn.hardness is not None:
-                self._sampler.record(*outcomes_by_class(turn))
-            elif self._sampler.learns and moving:
-                self._unheard.append(turn)
-                if len(self._unheard) > _MOST_WITH_IMAGES:
-                    del self._unheard[0]
-                    self._count_too_many(_MOST_WITH_IMAGES)
-            if turn.hardness is not None:
-                turn.composites = None
-            elif not moving and self._policy.learns_from == "hardness" and self._kept[-1:] == [turn]:
-                self._kept.pop()  # nobody will ask
-        self._listeners.clear()
-
-    def ask(self, policy_name: str) -> None:
-        """Ask the target how hard the pastes are of which nobody has told and nothing was heard.
-
-        Raises:
-            ValueError: there is no target, and nobody has told anything since the last step.
-        """
-        # Whatever was pasted on this rank: all ranks have to raise, or none.
-        if self._target is None and not self._told:
-            raise ValueError(
-                f"policy {policy_name} learns from hardness: give Terse(target=detector), or call observe() before "
-                "step()"
-            )
-        if self._target is not None:
-            self._count(extra_forward_hardness(self._kept, self._target, self._policy.classes))
-
-    def teach_sampler(self, ask: bool, device: torch.device) -> None:
-        """Let the sampler learn how hard the classes are, from what was heard and told, and asked of the rest.
+    def end_batch(self, policy_is_due: bool, sampler_is_due: bool) -> None:
+        """The detector has been trained on the last batch: read what was recorded, release the model.
 
         Args:
-            ask: whether to ask the target.
-            device: for what ranks tell each other.
+            policy_is_due: whether the policy is updated in this iteration, with extra forwards for what is not known.
+            sampler_is_due: likewise.
+        """
+        pending, self._last = self._last, None
+        if pending is not None:
+            if (error := recorded_hardness(pending)) is not None:
+                self._hooks_failed(repr(error))
+            if self._sampler.learns and pending.hardness is not None:
+                self._sampler.record(*pending.by_class())
+            elif sampler_is_due:
+                self._for_sampler.append(pending)
+                if len(self._for_sampler) > _MOST_WITH_IMAGES:
+                    del self._for_sampler[0]
+                    self._count_dropped(_MOST_WITH_IMAGES)
+            if pending.hardness is not None:
+                pending.composites = None
+            elif not policy_is_due and self._policy.learns_from == "hardness" and self.batches[-1:] == [pending]:
+                self.batches.pop()  # there will be no extra forward for it
+        self._recorders.clear()
+
+    def run_extra_forwards(self, policy_name: str) -> None:
+        """Get the hardness that is not known from extra forwards, for the policy.
 
         Raises:
-            ValueError: as :meth:`ask`.
+            ValueError: there is no model, and nothing was supplied since the last step.
         """
-        if self._target is None and not self._told:
-            raise ValueError(
-                "sampler 'loss' learns from hardness: give Terse(target=detector), or call observe() before step()"
-            )
-        turns, self._unheard = self._unheard, []
-        if ask and self._target is not None:
-            self._count(extra_forward_hardness(turns, self._target, self._policy.classes))
-            for turn in turns:
-                self._sampler.record(*outcomes_by_class(turn))
+        self._check_source(f"policy {policy_name}")
+        if self._model is not None:
+            self._count_forwards(extra_forward_hardness(self.batches, self._model, self._policy.classes))
+
+    def update_sampler(self, run_forwards: bool, device: torch.device) -> None:
+        """Update the sampler with the hardness of the classes.
+
+        Args:
+            run_forwards: whether to run extra forwards for what is not known.
+            device: for communication between ranks.
+
+        Raises:
+            ValueError: as :meth:`run_extra_forwards`.
+        """
+        self._check_source("sampler hardness")
+        batches, self._for_sampler = self._for_sampler, []
+        if run_forwards and self._model is not None:
+            self._count_forwards(extra_forward_hardness(batches, self._model, self._policy.classes))
+            for pending in batches:
+                self._sampler.record(*pending.by_class())
         self._sampler.update(device)
 
     def end_iteration(self) -> None:
-        """All has been learned from."""
-        self._kept.clear()
-        self._told = False
+        """Drop the batches: policy and sampler have learned from them."""
+        self.batches.clear()
+        self._supplied = False
 
-    def forget(self) -> None:
-        """Let go of everything: another state is loaded."""
+    def reset(self) -> None:
+        """Drop everything, before another state is loaded."""
         if self._last is not None:
             recorded_hardness(self._last)
         self._last = None
-        self._kept.clear()
-        self._unheard = []
+        self.batches.clear()
+        self._for_sampler = []
 
-    def _listen(self, turn: PendingBatch) -> None:
-        if not isinstance(self._target, RecordsTrainingForward):
+    def _check_source(self, learner: str) -> None:
+        # Whatever was pasted on this rank: all ranks have to raise, or none.
+        if self._model is None and not self._supplied:
+            raise ValueError(_NO_SOURCE.format(learner))
+
+    def _record(self, pending: PendingBatch) -> None:
+        if not isinstance(self._model, RecordsTrainingForward):
             return
-        # A counter, so that a resumed run does not listen where the one before had stopped to.
-        if self._ledger.counts["hearing_failed"]:
-            self._remarks.once("hearing", _NOT_LISTENED)
+        # A counter, so that a resumed run does not use hooks where the run before had stopped using them.
+        if self._metrics.counts["hooks_failed"]:
+            self._warn.once("hooks", _STILL_FAILED)
             return
         try:
-            turn.listener = self._target.listen()
+            pending.recorder = self._model.listen()
         except Exception as error:
-            self._stop_listening(str(error))
-        if turn.listener is not None:
-            self._listeners.append(turn.listener)
+            self._hooks_failed(str(error))
+        if pending.recorder is not None:
+            self._recorders.append(pending.recorder)
 
-    def _stop_listening(self, why: str) -> None:
-        self._ledger.counts["hearing_failed"] = 1
-        self._remarks.once("hearing", _NOT_HEARD.format(why))
+    def _hooks_failed(self, why: str) -> None:
+        self._metrics.counts["hooks_failed"] = 1
+        self._warn.once("hooks", _FAILED.format(why))
 
-    def _count_too_many(self, most: int) -> None:
-        self._ledger.counts["dropped/graph"] += 1
-        self._remarks.once(
+    def _count_dropped(self, most: int) -> None:
+        self._metrics.counts["dropped/graph"] += 1
+        self._warn.once(
             "step",
             f"Terse was called more than {most} times since the last step(), and the oldest batches are not "
             f"learned from: call step() after backward(), at the latest every {most} batches",
         )
 
-    def _count(self, forwards: int) -> None:
-        self._ledger.counts["extra_forwards"] += forwards
+    def _count_forwards(self, forwards: int) -> None:
+        self._metrics.counts["extra_forwards"] += forwards
 
 
-def _close(listeners: list[Recorder]) -> None:
-    for listener in listeners:
-        listener.close()
-
-
-_NOT_LISTENED = (
-    "in the run that this one resumes, the detector could not be heard; it is asked every move_every-th iteration, "
-    "which costs a forward, so that the run ends as if it had not been stopped; a new Terse would listen again"
-)
-_NOT_HEARD = (
-    "how hard the pastes were could not be heard in the detector's training forward ({}); it is asked every "
-    "move_every-th iteration from now on, which costs a forward"
-)
+def _close(recorders: Sequence[Recorder]) -> None:
+    for recorder in recorders:
+        recorder.close()

@@ -1,4 +1,4 @@
-"""How hard the pastes of a batch turned out: told, heard in the training, or asked of the target. Imports torch only.
+"""How hard the pastes of a batch were: recorded from the training forward, from an extra forward, or supplied.
 
 Shape letters: N objects of an image, M pastes of a batch, K classes.
 """
@@ -7,150 +7,177 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from terse_aug.models import GivesClassProbabilities, ModelAdapter
+from terse_aug.compositing.compose import Composites
+from terse_aug.models import GivesClassProbabilities, ModelAdapter, Recorder
+from terse_aug.policies import Proposal
 from terse_aug.structures.annotations import Target
-from terse_aug.training.updates import PendingBatch
 
 _SLACK = 1e-3  # rounding of low precision
 _SUM_SLACK = 0.05  # of many roundings
 
 Outcomes = Mapping[int, tuple[Tensor, Tensor | None]]
-"""By image: the hardness of its objects ``[N]`` and, if they are told, the chances of the classes ``[N, K]``."""
+"""By image: the hardness of its objects ``[N]`` and, if known, the class probabilities ``[N, K]``."""
+
+
+@dataclass(eq=False)
+class PendingBatch:
+    """One batch of composites that the policy or the sampler will learn from after the detector's backward.
+
+    Attributes:
+        proposal: made with ``learning``.
+        image_count: of the batch, to turn the gradient of its mean loss into that of an image.
+        realism_gradients: d(-log D) / d leaf, or empty without discriminator.
+        real: crops of real objects ``[R, 3, CROP, CROP]``, or ``None``.
+        composite: crops of pasted objects, detached, likewise.
+        composites: the batch as the detector is trained on it, kept while the hardness is not known.
+        recorder: of the training forward, while it runs.
+        hardness: float ``[M]`` in [0, 1], NaN where not known; ``None`` as long as nothing is known.
+        class_probabilities: float ``[M, K]``, NaN where not known; ``None`` if the model does not give them.
+    """
+
+    proposal: Proposal
+    image_count: int
+    realism_gradients: tuple[Tensor, ...] = ()
+    real: Tensor | None = None
+    composite: Tensor | None = None
+    composites: Composites | None = None
+    recorder: Recorder | None = None
+    hardness: Tensor | None = None
+    class_probabilities: Tensor | None = None
+
+    def store(self, outcomes: Outcomes, classes: int | None) -> None:
+        """Take the outcomes of the proposal's pastes; NaN for those without a label.
+
+        Args:
+            outcomes: at least for the images with a labelled paste.
+            classes: columns that the policy learns from; ``None`` if it learns from hardness alone.
+        """
+        assert self.composites is not None
+        count, device = len(self.proposal.unit), self.proposal.unit.device
+        self.hardness = torch.full((count,), float("nan"), device=device)
+        self.class_probabilities = None
+        for image in range(len(self.composites.pastes)):
+            labelled = self.composites.labelled(image)
+            if not labelled:
+                continue
+            rows, numbers = [paste.row for paste in labelled], [paste.number for paste in labelled]
+            hardness, probabilities = outcomes[image]
+            self.hardness[numbers] = hardness.detach()[rows].to(self.hardness).clamp(0, 1)
+            if probabilities is not None and classes is not None:
+                if self.class_probabilities is None:
+                    shape = (count, probabilities.shape[1])
+                    self.class_probabilities = torch.full(shape, float("nan"), device=device)
+                self.class_probabilities[numbers] = probabilities.detach()[rows].to(self.hardness).clamp(0, 1)
+
+    def by_class(self) -> tuple[list[int], list[float]]:
+        """Label and hardness of the pastes whose hardness is known."""
+        labels: list[int] = []
+        values: list[float] = []
+        if self.hardness is not None and self.composites is not None:
+            hardness = self.hardness.tolist()
+            for paste in (paste for pastes in self.composites.pastes for paste in pastes):
+                if paste.number is not None and not math.isnan(hardness[paste.number]):
+                    labels.append(paste.label)
+                    values.append(hardness[paste.number])
+        return labels, values
 
 
 def supplied_outcomes(
     hardness: Sequence[Tensor] | None,
-    chances: Sequence[Tensor] | None,
+    class_probabilities: Sequence[Tensor] | None,
     targets: Sequence[Target],
     classes: int | None,
 ) -> Outcomes:
-    """Outcomes from what a training loop tells.
+    """Outcomes from what a training loop supplies.
 
     Args:
         hardness: see :meth:`terse_aug.Terse.observe`.
-        chances: likewise.
+        class_probabilities: likewise.
         targets: of the batch.
         classes: columns that the policy learns from; ``None`` if it learns from hardness alone.
 
     Raises:
         ValueError: naming the image, what was expected and what came.
     """
-    if (hardness is None) == (chances is None):
+    if (hardness is None) == (class_probabilities is None):
         got = "neither" if hardness is None else "both"
-        raise ValueError(f"observe: expected either hardness or chances, got {got}")
+        raise ValueError(f"observe: expected either hardness or class_probabilities, got {got}")
     if hardness is not None:
         _check_values("hardness", hardness, targets)
         return {number: (own, None) for number, own in enumerate(hardness)}
-    assert chances is not None
-    _check_rows("chances", chances, targets, classes)
-    return dict(enumerate(_of_chances(own, target) for own, target in zip(chances, targets, strict=True)))
+    assert class_probabilities is not None
+    _check_rows("class_probabilities", class_probabilities, targets, classes)
+    return dict(
+        enumerate(_of_probabilities(own, target) for own, target in zip(class_probabilities, targets, strict=True))
+    )
 
 
-def extra_forward_hardness(turns: Sequence[PendingBatch], target: ModelAdapter, classes: int | None) -> int:
-    """Ask the target about the pastes of whose hardness nobody has told; how many images it was asked about."""
-    asked = 0
-    for turn in turns:
-        if turn.hardness is not None or turn.composites is None:
-            continue
-        labelled = [
-            number
-            for number, pastes in enumerate(turn.composites.pastes)
-            if any(paste.row is not None and paste.number is not None for paste in pastes)
-        ]
-        if not labelled:
-            continue
-        images = [turn.composites.images[number] for number in labelled]
-        targets = [turn.composites.targets[number] for number in labelled]
-        take_outcomes(turn, dict(zip(labelled, extra_forward_outcomes(images, targets, target), strict=True)), classes)
-        asked += len(labelled)
-    return asked
-
-
-def recorded_hardness(turn: PendingBatch) -> Exception | None:
-    """Give a turn what its listener has heard, unless the hardness is known already; let go of the model.
+def recorded_hardness(pending: PendingBatch) -> Exception | None:
+    """Give a batch what its recorder has recorded, unless the hardness is known already; release the model.
 
     Returns:
-        What went wrong in listening, if anything did; the hardness is not known then.
+        The error, if recording has failed; the hardness is not known then.
     """
-    listener, turn.listener = turn.listener, None
-    if listener is None:
+    recorder, pending.recorder = pending.recorder, None
+    if recorder is None:
         return None
     try:
-        if turn.hardness is None and turn.composites is not None:
-            scores = listener.scores(turn.composites.images, turn.composites.targets)
+        if pending.hardness is None and pending.composites is not None:
+            scores = recorder.scores(pending.composites.images, pending.composites.targets)
             if scores is not None:
-                take_outcomes(turn, {number: (1 - own, None) for number, own in enumerate(scores)}, None)
-                known = turn.hardness
+                pending.store({number: (1 - own, None) for number, own in enumerate(scores)}, None)
+                known = pending.hardness
                 if known is not None and bool(known.isnan().all()):
-                    turn.hardness = None
+                    pending.hardness = None
     except Exception as error:
-        turn.hardness = None
+        pending.hardness = None
         return error
     finally:
-        trouble: Exception | None = getattr(listener, "trouble", None)
-        listener.close()
+        trouble: Exception | None = getattr(recorder, "trouble", None)
+        recorder.close()
     return trouble
 
 
-def extra_forward_outcomes(
-    images: Sequence[Tensor], targets: Sequence[Target], target: ModelAdapter
-) -> list[tuple[Tensor, Tensor | None]]:
-    """Outcomes of each image from one forward of the target."""
-    if isinstance(target, GivesClassProbabilities):
-        every = target.class_probabilities(images, targets)
-        _check_rows("class_probabilities", every, targets, target.label_limit)
-        return [_of_chances(own, its) for own, its in zip(every, targets, strict=True)]
-    return [(1 - own, None) for own in target.object_scores(images, targets)]
-
-
-def take_outcomes(turn: PendingBatch, outcomes: Outcomes, classes: int | None) -> None:
-    """Give a turn the outcomes of the pastes of its proposal; NaN for those without a label.
-
-    Args:
-        turn: with its composites.
-        outcomes: for the images with a labelled paste at least.
-        classes: columns that the policy learns from; ``None`` if it learns from hardness alone.
-    """
-    assert turn.composites is not None
-    count, device = len(turn.proposal.unit), turn.proposal.unit.device
-    turn.hardness = torch.full((count,), float("nan"), device=device)
-    turn.chances = None
-    for number, pastes in enumerate(turn.composites.pastes):
-        labelled = [paste for paste in pastes if paste.row is not None and paste.number is not None]
-        if not labelled:
+def extra_forward_hardness(pending_batches: Sequence[PendingBatch], model: ModelAdapter, classes: int | None) -> int:
+    """Run an extra forward for the pastes whose hardness is not known; returns the number of images."""
+    count = 0
+    for pending in pending_batches:
+        composites = pending.composites
+        if pending.hardness is not None or composites is None:
             continue
-        rows, places = [paste.row for paste in labelled], [paste.number for paste in labelled]
-        hardness, chances = outcomes[number]
-        turn.hardness[places] = hardness.detach()[rows].to(turn.hardness).clamp(0, 1)
-        if chances is not None and classes is not None:
-            if turn.chances is None:
-                turn.chances = torch.full((count, chances.shape[1]), float("nan"), device=device)
-            turn.chances[places] = chances.detach()[rows].to(turn.chances).clamp(0, 1)
+        images = [number for number in range(len(composites.pastes)) if composites.labelled(number)]
+        if not images:
+            continue
+        outcomes = extra_forward_outcomes(
+            [composites.images[number] for number in images], [composites.targets[number] for number in images], model
+        )
+        pending.store(dict(zip(images, outcomes, strict=True)), classes)
+        count += len(images)
+    return count
 
 
-def outcomes_by_class(turn: PendingBatch) -> tuple[list[int], list[float]]:
-    """Label and hardness of the pastes of which the hardness is known."""
-    labels: list[int] = []
-    values: list[float] = []
-    if turn.hardness is not None and turn.composites is not None:
-        hardness = turn.hardness.tolist()
-        for paste in (paste for pastes in turn.composites.pastes for paste in pastes):
-            if paste.number is not None and not math.isnan(hardness[paste.number]):
-                labels.append(paste.label)
-                values.append(hardness[paste.number])
-    return labels, values
+def extra_forward_outcomes(
+    images: Sequence[Tensor], targets: Sequence[Target], model: ModelAdapter
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Outcomes of each image from one forward of the model."""
+    if isinstance(model, GivesClassProbabilities):
+        every = model.class_probabilities(images, targets)
+        _check_rows("class_probabilities", every, targets, model.label_limit)
+        return [_of_probabilities(own, target) for own, target in zip(every, targets, strict=True)]
+    return [(1 - own, None) for own in model.object_scores(images, targets)]
 
 
-def _of_chances(chances: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-    """One minus the chance of each object's own class, NaN where that is no column; and the chances."""
-    labels = target["labels"].long().to(chances.device)
-    known = (labels >= 0) & (labels < chances.shape[1])
-    own = chances.gather(1, labels.clamp(0, chances.shape[1] - 1)[:, None])[:, 0]
-    return torch.where(known, 1 - own, torch.nan), chances
+def _of_probabilities(probabilities: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+    """One minus the probability of each object's own class, NaN where that is no column; and the probabilities."""
+    labels = target["labels"].long().to(probabilities.device)
+    known = (labels >= 0) & (labels < probabilities.shape[1])
+    own = probabilities.gather(1, labels.clamp(0, probabilities.shape[1] - 1)[:, None])[:, 0]
+    return torch.where(known, 1 - own, torch.nan), probabilities
 
 
 def _check_values(name: str, values: Sequence[Tensor], targets: Sequence[Target]) -> None:
@@ -185,7 +212,7 @@ def _check_rows(name: str, values: Sequence[Tensor], targets: Sequence[Target], 
 
 
 def _by_image(name: str, values: Sequence[Tensor], targets: Sequence[Target]) -> Iterator[tuple[str, Tensor, int]]:
-    """For each image what a message calls it, its values, and the number of its objects."""
+    """For each image its name in messages, its values, and the number of its objects."""
     if len(values) != len(targets):
         raise ValueError(f"{name}: expected a tensor for each of {len(targets)} images, got {len(values)}")
     for number, (own, target) in enumerate(zip(values, targets, strict=True)):

@@ -1,18 +1,25 @@
-"""Counters and running figures of a run, saved as plain tensors. Imports torch only.
+"""Counters and running averages of a run.
 
-They live in Python, not in buffers on the device: reading them never waits for a GPU.
+They live in Python, not in buffers on the device: reading them never synchronizes with a GPU. They are saved by name.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from terse_aug.compositing.compose import Composites
+from terse_aug.compositing.geometry import ForegroundLike
+from terse_aug.compositing.plan import PastePlan
+from terse_aug.policies import Proposal
 from terse_aug.transforms import PARAMETERS
+from terse_aug.utils.warnings import TerseWarning
 
 COUNTERS = (
     "calls",
@@ -22,11 +29,15 @@ COUNTERS = (
     "objects_pasted",
     "objects_labelled",
     "decoys",
-    "moves",
-    "skipped_moves",
+    "distractors",
+    "occludees",
+    "backgrounds",
+    "updates",
+    "skipped_updates",
     "extra_forwards",
-    "suspended",
-    "losses_not_finite",
+    "random_fallback",
+    "non_finite_losses",
+    "hooks_failed",
     "dropped/occluded",
     "dropped/paste_hidden",
     "dropped/paste_too_small",
@@ -34,93 +45,107 @@ COUNTERS = (
     "dropped/decoy_without_background",
     "dropped/box_degenerate",
     "dropped/box_outside",
+    "dropped/box_clipped",
     "dropped/image_not_finite",
-    "dropped/graph",
-    "backgrounds",
-    "superimposed",
-    "distractors",
     "dropped/background_unreadable",
     "dropped/distractor_not_shown",
-    "hearing_failed",
-    "dropped/box_clipped",
+    "dropped/graph",
 )
-"""Names of the counters, in the order in which they are saved."""
-
-AVERAGES = (
-    "loss",
-    "divergence",
-    "realism",
-    "discriminator_loss",
-    "gradient_norm",
-    "hardness",
-    "hardness_gain",
-    "critic_correlation",
+ROBUSTNESS_COUNTERS = (
+    "robustness/images",
+    "robustness/passes",
+    "robustness/not_finite",
+    "robustness/no_gradient",
 )
-"""Names of the running averages, in the order in which they are saved."""
+STATE_VERSION = 1
 
 _AVERAGE_DECAY = 0.95
-_SPREAD_DECAY = 0.98
-_UNIFORM_DEVIATION = 1 / math.sqrt(12)
+_MOMENTS_DECAY = 0.98
+_UNIFORM_STD = 1 / math.sqrt(12)
 
 
 def std_ratios(unit: Tensor) -> dict[str, float]:
     """Standard deviation of each column of transforms ``[n, P]`` in the unit cube, relative to uniform."""
     if len(unit) == 0:
         return {}
-    deviation = unit.double().std(0, correction=0) / _UNIFORM_DEVIATION
-    return dict(zip(PARAMETERS, deviation.tolist(), strict=True))
+    ratios = unit.double().std(0, correction=0) / _UNIFORM_STD
+    return dict(zip(PARAMETERS, ratios.tolist(), strict=True))
 
 
-class Ledger(nn.Module):
-    """What happened so far.
+class Metrics(nn.Module):
+    """What has happened in a run.
+
+    Args:
+        names: of the counters.
 
     Attributes:
-        counts: by name, see :data:`COUNTERS`.
+        counts: by name.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, names: Iterable[str] = COUNTERS) -> None:
         super().__init__()
+        self._names = tuple(names)
         self.counts: Counter[str] = Counter()
         self._averages: dict[str, float] = {}
         self._moments = torch.zeros(3, len(PARAMETERS), dtype=torch.float64)
 
     def average(self, name: str, value: float) -> None:
-        """Move the running average of ``name`` towards a finite value."""
+        """Update the running average of ``name`` with a finite value."""
         old = self._averages.get(name, value)
         self._averages[name] = _AVERAGE_DECAY * old + (1 - _AVERAGE_DECAY) * value
 
-    def see_transforms(self, unit: Tensor) -> None:
-        """Take transforms ``[M, P]`` in the unit cube, on the CPU, into the running spread."""
+    def track_batch(self, plan: PastePlan[ForegroundLike], proposal: Proposal, composites: Composites) -> None:
+        """Count a batch of composites."""
+        counts, pastes = self.counts, [paste for own in composites.pastes for paste in own]
+        counts["calls"] += 1
+        counts["images"] += len(composites.images)
+        counts["composites"] += sum(bool(own) for own in composites.pastes)
+        counts["objects_pasted"] += len(pastes)
+        counts["objects_labelled"] += sum(paste.row is not None for paste in pastes)
+        counts["decoys"] += len(plan.decoys) - composites.dropped["decoy_without_background"]
+        counts["backgrounds"] += len(composites.backgrounds)
+        counts["occludees"] += sum(paste.number is None for paste in pastes)
+        counts["distractors"] += len(plan.distractors) - composites.dropped["distractor_not_shown"]
+        counts["extra_forwards"] += proposal.extra_forwards
+        for reason, count in composites.dropped.items():
+            counts[f"dropped/{reason}"] += count
+        if len(proposal.unit):
+            self.add_transforms(proposal.unit.detach().cpu())
+
+    def add_transforms(self, unit: Tensor) -> None:
+        """Update the running moments with transforms ``[M, P]`` in the unit cube, on the CPU."""
         values = unit.double()
         new = torch.stack([torch.ones_like(values), values, values.square()]).sum(1)
-        self._moments = _SPREAD_DECAY * self._moments + new
+        self._moments = _MOMENTS_DECAY * self._moments + new
 
-    def spread(self) -> dict[str, float]:
-        """Standard deviation of each transform parameter, relative to the uniform distribution's.
+    def std_ratios(self) -> dict[str, float]:
+        """Standard deviation of each transform parameter over about the last fifty calls, relative to uniform.
 
-        1 is as diverse as random pasting, 0 is collapsed; over about the last fifty calls.
+        1 is as diverse as random pasting, 0 is collapsed.
         """
         weight, first, second = self._moments
         if float(weight[0]) == 0:
             return {}
-        deviation = (second / weight - (first / weight) ** 2).clamp(min=0).sqrt() / _UNIFORM_DEVIATION
-        return dict(zip(PARAMETERS, deviation.tolist(), strict=True))
+        ratios = (second / weight - (first / weight) ** 2).clamp(min=0).sqrt() / _UNIFORM_STD
+        return dict(zip(PARAMETERS, ratios.tolist(), strict=True))
 
     def summary(self) -> dict[str, float]:
-        """Everything, flat, by name."""
-        spread = self.spread()
-        figures: dict[str, float] = {name: float(self.counts[name]) for name in COUNTERS}
-        figures |= self._averages
-        figures |= {f"spread/{name}": value for name, value in spread.items()}
-        if spread:
-            figures["diversity"] = sum(spread.values()) / len(spread)
-        return figures
+        """Everything, by name."""
+        ratios = self.std_ratios()
+        values: dict[str, float] = {name: float(self.counts[name]) for name in self._names}
+        values |= self._averages
+        values |= {f"std_ratio/{name}": value for name, value in ratios.items()}
+        if ratios:
+            values["diversity"] = sum(ratios.values()) / len(ratios)
+        return values
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        destination[prefix + "counts"] = torch.tensor([self.counts[name] for name in COUNTERS])
-        averages = [self._averages.get(name, math.nan) for name in AVERAGES]
-        destination[prefix + "averages"] = torch.tensor(averages, dtype=torch.float64)
-        destination[prefix + "moments"] = self._moments.clone()
+        destination[prefix + "version"] = torch.tensor(STATE_VERSION)
+        for name in self._names:
+            destination[f"{prefix}count/{name}"] = torch.tensor(self.counts[name])
+        for name, value in self._averages.items():
+            destination[f"{prefix}average/{name}"] = torch.tensor(value, dtype=torch.float64)
+        destination[prefix + "transform_moments"] = self._moments.clone()
 
     def _load_from_state_dict(
         self,
@@ -132,17 +157,26 @@ class Ledger(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        names = ("counts", "averages", "moments")
-        absent = [prefix + name for name in names if prefix + name not in state_dict]
-        missing_keys.extend(absent)
-        if absent:
+        own = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        if "version" not in own:
+            missing_keys.append(prefix + "version")
             return
-        counts, averages, moments = (state_dict[prefix + name].cpu() for name in names)
-        if len(counts) != len(COUNTERS) or len(averages) != len(AVERAGES) or moments.shape != self._moments.shape:
-            error_msgs.append(f"{prefix}: the state is of another version of terse-aug")
-            return
-        self.counts = Counter(dict(zip(COUNTERS, counts.tolist(), strict=True)))
-        self._averages = {
-            name: value for name, value in zip(AVERAGES, averages.tolist(), strict=True) if not math.isnan(value)
-        }
-        self._moments = moments.double().clone()
+        version = int(own.pop("version"))
+        counts = {name: own.pop(f"count/{name}", None) for name in self._names}
+        moments = own.pop("transform_moments", None)
+        averages = {name: value for name, value in own.items() if name.startswith("average/")}
+        missing = [name for name, value in counts.items() if value is None]
+        if moments is None or moments.shape != self._moments.shape:
+            missing.append("transform_moments")
+            moments = torch.zeros_like(self._moments)
+        unknown = sorted(own.keys() - averages.keys())
+        if missing or unknown:
+            warnings.warn(
+                f"the state was saved by another version of terse-aug (state version {version}, here {STATE_VERSION}): "
+                f"missing {missing}, which start at 0; unknown {unknown}, which are ignored",
+                TerseWarning,
+                stacklevel=2,
+            )
+        self.counts = Counter({name: int(value) for name, value in counts.items() if value is not None})
+        self._averages = {name.removeprefix("average/"): float(value) for name, value in averages.items()}
+        self._moments = moments.cpu().double().clone()

@@ -1,12 +1,12 @@
-"""The adversary: policy and discriminator, and how they move. Imports torch only.
+"""How the policy and the discriminator are updated.
 
 The game, one line a player (L the detector's loss on the composite, D the discriminator)::
 
-    policy         ascends   E_q[L] - tau KL(q || uniform) + w E log D(composite)
+    policy         ascends   E_q[L] - kl_weight * KL(q || uniform) + w * E log D(composite)
     discriminator  descends  -(E log D(real) + E log(1 - D(composite)))
-    detector       descends  L                                            (the host's own step, not here)
+    detector       descends  L                                            (the training loop's own step, not here)
 
-A policy that learns from hardness plays by itself: it descends its own error in foretelling the detector.
+A policy that learns from hardness descends its own prediction error instead.
 """
 
 from __future__ import annotations
@@ -19,84 +19,53 @@ import torch
 from torch import Tensor, nn
 
 from terse_aug.compositing.compose import Composites, Paste
-from terse_aug.config import TerseConfig
-from terse_aug.models import Recorder
 from terse_aug.policies import Policy, Proposal
 from terse_aug.structures.annotations import Target
 from terse_aug.structures.pixel_format import PixelFormat
 from terse_aug.training.discriminator import PatchDiscriminator, discriminator_loss, object_crops, realism_loss
+from terse_aug.training.hardness import PendingBatch
 from terse_aug.utils.distributed import sum_over_ranks, sum_tensors_over_ranks
 from terse_aug.utils.optimizer import BufferedAdam
 
 _GAN_BETAS = (0.5, 0.999)
 
 
-@dataclass(eq=False)
-class PendingBatch:
-    """One batch of composites that the adversary will learn from once the detector has gone backward.
-
-    Attributes:
-        proposal: made with ``learning``.
-        image_count: of the batch, to turn the gradient of its mean loss into that of an image.
-        realism_gradients: d(-log D) / d leaf, or empty without discriminator.
-        real: crops of real objects ``[R, 3, CROP, CROP]``, or ``None``.
-        composite: crops of pasted objects, detached, likewise.
-        composites: the batch, kept only for a policy that learns from hardness.
-        listener: hears what the detector makes of them, while it is trained on them.
-        hardness: float ``[M]`` in [0, 1], NaN where not known; ``None`` until somebody has said.
-        chances: float ``[M, K]``, the probability of every class, NaN where not known; ``None`` if nobody tells.
-    """
-
-    proposal: Proposal
-    image_count: int
-    realism_gradients: tuple[Tensor, ...] = ()
-    real: Tensor | None = None
-    composite: Tensor | None = None
-    composites: Composites | None = None
-    listener: Recorder | None = None
-    hardness: Tensor | None = None
-    chances: Tensor | None = None
-
-
 @dataclass
 class UpdateResult:
-    """What became of a move: whether it was made, why not, and figures for the log."""
+    """Whether an update was made, the reason if not, and values for the log."""
 
     made: bool
     reason: str = ""
-    figures: dict[str, float] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
 
 
 class PolicyUpdater(nn.Module):
-    """Owns the parameters that play against the detector; none of them belongs in the host's optimizer.
+    """Owns policy and discriminator with their optimizers; their parameters do not belong in the detector's optimizer.
 
     Args:
-        policy: decides the transforms.
-        config: learning rates and weights.
+        policy: proposes the transforms, and has the settings of its updates.
         seed: of the discriminator's initial weights.
-        pixels: format of the host's images.
+        pixel_format: of the images.
     """
 
-    def __init__(self, policy: Policy, config: TerseConfig, seed: int, pixels: PixelFormat) -> None:
+    def __init__(self, policy: Policy, seed: int, pixel_format: PixelFormat) -> None:
         super().__init__()
         self.policy = policy
-        self._config = config
-        self._pixels = pixels
+        self._pixel_format = pixel_format
         self.policy_optimizer: BufferedAdam | None = None
         self.discriminator: PatchDiscriminator | None = None
         self.discriminator_optimizer: BufferedAdam | None = None
         if policy.learns:
-            self.policy_optimizer = BufferedAdam(policy.parameters(), config.learning_rate)
-            if config.discriminator_weight > 0 and policy.learns_from == "gradient":
+            self.policy_optimizer = BufferedAdam(policy.parameters(), policy.learning_rate)
+            if policy.discriminator_weight > 0 and policy.learns_from == "gradient":
                 self.discriminator = PatchDiscriminator(seed)
-                self.discriminator_optimizer = BufferedAdam(
-                    self.discriminator.parameters(), config.learning_rate, _GAN_BETAS
-                )
+                parameters = self.discriminator.parameters()
+                self.discriminator_optimizer = BufferedAdam(parameters, policy.learning_rate, _GAN_BETAS)
 
-    def begin(
+    def pending_batch(
         self, proposal: Proposal, composites: Composites, images: Sequence[Tensor], targets: Sequence[Target]
     ) -> PendingBatch:
-        """Keep what the move will need, before the host's backward frees the graph.
+        """Keep what the update will need, before the detector's backward frees the graph.
 
         Args:
             proposal: made with ``learning``.
@@ -106,127 +75,124 @@ class PolicyUpdater(nn.Module):
         """
         if self.policy.learns_from == "hardness":
             return PendingBatch(proposal, len(images), composites=composites)
-        turn = PendingBatch(proposal, len(images))
+        pending = PendingBatch(proposal, len(images))
         if self.discriminator is None or not composites.images:
-            return turn
+            return pending
         boxes = [
             _pasted_boxes(target, pastes) for target, pastes in zip(composites.targets, composites.pastes, strict=True)
         ]
-        shown = object_crops([self._pixels.decode(image) for image in composites.images], boxes)
-        if len(shown) == 0 or not shown.requires_grad:
-            return turn
-        with torch.autocast(shown.device.type, enabled=False):
-            loss = realism_loss(self.discriminator(shown))
+        crops_pasted = object_crops([self._pixel_format.decode(image) for image in composites.images], boxes)
+        if len(crops_pasted) == 0 or not crops_pasted.requires_grad:
+            return pending
+        with torch.autocast(crops_pasted.device.type, enabled=False):
+            loss = realism_loss(self.discriminator(crops_pasted))
         gradients = torch.autograd.grad(loss, proposal.leaves, retain_graph=True, allow_unused=True)
-        turn.realism_gradients = tuple(
+        pending.realism_gradients = tuple(
             torch.zeros_like(leaf) if gradient is None else gradient
             for leaf, gradient in zip(proposal.leaves, gradients, strict=True)
         )
         proposal.metrics["realism"] = -float(loss.detach())
         real = [target["boxes"] for target in targets]
-        crops = object_crops([self._pixels.decode(image.detach()) for image in images], real)
-        turn.real = crops[crops.isfinite().flatten(1).all(1)]
-        turn.composite = shown.detach()
-        return turn
+        crops = object_crops([self._pixel_format.decode(image.detach()) for image in images], real)
+        pending.real = crops[crops.isfinite().flatten(1).all(1)]
+        pending.composite = crops_pasted.detach()
+        return pending
 
-    def move(
+    def update(
         self,
-        turns: Sequence[PendingBatch],
+        pending_batches: Sequence[PendingBatch],
         loss_finite: bool,
         loss_scale: float,
         device: torch.device,
         generator: torch.Generator,
     ) -> UpdateResult:
-        """Learn from the turns since the last move; every rank has to call it.
+        """Update the policy; every rank has to call it.
 
         A step is taken on all ranks or on none; none is taken with anything that is not finite.
 
         Args:
-            turns: since the last move; may be empty on some ranks. A policy that learns from hardness goes by what it
-                remembers (:meth:`add_to_replay`) instead.
+            pending_batches: since the last update; may be empty on some ranks. A policy that learns from hardness uses
+                its replay buffer (:meth:`add_to_replay`) instead.
             loss_finite: whether this rank's loss was finite.
             loss_scale: factor by which the backward's loss was scaled (a GradScaler's).
             device: of the parameters.
-            generator: of what a policy draws to learn.
+            generator: of the samples from the replay buffer.
         """
         if self.policy.learns_from == "hardness":
             return self._replay(loss_finite, device, generator)
-        return self._ascend(turns, loss_finite, loss_scale, device)
+        return self._ascend(pending_batches, loss_finite, loss_scale, device)
 
-    def add_to_replay(self, turns: Sequence[PendingBatch]) -> dict[str, float]:
-        """Let a policy that learns from hardness have what is known of its pastes.
-
-        Args:
-            turns: those of which nobody has said anything are passed over.
+    def add_to_replay(self, pending_batches: Sequence[PendingBatch]) -> dict[str, float]:
+        """Add the batches whose hardness is known to the policy's replay buffer.
 
         Returns:
-            Figures for the log.
+            Values for the log.
         """
-        figures: dict[str, float] = {}
-        for turn in turns:
-            if turn.hardness is not None and not bool(turn.hardness.isnan().all()):
-                self.policy.add_to_replay(turn.proposal, turn.hardness, turn.chances)
-                figures |= turn.proposal.metrics
-        return figures
+        values: dict[str, float] = {}
+        for pending in pending_batches:
+            if pending.hardness is not None and not bool(pending.hardness.isnan().all()):
+                self.policy.add_to_replay(pending.proposal, pending.hardness, pending.class_probabilities)
+                values |= pending.proposal.metrics
+        return values
 
     def _replay(self, loss_finite: bool, device: torch.device, generator: torch.Generator) -> UpdateResult:
-        """Let the policy go over what it remembers of how hard its pastes were."""
+        """Update a policy that learns from hardness on its replay buffer."""
         assert self.policy_optimizer is not None
         (ranks_failed,) = sum_over_ranks([float(not loss_finite)], device)
         if ranks_failed:
             return UpdateResult(False, "not_finite")
-        figures: dict[str, float] = {}
+        values: dict[str, float] = {}
         for _ in range(self.policy.replay_updates):
-            self._forget()
+            self.zero_grad(set_to_none=True)
             objective = self.policy.replay_loss(generator)
             if objective is not None:
                 torch.autograd.backward(objective)
             (ranks,) = sum_over_ranks([float(objective is not None)], device)
             if not ranks:
-                self._forget()
-                return UpdateResult(False, "nothing_pasted", figures)
-            if not self._descend(self.policy, self.policy_optimizer, ranks, figures):
-                return UpdateResult(False, "not_finite", figures)
-        return UpdateResult(True, figures=figures)
+                self.zero_grad(set_to_none=True)
+                return UpdateResult(False, "nothing_pasted", values)
+            if not self._descend(self.policy, self.policy_optimizer, ranks, values):
+                return UpdateResult(False, "not_finite", values)
+        return UpdateResult(True, values=values)
 
     def _ascend(
-        self, turns: Sequence[PendingBatch], loss_finite: bool, loss_scale: float, device: torch.device
+        self, pending_batches: Sequence[PendingBatch], loss_finite: bool, loss_scale: float, device: torch.device
     ) -> UpdateResult:
         """Ascend the detector's loss along the gradient that its backward left."""
         assert self.policy_optimizer is not None
-        figures: dict[str, float] = {}
-        reached, finite = self._accumulate(turns, loss_finite, loss_scale, figures)
+        values: dict[str, float] = {}
+        reached, finite = self._accumulate(pending_batches, loss_finite, loss_scale, values)
         ranks_reached, ranks_failed = sum_over_ranks([float(reached), float(not finite)], device)
         if ranks_failed:
-            self._forget()
-            return UpdateResult(False, "not_finite", figures)
+            self.zero_grad(set_to_none=True)
+            return UpdateResult(False, "not_finite", values)
         if not ranks_reached:
-            self._forget()
-            return UpdateResult(False, "no_gradient" if turns else "nothing_pasted", figures)
-        if not self._descend(self.policy, self.policy_optimizer, ranks_reached, figures):
-            return UpdateResult(False, "not_finite", figures)
+            self.zero_grad(set_to_none=True)
+            return UpdateResult(False, "no_gradient" if pending_batches else "nothing_pasted", values)
+        if not self._descend(self.policy, self.policy_optimizer, ranks_reached, values):
+            return UpdateResult(False, "not_finite", values)
         if self.discriminator is not None and self.discriminator_optimizer is not None:
-            self._train_discriminator(turns, self.discriminator, self.discriminator_optimizer, figures, device)
-        return UpdateResult(True, figures=figures)
+            self._train_discriminator(pending_batches, self.discriminator, self.discriminator_optimizer, values, device)
+        return UpdateResult(True, values=values)
 
     def _accumulate(
-        self, turns: Sequence[PendingBatch], loss_finite: bool, loss_scale: float, figures: dict[str, float]
+        self, pending_batches: Sequence[PendingBatch], loss_finite: bool, loss_scale: float, values: dict[str, float]
     ) -> tuple[bool, bool]:
         """Fill the policy's gradients; whether the detector's reached it, and whether all is finite."""
         reached, finite = False, loss_finite
-        for turn in turns:
-            if any(leaf.grad is None for leaf in turn.proposal.leaves) or not finite:
+        for pending in pending_batches:
+            if any(leaf.grad is None for leaf in pending.proposal.leaves) or not finite:
                 continue
-            scale = turn.image_count / loss_scale
-            gradients = [leaf.grad * scale for leaf in turn.proposal.leaves if leaf.grad is not None]
+            scale = pending.image_count / loss_scale
+            gradients = [leaf.grad * scale for leaf in pending.proposal.leaves if leaf.grad is not None]
             finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
             if not finite:
                 break
-            if turn.realism_gradients:
-                weight = self._config.discriminator_weight * len(turn.proposal.unit)
-                gradients = [g - weight * r for g, r in zip(gradients, turn.realism_gradients, strict=True)]
-            torch.autograd.backward(self.policy.objective(turn.proposal, tuple(gradients)) / len(turns))
-            figures.update(turn.proposal.metrics)
+            if pending.realism_gradients:
+                weight = self.policy.discriminator_weight * len(pending.proposal.unit)
+                gradients = [g - weight * r for g, r in zip(gradients, pending.realism_gradients, strict=True)]
+            torch.autograd.backward(self.policy.objective(pending.proposal, tuple(gradients)) / len(pending_batches))
+            values.update(pending.proposal.metrics)
             reached = True
         return reached, finite
 
@@ -235,7 +201,7 @@ class PolicyUpdater(nn.Module):
         module: nn.Module,
         optimizer: BufferedAdam,
         ranks: float,
-        figures: dict[str, float] | None = None,
+        values: dict[str, float] | None = None,
     ) -> bool:
         """Average the gradients over the ranks that have any, clip them and step; false if they are not finite."""
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -246,39 +212,36 @@ class PolicyUpdater(nn.Module):
         sum_tensors_over_ranks(gradients)
         for gradient in gradients:
             gradient.div_(ranks)
-        norm = float(nn.utils.clip_grad_norm_(parameters, self._config.max_gradient_norm))
+        norm = float(nn.utils.clip_grad_norm_(parameters, self.policy.max_gradient_norm))
         if not math.isfinite(norm):
-            self._forget()
+            self.zero_grad(set_to_none=True)
             return False
-        if figures is not None:
-            figures["gradient_norm"] = norm
+        if values is not None:
+            values["gradient_norm"] = norm
         optimizer.step()
         return True
 
     def _train_discriminator(
         self,
-        turns: Sequence[PendingBatch],
+        pending_batches: Sequence[PendingBatch],
         discriminator: PatchDiscriminator,
         optimizer: BufferedAdam,
-        figures: dict[str, float],
+        values: dict[str, float],
         device: torch.device,
     ) -> None:
         discriminator.zero_grad(set_to_none=True)
         seen = False
-        for turn in turns:
-            if turn.real is None or turn.composite is None or len(turn.real) == 0:
+        for pending in pending_batches:
+            if pending.real is None or pending.composite is None or len(pending.real) == 0:
                 continue
             with torch.autocast(device.type, enabled=False):
-                loss = discriminator_loss(discriminator(turn.real), discriminator(turn.composite))
+                loss = discriminator_loss(discriminator(pending.real), discriminator(pending.composite))
             torch.autograd.backward(loss)
-            figures["discriminator_loss"] = float(loss.detach())
+            values["discriminator_loss"] = float(loss.detach())
             seen = True
         (ranks,) = sum_over_ranks([float(seen)], device)
         if ranks:
             self._descend(discriminator, optimizer, ranks)
-
-    def _forget(self) -> None:
-        self.zero_grad(set_to_none=True)
 
 
 def _pasted_boxes(target: Target, pastes: Sequence[Paste]) -> Tensor:

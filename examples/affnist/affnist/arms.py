@@ -45,8 +45,8 @@ FIXED = ("objects", "image_probability", "decoys", "mirror_probability", "superi
 LIVE = {
     "mnist": Arm(None),
     "random": Arm("random"),
-    "hard-random": Arm("hard-random", {"candidates": 4}),
-    "learned": Arm("learned", {"temperature": 0.1}),
+    "best-of-n": Arm("best-of-n", {"candidates": 4}),
+    "adversarial": Arm("adversarial", {"temperature": 0.1}),
     "critic": _CRITIC,
     "critic-cutouts": _CRITIC_CUTOUTS,
 }
@@ -56,8 +56,8 @@ LOCKSTEP = {
     "mnist": Arm(None),
     "random": Arm("random", filtered=False),
     "random-filtered": Arm("random"),
-    "deterministic": Arm("deterministic"),
-    "learned": Arm("learned", {"temperature": 0.1}),
+    "paper": Arm("paper"),
+    "adversarial": Arm("adversarial", {"temperature": 0.1}),
     "critic": _CRITIC,
     "critic-cutouts": _CRITIC_CUTOUTS,
 }
@@ -68,4 +68,4 @@ def make_terse(arm: Arm, bank: ForegroundBank, target: ClassifierAdapter, ranges
     """The pasting of an arm: a digit on each black canvas, transformed within AffNIST's ranges."""
     assert arm.policy is not None
     settings: dict[str, Any] = COMMON | {"ranges": ranges.for_pasting()} | arm.settings
-    return Terse(bank, arm.policy, seed=seed, target=target, **settings)
+    return Terse(bank, arm.policy, **settings, seed=seed, model=target)

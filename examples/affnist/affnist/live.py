@@ -85,7 +85,7 @@ def train_live(
         if terse is not None:
             own = logits[-schedule.batch_size :].detach()
             if terse.policy.learns_from == "hardness":
-                terse.observe(chances=_chances(own, targets))
+                terse.observe(class_probabilities=_chances(own, targets))
             # The composites are a part of the batch whose mean is the loss.
             terse.step(losses.detach().mean(), loss_scale=schedule.batch_size / len(images))
             if iteration + 1 > 0.8 * schedule.iterations:

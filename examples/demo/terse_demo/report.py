@@ -17,7 +17,7 @@ from terse_demo.measurement import SeenImage, SeenObject
 from terse_demo.results import Results, cost, diversity, final
 from terse_demo.training import ArmResult
 
-NAMES = {"none": "no pasting", "random": "random", "learned": "learned"}
+NAMES = {"none": "no pasting", "random": "random", "adversarial": "adversarial"}
 """How the arms are called in the report."""
 
 _JPEG_QUALITY = 93
@@ -46,7 +46,7 @@ def render(results: Results, arms: Mapping[str, ArmResult]) -> str:
         paragraphs=wording.paragraphs(results),
         charts=charts(results),
         rows=table(results),
-        stages=stages(arms["learned"]),
+        stages=stages(arms["adversarial"]),
         tests={name: arm.tests for name, arm in arms.items()},
     )
 
@@ -59,15 +59,15 @@ def charts(results: Results) -> dict[str, Markup]:
         for arm, figures in arms.items()
     ]
     missed = [
-        Series(policy, policy, _curve(arms["learned"], lambda one, policy=policy: one["missed"][policy]))
-        for policy in ("random", "learned")
+        Series(policy, policy, _curve(arms["adversarial"], lambda one, policy=policy: one["missed"][policy]))
+        for policy in ("random", "adversarial")
     ]
     spreads = [
         Series(arm, arm, list(enumerate(arms[arm]["measurements"][-1]["spread"][name] for name in PARAMETERS)))
-        for arm in ("random", "learned")
+        for arm in ("random", "adversarial")
     ]
-    last = arms["learned"]["measurements"][-1]["hardness"]
-    hardness = [Series(policy, policy, list(enumerate(last[policy]))) for policy in ("random", "learned")]
+    last = arms["adversarial"]["measurements"][-1]["hardness"]
+    hardness = [Series(policy, policy, list(enumerate(last[policy]))) for policy in ("random", "adversarial")]
     fifths = ["0 to 0.2", "0.2 to 0.4", "0.4 to 0.6", "0.6 to 0.8", "0.8 to 1"]
     parameters = [name.replace("_", " ") for name in PARAMETERS]
     return {

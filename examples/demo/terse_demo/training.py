@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from terse_aug import ForegroundBank, Probe, Terse, TransformRanges, probe
+from terse_aug import ForegroundBank, PasteConfig, Probe, Terse, TransformRanges, probe
 from terse_demo.data import CLASSES, SIZE, test_images, training_images
 from terse_demo.detector import build_detector
 from terse_demo.measurement import Evaluator, Sample, SeenImage, Stopwatch, compose_and_see, hardest_pairs
 
-ARMS = ("none", "random", "learned")
+ARMS = ("none", "random", "adversarial")
 """What is pasted; everything else is the same: initial weights, batches, schedule."""
 
 RANGES = TransformRanges(rotation=(-30, 30), shear=(-0.15, 0.15), scale=(0.6, 1.7))
@@ -127,12 +127,11 @@ def build_terse(arm: str, bank: Path, settings: Settings, detector: nn.Module) -
     """The augmentation of an arm. That of ``none`` is switched off, and hands every batch on as it is."""
     terse = Terse(
         ForegroundBank.open(bank),
-        "critic" if arm == "learned" else "random",
+        "critic" if arm == "adversarial" else "random",
+        paste=PasteConfig(ranges=RANGES, flip_probability=0.0),
         seed=settings.seed,
         classes=CLASSES,
-        target=detector,
-        ranges=RANGES,
-        mirror_probability=0.0,
+        model=detector,
     )
     return terse.train(arm != "none")
 
@@ -174,7 +173,7 @@ class Diary:
 
     def write(self, iteration: int, terse: Terse, detector: nn.Module) -> None:
         """Measure now."""
-        if self._result.arm == "learned":
+        if self._result.arm == "adversarial":
             self._compare(iteration, terse, detector)
         probes = self._probe(terse, detector)
         self._result.measurements.append(
@@ -214,11 +213,11 @@ class Diary:
 _PROBED: dict[str, dict[str, str | None]] = {
     "none": {},
     "random": {"random": None},
-    "learned": {"random": "random", "learned": None},
+    "adversarial": {"random": "random", "adversarial": None},
 }
 """What pastes for a measurement of hardness, by arm and name; ``None`` is the policy in use."""
 
 
 def _spread(terse: Terse) -> dict[str, float]:
-    prefix = "spread/"
+    prefix = "std_ratio/"
     return {name.removeprefix(prefix): value for name, value in terse.metrics().items() if name.startswith(prefix)}

@@ -12,7 +12,7 @@ COLLAPSED = 0.5
 
 def headline(results: Results) -> str:
     """The outcome in one line."""
-    learned, random, none = (final(results, arm) for arm in ("learned", "random", "none"))
+    learned, random, none = (final(results, arm) for arm in ("adversarial", "random", "none"))
     figures = f"{learned:.1f} AP, random {random:.1f}, no pasting {none:.1f}"
     gap = learned - max(random, none)
     if gap > CLOSE:
@@ -43,7 +43,7 @@ def pasting(results: Results) -> str:
 
 def learning(results: Results) -> str:
     """What learning where to paste did, against random pasting."""
-    gain = final(results, "learned") - final(results, "random")
+    gain = final(results, "adversarial") - final(results, "random")
     if gain > CLOSE:
         return f"Learning where to paste ended {gain:.1f} AP above random pasting."
     if gain < -CLOSE:
@@ -53,9 +53,9 @@ def learning(results: Results) -> str:
 
 def hardness(results: Results) -> str:
     """Whether what the policy proposes is harder than random, for the same detector and the same cut-outs."""
-    measurements = results["arms"]["learned"]["measurements"]
+    measurements = results["arms"]["adversarial"]["measurements"]
     learned, random = (
-        sum(one["missed"][policy] for one in measurements) / len(measurements) for policy in ("learned", "random")
+        sum(one["missed"][policy] for one in measurements) / len(measurements) for policy in ("adversarial", "random")
     )
     figures = f"on average over training it missed {learned:.0f} % of them, and {random:.0f} % of the same objects"
     if learned - random > CLOSE_MISSED:
@@ -69,7 +69,7 @@ def hardness(results: Results) -> str:
 
 def spread(results: Results) -> str:
     """Whether the learned transforms are still diverse."""
-    kept = diversity(results, "learned")
+    kept = diversity(results, "adversarial")
     if kept < COLLAPSED:
         return f"Its transforms have begun to collapse: their spread is {100 * kept:.0f} % of that of random ones."
     return f"Its transforms stayed diverse: their spread is {100 * kept:.0f} % of that of random ones."
@@ -78,7 +78,7 @@ def spread(results: Results) -> str:
 def price(results: Results) -> str:
     """What a step costs more than without pasting."""
     base = cost(results, "none")
-    random, learned = (_more(100 * (cost(results, arm) / base - 1)) for arm in ("random", "learned"))
+    random, learned = (_more(100 * (cost(results, arm) / base - 1)) for arm in ("random", "adversarial"))
     return (
         f"Against no pasting a training step took {random} CPU time with random and {learned} with learned pasting; "
         "beside so small a detector that weighs more than beside a real one."

@@ -22,7 +22,7 @@ class Draw(NamedTuple):
     """One entry of the training stream."""
 
     index: int
-    mirrored: bool
+    flipped: bool
 
 
 class TrainingOrder(Sampler[list[Draw]]):
@@ -57,8 +57,8 @@ class TrainingOrder(Sampler[list[Draw]]):
 
     def _epoch(self, epoch: int) -> list[Draw]:
         order = np.random.default_rng([self.seed, ORDER, epoch]).permutation(self.length)
-        mirrored = np.random.default_rng([self.seed, MIRROR, epoch]).random(self.length) < 0.5
-        return [Draw(int(i), bool(m) and self.mirror) for i, m in zip(order, mirrored, strict=True)]
+        flipped = np.random.default_rng([self.seed, MIRROR, epoch]).random(self.length) < 0.5
+        return [Draw(int(i), bool(m) and self.mirror) for i, m in zip(order, flipped, strict=True)]
 
 
 class Mirrored(Dataset[Sample]):
@@ -73,7 +73,7 @@ class Mirrored(Dataset[Sample]):
 
     def __getitem__(self, draw: Draw) -> Sample:
         image, target = self.dataset[draw.index]
-        return mirror(image, target, self.keypoint_order) if draw.mirrored else (image, target)
+        return mirror(image, target, self.keypoint_order) if draw.flipped else (image, target)
 
 
 def mirror(image: Tensor, target: Target, keypoint_order: list[int]) -> Sample:
@@ -85,17 +85,17 @@ def mirror(image: Tensor, target: Target, keypoint_order: list[int]) -> Sample:
         keypoint_order: See `mirrored_keypoints`.
     """
     width = image.shape[-1]
-    mirrored = dict(target)
+    flipped = dict(target)
     left, top, right, bottom = target["boxes"].unbind(1)
-    mirrored["boxes"] = torch.stack([width - right, top, width - left, bottom], dim=1)
+    flipped["boxes"] = torch.stack([width - right, top, width - left, bottom], dim=1)
     if "masks" in target:
-        mirrored["masks"] = target["masks"].flip(-1)
+        flipped["masks"] = target["masks"].flip(-1)
     if "keypoints" in target:
         x, y, visibility = target["keypoints"][:, keypoint_order].unbind(2)
         # COCO marks an unlabelled point by zeros, which must not wander to the right edge.
         x = torch.where(visibility > 0, width - x, x)
-        mirrored["keypoints"] = torch.stack([x, y, visibility], dim=2)
-    return image.flip(-1), mirrored
+        flipped["keypoints"] = torch.stack([x, y, visibility], dim=2)
+    return image.flip(-1), flipped
 
 
 def mirrored_keypoints(names: list[str]) -> list[int]:

@@ -1,0 +1,174 @@
+"""What happens around an iteration of the detector: feedback is collected, policy and sampler are updated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from terse_aug.compositing.compose import Composites, full_precision
+from terse_aug.models import ModelAdapter
+from terse_aug.policies import Policy, PolicyContext, Proposal, uniform_proposal
+from terse_aug.samplers import Sampler
+from terse_aug.structures.pixel_format import PixelFormat
+from terse_aug.structures.validation import ValidatedBatch
+from terse_aug.training.feedback import FeedbackBuffer
+from terse_aug.training.hardness import PendingBatch
+from terse_aug.training.metrics import Metrics
+from terse_aug.training.updates import PolicyUpdater, UpdateResult
+from terse_aug.utils.distributed import rank
+from terse_aug.utils.random import generator_for
+from terse_aug.utils.warnings import WarnOnce
+
+_RANDOM_FALLBACK = "the policy is not updated, and pastes are random until an update succeeds"
+_NO_GRADIENT = (
+    "no gradient reached the composites, so the policy is not updated: call backward() on the detector's loss before "
+    "step(), call Terse outside torch.no_grad(), and pass the images on as Terse returned them"
+)
+
+
+class PolicyTrainer(nn.Module):
+    """Trains policy and sampler beside the detector.
+
+    Args:
+        policy: in use.
+        sampler: in use, bound to the bank.
+        model: the detector, if there is one.
+        pixel_format: of the images.
+        seed: of what is drawn.
+        metrics: counters and averages.
+        warn: warns once.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        sampler: Sampler,
+        model: ModelAdapter | None,
+        pixel_format: PixelFormat,
+        seed: int,
+        metrics: Metrics,
+        warn: WarnOnce,
+    ) -> None:
+        super().__init__()
+        self.updater = PolicyUpdater(policy, seed, pixel_format)
+        self.sampler = sampler
+        self.feedback = FeedbackBuffer(model, policy, sampler, metrics, warn)
+        self._metrics, self._warn = metrics, warn
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in use."""
+        return self.updater.policy
+
+    def learns_from_batch(self) -> bool:
+        """Whether the policy will learn from the batch of this iteration; warns where gradients are switched off."""
+        if self.policy.learns_from == "hardness":
+            return self.policy.learns
+        if self._policy_is_due() and not torch.is_grad_enabled():
+            self._metrics.counts["dropped/graph"] += 1
+            self._warn.once("no_gradient", _NO_GRADIENT)
+        return self._policy_is_due() and torch.is_grad_enabled()
+
+    def propose(self, context: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
+        """The policy's proposal; a random one during the fallback, except in an iteration with an update."""
+        if self._metrics.counts["random_fallback"] and self.policy.learns and not self._policy_is_due():
+            first = torch.arange(0, len(context.image_of), self.policy.foreground_candidates)
+            return uniform_proposal(len(first), generator, context.image_of.device, first)
+        return self.policy.propose(context, generator, learning)
+
+    def watch(
+        self, batch: ValidatedBatch, proposal: Proposal, composites: Composites, shown: Composites, learning: bool
+    ) -> None:
+        """Keep what the next update needs of a batch, and record the detector's forward on it.
+
+        Args:
+            batch: before pasting.
+            proposal: of the policy.
+            composites: made from it, with their graph.
+            shown: what the detector is trained on: the same, or perturbed. Hardness is that of the perturbed
+                composites, realism that of the others.
+            learning: see :meth:`learns_from_batch`.
+        """
+        if not any(composites.pastes):
+            return
+        if learning and (proposal.leaves or proposal.replay_data):
+            with full_precision(batch.images[0].device):
+                pending = self.updater.pending_batch(proposal, composites, batch.images, batch.targets)
+            self.feedback.add(pending)
+            self.feedback.watch(pending, shown)
+        elif self.sampler.learns:
+            self.feedback.watch(PendingBatch(proposal, len(composites.images)), shown)
+
+    def end_batch(self) -> None:
+        """The detector has been trained on the last batch."""
+        self.feedback.end_batch(self._policy_is_due(), self._sampler_is_due())
+
+    def step(
+        self, losses: Mapping[str, Tensor] | Tensor | float, loss_scale: float, seed: int, device: torch.device
+    ) -> None:
+        """Update what is due. Arguments as in :meth:`terse_aug.Terse.step`; ``seed`` of what is drawn."""
+        finite = self._track_loss(_total(losses))
+        self.end_batch()
+        with full_precision(device):
+            if self.policy.learns_from == "hardness" and finite:
+                if self._policy_is_due():
+                    self.feedback.run_extra_forwards(type(self.policy).__name__)
+                self._track_averages(self.updater.add_to_replay(self.feedback.batches))
+            if self._sampler_is_due():
+                self.feedback.update_sampler(finite, device)
+            if self._policy_is_due():
+                generator = generator_for(seed, rank(), "move", self._metrics.counts["iterations"])
+                result = self.updater.update(self.feedback.batches, finite, loss_scale, device, generator)
+                self._track_update(result, finite)
+        self.feedback.end_iteration()
+        self._metrics.counts["iterations"] += 1
+
+    def _policy_is_due(self) -> bool:
+        return self.policy.learns and self._metrics.counts["iterations"] % self.policy.update_interval == 0
+
+    def _sampler_is_due(self) -> bool:
+        return self.sampler.learns and self._metrics.counts["iterations"] % self.sampler.update_interval == 0
+
+    def _track_loss(self, loss: float) -> bool:
+        """Whether the loss is finite; switches to random pastes if it is not."""
+        if math.isfinite(loss):
+            self._metrics.average("loss", loss)
+            return True
+        self._metrics.counts["non_finite_losses"] += 1
+        self._metrics.counts["random_fallback"] = int(self.policy.learns)
+        self._warn.once("loss", f"the loss is {loss}; {_RANDOM_FALLBACK if self.policy.learns else 'it is left out'}")
+        return False
+
+    def _track_averages(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._metrics.average(name, value)
+
+    def _track_update(self, result: UpdateResult, loss_finite: bool) -> None:
+        counts = self._metrics.counts
+        if result.made:
+            counts["updates"] += 1
+            counts["random_fallback"] = 0
+            self._track_averages(result.values)
+            return
+        if result.reason == "nothing_pasted":
+            return
+        counts["skipped_updates"] += 1
+        if result.reason == "no_gradient":
+            self._warn.once("no_gradient", _NO_GRADIENT)
+            return
+        counts["random_fallback"] = 1
+        if loss_finite:
+            self._warn.once("gradient", f"a loss or gradient is not finite on some rank; {_RANDOM_FALLBACK}")
+
+
+def _total(losses: Mapping[str, Tensor] | Tensor | float) -> float:
+    parts: Sequence[Tensor | float] = list(losses.values()) if isinstance(losses, Mapping) else [losses]
+    for part in parts:
+        if isinstance(part, Tensor) and part.numel() != 1:
+            raise ValueError(f"losses: expected each to be one number, got {list(part.shape)}; reduce it first")
+    # Added up before they are read: one synchronization with the device, however many losses.
+    total = sum(part.detach().float() if isinstance(part, Tensor) else part for part in parts)
+    return float(total)
