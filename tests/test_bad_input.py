@@ -28,9 +28,10 @@ from torchvision import tv_tensors
 
 from terse_aug import ForegroundBank, PasteConfig, Terse, TerseWarning, TransformRanges
 from terse_aug.bank import BankWriter
-from terse_aug.policies import POLICIES, Adversarial
+from terse_aug.config import POLICY_SETTINGS
+from terse_aug.policies import Adversarial
 
-ALL = sorted(POLICIES)
+ALL = sorted(POLICY_SETTINGS)
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
 
 

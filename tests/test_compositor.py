@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from terse_aug import PARAMETERS, Foreground, PixelFormat, TerseConfig, TransformRanges
-from terse_aug.compositing.compose import Composites, RenderSettings, compose
-from terse_aug.compositing.plan import Decoy, PastePlan, foreground_tensor, reduced_foreground
+from terse_aug import PARAMETERS, Foreground, PasteConfig, PixelFormat, TransformRanges
+from terse_aug.compositing.compose import Composites, compose
+from terse_aug.compositing.geometry import foreground_tensor, reduced_foreground
+from terse_aug.compositing.plan import Decoy, PastePlan
 from terse_aug.compositing.render import Patch, Rectangle, blend, covered_rectangles, gaussian_blur, render
+from terse_aug.compositing.warp import RenderSettings
 from terse_aug.transforms import PasteGeometry, Placement, place
 
 FRAME = (20, 26)
@@ -107,12 +109,12 @@ def assert_like_reference(
         ({"rotation": 30}, MIDDLE),
         ({"rotation": -115}, (12.1, 10.6)),
         ({"shear": 0.6}, MIDDLE),
-        ({"mirrored": True, "rotation": 20}, MIDDLE),
+        ({"flipped": True, "rotation": 20}, MIDDLE),
         ({"scale_x": 1.7, "scale_y": 0.6}, MIDDLE),
         ({"rotation": 10, "scale_x": 0.4, "scale_y": 0.3}, MIDDLE),
         ({"rotation": 5, "scale_x": 9.0, "scale_y": 11.0}, MIDDLE),
         ({"rotation": 15, "shear": -0.3}, (0.2, 19.5)),
-        ({"rotation": 15, "mirrored": True}, (25.0, 0.0)),
+        ({"rotation": 15, "flipped": True}, (25.0, 0.0)),
     ],
 )
 def test_rendering_agrees_with_the_reference(
@@ -339,13 +341,13 @@ def foreground_of(cutout: Tensor, relative_size: float = 0.4, keypoints: Any = N
     return Foreground(rgba, label, "somewhere.jpg#1", relative_size, keypoints)
 
 
-def surface_of(ranges: TransformRanges = WIDE, **settings: Any) -> RenderSettings:
+def settings_of(ranges: TransformRanges = WIDE, **settings: Any) -> RenderSettings:
     keypoint_flip_order = settings.pop("keypoint_flip_order", ())
     batched = settings.pop("batched", False)
-    return RenderSettings(TerseConfig(ranges=ranges, **settings), PixelFormat(), keypoint_flip_order, batched)
+    return RenderSettings(PasteConfig(ranges=ranges, **settings), PixelFormat(), keypoint_flip_order, batched)
 
 
-def layout_of(foregrounds: Sequence[Foreground], image_of: Sequence[int], decoys: Sequence[Decoy] = ()) -> PastePlan:
+def plan_of(foregrounds: Sequence[Foreground], image_of: Sequence[int], decoys: Sequence[Decoy] = ()) -> PastePlan:
     count = len(foregrounds)
     flipped = [index % 2 == 1 for index in range(count)]
     return PastePlan(list(image_of), list(range(count)), list(foregrounds), flipped, list(decoys))
@@ -367,9 +369,9 @@ def test_composites_and_their_labels_agree_with_the_reference(batched: bool) -> 
     target = target_of([[3, 4, 20, 15], [15, 10, 30, 26]]) | {"masks": torch.zeros(2, *size, dtype=torch.bool)}
     for mask, (left, top, right, bottom) in zip(target["masks"], target["boxes"].int().tolist(), strict=True):
         mask[top:bottom, left:right] = True
-    plan = layout_of(foregrounds, [0] * 4)
+    plan = plan_of(foregrounds, [0] * 4)
     unit = units(4).double().requires_grad_()
-    composites = compose([image], [target], plan, unit, surface_of(min_visibility=0.3, batched=batched))
+    composites = compose([image], [target], plan, unit, settings_of(min_visibility=0.3, batched=batched))
     layers, covers = [], []
     for index, (foreground, flipped) in enumerate(zip(foregrounds, plan.flipped, strict=True)):
         cutout = foreground.rgba.transpose(2, 0, 1) / 255
@@ -414,8 +416,8 @@ def test_what_lies_inside_is_labelled_beside_the_border_as_in_the_middle(least: 
     ranges = TransformRanges((0, 0), (0, 0), (1, 1), (1, 1), (1, 1), keep_inside=1.0)
     unit = torch.tensor([[0.5] * 5 + [x, y] for x in (0, 0.5, 1) for y in (0, 0.5, 1)], requires_grad=grad)
     images = [torch.zeros(3, 160, 200)] * 9
-    render_settings = surface_of(min_visibility=least, ranges=ranges)
-    found = compose(images, [target_of()] * 9, layout_of([thin_figure()] * 9, list(range(9))), unit, render_settings)
+    render_settings = settings_of(min_visibility=least, ranges=ranges)
+    found = compose(images, [target_of()] * 9, plan_of([thin_figure()] * 9, list(range(9))), unit, render_settings)
     assert [len(target["boxes"]) for target in found.targets] == [1] * 9
 
 
@@ -437,10 +439,8 @@ def test_thin_parts_count_in_the_share_that_is_inside(thin: str) -> None:
         columns = middle + (opaque[:, 0] - 256)
         share = float(((columns >= 0) & (columns < side)).mean())
         for least, labelled in ((share - 0.1, 1), (share + 0.1, 0)):
-            render_settings = surface_of(min_visibility=min(least, 1.0), ranges=ranges)
-            found = compose(
-                [torch.zeros(3, side, side)], [target_of()], layout_of([figure], [0]), unit, render_settings
-            )
+            render_settings = settings_of(min_visibility=min(least, 1.0), ranges=ranges)
+            found = compose([torch.zeros(3, side, side)], [target_of()], plan_of([figure], [0]), unit, render_settings)
             assert len(found.targets[0]["boxes"]) == (labelled if least <= 1 else 1)
 
 
@@ -455,8 +455,8 @@ def test_of_what_the_frame_cuts_the_share_that_is_inside_counts(cut: float) -> N
         ranges = TransformRanges((0, 0), (0, 0), scale_x=(1, 1), scale_y=(1, 1), **sizes)
         unit = torch.tensor([[0.5] * 5 + [0.5, 0.0]])
         for least, labelled in ((1 - cut - 0.12, 1), (1 - cut + 0.12, 0)):
-            render_settings = surface_of(min_visibility=least, ranges=ranges)
-            found = compose([torch.zeros(3, 400, 400)], [target_of()], layout_of([bar], [0]), unit, render_settings)
+            render_settings = settings_of(min_visibility=least, ranges=ranges)
+            found = compose([torch.zeros(3, 400, 400)], [target_of()], plan_of([bar], [0]), unit, render_settings)
             assert len(found.targets[0]["boxes"]) == labelled
 
 
@@ -464,7 +464,7 @@ def test_images_without_pastes_are_handed_through_and_pastes_go_where_they_belon
     images = [torch.rand(3, 30, 30 + index) for index in range(3)]
     targets = [target_of() for _ in images]
     foregrounds = [foreground_of(opaque_cutout(6, 8), label=5 + index) for index in range(3)]
-    composites = compose(images, targets, layout_of(foregrounds, [0, 2, 2]), units(3), surface_of(min_visibility=0))
+    composites = compose(images, targets, plan_of(foregrounds, [0, 2, 2]), units(3), settings_of(min_visibility=0))
     assert composites.images[1] is images[1]
     assert composites.targets[1] is targets[1]
     assert [[paste.label for paste in pastes] for pastes in composites.pastes] == [[5], [], [6, 7]]
@@ -476,7 +476,7 @@ def test_twenty_objects_on_an_image_and_none_on_another() -> None:
     targets = [target_of([[10, 10, 40, 40]]) for _ in images]
     before = [image.clone() for image in images]
     foregrounds = [foreground_of(random_cutout(9, 7, index) ** 0.5, 0.15, label=index) for index in range(20)]
-    composites = compose(images, targets, layout_of(foregrounds, [0] * 20), units(20), surface_of())
+    composites = compose(images, targets, plan_of(foregrounds, [0] * 20), units(20), settings_of())
     assert [len(pastes) for pastes in composites.pastes] == [20, 0]
     assert all(map(torch.equal, images, before))
     labelled = [paste for paste in composites.pastes[0] if paste.row is not None]
@@ -490,9 +490,9 @@ def test_twenty_objects_on_an_image_and_none_on_another() -> None:
 def test_images_of_any_float_type_are_pasted_on_with_exact_coordinates(dtype: torch.dtype) -> None:
     image = torch.rand(3, 60, 80)
     decoy = Decoy(0, 0, foreground_of(opaque_cutout(6, 8)), units(1, 5), [(0.3, 0.4)])
-    plan = layout_of([foreground_of(random_cutout(9, 7) ** 0.5, 0.3)], [0], [decoy])
-    wanted = compose([image], [target_of()], plan, units(1), surface_of()).images[0]
-    got = compose([image.to(dtype)], [target_of()], plan, units(1), surface_of()).images[0]
+    plan = plan_of([foreground_of(random_cutout(9, 7) ** 0.5, 0.3)], [0], [decoy])
+    wanted = compose([image], [target_of()], plan, units(1), settings_of()).images[0]
+    got = compose([image.to(dtype)], [target_of()], plan, units(1), settings_of()).images[0]
     assert got.dtype == dtype
     torch.testing.assert_close(got.float(), wanted, atol=0.02, rtol=0)
 
@@ -500,7 +500,7 @@ def test_images_of_any_float_type_are_pasted_on_with_exact_coordinates(dtype: to
 def test_the_composite_has_a_gradient_where_the_proposal_has_one() -> None:
     unit = units(2).requires_grad_()
     foregrounds = [foreground_of(random_cutout(9, 7) ** 0.5, 0.3)] * 2
-    composites = compose([torch.rand(3, 40, 40)], [target_of()], layout_of(foregrounds, [0, 0]), unit, surface_of())
+    composites = compose([torch.rand(3, 40, 40)], [target_of()], plan_of(foregrounds, [0, 0]), unit, settings_of())
     composites.images[0].square().sum().backward()
     assert (unit.grad != 0).all()
     assert not composites.pastes[0][0].unit.requires_grad
@@ -513,7 +513,7 @@ def test_a_large_cutout_is_averaged_before_it_is_warped(side: int) -> None:
     checkers[:3] = torch.tensor((rows + columns) % 2)
     foreground = foreground_of(checkers, 0.5)
     composites = compose(
-        [torch.zeros(3, 80, 80)], [target_of()], layout_of([foreground], [0]), units(1), surface_of(STILL)
+        [torch.zeros(3, 80, 80)], [target_of()], plan_of([foreground], [0]), units(1), settings_of(STILL)
     )
     left, top, right, bottom = composites.targets[0]["boxes"][0].int().tolist()
     assert (right - left, bottom - top) == (pytest.approx(40, abs=1), pytest.approx(40, abs=1))
@@ -537,8 +537,8 @@ def test_the_colour_under_transparent_pixels_does_not_bleed_when_a_cutout_is_red
 def test_a_paste_below_the_smallest_side_is_left_out_and_counted() -> None:
     image = torch.rand(3, 40, 40)
     foregrounds = [foreground_of(opaque_cutout(8, 4), relative_size) for relative_size in (0.11, 0.09)]
-    render_settings = surface_of(STILL, min_side=4.0)
-    composites = compose([image], [target_of()], layout_of(foregrounds, [0, 0]), units(2), render_settings)
+    render_settings = settings_of(STILL, min_side=4.0)
+    composites = compose([image], [target_of()], plan_of(foregrounds, [0, 0]), units(2), render_settings)
     assert composites.dropped == {"paste_too_small": 1}
     assert [paste.index for paste in composites.pastes[0]] == [0]
 
@@ -549,8 +549,8 @@ def test_keypoints_go_with_the_object_and_swap_sides_when_it_is_mirrored() -> No
     target = target_of() | {"keypoints": torch.zeros(0, 4, 3)}
     unit = torch.full((2, len(PARAMETERS)), 0.5)
     unit[1, -2] = 1.0  # to the right border
-    render_settings = surface_of(STILL, keypoint_flip_order=(1, 0, 2, 3))
-    composites = compose([torch.rand(3, 40, 40)], [target], layout_of([foreground] * 2, [0, 0]), unit, render_settings)
+    render_settings = settings_of(STILL, keypoint_flip_order=(1, 0, 2, 3))
+    composites = compose([torch.rand(3, 40, 40)], [target], plan_of([foreground] * 2, [0, 0]), unit, render_settings)
     plain, flipped = composites.targets[0]["keypoints"]
     torch.testing.assert_close(plain, torch.tensor([[16.0, 18, 2], [23, 18, 2], [19, 22, 1], [0, 0, 0]]))
     # From the right: x = 40 - u. The first keypoint is the left eye, which is now where the right one was.
@@ -580,7 +580,7 @@ def work_of(side: int, pixels: int, graph: bool) -> int:
     unit = torch.full((1, len(PARAMETERS)), 0.5, requires_grad=graph)
     image, target = torch.rand(3, side, side), target_of([[0, 0, 5, 5]])
     with _Work(image) as work:
-        compose([image], [target], layout_of([foreground], [0]), unit, surface_of(STILL))
+        compose([image], [target], plan_of([foreground], [0]), unit, settings_of(STILL))
     return work.written
 
 
@@ -601,7 +601,7 @@ def pasted_decoy(boxes: Sequence[Sequence[float]], corners: list[tuple[float, fl
     decoy = Decoy(0, 1, foreground_of(opaque_cutout(12, 16), 0.3), units(1, seed), corners)
     images = [torch.zeros(3, 50, 60), coded_image(45, 55)]
     targets = [target_of(), target_of(boxes)]
-    return compose(images, targets, layout_of([], [], [decoy]), units(0), surface_of(replace(STILL, rotation=(-9, 9))))
+    return compose(images, targets, plan_of([], [], [decoy]), units(0), settings_of(replace(STILL, rotation=(-9, 9))))
 
 
 corners_drawn = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=4)
@@ -674,7 +674,7 @@ def landed(boxes: list[list[float]], places: Sequence[tuple[float, float]]) -> C
     decoy = Decoy(0, 1, foreground_of(opaque_cutout(12, 16), 0.3), tries, [(0.0, 0.0)])
     images = [torch.zeros(3, 50, 60), torch.ones(3, 50, 60)]
     targets = [target_of(boxes), target_of()]
-    return compose(images, targets, layout_of([], [], [decoy]), units(0), surface_of(STILL))
+    return compose(images, targets, plan_of([], [], [decoy]), units(0), settings_of(STILL))
 
 
 def test_a_decoy_lands_beside_the_objects_in_the_first_place_that_hides_none() -> None:
@@ -692,7 +692,7 @@ def test_a_decoy_lands_beside_the_objects_in_the_first_place_that_hides_none() -
 
 def test_what_is_too_thin_for_a_label_is_not_drawn_either() -> None:
     image, thin = torch.zeros(3, 50, 60), foreground_of(opaque_cutout(40, 1), 0.4)
-    composites = compose([image], [target_of()], layout_of([thin], [0]), units(1, 3), surface_of(STILL, min_side=1.0))
+    composites = compose([image], [target_of()], plan_of([thin], [0]), units(1, 3), settings_of(STILL, min_side=1.0))
     assert not composites.images[0].any()
     assert composites.dropped == {"paste_too_small": 1}
 
@@ -701,8 +701,8 @@ def test_what_is_too_thin_for_a_label_is_not_drawn_either() -> None:
 def test_a_paste_that_nothing_covers_is_fully_visible(side: int) -> None:
     image, middle = torch.zeros(3, 64, 64), torch.full((1, len(PARAMETERS)), 0.5)
     foreground = foreground_of(opaque_cutout(side, side), side / 64)
-    render_settings = surface_of(STILL, min_visibility=1.0)
-    composites = compose([image], [target_of()], layout_of([foreground], [0]), middle, render_settings)
+    render_settings = settings_of(STILL, min_visibility=1.0)
+    composites = compose([image], [target_of()], plan_of([foreground], [0]), middle, render_settings)
     assert composites.images[0].amax() > 0.5
     assert composites.pastes[0][0].row == 0
 
@@ -720,12 +720,12 @@ def test_nothing_that_shows_lies_outside_the_pixels_that_are_rendered(seed: int,
     ranges = TransformRanges(rotation=(-90, 90), shear=(-0.3, 0.3), scale=(0.5, 0.5), keep_inside=0.5)
     unit = torch.rand(1, len(PARAMETERS), generator=torch.Generator().manual_seed(seed)).requires_grad_()
     foreground = replace(foreground, relative_size=shrink)
-    render_settings = surface_of(ranges, edge_sigma=sigma, min_side=0.0)
+    render_settings = settings_of(ranges, edge_blur_sigma=sigma, min_side=0.0)
     image = torch.zeros(3, *frame)
-    plan = layout_of([foreground], [0])
+    plan = plan_of([foreground], [0])
     tight = compose([image], [target_of()], plan, unit, render_settings)
     with pytest.MonkeyPatch.context() as patch:
         whole = [Rectangle(0, 0, *frame)]
-        patch.setattr("terse_aug.compositing.compose.covered_rectangles", lambda *arguments: whole)
+        patch.setattr("terse_aug.compositing.warp.covered_rectangles", lambda *arguments: whole)
         full = compose([image], [target_of()], plan, unit, render_settings)
     torch.testing.assert_close(tight.images[0], full.images[0], rtol=0, atol=1e-4)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from factories import (
-    EVERY_IMAGE,
     all_equal,
     every_image,
     keypoint_foregrounds,
@@ -18,6 +17,7 @@ from factories import (
     make_batch,
     make_detector,
     make_foreground,
+    policy_with,
 )
 from PIL import Image
 from torch import Tensor
@@ -36,10 +36,9 @@ from terse_aug import (
     probe,
 )
 from terse_aug.bank import BankWriter, Foreground
-from terse_aug.data.background_pool import BackgroundPool
 from terse_aug.models import ClassifierAdapter, class_of
 from terse_aug.preview import Sample, preview_samples
-from terse_aug.samplers import WeightedSampler
+from terse_aug.samplers import HardnessSampler, WeightedSampler
 from terse_aug.utils.random import generator_for
 
 COLOURS = np.array(
@@ -56,7 +55,11 @@ COLOURS = np.array(
     np.uint8,
 )
 """Every cut-out has one of its own, so that what shows of an object is seen."""
-PLAIN: dict[str, Any] = {"edge_sigma": 0.0, "decoys": (0, 0), "image_probability": 1.0}
+
+
+def plain_paste(**settings: Any) -> PasteConfig:
+    """Every image is pasted on, with hard edges and without decoys."""
+    return every_image(**({"edge_blur_sigma": 0.0} | settings))
 
 
 def coloured(number: int, label: int, relative_size: float = 0.4) -> Foreground:
@@ -113,7 +116,9 @@ def grey(level: float, size: tuple[int, int] = (50, 70)) -> Tensor:
 
 
 def test_an_image_of_the_pool_has_only_what_is_pasted(bank: ForegroundBank) -> None:
-    terse = Terse(bank, "random", backgrounds=BackgroundPool([grey(0.2), grey(0.4)], probability=0.5), **PLAIN)
+    terse = Terse(
+        bank, "random", backgrounds=BackgroundPool([grey(0.2), grey(0.4)], probability=0.5), paste=plain_paste()
+    )
     kept = replaced = 0
     for step in range(20):
         images, targets = make_batch(step, objects=2, masks=True)
@@ -139,14 +144,14 @@ def test_an_image_of_the_pool_has_only_what_is_pasted(bank: ForegroundBank) -> N
 
 
 def test_an_image_of_the_pool_gets_a_paste_whatever_the_others_get(bank: ForegroundBank) -> None:
-    own = {"image_probability": 0.0, "objects": (0, 2), "background_probability": 0.5, "edge_sigma": 0.0}
-    terse = Terse(bank, "random", backgrounds=BackgroundPool([grey(0.2)]), **own)  # type: ignore[arg-type]  # settings of several types
-    cutouts = ForegroundLoader(bank, "random", **own)  # type: ignore[arg-type]  # settings of several types
+    paste = PasteConfig(paste_probability=0.0, objects=(0, 2), edge_blur_sigma=0.0)
+    terse = Terse(bank, backgrounds=BackgroundPool([grey(0.2)], probability=0.5), paste=paste)
+    loader = ForegroundLoader(bank, paste=paste, background_probability=0.5)
     for sampled in (None, True):
         seen = 0
         for step in range(15):
             batch = make_batch(step)
-            terse(*batch, None if sampled is None else [cutouts() for _ in batch[0]])
+            terse(*batch, None if sampled is None else [loader() for _ in batch[0]])
             assert [bool(pastes) for pastes in terse.pastes] == [number in terse.replaced for number in range(2)]
             seen += len(terse.replaced)
         assert 5 < seen < 25
@@ -156,7 +161,9 @@ def test_an_image_of_the_pool_gets_a_paste_whatever_the_others_get(bank: Foregro
 def test_the_pool_comes_in_the_format_of_the_host(bank: ForegroundBank, pixels: PixelFormat) -> None:
     colour = torch.tensor([0.8, 0.4, 0.2])[:, None, None]
     pool = [(colour.expand(3, 60, 60) * 255).to(torch.uint8)]
-    terse = Terse(bank, "random", backgrounds=BackgroundPool(pool, probability=1.0), **PLAIN, pixel_format=pixels)
+    terse = Terse(
+        bank, "random", backgrounds=BackgroundPool(pool, probability=1.0), paste=plain_paste(), pixel_format=pixels
+    )
     images, targets = make_batch(masks=True)
     composites, corrected = terse([pixels.encode(image).double() for image in images], targets)
     for image, target in zip(composites, corrected, strict=True):
@@ -216,13 +223,15 @@ def test_pools_are_folders_paths_or_tensors(tmp_path: Path, bank: ForegroundBank
             Terse(bank, "random", backgrounds=BackgroundPool(wrong, probability=1.0))  # type: ignore[arg-type]  # wrong on purpose
 
 
-@pytest.mark.parametrize("sampler", ["uniform", "biregular"])
+@pytest.mark.parametrize("sampler", ["uniform", "balanced"])
 def test_a_background_that_cannot_be_read_is_counted_and_the_image_stays(
     tmp_path: Path, bank: ForegroundBank, sampler: str
 ) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG, but not really")
     files = [tmp_path / "broken.png", tmp_path / "gone.png"]
-    terse = Terse(bank, "random", backgrounds=BackgroundPool(files, probability=1.0), **PLAIN, sampler=sampler)
+    terse = Terse(
+        bank, "random", backgrounds=BackgroundPool(files, probability=1.0), paste=plain_paste(), sampler=sampler
+    )
     images, targets = make_batch(masks=True)
     with pytest.warns(TerseWarning, match=r"background .*(broken|gone).png cannot be read; the image keeps its own"):
         _, corrected = terse(images, targets)
@@ -233,29 +242,15 @@ def test_a_background_that_cannot_be_read_is_counted_and_the_image_stays(
     assert all(len(target["ids"] if "ids" in target else target["boxes"]) >= 1 for target in corrected)
 
 
-def test_settings_and_what_they_need_come_together(
-    bank: ForegroundBank, distractors: ForegroundBank, tmp_path: Path
-) -> None:
-    for wrong, message in (
-        ({"background_probability": 0.5}, "backgrounds: expected it with background_probability 0.5, got none"),
-        ({"backgrounds": [grey(0.2)]}, "backgrounds: expected background_probability above 0 with it, got 0.0"),
-        ({"distractors": (0, 2)}, r"distractor_bank: expected it with distractors \(0, 2\), got none"),
-        ({"distractor_bank": distractors}, r"distractor_bank: expected distractors above 0 with it, got \(0, 0\)"),
-        (
-            {"background_probability": 1.0, "objects": (0, 0)},
-            "background_probability: expected objects above 0 with it",
-        ),
-        ({"superimpose_probability": 1.5}, r"superimpose_probability: expected a share within \[0, 1\], got 1.5"),
-        ({"sampler": 3}, "sampler: expected one of uniform"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            Terse(bank, "random", **wrong)  # type: ignore[arg-type]  # wrong on purpose
+def test_wrong_settings_are_refused(bank: ForegroundBank, distractors: ForegroundBank, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="probability: expected a fraction"):
+        BackgroundPool([grey(0.2)], probability=1.5)
+    with pytest.raises(ValueError, match="count: expected whole numbers"):
+        Distractors(distractors, count=(2, 1))
+    with pytest.raises(ValueError, match="sampler: expected one of uniform"):
+        Terse(bank, sampler=3)  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ValueError, match=r"expected a bank with at least two classes, .*got \['cat'\]"):
-        Terse(
-            make_bank(tmp_path, [make_foreground(label=1)]),
-            "random",
-            paste=PasteConfig(occluded_object_probability=0.5),
-        )
+        Terse(make_bank(tmp_path, [make_foreground(label=1)]), paste=PasteConfig(occluded_object_probability=0.5))
 
 
 @pytest.mark.parametrize("name", ["maskrcnn", "retinanet"])
@@ -264,8 +259,8 @@ def test_a_detector_learns_from_images_of_the_pool_even_if_nothing_could_be_past
 ) -> None:
     detector = make_detector(name, classes=8)
     for min_side, objects in ((4.0, 3), (60.0, 0)):
-        own = {"backgrounds": [grey(0.2)], "background_probability": 1.0, "min_side": min_side, **PLAIN}
-        terse = Terse(bank, "random", **own)  # type: ignore[arg-type]  # settings of several types
+        pool = BackgroundPool([grey(0.2)], probability=1.0)
+        terse = Terse(bank, backgrounds=pool, paste=plain_paste(min_side=min_side))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TerseWarning)
             images, targets = terse(*make_batch(masks=True))
@@ -283,7 +278,10 @@ def test_distractors_show_have_no_label_and_hide_what_is_beneath(
     bank: ForegroundBank, distractors: ForegroundBank
 ) -> None:
     terse = Terse(
-        bank, "random", paste=PasteConfig(objects=(1, 2)), distractors=Distractors(distractors, count=(2, 3)), **PLAIN
+        bank,
+        "random",
+        paste=plain_paste(objects=(1, 2)),
+        distractors=Distractors(distractors, count=(2, 3)),
     )
     looked = seen = shrunk = 0
     for _ in range(25):
@@ -314,7 +312,10 @@ def test_keypoints_of_distractors_are_nobodys(tmp_path: Path) -> None:
         out.add(make_foreground(3, keypoints=np.array([[5, 5, 2]], np.float32)))
     crabs = ForegroundBank.open(tmp_path / "crabs.bank")
     terse = Terse(
-        people, "random", paste=PasteConfig(flip_probability=1.0), distractors=Distractors(crabs, count=(3, 3)), **PLAIN
+        people,
+        "random",
+        paste=plain_paste(flip_probability=1.0),
+        distractors=Distractors(crabs, count=(3, 3)),
     )
     _, targets = terse(*make_batch(masks=True, keypoints=True))
     assert terse.metrics()["distractors"] == 6
@@ -326,9 +327,8 @@ def test_distractors_are_beneath_the_pastes(bank: ForegroundBank, distractors: F
     terse = Terse(
         bank,
         "random",
-        paste=PasteConfig(objects=(1, 1), ranges=still),
+        paste=plain_paste(objects=(1, 1), ranges=still),
         distractors=Distractors(distractors, count=(3, 3)),
-        **PLAIN,
     )
     images, _ = terse(*black_batch())
     for image, (paste,) in zip(images, terse.pastes, strict=True):
@@ -345,11 +345,11 @@ def test_a_distractor_of_a_class_that_the_detector_knows_is_refused(
         out.add(coloured(6, 4))
         out.add(coloured(7, 5))
     some = ForegroundBank.open(tmp_path / "some.bank")
-    with pytest.raises(ValueError, match=f"distractor_bank: {name}: the detector knows this class"):
+    with pytest.raises(ValueError, match=f"distractors: {name}: the detector knows this class"):
         Terse(bank, "random", distractors=Distractors(some, count=(1, 1)))
     assert Terse(bank, "random", distractors=Distractors(some.select(categories=[4]), count=(1, 1)))
     # Named by the detector, though the bank has none of it.
-    with pytest.raises(ValueError, match="distractor_bank: teapot: the detector knows this class"):
+    with pytest.raises(ValueError, match="distractors: teapot: the detector knows this class"):
         Terse(
             bank,
             "random",
@@ -363,7 +363,9 @@ def test_a_distractor_of_a_class_that_the_detector_knows_is_refused(
 
 def test_an_object_of_another_class_is_behind_and_labelled_by_what_shows(bank: ForegroundBank) -> None:
     terse = Terse(
-        bank, "random", paste=PasteConfig(occluded_object_probability=1.0, objects=(1, 2), min_visibility=0.3), **PLAIN
+        bank,
+        "random",
+        paste=plain_paste(occluded_object_probability=1.0, objects=(1, 2), min_visibility=0.3),
     )
     looked = near = labelled = hidden = 0
     for step in range(30):
@@ -393,8 +395,7 @@ def test_a_class_without_weight_is_not_behind_anything_either(bank: ForegroundBa
     terse = Terse(
         bank,
         "random",
-        paste=PasteConfig(occluded_object_probability=1.0),
-        **PLAIN,
+        paste=plain_paste(occluded_object_probability=1.0),
         sampler=WeightedSampler({without: 0.0}),
     )
     labels = []
@@ -406,7 +407,11 @@ def test_a_class_without_weight_is_not_behind_anything_either(bank: ForegroundBa
 
 
 def test_some_of_the_pastes_have_something_behind_them(bank: ForegroundBank) -> None:
-    terse = Terse(bank, "random", paste=PasteConfig(occluded_object_probability=0.3, objects=(2, 2)), **PLAIN)
+    terse = Terse(
+        bank,
+        "random",
+        paste=plain_paste(occluded_object_probability=0.3, objects=(2, 2)),
+    )
     for step in range(60):
         terse(*make_batch(step))
     figures = terse.metrics()
@@ -422,7 +427,9 @@ def test_some_of_the_pastes_have_something_behind_them(bank: ForegroundBank) -> 
 
 def test_the_class_of_a_classifiers_image_is_that_of_the_object_in_front(bank: ForegroundBank) -> None:
     terse = Terse(
-        bank, "random", paste=PasteConfig(occluded_object_probability=1.0, objects=(1, 1), min_visibility=0.0), **PLAIN
+        bank,
+        "random",
+        paste=plain_paste(occluded_object_probability=1.0, objects=(1, 1), min_visibility=0.0),
     )
     for step in range(5):
         _, targets = terse(*make_batch(step, objects=0))
@@ -437,17 +444,16 @@ def test_policies_learn_from_their_own_pastes_only(
 ) -> None:
     """With everything on; what is learned from is the paste in front of each image, of which a classifier tells."""
     net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 8))
-    target = ClassifierAdapter(net, 8)
-    own = {"objects": (2, 2), "move_every": 1, "critic_cutouts": 2} | EVERY_IMAGE
+    target, sampler = ClassifierAdapter(net, 8), HardnessSampler()
+    sampler.update_interval = 1
     terse = Terse(
         bank,
-        policy,
-        paste=PasteConfig(occluded_object_probability=0.7),
+        policy_with(policy, update_interval=1, foreground_candidates=2),
+        paste=every_image(occluded_object_probability=0.7, objects=(2, 2)),
         backgrounds=BackgroundPool([grey(0.3)], probability=0.5),
         distractors=Distractors(distractors, count=(1, 1)),
-        **own,
         model=target,
-        sampler="loss",
+        sampler=sampler,
     )
     told = 0
     for step in range(4):
@@ -465,16 +471,15 @@ def test_policies_learn_from_their_own_pastes_only(
 # --- all of it ------------------------------------------------------------------------------------------------------
 
 
-def everything(bank: ForegroundBank, distractors: ForegroundBank, **more: Any) -> Terse:
-    own: dict[str, Any] = {
-        "backgrounds": [grey(0.3), grey(0.6)],
-        "background_probability": 0.5,
-        "distractor_bank": distractors,
-        "distractors": (0, 2),
-        "superimpose_probability": 0.5,
-        "objects": (1, 3),
-    }
-    return Terse(bank, "random", seed=2, **own | more)
+def everything(bank: ForegroundBank, distractors: ForegroundBank, probability: float = 0.5, **more: Any) -> Terse:
+    return Terse(
+        bank,
+        seed=2,
+        paste=PasteConfig(occluded_object_probability=0.5, objects=(1, 3)),
+        backgrounds=BackgroundPool([grey(0.3), grey(0.6)], probability),
+        distractors=Distractors(distractors, count=(0, 2)),
+        **more,
+    )
 
 
 def test_a_resumed_run_is_the_run_that_was_not_stopped(bank: ForegroundBank, distractors: ForegroundBank) -> None:
@@ -491,7 +496,7 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(bank: ForegroundBank, dis
 def test_what_is_looked_at_and_measured_is_what_is_trained_on(
     bank: ForegroundBank, distractors: ForegroundBank
 ) -> None:
-    terse = everything(bank, distractors, target=make_detector("fasterrcnn", classes=8))
+    terse = everything(bank, distractors, model=make_detector("fasterrcnn", classes=8))
     images, targets = make_batch(objects=1, masks=True, sizes=((80, 80),) * 6)
     composites = terse.compose(images, targets, seed=5)
     assert 0 < len(composites.backgrounds) < 6
@@ -511,7 +516,7 @@ def test_what_is_looked_at_and_measured_is_what_is_trained_on(
 
 
 def test_an_image_that_is_not_finite_is_left_as_it_is(bank: ForegroundBank, distractors: ForegroundBank) -> None:
-    terse = everything(bank, distractors, background_probability=1.0)
+    terse = everything(bank, distractors, probability=1.0)
     images, targets = make_batch()
     images[0] = images[0] * float("nan")
     with warnings.catch_warnings():
@@ -524,7 +529,7 @@ def test_an_image_that_is_not_finite_is_left_as_it_is(bank: ForegroundBank, dist
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_all_of_it_works_on_a_device(bank: ForegroundBank, distractors: ForegroundBank) -> None:
-    terse = everything(bank, distractors, background_probability=1.0, sampler="biregular").to("cuda")
+    terse = everything(bank, distractors, probability=1.0, sampler="balanced").to("cuda")
     images, targets = make_batch(masks=True)
     moved = [{name: value.cuda() for name, value in target.items()} for target in targets]
     composites, corrected = terse([image.cuda() for image in images], moved)

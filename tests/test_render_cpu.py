@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_compositor import layout_of, rectangles_of, surface_of, target_of, units
+from test_compositor import plan_of, rectangles_of, settings_of, target_of, units
 
 from terse_aug import Foreground, PixelFormat
 from terse_aug.compositing.compose import compose
-from terse_aug.compositing.plan import foreground_tensor
+from terse_aug.compositing.geometry import foreground_tensor
 from terse_aug.compositing.render import Patch, blend, render
 from terse_aug.compositing.render_cpu import render_8bit
 from terse_aug.transforms import PasteGeometry, place
@@ -97,7 +97,7 @@ def test_composites_with_and_without_a_gradient_differ_by_about_a_level(relative
     image = torch.rand(3, 60, 80)
     foregrounds = [Foreground(noise(40, 30, seed), 1, "drawn", relative_size) for seed in range(4)]
     exact, fast = (
-        compose([image], [target_of()], layout_of(foregrounds, [0] * 4), unit, surface_of())
+        compose([image], [target_of()], plan_of(foregrounds, [0] * 4), unit, settings_of())
         for unit in (units(4).requires_grad_(), units(4))
     )
     assert exact.images[0].requires_grad

@@ -1,4 +1,4 @@
-"""What is kept of the cut-outs: looks, which a policy chooses among, and outlines."""
+"""Thumbnails and outlines of foregrounds, kept."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import EVERY_IMAGE, make_bank, make_batch, white_disc
+from factories import every_image, make_bank, make_batch, white_disc
 
 from terse_aug import ForegroundBank, Terse
 from terse_aug.data.foreground_cache import ForegroundCache
 from terse_aug.policies import Critic
-from terse_aug.policies.thumbnails import foreground_pictures
+from terse_aug.policies.thumbnails import foreground_thumbnails
 from terse_aug.structures.convex_hull import convex_outline
 
 
@@ -33,31 +33,31 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
     return counts
 
 
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_a_look_shows_what_the_cut_out_shows(tiny_bank: ForegroundBank, flipped: bool) -> None:
+@pytest.mark.parametrize("flipped", [False, True])
+def test_a_thumbnail_shows_the_foreground(tiny_bank: ForegroundBank, flipped: bool) -> None:
     cache, whole = ForegroundCache(tiny_bank), list(tiny_bank)
-    seen = [cache.look(index) for index in range(len(whole))]
+    seen = [cache.thumbnail(index) for index in range(len(whole))]
     flags = [flipped] * len(whole)
-    assert torch.equal(foreground_pictures(seen, flags), foreground_pictures(whole, flags))
-    assert [(look.label, look.relative_size, look.size, look.outline.tolist()) for look in seen] == [
-        (cut.label, cut.relative_size, cut.rgba.shape[1::-1], cut.outline.tolist()) for cut in whole
-    ]
+    assert torch.equal(foreground_thumbnails(seen, flags), foreground_thumbnails(whole, flags))
+    assert [
+        (thumbnail.label, thumbnail.relative_size, thumbnail.size, thumbnail.outline.tolist()) for thumbnail in seen
+    ] == [(cut.label, cut.relative_size, cut.rgba.shape[1::-1], cut.outline.tolist()) for cut in whole]
 
 
-def test_looks_are_read_once_until_the_least_recently_used_is_forgotten(
+def test_thumbnails_are_read_once_until_the_least_recently_used_is_evicted(
     tiny_bank: ForegroundBank, reads: Counter[int]
 ) -> None:
     cache = ForegroundCache(tiny_bank, capacity=2)
     for index in (0, 1, 0, 1, 0):
-        cache.look(index)
+        cache.thumbnail(index)
     assert reads == {0: 1, 1: 1}
-    cache.put_back()
+    cache.clear_decoded()
     for index in (2, 0, 1):
-        cache.look(index)
+        cache.thumbnail(index)
     assert reads == {0: 1, 1: 2, 2: 1}
 
 
-def test_an_outline_is_found_once_and_a_cut_out_is_at_hand_until_it_is_put_back(
+def test_an_outline_is_found_once_and_a_cut_out_is_at_hand_until_it_is_clear_decoded(
     tiny_bank: ForegroundBank, reads: Counter[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
@@ -67,27 +67,29 @@ def test_an_outline_is_found_once_and_a_cut_out_is_at_hand_until_it_is_put_back(
     cache = ForegroundCache(tiny_bank)
     expected = convex_outline(tiny_bank[3].rgba[:, :, 3])
     reads.clear()
-    look = cache.look(3)
-    assert cache.foreground(3).outline is look.outline
+    thumbnail = cache.thumbnail(3)
+    assert cache.foreground(3).outline is thumbnail.outline
     assert reads == {3: 1}
-    cache.put_back()
+    cache.clear_decoded()
     assert np.array_equal(cache.foreground(3).outline, expected)
     assert reads == {3: 2}
     assert len(found) == 1
 
 
-def test_a_copy_s_shelf_is_empty_and_works(tiny_bank: ForegroundBank) -> None:
+def test_a_pickled_cache_is_empty_and_works(tiny_bank: ForegroundBank) -> None:
     cache = ForegroundCache(tiny_bank)
     for index in range(len(tiny_bank)):
-        cache.look(index)
+        cache.thumbnail(index)
     copied = pickle.loads(pickle.dumps(cache))
     assert len(pickle.dumps(copied)) == len(pickle.dumps(ForegroundCache(tiny_bank)))
-    assert np.array_equal(copied.look(2).small, cache.look(2).small)
+    assert np.array_equal(copied.thumbnail(2).small, cache.thumbnail(2).small)
 
 
-def test_once_all_looks_are_known_only_what_is_pasted_is_read(tiny_bank: ForegroundBank, reads: Counter[int]) -> None:
-    settings: dict[str, Any] = EVERY_IMAGE | {"objects": (2, 2), "decoys": (0, 0)}
-    terse = Terse(tiny_bank, Critic(foreground_candidates=8, update_interval=1000), **settings)
+def test_once_all_thumbnails_are_cached_only_what_is_pasted_is_read(
+    tiny_bank: ForegroundBank, reads: Counter[int]
+) -> None:
+    policy = Critic(foreground_candidates=8, update_interval=1000)
+    terse = Terse(tiny_bank, policy, paste=every_image(objects=(2, 2)))
     for seed in range(8):
         terse(*make_batch(seed))
     reads.clear()
@@ -97,13 +99,13 @@ def test_once_all_looks_are_known_only_what_is_pasted_is_read(tiny_bank: Foregro
     assert reads == pasted
 
 
-def test_policies_without_a_choice_read_each_cut_out_once(tiny_bank: ForegroundBank, reads: Counter[int]) -> None:
-    terse = Terse(tiny_bank, "adversarial", **(EVERY_IMAGE | {"objects": (2, 2), "decoys": (0, 0)}))
+def test_policies_without_a_choice_read_each_foreground_once(tiny_bank: ForegroundBank, reads: Counter[int]) -> None:
+    terse = Terse(tiny_bank, "adversarial", paste=every_image(objects=(2, 2)))
     terse(*make_batch(0))
     assert reads.total() == 4
 
 
-def test_small_cut_outs_are_enlarged(tmp_path: Path) -> None:
-    look = ForegroundCache(make_bank(tmp_path, [white_disc(side=3)])).look(0)
-    assert look.small.dtype == np.uint8
-    assert max(look.small.shape[:2]) == 29
+def test_small_foregrounds_are_enlarged(tmp_path: Path) -> None:
+    thumbnail = ForegroundCache(make_bank(tmp_path, [white_disc(side=3)])).thumbnail(0)
+    assert thumbnail.small.dtype == np.uint8
+    assert max(thumbnail.small.shape[:2]) == 29
