@@ -155,7 +155,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", sorted(BROKEN))
-def test_what_is_no_batch_is_refused_and_leaves_no_trace(tiny_bank: ForegroundBank, case: str) -> None:
+def test_an_invalid_batch_is_refused_and_changes_nothing(tiny_bank: ForegroundBank, case: str) -> None:
     spoil, message = BROKEN[case]
     terse = Terse(tiny_bank, paste=every_image())
     before = terse.metrics()
@@ -167,9 +167,9 @@ def test_what_is_no_batch_is_refused_and_leaves_no_trace(tiny_bank: ForegroundBa
 def test_keypoints_of_another_number_are_refused(tmp_path: Path) -> None:
     points = np.array([[3, 3, 2], [5, 5, 2]], np.float32)
     bank = make_bank(tmp_path, [make_foreground(keypoints=points)], keypoint_names=["left", "right"])
-    terse = Terse(bank, "random", paste=every_image(), sampler="biregular")
+    terse = Terse(bank, "random", paste=every_image(), sampler="balanced")
     before = {name: value.clone() for name, value in terse.state_dict().items()}
-    with pytest.raises(ValueError, match=r"target 0: expected 2 keypoints of each object, as the cut-outs .*, got 3;"):
+    with pytest.raises(ValueError, match=r"target 0: expected 2 keypoints of each object, as the foregrounds .*, got 3;"):
         terse(*make_batch(keypoints=True))
     assert all(torch.equal(value.nan_to_num(), before[name].nan_to_num()) for name, value in terse.state_dict().items())
 
@@ -289,11 +289,12 @@ def test_a_batch_of_one_image_works(terse: Terse, detector: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("policy", ALL)
-@pytest.mark.parametrize("setting", [{"objects": (0, 0)}, {"image_probability": 0.0}], ids=["K=0", "no image"])
+@pytest.mark.parametrize("setting", [{"objects": (0, 0)}, {"paste_probability": 0.0}], ids=["K=0", "no image"])
 def test_nothing_to_paste_passes_batches_through(
     tiny_bank: ForegroundBank, detector: nn.Module, policy: str, setting: dict[str, Any]
 ) -> None:
-    terse = Terse(tiny_bank, policy, **{"move_every": 1, "discriminator_weight": 0.1, **setting}, model=detector)
+    learner = policy_with(policy, update_interval=1, discriminator_weight=0.1)
+    terse = Terse(tiny_bank, learner, paste=PasteConfig(**setting), model=detector)
     images, targets = make_batch()
     before = parameters_of(terse)
     composites, corrected = terse(images, targets)
@@ -362,13 +363,13 @@ def test_a_nan_loss_of_a_random_policy_is_counted_and_left_out_of_the_average(ti
     assert "loss" not in terse.metrics()
 
 
-def test_a_field_per_object_that_is_not_known_is_said_once(tiny_bank: ForegroundBank) -> None:
+def test_an_unknown_field_per_object_is_warned_of_once(tiny_bank: ForegroundBank) -> None:
     terse = Terse(tiny_bank, "random", paste=every_image())
     images, targets = make_batch(objects=3)
     counts = [len(target["boxes"]) for target in targets]
     assert max(counts) > 1
     targets = [target | {"difficult": torch.zeros(len(target["boxes"]))} for target in targets]
-    with pytest.warns(TerseWarning, match="the field 'difficult' seems to have an entry per object; it is handed"):
+    with pytest.warns(TerseWarning, match="the field 'difficult' seems to have an entry per object; it is passed"):
         _, pasted = terse(images, targets)
     assert [len(target["difficult"]) for target in pasted] == counts
     terse(images, [target | {"image_id": torch.tensor([5])} for target in targets])
