@@ -20,13 +20,13 @@ from terse_aug.data.foreground_cache import ForegroundCache
 from terse_aug.data.foreground_loader import SampledForegrounds
 from terse_aug.data.planner import PastePlanner, PlannedBatch, bound_sampler
 from terse_aug.models import ModelAdapter, as_model
-from terse_aug.policies import Policy, PolicyContext, Proposal, make_policy
+from terse_aug.policies import Policy, Proposal, make_policy
 from terse_aug.policies.context import make_context
 from terse_aug.samplers import Sampler
 from terse_aug.structures.annotations import Target
 from terse_aug.structures.keypoints import Flips, keypoint_flip_order
 from terse_aug.structures.pixel_format import PixelFormat
-from terse_aug.structures.validation import ValidatedBatch, validate_batch
+from terse_aug.structures.validation import validate_batch
 from terse_aug.training.hardness import supplied_outcomes
 from terse_aug.training.metrics import COUNTERS, ROBUSTNESS_COUNTERS, Metrics
 from terse_aug.training.policy_trainer import PolicyTrainer
@@ -55,27 +55,23 @@ class Terse(nn.Module):
 
     Args:
         bank: the foregrounds.
-        policy: a name (random, best-of-n, critic, adversarial, paper), settings such as
-            :class:`terse_aug.policies.Critic`, or a :class:`~terse_aug.policies.Policy`.
+        policy: a name, settings such as :class:`terse_aug.policies.Critic`, or a :class:`~terse_aug.policies.Policy`.
         model: the detector (a torchvision model, or a :class:`~terse_aug.models.ModelAdapter`); needed by ``best-of-n``
             and robustness, and by ``critic`` unless :meth:`observe` is called. It does not become a part of this module.
         classes: the detector's class names, from label 1 on, or a mapping from name to label; the bank's categories are
             matched by name. Without it the bank's category ids are the labels.
-        seed: of everything drawn; what is drawn is a function of (seed, rank, number of calls). The global random state
-            is left alone.
+        seed: what is drawn is a function of (seed, rank, number of calls); the global random state is left alone.
         paste: what is pasted and how it is blended.
-        sampler: which foregrounds are drawn: ``"uniform"``, ``"rarity"``, ``"hardness"``, ``"balanced"``, weights of
-            classes as ``"dog=3,cat=0.5"``, or a :class:`~terse_aug.samplers.Sampler`.
+        sampler: which foregrounds are drawn: a name in ``SAMPLERS``, weights of classes as ``"dog=3,cat=0.5"``, or a
+            :class:`~terse_aug.samplers.Sampler`.
         backgrounds: images that replace some of the batch.
         distractors: foregrounds of none of the detector's classes, pasted without a label.
         robustness: composites are perturbed before the detector is trained on them.
         pixel_format: of the images; by default RGB in [0, 1].
-        keypoint_flips: pairs of names of keypoints that are swapped in a flipped object; by default those that differ
-            in "left" and "right".
+        keypoint_flips: pairs of keypoint names that are swapped in a flipped object; by default left and right.
 
     Raises:
-        ValueError: an unknown policy or setting, a value outside its range, a class in the bank that the detector does
-            not have, distractors of one that it has, keypoint flips of other keypoints than the bank's.
+        ValueError: a value outside its range, or classes, keypoints or policy do not fit bank and model.
     """
 
     def __init__(
@@ -115,7 +111,8 @@ class Terse(nn.Module):
             backgrounds,
             distractors,
         )
-        self._flip_order = keypoint_flip_order(self.bank.keypoint_names, keypoint_flips)
+        flip_order = keypoint_flip_order(self.bank.keypoint_names, keypoint_flips)
+        self._rendering = RenderSettings(self.paste, self.pixel_format, flip_order)
         self.counters = Metrics((*COUNTERS, *(ROBUSTNESS_COUNTERS if robustness else ())))
         self._warn = WarnOnce()
         bound = bound_sampler(sampler, self.bank, seed, chosen.foreground_candidates, backgrounds)
@@ -164,29 +161,29 @@ class Terse(nn.Module):
             images: B float tensors ``[3, H, W]`` of any sizes, or one ``[B, 3, H, W]``; left untouched.
             targets: B dictionaries: ``boxes`` float ``[N, 4]`` XYXY pixels, ``labels`` int ``[N]``, optionally
                 ``masks``, ``keypoints``, ``ids``, ``area``, ``iscrowd``; left untouched.
-            sampled_foregrounds: B results of a :class:`~terse_aug.ForegroundLoader`, which draws and decodes the
-                foregrounds in the data loader's workers.
+            sampled_foregrounds: B results of a :class:`~terse_aug.ForegroundLoader` in the data loader's workers.
 
         Returns:
             Composites and their corrected targets, in the form of the input. In an iteration with an update, the
             composites of a policy that learns from gradients (``adversarial``, ``paper``) carry a graph.
 
         Raises:
-            ValueError: the batch does not keep to the contract above; foregrounds of another bank or drawn with other
-                settings, or together with :meth:`restrict_labels`.
+            ValueError: the batch does not keep to the contract above, or sampled foregrounds do not fit.
         """
-        self._end_batch()
+        self.trainer.end_batch()
+        self._last = None
         if not self.training:
             return list(images) if not isinstance(images, Tensor) else images, list(targets)
         started = time.perf_counter()
         call = self.counters.counts["calls"]
         generator = generator_for(self.seed, rank(), "paste", call)
         learning = self.trainer.learns_from_batch()
-        batch = self._validate(images, targets)
-        planned = self._plan(batch, self.sampler, generator, sampled_foregrounds)
-        context = self._context(planned, self.policy)
+        batch = validate_batch(images, targets, len(self.bank.keypoint_names))
+        with torch.no_grad():
+            planned = self.planner.plan(batch, self.sampler, generator, sampled_foregrounds)
+            context = make_context(planned, self._rendering, self.policy, self.model, self.planner.chosen)
         proposal = self.trainer.propose(context, generator, learning)
-        composites = self._compose(planned, proposal)
+        composites = self._composites(planned, proposal)
         shown = composites
         if self.perturber is not None:
             shown = self.perturber.perturbed(composites, planned.batch.usable, self.seed, call)
@@ -199,8 +196,7 @@ class Terse(nn.Module):
     def step(self, losses: Mapping[str, Tensor] | Tensor | float, loss_scale: float = 1.0) -> None:
         """Update policy and sampler; call it once per iteration, after the detector's ``backward``.
 
-        A loss or gradient that is not finite skips the update, on all ranks; pastes are then random until an update
-        succeeds again.
+        A loss or gradient that is not finite skips the update, on all ranks; pastes are random until one succeeds.
 
         Args:
             losses: the detector's losses of this iteration, summed if a mapping; or their sum.
@@ -208,8 +204,7 @@ class Terse(nn.Module):
                 ``scaler.update()``; ``1 / n`` where the loss is divided by the n batches that a step accumulates.
 
         Raises:
-            ValueError: a loss that is not one number, or the policy learns from hardness and there is neither a model
-                nor a call of :meth:`observe`.
+            ValueError: a loss that is not one number, or hardness is needed without model or :meth:`observe`.
         """
         started = time.perf_counter()
         self.trainer.step(losses, loss_scale, self.seed, self._anchor.device)
@@ -219,23 +214,18 @@ class Terse(nn.Module):
     def observe(
         self, hardness: Sequence[Tensor] | None = None, *, class_probabilities: Sequence[Tensor] | None = None
     ) -> None:
-        """Supply the hardness of the objects of the last batch, where the training loop knows it.
-
-        Without it, a policy that learns from hardness has it recorded from the model's training forward, or from an
-        extra forward in :meth:`step`. Call it between ``forward`` and ``step``. Give one of the two arguments; class
-        probabilities teach more.
+        """Supply the hardness of the objects of the last batch, where the training loop knows it: a source for policies
+        that learn from hardness. Call it between ``forward`` and ``step``, with one of the two arguments.
 
         Args:
-            hardness: for each image of the batch float ``[N]`` in [0, 1], one minus the model's probability of each
-                object in the targets that :meth:`forward` returned; NaN where it is not known.
+            hardness: for each image float ``[N]`` in [0, 1], one minus the model's probability of each object in the
+                targets that :meth:`forward` returned; NaN where it is not known.
             class_probabilities: for each image float ``[N, K]``, rows that sum to 1: the model's probability of every
-                class, label k in column k, for the same objects; a row of NaN where it is not known. Only the column
-                of the object's label is used unless the model is a
-                :class:`~terse_aug.models.GivesClassProbabilities`.
+                class, label k in column k; a row of NaN where it is not known. They teach more than hardness if the
+                model is a :class:`~terse_aug.models.GivesClassProbabilities`.
 
         Raises:
-            ValueError: no batch was pasted on, both or neither are given, not one value (row) for each object, values
-                outside [0, 1], or rows that do not sum to 1.
+            ValueError: no batch was pasted on, both or neither are given, or wrong shapes or values.
         """
         if self._last is None:
             raise ValueError("observe: expected a call of Terse in training mode before, whose objects these are")
@@ -243,9 +233,7 @@ class Terse(nn.Module):
         self.trainer.feedback.supply(outcomes)
 
     def restrict_labels(self, labels: Iterable[int] | None) -> None:
-        """From now on paste only foregrounds with some labels, ``None`` for all.
-
-        It is not a part of the state, and :meth:`compose` ignores it.
+        """Paste only foregrounds with some labels, ``None`` for all; not a part of the state, ignored by :meth:`compose`.
 
         Raises:
             ValueError: no foreground has any of them.
@@ -264,58 +252,34 @@ class Terse(nn.Module):
         Args:
             images: as in :meth:`forward`.
             targets: as in :meth:`forward`.
-            policy: another policy than the one in use; the name of the one in use is that one.
+            policy: another one than that in use.
             seed: what is drawn is a function of it alone.
 
         Raises:
-            ValueError: ``policy`` is the name of one that learns and is not in use: it would be an untrained one.
+            ValueError: ``policy`` is the name of one that learns and is not in use: it would be untrained.
         """
         chosen = self._other_policy(policy)
         generator = generator_for(self.seed, "compose", seed)
         with torch.no_grad():
-            batch = self._validate(images, targets)
-            planned = self._plan(batch, self.sampler.snapshot(), generator, None, chosen)
-            proposal = chosen.propose(self._context(planned, chosen), generator, learning=False)
-            return self._compose(planned, proposal)
+            batch = validate_batch(images, targets, len(self.bank.keypoint_names))
+            planned = self.planner.for_policy(chosen).plan(batch, self.sampler.snapshot(), generator)
+            context = make_context(planned, self._rendering, chosen, self.model, self.planner.chosen)
+            return self._composites(planned, chosen.propose(context, generator, learning=False))
 
     def metrics(self) -> dict[str, float]:
         """Counters, running averages and diversity, by name; a function of the run alone (time is in ``seconds``)."""
         return self.counters.summary()
 
-    def _validate(self, images: Sequence[Tensor] | Tensor, targets: Sequence[Target]) -> ValidatedBatch:
-        return validate_batch(images, targets, len(self.bank.keypoint_names))
-
-    @torch.no_grad()
-    def _plan(
-        self,
-        batch: ValidatedBatch,
-        sampler: Sampler,
-        generator: torch.Generator,
-        sampled: Sequence[SampledForegrounds] | None,
-        policy: Policy | None = None,
-    ) -> PlannedBatch:
-        planner = self.planner if policy is None else self.planner.for_policy(policy)
-        planned = planner.plan(batch, sampler, generator, sampled)
-        self._warn.all(planned.batch.warnings)
-        return planned
-
-    @torch.no_grad()
-    def _context(self, planned: PlannedBatch, policy: Policy) -> PolicyContext:
-        return make_context(planned, self._render_settings(planned.batch), policy, self.model, self.planner.chosen)
-
-    def _compose(self, planned: PlannedBatch, proposal: Proposal) -> Composites:
-        batch, settings = planned.batch, self._render_settings(planned.batch)
+    def _composites(self, planned: PlannedBatch, proposal: Proposal) -> Composites:
+        batch, plan = planned.batch, self.planner.chosen(planned.plan, proposal.rows)
+        self._warn.all(batch.warnings)
         with torch.set_grad_enabled(bool(proposal.leaves)):
-            plan = self.planner.chosen(planned.plan, proposal.rows)
-            found = compose(batch.images, batch.targets, plan, proposal.unit, settings, proposal.placement)
+            found = compose(batch.images, batch.targets, plan, proposal.unit, self._rendering, proposal.placement)
         found.dropped.update(batch.dropped)
         found.backgrounds.update(planned.backgrounds)
         if found.dropped["paste_too_small"]:
             self._warn.once("paste_too_small", _TOO_SMALL.format(self.paste.min_side))
         return found
-
-    def _render_settings(self, batch: ValidatedBatch) -> RenderSettings:
-        return RenderSettings(self.paste, self.pixel_format, self._flip_order, batched=batch.images[0].is_cuda)
 
     def _other_policy(self, policy: str | PolicySettings | Policy | None) -> Policy:
         if policy is None or policy == self._policy_choice:
@@ -324,10 +288,6 @@ class Terse(nn.Module):
         if chosen.learns and not isinstance(policy, Policy):
             raise ValueError(f"policy {policy!r} has learned nothing here: pass a trained Policy, or None")
         return chosen.to(self._anchor.device)
-
-    def _end_batch(self) -> None:
-        self.trainer.end_batch()
-        self._last = None
 
     def _load_from_state_dict(self, *arguments: Any, **more: Any) -> None:
         self.trainer.feedback.reset()

@@ -169,7 +169,9 @@ def test_keypoints_of_another_number_are_refused(tmp_path: Path) -> None:
     bank = make_bank(tmp_path, [make_foreground(keypoints=points)], keypoint_names=["left", "right"])
     terse = Terse(bank, "random", paste=every_image(), sampler="balanced")
     before = {name: value.clone() for name, value in terse.state_dict().items()}
-    with pytest.raises(ValueError, match=r"target 0: expected 2 keypoints of each object, as the foregrounds .*, got 3;"):
+    with pytest.raises(
+        ValueError, match=r"target 0: expected 2 keypoints of each object, as the foregrounds .*, got 3;"
+    ):
         terse(*make_batch(keypoints=True))
     assert all(torch.equal(value.nan_to_num(), before[name].nan_to_num()) for name, value in terse.state_dict().items())
 

@@ -343,8 +343,7 @@ def foreground_of(cutout: Tensor, relative_size: float = 0.4, keypoints: Any = N
 
 def settings_of(ranges: TransformRanges = WIDE, **settings: Any) -> RenderSettings:
     keypoint_flip_order = settings.pop("keypoint_flip_order", ())
-    batched = settings.pop("batched", False)
-    return RenderSettings(PasteConfig(ranges=ranges, **settings), PixelFormat(), keypoint_flip_order, batched)
+    return RenderSettings(PasteConfig(ranges=ranges, **settings), PixelFormat(), keypoint_flip_order)
 
 
 def plan_of(foregrounds: Sequence[Foreground], image_of: Sequence[int], decoys: Sequence[Decoy] = ()) -> PastePlan:
@@ -361,8 +360,7 @@ def units(count: int, seed: int = 0) -> Tensor:
     return torch.rand(count, len(PARAMETERS), generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("batched", [False, True])
-def test_composites_and_their_labels_agree_with_the_reference(batched: bool) -> None:
+def test_composites_and_their_labels_agree_with_the_reference() -> None:
     size = (28, 34)
     image = random_cutout(*size, seed=4)[:3]
     foregrounds = [foreground_of(random_cutout(10 + index, 12, index) ** 0.5, 0.4, label=index) for index in range(4)]
@@ -371,7 +369,7 @@ def test_composites_and_their_labels_agree_with_the_reference(batched: bool) -> 
         mask[top:bottom, left:right] = True
     plan = plan_of(foregrounds, [0] * 4)
     unit = units(4).double().requires_grad_()
-    composites = compose([image], [target], plan, unit, settings_of(min_visibility=0.3, batched=batched))
+    composites = compose([image], [target], plan, unit, settings_of(min_visibility=0.3))
     layers, covers = [], []
     for index, (foreground, flipped) in enumerate(zip(foregrounds, plan.flipped, strict=True)):
         cutout = foreground.rgba.transpose(2, 0, 1) / 255

@@ -38,13 +38,11 @@ class RenderSettings:
         paste: blending and visibility limits.
         pixel_format: of the images.
         keypoint_flip_order: for each keypoint the index of the one that it becomes in a flipped object.
-        batched: whether to warp all foregrounds in one batch.
     """
 
     paste: PasteConfig
     pixel_format: PixelFormat
     keypoint_flip_order: tuple[int, ...]
-    batched: bool
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ def _render(
     if matrix.device.type == "cpu" and not matrix.requires_grad:
         return render_8bit(foregrounds, matrix, center, rectangles, sigma, settings.pixel_format)
     tensors = [foreground_tensor(foreground, settings.pixel_format, matrix) for foreground in foregrounds]
-    return render(tensors, matrix, center, rectangles, sigma, settings.batched)
+    return render(tensors, matrix, center, rectangles, sigma, batched=matrix.is_cuda)
 
 
 def _reduction(
