@@ -49,17 +49,16 @@ class Terse(nn.Module):
             optimizer.step(); optimizer.zero_grad()
             terse.step(losses)
 
-    In evaluation mode (``terse.eval()``) batches pass through unchanged. ``state_dict()`` holds policy, optimizers,
-    sampler, replay buffer and counters. That of rank 0 is enough to resume a distributed run; to resume it equal to the
-    bit with the policy ``critic`` or a learning sampler, each rank saves and loads its own.
+    In evaluation mode batches pass through unchanged. The state of rank 0 is enough to resume a distributed run; to
+    resume it equal to the bit with ``critic`` or a learning sampler, each rank saves and loads its own.
 
     Args:
         bank: the foregrounds.
         policy: a name, settings such as :class:`terse_aug.policies.Critic`, or a :class:`~terse_aug.policies.Policy`.
         model: the detector (a torchvision model, or a :class:`~terse_aug.models.ModelAdapter`); needed by ``best-of-n``
-            and robustness, and by ``critic`` unless :meth:`observe` is called. It does not become a part of this module.
-        classes: the detector's class names, from label 1 on, or a mapping from name to label; the bank's categories are
-            matched by name. Without it the bank's category ids are the labels.
+            and robustness, and by ``critic`` unless :meth:`observe` is called. It is not registered as a submodule.
+        classes: the detector's class names, from label 1 on, or a mapping from name to label, to match the bank's by
+            name; without it the bank's category ids are the labels.
         seed: what is drawn is a function of (seed, rank, number of calls); the global random state is left alone.
         paste: what is pasted and how it is blended.
         sampler: which foregrounds are drawn: a name in ``SAMPLERS``, weights of classes as ``"dog=3,cat=0.5"``, or a
@@ -233,7 +232,7 @@ class Terse(nn.Module):
         self.trainer.feedback.supply(outcomes)
 
     def restrict_labels(self, labels: Iterable[int] | None) -> None:
-        """Paste only foregrounds with some labels, ``None`` for all; not a part of the state, ignored by :meth:`compose`.
+        """Paste only foregrounds with some labels, ``None`` for all; not a part of the state.
 
         Raises:
             ValueError: no foreground has any of them.
@@ -288,10 +287,6 @@ class Terse(nn.Module):
         if chosen.learns and not isinstance(policy, Policy):
             raise ValueError(f"policy {policy!r} has learned nothing here: pass a trained Policy, or None")
         return chosen.to(self._anchor.device)
-
-    def _load_from_state_dict(self, *arguments: Any, **more: Any) -> None:
-        self.trainer.feedback.reset()
-        super()._load_from_state_dict(*arguments, **more)
 
 
 _TOO_SMALL = "pastes below min_side = {} pixels are left out: the images are small or the scale range is low"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -125,6 +126,10 @@ class PolicyTrainer(nn.Module):
                 self._track_update(result, finite)
         self.feedback.end_iteration()
         self._metrics.counts["iterations"] += 1
+
+    def _load_from_state_dict(self, *arguments: Any, **more: Any) -> None:
+        self.feedback.reset()
+        super()._load_from_state_dict(*arguments, **more)
 
     def _policy_is_due(self) -> bool:
         return self.policy.learns and self._metrics.counts["iterations"] % self.policy.update_interval == 0
