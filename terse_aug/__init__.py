@@ -1,6 +1,6 @@
-"""Learned copy-paste augmentation for object detectors, trained live against the detector's own loss.
+"""Learned copy-paste augmentation for object detectors, trained against the detector's own loss.
 
-Names are imported when they are first asked for, so that what needs no torch, as :mod:`terse_aug.bank`, comes without.
+Names are imported on first use, so that what needs no torch (:mod:`terse_aug.bank`) starts without it.
 """
 
 from importlib import import_module

@@ -1,6 +1,6 @@
 """The transform of a paste: its parameters, their allowed ranges, and the affine map they stand for.
 
-Imports torch only. Shape letters: M pastes, P = len(PARAMETERS).
+Shape letters: M pastes, P = len(PARAMETERS).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Correct the annotation of an image after pasting. Imports torch.
+"""Correct the annotation of an image after pasting.
 
 :func:`correct_target` is the one place where boxes, masks, keypoints and ids follow the pixels.
 Shape letters: N objects before, K pastes, H and W the image.
@@ -63,14 +63,14 @@ def correct_target(
     An object that a paste covers in part gets the mask of its visible pixels and their bounding box; an object
     without a mask counts as filling its box. An object of which less than ``min_visibility`` of the area it had
     remains, or nothing at all, is left out. Pasted objects are appended in the order of pasting, later ones in
-    front. Objects that no paste touches keep their annotation to the letter;
+    front. Objects that no paste touches keep their annotation unchanged;
     visible keypoints that a paste covers become labelled but not visible.
 
     Args:
         target: a checked sample target; left untouched.
         size: (H, W).
         pastes: in the order of pasting, the last in front.
-        min_visibility: share in [0, 1].
+        min_visibility: fraction in [0, 1].
 
     Returns:
         The corrected target, with the fields that ``target`` has and no others.
@@ -185,7 +185,7 @@ def _fresh_ids(ids: Tensor, added: int) -> Tensor:
 
 
 def _pasted_keypoints(keypoints: Tensor, pastes: Sequence[PastedObject], size: tuple[int, int]) -> Tensor:
-    """``[K, k, 3]``; zeros where a cut-out has none or they lie outside the frame."""
+    """``[K, k, 3]``; zeros where a foreground has none or they lie outside the frame."""
     rows = keypoints.new_zeros((len(pastes), *keypoints.shape[1:]))
     limits = keypoints.new_tensor([size[1], size[0]])
     for row, paste in zip(rows, pastes, strict=True):
@@ -306,14 +306,14 @@ def _write_views(corrected: Target, views: Sequence[_View], size: tuple[int, int
     if "area" in corrected:
         area = corrected["area"]
         for row in touched:
-            share = views[row].area / max(views[row].full_area, 1)
-            area[row] = views[row].area if views[row].mask is not None else area[row] * share
+            fraction = views[row].area / max(views[row].full_area, 1)
+            area[row] = views[row].area if views[row].mask is not None else area[row] * fraction
 
 
 def _cover_keypoints(keypoints: Tensor, cover: _Cover) -> None:
     """Lower the flag of covered keypoints from 2 (visible) to 1 (labelled, not visible), as COCO has it, in place.
 
-    A keypoint can lie outside the mask or box of its object, so those of every object are looked up.
+    A keypoint can lie outside the mask or box of its object, so those of every object are checked.
 
     Args:
         keypoints: ``[..., 3]``.

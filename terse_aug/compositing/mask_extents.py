@@ -1,4 +1,4 @@
-"""Where masks have pixels. Imports torch, and OpenCV for reading masks.
+"""Bounding rectangles and areas of masks.
 
 Shape letters: n masks, H and W the image.
 """
@@ -70,7 +70,7 @@ def _moved(rectangle: Rectangle, window: Rectangle) -> Rectangle:
 
 
 def extents_at_once(masks: Tensor) -> list[Extent]:
-    """As :func:`extents_of`, with a single wait for the device."""
+    """As :func:`extents_of`, with a single synchronization with the device."""
     masks = masks.bool()
     sides = []
     for line in (masks.any(2), masks.any(1)):  # rows, columns

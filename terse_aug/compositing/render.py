@@ -1,7 +1,6 @@
-"""Warp cut-outs, soften their edges and blend them into backgrounds. Imports torch only.
-
-Everything here is a pure function and differentiable in the transform parameters. The work is proportional to
-the pasted area: only the rectangle that a paste covers is ever computed.
+"""Warp foregrounds, soften their edges and blend them into backgrounds.
+Pure functions, differentiable in the transform parameters. The work is proportional to the pasted area: only the
+rectangle that a paste covers is computed.
 
 Shape letters: M pastes, H and W the background, h and w a rectangle of it.
 """
@@ -93,7 +92,7 @@ def covered_rectangles(
     Returns:
         M rectangles; an empty one where the paste lies outside the frame.
     """
-    # The bilinear edge fades outside the cut-out, over a fraction of one of its own pixels: many when enlarged.
+    # The bilinear edge fades outside the foreground, over a fraction of one of its own pixels: many when enlarged.
     fringe = placement.matrix.abs().sum(-1) * (0.5 - _RAMP_LOW)
     reach = placement.half_size + fringe + _blur_radius(edge_sigma) + 1
     low = (placement.box_center - reach).floor().tolist()
@@ -112,36 +111,36 @@ def covered_rectangles(
 
 
 def render(
-    cutouts: Sequence[Tensor],
+    foregrounds: Sequence[Tensor],
     matrix: Tensor,
     center: Tensor,
     rectangles: Sequence[Rectangle],
     edge_sigma: float,
     batched: bool = False,
 ) -> list[Patch]:
-    """Warp cut-outs into their rectangles: bilinear, mask clean-up, Gaussian edge.
+    """Warp foregrounds into their rectangles: bilinear, mask clean-up, Gaussian edge.
 
     The mask clean-up is the paper's (TERSE, CVPR 2019, section 3.1: subtract a scalar, ReLU, renormalise, blur)
     with a ramp in place of the binarisation, so that it has a gradient.
 
     Args:
-        cutouts: M tensors float ``[4, ch, cw]``, RGB in any range and alpha in [0, 1].
+        foregrounds: M tensors float ``[4, fh, fw]``, RGB in any range and alpha in [0, 1].
         matrix: float ``[M, 2, 2]`` from :func:`terse_aug.transforms.place`.
         center: float ``[M, 2]``.
         rectangles: M rectangles, none of them empty.
         edge_sigma: standard deviation of the edge's Gaussian in background pixels; 0 leaves the ramp.
-        batched: warp all cut-outs in one padded batch (few kernel launches, for a GPU) instead of one by one
+        batched: warp all foregrounds in one padded batch (few kernel launches, for a GPU) instead of one by one
             (no wasted pixels, for a CPU). The result is the same.
 
     Returns:
         M patches, differentiable in ``matrix`` and ``center``.
     """
-    groups = [list(range(len(cutouts)))] if batched else [[index] for index in range(len(cutouts))]
+    groups = [list(range(len(foregrounds)))] if batched else [[index] for index in range(len(foregrounds))]
     groups = list(filter(None, groups))
-    canvases = [_canvas([cutouts[index] for index in group]) for group in groups]
+    canvases = [_canvas([foregrounds[index] for index in group]) for group in groups]
     radius = _blur_radius(edge_sigma)
     canvas_sizes = [canvas.shape[-2:] for canvas, group in zip(canvases, groups, strict=True) for _ in group]
-    own_sizes = [cutout.shape[-2:] for cutout in cutouts]
+    own_sizes = [foreground.shape[-2:] for foreground in foregrounds]
     start, steps = sampling_lines(matrix, center, rectangles, radius, own_sizes)
     to_unit = matrix.new_tensor([[2 / width, 2 / height] for height, width in canvas_sizes]).view(-1, 2)
     start, steps = (start + 1) * to_unit - 1, steps * to_unit[:, :, None]  # in a canvas that begins with its frame
@@ -156,7 +155,7 @@ def render(
             height, width = rectangle.bottom - rectangle.top, rectangle.right - rectangle.left
             rows, columns = slice(radius, radius + height), slice(radius, radius + width)
             patches[index] = Patch(rectangle, warped[row, :3, rows, columns], alpha[row, :, :height, :width])
-    return [patches[index] for index in range(len(cutouts))]
+    return [patches[index] for index in range(len(foregrounds))]
 
 
 def blend(background: Tensor, patches: Sequence[Patch]) -> Tensor:
@@ -233,20 +232,20 @@ def inverse_2x2(matrix: Tensor) -> Tensor:
     return torch.stack([d, -b, -c, a], 1).view(-1, 2, 2) / (a * d - b * c)[:, None, None]
 
 
-def _canvas(cutouts: Sequence[Tensor]) -> Tensor:
-    """Stack cut-outs with a frame of transparent pixels in the colour of their border.
+def _canvas(foregrounds: Sequence[Tensor]) -> Tensor:
+    """Stack foregrounds with a frame of transparent pixels in the colour of their border.
 
     The frame lets a bilinear edge fade in alpha without fading to black in colour.
 
     Returns:
         ``[m, 4, height + 2, width + 2]`` with the common (largest) size.
     """
-    sizes = [(cutout.shape[-2], cutout.shape[-1]) for cutout in cutouts]
+    sizes = [(foreground.shape[-2], foreground.shape[-1]) for foreground in foregrounds]
     height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
     padded = []
-    for cutout, (own_height, own_width) in zip(cutouts, sizes, strict=True):
+    for foreground, (own_height, own_width) in zip(foregrounds, sizes, strict=True):
         # The frame is made once for all four channels; then it loses its alpha.
-        framed = F.pad(cutout[None], (1, width - own_width + 1, 1, height - own_height + 1), mode="replicate")
+        framed = F.pad(foreground[None], (1, width - own_width + 1, 1, height - own_height + 1), mode="replicate")
         for edge in (
             framed[:, 3, :1],
             framed[:, 3, own_height + 1 :],
@@ -261,17 +260,17 @@ def _canvas(cutouts: Sequence[Tensor]) -> Tensor:
 def sampling_lines(
     matrix: Tensor, center: Tensor, rectangles: Sequence[Rectangle], margin: int, sizes: Sequence[Sequence[int]]
 ) -> tuple[Tensor, Tensor]:
-    """Where the first pixel of each rectangle looks in its cut-out, and how far the next ones are.
+    """Where the first pixel of each rectangle samples its foreground, and how far the next ones are.
 
     Args:
         matrix: ``[M, 2, 2]``.
         center: ``[M, 2]``.
         rectangles: M rectangles.
         margin: pixels added around each of them.
-        sizes: height, width and whatever else of each cut-out.
+        sizes: height, width and whatever else of each foreground.
 
     Returns:
-        In pixels of the cut-out, x before y: ``[M, 2]``, and ``[M, 2, 2]`` with a column for a step to the right and
+        In pixels of the foreground, x before y: ``[M, 2]``, and ``[M, 2, 2]`` with a column for a step to the right and
         one for a step down.
     """
     inverse = inverse_2x2(matrix)

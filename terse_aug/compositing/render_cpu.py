@@ -1,4 +1,4 @@
-"""Warp and soften cut-outs on a CPU, where no gradient is asked for. Imports torch, numpy and OpenCV.
+"""Warp and soften foregrounds on a CPU, where no gradient is needed.
 
 The fast twin of :func:`terse_aug.compositing.render.render`: the same positions, ramp and blur, on 8-bit pixels.
 Shape letters: M pastes, h and w a rectangle of the background.
@@ -23,22 +23,22 @@ _RAMP = clean_up(torch.arange(256) / 255).numpy()
 
 
 def render_8bit(
-    cutouts: Sequence[NDArray[np.uint8]],
+    foregrounds: Sequence[NDArray[np.uint8]],
     matrix: Tensor,
     center: Tensor,
     rectangles: Sequence[Rectangle],
     edge_sigma: float,
     pixel_format: PixelFormat,
 ) -> list[Patch]:
-    """Warp cut-outs into their rectangles: bilinear, mask clean-up, Gaussian edge.
+    """Warp foregrounds into their rectangles: bilinear, mask clean-up, Gaussian edge.
 
-    Warped colour and alpha are rounded to 8 bits, as the cut-outs are; the rest is float32. Against
+    Warped colour and alpha are rounded to 8 bits, as the foregrounds are; the rest is float32. Against
     :func:`~terse_aug.compositing.render.render`, colours differ by up to half a level (1/510) and alpha, which the ramp
     doubles, by up to one (1/255); OpenCV 4 rounds positions to 1/32 pixel on top. Where alpha is 0 the colour means
     nothing.
 
     Args:
-        cutouts: M cut-outs uint8 ``[ch, cw, 4]``, RGBA.
+        foregrounds: M foregrounds uint8 ``[fh, fw, 4]``, RGBA.
         matrix: float ``[M, 2, 2]`` from :func:`terse_aug.transforms.place`.
         center: float ``[M, 2]``.
         rectangles: M rectangles, none of them empty.
@@ -49,17 +49,19 @@ def render_8bit(
         M patches, colours as levels.
     """
     weights = np.array(gaussian_weights(edge_sigma))
-    start, steps = sampling_lines(matrix, center, rectangles, len(weights) // 2, [cutout.shape for cutout in cutouts])
+    start, steps = sampling_lines(
+        matrix, center, rectangles, len(weights) // 2, [foreground.shape for foreground in foregrounds]
+    )
     # Indices are half a pixel less than the positions of the pixels' centres.
     inverse_maps = torch.cat([steps, start[:, :, None] - 0.5], 2).double().numpy()
     return [
-        _patch(cutout, inverse_map, rectangle, weights, pixel_format)
-        for cutout, inverse_map, rectangle in zip(cutouts, inverse_maps, rectangles, strict=True)
+        _patch(foreground, inverse_map, rectangle, weights, pixel_format)
+        for foreground, inverse_map, rectangle in zip(foregrounds, inverse_maps, rectangles, strict=True)
     ]
 
 
 def _patch(
-    cutout: NDArray[np.uint8],
+    foreground: NDArray[np.uint8],
     inverse_map: NDArray[np.float64],
     rectangle: Rectangle,
     weights: NDArray[np.float64],
@@ -68,8 +70,8 @@ def _patch(
     """One patch.
 
     Args:
-        cutout: uint8 ``[ch, cw, 4]``.
-        inverse_map: ``[2, 3]``, from indices of the rectangle with its margin to indices of the cut-out.
+        foreground: uint8 ``[fh, fw, 4]``.
+        inverse_map: ``[2, 3]``, from indices of the rectangle with its margin to indices of the foreground.
         rectangle: of the background.
         weights: of the blur, one for each offset from ``-margin`` to ``margin``.
         pixels: format of the background.
@@ -77,10 +79,10 @@ def _patch(
     margin = len(weights) // 2
     height, width = rectangle.bottom - rectangle.top, rectangle.right - rectangle.left
     size = (height + 2 * margin, width + 2 * margin)
-    # The blur carries alpha this far out of the cut-out, in its own pixels, and there has to be a colour for it.
+    # The blur carries alpha this far out of the foreground, in its own pixels, and there has to be a colour for it.
     reach = math.ceil(margin * np.abs(inverse_map[:, :2]).sum(1).max()) + 2
     warped = cv2.warpAffine(
-        _framed(cutout, reach),
+        _framed(foreground, reach),
         inverse_map + np.array([0, 0, reach]),
         size[::-1],
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
@@ -95,10 +97,10 @@ def _patch(
     return Patch(rectangle, torch.from_numpy(planes[:3][inner]), torch.from_numpy(alpha[inner])[None], pixel_format)
 
 
-def _framed(cutout: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
-    """The cut-out in a frame of transparent pixels in the colour of its border, uint8 ``[ch + 2 width, ..., 4]``."""
+def _framed(foreground: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+    """The foreground in a frame of transparent pixels in the colour of its border, uint8 ``[fh + 2 width, ..., 4]``."""
     framed: NDArray[np.uint8] = np.asarray(
-        cv2.copyMakeBorder(cutout, width, width, width, width, cv2.BORDER_REPLICATE), dtype=np.uint8
+        cv2.copyMakeBorder(foreground, width, width, width, width, cv2.BORDER_REPLICATE), dtype=np.uint8
     )
     for edge in (framed[:width], framed[-width:], framed[:, :width], framed[:, -width:]):
         edge[:, :, 3] = 0

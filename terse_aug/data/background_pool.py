@@ -74,9 +74,11 @@ class BackgroundPool:
         Raises:
             FileNotFoundError, ValueError: the image cannot be read.
         """
-        share, x, y = torch.rand(3, generator=generator).tolist()
+        fraction, x, y = torch.rand(3, generator=generator).tolist()
         image = self._read(index)
-        factor = (_SMALLEST_CROP + (1 - _SMALLEST_CROP) * share) * min(image.shape[0] / height, image.shape[1] / width)
+        factor = (_SMALLEST_CROP + (1 - _SMALLEST_CROP) * fraction) * min(
+            image.shape[0] / height, image.shape[1] / width
+        )
         rows, columns = max(round(height * factor), 1), max(round(width * factor), 1)
         top, left = round(y * (image.shape[0] - rows)), round(x * (image.shape[1] - columns))
         part = image[top : top + rows, left : left + columns]

@@ -1,1 +1,1 @@
-"""What everything else is made of: annotations, pixel format, keypoint order, foregrounds. Imports nothing of terse-aug."""
+"""Data structures: annotations and their validation, pixel format, keypoint order, foregrounds."""

@@ -1,8 +1,8 @@
-"""The contract of a sample, checked once at the door; everything inside trusts it. Imports torch only.
+"""The contract of a sample. It is checked once, by :func:`check_samples`; everything else relies on it.
 
 images: float ``[3, H, W]``, targets: a dictionary of ``boxes`` float ``[N, 4]`` (XYXY, pixels), ``labels`` int
 ``[N]`` and, where present, ``masks`` bool or uint8 of 0 and 1 ``[N, H, W]``, ``keypoints`` float ``[N, k, 3]`` (x, y,
-visibility), ``ids`` int ``[N]``, ``area`` float ``[N]``, ``iscrowd`` ``[N]``. Other entries are handed through.
+visibility), ``ids`` int ``[N]``, ``area`` float ``[N]``, ``iscrowd`` ``[N]``. Other entries are passed through.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _check_image(index: int, image: Tensor) -> None:
     if not image.is_floating_point():
         raise ValueError(
             f"image {index}: expected a float tensor, got {image.dtype}; "
-            "convert it (image / 255) before calling Terse, or declare the host's range with pixels="
+            "convert it (image / 255) before calling Terse, or declare its range with pixel_format="
         )
 
 
@@ -129,7 +129,7 @@ def repair_boxes(target: Target, height: int, width: int) -> tuple[Target, Count
         width: of the image, pixels.
 
     Returns:
-        The target itself where nothing had to be mended, else a copy; and counts under
+        The target itself where nothing had to be repaired, else a copy; and counts under
         ``box_degenerate`` (no area, or not finite), ``box_outside``, and ``box_clipped`` (by more than a pixel).
     """
     dropped: Counter[str] = Counter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 Flips = Sequence[tuple[str, str]]
-"""Names of keypoints that change places in a mirrored object."""
+"""Pairs of keypoint names that are swapped in a flipped object."""
 
 
 def keypoint_flip_order(names: Sequence[str], flips: Flips | None = None) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""The value range of the host's images. Imports torch only."""
+"""The value range and channel order of images."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """How the host encodes a pixel: ``value = (rgb * scale - mean) / std``, channels in its order.
+    """How a pixel is encoded: ``value = (rgb * scale - mean) / std``, channels in the format's order.
 
     Attributes:
         scale: 1 for images in [0, 1], 255 for images in [0, 255].
-        mean: subtracted from each channel after scaling, in the host's channel order.
+        mean: subtracted from each channel after scaling, in the format's channel order.
         std: divides each channel after that.
-        bgr: whether the host's first channel is blue.
+        bgr: whether the first channel is blue.
 
     Raises:
         ValueError: a scale or standard deviation that is not above 0.
@@ -32,25 +32,25 @@ class PixelFormat:
 
     @property
     def identity(self) -> bool:
-        """Whether the host's images are plain RGB in [0, 1]."""
+        """Whether images are plain RGB in [0, 1]."""
         return self == PixelFormat()
 
     def encode(self, rgb: Tensor) -> Tensor:
-        """RGB in [0, 1] to the host's format, both ``[..., 3, h, w]``."""
+        """RGB in [0, 1] to this format, both ``[..., 3, h, w]``."""
         if self.identity:
             return rgb
         ordered = rgb.flip(-3) if self.bgr else rgb
         return (ordered * self.scale - self._column(self.mean, rgb)) / self._column(self.std, rgb)
 
     def decode(self, image: Tensor) -> Tensor:
-        """The host's format to RGB in [0, 1], both ``[..., 3, h, w]``."""
+        """This format to RGB in [0, 1], both ``[..., 3, h, w]``."""
         if self.identity:
             return image
         rgb = (image * self._column(self.std, image) + self._column(self.mean, image)) / self.scale
         return rgb.flip(-3) if self.bgr else rgb
 
     def limits(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """What 0 and 1 are in the host's format, each ``[3, 1, 1]``, channels in the host's order."""
+        """Black and white in this format, each ``[3, 1, 1]``."""
         mean, std = self._column(self.mean, like), self._column(self.std, like)
         return -mean / std, (self.scale - mean) / std
 

@@ -1,4 +1,4 @@
-"""The discriminator: do the surroundings of an object look real? Imports torch and torchvision.
+"""The discriminator: do the surroundings of an object look real?
 
 Shape letters: R crops, B images.
 """

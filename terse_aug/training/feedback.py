@@ -1,7 +1,7 @@
 """Batches between pasting and the policy's update, and where their hardness comes from.
 
-In the order of preference: supplied by the training loop (``observe``), recorded by hooks in the detector's own training
-forward, or from an extra forward in the iterations in which the policy is updated.
+In the order of preference: supplied by the training loop (``observe``), recorded by hooks in the detector's own
+training forward, or from an extra forward in the iterations in which the policy is updated.
 """
 
 from __future__ import annotations

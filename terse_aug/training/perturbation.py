@@ -59,7 +59,7 @@ class PerturbationBall:
 def object_pixels(image: Tensor, target: Target, pastes: Sequence[Paste], visible: Sequence[PastedObject]) -> Tensor:
     """The pixels of a composite that show an object, bool ``[H, W]``.
 
-    Those of pasted objects; of the objects that were there before, those of the mask, or of the box where there is none.
+    Those of pasted objects; of other objects those of the mask, or of the box where there is none.
 
     Args:
         image: ``[3, H, W]``.
