@@ -32,7 +32,7 @@ class TerseConfig:
     )
     sampler: str = _setting(
         "uniform",
-        "which cut-outs are pasted: uniform, rarity, loss (classes that the detector finds hard), biregular (all "
+        "which cut-outs are pasted: uniform, rarity, hardness (classes that the detector finds hard), balanced (all "
         "equally often), or weights of classes, as dog=3,cat=0.5",
     )
     rarity_power: float = _setting(
@@ -164,6 +164,12 @@ class TerseConfig:
         for name in ("critic_temperature", "learning_rate", "max_gradient_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a value above 0, got {getattr(self, name)}")
+
+
+    def sampler_settings(self, sampler: Any = None) -> Any:
+        """What :func:`terse_aug.samplers.make_sampler` takes: the given sampler, else the setting."""
+        chosen = self.sampler if sampler is None else sampler
+        return {"type": "rarity", "power": self.rarity_power} if chosen == "rarity" else chosen
 
 
 _SHARES = (

@@ -117,7 +117,7 @@ class Terse(nn.Module):
         check_pools(self.config, pool, distractors, self.bank)
         if distractor_bank is not None:
             check_distractors(distractor_bank, [*self.bank.categories.values(), *(classes or ())])
-        self.sampler = make_sampler(self.config.sampler if sampler is None else sampler, self.config)
+        self.sampler = make_sampler(self.config.sampler_settings(sampler))
         if chosen.foreground_candidates > 1 and not self.sampler.allows_candidates:
             raise ValueError(
                 f"sampler {type(self.sampler).__name__} with critic_cutouts {chosen.foreground_candidates}: the policy would choose "

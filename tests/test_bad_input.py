@@ -160,7 +160,7 @@ def test_what_is_no_batch_is_refused_and_leaves_no_trace(tiny_bank: ForegroundBa
 def test_keypoints_of_another_number_are_refused(tmp_path: Path) -> None:
     points = np.array([[3, 3, 2], [5, 5, 2]], np.float32)
     bank = make_bank(tmp_path, [make_foreground(keypoints=points)], keypoint_names=["left", "right"])
-    terse = Terse(bank, "random", sampler="biregular", **EVERY_IMAGE)
+    terse = Terse(bank, "random", sampler="balanced", **EVERY_IMAGE)
     before = {name: value.clone() for name, value in terse.state_dict().items()}
     with pytest.raises(ValueError, match=r"target 0: expected 2 keypoints of each object, as the cut-outs .*, got 3;"):
         terse(*make_batch(keypoints=True))

@@ -103,7 +103,7 @@ def _nobody_to_ask(rank: int, bank: ForegroundBank) -> dict[str, Any]:
 def _pairing(rank: int, bank: ForegroundBank) -> dict[str, Any]:
     """Passes over the six cut-outs, and rounds over four backgrounds; in step, as every image has as many pastes."""
     pool = [torch.full((3, 70, 80), 0.2 * number) for number in range(4)]
-    own: dict[str, Any] = {"sampler": "biregular", "objects": (1, 1), **EVERY_IMAGE}
+    own: dict[str, Any] = {"sampler": "balanced", "objects": (1, 1), **EVERY_IMAGE}
     passes, rounds = (
         Terse(bank, "random", **own),
         Terse(bank, "random", backgrounds=pool, background_probability=1.0, **own),
@@ -121,7 +121,7 @@ def _too_few_backgrounds(rank: int, bank: ForegroundBank) -> dict[str, Any]:
     """One background for two ranks."""
     pool = [torch.zeros(3, 70, 80)]
     try:
-        Terse(bank, "random", sampler="biregular", backgrounds=pool, background_probability=1.0, **EVERY_IMAGE)
+        Terse(bank, "random", sampler="balanced", backgrounds=pool, background_probability=1.0, **EVERY_IMAGE)
     except ValueError as error:
         return {"error": str(error)}
     return {"error": ""}
@@ -129,7 +129,7 @@ def _too_few_backgrounds(rank: int, bank: ForegroundBank) -> dict[str, Any]:
 
 def _hard_classes(rank: int, bank: ForegroundBank) -> dict[str, Any]:
     """Each rank is told of another class: rank 0 of cats (1), rank 1 of dogs (2); once one has nothing pasted."""
-    terse = Terse(bank, "random", sampler="loss", move_every=2, **EVERY_IMAGE)
+    terse = Terse(bank, "random", sampler="hardness", move_every=2, **EVERY_IMAGE)
     for step in range(8):
         images, targets = make_batch(100 * rank + step, objects=0)
         if step == 4 and rank == RANKS - 1:
@@ -138,7 +138,7 @@ def _hard_classes(rank: int, bank: ForegroundBank) -> dict[str, Any]:
         labels = [target["labels"] for target in targets]
         terse.observe([torch.where(own == rank + 1, 0.9 - 0.4 * rank, math.nan) for own in labels])
         terse.step(math.nan if step == 5 and rank == 0 else 1.0)
-    return {"known": terse.sampler.state()["known"], "calls": terse.metrics()["calls"]}
+    return {"known": terse.sampler.state()["totals"], "calls": terse.metrics()["calls"]}
 
 
 def _one_bad_loss(rank: int, bank: ForegroundBank) -> dict[str, Any]:

@@ -158,16 +158,16 @@ def test_hard_may_be_what_another_class_is_ahead_of(
 
 
 def test_a_hunt_teaches_a_sampler_and_asks_nothing_for_it(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
-    terse = Terse(tiny_bank, "random", sampler="loss", move_every=1, **EVERY_IMAGE)
+    terse = Terse(tiny_bank, "random", sampler="hardness", move_every=1, **EVERY_IMAGE)
     detector = TorchvisionAdapter(make_detector("fasterrcnn"))
     HardExampleMining(terse, detector, HardExampleCache(tmp_path / "hard"), {1: 50, 2: 50}, budget=6).run(
         make_batch(seed) for seed in count()
     )
-    assert float(terse.state_dict()["sampler.known"][1].sum()) > 0
+    assert float(terse.state_dict()["sampler.totals"][1].sum()) > 0
     assert terse.metrics()["extra_forwards"] == 0
     pool = [torch.zeros(3, 40, 40)]
-    graph = Terse(tiny_bank, "random", sampler="biregular", backgrounds=pool, background_probability=0.5)
-    with pytest.raises(ValueError, match="another sampler than 'biregular'"):
+    graph = Terse(tiny_bank, "random", sampler="balanced", backgrounds=pool, background_probability=0.5)
+    with pytest.raises(ValueError, match="another sampler than 'balanced'"):
         HardExampleMining(graph, detector, HardExampleCache(tmp_path / "none"), {1: 1}, budget=6)
 
 

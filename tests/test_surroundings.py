@@ -201,7 +201,7 @@ def test_pools_are_folders_paths_or_tensors(tmp_path: Path, bank: ForegroundBank
             Terse(bank, "random", backgrounds=wrong, background_probability=1.0)  # type: ignore[arg-type]  # wrong on purpose
 
 
-@pytest.mark.parametrize("sampler", ["uniform", "biregular"])
+@pytest.mark.parametrize("sampler", ["uniform", "balanced"])
 def test_a_background_that_cannot_be_read_is_counted_and_the_image_stays(
     tmp_path: Path, bank: ForegroundBank, sampler: str
 ) -> None:
@@ -409,7 +409,7 @@ def test_policies_learn_from_their_own_pastes_only(
         bank,
         policy,
         target=target,
-        sampler="loss",
+        sampler="hardness",
         backgrounds=[grey(0.3)],
         background_probability=0.5,
         distractor_bank=distractors,
@@ -427,7 +427,7 @@ def test_policies_learn_from_their_own_pastes_only(
         ).mean().backward() if policy == "learned" else None
         terse.step(1.0)
     assert terse.metrics()["moves"] == (0 if policy == "hard-random" else 4)
-    assert float(terse.sampler.state()["known"][1].sum()) == pytest.approx(told, rel=0.2)
+    assert float(terse.sampler.state()["totals"][1].sum()) == pytest.approx(told, rel=0.2)
 
 
 # --- all of it ------------------------------------------------------------------------------------------------------
@@ -492,7 +492,7 @@ def test_an_image_that_is_not_finite_is_left_as_it_is(bank: ForegroundBank, dist
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_all_of_it_works_on_a_device(bank: ForegroundBank, distractors: ForegroundBank) -> None:
-    terse = everything(bank, distractors, background_probability=1.0, sampler="biregular").to("cuda")
+    terse = everything(bank, distractors, background_probability=1.0, sampler="balanced").to("cuda")
     images, targets = make_batch(masks=True)
     moved = [{name: value.cuda() for name, value in target.items()} for target in targets]
     composites, corrected = terse([image.cuda() for image in images], moved)

@@ -331,7 +331,7 @@ def test_without_step_memory_is_bounded_and_it_is_counted_and_said_once(tiny_ban
 
 @pytest.mark.parametrize("policy", ["random", "critic"])
 def test_without_step_a_sampler_that_learns_keeps_few_images(tiny_bank: ForegroundBank, policy: str) -> None:
-    terse = Terse(tiny_bank, policy, sampler="loss", **EVERY_IMAGE)
+    terse = Terse(tiny_bank, policy, sampler="hardness", **EVERY_IMAGE)
     for _ in range(16):
         terse(*make_batch(sizes=((32, 32),)))
     batch = make_batch(sizes=((32, 32),))

@@ -160,7 +160,7 @@ def plan_pastes(
             layout,
             behind=draw_occludees(
                 shelf,
-                sampler.cutouts,
+                sampler.foregrounds,
                 image_of[::foreground_candidates],
                 labels,
                 sampler.possible_labels(),

@@ -99,8 +99,8 @@ def draw_occludees(
         ]
         if chosen[number] and places:
             # A class as often as it has cut-outs: each cut-out of another class is as likely as any other.
-            place = torch.multinomial(cutouts.sizes[places].double(), 1, generator=generator)
-            indices.append(int(cutouts.of_classes(torch.tensor(places)[place], 1, generator)))
+            place = torch.multinomial(cutouts.class_sizes[places].double(), 1, generator=generator)
+            indices.append(int(cutouts.draw_from_classes(torch.tensor(places)[place], 1, generator)))
             behind.append(number)
     return _extras(shelf, [image_of[number] for number in behind], indices, behind, config, generator)
 

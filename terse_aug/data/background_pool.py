@@ -172,7 +172,7 @@ def put_on_backgrounds(
         counts = [draw_own_count(config, generator) for _ in chosen]
         demand = DrawRequest(counts, policy.foreground_candidates, policy.mix_classes, rank(), rank_count())
         met = sampler.draw_backgrounds(demand, generator)
-        background_draws = {number: visit.cutouts for number, visit in zip(chosen, met, strict=True)}
+        background_draws = {number: visit.foregrounds for number, visit in zip(chosen, met, strict=True)}
         places = [visit.background for visit in met]
     else:
         places = torch.randint(len(pool), (len(chosen),), generator=generator).tolist()

@@ -99,7 +99,7 @@ class ForegroundLoader:
         self.seed = seed
         self.foreground_candidates = self.config.critic_cutouts if policy == "critic" else 1
         self._bank, self._identity = bank, bank.identity
-        self._sampler = make_sampler(self.config.sampler if sampler is None else sampler, self.config)
+        self._sampler = make_sampler(self.config.sampler_settings(sampler))
         if not self._sampler.in_workers:
             raise ValueError(
                 f"sampler: {type(self._sampler).__name__} goes by what was pasted before, of which a data loader's "

@@ -145,7 +145,7 @@ class FeedbackBuffer(Sequence[PendingBatch]):
         """
         if self._target is None and not self._told:
             raise ValueError(
-                "sampler 'loss' learns from hardness: give Terse(target=detector), or call observe() before step()"
+                "sampler 'hardness' learns from hardness: give Terse(target=detector), or call observe() before step()"
             )
         turns, self._unheard = self._unheard, []
         if ask and self._target is not None:
