@@ -214,7 +214,7 @@ class Terse(nn.Module):
         else:
             self.ledger.counts["losses_not_finite"] += 1
             self.ledger.counts["suspended"] = int(self.policy.learns)
-            self._remarks.once("loss", f"the loss is {value}; {_SUSPENDED if self.policy.learns else 'it is left out'}")
+            self._remarks.warn("loss", f"the loss is {value}; {_SUSPENDED if self.policy.learns else 'it is left out'}")
         self._end_batch()
         if self.policy.learns_from == "hardness" and finite:
             self._learn_hardness()
@@ -223,7 +223,7 @@ class Terse(nn.Module):
         if self._moves_now():
             self._move(finite, loss_scale)
         if self.robustness is not None and not self.robustness.step():
-            self._remarks.once("robust", _NO_PATTERN)
+            self._remarks.warn("robust", _NO_PATTERN)
         self._turns.end_iteration()
         self.ledger.counts["iterations"] += 1
         self.seconds += time.perf_counter() - started
@@ -338,7 +338,7 @@ class Terse(nn.Module):
         learning = self.policy.learns if by_hardness else self._moves_now() and torch.is_grad_enabled()
         if self._moves_now() and not learning:
             counts["dropped/graph"] += 1
-            self._remarks.once("no_gradient", _NO_GRADIENT)
+            self._remarks.warn("no_gradient", _NO_GRADIENT)
         with torch.no_grad():
             offer = self._offer(batch, self.policy, generator, self.sampler, sampled)
         proposal = self._propose(offer.scene, generator, learning)
@@ -388,7 +388,7 @@ class Terse(nn.Module):
 
     def _remark(self, batch: ValidatedBatch) -> None:
         for kind, text in batch.remarks.items():
-            self._remarks.once(kind, text)
+            self._remarks.warn(kind, text)
 
     def _composed(self, offer: PlannedBatch, proposal: Proposal) -> tuple[Composites, PastePlan[Foreground]]:
         """Composites of what a policy has taken, and what that is."""
@@ -415,7 +415,7 @@ class Terse(nn.Module):
         for reason, count in composites.dropped.items():
             counts[f"dropped/{reason}"] += count
         if composites.dropped["paste_too_small"]:
-            self._remarks.once(
+            self._remarks.warn(
                 "paste_too_small",
                 f"pastes below min_side = {self.config.min_side} pixels are left out: the images are small or "
                 "the scale range is low",
@@ -459,9 +459,9 @@ class Terse(nn.Module):
         if move.reason == "not_finite":
             counts["suspended"] = 1
             if loss_finite:
-                self._remarks.once("gradient", f"a loss or gradient is not finite on some rank; {_SUSPENDED}")
+                self._remarks.warn("gradient", f"a loss or gradient is not finite on some rank; {_SUSPENDED}")
         else:
-            self._remarks.once("no_gradient", _NO_GRADIENT)
+            self._remarks.warn("no_gradient", _NO_GRADIENT)
 
 
 _SUSPENDED = "the adversary does not move and pastes at random until a move succeeds"

@@ -172,7 +172,7 @@ class FeedbackBuffer(Sequence[PendingBatch]):
             return
         # A counter, so that a resumed run does not listen where the one before had stopped to.
         if self._ledger.counts["hearing_failed"]:
-            self._remarks.once("hearing", _NOT_LISTENED)
+            self._remarks.warn("hearing", _NOT_LISTENED)
             return
         try:
             turn.listener = self._target.listen()
@@ -183,11 +183,11 @@ class FeedbackBuffer(Sequence[PendingBatch]):
 
     def _stop_listening(self, why: str) -> None:
         self._ledger.counts["hearing_failed"] = 1
-        self._remarks.once("hearing", _NOT_HEARD.format(why))
+        self._remarks.warn("hearing", _NOT_HEARD.format(why))
 
     def _count_too_many(self, most: int) -> None:
         self._ledger.counts["dropped/graph"] += 1
-        self._remarks.once(
+        self._remarks.warn(
             "step",
             f"Terse was called more than {most} times since the last step(), and the oldest batches are not "
             f"learned from: call step() after backward(), at the latest every {most} batches",

@@ -1,4 +1,4 @@
-"""Warnings that are said once. Imports nothing."""
+"""Warnings that are given once."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import warnings
 
 
 class TerseWarning(UserWarning):
-    """Something was left out so that training could go on; each kind is said once per :class:`terse_aug.Terse`."""
+    """Something was left out so that training could continue; given once per kind and :class:`terse_aug.Terse`."""
 
 
 class WarnOnce:
-    """What a :class:`terse_aug.Terse` has to say, each kind once."""
+    """Gives each kind of warning once."""
 
     def __init__(self) -> None:
-        self._said: set[str] = set()
+        self._given: set[str] = set()
 
-    def once(self, kind: str, text: str) -> None:
-        """Warn, unless this kind has been said."""
-        if kind not in self._said:
-            self._said.add(kind)
+    def warn(self, kind: str, text: str) -> None:
+        """Give a :class:`TerseWarning`, unless this kind was given before."""
+        if kind not in self._given:
+            self._given.add(kind)
             warnings.warn(text, TerseWarning, stacklevel=4)
