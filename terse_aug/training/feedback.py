@@ -175,7 +175,7 @@ class FeedbackBuffer(Sequence[PendingBatch]):
             self._remarks.warn("hearing", _NOT_LISTENED)
             return
         try:
-            turn.listener = self._target.listen()
+            turn.listener = self._target.record_forward()
         except Exception as error:
             self._stop_listening(str(error))
         if turn.listener is not None:

@@ -91,7 +91,7 @@ def recorded_hardness(turn: PendingBatch) -> Exception | None:
         turn.hardness = None
         return error
     finally:
-        trouble: Exception | None = getattr(listener, "trouble", None)
+        trouble: Exception | None = getattr(listener, "error", None)
         listener.close()
     return trouble
 
