@@ -231,14 +231,14 @@ def test_every_arm_trains_in_lock_step(example, digits, tmp_path, arm):
         return
     assert [hunt["found"] for hunt in run["hunts"]] == [dict.fromkeys(range(10), 2)] * 2
     for hunt in run["hunts"]:
-        assert hunt["yield per forward"] == pytest.approx(20 / hunt["target_forwards"])
-        assert hunt["target_forwards"] == (2 if arm in ("learned", "deterministic") else 1) * hunt["seen"]
+        assert hunt["yield per forward"] == pytest.approx(20 / hunt["model_forwards"])
+        assert hunt["model_forwards"] == (2 if arm in ("learned", "deterministic") else 1) * hunt["seen"]
     assert 0 < run["neighbour distance of the kept"] < 0.3
     assert run["spread of a class"] == pytest.approx(1 if arm != "deterministic" else 0, abs=0.25)
 
 
 def test_the_yield_is_that_of_the_hunts_that_met_a_good_classifier(example):
-    hunts = [{"found": {0: 5}, "target_forwards": forwards} for forwards in (5, 10, 20, 50)]
+    hunts = [{"found": {0: 5}, "model_forwards": forwards} for forwards in (5, 10, 20, 50)]
     readings = [{"accuracy": 90.0, "of the last weights": accuracy} for accuracy in (80.0, 86.0, 84.0, 90.0)]
     assert example.report.hunt_yield({"hunts": hunts, "readings": readings}) == pytest.approx(5 / 20)
     assert np.isnan(example.report.hunt_yield({"hunts": hunts[:2], "readings": readings[:2]}))
