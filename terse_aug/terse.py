@@ -271,13 +271,13 @@ class Terse(nn.Module):
 
     def _composites(self, planned: PlannedBatch, proposal: Proposal) -> Composites:
         batch, plan = planned.batch, self.planner.chosen(planned.plan, proposal.rows)
-        self._warn.all(batch.warnings)
+        self._warn.warn_all(batch.warnings)
         with torch.set_grad_enabled(bool(proposal.leaves)):
             found = compose(batch.images, batch.targets, plan, proposal.unit, self._rendering, proposal.placement)
         found.dropped.update(batch.dropped)
         found.backgrounds.update(planned.backgrounds)
         if found.dropped["paste_too_small"]:
-            self._warn.once("paste_too_small", _TOO_SMALL.format(self.paste.min_side))
+            self._warn.warn("paste_too_small", _TOO_SMALL.format(self.paste.min_side))
         return found
 
     def _other_policy(self, policy: str | PolicySettings | Policy | None) -> Policy:

@@ -42,7 +42,7 @@ def test_a_model_is_trained_on_images_of_the_pool_paired_in_turn(
     tmp_path: Path,
 ) -> None:
     own: dict[str, Any] = {
-        "SAMPLER": "biregular",
+        "SAMPLER": "balanced",
         "BACKGROUNDS": pool(tmp_path),
         "BACKGROUND_PROBABILITY": 1.0,
         "DISTRACTOR_BANK": distractors(tmp_path, "teapot"),
@@ -72,10 +72,12 @@ def test_hardness_of_the_classes_is_heard_and_saved(
     bank: ForegroundBank,
     tmp_path: Path,
 ) -> None:
-    trainer, hook = trainer_with_hook(tiny_cfg("faster_fpn", dataset, tmp_path, bank, SAMPLER="loss", POLICY="random"))
+    trainer, hook = trainer_with_hook(
+        tiny_cfg("faster_fpn", dataset, tmp_path, bank, SAMPLER="hardness", POLICY="random")
+    )
     trainer.train()
     assert isinstance(hook.terse.sampler, HardnessSampler)
-    assert float(hook.state_dict()["terse"]["sampler.known"][1].sum()) > 0
+    assert float(hook.state_dict()["terse"]["sampler.totals"][1].sum()) > 0
     assert hook.terse.metrics()["extra_forwards"] == 0
 
 
@@ -95,10 +97,10 @@ def test_what_cannot_be_is_said_before_training(
     cfg = tiny_cfg("faster_fpn", dataset, tmp_path, bank, DISTRACTOR_BANK=distractors(tmp_path, "cat"))
     with pytest.raises(ValueError, match="distractor_bank: cat: the detector knows this class"):
         TerseHook.from_config(cfg)
-    cfg.TERSE.DISTRACTOR_BANK, cfg.TERSE.SAMPLER = "", "balanced"
-    with pytest.raises(ValueError, match="sampler: expected one of uniform, rarity, loss, biregular"):
+    cfg.TERSE.DISTRACTOR_BANK, cfg.TERSE.SAMPLER = "", "even"
+    with pytest.raises(ValueError, match="sampler: expected one of uniform, rarity, hardness, balanced"):
         terse_config(cfg)
-    cfg.TERSE.SAMPLER = "biregular"
+    cfg.TERSE.SAMPLER = "balanced"
     with pytest.raises(ValueError, match="in Detectron2 without TerseMapper"):
         TerseMapper.from_config(cfg)
     cfg.TERSE.SAMPLER = "dog=2,cat=0.5"

@@ -1,4 +1,4 @@
-"""Lock-step: the cache of hard examples, and batches mixed from it and others."""
+"""Lock-step: the cache of hard examples, and batches mixed from it and real ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from processes import exit_code, fresh
 from torch import Tensor
 
 from terse_aug import ForegroundBank, PixelFormat
-from terse_aug.lockstep import HardExampleCache, mixed
+from terse_aug.lockstep import HardExampleCache, mix_batches
 from terse_aug.utils.random import generator_for
 
 
@@ -23,7 +23,7 @@ def example(seed: int, label: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
     return image, target | {"labels": torch.tensor([label])}
 
 
-def test_what_goes_in_comes_out(tmp_path: Path) -> None:
+def test_examples_are_stored_in_the_pixel_format(tmp_path: Path) -> None:
     pixels = PixelFormat(scale=255, mean=(120, 110, 100), bgr=True)
     with HardExampleCache(tmp_path / "hard", pixel_format=pixels) as cache:
         added = [example(seed, label=seed % 2) for seed in range(5)]
@@ -38,7 +38,7 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
             assert all(torch.equal(fields[name], value) for name, value in target.items())
 
 
-def test_it_is_bounded_and_the_oldest_makes_room(tmp_path: Path) -> None:
+def test_the_cache_is_bounded_and_the_oldest_is_replaced(tmp_path: Path) -> None:
     with HardExampleCache(tmp_path / "hard", capacity=3) as cache:
         for label in range(5):
             cache.add(*example(label, label), label)
@@ -55,13 +55,15 @@ def test_it_is_bounded_and_the_oldest_makes_room(tmp_path: Path) -> None:
         assert cache.path.stat().st_size < 1.5 * size
 
 
-def test_it_grows_beyond_its_first_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_grows_beyond_its_first_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("terse_aug.lockstep.cache._FIRST_MAP_BYTES", 1 << 15)
     with HardExampleCache(tmp_path / "hard") as cache:
         for seed in range(40):
             cache.add(*example(seed), 1)
         assert len(cache) == 40
         assert cache[39][1].keys() == cache[0][1].keys()
+        cache.rollback(0)
+        assert len(cache) == 0
 
 
 def add_many(path: Path, count: int, side: int, killed: bool = False) -> None:
@@ -73,7 +75,7 @@ def add_many(path: Path, count: int, side: int, killed: bool = False) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_killed_process_loses_nothing_that_was_added(tmp_path: Path) -> None:
+def test_a_killed_process_loses_nothing(tmp_path: Path) -> None:
     assert exit_code(add_many, tmp_path / "hard", 7, 8, True) == -signal.SIGKILL
     with HardExampleCache(tmp_path / "hard") as cache:
         assert len(cache) == 7
@@ -82,7 +84,7 @@ def test_a_killed_process_loses_nothing_that_was_added(tmp_path: Path) -> None:
         assert cache[7][0].shape == (3, 20, 30)
 
 
-def test_two_processes_may_write_and_one_that_grew_is_seen_by_the_other(tmp_path: Path) -> None:
+def test_two_processes_may_write_and_grow_the_file(tmp_path: Path) -> None:
     with HardExampleCache(tmp_path / "hard") as cache:
         cache.add(*example(0), 1)
         other = fresh().Process(target=add_many, args=(tmp_path / "hard", 40, 64))
@@ -96,7 +98,7 @@ def test_two_processes_may_write_and_one_that_grew_is_seen_by_the_other(tmp_path
         assert sum(cache[position][0].shape == (3, 64, 64) for position in range(81)) == 40
 
 
-def test_a_view_is_kept_without_what_it_looks_into(tmp_path: Path) -> None:
+def test_a_view_is_stored_without_the_rest_of_its_storage(tmp_path: Path) -> None:
     with HardExampleCache(tmp_path / "hard") as cache:
         image, target = example(0)
         cache.add(image, target | {"boxes": torch.zeros(1_000_000, 4)[:1]}, 1)
@@ -117,7 +119,7 @@ def test_a_foreign_file_or_another_capacity_is_refused(tmp_path: Path, tiny_bank
         HardExampleCache(tmp_path / "other", capacity=0)
 
 
-def test_drawing_is_a_function_of_the_generator_and_needs_something_to_draw(tmp_path: Path) -> None:
+def test_samples_are_a_function_of_the_generator(tmp_path: Path) -> None:
     with HardExampleCache(tmp_path / "hard") as cache:
         with pytest.raises(ValueError, match="the cache is empty"):
             cache.sample(1, generator_for(0))
@@ -130,12 +132,10 @@ def test_drawing_is_a_function_of_the_generator_and_needs_something_to_draw(tmp_
 
 
 @pytest.mark.parametrize(("capacity", "kept"), [(100, [0, 1, 2, 3]), (4, [0, 1, 2, 3]), (3, [1, 2, 3])])
-def test_taking_back_is_as_if_they_had_never_been_added(tmp_path: Path, capacity: int, kept: list[int]) -> None:
+def test_rollback_is_as_if_the_newest_had_never_been_added(tmp_path: Path, capacity: int, kept: list[int]) -> None:
     with HardExampleCache(tmp_path / "hard", capacity=capacity) as cache:
-        for label in range(4):
-            cache.add(*example(label, label), label)
-        for label in range(3):
-            cache.add(*example(10 + label, label), label)
+        for number, label in enumerate((0, 1, 2, 3, 0, 1, np.int64(2))):
+            cache.add(*example(number, int(label)), label)
         cache.rollback(4)
         assert cache.written == 4
         assert cache.counts == dict.fromkeys(range(4), 1)
@@ -144,29 +144,29 @@ def test_taking_back_is_as_if_they_had_never_been_added(tmp_path: Path, capacity
         cache.add(*example(5, 7), 7)
         assert cache.counts == dict.fromkeys([*range(4), 7], 1)
         for impossible in (6, -1):
-            with pytest.raises(ValueError, match="can be taken back, not all after the first"):
+            with pytest.raises(ValueError, match="can be removed, not all after the first"):
                 cache.rollback(impossible)
         assert cache.written == 5
 
 
-def test_what_made_room_for_good_cannot_be_taken_back_to(tmp_path: Path) -> None:
+def test_examples_that_are_gone_cannot_be_restored(tmp_path: Path) -> None:
     with HardExampleCache(tmp_path / "hard", capacity=3) as cache:
         for label in range(10):
-            cache.add(*example(label, label), np.int64(label))
+            cache.add(*example(label, label), label)
         cache.rollback(7)
-        with pytest.raises(ValueError, match="can be taken back, not all after the first 4"):
+        with pytest.raises(ValueError, match="can be removed, not all after the first 4"):
             cache.rollback(4)
         assert [int(cache[position][1]["labels"]) for position in range(len(cache))] == [4, 5, 6]
 
 
-def test_examples_can_be_taken_back_from_a_full_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", range(1, 12))
+def test_examples_can_be_removed_from_a_full_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     monkeypatch.setattr("terse_aug.lockstep.cache._FIRST_MAP_BYTES", 1 << 15)
-    for number in range(1, 12):
-        with HardExampleCache(tmp_path / str(number)) as cache:
-            for seed in range(number):
-                cache.add(*example(seed), 1)
-            cache.rollback(0)
-            assert len(cache) == 0
+    with HardExampleCache(tmp_path / "hard") as cache:
+        for seed in range(number):
+            cache.add(*example(seed), 1)
+        cache.rollback(0)
+        assert len(cache) == 0
 
 
 # --- mixing ---------------------------------------------------------------------------------------------------------
@@ -177,41 +177,38 @@ def test_every_epoch_draws_other_examples(tmp_path: Path) -> None:
         for label in range(30):
             cache.add(*example(label, label), label)
         real = [make_batch(0, sizes=((20, 30),) * 8)]
-        first, again, other = (next(mixed(real, cache, 1.0, seed=1, epoch=epoch))[1] for epoch in (0, 0, 1))
+        first, again, other = (next(mix_batches(real, cache, 1.0, seed=1, epoch=epoch))[1] for epoch in (0, 0, 1))
     labels = [[int(target["labels"][0]) for target in targets] for targets in (first, again, other)]
     assert labels[0] == labels[1] != labels[2]
 
 
-@pytest.mark.parametrize(("share", "kept"), [(0.0, 0), (0.5, 2), (1.0, 4)])
-def test_a_share_of_every_batch_comes_from_the_cache(tmp_path: Path, share: float, kept: int) -> None:
-    with HardExampleCache(tmp_path / "hard") as cache:
-        cache.add(*example(0, label=9), 9)
-        real = [make_batch(seed, sizes=((20, 30),) * 4) for seed in range(3)]
-        batches, again = (list(mixed(real, cache, share, seed=1)) for _ in range(2))
-    assert len(batches) == 3
-    assert all(torch.equal(one[-1], other[-1]) for (one, _), (other, _) in zip(batches, again, strict=True))
-    for (images, targets), (real_images, _) in zip(batches, real, strict=True):
-        assert len(images) == len(targets) == 4
-        assert sum(int(target["labels"][0]) == 9 for target in targets) == kept
-        assert all(torch.equal(one, other) for one, other in zip(images[: 4 - kept], real_images, strict=False))
-
-
 @pytest.mark.parametrize(
-    ("size", "share", "kept"),
-    [(1, 0.5, [0, 1, 0, 1]), (2, 0.25, [0, 1, 0, 1]), (3, 0.5, [1, 2, 1, 2]), (10, 0.1, [1] * 4), (5, 0.6, [3] * 4)],
+    ("size", "fraction", "expected"),
+    [
+        (4, 0.0, [0] * 4),
+        (4, 0.5, [2] * 4),
+        (4, 1.0, [4] * 4),
+        (1, 0.5, [0, 1, 0, 1]),
+        (2, 0.25, [0, 1, 0, 1]),
+        (3, 0.5, [1, 2, 1, 2]),
+        (10, 0.1, [1] * 4),
+        (5, 0.6, [3] * 4),
+    ],
 )
-def test_what_is_left_over_of_a_small_batch_is_carried_on(
-    tmp_path: Path, size: int, share: float, kept: list[int]
+def test_a_fraction_of_the_images_is_replaced_and_the_rest_carried_over(
+    tmp_path: Path, size: int, fraction: float, expected: list[int]
 ) -> None:
     with HardExampleCache(tmp_path / "hard") as cache:
         cache.add(*example(0, label=9), 9)
         real = [make_batch(seed, sizes=((20, 30),) * size) for seed in range(4)]
-        batches = list(mixed(real, cache, share, seed=1))
-    assert [sum(int(target["labels"][0]) == 9 for target in targets) for _, targets in batches] == kept
+        batches = list(mix_batches(real, cache, fraction, seed=1))
+    for (images, targets), (real_images, _), count in zip(batches, real, expected, strict=True):
+        assert len(images) == len(targets) == size
+        assert [int(target["labels"][0]) == 9 for target in targets] == [False] * (size - count) + [True] * count
+        assert all(torch.equal(one, other) for one, other in zip(images[: size - count], real_images, strict=False))
 
 
-def test_a_share_is_a_fraction(tmp_path: Path) -> None:
-    with HardExampleCache(tmp_path / "hard") as cache:
-        batches = mixed([make_batch()], cache, 1.5, seed=1)
-        with pytest.raises(ValueError, match=r"share: expected a fraction within \[0, 1\], got 1.5"):
-            next(batches)
+def test_an_impossible_fraction_is_refused(tmp_path: Path) -> None:
+    message = r"fraction: expected a value within \[0, 1\], got 1.5"
+    with HardExampleCache(tmp_path / "hard") as cache, pytest.raises(ValueError, match=message):
+        next(mix_batches([make_batch()], cache, 1.5, seed=1))

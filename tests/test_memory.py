@@ -1,4 +1,4 @@
-"""Large arrays have the form of the tensor that they are like."""
+"""Large arrays have the shape and type requested, and can be written to."""
 
 from __future__ import annotations
 
@@ -12,13 +12,9 @@ from terse_aug.utils.memory import empty, zeros
 
 
 @pytest.mark.parametrize("make", [empty, zeros])
-@pytest.mark.parametrize(
-    "dtype", [torch.bool, torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64]
-)
+@pytest.mark.parametrize("dtype", [torch.bool, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("shape", [(0, 5, 4), (3, 5, 7), (2, 1500, 1500)])
-def test_shape_and_type_are_those_asked_for_and_the_memory_can_be_written(
-    make: Callable[[Sequence[int], Tensor], Tensor], dtype: torch.dtype, shape: tuple[int, ...]
-) -> None:
+def test_arrays(make: Callable[[Sequence[int], Tensor], Tensor], dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     made = make(shape, torch.ones(2, dtype=dtype))
     assert (made.shape, made.dtype, made.is_contiguous()) == (shape, dtype, True)
     assert make is empty or not made.any()

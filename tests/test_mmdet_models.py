@@ -153,7 +153,7 @@ def _hears(model: Any, images: list[torch.Tensor], targets: list[Any]) -> bool:
     """Whether a training forward is heard; what is heard has to be true then."""
     # Of RTMDet's random boxes none is anywhere near.
     target = MMDetAdapter(model, len(CLASSES), iou_threshold=0.0 if type(model).__name__ == "RTMDet" else 1e-6)
-    listener = target.listen()
+    listener = target.record_forward()
     if listener is None:
         return False
     two_stages = hasattr(model, "roi_head")
@@ -193,7 +193,7 @@ def test_what_would_be_heard_wrong_is_asked(config: str) -> None:
     """OHEM classifies candidates of its own before; PAA's boxes cannot be had without suppression."""
     with DefaultScope.overwrite_default_scope("mmdet"):
         model = MODELS_OF_MMDET.build(narrowed(shipped(config)))
-    assert MMDetAdapter(model, len(CLASSES)).listen() is None
+    assert MMDetAdapter(model, len(CLASSES)).record_forward() is None
 
 
 def test_asking_leaves_the_thresholds_that_a_model_moves_while_it_trains() -> None:
@@ -240,7 +240,7 @@ def test_a_model_that_resizes_its_batches_is_heard_in_the_composites_pixels() ->
     for size in ((64, 96), (160, 192)):
         resize._input_size = size
         target = MMDetAdapter(model, len(CLASSES), iou_threshold=0.01)
-        listener = target.listen()
+        listener = target.record_forward()
         assert listener is not None
         listener._least_score = 0.0
         batch = model.data_preprocessor(_batch(images, targets), True)

@@ -109,9 +109,9 @@ def test_regions_to_ignore_go_with_the_image_they_were_on() -> None:
 def test_what_cannot_be_is_said_before_training(tmp_path: Path) -> None:
     bank = str(tiny_bank(tmp_path).path)
     for make in (TerseHook, TersePaste):
-        with pytest.raises(ValueError, match="sampler: expected one of uniform, rarity, loss, biregular"):
-            make(bank, sampler="balanced")
-    for name in ("loss", "biregular"):
+        with pytest.raises(ValueError, match="sampler: expected one of uniform, rarity, hardness, balanced"):
+            make(bank, sampler="even")
+    for name in ("hardness", "balanced"):
         with pytest.raises(ValueError, match="in MMDetection without TersePaste"):
             TersePaste(bank, sampler=name)
     (tmp_path / "data").mkdir()

@@ -272,7 +272,7 @@ def assert_one_line(printed: str, message: str) -> None:
         (["--png", "nowhere/x.png"], "no folder"),
         (["--masks", "."], "not allowed with"),
         (["--images", "missing"], "found none"),
-        (["--sampler", "balanced"], "sampler: expected one of uniform"),
+        (["--sampler", "even"], "sampler: expected one of uniform"),
         (["--background-probability", "0.5"], "backgrounds: expected it with background_probability 0.5"),
         (["--backgrounds", "missing", "--background-probability", "1"], "expected a folder or a sequence of images"),
         (["--distractor-bank", "x.bank", "--distractors", "1", "1"], "the detector knows this class"),
@@ -349,7 +349,7 @@ def test_what_is_around_the_pastes_is_shown(data: Data, tmp_path: Path, capsys: 
     around = ["--backgrounds", str(tmp_path / "pool"), "--background-probability", "1", "--distractors", "1", "2"]
     around += ["--distractor-bank", str(tmp_path / "pots.bank"), "--superimpose-probability", "1"]
     around += ["--objects", "1", "1"]
-    page = data.page(*around, "--sampler", "biregular", "--count", "3")
+    page = data.page(*around, "--sampler", "balanced", "--count", "3")
     assert "3 composites, 6 pastes" in capsys.readouterr().out
     assert page.count("a background of the pool in place of the image and its objects") == 3
     assert "&lt;b&gt;source&lt;/b&gt;1.jpg#1" in page

@@ -47,7 +47,7 @@ from terse_aug import Foreground, ForegroundBank, Terse, TransformRanges
 from terse_aug.bank import BankWriter
 from terse_aug.models import ClassifierAdapter, class_of
 
-CONTEXT: dict[str, Any] = {"background_probability": 1.0, "sampler": "biregular"}
+CONTEXT: dict[str, Any] = {"background_probability": 1.0, "sampler": "balanced"}
 SUPERIMPOSED: dict[str, Any] = {"superimpose_probability": 0.5}
 ROBUST: dict[str, Any] = {
     "robust": "pgd",

@@ -54,7 +54,7 @@ def terse_config(cfg: CfgNode) -> TerseConfig:
     ranges = TransformRanges(**{key.lower(): value for key, value in node.RANGES.items()})
     own = {key.lower(): node[key] for part, key, _, _ in _settings() if not part}
     config = TerseConfig(ranges=ranges, **own)
-    make_sampler(config.sampler, config)  # what is wrong is said now, not when training begins
+    make_sampler(config.sampler)  # what is wrong is said now, not when training begins
     return config
 
 

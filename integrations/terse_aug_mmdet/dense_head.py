@@ -70,7 +70,7 @@ class DenseHead(ForwardHooks[_Forward]):
         self._head, self._iou_threshold, self._least_score = model.bbox_head, iou_threshold, least_score
         self.on_output(model.bbox_head, self._hear)
 
-    def begun(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> _Forward:
+    def start_record(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> _Forward:
         """The boxes that the forward is trained on, and its images' sizes."""
         samples = named["data_samples"] if "data_samples" in named else inputs[1]
         boxes = [as_tensor(sample.gt_instances.bboxes).detach() for sample in samples]
@@ -78,7 +78,7 @@ class DenseHead(ForwardHooks[_Forward]):
 
     def scores(self, images: Sequence[Tensor], targets: Sequence[Any]) -> list[Tensor] | None:
         """See :class:`terse_aug.models.Recorder`."""
-        for forward in self.forwards:
+        for forward in self.records:
             if forward.outputs is None or len(forward.boxes) != len(targets):
                 continue
             factors = [_factors(image, meta) for image, meta in zip(images, forward.metas, strict=True)]

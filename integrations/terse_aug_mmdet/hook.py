@@ -126,7 +126,7 @@ class TerseHook(Hook):
         ).to(self._device)
         policy = self._terse.policy
         if policy.needs_model or policy.learns_from == "hardness" or self._terse.config.robust == "pgd":
-            target.check_asking()
+            target.check_input()
         if policy.needs_model and runner.distributed:
             raise ValueError(
                 "policy 'hard-random' asks for the loss of single images, which many of MMDetection's heads average "

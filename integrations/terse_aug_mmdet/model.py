@@ -1,4 +1,4 @@
-"""MMDetection's detectors as targets."""
+"""MMDetection's detectors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from mmdet.models.detectors import RPN
 from mmdet.models.roi_heads import (
     CascadeRoIHead,
@@ -22,84 +21,69 @@ from mmdet.structures import DetDataSample
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
-from terse_aug.models import Proposals, RoIHead, RoIHeadRecorder, input_gradients, isolated_forward
-from terse_aug.utils.random import isolated_global_rng
+from terse_aug.models import Detections, DetectorAdapter, Proposals, RoIHead, RoIHeadRecorder
 from terse_aug_mmdet.batch import with_instances
 from terse_aug_mmdet.dense_head import DenseHead, can_be_heard, mended_heads
-from terse_aug_mmdet.scores import as_tensor, scores_of
+from terse_aug_mmdet.scores import as_tensor, boxes_of
 
 
-class MMDetAdapter:
+class MMDetAdapter(DetectorAdapter):
     """A model with MMDetection's interface: ``loss`` and ``predict`` behind a data preprocessor.
 
     Args:
-        model: as a runner has it; a distributed wrapper is looked through.
+        model: as a runner has it; a distributed wrapper is unwrapped.
         classes: number of classes; labels are 0 to ``classes - 1``.
-        iou_threshold: a detection belongs to an object if they overlap at least this much.
+        iou_threshold: a detection belongs to an object from this overlap on.
 
     Raises:
-        ValueError: a model that only proposes boxes; and when it is asked, one that takes a text with every image.
+        ValueError: a model that only proposes boxes; in every forward, one that needs a text with every image.
     """
 
     first_label = 0
 
     def __init__(self, model: nn.Module, classes: int | None = None, iou_threshold: float = 0.5) -> None:
-        self.model: Any = model.module if is_model_wrapper(model) else model
+        inner: Any = model.module if is_model_wrapper(model) else model
+        super().__init__(inner, iou_threshold)
         if isinstance(self.model, RPN):
-            raise ValueError("RPN proposes boxes without classes, whose hardness cannot be told; not supported")
+            raise ValueError("RPN proposes boxes without classes, which have no hardness; not supported")
         self.label_limit = classes
-        self.iou_threshold = iou_threshold
 
-    def image_losses(self, images: Sequence[Tensor], targets: Sequence[Any], differentiable: bool = False) -> Tensor:
-        """See :class:`terse_aug.models.ModelAdapter`; one forward per image, each with the same draw of proposals."""
-        losses = []
-        with isolated_forward(self.model, True, differentiable, images[0].device):
-            for image, target in zip(images, targets, strict=True):
-                with isolated_global_rng(0, [image.device]):
-                    losses.append(self._loss([image], [target]))
-        return torch.stack(losses)
-
-    def input_gradients(
-        self, images: Sequence[Tensor], targets: Sequence[Any], loss_scale: float = 1.0
-    ) -> tuple[Tensor, list[Tensor]]:
-        """See :class:`terse_aug.models.GivesInputGradients`; with several processes every one has to ask, since many
-        heads average over all of them."""
-        return input_gradients(self.model, images, lambda given: self._loss(given, targets), loss_scale)
-
-    def _loss(self, images: Sequence[Tensor], targets: Sequence[Any]) -> Tensor:
-        self.check_asking()
-        with _plain_state_kept(self.model):
+    def losses(self, images: Sequence[Tensor], targets: Sequence[Any]) -> Tensor:
+        """See :class:`terse_aug.models.BaseAdapter`."""
+        self.check_input()
+        with _plain_attributes_restored(self.model):
             data = self.model.data_preprocessor(_batch(images, targets), True)
             loss: Tensor = self.model.parse_losses(self.model(**data, mode="loss"))[0].float()
         return loss
 
-    def object_scores(self, images: Sequence[Tensor], targets: Sequence[Any]) -> list[Tensor]:
-        """See :class:`terse_aug.models.ModelAdapter`; the highest score of a detection of the object's class that
-        overlaps it, 0 where there is none above the model's own threshold."""
-        self.check_asking()
-        with isolated_forward(self.model, False, device=images[0].device), mended_heads(self.model):
+    def detections(self, images: Sequence[Tensor], targets: Sequence[Any]) -> list[Detections]:
+        """See :class:`terse_aug.models.DetectorAdapter`."""
+        self.check_input()
+        with mended_heads(self.model):
             data = self.model.data_preprocessor(_batch(images, targets), False)
-            found = self.model.predict(data["inputs"], data["data_samples"], rescale=False)
-        return [
-            scores_of(sample.pred_instances, target, self.iou_threshold)
-            for sample, target in zip(found, targets, strict=True)
-        ]
+            samples = self.model.predict(data["inputs"], data["data_samples"], rescale=False)
+        found = [sample.pred_instances for sample in samples]
+        return [Detections(boxes_of(own), own.labels, own.scores) for own in found]
 
-    def check_asking(self) -> None:
-        """Raise ``ValueError`` where the model needs more than images to be asked."""
+    def check_input(self) -> None:
+        """Check that the model needs images only.
+
+        Raises:
+            ValueError: it needs a text with every image.
+        """
         if hasattr(self.model, "language_model"):
             raise ValueError(
-                f"{type(self.model).__name__} takes a text with every image, which composites cannot be asked about "
-                "without: expected policy 'random', 'learned' or 'deterministic', and no robustness by 'pgd'"
+                f"{type(self.model).__name__} takes a text with every image, which composites do not have: expected "
+                "policy 'random', 'learned' or 'deterministic', and no robustness by 'pgd'"
             )
 
-    def listen(self) -> RoIHeadRecorder | DenseHead | None:
+    def record_forward(self) -> RoIHeadRecorder | DenseHead | None:
         """See :class:`terse_aug.models.RecordsTrainingForward`; for one-stage detectors with a head of
-        :mod:`terse_aug_mmdet.dense_head` and two-stage ones with ``_HEARD_HEADS``, of a cascade the first stage."""
+        :mod:`terse_aug_mmdet.dense_head` and two-stage ones of ``_ROI_HEADS``, of a cascade the first stage."""
         if can_be_heard(self.model):
             return DenseHead(self.model, self.iou_threshold)
         heads: Any = getattr(self.model, "roi_head", None)
-        if type(heads) not in _HEARD_HEADS:
+        if type(heads) not in _ROI_HEADS:
             return None
         pooler, predictor = heads.bbox_roi_extractor, heads.bbox_head
         if isinstance(predictor, nn.ModuleList):
@@ -108,44 +92,43 @@ class MMDetAdapter:
         # OHEM's, for one, classifies candidates of its own before.
         if predictor.custom_activation or not predictor.with_cls or type(sampler) is not RandomSampler:
             return None
-        anatomy = RoIHead(
+        roi_head = RoIHead(
             model=self.model,
-            annotated=_annotated,
+            annotated_boxes=_annotated_boxes,
             pooler=pooler,
-            proposals=_proposals,
+            sampled_proposals=_sampled_proposals,
             predictor=predictor,
             probabilities=_softmax,
         )
-        return RoIHeadRecorder(anatomy, self.iou_threshold)
+        return RoIHeadRecorder(roi_head, self.iou_threshold)
 
 
-_HEARD_HEADS = (StandardRoIHead, MaskScoringRoIHead, PointRendRoIHead, DynamicRoIHead, CascadeRoIHead)
-"""Whose proposals are pooled and classified once in a training forward; what is derived from them may do otherwise."""
+_ROI_HEADS = (StandardRoIHead, MaskScoringRoIHead, PointRendRoIHead, DynamicRoIHead, CascadeRoIHead)
+"""Their proposals are pooled and classified once in a training forward; subclasses may do otherwise."""
 
 
-def _annotated(inputs: tuple[Any, ...], named: Mapping[str, Any]) -> list[Tensor]:
-    samples = named["data_samples"] if "data_samples" in named else inputs[1]
+def _annotated_boxes(inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> list[Tensor]:
+    samples = keywords["data_samples"] if "data_samples" in keywords else inputs[1]
     return [as_tensor(sample.gt_instances.bboxes) for sample in samples]
 
 
-def _proposals(inputs: tuple[Any, ...]) -> Proposals:
+def _sampled_proposals(inputs: tuple[Any, ...]) -> Proposals:
     rois: Tensor = inputs[1].detach()
     return Proposals(rois[:, 1:], rois[:, 0])
 
 
 def _softmax(output: tuple[Tensor, ...]) -> Tensor:
-    """What the head predicts by, whatever its loss."""
+    """As the head predicts, whatever its loss."""
     return output[0].detach().float().softmax(-1)
 
 
 @contextlib.contextmanager
-def _plain_state_kept(model: nn.Module) -> Iterator[None]:
-    """What modules and their assigners and samplers note of a training forward in plain attributes, as Dynamic R-CNN
-    its IoU, is put back.
+def _plain_attributes_restored(model: nn.Module) -> Iterator[None]:
+    """Restore plain attributes of modules, their assigners and samplers, such as the IoU threshold of Dynamic R-CNN.
 
-    Batch augmentations are left out meanwhile: they resize by a draw that all ranks share, and remember it.
+    Batch augmentations are disabled meanwhile: they resize by a draw that all ranks share, and keep it.
     """
-    noted = [
+    saved = [
         (part, {name: copy.copy(value) for name, value in vars(part).items() if _is_plain(name, value)})
         for module in model.modules()
         for part in (module, *_helpers(module))
@@ -159,7 +142,7 @@ def _plain_state_kept(model: nn.Module) -> Iterator[None]:
     finally:
         if augments is not None:
             preprocessor.batch_augments = augments
-        for part, before in noted:
+        for part, before in saved:
             for name in [name for name, value in vars(part).items() if _is_plain(name, value)]:
                 if name not in before:
                     delattr(part, name)

@@ -1,4 +1,4 @@
-"""How well MMDetection's detections agree with annotated objects."""
+"""Boxes and scores of MMDetection's detections."""
 
 from __future__ import annotations
 
@@ -8,21 +8,18 @@ import torch
 from mmdet.structures.bbox import BaseBoxes
 from mmengine.structures import InstanceData
 from torch import Tensor
-from torchvision.ops import box_iou, masks_to_boxes
+from torchvision.ops import masks_to_boxes
+
+from terse_aug.models import best_scores
 
 
 def scores_of(found: InstanceData, target: Any, iou_threshold: float) -> Tensor:
-    """For each object float ``[N]`` the highest score of a detection of its class that overlaps it; 0 for none."""
-    boxes = boxes_of(found).to(target["boxes"])
-    agree = target["labels"][:, None] == found.labels[None]
-    near = box_iou(target["boxes"].float(), boxes.float()) >= iou_threshold
-    candidates = (agree & near) * found.scores.float()
-    none = candidates.new_zeros(len(candidates), 1)
-    return torch.cat([candidates, none], 1).amax(1)
+    """See :func:`terse_aug.models.best_scores`."""
+    return best_scores(boxes_of(found), found.labels, found.scores, target, iou_threshold)
 
 
 def boxes_of(found: InstanceData) -> Tensor:
-    """Boxes of the detections; of their masks where a model gives masks alone (SOLO)."""
+    """Boxes of the detections, ``[n, 4]``; of their masks where a model predicts masks only (SOLO)."""
     boxes = as_tensor(found.bboxes)
     if "masks" in found and len(boxes) and not bool((boxes[:, 2:] > boxes[:, :2]).any()):
         masks = torch.as_tensor(found.masks).bool()

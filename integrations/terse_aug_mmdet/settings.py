@@ -31,7 +31,7 @@ def terse_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(ranges := plain.get("ranges"), Mapping):
         plain["ranges"] = TransformRanges(**ranges)
     config = replaced(TerseConfig(), plain)
-    make_sampler(config.sampler, config)  # what is wrong is said now, not when training begins
+    make_sampler(config.sampler)  # what is wrong is said now, not when training begins
     return plain
 
 

@@ -99,8 +99,8 @@ def draw_occludees(
         ]
         if chosen[number] and others:
             # A class as often as it has foregrounds: each foreground of another class is equally likely.
-            place = torch.multinomial(index.sizes[others].double(), 1, generator=generator)
-            indices.append(int(index.of_classes(torch.tensor(others)[place], 1, generator)))
+            place = torch.multinomial(index.class_sizes[others].double(), 1, generator=generator)
+            indices.append(int(index.draw_from_classes(torch.tensor(others)[place], 1, generator)))
             occluded_by.append(number)
     images = [image_of[number] for number in occluded_by]
     return _auxiliary(cache, images, indices, occluded_by, paste.flip_probability, generator)

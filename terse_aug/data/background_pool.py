@@ -150,7 +150,7 @@ def put_on_backgrounds(
         draws = sampler.draw_backgrounds(
             request([draw_count_on_background(paste, generator) for _ in chosen]), generator
         )
-        foregrounds = {number: draw.cutouts for number, draw in zip(chosen, draws, strict=True)}
+        foregrounds = {number: draw.foregrounds for number, draw in zip(chosen, draws, strict=True)}
         places = [draw.background for draw in draws]
     else:
         places = torch.randint(len(pool), (len(chosen),), generator=generator).tolist()

@@ -174,7 +174,7 @@ class PastePlanner:
             groups = [foregrounds[first : first + per_paste] for first in range(0, len(foregrounds), per_paste)]
             labels = [{own.label for own in group} for group in groups]
             allowed, images = sampler.possible_labels(), image_of[::per_paste]
-            occludees = draw_occludees(self.cache, sampler.cutouts, images, labels, allowed, self.paste, generator)
+            occludees = draw_occludees(self.cache, sampler.foregrounds, images, labels, allowed, self.paste, generator)
             plan = replace(plan, occludees=occludees)
         return plan
 

@@ -1,8 +1,8 @@
-"""Training in lock-step, the paper's own schedule: the policy hunts a frozen target, its finds are kept, and the target
-then trains on real and kept images."""
+"""Lock-step training, the paper's schedule: the policy mines hard examples for a frozen model, which are kept; then the
+model trains on real images and on these."""
 
 from terse_aug.lockstep.cache import HardExampleCache
 from terse_aug.lockstep.cycle import LockStep
-from terse_aug.lockstep.mining import HardExampleMining, MiningReport, mixed
+from terse_aug.lockstep.mining import HardExampleMiner, MiningReport, mix_batches
 
-__all__ = ["HardExampleCache", "HardExampleMining", "LockStep", "MiningReport", "mixed"]
+__all__ = ["HardExampleCache", "HardExampleMiner", "LockStep", "MiningReport", "mix_batches"]

@@ -1,4 +1,4 @@
-"""Hard composites on disk. Imports torch and lmdb."""
+"""A store of hard examples on disk."""
 
 from __future__ import annotations
 
@@ -19,23 +19,22 @@ from terse_aug.structures.annotations import OBJECT_FIELDS, Target
 from terse_aug.structures.pixel_format import PixelFormat
 
 _FORMAT = 2
-_HEAD = b"head"
+_HEADER = b"head"
 _FIRST_MAP_BYTES = 1 << 26
 
 
 class HardExampleCache:
     """A bounded store of composites with their targets; a sequence, the oldest first.
 
-    It lives in one LMDB file, so that its size is a question of the disk and what has been added survives a kill:
-    every :meth:`add` is a transaction. Images are kept with 8 bits a channel. The file holds up to twice the capacity,
-    so that the newest examples can be taken back (:meth:`rollback`) and those that had made room for them be there
-    again.
+    It is one LMDB file, and every :meth:`add` is a transaction that survives a kill. Images are stored with 8 bits per
+    channel. The file holds up to twice the capacity, so that :meth:`rollback` restores the examples that newer ones had
+    replaced.
 
-    Several processes may use the same file, each with a cache of its own made after forking.
+    Several processes may use the same file, each with a cache of its own opened after forking.
 
     Args:
-        path: the file; an existing cache is gone on with.
-        capacity: examples kept; the oldest makes room.
+        path: the file; an existing cache is continued.
+        capacity: examples kept; a new one replaces the oldest.
         pixels: format of the images; by default RGB in [0, 1].
 
     Raises:
@@ -54,7 +53,7 @@ class HardExampleCache:
         except lmdb.Error as error:
             raise ValueError(f"{path} cannot be opened as a cache of hard examples: {error}") from error
         try:
-            self._check_head()
+            self._check_header()
         except ValueError:
             self.close()
             raise
@@ -64,44 +63,44 @@ class HardExampleCache:
 
     @property
     def written(self) -> int:
-        """Examples added in all, also those that had to make room."""
-        written: int = self._head()["written"]
+        """Number of examples added in total, including replaced ones."""
+        written: int = self._read_header()["written"]
         return written
 
     @property
     def id(self) -> str:
-        """A name that no other cache has."""
-        name: str = self._head()["id"]
-        return name
+        """A unique identifier."""
+        unique: str = self._read_header()["id"]
+        return unique
 
     @property
     def counts(self) -> dict[int, int]:
-        """Examples added in all, by the label that made them hard."""
-        return {int(label): count for label, count in self._head()["counts"].items()}
+        """Number of examples added in total, by hard label."""
+        return {int(label): count for label, count in self._read_header()["counts"].items()}
 
     def add(self, image: Tensor, target: Target, label: int) -> None:
         """Add a composite.
 
         Args:
             image: float ``[3, H, W]`` in the cache's pixel format.
-            target: its target; only per-object fields are kept.
-            label: the class that is hard in it.
+            target: its target; only per-object fields are stored.
+            label: the class of the hard object.
         """
         label = int(label)
-        # A copy: what is saved of a view is all that it looks into.
-        kept = {name: value.detach().cpu().clone() for name, value in target.items() if name in OBJECT_FIELDS}
+        # Cloned: torch.save stores the whole storage of a view.
+        fields = {name: value.detach().cpu().clone() for name, value in target.items() if name in OBJECT_FIELDS}
         rgb = self.pixels.decode(image.detach().float().cpu()).clamp(0, 1)
         content = io.BytesIO()
-        torch.save({"image": (rgb * 255).round().to(torch.uint8), "target": kept, "label": label}, content)
+        torch.save({"image": (rgb * 255).round().to(torch.uint8), "target": fields, "label": label}, content)
         value = content.getvalue()
 
-        def put(transaction: lmdb.Transaction, head: dict[str, Any]) -> dict[str, Any]:
-            transaction.delete(_key(head["written"] - 2 * self.capacity))
-            transaction.put(_key(head["written"]), value)
-            counts = Counter(head["counts"]) + Counter({str(label): 1})
-            return {"written": head["written"] + 1, "counts": counts}
+        def put(transaction: lmdb.Transaction, header: dict[str, Any]) -> dict[str, Any]:
+            transaction.delete(_key(header["written"] - 2 * self.capacity))
+            transaction.put(_key(header["written"]), value)
+            counts = Counter(header["counts"]) + Counter({str(label): 1})
+            return {"written": header["written"] + 1, "counts": counts}
 
-        self._change(put)
+        self._update(put)
 
     def __getitem__(self, position: int) -> tuple[Tensor, Target]:
         """Image float ``[3, H, W]`` and target of an example, on the CPU.
@@ -110,7 +109,7 @@ class HardExampleCache:
             IndexError: there is no such example.
         """
         with self._begin() as transaction:
-            written = self._head_of(transaction)["written"]
+            written = _header(transaction)["written"]
             count = min(written, self.capacity)
             if not -count <= position < count:
                 raise IndexError(f"the cache has {count} examples, got position {position}")
@@ -118,30 +117,30 @@ class HardExampleCache:
         return self.pixels.encode(record["image"].float() / 255), record["target"]
 
     def rollback(self, written: int) -> None:
-        """Forget the newest examples, as if they had never been added.
+        """Remove the newest examples, as if they had never been added.
 
         Args:
-            written: :attr:`written` as it was before them.
+            written: :attr:`written` before they were added.
 
         Raises:
-            ValueError: more than is there, or so long ago that those which had made room are gone.
+            ValueError: more than there is, or so many that the replaced ones cannot be restored.
         """
 
-        def take(transaction: lmdb.Transaction, head: dict[str, Any]) -> dict[str, Any]:
+        def remove(transaction: lmdb.Transaction, header: dict[str, Any]) -> dict[str, Any]:
             oldest = max(written - self.capacity, 0)
             there = oldest == written or transaction.get(_key(oldest)) is not None
-            if not (0 <= written <= head["written"] and there):
+            if not (0 <= written <= header["written"] and there):
                 raise ValueError(
-                    f"{self.path}: {head['written']} examples were added and about the last {self.capacity} can be "
-                    f"taken back, not all after the first {written}"
+                    f"{self.path}: {header['written']} examples were added and about the last {self.capacity} can be "
+                    f"removed, not all after the first {written}"
                 )
-            counts = Counter(head["counts"])
-            for number in range(written, head["written"]):
+            counts = Counter(header["counts"])
+            for number in range(written, header["written"]):
                 counts[str(_record(transaction, number)["label"])] -= 1
                 transaction.delete(_key(number))
             return {"written": written, "counts": +counts}
 
-        self._change(take)
+        self._update(remove)
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[list[Tensor], list[Target]]:
         """Draw examples uniformly, with replacement.
@@ -156,11 +155,11 @@ class HardExampleCache:
         return [image for image, _ in drawn], [target for _, target in drawn]
 
     def sync(self) -> None:
-        """Bring all that was added to the disk, so that not even a power failure loses it."""
+        """Flush to the disk, so that a power failure loses nothing."""
         self._store.sync(True)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._store.close()
 
     def __enter__(self) -> HardExampleCache:
@@ -171,14 +170,14 @@ class HardExampleCache:
     ) -> None:
         self.close()
 
-    def _change(self, change: Callable[[lmdb.Transaction, dict[str, Any]], dict[str, Any]]) -> None:
-        """A transaction that gives the head new values; again in a larger map if there was no room."""
+    def _update(self, change: Callable[[lmdb.Transaction, dict[str, Any]], dict[str, Any]]) -> None:
+        """Update the header in a transaction, which is repeated in a larger map if it does not fit."""
         while True:
             try:
                 with self._begin(write=True) as transaction:
-                    head = self._head_of(transaction)
-                    head |= change(transaction, head)
-                    transaction.put(_HEAD, json.dumps(head).encode())
+                    header = _header(transaction)
+                    header |= change(transaction, header)
+                    transaction.put(_HEADER, json.dumps(header).encode())
                 return
             except lmdb.MapFullError:
                 self._store.set_mapsize(2 * self._store.info()["map_size"])
@@ -186,33 +185,34 @@ class HardExampleCache:
     def _begin(self, write: bool = False) -> lmdb.Transaction:
         try:
             return self._store.begin(write=write)
-        except lmdb.MapResizedError:  # another process has made it larger
+        except lmdb.MapResizedError:  # by another process
             self._store.set_mapsize(0)
             return self._store.begin(write=write)
 
-    def _head(self) -> dict[str, Any]:
+    def _read_header(self) -> dict[str, Any]:
         with self._begin() as transaction:
-            return self._head_of(transaction)
+            return _header(transaction)
 
-    def _head_of(self, transaction: lmdb.Transaction) -> dict[str, Any]:
-        content = transaction.get(_HEAD)
-        assert content is not None
-        head: dict[str, Any] = json.loads(bytes(content))
-        return head
-
-    def _check_head(self) -> None:
+    def _check_header(self) -> None:
         with self._begin(write=True) as transaction:
-            if transaction.get(_HEAD) is None:
+            if transaction.get(_HEADER) is None:
                 if transaction.stat()["entries"]:
                     raise ValueError(f"{self.path} is an LMDB file, but no cache of hard examples")
                 new = {"format": _FORMAT, "capacity": self.capacity, "id": uuid.uuid4().hex, "written": 0, "counts": {}}
-                transaction.put(_HEAD, json.dumps(new).encode())
-            head = self._head_of(transaction)
-        if (head.get("format"), head.get("capacity")) != (_FORMAT, self.capacity):
+                transaction.put(_HEADER, json.dumps(new).encode())
+            header = _header(transaction)
+        if (header.get("format"), header.get("capacity")) != (_FORMAT, self.capacity):
             raise ValueError(
                 f"{self.path}: expected a cache of format {_FORMAT} and capacity {self.capacity}, got "
-                f"{head.get('format')} and {head.get('capacity')}; choose another file"
+                f"{header.get('format')} and {header.get('capacity')}; choose another file"
             )
+
+
+def _header(transaction: lmdb.Transaction) -> dict[str, Any]:
+    content = transaction.get(_HEADER)
+    assert content is not None
+    header: dict[str, Any] = json.loads(bytes(content))
+    return header
 
 
 def _key(number: int) -> bytes:

@@ -1,4 +1,4 @@
-"""The whole lock-step: rounds of hunting and training, resumable after a kill at any point. Imports torch and rich."""
+"""The lock-step schedule: rounds of mining and training, resumable after a kill at any point."""
 
 from __future__ import annotations
 
@@ -12,51 +12,52 @@ from typing import Any, Protocol
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from terse_aug.lockstep.mining import Batch, HardExampleMining, MiningReport
+from terse_aug.lockstep.mining import Batch, HardExampleMiner, MiningReport
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Stateful(Protocol):
-    """What training moves: a model, an optimizer, a schedule."""
+    """What training changes: a model, an optimizer, a schedule."""
 
     def state_dict(self) -> dict[str, Any]:
         """Its state."""
         ...
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
-        """Back to a state."""
+        """Restore a state."""
         ...
 
 
 class LockStep:
-    """Rounds of: the target frozen, a hunt; then the target trained on real and kept images (TERSE, CVPR 2019).
+    """Rounds of two phases: hard examples are mined for the frozen model, then the model trains on real images and on
+    these (TERSE, CVPR 2019).
 
     ::
 
-        lockstep = LockStep(hunt, "run/lockstep", {"model": model, "optimizer": optimizer})
+        lockstep = LockStep(miner, "run/lockstep", {"model": model, "optimizer": optimizer})
         lockstep.run(6, backgrounds, train)
 
-    All that a run needs to go on lies in its folder: after a kill, build the same objects, call :meth:`run` again, and
-    it ends as it would have without. A hunt loses at most ``save_every`` batches, training begins its round again. For
-    one process: ranks of a distributed run would write over one another.
+    A run is resumed from its folder: after a kill, build the same objects and call :meth:`run` again; it ends as it
+    would have without. Mining loses at most ``save_every`` batches, training starts its round again. For a single
+    process: ranks of a distributed run would overwrite each other's files.
 
     Args:
-        hunt: of each round; its cache has to be empty where the run begins, and its file kept with the folder.
-        folder: for checkpoints; made if need be.
-        learners: what :meth:`run`'s ``train`` moves, by name.
-        save_every: batches of a hunt from one checkpoint to the next.
+        miner: its cache has to be empty when the run starts, and its file kept with the folder.
+        folder: for checkpoints; created if missing.
+        learners: what :meth:`run`'s ``train`` changes, by name.
+        save_every: mined batches from one checkpoint to the next.
 
     Raises:
         ValueError: ``save_every`` below 1.
     """
 
     def __init__(
-        self, hunt: HardExampleMining, folder: str | Path, learners: Mapping[str, Stateful], save_every: int = 100
+        self, miner: HardExampleMiner, folder: str | Path, learners: Mapping[str, Stateful], save_every: int = 100
     ) -> None:
         if save_every < 1:
             raise ValueError(f"save_every: expected at least 1 batch, got {save_every}")
-        self._hunt, self._folder, self._learners = hunt, Path(folder), dict(learners)
+        self._miner, self._folder, self._learners = miner, Path(folder), dict(learners)
         self._save_every = save_every
         self._folder.mkdir(parents=True, exist_ok=True)
 
@@ -67,51 +68,48 @@ class LockStep:
         train: Callable[[int, list[MiningReport]], None],
         show: bool = True,
     ) -> list[MiningReport]:
-        """Do the rounds that are not done.
+        """Do the rounds that are not done yet.
 
         Args:
-            rounds: in all; a run that ended may be gone on with by giving more.
-            backgrounds: for the number of a round, from 0 on, batches to paste on; the same ones each time it is
-                asked.
-            train: trains the target in a round, given its number and the reports of the hunts so far. What it draws
-                has to be a function of the number, or a resumed run ends differently. It moves nothing but the
-                learners.
+            rounds: in total; give more to continue a finished run.
+            backgrounds: from the number of a round, from 0 on, to batches to paste on; the same ones in every call.
+            train: trains the model in a round, given its number and the mining reports so far. Its draws have to be a
+                function of the number, or a resumed run ends differently. It changes nothing but the learners.
             show: draw progress bars.
 
         Returns:
-            The report of each hunt.
+            The mining report of each round.
 
         Raises:
-            ValueError: the checkpoint is of another version, has other learners, or its cache is not the one at hand.
+            ValueError: the checkpoint is of another version or has other learners, or the cache is another one.
         """
-        place = self._resume()
-        with _bars(show) as bars:
-            total = bars.add_task("rounds", total=rounds, completed=min(place["round"], rounds))
-            for number in range(place["round"], rounds):
-                if place["phase"] == "hunt":
-                    self._go_hunting(place, backgrounds(number), bars)
-                train(number, [MiningReport(**report) for report in place["reports"]])
-                place |= {"round": number + 1, "phase": "hunt", "begun": None}
-                self._save_learners(place)
+        state = self._resume()
+        with _progress_bars(show) as bars:
+            total = bars.add_task("rounds", total=rounds, completed=min(state["round"], rounds))
+            for number in range(state["round"], rounds):
+                if state["phase"] == "mine":
+                    self._mine(state, backgrounds(number), bars)
+                train(number, [MiningReport(**report) for report in state["reports"]])
+                state |= {"round": number + 1, "phase": "mine", "partial": None}
+                self._save_learners(state)
                 bars.advance(total)
-        return [MiningReport(**report) for report in place["reports"]]
+        return [MiningReport(**report) for report in state["reports"]]
 
-    def _go_hunting(self, place: dict[str, Any], batches: Iterable[Batch], bars: Progress) -> None:
-        """The hunt of a round, from where it was left, and its checkpoints."""
-        hunt = self._hunt
-        begun = MiningReport(**place["begun"]) if place["begun"] else None
-        task = bars.add_task(f"hunt {place['round'] + 1}", total=sum(hunt.wanted.values()))
+    def _mine(self, state: dict[str, Any], batches: Iterable[Batch], bars: Progress) -> None:
+        """The mining phase of a round, from its last checkpoint on."""
+        partial = MiningReport(**state["partial"]) if state["partial"] else None
+        task = bars.add_task(f"mining {state['round'] + 1}", total=sum(self._miner.wanted.values()))
 
-        def note(report: MiningReport) -> None:
+        def progress(report: MiningReport) -> None:
             bars.update(task, completed=sum(report.found.values()))
             if report.batches % self._save_every == 0:
-                place["begun"] = asdict(report)
-                self._save(place)
+                state["partial"] = asdict(report)
+                self._save(state)
 
-        report = hunt.run(islice(batches, begun.batches if begun else 0, None), begun, note)
+        report = self._miner.run(islice(batches, partial.batches if partial else 0, None), partial, progress)
         bars.remove_task(task)
-        place |= {"phase": "train", "begun": None, "reports": [*place["reports"], asdict(report)]}
-        self._save(place)
+        state |= {"phase": "train", "partial": None, "reports": [*state["reports"], asdict(report)]}
+        self._save(state)
 
     @property
     def _path(self) -> Path:
@@ -121,63 +119,58 @@ class LockStep:
         return self._folder / f"learners-{number}.pt"
 
     def _resume(self) -> dict[str, Any]:
-        """Where the run is; everything brought to that state."""
+        """Load the last checkpoint into all objects, or start; returns the progress."""
+        cache = self._miner.cache
         if not self._path.exists():
-            if self._hunt.cache.written:
+            if cache.written:
                 raise ValueError(
-                    f"{self._hunt.cache.path} has examples but {self._folder} no checkpoint: expected an empty cache "
-                    "for a new run, or the folder of the run that filled it"
+                    f"{cache.path} has examples but {self._folder} no checkpoint: expected an empty cache for a new "
+                    "run, or the folder of the run that filled it"
                 )
-            place: dict[str, Any] = {"format": _FORMAT, "round": 0, "phase": "hunt", "begun": None, "reports": []}
-            self._save_learners(place)
-            return place
-        place = torch.load(self._path, map_location="cpu", weights_only=True)
-        if place.get("format") != _FORMAT:
-            raise ValueError(f"{self._path}: expected a checkpoint of version {_FORMAT}, got {place.get('format')}")
-        states = self._load_learners(place["round"])
-        if states.keys() != self._learners.keys():
-            raise ValueError(
-                f"{self._folder}: expected the learners {sorted(states)}, got {sorted(self._learners)}: give those "
-                "that the run began with"
-            )
-        if place.pop("cache") != self._hunt.cache.id:
-            raise ValueError(
-                f"{self._hunt.cache.path}: it is not the cache that the run in {self._folder} has filled; give that one"
-            )
-        self._hunt.cache.rollback(place.pop("written"))
-        self._hunt.terse.load_state_dict(place.pop("terse"))
-        for name, state in states.items():
-            self._learners[name].load_state_dict(state)
-        self._clear(place["round"])
-        return place
+            state: dict[str, Any] = {"format": _FORMAT, "round": 0, "phase": "mine", "partial": None, "reports": []}
+            self._save_learners(state)
+            return state
+        state = torch.load(self._path, map_location="cpu", weights_only=True)
+        if state.get("format") != _FORMAT:
+            raise ValueError(f"{self._path}: expected a checkpoint of version {_FORMAT}, got {state.get('format')}")
+        learners = self._load_learners(state["round"])
+        if learners.keys() != self._learners.keys():
+            raise ValueError(f"{self._folder}: expected the learners {sorted(learners)}, got {sorted(self._learners)}")
+        if state.pop("cache") != cache.id:
+            raise ValueError(f"{cache.path}: it is not the cache that the run in {self._folder} has filled")
+        cache.rollback(state.pop("written"))
+        self._miner.terse.load_state_dict(state.pop("terse"))
+        for name, learner in learners.items():
+            self._learners[name].load_state_dict(learner)
+        self._remove_other_learners(state["round"])
+        return state
 
-    def _save_learners(self, place: dict[str, Any]) -> None:
-        """Checkpoint between two rounds. The old learners go last, so that there is never a moment without."""
-        number = place["round"]
+    def _save_learners(self, state: dict[str, Any]) -> None:
+        """Checkpoint between two rounds. The old learners are removed last: at any time there is a valid checkpoint."""
+        number = state["round"]
         _write({name: learner.state_dict() for name, learner in self._learners.items()}, self._learners_path(number))
-        self._load_learners(number)  # what cannot be loaded has to be noticed now, not after a kill
-        self._save(place)
-        self._clear(number)
+        self._load_learners(number)  # a state that cannot be loaded raises before anything is lost
+        self._save(state)
+        self._remove_other_learners(number)
 
     def _load_learners(self, number: int) -> dict[str, Any]:
         states: dict[str, Any] = torch.load(self._learners_path(number), map_location="cpu", weights_only=True)
         return states
 
-    def _clear(self, number: int) -> None:
-        """Remove the learners of other rounds."""
+    def _remove_other_learners(self, number: int) -> None:
         for path in self._folder.glob("learners-*.pt"):
             if path != self._learners_path(number):
                 path.unlink()
 
-    def _save(self, place: dict[str, Any]) -> None:
-        cache = self._hunt.cache
+    def _save(self, state: dict[str, Any]) -> None:
+        cache = self._miner.cache
         cache.sync()
-        now = {"written": cache.written, "cache": cache.id, "terse": self._hunt.terse.state_dict()}
-        _write(place | now, self._path)
+        own = {"written": cache.written, "cache": cache.id, "terse": self._miner.terse.state_dict()}
+        _write(state | own, self._path)
 
 
 def _write(content: dict[str, Any], path: Path) -> None:
-    """The whole file or what was there before."""
+    """Replace a file atomically and durably."""
     part = path.with_suffix(".part")
     with part.open("wb") as file:
         torch.save(content, file)
@@ -191,6 +184,6 @@ def _write(content: dict[str, Any], path: Path) -> None:
         os.close(folder)
 
 
-def _bars(show: bool) -> Progress:
+def _progress_bars(show: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, disable=not show)

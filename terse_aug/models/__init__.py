@@ -1,17 +1,22 @@
-"""The model under training as terse-aug sees it."""
+"""The model under training, as terse-aug sees it."""
 
 from torch import nn
 
 from terse_aug.models.base import (
+    BaseAdapter,
+    Detections,
+    DetectorAdapter,
     GivesClassProbabilities,
+    GivesInputGradients,
     ModelAdapter,
     Recorder,
     RecordsTrainingForward,
-    isolated_forward,
+    best_scores,
 )
 from terse_aug.models.classifier import NO_CLASS, ClassifierAdapter, class_of
 from terse_aug.models.forward_hooks import ForwardHooks
-from terse_aug.models.input_gradients import GivesInputGradients, input_gradients
+from terse_aug.models.input_gradients import input_gradients
+from terse_aug.models.isolated_forward import isolated_forward
 from terse_aug.models.regressor import RegressorAdapter
 from terse_aug.models.roi_head import Proposals, RoIHead, RoIHeadRecorder
 from terse_aug.models.segmenter import SegmenterAdapter, label_map
@@ -19,7 +24,7 @@ from terse_aug.models.torchvision import TorchvisionAdapter
 
 
 def as_model(model: nn.Module | ModelAdapter) -> ModelAdapter:
-    """A target as it is, or a module with torchvision's detection interface wrapped as one.
+    """An adapter as it is, or one for a module with torchvision's detection interface.
 
     Raises:
         ValueError: it is neither.
@@ -28,12 +33,15 @@ def as_model(model: nn.Module | ModelAdapter) -> ModelAdapter:
         return model
     if isinstance(model, nn.Module):
         return TorchvisionAdapter(model)
-    raise ValueError(f"target: expected a detector (torch.nn.Module) or a ModelAdapter, got {type(model).__name__}")
+    raise ValueError(f"model: expected a detector (torch.nn.Module) or a ModelAdapter, got {type(model).__name__}")
 
 
 __all__ = [
     "NO_CLASS",
+    "BaseAdapter",
     "ClassifierAdapter",
+    "Detections",
+    "DetectorAdapter",
     "ForwardHooks",
     "GivesClassProbabilities",
     "GivesInputGradients",
@@ -47,6 +55,7 @@ __all__ = [
     "SegmenterAdapter",
     "TorchvisionAdapter",
     "as_model",
+    "best_scores",
     "class_of",
     "input_gradients",
     "isolated_forward",

@@ -1,27 +1,34 @@
-"""What terse-aug asks of the model that is being trained. Imports torch only."""
+"""What terse-aug needs from the model under training, and what the adapters share.
+
+Shape letters: B images, N objects of an image, K classes, n detections of an image.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import box_iou
 
+from terse_aug.models.input_gradients import input_gradients
+from terse_aug.models.isolated_forward import isolated_forward
 from terse_aug.structures.annotations import Target
 from terse_aug.utils.random import isolated_global_rng
 
 
 @runtime_checkable
 class ModelAdapter(Protocol):
-    """The model under training ("target" in the paper), seen from outside.
+    """The model under training (the paper's "target"), as terse-aug uses it.
 
-    Both passes leave the model as it was: no gradients in its parameters, no BatchNorm statistics, no draw from the
-    global random generators. In live training neither is needed for the policies ``random`` and ``learned``.
+    Both methods leave the model unchanged: gradients, BatchNorm statistics and the global random generators. The
+    policies ``random`` and ``adversarial`` need neither of them in live training.
 
     Attributes:
-        first_label: labels have to be at least this: 1 where 0 stands for background, else 0.
+        first_label: lowest label of an object: 1 where 0 is the background, else 0.
         label_limit: labels have to be below this; ``None`` if unknown.
     """
 
@@ -29,107 +36,180 @@ class ModelAdapter(Protocol):
     label_limit: int | None
 
     def image_losses(self, images: Sequence[Tensor], targets: Sequence[Target], differentiable: bool = False) -> Tensor:
-        """The training loss of each image, float ``[B]``; where asked for, with a graph that ends at the images."""
+        """The training loss of each image, float ``[B]``; ``differentiable``: with a graph that ends at the images."""
         ...
 
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
-        """For each annotated object the model's probability of it, float ``[N]`` in [0, 1]; NaN where it tells none.
+        """The predicted probability of each annotated object, float ``[N]`` in [0, 1]; NaN where it is unknown.
 
-        Hardness, as the paper has it, is one minus this.
+        The paper's hardness is one minus this.
         """
         ...
 
 
 @runtime_checkable
 class GivesClassProbabilities(Protocol):
-    """A target that can also say what it takes an object for, from which a policy learns more than from a score."""
+    """An adapter that also predicts class probabilities, from which a policy learns more than from a score."""
 
     def class_probabilities(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
-        """For each annotated object the model's probability of every class, float ``[N, label_limit]``.
+        """The predicted probability of every class for each annotated object, float ``[N, label_limit]``.
 
-        Column k is label k; at the object's label it is what :meth:`ModelAdapter.object_scores` gives. Rows sum to 1, or
-        are NaN where the model tells none; independent probabilities (sigmoids) do not belong here.
+        Column k is label k; at the object's label it is :meth:`ModelAdapter.object_scores`. Rows sum to 1, or are NaN
+        where they are unknown. Independent probabilities (sigmoids) do not qualify.
+        """
+        ...
+
+
+@runtime_checkable
+class GivesInputGradients(Protocol):
+    """An adapter that gives the gradient of a batch's loss with respect to its pixels."""
+
+    def input_gradients(
+        self, images: Sequence[Tensor], targets: Sequence[Target], loss_scale: float = 1.0
+    ) -> tuple[Tensor, list[Tensor]]:
+        """One forward and one backward of the whole batch, which leave the model unchanged.
+
+        Args:
+            images: as in :meth:`ModelAdapter.image_losses`.
+            targets: likewise.
+            loss_scale: factor of the loss before the backward, so that gradients in float16 do not vanish.
+
+        Returns:
+            The training loss of the batch, a scalar, and for each image ``loss_scale`` times its gradient, of the
+            image's shape; zeros where the loss does not depend on the image.
         """
         ...
 
 
 class Recorder(Protocol):
-    """Hears what a model makes of a batch while it is trained on it; see :class:`RecordsTrainingForward`."""
+    """Records what a model predicts in its training forward; see :class:`RecordsTrainingForward`."""
 
     def scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor] | None:
-        """What :meth:`ModelAdapter.object_scores` asks for, of the batch that the model was trained on meanwhile.
+        """:meth:`ModelAdapter.object_scores` from the recorded training forward of these targets.
 
         Returns:
-            For each object float ``[N]`` in [0, 1], NaN where it was not heard of; ``None`` if no training forward
-            of these targets was heard.
+            For each object float ``[N]`` in [0, 1], NaN where nothing was recorded; ``None`` without a forward of
+            these targets.
         """
         ...
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Remove all hooks from the model."""
         ...
 
 
 @runtime_checkable
 class RecordsTrainingForward(Protocol):
-    """A target whose training forward says how hard the objects are, so that nobody has to ask."""
+    """An adapter whose training forward gives object scores, so that no extra forward is needed."""
 
-    def listen(self) -> Recorder | None:
-        """Listen to the model until the listener is closed; ``None`` for a model of which nothing would be heard."""
+    def record_forward(self) -> Recorder | None:
+        """Record training forwards until the recorder is closed; ``None`` for a model that does not allow it."""
         ...
 
 
-@contextmanager
-def isolated_forward(
-    model: nn.Module, training: bool, differentiable: bool = False, device: torch.device | None = None
-) -> Iterator[None]:
-    """Run a model without leaving a trace: modes and the global random generators as they were, parameters, BatchNorm
-    and dropout frozen.
-
-    What the model draws is the same every time. In training mode it works on copies of its persistent buffers, where
-    spectral norms and running figures of other kinds than BatchNorm's are. Buffers that are no part of its state are
-    left to it: they are tables that it computes when it needs them, and attributes say which they are.
+class BaseAdapter(ABC):
+    """Base class of adapters.
 
     Args:
-        model: the unwrapped module; a DistributedDataParallel wrapper would synchronise, and a sharded one (FSDP) wait
-            for ranks that have nothing to ask.
-        training: mode of the modules that choose between losses and predictions by it.
-        differentiable: record a graph to the inputs.
-        device: of the inputs, besides those of the model.
+        model: DistributedDataParallel is unwrapped.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    devices = {value.device for value in (*model.parameters(), *model.buffers())} | ({device} if device else set())
-    buffers: list[tuple[nn.Module, str, Tensor]] = []
-    try:
-        model.train(training)
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
-                module.eval()
-        if training:
-            buffers = _writable_buffers(model)
-            copies = {id(buffer): buffer.detach().clone() for _, _, buffer in buffers}
-            for module, name, buffer in buffers:
-                module._buffers[name] = copies[id(buffer)]
-        for parameter in learning:
-            parameter.requires_grad_(False)
-        with torch.set_grad_enabled(differentiable), isolated_global_rng(0, sorted(devices, key=str)):
-            yield
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)
-        for module, name, buffer in buffers:
-            module._buffers[name] = buffer
-        for module, mode in modes:
-            module.training = mode
+
+    first_label: int
+    label_limit: int | None
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model: Any = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+    @abstractmethod
+    def losses(self, images: Sequence[Tensor], targets: Sequence[Target]) -> Tensor:
+        """Run the model in training mode, as it is: the loss of each image ``[B]`` or of the batch, with its graph."""
+
+    def image_losses(self, images: Sequence[Tensor], targets: Sequence[Target], differentiable: bool = False) -> Tensor:
+        """See :class:`ModelAdapter`; one forward of the batch."""
+        with isolated_forward(self.model, True, differentiable, images[0].device):
+            return self.losses(images, targets)
+
+    def input_gradients(
+        self, images: Sequence[Tensor], targets: Sequence[Target], loss_scale: float = 1.0
+    ) -> tuple[Tensor, list[Tensor]]:
+        """See :class:`GivesInputGradients`."""
+        return input_gradients(self.model, images, lambda leaves: self.losses(leaves, targets).mean(), loss_scale)
+
+    def predict(self, images: Sequence[Tensor]) -> Tensor:
+        """The output of a model that maps images of one size ``[B, 3, H, W]`` to a tensor, in evaluation mode."""
+        with isolated_forward(self.model, False, device=images[0].device):
+            output: Tensor = self.model(torch.stack(list(images)))
+        return output.float()
 
 
-def _writable_buffers(model: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
-    """What a forward may write into that is saved; BatchNorm's are frozen, TorchScript's cannot be replaced."""
-    return [
-        (module, name, buffer)
-        for module in model.modules()
-        if not isinstance(module, nn.modules.batchnorm._BatchNorm | torch.jit.ScriptModule)
-        for name, buffer in module._buffers.items()
-        if buffer is not None and name not in module._non_persistent_buffers_set
-    ]
+class Detections(NamedTuple):
+    """Detections in an image.
+
+    Attributes:
+        boxes: float ``[n, 4]`` XYXY.
+        labels: int ``[n]``.
+        scores: float ``[n]`` in [0, 1].
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+
+
+class DetectorAdapter(BaseAdapter):
+    """Base class of adapters for detectors.
+
+    Args:
+        model: DistributedDataParallel is unwrapped.
+        iou_threshold: a detection belongs to an object from this overlap on.
+    """
+
+    def __init__(self, model: nn.Module, iou_threshold: float = 0.5) -> None:
+        super().__init__(model)
+        self.iou_threshold = iou_threshold
+
+    @abstractmethod
+    def detections(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Detections]:
+        """Run the model in evaluation mode, as it is; the targets are for frameworks whose input includes them."""
+
+    def forward_context(self) -> AbstractContextManager[Any]:
+        """The context of every forward and backward made here; none by default."""
+        return nullcontext()
+
+    def image_losses(self, images: Sequence[Tensor], targets: Sequence[Target], differentiable: bool = False) -> Tensor:
+        """See :class:`ModelAdapter`; one forward per image, each with the same draw of proposals."""
+        losses = []
+        with isolated_forward(self.model, True, differentiable, images[0].device), self.forward_context():
+            for image, target in zip(images, targets, strict=True):
+                with isolated_global_rng(0, [image.device]):
+                    losses.append(self.losses([image], [target]))
+        return torch.stack(losses)
+
+    def input_gradients(
+        self, images: Sequence[Tensor], targets: Sequence[Target], loss_scale: float = 1.0
+    ) -> tuple[Tensor, list[Tensor]]:
+        """See :class:`GivesInputGradients`; every rank has to call it, since some models average over ranks."""
+        with self.forward_context():
+            return super().input_gradients(images, targets, loss_scale)
+
+    def object_scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
+        """See :class:`ModelAdapter` and :func:`best_scores`; 0 below the model's own score threshold."""
+        with isolated_forward(self.model, False, device=images[0].device), self.forward_context():
+            found = self.detections(images, targets)
+        return [best_scores(*own, target, self.iou_threshold) for own, target in zip(found, targets, strict=True)]
+
+
+def best_scores(boxes: Tensor, labels: Tensor, scores: Tensor, target: Target, iou_threshold: float) -> Tensor:
+    """The highest score of a detection of each object's class that overlaps it, float ``[N]``; 0 without one.
+
+    Args:
+        boxes: of the detections, float ``[n, 4]`` XYXY.
+        labels: int ``[n]``.
+        scores: float ``[n]``.
+        target: annotated ``boxes`` and ``labels``.
+        iou_threshold: a detection belongs to an object from this overlap on.
+    """
+    same_class = target["labels"][:, None] == labels[None]
+    overlapping = box_iou(target["boxes"].float(), boxes.to(target["boxes"].device).float()) >= iou_threshold
+    candidates = (same_class & overlapping) * scores.float()
+    return torch.cat([candidates, candidates.new_zeros(len(candidates), 1)], 1).amax(1)

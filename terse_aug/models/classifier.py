@@ -1,4 +1,4 @@
-"""Image classifiers as targets. Imports torch only."""
+"""Image classifiers."""
 
 from __future__ import annotations
 
@@ -8,77 +8,57 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from terse_aug.models.base import isolated_forward
-from terse_aug.models.input_gradients import input_gradients
+from terse_aug.models.base import BaseAdapter
 from terse_aug.structures.annotations import Target
 
+NO_CLASS = -100
+"""The class of an image without objects; cross-entropy ignores it."""
 
-class ClassifierAdapter:
-    """A model that maps images ``[B, 3, H, W]`` of one size to logits ``[B, classes]``, trained by cross-entropy.
 
-    An image has one class: that of the object that is in front, which is the last of its target. :func:`class_of`
-    gives it, for the training loop as for this.
+class ClassifierAdapter(BaseAdapter):
+    """A model that maps images ``[B, 3, H, W]`` of one size to logits ``[B, K]``, trained by cross-entropy.
+
+    An image has one class: that of the object in front, which is the last of its target. Use :func:`class_of` in the
+    training loop, too.
 
     Args:
-        model: the classifier; a DistributedDataParallel wrapper is looked through.
-        classes: number of classes; labels are 0 to ``classes - 1``.
+        model: the classifier; DistributedDataParallel is unwrapped.
+        classes: K; labels are 0 to ``classes - 1``.
     """
 
     def __init__(self, model: nn.Module, classes: int) -> None:
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            model = model.module
-        self.model: nn.Module = model
-        self.first_label, self.label_limit = 0, classes
+        super().__init__(model)
+        self.first_label = 0
+        self.label_limit: int = classes
 
-    def image_losses(self, images: Sequence[Tensor], targets: Sequence[Target], differentiable: bool = False) -> Tensor:
-        """See :class:`ModelAdapter`; an image without objects, or with one of no class in front, has a loss of 0."""
+    def losses(self, images: Sequence[Tensor], targets: Sequence[Target]) -> Tensor:
+        """See :class:`BaseAdapter`; 0 for an image without objects, or with one of an unknown class in front."""
         labels = class_of(targets)
         labels = torch.where((labels >= 0) & (labels < self.label_limit), labels, NO_CLASS)
-        with isolated_forward(self.model, True, differentiable, images[0].device):
-            logits: Tensor = self.model(torch.stack(list(images)))
-            return F.cross_entropy(logits.float(), labels, reduction="none", ignore_index=NO_CLASS)
-
-    def input_gradients(
-        self, images: Sequence[Tensor], targets: Sequence[Target], loss_scale: float = 1.0
-    ) -> tuple[Tensor, list[Tensor]]:
-        """See :class:`GivesInputGradients`."""
-        return input_gradients(self.model, images, lambda own: self.image_losses(own, targets, True).mean(), loss_scale)
+        logits: Tensor = self.model(torch.stack(list(images)))
+        return F.cross_entropy(logits.float(), labels, reduction="none", ignore_index=NO_CLASS)
 
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
-        """See :class:`ModelAdapter`; of the object in front, NaN of those behind it and of labels that are no class."""
-        every = self.class_probabilities(images, targets)
-        return [
-            _of_their_class(own[:, : self.label_limit], target["labels"].long())
-            for own, target in zip(every, targets, strict=True)
-        ]
+        """See :class:`ModelAdapter`; NaN for objects that are not in front, and for unknown classes."""
+        scores = []
+        for probabilities, target in zip(self.class_probabilities(images, targets), targets, strict=True):
+            labels = target["labels"].long()
+            known = (labels >= 0) & (labels < self.label_limit)
+            own = probabilities.gather(1, labels.where(known, 0)[:, None])[:, 0]
+            scores.append(own.where(known, torch.nan))
+        return scores
 
     def class_probabilities(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
-        """See :class:`GivesClassProbabilities`; of the object in front, NaN of those behind it."""
-        with isolated_forward(self.model, False, device=images[0].device):
-            logits: Tensor = self.model(torch.stack(list(images)))
-        chances = logits.float().softmax(1)
-        return [_of_the_last(own, len(target["labels"])) for own, target in zip(chances, targets, strict=True)]
-
-
-def _of_the_last(chances: Tensor, count: int) -> Tensor:
-    """Rows for the objects of an image, of which only the last gives it its class."""
-    rows = chances.new_full((count, len(chances)), torch.nan)
-    rows[-1:] = chances
-    return rows
-
-
-def _of_their_class(chances: Tensor, labels: Tensor) -> Tensor:
-    known = (labels >= 0) & (labels < chances.shape[1])
-    own = chances.gather(1, labels.where(known, 0)[:, None])[:, 0]
-    return torch.where(known, own, torch.nan)
-
-
-NO_CLASS = -100
-"""The class of an image without objects; cross-entropy leaves it out."""
+        """See :class:`GivesClassProbabilities`; NaN for objects that are not in front."""
+        rows = []
+        for probabilities, target in zip(self.predict(images).softmax(1), targets, strict=True):
+            own = probabilities.new_full((len(target["labels"]), len(probabilities)), torch.nan)
+            own[-1:] = probabilities
+            rows.append(own)
+        return rows
 
 
 def class_of(targets: Sequence[Target]) -> Tensor:
-    """The class of each image, int64 ``[B]``: the label of its last object, :data:`NO_CLASS` without any."""
-    device = targets[0]["labels"].device
+    """The class of each image, int64 ``[B]``: the label of its last object, :data:`NO_CLASS` without objects."""
     last = [int(target["labels"][-1]) if len(target["labels"]) else NO_CLASS for target in targets]
-    return torch.tensor(last, dtype=torch.long, device=device)
+    return torch.tensor(last, dtype=torch.long, device=targets[0]["labels"].device)

@@ -1,4 +1,4 @@
-"""What listeners have in common: they know of each training forward of a model, from its beginning on."""
+"""Hooks that record the training forwards of a model."""
 
 from __future__ import annotations
 
@@ -10,100 +10,100 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 Arguments = tuple[Any, ...]
-Forward = TypeVar("Forward")
+Record = TypeVar("Record")
 
-_MOST_HEARD = 2
+_MAX_RECORDS = 2
 
 
-class ForwardHooks(ABC, Generic[Forward]):
-    """Listens to the training forwards of a model, and keeps what is heard of the first two.
+class ForwardHooks(ABC, Generic[Record]):
+    """Keeps a record of each of the first two training forwards of a model.
 
-    Nothing that goes wrong in listening reaches the model: it is kept in ``trouble``, and nothing more is heard. A
-    copy of the model, or one that was pickled, has a deaf listener.
+    An exception in a hook does not reach the model: it is kept in ``error``, and recording ends. Hooks of a copied or
+    unpickled model do nothing.
 
     Args:
         model: unwrapped.
 
     Attributes:
-        forwards: what was heard, in order.
-        current: the forward that runs, or ran last; ``None`` if it is not listened to.
-        trouble: what went wrong.
+        records: in order.
+        current: the record of the running or last forward; ``None`` if it is not recorded.
+        error: of a hook.
     """
 
-    forwards: list[Forward]
-    current: Forward | None = None
-    trouble: Exception | None = None
+    records: list[Record]
+    current: Record | None = None
+    error: Exception | None = None
     _handles: tuple[RemovableHandle, ...] = ()
-    _deaf = True
+    _active = False
 
     def __init__(self, model: nn.Module) -> None:
-        self.forwards = []
-        self._deaf = False
+        self.records = []
+        self._active = True
         self._handles = (model.register_forward_pre_hook(self._begin, with_kwargs=True),)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
     @abstractmethod
-    def begun(self, inputs: Arguments, named: Mapping[str, Any]) -> Forward | None:
-        """What is to be kept of a forward, from the model's arguments; ``None`` for nothing."""
+    def start_record(self, inputs: Arguments, keywords: Mapping[str, Any]) -> Record | None:
+        """A record for a forward, from the model's arguments; ``None`` for a forward that is not recorded."""
 
-    def on_call(self, module: nn.Module, hear: Callable[[Forward, Arguments], None]) -> None:
-        """Call a function with the forward that runs whenever a module is called."""
-        self._hold(lambda: module.register_forward_pre_hook(_Hook(self, hear)))
+    def on_input(self, module: nn.Module, add: Callable[[Record, Arguments], None]) -> None:
+        """Call ``add(record, arguments)`` before each forward of a module."""
+        self._register(lambda: module.register_forward_pre_hook(_Hook(self, add)))
 
-    def on_output(self, module: nn.Module, hear: Callable[[Forward, Any], None]) -> None:
-        """Likewise with a module's output."""
-        self._hold(lambda: module.register_forward_hook(_Hook(self, hear)))
-
-    def _hold(self, register: Callable[[], RemovableHandle]) -> None:
-        try:
-            self._handles += (register(),)
-        except Exception:
-            self.close()  # of what was registered before
-            raise
+    def on_output(self, module: nn.Module, add: Callable[[Record, Any], None]) -> None:
+        """Call ``add(record, output)`` after each forward of a module."""
+        self._register(lambda: module.register_forward_hook(_Hook(self, add)))
 
     def close(self) -> None:
         """See :class:`terse_aug.models.Recorder`."""
         for handle in self._handles:
             handle.remove()
         self._handles = ()
-        self.forwards = []
+        self.records = []
         self.current = None
 
-    def _begin(self, module: nn.Module, inputs: Arguments, named: Mapping[str, Any]) -> None:
-        if self._deaf:
-            return
-        self.current = None
-        if not module.training or len(self.forwards) == _MOST_HEARD or self.trouble is not None:
+    def run_safely(self, add: Callable[[Record, Any], None], value: Any) -> None:
+        """Call ``add`` with the current record; an exception is kept."""
+        if not self._active or self.current is None:
             return
         try:
-            self.current = self.begun(inputs, named)
-        except Exception as error:  # of a model that is called in a way of its own
-            self.trouble = error
-        if self.current is not None:
-            self.forwards.append(self.current)
-
-    def safely(self, hear: Callable[[Forward, Any], None], heard: Any) -> None:
-        """Call a function of the forward that runs; what goes wrong is kept."""
-        if self._deaf or self.current is None:
-            return
-        try:
-            hear(self.current, heard)
+            add(self.current, value)
         except Exception as error:
-            self.trouble, self.current = error, None
+            self.error, self.current = error, None
+
+    def _register(self, register: Callable[[], RemovableHandle]) -> None:
+        try:
+            self._handles += (register(),)
+        except Exception:
+            self.close()  # removes the hooks registered before
+            raise
+
+    def _begin(self, module: nn.Module, inputs: Arguments, keywords: Mapping[str, Any]) -> None:
+        if not self._active:
+            return
+        self.current = None
+        if not module.training or len(self.records) == _MAX_RECORDS or self.error is not None:
+            return
+        try:
+            self.current = self.start_record(inputs, keywords)
+        except Exception as error:  # the model may be called with other arguments
+            self.error = error
+        if self.current is not None:
+            self.records.append(self.current)
 
 
 class _Hook:
-    """A hook before or after a module's forward; a copy of it is deaf."""
+    """A hook before or after a module's forward; copies of it do nothing."""
 
-    def __init__(self, listener: ForwardHooks[Any] | None = None, hear: Callable[..., None] | None = None) -> None:
-        self._listener, self._hear = listener, hear
+    def __init__(self, hooks: ForwardHooks[Any] | None = None, add: Callable[..., None] | None = None) -> None:
+        self._hooks, self._add = hooks, add
 
-    def __call__(self, module: nn.Module, *heard: Any) -> None:
-        """With the module's arguments, or with them and its output."""
-        if self._listener is not None and self._hear is not None:
-            self._listener.safely(self._hear, heard[-1])
+    def __call__(self, module: nn.Module, *values: Any) -> None:
+        """With the module's arguments, or with these and its output."""
+        if self._hooks is not None and self._add is not None:
+            self._hooks.run_safely(self._add, values[-1])
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
         return _Hook, ()

@@ -1,4 +1,4 @@
-"""Numbers dealt out so that all are dealt equally often. Imports torch and numpy."""
+"""Draws numbers so that all come equally often."""
 
 from __future__ import annotations
 
@@ -13,88 +13,87 @@ from terse_aug.utils.random import generator_for
 
 
 class BalancedStream:
-    """Deals the numbers 0 to n - 1 in passes; in each pass every number comes once, in a fresh random order.
+    """Draws the numbers 0 to n - 1 in passes; in each pass every number comes once, in a fresh random order.
 
-    So the numbers of times that two have been dealt differ by at most one, at any time. With several ranks each has a
-    stream of its own of which that holds, and all of them are made of one: a pass is a random order cut into as many
-    parts as there are ranks, of which a rank deals first the one of its own number, then the others in turn, each
-    shuffled for it. As long as ranks keep step, no two deal from the same part.
+    So at any time the counts of two numbers differ by at most one. With several ranks this holds for each of them, and
+    they share the order of a pass: it is split into as many parts as there are ranks, and each rank draws first the
+    part of its own number, then the others in turn, each shuffled for this rank. Ranks that have drawn equally many
+    numbers are never in the same part.
 
     Args:
         count: n, at least 1.
-        keys: what is dealt is a function of these and of the state.
+        keys: of the random generators; the draws are a function of these and the state.
     """
 
     def __init__(self, count: int, *keys: int | str) -> None:
         self._count, self._keys = count, keys
-        self._pass, self._place, self._ranks = 0, 0, 1
-        self._late: list[int] = []
+        self._pass, self._position, self._ranks = 0, 0, 1
+        self._deferred: list[int] = []
         self._order: tuple[tuple[int, int, int], NDArray[np.int64]] | None = None
 
-    def take(
-        self, wanted: int, rank: int = 0, ranks: int = 1, allowed: Callable[[int], bool] = lambda number: True
+    def draw(
+        self, count: int, rank: int = 0, ranks: int = 1, allowed: Callable[[int], bool] = lambda number: True
     ) -> list[int]:
-        """The next numbers, for one image.
+        """Draw the numbers for one image.
 
-        No number is among them twice if so many are allowed: one that would be is dealt late, to the next image. Dealt
-        it is before its pass ends, even if it then is among them twice.
+        They are distinct if enough are allowed: a repeated one is deferred to the next image, not beyond the end of
+        its pass.
 
         Args:
-            wanted: how many.
+            count: numbers to draw.
             rank: of this process.
-            ranks: number of processes. Where it has changed, the pass that was begun is left, and another begins.
-            allowed: the others are passed over, as if they had been dealt; at least one is allowed.
+            ranks: number of processes. When it changes, the current pass is abandoned.
+            allowed: the other numbers are skipped as if they had been drawn; at least one is allowed.
         """
         if ranks != self._ranks:
-            self._begin(self._pass + bool(self._place), ranks)
-        taken: list[int] = []
-        here: set[int] = set()
-        self._late = [number for number in self._late if allowed(number)]
-        for _ in range(wanted):
-            number = self._next(here, rank, allowed)
-            taken.append(number)
-            here.add(number)
-        return taken
+            self._start_pass(self._pass + bool(self._position), ranks)
+        drawn: list[int] = []
+        self._deferred = [number for number in self._deferred if allowed(number)]
+        distinct: set[int] = set()
+        for _ in range(count):
+            drawn.append(self._next(distinct, rank, allowed))
+            distinct.add(drawn[-1])
+        return drawn
 
     def state(self) -> Tensor:
-        """int64: pass, place in it, ranks, and the numbers that are late."""
-        return torch.tensor([self._pass, self._place, self._ranks, *self._late])
+        """int64: pass, position in it, ranks, and the deferred numbers."""
+        return torch.tensor([self._pass, self._position, self._ranks, *self._deferred])
 
-    def restore(self, state: Tensor) -> None:
-        """Take a state of :meth:`state`.
+    def load_state(self, state: Tensor) -> None:
+        """Load what :meth:`state` returned.
 
         Raises:
-            ValueError: it is of another number of numbers.
+            ValueError: the state is of a stream of another length.
         """
         values = state.tolist()
         if len(values) < 3 or values[2] < 1 or not all(0 <= number < self._count for number in values[3:]):
             raise ValueError("the state of the stream does not fit")
         if not 0 <= values[1] <= self._count:
-            raise ValueError(f"the state is of a place {values[1]} among {self._count}")
-        self._pass, self._place, self._ranks, *self._late = values
+            raise ValueError(f"the state is of position {values[1]} among {self._count}")
+        self._pass, self._position, self._ranks, *self._deferred = values
 
-    def _next(self, here: set[int], rank: int, allowed: Callable[[int], bool]) -> int:
-        for place, number in enumerate(self._late):
-            if number not in here:
-                return self._late.pop(place)
+    def _next(self, drawn: set[int], rank: int, allowed: Callable[[int], bool]) -> int:
+        for place, number in enumerate(self._deferred):
+            if number not in drawn:
+                return self._deferred.pop(place)
         while True:
-            if self._place == self._count:
-                if self._late:
-                    return self._late.pop(0)
-                self._begin(self._pass + 1, self._ranks)
-            number = int(self._dealt(rank)[self._place])
-            self._place += 1
+            if self._position == self._count:
+                if self._deferred:
+                    return self._deferred.pop(0)
+                self._start_pass(self._pass + 1, self._ranks)
+            number = int(self._pass_order(rank)[self._position])
+            self._position += 1
             if not allowed(number):
                 continue
-            if number not in here:
+            if number not in drawn:
                 return number
-            self._late.append(number)
+            self._deferred.append(number)
 
-    def _begin(self, number: int, ranks: int) -> None:
-        self._pass, self._place, self._ranks, self._late = number, 0, ranks, []
+    def _start_pass(self, number: int, ranks: int) -> None:
+        self._pass, self._position, self._ranks, self._deferred = number, 0, ranks, []
 
-    def _dealt(self, rank: int) -> NDArray[np.int64]:
-        """The order of the pass that runs."""
+    def _pass_order(self, rank: int) -> NDArray[np.int64]:
+        """The order of the current pass for a rank."""
         key = (self._pass, rank, self._ranks)
         if self._order is None or self._order[0] != key:
             whole = torch.randperm(self._count, generator=generator_for(*self._keys, "pass", self._pass))

@@ -1,7 +1,6 @@
-"""The interface of a sampler: which cut-outs are pasted, and on which backgrounds of a pool. Imports torch and numpy.
+"""The sampler interface: which foregrounds are pasted, and on which backgrounds of a pool.
 
-A new one is one file with a subclass of :class:`Sampler`; hand an instance to ``Terse(sampler=...)``.
-Shape letters: M pastes, K classes, n cut-outs.
+Shape letters: M pastes, K classes, n foregrounds.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class DrawRequest:
-    """What the images of a batch want.
+    """What the images of a batch need.
 
     Attributes:
-        counts: pastes on each image that gets some.
-        offers: cut-outs that are offered for each paste.
-        mix_classes: whether those of one paste may be of different classes.
+        counts: pastes on each image that gets any.
+        foreground_candidates: foregrounds drawn for each paste, among which the policy chooses.
+        mix_classes: the candidates of one paste may be of different classes.
         rank: of this process.
         ranks: number of processes.
     """
@@ -39,25 +38,25 @@ class DrawRequest:
 
     @property
     def pastes(self) -> int:
-        """M, on all images together."""
+        """M, the pastes of all images."""
         return sum(self.counts)
 
 
 @dataclass(frozen=True)
 class BackgroundDraw:
-    """A background of the pool that a batch gets, and what is pasted on it.
+    """A background of the pool and what is pasted on it.
 
     Attributes:
-        background: its place in the pool.
-        cutouts: positions of cut-outs, as :meth:`Sampler.draw` gives them.
+        background: its position in the pool.
+        foregrounds: positions in the bank, as :meth:`Sampler.draw` returns them.
     """
 
     background: int
-    cutouts: list[int]
+    foregrounds: list[int]
 
 
 class ForegroundIndex:
-    """The classes of a bank's cut-outs.
+    """The classes of a bank's foregrounds.
 
     Args:
         labels: int ``[n]``, n at least 1.
@@ -73,166 +72,167 @@ class ForegroundIndex:
 
     @cached_property
     def classes(self) -> list[int]:
-        """The labels that there are, ascending."""
-        every: list[int] = np.unique(self.labels).tolist()
-        return every
+        """The K labels in the bank, ascending."""
+        labels: list[int] = np.unique(self.labels).tolist()
+        return labels
 
     @cached_property
-    def grouping(self) -> str:
-        """Equal where the same cut-outs are of one class, whatever the labels are."""
+    def partition_id(self) -> str:
+        """Equal for banks whose foregrounds are grouped into the same classes, whatever the labels of these."""
         _, first, group = np.unique(self.labels, return_index=True, return_inverse=True)
-        places = np.argsort(np.argsort(first))[group.reshape(-1)]
-        return hashlib.blake2b(places.astype("<i4").tobytes(), digest_size=6).hexdigest()
+        order = np.argsort(np.argsort(first))[group.reshape(-1)]
+        return hashlib.blake2b(order.astype("<i4").tobytes(), digest_size=6).hexdigest()
 
     @cached_property
-    def sizes(self) -> Tensor:
-        """int64 ``[K]``, how many cut-outs each class has."""
+    def class_sizes(self) -> Tensor:
+        """int64 ``[K]``, the number of foregrounds of each class."""
         starts = self._by_class[1]
         return starts[1:] - starts[:-1]
 
     @cached_property
-    def group(self) -> Tensor:
-        """int64 ``[n]``, the place in ``classes`` of each cut-out's class."""
+    def class_of(self) -> Tensor:
+        """int64 ``[n]``, the position in ``classes`` of each foreground's class."""
         return torch.from_numpy(np.searchsorted(np.asarray(self.classes), self.labels))
 
-    def of_classes(self, places: Tensor, draws: int, generator: torch.Generator) -> Tensor:
-        """Cut-outs drawn uniformly from classes, with replacement.
+    def draw_from_classes(self, classes: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+        """Draw foregrounds uniformly from given classes, with replacement.
 
         Args:
-            places: int64 ``[M]``, places in ``classes``.
-            draws: from each.
+            classes: int64 ``[M]``, positions in ``classes``.
+            draws: foregrounds drawn from each.
             generator: the only source of randomness.
 
         Returns:
             int64 ``[M, draws]``.
         """
         order, starts = self._by_class
-        sizes = self.sizes[places]
-        within = (torch.rand(len(places), draws, generator=generator, dtype=torch.float64) * sizes[:, None]).long()
-        return order[starts[places][:, None] + within.minimum(sizes[:, None] - 1)]
+        sizes = self.class_sizes[classes]
+        within = (torch.rand(len(classes), draws, generator=generator, dtype=torch.float64) * sizes[:, None]).long()
+        return order[starts[classes][:, None] + within.minimum(sizes[:, None] - 1)]
 
     @cached_property
     def _by_class(self) -> tuple[Tensor, Tensor]:
-        """Positions sorted by class, and where each class begins among them (and the end)."""
-        order = torch.from_numpy(np.argsort(self.group.numpy(), kind="stable"))
-        starts = np.concatenate([[0], np.cumsum(np.bincount(self.group.numpy()))])
-        return order, torch.from_numpy(starts)
+        """Positions sorted by class ``[n]``, and where each class begins among them ``[K + 1]``."""
+        classes = self.class_of.numpy()
+        starts = np.concatenate([[0], np.cumsum(np.bincount(classes))])
+        return torch.from_numpy(np.argsort(classes, kind="stable")), torch.from_numpy(starts)
 
 
 class Sampler(nn.Module):
-    """Base class; :meth:`draw` is all that a sampler without a memory has to write.
+    """Base class of samplers; a sampler without a state has to define :meth:`draw` only.
 
-    A sampler belongs to one :class:`terse_aug.Terse`, which binds it to its bank and keeps its state: what
-    :meth:`state` gives and :meth:`load_state` takes.
+    A sampler belongs to one :class:`terse_aug.Terse`, which binds it to its bank and saves its state.
     """
 
     learns = False
-    """Whether it wants to be told how hard the pastes of each class were."""
+    """It needs :meth:`record` and :meth:`update`."""
     update_interval = 4
     """Iterations between two updates, if it learns."""
     in_workers = True
-    """Whether its draws are independent, so that they can be made in a data loader's workers."""
+    """Its draws are independent, so that they can be made in a data loader's workers."""
     allows_candidates = True
-    """Whether several cut-outs may be offered for a paste."""
+    """Several foregrounds may be drawn for a paste."""
 
-    cutouts: ForegroundIndex
+    foregrounds: ForegroundIndex
     seed: int
     backgrounds: int
 
     def __init__(self) -> None:
         super().__init__()
-        self._only: list[int] | None = None
+        self._allowed_labels: list[int] | None = None
 
     @property
     def identity(self) -> str:
-        """Equal for samplers whose draws have the same distribution."""
+        """Equal for samplers that draw from the same distribution."""
         return type(self).__name__
 
-    def bind(self, cutouts: ForegroundIndex, seed: int, backgrounds: int = 0) -> None:
-        """Draw from these cut-outs from now on; called once.
+    def bind(self, foregrounds: ForegroundIndex, seed: int, backgrounds: int = 0) -> None:
+        """Set what is drawn from; called once.
 
         Args:
-            cutouts: of the bank.
-            seed: of all that is drawn without a generator.
-            backgrounds: size of the pool of backgrounds, 0 where there is none.
+            foregrounds: of the bank.
+            seed: of all draws that do not take a generator.
+            backgrounds: size of the background pool, 0 without one.
 
         Raises:
-            ValueError: it is bound already, or does not fit the bank or the pool.
+            ValueError: the sampler is bound already, or does not fit the bank or the pool.
         """
-        if "cutouts" in self.__dict__:
+        if "foregrounds" in self.__dict__:
             raise ValueError(f"{type(self).__name__}: expected one of its own for each Terse, got one that is in use")
-        self.cutouts, self.seed, self.backgrounds = cutouts, seed, backgrounds
+        self.foregrounds, self.seed, self.backgrounds = foregrounds, seed, backgrounds
 
     @property
     def allowed_labels(self) -> list[int] | None:
-        """What :meth:`restrict` has said; ``None`` for all."""
-        return self._only
+        """The labels given to :meth:`restrict`; ``None`` for all."""
+        return self._allowed_labels
 
     def possible_labels(self) -> list[int] | None:
-        """Labels of the classes that may be pasted at present; ``None`` for all."""
-        return self._only
+        """Labels that may be drawn at present; ``None`` for all."""
+        return self._allowed_labels
 
     def restrict(self, labels: Iterable[int] | None) -> None:
-        """Allow cut-outs of some classes, or of all.
+        """Draw foregrounds of some classes only, or of all (``None``).
 
         Raises:
-            ValueError: no cut-out has any of them.
+            ValueError: no foreground has any of the labels.
         """
-        wanted = None if labels is None else sorted(set(labels))
-        if wanted is not None and not set(wanted) & set(self.cutouts.classes):
-            raise ValueError(f"no cut-out in the bank has any of the labels {wanted}")
-        self._only = wanted
+        allowed = None if labels is None else sorted(set(labels))
+        if allowed is not None and not set(allowed) & set(self.foregrounds.classes):
+            raise ValueError(f"no foreground in the bank has any of the labels {allowed}")
+        self._allowed_labels = allowed
 
-    def draw(self, demand: DrawRequest, generator: torch.Generator) -> list[int]:
-        """Positions of ``demand.pastes * demand.foreground_candidates`` cut-outs; each ``foreground_candidates`` in a row are offered together.
+    def draw(self, request: DrawRequest, generator: torch.Generator) -> list[int]:
+        """Draw ``request.pastes * request.foreground_candidates`` positions; the candidates of a paste are adjacent.
 
-        The first of a row is drawn as the sampler has it, the others from its class: whichever of a row is taken,
-        classes are as frequent as with one offer. With ``mix_classes`` all of them are drawn alike.
+        The first candidate is drawn from the sampler's distribution, the others from its class: whichever the policy
+        chooses, class frequencies are those of a single candidate. With ``mix_classes`` all are drawn like the first.
         """
         raise NotImplementedError
 
-    def draw_backgrounds(self, demand: DrawRequest, generator: torch.Generator) -> list[BackgroundDraw]:
-        """Backgrounds of the pool, one for each of ``demand.counts``, and what is pasted on them.
+    def draw_backgrounds(self, request: DrawRequest, generator: torch.Generator) -> list[BackgroundDraw]:
+        """Draw a background of the pool for each of ``request.counts``, and what is pasted on it.
 
-        Here backgrounds are drawn uniformly, and cut-outs as for any image.
+        By default backgrounds are drawn uniformly, and foregrounds by :meth:`draw`.
         """
-        backgrounds = torch.randint(self.backgrounds, (len(demand.counts),), generator=generator).tolist()
-        cutouts = iter(self.draw(demand, generator))
-        each = [[next(cutouts) for _ in range(count * demand.foreground_candidates)] for count in demand.counts]
+        backgrounds = torch.randint(self.backgrounds, (len(request.counts),), generator=generator).tolist()
+        drawn = iter(self.draw(request, generator))
+        each = [[next(drawn) for _ in range(count * request.foreground_candidates)] for count in request.counts]
         return [BackgroundDraw(background, own) for background, own in zip(backgrounds, each, strict=True)]
 
     def snapshot(self) -> Sampler:
-        """One that draws from the same distribution, of all classes, without a trace in this one: for looking at.
-
-        Here a copy; a sampler that remembers what it has drawn gives another.
-        """
+        """A sampler of the same distribution over all classes, whose draws leave this one unchanged; for previews."""
         other = copy.copy(self)
         other.restrict(None)
         return other
 
     def record(self, labels: Sequence[int], hardness: Sequence[float]) -> None:
-        """Be told how hard pastes of these classes were, in [0, 1], where it ``learns``."""
+        """Record the class and the hardness, in [0, 1], of pastes; for samplers that learn."""
         raise NotImplementedError
 
     def update(self, device: torch.device) -> None:
-        """Learn from what was heard since the last call, where it ``learns``; every rank has to call it."""
+        """Learn from what was recorded since the last call; every rank has to call it. For samplers that learn.
+
+        Args:
+            device: for communication between ranks.
+        """
         raise NotImplementedError
 
     def state(self) -> dict[str, Tensor]:
-        """Its state, by name; none by default."""
+        """State besides parameters and buffers, by name; none by default."""
         return {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take a state of :meth:`state`, of the same names.
+        """Load what :meth:`state` returned.
 
         Raises:
-            ValueError: it is of another bank or pool.
+            ValueError: the state is of another bank or pool.
         """
 
-    def _to_rows(self, first: Tensor, demand: DrawRequest, generator: torch.Generator) -> list[int]:
-        """Rows of offers that begin with these cut-outs, int64 ``[M]``, the others of the same class."""
-        if demand.foreground_candidates > 1:
-            others = self.cutouts.of_classes(self.cutouts.group[first], demand.foreground_candidates - 1, generator)
+    def _with_candidates(self, first: Tensor, request: DrawRequest, generator: torch.Generator) -> list[int]:
+        """Add candidates of the same class to the first one of each paste, int64 ``[M]``."""
+        if request.foreground_candidates > 1 and not request.mix_classes:
+            classes = self.foregrounds.class_of[first]
+            others = self.foregrounds.draw_from_classes(classes, request.foreground_candidates - 1, generator)
             first = torch.cat([first[:, None], others], 1).flatten()
         positions: list[int] = first.tolist()
         return positions
@@ -251,17 +251,17 @@ class Sampler(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        # Not strict: it does not know what is remembered here.
+        # Not strict: torch does not know the names of state().
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, False, missing_keys, unexpected_keys, error_msgs
         )
         names = list(self.state())
-        absent = [prefix + name for name in names if prefix + name not in state_dict]
-        missing_keys.extend(absent)
-        known = {name.partition(".")[0] for name in self.state_dict()}
+        missing = [prefix + name for name in names if prefix + name not in state_dict]
+        missing_keys.extend(missing)
+        expected = {name.partition(".")[0] for name in self.state_dict()}
         own = (name.removeprefix(prefix) for name in state_dict if name.startswith(prefix))
-        unexpected_keys.extend(prefix + name for name in own if strict and name.partition(".")[0] not in known)
-        if names and not absent:
+        unexpected_keys.extend(prefix + name for name in own if strict and name.partition(".")[0] not in expected)
+        if names and not missing:
             try:
                 self.load_state({name: state_dict[prefix + name].cpu() for name in names})
             except ValueError as error:

@@ -1,4 +1,4 @@
-"""Classes by weight: a class is drawn, then one of its cut-outs uniformly."""
+"""A class is drawn by its weight, then one of its foregrounds uniformly."""
 
 from __future__ import annotations
 
@@ -14,93 +14,91 @@ from terse_aug.utils.distributed import sum_tensors_over_ranks
 
 
 class ClassSampler(Sampler):
-    """Base of those that draw a class by :meth:`weights`, and then one of its cut-outs uniformly, with replacement."""
+    """Base class: draws a class by :meth:`weights`, then one of its foregrounds uniformly, with replacement."""
 
     def weights(self) -> Tensor:
-        """float64 ``[K]``, at least 0, for ``cutouts.classes``; they need not add up to 1."""
+        """float64 ``[K]``, at least 0, for ``foregrounds.classes``; they need not sum to 1."""
         raise NotImplementedError
 
     def probabilities(self) -> dict[int, float]:
-        """The chance of each class, by label, of those that are allowed."""
+        """The probability of each class, by label; 0 for those that are not allowed."""
         weights = self._allowed_weights()
-        chances: list[float] = (weights / weights.sum()).tolist()
-        return dict(zip(self.cutouts.classes, chances, strict=True))
+        probabilities: list[float] = (weights / weights.sum()).tolist()
+        return dict(zip(self.foregrounds.classes, probabilities, strict=True))
 
     def possible_labels(self) -> list[int]:
         """See :meth:`Sampler.possible_labels`."""
-        weights = self._allowed_weights().tolist()
-        return [label for label, weight in zip(self.cutouts.classes, weights, strict=True) if weight > 0]
+        return [label for label, probability in self.probabilities().items() if probability > 0]
 
     def restrict(self, labels: Iterable[int] | None) -> None:
-        """See :meth:`Sampler.restrict`; a class with weight 0 cannot be allowed alone."""
-        before = self._only
+        """See :meth:`Sampler.restrict`.
+
+        Raises:
+            ValueError: no foreground has any of the labels, or all that have have weight 0.
+        """
+        before = self._allowed_labels
         super().restrict(labels)
         if not float(self._allowed_weights().sum()) > 0:
-            allowed, self._only = self._only, before
-            raise ValueError(f"only cut-outs of {allowed} are allowed, but their weight is 0")
+            allowed, self._allowed_labels = self._allowed_labels, before
+            raise ValueError(f"only foregrounds of {allowed} are allowed, but their weight is 0")
 
-    def draw(self, demand: DrawRequest, generator: torch.Generator) -> list[int]:
+    def draw(self, request: DrawRequest, generator: torch.Generator) -> list[int]:
         """See :meth:`Sampler.draw`."""
-        wanted = demand.pastes * (demand.foreground_candidates if demand.mix_classes else 1)
-        if not wanted:
+        draws = request.pastes * (request.foreground_candidates if request.mix_classes else 1)
+        if not draws:
             return []
-        places = torch.multinomial(self._allowed_weights(), wanted, replacement=True, generator=generator)
-        first = self.cutouts.of_classes(places, 1, generator)[:, 0]
-        if demand.mix_classes:
-            positions: list[int] = first.tolist()
-            return positions
-        return self._to_rows(first, demand, generator)
+        classes = torch.multinomial(self._allowed_weights(), draws, replacement=True, generator=generator)
+        first = self.foregrounds.draw_from_classes(classes, 1, generator)[:, 0]
+        return self._with_candidates(first, request, generator)
 
     def _allowed_weights(self) -> Tensor:
         weights = self.weights()
-        if self._only is None:
+        if self._allowed_labels is None:
             return weights
-        return weights * torch.tensor([label in self._only for label in self.cutouts.classes])
+        return weights * torch.tensor([label in self._allowed_labels for label in self.foregrounds.classes])
 
 
 class WeightedSampler(ClassSampler):
-    """Classes by weights that are given.
+    """Draws classes by given weights.
 
     Args:
-        weights: by name of the class, or by label, which is the detector's where ``Terse`` translates the bank; at
-            least 0, and relative to one another. A class that is not named has 1, one with 0 is not pasted.
+        weights: by class name or label (the detector's label where ``Terse`` maps classes); at least 0 and relative to
+            one another. A class that is not named has weight 1, one with weight 0 is not pasted.
 
     Raises:
-        ValueError: a weight below 0 or not finite. When it meets the bank: a class that is not there, or nothing but
-            zeros.
+        ValueError: a weight below 0 or not finite. When bound to a bank: an unknown class, or all weights are 0.
     """
 
     def __init__(self, weights: Mapping[str, float] | Mapping[int, float]) -> None:
         super().__init__()
-        self.given: dict[str | int, float] = {**weights}  # type: ignore[dict-item]  # either is one of both
-        for name, weight in self.given.items():
-            if not (isinstance(weight, Real) and 0 <= weight < math.inf):
+        for name, weight in weights.items():
+            if not isinstance(weight, Real) or not 0 <= weight < math.inf:
                 raise ValueError(f"weight of class {name!r}: expected a finite number of at least 0, got {weight!r}")
+        self.given: dict[str | int, float] = {**weights}  # type: ignore[dict-item]  # either is one of both
 
     @property
     def identity(self) -> str:
-        """See :attr:`Sampler.identity`; by names, which ``Terse`` does not translate."""
-        names = (self.cutouts.categories.get(label, str(label)) for label in self.cutouts.classes)
+        """See :attr:`Sampler.identity`."""
+        names = (self.foregrounds.categories.get(label, str(label)) for label in self.foregrounds.classes)
         each = sorted(zip(names, self._weights.tolist(), strict=True))
-        return f"{type(self).__name__} {each} of {self.cutouts.grouping}"
+        return f"{type(self).__name__} {each} of {self.foregrounds.partition_id}"
 
-    def bind(self, cutouts: ForegroundIndex, seed: int, backgrounds: int = 0) -> None:
+    def bind(self, foregrounds: ForegroundIndex, seed: int, backgrounds: int = 0) -> None:
         """See :meth:`Sampler.bind`."""
-        super().bind(cutouts, seed, backgrounds)
-        place = {label: number for number, label in enumerate(cutouts.classes)}
-        named = {name: label for label, name in cutouts.categories.items()}
-        weights = torch.ones(len(place), dtype=torch.float64)
+        super().bind(foregrounds, seed, backgrounds)
+        labels = {name: label for label, name in foregrounds.categories.items()}
+        weights = dict.fromkeys(foregrounds.classes, 1.0)
         for name, weight in self.given.items():
-            label = name if isinstance(name, int) else named.get(name, _as_label(name))
-            if label not in place:
+            label = name if isinstance(name, int) else labels.get(name, _as_label(name))
+            if label not in weights:
                 raise ValueError(
-                    f"sampler: the bank has no cut-outs of class {name!r}; expected some of "
-                    f"{sorted(named) or sorted(place)}"
+                    f"sampler: the bank has no foregrounds of class {name!r}; expected some of "
+                    f"{sorted(labels) or sorted(weights)}"
                 )
-            weights[place[label]] = float(weight)
-        if not float(weights.sum()) > 0:
+            weights[label] = float(weight)
+        if not sum(weights.values()) > 0:
             raise ValueError("sampler: expected a weight above 0 for at least one class of the bank, got zeros")
-        self._weights = weights
+        self._weights = torch.tensor(list(weights.values()), dtype=torch.float64)
 
     def weights(self) -> Tensor:
         """See :meth:`ClassSampler.weights`."""
@@ -112,10 +110,11 @@ def _as_label(name: str) -> int | None:
 
 
 class RaritySampler(ClassSampler):
-    """A cut-out of a class that has n of them weighs ``n ** -power``.
+    """Weights a foreground of a class with n foregrounds by ``n ** -power``.
 
-    With 0 classes are as frequent as in the bank, with 1 all equally frequent. One half is how images of rare classes
-    are repeated for LVIS (Gupta, Dollár, Girshick 2019: repeat factors; there only for classes below a threshold).
+    With power 0 classes are as frequent as in the bank, with 1 all equally frequent. One half is how images of rare
+    classes are repeated for LVIS (Gupta, Dollár, Girshick 2019: repeat factors; there only for classes below a
+    threshold).
 
     Args:
         power: at least 0.
@@ -127,58 +126,65 @@ class RaritySampler(ClassSampler):
     def __init__(self, power: float = 0.5) -> None:
         super().__init__()
         if not 0 <= power < math.inf:
-            raise ValueError(f"rarity_power: expected a finite number of at least 0, got {power}")
+            raise ValueError(f"power: expected a finite number of at least 0, got {power}")
         self.power = power
 
     @property
     def identity(self) -> str:
         """See :attr:`Sampler.identity`."""
-        return f"{type(self).__name__} {self.power} of {self.cutouts.grouping}"
+        return f"{type(self).__name__} {self.power} of {self.foregrounds.partition_id}"
 
     def weights(self) -> Tensor:
         """See :meth:`ClassSampler.weights`."""
         # Relative to the largest class: no overflow with any power.
-        sizes = self.cutouts.sizes.double()
-        return (
-            (sizes / sizes.max()) ** (1 - self.power) if self.power <= 1 else (sizes.min() / sizes) ** (self.power - 1)
-        )
+        sizes = self.foregrounds.class_sizes.double()
+        if self.power <= 1:
+            return (sizes / sizes.max()) ** (1 - self.power)
+        return (sizes.min() / sizes) ** (self.power - 1)
+
+
+_PRIOR_PASTES = 10.0
+"""Pastes of mean hardness that every class is given in advance."""
+_DECAY = 0.99
+"""Weight that the record of a class keeps at each of its pastes."""
 
 
 class HardnessSampler(ClassSampler):
-    """Classes by how hard the detector finds their pastes at present.
+    """Draws classes more often whose pastes the detector finds hard at present.
 
-    The weight of a class is its mean hardness (one minus the detector's probability) over about its last hundred
-    pastes, drawn towards the mean of all classes as if ten pastes had had that; all are equal before anything is known.
-    Every class keeps at least the share ``floor`` of what it would have if all were equal.
-
-    The means are the same on all ranks and a part of the state.
+    The weight of a class is the mean hardness (one minus the detector's probability) of about its last hundred pastes,
+    shrunk towards the mean of all classes by ten pastes of that; all are equal at first. Every class keeps at least the
+    fraction ``floor`` of what it would have if all were equal. The means are the same on all ranks and saved.
 
     Args:
         floor: in [0, 1]; 1 makes all classes equally frequent.
+        update_interval: iterations from one update of the weights to the next.
 
     Raises:
-        ValueError: a floor outside [0, 1].
+        ValueError: a floor outside [0, 1] or an interval below 1.
     """
 
     learns = True
     in_workers = False
 
-    def __init__(self, floor: float = 0.25) -> None:
+    def __init__(self, floor: float = 0.25, update_interval: int = 4) -> None:
         super().__init__()
         if not 0 <= floor <= 1:
-            raise ValueError(f"floor: expected a share in [0, 1], got {floor}")
-        self.floor = floor
+            raise ValueError(f"floor: expected a fraction in [0, 1], got {floor}")
+        if update_interval < 1:
+            raise ValueError(f"update_interval: expected at least 1, got {update_interval}")
+        self.floor, self.update_interval = floor, update_interval
 
-    def bind(self, cutouts: ForegroundIndex, seed: int, backgrounds: int = 0) -> None:
+    def bind(self, foregrounds: ForegroundIndex, seed: int, backgrounds: int = 0) -> None:
         """See :meth:`Sampler.bind`."""
-        super().bind(cutouts, seed, backgrounds)
+        super().bind(foregrounds, seed, backgrounds)
         # Rows: sum of the hardness, and number, of the pastes of each class.
-        self._known = torch.zeros(2, len(cutouts.classes), dtype=torch.float64)
-        self._heard = torch.zeros_like(self._known)
+        self._totals = torch.zeros(2, len(foregrounds.classes), dtype=torch.float64)
+        self._recorded = torch.zeros_like(self._totals)
 
     def weights(self) -> Tensor:
         """See :meth:`ClassSampler.weights`."""
-        sums, counts = self._known
+        sums, counts = self._totals
         if not float(sums.sum()) > 0:
             return torch.ones_like(sums)
         seen = counts > 0
@@ -189,30 +195,24 @@ class HardnessSampler(ClassSampler):
 
     def record(self, labels: Sequence[int], hardness: Sequence[float]) -> None:
         """See :meth:`Sampler.record`."""
-        place = {label: number for number, label in enumerate(self.cutouts.classes)}
+        columns = {label: number for number, label in enumerate(self.foregrounds.classes)}
         for label, value in zip(labels, hardness, strict=True):
-            self._heard[:, place[label]] += torch.tensor([value, 1.0], dtype=torch.float64)
+            self._recorded[:, columns[label]] += torch.tensor([value, 1.0], dtype=torch.float64)
 
     def update(self, device: torch.device) -> None:
         """See :meth:`Sampler.update`."""
-        heard = self._heard.to(device) if device.type == "cuda" else self._heard
-        sum_tensors_over_ranks([heard])
-        heard = heard.cpu()
-        kept = torch.exp(heard[1] * math.log(_DECAY))
-        self._known = self._known * kept + heard
-        self._heard = torch.zeros_like(self._known)
+        recorded = self._recorded.to(device) if device.type == "cuda" else self._recorded
+        sum_tensors_over_ranks([recorded])
+        recorded = recorded.cpu()
+        self._totals = self._totals * torch.exp(recorded[1] * math.log(_DECAY)) + recorded
+        self._recorded = torch.zeros_like(self._totals)
 
     def state(self) -> dict[str, Tensor]:
         """See :meth:`Sampler.state`."""
-        return {"known": self._known, "heard": self._heard}
+        return {"totals": self._totals, "recorded": self._recorded}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """See :meth:`Sampler.load_state`."""
-        if any(value.shape != self._known.shape for value in state.values()):
-            raise ValueError(f"the state is of a bank with other classes than the {len(self.cutouts.classes)} here")
-        self._known, self._heard = (state[name].double().clone() for name in ("known", "heard"))
-
-
-_PRIOR_PASTES = 10.0
-_DECAY = 0.99
-"""Of what is known of a class, at each of its pastes."""
+        if any(value.shape != self._totals.shape for value in state.values()):
+            raise ValueError(f"the state is of a bank with other classes than the {len(self.foregrounds.classes)} here")
+        self._totals, self._recorded = (state[name].double().clone() for name in ("totals", "recorded"))

@@ -1,4 +1,4 @@
-"""Every cut-out as often as any other."""
+"""Every foreground is drawn equally often."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from terse_aug.samplers.base import DrawRequest, Sampler
 
 
 class UniformSampler(Sampler):
-    """Draws uniformly from the cut-outs that are allowed, with replacement: classes are as frequent as in the bank."""
+    """Draws uniformly from the allowed foregrounds, with replacement: classes are as frequent as in the bank."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -20,20 +20,19 @@ class UniformSampler(Sampler):
 
     def restrict(self, labels: Iterable[int] | None) -> None:
         """See :meth:`Sampler.restrict`."""
-        before = self._only
+        before = self._allowed_labels
         super().restrict(labels)
-        if self._only != before:
-            chosen = None if self._only is None else np.flatnonzero(np.isin(self.cutouts.labels, self._only))
-            self._allowed = None if chosen is None else torch.from_numpy(chosen)
+        if self._allowed_labels is None:
+            self._allowed = None
+        elif self._allowed_labels != before:
+            allowed = np.isin(self.foregrounds.labels, self._allowed_labels)
+            self._allowed = torch.from_numpy(np.flatnonzero(allowed))
 
-    def draw(self, demand: DrawRequest, generator: torch.Generator) -> list[int]:
+    def draw(self, request: DrawRequest, generator: torch.Generator) -> list[int]:
         """See :meth:`Sampler.draw`."""
-        total = len(self.cutouts) if self._allowed is None else len(self._allowed)
-        wanted = demand.pastes * (demand.foreground_candidates if demand.mix_classes else 1)
-        first = torch.randint(total, (wanted,), generator=generator)
+        total = len(self.foregrounds) if self._allowed is None else len(self._allowed)
+        draws = request.pastes * (request.foreground_candidates if request.mix_classes else 1)
+        first = torch.randint(total, (draws,), generator=generator)
         if self._allowed is not None:
             first = self._allowed[first]
-        if demand.mix_classes:
-            positions: list[int] = first.tolist()
-            return positions
-        return self._to_rows(first, demand, generator)
+        return self._with_candidates(first, request, generator)

@@ -163,10 +163,10 @@ class FeedbackBuffer:
             return
         # A counter, so that a resumed run does not use hooks where the run before had stopped using them.
         if self._metrics.counts["hooks_failed"]:
-            self._warn.once("hooks", _STILL_FAILED)
+            self._warn.warn("hooks", _STILL_FAILED)
             return
         try:
-            pending.recorder = self._model.listen()
+            pending.recorder = self._model.record_forward()
         except Exception as error:
             self._hooks_failed(str(error))
         if pending.recorder is not None:
@@ -174,11 +174,11 @@ class FeedbackBuffer:
 
     def _hooks_failed(self, why: str) -> None:
         self._metrics.counts["hooks_failed"] = 1
-        self._warn.once("hooks", _FAILED.format(why))
+        self._warn.warn("hooks", _FAILED.format(why))
 
     def _count_dropped(self, most: int) -> None:
         self._metrics.counts["dropped/graph"] += 1
-        self._warn.once(
+        self._warn.warn(
             "step",
             f"Terse was called more than {most} times since the last step(), and the oldest batches are not "
             f"learned from: call step() after backward(), at the latest every {most} batches",

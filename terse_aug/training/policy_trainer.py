@@ -70,7 +70,7 @@ class PolicyTrainer(nn.Module):
             return self.policy.learns
         if self._policy_is_due() and not torch.is_grad_enabled():
             self._metrics.counts["dropped/graph"] += 1
-            self._warn.once("no_gradient", _NO_GRADIENT)
+            self._warn.warn("no_gradient", _NO_GRADIENT)
         return self._policy_is_due() and torch.is_grad_enabled()
 
     def propose(self, context: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
@@ -144,7 +144,7 @@ class PolicyTrainer(nn.Module):
             return True
         self._metrics.counts["non_finite_losses"] += 1
         self._metrics.counts["random_fallback"] = int(self.policy.learns)
-        self._warn.once("loss", f"the loss is {loss}; {_RANDOM_FALLBACK if self.policy.learns else 'it is left out'}")
+        self._warn.warn("loss", f"the loss is {loss}; {_RANDOM_FALLBACK if self.policy.learns else 'it is left out'}")
         return False
 
     def _track_averages(self, values: Mapping[str, float]) -> None:
@@ -162,11 +162,11 @@ class PolicyTrainer(nn.Module):
             return
         counts["skipped_updates"] += 1
         if result.reason == "no_gradient":
-            self._warn.once("no_gradient", _NO_GRADIENT)
+            self._warn.warn("no_gradient", _NO_GRADIENT)
             return
         counts["random_fallback"] = 1
         if loss_finite:
-            self._warn.once("gradient", f"a loss or gradient is not finite on some rank; {_RANDOM_FALLBACK}")
+            self._warn.warn("gradient", f"a loss or gradient is not finite on some rank; {_RANDOM_FALLBACK}")
 
 
 def _total(losses: Mapping[str, Tensor] | Tensor | float) -> float:

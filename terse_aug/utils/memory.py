@@ -1,4 +1,4 @@
-"""Large arrays on a CPU. Imports torch and numpy."""
+"""Large arrays on a CPU."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from torch import Tensor
 
 
 def empty(shape: Sequence[int], like: Tensor) -> Tensor:
-    """A tensor of any content, with the dtype and device of another.
+    """An uninitialised tensor with the dtype and device of another.
 
-    On a CPU the memory is numpy's, which asks the system for huge pages from 4 MB on. Where a process gives its
-    memory back between composites, the page faults of small pages would take longer than pasting.
+    On a CPU numpy allocates it, which asks the system for huge pages from 4 MB on: where a process returns its memory
+    between composites, the page faults of small pages would take longer than pasting.
     """
     if like.device.type != "cpu":
         return like.new_empty(tuple(shape))
-    return _tensor_of(np.empty(math.prod(shape) * like.element_size(), np.uint8), shape, like)
+    return _as_tensor(np.empty(math.prod(shape) * like.element_size(), np.uint8), shape, like)
 
 
 def zeros(shape: Sequence[int], like: Tensor) -> Tensor:
-    """A tensor of zeros, otherwise as :func:`empty`."""
+    """A tensor of zeros, allocated as in :func:`empty`."""
     if like.device.type != "cpu":
         return like.new_zeros(tuple(shape))
-    return _tensor_of(np.zeros(math.prod(shape) * like.element_size(), np.uint8), shape, like)
+    return _as_tensor(np.zeros(math.prod(shape) * like.element_size(), np.uint8), shape, like)
 
 
-def _tensor_of(content: NDArray[np.uint8], shape: Sequence[int], like: Tensor) -> Tensor:
-    if content.size == 0:  # has no other type's view
+def _as_tensor(buffer: NDArray[np.uint8], shape: Sequence[int], like: Tensor) -> Tensor:
+    if buffer.size == 0:  # cannot be viewed as another type
         return like.new_empty(tuple(shape))
-    return torch.from_numpy(content).view(like.dtype).view(tuple(shape))
+    return torch.from_numpy(buffer).view(like.dtype).view(tuple(shape))

@@ -11,15 +11,17 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class BufferedAdam(nn.Module):
-    """``torch.optim.Adam`` over given parameters; its moments are saved and moved with the owner module.
+    """``torch.optim.Adam`` whose moments are saved and moved with the module that owns it.
 
-    The parameters are not registered here: they belong to somebody else.
+    The parameters are not registered here: another module has them.
 
     Args:
         parameters: what is optimised.
         learning_rate: step size.
         betas: decay rates of the moments.
     """
+
+    steps: torch.Tensor
 
     def __init__(
         self,
@@ -32,16 +34,15 @@ class BufferedAdam(nn.Module):
         for index, parameter in enumerate(self._parameters_in_order):
             for name in _MOMENTS:
                 self.register_buffer(f"{name}_{index}", torch.zeros_like(parameter))
-        # An integer, which module.to(torch.bfloat16) leaves alone: bfloat16 cannot count beyond 256.
+        # An integer, which module.to(torch.bfloat16) leaves as it is: bfloat16 cannot count beyond 256.
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
-        self.steps: torch.Tensor
 
     @property
     def _parameters_in_order(self) -> list[nn.Parameter]:
         return list(self._adam.param_groups[0]["params"])
 
     def step(self) -> None:
-        """Descend along the parameters' gradients and clear them; parameters without one stay."""
+        """Update the parameters that have a gradient, and clear the gradients."""
         for index, parameter in enumerate(self._parameters_in_order):
             moments = {name: getattr(self, f"{name}_{index}") for name in _MOMENTS}
             self._adam.state[parameter] = {"step": self.steps.cpu().float(), **moments}

@@ -1,7 +1,4 @@
-"""Randomness as a function of (seed, rank, worker, call). Imports torch only.
-
-The global random state is never read or moved: every draw comes from a generator made here.
-"""
+"""Randomness as a function of keys, such as (seed, rank, worker, call); the global random state is left alone."""
 
 from __future__ import annotations
 
@@ -22,16 +19,16 @@ def derived_seed(*keys: int | str) -> int:
     Returns:
         An integer in ``[0, 2**63)``, the same on every machine and in every Python process.
     """
-    # A number is the same number whichever type has it; numpy's would be written otherwise.
+    # Integers of all types are the same key; numpy's have another repr.
     plain = tuple(key if isinstance(key, str) else operator.index(key) for key in keys)
     digest = hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def generator_for(*keys: int | str) -> torch.Generator:
-    """A CPU generator seeded from the keys (see :func:`derived_seed`).
+    """A generator seeded from the keys (see :func:`derived_seed`).
 
-    It lives on the CPU whatever the device of the images, so that CPU and CUDA runs draw the same numbers.
+    It is on the CPU whatever the device of the images, so that CPU and CUDA runs draw the same numbers.
     """
     return torch.Generator().manual_seed(derived_seed(*keys))
 
@@ -41,12 +38,12 @@ def isolated_global_rng(seed: int, devices: list[torch.device] | None = None) ->
     """Run code that draws from the global generators (layer initialisers, a detector's samplers) reproducibly.
 
     Args:
-        seed: what the global generators are seeded with inside the block.
-        devices: devices besides the CPU whose generators the block uses; all are put back afterwards.
+        seed: of the global generators inside the block.
+        devices: devices besides the CPU whose generators the block uses. All generators are restored afterwards.
     """
     cuda = [device for device in devices or [] if device.type == "cuda"]
     with torch.random.fork_rng(devices=cuda):
-        # Not torch.manual_seed, which would also seed every CUDA device, and those are not put back.
+        # Not torch.manual_seed, which also seeds CUDA devices that are not restored.
         torch.default_generator.manual_seed(seed)
         for device in cuda:
             with torch.cuda.device(device):

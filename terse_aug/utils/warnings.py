@@ -7,22 +7,22 @@ from collections.abc import Mapping
 
 
 class TerseWarning(UserWarning):
-    """Something was left out so that training could go on; each kind is warned of once per :class:`terse_aug.Terse`."""
+    """Something was left out so that training could continue; given once per kind and :class:`terse_aug.Terse`."""
 
 
 class WarnOnce:
-    """Warns of each kind once."""
+    """Gives each kind of warning once."""
 
     def __init__(self) -> None:
-        self._warned: set[str] = set()
+        self._given: set[str] = set()
 
-    def once(self, kind: str, text: str) -> None:
-        """Warn, unless this kind was warned of before."""
-        if kind not in self._warned:
-            self._warned.add(kind)
-            warnings.warn(text, TerseWarning, stacklevel=3)
+    def warn(self, kind: str, text: str) -> None:
+        """Give a :class:`TerseWarning`, unless this kind was given before."""
+        if kind not in self._given:
+            self._given.add(kind)
+            warnings.warn(text, TerseWarning, stacklevel=4)
 
-    def all(self, texts: Mapping[str, str]) -> None:
-        """Warn of several kinds."""
+    def warn_all(self, texts: Mapping[str, str]) -> None:
+        """Give several kinds, each unless it was given before."""
         for kind, text in texts.items():
-            self.once(kind, text)
+            self.warn(kind, text)

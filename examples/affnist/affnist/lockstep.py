@@ -18,7 +18,7 @@ from affnist.data import CANVAS, AffineRanges, Digits
 from affnist.looking import empty_canvases, look_at
 from affnist.models import NETWORKS, accuracy, averaged
 from terse_aug import ForegroundBank
-from terse_aug.lockstep import HardExampleCache, HardExampleMining, LockStep, MiningReport, mixed
+from terse_aug.lockstep import HardExampleCache, HardExampleMiner, LockStep, MiningReport, mix_batches
 from terse_aug.models import ClassifierAdapter, class_of
 
 _RIVAL_MARGIN = 0.05
@@ -95,7 +95,7 @@ class _Classifier:
         torch.manual_seed(1000 * self._seed + number)  # of the dropout
         batches = itertools.islice(self._batches(number), iterations)
         if cache is not None and len(cache):
-            batches = mixed(batches, cache, share=0.5, seed=self._seed, epoch=number)
+            batches = mix_batches(batches, cache, fraction=0.5, seed=self._seed, epoch=number)
         for images, targets in batches:
             loss = F.cross_entropy(self.model(torch.stack(images)), class_of(targets))
             self.optimizer.zero_grad()
@@ -154,7 +154,7 @@ def train_in_lock_step(
     with HardExampleCache(folder / "cache", capacity=schedule.rounds * schedule.wanted) as cache:
         hardness = {"rival_margin": _RIVAL_MARGIN} if arm.filtered else {"hard_below": 1.0}
         wanted = dict.fromkeys(range(CLASSES), schedule.wanted // CLASSES)
-        hunt = HardExampleMining(terse, target, cache, wanted, schedule.budget, **hardness)
+        hunt = HardExampleMiner(terse, target, cache, wanted, schedule.budget, **hardness)
         learners = {"model": classifier.model, "average": classifier.average, "optimizer": classifier.optimizer}
         cycle = LockStep(hunt, folder, learners | {"readings": readings})
 

@@ -54,7 +54,7 @@ def hunt_yield(run: dict[str, Any], past: float = 85.0) -> float:
     """
     before = [0.0, *(reading["of the last weights"] for reading in run["readings"])]
     late = [hunt for hunt, accuracy in zip(run["hunts"], before, strict=False) if accuracy > past]
-    forwards = sum(hunt["target_forwards"] for hunt in late)
+    forwards = sum(hunt["model_forwards"] for hunt in late)
     return sum(sum(hunt["found"].values()) for hunt in late) / forwards if forwards else math.nan
 
 
