@@ -18,7 +18,7 @@ test: lint  ## style, types and all tests
 	$(BIN)/python -m pytest
 
 docs: $(VENV)/.docs  ## build the documentation site into site/; warnings are errors
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "open site/index.html"
 
 lint: $(INSTALLED)  ## style and types
