@@ -1,11 +1,11 @@
-# Everything a person needs: `make demo`, `make test`. The environment is made on first use, in .venv.
+# Everything a person needs: `make demo`, `make test`, `make docs`. The environment is made on first use, in .venv.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test docs lint format clean
 
 help:  ## show the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -17,6 +17,10 @@ demo: $(INSTALLED)  ## train a small detector without, with random and with lear
 test: lint  ## style, types and all tests
 	$(BIN)/python -m pytest
 
+docs: $(VENV)/.docs  ## build the documentation site into site/; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html"
+
 lint: $(INSTALLED)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -27,10 +31,14 @@ format: $(INSTALLED)  ## reformat the code
 	$(BIN)/ruff format .
 
 clean:  ## remove the environment and what the commands made
-	rm -rf $(VENV) demo build dist
+	rm -rf $(VENV) demo build dist site
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools<81" wheel
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+$(VENV)/.docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	touch $@

@@ -1,0 +1,38 @@
+"""The documentation names every setting and every counter."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from terse_aug import config
+from terse_aug.training.metrics import COUNTERS, ROBUSTNESS_COUNTERS
+
+DOCS = Path(__file__).parents[1] / "docs"
+SETTINGS = (config.PasteConfig, config.TransformRanges, config.Robustness, *config.POLICY_SETTINGS.values())
+
+
+@pytest.fixture
+def configuration(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The configuration page as MkDocs' hook fills it in."""
+    monkeypatch.setattr(sys, "path", [str(DOCS), *sys.path])
+    from settings_tables import on_page_markdown
+
+    return on_page_markdown((DOCS / "configuration.md").read_text())
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: settings.__name__)
+def test_the_configuration_page_has_a_row_for_every_setting(settings: type, configuration: str) -> None:
+    for own in fields(settings):
+        help_text = own.metadata["help"].replace("|", "\\|")
+        row = re.compile(rf"\| `{own.name}` \| .+ \| {re.escape(help_text)} \| `TERSE\.[A-Z_.]*{own.name.upper()}`")
+        assert row.search(configuration), f"{settings.__name__}.{own.name}"
+
+
+@pytest.mark.parametrize("counter", [*COUNTERS, *ROBUSTNESS_COUNTERS])
+def test_the_metrics_page_has_a_row_for_every_counter(counter: str) -> None:
+    assert f"| `{counter}` |" in (DOCS / "metrics.md").read_text()
