@@ -122,7 +122,7 @@ def test_interrupt_is_said(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("terse_aug.bank.readers.coco.extract_from_image", interrupted)
+    monkeypatch.setattr("terse_aug.bank.readers.annotated_images.extract_from_image", interrupted)
     assert main(coco_arguments(sample)) == 130
     assert "nothing was written" in capsys.readouterr().err
     assert not list(sample.folder.glob("*bank*"))

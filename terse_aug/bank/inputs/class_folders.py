@@ -7,19 +7,18 @@ from pathlib import Path
 
 
 def visible_files(root: Path) -> list[Path]:
-    """All visible files, in an order that does not depend on the file system."""
-    below = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
-    visible = [path for path in below if not any(part.startswith(".") for part in path.parts)]
+    """All visible files, at any depth, in the order of their names."""
+    relative = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
+    visible = [path for path in relative if not any(part.startswith(".") for part in path.parts)]
     return [root / path for path in sorted(visible, key=lambda path: path.as_posix())]
 
 
-def class_of(root: Path, path: Path, category: str) -> str:
-    """Name of the subfolder that a file lies in, at any depth below it; ``category`` where it lies in none."""
-    parts = path.relative_to(root).parts
-    return parts[0] if len(parts) > 1 else category
+def class_labels(root: Path, files: Iterable[Path], category: str) -> tuple[dict[Path, int], dict[int, str]]:
+    """Labels of files, and names of the labels 1, 2, ..., in the order of the names.
 
-
-def labels_of(root: Path, files: Iterable[Path], category: str) -> dict[str, int]:
-    """Labels 1, 2, ... of the classes of files, in the order of their names."""
-    names = sorted({class_of(root, path, category) for path in files})
-    return {name: label for label, name in enumerate(names, 1)}
+    A file's class is the subfolder of ``root`` that it lies in, at any depth, or ``category`` for a file in no
+    subfolder.
+    """
+    class_of = {path: (*path.relative_to(root).parts[:-1], category)[0] for path in files}
+    label_of = {name: label for label, name in enumerate(sorted(set(class_of.values())), 1)}
+    return {path: label_of[name] for path, name in class_of.items()}, {label: name for name, label in label_of.items()}
