@@ -144,7 +144,7 @@ def test_a_function_of_the_user_s_makes_the_masks(scene: PolicyContext, tmp_path
     content = coco(scene, [[80, 30, 30, 40], [0, 0, 40, 40]])
     report = build_from_coco(content, scene.images, tmp_path / "a.bank", boxes=my_model)
     assert report.mask_sources == {"mask": 1, "function my_model": 1}
-    assert report.rejected == {"the function gave no mask of the image's size, bool or uint8": 1}
+    assert report.rejected == {"the function returned no mask of the image's size, bool or uint8": 1}
     assert seen == [(80, 30, 30, 40), (0, 0, 40, 40)]
 
 
@@ -196,7 +196,7 @@ def test_boxes_that_are_none_are_dropped_with_the_reason(
     [
         (("magic",), "expected one of grabcut, ellipse, box, or a function"),
         (("grabcut", 1.5), "min_quality within 0 to 1"),
-        (("grabcut", 0.5, "magic"), "otherwise to be ellipse, box or None"),
+        (("grabcut", 0.5, "magic"), "fallback to be ellipse, box or None"),
     ],
 )
 def test_ways_that_there_are_not_are_refused(arguments: tuple[Any, ...], message: str) -> None:

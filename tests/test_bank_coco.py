@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 
 from terse_aug.bank import BuildReport, ExtractionRules, ForegroundBank, build_from_coco, read_image
 from terse_aug.bank.extract import RejectedObject
-from terse_aug.bank.inputs.masks import _uncompressed
+from terse_aug.bank.inputs.masks import run_lengths
 
 # pycocotools 2.0.11 with numpy 2: its decoder, which only these tests call, has no `copy` keyword.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -37,7 +37,7 @@ def rectangle_mask() -> np.ndarray:
     return mask
 
 
-def run_lengths(mask: np.ndarray) -> list[int]:
+def runs_of(mask: np.ndarray) -> list[int]:
     flat = mask.flatten(order="F")
     changes = np.flatnonzero(np.diff(flat)) + 1
     return np.diff([0, *changes.tolist(), flat.size]).tolist() if not flat[0] else [0]
@@ -53,7 +53,7 @@ def compressed() -> dict[str, Any]:
     [
         [[30, 10, 70, 10, 70, 30, 30, 30]],
         [[30, 10, 50, 10, 50, 30, 30, 30], [50, 10, 70, 10, 70, 30, 50, 30], [1, 2, 3, 4]],
-        {"size": [80, 120], "counts": run_lengths(rectangle_mask())},
+        {"size": [80, 120], "counts": runs_of(rectangle_mask())},
         compressed(),
     ],
     ids=["polygon", "parts, one degenerate", "runs", "compressed"],
@@ -308,7 +308,7 @@ def test_own_decoding_of_compressed_runs_is_pycocotools(sample: CocoSample) -> N
     for _ in range(50):
         mask = (generator.random(generator.integers(1, 40, 2)) < generator.random()).astype(np.uint8)
         encoded = coco_mask.encode(np.asfortranarray(mask))
-        runs = _uncompressed(encoded["counts"].decode())
+        runs = run_lengths(encoded["counts"].decode())
         again = coco_mask.decode(coco_mask.frPyObjects({"size": [*mask.shape], "counts": runs}, *mask.shape))
         np.testing.assert_array_equal(again, mask)
 
@@ -317,13 +317,13 @@ def test_own_decoding_of_compressed_runs_is_pycocotools(sample: CocoSample) -> N
     ("text", "run"), [("", None), ("0", 0), ("o0", 31), ("oooooo0", 2**30 - 1), ("PPPPPP1", 2**30)]
 )
 def test_runs_of_any_length_that_an_image_has_are_decoded(text: str, run: int | None) -> None:
-    assert _uncompressed(text) == ([] if run is None else [run])
+    assert run_lengths(text) == ([] if run is None else [run])
 
 
 @pytest.mark.parametrize("text", ["o", "1o", "ooooooo0", "\u0100", "\udc80", "/", "p"])
 def test_runs_that_are_cut_off_or_too_long_or_no_runs_are_refused(text: str) -> None:
     with pytest.raises(RejectedObject, match="damaged"):
-        _uncompressed(text)
+        run_lengths(text)
 
 
 @pytest.mark.parametrize("wrong", [{"min_area": 0}, {"min_side": 0}, {"max_side": 1}, {"min_box_agreement": 1.5}])

@@ -39,7 +39,7 @@ from terse_aug.bank import (
     build_from_voc,
     build_from_yolo,
 )
-from terse_aug.bank.readers.annotation_collector import CLAIMED
+from terse_aug.bank.readers.annotation_collector import SHARED_IMAGE
 
 
 @pytest.fixture
@@ -110,12 +110,12 @@ def test_every_format_gives_the_same_cut_outs(name: str, scene: PolicyContext, t
 @pytest.mark.parametrize("name", [*WITH_BOXES, "voc"])
 def test_boxes_are_left_out_and_counted_unless_a_way_is_given(name: str, scene: PolicyContext, tmp_path: Path) -> None:
     if name == "voc":
-        with pytest.raises(ValueError, match="a box cannot be cut out; masks are missing"):
+        with pytest.raises(ValueError, match="masks are missing"):
             voc_boxes(scene, tmp_path / "out.bank")
         return
     report = WITH_BOXES[name](scene, tmp_path / "out.bank")
     assert report.kept == {"cat": 1}
-    assert [count for reason, count in report.rejected.items() if "box cannot be cut out" in reason] == [1]
+    assert [count for reason, count in report.rejected.items() if "box only" in reason] == [1]
 
 
 def test_boxes_of_voc_count_from_one_and_include_their_last_pixel(scene: PolicyContext, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_labels_are_the_formats_own_or_in_the_order_of_names(scene: PolicyContex
         ({"<xmin>81<": "<xmin>21<", "<ymin>31<": "<ymin>1<"}, "mask and box disagree", {"cat": 1}),
         ({"<width>128<": "<width>0<"}, "", {"cat": 1, "dog": 1}),
         ({"<filename>scene.png": "<filename>C:/old/photo.png"}, "", {"cat": 1, "dog": 1}),
-        ({"<height>96<": "<height>97<"}, "image file has another size than the JSON says", None),
+        ({"<height>96<": "<height>97<"}, "image file has another size than the annotations say", None),
     ],
 )
 def test_voc_is_mended_or_dropped_with_the_reason(
@@ -242,7 +242,7 @@ def test_labelme_shapes_that_show_nothing_are_dropped_with_the_reason(
     (folder / "broken.json").write_text("{")
     report = build_from_labelme(folder, tmp_path / "out.bank", images=scene.images)
     assert report.kept == {"cat": 1}
-    reasons = ("JSON file cannot be read", "not a file of LabelMe's", reason)
+    reasons = ("JSON file cannot be read", "not a LabelMe file", reason)
     assert all(any(known in given for given in report.rejected) for known in reasons)
     assert len(report.rejected) == 3
 
@@ -584,7 +584,7 @@ def test_files_of_several_folders_do_not_share_an_image_that_stands_in(scene: Po
     for part in ("north", "south"):  # of two images that lie in one folder now, one is lost
         (tmp_path / "parts" / part).mkdir(parents=True)
         (tmp_path / "parts" / part / "scene.json").write_text(text)
-    with pytest.raises(ValueError, match=f"4 +{CLAIMED}"):
+    with pytest.raises(ValueError, match=f"4 +{SHARED_IMAGE}"):
         build_from_labelme(tmp_path / "parts", tmp_path / "flat.bank", images=scene.images)
     empty = json.loads(text) | {"shapes": []}
     (tmp_path / "parts" / "north" / "scene.json").write_text(json.dumps(empty))
@@ -612,7 +612,7 @@ def test_voc_takes_the_image_of_its_xml_file_where_that_was_copied(scene: Policy
     assert report.repaired == {"image has the name of its XML file and not that in it": 1}
     (root / "JPEGImages" / "other.png").unlink()
     report = build_from_voc(root, tmp_path / "one.bank", boxes="box")
-    assert (report.kept, report.rejected) == ({"cat": 1, "dog": 1}, {CLAIMED: 2})
+    assert (report.kept, report.rejected) == ({"cat": 1, "dog": 1}, {SHARED_IMAGE: 2})
 
 
 def test_voc_trusts_the_name_in_the_file_where_the_image_is_nobody_else_s(scene: PolicyContext, tmp_path: Path) -> None:
@@ -631,7 +631,7 @@ def test_yolo_takes_the_photograph_where_its_mask_has_its_name(scene: PolicyCont
     depths.save(scene.images / "scene.bmp")
     report = build_from_yolo(scene.images, tmp_path / "out.bank")
     assert report.kept == {"cat": 1}
-    assert report.rejected["label file is that of several images"] == 1
+    assert report.rejected["label file belongs to several images"] == 1
     Image.new("RGB", (WIDTH, HEIGHT), "green").save(scene.images / "scene.jpg")
-    with pytest.raises(ValueError, match=r"3 +label file is that of several images"):
+    with pytest.raises(ValueError, match=r"3 +label file belongs to several images"):
         build_from_yolo(scene.images, tmp_path / "none.bank")

@@ -12,7 +12,7 @@ import pytest
 from bank_samples import CocoSample, make_foreground
 
 from terse_aug.bank import BankWriter, BuildReport, ForegroundBank, build_from_coco
-from terse_aug.bank.inputs.repair import known_id
+from terse_aug.bank.inputs.repair import find_id
 
 LARGE = 2**53
 """From here on a float does not tell neighbouring numbers apart."""
@@ -36,8 +36,8 @@ def labels(report: BuildReport) -> list[int]:
 @pytest.mark.parametrize("meant", [LARGE + 1, str(LARGE + 1), float(LARGE), f"{LARGE}.0", "9007199254740992e0"])
 def test_neighbouring_large_ids_are_told_apart(meant: Any) -> None:
     notes: set[str] = set()
-    assert known_id(meant, {LARGE: "a", str(LARGE): "b"}, notes) is None
-    assert known_id(meant, {LARGE: "a", 1: "b"}, notes) is None
+    assert find_id(meant, {LARGE: "a", str(LARGE): "b"}, notes) is None
+    assert find_id(meant, {LARGE: "a", 1: "b"}, notes) is None
 
 
 @pytest.mark.parametrize("written", [str, lambda number: f" {number} "])

@@ -40,8 +40,8 @@ from terse_aug.bank import (
     build_from_voc,
     build_from_yolo,
 )
-from terse_aug.bank.inputs.file_names import fitting
-from terse_aug.bank.inputs.repair import mended_object
+from terse_aug.bank.inputs.file_names import match_names
+from terse_aug.bank.inputs.repair import repair_annotation
 from terse_aug.cli import main
 from terse_aug.preview import open_coco
 
@@ -177,7 +177,7 @@ DIRT: dict[str, tuple[Callable[[Content], Any], dict[str, int]]] = {
         lambda c: first(c)["segmentation"].insert(0, [1, 2, 30, 4, 1, 2]),
         {
             "polygon with repeated points, such as its first at its end": 1,
-            "degenerate part of a polygon left out beside sound ones": 1,
+            "degenerate part of a polygon left out beside valid ones": 1,
         },
     ),
     "boxes": (
@@ -186,7 +186,7 @@ DIRT: dict[str, tuple[Callable[[Content], Any], dict[str, int]]] = {
     ),
     "odd sizes": (
         lambda c: c["images"][0].update(height="tall"),
-        {"size of the image is no number: that of the file is taken": 1},
+        {"size of the image is no number: the file's size is used": 1},
     ),
     "listed twice": (lambda c: c["images"].append(dict(c["images"][0])), {"image listed twice": 1}),
     "decomposed": (renamed(unicodedata.normalize("NFD", NAME)), {"file name in another Unicode form": 1}),
@@ -428,7 +428,7 @@ def test_polygons_survive_any_writing_of_theirs(polygon: list[tuple[float, float
         dirty = json.dumps(dirty)
     entry = {"segmentation": dirty}
     before = copy.deepcopy(entry)
-    assert mended_object(entry, set())["segmentation"] == [flat]
+    assert repair_annotation(entry, set())["segmentation"] == [flat]
     assert entry == before
 
 
@@ -437,7 +437,7 @@ names = st.text("aAäÄéß1._ /\\", min_size=1, max_size=8)
 
 @given(st.sets(names), st.sets(names))
 def test_no_file_is_taken_for_two_names(wanted: set[str], there: set[str]) -> None:
-    fits = fitting(wanted, there)
+    fits = match_names(wanted, there)
     taken = [fit.name for fit in fits.values() if fit.name is not None]
     assert len(taken) == len(set(taken))
     assert not set(taken) & wanted
@@ -578,5 +578,5 @@ def test_another_format_is_trusted_of_photographs_only(
     report = listed_as(folder, name, *others)
     assert report.kept["toothbrush"] == 2 + kept
     assert report.repaired == ({"file name with another extension or none": 1} if kept else {})
-    unclear = [count for reason, count in report.rejected.items() if "not clear which" in reason]
+    unclear = [count for reason, count in report.rejected.items() if "several may be meant" in reason]
     assert unclear == ([] if kept else [1])

@@ -15,8 +15,8 @@ from PIL import Image
 from terse_aug.bank import BuildReport, ForegroundBank, PlainBackground, build_from_products, read_image
 from terse_aug.bank.build.report import Ledger
 from terse_aug.bank.extract import RejectedObject
-from terse_aug.bank.inputs.mask_pairing import paired
-from terse_aug.bank.segmenters.polarity import BLACK, WHITE, object_alpha
+from terse_aug.bank.inputs.mask_pairing import pair_masks
+from terse_aug.bank.segmenters.mask_polarity import BLACK, WHITE, object_alpha
 from terse_aug.cli import main
 
 HEIGHT, WIDTH = 160, 200
@@ -97,9 +97,9 @@ def test_an_object_may_touch_the_border() -> None:
 @pytest.mark.parametrize(
     ("picture", "reason"),
     [
-        (np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8), "ground is not plain"),
-        (np.arange(HEIGHT * WIDTH * 3).reshape(HEIGHT, WIDTH, 3).astype(np.uint8), "ground is not plain"),
-        (photograph(ring(), 128, noise=60), r"ground is not plain: spread of its colour above 5 \(max_spread\)"),
+        (np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8), "background is not plain"),
+        (np.arange(HEIGHT * WIDTH * 3).reshape(HEIGHT, WIDTH, 3).astype(np.uint8), "background is not plain"),
+        (photograph(ring(), 128, noise=60), r"background is not plain: spread of its colour above 5 \(max_spread\)"),
         (photograph(np.zeros((HEIGHT, WIDTH), bool)), "nothing stands out"),
         (np.full((3, 1, 3), 200, np.uint8), "nothing stands out"),
     ],
@@ -139,7 +139,7 @@ def test_the_picture_tells_where_the_border_does_not(inverted: bool) -> None:
     picture[:30] = picture[-30:] = 248  # the object ends before the border: the mask is too generous
     given = np.where(mask ^ inverted, 255, 0).astype(np.uint8)
     assert object_alpha(given, picture)[1] == (BLACK if inverted else WHITE)
-    with pytest.raises(RejectedObject, match="does not tell"):
+    with pytest.raises(RejectedObject, match="white or black"):
         object_alpha(given, np.full((HEIGHT, WIDTH, 3), 90, np.uint8))
     with pytest.raises(RejectedObject, match="the same everywhere"):
         object_alpha(np.zeros((HEIGHT, WIDTH), np.uint8), picture)
@@ -187,7 +187,7 @@ def test_folders_are_classes_and_what_cannot_be_used_is_counted(tmp_path: Path) 
     (root / "cup" / "broken.png").write_bytes(b"no picture")
     report = build_from_products(root, tmp_path / "out.bank", relative_size=0.4, rejected_sheet=tmp_path / "drops.png")
     assert report.kept == {"cup": 1, "object": 1, "plate": 1}
-    assert report.mask_sources == {"plain ground": 3}
+    assert report.mask_sources == {"plain background": 3}
     assert sorted(report.rejected.values()) == [1, 1, 1, 1]
     with bank_of(report) as bank:
         assert bank.categories == {1: "cup", 2: "object", 3: "plate"}
@@ -216,7 +216,7 @@ def test_masks_of_both_polarities_are_counted(tmp_path: Path, place: str) -> Non
     report = build_from_products(root, tmp_path / "out.bank", masks=masks)
     assert report.kept == {"cup": 3}
     assert report.mask_sources == {"mask, object white": 2, "mask, object black": 1}
-    assert report.rejected == {"picture without a mask of its name": 1, "mask without an image of its name": 1}
+    assert report.rejected == {"image without a mask of its name": 1, "mask without an image of its name": 1}
     assert "2  mask, object white" in report.summary()
     with bank_of(report) as bank:
         assert [int(foreground.rgba[..., 3].max()) for foreground in bank] == [255, 255, 199]
@@ -257,7 +257,7 @@ def test_a_mask_is_of_one_picture(tmp_path: Path, place: str) -> None:
         save(root / "cup" / f"two.{suffix}", photograph(ring()))
     save(masks / ("two.png" if place == "below" else "cup/two_mask.png"), ring())
     report = build_from_products(root, tmp_path / "out.bank", masks=masks)
-    assert report.rejected == {"picture has its mask in common with another of its name": 2}
+    assert report.rejected == {"image has its mask in common with another of its name": 2}
     assert report.repaired == {}
     with bank_of(report) as bank:
         assert bank.categories == {1: "cup"}
@@ -278,9 +278,9 @@ def test_many_names_are_paired_fast(tmp_path: Path, place: str) -> None:
         (tmp_path / f"{name}.jpg").touch()
         (tmp_path / (f"{name}_mask.png" if place == "beside" else f"masks/{number}.png")).touch()
     start = time.process_time()
-    pairs = paired(tmp_path if place == "beside" else tmp_path / "p", masks, Ledger())
+    pairs = pair_masks(tmp_path if place == "beside" else tmp_path / "p", masks, Ledger())
     assert time.process_time() - start < 2
-    assert len(pairs.mask_of) == len(pairs.pictures) == 2_000
+    assert len(pairs.mask_of) == len(pairs.images) == 2_000
     assert all(mask.stem.removesuffix("_mask") == path.stem for path, mask in pairs.mask_of.items())
 
 
@@ -295,7 +295,7 @@ def test_wrong_calls_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "products" / "a.png", photograph(ring()))
     for more, message in (
         ({"relative_size": 0}, "relative_size"),
-        ({"masks": tmp_path, "ground": PlainBackground()}, "one of them"),
+        ({"masks": tmp_path, "background": PlainBackground()}, "one of them"),
     ):
         with pytest.raises(ValueError, match=message):
             build_from_products(tmp_path / "products", tmp_path / "out.bank", **more)
@@ -310,12 +310,12 @@ def test_wrong_calls_are_refused(tmp_path: Path) -> None:
 
 
 def test_real_product_masks_are_inverted(data_root: Path, tmp_path: Path) -> None:
-    """Studio pictures with PBM masks beside them; their ground is not plain, and that is said."""
+    """Studio pictures with PBM masks beside them; their background is not plain, and that is said."""
     folder = data_root / "syndata_demo" / "objects_dir"
     report = build_from_products(folder, tmp_path / "out.bank", masks=folder)
     assert report.kept == {"honey_bunches": 2, "mahatma_rice": 2}
     assert report.mask_sources == {"mask, object black": 4}
-    with pytest.raises(ValueError, match="ground is not plain"):
+    with pytest.raises(ValueError, match="background is not plain"):
         build_from_products(folder, tmp_path / "other.bank", image_list=["mahatma_rice/NP1_228.jpg"])
 
 

@@ -14,8 +14,9 @@ from PIL import Image
 from terse_aug.bank import ForegroundBank, build_from_video
 from terse_aug.bank.build.report import Ledger
 from terse_aug.bank.extract import RejectedObject
-from terse_aug.bank.readers.video import _background, _Frames
-from terse_aug.bank.segmenters.motion import background_of, moving_alphas
+from terse_aug.bank.readers.video import estimate_background
+from terse_aug.bank.readers.video_frames import Frames
+from terse_aug.bank.segmenters.motion import median_background, moving_object_alphas
 from terse_aug.cli import main
 
 HEIGHT, WIDTH, COUNT = 96, 160, 24
@@ -51,17 +52,17 @@ def iou(first: NDArray[Any], second: NDArray[Any]) -> float:
 
 
 def test_the_background_is_what_stays_and_the_object_what_moves() -> None:
-    background = background_of([scene(number)[0] for number in range(COUNT)])
+    background = median_background([scene(number)[0] for number in range(COUNT)])
     empty = scene(999)[0]  # the disc has left
     assert np.abs(background.astype(int) - empty).mean() < 4
     for number in (3, 15):
         picture, mask = scene(number)
-        (alpha,) = moving_alphas(picture, background, 100)
+        (alpha,) = moving_object_alphas(picture, background, 100)
         assert iou(alpha > 127, mask) > 0.9
     with pytest.raises(RejectedObject, match="nothing moves"):
-        moving_alphas(empty, background, 100)
+        moving_object_alphas(empty, background, 100)
     with pytest.raises(RejectedObject, match="most of the frame"):
-        moving_alphas(np.roll(picture, 90, 2) // 3, background, 100)
+        moving_object_alphas(np.roll(picture, 90, 2) // 3, background, 100)
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -120,7 +121,7 @@ def test_odd_frames_are_counted(tmp_path: Path) -> None:
     assert report.rejected["frame cannot be read"] == 1
     assert report.rejected["frame has another size than the first"] == 1
     ledger = Ledger()
-    assert len(list(_Frames(place, 1).read(ledger))) == COUNT - 1
+    assert len(list(Frames(place, 1).read(ledger))) == COUNT - 1
     assert ledger.rejected.counts == {"frame cannot be read": 1}
 
 
@@ -130,16 +131,15 @@ def test_a_damaged_video_is_read_to_its_end(tmp_path: Path) -> None:
     length = int.from_bytes(whole[start + 4 : start + 8], "little")
     (tmp_path / "zeroed.avi").write_bytes(whole[: start + 8] + bytes(length) + whole[start + 8 + length :])
     for every in (1, 2):
-        ledger, frames = Ledger(), _Frames(tmp_path / "zeroed.avi", every)
+        ledger, frames = Ledger(), Frames(tmp_path / "zeroed.avi", every)
         assert len(list(frames.read(ledger))) + ledger.rejected.counts.total() == COUNT // every
-        assert len(list(frames.read())) >= COUNT // every - 1
+        assert len(list(frames.read(Ledger()))) >= COUNT // every - 1
 
 
-def test_large_frames_leave_enough_for_the_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("terse_aug.bank.readers.video._MOST_BYTES", 1)
+def test_large_frames_leave_enough_for_the_background(tmp_path: Path) -> None:
     for count in (6, 8, 9, 20):
         place = frames_in(tmp_path / str(count), count)
-        assert _background(_Frames(place, 1), count).shape == (HEIGHT, WIDTH, 3)
+        assert estimate_background(Frames(place, 1), count, max_bytes=1).shape == (HEIGHT, WIDTH, 3)
 
 
 def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
     frames = frames_in(tmp_path / "frames", 6)
     with pytest.raises(ValueError, match="every of at least 1"):
         build_from_video(frames, out, every=0)
-    with pytest.raises(ValueError, match="at least 5 frames to know the background by, got 2"):
+    with pytest.raises(ValueError, match="at least 5 frames to estimate the background, got 2"):
         build_from_video(frames, out, every=4)
     with pytest.raises(FileNotFoundError, match="folder of masks"):
         build_from_video(frames, out, masks=tmp_path / "nowhere")

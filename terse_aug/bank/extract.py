@@ -29,8 +29,8 @@ class ExtractionRules:
     Attributes:
         min_area: smallest number of visible px (alpha above 0); smaller objects are rejected.
         min_side: smallest height and width of the tight box in px; smaller objects are rejected.
-        max_side: foregrounds whose longer side exceeds it, in px, are scaled down to it; ``None`` keeps the size.
-            ``relative_size`` stays that of the original.
+        max_side: foregrounds whose longer side exceeds it, in px, are scaled down to it; their relative size does not
+            change. None (0 on the command line) keeps the size.
         min_box_agreement: smallest IoU of the mask's tight box with the annotated box, where there is one;
             objects below it are rejected.
         drop_truncated: reject objects that touch the border of their image and so are probably truncated by it.
