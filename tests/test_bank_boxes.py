@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from annotated_samples import PolicyContext, make_context
+from annotated_samples import AnnotatedImage, make_sample
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -37,7 +37,7 @@ def iou(first: NDArray[Any], second: NDArray[Any]) -> float:
     return float(((first > 0) & (second > 0)).sum() / ((first > 0) | (second > 0)).sum())
 
 
-def coco(scene: PolicyContext, boxes: list[Any]) -> dict[str, Any]:
+def coco(scene: AnnotatedImage, boxes: list[Any]) -> dict[str, Any]:
     """A JSON of objects with boxes only, and one with a mask."""
     objects = [{"id": 9, "image_id": 1, "category_id": 1, "segmentation": [[20, 10, 70, 10, 70, 60, 20, 60]]}]
     objects += [{"id": row, "image_id": 1, "category_id": 1, "bbox": box} for row, box in enumerate(boxes)]
@@ -49,8 +49,8 @@ def coco(scene: PolicyContext, boxes: list[Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> PolicyContext:
-    return make_context(tmp_path)
+def scene(tmp_path: Path) -> AnnotatedImage:
+    return make_sample(tmp_path)
 
 
 def test_grabcut_finds_what_stands_out() -> None:
@@ -112,7 +112,7 @@ def test_shapes_are_soft_at_the_rim_and_nothing_outside(shape: Any) -> None:
     assert share == pytest.approx(*((0.67, 0.05) if shape is ellipse_alpha else (0.86, 0.05)))
 
 
-def test_the_way_is_the_user_s_and_is_said(scene: PolicyContext, tmp_path: Path) -> None:
+def test_the_way_is_the_user_s_and_is_said(scene: AnnotatedImage, tmp_path: Path) -> None:
     content = coco(scene, [[80, 30, 30, 40], [75, 20, 50, 70]])  # the second is far too large for what it shows
     report = build_from_coco(content, scene.images, tmp_path / "a.bank", boxes=BoxMasks("grabcut", 0.7))
     assert report.mask_sources == {"mask": 1, "grabcut": 1}
@@ -129,7 +129,7 @@ def test_the_way_is_the_user_s_and_is_said(scene: PolicyContext, tmp_path: Path)
     assert "cut out by" in report.summary()
 
 
-def test_a_function_of_the_user_s_makes_the_masks(scene: PolicyContext, tmp_path: Path) -> None:
+def test_a_function_of_the_user_s_makes_the_masks(scene: AnnotatedImage, tmp_path: Path) -> None:
     seen: list[Box] = []
 
     def my_model(image: NDArray[np.uint8], box: Box) -> NDArray[np.bool_]:
@@ -149,7 +149,7 @@ def test_a_function_of_the_user_s_makes_the_masks(scene: PolicyContext, tmp_path
 
 
 def test_a_function_that_fails_is_counted_and_one_called_mask_is_no_annotation(
-    scene: PolicyContext, tmp_path: Path
+    scene: AnnotatedImage, tmp_path: Path
 ) -> None:
     def mask(image: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
         if box[0] == 0:
@@ -167,7 +167,7 @@ def test_a_function_that_fails_is_counted_and_one_called_mask_is_no_annotation(
 
 
 @pytest.mark.parametrize("segmentation", [[], [[]], None, ""])
-def test_an_empty_segmentation_is_none(scene: PolicyContext, tmp_path: Path, segmentation: Any) -> None:
+def test_an_empty_segmentation_is_none(scene: AnnotatedImage, tmp_path: Path, segmentation: Any) -> None:
     content = coco(scene, [[80, 30, 30, 40]])
     content["annotations"][1]["segmentation"] = segmentation
     report = build_from_coco(content, scene.images, tmp_path / "a.bank", boxes="box")
@@ -185,7 +185,7 @@ def test_an_empty_segmentation_is_none(scene: PolicyContext, tmp_path: Path, seg
     ],
 )
 def test_boxes_that_are_none_are_dropped_with_the_reason(
-    scene: PolicyContext, tmp_path: Path, box: list[Any], reason: str
+    scene: AnnotatedImage, tmp_path: Path, box: list[Any], reason: str
 ) -> None:
     report = build_from_coco(coco(scene, [box]), scene.images, tmp_path / "a.bank", boxes="grabcut")
     assert report.rejected == {reason: 1}
