@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from terse_aug import ForegroundBank
+from terse_aug.bank import (
+    BuildReport,
+    build_from_labelme,
+    build_from_panoptic,
+    build_from_via,
+    build_from_voc,
+    build_from_yolo,
+)
 
 HEIGHT, WIDTH = 96, 128
 POLYGON = [[20, 10], [70, 10], [70, 60], [20, 60]]
@@ -185,3 +196,42 @@ def as_panoptic(sample: AnnotatedImage) -> tuple[Path, Path]:
         ],
     }
     return sample.write_json("panoptic.json", content), masks
+
+
+BOTH = {"cat": 1, "dog": 1}
+"""What is kept of the image."""
+
+
+def build_voc(sample: AnnotatedImage, out: Path, changes: dict[str, str] | None = None, **more: Any) -> BuildReport:
+    return build_from_voc(as_voc(sample, **(changes or {})), out, **more)
+
+
+def build_voc_boxes(sample: AnnotatedImage, out: Path, **more: Any) -> BuildReport:
+    return build_from_voc(as_voc(sample, masks=False), out, split="train", **more)
+
+
+def build_yolo(sample: AnnotatedImage, out: Path, lines: list[str] | None = None, **more: Any) -> BuildReport:
+    as_yolo(sample, lines)
+    return build_from_yolo(sample.images, out, **more)
+
+
+def build_labelme(sample: AnnotatedImage, out: Path, shapes: list[Any] | None = None, **more: Any) -> BuildReport:
+    return build_from_labelme(as_labelme(sample, shapes), out, images=sample.images, **more)
+
+
+def build_via(form: str) -> Callable[..., BuildReport]:
+    return lambda sample, out, **more: build_from_via(as_via(sample, form), sample.images, out, **more)
+
+
+def build_via_regions(sample: AnnotatedImage, out: Path, regions: list[Any], **more: Any) -> BuildReport:
+    return build_from_via(as_via(sample, regions=regions), sample.images, out, **more)
+
+
+def build_panoptic(sample: AnnotatedImage, out: Path, **more: Any) -> BuildReport:
+    return build_from_panoptic(*as_panoptic(sample), sample.images, out, **more)
+
+
+def by_name(report: BuildReport) -> dict[str, Any]:
+    """Foregrounds by class; one of each."""
+    with ForegroundBank.open(report.path) as bank:
+        return {bank.categories[foreground.label]: foreground for foreground in bank}

@@ -1,4 +1,4 @@
-"""Ids and categories that mean one thing only or nothing, and values that no data set should have but some do."""
+"""Ids and categories that are ambiguous or extreme."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def labels(report: BuildReport) -> list[int]:
 
 
 @pytest.mark.parametrize("meant", [LARGE + 1, str(LARGE + 1), float(LARGE), f"{LARGE}.0", "9007199254740992e0"])
-def test_neighbouring_large_ids_are_told_apart(meant: Any) -> None:
+def test_neighbouring_large_ids_are_distinguished(meant: Any) -> None:
     notes: set[str] = set()
     assert find_id(meant, {LARGE: "a", str(LARGE): "b"}, notes) is None
     assert find_id(meant, {LARGE: "a", 1: "b"}, notes) is None
@@ -169,7 +169,7 @@ def test_endless_numbers_that_are_no_text_end_nothing(sample: CocoSample) -> Non
 
 
 def test_names_that_are_no_text_do_not_end_a_build(tmp_path: Path) -> None:
-    """Names of folders on disk may have bytes that are no UTF-8, and are then stored as they are told."""
+    """Names of folders on disk may have bytes that are no UTF-8, and are then stored escaped."""
     name = os.fsdecode(b"caf\xe9")
     with BankWriter(tmp_path / "a.bank", {1: name}) as writer:
         writer.add(make_foreground(0, label=1))

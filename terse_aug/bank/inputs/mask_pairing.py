@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from terse_aug.bank.build.report import Ledger
-from terse_aug.bank.inputs.class_folders import visible_files
 from terse_aug.bank.inputs.file_names import IMAGE_SUFFIXES, match_names
+from terse_aug.bank.inputs.folders import visible_files
 
 MASK_SUFFIX = "_mask"
 IMAGE_OR_MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".pbm")

@@ -8,6 +8,7 @@ from typing import Any
 
 from terse_aug.bank.build.report import BuildReport
 from terse_aug.bank.inputs.coco_json import CocoAnnotations
+from terse_aug.bank.inputs.folders import check_folders
 from terse_aug.bank.readers.annotated_images import build_from_annotations
 from terse_aug.bank.readers.options import AnnotationOptions
 
@@ -34,8 +35,7 @@ def build_from_coco(
         ValueError: the file is no COCO JSON of instances, or the categories have different keypoints; and as
             :class:`AnnotationOptions`.
     """
-    settings = AnnotationOptions(**options)
-    settings.check(out)
+    settings = AnnotationOptions.checked(out, options)
     if isinstance(annotations, Mapping):
         info = annotations.get("info")
         name = str(info.get("description", "")) if isinstance(info, Mapping) else ""
@@ -43,6 +43,5 @@ def build_from_coco(
     else:
         data, name = CocoAnnotations.read(Path(annotations)), Path(annotations).name
     folder = Path(images)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"expected a folder of images at {folder}, found none")
+    check_folders(folder, content="images")
     return build_from_annotations(data, folder, out, {"from": "coco", "annotations": name}, settings)

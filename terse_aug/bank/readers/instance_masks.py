@@ -14,6 +14,7 @@ from terse_aug.bank.build.rejected_sample import RejectedSample
 from terse_aug.bank.build.report import BuildReport, Ledger
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
 from terse_aug.bank.inputs.file_names import match_names
+from terse_aug.bank.inputs.folders import check_folders
 from terse_aug.bank.inputs.image_list import NOT_LISTED, ImageList
 from terse_aug.bank.inputs.images import read_image_like, read_index_mask
 from terse_aug.bank.inputs.mask_pairing import IMAGE_OR_MASK_SUFFIXES, MASK_SUFFIX, NO_IMAGE
@@ -43,12 +44,9 @@ def build_from_masks(
         FileNotFoundError: a folder does not exist.
         FileExistsError, ValueError, OSError: as :class:`BuildOptions`.
     """
-    settings = BuildOptions(**options)
-    settings.check(out)
+    settings = BuildOptions.checked(out, options)
     image_folder, mask_folder = Path(images), Path(masks)
-    for folder in (image_folder, mask_folder):
-        if not folder.is_dir():
-            raise FileNotFoundError(f"expected a folder of images at {folder}, found none")
+    check_folders(image_folder, mask_folder, content="images")
     ledger, rules = Ledger(), settings.extraction_rules
     pairs = pair_instance_masks(image_folder, mask_folder, ImageList(settings.image_list), ledger)
     record = {"from": "masks", "images": image_folder.name, **vars(rules)}

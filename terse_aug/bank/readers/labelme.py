@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from terse_aug.bank.build.report import BuildReport
+from terse_aug.bank.inputs.folders import check_folders
 from terse_aug.bank.inputs.images import BROKEN_FILE, is_file
 from terse_aug.bank.inputs.masks import segmentation_as_json
 from terse_aug.bank.inputs.repair import TEXT_NUMBER, Malformed, Repairs, as_number, class_name, contains_text
@@ -57,12 +58,9 @@ def build_from_labelme(
         FileNotFoundError: a folder does not exist.
         ValueError: no object can be read; and as :class:`AnnotationOptions`.
     """
-    settings = AnnotationOptions(**options)
-    settings.check(out)
+    settings = AnnotationOptions.checked(out, options)
     folder, images = Path(folder), None if images is None else Path(images)
-    for place in (folder, images):
-        if place is not None and not place.is_dir():
-            raise FileNotFoundError(f"expected a folder at {place}, found none")
+    check_folders(folder, images)
     files_of_image: dict[str, list[tuple[int, Path]]] = defaultdict(list)
     collector = AnnotationCollector.with_names(names)
     for path in sorted(folder.rglob("*.json")):

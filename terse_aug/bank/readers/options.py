@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from terse_aug.bank.build.chunks import Source
 from terse_aug.bank.build.contact_sheets import Locate, check_target
@@ -17,6 +17,9 @@ from terse_aug.bank.build.workers import check_jobs
 from terse_aug.bank.extract import ExtractionRules
 from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.segmenters.box import BoxMaskMethod, BoxMasks
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -60,14 +63,17 @@ class BuildOptions:
         """``rules`` or the default."""
         return self.rules or ExtractionRules()
 
-    def check(self, out: str | Path) -> None:
-        """Check what can be checked before anything is read; errors as above."""
-        if self.image_list is None or isinstance(self.image_list, str | Path):  # else it may be an iterator
-            ImageList(self.image_list)
-        if Path(out).exists() and not self.overwrite:
+    @classmethod
+    def checked(cls, out: str | Path, options: Mapping[str, Any]) -> Self:
+        """The options, checked as far as possible before anything is read; errors as above."""
+        settings = cls(**options)
+        if settings.image_list is None or isinstance(settings.image_list, str | Path):  # else it may be an iterator
+            ImageList(settings.image_list)
+        if Path(out).exists() and not settings.overwrite:
             raise FileExistsError(f"{out} exists; give overwrite=True (--overwrite) to replace it")
-        if self.rejected_sheet is not None:
-            check_target(Path(self.rejected_sheet), self.overwrite)
+        if settings.rejected_sheet is not None:
+            check_target(Path(settings.rejected_sheet), settings.overwrite)
+        return settings
 
     def build(
         self,
@@ -116,15 +122,14 @@ class AnnotationOptions(BuildOptions):
     categories: Collection[str] | None = None
     boxes: BoxMasks | str | BoxMaskMethod | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.box_masks  # an unknown method is an error at once
+
     @property
     def box_masks(self) -> BoxMasks | None:
         """``boxes`` as :class:`BoxMasks`."""
         return self.boxes if self.boxes is None or isinstance(self.boxes, BoxMasks) else BoxMasks(self.boxes)
-
-    def check(self, out: str | Path) -> None:
-        """Check what can be checked before anything is read; errors as above."""
-        _ = self.box_masks
-        super().check(out)
 
 
 def check_relative_size(relative_size: float) -> None:

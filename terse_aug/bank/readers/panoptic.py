@@ -10,6 +10,7 @@ from typing import Any
 from terse_aug.bank.build.report import BuildReport, Ledger
 from terse_aug.bank.inputs.coco_json import CocoAnnotations
 from terse_aug.bank.inputs.file_names import FileFinder
+from terse_aug.bank.inputs.folders import check_folders
 from terse_aug.bank.inputs.masks import MaskInFile
 from terse_aug.bank.inputs.repair import Malformed, Repairs, as_whole_number, find_id
 from terse_aug.bank.readers.annotated_images import build_from_annotations
@@ -32,14 +33,11 @@ def build_from_panoptic(
         FileNotFoundError: the file or a folder does not exist.
         ValueError: it is no panoptic JSON, or has no things; and as :class:`AnnotationOptions`.
     """
-    settings = AnnotationOptions(**options)
-    settings.check(out)
+    settings = AnnotationOptions.checked(out, options)
     annotations, masks, images = Path(annotations), Path(masks), Path(images)
     if not annotations.is_file():
         raise FileNotFoundError(f"expected a panoptic JSON at {annotations}, found none")
-    for folder in (masks, images):
-        if not folder.is_dir():
-            raise FileNotFoundError(f"expected a folder at {folder}, found none")
+    check_folders(masks, images)
     ledger = Ledger()
     try:
         content = json.loads(annotations.read_bytes())

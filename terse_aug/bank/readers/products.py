@@ -14,7 +14,7 @@ from terse_aug.bank.build.chunks import Source
 from terse_aug.bank.build.rejected_sample import RejectedSample
 from terse_aug.bank.build.report import BuildReport, Ledger
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
-from terse_aug.bank.inputs.class_folders import class_labels
+from terse_aug.bank.inputs.folders import check_folders, class_labels
 from terse_aug.bank.inputs.image_list import NOT_LISTED, ImageList
 from terse_aug.bank.inputs.images import NoAlphaError, read_image, read_mask, read_rgba
 from terse_aug.bank.inputs.mask_pairing import pair_masks
@@ -59,17 +59,14 @@ def build_from_products(
         ValueError: ``relative_size`` is not above 0, or both ``masks`` and ``background`` are given.
         FileExistsError, ValueError, OSError: as :class:`BuildOptions`.
     """
-    settings = BuildOptions(**options)
-    settings.check(out)
+    settings = BuildOptions.checked(out, options)
     check_relative_size(relative_size)
     if masks is not None and background is not None:
         raise ValueError(
             f"expected masks or background settings ({', '.join(asdict(background))}), got both; leave out one of them"
         )
     root, mask_root = Path(folder), None if masks is None else Path(masks)
-    for place in (root, mask_root):
-        if place is not None and not place.is_dir():
-            raise FileNotFoundError(f"expected a folder at {place}, found none")
+    check_folders(root, mask_root)
     ledger, rules, background = Ledger(), settings.extraction_rules, background or PlainBackground()
     units, categories = _find_images(root, mask_root, category, ImageList(settings.image_list), ledger)
     mask_settings = asdict(background) if mask_root is None else {"masks": mask_root.name}

@@ -14,7 +14,7 @@ from terse_aug.bank.build.chunks import Source
 from terse_aug.bank.build.rejected_sample import RejectedSample
 from terse_aug.bank.build.report import BuildReport, Ledger
 from terse_aug.bank.extract import ExtractionRules, RejectedObject, finish_foreground, remove_faint_alpha, tight_box
-from terse_aug.bank.inputs.class_folders import class_labels, visible_files
+from terse_aug.bank.inputs.folders import check_folders, class_labels, visible_files
 from terse_aug.bank.inputs.image_list import NOT_LISTED, ImageList
 from terse_aug.bank.inputs.images import NoAlphaError, read_rgba
 from terse_aug.bank.readers.options import BuildOptions, check_relative_size
@@ -49,15 +49,13 @@ def build_from_rgba(
         ValueError: ``relative_size`` is not above 0, or ``rules`` have ``drop_truncated``, which needs an image.
         FileExistsError, ValueError, OSError: as :class:`BuildOptions`.
     """
-    settings = BuildOptions(**options)
-    settings.check(out)
+    settings = BuildOptions.checked(out, options)
     rules = settings.extraction_rules
     if rules.drop_truncated:
         raise ValueError("drop_truncated needs the image an object was extracted from; RGBA files have none")
     check_relative_size(relative_size)
     root, image_list = Path(folder), ImageList(settings.image_list)
-    if not root.is_dir():
-        raise FileNotFoundError(f"expected a folder of RGBA images at {root}, found none")
+    check_folders(root, content="RGBA images")
     files = visible_files(root)
     label_of, categories = class_labels(root, (p for p in files if p.suffix.lower() in _SUFFIXES), category)
     ledger, units = Ledger(), []

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from terse_aug.bank.build.report import BuildReport
+from terse_aug.bank.inputs.folders import check_folders
 from terse_aug.bank.inputs.repair import TEXT_NUMBER, Malformed, Repairs, as_number, class_name, contains_text
 from terse_aug.bank.readers.annotation_collector import AnnotationCollector, ellipse_to_polygon, points_to_polygon
 from terse_aug.bank.readers.options import AnnotationOptions
@@ -43,13 +44,11 @@ def build_from_via(
         ValueError: the file is no export of VIA, no region has the attribute, several attributes have as many values
             and none is given, or no object can be read; and as :class:`AnnotationOptions`.
     """
-    settings = AnnotationOptions(**options)
-    settings.check(out)
+    settings = AnnotationOptions.checked(out, options)
     file, images = Path(file), Path(images)
     if not file.is_file():
         raise FileNotFoundError(f"expected an export of VIA at {file}, found none")
-    if not images.is_dir():
-        raise FileNotFoundError(f"expected a folder of images at {images}, found none")
+    check_folders(images, content="images")
     collector = AnnotationCollector.with_names(names)
     try:
         text = file.read_text(encoding="utf-8-sig")

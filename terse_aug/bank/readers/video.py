@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from terse_aug.bank.build.pipeline import Filled, build
 from terse_aug.bank.build.report import BY_MASK, BuildReport, Ledger, Progress
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
+from terse_aug.bank.inputs.folders import check_folders
 from terse_aug.bank.inputs.images import read_index_mask
 from terse_aug.bank.readers.video_frames import Frames
 from terse_aug.bank.segmenters.motion import median_background, moving_object_alphas
 from terse_aug.bank.storage.writer import BankWriter
+from terse_aug.structures.foreground import Foreground
 
 _LABEL = 1
 _BY_MOTION = "motion"
@@ -65,29 +67,18 @@ def build_from_video(
     mask_folder = None if masks is None else Path(masks)
     frames = Frames(Path(video), every, mask_folder)
     total = frames.count()
-    if mask_folder is not None and not mask_folder.is_dir():
-        raise FileNotFoundError(f"expected a folder of masks at {mask_folder}, found none")
+    check_folders(mask_folder, content="masks")
     rules = rules or ExtractionRules()
     writer = BankWriter(out, {_LABEL: category}, overwrite=overwrite)
 
     def fill(ledger: Ledger) -> Filled:
+        by_mask = mask_folder is not None
+        segment = _by_masks(frames) if by_mask else _by_motion(frames, total, rules.min_area)
         done = 0
-        alphas_of, mask_source = _by_masks(frames), BY_MASK
-        if mask_folder is None:
-            alphas_of, mask_source = _by_motion(frames, total, rules.min_area), _BY_MOTION
         for done, (name, pixels) in enumerate(frames.read(ledger), 1):
-            try:
-                alphas = alphas_of(name, pixels)
-            except RejectedObject as reason:
-                ledger.drop(str(reason), name)
-                alphas = []
-            for number, alpha in enumerate(alphas, 1):
-                annotation = Annotation(_LABEL, f"{name}#{number}")
-                try:
-                    writer.add(extract_from_image(pixels, alpha, annotation, rules, soft=True))
-                    ledger.mask_sources[mask_source] += 1
-                except RejectedObject as reason:
-                    ledger.drop(str(reason), annotation.source)
+            for foreground in _extract(name, pixels, segment, rules, ledger):
+                writer.add(foreground)
+                ledger.mask_sources[BY_MASK if by_mask else _BY_MOTION] += 1
             if progress is not None:
                 progress(done, max(total, done))
         return Filled(done)
@@ -98,6 +89,23 @@ def build_from_video(
 
 Segmenter = Callable[[str, NDArray[np.uint8]], list[NDArray[np.uint8]]]
 """From the name and the pixels of a frame to the alpha of each object."""
+
+
+def _extract(
+    name: str, pixels: NDArray[np.uint8], segment: Segmenter, rules: ExtractionRules, ledger: Ledger
+) -> Iterator[Foreground]:
+    """The foregrounds of a frame."""
+    try:
+        alphas = segment(name, pixels)
+    except RejectedObject as reason:
+        ledger.drop(str(reason), name)
+        return
+    for number, alpha in enumerate(alphas, 1):
+        annotation = Annotation(_LABEL, f"{name}#{number}")
+        try:
+            yield extract_from_image(pixels, alpha, annotation, rules, soft=True)
+        except RejectedObject as reason:
+            ledger.drop(str(reason), annotation.source)
 
 
 def _by_motion(frames: Frames, total: int, min_area: int) -> Segmenter:

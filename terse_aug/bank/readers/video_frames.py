@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from terse_aug.bank.build.report import Ledger
 from terse_aug.bank.extract import RejectedObject
-from terse_aug.bank.inputs.class_folders import visible_files
 from terse_aug.bank.inputs.file_names import IMAGE_SUFFIXES
+from terse_aug.bank.inputs.folders import visible_files
 from terse_aug.bank.inputs.images import read_image
 from terse_aug.bank.inputs.mask_pairing import outside
 

@@ -47,8 +47,7 @@ def build_from_voc(
         FileNotFoundError: a folder or the list does not exist.
         ValueError: no object can be read; and as :class:`AnnotationOptions`.
     """
-    settings = AnnotationOptions(**options)
-    settings.check(out)
+    settings = AnnotationOptions.checked(out, options)
     root = Path(root)
     annotations, images, masks = (root / name for name in _FOLDERS)
     for folder in (annotations, images):

@@ -12,6 +12,7 @@ import yaml
 
 from terse_aug.bank.build.report import BuildReport, Ledger
 from terse_aug.bank.inputs.file_names import FileFinder
+from terse_aug.bank.inputs.folders import check_folders
 from terse_aug.bank.inputs.images import image_size, is_color_image
 from terse_aug.bank.inputs.repair import SPACED_NAME, Malformed, as_number
 from terse_aug.bank.readers.annotation_collector import AnnotationCollector
@@ -47,12 +48,9 @@ def build_from_yolo(
         FileNotFoundError: a folder or the file of names does not exist.
         ValueError: there are no class names, or no object can be read; and as :class:`AnnotationOptions`.
     """
-    settings = AnnotationOptions(**options)
-    settings.check(out)
+    settings = AnnotationOptions.checked(out, options)
     images, labels = Path(images), None if labels is None else Path(labels)
-    for folder in (images, labels):
-        if folder is not None and not folder.is_dir():
-            raise FileNotFoundError(f"expected a folder at {folder}, found none")
+    check_folders(images, labels)
     source = _names_beside(images, labels) if names is None else Path(names) if isinstance(names, str) else names
     class_names = _class_names(source)
     collector = AnnotationCollector({name.strip(): number for number, name in class_names.items()})

@@ -1,9 +1,16 @@
-"""Folders whose subfolders are classes. Imports the standard library only."""
+"""Folders of files, whose subfolders may be classes. Imports the standard library only."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+
+
+def check_folders(*folders: Path | None, content: str = "files") -> None:
+    """Raise ``FileNotFoundError`` unless all folders exist; ``None`` is ignored."""
+    for folder in folders:
+        if folder is not None and not folder.is_dir():
+            raise FileNotFoundError(f"expected a folder of {content} at {folder}, found none")
 
 
 def visible_files(root: Path) -> list[Path]:
