@@ -115,7 +115,7 @@ text_ids = texts(("annotations", "image_id"), ("annotations", "category_id"))
 N_TEXT, N_ID = "number written as text", "id written as text"
 REPEATED = "polygon with repeated points, such as its first at its end"
 SLASHES, CODEC = "file name with other slashes or space around it", "file name in another encoding"
-SUFFIX, FOLDER = "file name with another extension or none", "file lies in another folder than its name says"
+SUFFIX, FOLDER = "file name with another extension or none", "file lies in another folder than in its name"
 
 DIRT: dict[str, tuple[Callable[[Content], Any], dict[str, int]]] = {
     "numbers": (texts(("annotations", "bbox"), ("annotations", "segmentation")), {N_TEXT: 2}),

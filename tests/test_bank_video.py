@@ -120,9 +120,9 @@ def test_odd_frames_are_counted(tmp_path: Path) -> None:
     report = build_from_video(place, tmp_path / "out.bank", every=1)
     assert report.rejected["frame cannot be read"] == 1
     assert report.rejected["frame has another size than the first"] == 1
-    ledger = Ledger()
-    assert len(list(Frames(place, 1).read(ledger))) == COUNT - 1
-    assert ledger.rejected.counts == {"frame cannot be read": 1}
+    log = Ledger()
+    assert len(list(Frames(place, 1).read(log))) == COUNT - 1
+    assert log.rejected.counts == {"frame cannot be read": 1}
 
 
 def test_a_damaged_video_is_read_to_its_end(tmp_path: Path) -> None:
@@ -131,8 +131,8 @@ def test_a_damaged_video_is_read_to_its_end(tmp_path: Path) -> None:
     length = int.from_bytes(whole[start + 4 : start + 8], "little")
     (tmp_path / "zeroed.avi").write_bytes(whole[: start + 8] + bytes(length) + whole[start + 8 + length :])
     for every in (1, 2):
-        ledger, frames = Ledger(), Frames(tmp_path / "zeroed.avi", every)
-        assert len(list(frames.read(ledger))) + ledger.rejected.counts.total() == COUNT // every
+        log, frames = Ledger(), Frames(tmp_path / "zeroed.avi", every)
+        assert len(list(frames.read(log))) + log.rejected.counts.total() == COUNT // every
         assert len(list(frames.read(Ledger()))) >= COUNT // every - 1
 
 

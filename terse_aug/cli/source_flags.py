@@ -92,7 +92,7 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, annotation: str, defau
 
 
 def _documented(docstring: str | None, section: str) -> Mapping[str, str]:
-    """The entries of a section of a docstring in Google style; none where Python was told to drop docstrings (-OO)."""
+    """The entries of a section of a docstring in Google style; none where Python drops docstrings (-OO)."""
     _, _, text = inspect.cleandoc(docstring or "").partition(f"{section}:\n")
     text = re.split(r"^\S", text, maxsplit=1, flags=re.MULTILINE)[0]
     entries = re.findall(r"^    (\w+): (.*(?:\n      .*)*)", text, flags=re.MULTILINE)

@@ -52,7 +52,7 @@ def open_coco(annotations: str | Path, images: str | Path) -> LabelledImages:
     if not coco.images:
         raise ValueError(f"{annotations} lists no images")
     found = LabelledImages(f"{images} with {annotations}", coco.categories)
-    found.dropped.take(coco.ledger.rejected)
+    found.dropped.take(coco.log.rejected)
     objects = _objects_by_image(coco, found.dropped)
     fields = CocoFields.of(coco, objects, found.dropped)
     files = FileFinder(folder, [file_name(record) for record in coco.images.values()])

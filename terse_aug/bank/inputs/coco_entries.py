@@ -34,41 +34,41 @@ def file_name(image: Mapping[str, Any]) -> str:
     return str(image.get("file_name") or PurePosixPath(str(image.get("coco_url", ""))).name)
 
 
-def read_entries(key: str, entries: list[Any], ledger: Ledger) -> list[dict[str, Any]]:
+def read_entries(key: str, entries: list[Any], log: Ledger) -> list[dict[str, Any]]:
     """The entries of a list of the JSON that are mappings of usual depth with usual ids; the others are counted."""
     valid = []
     for position, entry in enumerate(entries):
         if is_nested_too_deeply(entry):
-            ledger.drop(f"entry in {key} is nested too deeply", f"number {position}")
+            log.drop(f"entry in {key} is nested too deeply", f"number {position}")
         elif not isinstance(entry, dict):
-            ledger.drop(f"entry in {key} is no mapping", f"number {position}: {str(entry)[:100]}")
+            log.drop(f"entry in {key} is no mapping", f"number {position}: {str(entry)[:100]}")
         elif any(_has_too_many_digits(entry.get(name)) for name in ("id", "image_id", "category_id")):
-            ledger.drop(f"entry in {key} has an id of more than {MAX_DIGITS} digits", f"number {position}")
+            log.drop(f"entry in {key} has an id of more than {MAX_DIGITS} digits", f"number {position}")
         else:
             valid.append(entry)
     return valid
 
 
-def read_images(entries: list[dict[str, Any]], ledger: Ledger) -> Entries:
+def read_images(entries: list[dict[str, Any]], log: Ledger) -> Entries:
     """Images by id; an id of several files is dropped."""
     images: Entries = {}
     ambiguous: Counter[Any] = Counter()
     for image in entries:
         key, name = image.get("id"), file_name(image)
         if not isinstance(key, int | float | str) or is_inexact_id(key):
-            ledger.drop("image without an id", name)
+            log.drop("image without an id", name)
         elif key not in images:
             images[key] = image
         elif file_name(images[key]) == name:
-            ledger.repair(["image listed twice"], name)
+            log.repair(["image listed twice"], name)
         else:
             ambiguous[key] += 1
     for key, times in ambiguous.items():
-        ledger.drop("image id of several files", f"{key}: {file_name(images.pop(key))}", times + 1)
+        log.drop("image id of several files", f"{key}: {file_name(images.pop(key))}", times + 1)
     return images
 
 
-def read_categories(entries: list[dict[str, Any]], ledger: Ledger) -> dict[int, dict[str, Any]]:
+def read_categories(entries: list[dict[str, Any]], log: Ledger) -> dict[int, dict[str, Any]]:
     """Categories by id, with repaired names; an id of several names is dropped."""
     known: dict[int, dict[str, Any]] = {}
     ambiguous: set[int] = set()
@@ -80,24 +80,24 @@ def read_categories(entries: list[dict[str, Any]], ledger: Ledger) -> dict[int, 
         except Malformed:
             name = ""
         if not isinstance(label, int) or not name:
-            ledger.drop("category without a name or an id that is a number", str(category)[:100])
+            log.drop("category without a name or an id that is a number", str(category)[:100])
             continue
         if label not in _INT64:
-            ledger.drop("category id is beyond 64 bits", f"{label} ({name})")
+            log.drop("category id is beyond 64 bits", f"{label} ({name})")
             continue
         if not isinstance(category.get("keypoints") or [], list):
             repairs.add("names of keypoints that are no list were left out")
             category = category | {"keypoints": []}
-        ledger.repair(repairs, f"category {label} ({name})")
+        log.repair(repairs, f"category {label} ({name})")
         if label in known and known[label]["name"] != name:
             ambiguous.add(label)
-            ledger.drop("category id of several names", f"{label}: {known[label]['name']}, {name}")
+            log.drop("category id of several names", f"{label}: {known[label]['name']}, {name}")
         known.setdefault(label, category | {"id": label, "name": name})
     return {label: category for label, category in known.items() if label not in ambiguous}
 
 
 def resolve_references(
-    objects: Iterable[dict[str, Any]], images: Entries, categories: dict[int, dict[str, Any]], ledger: Ledger
+    objects: Iterable[dict[str, Any]], images: Entries, categories: dict[int, dict[str, Any]], log: Ledger
 ) -> list[dict[str, Any]]:
     """Annotations with the ids that images and categories have, and with a number for ``iscrowd``.
 
@@ -106,7 +106,7 @@ def resolve_references(
     objects = list(objects)
     texts = {entry["category_id"] for entry in objects if isinstance(entry.get("category_id"), str)}
     meanings = _category_meanings(texts, categories)
-    resolved = (_resolve(entry, images, meanings, ledger) for entry in objects)
+    resolved = (_resolve(entry, images, meanings, log) for entry in objects)
     return [entry for entry in resolved if entry is not None]
 
 
@@ -144,7 +144,7 @@ def _find_name(name: str, categories: dict[int, dict[str, Any]]) -> int | None:
 
 
 def _resolve(
-    entry: dict[str, Any], images: Entries, meanings: dict[str, tuple[int, str] | None], ledger: Ledger
+    entry: dict[str, Any], images: Entries, meanings: dict[str, tuple[int, str] | None], log: Ledger
 ) -> dict[str, Any] | None:
     image, category, crowd = entry.get("image_id"), entry.get("category_id"), entry.get("iscrowd", 0)
     repairs: Repairs = set()
@@ -156,7 +156,7 @@ def _resolve(
     if isinstance(category, str) and category in meanings:
         meaning = meanings[category]
         if meaning is None:
-            ledger.drop(_AMBIGUOUS, f"annotation {entry.get('id')} (category {category})")
+            log.drop(_AMBIGUOUS, f"annotation {entry.get('id')} (category {category})")
             return None
         changed["category_id"] = meaning[0]
         repairs.add(meaning[1])
@@ -164,7 +164,7 @@ def _resolve(
         changed["category_id"] = None
     if contains_text(crowd):
         changed["iscrowd"] = as_whole_number(crowd, repairs)
-    ledger.repair(repairs, f"annotation {entry.get('id')}")
+    log.repair(repairs, f"annotation {entry.get('id')}")
     return entry | changed if changed else entry
 
 

@@ -42,13 +42,13 @@ class CocoAnnotations:
         objects: the annotations; ids of images and categories are those of ``images`` and ``raw_categories`` where
             these have them.
         raw_categories: by their ids.
-        ledger: what was rejected and repaired in reading.
+        log: what was rejected and repaired in reading.
     """
 
     images: dict[Any, dict[str, Any]]
     objects: list[dict[str, Any]]
     raw_categories: dict[int, dict[str, Any]]
-    ledger: Ledger = field(default_factory=Ledger)
+    log: Ledger = field(default_factory=Ledger)
 
     @classmethod
     def read(cls, path: Path) -> CocoAnnotations:
@@ -90,14 +90,14 @@ class CocoAnnotations:
             raise ValueError(
                 f"expected a COCO JSON with lists of {', '.join(_LISTS)} (an instances or keypoints file), got {name}"
             )
-        ledger = Ledger()
-        images, objects, categories = (read_entries(key, content[key], ledger) for key in _LISTS)
-        image_by_id = read_images(images, ledger)
-        category_by_id = read_categories(categories, ledger)
+        log = Ledger()
+        images, objects, categories = (read_entries(key, content[key], log) for key in _LISTS)
+        image_by_id = read_images(images, log)
+        category_by_id = read_categories(categories, log)
         if categories and not category_by_id:
             raise ValueError(f"{name}: no category has an id that is a number and a name")
-        objects = resolve_references(objects, image_by_id, category_by_id, ledger)
-        return cls(image_by_id, objects, category_by_id, ledger)
+        objects = resolve_references(objects, image_by_id, category_by_id, log)
+        return cls(image_by_id, objects, category_by_id, log)
 
     @property
     def categories(self) -> dict[int, str]:
@@ -141,7 +141,7 @@ class CocoAnnotations:
         return next(iter(category_of), ())
 
     def objects_by_image(
-        self, selected: dict[int, str], image_list: ImageList, boxes: bool, ledger: Ledger
+        self, selected: dict[int, str], image_list: ImageList, boxes: bool, log: Ledger
     ) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
         """Images with their usable objects, in the JSON's order; the other objects are counted.
 
@@ -149,7 +149,7 @@ class CocoAnnotations:
             selected: categories.
             image_list: images to use.
             boxes: whether objects with a box only are usable.
-            ledger: counts the others.
+            log: counts the others.
         """
         on_list = {key: file_name(image) in image_list for key, image in self.images.items()}
         groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
@@ -161,8 +161,8 @@ class CocoAnnotations:
             else:
                 where = f"annotation {entry.get('id')} (image {image_id}, category {category_id})"
                 shown = rejected_sample(self.images[image_id], entry) if reason in _SHOWN else None
-                ledger.drop(reason, where, shown=shown)
-        image_list.report_unmatched(ledger)
+                log.drop(reason, where, shown=shown)
+        image_list.report_unmatched(log)
         return [(image, groups[key]) for key, image in self.images.items() if key in groups]
 
     def _rejection(

@@ -236,5 +236,5 @@ _DIFFERENCES: tuple[tuple[str, Candidates], ...] = (
     ("file name in percent codes", _same(lambda name: {_folded(unquote(name))}, lambda name: {_folded(name)})),
     ("file name in another encoding", _same(_decodings)),
     (_OTHER_EXTENSION, _same(_name_stems, _file_stems)),
-    ("file lies in another folder than its name says", _same_tail),
+    ("file lies in another folder than in its name", _same_tail),
 )

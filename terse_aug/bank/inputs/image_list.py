@@ -46,10 +46,10 @@ class ImageList:
         self._matched |= matched
         return bool(matched)
 
-    def report_unmatched(self, ledger: Ledger) -> None:
+    def report_unmatched(self, log: Ledger) -> None:
         """Count the entries that matched no image."""
         for entry in sorted((self._entries or set()) - self._matched):
-            ledger.drop("listed in `image_list`, but there is no such image", entry)
+            log.drop("listed in `image_list`, but there is no such image", entry)
 
 
 def _normalized(name: str) -> PurePosixPath:

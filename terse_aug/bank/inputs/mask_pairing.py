@@ -31,7 +31,7 @@ class MaskPairs:
     shared: set[Path]
 
 
-def pair_masks(root: Path, masks: Path | None, ledger: Ledger) -> MaskPairs:
+def pair_masks(root: Path, masks: Path | None, log: Ledger) -> MaskPairs:
     """Images below ``root``, and masks of the same names below ``masks``, in the same subfolders or in none.
 
     A mask has its image's name, or that name and ``_mask``. If both folders are the same, masks are files with
@@ -41,7 +41,7 @@ def pair_masks(root: Path, masks: Path | None, ledger: Ledger) -> MaskPairs:
     Args:
         root: folder of images.
         masks: folder of masks; ``None`` if there are none.
-        ledger: counts masks without an image, and names that were repaired.
+        log: counts masks without an image, and names that were repaired.
     """
     if masks is None:
         return MaskPairs(_images(root), {}, set())
@@ -55,7 +55,7 @@ def pair_masks(root: Path, masks: Path | None, ledger: Ledger) -> MaskPairs:
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for path in files:
         by_stem[_stem(root, path)].append(path)
-    mask_by_stem = _match_masks(by_stem, {path: _stem(masks, path) for path in known}, ledger)
+    mask_by_stem = _match_masks(by_stem, {path: _stem(masks, path) for path in known}, log)
     with_mask = {stem: paths for stem, paths in by_stem.items() if stem in mask_by_stem}
     mask_of = {path: mask_by_stem[stem] for stem, paths in with_mask.items() for path in paths}
     return MaskPairs(files, mask_of, {path for paths in with_mask.values() if len(paths) > 1 for path in paths})
@@ -74,7 +74,7 @@ def _images(root: Path) -> list[Path]:
     return [path for path in visible_files(root) if path.suffix.lower() in IMAGE_OR_MASK_SUFFIXES]
 
 
-def _match_masks(image_stems: Iterable[str], stem_of: dict[Path, str], ledger: Ledger) -> dict[str, Path]:
+def _match_masks(image_stems: Iterable[str], stem_of: dict[Path, str], log: Ledger) -> dict[str, Path]:
     """Masks by the names of images without extension; those without an image are counted."""
     names = dict.fromkeys(image_stems)
     flat_names = Counter(_last_part(name) for name in names)
@@ -83,17 +83,17 @@ def _match_masks(image_stems: Iterable[str], stem_of: dict[Path, str], ledger: L
     masks: dict[str, Path] = {}
     for path, stem in [*exact.items(), *stripped.items()]:
         if masks.setdefault(stem, path) != path:
-            ledger.drop("second mask of the same name", path.name)
+            log.drop("second mask of the same name", path.name)
     for name in names:  # masks may lie in no subfolders
         flat = _last_part(name)
         if name not in masks and flat in masks and flat_names[flat] == 1:
             masks[name] = masks.pop(flat)
     for name, match in match_names(names, masks).items():
         if match.name is not None:
-            ledger.repair([f"mask: {match.reason}"], name)
+            log.repair([f"mask: {match.reason}"], name)
             masks[name] = masks.pop(match.name)
     for stem in sorted(masks.keys() - names.keys()):
-        ledger.drop(NO_IMAGE, masks.pop(stem).name)
+        log.drop(NO_IMAGE, masks.pop(stem).name)
     return masks
 
 

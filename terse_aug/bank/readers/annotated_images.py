@@ -50,17 +50,17 @@ def build_from_annotations(
     selected = data.select_categories(options.categories)
     keypoint_names = data.keypoint_names(selected)
     files = FileFinder(folder, [file_name(image) for image in data.images.values()])
-    ledger = Ledger()
-    for known in (before, data.ledger):
+    log = Ledger()
+    for known in (before, data.log):
         if known is not None:
-            ledger.take(known)
-    groups = data.objects_by_image(selected, image_list, boxes is not None, ledger)
+            log.take(known)
+    groups = data.objects_by_image(selected, image_list, boxes is not None, log)
     record = record | {"images": folder.name} | ({} if boxes is None else boxes.record) | vars(rules)
     source = Source(
         groups,
         _Extractor(folder, rules, boxes, len(keypoint_names)),
         None if boxes is not None and callable(boxes.method) else record,
-        ledger,
+        log,
         prepared=lambda group: _ImageObjects.find(group[0], group[1], files),
         objects_of=lambda group: len(group[1]),
     )
@@ -108,52 +108,52 @@ class _Extractor:
     boxes: BoxMasks | None
     keypoint_count: int
 
-    def files(self, unit: _ImageObjects) -> Iterator[Path]:
+    def files(self, item: _ImageObjects) -> Iterator[Path]:
         """The image, and mask files."""
-        if unit.name is not None:
-            yield self.folder / unit.name
-        masks = (entry.get("segmentation") for entry in unit.objects)
+        if item.name is not None:
+            yield self.folder / item.name
+        masks = (entry.get("segmentation") for entry in item.objects)
         yield from dict.fromkeys(mask.path for mask in masks if isinstance(mask, MaskInFile))
 
-    def objects(self, unit: _ImageObjects, ledger: Ledger) -> Iterator[Foreground]:
+    def objects(self, item: _ImageObjects, log: Ledger) -> Iterator[Foreground]:
         """The foregrounds of an image."""
-        image, annotated_name = unit.image, file_name(unit.image)
+        image, annotated_name = item.image, file_name(item.image)
         repairs: Repairs = set()
         try:
-            name, pixels = self._read(unit, repairs)
+            name, pixels = self._read(item, repairs)
         except RejectedObject as reason:
-            shown = rejected_sample(image, unit.objects[0])
-            ledger.drop(str(reason), str(reason.__cause__ or annotated_name), len(unit.objects), shown=shown)
+            shown = rejected_sample(image, item.objects[0])
+            log.drop(str(reason), str(reason.__cause__ or annotated_name), len(item.objects), shown=shown)
             return
-        ledger.repair(repairs, annotated_name)
-        for entry in unit.objects:
+        log.repair(repairs, annotated_name)
+        for entry in item.objects:
             source = f"{name}#{entry.get('id')}"
             repairs = set()
             try:
                 foreground, method = self._extract(repair_annotation(entry, repairs), pixels, source, repairs)
             except RejectedObject as reason:
-                ledger.drop(str(reason), source, shown=rejected_sample(image, entry))
+                log.drop(str(reason), source, shown=rejected_sample(image, entry))
                 continue
-            ledger.repair(repairs, source)
-            ledger.mask_sources[method] += 1
+            log.repair(repairs, source)
+            log.mask_sources[method] += 1
             yield foreground
 
-    def _read(self, unit: _ImageObjects, repairs: Repairs) -> tuple[str, NDArray[np.uint8]]:
+    def _read(self, item: _ImageObjects, repairs: Repairs) -> tuple[str, NDArray[np.uint8]]:
         """The name of an image on disk, and its pixels."""
-        if unit.name is None:
-            raise RejectedObject(f"image file is missing, and several may be meant ({unit.difference})")
-        repairs |= {unit.difference} if unit.difference else set()
-        height, width = (annotated_side(unit.image, side, repairs) for side in ("height", "width"))
+        if item.name is None:
+            raise RejectedObject(f"image file is missing, and several may be meant ({item.difference})")
+        repairs |= {item.difference} if item.difference else set()
+        height, width = (annotated_side(item.image, side, repairs) for side in ("height", "width"))
         try:
-            pixels = read_image_like(self.folder / unit.name, height, width)
+            pixels = read_image_like(self.folder / item.name, height, width)
         except FileNotFoundError as error:
             raise RejectedObject("image file is missing") from error
         except ValueError as error:
             raise RejectedObject("image file cannot be read") from error
         if height and width and pixels.shape[:2] != (height, width):
-            sizes = f"{unit.name}: file {pixels.shape[0]}x{pixels.shape[1]}, JSON {height}x{width}"
+            sizes = f"{item.name}: file {pixels.shape[0]}x{pixels.shape[1]}, JSON {height}x{width}"
             raise RejectedObject("image file has another size than the annotations say") from ValueError(sizes)
-        return unit.name, pixels
+        return item.name, pixels
 
     def _extract(
         self, entry: dict[str, Any], pixels: NDArray[np.uint8], source: str, repairs: Repairs

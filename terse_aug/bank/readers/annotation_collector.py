@@ -24,11 +24,11 @@ class AnnotationCollector:
 
     Attributes:
         names: label of each class name; ``None`` to label the classes that occur 1, 2, ... in the order of the names.
-        ledger: what was rejected and repaired.
+        log: what was rejected and repaired.
     """
 
     names: Mapping[str, int] | None = None
-    ledger: Ledger = field(default_factory=Ledger)
+    log: Ledger = field(default_factory=Ledger)
     _images: list[dict[str, Any]] = field(default_factory=list)
     _objects: list[dict[str, Any]] = field(default_factory=list)
 
@@ -54,7 +54,7 @@ class AnnotationCollector:
     def add_object(self, image: int, category: str, number: int | str, **shape: Any) -> None:
         """Add an object of an image: ``segmentation`` and ``bbox`` as in a COCO JSON, or one of them, or neither."""
         if self.names is not None and category not in self.names:
-            self.ledger.drop("class is not in `names`", f"{category} in {self._images[image]['file_name']}")
+            self.log.drop("class is not in `names`", f"{category} in {self._images[image]['file_name']}")
             return
         known = {key: value for key, value in shape.items() if value is not None}
         self._objects.append({"id": number, "image_id": image, "category": category, "iscrowd": 0} | known)
@@ -62,7 +62,7 @@ class AnnotationCollector:
     def reject(self, reason: str, where: str, image: int, **shape: Any) -> None:
         """Count an object of an image that cannot be used; ``bbox`` and ``segmentation`` as far as they are known."""
         shown = rejected_sample(self._images[image], {"id": where} | shape)
-        self.ledger.drop(reason, where, shown=replace(shown, caption=where))
+        self.log.drop(reason, where, shown=replace(shown, caption=where))
 
     def reject_images(self, images: Mapping[int, str], reason: str) -> None:
         """Reject the objects of images, by number; with the files that annotate them."""
@@ -89,7 +89,7 @@ class AnnotationCollector:
             ValueError: there is no object; and as :class:`AnnotationOptions`.
         """
         if not self._objects:
-            why = "; ".join(line.strip() for line in self.ledger.rejected.lines()) or "there is none"
+            why = "; ".join(line.strip() for line in self.log.rejected.lines()) or "there is none"
             raise ValueError(f"{name}: expected annotated objects, found none that can be read: {why}")
         labels = self.names
         if labels is None:
@@ -101,7 +101,7 @@ class AnnotationCollector:
         }
         data = CocoAnnotations.parse(content, name)
         record = {"from": kind, "annotations": name}
-        return build_from_annotations(data, folder, out, record, options, self.ledger)
+        return build_from_annotations(data, folder, out, record, options, self.log)
 
 
 def points_to_polygon(points: Any) -> list[float]:

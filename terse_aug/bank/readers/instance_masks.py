@@ -47,57 +47,57 @@ def build_from_masks(
     settings = BuildOptions.checked(out, options)
     image_folder, mask_folder = Path(images), Path(masks)
     check_folders(image_folder, mask_folder, content="images")
-    ledger, rules = Ledger(), settings.extraction_rules
-    pairs = pair_instance_masks(image_folder, mask_folder, ImageList(settings.image_list), ledger)
+    log, rules = Ledger(), settings.extraction_rules
+    pairs = pair_instance_masks(image_folder, mask_folder, ImageList(settings.image_list), log)
     record = {"from": "masks", "images": image_folder.name, **vars(rules)}
-    return settings.build(out, Source(pairs, _Extractor(rules), record, ledger), record, {_LABEL: category})
+    return settings.build(out, Source(pairs, _Extractor(rules), record, log), record, {_LABEL: category})
 
 
-def pair_instance_masks(images: Path, masks: Path, image_list: ImageList, ledger: Ledger) -> list[tuple[Path, Path]]:
+def pair_instance_masks(images: Path, masks: Path, image_list: ImageList, log: Ledger) -> list[tuple[Path, Path]]:
     """Images of a folder and their masks, in the order of the names; what has no counterpart is counted."""
-    image_by_stem = _by_stem(images, ledger)
+    image_by_stem = _by_stem(images, log)
     if masks.resolve() == images.resolve():
         mask_by_stem = {stem: path for stem, path in image_by_stem.items() if stem.endswith(MASK_SUFFIX)}
         image_by_stem = {stem: path for stem, path in image_by_stem.items() if stem not in mask_by_stem}
     else:
-        mask_by_stem = _by_stem(masks, ledger)
-    similar = _similar_names(image_by_stem, mask_by_stem, ledger)
+        mask_by_stem = _by_stem(masks, log)
+    similar = _similar_names(image_by_stem, mask_by_stem, log)
     pairs, used = [], set()
     for stem, image in image_by_stem.items():
         candidates = (stem + MASK_SUFFIX, stem, similar.get(stem, stem))
         mask_stem = next((name for name in candidates if name in mask_by_stem), stem)
         used.add(mask_stem)
         if image.name not in image_list:
-            ledger.drop(NOT_LISTED, image.name)
+            log.drop(NOT_LISTED, image.name)
         elif mask_stem not in mask_by_stem:
-            ledger.drop("image without a mask of its name", image.name)
+            log.drop("image without a mask of its name", image.name)
         else:
             pairs.append((image, mask_by_stem[mask_stem]))
     for stem in sorted(mask_by_stem.keys() - used):
-        ledger.drop(NO_IMAGE, mask_by_stem[stem].name)
-    image_list.report_unmatched(ledger)
+        log.drop(NO_IMAGE, mask_by_stem[stem].name)
+    image_list.report_unmatched(log)
     return pairs
 
 
-def _similar_names(images: dict[str, Path], masks: dict[str, Path], ledger: Ledger) -> dict[str, str]:
+def _similar_names(images: dict[str, Path], masks: dict[str, Path], log: Ledger) -> dict[str, str]:
     """Masks of images whose names they spell differently, by both names without extension."""
     stem_of = {stem.removesuffix(MASK_SUFFIX): stem for stem in masks}
     similar = {}
     for stem, match in match_names(images, stem_of).items():
         if match.name is not None:
-            ledger.repair([f"mask: {match.reason}"], images[stem].name)
+            log.repair([f"mask: {match.reason}"], images[stem].name)
             similar[stem] = stem_of[match.name]
     return similar
 
 
-def _by_stem(folder: Path, ledger: Ledger) -> dict[str, Path]:
+def _by_stem(folder: Path, log: Ledger) -> dict[str, Path]:
     """Image files by name without extension, in the order of their names."""
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
         if path.name.startswith(".") or path.suffix.lower() not in IMAGE_OR_MASK_SUFFIXES:
             continue
         if files.setdefault(path.stem, path) != path:
-            ledger.drop("second file of the same name, of another extension", path.name)
+            log.drop("second file of the same name, of another extension", path.name)
     return files
 
 
@@ -107,27 +107,27 @@ class _Extractor:
 
     rules: ExtractionRules
 
-    def files(self, unit: tuple[Path, Path]) -> tuple[Path, Path]:
+    def files(self, item: tuple[Path, Path]) -> tuple[Path, Path]:
         """Both files."""
-        return unit
+        return item
 
-    def objects(self, unit: tuple[Path, Path], ledger: Ledger) -> Iterator[Foreground]:
+    def objects(self, item: tuple[Path, Path], log: Ledger) -> Iterator[Foreground]:
         """The foregrounds of an image."""
-        image_path, mask_path = unit
+        image_path, mask_path = item
         try:
             numbers = read_index_mask(mask_path)
             image = read_image_like(image_path, *numbers.shape)
         except ValueError as error:
-            ledger.drop("image or mask cannot be read", str(error))
+            log.drop("image or mask cannot be read", str(error))
             return
         if image.shape[:2] != numbers.shape:
             sizes = "image {}x{}, mask {}x{}".format(*image.shape[:2], *numbers.shape)
             where = f"{image_path.name}: {sizes}"
-            ledger.drop("image and mask differ in size", where, shown=RejectedSample(image_path, where))
+            log.drop("image and mask differ in size", where, shown=RejectedSample(image_path, where))
             return
         objects = [number for number in np.unique(numbers).tolist() if number]
         if not objects:
-            ledger.drop("mask has no object", mask_path.name, shown=RejectedSample(image_path, mask_path.name))
+            log.drop("mask has no object", mask_path.name, shown=RejectedSample(image_path, mask_path.name))
         for number in objects:
             source = f"{image_path.name}#{number}"
             mask = (numbers == number).astype(np.uint8)
@@ -135,4 +135,4 @@ class _Extractor:
                 yield extract_from_image(image, mask, Annotation(_LABEL, source), self.rules)
             except RejectedObject as reason:
                 shown = RejectedSample(image_path, source, segmentation=MaskInFile(mask_path, number))
-                ledger.drop(str(reason), source, shown=shown)
+                log.drop(str(reason), source, shown=shown)

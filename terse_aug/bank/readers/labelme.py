@@ -49,7 +49,7 @@ def build_from_labelme(
     Args:
         folder: of the JSON files, searched at any depth.
         out: the bank to write.
-        images: folder of the images, in the same subfolders or in none; by default each lies where its JSON says, or
+        images: folder of the images, in the same subfolders or in none; by default at the path in its JSON, or
             else beside it.
         names: class names, labelled 1, 2, ... in this order; by default those that occur, sorted.
         options: see :class:`AnnotationOptions`.
@@ -67,10 +67,10 @@ def build_from_labelme(
         try:
             content = json.loads(path.read_bytes())
         except (ValueError, OSError, RecursionError) as error:
-            collector.ledger.drop("JSON file cannot be read", f"{path.name}: {error}")
+            collector.log.drop("JSON file cannot be read", f"{path.name}: {error}")
             continue
         if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
-            collector.ledger.drop("not a LabelMe file", path.name)
+            collector.log.drop("not a LabelMe file", path.name)
             continue
         size = _size(content)
         name, is_substitute = _find_image(path, content, folder, images)
@@ -132,7 +132,7 @@ def _read_shapes(
             continue
         if any(contains_text(point) for point in shape["points"]):
             repairs.add(TEXT_NUMBER)
-        collector.ledger.repair(repairs, where)
+        collector.log.repair(repairs, where)
         group, polygons = shape.get("group_id"), converted.get("segmentation")
         if not isinstance(group, int | str) or group == "" or not isinstance(polygons, list):
             collector.add_object(image, label, row, **converted)

@@ -38,14 +38,14 @@ def build_from_panoptic(
     if not annotations.is_file():
         raise FileNotFoundError(f"expected a panoptic JSON at {annotations}, found none")
     check_folders(masks, images)
-    ledger = Ledger()
+    log = Ledger()
     try:
         content = json.loads(annotations.read_bytes())
         things = [category for category in content["categories"] if category.get("isthing", 1)]
         is_thing = {category["id"]: category.get("isthing", 1) for category in content["categories"]}
         groups = content["annotations"]
         names = [str(group.get("file_name")) for group in groups if isinstance(group, dict)]
-        reader = _SegmentReader(masks, FileFinder(masks, names, photographs=False), is_thing, ledger)
+        reader = _SegmentReader(masks, FileFinder(masks, names, photographs=False), is_thing, log)
         objects = [entry for group in groups for entry in reader.read(group)]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{annotations}: expected a panoptic JSON of COCO's form: {error!r}") from error
@@ -54,7 +54,7 @@ def build_from_panoptic(
     converted = {"images": content["images"], "annotations": objects, "categories": things}
     data = CocoAnnotations.parse(converted, annotations.name)
     record = {"from": "panoptic", "annotations": annotations.name}
-    return build_from_annotations(data, images, out, record, settings, ledger)
+    return build_from_annotations(data, images, out, record, settings, log)
 
 
 @dataclass(frozen=True)
@@ -65,19 +65,19 @@ class _SegmentReader:
         folder: of the masks.
         files: finds the masks.
         is_thing: of each category, by its id.
-        ledger: counts what is repaired and rejected.
+        log: counts what is repaired and rejected.
     """
 
     folder: Path
     files: FileFinder
     is_thing: dict[Any, Any]
-    ledger: Ledger
+    log: Ledger
 
     def read(self, group: Any) -> list[dict[str, Any]]:
         """The objects of an image."""
         segments = group.get("segments_info") if isinstance(group, dict) else None
         if not isinstance(segments, list) or not isinstance(group.get("file_name"), str) or "image_id" not in group:
-            self.ledger.drop("image without segments or mask file", str(group)[:100])
+            self.log.drop("image without segments or mask file", str(group)[:100])
             return []
         mask = self.folder / self._find(group["file_name"])
         objects = []
@@ -86,7 +86,7 @@ class _SegmentReader:
             try:
                 objects.append(self._object(segment, mask, where) | {"image_id": group["image_id"]})
             except Malformed as reason:
-                self.ledger.drop(str(reason), where)
+                self.log.drop(str(reason), where)
         return objects
 
     def _find(self, name: str) -> str:
@@ -94,7 +94,7 @@ class _SegmentReader:
             found, difference = self.files.find(name)
         except LookupError:
             return name
-        self.ledger.repair([f"mask: {difference}"] if difference else [], name)
+        self.log.repair([f"mask: {difference}"] if difference else [], name)
         return found
 
     def _object(self, segment: Any, mask: Path, where: str) -> dict[str, Any]:
@@ -107,6 +107,6 @@ class _SegmentReader:
             raise Malformed("category is not in the JSON")
         if not self.is_thing[category]:
             raise Malformed("stuff, not an object")
-        self.ledger.repair(repairs, where)
+        self.log.repair(repairs, where)
         kept = {key: segment[key] for key in ("bbox", "iscrowd") if key in segment}
         return kept | {"id": number, "category_id": category, "segmentation": MaskInFile(mask, number, colors=True)}

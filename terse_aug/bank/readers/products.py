@@ -51,7 +51,7 @@ def build_from_products(
         background: how objects are separated from the background if there are no masks.
         category: class of images in no subfolder.
         relative_size: of all objects, see :class:`Foreground`: longer side over the square root of the background's
-            area, which a product's image does not tell.
+            area, which a product's image does not show.
         options: see :class:`BuildOptions`; ``min_box_agreement`` has no effect.
 
     Raises:
@@ -67,12 +67,12 @@ def build_from_products(
         )
     root, mask_root = Path(folder), None if masks is None else Path(masks)
     check_folders(root, mask_root)
-    ledger, rules, background = Ledger(), settings.extraction_rules, background or PlainBackground()
-    units, categories = _find_images(root, mask_root, category, ImageList(settings.image_list), ledger)
+    log, rules, background = Ledger(), settings.extraction_rules, background or PlainBackground()
+    items, categories = _find_images(root, mask_root, category, ImageList(settings.image_list), log)
     mask_settings = asdict(background) if mask_root is None else {"masks": mask_root.name}
     record = {"from": "products", "folder": root.name} | mask_settings | vars(rules)
     extractor = _Extractor(mask_root is not None, background, rules, relative_size)
-    source = Source(units, extractor, record | {"relative_size": relative_size}, ledger)
+    source = Source(items, extractor, record | {"relative_size": relative_size}, log)
     return settings.build(out, source, record, categories)
 
 
@@ -87,20 +87,20 @@ class _ProductImage(NamedTuple):
 
 
 def _find_images(
-    root: Path, masks: Path | None, category: str, image_list: ImageList, ledger: Ledger
+    root: Path, masks: Path | None, category: str, image_list: ImageList, log: Ledger
 ) -> tuple[list[_ProductImage], dict[int, str]]:
     """Images on the list, and the names of all labels."""
-    pairs = pair_masks(root, masks, ledger)
+    pairs = pair_masks(root, masks, log)
     label_of, categories = class_labels(root, pairs.images, category)
-    units = []
+    items = []
     for path in pairs.images:
         name = path.relative_to(root).as_posix()
         if name in image_list:
-            units.append(_ProductImage(path, name, label_of[path], pairs.mask_of.get(path), path in pairs.shared))
+            items.append(_ProductImage(path, name, label_of[path], pairs.mask_of.get(path), path in pairs.shared))
         else:
-            ledger.drop(NOT_LISTED, name)
-    image_list.report_unmatched(ledger)
-    return units, categories
+            log.drop(NOT_LISTED, name)
+    image_list.report_unmatched(log)
+    return items, categories
 
 
 @dataclass(frozen=True)
@@ -119,31 +119,31 @@ class _Extractor:
     rules: ExtractionRules
     relative_size: float
 
-    def files(self, unit: _ProductImage) -> Iterator[Path]:
+    def files(self, item: _ProductImage) -> Iterator[Path]:
         """The image and its mask."""
-        yield unit.path
-        if unit.mask is not None:
-            yield unit.mask
+        yield item.path
+        if item.mask is not None:
+            yield item.mask
 
-    def objects(self, unit: _ProductImage, ledger: Ledger) -> Iterator[Foreground]:
+    def objects(self, item: _ProductImage, log: Ledger) -> Iterator[Foreground]:
         """The foregrounds of an image."""
         try:
-            pixels = _read_opaque(unit.path)
+            pixels = _read_opaque(item.path)
             if self.by_mask:
-                alphas, mask_source = _read_alpha(unit, pixels)
+                alphas, mask_source = _read_alpha(item, pixels)
             else:
                 alphas, mask_source = _alphas_on_background(pixels, self.background), _BY_BACKGROUND
         except RejectedObject as reason:
-            ledger.drop(str(reason), unit.name, shown=RejectedSample(unit.path, unit.name))
+            log.drop(str(reason), item.name, shown=RejectedSample(item.path, item.name))
             return
         for number, alpha in enumerate(alphas, 1):
-            source = unit.name if len(alphas) == 1 else f"{unit.name}#{number}"
+            source = item.name if len(alphas) == 1 else f"{item.name}#{number}"
             try:
-                foreground = extract_from_image(pixels, alpha, Annotation(unit.label, source), self.rules, soft=True)
+                foreground = extract_from_image(pixels, alpha, Annotation(item.label, source), self.rules, soft=True)
             except RejectedObject as reason:
-                ledger.drop(str(reason), source, shown=RejectedSample(unit.path, source))
+                log.drop(str(reason), source, shown=RejectedSample(item.path, source))
             else:
-                ledger.mask_sources[mask_source] += 1
+                log.mask_sources[mask_source] += 1
                 yield replace(foreground, relative_size=self.relative_size)
 
 
@@ -158,13 +158,13 @@ def _read_opaque(path: Path) -> NDArray[np.uint8]:
     return read_image(path)
 
 
-def _read_alpha(unit: _ProductImage, pixels: NDArray[np.uint8]) -> tuple[list[NDArray[np.uint8]], str]:
-    if unit.mask is None:
+def _read_alpha(item: _ProductImage, pixels: NDArray[np.uint8]) -> tuple[list[NDArray[np.uint8]], str]:
+    if item.mask is None:
         raise RejectedObject("image without a mask of its name")
-    if unit.shares_mask:
+    if item.shares_mask:
         raise RejectedObject("image has its mask in common with another of its name")
     try:
-        mask = read_mask(unit.mask)
+        mask = read_mask(item.mask)
     except ValueError as error:
         raise RejectedObject("mask file cannot be read") from error
     if mask.shape != pixels.shape[:2]:

@@ -41,7 +41,7 @@ def build_from_rgba(
         out: the bank to write.
         category: class of files in no subfolder.
         relative_size: of all objects, see :class:`Foreground`: longer side over the square root of the background's
-            area, which the files do not tell.
+            area, which the files do not show.
         options: see :class:`BuildOptions`; ``min_box_agreement`` has no effect.
 
     Raises:
@@ -58,18 +58,18 @@ def build_from_rgba(
     check_folders(root, content="RGBA images")
     files = visible_files(root)
     label_of, categories = class_labels(root, (p for p in files if p.suffix.lower() in _SUFFIXES), category)
-    ledger, units = Ledger(), []
+    log, items = Ledger(), []
     for path in files:
         name = path.relative_to(root).as_posix()
         if name not in image_list:
-            ledger.drop(NOT_LISTED, name, shown=RejectedSample(path, name))
+            log.drop(NOT_LISTED, name, shown=RejectedSample(path, name))
         elif path not in label_of:
-            ledger.drop("not a PNG, WebP or TIFF file", name, shown=RejectedSample(path, name))
+            log.drop("not a PNG, WebP or TIFF file", name, shown=RejectedSample(path, name))
         else:
-            units.append(_LabelledFile(path, name, label_of[path]))
-    image_list.report_unmatched(ledger)
+            items.append(_LabelledFile(path, name, label_of[path]))
+    image_list.report_unmatched(log)
     record = {"from": "rgba", "folder": root.name, **vars(rules)}
-    source = Source(units, _Extractor(relative_size, rules), record | {"relative_size": relative_size}, ledger)
+    source = Source(items, _Extractor(relative_size, rules), record | {"relative_size": relative_size}, log)
     return settings.build(out, source, record, categories)
 
 
@@ -86,17 +86,17 @@ class _Extractor:
     relative_size: float
     rules: ExtractionRules
 
-    def files(self, unit: _LabelledFile) -> tuple[Path]:
+    def files(self, item: _LabelledFile) -> tuple[Path]:
         """The file."""
-        return (unit.path,)
+        return (item.path,)
 
-    def objects(self, unit: _LabelledFile, ledger: Ledger) -> Iterator[Foreground]:
+    def objects(self, item: _LabelledFile, log: Ledger) -> Iterator[Foreground]:
         """The foreground of a file, if there is one."""
         try:
-            foreground = Foreground(_read_tight(unit.path), unit.label, unit.name, self.relative_size)
+            foreground = Foreground(_read_tight(item.path), item.label, item.name, self.relative_size)
             yield finish_foreground(foreground, self.rules)
         except RejectedObject as reason:
-            ledger.drop(str(reason), unit.name, shown=RejectedSample(unit.path, unit.name))
+            log.drop(str(reason), item.name, shown=RejectedSample(item.path, item.name))
 
 
 def _read_tight(path: Path) -> NDArray[np.uint8]:

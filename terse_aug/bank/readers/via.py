@@ -66,7 +66,7 @@ def build_from_via(
             except Malformed as reason:
                 collector.reject(str(reason), f"{name}, region {row}", image)
             else:
-                collector.ledger.repair(repairs, f"{name}, region {row}")
+                collector.log.repair(repairs, f"{name}, region {row}")
     return collector.build("via", f"{file.name} ({class_attribute or 'no attribute'})", images, out, settings)
 
 
@@ -94,7 +94,7 @@ def _read_json(text: str, collector: AnnotationCollector) -> Iterator[tuple[str,
         if isinstance(regions, Mapping):
             regions = list(regions.values())
         if not isinstance(regions, list):
-            collector.ledger.drop("entry without a file name or regions", str(entry)[:100])
+            collector.log.drop("entry without a file name or regions", str(entry)[:100])
             continue
         yield str(entry["filename"]), regions
 
@@ -111,7 +111,7 @@ def _read_csv(text: str, collector: AnnotationCollector) -> Iterator[tuple[str, 
             shape = json.loads(row["region_shape_attributes"] or "{}")
             attributes = json.loads(row.get("region_attributes") or "{}")
         except (ValueError, RecursionError):
-            collector.ledger.drop("row with damaged attributes", f"row {number}, {row[name_column]}")
+            collector.log.drop("row with damaged attributes", f"row {number}, {row[name_column]}")
             continue
         of_image = regions.setdefault(row[name_column], [])
         if shape:

@@ -71,14 +71,14 @@ def build_from_video(
     rules = rules or ExtractionRules()
     writer = BankWriter(out, {_LABEL: category}, overwrite=overwrite)
 
-    def fill(ledger: Ledger) -> Filled:
+    def fill(log: Ledger) -> Filled:
         by_mask = mask_folder is not None
         segment = _by_masks(frames) if by_mask else _by_motion(frames, total, rules.min_area)
         done = 0
-        for done, (name, pixels) in enumerate(frames.read(ledger), 1):
-            for foreground in _extract(name, pixels, segment, rules, ledger):
+        for done, (name, pixels) in enumerate(frames.read(log), 1):
+            for foreground in _extract(name, pixels, segment, rules, log):
                 writer.add(foreground)
-                ledger.mask_sources[BY_MASK if by_mask else _BY_MOTION] += 1
+                log.mask_sources[BY_MASK if by_mask else _BY_MOTION] += 1
             if progress is not None:
                 progress(done, max(total, done))
         return Filled(done)
@@ -92,20 +92,20 @@ Segmenter = Callable[[str, NDArray[np.uint8]], list[NDArray[np.uint8]]]
 
 
 def _extract(
-    name: str, pixels: NDArray[np.uint8], segment: Segmenter, rules: ExtractionRules, ledger: Ledger
+    name: str, pixels: NDArray[np.uint8], segment: Segmenter, rules: ExtractionRules, log: Ledger
 ) -> Iterator[Foreground]:
     """The foregrounds of a frame."""
     try:
         alphas = segment(name, pixels)
     except RejectedObject as reason:
-        ledger.drop(str(reason), name)
+        log.drop(str(reason), name)
         return
     for number, alpha in enumerate(alphas, 1):
         annotation = Annotation(_LABEL, f"{name}#{number}")
         try:
             yield extract_from_image(pixels, alpha, annotation, rules, soft=True)
         except RejectedObject as reason:
-            ledger.drop(str(reason), annotation.source)
+            log.drop(str(reason), annotation.source)
 
 
 def _by_motion(frames: Frames, total: int, min_area: int) -> Segmenter:

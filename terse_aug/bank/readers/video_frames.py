@@ -60,17 +60,17 @@ class Frames:
         finally:
             capture.release()
 
-    def read(self, ledger: Ledger) -> Iterator[Frame]:
+    def read(self, log: Ledger) -> Iterator[Frame]:
         """The frames; those that cannot be read are counted."""
         if not self.place.is_dir():
-            yield from self._read_file(ledger)
+            yield from self._read_file(log)
             return
         for path in self._images[:: self.every]:
             name = path.relative_to(self.place).as_posix()
             try:
                 yield name, read_image(path)
             except ValueError:
-                ledger.drop(_UNREADABLE, name)
+                log.drop(_UNREADABLE, name)
 
     def mask_path(self, name: str) -> Path:
         """Path of a frame's mask: in the same subfolder, or in none if no other frame has that name.
@@ -96,7 +96,7 @@ class Frames:
         images = [path for path in visible_files(self.place) if path.suffix.lower() in IMAGE_SUFFIXES]
         return images if self.masks is None else outside(self.place, images, self.masks)
 
-    def _read_file(self, ledger: Ledger) -> Iterator[Frame]:
+    def _read_file(self, log: Ledger) -> Iterator[Frame]:
         capture, number, failed = cv2.VideoCapture(str(self.place)), 0, 0
         try:
             while failed < _MAX_FAILURES:  # damaged frames are skipped; after the end nothing more comes
@@ -112,10 +112,10 @@ class Frames:
                     else:
                         unread.append(number)
                 for at in unread:
-                    ledger.drop(_UNREADABLE, f"{at:06d}")
+                    log.drop(_UNREADABLE, f"{at:06d}")
                 number += 1
             missing = self.count() - math.ceil(number / self.every)
             if missing > 0:
-                ledger.drop("frame is missing, though the file's header counts it", f"{number:06d}", missing)
+                log.drop("frame is missing, though the file's header counts it", f"{number:06d}", missing)
         finally:
             capture.release()

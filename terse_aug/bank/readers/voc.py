@@ -58,7 +58,7 @@ def build_from_voc(
         try:
             tree = ElementTree.parse(path).getroot()
         except (ElementTree.ParseError, UnicodeDecodeError, OSError, LookupError, ValueError) as error:
-            collector.ledger.drop("XML file cannot be read", f"{path.name}: {error}")
+            collector.log.drop("XML file cannot be read", f"{path.name}: {error}")
             continue
         mask = masks / f"{path.stem}.png"
         _read_objects(tree, path, images, mask if is_file(mask) else None, difficult, collector)
@@ -79,7 +79,7 @@ def _xml_files(root: Path, annotations: Path, split: str | None, collector: Anno
         if is_file(path := annotations / f"{name}.xml"):
             files.append(path)
         else:
-            collector.ledger.drop("image of the split has no XML file", name)
+            collector.log.drop("image of the split has no XML file", name)
     return files
 
 
@@ -102,7 +102,7 @@ def _read_objects(
     written_name = (tree.findtext("filename") or "").strip()
     name = _image_name(path, written_name, images)
     if written_name and name != written_name:
-        collector.ledger.repair(["image has the name of its XML file and not that in it"], path.name)
+        collector.log.repair(["image has the name of its XML file and not that in it"], path.name)
     image = collector.add_image(name, _side(tree, "height"), _side(tree, "width"))
     has_own_file = _has_own_file(name, path)
     for row, entry in enumerate(tree.findall("object"), 1):
@@ -119,7 +119,7 @@ def _read_objects(
         if not difficult and (entry.findtext("difficult") or "0").strip() == "1":
             collector.reject("marked as difficult", where, image, bbox=box)
             continue
-        collector.ledger.repair(repairs, where)
+        collector.log.repair(repairs, where)
         collector.add_object(image, category, row, bbox=box, segmentation=mask and MaskInFile(mask, row))
 
 

@@ -55,31 +55,31 @@ def build_from_yolo(
     class_names = _class_names(source)
     collector = AnnotationCollector({name.strip(): number for number, name in class_names.items()})
     spaced = sum(name != name.strip() for name in class_names.values())
-    collector.ledger.repair([SPACED_NAME] * spaced, str(source)[:100])
+    collector.log.repair([SPACED_NAME] * spaced, str(source)[:100])
     lines = _LineReader({number: name.strip() for number, name in class_names.items()}, source, collector)
-    for path, text in _pairs(images, labels, collector.ledger):
+    for path, text in _pairs(images, labels, collector.log):
         lines.read(path, text, path.relative_to(images).as_posix())
     return collector.build("yolo", images.name, images, out, settings)
 
 
-def _pairs(images: Path, labels: Path | None, ledger: Ledger) -> Iterable[tuple[Path, Path]]:
+def _pairs(images: Path, labels: Path | None, log: Ledger) -> Iterable[tuple[Path, Path]]:
     """Images and their label files; images without one are counted."""
     paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in _SUFFIXES)
-    texts = _find_label_files([_label_path(path, images, labels) for path in paths], ledger)
+    texts = _find_label_files([_label_path(path, images, labels) for path in paths], log)
     images_of: dict[Path | None, list[Path]] = defaultdict(list)
     for path, text in zip(paths, texts, strict=True):
         images_of[text].append(path)
     for path, text in zip(paths, texts, strict=True):
         if text is None:
-            ledger.drop("image without a label file", path.name)
+            log.drop("image without a label file", path.name)
         elif len(images_of[text]) > 1 and [own for own in images_of[text] if is_color_image(own)] != [path]:
             # Beside a photograph may lie its mask or its depth map.
-            ledger.drop("label file belongs to several images", path.name)
+            log.drop("label file belongs to several images", path.name)
         else:
             yield path, text
 
 
-def _find_label_files(paths: list[Path], ledger: Ledger) -> list[Path | None]:
+def _find_label_files(paths: list[Path], log: Ledger) -> list[Path | None]:
     """The files, also if they spell a name differently; ``None`` for those that do not exist."""
     names: dict[Path, list[str]] = defaultdict(list)
     for path in paths:
@@ -93,7 +93,7 @@ def _find_label_files(paths: list[Path], ledger: Ledger) -> list[Path | None]:
             files.append(None)
             continue
         if difference:
-            ledger.repair([f"label {difference}"], name)
+            log.repair([f"label {difference}"], name)
         file = path.parent / name
         files.append(file if file.is_file() else None)
     return files
@@ -104,7 +104,7 @@ class _LineReader:
 
     Args:
         names: class names by number.
-        source: of the names, whose data.yaml may tell of keypoints.
+        source: of the names, whose data.yaml may give the keypoints.
         collector: of the objects.
     """
 
@@ -118,11 +118,11 @@ class _LineReader:
         try:
             lines = text.read_text(encoding="utf-8-sig").splitlines()
         except (UnicodeDecodeError, OSError):
-            self._collector.ledger.drop("label file is no text", text.name)
+            self._collector.log.drop("label file is no text", text.name)
             return
         size = image_size(image)
         if size is None:
-            self._collector.ledger.drop("image file cannot be read", image.name)
+            self._collector.log.drop("image file cannot be read", image.name)
             return
         number = self._collector.add_image(name, *size)
         for row, line in enumerate(lines, 1):

@@ -64,5 +64,5 @@ def _color_balance(mask: NDArray[np.uint8], image: NDArray[np.uint8]) -> float:
     else:
         difference = float(np.median(distance[~white]) - np.median(distance[white]))
     if abs(difference) < _MIN_DIFFERENCE:
-        raise RejectedObject("neither mask nor image tells whether the object is white or black")
+        raise RejectedObject("neither mask nor image shows whether the object is white or black")
     return difference
