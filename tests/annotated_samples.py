@@ -1,4 +1,4 @@
-"""One small scene, annotated in every format: what a reader makes of it has to be the same for all."""
+"""One small image, annotated in every format: all readers have to give the same foregrounds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from terse_aug import ForegroundBank
+from terse_aug.bank import (
+    BuildReport,
+    build_from_labelme,
+    build_from_panoptic,
+    build_from_via,
+    build_from_voc,
+    build_from_yolo,
+)
+
 HEIGHT, WIDTH = 96, 128
 POLYGON = [[20, 10], [70, 10], [70, 60], [20, 60]]
 """Of the first object, a ``cat``."""
@@ -23,13 +34,8 @@ BOX = (80, 30, 30, 40)
 
 
 @dataclass
-class PolicyContext:
-    """Folders of the scene: ``images/scene.png`` and room for annotations.
-
-    Attributes:
-        root: of everything.
-        pixels: uint8 ``[HEIGHT, WIDTH, 3]``, RGB.
-    """
+class AnnotatedImage:
+    """``root/images/scene.png``, and a folder for annotations; pixels are uint8 ``[HEIGHT, WIDTH, 3]``, RGB."""
 
     root: Path
     pixels: NDArray[np.uint8]
@@ -45,14 +51,14 @@ class PolicyContext:
         return path
 
 
-def make_context(root: Path) -> PolicyContext:
+def make_sample(root: Path) -> AnnotatedImage:
     """Noise with two bright objects on it."""
     pixels = np.random.default_rng(0).integers(0, 60, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     pixels[10:60, 20:70] = (220, 40, 40)
     pixels[30:70, 80:110] = (40, 220, 40)
     (root / "images").mkdir(parents=True)
     Image.fromarray(pixels).save(root / "images" / "scene.png")
-    return PolicyContext(root, pixels)
+    return AnnotatedImage(root, pixels)
 
 
 def true_masks() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -64,12 +70,12 @@ def true_masks() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     return first, second
 
 
-def as_voc(scene: PolicyContext, masks: bool = True, **changes: str) -> Path:
+def as_voc(sample: AnnotatedImage, masks: bool = True, **changes: str) -> Path:
     """As VOC; ``changes`` replace texts of the XML."""
-    root = scene.root / "voc"
+    root = sample.root / "voc"
     for name in ("Annotations", "JPEGImages", "SegmentationObject", "ImageSets/Main"):
         (root / name).mkdir(parents=True)
-    Image.fromarray(scene.pixels).save(root / "JPEGImages" / "scene.png")
+    Image.fromarray(sample.pixels).save(root / "JPEGImages" / "scene.png")
     x, y, width, height = BOX
     boxes = {"cat": (21, 11, 70, 60), "dog": (x + 1, y + 1, x + width, y + height)}
     text = f"<annotation><filename>scene.png</filename><size><width>{WIDTH}</width><height>{HEIGHT}</height></size>"
@@ -93,14 +99,14 @@ def as_voc(scene: PolicyContext, masks: bool = True, **changes: str) -> Path:
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-def as_yolo(scene: PolicyContext, lines: list[str] | None = None) -> None:
+def as_yolo(sample: AnnotatedImage, lines: list[str] | None = None) -> None:
     """As YOLO, the first object a polygon, the second a box."""
     x, y, width, height = BOX
     points = " ".join(f"{px / WIDTH} {py / HEIGHT}" for px, py in POLYGON)
     box = f"{(x + width / 2) / WIDTH} {(y + height / 2) / HEIGHT} {width / WIDTH} {height / HEIGHT}"
-    (scene.root / "labels").mkdir()
-    (scene.root / "labels" / "scene.txt").write_text("\n".join(lines or [f"0 {points}", f"1 {box}"]))
-    (scene.root / "data.yaml").write_text("path: .\ntrain: images\nnames:\n  0: cat\n  1: dog\n")
+    (sample.root / "labels").mkdir()
+    (sample.root / "labels" / "scene.txt").write_text("\n".join(lines or [f"0 {points}", f"1 {box}"]))
+    (sample.root / "data.yaml").write_text("path: .\ntrain: images\nnames:\n  0: cat\n  1: dog\n")
 
 
 def labelme_shapes() -> list[dict[str, Any]]:
@@ -111,7 +117,7 @@ def labelme_shapes() -> list[dict[str, Any]]:
     ]
 
 
-def as_labelme(scene: PolicyContext, shapes: list[Any] | None = None) -> Path:
+def as_labelme(sample: AnnotatedImage, shapes: list[Any] | None = None) -> Path:
     """As LabelMe, from a Windows machine."""
     content = {
         "version": "5.4.1",
@@ -120,7 +126,7 @@ def as_labelme(scene: PolicyContext, shapes: list[Any] | None = None) -> Path:
         "imageWidth": WIDTH,
         "shapes": labelme_shapes() if shapes is None else shapes,
     }
-    return scene.write_json("labelme/scene.json", content).parent
+    return sample.write_json("labelme/scene.json", content).parent
 
 
 def png_in_base64(mask: NDArray[np.uint8]) -> str:
@@ -144,11 +150,11 @@ def via_regions() -> list[dict[str, Any]]:
     ]
 
 
-def as_via(scene: PolicyContext, form: str = "json", regions: list[Any] | None = None) -> Path:
+def as_via(sample: AnnotatedImage, form: str = "json", regions: list[Any] | None = None) -> Path:
     """As VIA: ``json``, ``json1`` (version 1), ``project`` or ``csv``."""
     own = via_regions() if regions is None else regions
     if form == "csv":
-        path = scene.root / "via.csv"
+        path = sample.root / "via.csv"
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["#filename", "file_size", "file_attributes", "region_count", "region_id", *_VIA_COLUMNS])
@@ -161,18 +167,18 @@ def as_via(scene: PolicyContext, form: str = "json", regions: list[Any] | None =
         return path
     listed: Any = {str(row): region for row, region in enumerate(own)} if form == "json1" else own
     entries = {"scene.png1": {"filename": "scene.png", "size": 1, "regions": listed, "file_attributes": {}}}
-    return scene.write_json("via.json", {"_via_img_metadata": entries} if form == "project" else entries)
+    return sample.write_json("via.json", {"_via_img_metadata": entries} if form == "project" else entries)
 
 
 _VIA_COLUMNS = ("region_shape_attributes", "region_attributes")
 
 
-def as_panoptic(scene: PolicyContext) -> tuple[Path, Path]:
+def as_panoptic(sample: AnnotatedImage) -> tuple[Path, Path]:
     """As COCO's panoptic format, with stuff around; JSON and folder of masks."""
     first, second = true_masks()
     numbers = np.where(second > 0, 70_000, np.where(first > 0, 300, 5)).astype(np.int64)
     colors = np.stack([numbers % 256, numbers // 256 % 256, numbers // 65536], -1).astype(np.uint8)
-    masks = scene.root / "panoptic"
+    masks = sample.root / "panoptic"
     masks.mkdir()
     Image.fromarray(colors).save(masks / "scene.png")
     segments = [
@@ -189,4 +195,43 @@ def as_panoptic(scene: PolicyContext) -> tuple[Path, Path]:
             {"id": 9, "name": "grass", "isthing": 0},
         ],
     }
-    return scene.write_json("panoptic.json", content), masks
+    return sample.write_json("panoptic.json", content), masks
+
+
+BOTH = {"cat": 1, "dog": 1}
+"""What is kept of the image."""
+
+
+def build_voc(sample: AnnotatedImage, out: Path, changes: dict[str, str] | None = None, **more: Any) -> BuildReport:
+    return build_from_voc(as_voc(sample, **(changes or {})), out, **more)
+
+
+def build_voc_boxes(sample: AnnotatedImage, out: Path, **more: Any) -> BuildReport:
+    return build_from_voc(as_voc(sample, masks=False), out, split="train", **more)
+
+
+def build_yolo(sample: AnnotatedImage, out: Path, lines: list[str] | None = None, **more: Any) -> BuildReport:
+    as_yolo(sample, lines)
+    return build_from_yolo(sample.images, out, **more)
+
+
+def build_labelme(sample: AnnotatedImage, out: Path, shapes: list[Any] | None = None, **more: Any) -> BuildReport:
+    return build_from_labelme(as_labelme(sample, shapes), out, images=sample.images, **more)
+
+
+def build_via(form: str) -> Callable[..., BuildReport]:
+    return lambda sample, out, **more: build_from_via(as_via(sample, form), sample.images, out, **more)
+
+
+def build_via_regions(sample: AnnotatedImage, out: Path, regions: list[Any], **more: Any) -> BuildReport:
+    return build_from_via(as_via(sample, regions=regions), sample.images, out, **more)
+
+
+def build_panoptic(sample: AnnotatedImage, out: Path, **more: Any) -> BuildReport:
+    return build_from_panoptic(*as_panoptic(sample), sample.images, out, **more)
+
+
+def by_name(report: BuildReport) -> dict[str, Any]:
+    """Foregrounds by class; one of each."""
+    with ForegroundBank.open(report.path) as bank:
+        return {bank.categories[foreground.label]: foreground for foreground in bank}

@@ -1,4 +1,4 @@
-"""Objects of which only the box is known: GrabCut, shapes, and functions of the user's."""
+"""Masks of objects with a box only: GrabCut, shapes, and functions of the user."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from annotated_samples import PolicyContext, make_context
+from annotated_samples import AnnotatedImage, make_sample
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -23,7 +23,7 @@ SIDE = 120
 
 
 def photograph(seed: int = 0, shown: bool = True) -> tuple[NDArray[np.uint8], NDArray[np.bool_], Box]:
-    """A textured disc on a textured ground of other colours; its mask and its box."""
+    """A textured disc on a textured background of other colours; its mask and its box."""
     generator = np.random.default_rng(seed)
     rows, columns = np.ogrid[:SIDE, :SIDE]
     mask = np.hypot(rows - 55, columns - 65) <= 30
@@ -37,7 +37,7 @@ def iou(first: NDArray[Any], second: NDArray[Any]) -> float:
     return float(((first > 0) & (second > 0)).sum() / ((first > 0) | (second > 0)).sum())
 
 
-def coco(scene: PolicyContext, boxes: list[Any]) -> dict[str, Any]:
+def coco(boxes: list[Any]) -> dict[str, Any]:
     """A JSON of objects with boxes only, and one with a mask."""
     objects = [{"id": 9, "image_id": 1, "category_id": 1, "segmentation": [[20, 10, 70, 10, 70, 60, 20, 60]]}]
     objects += [{"id": row, "image_id": 1, "category_id": 1, "bbox": box} for row, box in enumerate(boxes)]
@@ -49,8 +49,8 @@ def coco(scene: PolicyContext, boxes: list[Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> PolicyContext:
-    return make_context(tmp_path)
+def sample(tmp_path: Path) -> AnnotatedImage:
+    return make_sample(tmp_path)
 
 
 def test_grabcut_finds_what_stands_out() -> None:
@@ -62,7 +62,7 @@ def test_grabcut_finds_what_stands_out() -> None:
     assert iou(box_alpha(image.shape, box), mask) < 0.8
 
 
-def test_grabcut_of_large_images_is_done_small() -> None:
+def test_grabcut_of_large_images_runs_at_a_smaller_size() -> None:
     image, mask, box = photograph()
     image, mask = image.repeat(6, 0).repeat(6, 1), mask.repeat(6, 0).repeat(6, 1)
     x, y, width, height = (6 * value for value in box)
@@ -75,9 +75,9 @@ def test_grabcut_needs_surroundings(box: Box) -> None:
         grabcut_mask(photograph()[0], box)
 
 
-def test_specks_are_left_out_and_small_holes_filled() -> None:
+def test_specks_are_removed_and_small_holes_filled() -> None:
     image, mask, box = photograph()
-    image[52:57, 83:88] = image[2:7, 2:7]  # ground inside the disc
+    image[52:57, 83:88] = image[2:7, 2:7]  # background inside the disc
     image[28:31, 36:39] = (190, 120, 60)  # a speck of the disc's colour in a corner of the box
     found = grabcut_mask(image, box)
     assert found[54, 85] == 255
@@ -90,10 +90,10 @@ def test_quality_tells_a_good_mask_from_a_poor_one() -> None:
     good = grabcut_quality(image, mask.astype(np.uint8), box)
     half = mask.copy()
     half[:, 65:] = False
-    empty_ground = photograph(shown=False)[0]
+    empty = photograph(shown=False)[0]
     assert good > 0.8
     assert grabcut_quality(image, half.astype(np.uint8), box) < 0.6 * good
-    assert grabcut_quality(empty_ground, mask.astype(np.uint8), box) < 0.5 * good
+    assert grabcut_quality(empty, mask.astype(np.uint8), box) < 0.5 * good
     assert grabcut_quality(image, np.zeros((SIDE, SIDE), np.uint8), box) == 0
 
 
@@ -108,17 +108,17 @@ def test_shapes_are_soft_at_the_rim_and_nothing_outside(shape: Any) -> None:
     outside = np.ones((60, 80), bool)
     outside[10:40, 20:60] = False
     assert (alpha[outside] == 0).all()
-    share = float((alpha > 127).sum()) / (40 * 30)
-    assert share == pytest.approx(*((0.67, 0.05) if shape is ellipse_alpha else (0.86, 0.05)))
+    fraction = float((alpha > 127).sum()) / (40 * 30)
+    assert fraction == pytest.approx(*((0.67, 0.05) if shape is ellipse_alpha else (0.86, 0.05)))
 
 
-def test_the_way_is_the_user_s_and_is_said(scene: PolicyContext, tmp_path: Path) -> None:
-    content = coco(scene, [[80, 30, 30, 40], [75, 20, 50, 70]])  # the second is far too large for what it shows
-    report = build_from_coco(content, scene.images, tmp_path / "a.bank", boxes=BoxMasks("grabcut", 0.7))
+def test_methods_and_fallbacks_are_reported(sample: AnnotatedImage, tmp_path: Path) -> None:
+    content = coco([[80, 30, 30, 40], [75, 20, 50, 70]])  # the second is far too large for what it shows
+    report = build_from_coco(content, sample.images, tmp_path / "a.bank", boxes=BoxMasks("grabcut", 0.7))
     assert report.mask_sources == {"mask": 1, "grabcut": 1}
     assert list(report.rejected) == ["GrabCut's mask is poor: quality below 0.7 (min_quality)"]
     shaped = BoxMasks("grabcut", 0.7, fallback="ellipse")
-    report = build_from_coco(content, scene.images, tmp_path / "b.bank", boxes=shaped)
+    report = build_from_coco(content, sample.images, tmp_path / "b.bank", boxes=shaped)
     assert report.mask_sources == {"mask": 1, "grabcut": 1, "ellipse": 1}
     assert report.rejected == {}
     with ForegroundBank.open(report.path) as bank:
@@ -129,48 +129,38 @@ def test_the_way_is_the_user_s_and_is_said(scene: PolicyContext, tmp_path: Path)
     assert "cut out by" in report.summary()
 
 
-def test_a_function_of_the_user_s_makes_the_masks(scene: PolicyContext, tmp_path: Path) -> None:
-    seen: list[Box] = []
+def test_a_function_makes_the_masks(sample: AnnotatedImage, tmp_path: Path) -> None:
+    """Also one called ``mask``, which is the name of annotated masks in the report."""
+    boxes: list[Box] = []
 
-    def my_model(image: NDArray[np.uint8], box: Box) -> NDArray[np.bool_]:
-        seen.append(tuple(box))  # type: ignore[arg-type]  # four numbers
+    def mask(image: NDArray[np.uint8], box: Box) -> NDArray[Any]:
+        boxes.append(tuple(box))  # type: ignore[arg-type]  # four numbers
         assert image.dtype == np.uint8
-        if len(seen) == 2:
+        if len(boxes) == 2:
             return np.zeros((2, 2), bool)
-        mask = np.zeros(image.shape[:2], bool)
-        mask[30:70, 80:110] = True
-        return mask
-
-    content = coco(scene, [[80, 30, 30, 40], [0, 0, 40, 40]])
-    report = build_from_coco(content, scene.images, tmp_path / "a.bank", boxes=my_model)
-    assert report.mask_sources == {"mask": 1, "function my_model": 1}
-    assert report.rejected == {"the function gave no mask of the image's size, bool or uint8": 1}
-    assert seen == [(80, 30, 30, 40), (0, 0, 40, 40)]
-
-
-def test_a_function_that_fails_is_counted_and_one_called_mask_is_no_annotation(
-    scene: PolicyContext, tmp_path: Path
-) -> None:
-    def mask(image: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
-        if box[0] == 0:
+        if len(boxes) == 3:
             raise RuntimeError("no memory")
         alpha = np.zeros(image.shape[:2], np.uint8)
         alpha[30:70, 80:110] = 100
-        return alpha
+        return alpha if len(boxes) == 1 else alpha > 0
 
-    content = coco(scene, [[80, 30, 30, 40], [0, 0, 40, 40]])
-    report = build_from_coco(content, scene.images, tmp_path / "a.bank", boxes=mask)
-    assert report.mask_sources == {"mask": 1, "function mask": 1}
-    assert report.rejected == {"function mask failed (RuntimeError)": 1}
+    given = [[80, 30, 30, 40], [0, 0, 40, 40], [1, 0, 40, 40], [80, 30, 30, 40]]
+    report = build_from_coco(coco(given), sample.images, tmp_path / "a.bank", boxes=mask)
+    assert report.mask_sources == {"mask": 1, "function mask": 2}
+    assert report.rejected == {
+        "the function returned no mask of the image's size, bool or uint8": 1,
+        "function mask failed (RuntimeError)": 1,
+    }
+    assert boxes == [tuple(box) for box in given]
     with ForegroundBank.open(report.path) as bank:
-        assert sorted(int(bank[row].rgba[..., 3].max()) for row in range(2)) == [100, 255]
+        assert sorted(int(foreground.rgba[..., 3].max()) for foreground in bank) == [100, 255, 255]
 
 
 @pytest.mark.parametrize("segmentation", [[], [[]], None, ""])
-def test_an_empty_segmentation_is_none(scene: PolicyContext, tmp_path: Path, segmentation: Any) -> None:
-    content = coco(scene, [[80, 30, 30, 40]])
+def test_an_empty_segmentation_is_no_mask(sample: AnnotatedImage, tmp_path: Path, segmentation: Any) -> None:
+    content = coco([[80, 30, 30, 40]])
     content["annotations"][1]["segmentation"] = segmentation
-    report = build_from_coco(content, scene.images, tmp_path / "a.bank", boxes="box")
+    report = build_from_coco(content, sample.images, tmp_path / "a.bank", boxes="box")
     assert report.mask_sources == {"mask": 1, "box": 1}
 
 
@@ -184,10 +174,10 @@ def test_an_empty_segmentation_is_none(scene: PolicyContext, tmp_path: Path, seg
         (["a", 0, 10, 10], "box is not x, y, width, height"),
     ],
 )
-def test_boxes_that_are_none_are_dropped_with_the_reason(
-    scene: PolicyContext, tmp_path: Path, box: list[Any], reason: str
+def test_invalid_boxes_are_rejected_with_the_reason(
+    sample: AnnotatedImage, tmp_path: Path, box: list[Any], reason: str
 ) -> None:
-    report = build_from_coco(coco(scene, [box]), scene.images, tmp_path / "a.bank", boxes="grabcut")
+    report = build_from_coco(coco([box]), sample.images, tmp_path / "a.bank", boxes="grabcut")
     assert report.rejected == {reason: 1}
 
 
@@ -196,10 +186,10 @@ def test_boxes_that_are_none_are_dropped_with_the_reason(
     [
         (("magic",), "expected one of grabcut, ellipse, box, or a function"),
         (("grabcut", 1.5), "min_quality within 0 to 1"),
-        (("grabcut", 0.5, "magic"), "otherwise to be ellipse, box or None"),
+        (("grabcut", 0.5, "magic"), "fallback to be ellipse, box or None"),
     ],
 )
-def test_ways_that_there_are_not_are_refused(arguments: tuple[Any, ...], message: str) -> None:
+def test_unknown_methods_are_refused(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BoxMasks(*arguments)
 
@@ -224,12 +214,12 @@ def test_real_objects_are_found_better_than_by_shapes(data_root: Path) -> None:
             continue
         found["grabcut"].append(iou(mask, truth))
         quality.append(grabcut_quality(pixels, mask, box))
-        if len(quality) <= 5:  # the same, whatever was cut before
+        if len(quality) <= 5:  # the same, whatever ran before
             cv2.setRNGSeed(7)
             assert (grabcut_mask(pixels, box) == mask).all()
         found["ellipse"].append(iou(ellipse_alpha(pixels.shape, box) > 127, truth))
         found["box"].append(iou(box_alpha(pixels.shape, box) > 0, truth))
-    means = {way: float(np.mean(values)) for way, values in found.items()}
+    means = {method: float(np.mean(values)) for method, values in found.items()}
     assert len(quality) >= 30
     assert means["grabcut"] > max(means["ellipse"], means["box"])
     # What quality is for: to tell the good ones.

@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 
 from terse_aug.bank import BuildReport, ExtractionRules, ForegroundBank, build_from_coco, read_image
 from terse_aug.bank.extract import RejectedObject
-from terse_aug.bank.inputs.masks import _uncompressed
+from terse_aug.bank.inputs.masks import run_lengths
 
 # pycocotools 2.0.11 with numpy 2: its decoder, which only these tests call, has no `copy` keyword.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -37,7 +37,7 @@ def rectangle_mask() -> np.ndarray:
     return mask
 
 
-def run_lengths(mask: np.ndarray) -> list[int]:
+def runs_of(mask: np.ndarray) -> list[int]:
     flat = mask.flatten(order="F")
     changes = np.flatnonzero(np.diff(flat)) + 1
     return np.diff([0, *changes.tolist(), flat.size]).tolist() if not flat[0] else [0]
@@ -53,7 +53,7 @@ def compressed() -> dict[str, Any]:
     [
         [[30, 10, 70, 10, 70, 30, 30, 30]],
         [[30, 10, 50, 10, 50, 30, 30, 30], [50, 10, 70, 10, 70, 30, 50, 30], [1, 2, 3, 4]],
-        {"size": [80, 120], "counts": run_lengths(rectangle_mask())},
+        {"size": [80, 120], "counts": runs_of(rectangle_mask())},
         compressed(),
     ],
     ids=["polygon", "parts, one degenerate", "runs", "compressed"],
@@ -64,12 +64,12 @@ def test_segmentations_of_all_forms(sample: CocoSample, segmentation: object) ->
     report, bank = build(sample)
     assert report.kept == {"car": 1}
     assert report.rejected == {}
-    cut_out = bank[0]
-    assert cut_out.rgba.shape == (20, 40, 4)
-    assert (cut_out.rgba[..., 3] == 255).all()
-    np.testing.assert_array_equal(cut_out.rgba[..., :3], sample.pixels[10:30, 30:70])
-    assert (cut_out.label, cut_out.source) == (3, "a.png#1")
-    assert cut_out.relative_size == pytest.approx(40 / np.sqrt(80 * 120))
+    foreground = bank[0]
+    assert foreground.rgba.shape == (20, 40, 4)
+    assert (foreground.rgba[..., 3] == 255).all()
+    np.testing.assert_array_equal(foreground.rgba[..., :3], sample.pixels[10:30, 30:70])
+    assert (foreground.label, foreground.source) == (3, "a.png#1")
+    assert foreground.relative_size == pytest.approx(40 / np.sqrt(80 * 120))
 
 
 @pytest.mark.parametrize(
@@ -104,17 +104,17 @@ def test_unusable_objects_are_counted(sample: CocoSample, changes: dict[str, Any
     report, bank = build(sample)
     assert len(bank) == 1
     assert sum(report.rejected.values()) == 1
-    (told,) = report.rejected
-    assert reason in told
-    assert "2" in report.examples[told][0]
-    assert told in report.summary()
+    (given,) = report.rejected
+    assert reason in given
+    assert "2" in report.examples[given][0]
+    assert given in report.summary()
     assert bank.info()["built"]["rejected"] == report.rejected
 
 
 def test_nothing_kept_says_why_and_leaves_nothing(sample: CocoSample) -> None:
     sample.content["annotations"] = []
     sample.add(segmentation=None)
-    with pytest.raises(ValueError, match=r"no cut-out was kept.*masks are missing"):
+    with pytest.raises(ValueError, match=r"was kept.*masks are missing"):
         build(sample)
     assert not list(sample.folder.glob("*out.bank*"))
 
@@ -137,7 +137,7 @@ def test_unusable_images_are_counted_by_object(sample: CocoSample, trouble: str)
     assert expected in next(iter(report.rejected))
 
 
-def test_exif_turned_image_fits_either_annotation(sample: CocoSample) -> None:
+def test_exif_orientation_fits_either_annotation(sample: CocoSample) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(sample.pixels).save(sample.images / "b.png", exif=exif)
@@ -153,7 +153,7 @@ def test_exif_turned_image_fits_either_annotation(sample: CocoSample) -> None:
     np.testing.assert_array_equal(bank[2].rgba[..., :3], turned[10:30, 30:70])
 
 
-def test_keypoints_move_and_shrink_with_the_cut_out(sample: CocoSample) -> None:
+def test_keypoints_move_and_shrink_with_the_foreground(sample: CocoSample) -> None:
     sample.content["categories"][0]["keypoints"] = ["front", "back", "top"]
     sample.content["annotations"][0]["keypoints"] = [30, 10, 2, 70, 30, 1, 0, 0, 0]
     _, bank = build(sample)
@@ -175,7 +175,7 @@ def test_different_keypoints_are_refused_unless_one_is_chosen(sample: CocoSample
     assert build(sample, categories=["car"])[1].keypoint_names == ("a",)
 
 
-def test_scaling_down_keeps_outside_colours_out(sample: CocoSample) -> None:
+def test_scaling_down_excludes_the_background_colour(sample: CocoSample) -> None:
     pixels = np.zeros((80, 120, 3), np.uint8)
     pixels[..., 1] = 255  # the background is green, the object red
     mask = np.zeros((80, 120), np.uint8, order="F")
@@ -192,7 +192,7 @@ def test_scaling_down_keeps_outside_colours_out(sample: CocoSample) -> None:
     assert (rgba[rgba[..., 3] > 0][:, :3] == (255, 0, 0)).all()
 
 
-def test_truncated_objects_can_be_left_out(sample: CocoSample) -> None:
+def test_truncated_objects_can_be_rejected(sample: CocoSample) -> None:
     sample.add(segmentation=[[0, 10, 40, 10, 40, 30, 0, 30]], bbox=[0, 10, 40, 20])
     assert sum(build(sample)[0].kept.values()) == 2
     report, _ = build(sample, rules=ExtractionRules(drop_truncated=True), overwrite=True)
@@ -209,7 +209,7 @@ def test_choice_of_categories(sample: CocoSample) -> None:
 
 
 @pytest.mark.parametrize("entry", ["b.png", "b", "sub/b.png", "sub/b"])
-def test_include_keeps_to_the_listed_images(sample: CocoSample, entry: str) -> None:
+def test_the_image_list_selects_images(sample: CocoSample, entry: str) -> None:
     (sample.images / "sub").mkdir()
     Image.fromarray(sample.pixels).save(sample.images / "sub" / "b.png")
     sample.content["images"].append({"id": 8, "file_name": "sub/b.png", "height": 80, "width": 120})
@@ -233,7 +233,7 @@ def test_other_json_is_refused(sample: CocoSample, content: str) -> None:
         build_from_coco(sample.json, sample.images, sample.folder / "out.bank")
 
 
-def test_missing_inputs_are_said(sample: CocoSample) -> None:
+def test_missing_inputs_are_refused(sample: CocoSample) -> None:
     annotations, images = sample.write()
     with pytest.raises(FileNotFoundError, match="COCO JSON file at"):
         build_from_coco(sample.folder / "no.json", images, sample.folder / "out.bank")
@@ -255,14 +255,14 @@ def test_real_coco_agrees_with_pycocotools(data_root: Path, tmp_path: Path, spli
     areas = {entry["id"]: int(coco.annToMask(entry).sum()) for entry in singles}
     assert len(bank) == sum(area > 0 for area in areas.values())
     assert sum(report.kept.values()) + sum(report.rejected.values()) == len(coco.anns)
-    for cut_out in bank:
-        name, number = cut_out.source.split("#")
+    for foreground in bank:
+        name, number = foreground.source.split("#")
         entry = coco.anns[int(number)]
-        assert np.count_nonzero(cut_out.rgba[..., 3]) == areas[int(number)]
-        assert cut_out.label == entry["category_id"]
+        assert np.count_nonzero(foreground.rgba[..., 3]) == areas[int(number)]
+        assert foreground.label == entry["category_id"]
         image = coco.imgs[entry["image_id"]]
-        larger = cut_out.relative_size * np.sqrt(image["height"] * image["width"])
-        assert larger == pytest.approx(max(cut_out.rgba.shape[:2]), rel=1e-5)
+        larger = foreground.relative_size * np.sqrt(image["height"] * image["width"])
+        assert larger == pytest.approx(max(foreground.rgba.shape[:2]), rel=1e-5)
         assert name == image["file_name"]
 
 
@@ -276,54 +276,45 @@ def test_real_keypoints_lie_where_coco_has_them(data_root: Path, tmp_path: Path)
     bank = ForegroundBank.open(report.path)
     assert len(bank.keypoint_names) == 17
     compared = 0
-    for cut_out in bank:
-        name, number = cut_out.source.split("#")
+    for foreground in bank:
+        name, number = foreground.source.split("#")
         image = read_image(folder / "val2017" / name)
         points = np.array(by_id[int(number)]["keypoints"]).reshape(17, 3)
-        assert cut_out.keypoints is not None
-        np.testing.assert_array_equal(cut_out.keypoints[:, 2], points[:, 2])
-        for (x, y, seen), (column, row, _) in zip(cut_out.keypoints.astype(int), points, strict=True):
-            inside = 0 <= x < cut_out.rgba.shape[1] and 0 <= y < cut_out.rgba.shape[0]
-            if seen and inside and cut_out.rgba[y, x, 3]:
-                np.testing.assert_array_equal(cut_out.rgba[y, x, :3], image[row, column])
+        assert foreground.keypoints is not None
+        np.testing.assert_array_equal(foreground.keypoints[:, 2], points[:, 2])
+        for (x, y, seen), (column, row, _) in zip(foreground.keypoints.astype(int), points, strict=True):
+            inside = 0 <= x < foreground.rgba.shape[1] and 0 <= y < foreground.rgba.shape[0]
+            if seen and inside and foreground.rgba[y, x, 3]:
+                np.testing.assert_array_equal(foreground.rgba[y, x, :3], image[row, column])
                 compared += 1
     assert compared > 500
 
 
-def test_builds_are_reproducible(sample: CocoSample) -> None:
+def test_builds_are_reproducible_and_report_progress(sample: CocoSample) -> None:
     for _ in range(3):
         sample.add(category_id=90)
-    first = build(sample)[0].path.read_bytes()
+    progress: list[tuple[int, int]] = []
+    first = build(sample, progress=lambda done, total: progress.append((done, total)))[0].path.read_bytes()
+    assert progress == [(1, 1)]
     assert build(sample, overwrite=True)[0].path.read_bytes() == first
 
 
-def test_progress_is_told(sample: CocoSample) -> None:
-    told: list[tuple[int, int]] = []
-    build(sample, progress=lambda done, total: told.append((done, total)))
-    assert told == [(1, 1)]
-
-
-def test_own_decoding_of_compressed_runs_is_pycocotools(sample: CocoSample) -> None:
+def test_compressed_runs_are_decoded_as_by_pycocotools(sample: CocoSample) -> None:
     generator = np.random.default_rng(0)
     for _ in range(50):
         mask = (generator.random(generator.integers(1, 40, 2)) < generator.random()).astype(np.uint8)
         encoded = coco_mask.encode(np.asfortranarray(mask))
-        runs = _uncompressed(encoded["counts"].decode())
+        runs = run_lengths(encoded["counts"].decode())
         again = coco_mask.decode(coco_mask.frPyObjects({"size": [*mask.shape], "counts": runs}, *mask.shape))
         np.testing.assert_array_equal(again, mask)
 
 
-@pytest.mark.parametrize(
-    ("text", "run"), [("", None), ("0", 0), ("o0", 31), ("oooooo0", 2**30 - 1), ("PPPPPP1", 2**30)]
-)
-def test_runs_of_any_length_that_an_image_has_are_decoded(text: str, run: int | None) -> None:
-    assert _uncompressed(text) == ([] if run is None else [run])
-
-
-@pytest.mark.parametrize("text", ["o", "1o", "ooooooo0", "\u0100", "\udc80", "/", "p"])
-def test_runs_that_are_cut_off_or_too_long_or_no_runs_are_refused(text: str) -> None:
-    with pytest.raises(RejectedObject, match="damaged"):
-        _uncompressed(text)
+def test_runs_of_any_length_are_decoded_and_damaged_ones_rejected() -> None:
+    decoded = {"": [], "0": [0], "o0": [31], "oooooo0": [2**30 - 1], "PPPPPP1": [2**30]}
+    assert {text: run_lengths(text) for text in decoded} == decoded
+    for text in ("o", "1o", "ooooooo0", "\u0100", "\udc80", "/", "p"):
+        with pytest.raises(RejectedObject, match="damaged"):
+            run_lengths(text)
 
 
 @pytest.mark.parametrize("wrong", [{"min_area": 0}, {"min_side": 0}, {"max_side": 1}, {"min_box_agreement": 1.5}])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from annotated_samples import as_labelme, as_voc, make_context
+from annotated_samples import as_labelme, as_voc, make_sample
 from bank_samples import CocoSample
 from numpy.typing import NDArray
 from PIL import Image
@@ -159,7 +159,7 @@ def test_places_that_cannot_be_are_refused_before_anything_is_read(sample: CocoS
 
 
 def test_other_builders_draw_too(tmp_path: Path) -> None:
-    scene = make_context(tmp_path)
+    scene = make_sample(tmp_path)
     masks = tmp_path / "masks"
     masks.mkdir()
     Image.fromarray(np.pad(np.array([[1, 2]], np.uint8).repeat(50, 1), ((40, 55), (9, 19)))).save(masks / "scene.png")

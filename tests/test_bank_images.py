@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ from PIL import Image
 from terse_aug.bank import NoAlphaError, read_image, read_rgba
 from terse_aug.bank.inputs.images import read_image_like, read_index_mask, read_mask
 
-# EXIF orientation -> what a viewer does to the stored raster, spelt out independently of the implementation.
-TURNS = {
+# EXIF orientation -> what a viewer does to the stored raster, spelled out independently of the implementation.
+TRANSPOSES = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -25,23 +26,23 @@ TURNS = {
 }
 
 
-def save_turned(path: Path, pixels: np.ndarray, orientation: int) -> None:
+def save_oriented(path: Path, pixels: np.ndarray, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(pixels).save(path, exif=exif)
 
 
-@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("orientation", TRANSPOSES)
 def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     pixels = gradient(5, 9)
-    save_turned(tmp_path / "a.png", pixels, orientation)
-    turn = TURNS[orientation]
-    expected = Image.fromarray(pixels) if turn is None else Image.fromarray(pixels).transpose(turn)
+    save_oriented(tmp_path / "a.png", pixels, orientation)
+    transpose = TRANSPOSES[orientation]
+    expected = Image.fromarray(pixels) if transpose is None else Image.fromarray(pixels).transpose(transpose)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.asarray(expected))
 
 
-def test_annotated_size_tells_which_raster_is_meant(tmp_path: Path) -> None:
-    save_turned(tmp_path / "a.png", gradient(5, 9), 6)
+def test_the_annotated_size_selects_the_raster(tmp_path: Path) -> None:
+    save_oriented(tmp_path / "a.png", gradient(5, 9), 6)
     assert read_image_like(tmp_path / "a.png", 9, 5).shape == (9, 5, 3)
     np.testing.assert_array_equal(read_image_like(tmp_path / "a.png", 5, 9), gradient(5, 9))
     assert read_image_like(tmp_path / "a.png", 100, 100).shape == (9, 5, 3)
@@ -66,25 +67,16 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     np.testing.assert_allclose(read.astype(int), expected.astype(int), atol=2)
 
 
-def test_palette_with_transparency(tmp_path: Path) -> None:
+def test_transparency_of_palettes_and_of_grey(tmp_path: Path) -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 200, 100, 50])
     image.putdata([0, 1])
     image.save(tmp_path / "a.png", transparency=bytes([0, 255]))
     assert read_rgba(tmp_path / "a.png").tolist() == [[[10, 20, 30, 0], [200, 100, 50, 255]]]
     assert read_image(tmp_path / "a.png").tolist() == [[[10, 20, 30], [200, 100, 50]]]
-
-
-def test_grey_with_alpha_and_unicode_name(tmp_path: Path) -> None:
     path = tmp_path / "größe 写真.png"
     Image.merge("LA", (Image.new("L", (2, 2), 90), Image.new("L", (2, 2), 40))).save(path)
     assert read_rgba(path)[0, 0].tolist() == [90, 90, 90, 40]
-
-
-def test_no_alpha_is_refused(tmp_path: Path) -> None:
-    Image.fromarray(gradient(4, 4)).save(tmp_path / "a.png")
-    with pytest.raises(NoAlphaError, match="alpha channel"):
-        read_rgba(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("extension", ["png", "jpg", "webp", "tif", "bmp"])
@@ -97,25 +89,26 @@ def test_truncated_files_are_refused(tmp_path: Path, extension: str) -> None:
             read_image(tmp_path / f"b.{extension}")
 
 
-def test_missing_text_and_float_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no image file"):
-        read_image(tmp_path / "missing.png")
+def test_unusable_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(ValueError, match="cannot be read"):
-        read_image(tmp_path / "text.png")
+    Image.fromarray(gradient(4, 4)).save(tmp_path / "rgb.png")
     Image.fromarray(np.ones((3, 3), np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(ValueError, match="8 or 16 bits"):
-        read_image(tmp_path / "float.tif")
-
-
-def test_thirty_two_bits_are_refused_and_not_read_as_black(tmp_path: Path) -> None:
-    Image.fromarray(np.arange(48, dtype=np.int32).reshape(6, 8)).save(tmp_path / "a.tif")
-    with pytest.raises(ValueError, match="expected 8 or 16 bits per channel, got mode I"):
-        read_image(tmp_path / "a.tif")
+    Image.fromarray(np.arange(48, dtype=np.int32).reshape(6, 8)).save(tmp_path / "int.tif")  # not read as black
+    cases: list[tuple[Callable[[Path], object], str, type[Exception], str]] = [
+        (read_image, "missing.png", FileNotFoundError, "no image file"),
+        (read_image, "text.png", ValueError, "cannot be read"),
+        (read_image, "float.tif", ValueError, "8 or 16 bits"),
+        (read_image, "int.tif", ValueError, "expected 8 or 16 bits per channel, got mode I"),
+        (read_rgba, "rgb.png", NoAlphaError, "alpha channel"),
+        (read_index_mask, "rgb.png", ValueError, "one integer channel"),
+    ]
+    for read, name, error, message in cases:
+        with pytest.raises(error, match=message):
+            read(tmp_path / name)
 
 
 @pytest.mark.parametrize("value", [1, 7, 65535])
-def test_a_mask_of_sixteen_bits_with_two_values_is_one_of_an_object(tmp_path: Path, value: int) -> None:
+def test_a_mask_of_sixteen_bits_with_two_values_is_binary(tmp_path: Path, value: int) -> None:
     mask = np.zeros((6, 8), np.uint16)
     mask[2:4, 3:] = value
     Image.fromarray(mask).save(tmp_path / "a.png")
@@ -131,12 +124,6 @@ def test_masks_keep_their_numbers(tmp_path: Path, mode: str) -> None:
         image = Image.new(mode, (2, 1))
         image.putdata([0, 255 if mode == "1" else top])
     if mode == "P":
-        image.putpalette([9, 9, 9] * 4)  # all colours alike: only the index tells the objects apart
+        image.putpalette([9, 9, 9] * 4)  # all colours are equal: only the index distinguishes objects
     image.save(tmp_path / "m.png")
     assert read_index_mask(tmp_path / "m.png").tolist() == [[0, top]]
-
-
-def test_coloured_masks_are_refused(tmp_path: Path) -> None:
-    Image.fromarray(gradient(4, 4)).save(tmp_path / "m.png")
-    with pytest.raises(ValueError, match="one integer channel"):
-        read_index_mask(tmp_path / "m.png")

@@ -49,7 +49,7 @@ def test_one_folder_for_both(tmp_path: Path) -> None:
     assert (report.kept, report.rejected) == ({"person": 2}, {})
 
 
-def test_whatever_does_not_fit_is_counted(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_what_does_not_match_is_counted(folders: tuple[Path, Path], tmp_path: Path) -> None:
     images, masks = folders
     for name in ("good", "no_mask_here", "no_image", "size", "broken", "void", "colour", "unlisted"):
         add(images, masks, name)
@@ -84,12 +84,12 @@ def test_real_penn_fudan(data_root: Path, tmp_path: Path) -> None:
     report = build_from_masks(images, masks, tmp_path / "out.bank", rules=EVERY)
     assert (report.kept, report.rejected) == ({"person": 423}, {})
     with ForegroundBank.open(report.path) as bank:
-        for cut_out in bank.select(range(0, 423, 7)):
-            name, number = cut_out.source.split("#")
+        for foreground in bank.select(range(0, 423, 7)):
+            name, number = foreground.source.split("#")
             mask = np.asarray(Image.open(masks / name.replace(".png", "_mask.png"))) == int(number)
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
             window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-            np.testing.assert_array_equal(cut_out.rgba[..., 3] > 0, mask[window])
+            np.testing.assert_array_equal(foreground.rgba[..., 3] > 0, mask[window])
             own = mask[window]
-            np.testing.assert_array_equal(cut_out.rgba[own, :3], read_image(images / name)[window][own])
-            assert cut_out.relative_size == pytest.approx(max(mask[window].shape) / np.sqrt(mask.size))
+            np.testing.assert_array_equal(foreground.rgba[own, :3], read_image(images / name)[window][own])
+            assert foreground.relative_size == pytest.approx(max(mask[window].shape) / np.sqrt(mask.size))

@@ -1,4 +1,4 @@
-"""Product photographs: what stands out from a plain ground, and masks of either polarity."""
+"""Product photographs: objects on a plain background, and masks of either polarity."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from terse_aug.bank import BuildReport, ForegroundBank, PlainBackground, build_from_products, read_image
+from terse_aug.bank import BuildReport, ForegroundBank, PlainBackground, build_from_products
 from terse_aug.bank.build.report import Ledger
 from terse_aug.bank.extract import RejectedObject
-from terse_aug.bank.inputs.mask_pairing import paired
-from terse_aug.bank.segmenters.polarity import BLACK, WHITE, object_alpha
+from terse_aug.bank.inputs.mask_pairing import pair_masks
+from terse_aug.bank.segmenters.mask_polarity import BLACK, WHITE, object_alpha
 from terse_aug.cli import main
 
 HEIGHT, WIDTH = 160, 200
-GROUNDS = {"white": 248, "grey": 128, "green": (0, 177, 64), "black": 8}
+BACKGROUNDS = {"white": 248, "grey": 128, "green": (0, 177, 64), "black": 8}
 
 
 def ring(hole: bool = True) -> NDArray[np.bool_]:
@@ -31,14 +31,18 @@ def ring(hole: bool = True) -> NDArray[np.bool_]:
     return disc & (distance > 20) if hole else disc
 
 
-def photograph(mask: NDArray[np.bool_], ground: Any = 248, course: float = 0, noise: float = 0) -> NDArray[np.uint8]:
-    """A brown object on a ground whose brightness falls by ``course`` from the left to the right, as JPEG gives it."""
+def photograph(
+    mask: NDArray[np.bool_], background: Any = 248, course: float = 0, noise: float = 0
+) -> NDArray[np.uint8]:
+    """A brown object on a background whose brightness falls by ``course`` from left to right, after JPEG."""
     generator = np.random.default_rng(0)
-    picture = np.broadcast_to(np.array(ground, float), (HEIGHT, WIDTH, 3)) - course * np.linspace(0, 1, WIDTH)[:, None]
+    image = (
+        np.broadcast_to(np.array(background, float), (HEIGHT, WIDTH, 3)) - course * np.linspace(0, 1, WIDTH)[:, None]
+    )
     soft = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 0.7)[..., None]
-    picture = soft * generator.normal((150, 90, 50), 12, (HEIGHT, WIDTH, 3)) + (1 - soft) * picture
-    picture += generator.normal(0, noise, picture.shape) if noise else 0
-    _, encoded = cv2.imencode(".jpg", picture.clip(0, 255).astype(np.uint8)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
+    image = soft * generator.normal((150, 90, 50), 12, (HEIGHT, WIDTH, 3)) + (1 - soft) * image
+    image += generator.normal(0, noise, image.shape) if noise else 0
+    _, encoded = cv2.imencode(".jpg", image.clip(0, 255).astype(np.uint8)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
     return np.ascontiguousarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR)[..., ::-1])
 
 
@@ -47,21 +51,26 @@ def iou(alpha: NDArray[np.uint8], mask: NDArray[np.bool_]) -> float:
     return float((found & mask).sum() / (found | mask).sum())
 
 
-@pytest.mark.parametrize("ground", list(GROUNDS))
+@pytest.mark.parametrize("background", list(BACKGROUNDS))
 @pytest.mark.parametrize(("course", "noise"), [(0, 0), (50, 0), (40, 4)])
-def test_the_object_is_found_on_plain_grounds_and_so_are_holes(ground: str, course: float, noise: float) -> None:
-    course = 0 if ground == "black" else course
+def test_objects_and_holes_are_found_on_plain_backgrounds(background: str, course: float, noise: float) -> None:
+    course = 0 if background == "black" else course
     for refine in (False, True):
-        (alpha,) = PlainBackground(refine=refine).alphas(photograph(ring(), GROUNDS[ground], course, noise))
+        (alpha,) = PlainBackground(refine=refine).alphas(photograph(ring(), BACKGROUNDS[background], course, noise))
         assert alpha.dtype == np.uint8
         assert iou(alpha, ring()) > 0.93
         assert (alpha[:5] == 0).all()
         assert 0 < ((alpha > 20) & (alpha < 235)).mean() < 0.1  # soft at the edge, and only there
 
 
-def test_specks_are_left_out_and_parts_may_be_objects() -> None:
+def two_parts() -> NDArray[np.bool_]:
     mask = np.zeros((HEIGHT, WIDTH), bool)
     mask[30:80, 120:170] = mask[60:130, 20:90] = True
+    return mask
+
+
+def test_specks_are_removed_and_parts_may_be_objects() -> None:
+    mask = two_parts()
     mask[140:144, 100:104] = True
     (both,) = PlainBackground().alphas(photograph(mask))
     assert both[142, 102] == 0
@@ -71,19 +80,19 @@ def test_specks_are_left_out_and_parts_may_be_objects() -> None:
     assert (np.maximum(left, right) == both).all()
 
 
-def test_large_pictures_are_done_small() -> None:
+def test_large_images_are_segmented_at_a_smaller_size() -> None:
     (alpha,) = PlainBackground().alphas(photograph(ring()).repeat(8, 0).repeat(8, 1))
     assert alpha.shape == (8 * HEIGHT, 8 * WIDTH)
     assert iou(alpha, ring().repeat(8, 0).repeat(8, 1)) > 0.95
 
 
-def test_a_gap_in_the_outline_does_not_let_the_ground_in() -> None:
-    """What is within is nearly of the ground's colour, as of a white cup before a white wall."""
-    picture = np.full((HEIGHT, WIDTH, 3), 248, np.uint8)
-    picture[ring(False)] = 238
-    picture[ring() & ~cv2.erode(ring(False).astype(np.uint8), np.ones((9, 9))).astype(bool)] = (150, 90, 50)
-    picture[78:82, :60] = 248  # four pixels, of which blur leaves two
-    (alpha,) = PlainBackground().alphas(picture)
+def test_a_gap_in_the_outline_does_not_leak() -> None:
+    """What is inside has nearly the background's colour, as a white cup in front of a white wall."""
+    image = np.full((HEIGHT, WIDTH, 3), 248, np.uint8)
+    image[ring(False)] = 238
+    image[ring() & ~cv2.erode(ring(False).astype(np.uint8), np.ones((9, 9))).astype(bool)] = (150, 90, 50)
+    image[78:82, :60] = 248  # four pixels, of which blur leaves two
+    (alpha,) = PlainBackground().alphas(image)
     assert iou(alpha, ring(False)) > 0.95
 
 
@@ -95,25 +104,25 @@ def test_an_object_may_touch_the_border() -> None:
 
 
 @pytest.mark.parametrize(
-    ("picture", "reason"),
+    ("image", "reason"),
     [
-        (np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8), "ground is not plain"),
-        (np.arange(HEIGHT * WIDTH * 3).reshape(HEIGHT, WIDTH, 3).astype(np.uint8), "ground is not plain"),
-        (photograph(ring(), 128, noise=60), r"ground is not plain: spread of its colour above 5 \(max_spread\)"),
+        (np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8), "background is not plain"),
+        (np.arange(HEIGHT * WIDTH * 3).reshape(HEIGHT, WIDTH, 3).astype(np.uint8), "background is not plain"),
+        (photograph(ring(), 128, noise=60), r"background is not plain: spread of its colour above 5 \(max_spread\)"),
         (photograph(np.zeros((HEIGHT, WIDTH), bool)), "nothing stands out"),
         (np.full((3, 1, 3), 200, np.uint8), "nothing stands out"),
     ],
 )
-def test_what_is_no_object_on_a_plain_ground_is_said(picture: NDArray[np.uint8], reason: str) -> None:
+def test_other_images_are_rejected_with_the_reason(image: NDArray[np.uint8], reason: str) -> None:
     with pytest.raises(RejectedObject, match=reason):
-        PlainBackground().alphas(picture)
+        PlainBackground().alphas(image)
 
 
 def test_shadows_stay_with_their_object() -> None:
-    """A limitation that the documentation tells of."""
-    picture = photograph(ring())
-    picture[125:140, 60:120] = 200
-    (alpha,) = PlainBackground().alphas(picture)
+    """A documented limitation."""
+    image = photograph(ring())
+    image[125:140, 60:120] = 200
+    (alpha,) = PlainBackground().alphas(image)
     assert alpha[132, 90] == 255
 
 
@@ -122,39 +131,38 @@ def test_shadows_stay_with_their_object() -> None:
 
 @pytest.mark.parametrize("inverted", [False, True])
 @pytest.mark.parametrize("grey", [False, True])
-def test_polarity_is_told_by_the_border_and_grey_is_alpha(inverted: bool, grey: bool) -> None:
+def test_the_border_decides_the_polarity_and_grey_is_alpha(inverted: bool, grey: bool) -> None:
     mask = np.where(ring(), 255, 0).astype(np.uint8)
     mask[:70] = np.minimum(mask[:70], 180 if grey else 255)
-    given = 255 - mask if inverted else mask
-    alpha, way = object_alpha(given, photograph(ring()))
-    assert way == (BLACK if inverted else WHITE)
+    alpha, polarity = object_alpha(255 - mask if inverted else mask, photograph(ring()))
+    assert polarity == (BLACK if inverted else WHITE)
     np.testing.assert_array_equal(alpha, mask)
 
 
 @pytest.mark.parametrize("inverted", [False, True])
-def test_the_picture_tells_where_the_border_does_not(inverted: bool) -> None:
+def test_the_image_decides_if_the_border_does_not(inverted: bool) -> None:
     mask = np.zeros((HEIGHT, WIDTH), bool)
     mask[:, :95] = True
-    picture = photograph(mask)
-    picture[:30] = picture[-30:] = 248  # the object ends before the border: the mask is too generous
+    image = photograph(mask)
+    image[:30] = image[-30:] = 248  # the object ends before the border: the mask is too generous
     given = np.where(mask ^ inverted, 255, 0).astype(np.uint8)
-    assert object_alpha(given, picture)[1] == (BLACK if inverted else WHITE)
-    with pytest.raises(RejectedObject, match="does not tell"):
+    assert object_alpha(given, image)[1] == (BLACK if inverted else WHITE)
+    with pytest.raises(RejectedObject, match="white or black"):
         object_alpha(given, np.full((HEIGHT, WIDTH, 3), 90, np.uint8))
     with pytest.raises(RejectedObject, match="the same everywhere"):
-        object_alpha(np.zeros((HEIGHT, WIDTH), np.uint8), picture)
+        object_alpha(np.zeros((HEIGHT, WIDTH), np.uint8), image)
 
 
 @pytest.mark.parametrize("value", [1, 7, 90, 254])
 @pytest.mark.parametrize("inverted", [False, True])
-def test_labels_of_two_values_are_masks(value: int, inverted: bool) -> None:
+def test_masks_of_two_values_are_binary(value: int, inverted: bool) -> None:
     given = np.where(ring() ^ inverted, value, 0).astype(np.uint8)
-    alpha, way = object_alpha(given, photograph(ring()))
-    assert way == (BLACK if inverted else WHITE)
+    alpha, polarity = object_alpha(given, photograph(ring()))
+    assert polarity == (BLACK if inverted else WHITE)
     np.testing.assert_array_equal(alpha, np.where(ring(), 255, 0))
 
 
-def test_what_is_not_seen_is_not_of_the_object() -> None:
+def test_faint_alpha_is_removed() -> None:
     mask = np.where(ring(), 255, 0) + np.random.default_rng(0).integers(-4, 5, ring().shape)
     alpha, _ = object_alpha(mask.clip(0, 255).astype(np.uint8), photograph(ring()))
     np.testing.assert_array_equal(alpha > 0, ring())
@@ -176,7 +184,7 @@ def bank_of(report: BuildReport) -> ForegroundBank:
     return ForegroundBank.open(report.path)
 
 
-def test_folders_are_classes_and_what_cannot_be_used_is_counted(tmp_path: Path) -> None:
+def test_folders_are_classes_and_unusable_images_are_counted(tmp_path: Path) -> None:
     root = tmp_path / "products"
     save(root / "cup" / "a.png", photograph(ring()))
     save(root / "plate" / "b.jpg", photograph(ring(False), 128, 30))
@@ -184,10 +192,10 @@ def test_folders_are_classes_and_what_cannot_be_used_is_counted(tmp_path: Path) 
     save(root / "cup" / "busy.png", np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8))
     save(root / "cup" / "mask.png", ring())
     save(root / "cup" / "cut.png", np.dstack([photograph(ring()), np.where(ring(), 255, 0).astype(np.uint8)]))
-    (root / "cup" / "broken.png").write_bytes(b"no picture")
+    (root / "cup" / "broken.png").write_bytes(b"no image")
     report = build_from_products(root, tmp_path / "out.bank", relative_size=0.4, rejected_sheet=tmp_path / "drops.png")
     assert report.kept == {"cup": 1, "object": 1, "plate": 1}
-    assert report.mask_sources == {"plain ground": 3}
+    assert report.mask_sources == {"plain background": 3}
     assert sorted(report.rejected.values()) == [1, 1, 1, 1]
     with bank_of(report) as bank:
         assert bank.categories == {1: "cup", 2: "object", 3: "plate"}
@@ -195,7 +203,7 @@ def test_folders_are_classes_and_what_cannot_be_used_is_counted(tmp_path: Path) 
         assert np.allclose(bank.extents, 0.4)
         for foreground in bank:
             assert np.abs(np.subtract(foreground.size, 101)).max() <= 4
-            assert foreground.rgba[0, :, 3].max() >= 8  # the crop is as large as what is seen
+            assert foreground.rgba[0, :, 3].max() >= 8  # the crop holds all visible pixels
         assert bank.info()["built"]["max_spread"] == PlainBackground().max_spread
     assert build_from_products(root, tmp_path / "again.bank", relative_size=0.4).bytes > 0
     with ForegroundBank.open(tmp_path / "again.bank") as again, bank_of(report) as bank:
@@ -216,7 +224,7 @@ def test_masks_of_both_polarities_are_counted(tmp_path: Path, place: str) -> Non
     report = build_from_products(root, tmp_path / "out.bank", masks=masks)
     assert report.kept == {"cup": 3}
     assert report.mask_sources == {"mask, object white": 2, "mask, object black": 1}
-    assert report.rejected == {"picture without a mask of its name": 1, "mask without an image of its name": 1}
+    assert report.rejected == {"image without a mask of its name": 1, "mask without an image of its name": 1}
     assert "2  mask, object white" in report.summary()
     with bank_of(report) as bank:
         assert [int(foreground.rgba[..., 3].max()) for foreground in bank] == [255, 255, 199]
@@ -242,8 +250,8 @@ def test_masks_that_do_not_fit_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["beside", "below"])
-def test_a_mask_is_of_one_picture(tmp_path: Path, place: str) -> None:
-    """Names that end with ``_mask`` themselves, and pictures that differ in their extension only."""
+def test_a_mask_belongs_to_one_image(tmp_path: Path, place: str) -> None:
+    """Names that end with ``_mask`` themselves, and images that differ in their extension only."""
     root, masks = tmp_path / "products", tmp_path / "products" / ("masks" if place == "below" else "")
     parts = {"gas": ring(), "gas_mask": ring(False)}
     if place == "below":
@@ -257,7 +265,7 @@ def test_a_mask_is_of_one_picture(tmp_path: Path, place: str) -> None:
         save(root / "cup" / f"two.{suffix}", photograph(ring()))
     save(masks / ("two.png" if place == "below" else "cup/two_mask.png"), ring())
     report = build_from_products(root, tmp_path / "out.bank", masks=masks)
-    assert report.rejected == {"picture has its mask in common with another of its name": 2}
+    assert report.rejected == {"image has its mask in common with another of its name": 2}
     assert report.repaired == {}
     with bank_of(report) as bank:
         assert bank.categories == {1: "cup"}
@@ -278,52 +286,47 @@ def test_many_names_are_paired_fast(tmp_path: Path, place: str) -> None:
         (tmp_path / f"{name}.jpg").touch()
         (tmp_path / (f"{name}_mask.png" if place == "beside" else f"masks/{number}.png")).touch()
     start = time.process_time()
-    pairs = paired(tmp_path if place == "beside" else tmp_path / "p", masks, Ledger())
+    pairs = pair_masks(tmp_path if place == "beside" else tmp_path / "p", masks, Ledger())
     assert time.process_time() - start < 2
-    assert len(pairs.mask_of) == len(pairs.pictures) == 2_000
+    assert len(pairs.mask_of) == len(pairs.images) == 2_000
     assert all(mask.stem.removesuffix("_mask") == path.stem for path, mask in pairs.mask_of.items())
 
 
 def test_pure_colours_are_no_mask(tmp_path: Path) -> None:
-    picture = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
-    picture[ring()] = (255, 0, 0)
-    save(tmp_path / "a.png", picture)
+    image = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
+    image[ring()] = (255, 0, 0)
+    save(tmp_path / "a.png", image)
     assert build_from_products(tmp_path, tmp_path / "out.bank").kept == {"object": 1}
 
 
 def test_wrong_calls_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "products" / "a.png", photograph(ring()))
-    for more, message in (
-        ({"relative_size": 0}, "relative_size"),
-        ({"masks": tmp_path, "ground": PlainBackground()}, "one of them"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            build_from_products(tmp_path / "products", tmp_path / "out.bank", **more)
-    for more in ({"masks": tmp_path / "no"}, {"image_list": tmp_path / "no.txt"}):
+    root, out, no = tmp_path / "products", tmp_path / "out.bank", tmp_path / "no"
+    with pytest.raises(ValueError, match="relative_size"):
+        build_from_products(root, out, relative_size=0)
+    with pytest.raises(ValueError, match="one of them"):
+        build_from_products(root, out, masks=tmp_path, background=PlainBackground())
+    for folder, more in ((root, {"masks": no}), (root, {"image_list": no}), (no, {})):
         with pytest.raises(FileNotFoundError):
-            build_from_products(tmp_path / "products", tmp_path / "out.bank", **more)
-    with pytest.raises(FileNotFoundError):
-        build_from_products(tmp_path / "no", tmp_path / "out.bank")
+            build_from_products(folder, out, **more)
     with pytest.raises(ValueError, match="max_spread above 0"):
         PlainBackground(max_spread=0)
     assert [path.name for path in tmp_path.iterdir()] == ["products"]
 
 
 def test_real_product_masks_are_inverted(data_root: Path, tmp_path: Path) -> None:
-    """Studio pictures with PBM masks beside them; their ground is not plain, and that is said."""
+    """Studio images with PBM masks beside them; their background is not plain."""
     folder = data_root / "syndata_demo" / "objects_dir"
     report = build_from_products(folder, tmp_path / "out.bank", masks=folder)
     assert report.kept == {"honey_bunches": 2, "mahatma_rice": 2}
     assert report.mask_sources == {"mask, object black": 4}
-    with pytest.raises(ValueError, match="ground is not plain"):
+    with pytest.raises(ValueError, match="background is not plain"):
         build_from_products(folder, tmp_path / "other.bank", image_list=["mahatma_rice/NP1_228.jpg"])
 
 
 def test_the_command_builds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    mask = np.zeros((HEIGHT, WIDTH), bool)
-    mask[30:80, 120:170] = mask[60:130, 20:90] = True
-    save(tmp_path / "products" / "a.png", photograph(mask, noise=2))
-    save(tmp_path / "masks" / "a.png", mask)
+    save(tmp_path / "products" / "a.png", photograph(two_parts(), noise=2))
+    save(tmp_path / "masks" / "a.png", two_parts())
     arguments = ["bank", "build", "products", "--folder", str(tmp_path / "products"), "--category", "cup"]
     out = ["--out", str(tmp_path / "out.bank"), "--overwrite"]
     assert main([*arguments, *out, "--split", "--refine", "--max-spread", "4", "--relative-size", "0.2"]) == 0
@@ -335,4 +338,3 @@ def test_the_command_builds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert main([*arguments, *out, "--masks", str(tmp_path / "masks")]) == 0
     assert "1  mask, object white" in capsys.readouterr().out
     assert main([*arguments, *out, "--masks", str(tmp_path / "masks"), "--refine"]) == 2
-    assert read_image(tmp_path / "products" / "a.png").shape == (HEIGHT, WIDTH, 3)

@@ -21,7 +21,7 @@ def save(path: Path, alpha_at: tuple[slice, slice] = np.s_[3:23, 5:35], alpha: i
 
 
 def test_subfolders_are_classes(tmp_path: Path) -> None:
-    folder = tmp_path / "cut-outs"
+    folder = tmp_path / "objects"
     save(folder / "zebra" / "a.png")
     save(folder / "apple" / "red" / "b.tif")
     save(folder / "grüner apfel" / "c.webp")
@@ -36,12 +36,12 @@ def test_subfolders_are_classes(tmp_path: Path) -> None:
         "grüner apfel/c.webp": "grüner apfel",
         "zebra/a.png": "zebra",
     }
-    for cut_out in bank:
-        np.testing.assert_array_equal(cut_out.rgba, rgba[3:23, 5:35])  # tight, and alpha as it was
-        assert cut_out.relative_size == 0.25
+    for foreground in bank:
+        np.testing.assert_array_equal(foreground.rgba, rgba[3:23, 5:35])  # tight, and alpha as it was
+        assert foreground.relative_size == 0.25
 
 
-def test_what_is_not_seen_is_no_part_of_the_object(tmp_path: Path) -> None:
+def test_faint_alpha_is_removed(tmp_path: Path) -> None:
     """Background removers leave alpha of one or two."""
     rgba = save(tmp_path / "clean" / "a.png")
     faint = rgba.copy()
@@ -56,8 +56,8 @@ def test_what_is_not_seen_is_no_part_of_the_object(tmp_path: Path) -> None:
     np.testing.assert_array_equal(*found)
 
 
-def test_files_that_are_no_pictures_take_no_label(tmp_path: Path) -> None:
-    folder = tmp_path / "cut-outs"
+def test_files_that_are_no_images_take_no_label(tmp_path: Path) -> None:
+    folder = tmp_path / "objects"
     save(folder / "cup" / "a.png")
     save(folder / "person" / "b.png")
     (folder / "README.txt").write_text("x")
@@ -68,8 +68,8 @@ def test_files_that_are_no_pictures_take_no_label(tmp_path: Path) -> None:
     assert report.rejected == {"not a PNG, WebP or TIFF file": 2}
 
 
-def test_an_object_larger_than_a_bank_holds_does_not_end_the_build(tmp_path: Path) -> None:
-    folder = tmp_path / "cut-outs"
+def test_an_object_too_large_for_a_bank_is_rejected(tmp_path: Path) -> None:
+    folder = tmp_path / "objects"
     save(folder / "a.png")
     wide = np.zeros((30, 17000, 4), np.uint8)
     wide[5:25, 5:16990] = 255
@@ -81,8 +81,8 @@ def test_an_object_larger_than_a_bank_holds_does_not_end_the_build(tmp_path: Pat
         ExtractionRules(max_side=20_000)
 
 
-def test_whatever_is_not_cut_out_is_counted(tmp_path: Path) -> None:
-    folder = tmp_path / "cut-outs"
+def test_unusable_files_are_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "objects"
     save(folder / "good.png")
     save(folder / "unlisted.png")
     save(folder / "opaque.png", np.s_[:, :], 255)
@@ -96,18 +96,18 @@ def test_whatever_is_not_cut_out_is_counted(tmp_path: Path) -> None:
     report = build_from_rgba(folder, tmp_path / "out.bank", image_list=listed)
     assert report.kept == {"object": 1}
     assert sorted(report.rejected.values()) == [1] * 8
-    told = " ".join(report.rejected)
+    reasons = " ".join(report.rejected)
     for reason in ("no alpha", "opaque", "transparent", "min_area", "cannot be read", "not a PNG", "image_list"):
-        assert reason in told
+        assert reason in reasons
 
 
 def test_wrong_arguments(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="folder of RGBA images"):
         build_from_rgba(tmp_path / "no", tmp_path / "out.bank")
     for relative_size in (0, -1, float("inf")):
-        with pytest.raises(ValueError, match="extent above 0"):
+        with pytest.raises(ValueError, match="relative_size above 0"):
             build_from_rgba(tmp_path, tmp_path / "out.bank", relative_size=relative_size)
     with pytest.raises(ValueError, match="drop_truncated"):
         build_from_rgba(tmp_path, tmp_path / "out.bank", rules=ExtractionRules(drop_truncated=True))
-    with pytest.raises(ValueError, match="no cut-out was kept"):
+    with pytest.raises(ValueError, match="was kept"):
         build_from_rgba(tmp_path, tmp_path / "out.bank")

@@ -1,4 +1,4 @@
-"""Cut-out objects on disk: the store, and the builders that fill it from annotated images.
+"""Foregrounds on disk: the bank, and the builders that fill it from annotated images.
 
 Imports numpy, opencv, pillow, lmdb and pycocotools; never torch, so that a bank can be built anywhere.
 """
@@ -9,17 +9,16 @@ from terse_aug.bank.extract import ExtractionRules
 from terse_aug.bank.inputs.images import NoAlphaError, read_image, read_rgba
 from terse_aug.bank.inputs.masks import segmentation_as_json
 from terse_aug.bank.readers.coco import build_from_coco
-from terse_aug.bank.readers.formats import (
-    build_from_labelme,
-    build_from_panoptic,
-    build_from_via,
-    build_from_voc,
-    build_from_yolo,
-)
 from terse_aug.bank.readers.instance_masks import build_from_masks
+from terse_aug.bank.readers.labelme import build_from_labelme
+from terse_aug.bank.readers.options import AnnotationOptions, BuildOptions
+from terse_aug.bank.readers.panoptic import build_from_panoptic
 from terse_aug.bank.readers.products import build_from_products
 from terse_aug.bank.readers.rgba import build_from_rgba
+from terse_aug.bank.readers.via import build_from_via
 from terse_aug.bank.readers.video import build_from_video
+from terse_aug.bank.readers.voc import build_from_voc
+from terse_aug.bank.readers.yolo import build_from_yolo
 from terse_aug.bank.segmenters.box import BOX_MASK_METHODS, BoxMaskMethod, BoxMasks
 from terse_aug.bank.segmenters.plain_background import PlainBackground
 from terse_aug.bank.storage.writer import BankWriter
@@ -27,9 +26,11 @@ from terse_aug.structures.foreground import Foreground
 
 __all__ = [
     "BOX_MASK_METHODS",
+    "AnnotationOptions",
     "BankWriter",
     "BoxMaskMethod",
     "BoxMasks",
+    "BuildOptions",
     "BuildReport",
     "ExtractionRules",
     "Foreground",

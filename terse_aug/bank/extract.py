@@ -1,4 +1,4 @@
-"""Cuts one object out of its image. Pure functions; imports numpy and opencv only."""
+"""Extracts one object from its image. Pure functions; imports numpy and opencv only."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from numpy.typing import NDArray
 
 from terse_aug.structures.foreground import MAX_SIDE, Foreground
 
+Box = tuple[float, float, float, float]
+"""x, y, width, height in px of the image."""
+
+FAINT_ALPHA = 0.03
+"""Alpha, 0 to 1, below which a pixel is invisible."""
+
 
 class RejectedObject(Exception):
     """An object that is left out; the message is the reason, the same for all objects of its kind."""
@@ -18,17 +24,16 @@ class RejectedObject(Exception):
 
 @dataclass(frozen=True)
 class ExtractionRules:
-    """Which objects are worth keeping, and how large.
+    """Which objects are kept, and how large.
 
     Attributes:
-        min_area: smallest number of visible px (alpha above 0).
-        min_side: smallest height and width of the tight box in px.
-        max_side: cut-outs whose larger side exceeds it, in px, are scaled down to it; ``None`` keeps all as
-            they are. The natural size (``relative_size``) stays that of the original.
+        min_area: smallest number of visible px (alpha above 0); smaller objects are rejected.
+        min_side: smallest height and width of the tight box in px; smaller objects are rejected.
+        max_side: foregrounds whose longer side exceeds it, in px, are scaled down to it; their relative size does not
+            change. None (0 on the command line) keeps the size.
         min_box_agreement: smallest IoU of the mask's tight box with the annotated box, where there is one;
-            below it the annotation contradicts itself.
-        drop_truncated: leave out objects that touch the border of their image, and so are probably cut off
-            by it.
+            objects below it are rejected.
+        drop_truncated: reject objects that touch the border of their image and so are probably truncated by it.
 
     Raises:
         ValueError: a number is out of range.
@@ -59,14 +64,14 @@ class Annotation:
 
     Attributes:
         label: category id.
-        source: where it is found, for a person.
-        box: annotated box: x, y, width, height in px of the image; ``None`` if there is none.
+        source: where the object is found: file name and object.
+        box: annotated box, or ``None``.
         keypoints: float32 ``[k, 3]`` in px of the image, or ``None``.
     """
 
     label: int
     source: str
-    box: tuple[float, float, float, float] | None = None
+    box: Box | None = None
     keypoints: NDArray[np.float32] | None = None
 
 
@@ -77,25 +82,25 @@ def extract_from_image(
     rules: ExtractionRules,
     soft: bool = False,
 ) -> Foreground:
-    """Cut the object under ``mask`` out of ``image``.
+    """Extract the object under ``mask`` from ``image``.
 
     Args:
         image: uint8 ``[H, W, 3]``, RGB.
         mask: uint8 ``[H, W]``, 0 outside the object.
         annotation: the object.
         rules: what is kept.
-        soft: take the mask's values for alpha; else alpha is 0 or 255.
+        soft: use the mask's values as alpha; else alpha is 0 or 255.
 
     Returns:
-        The cut-out; its edge is softened where it is scaled down.
+        The foreground; its edge is soft where it was scaled down.
 
     Raises:
-        Unusable: the rules leave it out.
+        RejectedObject: the rules exclude it.
     """
     tight = tight_box(mask)
     if tight is None:
         raise RejectedObject("mask is empty")
-    check_box_agreement(tight, annotation.box, mask.shape, rules.min_box_agreement)
+    _check_box_agreement(tight, annotation.box, mask.shape, rules.min_box_agreement)
     left, top, width, height = tight
     if rules.drop_truncated and (
         left == 0 or top == 0 or left + width == mask.shape[1] or top + height == mask.shape[0]
@@ -105,16 +110,17 @@ def extract_from_image(
     alpha = mask[window] if soft else np.where(mask[window] > 0, np.uint8(255), np.uint8(0))
     rgba = np.dstack([image[window], alpha])
     relative_size = max(width, height) / math.sqrt(mask.shape[0] * mask.shape[1])
-    keypoints = None if annotation.keypoints is None else _moved(annotation.keypoints, -left, -top)
+    keypoints = None if annotation.keypoints is None else _shift(annotation.keypoints, -left, -top)
     center = ((left + width / 2) / mask.shape[1], (top + height / 2) / mask.shape[0])
-    return finish(Foreground(rgba, annotation.label, annotation.source, relative_size, keypoints, center), rules)
+    foreground = Foreground(rgba, annotation.label, annotation.source, relative_size, keypoints, center)
+    return finish_foreground(foreground, rules)
 
 
-def finish(foreground: Foreground, rules: ExtractionRules) -> Foreground:
-    """Drop a cut-out that is too small, scale down one that is too large, and clear its surroundings.
+def finish_foreground(foreground: Foreground, rules: ExtractionRules) -> Foreground:
+    """Check the size of a foreground, scale it down if it is too large, and replace the background's colour.
 
     Raises:
-        Unusable: it is too small, or larger than a bank holds.
+        RejectedObject: it is too small, or larger than a bank stores.
     """
     height, width = foreground.rgba.shape[:2]
     if np.count_nonzero(foreground.rgba[..., 3]) < rules.min_area:
@@ -122,30 +128,29 @@ def finish(foreground: Foreground, rules: ExtractionRules) -> Foreground:
     if min(height, width) < rules.min_side:
         raise RejectedObject(f"a side shorter than {rules.min_side} px (min_side)")
     if rules.max_side is not None and max(height, width) > rules.max_side:
-        foreground = _scaled_down(foreground, rules.max_side)
+        foreground = _downscale(foreground, rules.max_side)
     elif max(height, width) > MAX_SIDE:
         raise RejectedObject(f"a side longer than {MAX_SIDE} px (give max_side)")
-    return replace(foreground, rgba=with_spread_color(foreground.rgba))
+    return replace(foreground, rgba=spread_object_color(foreground.rgba))
 
 
-def with_spread_color(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Give pixels that are less than half opaque the colour of the nearest one that is more.
+def spread_object_color(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Give pixels with alpha below 128 the colour of the nearest pixel above it.
 
-    A soft edge shows a little of what lies beyond the outline. That would be the old background, or the black
-    that a drawing program leaves where nothing is drawn.
+    A soft edge shows some colour from beyond the outline: the old background, or black in an image with transparency.
 
     Args:
-        rgba: uint8 ``[h, w, 4]``; a cut-out without any pixel of alpha 128 or more comes back as it is.
+        rgba: uint8 ``[h, w, 4]``; without any alpha of 128 or more it is returned unchanged.
 
     Returns:
-        uint8 ``[h, w, 4]``, alpha and the colour of the object untouched.
+        uint8 ``[h, w, 4]``, with the alpha and the object's own colours of ``rgba``.
     """
     object_pixels = rgba[..., 3] >= 128
     if object_pixels.all() or not object_pixels.any():
         return rgba
     outside = (~object_pixels).astype(np.uint8)
     _, nearest = cv2.distanceTransformWithLabels(outside, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
-    # Four bytes are moved at a time, which is faster than colours by themselves.
+    # Moving four bytes at a time is faster than indexing colours.
     pixels = np.ascontiguousarray(rgba).view(np.uint32)[..., 0]
     pixel_of = np.zeros(int(nearest.max()) + 1, np.uint32)
     pixel_of[nearest[object_pixels]] = pixels[object_pixels]
@@ -154,13 +159,9 @@ def with_spread_color(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return spread
 
 
-UNSEEN = 0.03
-"""Alpha, 0 to 1, below which nothing is seen."""
-
-
-def what_is_seen(alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Alpha that is 0 where nothing is seen: ringing of JPEG and traces of background removers enlarge no crop."""
-    return np.where(alpha < 255 * UNSEEN, np.uint8(0), alpha)
+def remove_faint_alpha(alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Set invisible alpha to 0, so that JPEG ringing and traces of background removers do not enlarge a crop."""
+    return np.where(alpha < 255 * FAINT_ALPHA, np.uint8(0), alpha)
 
 
 def tight_box(mask: NDArray[np.uint8]) -> tuple[int, int, int, int] | None:
@@ -169,31 +170,32 @@ def tight_box(mask: NDArray[np.uint8]) -> tuple[int, int, int, int] | None:
     return (left, top, width, height) if width and height else None
 
 
-def check_box_agreement(
-    tight: tuple[int, int, int, int],
-    box: tuple[float, float, float, float] | None,
-    shape: tuple[int, ...],
-    least: float,
+def box_iou(first: Box, second: Box) -> float:
+    """IoU of two boxes; NaN if a coordinate is."""
+    width = min(first[0] + first[2], second[0] + second[2]) - max(first[0], second[0])
+    height = min(first[1] + first[3], second[1] + second[3]) - max(first[1], second[1])
+    overlap = max(width, 0.0) * max(height, 0.0)
+    return overlap / (first[2] * first[3] + second[2] * second[3] - overlap)
+
+
+def _check_box_agreement(
+    tight: tuple[int, int, int, int], box: Box | None, shape: tuple[int, ...], min_iou: float
 ) -> None:
-    """Raise ``RejectedObject`` where the IoU of a mask's tight box and the annotated box is below ``least``."""
     if box is None:
         return
-    # Annotated boxes may stick out of the image, masks cannot.
-    right, bottom = min(box[0] + box[2], shape[1]), min(box[1] + box[3], shape[0])
+    # Annotated boxes may reach beyond the image, masks cannot.
     left, top = max(box[0], 0.0), max(box[1], 0.0)
-    overlap_width = min(right, tight[0] + tight[2]) - max(left, tight[0])
-    overlap_height = min(bottom, tight[1] + tight[3]) - max(top, tight[1])
-    overlap = max(overlap_width, 0.0) * max(overlap_height, 0.0)
-    union = max(right - left, 0.0) * max(bottom - top, 0.0) + tight[2] * tight[3] - overlap
-    if not overlap / union >= least:  # a box of NaN agrees with nothing
-        raise RejectedObject(f"mask and box disagree: IoU below {least:g} (min_box_agreement)")
+    right, bottom = min(box[0] + box[2], shape[1]), min(box[1] + box[3], shape[0])
+    inside = (left, top, max(right - left, 0.0), max(bottom - top, 0.0))
+    if not box_iou(inside, tight) >= min_iou:  # a box of NaN agrees with nothing
+        raise RejectedObject(f"mask and box disagree: IoU below {min_iou:g} (min_box_agreement)")
 
 
-def _scaled_down(foreground: Foreground, max_side: int) -> Foreground:
+def _downscale(foreground: Foreground, max_side: int) -> Foreground:
     height, width = foreground.rgba.shape[:2]
     scale = max_side / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    rgba = _resized(foreground.rgba, size)
+    rgba = _resize(foreground.rgba, size)
     # A thin tip may round to alpha 0, and the crop must stay tight.
     tight = tight_box(np.ascontiguousarray(rgba[..., 3]))
     if tight is None:
@@ -203,24 +205,24 @@ def _scaled_down(foreground: Foreground, max_side: int) -> Foreground:
     keypoints = foreground.keypoints
     if keypoints is not None:
         factors = np.array([size[0] / width, size[1] / height, 1.0], dtype=np.float32)
-        keypoints = _moved(keypoints * factors, -left, -top)
+        keypoints = _shift(keypoints * factors, -left, -top)
     return replace(foreground, rgba=rgba, keypoints=keypoints)
 
 
-def _resized(rgba: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Area-averaged; colour is weighted by alpha, so that what lies outside the object does not bleed in."""
+def _resize(rgba: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resize by area averaging; colour is weighted by alpha, so that colours outside the object do not bleed in."""
     pixels = rgba.astype(np.float32)
     alpha = cv2.resize(pixels[..., 3], size, interpolation=cv2.INTER_AREA)[..., None]
     weighted = cv2.resize(pixels[..., :3] * pixels[..., 3:], size, interpolation=cv2.INTER_AREA)
-    plain = cv2.resize(pixels[..., :3], size, interpolation=cv2.INTER_AREA)
-    colour = np.where(alpha > 0, weighted / np.maximum(alpha, 1e-6), plain)
-    resized: NDArray[np.uint8] = np.rint(np.concatenate([colour, alpha], axis=2)).clip(0, 255).astype(np.uint8)
+    unweighted = cv2.resize(pixels[..., :3], size, interpolation=cv2.INTER_AREA)
+    color = np.where(alpha > 0, weighted / np.maximum(alpha, 1e-6), unweighted)
+    resized: NDArray[np.uint8] = np.rint(np.concatenate([color, alpha], axis=2)).clip(0, 255).astype(np.uint8)
     return resized
 
 
-def _moved(keypoints: NDArray[np.float32], right: int, down: int) -> NDArray[np.float32]:
-    """Keypoints shifted by whole px; unlabelled ones (visibility 0) stay at the origin, as COCO has them."""
-    moved = keypoints.astype(np.float32)
-    moved[:, :2] += np.array([right, down], dtype=np.float32)
-    moved[moved[:, 2] == 0] = 0
-    return moved
+def _shift(keypoints: NDArray[np.float32], right: int, down: int) -> NDArray[np.float32]:
+    """Keypoints shifted by whole px; unlabelled ones (visibility 0) stay at the origin, as in COCO."""
+    shifted = keypoints.astype(np.float32)
+    shifted[:, :2] += np.array([right, down], dtype=np.float32)
+    shifted[shifted[:, 2] == 0] = 0
+    return shifted

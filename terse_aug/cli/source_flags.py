@@ -1,184 +1,126 @@
-"""What sources of `terse-aug bank build` have in common: flags, and how they are run. Imports the bank."""
+"""The flags of a builder's arguments: names, types and defaults from its signature, help from its docstring."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from terse_aug.bank import BOX_MASK_METHODS, BoxMasks, BuildReport, ExtractionRules
-from terse_aug.bank.build.workers import MOST_JOBS
+from terse_aug.bank import BOX_MASK_METHODS, AnnotationOptions, BoxMasks, BuildOptions, ExtractionRules, PlainBackground
+from terse_aug.bank.build.report import BuildReport
+from terse_aug.cli.flags import add_flags, with_flags
 from terse_aug.cli.progress import progress_bar
 
-Build = Callable[[argparse.Namespace], BuildReport]
+Build = Callable[..., BuildReport]
 
-_DEFAULT = ExtractionRules()
 _BOXES = BoxMasks("grabcut")
+_FLAG_NAMES = {"categories": "category", "modules": "import"}
+_SHARED = {"out", "rules", "overwrite", "progress", "boxes"}
+"""Arguments whose flags do not follow from their types."""
 
 
-def add_classes(parser: argparse.ArgumentParser) -> None:
-    """For folders of cut-outs."""
-    parser.add_argument(
-        "--category", default="object", metavar="NAME", help="of files in no subfolder (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--relative-size",
-        type=float,
-        default=0.3,
-        metavar="PART",
-        help="natural size: larger side over the square root of a background's area (default: %(default)s)",
-    )
+def add_source(parser: argparse.ArgumentParser, build: Build, options: type[BuildOptions] | None) -> None:
+    """Add the flags of a builder, and set ``run`` of the parser.
+
+    Args:
+        parser: of the source.
+        build: its builder.
+        options: what the builder's ``**options`` are, if it has some.
+    """
+    parameters = {
+        name: parameter
+        for name, parameter in inspect.signature(build).parameters.items()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+    help_texts = _documented(build.__doc__, "Args")
+    for name, parameter in parameters.items():
+        if name not in _SHARED:
+            _add_flag(parser, name, parameter.annotation, parameter.default, help_texts.get(name, ""))
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the bank to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing bank")
+    names = list(parameters)
+    if options is not None:
+        _add_options(parser, options)
+        names += [setting.name for setting in dataclasses.fields(options)]
+    add_flags(parser.add_argument_group("which objects are kept"), ExtractionRules())
+    parser.set_defaults(run=lambda arguments: _run(build, names, arguments))
 
 
-def add_annotated(parser: argparse.ArgumentParser, build: Build) -> None:
-    """What all sources of annotations have in common."""
-    parser.add_argument("--category", nargs="+", metavar="NAME", help="categories to keep (default: all)")
-    _add_boxes(parser)
-    add_common(parser)
-    add_scene_rules(parser)
-    _add_box_agreement(parser)
-    parser.set_defaults(run=run, build=build)
+def _add_options(parser: argparse.ArgumentParser, options: type[BuildOptions]) -> None:
+    help_texts = {
+        name: text for part in options.__mro__ for name, text in _documented(part.__doc__, "Attributes").items()
+    }
+    for setting in dataclasses.fields(options):
+        if setting.name not in _SHARED:
+            _add_flag(parser, setting.name, str(setting.type), setting.default, help_texts.get(setting.name, ""))
+    if issubclass(options, AnnotationOptions):
+        group = parser.add_argument_group("objects with a box only")
+        group.add_argument("--boxes", choices=BOX_MASK_METHODS, help="make masks of boxes (default: reject them)")
+        group.add_argument(
+            "--min-quality",
+            type=float,
+            default=_BOXES.min_quality,
+            metavar="FRACTION",
+            help="of GrabCut's masks, 0 to 1 (default: %(default)s)",
+        )
+        group.add_argument("--fallback", choices=("ellipse", "box"), help="where GrabCut fails (default: reject)")
 
 
-def _add_boxes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--boxes",
-        choices=BOX_MASK_METHODS,
-        help="how objects of which only the box is known are cut out (default: they are left out)",
-    )
-    parser.add_argument(
-        "--min-quality",
-        type=float,
-        default=_BOXES.min_quality,
-        metavar="PART",
-        help="grabcut: masks of a lower quality are not used, 0 to 1 (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--fallback", choices=("ellipse", "box"), help="grabcut: what is done where it fails (default: left out)"
-    )
+def _add_flag(parser: argparse.ArgumentParser, name: str, annotation: str, default: Any, help_text: str) -> None:
+    """Add the flag of an argument, by its annotation as text."""
+    if annotation.startswith("PlainBackground"):
+        add_flags(parser, PlainBackground())
+        return
+    kwargs: dict[str, Any] = {"help": help_text.replace("%", "%%"), "dest": name}
+    if annotation == "bool":
+        kwargs["action"] = "store_true"
+    elif "Path" in annotation:
+        kwargs |= {"type": Path, "metavar": "PATH"}
+    elif annotation.startswith(("Sequence[str]", "Collection[str]")):
+        kwargs |= {"nargs": "+", "metavar": "NAME"}
+    else:
+        kwargs |= {"type": {"int": int, "float": float, "str": str}[annotation.split(" ")[0]], "metavar": "VALUE"}
+    if default is inspect.Parameter.empty:
+        kwargs["required"] = True
+    elif default not in (None, ()) and annotation != "bool":
+        kwargs |= {"default": default, "help": kwargs["help"] + " (default: %(default)s)"}
+    parser.add_argument("--" + _FLAG_NAMES.get(name, name).replace("_", "-"), **kwargs)
 
 
-def _boxes(arguments: argparse.Namespace) -> BoxMasks | None:
+def _documented(docstring: str | None, section: str) -> Mapping[str, str]:
+    """The entries of a section of a docstring in Google style; none where Python drops docstrings (-OO)."""
+    _, _, text = inspect.cleandoc(docstring or "").partition(f"{section}:\n")
+    text = re.split(r"^\S", text, maxsplit=1, flags=re.MULTILINE)[0]
+    entries = re.findall(r"^    (\w+): (.*(?:\n      .*)*)", text, flags=re.MULTILINE)
+    plain = ((name, re.sub(r":class:`~?([\w.]*\.)?(\w+)`|``", r"\2", entry)) for name, entry in entries)
+    return {name: " ".join(entry.split()).rstrip(".") for name, entry in plain}
+
+
+def _run(build: Build, names: list[str], arguments: argparse.Namespace) -> int:
+    """Build with a progress bar, and print the report."""
+    if getattr(arguments, "max_side", None) == 0:
+        arguments.max_side = None
+    values = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    values["rules"] = with_flags(ExtractionRules(), arguments)
+    if "boxes" in names:
+        values["boxes"] = _box_masks(arguments)
+    if "background" in names:
+        background = with_flags(PlainBackground(), arguments)
+        values["background"] = None if background == PlainBackground() else background
+    with progress_bar() as show:
+        values["progress"] = lambda done, total: show("extracting", done, total)
+        report = build(**values)
+    print(report.summary())
+    return 0
+
+
+def _box_masks(arguments: argparse.Namespace) -> BoxMasks | None:
     if arguments.boxes != "grabcut" and (arguments.fallback or arguments.min_quality != _BOXES.min_quality):
         raise ValueError("--min-quality and --fallback are for --boxes grabcut")
     if arguments.boxes is None:
         return None
     return BoxMasks(arguments.boxes, arguments.min_quality, arguments.fallback)
-
-
-def choice(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What all builders from annotations take."""
-    return {
-        "categories": arguments.category,
-        "boxes": _boxes(arguments),
-        **files_of(arguments),
-    }
-
-
-def add_names(parser: argparse.ArgumentParser) -> None:
-    """Names that fix the labels."""
-    parser.add_argument(
-        "--names",
-        nargs="+",
-        metavar="NAME",
-        help="classes, labelled 1, 2, ... in this order (default: those met, sorted)",
-    )
-
-
-def add_common(parser: argparse.ArgumentParser, images: bool = True) -> None:
-    """What all sources have in common; with those of image files also which are used, and where drops are drawn."""
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the bank to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing bank")
-    if images:
-        _add_images(parser)
-        _add_jobs(parser)
-    parser.add_argument(
-        "--min-area",
-        type=int,
-        default=_DEFAULT.min_area,
-        metavar="PX",
-        help="drop objects with fewer visible pixels (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--min-side",
-        type=int,
-        default=_DEFAULT.min_side,
-        metavar="PX",
-        help="drop objects with a shorter side (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--max-side",
-        type=int,
-        default=_DEFAULT.max_side,
-        metavar="PX",
-        help="scale larger cut-outs down, 0 for never (default: %(default)s)",
-    )
-
-
-def _add_images(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--rejected-sheet",
-        type=Path,
-        metavar="PLACE",
-        help="draw what was left out, by reason: NAME.png for one sheet, or a folder (default: no pictures)",
-    )
-    parser.add_argument(
-        "--image-list",
-        type=Path,
-        metavar="FILE",
-        help="text file of image names to use, one a line (default: all)",
-    )
-
-
-def _add_jobs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        metavar="N",
-        help=f"processes that cut objects out (default: as many as there are cores, at most {MOST_JOBS}, where the "
-        "build takes long enough for them to pay)",
-    )
-
-
-def add_scene_rules(parser: argparse.ArgumentParser) -> None:
-    """For objects that are cut out of an image."""
-    parser.add_argument(
-        "--drop-truncated", action="store_true", help="drop objects that touch the border of their image"
-    )
-
-
-def _add_box_agreement(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--min-box-agreement",
-        type=float,
-        default=_DEFAULT.min_box_agreement,
-        metavar="IOU",
-        help="drop objects whose mask and box overlap less (default: %(default)s)",
-    )
-
-
-def rules_of(arguments: argparse.Namespace) -> ExtractionRules:
-    """What is kept."""
-    return ExtractionRules(
-        min_area=arguments.min_area,
-        min_side=arguments.min_side,
-        max_side=arguments.max_side or None,
-        min_box_agreement=getattr(arguments, "min_box_agreement", _DEFAULT.min_box_agreement),
-        drop_truncated=getattr(arguments, "drop_truncated", False),
-    )
-
-
-def files_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What builders take that cut out by files alone."""
-    names = ("image_list", "rejected_sheet", "overwrite", "progress", "jobs")
-    return {name: getattr(arguments, name) for name in names} | {"rules": rules_of(arguments)}
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Build with a progress bar, and say what came of it."""
-    with progress_bar() as tell:
-        arguments.progress = lambda done, total: tell("cutting out", done, total)
-        report = arguments.build(arguments)
-    print(report.summary())
-    return 0

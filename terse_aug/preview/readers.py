@@ -19,13 +19,14 @@ from torch import Tensor
 
 from terse_aug.bank.build.report import Ledger, ReasonCounts
 from terse_aug.bank.extract import RejectedObject, tight_box
-from terse_aug.bank.inputs.coco_json import Coco, file_name, side_of
-from terse_aug.bank.inputs.file_names import Files
+from terse_aug.bank.inputs.coco_entries import file_name
+from terse_aug.bank.inputs.coco_json import CocoAnnotations, annotated_side
+from terse_aug.bank.inputs.file_names import FileFinder
 from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.images import read_image_like, read_index_mask
 from terse_aug.bank.inputs.masks import has_mask, segmentation_to_mask
-from terse_aug.bank.inputs.repair import mended_object
-from terse_aug.bank.readers.instance_masks import _pairs
+from terse_aug.bank.inputs.repair import repair_annotation
+from terse_aug.bank.readers.instance_masks import pair_instance_masks
 from terse_aug.preview.data import LabelledImages, Sample
 from terse_aug.structures.annotations import Target
 
@@ -47,14 +48,14 @@ def open_coco(annotations: str | Path, images: str | Path) -> LabelledImages:
         FileNotFoundError: the JSON or the folder does not exist.
         ValueError: the file is no COCO JSON of instances, it lists no images, or none of them is in the folder.
     """
-    coco, folder = Coco.read(Path(annotations)), _existing_folder(images)
+    coco, folder = CocoAnnotations.read(Path(annotations)), _existing_folder(images)
     if not coco.images:
         raise ValueError(f"{annotations} lists no images")
     found = LabelledImages(f"{images} with {annotations}", coco.categories)
-    found.dropped.take(coco.ledger.rejected)
+    found.dropped.take(coco.log.rejected)
     objects = _objects_by_image(coco, found.dropped)
     fields = CocoFields.of(coco, objects, found.dropped)
-    files = Files(folder, [file_name(record) for record in coco.images.values()])
+    files = FileFinder(folder, [file_name(record) for record in coco.images.values()])
     for key, record in coco.images.items():
         name = _found(files, file_name(record))
         if (folder / name).is_file():
@@ -84,7 +85,7 @@ def open_masks(images: str | Path, masks: str | Path, category: str = "person") 
     """
     image_folder, mask_folder = _existing_folder(images), _existing_folder(masks)
     found = LabelledImages(f"{images} with {masks}", {1: category})
-    for image, mask in _pairs(image_folder, mask_folder, ImageList(None), Ledger(found.dropped)):
+    for image, mask in pair_instance_masks(image_folder, mask_folder, ImageList(None), Ledger(found.dropped)):
         found.add(image.name, partial(_read_masks, image, mask))
     if not found.names:
         raise ValueError(f"no image of {images} has a mask in {masks}: " + "; ".join(found.reasons()))
@@ -99,7 +100,7 @@ class CocoFields:
     keypoint_count: int
 
     @classmethod
-    def of(cls, coco: Coco, objects: dict[Any, list[dict[str, Any]]], dropped: ReasonCounts) -> CocoFields:
+    def of(cls, coco: CocoAnnotations, objects: dict[Any, list[dict[str, Any]]], dropped: ReasonCounts) -> CocoFields:
         entries = [entry for group in objects.values() for entry in group]
         without = [entry for entry in entries if not has_mask(entry.get("segmentation"))]
         if without and len(without) < len(entries):
@@ -111,7 +112,7 @@ class CocoFields:
         return cls(bool(entries) and not without, counts.pop() if len(counts) == 1 else 0)
 
 
-def _found(files: Files, name: str) -> str:
+def _found(files: FileFinder, name: str) -> str:
     """As the disk spells it, where that is clear."""
     try:
         return files.find(name)[0]
@@ -119,7 +120,7 @@ def _found(files: Files, name: str) -> str:
         return name
 
 
-def _objects_by_image(coco: Coco, dropped: ReasonCounts) -> dict[Any, list[dict[str, Any]]]:
+def _objects_by_image(coco: CocoAnnotations, dropped: ReasonCounts) -> dict[Any, list[dict[str, Any]]]:
     groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for entry in coco.objects:
         where = f"annotation {entry.get('id')}"
@@ -137,11 +138,11 @@ def _objects_by_image(coco: Coco, dropped: ReasonCounts) -> dict[Any, list[dict[
 def _read_coco(
     path: Path, record: dict[str, Any], entries: Sequence[dict[str, Any]], fields: CocoFields, dropped: ReasonCounts
 ) -> Sample:
-    pixels = _read_pixels(path, side_of(record, "height", set()), side_of(record, "width", set()))
+    pixels = _read_pixels(path, annotated_side(record, "height", set()), annotated_side(record, "width", set()))
     rows = []
     for number, entry in enumerate(entries, 1):
         try:
-            rows.append(_coco_object(mended_object(entry, set()), number, fields, pixels.shape[:2]))
+            rows.append(_coco_object(repair_annotation(entry, set()), number, fields, pixels.shape[:2]))
         except RejectedObject as reason:
             dropped.add(f"object: {reason}", f"{path.name}#{entry.get('id')}")
     target: Target = {

@@ -18,7 +18,7 @@ from terse_aug.bank.build.rejected_sample import RejectedSample
 from terse_aug.bank.extract import RejectedObject
 from terse_aug.bank.inputs.images import BROKEN_FILE, NoAlphaError, read_image_like, read_rgba
 from terse_aug.bank.inputs.masks import segmentation_to_mask
-from terse_aug.bank.inputs.repair import Malformed, as_number, mended_segmentation, plain
+from terse_aug.bank.inputs.repair import Malformed, as_number, parse_text, repair_segmentation
 from terse_aug.structures.foreground import Foreground
 from terse_aug.viz.contact_sheet import GAP, PAPER, contact_sheet, paragraph
 from terse_aug.viz.pictures import ORANGE, SKY_BLUE, Color, Picture, enlarged
@@ -189,7 +189,7 @@ def _on_image(exhibit: RejectedSample, locate: Locate) -> Picture | None:
 def _corners(box: Any) -> NDArray[np.float64] | None:
     """Four corners ``[4, 2]``, if that is what the annotation has."""
     try:
-        x, y, width, height = (as_number(value) for value in plain(box, set()))
+        x, y, width, height = (as_number(value) for value in parse_text(box, set()))
     except (Malformed, TypeError, ValueError):
         return None
     return np.array([[x, y], [x + width, y], [x + width, y + height], [x, y + height]]).clip(-_FAR, _FAR)
@@ -199,7 +199,7 @@ def _outlines(segmentation: Any, shape: tuple[int, ...]) -> list[NDArray[np.floa
     """Outlines ``[n, 2]`` of a mask, or the points of polygons that make none."""
     if segmentation is None:
         return []
-    segmentation = mended_segmentation(segmentation, set())
+    segmentation = repair_segmentation(segmentation, set())
     try:
         mask = segmentation_to_mask(segmentation, *shape[:2])
     except RejectedObject:

@@ -167,7 +167,7 @@ _TAGS: dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]] = {
     "<bytes>": (bytes, lambda own: own.decode("latin-1"), lambda text: text.encode("latin-1")),
     "<array>": (np.ndarray, _of_array, lambda parts: _as_array(*parts)),
     "<scalar>": (np.generic, lambda own: _of_array(np.asarray(own)), lambda parts: _as_array(*parts)[()]),
-    "<mask>": (MaskInFile, lambda own: [own.path, own.number, own.colours], lambda parts: MaskInFile(*parts)),
+    "<mask>": (MaskInFile, lambda own: [own.path, own.number, own.colors], lambda parts: MaskInFile(*parts)),
 }
 
 

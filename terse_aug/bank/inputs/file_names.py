@@ -1,4 +1,4 @@
-"""File names that annotations spell otherwise than the disk. Imports pillow, beside parts of this package."""
+"""File names that annotations spell differently from the disk. Imports pillow, beside parts of this package."""
 
 from __future__ import annotations
 
@@ -12,237 +12,229 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from terse_aug.bank.inputs.images import is_file, is_in_colour
+from terse_aug.bank.inputs.images import is_color_image, is_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
-_SPELLINGS = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
-_EXTENSION = "file name with another extension or none"
+_SAME_FORMAT = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
+_OTHER_EXTENSION = "file name with another extension or none"
 _CODECS = ("cp1252", "latin-1", "cp437", "mac_roman")
 """Which UTF-8 is misread as: by Windows, by old programs, by unzip and by old Macs."""
 
 
-class Fit(NamedTuple):
-    """What a name was found to mean.
+class NameMatch(NamedTuple):
+    """The file that a name means.
 
     Attributes:
-        name: of the one file that it fits; ``None`` where there are several, or where it is not the only name that
-            fits.
-        reason: how they differ.
+        name: of the file; ``None`` if several files match, or several names match the file.
+        reason: how the names differ.
     """
 
     name: str | None
     reason: str
 
 
-def fitting(wanted: Iterable[str], there: Iterable[str]) -> dict[str, Fit]:
-    """What names mean that no file has, by ever larger differences.
+def match_names(wanted: Iterable[str], existing: Iterable[str]) -> dict[str, NameMatch]:
+    """Match names without a file to files, by increasing differences.
 
-    A file that has one of the names is none of the others', and one that two names would fit is neither's: so no
-    picture is taken for another.
+    A file whose exact name is wanted matches no other name, and a file that two names match belongs to neither: no
+    image is confused with another.
 
     Args:
         wanted: names, with slashes where they are paths.
-        there: names of all files, likewise.
+        existing: names of all files, likewise.
 
     Returns:
-        For every name that is not there but fits something, what it means. Those that fit nothing are not in it.
+        A match for every wanted name that is not a file but is similar to one. Names without a match are missing.
     """
-    names, files = dict.fromkeys(wanted), dict.fromkeys(there)
+    names, files = dict.fromkeys(wanted), dict.fromkeys(existing)
     open_names = [name for name in names if name not in files]
     free = [file for file in files if file not in names]
-    found: dict[str, Fit] = {}
-    for reason, fits in _STEPS:
+    matches: dict[str, NameMatch] = {}
+    for reason, candidates_of in _DIFFERENCES:
         claims: dict[str, list[str]] = defaultdict(list)
-        for name, matching in fits(open_names, free).items():
-            if len(matching) == 1:
-                claims[matching.pop()].append(name)
-            elif matching:
-                found[name] = Fit(None, reason)
+        for name, candidates in candidates_of(open_names, free).items():
+            if len(candidates) == 1:
+                claims[candidates.pop()].append(name)
+            elif candidates:
+                matches[name] = NameMatch(None, reason)
         for file, claiming in claims.items():
             for name in claiming:
-                found[name] = Fit(file if len(claiming) == 1 else None, reason)
-        open_names = [name for name in open_names if name not in found]
+                matches[name] = NameMatch(file if len(claiming) == 1 else None, reason)
+        open_names = [name for name in open_names if name not in matches]
         free = [file for file in free if file not in claims]
-    return found
+    return matches
 
 
-class Files:
-    """The files of a folder, by the names that annotations have for them.
+class FileFinder:
+    """Finds the files of a folder by the names that annotations have for them.
 
-    The folder is listed only when a name is not there.
+    The folder is listed only when a name is not found.
 
     Args:
         folder: that the names are relative to.
-        names: all that may be asked for.
-        deep: whether files in subfolders are among them.
-        pictures: whether photographs are meant. Another format than a name's is then trusted only of a file in
-            colour, which no mask of class numbers is, and where no name has that format in that folder.
+        names: all names that :meth:`find` may be called with.
+        recursive: search subfolders too.
+        photographs: the files are photographs, not masks. A file of another format than the name's then matches only
+            if it is a colour image, and if no name has its format in that folder.
     """
 
-    def __init__(self, folder: Path, names: Iterable[str], deep: bool = True, pictures: bool = True):
-        self._pictures = pictures
+    def __init__(self, folder: Path, names: Iterable[str], recursive: bool = True, photographs: bool = True):
+        self._photographs = photographs
         self._folder = folder
-        self._deep = deep
+        self._recursive = recursive
         self._names = list(names)
-        self._fits: dict[str, Fit] | None = None
 
     def find(self, name: str) -> tuple[str, str | None]:
-        """The name of a file as it is on disk, and how it differs from ``name`` where it does.
+        """The name of a file on disk, and how it differs from ``name`` if it does.
 
         Raises:
-            LookupError: several files fit, or several names fit the one; the message says which difference.
+            LookupError: several files match, or several names match the file; the message is the difference.
         """
         if is_file(self._folder / name):
             return name, None
-        if self._fits is None:
-            self._fits = self._fitting()
-        fit = self._fits.get(name)
-        if fit is None:
+        match = self._matches.get(name)
+        if match is None:
             return name, None
-        if fit.name is None:
-            raise LookupError(fit.reason)
-        if self._pictures and fit.reason == _EXTENSION and not self._is_picture_of(name, fit.name):
-            raise LookupError(f"{fit.reason}, which may be a mask or another picture")
-        return fit.name, fit.reason
+        if match.name is None:
+            raise LookupError(match.reason)
+        if self._photographs and match.reason == _OTHER_EXTENSION and not self._is_photograph(name, match.name):
+            raise LookupError(f"{match.reason}, which may be a mask or another image")
+        return match.name, match.reason
 
-    def _fitting(self) -> dict[str, Fit]:
-        there = _files_below(self._folder, self._deep)
-        known = set(there)
+    @cached_property
+    def _matches(self) -> dict[str, NameMatch]:
+        existing = _list_files(self._folder, self._recursive)
+        known = set(existing)
         claimed: set[str] = set()
         missing = []
         for name in self._names:
             if name in known:
                 claimed.add(name)
-            elif is_file(self._folder / name):  # a whole path, or one with . or .. or a link in it
-                claimed |= _below(self._folder, name)
+            elif is_file(self._folder / name):  # an absolute path, or one with . or .. or a link in it
+                claimed |= _relative_paths(self._folder, name)
             else:
                 missing.append(name)
-        return fitting(missing, [file for file in there if file not in claimed])
+        return match_names(missing, [file for file in existing if file not in claimed])
 
-    def _is_picture_of(self, name: str, file: str) -> bool:
-        kind, place = _kind(file), PurePosixPath(file).parent
-        if _kind(_folded(name)) == kind:
+    def _is_photograph(self, name: str, file: str) -> bool:
+        file_format, place = _format(file), PurePosixPath(file).parent
+        if _format(_folded(name)) == file_format:
             return True
-        if (place, kind) in self._kinds:
-            return False
-        return is_in_colour(self._folder / file)
+        return (place, file_format) not in self._formats and is_color_image(self._folder / file)
 
     @cached_property
-    def _kinds(self) -> set[tuple[PurePosixPath, str]]:
+    def _formats(self) -> set[tuple[PurePosixPath, str]]:
         """Folders of all names, with the formats that they have there."""
-        paths = (PurePosixPath(_spelled(name)) for name in self._names)
-        return {(path.parent, _kind(path.name)) for path in paths}
+        paths = (PurePosixPath(_with_slashes(name)) for name in self._names)
+        return {(path.parent, _format(path.name)) for path in paths}
 
 
-def _files_below(folder: Path, deep: bool) -> list[str]:
-    """Names relative to the folder, with slashes, in the order of the names; links are followed once."""
+def _list_files(folder: Path, recursive: bool) -> list[str]:
+    """Sorted names relative to the folder, with slashes; links are followed once."""
     names: list[str] = []
-    seen: set[str] = set()
+    visited: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        if real in seen:
+        if real in visited:
             folders.clear()
             continue
-        seen.add(real)
-        if not deep:
+        visited.add(real)
+        if not recursive:
             folders.clear()
-        below = Path(place).relative_to(folder)
-        names += [(below / file).as_posix() for file in files]
+        relative = Path(place).relative_to(folder)
+        names += [(relative / file).as_posix() for file in files]
     return sorted(names)
 
 
-def _below(folder: Path, name: str) -> set[str]:
-    """A path relative to the folder, as it is written and where its links lead."""
+def _relative_paths(folder: Path, name: str) -> set[str]:
+    """A path relative to the folder, as it is written and with its links resolved."""
     paths = (os.path.relpath(of(folder / name), of(folder)) for of in (os.path.abspath, os.path.realpath))
     return {Path(path).as_posix() for path in paths}
 
 
-def _kind(name: str) -> str:
-    """The extension, one for all spellings of a format."""
+def _format(name: str) -> str:
+    """The extension, the same for all spellings of a format."""
     suffix = PurePosixPath(name).suffix.casefold()
-    return _SPELLINGS.get(suffix, suffix)
+    return _SAME_FORMAT.get(suffix, suffix)
 
 
-def _spelled(name: str) -> str:
-    path = PurePosixPath(name.strip().replace("\\", "/"))
-    return path.as_posix()
+def _with_slashes(name: str) -> str:
+    return PurePosixPath(name.strip().replace("\\", "/")).as_posix()
 
 
 def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", _spelled(name))
+    return unicodedata.normalize("NFC", _with_slashes(name))
 
 
 def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", _composed(name).casefold())
 
 
-def _readings(name: str) -> set[str]:
-    """A name, and what it may have been before bytes of one encoding were read as another."""
-    readings = {name}
+def _decodings(name: str) -> set[str]:
+    """A name, and what it was before bytes of one encoding were decoded as another."""
+    decodings = {name}
     for codec in () if name.isascii() else _CODECS:
         with contextlib.suppress(UnicodeError):
-            readings.add(_bytes(name, codec).decode("utf-8"))
+            decodings.add(_encode(name, codec).decode("utf-8"))
         if any("\udc80" <= character <= "\udcff" for character in name):  # bytes on disk that are no UTF-8
-            readings.add(name.encode("utf-8", "surrogateescape").decode(codec, "replace"))
-    return {_folded(reading) for reading in readings}
+            decodings.add(name.encode("utf-8", "surrogateescape").decode(codec, "replace"))
+    return {_folded(decoding) for decoding in decodings}
 
 
-def _bytes(text: str, codec: str) -> bytes:
-    """As programs write it: a character that the code page lacks is its own number."""
+def _encode(text: str, codec: str) -> bytes:
+    """As programs do: a character that the code page lacks is written as its own number."""
     return b"".join(character.encode("latin-1" if "\x80" <= character <= "\x9f" else codec) for character in text)
 
 
-def _without_suffix(name: str) -> str | None:
-    path = PurePosixPath(name)
-    return path.with_suffix("").as_posix() if path.suffix in IMAGE_SUFFIXES else None
+def _file_stems(name: str) -> set[str]:
+    """Of a file: its name without the extension of an image."""
+    paths = (PurePosixPath(decoding) for decoding in _decodings(name))
+    return {path.with_suffix("").as_posix() for path in paths if path.suffix in IMAGE_SUFFIXES}
 
 
-def _stems(name: str) -> set[str]:
-    """Of a name that may lack its extension."""
-    return {stem for reading in _readings(name) for stem in (reading, _without_suffix(reading)) if stem}
-
-
-def _stems_of_file(name: str) -> set[str]:
-    return {stem for reading in _readings(name) if (stem := _without_suffix(reading))}
+def _name_stems(name: str) -> set[str]:
+    """Of a wanted name, which may lack its extension."""
+    return _decodings(name) | _file_stems(name)
 
 
 def _tails(name: str) -> set[str]:
-    """All that a path ends with."""
+    """All ends of a path."""
     parts = [part for part in _folded(name).split("/") if part not in ("", "..")]
     return {"/".join(parts[start:]) for start in range(len(parts))}
 
 
-Fits = Callable[[Iterable[str], Iterable[str]], dict[str, set[str]]]
+Candidates = Callable[[Iterable[str], Iterable[str]], dict[str, set[str]]]
+"""From wanted names and files to the files that each name may mean."""
 
 
-def _by(keys: Callable[[str], set[str]], of_files: Callable[[str], set[str]] | None = None) -> Fits:
-    """Names and files fit that have a key in common."""
+def _same(keys: Callable[[str], set[str]], file_keys: Callable[[str], set[str]] | None = None) -> Candidates:
+    """Names and files match if they have a key in common."""
 
-    def fits(names: Iterable[str], files: Iterable[str]) -> dict[str, set[str]]:
+    def candidates(names: Iterable[str], files: Iterable[str]) -> dict[str, set[str]]:
         by_key: dict[str, set[str]] = defaultdict(set)
         for file in files:
-            for key in (of_files or keys)(file):
+            for key in (file_keys or keys)(file):
                 by_key[key].add(file)
         return {name: {file for key in keys(name) for file in by_key.get(key, ())} for name in names}
 
-    return fits
+    return candidates
 
 
-def _by_path(names: Iterable[str], files: Iterable[str]) -> dict[str, set[str]]:
-    """Names and files fit of which one's whole path is the end of the other's."""
-    whole, tails = _by(_tails, lambda file: {_folded(file)}), _by(lambda name: {_folded(name)}, _tails)
-    known = list(files)
-    longer, shorter = whole(names, known), tails(names, known)
+def _same_tail(names: Iterable[str], files: Iterable[str]) -> dict[str, set[str]]:
+    """Names and files match if one's whole path is the end of the other's."""
+    files = list(files)
+    longer = _same(_tails, lambda file: {_folded(file)})(names, files)
+    shorter = _same(lambda name: {_folded(name)}, _tails)(names, files)
     return {name: longer[name] | shorter[name] for name in longer}
 
 
-_STEPS: tuple[tuple[str, Fits], ...] = (
-    ("file name with other slashes or space around it", _by(lambda name: {_spelled(name)})),
-    ("file name in another Unicode form", _by(lambda name: {_composed(name)})),
-    ("file name in other capitals", _by(lambda name: {_folded(name)})),
-    ("file name in percent codes", _by(lambda name: {_folded(unquote(name))}, lambda name: {_folded(name)})),
-    ("file name in another encoding", _by(_readings)),
-    (_EXTENSION, _by(_stems, _stems_of_file)),
-    ("file lies in another folder than its name says", _by_path),
+_DIFFERENCES: tuple[tuple[str, Candidates], ...] = (
+    ("file name with other slashes or space around it", _same(lambda name: {_with_slashes(name)})),
+    ("file name in another Unicode form", _same(lambda name: {_composed(name)})),
+    ("file name in other capitals", _same(lambda name: {_folded(name)})),
+    ("file name in percent codes", _same(lambda name: {_folded(unquote(name))}, lambda name: {_folded(name)})),
+    ("file name in another encoding", _same(_decodings)),
+    (_OTHER_EXTENSION, _same(_name_stems, _file_stems)),
+    ("file lies in another folder than in its name", _same_tail),
 )

@@ -1,4 +1,4 @@
-"""Which images a bank may be built from: all, or those on a list. Imports the standard library only."""
+"""Which images a bank is built from: all, or those on a list. Imports the standard library only."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from pathlib import Path, PurePosixPath
 
 from terse_aug.bank.build.report import Ledger
 
+NOT_LISTED = "image is not in `image_list`"
+"""Reason to reject the objects of an image."""
+
 
 class ImageList:
-    """A list of image files, so that a bank is built from the training split only.
+    """A list of image files, such as a training split.
 
-    An entry means an image by its path below the image folder or by its last part, each with or without
-    extension, whatever the Unicode form and the direction of its slashes.
+    An entry is the path of an image below the image folder or its last part, each with or without extension, in any
+    Unicode form and with any slashes.
 
     Args:
         names: the entries, or the path of a text file with one entry a line (empty lines and lines that
-            start with ``#`` are skipped); ``None`` for all images.
+            start with ``#`` are ignored); ``None`` for all images.
 
     Raises:
         FileNotFoundError: the text file does not exist.
@@ -28,33 +31,32 @@ class ImageList:
         self._entries: set[str] | None = None
         self._matched: set[str] = set()
         if names is not None:
-            lines = _lines(Path(names)) if isinstance(names, (str, Path)) else list(names)
-            self._entries = {_plain(line).as_posix() for line in lines}
+            lines = _read_lines(Path(names)) if isinstance(names, (str, Path)) else list(names)
+            self._entries = {_normalized(line).as_posix() for line in lines}
             if not self._entries:
                 raise ValueError("expected at least one image name in `image_list`, got none")
 
     def __contains__(self, name: str) -> bool:
         if self._entries is None:
             return True
-        path = _plain(name)
-        if not path.name:  # an image that does not say which file it is
+        path = _normalized(name)
+        if not path.name:  # an image without a file name
             return False
-        spellings = {path.as_posix(), path.with_suffix("").as_posix(), path.name, path.stem}
-        found = self._entries & spellings
-        self._matched |= found
-        return bool(found)
+        matched = self._entries & {path.as_posix(), path.with_suffix("").as_posix(), path.name, path.stem}
+        self._matched |= matched
+        return bool(matched)
 
-    def report_unmatched(self, ledger: Ledger) -> None:
-        """Count the entries for which no image was met."""
+    def report_unmatched(self, log: Ledger) -> None:
+        """Count the entries that matched no image."""
         for entry in sorted((self._entries or set()) - self._matched):
-            ledger.drop("listed in `image_list`, but there is no such image", entry)
+            log.drop("listed in `image_list`, but there is no such image", entry)
 
 
-def _plain(name: str) -> PurePosixPath:
+def _normalized(name: str) -> PurePosixPath:
     return PurePosixPath(unicodedata.normalize("NFC", name.replace("\\", "/")))
 
 
-def _lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"expected a text file of image names at {path}, found none")
     try:

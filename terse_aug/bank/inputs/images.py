@@ -1,4 +1,4 @@
-"""Reads image files of any usual mode into uint8 arrays. Imports numpy and pillow only."""
+"""Decodes image files of all usual modes to uint8 arrays. Imports numpy and pillow only."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ BROKEN_FILE = (
     zlib.error,
     Image.DecompressionBombError,
 )
-"""What pillow raises on broken files, found by cutting and flipping bytes of each format."""
+"""What pillow raises on broken files, found by truncating files and flipping bytes of each format."""
+_COLOR_MODES = ("RGB", "RGBA", "CMYK", "YCbCr")
 
 
 class NoAlphaError(ValueError):
-    """The image file has no alpha channel, so nothing in it is cut out."""
+    """The image file has no alpha channel, and so no mask."""
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:
     """Read an image as a viewer shows it: EXIF orientation applied, 16-bit grey scaled to 8 bit.
 
-    Grey, palette, CMYK and other modes are converted to RGB. An alpha channel is left out; the colour under
+    Grey, palette, CMYK and other modes are converted to RGB. An alpha channel is ignored; the colour under
     it is kept as stored.
 
     Returns:
@@ -51,10 +52,8 @@ def read_image_like(path: str | Path, height: int, width: int) -> NDArray[np.uin
     """Read an image in the raster that annotations of ``height`` x ``width`` refer to.
 
     Annotation files do not say whether their coordinates refer to the stored raster or to the one with the
-    EXIF orientation applied. Labelling tools show the second, so it is preferred; the stored raster is taken
-    when only that one has the annotated size. (A half turn or a square image leaves the size as it is: there
-    the EXIF orientation is applied.) Where neither fits, the oriented image is returned and the caller finds
-    its size different.
+    EXIF orientation applied. Labelling tools show the second, so it is preferred; the stored raster is returned
+    if only that one has the annotated size. If neither has, the oriented image is returned.
 
     Returns:
         uint8 ``[H, W, 3]``, RGB.
@@ -65,8 +64,8 @@ def read_image_like(path: str | Path, height: int, width: int) -> NDArray[np.uin
     image, orientation = _load(path)
     rgb = _to_rgb(image, path)
     stored_fits = rgb.shape[:2] == (height, width)
-    turned_fits = rgb.shape[1::-1] == (height, width)
-    if orientation in _ROTATED_ORIENTATIONS and stored_fits and not turned_fits:
+    oriented_fits = rgb.shape[1::-1] == (height, width)
+    if orientation in _ROTATED_ORIENTATIONS and stored_fits and not oriented_fits:
         return rgb
     return _oriented(rgb, orientation)
 
@@ -109,9 +108,9 @@ def read_index_mask(path: str | Path) -> NDArray[np.int32]:
 
 
 def read_mask(path: str | Path) -> NDArray[np.uint8]:
-    """Read a mask of one object, EXIF orientation applied: grey values, of 8 or 16 bit or of equal colours.
+    """Read a grey mask of one object, EXIF orientation applied.
 
-    A mask of more than 8 bits with two values, one of them 0, as of class numbers, becomes 0 and 255.
+    A mask of more than 8 bits with 0 and one other value, such as a class number, becomes 0 and 255.
 
     Returns:
         uint8 ``[H, W]``; a bilevel file gives 0 and 255.
@@ -161,20 +160,17 @@ def image_size(path: str | Path) -> tuple[int, int] | None:
         return None
 
 
-def is_in_colour(path: str | Path) -> bool:
-    """Whether a file is an image in colour, which masks of class numbers and depths are not."""
+def is_color_image(path: str | Path) -> bool:
+    """Whether a file is a colour image, unlike masks of class numbers and depth maps."""
     try:
         with Image.open(path) as image:
-            return image.mode in _COLOURS
+            return image.mode in _COLOR_MODES
     except BROKEN_FILE:
         return False
 
 
-_COLOURS = ("RGB", "RGBA", "CMYK", "YCbCr")
-
-
 def is_file(path: str | Path) -> bool:
-    """Whether there is such a file; a name that no file can have, as some exports write, is none."""
+    """Whether there is such a file; false for names that no file can have, as in some exports."""
     try:
         return Path(path).is_file()
     except (OSError, ValueError):
@@ -187,12 +183,12 @@ def _load(path: str | Path) -> tuple[Image.Image, int]:
         raise FileNotFoundError(f"no image file at {path}")
     try:
         with warnings.catch_warnings():
-            # Pillow warns of oddities in TIFF and EXIF tags that do not touch the pixels.
+            # Pillow warns about TIFF and EXIF tags that do not affect the pixels.
             warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
             with Image.open(path) as image:
                 image.load()
                 copied = image.copy()
-                copied.format = image.format  # which says what its numbers mean
+                copied.format = image.format  # copy() drops it, and _to_rgb needs it
                 return copied, _orientation(image)
     except BROKEN_FILE as error:
         raise ValueError(f"{path}: cannot be read as an image ({type(error).__name__}: {error})") from error
@@ -201,7 +197,7 @@ def _load(path: str | Path) -> tuple[Image.Image, int]:
 def _orientation(image: Image.Image) -> int:
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except BROKEN_FILE:  # EXIF is damaged far more often than pixels; a viewer then shows the stored raster
+    except BROKEN_FILE:  # EXIF is damaged far more often than pixels; viewers then show the stored raster
         return 1
     return orientation if orientation in range(1, 9) else 1
 
@@ -211,7 +207,7 @@ def _to_rgb(image: Image.Image, path: str | Path) -> NDArray[np.uint8]:
         return _grey16_to_rgb(np.asarray(image), path)
     if image.mode in ("I", "F"):
         raise ValueError(f"{path}: expected 8 or 16 bits per channel, got mode {image.mode}; convert it first")
-    if image.has_transparency_data:  # pillow loses palette entries that carry transparency on the direct way
+    if image.has_transparency_data:  # a direct conversion loses transparent palette entries
         return np.asarray(image.convert("RGBA"))[..., :3]
     return np.asarray(image.convert("RGB"))
 

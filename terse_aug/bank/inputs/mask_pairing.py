@@ -1,4 +1,4 @@
-"""Which mask is of which picture. Imports parts of this package only."""
+"""Which mask belongs to which image. Imports parts of this package only."""
 
 from __future__ import annotations
 
@@ -8,56 +8,57 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from terse_aug.bank.build.report import Ledger
-from terse_aug.bank.inputs.class_folders import visible_files
-from terse_aug.bank.inputs.file_names import IMAGE_SUFFIXES, fitting
+from terse_aug.bank.inputs.file_names import IMAGE_SUFFIXES, match_names
+from terse_aug.bank.inputs.folders import visible_files
 
-_MASK_SUFFIX = "_mask"
-_MASK_ONLY = (".pbm",)
-_PHOTOGRAPHS = (".jpg", ".jpeg")
+MASK_SUFFIX = "_mask"
+IMAGE_OR_MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".pbm")
+NO_IMAGE = "mask without an image of its name"
 
 
 @dataclass(frozen=True)
 class MaskPairs:
-    """Pictures and their masks.
+    """Images and their masks.
 
     Attributes:
-        pictures: in the order of their names.
-        mask_of: of those that have one.
-        shared: those that have one mask for several, as ``a.jpg`` and ``a.png`` with ``a_mask.png``.
+        images: in the order of their names.
+        mask_of: masks of the images that have one.
+        shared: images that have one mask in common, such as ``a.jpg`` and ``a.png`` with ``a_mask.png``.
     """
 
-    pictures: list[Path]
+    images: list[Path]
     mask_of: dict[Path, Path]
     shared: set[Path]
 
 
-def paired(root: Path, masks: Path | None, ledger: Ledger) -> MaskPairs:
-    """Pictures below ``root``, and masks of the same names below ``masks``, in the same subfolders or in none.
+def pair_masks(root: Path, masks: Path | None, log: Ledger) -> MaskPairs:
+    """Images below ``root``, and masks of the same names below ``masks``, in the same subfolders or in none.
 
-    A mask is called as its picture, or that and ``_mask``. Where both are ``root``, masks are those with ``_mask``, PBM
-    files, and PNG files beside a JPEG of the same name. Where one lies in the other, its files are not the other's.
+    A mask has its image's name, or that name and ``_mask``. If both folders are the same, masks are files with
+    ``_mask``, PBM files, and PNG files beside a JPEG of the same name. If one lies in the other, its files do not
+    belong to the other.
 
     Args:
-        root: folder of pictures.
-        masks: folder of masks; ``None`` where there are none, and all files are pictures.
-        ledger: counts masks without a picture, and names that differ a little.
+        root: folder of images.
+        masks: folder of masks; ``None`` if there are none.
+        log: counts masks without an image, and names that were repaired.
     """
     if masks is None:
         return MaskPairs(_images(root), {}, set())
     if masks.resolve() == root.resolve():
         files = _images(root)
-        photographs = {_stem(root, path) for path in files if path.suffix.lower() in _PHOTOGRAPHS}
-        known = [path for path in files if _is_mask(root, path, photographs)]
+        jpegs = {_stem(root, path) for path in files if path.suffix.lower() in (".jpg", ".jpeg")}
+        known = [path for path in files if _is_mask(root, path, jpegs)]
         files = sorted(set(files) - set(known), key=lambda path: path.relative_to(root).as_posix())
     else:
         files, known = outside(root, _images(root), masks), outside(masks, _images(masks), root)
-    wanted: dict[str, list[Path]] = defaultdict(list)
+    by_stem: dict[str, list[Path]] = defaultdict(list)
     for path in files:
-        wanted[_stem(root, path)].append(path)
-    there = _by_picture(wanted, {path: _stem(masks, path) for path in known}, ledger)
-    mask_of = {path: there[stem] for stem in wanted if stem in there for path in wanted[stem]}
-    shared = {path for stem in wanted if stem in there and len(wanted[stem]) > 1 for path in wanted[stem]}
-    return MaskPairs(files, mask_of, shared)
+        by_stem[_stem(root, path)].append(path)
+    mask_by_stem = _match_masks(by_stem, {path: _stem(masks, path) for path in known}, log)
+    with_mask = {stem: paths for stem, paths in by_stem.items() if stem in mask_by_stem}
+    mask_of = {path: mask_by_stem[stem] for stem, paths in with_mask.items() for path in paths}
+    return MaskPairs(files, mask_of, {path for paths in with_mask.values() if len(paths) > 1 for path in paths})
 
 
 def outside(root: Path, files: Iterable[Path], other: Path) -> list[Path]:
@@ -70,42 +71,42 @@ def outside(root: Path, files: Iterable[Path], other: Path) -> list[Path]:
 
 
 def _images(root: Path) -> list[Path]:
-    return [path for path in visible_files(root) if path.suffix.lower() in (*IMAGE_SUFFIXES, *_MASK_ONLY)]
+    return [path for path in visible_files(root) if path.suffix.lower() in IMAGE_OR_MASK_SUFFIXES]
 
 
-def _by_picture(wanted: Iterable[str], stem_of: dict[Path, str], ledger: Ledger) -> dict[str, Path]:
-    """Masks by the names of pictures without extension; those that are of none are counted."""
-    names = dict.fromkeys(wanted)
-    flat_names = Counter(_last(name) for name in names)
+def _match_masks(image_stems: Iterable[str], stem_of: dict[Path, str], log: Ledger) -> dict[str, Path]:
+    """Masks by the names of images without extension; those without an image are counted."""
+    names = dict.fromkeys(image_stems)
+    flat_names = Counter(_last_part(name) for name in names)
     exact = {path: stem for path, stem in stem_of.items() if stem in names or stem in flat_names}
-    stripped = {path: stem.removesuffix(_MASK_SUFFIX) for path, stem in stem_of.items() if path not in exact}
-    there: dict[str, Path] = {}
+    stripped = {path: stem.removesuffix(MASK_SUFFIX) for path, stem in stem_of.items() if path not in exact}
+    masks: dict[str, Path] = {}
     for path, stem in [*exact.items(), *stripped.items()]:
-        if there.setdefault(stem, path) != path:
-            ledger.drop("second mask of the same name", path.name)
+        if masks.setdefault(stem, path) != path:
+            log.drop("second mask of the same name", path.name)
     for name in names:  # masks may lie in no subfolders
-        flat = _last(name)
-        if name not in there and flat in there and flat_names[flat] == 1:
-            there[name] = there.pop(flat)
-    for name, fit in fitting(names, there).items():
-        if fit.name is not None:
-            ledger.repair([f"mask: {fit.reason}"], name)
-            there[name] = there.pop(fit.name)
-    for stem in sorted(there.keys() - names.keys()):
-        ledger.drop("mask without an image of its name", there.pop(stem).name)
-    return there
+        flat = _last_part(name)
+        if name not in masks and flat in masks and flat_names[flat] == 1:
+            masks[name] = masks.pop(flat)
+    for name, match in match_names(names, masks).items():
+        if match.name is not None:
+            log.repair([f"mask: {match.reason}"], name)
+            masks[name] = masks.pop(match.name)
+    for stem in sorted(masks.keys() - names.keys()):
+        log.drop(NO_IMAGE, masks.pop(stem).name)
+    return masks
 
 
 def _stem(root: Path, path: Path) -> str:
     return path.relative_to(root).with_suffix("").as_posix()
 
 
-def _last(name: str) -> str:
+def _last_part(name: str) -> str:
     return name.rpartition("/")[2]
 
 
-def _is_mask(root: Path, path: Path, photographs: set[str]) -> bool:
-    """Of a folder with pictures and masks."""
-    if path.stem.endswith(_MASK_SUFFIX) or path.suffix.lower() in _MASK_ONLY:
+def _is_mask(root: Path, path: Path, jpegs: set[str]) -> bool:
+    """Whether a file of a folder with images and masks is a mask."""
+    if path.stem.endswith(MASK_SUFFIX) or path.suffix.lower() == ".pbm":
         return True
-    return path.suffix.lower() == ".png" and _stem(root, path) in photographs
+    return path.suffix.lower() == ".png" and _stem(root, path) in jpegs

@@ -1,4 +1,4 @@
-"""COCO segmentations to masks, with the checks pycocotools leaves out. Imports numpy, pillow and pycocotools."""
+"""COCO segmentations to masks, with the checks that pycocotools lacks. Imports numpy, pillow and pycocotools."""
 
 from __future__ import annotations
 
@@ -16,34 +16,38 @@ from pycocotools import mask as coco_mask
 from terse_aug.bank.extract import RejectedObject
 from terse_aug.bank.inputs.images import read_color_mask, read_index_mask
 
-NO_MASK = "no mask: the annotation has a box only, and a box cannot be cut out; masks are missing"
+NO_MASK = "no mask: the annotation has a box only and `boxes` is not given; masks are missing"
+_DAMAGED_RLE = "RLE is damaged"
 _DEGENERATE = "polygon is degenerate: fewer than 3 points or an odd number of coordinates"
-# pycocotools walks a polygon's outline pixel by pixel: a wild coordinate would take all memory.
-_FARTHEST_IN_SIDES = 4
+# pycocotools traces a polygon's outline pixel by pixel: a wild coordinate would use all memory.
+_MAX_COORDINATE_IN_SIDES = 4
+_MAX_DIGITS = 7
+"""Of a compressed number: 35 bits exceed the pixels of any image, and results stay within 64 bits."""
+_JSON_TYPES = (int, float, str, bool, type(None))
 
 
 @dataclass(frozen=True)
 class MaskInFile:
-    """A segmentation that is all pixels of one number in an image file, which is read when it is needed.
+    """A segmentation that is all pixels of one number in an image file, which is read when needed.
 
     Attributes:
-        path: of the file.
-        number: of the object.
-        colours: whether numbers are written as colours, R + 256 G + 65536 B; else as the one channel's values.
+        path: the file.
+        number: the object's.
+        colors: numbers are colours, R + 256 G + 65536 B; else values of one channel.
     """
 
     path: Path
     number: int
-    colours: bool = False
+    colors: bool = False
 
     def mask(self, height: int, width: int) -> NDArray[np.uint8]:
         """uint8 ``[height, width]``, 0 and 1.
 
         Raises:
-            Unusable: the file is missing, damaged or of another size, or the object is not in it.
+            RejectedObject: the file is missing, damaged or of another size, or the object is not in it.
         """
         try:
-            numbers = _numbers(self.path, self.colours, self.path.stat().st_mtime_ns)
+            numbers = _read_numbers(self.path, self.colors, self.path.stat().st_mtime_ns)
         except OSError as error:
             raise RejectedObject("mask file is missing") from error
         except ValueError as error:
@@ -57,9 +61,9 @@ class MaskInFile:
 
 
 @lru_cache(maxsize=1)
-def _numbers(path: Path, colours: bool, changed: int) -> NDArray[np.int32]:
-    """The last file's, since the objects of an image come one after the other; anew if it was changed."""
-    return read_color_mask(path) if colours else read_index_mask(path)
+def _read_numbers(path: Path, colors: bool, modified: int) -> NDArray[np.int32]:
+    """The last file is cached, since the objects of an image come one after the other, until it is modified."""
+    return read_color_mask(path) if colors else read_index_mask(path)
 
 
 def segmentation_to_mask(segmentation: Any, height: int, width: int) -> NDArray[np.uint8]:
@@ -67,8 +71,8 @@ def segmentation_to_mask(segmentation: Any, height: int, width: int) -> NDArray[
 
     Args:
         segmentation: polygons ``[[x, y, x, y, ...], ...]`` in px; or an RLE of ``size`` and ``counts``, the latter a
-            list or compressed to text; or a list of RLEs that are one object; or a :class:`MaskInFile`. Degenerate
-            polygons beside sound ones are passed over.
+            list or compressed to text; or a list of RLEs of one object; or a :class:`MaskInFile`. Degenerate
+            polygons beside valid ones are ignored.
         height: of the image in px.
         width: of the image in px.
 
@@ -76,33 +80,32 @@ def segmentation_to_mask(segmentation: Any, height: int, width: int) -> NDArray[
         uint8 ``[height, width]``, 0 and 1.
 
     Raises:
-        Unusable: there is no segmentation, or it is broken.
+        RejectedObject: there is no segmentation, or it is broken.
     """
     if not segmentation:
         raise RejectedObject(NO_MASK)
     if isinstance(segmentation, MaskInFile):
         return segmentation.mask(height, width)
     if isinstance(segmentation, dict):
-        return _from_runs(_checked_runs(segmentation, height, width), height, width)
+        return _from_run_lengths(_checked_run_lengths(segmentation, height, width), height, width)
     if not isinstance(segmentation, list):
         raise RejectedObject("segmentation is neither polygons nor RLE")
     if all(isinstance(part, dict) for part in segmentation):
-        merged_parts = np.zeros((height, width), np.uint8)
-        for part in segmentation:
-            merged_parts |= segmentation_to_mask(part, height, width)
+        parts = [segmentation_to_mask(part, height, width) for part in segmentation]
+        merged_parts: NDArray[np.uint8] = np.bitwise_or.reduce(parts)
         return merged_parts
-    polygons = _sound_polygons(segmentation, height, width)
+    polygons = _valid_polygons(segmentation, height, width)
     merged = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-    return _from_runs(_uncompressed(merged["counts"].decode("ascii")), height, width)
+    return _from_run_lengths(run_lengths(merged["counts"].decode("ascii")), height, width)
 
 
 def has_mask(segmentation: Any) -> bool:
-    """Whether there is anything in a segmentation; some exports write empty polygons for boxes."""
+    """Whether a segmentation is not empty; some exports write empty polygons for boxes."""
     return bool(segmentation) and not (isinstance(segmentation, list) and not any(segmentation))
 
 
 def as_json(value: Any) -> Any:
-    """What a JSON would hold of a value in memory: numpy's numbers and arrays, tuples and bytes as plain ones."""
+    """A value with JSON's types instead of numpy's numbers and arrays, tuples and bytes."""
     if isinstance(value, dict):
         return {key: as_json(own) for key, own in value.items()}
     if isinstance(value, np.ndarray):
@@ -112,22 +115,19 @@ def as_json(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("ascii", errors="replace")
     if isinstance(value, list | tuple):
-        return list(value) if all(type(own) in _PLAIN for own in value) else [as_json(own) for own in value]
+        return list(value) if all(type(own) in _JSON_TYPES for own in value) else [as_json(own) for own in value]
     return value
 
 
-_PLAIN = (int, float, str, bool, type(None))
-
-
 def segmentation_as_json(segmentation: Any) -> Any:
-    """A segmentation in a form that a COCO JSON can hold, from one that a host has in memory.
+    """A segmentation in a form that a COCO JSON can hold, from one that a detection framework has in memory.
 
     Args:
         segmentation: polygons of any kind of sequences; an RLE whose counts may be bytes; or a bitmap, bool or uint8
             ``[height, width]``.
 
     Returns:
-        Lists of numbers, or an RLE with its counts as text or a list; ``None`` where there is nothing.
+        Lists of numbers, or an RLE with its counts as text or a list; ``None`` if it is empty.
     """
     if segmentation is None or len(segmentation) == 0:
         return None
@@ -139,24 +139,24 @@ def segmentation_as_json(segmentation: Any) -> Any:
     return [[float(value) for value in polygon] for polygon in segmentation]
 
 
-def _from_runs(runs: list[int], height: int, width: int) -> NDArray[np.uint8]:
-    """Runs of 0 and 1 in turn, column by column (pycocotools' own decoder warns with numpy 2)."""
+def _from_run_lengths(runs: list[int], height: int, width: int) -> NDArray[np.uint8]:
+    """Mask of alternating runs of 0 and 1, column by column (pycocotools' own decoder warns with numpy 2)."""
     values = np.arange(len(runs), dtype=np.int64) % 2
     columns = np.repeat(values.astype(np.uint8), runs).reshape(width, height)
     return np.ascontiguousarray(columns.T)
 
 
-def _sound_polygons(segmentation: list[Any], height: int, width: int) -> list[list[float]]:
+def _valid_polygons(segmentation: list[Any], height: int, width: int) -> list[list[float]]:
     polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
     if not all(_is_numbers(polygon) for polygon in polygons):
         raise RejectedObject("polygon is no list of finite numbers")
-    sound = [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
-    if not sound:
+    valid = [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
+    if not valid:
         raise RejectedObject(_DEGENERATE)
-    farthest = _FARTHEST_IN_SIDES * max(height, width)
-    if any(abs(number) > farthest for polygon in sound for number in polygon):
+    limit = _MAX_COORDINATE_IN_SIDES * max(height, width)
+    if any(abs(number) > limit for polygon in valid for number in polygon):
         raise RejectedObject("polygon lies far outside its image")
-    return sound
+    return valid
 
 
 def _is_numbers(polygon: Any) -> bool:
@@ -168,47 +168,46 @@ def _is_numbers(polygon: Any) -> bool:
         return False
 
 
-def _checked_runs(rle: dict[str, Any], height: int, width: int) -> list[int]:
+def _checked_run_lengths(rle: dict[str, Any], height: int, width: int) -> list[int]:
     counts = rle.get("counts")
     if rle.get("size") != [height, width]:
         raise RejectedObject("RLE and image differ in size")
     if isinstance(counts, str):
-        counts = _uncompressed(counts)
+        counts = run_lengths(counts)
     if not isinstance(counts, list) or not all(isinstance(run, int) and run >= 0 for run in counts):
-        raise RejectedObject("RLE is damaged")
+        raise RejectedObject(_DAMAGED_RLE)
     if sum(counts) != height * width:
-        raise RejectedObject("RLE is damaged")
+        raise RejectedObject(_DAMAGED_RLE)
     return counts
 
 
-def _uncompressed(text: str) -> list[int]:
-    """Run lengths of COCO's compressed RLE (rleFrString in maskApi.c), which itself checks nothing.
+def run_lengths(text: str) -> list[int]:
+    """Run lengths of COCO's compressed RLE (rleFrString in maskApi.c, which checks nothing).
 
     Every character holds five bits of a number, lowest first, and whether more follow; from the fourth run on,
     the number is the difference to the run before the last.
+
+    Raises:
+        RejectedObject: the text is no compressed RLE.
     """
     try:
         characters = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - 48
     except UnicodeEncodeError as error:
-        raise RejectedObject("RLE is damaged") from error
+        raise RejectedObject(_DAMAGED_RLE) from error
     if ((characters < 0) | (characters >= 64)).any():
-        raise RejectedObject("RLE is damaged")
+        raise RejectedObject(_DAMAGED_RLE)
     if not len(characters):
         return []
     (ends,) = np.nonzero(characters & 0x20 == 0)
     if not len(ends) or ends[-1] != len(characters) - 1:
-        raise RejectedObject("RLE is damaged")
+        raise RejectedObject(_DAMAGED_RLE)
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
-    if lengths.max() > _MOST_CHARACTERS:
-        raise RejectedObject("RLE is damaged")
+    if lengths.max() > _MAX_DIGITS:
+        raise RejectedObject(_DAMAGED_RLE)
     shifts = 5 * (np.arange(len(characters)) - np.repeat(starts, lengths))
     numbers = np.add.reduceat((characters & 0x1F) << shifts, starts)
     numbers -= np.where(characters[ends] & 0x10, 1 << (5 * lengths), 0)
     numbers[1::2], numbers[2::2] = np.cumsum(numbers[1::2]), np.cumsum(numbers[2::2])
     runs: list[int] = numbers.tolist()
     return runs
-
-
-_MOST_CHARACTERS = 7
-"""Of a number: 35 bits are more than any image has pixels, and what is computed with them stays within 64."""

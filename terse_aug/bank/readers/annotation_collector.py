@@ -1,4 +1,4 @@
-"""What all annotation formats become: the content of a COCO JSON. Imports the standard library only."""
+"""Collects annotations of formats that identify classes by name, and converts shapes to COCO's form."""
 
 from __future__ import annotations
 
@@ -8,99 +8,104 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from terse_aug.bank.build.report import Ledger
-from terse_aug.bank.inputs.coco_json import exhibit
+from terse_aug.bank.build.report import BuildReport, Ledger
+from terse_aug.bank.inputs.coco_json import CocoAnnotations, rejected_sample
 from terse_aug.bank.inputs.repair import Malformed, as_number
+from terse_aug.bank.readers.annotated_images import build_from_annotations
+from terse_aug.bank.readers.options import AnnotationOptions
 
-CLAIMED = "image is that of another file of annotations"
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What was read of a data set.
-
-    Attributes:
-        kind: of the format, for the bank's record of how it was built.
-        name: of what was read, likewise.
-        content: as of a COCO JSON; a segmentation may also be a :class:`terse_aug.bank.inputs.masks.MaskInFile`.
-        folder: that the images' names are relative to.
-        ledger: what could not be read, and what was mended.
-    """
-
-    kind: str
-    name: str
-    content: dict[str, Any]
-    folder: Path
-    ledger: Ledger
+SHARED_IMAGE = "image belongs to another annotation file"
+"""Reason to reject the objects of an annotation file."""
 
 
 @dataclass
-class Collector:
-    """Collects images and objects of which only the class name is known.
+class AnnotationCollector:
+    """Collects images and objects.
 
     Attributes:
-        names: label of each class name, where the format or the user numbers them; else those that are met are numbered
-            in the end, from 1 on, in the order of the names.
+        names: label of each class name; ``None`` to label the classes that occur 1, 2, ... in the order of the names.
+        log: what was rejected and repaired.
     """
 
     names: Mapping[str, int] | None = None
-    ledger: Ledger = field(default_factory=Ledger)
+    log: Ledger = field(default_factory=Ledger)
     _images: list[dict[str, Any]] = field(default_factory=list)
     _objects: list[dict[str, Any]] = field(default_factory=list)
 
-    def image(self, name: str, height: int | None = None, width: int | None = None) -> int:
-        """Add an image; its number."""
+    @classmethod
+    def with_names(cls, names: Sequence[str] | None) -> AnnotationCollector:
+        """For classes labelled 1, 2, ... in the order of ``names``, or those that occur.
+
+        Raises:
+            ValueError: a name is empty or listed twice.
+        """
+        if names is None:
+            return cls()
+        if isinstance(names, str) or not all(names) or len(set(names)) < len(names):
+            raise ValueError(f"expected a list of class names, each once, got {names!r}")
+        return cls({name: label for label, name in enumerate(names, 1)})
+
+    def add_image(self, name: str, height: int | None = None, width: int | None = None) -> int:
+        """Add an image; returns its number."""
         size = {"height": height, "width": width} if height and width else {}
         self._images.append({"id": len(self._images), "file_name": name, **size})
         return len(self._images) - 1
 
-    def object(self, image: int, category: str, number: int | str, **shape: Any) -> None:
+    def add_object(self, image: int, category: str, number: int | str, **shape: Any) -> None:
         """Add an object of an image: ``segmentation`` and ``bbox`` as in a COCO JSON, or one of them, or neither."""
         if self.names is not None and category not in self.names:
-            self.ledger.drop("class is not in `names`", f"{category} in {self._images[image]['file_name']}")
+            self.log.drop("class is not in `names`", f"{category} in {self._images[image]['file_name']}")
             return
         known = {key: value for key, value in shape.items() if value is not None}
         self._objects.append({"id": number, "image_id": image, "category": category, "iscrowd": 0} | known)
 
-    def drop(self, reason: str, where: str, image: int, **shape: Any) -> None:
-        """Count what cannot be an object of an image; ``bbox`` and ``segmentation`` as far as they are known."""
-        shown = exhibit(self._images[image], {"id": where} | shape)
-        self.ledger.drop(reason, where, shown=replace(shown, caption=where))
+    def reject(self, reason: str, where: str, image: int, **shape: Any) -> None:
+        """Count an object of an image that cannot be used; ``bbox`` and ``segmentation`` as far as they are known."""
+        shown = rejected_sample(self._images[image], {"id": where} | shape)
+        self.log.drop(reason, where, shown=replace(shown, caption=where))
 
-    def reading(self, kind: str, name: str, folder: Path) -> Reading:
-        """All of it.
-
-        Raises:
-            ValueError: there is no object.
-        """
-        if not self._objects:
-            why = "; ".join(line.strip() for line in self.ledger.rejected.lines()) or "there is none"
-            raise ValueError(f"{name}: expected annotated objects, found none that can be read: {why}")
-        found = sorted({entry["category"] for entry in self._objects})
-        labels = dict(self.names) if self.names is not None else {own: label for label, own in enumerate(found, 1)}
-        objects = [
-            {key: value for key, value in entry.items() if key != "category"}
-            | {"category_id": labels[entry["category"]]}
-            for entry in self._objects
-        ]
-        categories = [{"id": label, "name": own} for own, label in labels.items()]
-        content = {"images": self._images, "annotations": objects, "categories": categories}
-        return Reading(kind, name, content, folder, self.ledger)
-
-    def withdraw(self, images: Mapping[int, str], reason: str) -> None:
-        """Drop the objects of some images, by number; with where they were annotated."""
+    def reject_images(self, images: Mapping[int, str], reason: str) -> None:
+        """Reject the objects of images, by number; with the files that annotate them."""
         for entry in self._objects:
             if entry["image_id"] in images:
-                self.drop(reason, f"{images[entry['image_id']]}, object {entry['id']}", entry["image_id"])
+                self.reject(reason, f"{images[entry['image_id']]}, object {entry['id']}", entry["image_id"])
         self._objects = [entry for entry in self._objects if entry["image_id"] not in images]
 
-    def has_objects(self) -> set[int]:
-        """Numbers of the images that have some."""
+    def images_with_objects(self) -> set[int]:
+        """Numbers of the images that have objects."""
         return {entry["image_id"] for entry in self._objects}
 
+    def build(self, kind: str, name: str, folder: Path, out: str | Path, options: AnnotationOptions) -> BuildReport:
+        """Build a bank from the collected annotations.
 
-def as_points(points: Any) -> list[float]:
-    """Pairs of coordinates as COCO has a polygon: x, y, x, y, ...
+        Args:
+            kind: name of the format, for the bank's record.
+            name: of the data set, likewise.
+            folder: of the images.
+            out: the bank to write.
+            options: of the user.
+
+        Raises:
+            ValueError: there is no object; and as :class:`AnnotationOptions`.
+        """
+        if not self._objects:
+            why = "; ".join(line.strip() for line in self.log.rejected.lines()) or "there is none"
+            raise ValueError(f"{name}: expected annotated objects, found none that can be read: {why}")
+        labels = self.names
+        if labels is None:
+            labels = {own: label for label, own in enumerate(sorted({own["category"] for own in self._objects}), 1)}
+        content = {
+            "images": self._images,
+            "annotations": [entry | {"category_id": labels[entry["category"]]} for entry in self._objects],
+            "categories": [{"id": label, "name": own} for own, label in labels.items()],
+        }
+        data = CocoAnnotations.parse(content, name)
+        record = {"from": kind, "annotations": name}
+        return build_from_annotations(data, folder, out, record, options, self.log)
+
+
+def points_to_polygon(points: Any) -> list[float]:
+    """Pairs of coordinates as a polygon of COCO: x, y, x, y, ...
 
     Raises:
         Malformed: it is no list of pairs of numbers.
@@ -115,40 +120,22 @@ def as_points(points: Any) -> list[float]:
     return flat
 
 
-def corners_to_box(x0: float, y0: float, x1: float, y1: float) -> list[float]:
-    """x, y, width, height of two opposite corners in any order."""
-    return [min(x0, x1), min(y0, y1), abs(x1 - x0), abs(y1 - y0)]
-
-
-def ellipse_to_polygon(x: float, y: float, across: float, down: float, angle: float = 0.0) -> list[float]:
+def ellipse_to_polygon(x: float, y: float, radius_x: float, radius_y: float, angle: float = 0.0) -> list[float]:
     """64 points of an ellipse.
 
     Args:
-        x: of its middle, px.
+        x: of the centre, px.
         y: likewise.
-        across: half its first axis, px.
-        down: half its second.
-        angle: by which it is turned, radians, clockwise in an image.
+        radius_x: half the first axis, px.
+        radius_y: half the second.
+        angle: rotation in radians, clockwise in an image.
     """
     points: list[float] = []
     for step in range(64):
         turn = 2 * math.pi * step / 64
-        right, below = across * math.cos(turn), down * math.sin(turn)
+        right, down = radius_x * math.cos(turn), radius_y * math.sin(turn)
         points += [
-            x + right * math.cos(angle) - below * math.sin(angle),
-            y + right * math.sin(angle) + below * math.cos(angle),
+            x + right * math.cos(angle) - down * math.sin(angle),
+            y + right * math.sin(angle) + down * math.cos(angle),
         ]
     return points
-
-
-def numbered(names: Sequence[str] | None) -> dict[str, int] | None:
-    """Labels 1, 2, ... of class names in the user's order; ``None`` where the user gives none.
-
-    Raises:
-        ValueError: a name is empty or listed twice.
-    """
-    if names is None:
-        return None
-    if isinstance(names, str) or not all(names) or len(set(names)) < len(names):
-        raise ValueError(f"expected a list of class names, each once, got {names!r}")
-    return {name: label for label, name in enumerate(names, 1)}

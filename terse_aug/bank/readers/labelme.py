@@ -1,4 +1,4 @@
-"""LabelMe's JSON files, one for each image. Imports numpy and pillow, beside the parts of this package."""
+"""LabelMe: a JSON file for each image."""
 
 from __future__ import annotations
 
@@ -17,85 +17,96 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from terse_aug.bank.build.report import BuildReport
+from terse_aug.bank.inputs.folders import check_folders
 from terse_aug.bank.inputs.images import BROKEN_FILE, is_file
 from terse_aug.bank.inputs.masks import segmentation_as_json
-from terse_aug.bank.inputs.repair import TEXT_NUMBER, Malformed, Notes, as_number, class_name, has_text
+from terse_aug.bank.inputs.repair import TEXT_NUMBER, Malformed, Repairs, as_number, class_name, contains_text
 from terse_aug.bank.readers.annotation_collector import (
-    CLAIMED,
-    Collector,
-    Reading,
-    as_points,
-    corners_to_box,
+    SHARED_IMAGE,
+    AnnotationCollector,
     ellipse_to_polygon,
-    numbered,
+    points_to_polygon,
 )
+from terse_aug.bank.readers.options import AnnotationOptions
+
+_MAX_SIDE = 2**15
 
 
-def read_labelme(folder: Path, images: Path | None = None, names: Sequence[str] | None = None) -> Reading:
-    """Read LabelMe's files: polygons, circles and masks are masks, rectangles are boxes.
+def build_from_labelme(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    images: str | Path | None = None,
+    names: Sequence[str] | None = None,
+    **options: Any,
+) -> BuildReport:
+    """Build a bank from LabelMe's JSON files: polygons, circles and masks have masks, rectangles boxes only.
 
     Polygons and circles of one label with the same ``group_id`` are one object in several parts. Lines and points are
-    left out.
+    rejected.
 
     Args:
         folder: of the JSON files, searched at any depth.
-        images: folder of the images, in the same subfolders or in none; by default each lies where its JSON says, or
+        out: the bank to write.
+        images: folder of the images, in the same subfolders or in none; by default at the path in its JSON, or
             else beside it.
-        names: of the classes, labelled 1, 2, ... in this order; by default those that are met, in the order of the
-            names.
+        names: class names, labelled 1, 2, ... in this order; by default those that occur, sorted.
+        options: see :class:`AnnotationOptions`.
 
     Raises:
         FileNotFoundError: a folder does not exist.
-        ValueError: no object can be read.
+        ValueError: no object can be read; and as :class:`AnnotationOptions`.
     """
-    for place in (folder, images):
-        if place is not None and not place.is_dir():
-            raise FileNotFoundError(f"expected a folder at {place}, found none")
-    root = images or folder
-    sharing: dict[str, list[tuple[int, Path]]] = defaultdict(list)
-    collected = Collector(numbered(names))
+    settings = AnnotationOptions.checked(out, options)
+    folder, images = Path(folder), None if images is None else Path(images)
+    check_folders(folder, images)
+    files_of_image: dict[str, list[tuple[int, Path]]] = defaultdict(list)
+    collector = AnnotationCollector.with_names(names)
     for path in sorted(folder.rglob("*.json")):
         try:
             content = json.loads(path.read_bytes())
         except (ValueError, OSError, RecursionError) as error:
-            collected.ledger.drop("JSON file cannot be read", f"{path.name}: {error}")
+            collector.log.drop("JSON file cannot be read", f"{path.name}: {error}")
             continue
         if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
-            collected.ledger.drop("not a file of LabelMe's", path.name)
+            collector.log.drop("not a LabelMe file", path.name)
             continue
         size = _size(content)
-        name, stands_in = _image_of(path, content, folder, images)
-        number = collected.image(name, *(size or ()))
-        _read_shapes(content["shapes"], number, size, path.name, collected)
-        if stands_in:
-            sharing[name].append((number, path.relative_to(folder)))
-    _withdraw_shared(sharing, collected)
-    return collected.reading("labelme", folder.name, root)
+        name, is_substitute = _find_image(path, content, folder, images)
+        number = collector.add_image(name, *(size or ()))
+        _read_shapes(content["shapes"], number, size, path.name, collector)
+        if is_substitute:
+            files_of_image[name].append((number, path.relative_to(folder)))
+    _reject_shared_images(files_of_image, collector)
+    return collector.build("labelme", folder.name, images or folder, out, settings)
 
 
-def _image_of(path: Path, content: dict[str, Any], folder: Path, images: Path | None) -> tuple[str, bool]:
-    """Name of the image relative to the folder of images, the one that the file says if none is there; and whether it
-    was found in that folder for want of one in the subfolder of the file."""
-    said = str(content.get("imagePath") or "").replace("\\", "/")
+def _find_image(path: Path, content: dict[str, Any], folder: Path, images: Path | None) -> tuple[str, bool]:
+    """Name of the image of a JSON file, relative to the folder of images, or as written if no file is found.
+
+    And whether it lies in that folder itself instead of the JSON file's subfolder of it.
+    """
+    written_name = str(content.get("imagePath") or "").replace("\\", "/")
     bases = [path.parent] if images is None else [images / path.parent.relative_to(folder), images]
-    names = [said, Path(said).name, *(path.stem + suffix for suffix in (".jpg", ".png", ".jpeg"))]
+    names = [written_name, Path(written_name).name, *(path.stem + suffix for suffix in (".jpg", ".png", ".jpeg"))]
     places = [(base / name, base) for base in bases for name in names if name]
     place, base = next(((place, base) for place, base in places if is_file(place)), places[0])
-    found, root = os.path.abspath(place), os.path.abspath(images or folder)
-    # Not resolved: a link has the name that it is known by.
-    name = Path(os.path.relpath(found, root)).as_posix() if found.startswith(root + os.sep) else found
+    file, root = os.path.abspath(place), os.path.abspath(images or folder)
+    # Not resolved: a link keeps its own name.
+    name = Path(os.path.relpath(file, root)).as_posix() if file.startswith(root + os.sep) else file
     return name, base != bases[0]
 
 
-def _withdraw_shared(sharing: dict[str, list[tuple[int, Path]]], collected: Collector) -> None:
-    """Drop what files of several folders say of one image that stands in for theirs: it can be that of one only."""
-    used = collected.has_objects()
-    lost: dict[int, str] = {}
-    for files in sharing.values():
-        told = [(number, file) for number, file in files if number in used]
-        if len({file.parent for _, file in told}) > 1:
-            lost |= {number: file.as_posix() for number, file in told}
-    collected.withdraw(lost, CLAIMED)
+def _reject_shared_images(files_of_image: dict[str, list[tuple[int, Path]]], collector: AnnotationCollector) -> None:
+    """Reject images that JSON files of several subfolders share because their own are missing."""
+    used = collector.images_with_objects()
+    shared: dict[int, str] = {}
+    for files in files_of_image.values():
+        with_objects = [(number, file) for number, file in files if number in used]
+        if len({file.parent for _, file in with_objects}) > 1:
+            shared |= {number: file.as_posix() for number, file in with_objects}
+    collector.reject_images(shared, SHARED_IMAGE)
 
 
 def _size(content: dict[str, Any]) -> tuple[int, int] | None:
@@ -103,39 +114,39 @@ def _size(content: dict[str, Any]) -> tuple[int, int] | None:
         height, width = int(as_number(content.get("imageHeight"))), int(as_number(content.get("imageWidth")))
     except Malformed:
         return None
-    return (height, width) if 0 < height <= _LARGEST_SIDE and 0 < width <= _LARGEST_SIDE else None
+    return (height, width) if 0 < height <= _MAX_SIDE and 0 < width <= _MAX_SIDE else None
 
 
-_LARGEST_SIDE = 2**15
-
-
-def _read_shapes(shapes: list[Any], image: int, size: tuple[int, int] | None, where: str, collected: Collector) -> None:
+def _read_shapes(
+    shapes: list[Any], image: int, size: tuple[int, int] | None, file: str, collector: AnnotationCollector
+) -> None:
     groups: dict[Any, list[list[float]]] = {}
     for row, shape in enumerate(shapes, 1):
-        place = f"{where}, shape {row}"
-        notes: Notes = set()
+        where = f"{file}, shape {row}"
+        repairs: Repairs = set()
         try:
-            label = class_name(shape.get("label") if isinstance(shape, dict) else None, notes)
-            found = _shape(shape, size)
+            label = class_name(shape.get("label") if isinstance(shape, dict) else None, repairs)
+            converted = _convert(shape, size)
         except Malformed as reason:
-            collected.drop(str(reason), place, image)
+            collector.reject(str(reason), where, image)
             continue
-        if any(has_text(point) for point in shape["points"]):
-            notes.add(TEXT_NUMBER)
-        collected.ledger.repair(notes, place)
-        group = shape.get("group_id")
-        if not isinstance(group, int | str) or group == "" or not isinstance(found.get("segmentation"), list):
-            collected.object(image, label, row, **found)
+        if any(contains_text(point) for point in shape["points"]):
+            repairs.add(TEXT_NUMBER)
+        collector.log.repair(repairs, where)
+        group, polygons = shape.get("group_id"), converted.get("segmentation")
+        if not isinstance(group, int | str) or group == "" or not isinstance(polygons, list):
+            collector.add_object(image, label, row, **converted)
         elif (label, group) in groups:
-            groups[label, group].extend(found["segmentation"])
+            groups[label, group].extend(polygons)
         else:
-            groups[label, group] = found["segmentation"]
-            collected.object(image, label, row, segmentation=groups[label, group])
+            groups[label, group] = polygons
+            collector.add_object(image, label, row, segmentation=polygons)
 
 
-def _shape(shape: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
+def _convert(shape: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
+    """A shape as ``segmentation`` or ``bbox`` of COCO."""
     kind = shape.get("shape_type") or "polygon"
-    points = as_points(shape.get("points"))
+    points = points_to_polygon(shape.get("points"))
     if kind == "polygon":
         return {"segmentation": [points]}
     if kind == "rectangle" and len(points) == 8:  # all four corners
@@ -143,30 +154,31 @@ def _shape(shape: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any
     if kind in ("rectangle", "circle", "mask") and len(points) != 4:
         raise Malformed(f"{kind} is not two points")
     if kind == "rectangle":
-        return {"bbox": corners_to_box(*points)}
+        x0, y0, x1, y1 = points
+        return {"bbox": [min(x0, x1), min(y0, y1), abs(x1 - x0), abs(y1 - y0)]}
     if kind == "circle":
         radius = math.hypot(points[2] - points[0], points[3] - points[1])
         return {"segmentation": [ellipse_to_polygon(points[0], points[1], radius, radius)]}
     if kind == "mask":
-        return {"segmentation": _mask(shape.get("mask"), points, size)}
+        return {"segmentation": _decode_mask(shape.get("mask"), points, size)}
     if kind in ("line", "linestrip", "point", "points"):
         raise Malformed("shape is a line or a point, which shows no object")
     raise Malformed("shape of an unknown kind")
 
 
-def _mask(encoded: Any, points: list[float], size: tuple[int, int] | None) -> Any:
-    """A PNG in base64, whose first corner lies at the first point."""
+def _decode_mask(encoded: Any, points: list[float], size: tuple[int, int] | None) -> Any:
+    """A PNG in base64, whose top left corner lies at the first point."""
     if size is None:
         raise Malformed("mask in a file without the image's size")
     try:
         png = base64.b64decode(str(encoded), validate=True)
         with Image.open(io.BytesIO(png)) as image:
-            shown: NDArray[np.bool_] = np.asarray(image.convert("L")) > 0
+            mask: NDArray[np.bool_] = np.asarray(image.convert("L")) > 0
     except (binascii.Error, *BROKEN_FILE) as error:
         raise Malformed("mask is no PNG in base64") from error
     left, top = round(points[0]), round(points[1])
     whole = np.zeros(size, np.uint8)
-    if left < 0 or top < 0 or top + shown.shape[0] > size[0] or left + shown.shape[1] > size[1]:
+    if left < 0 or top < 0 or top + mask.shape[0] > size[0] or left + mask.shape[1] > size[1]:
         raise Malformed("mask does not lie within the image")
-    whole[top : top + shown.shape[0], left : left + shown.shape[1]] = shown
+    whole[top : top + mask.shape[0], left : left + mask.shape[1]] = mask
     return segmentation_as_json(whole)

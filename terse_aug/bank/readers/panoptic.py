@@ -1,4 +1,4 @@
-"""COCO's panoptic format: a JSON, and a PNG of segment numbers for each image. Imports the standard library."""
+"""COCO's panoptic format: a JSON, and a PNG of segment numbers for each image."""
 
 from __future__ import annotations
 
@@ -7,97 +7,106 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from terse_aug.bank.build.report import Ledger
-from terse_aug.bank.inputs.file_names import Files
+from terse_aug.bank.build.report import BuildReport, Ledger
+from terse_aug.bank.inputs.coco_json import CocoAnnotations
+from terse_aug.bank.inputs.file_names import FileFinder
+from terse_aug.bank.inputs.folders import check_folders
 from terse_aug.bank.inputs.masks import MaskInFile
-from terse_aug.bank.inputs.repair import Malformed, Notes, known_id, whole
-from terse_aug.bank.readers.annotation_collector import Reading
+from terse_aug.bank.inputs.repair import Malformed, Repairs, as_whole_number, find_id
+from terse_aug.bank.readers.annotated_images import build_from_annotations
+from terse_aug.bank.readers.options import AnnotationOptions
 
 
-def read_panoptic(annotations: Path, masks: Path, images: Path) -> Reading:
-    """Read panoptic annotations: things are objects, stuff is left out.
+def build_from_panoptic(
+    annotations: str | Path, masks: str | Path, images: str | Path, out: str | Path, **options: Any
+) -> BuildReport:
+    """Build a bank from the things of COCO's panoptic format; stuff is rejected. Labels are the JSON's category ids.
 
     Args:
-        annotations: the JSON.
-        masks: folder of the PNG files, whose colours are segment numbers R + 256 G + 65536 B.
+        annotations: the panoptic JSON.
+        masks: folder of its PNG files, whose colours are segment numbers R + 256 G + 65536 B.
         images: folder of the images.
+        out: the bank to write.
+        options: see :class:`AnnotationOptions`.
 
     Raises:
         FileNotFoundError: the file or a folder does not exist.
-        ValueError: it is no panoptic JSON, or has no things.
+        ValueError: it is no panoptic JSON, or has no things; and as :class:`AnnotationOptions`.
     """
+    settings = AnnotationOptions.checked(out, options)
+    annotations, masks, images = Path(annotations), Path(masks), Path(images)
     if not annotations.is_file():
         raise FileNotFoundError(f"expected a panoptic JSON at {annotations}, found none")
-    for folder in (masks, images):
-        if not folder.is_dir():
-            raise FileNotFoundError(f"expected a folder at {folder}, found none")
-    ledger = Ledger()
+    check_folders(masks, images)
+    log = Ledger()
     try:
         content = json.loads(annotations.read_bytes())
         things = [category for category in content["categories"] if category.get("isthing", 1)]
-        known = {category["id"]: category.get("isthing", 1) for category in content["categories"]}
+        is_thing = {category["id"]: category.get("isthing", 1) for category in content["categories"]}
         groups = content["annotations"]
         names = [str(group.get("file_name")) for group in groups if isinstance(group, dict)]
-        reader = _Reader(masks, Files(masks, names, pictures=False), known, ledger)
-        objects = [entry for group in groups for entry in reader.objects(group)]
+        reader = _SegmentReader(masks, FileFinder(masks, names, photographs=False), is_thing, log)
+        objects = [entry for group in groups for entry in reader.read(group)]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{annotations}: expected a panoptic JSON of COCO's form: {error!r}") from error
     if not objects:
         raise ValueError(f"{annotations}: expected objects (categories with isthing 1), found none")
-    read = {"images": content["images"], "annotations": objects, "categories": things}
-    return Reading("panoptic", annotations.name, read, images, ledger)
+    converted = {"images": content["images"], "annotations": objects, "categories": things}
+    data = CocoAnnotations.parse(converted, annotations.name)
+    record = {"from": "panoptic", "annotations": annotations.name}
+    return build_from_annotations(data, images, out, record, settings, log)
 
 
 @dataclass(frozen=True)
-class _Reader:
-    """Reads the objects of one image after the other.
+class _SegmentReader:
+    """Reads the segments of one image after the other.
 
     Attributes:
         folder: of the masks.
-        files: the same, by the names that annotations have for them.
-        known: whether each category, by its id, is of things.
-        ledger: told of what is mended and left out.
+        files: finds the masks.
+        is_thing: of each category, by its id.
+        log: counts what is repaired and rejected.
     """
 
     folder: Path
-    files: Files
-    known: dict[Any, Any]
-    ledger: Ledger
+    files: FileFinder
+    is_thing: dict[Any, Any]
+    log: Ledger
 
-    def objects(self, group: Any) -> list[dict[str, Any]]:
+    def read(self, group: Any) -> list[dict[str, Any]]:
         """The objects of an image."""
         segments = group.get("segments_info") if isinstance(group, dict) else None
         if not isinstance(segments, list) or not isinstance(group.get("file_name"), str) or "image_id" not in group:
-            self.ledger.drop("image without segments or mask file", str(group)[:100])
+            self.log.drop("image without segments or mask file", str(group)[:100])
             return []
-        mask = self.folder / self._found(group["file_name"])
+        mask = self.folder / self._find(group["file_name"])
         objects = []
         for segment in segments:
             where = f"{group['file_name']}, segment {segment.get('id') if isinstance(segment, dict) else segment}"
             try:
                 objects.append(self._object(segment, mask, where) | {"image_id": group["image_id"]})
             except Malformed as reason:
-                self.ledger.drop(str(reason), where)
+                self.log.drop(str(reason), where)
         return objects
 
-    def _found(self, name: str) -> str:
+    def _find(self, name: str) -> str:
         try:
             found, difference = self.files.find(name)
         except LookupError:
             return name
-        self.ledger.repair([f"mask: {difference}"] if difference else [], name)
+        self.log.repair([f"mask: {difference}"] if difference else [], name)
         return found
 
     def _object(self, segment: Any, mask: Path, where: str) -> dict[str, Any]:
-        notes: Notes = set()
-        number = whole(segment.get("id"), notes) if isinstance(segment, dict) else None
+        repairs: Repairs = set()
+        number = as_whole_number(segment.get("id"), repairs) if isinstance(segment, dict) else None
         if not isinstance(number, int) or not isinstance(segment.get("category_id"), int | str):
             raise Malformed("segment without an id or a category")
-        category = known_id(segment["category_id"], self.known, notes)
+        category = find_id(segment["category_id"], self.is_thing, repairs)
         if category is None:
             raise Malformed("category is not in the JSON")
-        if not self.known[category]:
+        if not self.is_thing[category]:
             raise Malformed("stuff, not an object")
-        self.ledger.repair(notes, where)
+        self.log.repair(repairs, where)
         kept = {key: segment[key] for key in ("bbox", "iscrowd") if key in segment}
-        return kept | {"id": number, "category_id": category, "segmentation": MaskInFile(mask, number, colours=True)}
+        return kept | {"id": number, "category_id": category, "segmentation": MaskInFile(mask, number, colors=True)}

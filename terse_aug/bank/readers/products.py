@@ -1,32 +1,29 @@
-"""Builds a bank from product photographs on a plain ground. Imports numpy and pillow only."""
+"""Product photographs in front of a plain background, or with masks."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from terse_aug.bank.build.chunks import Source
-from terse_aug.bank.build.pipeline import build_from_source
 from terse_aug.bank.build.rejected_sample import RejectedSample
-from terse_aug.bank.build.report import BuildReport, Ledger, Progress
-from terse_aug.bank.build.resumable_writer import ResumableWriter
-from terse_aug.bank.build.workers import check_jobs
+from terse_aug.bank.build.report import BuildReport, Ledger
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
-from terse_aug.bank.inputs.class_folders import class_of, labels_of
-from terse_aug.bank.inputs.image_list import ImageList
+from terse_aug.bank.inputs.folders import check_folders, class_labels
+from terse_aug.bank.inputs.image_list import NOT_LISTED, ImageList
 from terse_aug.bank.inputs.images import NoAlphaError, read_image, read_mask, read_rgba
-from terse_aug.bank.inputs.mask_pairing import paired
+from terse_aug.bank.inputs.mask_pairing import pair_masks
+from terse_aug.bank.readers.options import BuildOptions, check_relative_size
+from terse_aug.bank.segmenters.mask_polarity import object_alpha
 from terse_aug.bank.segmenters.plain_background import PlainBackground
-from terse_aug.bank.segmenters.polarity import object_alpha
 from terse_aug.structures.foreground import Foreground
 
-_BY_GROUND = "plain ground"
+_BY_BACKGROUND = "plain background"
 
 
 def build_from_products(
@@ -34,131 +31,126 @@ def build_from_products(
     out: str | Path,
     *,
     masks: str | Path | None = None,
-    ground: PlainBackground | None = None,
+    background: PlainBackground | None = None,
     category: str = "object",
     relative_size: float = 0.3,
-    image_list: Iterable[str] | str | Path | None = None,
-    rules: ExtractionRules | None = None,
-    rejected_sheet: str | Path | None = None,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-    jobs: int | None = None,
+    **options: Any,
 ) -> BuildReport:
-    """Build a bank from photographs of objects before a plain ground, or with masks.
+    """Build a bank from photographs of objects in front of a plain background, or with masks.
 
-    Pictures in a subfolder (at any depth below it) are of the class that it is named after. Labels are 1, 2, ... in the
-    order of the class names. Without masks the object is what differs from the ground, see :class:`PlainBackground`:
-    pictures whose ground is not plain are left out, and shadows stay with their object. With masks, the object of each
-    may be white or black; which it was taken for is told, per polarity, by the report.
+    Images in a subfolder, at any depth, are of the class that it is named after. Labels are 1, 2, ... in the
+    order of the class names. Without masks the object is what differs from the background, see
+    :class:`PlainBackground`; images whose background is not plain are rejected, and shadows are part of their object.
+    With masks, the object of each may be white or black; the report counts both.
 
     Args:
-        folder: where the pictures are.
+        folder: of the images; its subfolders are classes.
         out: the bank to write.
-        masks: folder of masks ``NAME.png`` or ``NAME_mask.png`` of any image format, in the same subfolders or in none;
-            grey values are alpha. It may be ``folder`` itself, see :func:`paired`, or lie in it.
-        ground: how objects are told from the ground where there are no masks.
-        category: class of the pictures that lie in ``folder`` itself.
-        extent: natural size of all objects, see :class:`Foreground`: larger side over the square root of the
-            background's area. A product's picture does not tell how large it is.
-        include: image names to use, see :class:`ImageList`; all by default.
-        rules: what is kept, see :class:`ExtractionRules`; ``min_box_agreement`` means nothing here.
-        drops: where to draw pictures of what was left out, see :func:`build_from_coco`.
-        overwrite: replace an existing bank, and pictures.
-        progress: called with images done and in total.
-        jobs: processes that cut objects out, see :func:`build_from_coco`.
+        masks: folder of masks NAME.png or NAME_mask.png of any image format, in the same subfolders or in none; grey
+            values are alpha. It may be the folder of images, or lie in it.
+        background: how objects are separated from the background if there are no masks.
+        category: class of images in no subfolder.
+        relative_size: of all objects, see :class:`Foreground`: longer side over the square root of the background's
+            area, which a product's image does not show.
+        options: see :class:`BuildOptions`; ``min_box_agreement`` has no effect.
 
     Raises:
         FileNotFoundError: a folder does not exist.
-        FileExistsError: ``out`` or ``rejected_sheet`` exists and ``overwrite`` is false.
-        ValueError: nothing was kept, ``relative_size`` is not above 0, or both ``masks`` and ``ground`` are given.
-        OSError: the disk is full or cannot be written.
+        ValueError: ``relative_size`` is not above 0, or both ``masks`` and ``background`` are given.
+        FileExistsError, ValueError, OSError: as :class:`BuildOptions`.
     """
-    check_jobs(jobs)
-    if not (math.isfinite(relative_size) and relative_size > 0):
-        raise ValueError(f"expected a finite relative_size above 0, got {relative_size!r}")
-    if masks is not None and ground is not None:
-        raise ValueError("ground is for pictures without masks; leave one of them out")
+    settings = BuildOptions.checked(out, options)
+    check_relative_size(relative_size)
+    if masks is not None and background is not None:
+        raise ValueError(
+            f"expected masks or background settings ({', '.join(asdict(background))}), got both; leave out one of them"
+        )
     root, mask_root = Path(folder), None if masks is None else Path(masks)
-    for place in (root, *([] if mask_root is None else [mask_root])):
-        if not place.is_dir():
-            raise FileNotFoundError(f"expected a folder at {place}, found none")
-    ledger = Ledger()
-    pairs = paired(root, mask_root, ledger)
-    labels = labels_of(root, pairs.pictures, category)
-    categories = {label: name for name, label in labels.items()}
-    writer, listed = ResumableWriter(out, categories, overwrite=overwrite), ImageList(image_list)
-    photographs = []
-    for path in pairs.pictures:
-        name = path.relative_to(root).as_posix()
-        if name in listed:
-            label = labels[class_of(root, path, category)]
-            photographs.append(_Photograph(path, name, label, pairs.mask_of.get(path), path in pairs.shared))
-        else:
-            ledger.drop("image is not in `image_list`", name)
-    listed.report_unmatched(ledger)
-    own_rules, own_ground = rules or ExtractionRules(), ground or PlainBackground()
-    mask_sources = asdict(own_ground) if mask_root is None else {"masks": mask_root.name}
-    built = {"from": "products", "folder": root.name} | mask_sources | vars(own_rules)
-    cutter = _Extractor(mask_root is not None, own_ground, own_rules, relative_size)
-    source = Source(photographs, cutter, built | {"relative_size": relative_size}, ledger)
-    return build_from_source(writer, source, built, jobs=jobs, rejected_sheet=rejected_sheet, progress=progress)
+    check_folders(root, mask_root)
+    log, rules, background = Ledger(), settings.extraction_rules, background or PlainBackground()
+    items, categories = _find_images(root, mask_root, category, ImageList(settings.image_list), log)
+    mask_settings = asdict(background) if mask_root is None else {"masks": mask_root.name}
+    record = {"from": "products", "folder": root.name} | mask_settings | vars(rules)
+    extractor = _Extractor(mask_root is not None, background, rules, relative_size)
+    source = Source(items, extractor, record | {"relative_size": relative_size}, log)
+    return settings.build(out, source, record, categories)
 
 
-class _Photograph(NamedTuple):
-    """One picture, with its mask where it has one, which may be that of another as well."""
+class _ProductImage(NamedTuple):
+    """An image, and its mask if it has one, which may be that of another image too."""
 
     path: Path
     name: str
     label: int
     mask: Path | None
-    shared: bool
+    shares_mask: bool
+
+
+def _find_images(
+    root: Path, masks: Path | None, category: str, image_list: ImageList, log: Ledger
+) -> tuple[list[_ProductImage], dict[int, str]]:
+    """Images on the list, and the names of all labels."""
+    pairs = pair_masks(root, masks, log)
+    label_of, categories = class_labels(root, pairs.images, category)
+    items = []
+    for path in pairs.images:
+        name = path.relative_to(root).as_posix()
+        if name in image_list:
+            items.append(_ProductImage(path, name, label_of[path], pairs.mask_of.get(path), path in pairs.shared))
+        else:
+            log.drop(NOT_LISTED, name)
+    image_list.report_unmatched(log)
+    return items, categories
 
 
 @dataclass(frozen=True)
 class _Extractor:
-    """Cuts objects out of photographs.
+    """Extracts the objects of one image after the other.
 
     Attributes:
-        by_mask: whether they are cut out by masks, or from a plain ground.
-        ground: what that is.
+        by_mask: by masks, or from a plain background.
+        background: settings for the latter.
         rules: what is kept.
-        extent: natural size of all objects.
+        relative_size: of all objects.
     """
 
     by_mask: bool
-    ground: PlainBackground
+    background: PlainBackground
     rules: ExtractionRules
     relative_size: float
 
-    def files(self, unit: _Photograph) -> Iterator[Path]:
-        """The picture and its mask."""
-        yield unit.path
-        if unit.mask is not None:
-            yield unit.mask
+    def files(self, item: _ProductImage) -> Iterator[Path]:
+        """The image and its mask."""
+        yield item.path
+        if item.mask is not None:
+            yield item.mask
 
-    def objects(self, unit: _Photograph, ledger: Ledger) -> Iterator[Foreground]:
-        """The objects of a picture; what is left out is counted."""
+    def objects(self, item: _ProductImage, log: Ledger) -> Iterator[Foreground]:
+        """The foregrounds of an image."""
         try:
-            pixels = _pixels(unit.path)
-            alphas, way = _by_mask(unit, pixels) if self.by_mask else (_by_ground(pixels, self.ground), _BY_GROUND)
+            pixels = _read_opaque(item.path)
+            if self.by_mask:
+                alphas, mask_source = _read_alpha(item, pixels)
+            else:
+                alphas, mask_source = _alphas_on_background(pixels, self.background), _BY_BACKGROUND
         except RejectedObject as reason:
-            ledger.drop(str(reason), unit.name, shown=RejectedSample(unit.path, unit.name))
+            log.drop(str(reason), item.name, shown=RejectedSample(item.path, item.name))
             return
         for number, alpha in enumerate(alphas, 1):
-            source = unit.name if len(alphas) == 1 else f"{unit.name}#{number}"
+            source = item.name if len(alphas) == 1 else f"{item.name}#{number}"
             try:
-                cut = extract_from_image(pixels, alpha, Annotation(unit.label, source), self.rules, soft=True)
+                foreground = extract_from_image(pixels, alpha, Annotation(item.label, source), self.rules, soft=True)
             except RejectedObject as reason:
-                ledger.drop(str(reason), source, shown=RejectedSample(unit.path, source))
+                log.drop(str(reason), source, shown=RejectedSample(item.path, source))
             else:
-                ledger.mask_sources[way] += 1
-                yield replace(cut, relative_size=self.relative_size)
+                log.mask_sources[mask_source] += 1
+                yield replace(foreground, relative_size=self.relative_size)
 
 
-def _pixels(path: Path) -> NDArray[np.uint8]:
+def _read_opaque(path: Path) -> NDArray[np.uint8]:
     try:
         if read_rgba(path)[..., 3].min() < 255:
-            raise RejectedObject("picture is cut out already by its transparency: that is source rgba")
+            raise RejectedObject("image has transparency: build from it with source rgba")
     except NoAlphaError:
         pass
     except ValueError as error:
@@ -166,22 +158,22 @@ def _pixels(path: Path) -> NDArray[np.uint8]:
     return read_image(path)
 
 
-def _by_mask(unit: _Photograph, pixels: NDArray[np.uint8]) -> tuple[list[NDArray[np.uint8]], str]:
-    if unit.mask is None:
-        raise RejectedObject("picture without a mask of its name")
-    if unit.shared:
-        raise RejectedObject("picture has its mask in common with another of its name")
+def _read_alpha(item: _ProductImage, pixels: NDArray[np.uint8]) -> tuple[list[NDArray[np.uint8]], str]:
+    if item.mask is None:
+        raise RejectedObject("image without a mask of its name")
+    if item.shares_mask:
+        raise RejectedObject("image has its mask in common with another of its name")
     try:
-        mask = read_mask(unit.mask)
+        mask = read_mask(item.mask)
     except ValueError as error:
         raise RejectedObject("mask file cannot be read") from error
     if mask.shape != pixels.shape[:2]:
         raise RejectedObject("mask file and image differ in size")
-    alpha, way = object_alpha(mask, pixels)
-    return [alpha], way
+    alpha, polarity = object_alpha(mask, pixels)
+    return [alpha], polarity
 
 
-def _by_ground(pixels: NDArray[np.uint8], ground: PlainBackground) -> list[NDArray[np.uint8]]:
+def _alphas_on_background(pixels: NDArray[np.uint8], background: PlainBackground) -> list[NDArray[np.uint8]]:
     if ((pixels == 0) | (pixels == 255)).all() and (pixels == pixels[..., :1]).all():
-        raise RejectedObject("picture is black and white only, and so a mask: give it as such (masks)")
-    return ground.alphas(pixels)
+        raise RejectedObject("image is black and white only, and so a mask: give its folder as masks")
+    return background.alphas(pixels)

@@ -1,143 +1,157 @@
-"""Pascal VOC's layout: an XML file for each image, and masks of the instances of some. Imports the standard library."""
+"""Pascal VOC: an XML file for each image, and instance masks for some."""
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from terse_aug.bank.build.report import BuildReport
 from terse_aug.bank.inputs.images import is_file
 from terse_aug.bank.inputs.masks import MaskInFile
-from terse_aug.bank.inputs.repair import SWAPPED, Malformed, Notes, as_number, class_name
-from terse_aug.bank.readers.annotation_collector import CLAIMED, Collector, Reading, numbered
+from terse_aug.bank.inputs.repair import SWAPPED_CORNERS, Malformed, Repairs, as_number, class_name
+from terse_aug.bank.readers.annotation_collector import SHARED_IMAGE, AnnotationCollector
+from terse_aug.bank.readers.options import AnnotationOptions
 
 _FOLDERS = ("Annotations", "JPEGImages", "SegmentationObject")
-_SPLITS = ("Main", "Segmentation", "Layout")
+_LIST_FOLDERS = ("Main", "Segmentation", "Layout")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".webp", ".tif", ".tiff")
 
 
-def read_voc(
-    root: Path, split: str | None = None, difficult: bool = False, names: Sequence[str] | None = None
-) -> Reading:
-    """Read a folder in the layout of Pascal VOC (VOC2012 devkit, section 3).
+def build_from_voc(
+    root: str | Path,
+    out: str | Path,
+    *,
+    split: str | None = None,
+    difficult: bool = False,
+    names: Sequence[str] | None = None,
+    **options: Any,
+) -> BuildReport:
+    """Build a bank from a folder in the layout of Pascal VOC (VOC2012 devkit, section 3).
 
-    The n-th object of ``Annotations/NAME.xml`` is the one of colour n in ``SegmentationObject/NAME.png``, where there
-    is such a file; the others have boxes only. Boxes are counted from 1 and include their last pixel.
+    The n-th object of ``Annotations/NAME.xml`` is the one of number n in ``SegmentationObject/NAME.png``, if there is
+    such a file; else it has a box only. Boxes count from 1 and include their last pixel. Masks that disagree with their
+    box are rejected (``rules.min_box_agreement``).
 
     Args:
-        root: with ``Annotations``, ``JPEGImages`` and, if there are masks, ``SegmentationObject``.
-        split: a list in ``ImageSets/Main``, ``Segmentation`` or ``PastePlan``, such as ``train``, the first of these that
-            there is; or one of a folder, ``Segmentation/train``. Images that a list of a class marks with -1 are left
-            out. All images by default.
-        difficult: whether to take objects that are marked as difficult to recognise.
-        names: of the classes, labelled 1, 2, ... in this order; by default those that are met, in the order of the
-            names.
+        root: folder with Annotations, JPEGImages and, for masks, SegmentationObject.
+        out: the bank to write.
+        split: a list in ImageSets/Main (or else Segmentation or Layout), such as train, or with its folder, such as
+            Segmentation/train; all images by default. Images that the list of a class marks with -1 are not used.
+        difficult: use objects that are marked as difficult.
+        names: class names, labelled 1, 2, ... in this order; by default those that occur, sorted.
+        options: see :class:`AnnotationOptions`.
 
     Raises:
         FileNotFoundError: a folder or the list does not exist.
-        ValueError: no object can be read.
+        ValueError: no object can be read; and as :class:`AnnotationOptions`.
     """
+    settings = AnnotationOptions.checked(out, options)
+    root = Path(root)
     annotations, images, masks = (root / name for name in _FOLDERS)
     for folder in (annotations, images):
         if not folder.is_dir():
             raise FileNotFoundError(f"expected a folder in the layout of Pascal VOC, {root} has no {folder.name}")
-    collected = Collector(numbered(names))
-    for path in _files(root, annotations, split, collected):
+    collector = AnnotationCollector.with_names(names)
+    for path in _xml_files(root, annotations, split, collector):
         try:
             tree = ElementTree.parse(path).getroot()
         except (ElementTree.ParseError, UnicodeDecodeError, OSError, LookupError, ValueError) as error:
-            collected.ledger.drop("XML file cannot be read", f"{path.name}: {error}")
+            collector.log.drop("XML file cannot be read", f"{path.name}: {error}")
             continue
         mask = masks / f"{path.stem}.png"
-        _read_image(tree, path, images, mask if is_file(mask) else None, difficult, collected)
-    return collected.reading("voc", root.name, images)
+        _read_objects(tree, path, images, mask if is_file(mask) else None, difficult, collector)
+    return collector.build("voc", root.name, images, out, settings)
 
 
-def _files(root: Path, annotations: Path, split: str | None, collected: Collector) -> list[Path]:
+def _xml_files(root: Path, annotations: Path, split: str | None, collector: AnnotationCollector) -> list[Path]:
     if split is None:
         return sorted(annotations.glob("*.xml"))
-    kinds = [""] if "/" in split else _SPLITS
-    lists = [root / "ImageSets" / kind / f"{split}.txt" for kind in kinds]
-    found = next((path for path in lists if is_file(path)), None)
-    if found is None:
+    lists = [root / "ImageSets" / folder / f"{split}.txt" for folder in ([""] if "/" in split else _LIST_FOLDERS)]
+    path = next((path for path in lists if is_file(path)), None)
+    if path is None:
         raise FileNotFoundError(f"expected one of {', '.join(str(path) for path in lists)}, found none")
-    lines = [line.strip() for line in found.read_text(encoding="utf-8-sig").splitlines()]
-    names = [line if is_file(annotations / f"{line}.xml") else _listed(line) for line in lines]
+    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    names = [line if is_file(annotations / f"{line}.xml") else _listed_name(line) for line in lines]
     files = []
     for name in dict.fromkeys(name for name in names if name):
         if is_file(path := annotations / f"{name}.xml"):
             files.append(path)
         else:
-            collected.ledger.drop("image of the split has no XML file", name)
+            collector.log.drop("image of the split has no XML file", name)
     return files
 
 
-def _listed(line: str) -> str:
-    """The name on a line of a list, which may have a space in it; nothing if it does not show the list's class."""
+def _listed_name(line: str) -> str:
+    """The name on a line of a list, which may contain a space; empty if the image does not show the list's class."""
     parts = line.rsplit(maxsplit=1)
     if len(parts) == 2 and parts[1] in ("-1", "0", "1"):
         return "" if parts[1] == "-1" else parts[0].strip()
-    return line.strip()
+    return line
 
 
-def _read_image(
-    tree: ElementTree.Element, path: Path, images: Path, mask: Path | None, difficult: bool, collected: Collector
+def _read_objects(
+    tree: ElementTree.Element,
+    path: Path,
+    images: Path,
+    mask: Path | None,
+    difficult: bool,
+    collector: AnnotationCollector,
 ) -> None:
-    said = (tree.findtext("filename") or "").strip()
-    name = _image_of(path, said, images)
-    if said and name != said:
-        collected.ledger.repair(["image has the name of its XML file and not that in it"], path.name)
-    number = collected.image(name, _side(tree, "height"), _side(tree, "width"))
-    foreign = _is_of_another(name, path)
+    written_name = (tree.findtext("filename") or "").strip()
+    name = _image_name(path, written_name, images)
+    if written_name and name != written_name:
+        collector.log.repair(["image has the name of its XML file and not that in it"], path.name)
+    image = collector.add_image(name, _side(tree, "height"), _side(tree, "width"))
+    has_own_file = _has_own_file(name, path)
     for row, entry in enumerate(tree.findall("object"), 1):
         where = f"{path.name}, object {row}"
-        notes: Notes = set()
-        if foreign:
-            collected.drop(CLAIMED, where, number)
+        repairs: Repairs = set()
+        if has_own_file:
+            collector.reject(SHARED_IMAGE, where, image)
             continue
         try:
-            category, box = class_name(entry.findtext("name"), notes), _box(entry, notes)
+            category, box = class_name(entry.findtext("name"), repairs), _box(entry, repairs)
         except Malformed as reason:
-            collected.drop(str(reason), where, number)
+            collector.reject(str(reason), where, image)
             continue
         if not difficult and (entry.findtext("difficult") or "0").strip() == "1":
-            collected.drop("marked as difficult", where, number, bbox=box)
+            collector.reject("marked as difficult", where, image, bbox=box)
             continue
-        collected.ledger.repair(notes, where)
-        collected.object(number, category, row, bbox=box, segmentation=mask and MaskInFile(mask, row))
+        collector.log.repair(repairs, where)
+        collector.add_object(image, category, row, bbox=box, segmentation=mask and MaskInFile(mask, row))
 
 
-def _image_of(path: Path, said: str, images: Path) -> str:
-    """What an XML file says, unless there is no such image, as in exports of another machine, or the file is a copy of
-    another one's; then the image of the file's own name, where there is one."""
-    if said and is_file(images / said) and not _is_of_another(said, path):
-        return said
-    own = (f"{path.stem}{suffix}" for suffix in _SUFFIXES)
-    return next((name for name in own if is_file(images / name)), said or f"{path.stem}.jpg")
+def _image_name(path: Path, written_name: str, images: Path) -> str:
+    """The name in the XML file; or that of the file itself, if the written one does not exist, as in exports of another
+    machine, or belongs to another XML file that this one is a copy of."""
+    if written_name and is_file(images / written_name) and not _has_own_file(written_name, path):
+        return written_name
+    own_names = (f"{path.stem}{suffix}" for suffix in _SUFFIXES)
+    return next((name for name in own_names if is_file(images / name)), written_name or f"{path.stem}.jpg")
 
 
-def _is_of_another(name: str, path: Path) -> bool:
-    """Whether an image has an XML file of its name, and it is not this one."""
-    stem = Path(name).stem
+def _has_own_file(image: str, path: Path) -> bool:
+    """Whether an image has an XML file of its name other than ``path``."""
+    stem = Path(image).stem
     return stem != path.stem and is_file(path.with_name(f"{stem}.xml"))
 
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".webp", ".tif", ".tiff")
-
-
 def _side(tree: ElementTree.Element, name: str) -> int | None:
-    """Of the image, px; many exports have 0 or nothing."""
+    """Height or width of the image in px; many exports have 0 or nothing."""
     try:
         return int(as_number((tree.findtext(f"size/{name}") or "").strip()))
     except Malformed:
         return None
 
 
-def _box(entry: ElementTree.Element, notes: Notes) -> list[float]:
+def _box(entry: ElementTree.Element, repairs: Repairs) -> list[float]:
     corners = [entry.findtext(f"bndbox/{name}") for name in ("xmin", "ymin", "xmax", "ymax")]
     if None in corners:
         raise Malformed("object without a box")
     left, top, right, bottom = (as_number((corner or "").strip()) for corner in corners)
     if left > right or top > bottom:
-        notes.add(SWAPPED)
+        repairs.add(SWAPPED_CORNERS)
     left, right, top, bottom = min(left, right), max(left, right), min(top, bottom), max(top, bottom)
     return [left - 1, top - 1, right - left + 1, bottom - top + 1]

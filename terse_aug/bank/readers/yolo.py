@@ -1,4 +1,4 @@
-"""YOLO's text files, of boxes or of polygons. Imports the standard library, pillow and, for a data.yaml, PyYAML."""
+"""YOLO: a text file of boxes or polygons for each image. Imports PyYAML for a data.yaml."""
 
 from __future__ import annotations
 
@@ -10,131 +10,146 @@ from typing import Any
 
 import yaml
 
-from terse_aug.bank.inputs.file_names import Files
-from terse_aug.bank.inputs.images import image_size, is_in_colour
+from terse_aug.bank.build.report import BuildReport, Ledger
+from terse_aug.bank.inputs.file_names import FileFinder
+from terse_aug.bank.inputs.folders import check_folders
+from terse_aug.bank.inputs.images import image_size, is_color_image
 from terse_aug.bank.inputs.repair import SPACED_NAME, Malformed, as_number
-from terse_aug.bank.readers.annotation_collector import Collector, Reading
+from terse_aug.bank.readers.annotation_collector import AnnotationCollector
+from terse_aug.bank.readers.options import AnnotationOptions
 
-_IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+_NAME_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names")
 
 
-def read_yolo(
-    images: Path, labels: Path | None = None, names: Path | Sequence[str] | Mapping[int, str] | None = None
-) -> Reading:
-    """Read YOLO's labels: a line for each object, of its class number and its box (middle x, middle y, width, height)
-    or the points of its polygon, all as parts of the image's width and height. Of a data set with keypoints
-    (``kpt_shape`` in its ``data.yaml``) the boxes are taken; without that file its lines look like polygons.
+def build_from_yolo(
+    images: str | Path,
+    out: str | Path,
+    *,
+    labels: str | Path | None = None,
+    names: str | Path | Sequence[str] | Mapping[int, str] | None = None,
+    **options: Any,
+) -> BuildReport:
+    """Build a bank from YOLO's text files; lines with polygons have masks, lines with boxes none.
+
+    A line holds the class number and either a box (centre x, centre y, width, height) or the points of a polygon, as
+    fractions of the image's width and height. Of a data set with keypoints (``kpt_shape`` in its ``data.yaml``) the
+    boxes are used; without that file such lines look like polygons. Labels are the class numbers, from 0 on.
 
     Args:
         images: folder of images, searched at any depth.
-        labels: folder of text files at the same places; by default where the trainers look, which is the last
-            ``images`` of each path replaced by ``labels``.
-        names: of the classes, in order or by number; or a ``data.yaml`` or a ``classes.txt`` that has them. Labels are
-            the class numbers. By default a ``data.yaml`` or ``classes.txt`` beside the folders.
+        out: the bank to write.
+        labels: folder of text files, in the same subfolders; by default as for YOLO's trainers: the last ``images`` of
+            each path replaced by ``labels``.
+        names: class names, in order or by number, or a data.yaml or classes.txt; by default the one beside the folders.
+        options: see :class:`AnnotationOptions`.
 
     Raises:
         FileNotFoundError: a folder or the file of names does not exist.
-        ValueError: there are no class names, or no object can be read.
+        ValueError: there are no class names, or no object can be read; and as :class:`AnnotationOptions`.
     """
-    for folder in (images, labels):
-        if folder is not None and not folder.is_dir():
-            raise FileNotFoundError(f"expected a folder at {folder}, found none")
-    source = names if names is not None else _beside(images, labels)
-    known = _names(source)
-    keypoints = _keypoint_values(source)
-    collected = Collector(names={name.strip(): number for number, name in known.items()})
-    collected.ledger.repair([SPACED_NAME] * sum(name != name.strip() for name in known.values()), str(source)[:100])
-    known = {number: name.strip() for number, name in known.items()}
-    paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in _IMAGES)
-    texts = _Labels([_labels_of(path, images, labels) for path in paths], collected)
-    found = [texts.find(said) for said in texts.said]
-    shared: dict[Path | None, list[Path]] = defaultdict(list)
-    for path, text in zip(paths, found, strict=True):
-        shared[text].append(path)
-    for path, text in zip(paths, found, strict=True):
+    settings = AnnotationOptions.checked(out, options)
+    images, labels = Path(images), None if labels is None else Path(labels)
+    check_folders(images, labels)
+    source = _names_beside(images, labels) if names is None else Path(names) if isinstance(names, str) else names
+    class_names = _class_names(source)
+    collector = AnnotationCollector({name.strip(): number for number, name in class_names.items()})
+    spaced = sum(name != name.strip() for name in class_names.values())
+    collector.log.repair([SPACED_NAME] * spaced, str(source)[:100])
+    lines = _LineReader({number: name.strip() for number, name in class_names.items()}, source, collector)
+    for path, text in _pairs(images, labels, collector.log):
+        lines.read(path, text, path.relative_to(images).as_posix())
+    return collector.build("yolo", images.name, images, out, settings)
+
+
+def _pairs(images: Path, labels: Path | None, log: Ledger) -> Iterable[tuple[Path, Path]]:
+    """Images and their label files; images without one are counted."""
+    paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    texts = _find_label_files([_label_path(path, images, labels) for path in paths], log)
+    images_of: dict[Path | None, list[Path]] = defaultdict(list)
+    for path, text in zip(paths, texts, strict=True):
+        images_of[text].append(path)
+    for path, text in zip(paths, texts, strict=True):
         if text is None:
-            collected.ledger.drop("image without a label file", path.name)
+            log.drop("image without a label file", path.name)
+        elif len(images_of[text]) > 1 and [own for own in images_of[text] if is_color_image(own)] != [path]:
+            # Beside a photograph may lie its mask or its depth map.
+            log.drop("label file belongs to several images", path.name)
+        else:
+            yield path, text
+
+
+def _find_label_files(paths: list[Path], log: Ledger) -> list[Path | None]:
+    """The files, also if they spell a name differently; ``None`` for those that do not exist."""
+    names: dict[Path, list[str]] = defaultdict(list)
+    for path in paths:
+        names[path.parent].append(path.name)
+    finders = {folder: FileFinder(folder, own, recursive=False) for folder, own in names.items()}
+    files: list[Path | None] = []
+    for path in paths:
+        try:
+            name, difference = finders[path.parent].find(path.name)
+        except LookupError:
+            files.append(None)
             continue
-        if len(shared[text]) > 1 and not _is_the_photograph(path, shared[text]):
-            collected.ledger.drop("label file is that of several images", path.name)
-            continue
+        if difference:
+            log.repair([f"label {difference}"], name)
+        file = path.parent / name
+        files.append(file if file.is_file() else None)
+    return files
+
+
+class _LineReader:
+    """Reads the lines of label files into a collector.
+
+    Args:
+        names: class names by number.
+        source: of the names, whose data.yaml may give the keypoints.
+        collector: of the objects.
+    """
+
+    def __init__(self, names: Mapping[int, str], source: Any, collector: AnnotationCollector):
+        self._names = names
+        self._keypoint_values = _keypoint_values(source)
+        self._collector = collector
+
+    def read(self, image: Path, text: Path, name: str) -> None:
+        """The objects of an image; ``name`` is relative to the folder of images."""
         try:
             lines = text.read_text(encoding="utf-8-sig").splitlines()
         except (UnicodeDecodeError, OSError):
-            collected.ledger.drop("label file is no text", text.name)
-            continue
-        size = image_size(path)
+            self._collector.log.drop("label file is no text", text.name)
+            return
+        size = image_size(image)
         if size is None:
-            collected.ledger.drop("image file cannot be read", path.name)
-            continue
-        number = collected.image(path.relative_to(images).as_posix(), *size)
+            self._collector.log.drop("image file cannot be read", image.name)
+            return
+        number = self._collector.add_image(name, *size)
         for row, line in enumerate(lines, 1):
-            if line.strip():
-                parts = line.split()
-                if keypoints and len(parts) == 5 + keypoints:
-                    parts = parts[:5]
-                _read_line(parts, number, row, size, known, f"{text.name}, line {row}", collected)
-    return collected.reading("yolo", images.name, images)
+            if parts := line.split():
+                try:
+                    category, shape = self._object(parts, *size)
+                except Malformed as reason:
+                    self._collector.reject(str(reason), f"{text.name}, line {row}", number)
+                else:
+                    self._collector.add_object(number, category, row, **shape)
 
-
-def _is_the_photograph(path: Path, images: Sequence[Path]) -> bool:
-    """Whether this one alone of some images is in colour: beside a photograph may lie its mask or its depths."""
-    return [own for own in images if is_in_colour(own)] == [path]
-
-
-def _read_line(
-    parts: list[str],
-    image: int,
-    row: int,
-    size: tuple[int, int],
-    names: Mapping[int, str],
-    where: str,
-    collected: Collector,
-) -> None:
-    height, width = size
-    try:
-        values = [as_number(part) for part in parts]
-        if values[0] != int(values[0]) or int(values[0]) not in names:
+    def _object(self, parts: list[str], height: int, width: int) -> tuple[str, dict[str, Any]]:
+        if self._keypoint_values and len(parts) == 5 + self._keypoint_values:
+            parts = parts[:5]
+        category, *values = (as_number(part) for part in parts)
+        if category != int(category) or int(category) not in self._names:
             raise Malformed("class number has no name")
-        if len(values) in (5, 6):  # a sixth is the confidence of a prediction
-            x, y, across, down = values[1:5]
-            shape: dict[str, Any] = {
-                "bbox": [(x - across / 2) * width, (y - down / 2) * height, across * width, down * height]
-            }
-        elif len(values) >= 7 and len(values) % 2:
-            shape = {"segmentation": [[value * (height if at % 2 else width) for at, value in enumerate(values[1:])]]}
-        else:
-            raise Malformed("line is neither class and box nor class and polygon")
-    except Malformed as reason:
-        collected.drop(str(reason), where, image)
-        return
-    collected.object(image, names[int(values[0])], row, **shape)
+        name = self._names[int(category)]
+        if len(values) in (4, 5):  # a fifth is the confidence of a prediction
+            x, y, w, h = values[:4]
+            return name, {"bbox": [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]}
+        if len(values) >= 6 and len(values) % 2 == 0:
+            return name, {"segmentation": [[v * (height if at % 2 else width) for at, v in enumerate(values)]]}
+        raise Malformed("line is neither class and box nor class and polygon")
 
 
-class _Labels:
-    """Label files, by the names that the images' names make for them."""
-
-    def __init__(self, said: list[Path], collected: Collector):
-        self.said = said
-        self._collected = collected
-        names: dict[Path, list[str]] = defaultdict(list)
-        for path in said:
-            names[path.parent].append(path.name)
-        self._folders = {folder: Files(folder, own, deep=False) for folder, own in names.items()}
-
-    def find(self, said: Path) -> Path | None:
-        """The file, also where it spells the name otherwise; ``None`` if there is none."""
-        try:
-            name, difference = self._folders[said.parent].find(said.name)
-        except LookupError:
-            return None
-        if difference:
-            self._collected.ledger.repair([f"label {difference}"], name)
-        found = said.parent / name
-        return found if found.is_file() else None
-
-
-def _labels_of(image: Path, images: Path, labels: Path | None) -> Path:
+def _label_path(image: Path, images: Path, labels: Path | None) -> Path:
     if labels is not None:
         return (labels / image.relative_to(images)).with_suffix(".txt")
     parts = list(Path(os.path.abspath(image)).parts)
@@ -145,9 +160,8 @@ def _labels_of(image: Path, images: Path, labels: Path | None) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _beside(images: Path, labels: Path | None) -> Path:
-    texts = _labels_of(images / "any", images, labels).parent
-    folders = [images, *list(images.resolve().parents)[:2], texts]
+def _names_beside(images: Path, labels: Path | None) -> Path:
+    folders = [images, *list(images.resolve().parents)[:2], _label_path(images / "any", images, labels).parent]
     places = [folder / name for folder in folders for name in _NAME_FILES]
     found = next((path for path in places if path.is_file()), None)
     if found is None:
@@ -158,13 +172,8 @@ def _beside(images: Path, labels: Path | None) -> Path:
     return found
 
 
-_NAME_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names")
-
-
-def _names(names: Path | Sequence[str] | Mapping[int, str]) -> dict[int, str]:
-    entries: Any = names
-    if isinstance(names, Path):
-        entries = _names_in(names)
+def _class_names(names: Path | Sequence[str] | Mapping[int, str]) -> dict[int, str]:
+    entries: Any = _read_names(names) if isinstance(names, Path) else names
     if isinstance(entries, Mapping):
         pairs: Iterable[tuple[Any, Any]] = entries.items()
     elif isinstance(entries, Sequence) and not isinstance(entries, str):
@@ -172,19 +181,19 @@ def _names(names: Path | Sequence[str] | Mapping[int, str]) -> dict[int, str]:
     else:
         raise ValueError(f"expected a list of class names or a mapping of numbers to them, got {entries!r}")
     known = {int(number): str(name) for number, name in pairs}
-    plain = {name.strip() for name in known.values()}
-    if not known or "" in plain or len(plain) < len(known):
+    stripped = {name.strip() for name in known.values()}
+    if not known or "" in stripped or len(stripped) < len(known):
         raise ValueError(f"expected class names, each once, got {list(known.values())}")
     return known
 
 
-def _names_in(path: Path) -> Any:
+def _read_names(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"expected a file of class names at {path}, found none")
-    text = path.read_text(encoding="utf-8-sig")
     if path.suffix not in (".yaml", ".yml"):
-        return text.rstrip().splitlines()  # an empty line counts: numbers are those of the lines
-    content = _yaml(path)
+        # An empty line counts: class numbers are line numbers.
+        return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    content = _read_yaml(path)
     if "names" not in content:
         raise ValueError(f"{path}: expected a data.yaml with names")
     return content["names"]
@@ -194,11 +203,11 @@ def _keypoint_values(source: Any) -> int:
     """How many numbers follow the box on a line of a data set with keypoints, by its ``data.yaml``; 0 for none."""
     if not isinstance(source, Path) or source.suffix not in (".yaml", ".yml"):
         return 0
-    shape = _yaml(source).get("kpt_shape")
+    shape = _read_yaml(source).get("kpt_shape")
     return int(shape[0]) * int(shape[1]) if isinstance(shape, Sequence) and len(shape) == 2 else 0
 
 
-def _yaml(path: Path) -> Mapping[str, Any]:
+def _read_yaml(path: Path) -> Mapping[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except yaml.YAMLError as error:

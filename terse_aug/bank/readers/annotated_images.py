@@ -1,0 +1,196 @@
+"""Builds a bank from images and annotations in the form of a COCO JSON, which all annotation formats are read into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from terse_aug.bank.build.chunks import Source
+from terse_aug.bank.build.report import BY_MASK, BuildReport, Ledger
+from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
+from terse_aug.bank.inputs.coco_entries import file_name
+from terse_aug.bank.inputs.coco_json import CocoAnnotations, annotated_side, rejected_sample
+from terse_aug.bank.inputs.file_names import FileFinder
+from terse_aug.bank.inputs.image_list import ImageList
+from terse_aug.bank.inputs.images import read_image_like
+from terse_aug.bank.inputs.masks import NO_MASK, MaskInFile, has_mask, segmentation_to_mask
+from terse_aug.bank.inputs.repair import Repairs, clip_box, repair_annotation
+from terse_aug.bank.readers.options import AnnotationOptions
+from terse_aug.bank.segmenters.box import BoxMasks
+from terse_aug.structures.foreground import Foreground
+
+
+def build_from_annotations(
+    data: CocoAnnotations,
+    folder: Path,
+    out: str | Path,
+    record: dict[str, Any],
+    options: AnnotationOptions,
+    before: Ledger | None = None,
+) -> BuildReport:
+    """Build a bank from annotations.
+
+    Args:
+        data: the annotations.
+        folder: of the images.
+        out: the bank to write.
+        record: where the annotations are from, for the bank's record.
+        options: of the user.
+        before: what was rejected and repaired in reading.
+
+    Raises:
+        FileExistsError, ValueError, OSError: as :class:`AnnotationOptions`.
+    """
+    rules, boxes, image_list = options.extraction_rules, options.box_masks, ImageList(options.image_list)
+    selected = data.select_categories(options.categories)
+    keypoint_names = data.keypoint_names(selected)
+    files = FileFinder(folder, [file_name(image) for image in data.images.values()])
+    log = Ledger()
+    for known in (before, data.log):
+        if known is not None:
+            log.take(known)
+    groups = data.objects_by_image(selected, image_list, boxes is not None, log)
+    record = record | {"images": folder.name} | ({} if boxes is None else boxes.record) | vars(rules)
+    source = Source(
+        groups,
+        _Extractor(folder, rules, boxes, len(keypoint_names)),
+        None if boxes is not None and callable(boxes.method) else record,
+        log,
+        prepared=lambda group: _ImageObjects.find(group[0], group[1], files),
+        objects_of=lambda group: len(group[1]),
+    )
+    return options.build(
+        out, source, record, selected, keypoint_names, locate=lambda name: folder / files.find(str(name))[0]
+    )
+
+
+class _ImageObjects(NamedTuple):
+    """An image and its objects.
+
+    Attributes:
+        image: its entry in the annotations.
+        objects: their entries.
+        name: of the file; ``None`` if it is ambiguous.
+        difference: between that and the name in the annotations, if there is one.
+    """
+
+    image: dict[str, Any]
+    objects: list[dict[str, Any]]
+    name: str | None
+    difference: str | None
+
+    @classmethod
+    def find(cls, image: dict[str, Any], objects: list[dict[str, Any]], files: FileFinder) -> _ImageObjects:
+        try:
+            return cls(image, objects, *files.find(file_name(image)))
+        except LookupError as error:
+            return cls(image, objects, None, str(error))
+
+
+@dataclass(frozen=True)
+class _Extractor:
+    """Extracts the objects of one image after the other.
+
+    Attributes:
+        folder: of the images.
+        rules: what is kept.
+        boxes: how masks are made of boxes.
+        keypoint_count: of each object.
+    """
+
+    folder: Path
+    rules: ExtractionRules
+    boxes: BoxMasks | None
+    keypoint_count: int
+
+    def files(self, item: _ImageObjects) -> Iterator[Path]:
+        """The image, and mask files."""
+        if item.name is not None:
+            yield self.folder / item.name
+        masks = (entry.get("segmentation") for entry in item.objects)
+        yield from dict.fromkeys(mask.path for mask in masks if isinstance(mask, MaskInFile))
+
+    def objects(self, item: _ImageObjects, log: Ledger) -> Iterator[Foreground]:
+        """The foregrounds of an image."""
+        image, annotated_name = item.image, file_name(item.image)
+        repairs: Repairs = set()
+        try:
+            name, pixels = self._read(item, repairs)
+        except RejectedObject as reason:
+            shown = rejected_sample(image, item.objects[0])
+            log.drop(str(reason), str(reason.__cause__ or annotated_name), len(item.objects), shown=shown)
+            return
+        log.repair(repairs, annotated_name)
+        for entry in item.objects:
+            source = f"{name}#{entry.get('id')}"
+            repairs = set()
+            try:
+                foreground, method = self._extract(repair_annotation(entry, repairs), pixels, source, repairs)
+            except RejectedObject as reason:
+                log.drop(str(reason), source, shown=rejected_sample(image, entry))
+                continue
+            log.repair(repairs, source)
+            log.mask_sources[method] += 1
+            yield foreground
+
+    def _read(self, item: _ImageObjects, repairs: Repairs) -> tuple[str, NDArray[np.uint8]]:
+        """The name of an image on disk, and its pixels."""
+        if item.name is None:
+            raise RejectedObject(f"image file is missing, and several may be meant ({item.difference})")
+        repairs |= {item.difference} if item.difference else set()
+        height, width = (annotated_side(item.image, side, repairs) for side in ("height", "width"))
+        try:
+            pixels = read_image_like(self.folder / item.name, height, width)
+        except FileNotFoundError as error:
+            raise RejectedObject("image file is missing") from error
+        except ValueError as error:
+            raise RejectedObject("image file cannot be read") from error
+        if height and width and pixels.shape[:2] != (height, width):
+            sizes = f"{item.name}: file {pixels.shape[0]}x{pixels.shape[1]}, JSON {height}x{width}"
+            raise RejectedObject("image file has another size than the annotations say") from ValueError(sizes)
+        return item.name, pixels
+
+    def _extract(
+        self, entry: dict[str, Any], pixels: NDArray[np.uint8], source: str, repairs: Repairs
+    ) -> tuple[Foreground, str]:
+        """A foreground, and the method that made its mask."""
+        keypoints = _keypoints(entry.get("keypoints"), self.keypoint_count, repairs)
+        annotation = Annotation(int(entry["category_id"]), source, _box(entry.get("bbox")), keypoints)
+        if annotation.box is not None:
+            annotation = replace(annotation, box=clip_box(annotation.box, pixels.shape, repairs))
+        if self.boxes is None or has_mask(entry.get("segmentation")):
+            mask = segmentation_to_mask(entry.get("segmentation"), *pixels.shape[:2])
+            return extract_from_image(pixels, mask, annotation, self.rules), BY_MASK
+        if annotation.box is None:
+            raise RejectedObject(NO_MASK)
+        mask, method = self.boxes.alpha(pixels, annotation.box)
+        return extract_from_image(pixels, mask, annotation, self.rules, soft=True), method
+
+
+def _box(box: Any) -> tuple[float, float, float, float] | None:
+    if box is None:
+        return None
+    try:
+        x, y, width, height = box
+        return float(x), float(y), float(width), float(height)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RejectedObject("box is not x, y, width, height") from error
+
+
+def _keypoints(keypoints: Any, count: int, repairs: Repairs) -> NDArray[np.float32] | None:
+    if keypoints and not count:
+        repairs.add("keypoints of a category that names none were left out")
+    if not keypoints or not count:
+        return None
+    try:
+        points = np.asarray(keypoints, dtype=np.float64).reshape(count, 3)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise RejectedObject("keypoints are not x, y, visibility for each name of the category") from error
+    if not (np.abs(points) <= np.finfo(np.float32).max).all():
+        raise RejectedObject("keypoints are not finite")
+    return points.astype(np.float32)
