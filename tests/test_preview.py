@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import html
 import io
 import json
@@ -17,11 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-from terse_aug import ForegroundBank, PasteConfig, Terse, TerseConfig
+from terse_aug import ForegroundBank, PasteConfig, Terse, TransformRanges
 from terse_aug.bank import BankWriter, Foreground
 from terse_aug.cli import main
 from terse_aug.cli.flags import add_flags, flat_settings, with_flags
-from terse_aug.policies import Adversarial, CriticPolicy
+from terse_aug.config import POLICY_SETTINGS
+from terse_aug.policies import Adversarial, Critic, CriticPolicy
 from terse_aug.preview import (
     STATE_KEY,
     batch_picture,
@@ -80,7 +80,7 @@ def data(tmp_path: Path) -> Data:
 
 
 def test_page_stands_alone_and_escapes(data: Data) -> None:
-    page = data.page("--image-probability", "1")
+    page = data.page("--paste-probability", "1")
     assert not re.search(r"https?:|url\(|<link|@import|<script", page)
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert len(sources) == 6
@@ -93,13 +93,13 @@ def test_page_stands_alone_and_escapes(data: Data) -> None:
 
 
 def test_counts_on_the_page_are_those_of_the_record(data: Data) -> None:
-    more = ["--image-probability", "1", "--objects", "8", "12", "--min-visibility", "0.9", "--seed", "4"]
+    more = ["--paste-probability", "1", "--objects", "8", "12", "--min-visibility", "0.9", "--seed", "4"]
     page = data.page(*more)
     set_of_images, config = (
         open_coco(data.json, data.images),
-        TerseConfig(image_probability=1, objects=(8, 12), min_visibility=0.9),
+        PasteConfig(paste_probability=1, objects=(8, 12), min_visibility=0.9),
     )
-    terse = Terse(ForegroundBank.open(data.bank), "random", seed=4, classes={"car": 7, "person": 9}, config=config)
+    terse = Terse(ForegroundBank.open(data.bank), "random", seed=4, classes={"car": 7, "person": 9}, paste=config)
     preview = preview_samples(terse, set_of_images.choose(12, 4), set_of_images.classes, 4)
     told = {name: int(count) for count, name in re.findall(r"<li><b>(\d+)</b>([a-z ]+)</li>", page)}
     assert told == preview.counts
@@ -180,7 +180,7 @@ def test_what_is_left_out_of_a_coco_file_is_counted(data: Data) -> None:
 def test_classes_are_translated_by_name(data: Data) -> None:
     data.content["categories"][0]["name"] = "auto"
     data.write()
-    page = data.page("--classes", "car=auto", "--image-probability", "1")
+    page = data.page("--classes", "car=auto", "--paste-probability", "1")
     pasted = re.findall(r'<li class="paste"><span class="chip pasted">(\w+)', page)
     assert pasted
     assert set(pasted) == {"auto"}
@@ -188,7 +188,7 @@ def test_classes_are_translated_by_name(data: Data) -> None:
 
 def test_state_file(data: Data, tmp_path: Path) -> None:
     terse = Terse(ForegroundBank.open(data.bank), Adversarial(discriminator_weight=0.5))
-    random = data.page("--policy", "adversarial", "--image-probability", "1")
+    random = data.page("--policy", "adversarial", "--paste-probability", "1")
     with torch.no_grad():  # everything to the left
         regressor = terse.policy.state_dict()["synthesizer.regressor.bias"]
         regressor[:] = -20
@@ -197,8 +197,8 @@ def test_state_file(data: Data, tmp_path: Path) -> None:
     ):
         path = tmp_path / f"{number}.pt"
         torch.save(saved, path)
-        page = data.page("--state", str(path), "--image-probability", "1")
-        assert f"learned, state {path}" in page
+        page = data.page("--state", str(path), "--paste-probability", "1")
+        assert f"adversarial, state {path}" in page
         places = re.findall(r"translate_x ([\d.]+)", page)
         assert places
         assert max(map(float, places)) < 0.1
@@ -228,11 +228,11 @@ def test_state_files_that_are_refused(
     monkeypatch.chdir(tmp_path)
     terse = Terse(ForegroundBank.open(data.bank), "adversarial")
     state = terse.state_dict()
-    shape = state | {"adversary.policy.synthesizer.regressor.bias": torch.zeros(3)}
+    shape = state | {"trainer.updater.policy.synthesizer.regressor.bias": torch.zeros(3)}
     random = Terse(ForegroundBank.open(data.bank), "random").state_dict()
     cases = [
-        (shape, "another"),
-        (random, "has learned nothing"),
+        (shape, "differs in 1"),
+        (random, "does not learn"),
         ({"weights": 1}, "['weights']"),
         (3, "found int"),
         (Evil(), "weights_only"),
@@ -261,19 +261,20 @@ def assert_one_line(printed: str, message: str) -> None:
         (["--scale", "0", "1"], "scale"),
         (["--count", "0"], "count: expected"),
         (["--image-size", "0"], "--image-size"),
-        (["--policy", "best-of-n"], "asks a detector"),
+        (["--policy", "best-of-n"], "needs a detector"),
         (["--policy", "best"], "best-of-n"),
-        (["--policy", "random", "--state", "x.pt"], "no use for --state"),
-        (["--robust", "universal"], "before they are perturbed"),
+        (["--policy", "random", "--state", "x.pt"], "none"),
         (["--state", "missing.pt"], "found none"),
         (["--classes", "dog"], "the bank has no dog"),
-        (["--classes", "car=auto"], "know no auto"),
+        (["--classes", "car=auto"], "have no auto"),
         (["--out", "sheet.bank"], "ends in .html"),
         (["--png", "nowhere/x.png"], "no folder"),
         (["--masks", "."], "not allowed with"),
         (["--images", "missing"], "found none"),
-        (["--sampler", "balanced"], "sampler: expected one of uniform"),
-        (["--background-probability", "0.5"], "backgrounds: expected it with background_probability 0.5"),
+        (["--sampler", "biregular"], "sampler: expected one of uniform"),
+        (["--critic-candidates", "3"], "--critic-candidates is a setting of --policy critic"),
+        (["--distractors", "1", "1"], "expected --distractor-bank"),
+        (["--background-probability", "0.5"], "expected --backgrounds"),
         (["--backgrounds", "missing", "--background-probability", "1"], "expected a folder or a sequence of images"),
         (["--distractor-bank", "x.bank", "--distractors", "1", "1"], "the detector knows this class"),
     ],
@@ -307,38 +308,39 @@ def test_data_without_anything_to_show(data: Data, tmp_path: Path, capsys: pytes
     data.content["categories"].pop()
     data.write()
     assert main(data.arguments()) == 2
-    assert_one_line(capsys.readouterr().err, "know no person")
+    assert_one_line(capsys.readouterr().err, "have no person")
     data.content["images"] = []
     data.write()
     assert main(data.arguments()) == 2
     assert_one_line(capsys.readouterr().err, "lists no images")
 
 
-def test_every_setting_is_a_documented_flag() -> None:
-    defaults = TerseConfig()
-    settings = list(flat_settings(defaults))
-    nested = [field.name for field in dataclasses.fields(defaults.ranges)]
-    own = [field.name for field in dataclasses.fields(defaults) if field.name != "ranges"]
-    assert sorted(name for name, _, _ in settings) == sorted(own + nested)
-    assert all(help_text for _, _, help_text in settings)
+@pytest.mark.parametrize(("kind", "prefix"), [(PasteConfig, ""), *((POLICY_SETTINGS[n], n) for n in POLICY_SETTINGS)])
+def test_every_setting_is_a_documented_flag(kind: Any, prefix: str) -> None:
     parser = argparse.ArgumentParser()
-    add_flags(parser, defaults)
-    for name, value, _ in settings:
+    add_flags(parser, kind(), prefix)
+    for name, value, help_text in flat_settings(kind(), prefix):
+        assert help_text
         values = value if isinstance(value, tuple) else (value,)
-        flag = name.replace("_", "-")
-        given = (
-            [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", *map(str, values)]
-        )
-        parsed = parser.parse_args(given)
-        assert with_flags(defaults, parsed) == defaults
-    given = ["--rotation", "-30", "2.5", "--objects", "2", "2", "--keep-inside", "1", "--critic-cutouts", "2"]
-    given += ["--critic-any-class", "--critic-held", "scale", "rotation"]
-    changed = with_flags(defaults, parser.parse_args(given))
-    assert (changed.ranges.rotation, changed.objects, changed.ranges.keep_inside) == ((-30, 2.5), (2, 2), 1)
-    assert changed.critic_any_class is True
-    assert changed.critic_held == ("scale", "rotation")
-    assert with_flags(defaults, parser.parse_args(["--critic-held"])).critic_held == ()
+        flag = "--" + name.replace("_", "-")
+        given = [flag if value else f"--no-{flag[2:]}"] if isinstance(value, bool) else [flag, *map(str, values)]
+        assert with_flags(kind(), parser.parse_args(given), prefix) == kind()
     parser.format_help()
+
+
+def test_flags_change_settings() -> None:
+    parser = argparse.ArgumentParser()
+    add_flags(parser, PasteConfig())
+    add_flags(parser, Critic(), "critic")
+    given = ["--rotation", "-30", "2.5", "--objects", "2", "2", "--keep-inside", "1", "--critic-mix-classes"]
+    given += ["--critic-foreground-candidates", "2", "--critic-fixed-parameters", "scale", "rotation"]
+    arguments = parser.parse_args(given)
+    ranges = TransformRanges(rotation=(-30, 2.5), keep_inside=1)
+    assert with_flags(PasteConfig(), arguments) == PasteConfig(objects=(2, 2), ranges=ranges)
+    expected = Critic(mix_classes=True, foreground_candidates=2, fixed_parameters=("scale", "rotation"))
+    assert with_flags(Critic(), arguments, "critic") == expected
+    none_fixed = parser.parse_args(["--critic-fixed-parameters"])
+    assert with_flags(Critic(), none_fixed, "critic") == Critic(fixed_parameters=())
 
 
 def test_what_is_around_the_pastes_is_shown(data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -347,9 +349,9 @@ def test_what_is_around_the_pastes_is_shown(data: Data, tmp_path: Path, capsys: 
     with BankWriter(tmp_path / "pots.bank", {1: "teapot"}) as writer:
         writer.add(Foreground(np.full((20, 20, 4), 255, np.uint8), 1, "pot", 0.3))
     around = ["--backgrounds", str(tmp_path / "pool"), "--background-probability", "1", "--distractors", "1", "2"]
-    around += ["--distractor-bank", str(tmp_path / "pots.bank"), "--superimpose-probability", "1"]
+    around += ["--distractor-bank", str(tmp_path / "pots.bank"), "--occluded-object-probability", "1"]
     around += ["--objects", "1", "1"]
-    page = data.page(*around, "--sampler", "biregular", "--count", "3")
+    page = data.page(*around, "--sampler", "balanced", "--count", "3")
     assert "3 composites, 6 pastes" in capsys.readouterr().out
     assert page.count("a background of the pool in place of the image and its objects") == 3
     assert "&lt;b&gt;source&lt;/b&gt;1.jpg#1" in page
@@ -378,7 +380,7 @@ def test_coco_with_keypoints(data_root: Path, tmp_path: Path) -> None:
     bank = str(tmp_path / "coco.bank")
     assert main(["bank", "build", "coco", *source, "--image-list", str(tmp_path / "names.txt"), "--out", bank]) == 0
     out, png = tmp_path / "sheet.html", tmp_path / "sheet.png"
-    more = ["--count", "3", "--image-probability", "1", "--png", str(png), "--image-size", "240"]
+    more = ["--count", "3", "--paste-probability", "1", "--png", str(png), "--image-size", "240"]
     assert main(["preview", bank, *source, "--out", str(out), *more]) == 0
     page = out.read_text()
     assert page.count("<article>") == 3

@@ -8,7 +8,7 @@ from terse_aug.preview.data import LabelledImages, Sample, SkippedImage, resize_
 from terse_aug.preview.page import Facts, render_html, render_png
 from terse_aug.preview.readers import open_coco, open_masks
 from terse_aug.preview.record import Pair, PasteRecord, Preview, preview_samples
-from terse_aug.preview.state import STATE_KEY, load_policy_state, saved_classes, saved_policy
+from terse_aug.preview.saved_policy import STATE_KEY, SavedPolicy
 from terse_aug.viz.contact_sheet import contact_sheet
 from terse_aug.viz.drawing import ORIGINAL_COLOR, PASTED_COLOR, draw_sample
 
@@ -22,17 +22,15 @@ __all__ = [
     "PasteRecord",
     "Preview",
     "Sample",
+    "SavedPolicy",
     "SkippedImage",
     "batch_picture",
     "contact_sheet",
     "draw_sample",
-    "load_policy_state",
     "open_coco",
     "open_masks",
     "preview_samples",
     "render_html",
     "render_png",
     "resize_sample",
-    "saved_classes",
-    "saved_policy",
 ]

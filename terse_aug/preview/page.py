@@ -40,13 +40,13 @@ class Facts:
     Attributes:
         about: what was previewed, by name: bank, images, policy, seed and the like.
         settings: every setting in use, by name.
-        changed: names of the settings that are not at their default.
+        changed: those that are not at their default.
         left_out: images and objects of the data set that are not shown, by reason.
     """
 
     about: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
-    changed: tuple[str, ...] = ()
+    changed: Mapping[str, str] = field(default_factory=dict)
     left_out: SkippedImage = field(default_factory=SkippedImage)
 
 
@@ -90,7 +90,7 @@ def render_png(preview: Preview, facts: Facts) -> bytes:
 def _png_title(preview: Preview, facts: Facts) -> str:
     lines = ["; ".join(f"{name}: {value}" for name, value in facts.about.items())]
     if facts.changed:
-        lines.append("settings: " + ", ".join(f"{name} {facts.settings[name]}" for name in facts.changed))
+        lines.append("settings: " + ", ".join(f"{name} {value}" for name, value in facts.changed.items()))
     lines.append(", ".join(f"{count} {name}" for name, count in preview.counts.items()))
     lines += [f"{count} {reason}" for reason, count in _dropped_lines(preview)]
     lines += [f"left out of the data set: {sentence}" for sentence in facts.left_out.sentences()]
