@@ -11,12 +11,12 @@ from terse_aug.structures.annotations import OBJECT_FIELDS
 from terse_aug.terse import Terse
 from terse_aug.viz.contact_sheet import contact_sheet
 from terse_aug.viz.drawing import draw_sample
-from terse_aug.viz.pictures import Picture
+from terse_aug.viz.images import RGBImage
 
 _SHOWN = 4
 
 
-def batch_picture(terse: Terse, images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]]) -> Picture:
+def batch_picture(terse: Terse, images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]]) -> RGBImage:
     """The first four composites of the batch that was pasted on last, with their labels drawn in.
 
     Args:

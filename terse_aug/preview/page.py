@@ -16,7 +16,7 @@ from terse_aug.preview.data import SkippedImage
 from terse_aug.preview.record import Pair, Preview
 from terse_aug.viz.contact_sheet import contact_sheet
 from terse_aug.viz.drawing import ORIGINAL_COLOR, PASTED_COLOR
-from terse_aug.viz.pictures import Color, Picture
+from terse_aug.viz.images import Color, RGBImage
 from terse_aug.viz.text import printable
 
 _JPEG_QUALITY = 88
@@ -118,7 +118,7 @@ def _alt_text(pair: Pair, which: str) -> str:
     return f"Composite of {pair.name}, pasted: {pasted}; labels: {_census_text(pair.composite_objects)}"
 
 
-def _data_uri(picture: Picture) -> Markup:
+def _data_uri(picture: RGBImage) -> Markup:
     file = io.BytesIO()
     # Full colour resolution, or thin coloured lines and text would bleed.
     Image.fromarray(picture).save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)

@@ -18,7 +18,7 @@ from terse_aug.transforms import PARAMETERS, TransformRanges
 from terse_aug.utils.random import derived_seed
 from terse_aug.utils.warnings import TerseWarning
 from terse_aug.viz.drawing import draw_sample
-from terse_aug.viz.pictures import Picture
+from terse_aug.viz.images import RGBImage
 
 _BATCH = 8
 _UNITS = {"rotation": "°", "scale": "x", "scale_x": "x", "scale_y": "x"}
@@ -66,8 +66,8 @@ class Pair:
     """
 
     name: str
-    original: Picture
-    composite: Picture
+    original: RGBImage
+    composite: RGBImage
     original_objects: dict[str, int]
     composite_objects: dict[str, int]
     pastes: tuple[PasteRecord, ...]
