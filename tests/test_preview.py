@@ -24,7 +24,7 @@ from terse_aug.config import POLICY_SETTINGS
 from terse_aug.policies import Adversarial, Critic, CriticPolicy
 from terse_aug.preview import (
     STATE_KEY,
-    batch_picture,
+    draw_batch,
     open_coco,
     open_masks,
     preview_samples,
@@ -397,7 +397,7 @@ def test_a_batch_with_other_entries_is_drawn(data: Data) -> None:
             for number in range(2)
         ]
         composites, found = terse(images, targets)
-        assert batch_picture(terse, list(composites), found).ndim == 3
+        assert draw_batch(terse, list(composites), found).ndim == 3
 
 
 def test_labels_that_a_bank_reads_are_shown(data: Data) -> None:

@@ -1,13 +1,13 @@
-"""Pictures of what would enter the model: samples with their labels drawn in, and contact sheets of them.
+"""Shows what a model would be trained on: composites with their annotations, beside the originals.
 
-The parts of `terse-aug preview`, for use in reports and training logs. Imports torch, OpenCV, pillow and jinja2.
+The parts of ``terse-aug preview``, for reports and training logs.
 """
 
-from terse_aug.preview.batch import batch_picture
-from terse_aug.preview.data import LabelledImages, Sample, SkippedImage, resize_sample
+from terse_aug.preview.batch import draw_batch
+from terse_aug.preview.composites import Pair, PasteNote, Preview, preview_samples
+from terse_aug.preview.data import LabelledImages, RejectionCounts, Sample, resize_sample
 from terse_aug.preview.page import Facts, render_html, render_png
 from terse_aug.preview.readers import open_coco, open_masks
-from terse_aug.preview.record import Pair, PasteRecord, Preview, preview_samples
 from terse_aug.preview.saved_policy import STATE_KEY, SavedPolicy
 from terse_aug.viz.contact_sheet import contact_sheet
 from terse_aug.viz.drawing import ORIGINAL_COLOR, PASTED_COLOR, draw_sample
@@ -19,13 +19,13 @@ __all__ = [
     "Facts",
     "LabelledImages",
     "Pair",
-    "PasteRecord",
+    "PasteNote",
     "Preview",
+    "RejectionCounts",
     "Sample",
     "SavedPolicy",
-    "SkippedImage",
-    "batch_picture",
     "contact_sheet",
+    "draw_batch",
     "draw_sample",
     "open_coco",
     "open_masks",
