@@ -73,9 +73,9 @@ def _row(run: Path, baseline: nn.Module, own: Any, bank: ForegroundBank, args: a
         found = probe(terse, baseline, batches, policy)
         row[kind] = {
             "objects": len(found.scores),
-            "missed share": found.missed_share,
+            "missed share": found.missed_fraction,
             "hardness": float(1 - found.scores.mean()),
-            "spread": found.spread,
+            "spread": found.std_ratios,
         }
     return row
 

@@ -16,7 +16,7 @@ from terse_aug.bank import BuildReport, build_from_coco, build_from_labelme, bui
 from terse_aug.bank.build.contact_sheets import Section, _on_image, write_sheets
 from terse_aug.bank.build.rejected_sample import EvenSample, RejectedSample
 from terse_aug.cli import main
-from terse_aug.viz.pictures import ORANGE, SKY_BLUE
+from terse_aug.viz.images import ORANGE, SKY_BLUE
 
 
 @pytest.fixture

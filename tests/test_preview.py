@@ -1,9 +1,8 @@
-"""`terse-aug preview`: what is drawn is what the record says, and the page stands alone."""
+"""``terse-aug preview``: page and image agree with the composites, and bad input gets a clear error."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import html
 import io
 import json
@@ -17,42 +16,39 @@ import pytest
 import torch
 from PIL import Image
 
-from terse_aug import ForegroundBank, PasteConfig, Terse, TerseConfig
+from terse_aug import ForegroundBank, PasteConfig, Terse, TransformRanges
 from terse_aug.bank import BankWriter, Foreground
 from terse_aug.cli import main
 from terse_aug.cli.flags import add_flags, flat_settings, with_flags
-from terse_aug.policies import Adversarial, CriticPolicy
-from terse_aug.preview import (
-    STATE_KEY,
-    batch_picture,
-    open_coco,
-    open_masks,
-    preview_samples,
-    resize_sample,
-)
+from terse_aug.config import POLICY_SETTINGS
+from terse_aug.policies import Adversarial, Critic, CriticPolicy
+from terse_aug.preview import STATE_KEY, draw_batch, open_coco, open_masks, preview_samples, resize_sample
 
 SCRIPT = "<script>alert(1)&.png"
+NAMES = ("a.png", SCRIPT, "c.png")
+
+
+def white(height: int, width: int, label: int, source: str) -> Foreground:
+    return Foreground(np.full((height, width, 4), 255, np.uint8), label, source, 0.3)
 
 
 class Data:
-    """A bank with cut-outs of a person and a car, and a COCO set of three images whose category ids differ."""
+    """A bank with a person and a car, and a COCO data set of three images with other category ids."""
 
-    def __init__(self, folder: Path, names: tuple[str, ...] = ("a.png", SCRIPT, "c.png")):
+    def __init__(self, folder: Path):
         self.bank, self.images, self.json = folder / "x.bank", folder / "images", folder / "labels.json"
         self.out, self.png = folder / "sheet.html", folder / "sheet.png"
         self.images.mkdir()
         with BankWriter(self.bank, {1: "person", 3: "car"}) as writer:
-            for label, height, width in ((1, 30, 12), (3, 14, 26)):
-                rgba = np.full((height, width, 4), 255, np.uint8)
-                writer.add(Foreground(rgba, label, f"<b>source</b>{label}.jpg#1", 0.3))
+            writer.add(white(30, 12, 1, "<b>source</b>1.jpg#1"))
+            writer.add(white(14, 26, 3, "<b>source</b>3.jpg#1"))
         generator = np.random.default_rng(0)
-        for name in names:
-            pixels = generator.integers(0, 256, (80, 120, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(self.images / name)
+        for name in NAMES:
+            Image.fromarray(generator.integers(0, 256, (80, 120, 3), dtype=np.uint8)).save(self.images / name)
         self.content: dict[str, Any] = {
-            "images": [{"id": i, "file_name": n, "height": 80, "width": 120} for i, n in enumerate(names)],
+            "images": [{"id": i, "file_name": n, "height": 80, "width": 120} for i, n in enumerate(NAMES)],
             "categories": [{"id": 7, "name": "car"}, {"id": 9, "name": "person"}],
-            "annotations": [self.annotation(i) for i in range(len(names))],
+            "annotations": [self.annotation(i) for i in range(len(NAMES))],
         }
         self.write()
 
@@ -75,38 +71,56 @@ class Data:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Data:
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Data:
+    monkeypatch.chdir(tmp_path)
     return Data(tmp_path)
 
 
-def test_page_stands_alone_and_escapes(data: Data) -> None:
-    page = data.page("--image-probability", "1")
+@pytest.fixture
+def refused(data: Data, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Checks that arguments are refused with exit code 2 and one line, and that nothing is written."""
+
+    def check(message: str, *more: str) -> None:
+        assert main(data.arguments(*more)) == 2
+        printed = capsys.readouterr().err
+        assert printed.startswith("error: ")
+        assert printed.count("\n") == 1
+        assert message in printed
+        assert not data.out.exists()
+
+    return check
+
+
+def test_page_is_self_contained_and_escapes(data: Data) -> None:
+    random_state = torch.get_rng_state()
+    page = data.page("--paste-probability", "1")
+    assert torch.equal(random_state, torch.get_rng_state())
     assert not re.search(r"https?:|url\(|<link|@import|<script", page)
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
-    assert len(sources) == 6
+    assert len(sources) == page.count(' alt="') == 6
     assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
     assert html.escape(SCRIPT) in page
     assert "<b>source" not in page
-    assert page.count(' alt="') == 6
     assert "viewport" in page
     assert "prefers-color-scheme: dark" in page
 
 
-def test_counts_on_the_page_are_those_of_the_record(data: Data) -> None:
-    more = ["--image-probability", "1", "--objects", "8", "12", "--min-visibility", "0.9", "--seed", "4"]
+def test_counts_on_the_page_are_those_of_the_composites(data: Data) -> None:
+    more = ["--paste-probability", "1", "--objects", "8", "12", "--min-visibility", "0.9", "--seed", "4"]
     page = data.page(*more)
-    set_of_images, config = (
+    images, paste = (
         open_coco(data.json, data.images),
-        TerseConfig(image_probability=1, objects=(8, 12), min_visibility=0.9),
+        PasteConfig(paste_probability=1, objects=(8, 12), min_visibility=0.9),
     )
-    terse = Terse(ForegroundBank.open(data.bank), "random", seed=4, classes={"car": 7, "person": 9}, config=config)
-    preview = preview_samples(terse, set_of_images.choose(12, 4), set_of_images.classes, 4)
-    told = {name: int(count) for count, name in re.findall(r"<li><b>(\d+)</b>([a-z ]+)</li>", page)}
-    assert told == preview.counts
-    assert preview.dropped["paste_hidden"] > 0
-    assert f"<b>{preview.dropped['paste_hidden']}</b> pasted objects hidden" in page
-    assert page.count('<li class="paste">') == told["pastes"]
-    assert page.count("no label: hidden") == told["pastes"] - told["labelled pastes"] == preview.dropped["paste_hidden"]
+    terse = Terse(ForegroundBank.open(data.bank), "random", seed=4, classes={"car": 7, "person": 9}, paste=paste)
+    preview = preview_samples(terse, images.choose(12, 4), images.classes, 4)
+    counts = {name: int(count) for count, name in re.findall(r"<li><b>(\d+)</b>([a-z ]+)</li>", page)}
+    hidden = preview.dropped["paste_hidden"]
+    assert counts == preview.counts
+    assert hidden > 0
+    assert f"<b>{hidden}</b> pasted objects hidden" in page
+    assert page.count('<li class="paste">') == counts["pastes"]
+    assert page.count("no label: hidden") == counts["pastes"] - counts["labelled pastes"] == hidden
     lost = [line for pair in preview.pairs for line in pair.lost]
     assert page.count('<li class="lost">') == len(lost) == preview.dropped["occluded"] > 0
     for pair in preview.pairs:
@@ -115,24 +129,20 @@ def test_counts_on_the_page_are_those_of_the_record(data: Data) -> None:
 
 
 def test_same_seed_same_bytes(data: Data) -> None:
-    first = (data.page("--png", str(data.png)), data.png.read_bytes())
-    again = (data.page("--png", str(data.png)), data.png.read_bytes())
-    other = data.page("--png", str(data.png), "--seed", "1")
-    assert first == again
-    assert other != first[0]
-    assert Image.open(io.BytesIO(first[1])).size[0] > 2000
-
-
-def test_random_state_is_left_alone(data: Data) -> None:
-    before = torch.get_rng_state()
-    data.page()
-    assert torch.equal(before, torch.get_rng_state())
+    files = []
+    for seed in ("0", "0", "1"):
+        page = data.page("--png", str(data.png), "--count", "2", "--seed", seed)
+        files.append((page, data.png.read_bytes()))
+    assert files[0] == files[1]
+    assert files[2][0] != files[0][0]
+    assert files[2][1] != files[0][1]
+    assert Image.open(io.BytesIO(files[0][1])).size[0] > 2000
 
 
 def test_count_and_size(data: Data) -> None:
-    page = data.page("--count", "2", "--image-size", "900")
-    assert page.count("<article>") == 2
-    assert "(2 of 3)" in page
+    page = data.page("--count", "1", "--image-size", "900")
+    assert page.count("<article>") == 1
+    assert "(1 of 3)" in page
     assert 'width="1024" height="683"' in page
     sample = next(open_coco(data.json, data.images).choose(1, 0))
     large = resize_sample(sample, 160)
@@ -180,41 +190,37 @@ def test_what_is_left_out_of_a_coco_file_is_counted(data: Data) -> None:
 def test_classes_are_translated_by_name(data: Data) -> None:
     data.content["categories"][0]["name"] = "auto"
     data.write()
-    page = data.page("--classes", "car=auto", "--image-probability", "1")
+    page = data.page("--classes", "car=auto", "--paste-probability", "1")
     pasted = re.findall(r'<li class="paste"><span class="chip pasted">(\w+)', page)
     assert pasted
     assert set(pasted) == {"auto"}
 
 
-def test_state_file(data: Data, tmp_path: Path) -> None:
+def test_state_file(data: Data) -> None:
     terse = Terse(ForegroundBank.open(data.bank), Adversarial(discriminator_weight=0.5))
-    random = data.page("--policy", "adversarial", "--image-probability", "1")
+    settings = ["--paste-probability", "1", "--count", "2"]
+    untrained = data.page("--policy", "adversarial", *settings)
+    assert max(map(float, re.findall(r"translate_x ([\d.]+)", untrained))) > 0.1
+    assert "adversarial (not trained: no --state)" in untrained
     with torch.no_grad():  # everything to the left
-        regressor = terse.policy.state_dict()["synthesizer.regressor.bias"]
-        regressor[:] = -20
-    for number, saved in enumerate(
-        (terse.state_dict(), {STATE_KEY: terse.state_dict()}, {"objects": {STATE_KEY: terse.state_dict()}})
-    ):
-        path = tmp_path / f"{number}.pt"
-        torch.save(saved, path)
-        page = data.page("--state", str(path), "--image-probability", "1")
-        assert f"learned, state {path}" in page
+        terse.policy.state_dict()["synthesizer.regressor.bias"][:] = -20
+    state = terse.state_dict()
+    for saved in (state, {STATE_KEY: state}, {"objects": {STATE_KEY: state}}):
+        torch.save(saved, "state.pt")
+        page = data.page("--state", "state.pt", *settings)
+        assert "adversarial, state state.pt" in page
         places = re.findall(r"translate_x ([\d.]+)", page)
         assert places
         assert max(map(float, places)) < 0.1
-    assert max(map(float, re.findall(r"translate_x ([\d.]+)", random))) > 0.1
+    assert "paper, state state.pt" in data.page("--policy", "paper", "--state", "state.pt", "--count", "1")
 
 
 @pytest.mark.parametrize("classes", [None, 12])
-def test_the_state_of_a_critic_is_shown_whatever_number_of_classes_it_has_learned(
-    data: Data, tmp_path: Path, classes: int | None
-) -> None:
-    terse = Terse(ForegroundBank.open(data.bank), CriticPolicy(classes=classes))
-    torch.save(terse.state_dict(), tmp_path / "critic.pt")
-    for chosen in ([], ["--policy", "critic"]):
-        page = data.page(*chosen, "--state", str(tmp_path / "critic.pt"))
-        assert f"critic, state {tmp_path / 'critic.pt'}" in page
-    assert "critic" in data.page("--policy", "critic")
+def test_state_of_a_critic_with_and_without_class_probabilities(data: Data, classes: int | None) -> None:
+    torch.save(Terse(ForegroundBank.open(data.bank), CriticPolicy(classes=classes)).state_dict(), "critic.pt")
+    page = data.page("--state", "critic.pt", "--count", "1", "--critic-candidates", "3")
+    assert "critic, state critic.pt" in page
+    assert "critic_candidates 3" in page
 
 
 class Evil:
@@ -222,36 +228,25 @@ class Evil:
         return (Path.touch, (Path("evil"),))
 
 
-def test_state_files_that_are_refused(
-    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    terse = Terse(ForegroundBank.open(data.bank), "adversarial")
-    state = terse.state_dict()
-    shape = state | {"adversary.policy.synthesizer.regressor.bias": torch.zeros(3)}
-    random = Terse(ForegroundBank.open(data.bank), "random").state_dict()
-    cases = [
-        (shape, "another"),
-        (random, "has learned nothing"),
+def test_state_files_that_are_refused(data: Data, refused: Any) -> None:
+    with ForegroundBank.open(data.bank) as bank:
+        state, random = Terse(bank, "adversarial").state_dict(), Terse(bank, "random").state_dict()
+    wrong_shape = state | {"trainer.updater.policy.synthesizer.regressor.bias": torch.zeros(3)}
+    for content, message in (
+        (wrong_shape, "differs in 1"),
+        (random, "does not learn"),
         ({"weights": 1}, "['weights']"),
         (3, "found int"),
         (Evil(), "weights_only"),
-    ]
-    for content, message in cases:
-        torch.save(content, tmp_path / "bad.pt")
-        assert main(data.arguments("--state", "bad.pt")) == 2
-        assert_one_line(capsys.readouterr().err, message)
-    (tmp_path / "bad.pt").write_bytes(b"junk")
-    assert main(data.arguments("--state", "bad.pt")) == 2
-    assert_one_line(capsys.readouterr().err, "weights_only")
-    assert not (tmp_path / "evil").exists()
-    assert not data.out.exists()
-
-
-def assert_one_line(printed: str, message: str) -> None:
-    assert printed.startswith("error: ")
-    assert printed.count("\n") == 1
-    assert message in printed
+    ):
+        torch.save(content, "bad.pt")
+        refused(message, "--state", "bad.pt")
+    Path("bad.pt").write_bytes(b"junk")
+    refused("weights_only", "--state", "bad.pt")
+    assert not Path("evil").exists()
+    torch.save(state, "good.pt")
+    refused("--policy random does not learn", "--policy", "random", "--state", "good.pt")
+    refused("expected the state of a CriticPolicy", "--policy", "critic", "--state", "good.pt")
 
 
 @pytest.mark.parametrize(
@@ -261,153 +256,114 @@ def assert_one_line(printed: str, message: str) -> None:
         (["--scale", "0", "1"], "scale"),
         (["--count", "0"], "count: expected"),
         (["--image-size", "0"], "--image-size"),
-        (["--policy", "best-of-n"], "asks a detector"),
+        (["--policy", "best-of-n"], "needs a detector"),
         (["--policy", "best"], "best-of-n"),
-        (["--policy", "random", "--state", "x.pt"], "no use for --state"),
-        (["--robust", "universal"], "before they are perturbed"),
+        (["--critic-candidates", "3"], "--critic-candidates is a setting of --policy critic"),
+        (["--policy", "critic", "--critic-candidates", "0"], "candidates: expected"),
         (["--state", "missing.pt"], "found none"),
         (["--classes", "dog"], "the bank has no dog"),
-        (["--classes", "car=auto"], "know no auto"),
+        (["--classes", "car=auto"], "have no auto"),
         (["--out", "sheet.bank"], "ends in .html"),
         (["--png", "nowhere/x.png"], "no folder"),
         (["--masks", "."], "not allowed with"),
         (["--images", "missing"], "found none"),
-        (["--sampler", "even"], "sampler: expected one of uniform"),
-        (["--background-probability", "0.5"], "backgrounds: expected it with background_probability 0.5"),
-        (["--backgrounds", "missing", "--background-probability", "1"], "expected a folder or a sequence of images"),
-        (["--distractor-bank", "x.bank", "--distractors", "1", "1"], "the detector knows this class"),
+        (["--sampler", "best"], "sampler: expected one of uniform"),
+        (["--background-probability", "0.5"], "expected --backgrounds"),
+        (["--backgrounds", "missing"], "expected a folder or a sequence of images"),
+        (["--distractors", "1", "1"], "expected --distractor-bank"),
+        (["--distractor-bank", "x.bank"], "the detector knows this class"),
     ],
 )
-def test_user_errors_are_one_line_and_exit_code_2(
-    data: Data,
-    more: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(data.arguments(*more)) == 2
-    assert_one_line(capsys.readouterr().err, message)
-    assert not data.out.exists()
+def test_user_errors_are_one_line_and_exit_code_2(refused: Any, more: list[str], message: str) -> None:
+    refused(message, *more)
 
 
-def test_data_without_anything_to_show(data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    assert main(data.arguments("--images", str(empty))) == 2
-    assert_one_line(capsys.readouterr().err, "none of the 3 images")
-    masks = ["preview", str(data.bank), "--images", str(empty), "--masks", str(empty), "--out", str(data.out)]
+def test_data_without_anything_to_show(data: Data, refused: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("empty").mkdir()
+    refused("none of the 3 images", "--images", "empty")
+    masks = ["preview", str(data.bank), "--images", "empty", "--masks", "empty", "--out", str(data.out)]
     assert main(masks) == 2
-    assert_one_line(capsys.readouterr().err, "no image of")
-    for name in ("a.png", SCRIPT, "c.png"):
+    assert "no image of" in capsys.readouterr().err
+    for name in NAMES:
         (data.images / name).write_bytes(b"no image")
-    assert main(data.arguments()) == 2
-    assert_one_line(capsys.readouterr().err, "3 image file cannot be read")
+    refused("3 image file cannot be read")
     data.content["categories"].pop()
     data.write()
-    assert main(data.arguments()) == 2
-    assert_one_line(capsys.readouterr().err, "know no person")
+    refused("have no person")
     data.content["images"] = []
     data.write()
-    assert main(data.arguments()) == 2
-    assert_one_line(capsys.readouterr().err, "lists no images")
+    refused("lists no images")
 
 
 def test_every_setting_is_a_documented_flag() -> None:
-    defaults = TerseConfig()
-    settings = list(flat_settings(defaults))
-    nested = [field.name for field in dataclasses.fields(defaults.ranges)]
-    own = [field.name for field in dataclasses.fields(defaults) if field.name != "ranges"]
-    assert sorted(name for name, _, _ in settings) == sorted(own + nested)
-    assert all(help_text for _, _, help_text in settings)
     parser = argparse.ArgumentParser()
-    add_flags(parser, defaults)
-    for name, value, _ in settings:
-        values = value if isinstance(value, tuple) else (value,)
-        flag = name.replace("_", "-")
-        given = (
-            [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", *map(str, values)]
-        )
-        parsed = parser.parse_args(given)
-        assert with_flags(defaults, parsed) == defaults
-    given = ["--rotation", "-30", "2.5", "--objects", "2", "2", "--keep-inside", "1", "--critic-cutouts", "2"]
-    given += ["--critic-any-class", "--critic-held", "scale", "rotation"]
-    changed = with_flags(defaults, parser.parse_args(given))
-    assert (changed.ranges.rotation, changed.objects, changed.ranges.keep_inside) == ((-30, 2.5), (2, 2), 1)
-    assert changed.critic_any_class is True
-    assert changed.critic_held == ("scale", "rotation")
-    assert with_flags(defaults, parser.parse_args(["--critic-held"])).critic_held == ()
+    kinds: dict[str, Any] = {"": PasteConfig} | POLICY_SETTINGS
+    for prefix, kind in kinds.items():
+        add_flags(parser, kind(), prefix)
+        for name, value, help_text in flat_settings(kind(), prefix):
+            assert help_text
+            values = value if isinstance(value, tuple) else (value,)
+            flag = "--" + name.replace("_", "-")
+            given = [f"--no-{flag[2:]}"] if value is False else [flag, *map(str, values)]
+            assert with_flags(kind(), parser.parse_args(given), prefix) == kind()
     parser.format_help()
+    given = ["--rotation", "-30", "2.5", "--objects", "2", "2", "--keep-inside", "1", "--critic-mix-classes"]
+    given += ["--critic-foreground-candidates", "2", "--critic-fixed-parameters"]
+    arguments = parser.parse_args(given)
+    paste = PasteConfig(objects=(2, 2), ranges=TransformRanges(rotation=(-30, 2.5), keep_inside=1))
+    assert with_flags(PasteConfig(), arguments) == paste
+    critic = Critic(mix_classes=True, foreground_candidates=2, fixed_parameters=())
+    assert with_flags(Critic(), arguments, "critic") == critic
 
 
-def test_what_is_around_the_pastes_is_shown(data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "pool").mkdir()
-    Image.new("RGB", (100, 90), (250, 250, 0)).save(tmp_path / "pool" / "yellow.png")
-    with BankWriter(tmp_path / "pots.bank", {1: "teapot"}) as writer:
-        writer.add(Foreground(np.full((20, 20, 4), 255, np.uint8), 1, "pot", 0.3))
-    around = ["--backgrounds", str(tmp_path / "pool"), "--background-probability", "1", "--distractors", "1", "2"]
-    around += ["--distractor-bank", str(tmp_path / "pots.bank"), "--superimpose-probability", "1"]
-    around += ["--objects", "1", "1"]
+def test_backgrounds_distractors_and_occludees_are_shown(data: Data, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("pool").mkdir()
+    Image.new("RGB", (100, 90), (250, 250, 0)).save("pool/yellow.png")
+    with BankWriter(Path("pots.bank"), {1: "teapot"}) as writer:
+        writer.add(white(20, 20, 1, "pot"))
+    around = ["--backgrounds", "pool", "--background-probability", "1", "--distractor-bank", "pots.bank"]
+    around += ["--distractors", "1", "2", "--occluded-object-probability", "1", "--objects", "1", "1"]
     page = data.page(*around, "--sampler", "balanced", "--count", "3")
     assert "3 composites, 6 pastes" in capsys.readouterr().out
     assert page.count("a background of the pool in place of the image and its objects") == 3
     assert "&lt;b&gt;source&lt;/b&gt;1.jpg#1" in page
     assert "&lt;b&gt;source&lt;/b&gt;3.jpg#1" in page
+    for shown in ("pool (probability 1)", "pots.bank (1 2 an image)", "<dd>balanced</dd>"):
+        assert shown in page
 
 
-def test_penn_fudan(data_root: Path, tmp_path: Path) -> None:
-    folder = data_root / "penn_fudan"
-    (tmp_path / "names.txt").write_text("FudanPed00001\nFudanPed00002\n")
-    source = ["--images", str(folder / "PNGImages"), "--masks", str(folder / "PedMasks")]
-    bank = str(tmp_path / "penn.bank")
-    assert main(["bank", "build", "masks", *source, "--image-list", str(tmp_path / "names.txt"), "--out", bank]) == 0
-    out = tmp_path / "sheet.html"
-    assert main(["preview", bank, *source, "--out", str(out), "--count", "3", "--image-size", "240"]) == 0
-    assert out.read_text().count("<article>") == 3
-    sample = next(open_masks(folder / "PNGImages", folder / "PedMasks").choose(1, 0))
+def real_page(kind: str, source: list[str], names: str, *more: str) -> str:
+    """The page of a bank that is built from some images of a real data set."""
+    Path("names.txt").write_text(names)
+    build = ["bank", "build", kind, *source, "--image-list", "names.txt", "--out", "real.bank"]
+    preview = ["preview", "real.bank", *source, "--out", "sheet.html", "--count", "3", "--image-size", "240", *more]
+    assert main(build) == main(preview) == 0
+    return Path("sheet.html").read_text()
+
+
+def test_penn_fudan(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    images, masks = (data_root / "penn_fudan" / name for name in ("PNGImages", "PedMasks"))
+    page = real_page("masks", ["--images", str(images), "--masks", str(masks)], "FudanPed00001\nFudanPed00002\n")
+    assert page.count("<article>") == 3
+    sample = next(open_masks(images, masks).choose(1, 0))
     for box, mask in zip(sample.target["boxes"].int().tolist(), sample.target["masks"], strict=True):
         assert mask[box[1] : box[3], box[0] : box[2]].sum() == mask.sum() > 0
 
 
-def test_coco_with_keypoints(data_root: Path, tmp_path: Path) -> None:
+def test_coco_with_keypoints(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     folder = data_root / "coco_mini"
     source = ["--images", str(folder / "val2017")]
     source += ["--annotations", str(folder / "annotations" / "person_keypoints_val2017.json")]
-    (tmp_path / "names.txt").write_text("000000397133.jpg\n")
-    bank = str(tmp_path / "coco.bank")
-    assert main(["bank", "build", "coco", *source, "--image-list", str(tmp_path / "names.txt"), "--out", bank]) == 0
-    out, png = tmp_path / "sheet.html", tmp_path / "sheet.png"
-    more = ["--count", "3", "--image-probability", "1", "--png", str(png), "--image-size", "240"]
-    assert main(["preview", bank, *source, "--out", str(out), *more]) == 0
-    page = out.read_text()
+    page = real_page("coco", source, "000000397133.jpg\n", "--paste-probability", "1", "--png", "sheet.png")
     assert page.count("<article>") == 3
     assert "crowd region" in page
-    assert png.read_bytes().startswith(b"\x89PNG")
+    assert Path("sheet.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_batch_with_other_entries_is_drawn(data: Data) -> None:
-    with ForegroundBank.open(data.bank) as bank:
-        terse = Terse(bank, "random", paste=PasteConfig(paste_probability=1.0))
-        images = [torch.rand(3, 64, 80)] * 2
-        targets = [
-            {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long(), "file_name": "a.jpg", "image_id": number}
-            for number in range(2)
-        ]
-        composites, found = terse(images, targets)
-        assert batch_picture(terse, list(composites), found).ndim == 3
-
-
-def test_labels_that_a_bank_reads_are_shown(data: Data) -> None:
-    """Ids as fractions, as pandas writes them, and empty polygons, as some exports write for boxes."""
-    expected = preview_labels(data)
-    for entry in data.content["annotations"]:
-        entry.update(image_id=float(entry["image_id"]), category_id=float(entry["category_id"]), segmentation=[[]])
-    data.write()
-    assert preview_labels(data) == expected > 0
-
-
-def preview_labels(data: Data) -> int:
-    """How many objects the reader of the preview finds."""
-    found = open_coco(data.json, data.images)
-    return sum(len(found.read(index).target["boxes"]) for index in range(len(found.names)))
+def test_a_batch_of_targets_with_other_entries_is_drawn(data: Data) -> None:
+    terse = Terse(ForegroundBank.open(data.bank), "random", paste=PasteConfig(paste_probability=1.0))
+    target = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long(), "file_name": "a.jpg", "image_id": 7}
+    composites, targets = terse([torch.rand(3, 64, 80)] * 2, [target] * 2)
+    assert draw_batch(terse, list(composites), targets).ndim == 3

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from terse_aug.preview import ORIGINAL_COLOR, PASTED_COLOR, contact_sheet, draw_sample
-from terse_aug.viz.text import width_of, wrapped
+from terse_aug.viz.text import font_of, wrap
 
 
 def target_of(*boxes: list[float], **fields: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -74,7 +74,6 @@ def test_drawing_leaves_its_input_alone() -> None:
     ("changes", "message"),
     [
         ({"pasted_rows": {1}}, r"below 1, got \[1\]"),
-        ({"smallest": 0}, "smallest"),
         ({"image": torch.zeros(3, 9, 9, dtype=torch.uint8)}, "float tensor"),
     ],
 )
@@ -99,6 +98,6 @@ def test_contact_sheet_places_pictures_in_rows() -> None:
 
 def test_wrapped_lines_fit_and_keep_every_character() -> None:
     text = "some words and one_that_is_far_too_long_for_a_line_of_its_own\nnext \udce9 line"
-    lines = wrapped(text, 15, 120)
-    assert all(width_of(line, 15) <= 120 for line in lines)
+    lines = wrap(text, 15, 120)
+    assert all(font_of(15).getlength(line) <= 120 for line in lines)
     assert "".join(lines).replace(" ", "") == text.replace("\udce9", "\\udce9").replace(" ", "").replace("\n", "")

@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from terse_aug import ForegroundBank, PixelFormat, Terse, TerseConfig
 from terse_aug.config import replaced
-from terse_aug.preview import batch_picture
+from terse_aug.preview import draw_batch
 from terse_aug.structures.keypoints import keypoint_flip_order
 from terse_aug_detectron2.batch import Item, Needs, from_samples, sampled_foregrounds_of, to_samples
 from terse_aug_detectron2.classes import keypoint_flips, open_bank, open_distractors
@@ -171,7 +171,7 @@ class TerseHook(HookBase):
             composites, corrected = self.terse(images, targets, sampled_foregrounds_of(batch))
         self._listening = True
         if self._is_due(self._image_period) and comm.is_main_process():
-            self._picture = batch_picture(self.terse, list(composites), corrected).transpose(2, 0, 1)
+            self._picture = draw_batch(self.terse, list(composites), corrected).transpose(2, 0, 1)
         return from_samples(batch, list(composites), corrected)
 
     def before_train(self) -> None:

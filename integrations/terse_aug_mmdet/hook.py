@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from torch import Tensor
 
 from terse_aug import PixelFormat, Terse
-from terse_aug.preview import batch_picture
+from terse_aug.preview import draw_batch
 from terse_aug_mmdet.bank import class_names, open_bank, open_distractors
 from terse_aug_mmdet.batch import put_back, sampled_foregrounds_of, to_samples
 from terse_aug_mmdet.model import MMDetAdapter
@@ -153,7 +153,7 @@ class TerseHook(Hook):
         self._scale = float(wrapper.scale_loss(torch.ones(()))) * (scaler.get_scale() if scaler is not None else 1.0)
         if self.every_n_train_iters(runner, self._image_interval):
             runner.visualizer.add_image(
-                _PICTURE, batch_picture(self._terse, list(composites), corrected), step=runner.iter + 1
+                _PICTURE, draw_batch(self._terse, list(composites), corrected), step=runner.iter + 1
             )
 
     def after_train_iter(

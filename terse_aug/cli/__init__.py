@@ -1,7 +1,7 @@
-"""The `terse-aug` command. One module per sub-command; imports the standard library and the commands only.
+"""The ``terse-aug`` command, one module for each sub-command.
 
-A command is a module here with ``add_parser(subparsers)``, which sets the default ``run`` of its parser to a
-function ``run(arguments) -> int``. To add one, put its name into :data:`COMMANDS`.
+A command is a module here with ``add_parser(subparsers)``, which sets the default ``run`` of its parser to a function
+``run(arguments) -> int``. To add one, add its name to :data:`COMMANDS`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _INTERRUPTED = 130
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as all errors of this command are said."""
+    """Reports a usage error in one line, as all errors of this command are reported."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(_USER_ERROR, f"error: {message} (see {self.prog} --help)\n")
@@ -32,12 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; those of the process by default.
 
     Returns:
-        The exit code: 0; 2 where the user's input is wrong (one line on stderr says how); 130 on Ctrl-C.
+        The exit code: 0; 2 for a user error, which is one line on stderr; 130 on Ctrl-C.
     """
     given = sys.argv[1:] if argv is None else argv
     try:
         arguments = _parser(given[:1]).parse_args(given)
-    except SystemExit as end:  # argparse's own way out, for --help and errors alike
+    except SystemExit as end:  # raised by argparse, for --help and errors alike
         return int(end.code or 0)
     try:
         return int(arguments.run(arguments))
@@ -49,10 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _INTERRUPTED
 
 
-def _parser(asked: Sequence[str]) -> argparse.ArgumentParser:
-    """With all commands, or the one asked for alone: importing the others may take seconds."""
+def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
+    """A parser of the given command alone, as importing the others may take seconds; of all if it is none of them."""
     parser = _Parser(prog="terse-aug", description="Learned copy-paste augmentation for object detectors.")
     subparsers = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
-    for name in [name for name in COMMANDS if name in asked] or COMMANDS:
+    for name in [name for name in COMMANDS if name in command] or COMMANDS:
         importlib.import_module(f"terse_aug.cli.{name}").add_parser(subparsers)
     return parser

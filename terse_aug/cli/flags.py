@@ -1,40 +1,34 @@
-"""Command line flags from a dataclass of settings, so that a setting is named and explained once. Imports no framework.
-
-A field's help is its ``help`` metadata, or else its entry under ``Attributes:`` in the class's docstring; fields
-that are dataclasses themselves give the flags of their own fields.
-"""
+"""Command-line flags generated from settings dataclasses."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import inspect
-import re
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
 Settings = TypeVar("Settings")
 
 
-def add_flags(parser: argparse._ActionsContainer, defaults: Any) -> None:
-    """Add a flag ``--field-name`` for every setting; flags that are not given leave no trace in the namespace.
+def add_flags(parser: argparse._ActionsContainer, defaults: Any, prefix: str = "") -> None:
+    """Add a flag ``--prefix-field-name`` for every setting; a flag that is not given is absent from the namespace.
 
     Args:
-        parser: or a group of one.
-        defaults: a dataclass instance; values are booleans, numbers, texts, or tuples of one of these.
+        parser: a parser, or a group of one.
+        defaults: a dataclass instance; its values are booleans, numbers, texts, or tuples of one of these.
+        prefix: in front of all names, as ``critic``.
 
     Raises:
-        TypeError: a value is of a kind that no flag can be made for.
+        TypeError: no flag can be made for a value of this type.
     """
-    for name, value, help_text in flat_settings(defaults):
+    for name, value, help_text in flat_settings(defaults, prefix):
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": name}
         options["help"] = f"{help_text} (default: {setting_text(value)})".replace("%", "%%")
         sample = value[0] if isinstance(value, tuple) and value else value
         if isinstance(value, bool):
             options["action"] = argparse.BooleanOptionalAction
         elif isinstance(sample, (int, float, str)):
-            options["type"] = type(sample)
-            options["metavar"] = "VALUE"
+            options |= {"type": type(sample), "metavar": "VALUE"}
         else:
             raise TypeError(f"{name}: no flag can be made for {value!r}")
         if isinstance(value, tuple):
@@ -43,44 +37,44 @@ def add_flags(parser: argparse._ActionsContainer, defaults: Any) -> None:
         parser.add_argument("--" + name.replace("_", "-"), **options)
 
 
-def with_flags(defaults: Settings, arguments: argparse.Namespace) -> Settings:
-    """A copy of ``defaults`` with the settings that were given.
+def with_flags(defaults: Settings, arguments: argparse.Namespace, prefix: str = "") -> Settings:
+    """A copy of ``defaults`` with the settings that were given as flags.
+
+    Args:
+        defaults: a dataclass instance.
+        arguments: parsed by a parser with the flags of :func:`add_flags`.
+        prefix: as given to :func:`add_flags`.
 
     Raises:
-        ValueError: a value is outside its range, as the dataclass says.
+        ValueError: a value is outside its range.
     """
     changes: dict[str, Any] = {}
-    for setting in dataclasses.fields(defaults):  # type: ignore[arg-type]  # mypy has no bound "any dataclass"
-        value = getattr(defaults, setting.name)
+    for own in dataclasses.fields(defaults):  # type: ignore[arg-type]  # mypy has no bound "any dataclass"
+        value, name = getattr(defaults, own.name), _with_prefix(own.name, prefix)
         if dataclasses.is_dataclass(value):
-            changes[setting.name] = with_flags(value, arguments)
-        elif hasattr(arguments, setting.name):
-            given = getattr(arguments, setting.name)
-            changes[setting.name] = tuple(given) if isinstance(value, tuple) else given
+            changes[own.name] = with_flags(value, arguments, prefix)
+        elif hasattr(arguments, name):
+            given = getattr(arguments, name)
+            changes[own.name] = tuple(given) if isinstance(value, tuple) else given
     return dataclasses.replace(defaults, **changes)  # type: ignore[type-var]  # likewise
 
 
-def flat_settings(settings: Any) -> Iterator[tuple[str, Any, str]]:
-    """Name, value and help of every setting, those of nested dataclasses in their place."""
-    documented = _documented(type(settings))
-    for setting in dataclasses.fields(settings):
-        value = getattr(settings, setting.name)
+def flat_settings(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Name with prefix, value and help of every setting; those of nested dataclasses in their place."""
+    for own in dataclasses.fields(settings):
+        value = getattr(settings, own.name)
         if dataclasses.is_dataclass(value):
-            yield from flat_settings(value)
+            yield from flat_settings(value, prefix)
         else:
-            yield setting.name, value, setting.metadata.get("help") or documented.get(setting.name, "")
+            yield _with_prefix(own.name, prefix), value, own.metadata["help"]
 
 
 def setting_text(value: Any) -> str:
-    """A value as it is written behind its flag."""
+    """A value as it is written after its flag."""
     if isinstance(value, tuple):
-        return " ".join(setting_text(part) for part in value)
+        return " ".join(map(setting_text, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _documented(settings: type) -> dict[str, str]:
-    """The entries under ``Attributes:`` of a docstring; nothing where Python was told to drop them (-OO)."""
-    _, _, section = inspect.cleandoc(settings.__doc__ or "").partition("Attributes:\n")
-    section = re.split(r"^\S", section, maxsplit=1, flags=re.MULTILINE)[0]
-    entries = re.findall(r"^    (\w+): (.*(?:\n      .*)*)", section, flags=re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in entries}
+def _with_prefix(name: str, prefix: str) -> str:
+    return f"{prefix}_{name}" if prefix else name

@@ -1,4 +1,4 @@
-"""The files that commands write. Imports the standard library only."""
+"""Checks and writes the output files of commands."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HTML = (".html", ".htm")
 
 
 def checked_output(flag: str, path: Path, suffixes: Sequence[str]) -> Path:
-    """A file to write, refused before any work is done, and where it looks like an input.
+    """The path of an output file, checked before any work is done; its suffix guards against overwriting an input.
 
     Raises:
         ValueError: it has none of the suffixes, or its folder does not exist.
@@ -25,7 +25,7 @@ def checked_output(flag: str, path: Path, suffixes: Sequence[str]) -> Path:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that an interrupted run leaves no half of it."""
+    """Write a file atomically: an interrupted run leaves no partial file."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         partial.write_bytes(content)

@@ -1,4 +1,4 @@
-"""`terse-aug preview`: a contact sheet of what would enter the model. Imports the preview, and so torch."""
+"""``terse-aug preview``: a contact sheet of the composites that a model would be trained on."""
 
 from __future__ import annotations
 
@@ -8,73 +8,77 @@ from pathlib import Path
 from typing import Any
 
 from terse_aug.bank import ForegroundBank
+from terse_aug.bank.selection import listed
 from terse_aug.cli.flags import add_flags, flat_settings, setting_text, with_flags
 from terse_aug.cli.output import HTML, checked_output, write_whole
-from terse_aug.config import TerseConfig
-from terse_aug.data.class_mapping import check_distractors
-from terse_aug.policies import make_policy
+from terse_aug.config import POLICY_SETTINGS, PasteConfig, PolicySettings, policy_settings
+from terse_aug.data.auxiliary_objects import Distractors
+from terse_aug.data.background_pool import BackgroundPool
+from terse_aug.policies import BestOfN, Policy, make_policy
 from terse_aug.preview import (
     STATE_KEY,
     Facts,
     LabelledImages,
-    load_policy_state,
+    SavedPolicy,
     open_coco,
     open_masks,
     preview_samples,
     render_html,
     render_png,
     resize_sample,
-    saved_classes,
-    saved_policy,
 )
 from terse_aug.terse import Terse
 from terse_aug.viz.text import printable
 
 _SUFFIXES = {"out": HTML, "png": (".png",)}
+_BACKGROUND_PROBABILITY = 0.5
+_DISTRACTORS = (1, 3)
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
-    """Add `preview` to the commands."""
+    """Add ``preview`` to the commands."""
     parser = subparsers.add_parser("preview", help="show images with objects of a bank pasted on, and their labels")
-    parser.add_argument("bank", type=Path, help="the bank file")
-    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of images to paste on")
+    add = parser.add_argument
+    add("bank", type=Path, help="the bank file")
+    add("--images", type=Path, required=True, metavar="DIR", help="folder of images to paste on")
     labels = parser.add_mutually_exclusive_group(required=True)
     labels.add_argument("--annotations", type=Path, metavar="JSON", help="their labels: a COCO file")
     labels.add_argument("--masks", type=Path, metavar="DIR", help="their labels: instance masks (Penn-Fudan)")
-    parser.add_argument(
-        "--category", default="person", metavar="NAME", help="with --masks: of all objects (default: %(default)s)"
-    )
-    parser.add_argument(
+    add("--category", default="person", metavar="NAME", help="with --masks: of all objects (default: %(default)s)")
+    add(
         "--classes",
         nargs="+",
         metavar="NAME",
         help="categories of the bank to paste; NAME=OTHER where the images' labels call it OTHER (default: all)",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="HTML", help="the page to write")
-    parser.add_argument("--png", type=Path, metavar="PNG", help="write the sheet as a picture too")
-    parser.add_argument("--count", type=int, default=12, metavar="N", help="images to show (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of everything drawn (default: %(default)s)")
-    parser.add_argument("--image-size", type=int, metavar="PX", help="scale images to this shorter side (default: not)")
-    parser.add_argument(
+    add("--out", type=Path, required=True, metavar="HTML", help="the page to write")
+    add("--png", type=Path, metavar="PNG", help="also write the contact sheet as an image")
+    add("--count", type=int, default=12, metavar="N", help="images to show (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of everything drawn (default: %(default)s)")
+    add("--image-size", type=int, metavar="PX", help="resize images to this shorter side (default: original size)")
+    add(
         "--policy",
-        help="random, critic or learned (default: random, with --state the one in it; deterministic has to be named)",
+        help="random, critic, adversarial or paper (default: random, or the one in --state; paper has to be named)",
     )
-    parser.add_argument(
+    add(
         "--state",
         type=Path,
         metavar="FILE",
-        help=f"trained adversary: torch.save of terse.state_dict(), or a checkpoint with it under {STATE_KEY!r}",
+        help=f"trained policy: torch.save of terse.state_dict(), or a checkpoint with it under {STATE_KEY!r}",
     )
-    parser.add_argument(
-        "--backgrounds", type=Path, metavar="DIR", help="pool of backgrounds, for --background-probability"
+    add(
+        "--sampler",
+        default="uniform",
+        help="uniform, rarity, hardness, balanced, or class weights as dog=3,cat=0.5 (default: %(default)s)",
     )
-    parser.add_argument(
-        "--distractor-bank",
-        type=Path,
-        metavar="BANK",
-        help="objects of classes that are not labelled, for --distractors",
-    )
-    add_flags(parser.add_argument_group("settings of the pasting"), TerseConfig())
+    add("--backgrounds", type=Path, metavar="DIR", help="folder of images that replace some of the images")
+    add("--background-probability", type=float, metavar="P", help="fraction of the images replaced (default: 0.5)")
+    add("--distractor-bank", type=Path, metavar="BANK", help="objects of other classes, pasted without a label")
+    add("--distractors", type=int, nargs=2, metavar=("LOW", "HIGH"), help="how many on an image (default: 1 3)")
+    add_flags(parser.add_argument_group("settings of the pasting"), PasteConfig())
+    for name, kind in POLICY_SETTINGS.items():
+        if kind is not BestOfN:
+            add_flags(parser.add_argument_group(f"settings of the policy {name}"), kind(), name)
     parser.set_defaults(run=_preview)
 
 
@@ -82,15 +86,18 @@ def _preview(arguments: argparse.Namespace) -> int:
     outputs = _outputs(arguments)
     if arguments.image_size is not None and arguments.image_size < 1:
         raise ValueError(f"--image-size: expected at least 1 px, got {arguments.image_size}")
-    config = with_flags(TerseConfig(), arguments)
+    paste = with_flags(PasteConfig(), arguments)
+    saved = None if arguments.state is None else SavedPolicy.read(arguments.state)
+    settings = _policy_settings(arguments, saved)
+    policy = _policy(settings, saved, arguments.seed)
     with ForegroundBank.open(arguments.bank) as bank:
         data = _open_data(arguments)
-        terse = _terse(arguments, bank, data, config)
+        terse = _terse(arguments, bank, data, policy, paste)
         samples = data.choose(arguments.count, arguments.seed)
         if arguments.image_size is not None:
             samples = (resize_sample(sample, arguments.image_size) for sample in samples)
         preview = preview_samples(terse, samples, data.classes, arguments.seed)
-        facts = _facts(arguments, terse, data, len(preview.pairs))
+        facts = _facts(arguments, terse, settings, data, len(preview.pairs))
     write_whole(outputs["out"], render_html(preview, facts).encode("utf-8"))
     if "png" in outputs:
         write_whole(outputs["png"], render_png(preview, facts))
@@ -102,9 +109,7 @@ def _preview(arguments: argparse.Namespace) -> int:
 def _outputs(arguments: argparse.Namespace) -> dict[str, Path]:
     """The files to write."""
     outputs = {name: path for name in _SUFFIXES if (path := getattr(arguments, name)) is not None}
-    for name, path in outputs.items():
-        checked_output(f"--{name}", path, _SUFFIXES[name])
-    return outputs
+    return {name: checked_output(f"--{name}", path, _SUFFIXES[name]) for name, path in outputs.items()}
 
 
 def _open_data(arguments: argparse.Namespace) -> LabelledImages:
@@ -113,82 +118,114 @@ def _open_data(arguments: argparse.Namespace) -> LabelledImages:
     return open_coco(arguments.annotations, arguments.images)
 
 
-def _terse(arguments: argparse.Namespace, bank: ForegroundBank, data: LabelledImages, config: TerseConfig) -> Terse:
-    name = _policy_name(arguments)
-    policy = make_policy(name, config, arguments.seed)
-    if policy.needs_model:
-        raise ValueError(f"--policy {name} asks a detector, which a preview does not have; use random or critic")
-    if arguments.state is not None and not policy.learns:
-        raise ValueError(f"--policy {name} learns nothing, so it has no use for --state; leave one of them out")
-    if config.robust != "none":
-        raise ValueError(f"--robust {config.robust}: a preview shows composites before they are perturbed")
-    if arguments.state is not None:
-        policy = make_policy(name, config, arguments.seed, saved_classes(arguments.state))
-    chosen, labels = _translation(arguments.classes, bank, data.classes)
-    distractors = None if arguments.distractor_bank is None else ForegroundBank.open(arguments.distractor_bank)
+def _policy_settings(arguments: argparse.Namespace, saved: SavedPolicy | None) -> PolicySettings:
+    default = policy_settings(arguments.policy or (saved.name if saved else "random"))
+    name = _policy_name(default)
+    if isinstance(default, BestOfN):
+        raise ValueError(f"--policy {name} needs a detector, which a preview does not have; use random or critic")
+    for other in POLICY_SETTINGS.keys() - {name}:
+        given = [flag for flag in vars(arguments) if flag.startswith(other + "_")]
+        if given:
+            raise ValueError(f"--{given[0].replace('_', '-')} is a setting of --policy {other}, not of {name}")
+    return with_flags(default, arguments, name)
+
+
+def _policy_name(settings: PolicySettings) -> str:
+    return next(name for name, kind in POLICY_SETTINGS.items() if type(settings) is kind)
+
+
+def _policy(settings: PolicySettings, saved: SavedPolicy | None, seed: int) -> Policy:
+    policy = make_policy(settings, seed, saved.classes if saved else None)
+    if saved is not None:
+        if not policy.learns:
+            raise ValueError(f"--policy {_policy_name(settings)} does not learn: leave out --state or --policy")
+        saved.load_into(policy)
+    return policy
+
+
+def _terse(
+    arguments: argparse.Namespace, bank: ForegroundBank, data: LabelledImages, policy: Policy, paste: PasteConfig
+) -> Terse:
+    chosen, labels = _class_mapping(arguments.classes, bank, data.classes)
+    distractors = _distractors(arguments)
     if distractors is not None:
-        check_distractors(distractors, data.classes.values())
-    terse = Terse(
+        distractors.check_classes(data.classes.values())
+    return Terse(
         bank.select(categories=chosen),
         policy,
         seed=arguments.seed,
         classes=labels,
-        backgrounds=arguments.backgrounds,
-        distractor_bank=distractors,
-        config=config,
+        paste=paste,
+        sampler=arguments.sampler,
+        backgrounds=_backgrounds(arguments),
+        distractors=distractors,
     )
-    if arguments.state is not None:
-        load_policy_state(terse, arguments.state)
-    return terse
 
 
-def _policy_name(arguments: argparse.Namespace) -> str:
-    name: str = arguments.policy or (saved_policy(arguments.state) if arguments.state else "random")
-    return name
+def _backgrounds(arguments: argparse.Namespace) -> BackgroundPool | None:
+    probability = arguments.background_probability
+    if arguments.backgrounds is not None:
+        return BackgroundPool(arguments.backgrounds, _BACKGROUND_PROBABILITY if probability is None else probability)
+    if probability is not None:
+        raise ValueError("--background-probability: expected --backgrounds with it")
+    return None
 
 
-def _translation(
+def _distractors(arguments: argparse.Namespace) -> Distractors | None:
+    count = arguments.distractors
+    if arguments.distractor_bank is not None:
+        return Distractors(ForegroundBank.open(arguments.distractor_bank), tuple(count or _DISTRACTORS))
+    if count is not None:
+        raise ValueError("--distractors: expected --distractor-bank with it")
+    return None
+
+
+def _class_mapping(
     wanted: Sequence[str] | None, bank: ForegroundBank, classes: dict[int, str]
 ) -> tuple[list[int], dict[str, int]]:
-    """Labels of the bank to paste, and the label that the images give to each of their names."""
-    names = dict(_renaming(entry, bank) for entry in wanted) if wanted else {n: n for n in bank.categories.values()}
+    """Category ids of the bank to paste, and by each of their names the label in the images' annotations."""
+    own = set(bank.categories.values())
+    names = dict(_renaming(entry, own) for entry in wanted) if wanted else {name: name for name in own}
+    if absent := sorted(names.keys() - own):
+        raise ValueError(f"--classes: the bank has no {listed(absent)}; it has {listed(bank.categories.values())}")
     label_of = {name: label for label, name in reversed(classes.items())}
-    absent = [name for name in names if name not in bank.categories.values()]
-    if absent:
-        raise ValueError(f"--classes: the bank has no {_listed(absent)}; it has {_listed(bank.categories.values())}")
-    unknown = [name for name, other in names.items() if other not in label_of]
+    unknown = sorted(set(names.values()) - label_of.keys())
     if unknown:
         raise ValueError(
-            f"the images' labels know no {_listed(names[name] for name in unknown)}; they know "
-            f"{_listed(label_of)}. Choose or rename what is pasted: --classes NAME or NAME=OTHER"
+            f"the images' labels have no {listed(unknown)}; they have {listed(label_of)}. "
+            "Choose or rename what is pasted: --classes NAME or NAME=OTHER"
         )
     chosen = [label for label, name in bank.categories.items() if name in names]
     return chosen, {name: label_of[other] for name, other in names.items()}
 
 
-def _renaming(entry: str, bank: ForegroundBank) -> tuple[str, str]:
+def _renaming(entry: str, known: set[str]) -> tuple[str, str]:
     name, equals, other = entry.partition("=")
-    return (name, other) if equals and entry not in bank.categories.values() else (entry, entry)
+    return (name, other) if equals and entry not in known else (entry, entry)
 
 
-def _listed(names: Any) -> str:
-    listed = [str(name) for name in names]
-    return ", ".join(listed[:20]) + (f" and {len(listed) - 20} more" if len(listed) > 20 else "")
-
-
-def _facts(arguments: argparse.Namespace, terse: Terse, data: LabelledImages, shown: int) -> Facts:
-    bank = terse.bank
-    size = "as they are" if arguments.image_size is None else f"shorter side {arguments.image_size} px"
-    policy = _policy_name(arguments)
-    untrained = " (not trained: no --state)" if terse.policy.learns and not arguments.state else ""
+def _facts(
+    arguments: argparse.Namespace, terse: Terse, settings: PolicySettings, data: LabelledImages, shown: int
+) -> Facts:
+    bank, name = terse.bank, _policy_name(settings)
+    trained = f", state {arguments.state}" if arguments.state else " (not trained: no --state)"
     about = {
-        "bank": f"{arguments.bank} ({len(bank)} cut-outs of {_listed(bank.categories.values())})",
+        "bank": f"{arguments.bank} ({len(bank)} foregrounds of {listed(bank.categories.values())})",
         "images": f"{data.origin} ({shown} of {len(data.names)})",
-        "image size": size,
-        "policy": f"{policy}, state {arguments.state}" if arguments.state else policy + untrained,
+        "image size": f"shorter side {arguments.image_size} px" if arguments.image_size else "original",
+        "policy": name + (trained if terse.policy.learns else ""),
+        "sampler": arguments.sampler,
         "seed": str(arguments.seed),
     }
-    settings = {name: setting_text(value) for name, value, _ in flat_settings(terse.config)}
-    usual = {name: setting_text(value) for name, value, _ in flat_settings(TerseConfig())}
-    changed = tuple(name for name in settings if settings[name] != usual[name])
-    return Facts(about, settings, changed, data.dropped)
+    if pool := terse.planner.pool:
+        about["backgrounds"] = f"{arguments.backgrounds} (probability {pool.probability:g})"
+    if distractors := terse.planner.distractors:
+        about["distractors"] = f"{arguments.distractor_bank} ({setting_text(distractors.count)} an image)"
+    used = _texts(terse.paste) | _texts(settings, name)
+    defaults = _texts(PasteConfig()) | _texts(type(settings)(), name)
+    changed = {name: text for name, text in used.items() if text != defaults[name]}
+    return Facts(about, used, changed, data.dropped)
+
+
+def _texts(settings: Any, prefix: str = "") -> dict[str, str]:
+    return {name: setting_text(value) for name, value, _ in flat_settings(settings, prefix)}

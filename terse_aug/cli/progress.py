@@ -1,4 +1,4 @@
-"""The progress bar of all commands. Imports rich."""
+"""The progress bar of all commands."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr, nothing where that is no terminal.
+    """A progress bar on stderr; nothing where that is not a terminal.
 
     Yields:
-        A function that is to be told what is being done, how much of it is done, and the total.
+        A function to call with a description, the number of steps done, and their total.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)

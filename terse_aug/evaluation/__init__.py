@@ -1,1 +1,1 @@
-"""How hard and how diverse composites are."""
+"""Measures how hard and how diverse composites are."""

@@ -1,6 +1,5 @@
-"""How diverse are transforms and composites? Imports torch only.
+"""Diversity of transforms and composites: a policy may make everything hard by one and the same transform.
 
-A policy that makes everything hard in one and the same way has failed; these figures show it.
 Shape letters: n pastes or images, P transform parameters.
 """
 
@@ -14,24 +13,21 @@ from torch.nn import functional as F
 
 from terse_aug.training.metrics import std_ratios
 
-__all__ = ["REDUCED", "nearest_neighbour_distances", "std_ratios", "std_ratios_by_class"]
-
-REDUCED = 32
-"""Side of the pictures that are compared, pixels."""
+REDUCED_SIDE = 32
+"""Side of the reduced images that are compared, pixels."""
 
 
 def std_ratios_by_class(unit: Tensor, labels: Tensor) -> dict[int, dict[str, float]]:
-    """Spread of the transforms of each class: 1 as diverse as random, 0 collapsed.
+    """Standard deviation of the transforms of each class, relative to uniform: 1 as diverse as random, 0 collapsed.
 
-    A policy that has one transform for each class is diverse as a whole and collapsed here.
+    A policy with one transform for each class looks diverse over all classes; here it does not.
 
     Args:
         unit: float ``[n, P]``, transforms in the unit cube.
         labels: int ``[n]``.
 
     Returns:
-        By label, by name of the parameter, the standard deviation relative to the uniform distribution's; too low for a
-        class with few pastes, 0 for one.
+        By label and by name of the parameter; biased low for a class with few pastes, 0 for a single one.
 
     Raises:
         ValueError: not as many labels as transforms.
@@ -42,14 +38,14 @@ def std_ratios_by_class(unit: Tensor, labels: Tensor) -> dict[int, dict[str, flo
 
 
 def nearest_neighbour_distances(images: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Distance of each image to the one that is most like it.
+    """Distance of each image to its nearest neighbour.
 
-    The root of the mean squared difference of images that were reduced to at most 32 pixels a side, in the units of the
-    images; 0 is a duplicate. It falls with n, so compare equal numbers.
+    The root mean squared difference of the images, reduced to at most 32 pixels a side, in the units of the images; 0
+    is a duplicate. It falls with n: compare equal numbers of images.
 
     Args:
         images: float ``[n, C, H, W]``, at least 2.
-        labels: int ``[n]``; neighbours are then looked for within a class.
+        labels: int ``[n]``; neighbours are then searched within the class.
 
     Returns:
         Float ``[n]``, on the CPU; NaN for an image that is alone in its class.
@@ -61,7 +57,7 @@ def nearest_neighbour_distances(images: Tensor, labels: Tensor | None = None) ->
         raise ValueError(f"images: expected [n, C, H, W] with n of at least 2, got {list(images.shape)}")
     if labels is not None and labels.shape != (len(images),):
         raise ValueError(f"labels: expected [{len(images)}], one for each image, got {list(labels.shape)}")
-    size = (min(images.shape[-2], REDUCED), min(images.shape[-1], REDUCED))
+    size = (min(images.shape[-2], REDUCED_SIDE), min(images.shape[-1], REDUCED_SIDE))
     flat = F.adaptive_avg_pool2d(images.detach().float(), size).cpu().double().flatten(1)
     groups = [torch.arange(len(images))]
     if labels is not None:
@@ -71,5 +67,5 @@ def nearest_neighbour_distances(images: Tensor, labels: Tensor | None = None) ->
         if len(rows) > 1:
             distances = torch.cdist(flat[rows], flat[rows], compute_mode="donot_use_mm_for_euclid_dist")
             nearest[rows] = distances.fill_diagonal_(torch.inf).amin(1)
-    of_a_pixel: Tensor = nearest / math.sqrt(flat.shape[1])
-    return of_a_pixel
+    per_pixel: Tensor = nearest / math.sqrt(flat.shape[1])
+    return per_pixel

@@ -1,14 +1,14 @@
-"""Pictures of what would enter the model: samples with their labels drawn in, and contact sheets of them.
+"""Shows what a model would be trained on: composites with their annotations, beside the originals.
 
-The parts of `terse-aug preview`, for use in reports and training logs. Imports torch, OpenCV, pillow and jinja2.
+The parts of ``terse-aug preview``, for reports and training logs.
 """
 
-from terse_aug.preview.batch import batch_picture
-from terse_aug.preview.data import LabelledImages, Sample, SkippedImage, resize_sample
+from terse_aug.preview.batch import draw_batch
+from terse_aug.preview.composites import Pair, PasteNote, Preview, preview_samples
+from terse_aug.preview.data import LabelledImages, RejectionCounts, Sample, resize_sample
 from terse_aug.preview.page import Facts, render_html, render_png
 from terse_aug.preview.readers import open_coco, open_masks
-from terse_aug.preview.record import Pair, PasteRecord, Preview, preview_samples
-from terse_aug.preview.state import STATE_KEY, load_policy_state, saved_classes, saved_policy
+from terse_aug.preview.saved_policy import STATE_KEY, SavedPolicy
 from terse_aug.viz.contact_sheet import contact_sheet
 from terse_aug.viz.drawing import ORIGINAL_COLOR, PASTED_COLOR, draw_sample
 
@@ -19,20 +19,18 @@ __all__ = [
     "Facts",
     "LabelledImages",
     "Pair",
-    "PasteRecord",
+    "PasteNote",
     "Preview",
+    "RejectionCounts",
     "Sample",
-    "SkippedImage",
-    "batch_picture",
+    "SavedPolicy",
     "contact_sheet",
+    "draw_batch",
     "draw_sample",
-    "load_policy_state",
     "open_coco",
     "open_masks",
     "preview_samples",
     "render_html",
     "render_png",
     "resize_sample",
-    "saved_classes",
-    "saved_policy",
 ]

@@ -1,4 +1,4 @@
-"""What enters the model, as a picture for a training log."""
+"""Draws the batch that a model is trained on, for a training log."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from terse_aug.structures.annotations import OBJECT_FIELDS
 from terse_aug.terse import Terse
 from terse_aug.viz.contact_sheet import contact_sheet
 from terse_aug.viz.drawing import draw_sample
-from terse_aug.viz.pictures import Picture
+from terse_aug.viz.images import RGBImage
 
 _SHOWN = 4
 
 
-def batch_picture(terse: Terse, images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]]) -> Picture:
-    """The first four composites of the batch that was pasted on last, with their labels drawn in.
+def draw_batch(terse: Terse, images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]]) -> RGBImage:
+    """Draw the first four composites of the last batch with their annotations.
 
     Args:
         terse: that has just made them.
         images: float ``[3, H, W]`` in its pixel format, on any device.
-        targets: as it gave them.
+        targets: as it returned them.
 
     Returns:
-        uint8 ``[H, W, 3]``, RGB; pasted objects have a colour of their own.
+        uint8 ``[H', W', 3]``, RGB; pasted objects have their own color.
     """
     drawn = []
     for image, target, pastes in list(zip(images, targets, terse.pastes, strict=True))[:_SHOWN]:

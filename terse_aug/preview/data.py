@@ -1,7 +1,4 @@
-"""Samples, and a set of them that is read when it is asked for. Imports torch only, beside the bank's reports.
-
-Shape letters: N objects, k keypoints, H and W the image.
-"""
+"""Samples, and data sets that read them on demand. Shape letters: N objects, k keypoints, H and W the image."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from terse_aug.bank.extract import RejectedObject
 from terse_aug.structures.annotations import Target
 from terse_aug.utils.random import generator_for
 
-_NAMED = 20
+_EXAMPLES = 20
 
 
 @dataclass(frozen=True)
@@ -27,8 +24,8 @@ class Sample:
     Attributes:
         name: of the image file.
         image: float ``[3, H, W]``, RGB in [0, 1].
-        target: ``boxes`` float ``[N, 4]`` XYXY in pixels, ``labels`` and ``ids`` int64 ``[N]``, where the data
-            has them ``masks`` bool ``[N, H, W]`` and ``keypoints`` float ``[N, k, 3]``.
+        target: ``boxes`` float ``[N, 4]`` XYXY in pixels, ``labels`` and ``ids`` int64 ``[N]``, and, where the data set
+            has them, ``masks`` bool ``[N, H, W]`` and ``keypoints`` float ``[N, k, 3]``.
     """
 
     name: str
@@ -37,58 +34,62 @@ class Sample:
 
 
 @dataclass
-class SkippedImage(ReasonCounts):
-    """What is left out, by reason, with more examples than a bank's report has: here they are the answer."""
+class RejectionCounts(ReasonCounts):
+    """Rejected images and objects by reason, with up to 20 examples each."""
 
     def add(self, reason: str, example: str, times: int = 1) -> None:
-        """Count ``times`` objects or images left out for ``reason``."""
+        """Count ``times`` images or objects rejected for ``reason``."""
         self.counts[reason] += times
-        named = self.examples.setdefault(reason, [])
-        if len(named) < _NAMED:
-            named.append(example)
+        examples = self.examples.setdefault(reason, [])
+        if len(examples) < _EXAMPLES:
+            examples.append(example)
 
-    def sentences(self) -> list[str]:
-        """For every reason, the most frequent first, its count and where it was met."""
+    def lines(self) -> list[str]:
+        """For every reason, the most frequent first, its count and examples."""
         lines = []
         for reason, count in self.counts.most_common():
-            named = self.examples[reason]
-            lines.append(f"{count} {reason} ({', '.join(named)}{', ...' if count > len(named) else ''})")
+            examples = self.examples[reason]
+            lines.append(f"{count} {reason} ({', '.join(examples)}{', ...' if count > len(examples) else ''})")
         return lines
 
 
 @dataclass
 class LabelledImages:
-    """Images of a data set, read when they are asked for.
+    """Images of a data set, each read on demand.
 
     Attributes:
-        origin: where they come from, for a person.
+        origin: where they are from, for messages.
         classes: name of every label.
-        names: of the image files that are there.
+        names: of the image files.
         dropped: images and objects that are left out, by reason; reading adds to it.
     """
 
     origin: str
     classes: dict[int, str]
     names: list[str] = field(default_factory=list)
-    dropped: SkippedImage = field(default_factory=SkippedImage)
+    dropped: RejectionCounts = field(default_factory=RejectionCounts)
     _readers: list[Callable[[], Sample]] = field(default_factory=list)
+
+    def add(self, name: str, reader: Callable[[], Sample]) -> None:
+        """Add an image; ``reader`` reads it, or raises :class:`~terse_aug.bank.extract.RejectedObject`."""
+        self.names.append(name)
+        self._readers.append(reader)
 
     def read(self, index: int) -> Sample:
         """The sample of image ``names[index]``.
 
         Raises:
-            Unusable: the image or its mask is missing, damaged or of another size than annotated.
+            RejectedObject: the image or its mask is missing, damaged or of another size than annotated.
         """
         return self._readers[index]()
 
     def choose(self, count: int, seed: int) -> Iterator[Sample]:
-        """Samples of ``count`` images drawn by ``seed``, in the order of the data set; fewer if there are fewer.
+        """Up to ``count`` random samples, in the order of the data set.
 
-        They are read as they are asked for. Images that cannot be read are counted in ``dropped``, and others
-        follow in their place.
+        Images that cannot be read are counted in ``dropped`` and replaced by others.
 
         Raises:
-            ValueError: ``count`` is below 1, or no image could be read.
+            ValueError: ``count`` is below 1, or no image can be read.
         """
         if count < 1:
             raise ValueError(f"count: expected at least 1 image, got {count}")
@@ -105,20 +106,15 @@ class LabelledImages:
             shown += 1
             yield sample
         if not shown:
-            raise ValueError(f"no image of {self.origin} can be shown: " + "; ".join(self.reasons()))
+            raise ValueError(f"no image of {self.origin} can be shown: {self.rejections()}")
 
-    def add(self, name: str, reader: Callable[[], Sample]) -> None:
-        """Add an image that is there; ``reader`` reads it, or raises ``RejectedObject``."""
-        self.names.append(name)
-        self._readers.append(reader)
-
-    def reasons(self) -> list[str]:
-        """Why nothing is there to show."""
-        return self.dropped.sentences() or ["there are none"]
+    def rejections(self) -> str:
+        """Why there is nothing to show."""
+        return "; ".join(self.dropped.lines()) or "there are none"
 
 
 def resize_sample(sample: Sample, shorter_side: int) -> Sample:
-    """A sample scaled so that the shorter side of its image is ``shorter_side`` px, labels along with it.
+    """A sample scaled so that the shorter side of its image is ``shorter_side`` px, with its annotation.
 
     Raises:
         ValueError: ``shorter_side`` is below 1.
@@ -130,10 +126,9 @@ def resize_sample(sample: Sample, shorter_side: int) -> Sample:
     size = (max(round(height * factor), 1), max(round(width * factor), 1))
     scale = torch.tensor([size[1] / width, size[0] / height])
     image = F.interpolate(sample.image[None], size, mode="bilinear", antialias=True)[0].clamp(0, 1)
-    target = dict(sample.target)
-    target["boxes"] = target["boxes"] * scale.repeat(2)
+    target = sample.target | {"boxes": sample.target["boxes"] * scale.repeat(2)}
     if "masks" in target:
-        masks = target["masks"][:, None].to(torch.uint8)  # objects as the batch, which alone may be empty
+        masks = target["masks"][:, None].to(torch.uint8)  # objects as the batch, the only dimension that may be empty
         target["masks"] = F.interpolate(masks, size, mode="nearest-exact")[:, 0].bool()
     if "keypoints" in target:
         target["keypoints"] = target["keypoints"] * torch.cat([scale, torch.ones(1)])

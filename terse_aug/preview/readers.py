@@ -1,7 +1,4 @@
-"""Labelled images from COCO JSON or instance masks. Imports torch, numpy and the readers of the bank.
-
-Labels are the data set's own category ids. Whatever is left out is counted with its reason.
-"""
+"""Reads labelled images from COCO JSON or instance masks, by the same rules as a bank is built from them."""
 
 from __future__ import annotations
 
@@ -88,7 +85,7 @@ def open_masks(images: str | Path, masks: str | Path, category: str = "person") 
     for image, mask in pair_instance_masks(image_folder, mask_folder, ImageList(None), Ledger(found.dropped)):
         found.add(image.name, partial(_read_masks, image, mask))
     if not found.names:
-        raise ValueError(f"no image of {images} has a mask in {masks}: " + "; ".join(found.reasons()))
+        raise ValueError(f"no image of {images} has a mask in {masks}: " + found.rejections())
     return found
 
 
@@ -101,6 +98,7 @@ class CocoFields:
 
     @classmethod
     def of(cls, coco: CocoAnnotations, objects: dict[Any, list[dict[str, Any]]], dropped: ReasonCounts) -> CocoFields:
+        """Masks where all objects have one, keypoints where all categories that have some have the same number."""
         entries = [entry for group in objects.values() for entry in group]
         without = [entry for entry in entries if not has_mask(entry.get("segmentation"))]
         if without and len(without) < len(entries):
@@ -113,7 +111,7 @@ class CocoFields:
 
 
 def _found(files: FileFinder, name: str) -> str:
-    """As the disk spells it, where that is clear."""
+    """The file's name on disk, which may differ in case or Unicode form; the given name if there is no clear match."""
     try:
         return files.find(name)[0]
     except LookupError:
@@ -160,11 +158,11 @@ def _read_coco(
 
 
 def _coco_object(entry: dict[str, Any], number: int, fields: CocoFields, size: tuple[int, ...]) -> dict[str, Any]:
-    """Fields of the target's row; ``number`` stands in for an id that is no whole number."""
+    """One row of the target; ``number`` replaces an id that is not a whole number."""
     box = entry.get("bbox")
     if not _numbers(box, 4):
         raise RejectedObject("box is not x, y, width, height")
-    left, top, width, height = box  # type: ignore[misc]  # _numbers has seen that it is a list of four
+    left, top, width, height = box  # type: ignore[misc]  # _numbers checks it
     identity = entry.get("id")
     row: dict[str, Any] = {
         "box": [float(left), float(top), float(left + width), float(top + height)],
@@ -203,7 +201,7 @@ def _read_masks(image: Path, mask: Path) -> Sample:
 
 
 def _read_pixels(path: Path, height: int, width: int) -> NDArray[np.uint8]:
-    """An image of the annotated size; 0 where no size is annotated."""
+    """An image, which has to be of the annotated size; 0 where no size is annotated."""
     try:
         pixels = read_image_like(path, height, width)
     except FileNotFoundError as error:

@@ -1,1 +1,1 @@
-"""Drawing for people: boxes and masks, contact sheets, text."""
+"""Drawing: boxes and masks on images, contact sheets, text."""

@@ -1,99 +1,85 @@
-"""Pictures in a grid with captions, as one picture. Imports OpenCV and pillow."""
+"""Images with captions in a grid, as one image; free of torch, for the bank."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from terse_aug.viz.pictures import Picture
-from terse_aug.viz.text import font_of, line_height, wrapped
+from terse_aug.viz.images import RGBImage, resize
+from terse_aug.viz.text import font_of, wrap
 
 PAPER = 250
-"""The grey of the ground."""
+"""Gray value of the sheet."""
+GAP = 16
+"""Space between images, px."""
 _INK = (32, 32, 32)
 _FONT = 15
-GAP = 16
-"""Between pictures, px."""
+_LINE_SPACING = 5
 
 
 def contact_sheet(
-    pictures: Sequence[Picture],
+    images: Sequence[RGBImage],
     columns: int,
     captions: Sequence[str] | None = None,
     *,
     title: str = "",
     cell_width: int = 560,
-) -> Picture:
-    """Pictures in rows from the left, each with its caption below.
+) -> RGBImage:
+    """Arrange images in rows, each with its caption below.
 
     Args:
-        pictures: uint8 ``[H, W, 3]`` each, RGB, of any sizes; wider ones than a cell are scaled down.
-        columns: pictures in a row.
-        captions: one text per picture, broken into lines as needed; none by default.
+        images: uint8 ``[H, W, 3]`` each, RGB, of any sizes; those wider than a cell are scaled down.
+        columns: images in a row.
+        captions: one text for each image, wrapped to the cell; none by default.
         title: text above the grid.
         cell_width: width of a cell in px.
 
     Returns:
-        uint8 ``[H', W', 3]``, RGB, on light ground.
+        uint8 ``[H', W', 3]``, RGB.
 
     Raises:
-        ValueError: there is no picture, one is not uint8 ``[H, W, 3]``, the captions are not as many, or
-            ``columns`` or ``cell_width`` is below 1.
+        ValueError: there are no images, one is not uint8 ``[H, W, 3]``, the number of captions differs, or ``columns``
+            or ``cell_width`` is below 1.
     """
-    if not pictures or columns < 1 or cell_width < 1:
+    captions = [""] * len(images) if captions is None else captions
+    if not images or columns < 1 or cell_width < 1 or len(captions) != len(images):
         raise ValueError(
-            f"expected pictures, and columns and cell_width of at least 1, got {len(pictures)} pictures, "
-            f"{columns} columns and cell_width {cell_width}"
+            "expected at least one image, a caption for each, and columns and cell_width of at least 1, got "
+            f"{len(images)} images, {len(captions)} captions, {columns} columns and cell_width {cell_width}"
         )
-    if captions is not None and len(captions) != len(pictures):
-        raise ValueError(f"expected one caption per picture, got {len(captions)} for {len(pictures)} pictures")
-    for index, picture in enumerate(pictures):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-            raise ValueError(f"picture {index}: expected uint8 [H, W, 3], got {picture.dtype} {list(picture.shape)}")
-    cells = [
-        _cell(picture, caption, cell_width)
-        for picture, caption in zip(pictures, captions or [""] * len(pictures), strict=True)
-    ]
-    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    for index, image in enumerate(images):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"image {index}: expected uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
+    cells = [_cell(image, caption, cell_width) for image, caption in zip(images, captions, strict=True)]
     width = min(columns, len(cells)) * (cell_width + GAP) + GAP
-    bands = [_band(row, width) for row in rows]
-    if title:
-        bands.insert(0, paragraph(title, width, margin=GAP))
-    return np.concatenate([*bands, _blank(GAP, width)])
+    parts = [paragraph(title, width, GAP)] if title else []
+    for start in range(0, len(cells), columns):
+        row = cells[start : start + columns]
+        size = (max(map(len, row)) + GAP, cell_width + GAP)
+        parts.append(_padded(np.concatenate([_padded(cell, size, GAP) for cell in row], 1), (size[0], width)))
+    return np.concatenate([*parts, np.full((GAP, width, 3), PAPER, np.uint8)])
 
 
-def _cell(picture: Picture, caption: str, width: int) -> Picture:
-    if picture.shape[1] > width:
-        size = (width, max(round(picture.shape[0] * width / picture.shape[1]), 1))
-        picture = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-    framed = _blank(picture.shape[0], width)
-    framed[:, : picture.shape[1]] = picture
-    return np.concatenate([framed, paragraph(caption, width)]) if caption else framed
-
-
-def _band(cells: Sequence[Picture], width: int) -> Picture:
-    """A row of cells of one width, aligned at their tops."""
-    band = _blank(max(len(cell) for cell in cells) + GAP, width)
-    for index, cell in enumerate(cells):
-        left = GAP + index * (cell.shape[1] + GAP)
-        band[GAP : GAP + len(cell), left : left + cell.shape[1]] = cell
-    return band
-
-
-def paragraph(text: str, width: int, margin: int = 0) -> Picture:
-    """Text in lines of at most ``width`` px, as a picture of that width."""
-    lines = wrapped(text, _FONT, width - 2 * margin)
-    height = line_height(_FONT)
-    image = Image.fromarray(_blank(len(lines) * height + _FONT // 2 + margin, width))
-    draw = ImageDraw.Draw(image)
-    for index, line in enumerate(lines):
-        middle = (margin, margin + _FONT // 2 + (index + 0.5) * height)
-        draw.text(middle, line, fill=_INK, font=font_of(_FONT), anchor="lm")
+def paragraph(text: str, width: int, margin: int = 0) -> RGBImage:
+    """Text wrapped to ``width`` px, as an image of that width."""
+    wrapped, font = "\n".join(wrap(text, _FONT, width - 2 * margin)), font_of(_FONT)
+    measure = ImageDraw.Draw(Image.new("L", (1, 1)))
+    bottom = measure.multiline_textbbox((0, 0), wrapped, font, spacing=_LINE_SPACING)[3]
+    image = Image.new("RGB", (width, round(bottom) + 2 * _LINE_SPACING + margin), (PAPER,) * 3)
+    corner = (margin, margin + _LINE_SPACING)
+    ImageDraw.Draw(image).multiline_text(corner, wrapped, _INK, font, spacing=_LINE_SPACING)
     return np.array(image)
 
 
-def _blank(height: int, width: int) -> Picture:
-    return np.full((height, width, 3), PAPER, dtype=np.uint8)
+def _cell(image: RGBImage, caption: str, width: int) -> RGBImage:
+    scaled = resize(image, min(width / image.shape[1], 1))
+    framed = _padded(scaled, (len(scaled), width))
+    return np.concatenate([framed, paragraph(caption, width)]) if caption else framed
+
+
+def _padded(image: RGBImage, size: tuple[int, int], margin: int = 0) -> RGBImage:
+    """An image on paper of a size (height, width), ``margin`` px from its top left corner."""
+    below, beside = size[0] - len(image) - margin, size[1] - image.shape[1] - margin
+    return np.pad(image, ((margin, below), (margin, beside), (0, 0)), constant_values=PAPER)

@@ -1,9 +1,9 @@
-"""Text in pictures: fonts, measures, line breaks. Imports pillow only."""
+"""Text in images: fonts, line breaks, printable characters."""
 
 from __future__ import annotations
 
+import textwrap
 from functools import lru_cache
-from math import ceil
 
 from PIL import ImageFont
 
@@ -14,46 +14,22 @@ def font_of(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def width_of(text: str, size: int) -> int:
-    """Width of a line in px."""
-    return ceil(font_of(size).getlength(text))
-
-
-def line_height(size: int) -> int:
-    """Distance of two lines in px."""
-    return ceil(1.3 * size)
-
-
 def printable(text: str) -> str:
-    """``text`` in one line that UTF-8 can hold; undecodable bytes of a file name are spelled out."""
+    """Text in one line that UTF-8 can encode; undecodable bytes of a file name are escaped."""
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(character if character.isprintable() else " " for character in text)
 
 
-def wrapped(text: str, size: int, width: int) -> list[str]:
-    """Break ``text`` into lines of at most ``width`` px: at line ends, at spaces, and within words too long."""
-    return [line for paragraph in text.splitlines() for line in _broken(printable(paragraph), size, width)]
-
-
-def _broken(paragraph: str, size: int, width: int) -> list[str]:
+def wrap(text: str, size: int, width: int) -> list[str]:
+    """Break text into lines of at most ``width`` px, in the font of ``size`` px; words too long are broken, too."""
+    font = font_of(size)
     lines: list[str] = []
-    line = ""
-    for word in paragraph.split(" "):
-        longer = f"{line} {word}" if line else word
-        if width_of(longer, size) <= width:
-            line = longer
-            continue
-        if line:
-            lines.append(line)
-        *whole, line = _pieces(word, size, width)
-        lines += whole
-    return [*lines, line]
-
-
-def _pieces(word: str, size: int, width: int) -> list[str]:
-    pieces = [""]
-    for character in word:
-        if pieces[-1] and width_of(pieces[-1] + character, size) > width:
-            pieces.append("")
-        pieces[-1] += character
-    return pieces
+    for paragraph in map(printable, text.splitlines()):
+        # Characters differ in width: start from narrow ones, and allow fewer until every line fits.
+        characters = int(width / font.getlength("i"))
+        broken = [paragraph]
+        while max(map(font.getlength, broken)) > width and characters > 1:
+            broken = textwrap.wrap(paragraph, characters)
+            characters = int(0.95 * characters)
+        lines += broken
+    return lines

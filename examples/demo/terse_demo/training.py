@@ -180,7 +180,7 @@ class Diary:
             Measurement(
                 iteration,
                 average_precision=self._evaluator.measure(detector),
-                missed={name: 100 * found.missed_share for name, found in probes.items()},
+                missed={name: 100 * found.missed_fraction for name, found in probes.items()},
                 hardness={name: [100 * share for share in found.histogram(bins=5)] for name, found in probes.items()},
                 neighbour={name: found.neighbour_distance for name, found in probes.items()},
                 spread=_spread(terse),

@@ -121,10 +121,10 @@ def probe_figures(
     figures = {}
     for name, policy in (("composites", None), ("random composites", "random")):
         found = terse_aug.probe(terse, detector, batches, policy)
-        spread = found.spread
+        spread = found.std_ratios
         figures[name] = {
             "objects": len(found.scores),
-            "missed share": found.missed_share if len(found.scores) else None,
+            "missed share": found.missed_fraction if len(found.scores) else None,
             "diversity": sum(spread.values()) / len(spread) if spread else None,
             "spread": spread,
             "spread by class": found.std_ratios_by_class,

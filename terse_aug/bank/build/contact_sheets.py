@@ -21,7 +21,7 @@ from terse_aug.bank.inputs.masks import segmentation_to_mask
 from terse_aug.bank.inputs.repair import Malformed, as_number, parse_text, repair_segmentation
 from terse_aug.structures.foreground import Foreground
 from terse_aug.viz.contact_sheet import GAP, PAPER, contact_sheet, paragraph
-from terse_aug.viz.pictures import ORANGE, SKY_BLUE, Color, Picture, enlarged
+from terse_aug.viz.images import ORANGE, SKY_BLUE, Color, RGBImage, resize_within
 
 Locate = Callable[[str | Path], Path]
 """From the image of an exhibit to its file."""
@@ -106,7 +106,7 @@ def _is_sheet(target: Path) -> bool:
     return target.suffix.lower() == ".png"
 
 
-def _save(picture: Picture, path: Path) -> None:
+def _save(picture: RGBImage, path: Path) -> None:
     text = PngInfo()
     text.add_text("Software", _WRITER)
     Image.fromarray(picture).save(path, pnginfo=text)
@@ -121,7 +121,7 @@ def _is_own(path: Path) -> bool:
         return False
 
 
-def _drawn(section: Section, locate: Locate, count: int) -> Picture:
+def _drawn(section: Section, locate: Locate, count: int) -> RGBImage:
     pictures, captions = [], []
     for exhibit in _some(section.exhibits, count):
         picture = _cut_out(exhibit) if isinstance(exhibit, Foreground) else _on_image(exhibit, locate)
@@ -139,27 +139,27 @@ def _some(exhibits: Sequence[Any], count: int) -> Iterator[Any]:
     return (exhibits[len(exhibits) * at // count] for at in range(count))
 
 
-def _stacked(parts: Sequence[Picture]) -> Picture:
+def _stacked(parts: Sequence[RGBImage]) -> RGBImage:
     """One below the other, on paper."""
     width = max(part.shape[1] for part in parts)
     padded = [np.pad(part, ((0, 0), (0, width - part.shape[1]), (0, 0)), constant_values=PAPER) for part in parts]
     return np.concatenate(padded)
 
 
-def _cut_out(foreground: Foreground) -> Picture:
-    return enlarged(_on_chequers(foreground.rgba), _CELL, _CELL)
+def _cut_out(foreground: Foreground) -> RGBImage:
+    return resize_within(_on_chequers(foreground.rgba), _CELL, _CELL)
 
 
-def _on_chequers(rgba: NDArray[np.uint8]) -> Picture:
+def _on_chequers(rgba: NDArray[np.uint8]) -> RGBImage:
     """A picture with transparency, on grey squares."""
     rows, columns = np.ogrid[: rgba.shape[0], : rgba.shape[1]]
     squares = np.where((rows // _CHEQUER + columns // _CHEQUER) % 2, 205.0, 255.0)[..., None]
     alpha = rgba[..., 3:] / 255
-    shown: Picture = np.rint(alpha * rgba[..., :3] + (1 - alpha) * squares).astype(np.uint8)
+    shown: RGBImage = np.rint(alpha * rgba[..., :3] + (1 - alpha) * squares).astype(np.uint8)
     return shown
 
 
-def _on_image(exhibit: RejectedSample, locate: Locate) -> Picture | None:
+def _on_image(exhibit: RejectedSample, locate: Locate) -> RGBImage | None:
     """The part of an image with the object and what is known of it; ``None`` where the image cannot be read."""
     try:
         path = locate(exhibit.image)
@@ -177,7 +177,7 @@ def _on_image(exhibit: RejectedSample, locate: Locate) -> Picture | None:
     crop = pixels[down.clip(0, len(pixels) - 1)][:, across.clip(0, pixels.shape[1] - 1)].copy()
     crop[(down < 0) | (down >= len(pixels))] = PAPER
     crop[:, (across < 0) | (across >= pixels.shape[1])] = PAPER
-    shown = enlarged(np.ascontiguousarray(crop), _CELL, _CELL)
+    shown = resize_within(np.ascontiguousarray(crop), _CELL, _CELL)
     scale = np.array([shown.shape[1] / crop.shape[1], shown.shape[0] / crop.shape[0]])
     for outline in outlines:
         _line(shown, (outline - [left, top]) * scale, SKY_BLUE)
@@ -242,7 +242,7 @@ def _window(shapes: Sequence[NDArray[np.float64]], shape: tuple[int, ...]) -> tu
     return left, top, right, bottom
 
 
-def _line(picture: Picture, outline: NDArray[np.float64], color: Color) -> None:
+def _line(picture: RGBImage, outline: NDArray[np.float64], color: Color) -> None:
     """A closed line with a dark rim, which is seen on any ground; a point is a dot."""
     far = 4 * max(picture.shape)
     fixed = [np.rint(outline.clip(-far, far) - 0.5).astype(np.int32)]

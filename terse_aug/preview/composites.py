@@ -1,10 +1,10 @@
-"""Composites of samples, drawn beside the originals, with a record of every paste. Imports torch."""
+"""Composes samples as in training and draws original and composite, with a note on every paste."""
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -18,7 +18,7 @@ from terse_aug.transforms import PARAMETERS, TransformRanges
 from terse_aug.utils.random import derived_seed
 from terse_aug.utils.warnings import TerseWarning
 from terse_aug.viz.drawing import draw_sample
-from terse_aug.viz.pictures import Picture
+from terse_aug.viz.images import RGBImage
 
 _BATCH = 8
 _UNITS = {"rotation": "°", "scale": "x", "scale_x": "x", "scale_y": "x"}
@@ -29,14 +29,14 @@ _BAD_BOX = "not used: its box has no area or lies outside the image"
 
 
 @dataclass(frozen=True)
-class PasteRecord:
-    """What is said of one paste.
+class PasteNote:
+    """What is shown about a paste.
 
     Attributes:
-        title: class name and, where it is labelled and the targets have ids, the id drawn beside it.
-        source: where the cut-out comes from.
+        title: class name and, where the paste has a label and the targets have ids, its id.
+        source: where the foreground is from.
         transform: its transform in physical units.
-        problem: why it has no label, empty where it has one.
+        problem: why it has no label; empty where it has one.
     """
 
     title: str
@@ -52,7 +52,7 @@ class PasteRecord:
 
 @dataclass(frozen=True)
 class Pair:
-    """An original and its composite, both drawn with their labels.
+    """An original and its composite, both drawn with their annotations.
 
     Attributes:
         name: of the image file.
@@ -61,22 +61,21 @@ class Pair:
         original_objects: number of objects by class name.
         composite_objects: likewise.
         pastes: in the order of pasting, the last in front.
-        lost: a line for every original object that has no label in the composite, or one that says that the whole
-            image was replaced.
+        lost: a line for every original object without a label in the composite, or one for a replaced image.
     """
 
     name: str
-    original: Picture
-    composite: Picture
+    original: RGBImage
+    composite: RGBImage
     original_objects: dict[str, int]
     composite_objects: dict[str, int]
-    pastes: tuple[PasteRecord, ...]
+    pastes: tuple[PasteNote, ...]
     lost: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Preview:
-    """The record of a preview.
+    """Pairs of original and composite.
 
     Attributes:
         pairs: one for every image.
@@ -88,7 +87,7 @@ class Preview:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Images shown, composites among them, pastes, and pastes with a label."""
+        """Number of images, composites, pastes, and pastes with a label."""
         pastes = [paste for pair in self.pairs for paste in pair.pastes]
         return {
             "images": len(self.pairs),
@@ -99,92 +98,87 @@ class Preview:
 
 
 def preview_samples(terse: Terse, samples: Iterable[Sample], classes: Mapping[int, str], seed: int = 0) -> Preview:
-    """Compose samples as in training and draw them; no state of ``terse`` moves.
+    """Compose samples as in training and draw them; the state of ``terse`` does not change.
 
     Args:
-        terse: gives bank, policy and settings; its pixel format is that of the samples' images.
-        samples: with labels that ``classes`` names; left untouched, and held a few at a time.
+        terse: has bank, policy and settings; its pixel format is that of the samples' images.
+        samples: read a few at a time, and left untouched.
         classes: name of each label.
         seed: of everything drawn.
 
     Raises:
-        ValueError: a sample does not keep to the contract of :meth:`terse_aug.Terse.forward`, or the policy
-            asks a detector that ``terse`` does not have.
+        ValueError: a sample does not keep to the contract of :meth:`terse_aug.Terse.forward`, or the policy needs a
+            model that ``terse`` does not have.
     """
     pairs: list[Pair] = []
     dropped: Counter[str] = Counter()
-    waiting = iter(samples)
-    while batch := list(islice(waiting, _BATCH)):
+    remaining = iter(samples)
+    while batch := list(islice(remaining, _BATCH)):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", TerseWarning)  # all of it is counted in `dropped`
+            warnings.simplefilter("ignore", TerseWarning)  # `dropped` counts the same
             composites = terse.compose(
                 [sample.image for sample in batch],
                 [sample.target for sample in batch],
                 seed=derived_seed(seed, "preview", len(pairs)),
             )
         dropped.update(composites.dropped)
-        pairs += [
-            _pair(terse, classes, sample, image, target, pastes, number in composites.backgrounds)
-            for number, (sample, image, target, pastes) in enumerate(
-                zip(batch, composites.images, composites.targets, composites.pastes, strict=True)
-            )
-        ]
+        results = zip(batch, composites.images, composites.targets, composites.pastes, strict=True)
+        for number, (sample, image, target, pastes) in enumerate(results):
+            composite = Sample(sample.name, image, target)
+            pairs.append(_pair(terse, classes, sample, composite, pastes, number in composites.backgrounds))
     return Preview(pairs, dropped)
 
 
 def _pair(
     terse: Terse,
     classes: Mapping[int, str],
-    sample: Sample,
-    image: torch.Tensor,
-    target: Target,
-    pastes: list[Paste],
+    original: Sample,
+    composite: Sample,
+    pastes: Sequence[Paste],
     replaced: bool,
 ) -> Pair:
+    decode = terse.pixel_format.decode
     rows = {paste.row for paste in pastes if paste.row is not None}
     return Pair(
-        sample.name,
-        draw_sample(terse.pixel_format.decode(sample.image), sample.target, classes),
-        draw_sample(terse.pixel_format.decode(image), target, classes, rows),
-        _census(sample.target, classes),
-        _census(target, classes),
-        tuple(_note(paste, target, classes, terse.paste.ranges) for paste in pastes),
-        (_REPLACED,) if replaced else tuple(_lost(sample, target, classes)),
+        original.name,
+        draw_sample(decode(original.image), original.target, classes),
+        draw_sample(decode(composite.image), composite.target, classes, rows),
+        _class_counts(original.target, classes),
+        _class_counts(composite.target, classes),
+        tuple(_note(paste, composite.target, classes, terse.paste.ranges) for paste in pastes),
+        (_REPLACED,) if replaced else tuple(_lost(original, composite.target, classes)),
     )
 
 
-def _note(paste: Paste, target: Target, classes: Mapping[int, str], ranges: TransformRanges) -> PasteRecord:
+def _note(paste: Paste, target: Target, classes: Mapping[int, str], ranges: TransformRanges) -> PasteNote:
     identity = f" {int(target['ids'][paste.row])}" if paste.row is not None and "ids" in target else ""
-    return PasteRecord(
-        classes.get(paste.label, str(paste.label)) + identity,
-        paste.source,
-        _transform_text(ranges.physical(paste.unit)),
-        _HIDDEN_PASTE if paste.row is None else "",
-    )
+    title = classes.get(paste.label, str(paste.label)) + identity
+    problem = _HIDDEN_PASTE if paste.row is None else ""
+    return PasteNote(title, paste.source, _transform_text(ranges.physical(paste.unit)), problem)
 
 
 def _transform_text(physical: torch.Tensor) -> str:
     """For example ``rotation -3.1°, shear 0.02, scale 0.87x, ...``."""
     parts = []
     for name, value in zip(PARAMETERS, physical.tolist(), strict=True):
-        number = f"{value:.1f}" if name == "rotation" else f"{value:.2f}"
-        parts.append(f"{name} {number}{_UNITS.get(name, '')}")
+        digits = 1 if name == "rotation" else 2
+        parts.append(f"{name} {value:.{digits}f}{_UNITS.get(name, '')}")
     return ", ".join(parts)
 
 
 def _lost(sample: Sample, target: Target, classes: Mapping[int, str]) -> list[str]:
-    """A line for every object of the sample that the composite's target lacks; needs ids."""
+    """A line for every object of the sample that is not in the composite's target; needs ids."""
     if "ids" not in sample.target:
         return []
     usable, _ = repair_boxes(sample.target, sample.image.shape[1], sample.image.shape[2])
-    accepted, left = set(usable["ids"].tolist()), set(target["ids"].tolist())
-    lines = []
-    for identity, label in zip(sample.target["ids"].tolist(), sample.target["labels"].tolist(), strict=True):
-        if identity not in left:
-            reason = _HIDDEN_ORIGINAL if identity in accepted else _BAD_BOX
-            lines.append(f"{classes.get(label, label)} {identity} · {reason}")
-    return lines
+    accepted, kept = set(usable["ids"].tolist()), set(target["ids"].tolist())
+    objects = zip(sample.target["ids"].tolist(), sample.target["labels"].tolist(), strict=True)
+    return [
+        f"{classes.get(label, label)} {identity} · {_HIDDEN_ORIGINAL if identity in accepted else _BAD_BOX}"
+        for identity, label in objects
+        if identity not in kept
+    ]
 
 
-def _census(target: Target, classes: Mapping[int, str]) -> dict[str, int]:
+def _class_counts(target: Target, classes: Mapping[int, str]) -> dict[str, int]:
     return dict(Counter(classes.get(label, str(label)) for label in target["labels"].tolist()))
