@@ -62,7 +62,17 @@ def tiny_bank(folder: Path, keypoints: bool = False, count: int = 8) -> Foregrou
 
 
 def tiny_cfg(model: str, dataset: str, out: Path, bank: ForegroundBank | None = None, **terse: Any) -> CfgNode:
-    """Detectron2's own config of a model, shrunk; with a bank terse-aug is enabled and pastes on every image."""
+    """Detectron2's own config of a model, shrunk.
+
+    With a bank terse-aug is enabled, pastes on every image, and updates the policy in every iteration.
+
+    Args:
+        model: a name in ``YAML``.
+        dataset: registered.
+        out: folder for checkpoints and logs.
+        bank: see above.
+        terse: keys of ``cfg.TERSE`` in small letters, nested dictionaries; ``policy`` and ``sampler`` may be names.
+    """
     cfg = get_cfg()
     add_terse_config(cfg)
     cfg.merge_from_file(model_zoo.get_config_file(YAML[model]))
@@ -95,10 +105,27 @@ def tiny_cfg(model: str, dataset: str, out: Path, bank: ForegroundBank | None = 
     cfg.OUTPUT_DIR = str(out)
     if bank is not None:
         cfg.TERSE.ENABLED, cfg.TERSE.BANK = True, str(bank.path)
-        cfg.TERSE.IMAGE_PROBABILITY, cfg.TERSE.MOVE_EVERY = 1.0, 1
-    for key, value in terse.items():
-        cfg.TERSE[key] = value
+        terse = {"policy": "critic", **terse, "paste": {"paste_probability": 1.0, **terse.get("paste", {})}}
+        for node in ("CRITIC", "ADVERSARIAL", "PAPER"):
+            cfg.TERSE.POLICY[node].UPDATE_INTERVAL = 1
+    set_terse(cfg, **terse)
     return cfg
+
+
+def set_terse(cfg: CfgNode, **terse: Any) -> None:
+    """Set keys of ``cfg.TERSE``, see :func:`tiny_cfg`; a policy may be a dictionary with ``type``."""
+    for name in ("policy", "sampler"):
+        if isinstance(terse.get(name), str):
+            terse[name] = {"name": terse[name]}
+    if "type" in (policy := dict(terse.get("policy", {}))):
+        terse["policy"] = {"name": (name := policy.pop("type")), **({name.replace("-", "_"): policy} if policy else {})}
+    cfg.merge_from_list([part for pair in _flat("TERSE", terse) for part in pair])
+
+
+def _flat(node: str, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        key = f"{node}.{name.upper()}"
+        yield from _flat(key, value) if isinstance(value, dict) else [(key, value)]
 
 
 def _record(folder: Path, number: int, size: tuple[int, int]) -> dict[str, Any]:
