@@ -210,7 +210,7 @@ class TrainingHook:
         self.losses.clear()
 
     def logged_metrics(self) -> dict[str, float]:
-        """``Terse.metrics()``, and ``time_fraction``: the fraction of the time since the last log spent in ``Terse``."""
+        """``Terse.metrics()``, and ``time_fraction``: the fraction of time since the last log spent in ``Terse``."""
         now, spent = time.perf_counter(), self.terse.seconds
         fraction = (spent - self._clock[1]) / max(now - self._clock[0], 1e-9)
         self._clock = (now, spent)

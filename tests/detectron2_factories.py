@@ -37,13 +37,20 @@ YAML = {
 
 
 @contextlib.contextmanager
-def registered(folder: Path, name: str = "terse_tiny", classes: tuple[str, ...] | None = CLASSES) -> Iterator[str]:
-    """A data set of four noise images with one or two ellipses each, and one without any, while it lasts."""
+def registered(
+    folder: Path, name: str = "terse_tiny", classes: tuple[str, ...] | None = CLASSES, **metadata: Any
+) -> Iterator[str]:
+    """A registered data set of four noise images with one or two ellipses each, and one without any."""
     records = [_record(folder, number, size) for number, size in enumerate(SIZES)]
     records.append(_record(folder, len(SIZES), (96, 128)) | {"annotations": []})
     DatasetCatalog.register(name, lambda: records)
-    metadata: dict[str, Any] = {"keypoint_names": list(KEYPOINTS), "keypoint_flip_map": [("left_eye", "right_eye")]}
-    MetadataCatalog.get(name).set(**metadata | ({"thing_classes": list(classes)} if classes else {}))
+    metadata = {
+        "keypoint_names": list(KEYPOINTS),
+        "keypoint_flip_map": [("left_eye", "right_eye")],
+        **({"thing_classes": list(classes)} if classes else {}),
+        **metadata,
+    }
+    MetadataCatalog.get(name).set(**metadata)
     try:
         yield name
     finally:
@@ -61,7 +68,7 @@ def tiny_bank(folder: Path, keypoints: bool = False, count: int = 8) -> Foregrou
     return ForegroundBank.open(folder / "tiny.bank")
 
 
-def tiny_cfg(model: str, dataset: str, out: Path, bank: ForegroundBank | None = None, **terse: Any) -> CfgNode:
+def tiny_cfg(model: str, dataset: str, out: Path, bank: ForegroundBank | None = None, /, **terse: Any) -> CfgNode:
     """Detectron2's own config of a model, shrunk.
 
     With a bank terse-aug is enabled, pastes on every image, and updates the policy in every iteration.
@@ -163,16 +170,23 @@ def parameters_of(model: torch.nn.Module) -> list[torch.Tensor]:
     return [value.detach().clone() for value in model.state_dict().values()]
 
 
-@pytest.fixture
-def dataset(tmp_path: Path) -> Iterator[str]:
-    (tmp_path / "data").mkdir()
-    with registered(tmp_path / "data") as name:
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with registered(tmp_path_factory.mktemp("data")) as name:
         yield name
 
 
-@pytest.fixture
-def bank(tmp_path: Path) -> ForegroundBank:
-    return tiny_bank(tmp_path)
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory: pytest.TempPathFactory) -> ForegroundBank:
+    return tiny_bank(tmp_path_factory.mktemp("bank"))
+
+
+class KeepStorage(DefaultTrainer):
+    """Keeps the event storage, which exists only during training."""
+
+    def after_train(self) -> None:
+        self.kept = self.storage
+        super().after_train()
 
 
 class Watched(nn.Module):
