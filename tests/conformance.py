@@ -1,6 +1,6 @@
-"""What every host's adapter has to show, whatever the host: each adapter's tests inherit :class:`Conformance`.
+"""Properties of every framework's adapter: the tests of each adapter inherit :class:`Conformance`.
 
-A host trains real models of its own on a tiny data set; what came of it is told in a form that knows no host.
+A framework trains real models of its own on a tiny data set; the result is a :class:`Run`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import random
 import resource
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -23,14 +24,15 @@ from factories import make_bank, white_disc
 from torch import Tensor
 
 from terse_aug import Terse
+from terse_aug.config import POLICY_SETTINGS
 
-WRITTEN_DOWN = 10
-"""So many batches of a run are kept."""
+KEPT_BATCHES = 10
+"""Batches of a run that are kept."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """An image as the model got it, or as the data loader gave it: RGB float ``[3, H, W]`` in [0, 1], labels from 0."""
+    """An image from the data loader or into the model: RGB float ``[3, H, W]`` in [0, 1], labels from 0."""
 
     image: Tensor
     boxes: Tensor
@@ -43,15 +45,14 @@ class Run:
     """A training.
 
     Attributes:
-        losses: of every iteration, in all.
+        losses: of every iteration.
         weights: of the detector at the end.
-        loaded: the first batches as the data loader gave them.
-        entered: the first batches as the model got them.
-        terse: the pasting, if it was on.
+        loaded: the first batches from the data loader.
+        entered: the first batches into the model.
+        terse: the module that pastes, if terse-aug was on.
         resident: megabytes of memory in use, at every iteration.
-        draws: what the global generators would draw next, before and after the adapter's part of an iteration: pasting,
-            and the adversary's move.
-        said: what the host's log has of terse-aug.
+        draws: state of the global random generators before and after each part of the adapter in an iteration.
+        warned: messages of terse-aug in the framework's log.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -61,21 +62,26 @@ class Run:
     terse: Terse | None = None
     resident: list[float] = field(default_factory=list)
     draws: list[tuple[str, str]] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
+    warned: list[str] = field(default_factory=list)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        assert self.terse is not None
+        return self.terse.metrics()
 
 
 class Host(ABC):
-    """A host with a tiny data set of two classes: images of several sizes, some without objects."""
+    """A framework with a tiny data set of two classes: images of several sizes, some without objects."""
 
     classes: tuple[str, ...]
     """Names of the labels from 0 on, in another order than the bank's."""
 
-    def train(self, out: Path, iterations: int = 4, start: int = 0, **options: Any) -> Run:
-        """Train, see :meth:`run`; and see that something was written down."""
+    def train(self, out: Path, iterations: int = 3, start: int = 0, **options: Any) -> Run:
+        """Train, see :meth:`run`; checks that the run was recorded."""
         run = self.run(out, iterations, start=start, **options)
         count = iterations - start
         assert len(run.losses) == len(run.resident) == count
-        assert len(run.loaded) == len(run.entered) == min(count, WRITTEN_DOWN)
+        assert len(run.loaded) == len(run.entered) == min(count, KEPT_BATCHES)
         return run
 
     @abstractmethod
@@ -90,27 +96,55 @@ class Host(ABC):
         not_finite_at: int | None = None,
         model: str = "masks",
     ) -> Run:
-        """Train a model of the host's own; everything that is drawn, but by terse-aug, is a function of the iteration.
+        """Train a model of the framework; everything drawn, except by terse-aug, is a function of the iteration.
 
         Args:
             out: folder for checkpoints.
             iterations: where training ends.
             start: resume from the checkpoint that was saved there; 0 for none.
-            terse: settings of terse-aug, ``policy`` and ``seed`` among them; ``None`` trains without it, and without
-                the adapter having any part in it.
-            save_at: save a checkpoint after so many iterations, and go on.
+            terse: settings of terse-aug as of :func:`settings`; ``None`` trains without the adapter.
+            save_at: save a checkpoint after so many iterations, and continue.
             not_finite_at: the loss of this iteration is infinite, without a gradient.
-            model: ``masks``, one that learns from masks; ``plain``, the cheapest that a trainer accepts.
+            model: ``masks``, one with masks; ``plain``, the cheapest that a trainer accepts.
         """
 
 
 def settings(policy: str = "random", **more: Any) -> dict[str, Any]:
-    """Settings under which every image gets a paste and the adversary moves in every iteration."""
-    return {"policy": policy, "seed": 0, "image_probability": 1.0, "move_every": 1, "objects": (1, 2)} | more
+    """Arguments of a hook with which every image gets a paste and the policy is updated in every iteration.
+
+    Args:
+        policy: its name.
+        more: settings of the policy and of ``PasteConfig``, and arguments of the hook.
+    """
+    own = {"type": policy}
+    if any(field.name == "update_interval" for field in dataclasses.fields(POLICY_SETTINGS[policy])):
+        own |= {"update_interval": more.pop("update_interval", 1)}
+    paste = {"paste_probability": 1.0, "objects": (1, 2)}
+    paste |= {name: more.pop(name) for name in ("objects", "decoys", "edge_blur_sigma") if name in more}
+    return {"policy": own, "paste": paste, "seed": 0} | more
+
+
+Trainings = Callable[[str], Run]
 
 
 class Conformance:
-    """The properties. A host's tests give the fixture ``host``."""
+    """The properties. A framework's tests give the fixture ``host``, which lives as long as the module."""
+
+    @pytest.fixture(scope="class")
+    def folder(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        return tmp_path_factory.mktemp("whole")
+
+    @pytest.fixture(scope="class")
+    def whole(self, host: Host, folder: Path) -> Trainings:
+        """Six iterations with a policy, a checkpoint saved after three; trained once for all tests."""
+        runs: dict[str, Run] = {}
+
+        def train(policy: str) -> Run:
+            if policy not in runs:
+                runs[policy] = host.train(folder / policy, 6, terse=settings(policy), save_at=3)
+            return runs[policy]
+
+        return train
 
     def test_off_means_off(self, host: Host, tmp_path: Path) -> None:
         without, off = host.train(tmp_path / "a"), host.train(tmp_path / "b", terse=settings(enabled=False))
@@ -118,8 +152,8 @@ class Conformance:
         assert without.losses == off.losses
         assert all(map(torch.equal, without.weights, off.weights))
 
-    def test_what_enters_the_model_is_labelled_right(self, host: Host, tmp_path: Path) -> None:
-        run = host.train(tmp_path, 6, terse=settings(objects=(2, 2), decoys=(0, 0), edge_sigma=0.0))
+    def test_labels_of_composites_are_right(self, host: Host, tmp_path: Path) -> None:
+        run = host.train(tmp_path, 5, terse=settings(objects=(2, 2), decoys=(0, 0), edge_blur_sigma=0.0))
         pairs = list(zip(chain(*run.loaded), chain(*run.entered), strict=True))
         assert len({tuple(after.image.shape) for _, after in pairs}) > 1
         assert any(len(before.boxes) == 0 for before, _ in pairs)
@@ -131,9 +165,9 @@ class Conformance:
             assert 0 <= int(after.labels.min()) <= int(after.labels.max()) < len(host.classes)
             assert bool((after.boxes >= 0).all() & (after.boxes[:, [0, 2]] <= width).all())
             assert bool((after.boxes[:, [1, 3]] <= height).all())
-            pasted = self._pasted(before, after)
+            pasted = self._pasted_rows(before, after)
             assert len(pasted) in (1, 2)
-            # All that changed is a paste's, and a paste's mask is where the picture changed.
+            # All changed pixels belong to a paste, and a paste's mask is where the image changed.
             changed = ((after.image - before.image).abs().amax(0) > 0.02).cpu()
             covered = after.masks[pasted].any(0).cpu()
             assert float((changed & ~covered).sum()) <= 0.15 * float(covered.sum())
@@ -144,8 +178,8 @@ class Conformance:
                 assert torch.allclose(after.boxes[row].cpu(), torch.stack(box).float().cpu(), atol=1.5)
 
     @staticmethod
-    def _pasted(before: Seen, after: Seen) -> list[int]:
-        """Rows of the objects that were not there: they come last, after what is left of the old ones."""
+    def _pasted_rows(before: Seen, after: Seen) -> list[int]:
+        """Rows of the pasted objects: they follow the remaining old ones."""
         assert before.masks is not None
         assert after.masks is not None
         old = sum(
@@ -155,12 +189,14 @@ class Conformance:
         )
         return list(range(old, len(after.masks)))
 
-    def test_colours_arrive_as_they_are(self, host: Host, tmp_path: Path) -> None:
-        """Red discs, on pictures of noise up to half as bright."""
+    def test_colours_are_kept_and_classes_matched_by_name(self, host: Host, tmp_path: Path) -> None:
+        """Red discs, on noise images up to half as bright."""
         disc = white_disc(side=20, relative_size=0.35)
         disc.rgba[..., 1:3] = 0
         red = make_bank(tmp_path, [dataclasses.replace(disc, label=label) for label in (1, 2)])
         run = host.train(tmp_path / "out", 2, terse=settings(bank=str(red.path), decoys=(0, 0)))
+        assert run.terse is not None
+        assert run.terse.bank.categories == dict(enumerate(host.classes))
         for before, after in zip(chain(*run.loaded), chain(*run.entered), strict=True):
             new = ((after.image - before.image).abs().amax(0) > 0.4).cpu()
             colour = after.image[:, new].mean(1)
@@ -168,75 +204,69 @@ class Conformance:
             assert colour[0] > 0.8
             assert colour[1:].max() < 0.2
 
-    def test_classes_are_matched_by_name(self, host: Host, tmp_path: Path) -> None:
-        run = host.train(tmp_path, 3, terse=settings())
-        assert run.terse is not None
-        assert run.terse.bank.categories == dict(enumerate(host.classes))
-
     @pytest.mark.parametrize("policy", ["adversarial", "critic"])
-    def test_the_adversary_learns_from_the_loss(self, host: Host, tmp_path: Path, policy: str) -> None:
-        first = host.train(tmp_path / "a", 1, terse=settings(policy)).terse
-        last = host.train(tmp_path / "b", 4, terse=settings(policy)).terse
-        assert first is not None
-        assert last is not None
-        assert (first.metrics()["updates"], last.metrics()["updates"]) == (1, 4)
-        pairs = zip(first.policy.parameters(), last.policy.parameters(), strict=True)
+    def test_the_policy_learns_from_the_loss(self, host: Host, tmp_path: Path, whole: Trainings, policy: str) -> None:
+        first, last = host.train(tmp_path, 1, terse=settings(policy)), whole(policy)
+        assert (first.metrics["updates"], last.metrics["updates"]) == (1, 6)
+        pairs = zip(first.terse.policy.parameters(), last.terse.policy.parameters(), strict=True)
         assert any(not torch.equal(own, other) for own, other in pairs)
 
-    @pytest.mark.parametrize("policy", ["random", "critic"])
-    def test_a_seed_gives_the_same_run_and_no_other_does(self, host: Host, tmp_path: Path, policy: str) -> None:
-        runs = [host.train(tmp_path / str(n), 3, terse=settings(policy, seed=seed)) for n, seed in enumerate((5, 5, 6))]
-        assert runs[0].losses == runs[1].losses
-        assert all(map(torch.equal, runs[0].weights, runs[1].weights))
-        assert runs[0].losses != runs[2].losses
+    def test_a_seed_gives_the_same_run_and_another_seed_another(
+        self, host: Host, tmp_path: Path, whole: Trainings
+    ) -> None:
+        first, same = whole("critic"), host.train(tmp_path / "a", 6, terse=settings("critic"))
+        assert same.losses == first.losses
+        assert all(map(torch.equal, same.weights, first.weights))
+        assert host.train(tmp_path / "b", 1, terse=settings("critic", seed=6)).losses[0] != first.losses[0]
 
     @pytest.mark.parametrize("policy", ["critic", "adversarial", "best-of-n"])
-    def test_the_hosts_own_draws_are_left_alone(self, host: Host, tmp_path: Path, policy: str) -> None:
-        run = host.train(tmp_path, terse=settings(policy))
-        assert run.terse is not None
-        assert run.terse.metrics()["objects_pasted"] > 0
+    def test_global_random_generators_are_left_alone(
+        self, host: Host, tmp_path: Path, whole: Trainings, policy: str
+    ) -> None:
+        run = host.train(tmp_path, terse=settings(policy)) if policy == "best-of-n" else whole(policy)
+        assert run.metrics["objects_pasted"] > 0
         assert len(run.draws) == 2 * len(run.losses)
         assert all(before == after for before, after in run.draws)
 
     @pytest.mark.parametrize("policy", ["critic", "adversarial"])
-    def test_a_resumed_run_equals_one_that_was_never_stopped(self, host: Host, tmp_path: Path, policy: str) -> None:
-        whole = host.train(tmp_path, 6, terse=settings(policy), save_at=3)
-        rest = host.train(tmp_path, 6, terse=settings(policy), start=3)
-        assert rest.losses == whole.losses[3:]
-        assert all(map(torch.equal, whole.weights, rest.weights))
-        assert whole.terse is not None
+    def test_a_resumed_run_equals_an_uninterrupted_one(
+        self, host: Host, folder: Path, whole: Trainings, policy: str
+    ) -> None:
+        expected = whole(policy)
+        rest = host.train(folder / policy, 6, terse=settings(policy), start=3)
+        assert rest.losses == expected.losses[3:]
+        assert all(map(torch.equal, expected.weights, rest.weights))
+        assert expected.terse is not None
         assert rest.terse is not None
         state = rest.terse.state_dict()
-        for name, value in whole.terse.state_dict().items():
+        for name, value in expected.terse.state_dict().items():
             torch.testing.assert_close(state[name], value, rtol=0, atol=0, equal_nan=True, msg=name)
 
-    def test_a_checkpoint_from_before_is_taken_with_one_warning(self, host: Host, tmp_path: Path) -> None:
-        host.train(tmp_path, 2, save_at=2)
-        run = host.train(tmp_path, 4, terse=settings("critic"), start=2)
-        assert run.terse is not None
-        assert run.terse.metrics()["iterations"] == 2
-        assert len([text for text in run.said if "no state of terse-aug" in text]) == 1
+    def test_a_checkpoint_without_a_state_loads_with_one_warning(self, host: Host, tmp_path: Path) -> None:
+        host.train(tmp_path, 1, save_at=1)
+        run = host.train(tmp_path, 2, terse=settings("critic"), start=1)
+        assert run.metrics["iterations"] == 1
+        assert len([text for text in run.warned if "no state of terse-aug" in text]) == 1
 
     @pytest.mark.parametrize("policy", ["critic", "adversarial"])
-    def test_a_loss_that_is_not_finite_skips_the_move(self, host: Host, tmp_path: Path, policy: str) -> None:
+    def test_a_loss_that_is_not_finite_skips_the_update(self, host: Host, tmp_path: Path, policy: str) -> None:
         with pytest.warns(UserWarning, match="the loss is inf"):
             run = host.train(tmp_path, 3, terse=settings(policy), not_finite_at=1, model="plain")
+        assert [run.metrics[name] for name in ("iterations", "updates", "skipped_updates")] == [3, 2, 1]
         assert run.terse is not None
-        figures = run.terse.metrics()
-        assert (figures["iterations"], figures["updates"], figures["skipped_updates"]) == (3, 2, 1)
         assert all(bool(parameter.isfinite().all()) for parameter in run.terse.parameters())
 
     def test_memory_does_not_grow(self, host: Host, tmp_path: Path) -> None:
         if not Path("/proc/self/statm").exists():
             pytest.skip("memory in use is read from /proc")
-        run = host.train(tmp_path, 150, terse=settings("critic", move_every=10), model="plain")
-        # What one iteration needs comes and goes; 70 kB that each leaves behind would be seen.
-        early, late = min(run.resident[30:60]), min(run.resident[-30:])
-        assert late - early < 6, run.resident[::10]
+        run = host.train(tmp_path, 100, terse=settings("critic", update_interval=10), model="plain")
+        # The memory of one iteration comes and goes; 70 kB lost in each would be seen.
+        early, late = min(run.resident[20:40]), min(run.resident[-20:])
+        assert late - early < 4, run.resident[::10]
 
 
-class Listener(logging.Handler):
-    """Writes down what a logger is told."""
+class LogRecorder(logging.Handler):
+    """Records the messages of a logger."""
 
     def __init__(self, texts: list[str]) -> None:
         super().__init__()
@@ -246,10 +276,10 @@ class Listener(logging.Handler):
         self.texts.append(record.getMessage())
 
 
-def next_draws() -> str:
-    """What torch, numpy and Python would draw next from their global generators."""
-    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - what the hosts draw from
-    state = (torch.get_rng_state().tolist(), kind, np.asarray(keys).tolist(), rest, random.getstate())
+def generator_states() -> str:
+    """A digest of the global random generators of torch, numpy and Python."""
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - what the frameworks draw from
+    state = (torch.get_rng_state().numpy().tobytes(), kind, np.asarray(keys).tobytes(), rest, random.getstate())
     return hashlib.blake2b(repr(state).encode()).hexdigest()
 
 

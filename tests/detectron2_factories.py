@@ -37,13 +37,20 @@ YAML = {
 
 
 @contextlib.contextmanager
-def registered(folder: Path, name: str = "terse_tiny", classes: tuple[str, ...] | None = CLASSES) -> Iterator[str]:
-    """A data set of four noise images with one or two ellipses each, and one without any, while it lasts."""
+def registered(
+    folder: Path, name: str = "terse_tiny", classes: tuple[str, ...] | None = CLASSES, **metadata: Any
+) -> Iterator[str]:
+    """A registered data set of four noise images with one or two ellipses each, and one without any."""
     records = [_record(folder, number, size) for number, size in enumerate(SIZES)]
     records.append(_record(folder, len(SIZES), (96, 128)) | {"annotations": []})
     DatasetCatalog.register(name, lambda: records)
-    metadata: dict[str, Any] = {"keypoint_names": list(KEYPOINTS), "keypoint_flip_map": [("left_eye", "right_eye")]}
-    MetadataCatalog.get(name).set(**metadata | ({"thing_classes": list(classes)} if classes else {}))
+    metadata = {
+        "keypoint_names": list(KEYPOINTS),
+        "keypoint_flip_map": [("left_eye", "right_eye")],
+        **({"thing_classes": list(classes)} if classes else {}),
+        **metadata,
+    }
+    MetadataCatalog.get(name).set(**metadata)
     try:
         yield name
     finally:
@@ -61,8 +68,18 @@ def tiny_bank(folder: Path, keypoints: bool = False, count: int = 8) -> Foregrou
     return ForegroundBank.open(folder / "tiny.bank")
 
 
-def tiny_cfg(model: str, dataset: str, out: Path, bank: ForegroundBank | None = None, **terse: Any) -> CfgNode:
-    """Detectron2's own config of a model, shrunk; with a bank terse-aug is enabled and pastes on every image."""
+def tiny_cfg(model: str, dataset: str, out: Path, bank: ForegroundBank | None = None, /, **terse: Any) -> CfgNode:
+    """Detectron2's own config of a model, shrunk.
+
+    With a bank terse-aug is enabled, pastes on every image, and updates the policy in every iteration.
+
+    Args:
+        model: a name in ``YAML``.
+        dataset: registered.
+        out: folder for checkpoints and logs.
+        bank: see above.
+        terse: keys of ``cfg.TERSE`` in small letters, nested dictionaries; ``policy`` and ``sampler`` may be names.
+    """
     cfg = get_cfg()
     add_terse_config(cfg)
     cfg.merge_from_file(model_zoo.get_config_file(YAML[model]))
@@ -95,10 +112,27 @@ def tiny_cfg(model: str, dataset: str, out: Path, bank: ForegroundBank | None = 
     cfg.OUTPUT_DIR = str(out)
     if bank is not None:
         cfg.TERSE.ENABLED, cfg.TERSE.BANK = True, str(bank.path)
-        cfg.TERSE.IMAGE_PROBABILITY, cfg.TERSE.MOVE_EVERY = 1.0, 1
-    for key, value in terse.items():
-        cfg.TERSE[key] = value
+        terse = {"policy": "critic", **terse, "paste": {"paste_probability": 1.0, **terse.get("paste", {})}}
+        for node in ("CRITIC", "ADVERSARIAL", "PAPER"):
+            cfg.TERSE.POLICY[node].UPDATE_INTERVAL = 1
+    set_terse(cfg, **terse)
     return cfg
+
+
+def set_terse(cfg: CfgNode, **terse: Any) -> None:
+    """Set keys of ``cfg.TERSE``, see :func:`tiny_cfg`; a policy may be a dictionary with ``type``."""
+    for name in ("policy", "sampler"):
+        if isinstance(terse.get(name), str):
+            terse[name] = {"name": terse[name]}
+    if "type" in (policy := dict(terse.get("policy", {}))):
+        terse["policy"] = {"name": (name := policy.pop("type")), **({name.replace("-", "_"): policy} if policy else {})}
+    cfg.merge_from_list([part for pair in _flat("TERSE", terse) for part in pair])
+
+
+def _flat(node: str, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        key = f"{node}.{name.upper()}"
+        yield from _flat(key, value) if isinstance(value, dict) else [(key, value)]
 
 
 def _record(folder: Path, number: int, size: tuple[int, int]) -> dict[str, Any]:
@@ -136,16 +170,23 @@ def parameters_of(model: torch.nn.Module) -> list[torch.Tensor]:
     return [value.detach().clone() for value in model.state_dict().values()]
 
 
-@pytest.fixture
-def dataset(tmp_path: Path) -> Iterator[str]:
-    (tmp_path / "data").mkdir()
-    with registered(tmp_path / "data") as name:
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with registered(tmp_path_factory.mktemp("data")) as name:
         yield name
 
 
-@pytest.fixture
-def bank(tmp_path: Path) -> ForegroundBank:
-    return tiny_bank(tmp_path)
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory: pytest.TempPathFactory) -> ForegroundBank:
+    return tiny_bank(tmp_path_factory.mktemp("bank"))
+
+
+class KeepStorage(DefaultTrainer):
+    """Keeps the event storage, which exists only during training."""
+
+    def after_train(self) -> None:
+        self.kept = self.storage
+        super().after_train()
 
 
 class Watched(nn.Module):

@@ -1,4 +1,4 @@
-"""Detectron2's adapter has every property of ``conformance``; on the real host, real models, real trainers."""
+"""Detectron2's adapter has every property of ``conformance``, with real models and trainers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conformance import WRITTEN_DOWN, Conformance, Host, Listener, Run, Seen, next_draws, resident_megabytes
+from conformance import (
+    KEPT_BATCHES,
+    Conformance,
+    Host,
+    LogRecorder,
+    Run,
+    Seen,
+    generator_states,
+    resident_megabytes,
+)
 from hosts import QUIET_DETECTRON2, need_detectron2
 from torch import Tensor, nn
 
@@ -68,7 +77,7 @@ class Batches:
 
 
 class Trainer(DefaultTrainer):
-    """Detectron2's own, with data that can be gone on with."""
+    """Detectron2's own, with data that can be resumed."""
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Batches:
@@ -79,7 +88,7 @@ class Trainer(DefaultTrainer):
 
 
 class Watch(HookBase):
-    """Writes down what goes through the trainer."""
+    """Records what goes through the trainer."""
 
     def __init__(self, run: Run, save_at: int | None, not_finite_at: int | None) -> None:
         self.run, self.save_at, self.not_finite_at = run, save_at, not_finite_at
@@ -91,9 +100,9 @@ class Watch(HookBase):
 
         def loaded() -> Iterator[Any]:
             for batch in source:
-                if len(self.run.loaded) < WRITTEN_DOWN:
+                if len(self.run.loaded) < KEPT_BATCHES:
                     self.run.loaded.append([seen(item) for item in batch])
-                self.before = next_draws()
+                self.before = generator_states()
                 yield batch
 
         inner._data_loader_iter_obj = loaded()
@@ -101,30 +110,30 @@ class Watch(HookBase):
         self.trainer.model.register_forward_hook(self._left, prepend=True)
 
     def _entered(self, module: nn.Module, inputs: Any) -> None:
-        if not hosts_own(module):
+        if not is_training_forward(module):
             return
-        self.run.draws.append((self.before, next_draws()))
-        if len(self.run.entered) < WRITTEN_DOWN:
+        self.run.draws.append((self.before, generator_states()))
+        if len(self.run.entered) < KEPT_BATCHES:
             self.run.entered.append([seen(item) for item in inputs[0]])
 
     def _left(self, module: nn.Module, inputs: Any, output: Any) -> Any:
-        if not hosts_own(module):
+        if not is_training_forward(module):
             return output
         if self.trainer.iter == self.not_finite_at:
             output = {name: value * 0 + float("inf") for name, value in output.items()}
         self.run.losses.append(float(sum(output.values()).detach()))
-        self.before = next_draws()
+        self.before = generator_states()
         return output
 
     def after_step(self) -> None:
-        self.run.draws.append((self.before, next_draws()))
+        self.run.draws.append((self.before, generator_states()))
         self.run.resident.append(resident_megabytes())
         if self.trainer.iter + 1 == self.save_at:
             self.trainer.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
 
 
-def hosts_own(model: nn.Module) -> bool:
-    """Whether this is the training's forward; when the adversary asks, no weight learns."""
+def is_training_forward(model: nn.Module) -> bool:
+    """Whether this is the training's forward; in an extra forward no weight requires a gradient."""
     return model.training and any(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -158,8 +167,7 @@ class Detectron2(Host):
         model: str = "masks",
     ) -> Run:
         out.mkdir(exist_ok=True)
-        keys = {name.upper(): value for name, value in (terse or {}).items()}
-        cfg = tiny_cfg("mask_fpn", self.dataset, out, None if terse is None else self.bank, **keys)
+        cfg = tiny_cfg("mask_fpn", self.dataset, out, None if terse is None else self.bank, **(terse or {}))
         cfg.SOLVER.MAX_ITER = iterations
         cfg.SOLVER.STEPS = ()
         if model == "plain":
@@ -177,7 +185,7 @@ class Detectron2(Host):
             trainer.resume_or_load(resume=True)
             assert trainer.start_iter == start
         log = logging.getLogger("detectron2.terse_aug")
-        log.addHandler(listener := Listener(run.said))
+        log.addHandler(listener := LogRecorder(run.warned))
         try:
             trainer.train()
         finally:
@@ -188,7 +196,7 @@ class Detectron2(Host):
         return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Detectron2]:
     folder = tmp_path_factory.mktemp("data")
     with contextlib.ExitStack() as stack:

@@ -177,8 +177,10 @@ def host_runs(host: Any, folder: Path) -> dict[str, str]:
     from conformance import settings
 
     found = {}
+    names = {"hard-random": "best-of-n", "learned": "adversarial", "deterministic": "paper"}
     for policy in POLICIES:
-        run = host.train(folder / policy, 4, terse=settings(policy, objects=(1, 3), decoys=(0, 2)))
+        terse = settings(names.get(policy, policy), objects=(1, 3), decoys=(0, 2))
+        run = host.train(folder / policy, 4, terse=terse)
         seen = [[own.image, own.boxes, own.labels, own.masks] for own in chain(*run.entered)]
         found[policy] = digest([seen, run.losses, run.weights])
     return found

@@ -1,4 +1,4 @@
-"""MMDetection's adapter has every property of ``conformance``; on the real host, real models, a real runner."""
+"""MMDetection's adapter has every property of ``conformance``, with real models and a real runner."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conformance import WRITTEN_DOWN, Conformance, Host, Listener, Run, Seen, next_draws, resident_megabytes
+from conformance import (
+    KEPT_BATCHES,
+    Conformance,
+    Host,
+    LogRecorder,
+    Run,
+    Seen,
+    generator_states,
+    resident_megabytes,
+)
 from hosts import QUIET_MMDET, need_mmdet
 from torch import nn
 
@@ -27,12 +36,12 @@ from terse_aug_mmdet import TerseHook
 pytestmark = QUIET_MMDET
 _NUMBERS = itertools.count()
 _RUNS: dict[int, Run] = {}
-"""By number, since a config copies all that it is given."""
+"""By number, since a config copies what it holds."""
 
 
 @TRANSFORMS.register_module()
 class SeedByImage(BaseTransform):
-    """What is drawn in the pipeline after it is a function of the image."""
+    """Makes what later transforms draw a function of the image."""
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         np.random.seed(results["img_id"])  # noqa: NPY002 - what MMDetection's transforms draw from
@@ -67,7 +76,7 @@ class PlainDetector(BaseDetector):
 
 @HOOKS.register_module()
 class WatchLoaded(Hook):
-    """Sees batches before anybody else; everything that the model draws is a function of the iteration."""
+    """Records batches before every other hook; seeds what the model draws by the iteration."""
 
     priority = "VERY_HIGH"
 
@@ -78,17 +87,17 @@ class WatchLoaded(Hook):
         torch.manual_seed(runner.iter)
         np.random.seed(runner.iter)  # noqa: NPY002
         runner.model.blown_up = runner.iter == self.not_finite_at
-        if len(self.run.loaded) < WRITTEN_DOWN:
+        if len(self.run.loaded) < KEPT_BATCHES:
             self.run.loaded.append(seen(data_batch))
-        self.run.draws.append((next_draws(), ""))
+        self.run.draws.append((generator_states(), ""))
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        self.run.draws.append((next_draws(), ""))
+        self.run.draws.append((generator_states(), ""))
 
 
 @HOOKS.register_module()
 class WatchEntered(Hook):
-    """Sees batches and losses after everybody else."""
+    """Records batches and losses after every other hook."""
 
     priority = "LOWEST"
 
@@ -96,12 +105,12 @@ class WatchEntered(Hook):
         self.run, self.save_at = _RUNS[run], save_at
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        self.run.draws[-1] = (self.run.draws[-1][0], next_draws())
-        if len(self.run.entered) < WRITTEN_DOWN:
+        self.run.draws[-1] = (self.run.draws[-1][0], generator_states())
+        if len(self.run.entered) < KEPT_BATCHES:
             self.run.entered.append(seen(data_batch))
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        self.run.draws[-1] = (self.run.draws[-1][0], next_draws())
+        self.run.draws[-1] = (self.run.draws[-1][0], generator_states())
         self.run.losses.append(float(outputs["loss"].detach()))
         self.run.resident.append(resident_megabytes())
         if runner.iter + 1 == self.save_at:
@@ -162,14 +171,14 @@ class MMDetection(Host):
             experiment_name=f"conformance{number}",
         )
         runner = Runner.from_cfg(cfg)
-        runner.logger.addHandler(Listener(run.said))
+        runner.logger.addHandler(LogRecorder(run.warned))
         runner.train()
-        run.terse = next((hook._terse for hook in runner.hooks if isinstance(hook, TerseHook)), None)
+        run.terse = next((hook.terse for hook in runner.hooks if isinstance(hook, TerseHook) and hook.started), None)
         run.weights = parameters_of(runner.model)
         return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> MMDetection:
     folder = tmp_path_factory.mktemp("data")
     return MMDetection(write_data(folder), tiny_bank(folder).path)

@@ -1,4 +1,4 @@
-"""Detectron2's batches as terse-aug's samples, and back."""
+"""Conversion between Detectron2's batches and the images and targets of terse-aug."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, Polygon
 from torch import Tensor
 
 from terse_aug import SampledForegrounds
-
-PARCEL = "terse_parcel"
-"""Where a mapped dictionary carries its cut-outs."""
+from terse_aug.integration import SAMPLED_KEY, common_foregrounds
 
 Item = dict[str, Any]
-"""One image of a batch, as Detectron2's mappers make it."""
+"""One image of a batch, as Detectron2's mappers return it."""
 
 _FIELDS = {"gt_boxes": "boxes", "gt_classes": "labels", "gt_masks": "masks", "gt_keypoints": "keypoints"}
 _CROWD = ("gt_iscrowd", "iscrowd")
@@ -24,11 +22,11 @@ _CROWD = ("gt_iscrowd", "iscrowd")
 
 @dataclass(frozen=True)
 class Needs:
-    """What a model wants to know of every object.
+    """Annotations that a model is trained on beside boxes.
 
     Attributes:
-        masks: whether it learns from masks.
-        keypoints: how many; 0 if it does not learn from them.
+        masks: whether it is trained on masks.
+        keypoints: how many for each object; 0 if it is not trained on keypoints.
     """
 
     masks: bool = False
@@ -36,16 +34,16 @@ class Needs:
 
 
 def to_samples(batch: Sequence[Item], device: torch.device, needs: Needs) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """Images float ``[3, H, W]`` in the host's range and channel order, and their targets, on a device.
+    """Images float ``[3, H, W]`` in 0 to 255 and the mapper's channel order, and their targets, on a device.
 
     Args:
-        batch: as a mapper makes it.
+        batch: as a mapper returns it.
         device: of the model.
-        needs: an image without objects comes without these fields, and gets them here, empty.
+        needs: fields that an image without objects lacks; they are added, empty.
 
     Raises:
-        ValueError: an item has no instances, or has what pasting cannot follow: semantic maps, rotated boxes, or fields
-            of its own for each object.
+        ValueError: an item has no instances, or annotations that pasting cannot correct: semantic maps, precomputed
+            proposals, rotated boxes, or unknown fields of instances.
     """
     images, targets = [], []
     for number, item in enumerate(batch):
@@ -57,23 +55,22 @@ def to_samples(batch: Sequence[Item], device: torch.device, needs: Needs) -> tup
 
 
 def from_samples(batch: Sequence[Item], images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]]) -> list[Item]:
-    """The batch with other images and instances; what it had else is handed through."""
+    """The batch with these images and targets; its other keys are kept."""
     composed = []
     for item, image, target in zip(batch, images, targets, strict=True):
         crowd = next((name for name in _CROWD if item["instances"].has(name)), None)
-        rest = {key: value for key, value in item.items() if key != PARCEL}
+        rest = {key: value for key, value in item.items() if key != SAMPLED_KEY}
         composed.append(rest | {"image": image, "instances": _instances(target, image, crowd)})
     return composed
 
 
 def sampled_foregrounds_of(batch: Sequence[Item]) -> list[SampledForegrounds] | None:
-    """What the mapper has fetched, if all images have it."""
-    sampled = [item[PARCEL] for item in batch if PARCEL in item]
-    return sampled if len(sampled) == len(batch) else None
+    """What the mapper has sampled, if all images have it."""
+    return common_foregrounds(item.get(SAMPLED_KEY) for item in batch)
 
 
 def as_bitmasks(instances: Instances) -> Instances:
-    """Polygons as bitmaps, on the CPU; instances with other masks or none as they are."""
+    """Instances with polygons rasterized, on the CPU; instances with other masks or none unchanged."""
     if not (instances.has("gt_masks") and isinstance(instances.gt_masks, PolygonMasks)):
         return instances
     height, width = instances.image_size
@@ -82,7 +79,7 @@ def as_bitmasks(instances: Instances) -> Instances:
 
 
 def bitmasks(polygons: PolygonMasks, height: int, width: int) -> BitMasks:
-    """Polygons as bitmaps of an image's size."""
+    """Polygons as bitmaps ``[N, height, width]``."""
     if len(polygons) == 0:
         return BitMasks(torch.zeros(0, height, width, dtype=torch.bool))
     return BitMasks.from_polygon_masks(polygons, height, width)
@@ -118,8 +115,8 @@ def _empty(needs: Needs, instances: Instances) -> dict[str, Any]:
 def _target(instances: Instances, where: str) -> dict[str, Any]:
     if unknown := sorted(set(instances.get_fields()) - {*_FIELDS, *_CROWD}):
         raise ValueError(
-            f"{where}: its instances have {unknown}, which terse-aug cannot give to a pasted object; it knows "
-            f"{sorted({*_FIELDS, *_CROWD})}. Leave them out in the mapper"
+            f"{where}: its instances have {unknown}, which terse-aug cannot give to a pasted object; supported are "
+            f"{sorted({*_FIELDS, *_CROWD})}. Remove them in the mapper"
         )
     boxes = instances.gt_boxes
     if type(boxes) is not Boxes:

@@ -1,33 +1,39 @@
-"""Keys of terse-aug in Detectron2's config, made from the one place where settings are named and explained."""
+"""Keys of terse-aug in Detectron2's config, generated from the settings dataclasses."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import fields
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from detectron2.config import CfgNode
 
-from terse_aug import TerseConfig, TransformRanges
-from terse_aug.policies import POLICIES
-from terse_aug.samplers import make_sampler
+from terse_aug.config import POLICY_SETTINGS, PasteConfig, PolicySettings, Robustness
+from terse_aug.integration import TerseSettings
+from terse_aug.samplers import RaritySampler
 
-OWN_KEYS: dict[str, tuple[Any, str]] = {
-    "ENABLED": (False, "paste at all; without it TerseHook.from_config gives None and TerseMapper changes nothing"),
+Keys = dict[str, tuple[Any, str]]
+"""Default and meaning by key; a dot separates nested nodes."""
+
+GENERAL_KEYS: Keys = {
+    "ENABLED": (False, "without it TerseHook.from_config returns None, and TerseMapper.from_config the given mapper"),
     "BANK": ("", "path of the foreground bank, made by `terse-aug bank build`"),
-    "POLICY": ("critic", "name of the policy: critic, random, hard-random, learned, deterministic"),
-    "BACKGROUNDS": ("", "folder of images that take the place of BACKGROUND_PROBABILITY of those of the batches"),
-    "DISTRACTOR_BANK": ("", "path of a bank of objects of none of the data set's classes, for DISTRACTORS"),
-    "SEED": (-1, "of all that terse-aug draws; -1: cfg.SEED, or a fresh one where that is negative, too"),
-    "DROP_UNKNOWN_CLASSES": (
-        False,
-        "leave cut-outs out whose class the data set does not have, in place of refusing the bank",
-    ),
-    "LOSS_SCALE": (1.0, "what your own loop multiplies each loss by before backward: 1 / n to accumulate n batches"),
-    "LOG_PERIOD": (20, "iterations between two readings of the figures under terse_aug/; 0: none"),
+    "SEED": (-1, "of everything drawn; -1: cfg.SEED, or a fresh one if that is negative too"),
+    "DROP_UNKNOWN_CLASSES": (False, "leave out foregrounds of classes that the data set does not have; else an error"),
+    "LOSS_SCALE": (1.0, "factor of each loss before backward in your own loop: 1 / n to accumulate n batches"),
+    "LOG_PERIOD": (20, "iterations between two logs of the metrics under terse_aug/; 0: none"),
     "IMAGE_PERIOD": (500, "iterations between two pictures of composites in TensorBoard; 0: none"),
 }
-"""Keys that are not settings of :class:`terse_aug.TerseConfig`: default, and what it means."""
+COMPONENT_KEYS: Keys = {
+    "POLICY.NAME": ("random", f"policy: {', '.join(POLICY_SETTINGS)}"),
+    "SAMPLER.NAME": ("uniform", "sampler: uniform, rarity, hardness, balanced, or class weights as dog=3,cat=0.5"),
+    "SAMPLER.RARITY_POWER": (0.5, "sampler rarity: a class is drawn with probability ~ its frequency ** (-this)"),
+    "BACKGROUNDS.FOLDER": ("", "folder of images without annotations that replace some of a batch; empty: none"),
+    "BACKGROUNDS.PROBABILITY": (0.5, "fraction of the images that are replaced, 0 to 1"),
+    "DISTRACTORS.BANK": ("", "bank of objects of none of the data set's classes, pasted without a label; empty: none"),
+    "DISTRACTORS.COUNT": ((1, 3), "fewest and most distractors on an image with pastes, 0 to 20"),
+    "ROBUSTNESS.ENABLED": (False, "robustness training: composites are perturbed by projected gradient descent"),
+}
 
 
 def add_terse_config(cfg: CfgNode) -> None:
@@ -37,42 +43,20 @@ def add_terse_config(cfg: CfgNode) -> None:
         cfg: a config that is not frozen; call it before ``merge_from_file``. ``describe_config()`` explains the keys.
     """
     cfg.TERSE = CfgNode()
-    for key, (default, _) in OWN_KEYS.items():
-        cfg.TERSE[key] = default
-    cfg.TERSE.RANGES = CfgNode()
-    for node, key, default, _ in _settings():
-        (cfg.TERSE.RANGES if node else cfg.TERSE)[key] = default
+    for key, (default, _) in _keys().items():
+        *nodes, name = key.split(".")
+        node = cfg.TERSE
+        for part in nodes:
+            node = node.setdefault(part, CfgNode())
+        node[name] = default
 
 
-def terse_config(cfg: CfgNode) -> TerseConfig:
-    """The settings that a config holds.
-
-    Raises:
-        ValueError: a value is outside its range, or the config has no ``TERSE``.
-    """
-    node = terse_node(cfg)
-    ranges = TransformRanges(**{key.lower(): value for key, value in node.RANGES.items()})
-    own = {key.lower(): node[key] for part, key, _, _ in _settings() if not part}
-    config = TerseConfig(ranges=ranges, **own)
-    make_sampler(config.sampler)  # what is wrong is said now, not when training begins
-    return config
-
-
-def chosen_seed(cfg: CfgNode) -> int | None:
-    """``TERSE.SEED``, else ``SEED``; ``None`` where neither is set."""
-    return next((seed for seed in (terse_node(cfg).SEED, cfg.SEED) if seed >= 0), None)
-
-
-def chosen_policy(cfg: CfgNode) -> str:
-    """``TERSE.POLICY``.
-
-    Raises:
-        ValueError: there is no policy of that name.
-    """
-    policy: str = terse_node(cfg).POLICY
-    if policy not in POLICIES:
-        raise ValueError(f"TERSE.POLICY: expected one of {', '.join(POLICIES)}, got {policy!r}")
-    return policy
+def describe_config() -> str:
+    """Every key of ``cfg.TERSE`` with its default and meaning, a Markdown table."""
+    lines = ["| key | default | meaning |", "|---|---|---|"]
+    for key, (default, text) in _keys().items():
+        lines.append(f"| `TERSE.{key}` | `{default!r}` | {text.replace('|', chr(92) + '|')} |")
+    return "\n".join(lines) + "\n"
 
 
 def terse_node(cfg: CfgNode) -> CfgNode:
@@ -86,24 +70,54 @@ def terse_node(cfg: CfgNode) -> CfgNode:
     return cfg.TERSE
 
 
-def describe_config() -> str:
-    """Every key of ``cfg.TERSE`` with its default and what it means, a Markdown table."""
-    rows = [(key, default, text) for key, (default, text) in OWN_KEYS.items()]
-    rows += [(f"{node}{key}", default, text) for node, key, default, text in _settings()]
-    lines = ["| key | default | meaning |", "|---|---|---|"]
-    for key, default, text in rows:
-        lines.append(f"| `TERSE.{key}` | `{default!r}` | {text.replace('|', chr(92) + '|')} |")
-    return "\n".join(lines) + "\n"
+def terse_settings(cfg: CfgNode) -> TerseSettings:
+    """The settings of ``cfg.TERSE``.
+
+    Raises:
+        ValueError: a value is outside its range, a folder or bank cannot be opened, or the config has no ``TERSE``.
+    """
+    node = terse_node(cfg)
+    policy, sampler = node.POLICY.NAME, node.SAMPLER.NAME
+    if policy not in POLICY_SETTINGS:
+        raise ValueError(f"TERSE.POLICY.NAME: expected one of {', '.join(POLICY_SETTINGS)}, got {policy!r}")
+    robustness = _lower(node.ROBUSTNESS)
+    return TerseSettings(
+        {"type": policy, **_lower(node.POLICY.get(_policy_node(policy), {}))},
+        paste=_lower(node.PASTE),
+        sampler=RaritySampler(node.SAMPLER.RARITY_POWER) if sampler == "rarity" else sampler,
+        backgrounds={"source": node.BACKGROUNDS.FOLDER, "probability": node.BACKGROUNDS.PROBABILITY}
+        if node.BACKGROUNDS.FOLDER
+        else None,
+        distractors=_lower(node.DISTRACTORS) if node.DISTRACTORS.BANK else None,
+        robustness=robustness if robustness.pop("enabled") else None,
+    )
 
 
-def _settings() -> Iterator[tuple[str, str, Any, str]]:
-    """Node, key, default and meaning of every setting of ``TerseConfig``."""
-    default = TerseConfig()
-    for setting in fields(TerseConfig):
-        if setting.name == "ranges":
-            continue
-        value = getattr(default, setting.name)
-        yield "", setting.name.upper(), value, setting.metadata["help"]
-    for part in fields(TransformRanges):
-        meaning = "allowed range of this transform parameter, see terse_aug.TransformRanges"
-        yield "RANGES.", part.name.upper(), getattr(default.ranges, part.name), meaning
+def chosen_seed(cfg: CfgNode) -> int | None:
+    """``TERSE.SEED``, else ``SEED``; ``None`` where neither is set."""
+    return next((seed for seed in (terse_node(cfg).SEED, cfg.SEED) if seed >= 0), None)
+
+
+def _keys() -> Keys:
+    """Every key of ``cfg.TERSE``."""
+    keys = {**GENERAL_KEYS, **dict(_settings("PASTE", PasteConfig())), "POLICY.NAME": COMPONENT_KEYS["POLICY.NAME"]}
+    for name, kind in POLICY_SETTINGS.items():
+        keys |= _settings(f"POLICY.{_policy_node(name)}", kind())
+    return keys | COMPONENT_KEYS | dict(_settings("ROBUSTNESS", Robustness()))
+
+
+def _settings(node: str, default: PolicySettings | PasteConfig | Robustness) -> Iterator[tuple[str, tuple[Any, str]]]:
+    for own in fields(default):
+        key, value = f"{node}.{own.name.upper()}", getattr(default, own.name)
+        if is_dataclass(value):
+            yield from _settings(key, value)  # type: ignore[arg-type]  # TransformRanges
+        else:
+            yield key, (value, own.metadata["help"])
+
+
+def _policy_node(policy: str) -> str:
+    return policy.upper().replace("-", "_")
+
+
+def _lower(node: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.lower(): _lower(value) if isinstance(value, Mapping) else value for key, value in node.items()}

@@ -1,70 +1,70 @@
-"""The hook: composites on their way from the data loader to the model, and the adversary's move after the step."""
+"""The hook: pastes on the batches between data loader and model, and updates the policy after each step."""
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from terse_aug import ForegroundBank, PixelFormat, Terse, TerseConfig
-from terse_aug.config import replaced
-from terse_aug.preview import draw_batch
+from terse_aug import ForegroundBank
+from terse_aug.integration import TerseSettings, TrainingHook, is_due
 from terse_aug.structures.keypoints import keypoint_flip_order
 from terse_aug_detectron2.batch import Item, Needs, from_samples, sampled_foregrounds_of, to_samples
-from terse_aug_detectron2.classes import keypoint_flips, open_bank, open_distractors
-from terse_aug_detectron2.config import chosen_policy, chosen_seed, terse_config, terse_node
+from terse_aug_detectron2.classes import class_labels, keypoint_flips, open_bank
+from terse_aug_detectron2.config import chosen_seed, terse_node, terse_settings
 from terse_aug_detectron2.model import Detectron2Adapter, total
 
 _LOGGER = logging.getLogger("detectron2.terse_aug")
 _PICTURE = "terse_aug/composites"
 _NO_VISUALIZATION = (
-    "VIS_PERIOD above 0 draws the images that enter the model with numpy, which composites with a gradient do not "
-    "allow: set VIS_PERIOD to 0 and use TERSE.IMAGE_PERIOD, which shows composites with all their boxes"
+    "VIS_PERIOD above 0 draws the images that enter the model with numpy, which fails for composites with a gradient: "
+    "set VIS_PERIOD to 0 and use TERSE.IMAGE_PERIOD, which shows composites with all their boxes"
+)
+_NO_BATCH = (
+    "TerseHook saw no batch on its way to the model: your trainer's run_step takes its data from elsewhere than "
+    "SimpleTrainer's iterator (self._data_loader_iter), or does not call trainer.model. Call hook.paste(batch) on each "
+    "batch, and the model that the trainer holds"
 )
 
 
-class TerseHook(HookBase):
-    """Pastes objects onto every batch that a trainer takes, and learns from its losses where to paste them.
+class TerseHook(TrainingHook, HookBase):
+    """Pastes objects on every batch of a trainer, and updates the policy from its losses.
 
     ::
 
         trainer.register_hooks([TerseHook.from_config(cfg)])
 
-    For ``DefaultTrainer``, ``SimpleTrainer``, ``AMPTrainer`` and what is derived from them, registered at any time
-    before ``train()``, before or after ``resume_or_load()``. It wraps the data loader's iterator; a ``run_step`` of
-    your own that takes its batch from elsewhere calls :meth:`paste` on it. The adversary's state is saved and loaded
-    with the trainer's, by the trainer's checkpointer; the weights under ``model`` stay the detector's alone.
+    For ``DefaultTrainer``, ``SimpleTrainer``, ``AMPTrainer`` and their subclasses, registered at any time before
+    ``train()``, before or after ``resume_or_load()``. It wraps the data loader's iterator; a ``run_step`` of your own
+    that takes its batch from elsewhere calls :meth:`paste` on it. The policy's state is saved and loaded with that of
+    the trainer, by the trainer's checkpointer; ``model`` in a checkpoint holds the detector's weights only.
 
     Args:
-        bank: the cut-outs, with the data set's labels (``bank.relabel(thing_classes)``); or the path of a bank
+        bank: the foregrounds, with the data set's labels (``bank.relabel(thing_classes)``); or the path of a bank
             whose category ids are these labels.
-        policy: a name in ``terse_aug.policies.POLICIES``, or a policy.
-        seed: of all that is drawn, the same on every rank; by default a fresh one.
-        input_format: of the images, ``"BGR"`` or ``"RGB"``; by default the model's own, ``BGR`` where it does not say.
+        policy: see :class:`terse_aug.integration.TerseSettings`, as for the next five.
+        paste: what is pasted and how it is blended.
+        sampler: which foregrounds are drawn.
+        backgrounds: images that replace some of a batch.
+        distractors: foregrounds of none of the data set's classes.
+        robustness: perturbation of the composites.
+        seed: of everything drawn, the same on every rank; by default a fresh one.
+        input_format: of the images, ``"BGR"`` or ``"RGB"``; by default the model's own, else ``BGR``.
         keypoint_flips: see :class:`terse_aug.Terse`; :meth:`from_config` takes the data set's ``keypoint_flip_map``.
-        sampler: see :class:`terse_aug.Terse`, as are the next two.
-        backgrounds: a pool of backgrounds.
-        distractor_bank: cut-outs of none of the data set's classes.
-        config: settings; by default ``TerseConfig()``.
-        loss_scale: what your own loop multiplies each loss by before ``backward``; that of a ``GradScaler`` is known.
-        log_period: iterations between two readings of the figures under ``terse_aug/``; 0 for none.
+        loss_scale: factor of each loss before ``backward`` in your own loop; that of a ``GradScaler`` is added.
+        log_period: iterations between two logs of the metrics under ``terse_aug/``; 0 for none.
         image_period: iterations between two pictures of composites; 0 for none.
-        settings: single settings that replace those of ``config``.
 
     Attributes:
-        bank: the cut-outs, with the data set's labels.
+        bank: the foregrounds, with the data set's labels.
 
     Raises:
         ValueError: a value outside its range.
@@ -73,158 +73,129 @@ class TerseHook(HookBase):
     def __init__(
         self,
         bank: ForegroundBank | str,
-        policy: Any = "critic",
+        policy: Any = "random",
         *,
+        paste: Any = None,
+        sampler: Any = "uniform",
+        backgrounds: Any = None,
+        distractors: Any = None,
+        robustness: Any = None,
         seed: int | None = None,
         input_format: str | None = None,
         keypoint_flips: Sequence[tuple[str, str]] | None = None,
-        sampler: Any = None,
-        backgrounds: Any = None,
-        distractor_bank: ForegroundBank | None = None,
-        config: TerseConfig | None = None,
         loss_scale: float = 1.0,
         log_period: int = 20,
         image_period: int = 500,
-        **settings: Any,
     ) -> None:
-        if input_format not in (None, "BGR", "RGB"):
-            raise ValueError(f"input_format: expected BGR or RGB, got {input_format!r}")
+        settings = TerseSettings(policy, paste, sampler, backgrounds, distractors, robustness)
+        super().__init__(
+            settings, input_format=input_format, seed=seed, log_period=log_period, image_period=image_period
+        )
         if not loss_scale > 0:
             raise ValueError(f"loss_scale: expected a number above 0, got {loss_scale}")
-        for name, period in (("log_period", log_period), ("image_period", image_period)):
-            if period < 0:
-                raise ValueError(f"{name}: expected a number of iterations, or 0 for none, got {period}")
         self.bank = bank if isinstance(bank, ForegroundBank) else ForegroundBank.open(bank)
-        # What is wrong is said now, not when training begins.
-        replaced(config or TerseConfig(), settings)
-        keypoint_flip_order(self.bank.keypoint_names, keypoint_flips)
-        self._policy, self._seed, self._config, self._settings = policy, seed, config, settings
-        self._input_format, self._keypoint_flips = input_format, keypoint_flips
-        self._pairing = {"sampler": sampler, "backgrounds": backgrounds, "distractor_bank": distractor_bank}
-        self._loss_scale, self._log_period, self._image_period = loss_scale, log_period, image_period
-        self._terse: Terse | None = None
-        self._device, self._needs = torch.device("cpu"), Needs()
+        keypoint_flip_order(self.bank.keypoint_names, keypoint_flips)  # a wrong name is an error before training
+        self._keypoint_flips, self._own_loss_scale, self._loss_scale = keypoint_flips, loss_scale, loss_scale
+        self._needs = Needs()
         self._handle: RemovableHandle | None = None
-        self._others: list[HookBase] = []
-        self._picture: NDArray[np.uint8] | None = None
-        self._saved: Mapping[str, Any] | None = None
-        self._losses: list[Tensor] = []
-        self._listening = False
-        self._scale = 1.0
-        self._clock = (0.0, 0.0)
+        self._other_hooks: list[HookBase] = []
+        self._picture: Any = None
+        self._recording = False
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> TerseHook | None:
-        """The hook that ``cfg.TERSE`` describes; if it is not enabled ``None``, which ``register_hooks`` passes over.
+        """The hook for ``cfg.TERSE``; if that is not enabled ``None``, which ``register_hooks`` ignores.
 
         Raises:
             ValueError: a value outside its range, a bank that cannot be opened or does not fit the data set, or a
-                model that pasting does not work for.
+                model that is not supported.
         """
-        node = terse_node(cfg)
+        node, architecture = terse_node(cfg), cfg.MODEL.META_ARCHITECTURE
         if not node.ENABLED:
             return None
-        if "Panoptic" in cfg.MODEL.META_ARCHITECTURE or cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
+        if "Panoptic" in architecture or architecture == "SemanticSegmentor":
             raise ValueError(
-                f"TERSE.ENABLED with {cfg.MODEL.META_ARCHITECTURE}: it learns from semantic maps, which pasting does "
-                "not correct; panoptic and semantic segmentation are not supported"
+                f"TERSE.ENABLED with {architecture}: it learns from semantic maps, which pasting does not correct; "
+                "panoptic and semantic segmentation are not supported"
             )
         if cfg.VIS_PERIOD > 0:
             raise ValueError(_NO_VISUALIZATION)
+        settings = terse_settings(cfg)
+        if settings.distractors is not None:
+            settings.distractors.check_classes(class_labels(cfg.DATASETS.TRAIN) or ())
         return cls(
             open_bank(cfg),
-            chosen_policy(cfg),
+            **vars(settings),
             seed=chosen_seed(cfg),
             input_format=cfg.INPUT.FORMAT,
             keypoint_flips=keypoint_flips(cfg),
-            backgrounds=node.BACKGROUNDS or None,
-            distractor_bank=open_distractors(cfg),
-            config=terse_config(cfg),
             loss_scale=node.LOSS_SCALE,
             log_period=node.LOG_PERIOD,
             image_period=node.IMAGE_PERIOD,
         )
 
-    @property
-    def terse(self) -> Terse:
-        """The pasting itself; made when training begins.
-
-        Raises:
-            RuntimeError: before that.
-        """
-        if self._terse is None:
-            raise RuntimeError("TerseHook has not begun: register it with a trainer and call train()")
-        return self._terse
-
     def paste(self, batch: Sequence[Item]) -> list[Item]:
-        """Composites for a batch, on the model's device; for a ``run_step`` that does not use the trainer's iterator.
+        """Composites of a batch, on the model's device; for a ``run_step`` that does not use the trainer's iterator.
 
         Args:
-            batch: as the mapper makes it; left untouched.
+            batch: as the mapper returns it; left untouched.
 
         Raises:
-            ValueError: the batch has what pasting cannot follow.
+            ValueError: the batch has annotations that pasting cannot correct.
         """
-        self._listening = False
-        images, targets = to_samples(batch, self._device, self._needs)
-        with self._precision():
-            composites, corrected = self.terse(images, targets, sampled_foregrounds_of(batch))
-        self._listening = True
-        if self._is_due(self._image_period) and comm.is_main_process():
-            self._picture = draw_batch(self.terse, list(composites), corrected).transpose(2, 0, 1)
-        return from_samples(batch, list(composites), corrected)
+        self._recording = False
+        inner = self._inner
+        dtype = getattr(inner, "precision", torch.float16) if hasattr(inner, "grad_scaler") else None
+        images, targets = to_samples(batch, self.device, self._needs)
+        composites, corrected = self.paste_on(images, targets, sampled_foregrounds_of(batch), dtype)
+        self._recording = True
+        if is_due(self.trainer.iter, self.image_period) and comm.is_main_process():
+            self._picture = self.picture(composites, corrected).transpose(2, 0, 1)
+        return from_samples(batch, composites, corrected)
 
     def before_train(self) -> None:
-        """Make what is needed of the trainer's model, take its place before all other hooks, load what was saved."""
+        """Make ``Terse`` for the trainer's model, move before all other hooks, load a saved state."""
         inner = self._inner
         detector = Detectron2Adapter(inner.model)
         if getattr(detector.model, "vis_period", 0) > 0:
             raise ValueError(_NO_VISUALIZATION)
-        if self._terse is not None and self._saved is None:
-            self._saved = self.state_dict()  # training goes on
+        if self.started and self.saved_state is None:
+            self.saved_state = self.saved()  # training continues
         self._needs = detector.needs
-        self._device = next(inner.model.parameters()).device
-        bgr = (self._input_format or getattr(detector.model, "input_format", None) or "BGR") == "BGR"
-        self._terse = Terse(
+        input_format = self.input_format or getattr(detector.model, "input_format", None) or "BGR"
+        self.start(
             self.bank,
-            self._policy,
-            seed=_shared_seed() if self._seed is None else self._seed,
-            target=detector,
-            pixel_format=PixelFormat(scale=255.0, bgr=bgr),
+            detector,
+            next(inner.model.parameters()).device,
+            # Drawn without numpy's global state, which Detectron2's own function would change.
+            seed=int(comm.all_gather(int.from_bytes(os.urandom(4), "little"))[0]) if self.seed is None else self.seed,
+            bgr=input_format == "BGR",
             keypoint_flips=self._keypoint_flips,
-            # A sampler is bound to one Terse, and training may go on with another.
-            **(self._pairing | {"sampler": copy.deepcopy(self._pairing["sampler"])}),
-            config=self._config,
-            **self._settings,
-        ).to(self._device)
-        self._go_first()
-        self._load()
-        self._handle = inner.model.register_forward_hook(_Listener(self._listen))
+        )
+        self._move_first()
+        if self.trainer.start_iter > 0 or self.saved_state is not None:
+            self.load(self.saved_state or self._state_in_checkpoint(), _LOGGER)
+            self.saved_state = None
+        self._handle = inner.model.register_forward_hook(_LossRecorder(self._record))
         if hasattr(inner, "reset_data_loader"):
             inner.reset_data_loader = self._reset_data_loader
-        self._clock = (time.perf_counter(), 0.0)
 
     def before_step(self) -> None:
-        """See that the next batch passes through here."""
-        self._wrap()
+        """Make sure that the next batch is pasted on."""
+        self._wrap_iterator()
         scaler = getattr(self._inner, "grad_scaler", None)
-        self._scale = self._loss_scale * (scaler.get_scale() if scaler is not None else 1.0)
+        self._loss_scale = self._own_loss_scale * (scaler.get_scale() if scaler is not None else 1.0)
 
     def after_step(self) -> None:
-        """The adversary's move."""
-        self._listening = False
-        if not self._losses:
-            raise RuntimeError(
-                "TerseHook saw no batch on its way to the model: your trainer's run_step takes its data from elsewhere "
-                "than SimpleTrainer's iterator (self._data_loader_iter), or does not call trainer.model. Call "
-                "hook.paste(batch) on each batch, and the model that the trainer holds"
-            )
-        self.terse.step(torch.stack(self._losses).mean(), self._scale)
-        self._losses.clear()
+        """Update the policy."""
+        self._recording = False
+        if not self.losses:
+            raise RuntimeError(_NO_BATCH)
+        self.update(self._loss_scale)
         self._log()
 
     def after_train(self) -> None:
-        """Let go of the model and the data loader."""
+        """Leave model, trainer and data loader as they were."""
         if self._handle is None:
             return
         self._handle.remove()
@@ -232,78 +203,53 @@ class TerseHook(HookBase):
         inner = self._inner
         vars(inner).pop("reset_data_loader", None)
         name = _iterator_name(inner)
-        if isinstance(wrapped := vars(inner).get(name), _Pasting):
+        if isinstance(wrapped := vars(inner).get(name), _PastingIterator):
             setattr(inner, name, wrapped.source)
-        since = [hook for hook in self.trainer._hooks if hook not in self._others]
-        self.trainer._hooks = self._others + since
-        self._listening = False
-        self._losses.clear()
+        registered_since = [hook for hook in self.trainer._hooks if hook not in self._other_hooks]
+        self.trainer._hooks = self._other_hooks + registered_since
+        self._recording = False
+        self.losses.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """The adversary's state, plain tensors; part of the trainer's."""
-        if self._terse is None:
-            return dict(self._saved or {})
-        return {"seed": self._terse.seed, "terse": self._terse.state_dict()}
+        """The policy's state, saved by the trainer with its own."""
+        return self.saved() if self.started else dict(self.saved_state or {})
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take a state of :meth:`state_dict`; before training begins it is kept until then."""
-        self._saved = state_dict
-        if self._terse is not None:
-            self._load()
+        """Load a state of :meth:`state_dict`; before training it is kept until training begins."""
+        if self.started:
+            self.load(state_dict, _LOGGER)
+        else:
+            self.saved_state = state_dict
 
     @property
     def _inner(self) -> Any:
         """The trainer that runs the steps; a DefaultTrainer has it inside."""
         return getattr(self.trainer, "_trainer", self.trainer)
 
-    def _precision(self) -> torch.autocast:
-        """Mixed, as an AMPTrainer's step has it, where gradient steps are to cost what its own forward does."""
-        dtype = getattr(self._inner, "precision", torch.float16)
-        mixed = self.terse.config.robust == "pgd" and hasattr(self._inner, "grad_scaler")
-        return torch.autocast(self._device.type, dtype=dtype, enabled=mixed)
-
-    def _go_first(self) -> None:
-        """Before the hooks that save checkpoints and write logs: both are to have this iteration's move."""
+    def _move_first(self) -> None:
+        """Move before the hooks that save checkpoints and write logs, which are to have this iteration's update."""
         others = [hook for hook in self.trainer._hooks if hook is not self]
         if any(isinstance(hook, TerseHook) for hook in others):
             raise RuntimeError("two TerseHooks are registered; Detectron2 saves the state of one of them only")
-        # Another list: Detectron2 is walking through this one.
-        self._others = self.trainer._hooks
+        # A new list: Detectron2 is iterating over this one.
+        self._other_hooks = self.trainer._hooks
         self.trainer._hooks = [self, *others]
 
-    def _wrap(self) -> None:
+    def _wrap_iterator(self) -> None:
         inner = self._inner
         name = _iterator_name(inner)
-        if name in vars(inner) and not isinstance(vars(inner)[name], _Pasting):
-            setattr(inner, name, _Pasting(inner._data_loader_iter, self))
+        if name in vars(inner) and not isinstance(vars(inner)[name], _PastingIterator):
+            setattr(inner, name, _PastingIterator(inner._data_loader_iter, self))
 
     def _reset_data_loader(self, builder: Callable[[], Any]) -> None:
-        """In place of the trainer's own: whoever changes the loader, and whenever, its batches pass through here."""
+        """In place of the trainer's own, so that the batches of a new data loader are pasted on too."""
         inner = self._inner
         inner.__class__.reset_data_loader(inner, builder)
-        self._wrap()
+        self._wrap_iterator()
 
-    def _load(self) -> None:
-        if self._saved is None:
-            self._saved = self._from_checkpoint()
-        if self._saved is not None:
-            self.terse.seed = int(self._saved["seed"])
-            try:
-                self.terse.load_state_dict(self._saved["terse"])
-            except RuntimeError as error:
-                raise ValueError(
-                    "the checkpoint's adversary has another form than this one: use the policy and settings that it "
-                    f"was trained with, or start from the model's weights without --resume. {error}"
-                ) from error
-            self._saved = None
-        elif self.trainer.start_iter > 0:
-            _LOGGER.warning("The checkpoint has no state of terse-aug: the adversary begins anew.")
-
-    def _from_checkpoint(self) -> Mapping[str, Any] | None:
+    def _state_in_checkpoint(self) -> Mapping[str, Any] | None:
         """The state in the checkpoint that the trainer was resumed from before this hook was registered."""
-        if self.trainer.start_iter == 0:
-            return None
-        # Where the trainer does not have it, as with a lazy config, a hook of the main process does.
+        # With a lazy config the trainer has no checkpointer, but a hook of the main process does.
         owners = [self.trainer, *self.trainer._hooks]
         checkpointer = next((owner.checkpointer for owner in owners if hasattr(owner, "checkpointer")), None)
         state: Mapping[str, Any] | None = None
@@ -313,65 +259,53 @@ class TerseHook(HookBase):
             if trainer.get("iteration") == self.trainer.start_iter - 1:
                 state = trainer.get("hooks", {}).get(type(self).__qualname__)
         found: Mapping[str, Any] | None = comm.all_gather(state)[0]
-        if found is not None:
-            _LOGGER.info("The adversary's state was found in the checkpoint; it goes on.")
         return found
 
-    def _listen(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if self._listening and module.training:
-            self._losses.append(total(output).detach())
-
-    def _is_due(self, period: int) -> bool:
-        """Whether the iteration that runs is the last of a period."""
-        return period > 0 and (self.trainer.iter + 1) % period == 0
+    def _record(self, module: nn.Module, output: Any) -> None:
+        if self._recording and module.training:
+            self.record_loss(total(output))
 
     def _log(self) -> None:
         storage = self.trainer.storage
-        if self._is_due(self._log_period):
-            now, spent = time.perf_counter(), self.terse.seconds
-            share = (spent - self._clock[1]) / max(now - self._clock[0], 1e-9)
-            self._clock = (now, spent)
-            figures = self.terse.metrics() | {"share_of_time": share}
+        if is_due(self.trainer.iter, self.log_period):
             # Detectron2 prints whatever has "loss" in its name among the detector's own.
-            figures["not_finite"] = figures.pop("losses_not_finite")
-            figures.pop("loss", None)
-            storage.put_scalars(smoothing_hint=False, **{f"terse_aug/{name}": value for name, value in figures.items()})
+            logged = {
+                name.replace("_losses", "").replace("_loss", ""): value
+                for name, value in self.logged_metrics().items()
+                if name != "loss"
+            }
+            storage.put_scalars(smoothing_hint=False, **{f"terse_aug/{name}": value for name, value in logged.items()})
         if self._picture is not None:
-            # One at a time: without a writer for pictures nobody takes them away.
+            # One at a time: without a writer for images they would pile up.
             storage._vis_data = [entry for entry in storage._vis_data if entry[0] != _PICTURE]
             storage.put_image(_PICTURE, self._picture)
             self._picture = None
 
 
-class _Listener:
-    """A forward hook that hears of losses; a copy of the model, or one that was pickled, has a deaf one."""
+class _LossRecorder:
+    """A forward hook that records losses; in a copied or pickled model it does nothing."""
 
-    def __init__(self, hear: Callable[[nn.Module, Any, Any], None] | None = None) -> None:
-        self._hear = hear
+    def __init__(self, record: Callable[[nn.Module, Any], None] | None = None) -> None:
+        self._record = record
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if self._hear is not None:
-            self._hear(module, inputs, output)
+        if self._record is not None:
+            self._record(module, output)
 
-    def __reduce__(self) -> tuple[type[_Listener], tuple[()]]:
-        return _Listener, ()
-
-
-def _iterator_name(trainer: Any) -> str:
-    """Where a trainer keeps the iterator of its loader: made when it is first used; in the release v0.6 at once."""
-    return "_data_loader_iter_obj" if "_data_loader_iter_obj" in vars(trainer) else "_data_loader_iter"
+    def __reduce__(self) -> tuple[type[_LossRecorder], tuple[()]]:
+        return _LossRecorder, ()
 
 
-def _shared_seed() -> int:
-    """A fresh seed, the same on all ranks; numpy's global state, which Detectron2's own would move, is left alone."""
-    return int(comm.all_gather(int.from_bytes(os.urandom(4), "little"))[0])
-
-
-class _Pasting(Iterator[list[Item]]):
-    """A data loader's iterator, of which composites come."""
+class _PastingIterator(Iterator[list[Item]]):
+    """A data loader's iterator that returns composites."""
 
     def __init__(self, source: Iterator[list[Item]], hook: TerseHook) -> None:
         self.source, self._hook = source, hook
 
     def __next__(self) -> list[Item]:
         return self._hook.paste(next(self.source))
+
+
+def _iterator_name(trainer: Any) -> str:
+    """Where a trainer keeps the iterator of its loader: made when it is first used; in the release v0.6 at once."""
+    return "_data_loader_iter_obj" if "_data_loader_iter_obj" in vars(trainer) else "_data_loader_iter"

@@ -1,4 +1,4 @@
-"""MMDetection's batches as terse-aug's samples, and back."""
+"""Conversion between MMDetection's batches and the images and targets of terse-aug."""
 
 from __future__ import annotations
 
@@ -14,29 +14,26 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from terse_aug import SampledForegrounds
-
-PARCEL = "terse_parcel"
-"""Where the results of a pipeline carry their cut-outs."""
+from terse_aug.integration import SAMPLED_KEY, common_foregrounds
 
 _FIELDS = ("bboxes", "labels", "masks")
 
 
-class PathWithCutouts(str):
-    """A file name that cut-outs travel with.
+class PathWithForegrounds(str):
+    """A file name that carries sampled foregrounds.
 
-    ``PackDetInputs`` hands on the keys that its ``meta_keys`` name and no other; the name of the image is among them
-    by default.
+    ``PackDetInputs`` keeps only the keys that its ``meta_keys`` name; the name of the image is one of them by default.
     """
 
     sampled_foregrounds: SampledForegrounds
 
 
 def to_samples(batch: Mapping[str, Any], device: torch.device) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """Images float ``[3, H, W]`` as the pipeline has loaded them, and their targets, on a device.
+    """Images float ``[3, H, W]`` in 0 to 255 as the pipeline has loaded them, and their targets, on a device.
 
     Raises:
-        ValueError: the batch is not what ``PackDetInputs`` makes of images with instances, or it has what pasting
-            cannot follow: semantic maps, rotated boxes, fields of its own for each object.
+        ValueError: the batch is not from ``PackDetInputs``, or has annotations that pasting cannot correct: semantic
+            maps, precomputed proposals, rotated boxes, or unknown fields of instances.
     """
     inputs, samples = _parts(batch)
     images = [image.to(device).float() for image in inputs]
@@ -49,9 +46,9 @@ def put_back(
     targets: Sequence[Mapping[str, Any]],
     replaced: Collection[int] = (),
 ) -> None:
-    """Put other images and instances into a batch, in place: the host goes on with the same dictionary.
+    """Put images and targets into a batch, in place: MMEngine continues with the same dictionary.
 
-    Images that were replaced by another background have none of the regions any more that are to be ignored.
+    Images whose background was ``replaced`` lose their ignored regions.
     """
     samples = batch["data_samples"]
     batch["inputs"] = torch.stack(list(images)) if isinstance(batch["inputs"], Tensor) else list(images)
@@ -64,14 +61,12 @@ def put_back(
 
 
 def sampled_foregrounds_of(batch: Mapping[str, Any]) -> list[SampledForegrounds] | None:
-    """What the pipeline has fetched, if all images have it."""
+    """What the pipeline has sampled, if all images have it."""
     _, samples = _parts(batch)
-    found = [
-        sample.get(PARCEL, None) or getattr(sample.get("img_path", ""), "sampled_foregrounds", None)
+    return common_foregrounds(
+        sample.get(SAMPLED_KEY, None) or getattr(sample.get("img_path", ""), "sampled_foregrounds", None)
         for sample in samples
-    ]
-    sampled = [sample for sample in found if isinstance(sample, SampledForegrounds)]
-    return sampled if len(sampled) == len(found) else None
+    )
 
 
 def _parts(batch: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -79,7 +74,7 @@ def _parts(batch: Mapping[str, Any]) -> tuple[Any, Any]:
     samples: Any = batch.get("data_samples")
     if not isinstance(inputs, Tensor | list | tuple) or not isinstance(samples, list | tuple):
         raise ValueError(
-            f"expected a batch with lists of inputs and data_samples, as PackDetInputs makes it, got {sorted(batch)} "
+            f"expected a batch with lists of inputs and data_samples, as from PackDetInputs, got {sorted(batch)} "
             f"with inputs {type(inputs).__name__} and data_samples {type(samples).__name__}"
         )
     return inputs, samples
@@ -98,7 +93,8 @@ def _target(sample: DetDataSample, where: str, device: torch.device) -> dict[str
     instances = sample.gt_instances
     if unknown := sorted(set(instances.keys()) - set(_FIELDS)):
         raise ValueError(
-            f"{where}: its instances have {unknown}, which terse-aug cannot give to a pasted object; it knows {_FIELDS}"
+            f"{where}: its instances have {unknown}, which terse-aug cannot give to a pasted object; supported are "
+            f"{_FIELDS}"
         )
     boxes = instances.bboxes
     if isinstance(boxes, BaseBoxes) and not isinstance(boxes, HorizontalBoxes):
@@ -117,7 +113,7 @@ def _masks(masks: Any, device: torch.device) -> Tensor:
 
 
 def with_instances(sample: DetDataSample, target: Mapping[str, Any], image: Tensor) -> DetDataSample:
-    """A copy of a sample with other instances; what the sample has carried for us is taken out of both."""
+    """A copy of a sample with other instances; the sampled foregrounds are removed from both."""
     boxes = target["boxes"].clone()  # batch augmentations write into them
     before = sample.get("gt_instances", None)
     if before is None or isinstance(before.bboxes, BaseBoxes):
@@ -126,10 +122,10 @@ def with_instances(sample: DetDataSample, target: Mapping[str, Any], image: Tens
     if "masks" in target:
         height, width = image.shape[-2:]
         fields["masks"] = BitmapMasks(target["masks"].to("cpu", torch.uint8).numpy(), height, width)
-    # Before the copy, which would copy the cut-outs, too.
-    if PARCEL in sample:
-        delattr(sample, PARCEL)
-    if isinstance(sample.get("img_path", None), PathWithCutouts):
+    # Before the copy, which would copy the foregrounds too.
+    if SAMPLED_KEY in sample:
+        delattr(sample, SAMPLED_KEY)
+    if isinstance(sample.get("img_path", None), PathWithForegrounds):
         sample.set_metainfo({"img_path": str(sample.img_path)})
     other: DetDataSample = sample.clone()
     other.gt_instances = InstanceData(**fields)

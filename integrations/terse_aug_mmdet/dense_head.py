@@ -1,4 +1,4 @@
-"""Hearing how hard objects are from the head of a one-stage detector, while it is trained."""
+"""Records object scores in the training forward of a one-stage detector."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ _HEADS = (
     YOLOV3Head,
     YOLOXHead,
 )
-"""Whose outputs are the same in training as when it predicts; what is derived from them may do otherwise."""
+"""Their outputs are the same in training and in prediction; those of subclasses may differ."""
 _ROUNDING = 0.02
-"""Boxes may be off by this share of an image's side where the model resizes its batches."""
+"""Boxes may differ by this fraction of an image's side if the model resizes its batches."""
 
 
 @dataclass
 class _Forward:
-    """What was heard of one training forward."""
+    """The record of one training forward."""
 
     boxes: list[Tensor]
     metas: list[dict[str, Any]]
@@ -53,22 +53,22 @@ class _Forward:
 
 
 class DenseHead(ForwardHooks[_Forward]):
-    """Listens to a one-stage detector; a :class:`terse_aug.models.Recorder`.
+    """Records a one-stage detector; a :class:`terse_aug.models.Recorder`.
 
-    The head's outputs are decoded as for a prediction, but not suppressed: of the boxes that overlap an object, the
-    best of its class counts, which hardly ever is one that another suppresses.
+    The head's outputs are decoded as for a prediction, but without non-maximum suppression: of the boxes of the
+    object's class that overlap it the best counts, which another box hardly ever suppresses.
 
     Args:
-        model: with a ``bbox_head`` that :func:`can_be_heard`.
-        iou_threshold: a box belongs to an object if they overlap at least this much.
-        least_score: what a detector gives a lower probability is missed. Some are asked for all above a thousandth, and
-            to sort these would cost more than the rest of listening.
+        model: with a supported ``bbox_head``, see :func:`can_be_heard`.
+        iou_threshold: a box belongs to an object from this overlap on.
+        least_score: lower scores count as 0. Some heads predict all above 0.001, and sorting these would take most of
+            the time.
     """
 
     def __init__(self, model: Any, iou_threshold: float, least_score: float = 0.05) -> None:
         super().__init__(model)
         self._head, self._iou_threshold, self._least_score = model.bbox_head, iou_threshold, least_score
-        self.on_output(model.bbox_head, self._hear)
+        self.on_output(model.bbox_head, self._record)
 
     def start_record(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> _Forward:
         """The boxes that the forward is trained on, and its images' sizes."""
@@ -86,7 +86,7 @@ class DenseHead(ForwardHooks[_Forward]):
                 return self._scores(forward, factors, targets)
         return None
 
-    def _hear(self, forward: _Forward, output: Any) -> None:
+    def _record(self, forward: _Forward, output: Any) -> None:
         if forward.outputs is None:
             forward.outputs = _detached(output)
 
@@ -105,25 +105,25 @@ class DenseHead(ForwardHooks[_Forward]):
 
 
 def can_be_heard(model: Any) -> bool:
-    """Whether a model has a head that :class:`DenseHead` can listen to."""
+    """Whether :class:`DenseHead` supports the head of a model."""
     head = getattr(model, "bbox_head", None)
     return type(head) in _HEADS and not getattr(head, "norm_on_bbox", False) and not hasattr(model, "mask_head")
 
 
 def _factors(image: Tensor, meta: Mapping[str, Any]) -> Tensor:
-    """By what boxes of the model's image are multiplied to be those of the composite, ``[4]``."""
+    """Factors from boxes in the model's image to boxes in the composite, ``[4]``."""
     height, width = meta["img_shape"][:2]
     return torch.tensor([image.shape[-1] / width, image.shape[-2] / height]).repeat(2)
 
 
 def _agree(boxes: Tensor, factor: Tensor, target: Any, image: Tensor) -> bool:
-    """Whether boxes that the model was trained on are a composite's."""
-    told = target["boxes"]
-    if boxes.shape != told.shape:
+    """Whether boxes that the model was trained on are those of a composite."""
+    expected = target["boxes"]
+    if boxes.shape != expected.shape:
         return False
     resized = bool((factor != 1).any())
-    slack = _ROUNDING * max(image.shape[-2:]) if resized else 1e-3
-    return bool(((boxes.to(told) * factor.to(told) - told).abs() <= slack).all())
+    tolerance = _ROUNDING * max(image.shape[-2:]) if resized else 1e-3
+    return bool(((boxes.to(expected) * factor.to(expected) - expected).abs() <= tolerance).all())
 
 
 def _detached(output: Any) -> Any:
@@ -135,7 +135,7 @@ def _as_float(output: Any) -> Any:
 
 
 def _mapped(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """What a head gives, lists of tensors in lists or tuples, with all tensors changed."""
+    """The output of a head, nested lists or tuples of tensors, with all tensors changed."""
     if isinstance(output, Tensor):
         return change(output)
     if isinstance(output, list | tuple):
@@ -145,7 +145,7 @@ def _mapped(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 @contextlib.contextmanager
 def mended_heads(model: nn.Module) -> Iterator[None]:
-    """In mmdet 3.3.0 predicting asks every anchor head for ``loss_cls``, and SSDHead has none."""
+    """In mmdet 3.3.0 prediction reads ``loss_cls`` of every anchor head, and SSDHead has none."""
     lacking = [part for part in model.modules() if isinstance(part, SSDHead) and not hasattr(part, "loss_cls")]
     for head in lacking:
         head.loss_cls = None

@@ -1,4 +1,4 @@
-"""The transform: fetches cut-outs where the images are loaded, in the data loader's workers."""
+"""The transform: samples and decodes foregrounds in the data loader's workers."""
 
 from __future__ import annotations
 
@@ -9,29 +9,34 @@ from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
 
 from terse_aug import ForegroundLoader
+from terse_aug.integration import SAMPLED_KEY, TerseSettings
 from terse_aug_mmdet.bank import open_bank
-from terse_aug_mmdet.batch import PARCEL, PathWithCutouts
-from terse_aug_mmdet.settings import HOOK_ONLY, checked_policy, terse_settings
+from terse_aug_mmdet.batch import PathWithForegrounds
 
 
 @TRANSFORMS.register_module()
 class TersePaste(BaseTransform):
-    """Draws and decodes the cut-outs of an image in the worker; :class:`TerseHook` pastes them, on the model's device.
+    """Samples and decodes the foregrounds of an image in the worker; :class:`TerseHook` pastes them on the device.
 
-    Required keys: ``img``. Modified keys: ``img_path`` (the same name, with the cut-outs attached, so that they pass
-    ``PackDetInputs``). Added keys: ``terse_parcel``, for pipelines whose ``meta_keys`` name it.
+    Required keys: ``img``. Modified keys: ``img_path`` (the same name, with the foregrounds attached, so that they pass
+    ``PackDetInputs``). Added keys: ``terse_foregrounds``, for pipelines whose ``meta_keys`` name it.
 
-    Place it anywhere between the loading and the packing; after ``Mosaic``, ``MixUp`` and whatever else makes one image
-    of several. Where it is left out, the hook reads the cut-outs itself.
+    Place it anywhere between loading and packing; after ``Mosaic``, ``MixUp`` and others that combine several images.
+    Without it the hook reads the foregrounds itself.
 
     Args:
-        bank: path of the bank, as the hook has it.
-        policy: as the hook has it.
+        bank: path of the bank, as for the hook.
+        policy: as for the hook, like the next five.
+        paste: see the hook.
+        sampler: see the hook.
+        backgrounds: see the hook.
+        distractors: see the hook.
+        robustness: see the hook.
         seed: mixed with the workers' own seeds; by default torch's, which the runner has set.
         enabled: without it the transform does nothing.
+        drop_unknown_classes: as for the hook.
         classes: the data set's class names; needed with ``drop_unknown_classes`` only.
-        drop_unknown_classes: as the hook has it.
-        settings: of :class:`terse_aug.TerseConfig`, as the hook has them; those of the hook alone are passed over.
+        hook_arguments: other arguments of the hook, ignored, so that both take the same dictionary.
 
     Raises:
         ValueError: the bank cannot be opened, or a setting is unknown or outside its range.
@@ -40,37 +45,42 @@ class TersePaste(BaseTransform):
     def __init__(
         self,
         bank: str,
-        policy: str = "critic",
+        policy: Any = "random",
+        paste: Any = None,
+        sampler: Any = "uniform",
+        backgrounds: Any = None,
+        distractors: Any = None,
+        robustness: Any = None,
         seed: int | None = None,
         enabled: bool = True,
-        classes: Any = None,
         drop_unknown_classes: bool = False,
-        **settings: Any,
+        classes: Any = None,
+        **hook_arguments: Any,
     ) -> None:
-        own = terse_settings({name: value for name, value in settings.items() if name not in HOOK_ONLY})
+        if unknown := sorted(set(hook_arguments) - {"input_format", "interval", "image_interval"}):
+            raise ValueError(f"unknown settings {unknown} of TersePaste")
         self._bank = str(bank)
-        self._cutouts: ForegroundLoader | None = None
-        checked_policy(policy)
+        self._loader: ForegroundLoader | None = None
         if enabled:
+            settings = TerseSettings(policy, paste, sampler, backgrounds, distractors, robustness)
             # The runner has seeded torch by its own seed.
             seed = torch.initial_seed() % 2**63 if seed is None else seed
-            self._cutouts = ForegroundLoader(open_bank(bank, classes, drop_unknown_classes), policy, seed=seed, **own)
+            self._loader = settings.foreground_loader(open_bank(bank, classes, drop_unknown_classes), seed)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Attach cut-outs.
+        """Attach sampled foregrounds.
 
         Raises:
             ValueError: the image has not been loaded yet, or the results are packed already.
         """
         if "img" not in results:
             place = "before PackDetInputs" if "inputs" in results else "after LoadImageFromFile"
-            raise ValueError(f"TersePaste has to stand {place} in the pipeline; it met {sorted(results)}")
-        if self._cutouts is None:
+            raise ValueError(f"TersePaste has to be {place} in the pipeline; it got {sorted(results)}")
+        if self._loader is None:
             return results
-        sample = self._cutouts()
-        path = PathWithCutouts(results.get("img_path") or "")
-        path.sampled_foregrounds = sample
-        results["img_path"], results[PARCEL] = path, sample
+        path = PathWithForegrounds(results.get("img_path") or "")
+        path.sampled_foregrounds = self._loader()
+        results["img_path"], results[SAMPLED_KEY] = path, path.sampled_foregrounds
         return results
 
     def __repr__(self) -> str:
