@@ -64,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             last = done == args.iterations
             if evaluator and (last or (args.eval_every and done % args.eval_every == 0)):
                 with report.evaluating():
-                    figures = evaluator.measure(detector, device, args.batch_size, args.workers, args.amp)
-                report.evaluated(figures)
+                    measures = evaluator.measure(detector, device, args.batch_size, args.workers, args.amp)
+                report.add_evaluation(measures)
             if last or (args.checkpoint_every and done % args.checkpoint_every == 0):
                 checkpoint.save(args.out / "checkpoint.pt", kept, done, report.notes())
         report.write()

@@ -1,4 +1,4 @@
-"""Train a torchvision detector on COCO-format data or Penn-Fudan, in plain PyTorch, with learned pasting.
+"""Train a torchvision detector on COCO-format data or Penn-Fudan, in plain PyTorch, with terse-aug's pasting.
 
 `train.py` beside it is this file without terse-aug.
 """
@@ -33,10 +33,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     terse = terse_aug.Terse(
         pasting.open_bank(args, training_set),
-        args.policy,
-        seed=args.seed,
+        model=detector,
         classes=training_set.classes,
-        target=detector,
+        seed=args.seed,
         **pasting.settings(args),
     ).to(device)
 
@@ -76,9 +75,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             last = done == args.iterations
             if evaluator and (last or (args.eval_every and done % args.eval_every == 0)):
                 with report.evaluating():
-                    figures = evaluator.measure(detector, device, args.batch_size, args.workers, args.amp)
-                    figures |= pasting.probe_figures(terse, detector, training_set, args.probe_images, args.batch_size)
-                report.evaluated(figures)
+                    measures = evaluator.measure(detector, device, args.batch_size, args.workers, args.amp)
+                    measures |= pasting.probe_composites(terse, detector, training_set, args.probe_images, args.batch_size)
+                report.add_evaluation(measures)
             if last or (args.checkpoint_every and done % args.checkpoint_every == 0):
                 checkpoint.save(args.out / "checkpoint.pt", kept, done, report.notes())
         report.write()

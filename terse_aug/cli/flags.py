@@ -16,17 +16,19 @@ from typing import Any, TypeVar
 Settings = TypeVar("Settings")
 
 
-def add_flags(parser: argparse._ActionsContainer, defaults: Any) -> None:
+def add_flags(parser: argparse._ActionsContainer, defaults: Any, prefix: str = "") -> None:
     """Add a flag ``--field-name`` for every setting; flags that are not given leave no trace in the namespace.
 
     Args:
         parser: or a group of one.
         defaults: a dataclass instance; values are booleans, numbers, texts, or tuples of one of these.
+        prefix: before the name of every flag: ``critic`` gives ``--critic-candidates``.
 
     Raises:
         TypeError: a value is of a kind that no flag can be made for.
     """
-    for name, value, help_text in flat_settings(defaults):
+    for setting, value, help_text in flat_settings(defaults):
+        name = _prefixed(setting, prefix)
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": name}
         options["help"] = f"{help_text} (default: {setting_text(value)})".replace("%", "%%")
         sample = value[0] if isinstance(value, tuple) and value else value
@@ -43,8 +45,8 @@ def add_flags(parser: argparse._ActionsContainer, defaults: Any) -> None:
         parser.add_argument("--" + name.replace("_", "-"), **options)
 
 
-def with_flags(defaults: Settings, arguments: argparse.Namespace) -> Settings:
-    """A copy of ``defaults`` with the settings that were given.
+def with_flags(defaults: Settings, arguments: argparse.Namespace, prefix: str = "") -> Settings:
+    """A copy of ``defaults`` with the settings that were given; ``prefix`` as in :func:`add_flags`.
 
     Raises:
         ValueError: a value is outside its range, as the dataclass says.
@@ -53,9 +55,9 @@ def with_flags(defaults: Settings, arguments: argparse.Namespace) -> Settings:
     for setting in dataclasses.fields(defaults):  # type: ignore[arg-type]  # mypy has no bound "any dataclass"
         value = getattr(defaults, setting.name)
         if dataclasses.is_dataclass(value):
-            changes[setting.name] = with_flags(value, arguments)
-        elif hasattr(arguments, setting.name):
-            given = getattr(arguments, setting.name)
+            changes[setting.name] = with_flags(value, arguments, prefix)
+        elif hasattr(arguments, name := _prefixed(setting.name, prefix)):
+            given = getattr(arguments, name)
             changes[setting.name] = tuple(given) if isinstance(value, tuple) else given
     return dataclasses.replace(defaults, **changes)  # type: ignore[type-var]  # likewise
 
@@ -76,6 +78,10 @@ def setting_text(value: Any) -> str:
     if isinstance(value, tuple):
         return " ".join(setting_text(part) for part in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _prefixed(name: str, prefix: str) -> str:
+    return f"{prefix}_{name}" if prefix else name
 
 
 def _documented(settings: type) -> dict[str, str]:
