@@ -17,8 +17,9 @@ from terse_aug.bank import build_from_coco, build_from_masks
 from terse_aug.cli import flags
 from terse_aug.config import POLICY_SETTINGS
 
-# The dataclasses whose flags are prefixed, and named in the help, by this name.
-PREFIXED = {name: kind() for name, kind in POLICY_SETTINGS.items()} | {"robustness": terse_aug.Robustness()}
+# The settings whose flags have a prefix: those of each policy, and of robustness training.
+PREFIXED = {name.replace("-", "_"): kind() for name, kind in POLICY_SETTINGS.items()}
+PREFIXED["robustness"] = terse_aug.Robustness()
 
 
 def add_flags(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -34,7 +35,7 @@ def add_flags(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     flags.add_flags(parser.add_argument_group("pasting, all policies"), terse_aug.PasteConfig())
     for prefix, defaults in PREFIXED.items():
         if dataclasses.fields(defaults):
-            flags.add_flags(parser.add_argument_group(f"pasting, {prefix} only"), defaults, prefix)
+            flags.add_flags(parser.add_argument_group(f"pasting, {type(defaults).__name__} only"), defaults, prefix)
     return parser
 
 
@@ -44,13 +45,14 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: If a value is outside its range, or a flag belongs to a policy that is not in use.
     """
-    in_use = {args.policy, *(["robustness"] if args.robustness else [])}
+    policy = args.policy.replace("-", "_")
+    in_use = {policy, *(["robustness"] if args.robustness else [])}
     for prefix in PREFIXED.keys() - in_use:
-        if given := [name for name in vars(args) if name.startswith(f"{_destination(prefix)}_")]:
-            switch = "--robustness" if prefix == "robustness" else f"--policy {prefix}"
+        if given := [name for name in vars(args) if name.startswith(f"{prefix}_")]:
+            switch = "--robustness" if prefix == "robustness" else f"--policy {prefix.replace('_', '-')}"
             raise ValueError(f"--{given[0].replace('_', '-')} has no effect without {switch}")
     keywords: dict[str, Any] = {
-        "policy": flags.with_flags(PREFIXED[args.policy], args, _destination(args.policy)),
+        "policy": flags.with_flags(PREFIXED[policy], args, policy),
         "paste": flags.with_flags(terse_aug.PasteConfig(), args),
         "sampler": args.sampler,
     }
@@ -59,10 +61,6 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     if args.robustness:
         keywords["robustness"] = flags.with_flags(PREFIXED["robustness"], args, "robustness")
     return keywords
-
-
-def _destination(prefix: str) -> str:
-    return prefix.replace("-", "_")
 
 
 def open_bank(args: argparse.Namespace, training_set: DetectionDataset) -> terse_aug.ForegroundBank:
@@ -96,7 +94,7 @@ def _identity(args: argparse.Namespace, training_set: DetectionDataset) -> str:
     return hashlib.sha256(repr((sources, training_set.names)).encode()).hexdigest()[:12]
 
 
-def probe_composites(
+def probe(
     terse: terse_aug.Terse, detector: nn.Module, dataset: DetectionDataset, count: int, batch_size: int
 ) -> dict[str, dict[str, Any]]:
     """Hardness and diversity of composites, by the policy in use and by the random one, on the same images."""
