@@ -1,6 +1,7 @@
 """What the demo measures: AP on the test images, and which pasted objects the detector misses."""
 
 import contextlib
+import copy
 import io
 import time
 from collections.abc import Sequence
@@ -72,15 +73,21 @@ class Evaluator:
     """COCO average precision on a set of images, per cent."""
 
     def __init__(self, images: Sequence[LabelledImage]) -> None:
-        self._images = [image.tensors()[0] for image in images]
-        self._targets = [image.tensors()[1] for image in images]
+        samples = [image.tensors() for image in images]
+        self.images, self.targets = [image for image, _ in samples], [target for _, target in samples]
         self._truth = _coco(as_coco(images))
+
+    def with_images(self, images: Sequence[Tensor]) -> "Evaluator":
+        """An evaluator with the same annotations and other pixels."""
+        other = copy.copy(self)
+        other.images = list(images)
+        return other
 
     def measure(self, detector: nn.Module) -> dict[str, float]:
         """``AP`` (IoU 0.5 to 0.95), ``AP50`` and ``AP75`` of a detector; its mode is restored."""
         found = [
             {"image_id": number, "category_id": label, "score": score, "bbox": [x, y, right - x, bottom - y]}
-            for number, prediction in enumerate(_predictions(detector, self._images))
+            for number, prediction in enumerate(_predictions(detector, self.images))
             for (x, y, right, bottom), label, score in zip(
                 prediction["boxes"].tolist(), prediction["labels"].tolist(), prediction["scores"].tolist(), strict=True
             )
@@ -96,7 +103,7 @@ class Evaluator:
 
     def score_examples(self, detector: nn.Module, count: int) -> list[ScoredImage]:
         """The first images with the scores of their objects and the false alarms."""
-        images, targets = self._images[:count], self._targets[:count]
+        images, targets = self.images[:count], self.targets[:count]
         scored = score_objects(detector, images, targets)
         for image, target, prediction in zip(scored, targets, _predictions(detector, images), strict=True):
             image.objects.extend(_false_alarms(target, prediction))
