@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, the machine, tables and JSON. Imports torch, numpy, OpenCV, rich."""
+"""What the benchmarks share: interleaved timing, memory, the machine, tables and JSON."""
 
 from __future__ import annotations
 
@@ -41,12 +41,11 @@ class Times:
 
     Attributes:
         wall: by the clock.
-        processor: that the process, all its threads together, spent on a processor. On a machine of one's own it
-            equals the clock's; on one that others use it leaves out the time they had.
+        cpu: CPU time of all threads of the process; other processes on the machine do not lengthen it.
     """
 
     wall: list[float] = field(default_factory=list)
-    processor: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Summary:
         return cls(median, low, high, float(milliseconds.min()), len(milliseconds))
 
     def spread(self) -> dict[str, float]:
-        """The JSON of everything but the median."""
+        """All but the median, for JSON."""
         return {
             "q25": round(self.low, 4),
             "q75": round(self.high, 4),
@@ -77,7 +76,7 @@ class Summary:
 
 
 def run_in_one_thread() -> None:
-    """Start this very command again where the environment would let a library use more threads than one.
+    """Restart this command with one thread for every library, unless the environment has that already.
 
     The variables are read when the libraries load, so that setting them here would be too late.
     """
@@ -92,13 +91,13 @@ def run_in_one_thread() -> None:
 def interleaved(
     arms: Mapping[str, tuple[Callable[[int], Any], Callable[[Any], Any]]], rounds: int, warmup: int
 ) -> dict[str, Times]:
-    """Time several ways of doing the same job, one call of each per round.
+    """Time several implementations of the same job, one call of each per round.
 
-    Whatever else runs on the machine meanwhile then slows all of them alike. The order is drawn anew each round, since
-    what a call leaves behind in caches and in the allocator is the next one's cost.
+    Other processes on the machine then slow all of them alike. The order is random in each round, as a call affects the
+    caches and the allocator that the next one finds.
 
     Args:
-        arms: by name: what makes the input of a round (not timed), and what is timed.
+        arms: by name: a function that prepares the input of a round (not timed), and the one that is timed.
         rounds: timed calls of each arm.
         warmup: calls of each before that, not timed.
 
@@ -111,24 +110,27 @@ def interleaved(
         for name in generator.permutation(list(arms)).tolist():
             prepare, work = arms[name]
             prepared = prepare(turn)
-            wall, processor = time.perf_counter(), time.process_time()
+            wall, cpu = time.perf_counter(), time.process_time()
             result = work(prepared)
-            processor, wall = time.process_time() - processor, time.perf_counter() - wall
+            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
             del result, prepared
             if turn >= warmup:
                 times[name].wall.append(wall)
-                times[name].processor.append(processor)
+                times[name].cpu.append(cpu)
     return times
 
 
-def resident_megabytes() -> float:
-    """Memory that this process holds now, in MB (where the system does not tell, its peak)."""
+def own_megabytes() -> float:
+    """Memory of this process without the pages of mapped files, which the system shares, MB.
+
+    Where the system does not report it, the peak of the whole.
+    """
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        _, resident, shared = map(int, Path("/proc/self/statm").read_text().split()[:3])
     except OSError:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / (1e6 if sys.platform == "darwin" else 1e3)
-    return pages * resource.getpagesize() / 1e6
+    return (resident - shared) * resource.getpagesize() / 1e6
 
 
 def surroundings() -> dict[str, Any]:
@@ -147,7 +149,7 @@ def surroundings() -> dict[str, Any]:
 
 
 def write_json(path: str | None, content: Mapping[str, Any]) -> None:
-    """Write the figures to ``path``, if there is one."""
+    """Write the results to ``path``, if there is one."""
     if path is not None:
         Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

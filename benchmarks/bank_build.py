@@ -1,17 +1,16 @@
-"""How many images a second a bank is built from, in one process and in several, beside pycocotools' own decoding.
+"""Images per second that a bank is built from, in one process and in several, beside pycocotools' own decoding.
 
 ::
 
     python -m benchmarks.bank_build --coco coco_mini/annotations/instances_train2017.json=coco_mini/train2017 \\
         --json F [--repeat 10] [--rounds 5] [--jobs 1 2] [--grabcut-images 40]
 
-Arms, in turn: *decode* reads every image with OpenCV and makes a mask of every annotation that is no crowd
-(``COCO.annToMask``), in this process, and does nothing with it; *jobs N* builds a bank of the same annotations in N
-processes; *grabcut, jobs N* does so with the masks hidden, of fewer images. All read the same JSON from disk, and all
-have one thread in each process. The images are listed ``--repeat`` times, so that the start of the processes, which is
-measured by itself, does not decide. A ratio is of two arms of one round: what else the machine does then slows both,
-but on a crowded one two processes also get a larger share of it than one. Processor time, of all processes of an arm
-together, says what several of them cost more than one.
+Arms, in random order in each round: *decode* reads every image with OpenCV and decodes the mask of every annotation
+that is not a crowd (``COCO.annToMask``) in this process; *jobs N* builds a bank of the same annotations in N processes;
+*grabcut, jobs N* does so from boxes alone, of fewer images. All processes have one thread. Images are listed
+``--repeat`` times, so that the start of the processes, which is measured separately, does not dominate. A ratio is of
+two arms of one round; on a busy machine two processes also get more of it than one. CPU time is that of all processes
+of an arm.
 """
 
 from __future__ import annotations
@@ -58,26 +57,23 @@ def main(argv: Sequence[str] | None = None) -> None:
                 counts[hidden],
                 _building(hidden, images, Path(folder) / f"grabcut, jobs {jobs}.bank", jobs, "grabcut"),
             )
-        seconds, processor, objects = _in_turn({name: work for name, (_, work) in arms.items()}, options.rounds)
+        seconds, cpu, objects = _in_turn({name: work for name, (_, work) in arms.items()}, options.rounds)
         megabytes = {bank.stem: round(bank.stat().st_size / 1e6, 3) for bank in sorted(Path(folder).glob("*.bank"))}
-    rates, per_processor = (
-        {name: [count / own for own in spent[name]] for name, (count, _) in arms.items()}
-        for spent in (seconds, processor)
+    rates, per_cpu = (
+        {name: [count / own for own in spent[name]] for name, (count, _) in arms.items()} for spent in (seconds, cpu)
     )
     content = {
         "images": {name: count for name, (count, _) in arms.items()},
         "objects": objects,
         "bank_mb": megabytes,
         "images_per_second": {name: _spread(values) for name, values in rates.items()},
-        "images_per_processor_second": {name: _spread(values) for name, values in per_processor.items()},
+        "images_per_cpu_second": {name: _spread(values) for name, values in per_cpu.items()},
         "ratios": {f"{one} / {other}": _ratio(rates, one, other) for one, other in _pairs(options.jobs, rates)},
-        "processor_ratios": {
-            f"{one} / {other}": _ratio(per_processor, one, other) for one, other in _pairs(options.jobs, rates)
-        },
+        "cpu_ratios": {f"{one} / {other}": _ratio(per_cpu, one, other) for one, other in _pairs(options.jobs, rates)},
         "start_of_a_process_seconds": _spread([_start() for _ in range(options.rounds)]),
     }
-    for key in ("images_per_second", "images_per_processor_second", "ratios", "processor_ratios"):
-        rows = [(name, *map(_said, own.values())) for name, own in content[key].items()]
+    for key in ("images_per_second", "images_per_cpu_second", "ratios", "cpu_ratios"):
+        rows = [(name, *map(_text, own.values())) for name, own in content[key].items()]
         show(key.replace("_", " "), ("", "median", "least", "most"), rows)
     print(f"a process starts in {content['start_of_a_process_seconds']['median']:.2f} s")
     write_json(options.json, content | surroundings())
@@ -161,23 +157,23 @@ def _building(annotations: Path, images: Path, bank: Path, jobs: int, boxes: str
 def _in_turn(
     arms: Mapping[str, Callable[[], int]], rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, int]]:
-    """Seconds of each arm in each round, by the clock and of processors, in an order drawn anew; what they returned."""
+    """Seconds of each arm in each round, by the clock and CPU, in an order drawn anew; what they returned."""
     generator = np.random.default_rng(0)
     seconds: dict[str, list[float]] = {name: [] for name in arms}
-    processor: dict[str, list[float]] = {name: [] for name in arms}
+    cpu: dict[str, list[float]] = {name: [] for name in arms}
     found: dict[str, int] = {}
     for turn in range(rounds):
         for name in generator.permutation(list(arms)).tolist():
-            started, before = time.perf_counter(), _processor_seconds()
+            started, before = time.perf_counter(), _cpu_seconds()
             found[name] = arms[name]()
             seconds[name].append(time.perf_counter() - started)
-            processor[name].append(_processor_seconds() - before)
-            spent = f"{seconds[name][-1]:.1f} s, of processors {processor[name][-1]:.1f} s"
+            cpu[name].append(_cpu_seconds() - before)
+            spent = f"{seconds[name][-1]:.1f} s, CPU {cpu[name][-1]:.1f} s"
             print(f"round {turn + 1}: {name} {spent}", flush=True)
-    return seconds, processor, found
+    return seconds, cpu, found
 
 
-def _processor_seconds() -> float:
+def _cpu_seconds() -> float:
     """Of this process and of its children that have ended."""
     used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(own.ru_utime + own.ru_stime for own in used)
@@ -200,7 +196,7 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": float(np.median(values)), "least": min(values), "most": max(values)}
 
 
-def _said(value: float) -> str:
+def _text(value: float) -> str:
     return f"{value:.2f}"
 
 

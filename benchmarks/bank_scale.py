@@ -1,9 +1,9 @@
-"""A bank of very many cut-outs: how long it takes to write and to open, what memory it needs, how fast it is read.
+"""A bank of a million foregrounds: how long it takes to write and to open, what memory it needs, how fast it is read.
 
 Reads at random by several processes at once, beside reads of the same records straight from LMDB, which is the
 store's own limit::
 
-    python -m benchmarks.bank_scale --json F [--cutouts 1000000] [--readers 8] [--seconds 10]
+    python -m benchmarks.bank_scale --json F [--foregrounds 1000000] [--readers 8] [--seconds 10]
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from typing import Any
 import lmdb
 import numpy as np
 
+from benchmarks._timing import own_megabytes
 from terse_aug import ForegroundBank
 from terse_aug.bank import BankWriter, Foreground
 from terse_aug.bank.storage.record import record_key
 
 _CLASSES = 80
 _DISTINCT = 64
-"""Different pictures that the cut-outs are made of; each record is a copy of its own."""
+"""Number of different images; each record holds a copy of one."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -38,9 +39,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         path = Path(folder) / "large.bank"
-        result: dict[str, Any] = {"cut-outs": args.cutouts, "side": args.side, "readers": args.readers}
+        result: dict[str, Any] = {"foregrounds": args.foregrounds, "side": args.side, "readers": args.readers}
         started = time.perf_counter()
-        write(path, args.cutouts, args.side)
+        write(path, args.foregrounds, args.side)
         result["write seconds"] = time.perf_counter() - started
         result["gigabytes"] = path.stat().st_size / 1e9
         result |= _in_processes(1, opening, path)[0]
@@ -56,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--cutouts", type=int, default=1_000_000)
-    parser.add_argument("--side", type=int, default=24, help="of a cut-out, pixels (default: %(default)s)")
+    parser.add_argument("--foregrounds", type=int, default=1_000_000)
+    parser.add_argument("--side", type=int, default=24, help="of a foreground, pixels (default: %(default)s)")
     parser.add_argument("--readers", type=int, default=8, help="processes (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=10, help="of reading (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="where the bank is made (default: the system's for such files)")
@@ -65,19 +66,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def write(path: Path, count: int, side: int) -> None:
-    """A bank of ``count`` opaque noisy cut-outs of ``side`` pixels."""
+    """A bank of ``count`` opaque noisy foregrounds of ``side`` pixels."""
     generator = np.random.default_rng(0)
-    pictures = generator.integers(0, 256, (_DISTINCT, side, side, 4), dtype=np.uint8)
-    pictures[..., 3] = 255
+    images = generator.integers(0, 256, (_DISTINCT, side, side, 4), dtype=np.uint8)
+    images[..., 3] = 255
     with BankWriter(path, {label: f"class {label}" for label in range(_CLASSES)}) as writer:
         for number in range(count):
-            picture = pictures[number % _DISTINCT]
-            writer.add(Foreground(picture, number % _CLASSES, f"image {number // 10}/{number % 10}", 0.2))
+            image = images[number % _DISTINCT]
+            writer.add(Foreground(image, number % _CLASSES, f"image {number // 10}/{number % 10}", 0.2))
 
 
 def opening(path: Path) -> dict[str, Any]:
-    """Seconds and memory of opening the bank and reading one cut-out, in a process that has done neither."""
-    before, started = _own_megabytes(), time.perf_counter()
+    """Seconds and memory of opening the bank and reading one foreground, in a fresh process."""
+    before, started = own_megabytes(), time.perf_counter()
     with ForegroundBank.open(path) as bank:
         opened = time.perf_counter()
         bank[len(bank) // 2]
@@ -85,31 +86,31 @@ def opening(path: Path) -> dict[str, Any]:
         return {
             "open seconds": opened - started,
             "first read seconds": read - opened,
-            "memory of opening, MB": _own_megabytes() - before,
+            "memory of opening, MB": own_megabytes() - before,
         }
 
 
 def read_bank(path: Path, seconds: float) -> dict[str, Any]:
-    """Cut-outs at random through the bank, for some time."""
+    """Random reads through the bank."""
     with ForegroundBank.open(path) as bank:
-        count, before = len(bank), _own_megabytes()
-        reads = _for_some_time(seconds, lambda number: bank[number], count)
-        return {"reads": reads, "megabytes": _own_megabytes() - before}
+        count, before = len(bank), own_megabytes()
+        reads = _reads_within(seconds, lambda number: bank[number], count)
+        return {"reads": reads, "megabytes": own_megabytes() - before}
 
 
 def read_lmdb(path: Path, seconds: float) -> dict[str, Any]:
-    """The same records, copied, without a bank."""
+    """Random reads of the same records straight from LMDB."""
     with ForegroundBank.open(path) as bank:
         count = len(bank)
     del bank
     environment = lmdb.open(str(path), subdir=False, readonly=True, lock=False, readahead=False)
     with environment.begin() as transaction:
-        before = _own_megabytes()
-        reads = _for_some_time(seconds, lambda number: transaction.get(record_key(number)), count)
-        return {"reads": reads, "megabytes": _own_megabytes() - before}
+        before = own_megabytes()
+        reads = _reads_within(seconds, lambda number: transaction.get(record_key(number)), count)
+        return {"reads": reads, "megabytes": own_megabytes() - before}
 
 
-def _for_some_time(seconds: float, read: Callable[[int], object], count: int) -> int:
+def _reads_within(seconds: float, read: Callable[[int], object], count: int) -> int:
     draw, reads, end = random.Random(os.getpid()), 0, time.perf_counter() + seconds
     while time.perf_counter() < end:
         for _ in range(100):
@@ -118,28 +119,22 @@ def _for_some_time(seconds: float, read: Callable[[int], object], count: int) ->
     return reads
 
 
-def _own_megabytes() -> float:
-    """Memory of this process alone: pages of the file that it has mapped are the system's, and shared."""
-    _, resident, shared = Path("/proc/self/statm").read_text().split()[:3]
-    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
 def _in_processes(count: int, work: Callable[..., dict[str, Any]], *arguments: Any) -> list[dict[str, Any]]:
-    """What each of ``count`` fresh processes found, all beginning together."""
+    """Results of ``count`` fresh processes that start the work at the same time."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, context, _meet_at, (context.Barrier(count),)) as pool:
-        return [own.result() for own in [pool.submit(_together, work, arguments) for _ in range(count)]]
+    with ProcessPoolExecutor(count, context, _set_barrier, (context.Barrier(count),)) as pool:
+        return [own.result() for own in [pool.submit(_when_all_are_ready, work, arguments) for _ in range(count)]]
 
 
 _barrier: Barrier
 
 
-def _meet_at(barrier: Barrier) -> None:
+def _set_barrier(barrier: Barrier) -> None:
     global _barrier
     _barrier = barrier
 
 
-def _together(work: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> dict[str, Any]:
+def _when_all_are_ready(work: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> dict[str, Any]:
     _barrier.wait()
     return work(*arguments)
 

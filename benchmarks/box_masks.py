@@ -1,11 +1,11 @@
-"""How well masks made of boxes agree with true ones: GrabCut, ellipses and whole boxes on COCO with hidden masks.
+"""Agreement of masks made from boxes with the true ones: GrabCut, ellipses and whole boxes on COCO with hidden masks.
 
 ::
 
     python -m benchmarks.box_masks --coco coco_mini/annotations/instances_train2017.json=coco_mini/train2017 \\
         coco_mini/annotations/instances_val2017.json=coco_mini/val2017 --json F
 
-Objects of at least 8 pixels a side and 100 pixels in all that are no crowds, which is what a bank would take.
+Objects of at least 8 pixels a side and 100 pixels in all that are not crowds: the default rules of a bank.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     for row in rows:
         by_class[row["class"]].append(row)
     summary = [
-        _figures(f"quality from {least:g}", [row for row in rows if row["quality"] >= least]) for least in THRESHOLDS
+        _summary(f"quality from {least:g}", [row for row in rows if row["quality"] >= least]) for least in THRESHOLDS
     ]
     often = sorted(by_class.items(), key=lambda item: -len(item[1]))[: args.classes]
-    classes = [_figures(name, own) for name, own in often]
+    classes = [_summary(name, own) for name, own in often]
     known = [(row["quality"], row["grabcut"]) for row in rows if row["quality"] >= 0]
     correlation = float(np.corrcoef(np.array(known).T)[0, 1])
     seconds = [row["seconds"] for row in rows]
     content = {
-        "all": _figures("all", rows),
+        "all": _summary("all", rows),
         "by quality": summary,
         "by class": classes,
         "correlation of quality and IoU": correlation,
@@ -110,22 +110,22 @@ def _iou(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     return float((first & second).sum() / max((first | second).sum(), 1))
 
 
-def _figures(name: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    figures: dict[str, Any] = {"name": name, "objects": len(rows)}
-    for way in BOX_MASK_METHODS:
-        values = [row[way] for row in rows]
-        figures[way] = (
+def _summary(name: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    summary: dict[str, Any] = {"name": name, "objects": len(rows)}
+    for method in BOX_MASK_METHODS:
+        values = [row[method] for row in rows]
+        summary[method] = (
             {"mean": float(np.mean(values)), "10th percentile": float(np.percentile(values, 10))} if rows else None
         )
-    return figures
+    return summary
 
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:
-    table = Table("", "objects", *(f"{way}: IoU (10th percentile)" for way in BOX_MASK_METHODS))
+    table = Table("", "objects", *(f"{method}: IoU (10th percentile)" for method in BOX_MASK_METHODS))
     for row in rows:
         cells = [
-            f"{row[way]['mean']:.2f} ({row[way]['10th percentile']:.2f})" if row[way] else ""
-            for way in BOX_MASK_METHODS
+            f"{row[method]['mean']:.2f} ({row[method]['10th percentile']:.2f})" if row[method] else ""
+            for method in BOX_MASK_METHODS
         ]
         table.add_row(row["name"], str(row["objects"]), *cells)
     Console(width=140).print(table)

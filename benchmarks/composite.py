@@ -1,8 +1,8 @@
-"""Milliseconds per image of copy-paste with corrected labels, one CPU thread: terse-aug and its peers in one run.
+"""Milliseconds per image of copy-paste with corrected labels, one CPU thread: terse-aug beside other libraries.
 
 ``python -m benchmarks.composite --json F [--rounds 60] [--memory 10000]``
 
-``ms_per_image`` is the median processor time of a call, which others on the machine do not lengthen;
+``ms_per_image`` is the median CPU time of a call;
 ``wall_ms_per_image`` is the median by the clock.
 """
 
@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks._arms import Arm, mmdet_arm, numpy_arm, segpaste_arm, terse_arm
-from benchmarks._scenes import Picture, make_picture
+from benchmarks._copy_paste_peers import Arm, mmdet_arm, numpy_arm, segpaste_arm, terse_arm
+from benchmarks._drawn_images import DrawnImage, draw_image
 from benchmarks._timing import (
     Summary,
     interleaved,
-    resident_megabytes,
+    own_megabytes,
     run_in_one_thread,
     show,
     surroundings,
@@ -33,8 +33,8 @@ CASES = ((512, 3), (1024, 5))
 """(side of the image in pixels, objects pasted; as many objects are in the image before)."""
 
 ARMS = ("terse", "numpy", "mmdet", "segpaste")
-_PICTURES = 6  # of each kind, in turn, so that not everything is always in the processor's cache
-_SETTLED_SHARE = 0.2  # of the images of a memory run, after which memory should no longer grow
+_IMAGES = 6  # of each kind, in turn, so that not everything stays in the CPU cache
+_SETTLED_FRACTION = 0.2  # of the images of a memory run, after which memory should no longer grow
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -52,12 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _row(side: int, count: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Time all arms at one size; print the table."""
-    arms = _arms(*_pictures(side, count), folder)
+    arms = _arms(*_images(side, count), folder)
     for name, arm in arms.items():
         _check(name, arm, count)
     timed = {name: (arm.prepare, arm.paste) for name, arm in arms.items()}
     times = interleaved(timed, options.rounds, options.warmup)
-    summaries = {name: Summary.of(arm.processor) for name, arm in times.items()}
+    summaries = {name: Summary.of(arm.cpu) for name, arm in times.items()}
     walls = {name: Summary.of(arm.wall) for name, arm in times.items()}
     ratios = {name: round(summary.median / summaries["terse"].median, 3) for name, summary in summaries.items()}
     show(
@@ -86,14 +86,14 @@ def _row(side: int, count: int, options: argparse.Namespace, folder: Path) -> di
     }
 
 
-def _pictures(side: int, count: int) -> tuple[list[Picture], list[Picture]]:
+def _images(side: int, count: int) -> tuple[list[DrawnImage], list[DrawnImage]]:
     generator = np.random.default_rng(side)
-    backgrounds = [make_picture(side, count, generator) for _ in range(_PICTURES)]
-    return backgrounds, [make_picture(side, count, generator) for _ in range(_PICTURES)]
+    backgrounds = [draw_image(side, count, generator) for _ in range(_IMAGES)]
+    return backgrounds, [draw_image(side, count, generator) for _ in range(_IMAGES)]
 
 
-def _arms(backgrounds: list[Picture], sources: list[Picture], folder: Path) -> dict[str, Arm]:
-    """The arms whose library is installed; the others are named on the screen and null in the JSON."""
+def _arms(backgrounds: list[DrawnImage], sources: list[DrawnImage], folder: Path) -> dict[str, Arm]:
+    """The arms whose library is installed; the others are printed, and null in the JSON."""
     makers: dict[str, Callable[[], Arm]] = {
         "terse": lambda: terse_arm(backgrounds, sources, folder),
         "numpy": lambda: numpy_arm(backgrounds, sources),
@@ -110,9 +110,9 @@ def _arms(backgrounds: list[Picture], sources: list[Picture], folder: Path) -> d
 
 
 def _check(name: str, arm: Arm, count: int) -> None:
-    """An arm that silently did less than its job would win."""
-    for number in range(_PICTURES):
-        image, boxes, masks = arm.outcome(arm.paste(arm.prepare(number)))
+    """Check that an arm does the whole job."""
+    for number in range(_IMAGES):
+        image, boxes, masks = arm.result(arm.paste(arm.prepare(number)))
         if not (boxes == masks and count <= boxes <= 2 * count and np.isfinite(image).all()):
             raise RuntimeError(
                 f"{name}: expected {count} to {2 * count} labelled objects, got {boxes} and {masks} masks"
@@ -120,22 +120,22 @@ def _check(name: str, arm: Arm, count: int) -> None:
 
 
 def _memory(side: int, count: int, images: int, folder: Path) -> dict[str, Any]:
-    """Resident memory of this process while ``Terse`` makes ``images`` composites."""
-    backgrounds, sources = _pictures(side, count)
+    """Memory of this process while ``Terse`` makes ``images`` composites."""
+    backgrounds, sources = _images(side, count)
     arm = terse_arm(backgrounds, sources, _fresh(folder))
-    settled = max(int(images * _SETTLED_SHARE), 1)
+    settled = max(int(images * _SETTLED_FRACTION), 1)
     megabytes: dict[str, float] = {}
     for number in range(1, images + 1):
         arm.paste(arm.prepare(number))
         if number in (settled, images):
-            megabytes[str(number)] = round(resident_megabytes(), 2)
+            megabytes[str(number)] = round(own_megabytes(), 2)
     growth = round(megabytes[str(images)] - megabytes[str(settled)], 2)
     show(
-        f"resident memory, terse, {side}x{side}, {count} objects",
+        f"memory, terse, {side}x{side}, {count} objects",
         ("images", "MB"),
         [(after, f"{value:.1f}") for after, value in megabytes.items()] + [("growth", f"{growth:+.1f}")],
     )
-    return {"size": side, "objects": count, "resident_mb_after_images": megabytes, "growth_mb": growth}
+    return {"size": side, "objects": count, "mb_after_images": megabytes, "growth_mb": growth}
 
 
 def _fresh(folder: Path) -> Path:
@@ -149,7 +149,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", metavar="F", help="write the figures there")
     parser.add_argument("--rounds", type=int, default=60, help="timed calls of each arm (default 60)")
     parser.add_argument("--warmup", type=int, default=5, help="calls of each arm before that (default 5)")
-    parser.add_argument("--memory", type=int, default=0, metavar="N", help="also watch memory over N images")
+    parser.add_argument("--memory", type=int, default=0, metavar="N", help="also measure memory over N images")
     parser.add_argument("--cases", type=_case, nargs="+", default=CASES, metavar="SIDE:OBJECTS", help="other sizes")
     return parser.parse_args(arguments)
 

@@ -1,9 +1,9 @@
-"""What terse-aug adds to a Detectron2 training step, and to loading an image; needs Detectron2.
+"""Cost of terse-aug in a Detectron2 training step, and in loading an image.
 
 ``python -m benchmarks.detectron2_step --json F [--cycles 4] [--side 320] [--batch 2] [--device cpu]``
 
 Detectron2's own Faster R-CNN R50-FPN in its own SimpleTrainer, untrained. All arms train the same detector with a
-learning rate of 0 and take turns step by step; batches are mapped before the clock starts, with cut-outs by
+learning rate of 0 and take turns step by step; batches are mapped before the clock starts, with foregrounds by
 ``TerseMapper``. Loading: the time of ``DatasetMapper`` alone and inside ``TerseMapper``, in this process.
 """
 
@@ -27,22 +27,16 @@ from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from benchmarks._scenes import make_picture
-from benchmarks._steps import CYCLE, SOURCE_SIDE, report_loading, report_steps, step_bank
+from benchmarks._drawn_images import draw_image
 from benchmarks._timing import interleaved, surroundings, write_json
+from benchmarks._training_steps import CYCLE, POLICIES, SOURCE_SIDE, report_loading, report_steps, step_bank
 from terse_aug import ForegroundBank
+from terse_aug.config import PolicySettings
 from terse_aug_detectron2 import TerseHook, TerseMapper, add_terse_config
 
-ARMS: dict[str, dict[str, Any] | None] = {
-    "none": None,
-    "random": {"policy": "random"},
-    "critic_k1": {"policy": "critic", "move_every": 1},
-    "critic_k4": {"policy": "critic", "move_every": CYCLE},
-    "learned_k1": {"policy": "adversarial", "move_every": 1},
-    "learned_k4": {"policy": "adversarial", "move_every": CYCLE},
-}
+ARMS: dict[str, PolicySettings | None] = {"none": None, **POLICIES}
 
-_OBJECTS, _PICTURES = 3, 8
+_OBJECTS, _IMAGES = 3, 8
 
 Record = dict[str, Any]
 
@@ -64,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         records, bank = _records(Path(name)), step_bank(Path(name)).relabel({"first": 0, "second": 1})
         mappers = {"DatasetMapper": DatasetMapper(cfg, is_train=True)}
         mappers["TerseMapper"] = TerseMapper(mappers["DatasetMapper"], bank)
-        arms = {name: _Arm(model, bank, records, mappers, settings, options) for name, settings in ARMS.items()}
+        arms = {name: _Arm(model, bank, records, mappers, policy, options) for name, policy in ARMS.items()}
         steps = interleaved({name: arm.pair() for name, arm in arms.items()}, CYCLE * options.cycles, CYCLE)
         loading = interleaved({name: _loader(mapper, records) for name, mapper in mappers.items()}, 40, 8)
     title = f"R50-FPN, {options.side} px, batch {options.batch}, {options.cycles} cycles of {CYCLE} steps"
@@ -85,16 +79,16 @@ class _Arm:
         bank: ForegroundBank,
         records: list[Record],
         mappers: dict[str, Any],
-        settings: dict[str, Any] | None,
+        policy: PolicySettings | None,
         options: argparse.Namespace,
     ) -> None:
-        mapper = mappers["DatasetMapper" if settings is None else "TerseMapper"]
+        mapper = mappers["DatasetMapper" if policy is None else "TerseMapper"]
         batches = [
             [mapper(records[(number * options.batch + place) % len(records)]) for place in range(options.batch)]
-            for number in range(_PICTURES)
+            for number in range(_IMAGES)
         ]
         self._trainer = SimpleTrainer(model, _Endless(batches), torch.optim.SGD(model.parameters(), lr=0.0))
-        self._hook = None if settings is None else TerseHook(bank, seed=0, **settings)
+        self._hook = None if policy is None else TerseHook(bank, policy, seed=0)
         self._trainer.register_hooks([self._hook])
         self._trainer.iter = self._trainer.start_iter = 0
         self._trainer.storage = EventStorage(0)
@@ -144,12 +138,12 @@ def _loader(mapper: Any, records: list[Record]) -> tuple[Callable[[int], Record]
 def _records(folder: Path) -> list[Record]:
     generator = np.random.default_rng(0)
     records = []
-    for number in range(_PICTURES):
-        picture = make_picture(SOURCE_SIDE, _OBJECTS, generator)
-        cv2.imwrite(str(folder / f"{number}.jpg"), picture.image[:, :, ::-1])
+    for number in range(_IMAGES):
+        drawn = draw_image(SOURCE_SIDE, _OBJECTS, generator)
+        cv2.imwrite(str(folder / f"{number}.jpg"), drawn.image[:, :, ::-1])
         annotations = [
             {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": label - 1}
-            for box, label in zip(picture.boxes.tolist(), picture.labels.tolist(), strict=True)
+            for box, label in zip(drawn.boxes.tolist(), drawn.labels.tolist(), strict=True)
         ]
         size = {"height": SOURCE_SIDE, "width": SOURCE_SIDE}
         name = str(folder / f"{number}.jpg")

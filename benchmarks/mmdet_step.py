@@ -1,11 +1,10 @@
-"""What terse-aug adds to an MMDetection training step, and to loading an image, beside MMDetection's CopyPaste.
+"""Cost of terse-aug in an MMDetection training step, and in loading an image, beside MMDetection's CopyPaste.
 
 ``python -m benchmarks.mmdet_step --json F [--detector faster-rcnn] [--cycles 4] [--side 320] [--batch 2]``
 
 MMDetection's own config of Faster R-CNN R50-FPN or RTMDet-tiny, untrained, in its own runner. All arms train the same
 detector with a learning rate of 0 and take turns step by step; batches are loaded before the clock starts, with
-cut-outs by ``TersePaste``. Arms called ``..._in_preprocessor`` compose in the data preprocessor, as one of its
-``batch_augments``, in place of before the iteration. Masks are read where ``CopyPaste`` needs them. Loading: the time
+foregrounds by ``TersePaste``. Masks are read where ``CopyPaste`` needs them. Loading: the time
 of an image in this process.
 """
 
@@ -15,6 +14,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,36 +23,24 @@ import mmdet
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
-from mmdet.registry import DATASETS, HOOKS, MODELS, TRANSFORMS
+from mmdet.registry import DATASETS, MODELS, TRANSFORMS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import nn
 
-from benchmarks._scenes import Picture, make_picture
-from benchmarks._steps import CYCLE, SOURCE_SIDE, report_loading, report_steps, step_bank
+from benchmarks._drawn_images import DrawnImage, draw_image
 from benchmarks._timing import Times, interleaved, surroundings, write_json
-from terse_aug import PixelFormat
+from benchmarks._training_steps import CYCLE, POLICIES, SOURCE_SIDE, report_loading, report_steps, step_bank
 from terse_aug_mmdet import TerseHook
-from terse_aug_mmdet.batch import put_back, sampled_foregrounds_of, to_samples
 
 CONFIGS = {
     "faster-rcnn": "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
     "rtmdet-tiny": "rtmdet/rtmdet_tiny_8xb32-300e_coco.py",
 }
-PASTING: dict[str, dict[str, Any]] = {
-    "random": {"policy": "random"},
-    "critic_k1": {"policy": "critic", "move_every": 1},
-    "critic_k4": {"policy": "critic", "move_every": CYCLE},
-    "learned_k1": {"policy": "adversarial", "move_every": 1},
-    "learned_k4": {"policy": "adversarial", "move_every": CYCLE},
-    "random_in_preprocessor": {"policy": "random"},
-    "learned_k1_in_preprocessor": {"policy": "adversarial", "move_every": 1},
-}
-
 _CLASSES = ("first", "second")
-_OBJECTS, _PICTURES = 3, 8
+_OBJECTS, _IMAGES = 3, 8
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -73,48 +61,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         arms = {"none": _Arm(model, datasets["none"], None, name, options)}
         arms["CopyPaste"] = _Arm(model, datasets["CopyPaste"], None, name, options)
-        for arm, settings in PASTING.items():
-            kind = "HookOfTheOtherSeat" if arm.endswith("_in_preprocessor") else "TerseHook"
-            dataset = _with(plain, {"type": "TersePaste", **pasting, **settings})
-            arms[arm] = _Arm(model, dataset, {"type": kind, **pasting, **settings}, name, options)
+        for arm, policy in POLICIES.items():
+            settings = pasting | {"policy": {"type": type(policy).__name__, **asdict(policy)}}
+            dataset = _with(plain, {"type": "TersePaste", **settings})
+            arms[arm] = _Arm(model, dataset, {"type": "TerseHook", **settings}, name, options)
         rounds = CYCLE * options.cycles
         steps = interleaved({name: (arm.load, arm.step) for name, arm in arms.items()}, rounds, CYCLE)
         loading = interleaved({name: _loader(dataset) for name, dataset in datasets.items()}, 40, 8)
         inside = {name: arm.milliseconds_in_terse() for name, arm in arms.items()}
     _report(steps, loading, inside, options)
-
-
-@HOOKS.register_module()
-class HookOfTheOtherSeat(TerseHook):
-    """Composes when the data preprocessor has normalised and padded the batch."""
-
-    def before_train(self, runner: Any) -> None:
-        """Say how the preprocessor has normalised the images."""
-        super().before_train(runner)
-        preprocessor = runner.model.data_preprocessor
-        mean, std = (tuple(values.flatten().tolist()) for values in (preprocessor.mean, preprocessor.std))
-        self.terse.pixel_format = PixelFormat(255.0, mean, std, bgr=not preprocessor._channel_conversion)
-
-    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Take the seat for this iteration."""
-        runner.model.data_preprocessor.batch_augments = [self._compose]
-
-    def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
-        """Leave it."""
-        runner.model.data_preprocessor.batch_augments = None
-        super().after_train_iter(runner, *args, **kwargs)
-
-    def _compose(self, inputs: Tensor, samples: Any) -> tuple[Tensor, Any]:
-        shapes = [sample.img_shape for sample in samples]
-        shown = [image[:, :height, :width] for image, (height, width) in zip(inputs, shapes, strict=True)]
-        batch = {"inputs": shown, "data_samples": samples}
-        images, targets = to_samples(batch, inputs.device)
-        composites, corrected = self.terse(images, targets, sampled_foregrounds_of(batch))
-        put_back(batch, list(composites), corrected)
-        padded = torch.zeros_like(inputs)
-        for row, image in enumerate(batch["inputs"]):
-            padded[row, :, : image.shape[1], : image.shape[2]] = image
-        return padded, batch["data_samples"]
 
 
 @TRANSFORMS.register_module()
@@ -168,7 +123,7 @@ class _Arm:
         """The batch of a turn; the same photographs in every arm."""
         np.random.seed(turn)  # noqa: NPY002 - what MMDetection's transforms draw from
         dataset = self._runner.train_dataloader.dataset
-        return turn, pseudo_collate([dataset[(turn * self._batch + row) % _PICTURES] for row in range(self._batch)])
+        return turn, pseudo_collate([dataset[(turn * self._batch + row) % _IMAGES] for row in range(self._batch)])
 
     def step(self, prepared: tuple[int, Any]) -> None:
         """An iteration of the runner."""
@@ -187,7 +142,7 @@ class _Arm:
 
 def _loader(dataset: Mapping[str, Any]) -> tuple[Callable[[int], int], Callable[[int], Any]]:
     built = DATASETS.build(dataset)
-    return (lambda turn: turn % _PICTURES), (lambda index: built[index])
+    return (lambda turn: turn % _IMAGES), (lambda index: built[index])
 
 
 def _model_config(detector: str) -> Any:
@@ -235,12 +190,12 @@ def _write_data(folder: Path) -> Path:
     """Pictures and their annotations in COCO's form; the path of the JSON."""
     generator = np.random.default_rng(0)
     images, annotations = [], []
-    for number in range(_PICTURES):
-        picture = make_picture(SOURCE_SIDE, _OBJECTS, generator)
-        cv2.imwrite(str(folder / f"{number}.jpg"), picture.image[:, :, ::-1])
+    for number in range(_IMAGES):
+        drawn = draw_image(SOURCE_SIDE, _OBJECTS, generator)
+        cv2.imwrite(str(folder / f"{number}.jpg"), drawn.image[:, :, ::-1])
         images.append({"id": number, "file_name": f"{number}.jpg", "height": SOURCE_SIDE, "width": SOURCE_SIDE})
         annotations += [
-            {"id": 10 * number + row + 1, "image_id": number} | _annotation(picture, row) for row in range(_OBJECTS)
+            {"id": 10 * number + row + 1, "image_id": number} | _annotation(drawn, row) for row in range(_OBJECTS)
         ]
     categories = [{"id": label + 1, "name": name} for label, name in enumerate(_CLASSES)]
     path = folder / "data.json"
@@ -248,14 +203,14 @@ def _write_data(folder: Path) -> Path:
     return path
 
 
-def _annotation(picture: Picture, row: int) -> dict[str, Any]:
-    left, top, right, bottom = picture.boxes[row].tolist()
-    outlines, _ = cv2.findContours(picture.masks[row], cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+def _annotation(drawn: DrawnImage, row: int) -> dict[str, Any]:
+    left, top, right, bottom = drawn.boxes[row].tolist()
+    outlines, _ = cv2.findContours(drawn.masks[row], cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     return {
         "bbox": [left, top, right - left, bottom - top],
-        "category_id": int(picture.labels[row]),
+        "category_id": int(drawn.labels[row]),
         "iscrowd": 0,
-        "area": float(picture.masks[row].sum()),
+        "area": float(drawn.masks[row].sum()),
         "segmentation": [outline.flatten().tolist() for outline in outlines if len(outline) > 2],
     }
 

@@ -1,15 +1,15 @@
-"""AP on Penn-Fudan with few training images: none, random, hard-random, learned and critic, paired by seed.
+"""AP on Penn-Fudan with few training images, for no pasting and for each policy, paired by seed.
 
-Runs the trainers of examples/torchvision, examples/detectron2 or examples/mmdet, some at a time, and goes on where it
-was stopped::
+Runs the trainers of examples/torchvision, examples/detectron2 or examples/mmdet, some in parallel; finished runs are
+not repeated::
 
     python -m benchmarks.penn_fudan --data shared/data/penn_fudan --weights mobilenet_v2.pth --out runs/penn_fudan
 
-With ``--boxes`` the cut-outs are made of the training images' boxes as if there were no masks; run it with
-``--arms random`` and another ``--out``, and compare with a run without it.
+Options after ``--`` are passed to the trainer of every arm with pasting: ``-- --critic-temperature 0.1`` with
+torchvision, ``-- TERSE.POLICY.CRITIC.TEMPERATURE 0.1`` with Detectron2.
 
-Arms of the same seed share initial weights, order of images and mirroring; but for mmdet's ``copypaste``, which mirrors
-by draws of its own and pads its images to one size.
+Arms of the same seed share initial weights, order of images and flipping; except MMDetection's ``copypaste``, which
+draws its own flips and pads its images to one size.
 """
 
 from __future__ import annotations
@@ -26,34 +26,31 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks._hosts import HOSTS, POLICIES, Host, Run
-from terse_aug.bank import BOX_MASK_METHODS, BoxMasks
+from benchmarks._frameworks import FRAMEWORKS, POLICIES, Framework, Run
 
-FIGURES = ("AP", "AP50", "AP75")
-VERSION = 3
-"""Of the runs: raised when the same flags give other figures, so that old and new runs are not mixed."""
+COLUMNS = ("AP", "AP50", "AP75")
+VERSION = 4
+"""Of the runs: increased when the same flags give other results, so that old and new runs are not mixed."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run what is missing, then write and print the figures."""
+    """Run what is missing, then write and print the results."""
     args = _parser().parse_args(argv)
-    host = HOSTS[args.host](args)
+    framework = FRAMEWORKS[args.framework](args)
     arms = args.arms or ("none", *POLICIES)
-    if unknown := [arm for arm in arms if arm not in host.arms]:
-        raise SystemExit(f"--arms: {args.host} has {', '.join(host.arms)}, not {', '.join(unknown)}")
-    if args.boxes and args.host != "torchvision":
-        raise SystemExit(f"--boxes: only with --host torchvision, not {args.host}")
-    if args.amp and host.amp_needs_gpu and args.device == "cpu":
-        raise SystemExit(f"--amp: {args.host} has mixed precision on a GPU only")
+    if unknown := [arm for arm in arms if arm not in framework.arms]:
+        raise SystemExit(f"--arms: {args.framework} has {', '.join(framework.arms)}, not {', '.join(unknown)}")
+    if args.amp and framework.amp_needs_gpu and args.device == "cpu":
+        raise SystemExit(f"--amp: {args.framework} has mixed precision on a GPU only")
     runs = [Run(images, arm, seed) for seed in args.seeds for images in args.train for arm in arms]
     missing = [run for run in runs if not _done(run, args).exists()]
     for run in set(runs) - set(missing):
         _check_same(run, args)
     if not args.report and missing:
         args.out.mkdir(parents=True, exist_ok=True)
-        host.prepare(args.train)
+        framework.prepare(args.train)
         with ThreadPoolExecutor(args.jobs) as pool:
-            for run, done in zip(missing, pool.map(lambda run: _train(host, run, args), missing), strict=True):
+            for run, done in zip(missing, pool.map(lambda run: _train(framework, run, args), missing), strict=True):
                 if not done:
                     raise SystemExit(f"{run.name} failed; see {args.out / run.name}.log")
     results = {run: json.loads(_done(run, args).read_text()) for run in runs if _done(run, args).exists()}
@@ -67,65 +64,50 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with PNGImages and PedMasks")
     parser.add_argument("--weights", type=Path, required=True, help="ImageNet weights of MobileNetV2")
-    parser.add_argument("--host", choices=list(HOSTS), default="torchvision", help="default torchvision")
+    parser.add_argument("--framework", choices=list(FRAMEWORKS), default="torchvision", help="default torchvision")
     parser.add_argument("--out", type=Path, required=True, help="folder for all runs and summary.json")
     parser.add_argument("--train", type=int, nargs="+", default=[20, 60], help="numbers of training images")
-    parser.add_argument(
-        "--arms", nargs="+", help=f"default: none {' '.join(POLICIES)}; mmdet has copypaste, its own, as well"
-    )
+    parser.add_argument("--arms", nargs="+", help=f"default: none {' '.join(POLICIES)}; with mmdet also copypaste")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--iterations", type=int, default=400)
     parser.add_argument("--device", default="cpu", help="cpu, cuda")
     parser.add_argument("--amp", action="store_true", help="mixed precision, in all arms")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each")
-    parser.add_argument("--terse", nargs="+", default=[], metavar="NAME=VALUE", help="settings of TerseConfig")
-    parser.add_argument(
-        "--boxes", choices=BOX_MASK_METHODS, help="torchvision: cut objects out of their boxes; else by their masks"
-    )
-    parser.add_argument(
-        "--min-quality",
-        type=float,
-        default=BoxMasks("grabcut").min_quality,
-        help="GrabCut's masks below are left out; default %(default)s",
-    )
-    parser.add_argument("--keep", action="store_true", help="torchvision: keep every run's checkpoint, 85 MB each")
-    parser.add_argument("--probe-images", type=int, default=64, help="torchvision: composites looked at in the end")
-    parser.add_argument("--report", action="store_true", help="only read the runs that are there")
+    parser.add_argument("options", nargs="*", help="of the trainer, after --, for the arms with pasting")
+    parser.add_argument("--probe-images", type=int, default=64, help="torchvision: composites probed at the end")
+    parser.add_argument("--report", action="store_true", help="only summarise finished runs")
     return parser
 
 
 def _done(run: Run, args: argparse.Namespace) -> Path:
-    """The file with a finished run's figures."""
+    """The file with the results of a finished run."""
     path: Path = args.out / run.name / "done.json"
     return path
 
 
-def _train(host: Host, run: Run, args: argparse.Namespace) -> bool:
-    """Train, and write down what came of it."""
-    seconds = host.train(run)
+def _train(framework: Framework, run: Run, args: argparse.Namespace) -> bool:
+    """Train, and write the results."""
+    seconds = framework.train(run)
     if seconds is None:
         return False
-    content = {"arguments": _arguments(run, args), "processor seconds": round(seconds, 1)}
-    content |= host.figures(args.out / run.name)
+    content = {"arguments": _arguments(run, args), "CPU seconds": round(seconds, 1)}
+    content |= framework.results(args.out / run.name)
     _done(run, args).write_text(json.dumps(content, indent=1) + "\n")
     return True
 
 
 def _arguments(run: Run, args: argparse.Namespace) -> dict[str, Any]:
-    """What makes a run; the settings of pasting where there is any."""
+    """The settings that identify a run."""
     weights = hashlib.sha256(args.weights.read_bytes()).hexdigest()[:16]
     common = {
         "version": VERSION,
-        "host": args.host,
+        "framework": args.framework,
         "iterations": args.iterations,
         "amp": args.amp,
         "device": args.device,
     }
-    pasting = {"policy": run.arm, "terse": list(args.terse)} if run.arm in POLICIES else {}
-    boxes = {"boxes": args.boxes} if args.boxes and run.arm in POLICIES else {}
-    if boxes and args.boxes == "grabcut":
-        boxes |= {"min quality": args.min_quality}
-    return common | {"weights": weights} | pasting | boxes
+    pasting = {"policy": run.arm, "options": list(args.options)} if run.arm in POLICIES else {}
+    return common | {"weights": weights} | pasting
 
 
 def _check_same(run: Run, args: argparse.Namespace) -> None:
@@ -144,16 +126,16 @@ def _summarise(images: int, arms: Sequence[str], results: dict[Run, dict[str, An
         if not own:
             continue
         row: dict[str, Any] = {"images": images, "arm": arm, "seeds": sorted(own)}
-        row |= {name: _spread([result[name] for result in own.values()]) for name in FIGURES}
+        row |= {name: _spread([result[name] for result in own.values()]) for name in COLUMNS}
         row["AP minus random's"] = [
             round(own[seed]["AP"] - random[seed]["AP"], 1) for seed in sorted(own.keys() & random.keys())
         ]
         for kind in ("composites", "random composites"):
             probed = [result[kind] for result in own.values() if kind in result]
             if probed:
-                row[f"{kind}: missed share"] = _spread([figures["missed share"] for figures in probed])
-                row[f"{kind}: diversity"] = _spread([figures["diversity"] for figures in probed])
-        row["processor seconds"] = _spread([result["processor seconds"] for result in own.values()])
+                row[f"{kind}: missed fraction"] = _spread([measures["missed fraction"] for measures in probed])
+                row[f"{kind}: diversity"] = _spread([measures["diversity"] for measures in probed])
+        row["CPU seconds"] = _spread([result["CPU seconds"] for result in own.values()])
         rows.append(row)
     return rows
 
@@ -164,11 +146,11 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 def _print(summary: Sequence[dict[str, Any]]) -> None:
     columns = [
-        *FIGURES,
-        "composites: missed share",
-        "random composites: missed share",
+        *COLUMNS,
+        "composites: missed fraction",
+        "random composites: missed fraction",
         "composites: diversity",
-        "processor seconds",
+        "CPU seconds",
     ]
     table = Table("images", "arm", "seeds", *columns, "AP minus random's")
     for row in summary:

@@ -1,6 +1,6 @@
-"""What terse-aug adds to a training step of a torchvision detector: none, random, learned with k = 1 and k = 4.
+"""Cost of terse-aug in a training step of a torchvision detector: none, random, and learned policies.
 
-``python -m benchmarks.step --json F [--cycles 10] [--detector mobilenet] [--arms random pgd_1 pgd_3 universal]``
+``python -m benchmarks.step --json F [--cycles 10] [--detector mobilenet] [--arms random pgd_1 pgd_3]``
 
 One Faster R-CNN at 320 px on batches of four images, with boxes only, as most detection data are; ``Terse`` has its
 default settings. All arms train the same detector with a learning rate of 0, so that all have the same work, and take
@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import detection
 
-from benchmarks._scenes import make_picture
-from benchmarks._steps import CYCLE, report_steps, step_bank
+from benchmarks._drawn_images import draw_image
 from benchmarks._timing import Times, interleaved, surroundings, write_json
-from terse_aug import Terse
+from benchmarks._training_steps import CYCLE, POLICIES, report_steps, step_bank
+from terse_aug import Robustness, Terse
 from terse_aug.bank import ForegroundBank
 
 _OBJECTS = 3
@@ -33,17 +33,11 @@ _MAKERS = {
     "resnet50": detection.fasterrcnn_resnet50_fpn,
 }
 
-_SETTINGS: dict[str, dict[str, Any]] = {
-    "random": {"policy": "random"},
-    "learned_k1": {"policy": "adversarial", "move_every": 1},
-    "learned_k4": {"policy": "adversarial", "move_every": CYCLE},
-    "critic_k4": {"policy": "critic", "move_every": CYCLE},
-    "hard_random": {"policy": "best-of-n"},
-    "pgd_1": {"policy": "random", "robust": "pgd"},
-    "pgd_3": {"policy": "random", "robust": "pgd", "robust_steps": 3},
-    "universal": {"policy": "random", "robust": "universal"},
+ARMS: dict[str, dict[str, Any]] = {name: {"policy": policy} for name, policy in POLICIES.items()} | {
+    "pgd_1": {"robustness": Robustness()},
+    "pgd_3": {"robustness": Robustness(steps=3)},
 }
-_POLICIES = ("random", "learned_k1", "learned_k4", "critic_k4", "hard_random")
+"""Arguments of ``Terse`` by arm: the policies, and robustness training with one and three gradient steps."""
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 
@@ -88,13 +82,13 @@ class _Step:
         self._calls += 1
 
     def terse_seconds(self) -> float:
-        """Seconds a step inside ``Terse``, by its own clock."""
+        """Seconds of a step inside ``Terse``, by its own clock."""
         return 0.0 if self._terse is None else self._terse.seconds / max(self._calls, 1)
 
 
 def _steps(model: nn.Module, bank: ForegroundBank, arms: Sequence[str]) -> dict[str, _Step]:
-    """The arm without, and those asked for."""
-    terse = {arm: Terse(bank, **_SETTINGS[arm], model=model) for arm in arms}
+    """The arm without terse-aug, and the chosen ones."""
+    terse = {arm: Terse(bank, **ARMS[arm], model=model) for arm in arms}
     return {"none": _Step(model, None)} | {arm: _Step(model, own) for arm, own in terse.items()}
 
 
@@ -102,12 +96,9 @@ def _batches(side: int, size: int) -> list[Batch]:
     generator = np.random.default_rng(0)
     batches: list[Batch] = []
     for _ in range(_BATCHES):
-        pictures = [make_picture(side, _OBJECTS, generator) for _ in range(size)]
-        images = [torch.from_numpy(picture.image).permute(2, 0, 1).contiguous().float() / 255 for picture in pictures]
-        targets = [
-            {"boxes": torch.from_numpy(picture.boxes), "labels": torch.from_numpy(picture.labels)}
-            for picture in pictures
-        ]
+        drawn = [draw_image(side, _OBJECTS, generator) for _ in range(size)]
+        images = [torch.from_numpy(one.image).permute(2, 0, 1).contiguous().float() / 255 for one in drawn]
+        targets = [{"boxes": torch.from_numpy(one.boxes), "labels": torch.from_numpy(one.labels)} for one in drawn]
         batches.append((images, targets))
     return batches
 
@@ -129,7 +120,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", metavar="F", help="write the figures there")
     parser.add_argument("--detector", choices=sorted(_MAKERS), default="mobilenet", help="default mobilenet")
     parser.add_argument(
-        "--arms", nargs="+", choices=list(_SETTINGS), default=_POLICIES, help="beside none (default: the policies)"
+        "--arms", nargs="+", choices=list(ARMS), default=list(POLICIES), help="beside none (default: the policies)"
     )
     parser.add_argument("--side", type=int, default=320, help="side of the images, pixels (default 320)")
     parser.add_argument("--batch", type=int, default=4, help="images per step (default 4)")

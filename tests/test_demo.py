@@ -116,20 +116,20 @@ def test_a_run_writes_report_figures_and_data(tiny):
 
 
 def test_the_figures_are_all_there(demo, figures):
-    assert list(figures["arms"]) == ["none", "random", "adversarial"]
+    assert list(figures["arms"]) == ["none", "random", "critic"]
     for name, arm in figures["arms"].items():
         assert [one["iteration"] for one in arm["measurements"]] == [1, 2, 3]
         for one in arm["measurements"]:
             assert set(one["average_precision"]) == {"AP", "AP50", "AP75"}
             assert (
                 set(one["missed"])
-                == {"none": set(), "random": {"random"}, "adversarial": {"random", "adversarial"}}[name]
+                == {"none": set(), "random": {"random"}, "critic": {"random", "critic"}}[name]
             )
             assert all(0 <= share <= 100 for share in one["missed"].values())
         assert figures["seconds"]["arms"][name]["cpu_per_iteration"] > 0
     assert figures["arms"]["none"]["metrics"]["objects_pasted"] == 0
     assert figures["arms"]["random"]["metrics"]["objects_pasted"] > 0
-    assert figures["arms"]["adversarial"]["metrics"]["updates"] > 0
+    assert figures["arms"]["critic"]["metrics"]["updates"] > 0
     assert figures["settings"]["seed"] == 0
     assert figures["versions"]["torch"] == torch.__version__.partition("+")[0]
 
@@ -199,17 +199,17 @@ def test_the_report_says_what_the_figures_say(demo, tiny, figures):
 def _results(figures, none, random, learned, missed=(30.0, 50.0), spread=0.9):
     """Figures of a run with these results."""
     made = copy.deepcopy(figures)
-    for arm, value in (("none", none), ("random", random), ("adversarial", learned)):
+    for arm, value in (("none", none), ("random", random), ("critic", learned)):
         for one in made["arms"][arm]["measurements"]:
             one["average_precision"] = {"AP": value, "AP50": value, "AP75": value}
-    for one in made["arms"]["adversarial"]["measurements"]:
-        one["missed"] = dict(zip(("random", "adversarial"), missed, strict=True))
-        one["spread"] = dict.fromkeys(one["spread"], spread)
+    for one in made["arms"]["critic"]["measurements"]:
+        one["missed"] = dict(zip(("random", "critic"), missed, strict=True))
+        one["std_ratio"] = dict.fromkeys(one["std_ratio"], spread)
     return made
 
 
 @pytest.mark.parametrize(
-    ("none", "random", "adversarial", "words"),
+    ("none", "random", "critic", "words"),
     [
         (10, 20, 25, "came out ahead"),
         (10, 25, 20, "did not win"),
@@ -238,7 +238,7 @@ def test_the_text_follows_the_figures(demo, figures):
     assert "are harder for the detector: on average over training it missed 50 % of them, and 30 %" in better
     assert "stayed diverse: their spread is 90 %" in better
     cheap = _results(figures, 10, 20, 30)
-    for arm, seconds in (("none", 0.2), ("random", 0.25), ("adversarial", 0.19)):
+    for arm, seconds in (("none", 0.2), ("random", 0.25), ("critic", 0.19)):
         cheap["seconds"]["arms"][arm]["cpu_per_iteration"] = seconds
     assert "25 % more CPU time with random and 5 % less with learned" in demo.wording.price(cheap)
     level = " ".join(demo.wording.paragraphs(_results(figures, 20, 20.4, 20.2, missed=(40.0, 41.0))))
@@ -267,7 +267,7 @@ def test_every_image_comes_once_before_any_comes_again(demo):
 def test_pairs_come_hardest_first_whichever_policy_is_the_harder(demo):
     def seen(score):
         box = (0.0, 0.0, 1.0, 1.0)
-        return demo.measurement.SeenImage(np.zeros((2, 2, 3), np.uint8), [_seen_object(demo, box, score)])
+        return demo.measurement.ScoredImage(np.zeros((2, 2, 3), np.uint8), [_seen_object(demo, box, score)])
 
     ones, others = [seen(0.9), seen(0.1), seen(0.5)], [seen(0.1), seen(0.3), seen(0.8)]
     pairs = demo.measurement.hardest_pairs(ones, others, count=2)
@@ -275,7 +275,7 @@ def test_pairs_come_hardest_first_whichever_policy_is_the_harder(demo):
 
 
 def _seen_object(demo, box, score):
-    return demo.measurement.SeenObject(1, box, score, pasted=True)
+    return demo.measurement.ScoredObject(1, box, score, pasted=True)
 
 
 def test_a_confident_detection_of_the_wrong_class_is_a_false_alarm(demo):
@@ -286,7 +286,7 @@ def test_a_confident_detection_of_the_wrong_class_is_a_false_alarm(demo):
         "scores": torch.tensor([0.9, 0.8, 0.7, 0.3]),
     }
     found = demo.measurement._false_alarms(target, prediction)
-    assert [(seen.label, round(seen.score, 1), seen.verdict) for seen in found] == [
+    assert [(seen.label, round(seen.score, 1), seen.outcome) for seen in found] == [
         (3, 0.8, "false"),
         (2, 0.7, "false"),
     ]
@@ -305,7 +305,7 @@ def test_perfect_predictions_have_full_precision(demo):
 
 
 def test_names_at_the_ends_of_lines_do_not_overlap(demo):
-    lines = [demo.charts.Series(name, name, [(1, 0), (2, 10)]) for name in ("none", "random", "adversarial")]
+    lines = [demo.charts.Series(name, name, [(1, 0), (2, 10)]) for name in ("none", "random", "critic")]
     drawn = demo.charts.line_chart(lines, "title", "x", "y")
     heights = sorted(float(height) for height in re.findall(r'class="end \w+" x="[\d.]+" y="([\d.]+)"', drawn))
     assert len(heights) == 3
@@ -315,8 +315,8 @@ def test_names_at_the_ends_of_lines_do_not_overlap(demo):
 def test_texts_in_a_picture_are_inside_and_apart(demo):
     boxes = [(10.0, 2.0, 30.0, 30.0), (12.0, 4.0, 32.0, 34.0), (100.0, 60.0, 128.0, 128.0), (96.0, 58.0, 127.0, 120.0)]
     objects = [_seen_object(demo, box, 0.5) for box in boxes]
-    own = demo.measurement.SeenObject(1, boxes[0], 0.5)
-    placed = demo.report.labels(demo.measurement.SeenImage(np.zeros((128, 128, 3), np.uint8), [own, *objects]))
+    own = demo.measurement.ScoredObject(1, boxes[0], 0.5)
+    placed = demo.report.labels(demo.measurement.ScoredImage(np.zeros((128, 128, 3), np.uint8), [own, *objects]))
     assert [seen for _, _, seen in placed] == objects, "the image's own objects are not named"
     for number, (x, y, _) in enumerate(placed):
         assert 0 <= x <= 128 - 40

@@ -1,8 +1,8 @@
-"""The plain-PyTorch trainer in examples/torchvision: real runs, tiny ones."""
+"""The plain-PyTorch trainer in examples/torchvision: tiny runs."""
 
-import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +14,8 @@ import torch
 from example_modules import importable
 from PIL import Image
 
-from terse_aug import TerseConfig
+from terse_aug import PasteConfig, Robustness, TransformRanges
+from terse_aug.config import POLICY_SETTINGS, Critic
 
 REPOSITORY = Path(__file__).parents[1]
 EXAMPLE = REPOSITORY / "examples" / "torchvision"
@@ -38,7 +39,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(scope="module")
 def example():
-    """The example's modules, imported as a script of its folder sees them, and forgotten afterwards."""
+    """The example's modules, imported as a script of its folder sees them, and unloaded afterwards."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with importable(EXAMPLE, "train", "train_with_terse", "detection"):
@@ -73,7 +74,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory):
-    """A COCO-format set of six pictures: two classes, a crowd, and on the last nothing but a sliver."""
+    """A COCO-format set of six images: two classes, a crowd, and on the last nothing but a sliver."""
     folder = tmp_path_factory.mktemp("coco")
     rng = np.random.default_rng(0)
     names = ["nose", "left_eye", "right_eye"]
@@ -83,17 +84,17 @@ def coco(tmp_path_factory):
         "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "person", "keypoints": names}],
     }
     for number in range(6):
-        picture = rng.integers(0, 120, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+        image = rng.integers(0, 120, (HEIGHT, WIDTH, 3), dtype=np.uint8)
         content["images"].append({"id": 10 + number, "file_name": f"{number}.png", "width": WIDTH, "height": HEIGHT})
         for category in (3, 7) if number < 5 else ():
             x, y = 5 + 4 * number + 40 * (category == 7), 10 + 5 * number
-            picture[y : y + 30, x : x + 24] = (250, 40, 40) if category == 3 else (40, 40, 250)
+            image[y : y + 30, x : x + 24] = (250, 40, 40) if category == 3 else (40, 40, 250)
             annotation = {"image_id": 10 + number, "category_id": category, "bbox": [x, y, 24, 30]}
             annotation["segmentation"] = [[x, y, x + 24, y, x + 24, y + 30, x, y + 30]]
             if category == 3:
                 annotation["keypoints"] = [x + 12, y + 9, 2, x + 4, y + 5, 2, 0, 0, 0]
             content["annotations"].append(annotation)
-        Image.fromarray(picture).save(folder / f"{number}.png")
+        Image.fromarray(image).save(folder / f"{number}.png")
     crowd = {"size": [HEIGHT, WIDTH], "counts": [0, 400, HEIGHT * WIDTH - 400]}
     content["annotations"] += [
         {"image_id": 10, "category_id": 3, "bbox": [0, 0, 5, 80], "segmentation": crowd, "iscrowd": 1},
@@ -121,7 +122,7 @@ def coco_flags(coco, out, *more):
 
 
 def perfect_predictions(dataset):
-    """What a detector that knows the answers would say."""
+    """The ground truth as predictions."""
     predictions = {}
     for image, target in (dataset[index] for index in range(len(dataset))):
         assert image.shape[0] == 3
@@ -167,7 +168,7 @@ def test_masks_are_all_or_none(example, coco, tmp_path):
     partly = example.datasets.CocoFormat(tmp_path / "partly.json", coco)
     assert "masks" not in partly[0][1]
     assert partly.dropped["masks, because other objects have none"] == 9
-    with pytest.raises(ValueError, match="learns from masks"):
+    with pytest.raises(ValueError, match="needs masks"):
         example.models.build("maskrcnn_resnet50_fpn", partly)
 
 
@@ -199,12 +200,12 @@ def test_split_file_is_the_default_split(example, data):
     assert not set(written["test"]) & set(split["train"])
 
 
-def test_mirror_twice_is_nothing(example, coco_set):
-    order = example.loading.mirrored_keypoints(coco_set.keypoint_names)
+def test_flipping_twice_is_the_identity(example, coco_set):
+    order = example.loading.flipped_keypoints(coco_set.keypoint_names)
     assert order == [0, 2, 1]
     image, target = coco_set[2]
-    once_image, once = example.loading.mirror(image, target, order)
-    twice_image, twice = example.loading.mirror(once_image, once, order)
+    once_image, once = example.loading.flip(image, target, order)
+    twice_image, twice = example.loading.flip(once_image, once, order)
     assert torch.equal(twice_image, image)
     for key in ("boxes", "masks", "keypoints", "labels"):
         assert torch.equal(twice[key], target[key]), key
@@ -223,9 +224,9 @@ def test_order_is_a_function_of_seed_and_position(example):
     draws = [draw for batch in whole for draw in batch]
     assert all(sorted(draw.index for draw in draws[at : at + 7]) == list(range(7)) for at in range(0, 42, 7))
     assert 0.2 < np.mean([draw.flipped for draw in draws]) < 0.8
-    unmirrored = [d for batch in order(7, 3, seed=4, start=0, end=14, mirror=False) for d in batch]
-    assert [d.index for d in unmirrored] == [d.index for d in draws]
-    assert not any(d.flipped for d in unmirrored)
+    unflipped = [d for batch in order(7, 3, seed=4, start=0, end=14, flip=False) for d in batch]
+    assert [d.index for d in unflipped] == [d.index for d in draws]
+    assert not any(d.flipped for d in unflipped)
 
 
 def test_learning_rate(example):
@@ -269,45 +270,59 @@ def test_evaluation_restores_the_mode(example, coco_set):
     assert detector.training
 
 
-@pytest.mark.parametrize("policy", [None, "random", "adversarial"])
-def test_resumed_run_equals_uninterrupted(example, coco, tmp_path, policy):
+@pytest.mark.parametrize("policy", [None, "critic"])
+def test_resumed_run_equals_uninterrupted(example, coco, tmp_path, monkeypatch, policy):
     main = example.main_with_terse if policy else example.main
-    own = ["--policy", policy, "--probe-images", "4", "--terse", "move_every=2"] if policy else []
+    own = ["--policy", policy, "--probe-images", "2", "--critic-update-interval", "2"] if policy else []
     flags = ["--iterations", "4", "--checkpoint-every", "2", "--eval-every", "2", "--image-every", "2", *own]
-    # Stop at two by leaving the loop, as a killed run would: its schedule is for four.
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    resumed.mkdir()
     save = example.checkpoint.save
 
-    class Killed(Exception):
-        pass
-
-    def save_and_die(path, objects, iteration, notes):
+    def save_and_copy(path, objects, iteration, notes):
         save(path, objects, iteration, notes)
-        raise Killed
+        if iteration == 2:
+            shutil.copy(path, resumed)
 
-    main(coco_flags(coco, tmp_path / "whole", *flags))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(example.checkpoint, "save", save_and_die)
-        with pytest.raises(Killed):
-            main(coco_flags(coco, tmp_path / "parts", *flags))
-    main(coco_flags(coco, tmp_path / "parts", *flags, "--resume"))
+    monkeypatch.setattr(example.checkpoint, "save", save_and_copy)
+    main(coco_flags(coco, whole, *flags))
+    main(coco_flags(coco, resumed, *flags, "--resume"))
 
-    whole, parts = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "parts"))
-    assert whole["iteration"] == parts["iteration"] == 4
-    for key, value in whole["objects"]["detector"].items():
-        assert torch.equal(value, parts["objects"]["detector"][key]), key
-    if policy:
-        assert whole["objects"]["terse"].keys() == parts["objects"]["terse"].keys()
-        for key, value in whole["objects"]["terse"].items():
-            assert torch.equal(value.nan_to_num(), parts["objects"]["terse"][key].nan_to_num()), key
-    momentum = [
-        [state["momentum_buffer"] for state in content["objects"]["optimizer"]["state"].values()]
-        for content in (whole, parts)
-    ]
-    assert len(momentum[0]) > 50
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*momentum, strict=True))
-    assert whole["notes"]["history"] == parts["notes"]["history"]
+    expected, actual = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (whole, resumed))
+    assert expected["iteration"] == actual["iteration"] == 4
+    assert expected["objects"].keys() == actual["objects"].keys()
+    assert ("terse" in actual["objects"]) == bool(policy)
+    for name in ("detector", "optimizer", *(["terse"] if policy else [])):
+        assert_equal_states(expected["objects"][name], actual["objects"][name])
+    assert len(actual["objects"]["optimizer"]["state"]) > 50
+    assert expected["notes"]["history"] == actual["notes"]["history"]
+    check_results(resumed)
 
-    results = json.loads((tmp_path / "parts" / "results.json").read_text())
+    renamed = (coco / "annotations.json").read_text().replace('"dog"', '"horse"')
+    (coco / "renamed.json").write_text(renamed)
+    other = ["--annotations", coco / "renamed.json", "--val-annotations", coco / "renamed.json", "--resume"]
+    with pytest.raises(ValueError, match="the checkpoint is for"):
+        main(coco_flags(coco, resumed, *flags, *other))
+
+
+def assert_equal_states(expected, actual):
+    """Nested states are equal to the bit, NaN included."""
+    if isinstance(expected, torch.Tensor):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+    elif isinstance(expected, dict):
+        assert expected.keys() == actual.keys()
+        for key in expected:
+            assert_equal_states(expected[key], actual[key])
+    elif isinstance(expected, (list, tuple)):
+        for one, other in zip(expected, actual, strict=True):
+            assert_equal_states(one, other)
+    elif expected == expected:
+        assert expected == actual
+
+
+def check_results(folder):
+    """What `results.json` of a run of four iterations on `coco` holds, and the other files."""
+    results = json.loads((folder / "results.json").read_text())
     assert results["arguments"]["iterations"] == 4
     assert results["arguments"]["lr"] == pytest.approx(0.0025)
     assert results["data"]["classes"] == ["person", "dog"]
@@ -321,99 +336,89 @@ def test_resumed_run_equals_uninterrupted(example, coco, tmp_path, policy):
     assert seconds["training"] > 0 < seconds["evaluation"]
     assert seconds["per_iteration"] == pytest.approx(seconds["training"] / 4)
     assert results["versions"]["torch"] == torch.__version__.split("+")[0]
-    assert list((tmp_path / "parts").glob("events.out.tfevents.*"))
-    assert not list(tmp_path.rglob("*.partial"))
-
-    renamed = (coco / "annotations.json").read_text().replace('"dog"', '"horse"')
-    (coco / "renamed.json").write_text(renamed)
-    other = ["--annotations", coco / "renamed.json", "--val-annotations", coco / "renamed.json", "--resume"]
-    with pytest.raises(ValueError, match=r"the checkpoint is for|the bank has categories that the detector lacks"):
-        main(coco_flags(coco, tmp_path / "parts", *other))
+    assert list(folder.glob("events.out.tfevents.*"))
+    assert not list(folder.rglob("*.partial"))
 
 
-def test_pasting_is_learned_probed_and_recorded(example, coco, tmp_path):
-    flags = [
-        "--iterations",
-        "4",
-        "--policy",
-        "adversarial",
-        "--probe-images",
-        "8",
-        "--terse",
-        "move_every=1",
-        "objects=2,2",
-    ]
-    example.main_with_terse(coco_flags(coco, tmp_path, *flags))
+def test_a_policy_is_trained_probed_and_recorded(example, coco, tmp_path):
+    flags = "--iterations 2 --policy adversarial --adversarial-update-interval 1 --objects 2 2 --probe-images 8"
+    example.main_with_terse(coco_flags(coco, tmp_path, *flags.split()))
     results = json.loads((tmp_path / "results.json").read_text())
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["objects"]["terse"]
     assert results["arguments"]["policy"] == "adversarial"
     assert len(list(tmp_path.glob("foregrounds-*.bank"))) == 1
     for kind in ("composites", "random composites"):
-        figures = results["evaluations"][-1][kind]
-        assert figures["objects"] > 0
-        assert 0 <= figures["missed share"] <= 1
-        assert 0 < figures["diversity"] < 1.5
-        assert sum(figures["hardness histogram"]) == pytest.approx(1)
-        assert figures["neighbour distance"] > 0
-        assert set(figures["spread by class"]) <= {"1", "2", "3"}
+        measures = results["evaluations"][-1][kind]
+        assert measures["objects"] > 0
+        assert 0 <= measures["missed fraction"] <= 1
+        assert 0 < measures["diversity"] < 1.5
+        assert sum(measures["hardness histogram"]) == pytest.approx(1)
+        assert measures["neighbour distance"] > 0
+        assert set(measures["std ratio by class"]) <= {"1", "2", "3"}
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0}).Reload()
     drawn = events.Histograms("composites/hardness histogram")[-1].histogram_value
     assert drawn.num == results["evaluations"][-1]["composites"]["objects"]
     assert 0 <= drawn.min <= drawn.max <= 1
-    moved = [value.abs().max() for key, value in state.items() if key.endswith("regressor.weight")]
-    assert moved[0] > 0
+    # The last layer of the synthesizer starts at zero.
+    assert any(value.abs().max() > 0 for key, value in state.items() if key.endswith("regressor.weight"))
 
 
-def test_settings_are_read_as_python_would_and_no_probe_is_none(example):
-    parser = example.pasting.add_flags(example.options.parser(""))
-    args = parser.parse_args(
-        [
-            "--terse",
-            "learning_rate=1e-3",
-            "objects=1,5",
-            "ranges.rotation=-5,5.5",
-            "critic_any_class=true",
-            "sampler=dog=3,cat=1",
-        ]
-    )
-    read = example.pasting.settings(args)
-    assert read["learning_rate"] == 1e-3
-    assert read["objects"] == (1, 5)
-    assert read["critic_any_class"] is True
+def pasting_flags(example, *flags):
+    """The flags of the script with terse-aug, parsed."""
+    return example.pasting.add_flags(example.options.parser("")).parse_args(list(map(str, flags)))
+
+
+def test_flags_become_settings(example, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "background.png")
+    flags = "--policy critic --critic-fixed-parameters --critic-learning-rate 0.01 --objects 1 5 --rotation -5 5.5"
+    flags += f" --sampler dog=3,cat=1 --backgrounds {tmp_path} --background-probability 0.3"
+    flags += " --robustness --robustness-steps 2"
+    read = example.pasting.settings(pasting_flags(example, *flags.split()))
+    assert read["policy"] == Critic(fixed_parameters=(), learning_rate=0.01)
+    assert read["paste"] == PasteConfig(objects=(1, 5), ranges=TransformRanges(rotation=(-5, 5.5)))
     assert read["sampler"] == "dog=3,cat=1"
-    assert read["ranges"].rotation == (-5, 5.5)
-    assert example.pasting.probe_figures(None, None, None, 0, 4) == {}
+    assert read["backgrounds"].probability == 0.3
+    assert read["robustness"] == Robustness(steps=2)
+    assert example.pasting.probe(None, None, None, 0, 4) == {}
 
 
-def test_every_setting_can_be_given(example):
-    parser = example.pasting.add_flags(example.options.parser(""))
-    for field in dataclasses.fields(TerseConfig):
-        if field.name == "ranges":
-            continue
-        value = field.default
-        parts = [str(part).lower() if isinstance(part, bool) else str(part) for part in np.atleast_1d(value).tolist()]
-        args = parser.parse_args(["--terse", f"{field.name}={','.join(parts)}"])
-        read = example.pasting.settings(args)[field.name]
-        assert read == value
-        assert type(read) in (type(value), int)
+@pytest.mark.parametrize("name", POLICY_SETTINGS)
+def test_without_flags_settings_are_the_defaults(example, name):
+    read = example.pasting.settings(pasting_flags(example, "--policy", name))
+    assert read == {"policy": POLICY_SETTINGS[name](), "paste": PasteConfig(), "sampler": "uniform"}
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--objects 1",
+        "--objects 3 1",
+        "--depth 3",
+        "--critic-candidates 4",
+        "--robustness-steps 2",
+        "--policy best-of-n --best-of-n-candidates 0",
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused(example, flags):
+    with pytest.raises((SystemExit, ValueError)):
+        example.pasting.settings(pasting_flags(example, *flags.split()))
 
 
 def test_a_bank_is_of_the_images_that_are_trained_on(example, coco, tmp_path):
-    """Whatever was trained on before with the same --out."""
-    parser = example.pasting.add_flags(example.options.parser(""))
-    args = parser.parse_args(coco_flags(coco, tmp_path))
+    """Also if another subset was trained on with the same --out."""
+    args = pasting_flags(example, *coco_flags(coco, tmp_path))
     sources = []
     for limit in (2, 4, 2):
         known = example.datasets.CocoFormat(coco / "annotations.json", coco, limit=limit)
         with example.pasting.open_bank(args, known) as bank:
-            sources.append({make_foreground.source.partition("#")[0] for make_foreground in bank})
+            sources.append({foreground.source.partition("#")[0] for foreground in bank})
     assert sources[0] == sources[2] < sources[1]
     assert len(list(tmp_path.glob("foregrounds-*.bank"))) == 2
 
 
-def test_an_image_is_turned_as_its_exif_says(example, tmp_path):
+def test_an_image_is_rotated_by_its_exif_tag(example, tmp_path):
     image = Image.new("RGB", (8, 4))
     image.putpixel((0, 0), (255, 0, 0))
     exif = image.getexif()
@@ -424,12 +429,6 @@ def test_an_image_is_turned_as_its_exif_says(example, tmp_path):
     image.save(tmp_path / "a.png", exif=exif)
     for annotated, shape in ((None, (8, 4)), ((4, 8), (8, 4)), ((8, 4), (4, 8))):  # width, height; what fits is taken
         assert example.datasets.read_image(tmp_path / "a.png", annotated).shape[1:] == shape
-
-
-@pytest.mark.parametrize("item", ["objects", "objects=", "depth=3", "ranges.rotation=9,1", "critic_any_class=1"])
-def test_a_setting_that_makes_no_sense_is_refused(example, coco, tmp_path, item):
-    with pytest.raises((SystemExit, ValueError)):
-        example.main_with_terse(coco_flags(coco, tmp_path, "--iterations", "1", "--terse", item))
 
 
 def test_checkpoints_of_either_script(example, tmp_path, capsys):
@@ -449,8 +448,8 @@ def test_checkpoints_of_either_script(example, tmp_path, capsys):
     example.checkpoint.save(path, parts(plain), 3, {})
     loaded = example.checkpoint.load(path)
     loaded.restore(parts(learned))
-    assert "no state for 'terse', which starts anew" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="lacks terse"):
+    assert "no state for 'terse', which starts from scratch" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="has no terse"):
         loaded.restore(parts(learned), required=("terse",))
     torch.save({"weight": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="use --weights"):
@@ -491,8 +490,15 @@ def test_detector_weights_for_other_classes(example, coco_set, tmp_path, capsys)
         example.models.build("ssd300_vgg16", coco_set, weights=tmp_path / "torn.pth")
 
 
+def zero_if_large(fill):
+    """Random numbers for VGG's dense layers, which SSD does not have, would take most of the time."""
+    return lambda tensor, *args, **kwargs: tensor.detach().zero_() if tensor.numel() > 2e7 else fill(tensor, *args, **kwargs)
+
+
 @pytest.mark.parametrize("name", MODELS)
-def test_every_model_learns_and_predicts(example, coco_set, name):
+def test_every_model_learns_and_predicts(example, coco_set, name, monkeypatch):
+    for fill in ("normal_", "kaiming_uniform_"):
+        monkeypatch.setattr(torch.nn.init, fill, zero_if_large(getattr(torch.nn.init, fill)))
     assert tuple(example.models.MODELS) == MODELS
     fixed_size = example.models.MODELS[name].image_size is None
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Train a small detector without pasting, with random and with learned pasting, and write a report.
+"""Train a small detector without pasting, with random pasting and with a learned policy, and write a report.
 
 Real photographs and real handwritten digits, both from installed packages; nothing is downloaded.
 """
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     save_coco(test, args.out / "data" / "test")
     annotations = save_coco(train, args.out / "data" / "train")
     built = build_bank(annotations, args.out / "data" / "train", args.out / "data" / "digits.bank")
-    console.print(f"{len(train)} training images, {len(test)} test images, {sum(built.kept.values())} cut-outs")
+    console.print(f"{len(train)} training images, {len(test)} test images, {sum(built.kept.values())} foregrounds")
 
     with _progress(console) as progress:
         tasks = {arm: progress.add_task(NAMES[arm], total=settings.iterations) for arm in ARMS}

@@ -16,7 +16,7 @@ from detection.sources import open_data
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train, evaluate and write checkpoints as the flags say."""
+    """Train, evaluate and write checkpoints."""
     args = options.finish(options.parser(__doc__), argv)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -30,19 +30,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     optimizer = torch.optim.SGD(trained, args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp and device.type == "cuda")
 
-    kept = {"detector": detector, "optimizer": optimizer}
+    state = {"detector": detector, "optimizer": optimizer}
     if scaler.is_enabled():
-        kept["scaler"] = scaler
+        state["scaler"] = scaler
     report = Report(args.out, args, data)
     start = 0
     if args.resume:
         saved = checkpoint.load(args.resume)
         start = report.resume(saved)
-        saved.restore(kept)
+        saved.restore(state)
 
-    order = TrainingOrder(
-        len(training_set), args.batch_size, args.seed, start, args.iterations, mirror=not args.no_flip
-    )
+    order = TrainingOrder(len(training_set), args.batch_size, args.seed, start, args.iterations, flip=not args.no_flip)
     loader = training_batches(training_set, order, args.workers, pin_memory=device.type == "cuda")
     detector.train()
     with report:
@@ -64,10 +62,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             last = done == args.iterations
             if evaluator and (last or (args.eval_every and done % args.eval_every == 0)):
                 with report.evaluating():
-                    figures = evaluator.measure(detector, device, args.batch_size, args.workers, args.amp)
-                report.evaluated(figures)
+                    measures = evaluator.measure(detector, device, args.batch_size, args.workers, args.amp)
+                report.add_evaluation(measures)
             if last or (args.checkpoint_every and done % args.checkpoint_every == 0):
-                checkpoint.save(args.out / "checkpoint.pt", kept, done, report.notes())
+                checkpoint.save(args.out / "checkpoint.pt", state, done, report.notes())
         report.write()
 
 

@@ -1,4 +1,4 @@
-"""Train a torchvision detector on COCO-format data or Penn-Fudan, in plain PyTorch, with learned pasting.
+"""Train a torchvision detector on COCO-format data or Penn-Fudan, in plain PyTorch, with terse-aug's pasting.
 
 `train.py` beside it is this file without terse-aug.
 """
@@ -17,7 +17,7 @@ from detection.sources import open_data
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train, evaluate and write checkpoints as the flags say."""
+    """Train, evaluate and write checkpoints."""
     args = options.finish(pasting.add_flags(options.parser(__doc__)), argv)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -33,26 +33,23 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     terse = terse_aug.Terse(
         pasting.open_bank(args, training_set),
-        args.policy,
-        seed=args.seed,
+        model=detector,
         classes=training_set.classes,
-        target=detector,
+        seed=args.seed,
         **pasting.settings(args),
     ).to(device)
 
-    kept = {"detector": detector, "optimizer": optimizer, "terse": terse}
+    state = {"detector": detector, "optimizer": optimizer, "terse": terse}
     if scaler.is_enabled():
-        kept["scaler"] = scaler
+        state["scaler"] = scaler
     report = Report(args.out, args, data)
     start = 0
     if args.resume:
         saved = checkpoint.load(args.resume)
         start = report.resume(saved)
-        saved.restore(kept)
+        saved.restore(state)
 
-    order = TrainingOrder(
-        len(training_set), args.batch_size, args.seed, start, args.iterations, mirror=not args.no_flip
-    )
+    order = TrainingOrder(len(training_set), args.batch_size, args.seed, start, args.iterations, flip=not args.no_flip)
     loader = training_batches(training_set, order, args.workers, pin_memory=device.type == "cuda")
     detector.train()
     with report:
@@ -76,11 +73,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             last = done == args.iterations
             if evaluator and (last or (args.eval_every and done % args.eval_every == 0)):
                 with report.evaluating():
-                    figures = evaluator.measure(detector, device, args.batch_size, args.workers, args.amp)
-                    figures |= pasting.probe_figures(terse, detector, training_set, args.probe_images, args.batch_size)
-                report.evaluated(figures)
+                    measures = evaluator.measure(detector, device, args.batch_size, args.workers, args.amp)
+                    measures |= pasting.probe(terse, detector, training_set, args.probe_images, args.batch_size)
+                report.add_evaluation(measures)
             if last or (args.checkpoint_every and done % args.checkpoint_every == 0):
-                checkpoint.save(args.out / "checkpoint.pt", kept, done, report.notes())
+                checkpoint.save(args.out / "checkpoint.pt", state, done, report.notes())
         report.write()
 
 

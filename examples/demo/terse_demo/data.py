@@ -42,15 +42,15 @@ _GAP = 2
 
 @dataclass(frozen=True)
 class Placing:
-    """How digits are put on the images of one part of the set, all uniform within (low, high).
+    """How digits are placed on the images of one part of the data, all uniform within (low, high).
 
     Attributes:
         count: digits on an image.
         height: of a digit's grid, px.
         rotation: degrees.
         shear: tangent of the shear angle.
-        x: centre, as a share of the image's width.
-        y: centre, as a share of the image's height.
+        x: centre, as a fraction of the image's width.
+        y: centre, as a fraction of the image's height.
     """
 
     count: tuple[int, int]
@@ -149,17 +149,17 @@ def as_coco(images: Sequence[LabelledImage]) -> dict[str, Any]:
 
 
 def build_bank(annotations: Path, images: Path, bank: Path) -> BuildReport:
-    """Cut the digits out of the training images: `terse-aug bank build coco` does it on a command line."""
+    """A bank of the digits of the training images, as `terse-aug bank build coco` makes it."""
     return build_from_coco(annotations, images, bank, rules=ExtractionRules(min_area=40, min_side=4), overwrite=True)
 
 
 def _images(count: int, names: Sequence[str], digits: Handwriting, placing: Placing, seed: int) -> list[LabelledImage]:
     rng = np.random.default_rng(seed)
-    pictures = [photograph(name) for name in names]
+    photographs = [photograph(name) for name in names]
     values = _balanced_values(count * placing.count[1], rng)
     images = []
     for number in range(count):
-        background = crop(pictures[number % len(names)], SIZE, rng)
+        background = crop(photographs[number % len(names)], SIZE, rng)
         wanted = [next(values) for _ in range(rng.integers(placing.count[0], placing.count[1] + 1))]
         images.append(_write_digits(background, wanted, digits, placing, names[number % len(names)], rng))
     return images

@@ -1,6 +1,7 @@
-"""What the demo measures: average precision on the test images, and which pasted objects the detector misses."""
+"""What the demo measures: AP on the test images, and which pasted objects the detector misses."""
 
 import contextlib
+import copy
 import io
 import time
 from collections.abc import Sequence
@@ -30,57 +31,63 @@ _NOTHING_FOUND = {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}
 
 
 @dataclass(frozen=True)
-class SeenObject:
-    """An object as the detector sees it.
+class ScoredObject:
+    """An object of an image, or a false alarm, with the detector's score.
 
     Attributes:
         label: its class.
         box: XYXY, px.
         score: the detector's probability of it, in [0, 1].
-        pasted: whether it was pasted, or is the image's own.
-        real: whether it is there; the detector takes background, or an object of another class, for the others.
+        pasted: whether it was pasted, or was in the image before.
+        annotated: whether there is such an object; otherwise it is a false alarm.
     """
 
     label: int
     box: tuple[float, float, float, float]
     score: float
     pasted: bool = False
-    real: bool = True
+    annotated: bool = True
 
     @property
-    def verdict(self) -> str:
+    def outcome(self) -> str:
         """``detected``, ``missed``, or ``false`` alarm."""
-        if not self.real:
+        if not self.annotated:
             return "false"
         return "missed" if self.score < MISSED_BELOW else "detected"
 
 
 @dataclass(frozen=True)
-class SeenImage:
+class ScoredImage:
     """An image, uint8 ``[H, W, 3]``, and its objects."""
 
     pixels: NDArray[np.uint8]
-    objects: list[SeenObject]
+    objects: list[ScoredObject]
 
     @property
     def pasted_scores(self) -> list[float]:
         """The detector's probabilities of the pasted objects."""
-        return [seen.score for seen in self.objects if seen.pasted]
+        return [one.score for one in self.objects if one.pasted]
 
 
 class Evaluator:
-    """Average precision on a set of images, in per cent, as COCO has it."""
+    """COCO average precision on a set of images, per cent."""
 
     def __init__(self, images: Sequence[LabelledImage]) -> None:
-        self._images = [image.tensors()[0] for image in images]
-        self._targets = [image.tensors()[1] for image in images]
+        samples = [image.tensors() for image in images]
+        self.images, self.targets = [image for image, _ in samples], [target for _, target in samples]
         self._truth = _coco(as_coco(images))
+
+    def with_images(self, images: Sequence[Tensor]) -> "Evaluator":
+        """An evaluator with the same annotations and other pixels."""
+        other = copy.copy(self)
+        other.images = list(images)
+        return other
 
     def measure(self, detector: nn.Module) -> dict[str, float]:
         """``AP`` (IoU 0.5 to 0.95), ``AP50`` and ``AP75`` of a detector; its mode is restored."""
         found = [
             {"image_id": number, "category_id": label, "score": score, "bbox": [x, y, right - x, bottom - y]}
-            for number, prediction in enumerate(_predictions(detector, self._images))
+            for number, prediction in enumerate(_predictions(detector, self.images))
             for (x, y, right, bottom), label, score in zip(
                 prediction["boxes"].tolist(), prediction["labels"].tolist(), prediction["scores"].tolist(), strict=True
             )
@@ -94,58 +101,58 @@ class Evaluator:
             evaluation.summarize()
         return {name: 100 * float(value) for name, value in zip(_NOTHING_FOUND, evaluation.stats, strict=False)}
 
-    def look(self, detector: nn.Module, count: int) -> list[SeenImage]:
-        """The first images, and how the detector sees their objects; with its false alarms."""
-        images, targets = self._images[:count], self._targets[:count]
-        seen = see(detector, images, targets)
-        for image, target, prediction in zip(seen, targets, _predictions(detector, images), strict=True):
+    def score_examples(self, detector: nn.Module, count: int) -> list[ScoredImage]:
+        """The first images with the scores of their objects and the false alarms."""
+        images, targets = self.images[:count], self.targets[:count]
+        scored = score_objects(detector, images, targets)
+        for image, target, prediction in zip(scored, targets, _predictions(detector, images), strict=True):
             image.objects.extend(_false_alarms(target, prediction))
-        return seen
+        return scored
 
 
-def see(
+def score_objects(
     detector: nn.Module, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]], pasted: Sequence[set] = ()
-) -> list[SeenImage]:
-    """How a detector sees annotated objects.
+) -> list[ScoredImage]:
+    """Images with the detector's score of every annotated object.
 
     Args:
         detector: its mode is restored.
         images: float ``[3, H, W]`` in [0, 1].
         targets: their annotations.
-        pasted: for each image the rows of its target that were pasted.
+        pasted: for each image, the rows of its target that were pasted.
     """
     scores = TorchvisionAdapter(detector).object_scores(images, targets)
     pasted = pasted or [set() for _ in images]
-    seen = []
+    scored = []
     for image, target, probabilities, rows in zip(images, targets, scores, pasted, strict=True):
         columns = (target["labels"].tolist(), target["boxes"].tolist(), probabilities.tolist())
         objects = [
-            SeenObject(label, tuple(box), score, row in rows)
+            ScoredObject(label, tuple(box), score, row in rows)
             for row, (label, box, score) in enumerate(zip(*columns, strict=True))
         ]
         pixels = (image.detach() * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-        seen.append(SeenImage(pixels, objects))
-    return seen
+        scored.append(ScoredImage(pixels, objects))
+    return scored
 
 
-def compose_and_see(
+def score_composites(
     terse: Terse, detector: nn.Module, samples: Sequence[Sample], policy: str | None, seed: int
-) -> list[SeenImage]:
-    """Composites of the samples by a policy (``None`` for the one in use), and how a detector sees them.
+) -> list[ScoredImage]:
+    """Composites of the samples by a policy (``None`` for the one in use), with the detector's scores.
 
     The same seed pastes the same objects on the same images; only their transforms differ between policies.
     """
     images, targets = [image for image, _ in samples], [target for _, target in samples]
     composites = terse.compose(images, targets, policy=policy, seed=seed)
-    return see(detector, composites.images, composites.targets, _pasted_rows(composites))
+    return score_objects(detector, composites.images, composites.targets, _pasted_rows(composites))
 
 
 def hardest_pairs(
-    ones: Sequence[SeenImage], others: Sequence[SeenImage], count: int
-) -> list[tuple[SeenImage, SeenImage]]:
-    """Composites of the same scenes by two policies, the hardest scenes first.
+    ones: Sequence[ScoredImage], others: Sequence[ScoredImage], count: int
+) -> list[tuple[ScoredImage, ScoredImage]]:
+    """Composites of the same images by two policies, sorted by hardness, the hardest first.
 
-    A scene counts by the mean score over both, so that the choice favours neither.
+    Hardness is the mean over both policies, so that the choice favours neither.
     """
     pairs = [pair for pair in zip(ones, others, strict=True) if all(image.pasted_scores for image in pair)]
     return sorted(pairs, key=lambda pair: float(np.mean([np.mean(image.pasted_scores) for image in pair])))[:count]
@@ -181,13 +188,13 @@ def _predictions(detector: nn.Module, images: Sequence[Tensor]) -> list[dict[str
     return found
 
 
-def _false_alarms(target: dict[str, Tensor], prediction: dict[str, Tensor]) -> list[SeenObject]:
+def _false_alarms(target: dict[str, Tensor], prediction: dict[str, Tensor]) -> list[ScoredObject]:
     """Confident detections that belong to no object of their class."""
     agree = target["labels"][:, None] == prediction["labels"][None]
     near = box_iou(target["boxes"], prediction["boxes"]) >= _LEAST_OVERLAP
     wrong = ~(agree & near).any(0) & (prediction["scores"] >= MISSED_BELOW)
     columns = (prediction[name][wrong].tolist() for name in ("labels", "boxes", "scores"))
-    return [SeenObject(label, tuple(box), score, real=False) for label, box, score in zip(*columns, strict=True)]
+    return [ScoredObject(label, tuple(box), score, annotated=False) for label, box, score in zip(*columns, strict=True)]
 
 
 def _pasted_rows(composites: Composites) -> list[set]:

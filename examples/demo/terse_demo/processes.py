@@ -21,7 +21,7 @@ def train_arms(
     Args:
         arms: which.
         settings: of the run.
-        bank: the cut-outs.
+        bank: the foregrounds.
         progress: called with an arm and the number of iterations it has done.
         parallel: each arm in a process of its own, all at once; else one after the other in this process.
 

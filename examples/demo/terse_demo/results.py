@@ -1,4 +1,4 @@
-"""The figures of a run as one JSON document, and the facts of the machine it ran on."""
+"""The results of a run as one JSON document, with versions and machine."""
 
 import dataclasses
 import importlib.metadata
@@ -46,7 +46,7 @@ def collect(
             "side": SIZE,
             "train": _part(train, TRAIN_PHOTOGRAPHS, TRAIN_PLACING),
             "test": _part(test, TEST_PHOTOGRAPHS, TEST_PLACING),
-            "cut_outs": built.kept,
+            "foregrounds": built.kept,
         },
         "arms": {name: _figures(arm) for name, arm in arms.items()},
         "versions": {"terse-aug": terse_aug.__version__, "python": platform.python_version()}
@@ -62,9 +62,9 @@ def final(results: Results, arm: str, name: str = "AP") -> float:
 
 
 def diversity(results: Results, arm: str) -> float:
-    """Mean spread of the transforms at the end, relative to uniform ones: 1 random, 0 collapsed."""
-    spread = results["arms"][arm]["measurements"][-1]["spread"]
-    return sum(spread.values()) / len(spread)
+    """Mean std ratio of the transform parameters at the end: 1 as diverse as random, 0 collapsed."""
+    std_ratios = results["arms"][arm]["measurements"][-1]["std_ratio"]
+    return sum(std_ratios.values()) / len(std_ratios)
 
 
 def cost(results: Results, arm: str) -> float:
@@ -107,7 +107,7 @@ def _cores() -> int:
 
 
 def _processor() -> str:
-    """Name of the processor, where the system tells it."""
+    """Name of the processor, if the system gives it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(errors="replace").splitlines():

@@ -1,4 +1,4 @@
-"""Trains the small detector once: without pasting, with random pasting, or with learned pasting."""
+"""Trains the small detector once: without pasting, with the policy random, or with the policy critic."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from terse_aug import ForegroundBank, PasteConfig, Probe, Terse, TransformRanges, probe
 from terse_demo.data import CLASSES, SIZE, test_images, training_images
 from terse_demo.detector import build_detector
-from terse_demo.measurement import Evaluator, Sample, SeenImage, Stopwatch, compose_and_see, hardest_pairs
+from terse_demo.measurement import Evaluator, Sample, ScoredImage, Stopwatch, hardest_pairs, score_composites
 
-ARMS = ("none", "random", "adversarial")
-"""What is pasted; everything else is the same: initial weights, batches, schedule."""
+ARMS = ("none", "random", "critic")
+"""The policy of each arm; initial weights, batches and schedule are the same in all."""
 
 RANGES = TransformRanges(rotation=(-30, 30), shear=(-0.15, 0.15), scale=(0.6, 1.7))
 """How far a pasted digit may be turned, slanted and scaled; it may lie anywhere in the image."""
@@ -37,9 +37,9 @@ class Settings:
         batch_size: images per iteration.
         train_images: images to train on.
         test_images: images to measure on.
-        measurements: how often AP and hardness are measured, at equal distances, the last time at the end.
-        probe_rounds: sets of cut-outs that hardness is measured with.
-        gallery: scenes shown of a measurement.
+        measurements: how often AP and hardness are measured, at equal intervals, the last time at the end.
+        probe_rounds: composites of each training image that hardness is measured on.
+        shown_images: images shown of a measurement.
     """
 
     seed: int = 0
@@ -49,7 +49,7 @@ class Settings:
     test_images: int = 100
     measurements: int = 6
     probe_rounds: int = 2
-    gallery: int = 6
+    shown_images: int = 6
 
     def measured_at(self) -> list[int]:
         """Iterations after which AP and hardness are measured."""
@@ -58,28 +58,35 @@ class Settings:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Figures of one moment: ``average_precision`` in per cent by name; by the policy that pasted them, ``missed``
-    pasted objects in per cent, their ``hardness`` (per cent in each fifth of 0 to 1), and the ``neighbour`` distance of
-    their composites; ``spread`` of the transforms by parameter, 1 as diverse as random."""
+    """Results after some iterations.
+
+    Attributes:
+        iteration: how many.
+        average_precision: per cent, by name.
+        missed: pasted objects that the detector misses, per cent, by the policy that pasted them.
+        hardness: per cent of the pasted objects in each fifth of 0 to 1, by policy.
+        neighbour_distance: mean distance of a composite to its nearest neighbour, by policy.
+        std_ratio: of each transform parameter, 1 as diverse as random.
+    """
 
     iteration: int
     average_precision: dict[str, float]
     missed: dict[str, float]
     hardness: dict[str, list[float]]
-    neighbour: dict[str, float]
-    spread: dict[str, float]
+    neighbour_distance: dict[str, float]
+    std_ratio: dict[str, float]
 
 
 @dataclass
 class ArmResult:
-    """What came of an arm.
+    """Results of an arm.
 
     Attributes:
         arm: which.
         measurements: as training went on.
         metrics: ``terse.metrics()`` at the end.
         seconds: CPU seconds per iteration, and of the whole training.
-        pairs: by iteration, composites at random beside those of the arm's policy.
+        pairs: by iteration, random composites beside those of the arm's policy.
         tests: some test images.
     """
 
@@ -87,8 +94,8 @@ class ArmResult:
     measurements: list[Measurement] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    pairs: dict[int, list[tuple[SeenImage, SeenImage]]] = field(default_factory=dict)
-    tests: list[SeenImage] = field(default_factory=list)
+    pairs: dict[int, list[tuple[ScoredImage, ScoredImage]]] = field(default_factory=dict)
+    tests: list[ScoredImage] = field(default_factory=list)
 
 
 def train(arm: str, settings: Settings, bank: Path, progress: Callable[[int], None]) -> ArmResult:
@@ -97,7 +104,7 @@ def train(arm: str, settings: Settings, bank: Path, progress: Callable[[int], No
     Args:
         arm: one of ``ARMS``.
         settings: of the run.
-        bank: the cut-outs.
+        bank: the foregrounds.
         progress: called with the number of iterations done.
     """
     samples = [image.tensors() for image in training_images(settings.train_images)]
@@ -105,11 +112,11 @@ def train(arm: str, settings: Settings, bank: Path, progress: Callable[[int], No
     optimizer = torch.optim.AdamW(detector.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: rate_factor(done, settings.iterations))
     terse = build_terse(arm, bank, settings, detector)
-    diary = Diary(arm, settings, samples)
+    monitor = ArmMonitor(arm, settings, samples)
 
     for iteration, (images, targets) in enumerate(batches(samples, settings), 1):
         torch.manual_seed(settings.seed * 1_000_003 + iteration)  # the detector samples its proposals at random
-        with diary.stopwatch:
+        with monitor.stopwatch:
             images, targets = terse(images, targets)
             losses = detector(images, targets)
             sum(losses.values()).backward()
@@ -119,15 +126,15 @@ def train(arm: str, settings: Settings, bank: Path, progress: Callable[[int], No
             terse.step(losses)
         progress(iteration)
         if iteration in settings.measured_at():
-            diary.write(iteration, terse, detector)
-    return diary.close(terse, detector)
+            monitor.measure(iteration, terse, detector)
+    return monitor.finish(terse, detector)
 
 
 def build_terse(arm: str, bank: Path, settings: Settings, detector: nn.Module) -> Terse:
-    """The augmentation of an arm. That of ``none`` is switched off, and hands every batch on as it is."""
+    """The augmentation of an arm. That of ``none`` is in evaluation mode: batches pass through unchanged."""
     terse = Terse(
         ForegroundBank.open(bank),
-        "critic" if arm == "adversarial" else "random",
+        policy="critic" if arm == "critic" else "random",
         paste=PasteConfig(ranges=RANGES, flip_probability=0.0),
         seed=settings.seed,
         classes=CLASSES,
@@ -155,8 +162,8 @@ def batches(samples: Sequence[Sample], settings: Settings) -> Iterator[Batch]:
         yield [samples[number][0] for number in chosen], [samples[number][1] for number in chosen]
 
 
-class Diary:
-    """Measures an arm while it trains, and keeps what was found.
+class ArmMonitor:
+    """Measures an arm while it trains, and collects its results.
 
     Args:
         arm: one of ``ARMS``.
@@ -171,9 +178,9 @@ class Diary:
         self._evaluator = Evaluator(test_images(settings.test_images))
         self._result = ArmResult(arm)
 
-    def write(self, iteration: int, terse: Terse, detector: nn.Module) -> None:
-        """Measure now."""
-        if self._result.arm == "adversarial":
+    def measure(self, iteration: int, terse: Terse, detector: nn.Module) -> None:
+        """Measure after this iteration."""
+        if self._result.arm == "critic":
             self._compare(iteration, terse, detector)
         probes = self._probe(terse, detector)
         self._result.measurements.append(
@@ -181,22 +188,22 @@ class Diary:
                 iteration,
                 average_precision=self._evaluator.measure(detector),
                 missed={name: 100 * found.missed_fraction for name, found in probes.items()},
-                hardness={name: [100 * share for share in found.histogram(bins=5)] for name, found in probes.items()},
-                neighbour={name: found.neighbour_distance for name, found in probes.items()},
-                spread=_spread(terse),
+                hardness={name: [100 * part for part in found.histogram(bins=5)] for name, found in probes.items()},
+                neighbour_distance={name: found.neighbour_distance for name, found in probes.items()},
+                std_ratio=_std_ratios(terse),
             )
         )
 
-    def close(self, terse: Terse, detector: nn.Module) -> ArmResult:
-        """The outcome, when training is over."""
+    def finish(self, terse: Terse, detector: nn.Module) -> ArmResult:
+        """The results, when training is over."""
         result = self._result
         result.metrics = terse.metrics()
         result.seconds = {
             "cpu_per_iteration": self.stopwatch.cpu / self._settings.iterations,
             "cpu_of_training": self.stopwatch.cpu,
-            "terse_share": terse.seconds / self.stopwatch.wall,
+            "terse_fraction": terse.seconds / self.stopwatch.wall,
         }
-        result.tests = self._evaluator.look(detector, self._settings.gallery)
+        result.tests = self._evaluator.score_examples(detector, self._settings.shown_images)
         return result
 
     def _probe(self, terse: Terse, detector: nn.Module) -> dict[str, Probe]:
@@ -205,19 +212,19 @@ class Diary:
         return {name: probe(terse, detector, rounds, policy) for name, policy in _PROBED[self._result.arm].items()}
 
     def _compare(self, iteration: int, terse: Terse, detector: nn.Module) -> None:
-        by_random = compose_and_see(terse, detector, self._samples, "random", seed=0)
-        by_learned = compose_and_see(terse, detector, self._samples, None, seed=0)
-        self._result.pairs[iteration] = hardest_pairs(by_random, by_learned, self._settings.gallery)
+        by_random = score_composites(terse, detector, self._samples, "random", seed=0)
+        by_critic = score_composites(terse, detector, self._samples, None, seed=0)
+        self._result.pairs[iteration] = hardest_pairs(by_random, by_critic, self._settings.shown_images)
 
 
 _PROBED: dict[str, dict[str, str | None]] = {
     "none": {},
     "random": {"random": None},
-    "adversarial": {"random": "random", "adversarial": None},
+    "critic": {"random": "random", "critic": None},
 }
-"""What pastes for a measurement of hardness, by arm and name; ``None`` is the policy in use."""
+"""The policies that hardness is measured for, by arm and name; ``None`` is the policy in use."""
 
 
-def _spread(terse: Terse) -> dict[str, float]:
+def _std_ratios(terse: Terse) -> dict[str, float]:
     prefix = "std_ratio/"
     return {name.removeprefix(prefix): value for name, value in terse.metrics().items() if name.startswith(prefix)}

@@ -1,87 +1,88 @@
-"""Says in words what the figures of a run say, whichever way they came out. Nothing is said that they do not say."""
+"""Sentences about the results of a run; each follows from the numbers, whichever way they came out."""
 
 from terse_demo.results import Results, cost, diversity, final
 
 CLOSE = 1.0
 """AP; arms that differ by less are called equal."""
 CLOSE_MISSED = 3.0
-"""Percentage points; likewise for shares of missed objects."""
+"""Percentage points of missed objects; policies that differ by less are called equal."""
 COLLAPSED = 0.5
 """Diversity below this is called a collapse."""
 
 
 def headline(results: Results) -> str:
     """The outcome in one line."""
-    learned, random, none = (final(results, arm) for arm in ("adversarial", "random", "none"))
-    figures = f"{learned:.1f} AP, random {random:.1f}, no pasting {none:.1f}"
-    gap = learned - max(random, none)
+    critic, random, none = (final(results, arm) for arm in ("critic", "random", "none"))
+    values = f"critic {critic:.1f} AP, random {random:.1f}, no pasting {none:.1f}"
+    gap = critic - max(random, none)
     if gap > CLOSE:
-        return f"Learned pasting came out ahead: {figures}"
+        return f"The learned policy came out ahead: {values}"
     if gap < -CLOSE:
-        return f"Learned pasting did not win: {figures}"
-    return f"Learned pasting ended level with the best of the others: {figures}"
+        return f"The learned policy did not win: {values}"
+    return f"The learned policy ended level with the best of the others: {values}"
 
 
 def paragraphs(results: Results) -> list[str]:
-    """What the run shows, in plain sentences."""
+    """What the run shows."""
     return [
-        f"{pasting(results)} {learning(results)} One run is one draw: two seeds of the same arm may end several AP "
-        "apart, so repeat it with another --seed before you believe a small difference.",
-        f"{hardness(results)} {spread(results)} {price(results)}",
+        f"{pasting(results)} {learning(results)} This is a single run: two seeds of the same arm may end several AP "
+        "apart, so repeat it with another --seed before you trust a small difference.",
+        f"{hardness(results)} {std_ratio(results)} {price(results)}",
     ]
 
 
 def pasting(results: Results) -> str:
-    """What random pasting did."""
+    """What random pasting changed."""
     gain = final(results, "random") - final(results, "none")
     if gain > CLOSE:
-        return f"Pasting at random was worth {gain:.1f} AP over not pasting."
+        return f"Random pasting gained {gain:.1f} AP over no pasting."
     if gain < -CLOSE:
-        return f"Pasting at random cost {-gain:.1f} AP against not pasting."
-    return f"Pasting at random made no difference ({gain:+.1f} AP)."
+        return f"Random pasting lost {-gain:.1f} AP against no pasting."
+    return f"Random pasting made no difference ({gain:+.1f} AP)."
 
 
 def learning(results: Results) -> str:
-    """What learning where to paste did, against random pasting."""
-    gain = final(results, "adversarial") - final(results, "random")
+    """What the learned policy changed against random pasting."""
+    gain = final(results, "critic") - final(results, "random")
     if gain > CLOSE:
-        return f"Learning where to paste ended {gain:.1f} AP above random pasting."
+        return f"The learned policy (critic) ended {gain:.1f} AP above random pasting."
     if gain < -CLOSE:
-        return f"Learning where to paste did not help here: it ended {-gain:.1f} AP below random pasting."
-    return f"Learning where to paste made no difference to that ({gain:+.1f} AP)."
+        return f"The learned policy (critic) did not help here: it ended {-gain:.1f} AP below random pasting."
+    return f"The learned policy (critic) made no difference to that ({gain:+.1f} AP)."
 
 
 def hardness(results: Results) -> str:
-    """Whether what the policy proposes is harder than random, for the same detector and the same cut-outs."""
-    measurements = results["arms"]["adversarial"]["measurements"]
-    learned, random = (
-        sum(one["missed"][policy] for one in measurements) / len(measurements) for policy in ("adversarial", "random")
+    """Whether the learned policy's pastes are harder than random ones, for the same detector and foregrounds."""
+    measurements = results["arms"]["critic"]["measurements"]
+    critic, random = (
+        sum(one["missed"][policy] for one in measurements) / len(measurements) for policy in ("critic", "random")
     )
-    figures = f"on average over training it missed {learned:.0f} % of them, and {random:.0f} % of the same objects"
-    if learned - random > CLOSE_MISSED:
-        start = "The learned policy's objects are harder for the detector:"
-    elif random - learned > CLOSE_MISSED:
-        start = "The learned policy's objects are easier for the detector:"
+    if critic - random > CLOSE_MISSED:
+        comparison = "harder for the detector than random ones"
+    elif random - critic > CLOSE_MISSED:
+        comparison = "easier for the detector than random ones"
     else:
-        start = "The learned policy's objects are about as hard for the detector as random ones:"
-    return f"{start} {figures} placed at random."
+        comparison = "about as hard for the detector as random ones"
+    return (
+        f"The learned policy's pastes are {comparison}: averaged over training, the detector missed {critic:.0f} % of "
+        f"them, and {random:.0f} % of the same foregrounds placed at random."
+    )
 
 
-def spread(results: Results) -> str:
+def std_ratio(results: Results) -> str:
     """Whether the learned transforms are still diverse."""
-    kept = diversity(results, "adversarial")
-    if kept < COLLAPSED:
-        return f"Its transforms have begun to collapse: their spread is {100 * kept:.0f} % of that of random ones."
-    return f"Its transforms stayed diverse: their spread is {100 * kept:.0f} % of that of random ones."
+    kept = 100 * diversity(results, "critic")
+    state = "have begun to collapse" if kept < 100 * COLLAPSED else "stayed diverse"
+    return f"Its transforms {state}: their standard deviation is {kept:.0f} % of that of random ones."
 
 
 def price(results: Results) -> str:
-    """What a step costs more than without pasting."""
+    """How much longer a step takes than without pasting."""
     base = cost(results, "none")
-    random, learned = (_more(100 * (cost(results, arm) / base - 1)) for arm in ("random", "adversarial"))
+    random, critic = (_more(100 * (cost(results, arm) / base - 1)) for arm in ("random", "critic"))
     return (
-        f"Against no pasting a training step took {random} CPU time with random and {learned} with learned pasting; "
-        "beside so small a detector that weighs more than beside a real one."
+        f"Compared with no pasting, a training step took {random} CPU time with random pasting and {critic} with the "
+        "learned policy; relative to a detector of usual size the cost is much smaller."
     )
 
 

@@ -1,8 +1,8 @@
 """Checkpoints: the iteration, the history of evaluations, and the state of any number of named objects.
 
 A file is `{"iteration": int, "notes": plain data, "objects": {name: state dict}}`, readable with
-`weights_only=True`. Names that only one of the two training scripts knows do no harm: each takes the
-objects it asks for and says which it left or lacked.
+`weights_only=True`. Either training script reads the checkpoints of the
+other: names that only one of them has are reported and ignored.
 """
 
 import os
@@ -21,18 +21,18 @@ class Stateful(Protocol):
         ...
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
-        """Take the state over."""
+        """Restore the state."""
         ...
 
 
 def save(path: Path, objects: dict[str, Stateful], iteration: int, notes: dict[str, Any]) -> None:
-    """Write a checkpoint; an interrupted write leaves the former file whole.
+    """Write a checkpoint; an interrupted write leaves the previous file intact.
 
     Args:
         path: The file.
-        objects: What to keep, by name.
+        objects: What to save, by name.
         iteration: Number of finished iterations.
-        notes: Plain data (numbers, strings, lists, dictionaries) for whoever resumes.
+        notes: Plain data (numbers, strings, lists, dictionaries) for the resumed run.
     """
     states = {name: thing.state_dict() for name, thing in objects.items()}
     partial = path.with_name(path.name + ".partial")
@@ -47,7 +47,7 @@ class Checkpoint:
     Attributes:
         path: The file.
         iteration: Number of finished iterations.
-        notes: What `save` was given.
+        notes: The argument of `save`.
         states: The state dicts by name.
     """
 
@@ -57,19 +57,19 @@ class Checkpoint:
     states: dict[str, dict[str, Any]]
 
     def restore(self, objects: dict[str, Stateful], required: tuple[str, ...] = ("detector", "optimizer")) -> None:
-        """Give the named objects their states; what has no counterpart is left alone, which is said.
+        """Restore the named objects; a name without a counterpart is printed.
 
         Raises:
             ValueError: If a required name is not in the file.
         """
-        lacking = [name for name in required if name not in self.states]
-        if lacking:
-            raise ValueError(f"{self.path}: lacks {', '.join(lacking)}; it has {', '.join(self.states)}")
+        missing = [name for name in required if name not in self.states]
+        if missing:
+            raise ValueError(f"{self.path}: has no {', '.join(missing)}; it has {', '.join(self.states)}")
         for name, thing in objects.items():
             if name in self.states:
                 thing.load_state_dict(self.states[name])
         for name in sorted(objects.keys() - self.states.keys()):
-            print(f"{self.path}: has no state for '{name}', which starts anew")
+            print(f"{self.path}: has no state for '{name}', which starts from scratch")
         for name in sorted(self.states.keys() - objects.keys()):
             print(f"{self.path}: the state of '{name}' is not used here")
 
@@ -78,7 +78,7 @@ def load(path: Path) -> Checkpoint:
     """Read what `save` wrote, from either script.
 
     Raises:
-        ValueError: If the file is no such checkpoint.
+        ValueError: If the file is not a checkpoint of this trainer.
     """
     content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, dict) or not {"iteration", "notes", "objects"} <= content.keys():

@@ -9,8 +9,8 @@ Both give `(image, target)` as torchvision's detectors take them:
     keypoints  float [N, K, 3] (x, y, visibility), where the data has them
     area       float [N] px², iscrowd int64 [N] (always 0 here), image_id int
 
-Crowd annotations never become targets, and boxes thinner than a pixel cannot be regressed: both are
-left out and counted in `dropped`. The evaluation's ground truth keeps them, as COCO's protocol wants.
+Crowd annotations are not targets, and boxes thinner than a pixel cannot be regressed: both are
+dropped and counted in `dropped`. The ground truth of the evaluation keeps them, as COCO's protocol requires.
 """
 
 import json
@@ -32,7 +32,7 @@ MINIMUM_SIDE = 1.0  # px
 
 
 class DetectionDataset(Dataset[Sample]):
-    """What the rest of the example knows of a data set; its pictures and annotations are read by each format below."""
+    """The interface of a data set; each format below implements it."""
 
     classes: list[str]
     keypoint_names: list[str]
@@ -54,13 +54,13 @@ class DetectionDataset(Dataset[Sample]):
 def read_image(path: Path, annotated: tuple[int, int] | None = None) -> Tensor:
     """An image file as float `[3, H, W]` in [0, 1]; grey and palette images become RGB.
 
-    Turned as its EXIF says, unless only what is stored has the annotated width and height: that is then what the
-    annotations are of.
+    Rotated as its EXIF tag requires, unless only the stored image has the annotated width and height: the annotations
+    then refer to that one.
     """
     with Image.open(path) as image:
-        turned = ImageOps.exif_transpose(image)
-        shown = image if image.size == annotated != turned.size else turned
-        pixels = np.array(shown.convert("RGB"))
+        rotated = ImageOps.exif_transpose(image)
+        chosen = image if image.size == annotated != rotated.size else rotated
+        pixels = np.array(chosen.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div_(255)
 
 
@@ -69,7 +69,7 @@ class PennFudan(DetectionDataset):
 
     Args:
         root: The folder that holds `PNGImages` and `PedMasks`.
-        names: The images to use, as file names without the ending (`FudanPed00001`).
+        names: The images to use, as file names without extension (`FudanPed00001`).
 
     Raises:
         FileNotFoundError: If the folder, or one of the named images, is not there.
@@ -173,7 +173,7 @@ class CocoFormat(DetectionDataset):
         height, width = image.shape[1:]
         if (height, width) != (record["height"], record["width"]):
             raise ValueError(
-                f"{record['file_name']}: the annotations say {record['width']}x{record['height']} px, "
+                f"{record['file_name']}: the annotations have {record['width']}x{record['height']} px, "
                 f"the file has {width}x{height}; correct the JSON or the image"
             )
         objects = self._objects.get(record["id"], [])
@@ -218,7 +218,7 @@ class CocoFormat(DetectionDataset):
         return objects
 
     def _all_have_masks(self) -> bool:
-        # A detector trained on masks needs one for every box; a few without spoil all of them.
+        # A detector trained on masks needs one for every box.
         objects = [o for group in self._objects.values() for o in group]
         without = sum(not o.get("segmentation") for o in objects)
         if without and without < len(objects):

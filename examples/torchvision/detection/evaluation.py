@@ -14,13 +14,13 @@ from detection.datasets import DetectionDataset, encode_mask
 from detection.loading import evaluation_batches
 
 Prediction = dict[str, Tensor]
-Figures = dict[str, Any]
+Measures = dict[str, Any]
 
 SUMMARY = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 
 
 class Evaluator:
-    """Holds a data set's ground truth and measures predictions and detectors against it."""
+    """The ground truth of a data set, and COCO's measures of predictions and detectors against it."""
 
     def __init__(self, dataset: DetectionDataset):
         self.dataset = dataset
@@ -28,8 +28,8 @@ class Evaluator:
 
     def measure(
         self, detector: nn.Module, device: torch.device, batch_size: int, workers: int, amp: bool = False
-    ) -> Figures:
-        """Run the detector over the data set and return `score`'s figures; its mode is restored.
+    ) -> Measures:
+        """Run the detector over the data set and return `score`'s results; its mode is restored.
 
         Args:
             detector: A torchvision detector.
@@ -49,34 +49,34 @@ class Evaluator:
         detector.train(was_training)
         return self.score(predictions)
 
-    def score(self, predictions: dict[int, Prediction]) -> Figures:
-        """COCO's figures for predictions by image id: `{"box": {...}, "mask": {...}}`.
+    def score(self, predictions: dict[int, Prediction]) -> Measures:
+        """COCO's results for predictions by image id: `{"box": {...}, "mask": {...}}`.
 
-        Each holds `SUMMARY` in per cent and `per_class`; a figure without any ground truth to measure
-        (say, no small objects) is None. `mask` is there only if predictions and
+        Each holds `SUMMARY` in per cent and `per_class`; a measure without ground truth (no small objects, say)
+        is None. `mask` is there only if predictions and
         ground truth carry masks.
         """
-        figures = {"box": self._figures("bbox", predictions)}
+        measures = {"box": self._measure_kind("bbox", predictions)}
         if self.dataset.has_masks and any("masks" in prediction for prediction in predictions.values()):
-            figures["mask"] = self._figures("segm", predictions)
-        return figures
+            measures["mask"] = self._measure_kind("segm", predictions)
+        return measures
 
-    def _figures(self, kind: str, predictions: dict[int, Prediction]) -> Figures:
+    def _measure_kind(self, kind: str, predictions: dict[int, Prediction]) -> Measures:
         found = _as_coco(self._truth.dataset | {"annotations": _annotations(predictions)})
         evaluation = COCOeval(self._truth, found, kind)
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
-        figures: Figures = dict(zip(SUMMARY, map(_per_cent, evaluation.stats), strict=False))
-        figures["per_class"] = {
+        measures: Measures = dict(zip(SUMMARY, map(_per_cent, evaluation.stats), strict=False))
+        measures["per_class"] = {
             name: _class_precision(evaluation, position) for position, name in enumerate(self.dataset.classes)
         }
-        return figures
+        return measures
 
 
 def compact(output: Prediction) -> Prediction:
-    """A detector's output on the CPU, its soft masks `[N, 1, H, W]` cut at one half to bool `[N, H, W]`."""
+    """A detector's output on the CPU, its soft masks `[N, 1, H, W]` thresholded at 0.5 to bool `[N, H, W]`."""
     prediction = {key: output[key].float().cpu() for key in ("boxes", "scores")}
     prediction["labels"] = output["labels"].cpu()
     if "masks" in output:
@@ -89,24 +89,24 @@ def autocast_dtype(device: torch.device) -> torch.dtype:
     return torch.float16 if device.type == "cuda" else torch.bfloat16
 
 
-def describe(figures: Figures) -> str:
-    """One line for people: `box AP 38.2 (AP50 75.0, AP75 33.1)`."""
+def describe(measures: Measures) -> str:
+    """One line of text: `box AP 38.2 (AP50 75.0, AP75 33.1)`."""
 
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.1f}"
 
-    def words(kind: str, values: Figures) -> str:
+    def words(kind: str, values: Measures) -> str:
         if "AP" in values:
             return f"{kind} AP {number(values['AP'])} (AP50 {number(values['AP50'])}, AP75 {number(values['AP75'])})"
         return f"{kind}: " + " ".join(
             f"{name} {value:.2f}" for name, value in values.items() if isinstance(value, float)
         )
 
-    return ", ".join(words(kind, values) for kind, values in figures.items())
+    return ", ".join(words(kind, values) for kind, values in measures.items())
 
 
 def _as_coco(dataset: dict[str, Any]) -> COCO:
-    # Filled by hand: COCO.loadRes reads the first detection and so fails where there is none.
+    # COCO.loadRes fails where there is no detection, so the index is created here.
     coco = COCO()
     coco.dataset = {"info": {}} | dataset
     with contextlib.redirect_stdout(io.StringIO()):

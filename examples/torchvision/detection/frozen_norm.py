@@ -1,9 +1,9 @@
-"""BatchNorm that is not trained, computed by the convolution before it.
+"""Frozen BatchNorm, folded into the convolution before it.
 
 A frozen BatchNorm multiplies and shifts each channel. Multiplying the convolution's weights instead, and giving it the
 shift as its bias, is the same function with the same gradients, without two more passes over every feature map. Under
 autocast the maps then stay in 16 bits, where torchvision's frozen BatchNorm would make them 32 again: faster, and
-rounded otherwise. Parameters and state dicts are those of torchvision's ``FrozenBatchNorm2d``.
+with other rounding. Parameters and state dicts are those of torchvision's ``FrozenBatchNorm2d``.
 """
 
 from typing import TypeVar
@@ -23,7 +23,7 @@ class FoldedNorm(FrozenBatchNorm2d):
         return factor, self.bias - self.running_mean * factor
 
     def forward(self, features: Tensor) -> Tensor:
-        """What comes in: the convolution has done it."""
+        """The features unchanged: the convolution has applied the norm."""
         return features
 
 
@@ -39,7 +39,7 @@ class FoldingConv2d(nn.Conv2d):
 
 
 def freeze_batch_norm(module: nn.Module) -> None:
-    """Freeze every BatchNorm in a module, in place; one that follows a convolution without bias is computed by it.
+    """Freeze every BatchNorm in a module, in place; one that follows a convolution without bias is folded into it.
 
     "Follows" is the order in which a module's children were assigned, which in torchvision's backbones is the order in
     which they are called.
@@ -76,6 +76,6 @@ def _folding(conv: nn.Conv2d, norm: FoldedNorm) -> FoldingConv2d:
         bias=False,
     )
     folding.weight = conv.weight
-    # No child of it, or a state dict would have it twice.
+    # Not a submodule, or a state dict would have it twice.
     object.__setattr__(folding, "norm", norm)
     return folding

@@ -1,8 +1,7 @@
-"""From a data set to batches: which image comes when, mirrored or not.
+"""From a data set to batches: the order of the images, and which are flipped.
 
 Everything random here is a pure function of (seed, position in the stream of images). A resumed run
-therefore meets the images that the uninterrupted one would have met, at no cost: the order of an epoch is
-computed, not walked through.
+therefore trains on the same images as an uninterrupted one, and skips to its iteration at no cost.
 """
 
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detection.datasets import DetectionDataset, Sample, Target
 
-ORDER, MIRROR, ITERATION = range(3)  # the independent random streams below one seed
+ORDER, FLIP, ITERATION = range(3)  # the independent random streams below one seed
 
 
 class Draw(NamedTuple):
@@ -31,15 +30,15 @@ class TrainingOrder(Sampler[list[Draw]]):
     Args:
         length: Images in the data set.
         batch_size: Images per batch; a batch may span two epochs, so that none is short.
-        seed: Decides order and mirroring.
+        seed: Of order and flipping.
         start: First iteration, counted from 0.
         end: One past the last iteration.
-        mirror: Whether half the images, chosen at random, are to be mirrored.
+        flip: Whether half the images, chosen at random, are flipped.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int, start: int, end: int, mirror: bool = True):
+    def __init__(self, length: int, batch_size: int, seed: int, start: int, end: int, flip: bool = True):
         self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.start, self.end, self.mirror = start, end, mirror
+        self.start, self.end, self.flip = start, end, flip
 
     def __len__(self) -> int:
         return max(0, self.end - self.start)
@@ -57,32 +56,32 @@ class TrainingOrder(Sampler[list[Draw]]):
 
     def _epoch(self, epoch: int) -> list[Draw]:
         order = np.random.default_rng([self.seed, ORDER, epoch]).permutation(self.length)
-        flipped = np.random.default_rng([self.seed, MIRROR, epoch]).random(self.length) < 0.5
-        return [Draw(int(i), bool(m) and self.mirror) for i, m in zip(order, flipped, strict=True)]
+        flipped = np.random.default_rng([self.seed, FLIP, epoch]).random(self.length) < 0.5
+        return [Draw(int(i), bool(m) and self.flip) for i, m in zip(order, flipped, strict=True)]
 
 
-class Mirrored(Dataset[Sample]):
-    """A data set addressed by `Draw`s: the image, mirrored where the draw says so."""
+class Flipped(Dataset[Sample]):
+    """A data set indexed by `Draw`s: the image, flipped where the draw has it."""
 
     def __init__(self, dataset: DetectionDataset):
         self.dataset = dataset
-        self.keypoint_order = mirrored_keypoints(dataset.keypoint_names)
+        self.keypoint_order = flipped_keypoints(dataset.keypoint_names)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, draw: Draw) -> Sample:
         image, target = self.dataset[draw.index]
-        return mirror(image, target, self.keypoint_order) if draw.flipped else (image, target)
+        return flip(image, target, self.keypoint_order) if draw.flipped else (image, target)
 
 
-def mirror(image: Tensor, target: Target, keypoint_order: list[int]) -> Sample:
-    """Image and target, left and right exchanged; applied twice it gives back what it got.
+def flip(image: Tensor, target: Target, keypoint_order: list[int]) -> Sample:
+    """Image and target flipped left to right; its own inverse.
 
     Args:
         image: `[3, H, W]`.
         target: In the data sets' convention.
-        keypoint_order: See `mirrored_keypoints`.
+        keypoint_order: See `flipped_keypoints`.
     """
     width = image.shape[-1]
     flipped = dict(target)
@@ -92,14 +91,14 @@ def mirror(image: Tensor, target: Target, keypoint_order: list[int]) -> Sample:
         flipped["masks"] = target["masks"].flip(-1)
     if "keypoints" in target:
         x, y, visibility = target["keypoints"][:, keypoint_order].unbind(2)
-        # COCO marks an unlabelled point by zeros, which must not wander to the right edge.
+        # COCO marks an unlabelled point by zeros, which must stay at zero.
         x = torch.where(visibility > 0, width - x, x)
         flipped["keypoints"] = torch.stack([x, y, visibility], dim=2)
     return image.flip(-1), flipped
 
 
-def mirrored_keypoints(names: list[str]) -> list[int]:
-    """For every keypoint the position of its mirror image: `left_eye` takes `right_eye`'s place."""
+def flipped_keypoints(names: list[str]) -> list[int]:
+    """For every keypoint the position of its mirror image: that of `left_eye` is `right_eye`."""
 
     def other_side(name: str) -> str:
         for here, there in (("left", "right"), ("right", "left")):
@@ -113,8 +112,8 @@ def mirrored_keypoints(names: list[str]) -> list[int]:
 def seed_iteration(seed: int, iteration: int) -> None:
     """Seed torch's global generators (the detectors sample proposals with them) for one iteration.
 
-    A seed per iteration instead of one at the start: what evaluation or logging draws in between then
-    changes nothing, and a resumed run needs no generator states.
+    One seed per iteration instead of one at the start: random numbers drawn by evaluation or logging then have no
+    effect on training, and a resumed run needs no generator states.
     """
     sequence = np.random.SeedSequence([seed, ITERATION, iteration])
     torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
@@ -124,18 +123,18 @@ def training_batches(
     dataset: DetectionDataset, order: TrainingOrder, workers: int, pin_memory: bool
 ) -> DataLoader[tuple[list[Tensor], list[Target]]]:
     """The batches of `order`, as `(images, targets)`."""
-    return _loader(Mirrored(dataset), workers, pin_memory, batch_sampler=order)
+    return _loader(Flipped(dataset), workers, pin_memory, batch_sampler=order)
 
 
 def evaluation_batches(
     dataset: DetectionDataset, batch_size: int, workers: int
 ) -> DataLoader[tuple[list[Tensor], list[Target]]]:
-    """The data set once, in its order, unmirrored."""
+    """The data set once, in its order, not flipped."""
     return _loader(dataset, workers, pin_memory=False, batch_size=batch_size)
 
 
 def to_device(images: list[Tensor], targets: list[Target], device: torch.device) -> tuple[list[Tensor], list[Target]]:
-    """A batch on the detector's device; what is no tensor (`image_id`) stays as it is."""
+    """A batch on the detector's device; values that are not tensors (`image_id`) are unchanged."""
 
     def move(value: object) -> object:
         return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value

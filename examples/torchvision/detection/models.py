@@ -19,7 +19,7 @@ from detection.frozen_norm import freeze_batch_norm
 
 @dataclass(frozen=True)
 class ModelKind:
-    """How a detector is built and what it needs.
+    """How a detector is built, and what it needs.
 
     Attributes:
         builder: Function that makes the detector from keyword arguments.
@@ -39,7 +39,7 @@ class ModelKind:
 def fasterrcnn_mobilenet_v2_fpn(*, num_classes: int, min_size: int, max_size: int) -> nn.Module:
     """Faster R-CNN on MobileNetV2 with a feature pyramid: small enough to train on one CPU core.
 
-    Seconds per iteration on one core (four pictures of 550x450 px, shorter side scaled to 320; before frozen BatchNorm
+    Seconds per iteration on one core (four images of 550x450 px, shorter side scaled to 320; before frozen BatchNorm
     was computed by the convolutions):
 
     - 8.3 with torchvision's usual settings;
@@ -104,16 +104,16 @@ def build(
         weights: A state dict to start from; the backbone's BatchNorm and first stages are then frozen.
 
     Raises:
-        ValueError: If the data lacks what the detector learns from, its size is fixed, or the weights
+        ValueError: If the data lacks masks or keypoints that the detector needs, its size is fixed, or the weights
             do not fit.
     """
     kind = MODELS[name]
     arguments = {"num_classes": len(dataset.classes) + 1} | _size_arguments(name, kind, image_size)
     if kind.masks and not dataset.has_masks:
-        raise ValueError(f"{name} learns from masks, and the training set has none for every object")
+        raise ValueError(f"{name} needs masks, and not every object of the training set has one")
     if kind.keypoints:
         if not dataset.keypoint_names:
-            raise ValueError(f"{name} learns from keypoints, and the training set's categories name none")
+            raise ValueError(f"{name} needs keypoints, and the training set's categories name none")
         arguments["num_keypoints"] = len(dataset.keypoint_names)
     if kind.builder is not fasterrcnn_mobilenet_v2_fpn:
         arguments |= {"weights": None, "weights_backbone": None}
@@ -154,14 +154,14 @@ def _load_detector(detector: nn.Module, state: dict[str, Tensor], path: Path) ->
     _load(detector, fitting, path, may_lack=CLASS_LAYERS)
     renewed = sorted(state.keys() - fitting.keys())
     if renewed:
-        print(f"{path.name}: other classes, so these start anew: {', '.join(renewed)}")
+        print(f"{path.name}: other classes, so these start from scratch: {', '.join(renewed)}")
 
 
 def _load_backbone(detector: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     body = getattr(detector.backbone, "body", None)
     if body is None:
         raise ValueError(
-            f"{path}: a classifier's weights, but {type(detector).__name__} rearranges its backbone; "
+            f"{path}: a classifier's weights, but {type(detector).__name__} has its own backbone layout; "
             "give a whole detector's weights"
         )
     classifier = ("classifier.", "fc.")

@@ -72,7 +72,7 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--weight-decay", type=float, default=1e-4, help="SGD's weight decay")
     group.add_argument("--warmup", type=int, help="iterations of warm-up; none: an eighth, at most 500")
     group.add_argument("--decay", choices=DECAYS, default="cosine", help="how the learning rate falls")
-    group.add_argument("--no-flip", action="store_true", help="do not mirror images")
+    group.add_argument("--no-flip", action="store_true", help="do not flip images")
     group.add_argument("--amp", action="store_true", help="mixed precision (float16 on CUDA, else bfloat16)")
 
 
@@ -81,13 +81,13 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
     group.add_argument("--workers", type=int, default=0, help="processes that load images")
     group.add_argument("--threads", type=int, help="CPU threads of torch; none: its own choice")
-    group.add_argument("--seed", type=int, default=0, help="of weights, order, mirroring and sampling")
+    group.add_argument("--seed", type=int, default=0, help="of weights, order, flipping and sampling")
     group.add_argument("--eval-every", type=int, default=0, help="iterations; 0: at the end only")
     group.add_argument("--checkpoint-every", type=int, default=0, help="iterations; 0: at the end only")
     group.add_argument("--log-every", type=int, default=20, help="iterations between scalars")
     group.add_argument("--image-every", type=int, default=0, help="iterations between drawn batches; 0: none")
     group.add_argument(
-        "--resume", type=Path, nargs="?", const=True, help="go on from this file, or from the one in --out"
+        "--resume", type=Path, nargs="?", const=True, help="resume from this checkpoint, or from the one in --out"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a run tells: progress on the terminal, TensorBoard, and `results.json`."""
+"""Output of a run: progress on the terminal, TensorBoard, and `results.json`."""
 
 import argparse
 import contextlib
@@ -20,17 +20,17 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from detection.checkpoint import Checkpoint
 from detection.datasets import Target
-from detection.evaluation import Figures, describe
+from detection.evaluation import Measures, describe
 
-# Flags that may change between a run and its continuation without a word.
+# Flags that may differ in a resumed run without a warning.
 INCIDENTAL = {"out", "resume", "device", "workers", "threads", "eval_every", "checkpoint_every", "log_every"}
 
 
 class Report:
-    """Keeps one run's record and writes it into a folder; a context manager around the training loop.
+    """Records one run and writes it into a folder; a context manager around the training loop.
 
     Args:
-        folder: Gets `results.json` and TensorBoard's files.
+        folder: Where `results.json` and TensorBoard's files are written.
         args: The run's flags.
         data: The description of the data, from `open_data`.
     """
@@ -56,7 +56,7 @@ class Report:
         self._mark = time.perf_counter()
 
     def __enter__(self) -> "Report":
-        # What a killed run wrote after the checkpoint that this one goes on from is hidden.
+        # Events that an interrupted run wrote after the checkpoint are hidden.
         self._tensorboard = _open_tensorboard(self.folder, hide_from=self.done + 1 if self.done else None)
         self._progress.start()
         self._mark = time.perf_counter()
@@ -74,9 +74,9 @@ class Report:
         images: list[Tensor],
         targets: list[Target],
         rate: float,
-        extras: dict[str, float] | None = None,
+        metrics: dict[str, float] | None = None,
     ) -> None:
-        """Note a finished iteration (counted from 0); every `--log-every` ones, its losses.
+        """Record a finished iteration (counted from 0); every `--log-every` iterations, log its losses.
 
         Raises:
             FloatingPointError: If a loss is not finite.
@@ -87,26 +87,26 @@ class Report:
         if self.done % self.args.log_every == 0 or self.done == self.args.iterations:
             self._log_losses({name: float(loss.detach()) for name, loss in losses.items()})
             self.scalars({"learning rate": rate})
-            self.scalars({f"terse_aug/{name}": value for name, value in (extras or {}).items()})
+            self.scalars({f"terse_aug/{name}": value for name, value in (metrics or {}).items()})
         if self.args.image_every and self.done % self.args.image_every == 0:
             self.images("training batch", images, targets)
 
     def scalars(self, values: dict[str, float]) -> None:
-        """Write scalars to TensorBoard, at the present iteration."""
+        """Write scalars to TensorBoard, at the current iteration."""
         if self._tensorboard:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, self.done)
 
-    def histogram(self, tag: str, shares: list[float], count: int) -> None:
-        """Write shares of a count, in equal bins over [0, 1], to TensorBoard, at the present iteration."""
+    def histogram(self, tag: str, fractions: list[float], count: int) -> None:
+        """Write fractions of a count, in equal bins over [0, 1], to TensorBoard, at the current iteration."""
         if self._tensorboard and count:
-            edges = torch.linspace(0, 1, len(shares) + 1)
-            numbers = (torch.tensor(shares) * count).round().long()
+            edges = torch.linspace(0, 1, len(fractions) + 1)
+            numbers = (torch.tensor(fractions) * count).round().long()
             middles = ((edges[1:] + edges[:-1]) / 2).repeat_interleave(numbers)
             self._tensorboard.add_histogram(tag, middles, self.done, bins=edges.numpy())
 
     def images(self, tag: str, images: list[Tensor], targets: list[Target]) -> None:
-        """Write images with their boxes, masks and class names to TensorBoard, at the present iteration."""
+        """Write images with their boxes, masks and class names to TensorBoard, at the current iteration."""
         if self._tensorboard:
             for position, (image, target) in enumerate(zip(images, targets, strict=True)):
                 drawn = draw(image, target, self.data["classes"])
@@ -114,16 +114,16 @@ class Report:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Count what happens inside as evaluation, not as training."""
+        """Count the time spent inside as evaluation, not as training."""
         self.seconds["training"] += self._lap()
         yield
         self.seconds["evaluation"] += self._lap()
 
-    def evaluated(self, figures: Figures) -> None:
-        """Note the figures of an evaluation after the present iteration, and write `results.json`."""
-        self.history.append({"iteration": self.done} | figures)
-        self.say(f"after {self.done} iterations: {describe(figures)}")
-        for kind, values in figures.items():
+    def add_evaluation(self, measures: Measures) -> None:
+        """Record the results of an evaluation after the current iteration, and write `results.json`."""
+        self.history.append({"iteration": self.done} | measures)
+        self.print(f"after {self.done} iterations: {describe(measures)}")
+        for kind, values in measures.items():
             known = {name: value for name, value in values.items() if isinstance(value, float)}
             self.scalars({f"{kind}/{name}": value for name, value in known.items()})
             for name, value in values.items():
@@ -131,12 +131,12 @@ class Report:
                     self.histogram(f"{kind}/{name}", value, values["objects"])
         self.write()
 
-    def say(self, line: str) -> None:
+    def print(self, line: str) -> None:
         """Print a line without disturbing the progress bar."""
         self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def notes(self) -> dict[str, Any]:
-        """What a checkpoint must keep for the report to go on."""
+        """What a checkpoint keeps so that the report of a resumed run is complete."""
         return {
             "arguments": _plain(vars(self.args)),
             "classes": list(self.data["classes"]),
@@ -145,7 +145,7 @@ class Report:
         }
 
     def resume(self, saved: Checkpoint) -> int:
-        """Go on from a checkpoint, and return its iteration; settings that differ are named.
+        """Restore the record from a checkpoint, and return its iteration; flags that differ are printed.
 
         Raises:
             ValueError: If the checkpoint was trained for other classes.
@@ -154,16 +154,16 @@ class Report:
         if notes["classes"] != self.data["classes"]:
             raise ValueError(f"the checkpoint is for {notes['classes']}, the data has {self.data['classes']}")
         before, now = notes["arguments"], _plain(vars(self.args))
-        for name in sorted((before.keys() & now.keys()) - INCIDENTAL):
-            if before[name] != now[name]:
-                self.say(f"resumed with another --{name.replace('_', '-')}: {before[name]}, now {now[name]}")
+        for name in sorted((before.keys() | now.keys()) - INCIDENTAL):
+            if before.get(name) != now.get(name):
+                self.print(f"resumed with another --{name.replace('_', '-')}: {before.get(name)}, now {now.get(name)}")
         self.history, self.seconds = notes["history"], dict(notes["seconds"])
         self.done = saved.iteration
         self._progress.update(self._task, completed=self.done)
         return self.done
 
     def write(self) -> None:
-        """Write `results.json`; an interrupted write leaves the former file whole."""
+        """Write `results.json`; an interrupted write leaves the previous file intact."""
         results = {
             "arguments": _plain(vars(self.args)),
             "data": self.data,
@@ -185,7 +185,7 @@ class Report:
         text = f"loss {total:.3f}, {per_iteration:.2f} s/iteration"
         self._progress.update(self._task, description=text)
         if self._progress.disable:
-            self.say(f"iteration {self.done}/{self.args.iterations}: {text}")
+            self.print(f"iteration {self.done}/{self.args.iterations}: {text}")
         self.scalars({f"loss/{name}": value for name, value in losses.items()})
         self.scalars({"loss/total": total, "seconds per iteration": per_iteration})
 
@@ -207,7 +207,7 @@ def draw(image: Tensor, target: Target, classes: list[str]) -> Tensor:
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    # Flags are plain already, but for pairs and paths.
+    # JSON has no tuples and no paths.
     def plain(value: Any) -> Any:
         if isinstance(value, tuple):
             return list(value)

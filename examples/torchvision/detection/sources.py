@@ -1,4 +1,4 @@
-"""From the flags to the training set, the evaluation set, and a record of what is in them."""
+"""Opens the training set and the evaluation set that the flags name."""
 
 import argparse
 import json
@@ -18,19 +18,19 @@ def open_data(args: argparse.Namespace) -> tuple[DetectionDataset, DetectionData
         "keypoints": training.keypoint_names,
         "masks": training.has_masks,
         "split": {"train": training.names, "test": evaluation.names if evaluation else []},
-        "left_out": dict(+training.dropped),
+        "dropped": dict(+training.dropped),
     }
     print(
         f"{len(training)} training images, {len(evaluation) if evaluation else 'no'} evaluation images, "
         f"{len(training.classes)} classes"
     )
-    for what, count in description["left_out"].items():
-        print(f"left out of training: {count} {what}")
+    for what, count in description["dropped"].items():
+        print(f"dropped from training: {count} {what}")
     return training, evaluation, description
 
 
 def split_penn_fudan(names: list[str]) -> dict[str, list[str]]:
-    """The split used where none is given: always the same, whatever the run's seed."""
+    """The default split; it does not depend on the seed of the run."""
     shuffled = sorted(names)
     random.Random(0).shuffle(shuffled)
     return {"train": shuffled[:-TEST_IMAGES], "test": shuffled[-TEST_IMAGES:]}
@@ -56,7 +56,7 @@ def _open_coco(args: argparse.Namespace) -> tuple[DetectionDataset, DetectionDat
         raise ValueError(f"{args.annotations}: no image with a usable box to train on")
     if not args.val_annotations:
         return training, None
-    # Images without objects stay in: what is found on them is a false alarm.
+    # Images without objects stay in: every detection on them is a false positive.
     evaluation = CocoFormat(
         args.val_annotations, args.val_images or args.images, classes=training.classes, keep_empty=True
     )

@@ -1,4 +1,4 @@
-"""How each host's example is trained on Penn-Fudan, and where its figures lie afterwards."""
+"""How the example of each framework is trained on Penn-Fudan, and where its results are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-POLICIES = ("random", "best-of-n", "adversarial", "critic")
+POLICIES = ("random", "best-of-n", "critic", "adversarial")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Run:
         return f"train{self.images}-{self.arm}-seed{self.seed}"
 
 
-class Host(ABC):
+class Framework(ABC):
     """A training script and its conventions.
 
     Args:
@@ -48,21 +48,21 @@ class Host(ABC):
 
     @abstractmethod
     def prepare(self, images: Sequence[int]) -> None:
-        """Make what the runs with so many training images read."""
+        """Create the files that runs with these numbers of training images read."""
 
     @abstractmethod
     def command(self, run: Run) -> list[str]:
-        """What trains."""
+        """The command line of the training."""
 
     @abstractmethod
-    def figures(self, folder: Path) -> dict[str, Any]:
-        """``AP``, ``AP50``, ``AP75`` in per cent, and what else the table has, of a finished run."""
+    def results(self, folder: Path) -> dict[str, Any]:
+        """``AP``, ``AP50``, ``AP75`` in per cent, and other columns of the table, of a finished run."""
 
     def train(self, run: Run) -> float | None:
-        """Run one training as a process of its own; its output goes to a log beside its folder.
+        """Train in a separate process; its output goes to a log beside its folder.
 
         Returns:
-            Seconds that it spent on processors, from its start to its end; ``None`` if it failed.
+            CPU seconds of the process; ``None`` if it failed.
         """
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": self._path()} | self._environment()
         with open(f"{self.out / run.name}.log", "w") as log:
@@ -84,7 +84,7 @@ class Host(ABC):
         return None
 
     def _make(self, out: Path, *arguments: str) -> None:
-        """Have a tool of the example write a file or a folder anew; ``OUT`` is where."""
+        """Let a tool of the example write a file or folder; the argument ``OUT`` is replaced by its path."""
         part = out.with_name(f"{out.name}.part")
         _remove(part)
         environment = os.environ | {"PYTHONPATH": self._path()} | self._environment()
@@ -101,33 +101,17 @@ class Host(ABC):
         path: Path = self.out / f"people-{images}.bank"
         return path
 
-    def _settings(self) -> dict[str, str]:
-        return dict(entry.split("=", 1) for entry in self.args.terse)
 
-
-class Torchvision(Host):
+class Torchvision(Framework):
     """examples/torchvision."""
 
     amp_needs_gpu = False
 
     def prepare(self, images: Sequence[int]) -> None:
-        """See :class:`Host`; banks of what boxes give, if they are asked for."""
-        if not self.args.boxes:
-            return
-        script = ROOT / "examples" / "mmdet" / "penn_fudan_to_coco.py"
-        self._make(self.out / "data", str(script), str(self.data), "--out", "OUT")
-        for count in images:
-            content = json.loads((self.out / "data" / f"train_{count}.json").read_text())
-            for entry in content["annotations"]:
-                del entry["segmentation"]
-            boxed, photographs = self.out / "data" / f"boxes_{count}.json", str(self.data / "PNGImages")
-            boxed.write_text(json.dumps(content))
-            source = "coco", "--annotations", str(boxed), "--images", photographs
-            quality = ("--min-quality", str(self.args.min_quality)) if self.args.boxes == "grabcut" else ()
-            self._make_bank(count, *source, "--boxes", self.args.boxes, *quality)
+        """See :class:`Framework`; the example builds its banks itself."""
 
     def command(self, run: Run) -> list[str]:
-        """See :class:`Host`."""
+        """See :class:`Framework`."""
         script = "train.py" if run.arm == "none" else "train_with_terse.py"
         command = [sys.executable, str(ROOT / "examples" / "torchvision" / script)]
         command += ["--penn-fudan", str(self.data), "--weights", str(self.weights)]
@@ -142,36 +126,35 @@ class Torchvision(Host):
         command += ["--amp"] if self.args.amp else []
         if run.arm != "none":
             command += ["--policy", run.arm, "--probe-images", str(self.args.probe_images)]
-            command += ["--terse", *self.args.terse] if self.args.terse else []
-            command += ["--bank", str(self._bank(run.images))] if self.args.boxes else []
+            command += self.args.options
         return command
 
     def train(self, run: Run) -> float | None:
-        """See :class:`Host`; its checkpoint is large."""
+        """See :class:`Framework`; the checkpoint of 85 MB is removed."""
         seconds = super().train(run)
-        if seconds is not None and not self.args.keep:
+        if seconds is not None:
             (self.out / run.name / "checkpoint.pt").unlink(missing_ok=True)
         return seconds
 
-    def figures(self, folder: Path) -> dict[str, Any]:
-        """See :class:`Host`; with what the trained detector says of pastes."""
+    def results(self, folder: Path) -> dict[str, Any]:
+        """See :class:`Framework`; with the probe of the composites."""
         results = json.loads((folder / "results.json").read_text())
         last = results["evaluations"][-1]
         found = {name: last["box"][name] for name in ("AP", "AP50", "AP75")}
         return found | {kind: last[kind] for kind in ("composites", "random composites") if kind in last}
 
 
-class Detectron2(Host):
+class Detectron2(Framework):
     """examples/detectron2, its config pedestrians_mobilenet.yaml."""
 
     def prepare(self, images: Sequence[int]) -> None:
-        """See :class:`Host`; the bank."""
+        """See :class:`Framework`; the bank."""
         for count in images:
             source = "--import", "pedestrians.datasets", "--datasets", f"penn_fudan_train_{count}"
             self._make_bank(count, "detectron2", *source)
 
     def command(self, run: Run) -> list[str]:
-        """See :class:`Host`; the learning rate falls after three quarters of the iterations."""
+        """See :class:`Framework`; the learning rate falls after three quarters of the iterations."""
         script = "train_net.py" if run.arm == "none" else "train_net_with_terse.py"
         iterations = self.args.iterations
         command = [sys.executable, script, "--config-file", "configs/pedestrians_mobilenet.yaml", "--threads", "1"]
@@ -179,13 +162,12 @@ class Detectron2(Host):
         command += ["DATASETS.TRAIN", f"('penn_fudan_train_{run.images}',)", "SOLVER.MAX_ITER", str(iterations)]
         command += ["SOLVER.STEPS", f"({iterations * 3 // 4},)", "SOLVER.AMP.ENABLED", str(self.args.amp)]
         if run.arm != "none":
-            command += ["TERSE.ENABLED", "True", "TERSE.POLICY", run.arm, "TERSE.BANK", str(self._bank(run.images))]
-            for name, value in self._settings().items():
-                command += [f"TERSE.{name.upper()}", value]
+            command += ["TERSE.ENABLED", "True", "TERSE.BANK", str(self._bank(run.images))]
+            command += ["TERSE.POLICY.NAME", run.arm, *self.args.options]
         return command
 
-    def figures(self, folder: Path) -> dict[str, Any]:
-        """See :class:`Host`."""
+    def results(self, folder: Path) -> dict[str, Any]:
+        """See :class:`Framework`."""
         lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
         last = [line for line in lines if "bbox/AP" in line][-1]
         return {name: last[f"bbox/{name}"] for name in ("AP", "AP50", "AP75")}
@@ -197,13 +179,13 @@ class Detectron2(Host):
         return ROOT / "examples" / "detectron2"
 
 
-class MMDetection(Host):
+class MMDetection(Framework):
     """examples/mmdet, its configs pedestrians_mobilenet*.py."""
 
-    arms = (*Host.arms, "copypaste")
+    arms = (*Framework.arms, "copypaste")
 
     def prepare(self, images: Sequence[int]) -> None:
-        """See :class:`Host`; annotations, weights under MMDetection's names, and the bank."""
+        """See :class:`Framework`; annotations, weights under MMDetection's names, and the bank."""
         photographs = self.out / "PennFudanPed"
         photographs.unlink(missing_ok=True)
         photographs.symlink_to(self.data)
@@ -215,7 +197,7 @@ class MMDetection(Host):
             self._make_bank(count, "coco", *source)
 
     def command(self, run: Run) -> list[str]:
-        """See :class:`Host`; the learning rate falls after three quarters of the iterations."""
+        """See :class:`Framework`; the learning rate falls after three quarters of the iterations."""
         iterations, folder = self.args.iterations, str(self.out / run.name)
         source = "dataset.dataset" if run.arm == "copypaste" else "dataset"
         options = [f"train_cfg.max_iters={iterations}", f"train_cfg.val_interval={iterations}"]
@@ -224,14 +206,14 @@ class MMDetection(Host):
         options += ["default_hooks.checkpoint.interval=1000000"]
         options += ["optim_wrapper.type=AmpOptimWrapper"] if self.args.amp else []
         if run.arm in POLICIES:
-            settings = {"policy": run.arm, "bank": str(self._bank(run.images))} | self._settings()
-            for seat in ("custom_hooks.0", "train_dataloader.dataset.pipeline.4"):
-                options += [f"{seat}.{name}={value}" for name, value in settings.items()]
+            for part in ("custom_hooks.0", "train_dataloader.dataset.pipeline.4"):
+                options += [f"{part}.policy.type={run.arm}", f"{part}.bank={self._bank(run.images)}"]
+            options += self.args.options
         train = [sys.executable, self._script("train.py"), self._config(run.arm)]
         return [*train, "--work-dir", folder, "--cfg-options", *options]
 
-    def figures(self, folder: Path) -> dict[str, Any]:
-        """See :class:`Host`."""
+    def results(self, folder: Path) -> dict[str, Any]:
+        """See :class:`Framework`."""
         newest = max(folder.glob("*/vis_data/scalars.json"))
         lines = [json.loads(line) for line in newest.read_text().splitlines()]
         last = [line for line in lines if "coco/bbox_mAP" in line][-1]
@@ -259,4 +241,4 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-HOSTS: dict[str, type[Host]] = {"torchvision": Torchvision, "detectron2": Detectron2, "mmdet": MMDetection}
+FRAMEWORKS: dict[str, type[Framework]] = {"torchvision": Torchvision, "detectron2": Detectron2, "mmdet": MMDetection}
