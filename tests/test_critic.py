@@ -129,21 +129,24 @@ def train_on_place(terse: Terse, steps: int) -> list[float]:
 def test_it_predicts_the_hardness_of_random_pastes_of_several_classes(tmp_path: Path) -> None:
     """Of those that it chooses nearly all are hard, and a correlation would say little."""
     bank = make_bank(tmp_path, [dataclasses.replace(white_disc(), label=label) for label in (1, 2, 7)])
-    settings: dict[str, Any] = {"target_hardness": 0.0, "learning_rate": 5e-3, "candidates": 2}
+    settings: dict[str, Any] = {"target_hardness": 0.0, "learning_rate": 5e-3, "candidates": 2, "replay_updates": 2}
     terse = learner(bank, paste=every_image(objects=(2, 2)), **settings)
-    train_on_place(terse, 60)
+    train_on_place(terse, 40)
+    state = {name: value for name, value in terse.state_dict().items() if "average/" not in name}
+    terse.load_state_dict(state)  # the running average begins after learning
+    train_on_place(terse, 5)
     assert terse.metrics()["predicted_hardness_correlation"] > 0.9
 
 
 def test_it_learns_what_is_hard_from_values_alone_and_stays_diverse(tmp_path: Path) -> None:
-    bank = make_bank(tmp_path, [white_disc()])
-    terse = learner(bank, paste=every_image(objects=(2, 2)), target_hardness=1.0, learning_rate=3e-3, candidates=4)
-    places = torch.tensor(train_on_place(terse, 40))
+    settings: dict[str, Any] = {"target_hardness": 1.0, "learning_rate": 5e-3, "candidates": 4, "replay_updates": 2}
+    terse = learner(make_bank(tmp_path, [white_disc()]), paste=every_image(objects=(2, 2)), **settings)
+    places = torch.tensor(train_on_place(terse, 36))
     metrics = terse.metrics()
-    assert metrics["updates"] == 40
+    assert metrics["updates"] == 36
     assert metrics["extra_forwards"] == 0
     assert 0.3 < float((places[:32] > 0.5).float().mean()) < 0.7
-    assert float((places[-80:] > 0.5).float().mean()) > 0.8
+    assert float((places[-60:] > 0.5).float().mean()) > 0.8
     # Half of random pastes lie in the right half, where they are hard.
     assert 0.2 < metrics["hardness_gain"] < 0.6
     assert metrics["std_ratio/translate_y"] > 0.85
