@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from terse_aug.bank import ForegroundBank
 from terse_aug.compositing.compose import Composites, Paste, compose
 from terse_aug.compositing.warp import RenderSettings
-from terse_aug.config import PasteConfig, PolicySettings, Robustness
+from terse_aug.config import PasteConfig, PolicySettings, Robustness, policy_settings
 from terse_aug.data.auxiliary_objects import Distractors
 from terse_aug.data.background_pool import BackgroundPool
 from terse_aug.data.class_mapping import check_classes, class_count, relabelled_bank
@@ -90,7 +90,8 @@ class Terse(nn.Module):
         keypoint_flips: Flips | None = None,
     ) -> None:
         super().__init__()
-        self.seed, self._policy_choice, self.seconds = seed, policy, 0.0
+        self.seed, self.seconds = seed, 0.0
+        self._settings = None if isinstance(policy, Policy) else policy_settings(policy)
         self.paste, self.pixel_format = paste or PasteConfig(), pixel_format or PixelFormat()
         self.bank = relabelled_bank(bank, classes)
         # In a tuple, so that nn.Module does not register the detector.
@@ -281,8 +282,12 @@ class Terse(nn.Module):
         return found
 
     def _other_policy(self, policy: str | PolicySettings | Policy | None) -> Policy:
-        if policy is None or policy == self._policy_choice:
+        if policy is None or policy is self.policy:
             return self.policy
+        if not isinstance(policy, Policy):
+            settings = policy_settings(policy)
+            if settings == self._settings or (isinstance(policy, str) and type(settings) is type(self._settings)):
+                return self.policy
         chosen = make_policy(policy, self.seed, class_count(self.model))
         if chosen.learns and not isinstance(policy, Policy):
             raise ValueError(f"policy {policy!r} has learned nothing here: pass a trained Policy, or None")

@@ -57,7 +57,12 @@ class PolicyTrainer(nn.Module):
         self.updater = PolicyUpdater(policy, seed, pixel_format)
         self.sampler = sampler
         self.feedback = FeedbackBuffer(model, policy, sampler, metrics, warn)
-        self._metrics, self._warn = metrics, warn
+        # In a tuple, so that nn.Module does not register it: Terse saves it.
+        self._shared, self._warn = (metrics,), warn
+
+    @property
+    def _metrics(self) -> Metrics:
+        return self._shared[0]
 
     @property
     def policy(self) -> Policy:

@@ -59,9 +59,8 @@ class Perturber(nn.Module):
                 f"ModelAdapter that has input_gradients, got {got}"
             )
         self.settings, self._pixel_format = settings, pixel_format
-        # In a tuple, so that nn.Module does not register the detector.
-        self._model = (differentiable,)
-        self._metrics = metrics
+        # In tuples, so that nn.Module does not register the detector, nor the metrics, which Terse saves.
+        self._model, self._shared = (differentiable,), (metrics,)
         self.register_buffer("loss_scale", torch.tensor(_FIRST_SCALE, dtype=torch.float64, device="cpu"))
         self.register_buffer("passes_since_overflow", torch.tensor(0, device="cpu"))
         self.loss_scale: Tensor
@@ -101,6 +100,10 @@ class Perturber(nn.Module):
     def step_size(self) -> float:
         """Length of a step in units of the radius."""
         return self.settings.step_size or min(1.25, 2.5 / self.settings.steps)
+
+    @property
+    def _metrics(self) -> Metrics:
+        return self._shared[0]
 
     def _radius(self, objects: Tensor, call: int) -> Tensor:
         growth = min(1.0, (call - self.settings.warmup + 1) / max(self.settings.ramp, 1))
