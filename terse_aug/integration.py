@@ -19,7 +19,7 @@ from terse_aug.data.background_pool import BackgroundPool
 from terse_aug.data.foreground_loader import ForegroundLoader, SampledForegrounds
 from terse_aug.models import ModelAdapter
 from terse_aug.policies import Policy
-from terse_aug.preview import batch_picture
+from terse_aug.preview import draw_batch
 from terse_aug.samplers import Sampler, make_sampler
 from terse_aug.structures.keypoints import Flips
 from terse_aug.structures.pixel_format import PixelFormat
@@ -218,7 +218,7 @@ class TrainingHook:
 
     def picture(self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]]) -> Any:
         """The first composites of the last batch with their labels drawn in, uint8 ``[H, W, 3]``, RGB."""
-        return batch_picture(self.terse, images, targets)
+        return draw_batch(self.terse, images, targets)
 
     def saved(self) -> dict[str, Any]:
         """Seed and state for a checkpoint: tensors and numbers."""

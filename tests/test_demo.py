@@ -121,10 +121,7 @@ def test_the_figures_are_all_there(demo, figures):
         assert [one["iteration"] for one in arm["measurements"]] == [1, 2, 3]
         for one in arm["measurements"]:
             assert set(one["average_precision"]) == {"AP", "AP50", "AP75"}
-            assert (
-                set(one["missed"])
-                == {"none": set(), "random": {"random"}, "critic": {"random", "critic"}}[name]
-            )
+            assert set(one["missed"]) == {"none": set(), "random": {"random"}, "critic": {"random", "critic"}}[name]
             assert all(0 <= share <= 100 for share in one["missed"].values())
         assert figures["seconds"]["arms"][name]["cpu_per_iteration"] > 0
     assert figures["arms"]["none"]["metrics"]["objects_pasted"] == 0

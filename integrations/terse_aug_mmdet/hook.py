@@ -105,7 +105,7 @@ class TerseHook(TrainingHook, Hook):
             bgr=self.input_format == "BGR",
         )
         if terse.policy.needs_model or terse.policy.learns_from == "hardness" or terse.perturber is not None:
-            detector.check_asking()
+            detector.check_input()
         if terse.policy.needs_model and runner.distributed:
             raise ValueError(
                 "policy 'best-of-n' needs the loss of single images, which many of MMDetection's heads average over "
