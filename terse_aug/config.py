@@ -165,7 +165,6 @@ class TerseConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a value above 0, got {getattr(self, name)}")
 
-
     def sampler_settings(self, sampler: Any = None) -> Any:
         """What :func:`terse_aug.samplers.make_sampler` takes: the given sampler, else the setting."""
         chosen = self.sampler if sampler is None else sampler

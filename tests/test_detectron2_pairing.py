@@ -72,7 +72,9 @@ def test_hardness_of_the_classes_is_heard_and_saved(
     bank: ForegroundBank,
     tmp_path: Path,
 ) -> None:
-    trainer, hook = trainer_with_hook(tiny_cfg("faster_fpn", dataset, tmp_path, bank, SAMPLER="hardness", POLICY="random"))
+    trainer, hook = trainer_with_hook(
+        tiny_cfg("faster_fpn", dataset, tmp_path, bank, SAMPLER="hardness", POLICY="random")
+    )
     trainer.train()
     assert isinstance(hook.terse.sampler, HardnessSampler)
     assert float(hook.state_dict()["terse"]["sampler.totals"][1].sum()) > 0
