@@ -14,7 +14,8 @@ from factories import EVERY_IMAGE, all_equal, make_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from terse_aug import ForegroundBank, Terse
+from terse_aug import BackgroundPool, ForegroundBank, Terse
+from terse_aug.policies import Critic
 from terse_aug.samplers import BackgroundDraw, BalancedSampler, BalancedStream, DrawRequest, ForegroundIndex
 from terse_aug.samplers.bipartite_graph import random_bipartite
 from terse_aug.utils.random import generator_for
@@ -261,7 +262,7 @@ def test_a_restricted_sampler_has_no_graph() -> None:
 def balanced(bank: ForegroundBank, seed: int = 3, **more: Any) -> Terse:
     pool = [torch.rand(3, 40, 40 + number, generator=generator_for(number)) for number in range(5)]
     own: dict[str, Any] = {"objects": (1, 2), "background_probability": 0.5, **EVERY_IMAGE} | more
-    return Terse(bank, "random", seed=seed, sampler="balanced", backgrounds=pool, **own)
+    return Terse(bank, "random", backgrounds=BackgroundPool(pool), **own, seed=seed, sampler="balanced")
 
 
 @pytest.mark.parametrize("seed", [3, 4])
@@ -296,7 +297,7 @@ def test_every_foreground_is_pasted_equally_often(tiny_bank: ForegroundBank) -> 
 
 def test_a_policy_that_chooses_among_foregrounds_is_refused(tiny_bank: ForegroundBank) -> None:
     with pytest.raises(ValueError, match="BalancedSampler with critic_cutouts 3: the policy would choose"):
-        Terse(tiny_bank, "critic", sampler="balanced", critic_cutouts=3)
+        Terse(tiny_bank, Critic(foreground_candidates=3), sampler="balanced")
 
 
 def test_a_preview_does_not_change_the_balance(tiny_bank: ForegroundBank) -> None:

@@ -185,7 +185,7 @@ def test_annotated_boxes_are_told_apart_from_proposals_of_low_precision(
 
 
 def critic(bank: ForegroundBank, detector: Any, **settings: Any) -> Terse:
-    return Terse(bank, "critic", target=detector, **(EVERY_IMAGE | {"objects": (1, 1), "move_every": 2} | settings))
+    return Terse(bank, "critic", **(EVERY_IMAGE | {"objects": (1, 1), "move_every": 2} | settings), model=detector)
 
 
 def replay_hardness(terse: Terse) -> list[float]:
@@ -213,7 +213,7 @@ def test_every_iteration_is_learned_from_without_extra_forward(
         counts.append(len(replay_hardness(terse)))
     assert counts == sorted(set(counts))
     metrics = terse.metrics()
-    assert (metrics["moves"], metrics["extra_forwards"]) == (2, 0)
+    assert (metrics["updates"], metrics["extra_forwards"]) == (2, 0)
     assert 0 <= metrics["hardness"] <= 1
 
 
@@ -344,7 +344,7 @@ def test_failed_hooks_are_removed_and_a_resumed_run_makes_extra_forwards_too(tin
     detector.roi_heads.box_roi_pool = lambda *inputs: pooler(*inputs)  # not a module
     with pytest.warns(TerseWarning, match="training forward"):
         train(whole, detector, 0, 1)
-    assert whole.metrics()["hearing_failed"] == 1
+    assert whole.metrics()["hooks_failed"] == 1
     detector.roi_heads.box_roi_pool = pooler
     same = copy.deepcopy(detector)
     resumed = critic(tiny_bank, same)

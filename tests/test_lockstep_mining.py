@@ -25,7 +25,7 @@ def cache(tmp_path: Path) -> HardExampleCache:
     return HardExampleCache(tmp_path / "cache")
 
 
-@pytest.mark.parametrize(("policy", "forwards"), [("random", 1), ("hard-random", 3), ("critic", 1), ("learned", 2)])
+@pytest.mark.parametrize(("policy", "forwards"), [("random", 1), ("best-of-n", 3), ("critic", 1), ("adversarial", 2)])
 def test_mining_ends_with_the_wanted_number_of_each_label(
     tiny_bank: ForegroundBank, tmp_path: Path, policy: str, forwards: int
 ) -> None:
@@ -37,7 +37,7 @@ def test_mining_ends_with_the_wanted_number_of_each_label(
         assert float(CLASSIFIER.object_scores([image], [target])[0].min()) < 0.55
     metrics = miner.terse.metrics()
     assert report.model_forwards == 4 * forwards * metrics["iterations"]
-    assert metrics["moves"] == (metrics["iterations"] if miner.terse.policy.learns else 0)
+    assert metrics["updates"] == (metrics["iterations"] if miner.terse.policy.learns else 0)
 
 
 def test_mining_ends_with_its_budget_and_draws_no_batch_that_it_does_not_use(
@@ -109,11 +109,11 @@ def test_mining_keeps_a_restriction_and_needs_no_model_of_terse(
             return torch.nn.functional.pad(super().forward(images), (0, 7), value=-9.0)
 
     terse = make_terse(tiny_bank, "critic")
-    terse.paste_only([2])
+    terse.restrict_labels([2])
     report = HardExampleMiner(terse, ClassifierAdapter(Ten(), 10), cache, {1: 3}, 400).run(noise_batches())
     assert report.found == {1: 3}
-    assert terse.metrics()["moves"] > 0
-    assert terse.pasted_labels == [2]
+    assert terse.metrics()["updates"] > 0
+    assert terse.sampler.allowed_labels == [2]
 
 
 # --- what is hard ---------------------------------------------------------------------------------------------------
@@ -153,8 +153,8 @@ def test_unknown_scores_do_not_stop_the_policy(tiny_bank: ForegroundBank, cache:
 
     terse = make_terse(tiny_bank, "critic")
     HardExampleMiner(terse, Partly(Brightness(), 3), cache, {1: 50}, 12).run(noise_batches(objects=1))
-    assert terse.metrics()["losses_not_finite"] == 0
-    assert terse.metrics()["moves"] == 3
+    assert terse.metrics()["non_finite_losses"] == 0
+    assert terse.metrics()["updates"] == 3
 
 
 class RightInFront(ClassifierAdapter):
@@ -187,11 +187,11 @@ def test_all_pastes_but_occluded_objects_count_for_a_detector(
     miner = HardExampleMiner(terse, model, cache, {1: 99, 2: 99}, 8)
     report = miner.run(noise_batches(sizes=((96, 96),) * 4, objects=1))
     metrics = terse.metrics()
-    assert metrics["superimposed"] > 0
-    assert report.seen == metrics["objects_labelled"] - metrics["superimposed"]
+    assert metrics["occludees"] > 0
+    assert report.seen == metrics["objects_labelled"] - metrics["occludees"]
 
 
-@pytest.mark.parametrize("policy", ["random", "learned"])
+@pytest.mark.parametrize("policy", ["random", "adversarial"])
 @pytest.mark.parametrize("label", [5, -1])
 @pytest.mark.parametrize("settings", [{}, {"rival_margin": 0.05}], ids=str)
 def test_objects_of_classes_that_the_model_does_not_have_are_ignored(
@@ -232,9 +232,9 @@ class Recomputed(nn.Module):
     ("policy", "make"),
     [
         ("critic", lambda: TorchvisionAdapter(make_detector("fasterrcnn"))),
-        ("learned", lambda: TorchvisionAdapter(make_detector("fasterrcnn"))),
-        ("learned", lambda: ClassifierAdapter(Recomputed(reentrant=False), 3)),
-        ("learned", lambda: ClassifierAdapter(Recomputed(reentrant=True), 3)),
+        ("adversarial", lambda: TorchvisionAdapter(make_detector("fasterrcnn"))),
+        ("adversarial", lambda: ClassifierAdapter(Recomputed(reentrant=False), 3)),
+        ("adversarial", lambda: ClassifierAdapter(Recomputed(reentrant=True), 3)),
     ],
 )
 def test_the_policy_learns_and_the_model_is_frozen(
@@ -248,7 +248,7 @@ def test_the_policy_learns_and_the_model_is_frozen(
     start = parameters_of(terse)
     report = HardExampleMiner(terse, model, cache, {1: 50, 2: 50}, 16).run(noise_batches())
     assert report.seen > 0
-    assert terse.metrics()["moves"] > 0
+    assert terse.metrics()["updates"] > 0
     assert any(not torch.equal(new, old) for new, old in zip(parameters_of(terse), start, strict=True))
     assert module.training
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
@@ -268,12 +268,12 @@ def test_a_model_without_gradient_is_warned_about(
         if not gives_gradients:
             input_gradients = None  # type: ignore[assignment]  # it has none
 
-    terse = make_terse(tiny_bank, "learned")
+    terse = make_terse(tiny_bank, "adversarial")
     before = parameters_of(terse)
     miner = HardExampleMiner(terse, Adapter(Detached(), 3), cache, {1: 50, 2: 50}, 16)
     with pytest.warns(TerseWarning, match="no gradient reached the composites"):
         miner.run(noise_batches())
-    assert (terse.metrics()["moves"], terse.metrics()["skipped_moves"]) == (0, 2)
+    assert (terse.metrics()["updates"], terse.metrics()["skipped_updates"]) == (0, 2)
     assert all(torch.equal(new, old) for new, old in zip(parameters_of(terse), before, strict=True))
 
 
@@ -307,7 +307,7 @@ def test_impossible_mining_is_refused(
     tiny_bank: ForegroundBank, cache: HardExampleCache, changes: dict[str, Any], terse: dict[str, Any], message: str
 ) -> None:
     own = Terse(tiny_bank, "random", **terse)
-    own.paste_only([1])
+    own.restrict_labels([1])
     settings: dict[str, Any] = {"model": CLASSIFIER, "cache": cache, "wanted": {1: 1}, "budget": 1} | changes
     with pytest.raises(ValueError, match=message):
         HardExampleMiner(own, **settings)

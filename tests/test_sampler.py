@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import EVERY_IMAGE, make_bank, make_batch, make_detector, make_foreground
+from factories import EVERY_IMAGE, every_image, make_bank, make_batch, make_detector, make_foreground
 
 from terse_aug import ForegroundBank, ForegroundLoader, Terse
 from terse_aug.samplers import (
@@ -165,8 +165,8 @@ def test_sampled_foregrounds_of_another_distribution_are_refused(tiny_bank: Fore
         (merged, "rarity", {"sampler": "rarity"}, False),
         (None, "uniform", {"sampler": "rarity"}, False),
     ):
-        terse = Terse(tiny_bank, "random", classes=classes, sampler=sampler, **EVERY_IMAGE)
-        own = ForegroundLoader(tiny_bank, "random", **loader, **EVERY_IMAGE)  # type: ignore[arg-type]  # settings
+        terse = Terse(tiny_bank, "random", paste=every_image(), classes=classes, sampler=sampler)
+        own = ForegroundLoader(tiny_bank, "random", paste=every_image(), **loader)  # type: ignore[arg-type]  # settings
         weighted = {"sampler": WeightedSampler({second: 3.0})}
         if fits:
             terse(images, targets, [own(), own()])
@@ -206,7 +206,7 @@ def test_classes_are_equal_at_first_then_weigh_by_hardness_and_none_vanishes() -
     assert sampler.probabilities()[5] > sampler.probabilities()[3]
 
 
-@pytest.mark.parametrize("policy", ["random", "critic", "learned", "hard-random"])
+@pytest.mark.parametrize("policy", ["random", "critic", "adversarial", "best-of-n"])
 def test_a_class_that_the_detector_finds_hard_is_pasted_more(tiny_bank: ForegroundBank, policy: str) -> None:
     """With hardness supplied by ``observe``: dogs are missed, cats are not."""
     own: dict[str, Any] = {"target": make_detector("fasterrcnn"), "objects": (3, 3), "move_every": 2, **EVERY_IMAGE}
@@ -223,10 +223,10 @@ def test_a_class_that_the_detector_finds_hard_is_pasted_more(tiny_bank: Foregrou
     assert isinstance(terse.sampler, HardnessSampler)
     assert terse.sampler.probabilities()[2] > 0.7
     assert drawn[2] > 1.4 * drawn[1] > 0
-    assert terse.metrics()["extra_forwards"] == (12 * 2 * 2 if policy == "hard-random" else 0)
+    assert terse.metrics()["extra_forwards"] == (12 * 2 * 2 if policy == "best-of-n" else 0)
 
 
-@pytest.mark.parametrize("policy", ["random", "learned", "critic"])
+@pytest.mark.parametrize("policy", ["random", "adversarial", "critic"])
 @pytest.mark.parametrize(("name", "forwards"), [("fasterrcnn", 0), ("retinanet", 4)])
 def test_hardness_is_recorded_from_the_training_forward_or_an_extra_one(
     tiny_bank: ForegroundBank, policy: str, name: str, forwards: int
@@ -270,7 +270,7 @@ def test_the_state_holds_what_was_recorded_also_between_two_updates(tiny_bank: F
 
 
 def test_without_a_source_of_hardness_step_raises(tiny_bank: ForegroundBank) -> None:
-    terse = Terse(tiny_bank, "random", sampler="hardness", **EVERY_IMAGE)
+    terse = Terse(tiny_bank, "random", paste=every_image(), sampler="hardness")
     terse(*make_batch())
     with pytest.raises(ValueError, match=r"sampler 'hardness' learns from hardness: give Terse\(.*, or call"):
         terse.step(1.0)
@@ -288,7 +288,7 @@ class FirstOnly(Sampler):
 def test_a_custom_sampler_needs_draw_only(tiny_bank: ForegroundBank, policy: str) -> None:
     pool = [torch.full((3, 40, 50), 0.4)]
     own: dict[str, Any] = {"backgrounds": pool, "background_probability": 0.5, "critic_cutouts": 2, **EVERY_IMAGE}
-    terse = Terse(tiny_bank, policy, target=make_detector("retinanet"), sampler=FirstOnly(), **own)
+    terse = Terse(tiny_bank, policy, **own, model=make_detector("retinanet"), sampler=FirstOnly())
     for step in range(4):
         terse(*make_batch(step))
         assert {paste.index for pastes in terse.pastes for paste in pastes} == {0}
@@ -311,7 +311,7 @@ class Stateful(FirstOnly):
 
 
 def test_parameters_buffers_and_state_of_a_custom_sampler_are_saved(tiny_bank: ForegroundBank) -> None:
-    first, second = (Terse(tiny_bank, "random", sampler=Stateful(), **EVERY_IMAGE) for _ in range(2))
+    first, second = (Terse(tiny_bank, "random", paste=every_image(), sampler=Stateful()) for _ in range(2))
     first.sampler.mean.fill_(4)
     first.sampler.count = 3
     second.load_state_dict(first.state_dict())
