@@ -258,7 +258,7 @@ class Terse(nn.Module):
         Raises:
             ValueError: ``policy`` is the name of one that learns and is not in use: it would be untrained.
         """
-        chosen = self._other_policy(policy)
+        chosen = _requested_policy(self, policy, self._settings).to(self._anchor.device)
         generator = generator_for(self.seed, "compose", seed)
         with torch.no_grad():
             batch = validate_batch(images, targets, len(self.bank.keypoint_names))
@@ -281,17 +281,21 @@ class Terse(nn.Module):
             self._warn.warn("paste_too_small", _TOO_SMALL.format(self.paste.min_side))
         return found
 
-    def _other_policy(self, policy: str | PolicySettings | Policy | None) -> Policy:
-        if policy is None or policy is self.policy:
-            return self.policy
-        if not isinstance(policy, Policy):
-            settings = policy_settings(policy)
-            if settings == self._settings or (isinstance(policy, str) and type(settings) is type(self._settings)):
-                return self.policy
-        chosen = make_policy(policy, self.seed, class_count(self.model))
-        if chosen.learns and not isinstance(policy, Policy):
-            raise ValueError(f"policy {policy!r} has learned nothing here: pass a trained Policy, or None")
-        return chosen.to(self._anchor.device)
+
+def _requested_policy(
+    terse: Terse, policy: str | PolicySettings | Policy | None, in_use: PolicySettings | None
+) -> Policy:
+    """The policy in use, or another one that is given or needs no training."""
+    if policy is None or policy is terse.policy:
+        return terse.policy
+    if not isinstance(policy, Policy):
+        settings = policy_settings(policy)
+        if settings == in_use or (isinstance(policy, str) and type(settings) is type(in_use)):
+            return terse.policy
+    chosen = make_policy(policy, terse.seed, class_count(terse.model))
+    if chosen.learns and not isinstance(policy, Policy):
+        raise ValueError(f"policy {policy!r} has learned nothing here: pass a trained Policy, or None")
+    return chosen
 
 
 _TOO_SMALL = "pastes below min_side = {} pixels are left out: the images are small or the scale range is low"
