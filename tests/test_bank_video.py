@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from terse_aug.bank import ForegroundBank, build_from_video
-from terse_aug.bank.build.report import Ledger
+from terse_aug.bank.build.report import BuildLog
 from terse_aug.bank.extract import RejectedObject
 from terse_aug.bank.readers.video import _background, _Frames
 from terse_aug.bank.segmenters.motion import background_of, moving_alphas
@@ -119,7 +119,7 @@ def test_odd_frames_are_counted(tmp_path: Path) -> None:
     report = build_from_video(place, tmp_path / "out.bank", every=1)
     assert report.rejected["frame cannot be read"] == 1
     assert report.rejected["frame has another size than the first"] == 1
-    ledger = Ledger()
+    ledger = BuildLog()
     assert len(list(_Frames(place, 1).read(ledger))) == COUNT - 1
     assert ledger.rejected.counts == {"frame cannot be read": 1}
 
@@ -130,7 +130,7 @@ def test_a_damaged_video_is_read_to_its_end(tmp_path: Path) -> None:
     length = int.from_bytes(whole[start + 4 : start + 8], "little")
     (tmp_path / "zeroed.avi").write_bytes(whole[: start + 8] + bytes(length) + whole[start + 8 + length :])
     for every in (1, 2):
-        ledger, frames = Ledger(), _Frames(tmp_path / "zeroed.avi", every)
+        ledger, frames = BuildLog(), _Frames(tmp_path / "zeroed.avi", every)
         assert len(list(frames.read(ledger))) + ledger.rejected.counts.total() == COUNT // every
         assert len(list(frames.read())) >= COUNT // every - 1
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from terse_aug.bank import BOX_MASK_METHODS, BoxMasks, BuildReport, ExtractionRules
-from terse_aug.bank.build.workers import MOST_JOBS
+from terse_aug.bank.build.workers import MAX_DEFAULT_JOBS
 from terse_aug.cli.progress import progress_bar
 
 Build = Callable[[argparse.Namespace], BuildReport]
@@ -136,7 +136,7 @@ def _add_jobs(parser: argparse.ArgumentParser) -> None:
         "--jobs",
         type=int,
         metavar="N",
-        help=f"processes that cut objects out (default: as many as there are cores, at most {MOST_JOBS}, where the "
+        help=f"processes that cut objects out (default: as many as there are cores, at most {MAX_DEFAULT_JOBS}, where the "
         "build takes long enough for them to pay)",
     )
 

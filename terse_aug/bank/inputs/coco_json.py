@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from terse_aug.bank.build.rejected_sample import RejectedSample
-from terse_aug.bank.build.report import Ledger
+from terse_aug.bank.build.report import BuildLog
 from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.masks import NO_MASK, as_json, has_mask, segmentation_as_json
 from terse_aug.bank.inputs.repair import (
@@ -44,7 +44,7 @@ class Coco:
     images: dict[Any, dict[str, Any]]
     objects: list[dict[str, Any]]
     raw_categories: dict[int, dict[str, Any]]
-    ledger: Ledger = field(default_factory=Ledger)
+    ledger: BuildLog = field(default_factory=BuildLog)
 
     @classmethod
     def read(cls, path: Path) -> Coco:
@@ -74,7 +74,7 @@ class Coco:
             raise ValueError(
                 f"expected a COCO JSON with lists of {', '.join(_LISTS)} (an instances or keypoints file), got {path}"
             )
-        ledger = Ledger()
+        ledger = BuildLog()
         images, objects, categories = (_entries(key, content[key], ledger) for key in _LISTS)
         by_id = _images(images, ledger)
         known = _categories(categories, ledger)
@@ -114,7 +114,7 @@ class Coco:
         return next(iter(named_by), ())
 
     def eligible(
-        self, wanted: dict[int, str], image_list: ImageList, boxes: bool, ledger: Ledger
+        self, wanted: dict[int, str], image_list: ImageList, boxes: bool, ledger: BuildLog
     ) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
         """Images with the objects worth a look, in the JSON's order; the others are counted."""
         included = {key: file_name(image) in image_list for key, image in self.images.items()}
@@ -196,7 +196,7 @@ _MOST_DIGITS = 300
 _INT64 = range(-(2**63), 2**63)
 
 
-def _entries(key: str, entries: list[Any], ledger: Ledger) -> list[dict[str, Any]]:
+def _entries(key: str, entries: list[Any], ledger: BuildLog) -> list[dict[str, Any]]:
     sound = []
     for position, entry in enumerate(entries):
         if too_deep(entry):
@@ -214,7 +214,7 @@ def _is_endless(number: Any) -> bool:
     return isinstance(number, int) and abs(number) >= 10**_MOST_DIGITS
 
 
-def _images(entries: list[dict[str, Any]], ledger: Ledger) -> dict[Any, dict[str, Any]]:
+def _images(entries: list[dict[str, Any]], ledger: BuildLog) -> dict[Any, dict[str, Any]]:
     """By id; an id of several files means none of them."""
     images: dict[Any, dict[str, Any]] = {}
     contradicted: Counter[Any] = Counter()
@@ -233,7 +233,7 @@ def _images(entries: list[dict[str, Any]], ledger: Ledger) -> dict[Any, dict[str
     return images
 
 
-def _categories(entries: list[dict[str, Any]], ledger: Ledger) -> dict[int, dict[str, Any]]:
+def _categories(entries: list[dict[str, Any]], ledger: BuildLog) -> dict[int, dict[str, Any]]:
     """By id, with their names as they are meant; an id of several names means none of them."""
     known: dict[int, dict[str, Any]] = {}
     contradicted: set[int] = set()
@@ -296,7 +296,7 @@ def _linked(
     images: dict[Any, Any],
     categories: dict[int, dict[str, Any]],
     meanings: dict[str, tuple[int, str] | None],
-    ledger: Ledger,
+    ledger: BuildLog,
 ) -> dict[str, Any] | None:
     """An annotation with the ids of its image and category as these have them, and its mark of a crowd a number.
 

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from terse_aug.bank.build.report import Ledger
+from terse_aug.bank.build.report import BuildLog
 
 
 class ImageList:
@@ -44,7 +44,7 @@ class ImageList:
         self._matched |= found
         return bool(found)
 
-    def report_unmatched(self, ledger: Ledger) -> None:
+    def report_unmatched(self, ledger: BuildLog) -> None:
         """Count the entries for which no image was met."""
         for entry in sorted((self._entries or set()) - self._matched):
             ledger.drop("listed in `image_list`, but there is no such image", entry)

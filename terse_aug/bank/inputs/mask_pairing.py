@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from terse_aug.bank.build.report import Ledger
+from terse_aug.bank.build.report import BuildLog
 from terse_aug.bank.inputs.class_folders import visible_files
 from terse_aug.bank.inputs.file_names import IMAGE_SUFFIXES, fitting
 
@@ -31,7 +31,7 @@ class MaskPairs:
     shared: set[Path]
 
 
-def paired(root: Path, masks: Path | None, ledger: Ledger) -> MaskPairs:
+def paired(root: Path, masks: Path | None, ledger: BuildLog) -> MaskPairs:
     """Pictures below ``root``, and masks of the same names below ``masks``, in the same subfolders or in none.
 
     A mask is called as its picture, or that and ``_mask``. Where both are ``root``, masks are those with ``_mask``, PBM
@@ -73,7 +73,7 @@ def _images(root: Path) -> list[Path]:
     return [path for path in visible_files(root) if path.suffix.lower() in (*IMAGE_SUFFIXES, *_MASK_ONLY)]
 
 
-def _by_picture(wanted: Iterable[str], stem_of: dict[Path, str], ledger: Ledger) -> dict[str, Path]:
+def _by_picture(wanted: Iterable[str], stem_of: dict[Path, str], ledger: BuildLog) -> dict[str, Path]:
     """Masks by the names of pictures without extension; those that are of none are counted."""
     names = dict.fromkeys(wanted)
     flat_names = Counter(_last(name) for name in names)

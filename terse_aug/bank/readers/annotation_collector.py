@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from terse_aug.bank.build.report import Ledger
+from terse_aug.bank.build.report import BuildLog
 from terse_aug.bank.inputs.coco_json import exhibit
 from terse_aug.bank.inputs.repair import Malformed, as_number
 
@@ -31,7 +31,7 @@ class Reading:
     name: str
     content: dict[str, Any]
     folder: Path
-    ledger: Ledger
+    ledger: BuildLog
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Collector:
     """
 
     names: Mapping[str, int] | None = None
-    ledger: Ledger = field(default_factory=Ledger)
+    ledger: BuildLog = field(default_factory=BuildLog)
     _images: list[dict[str, Any]] = field(default_factory=list)
     _objects: list[dict[str, Any]] = field(default_factory=list)
 

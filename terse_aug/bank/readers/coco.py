@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from terse_aug.bank.build.chunks import Source
 from terse_aug.bank.build.contact_sheets import check_target
 from terse_aug.bank.build.pipeline import build_from_source
-from terse_aug.bank.build.report import BY_MASK, BuildReport, Ledger, Progress
-from terse_aug.bank.build.resumable_writer import ResumableWriter
+from terse_aug.bank.build.report import BY_MASK, BuildLog, BuildReport, Progress
 from terse_aug.bank.build.workers import check_jobs
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
 from terse_aug.bank.inputs.coco_json import Coco, exhibit, file_name, side_of
@@ -24,6 +23,7 @@ from terse_aug.bank.inputs.images import read_image_like
 from terse_aug.bank.inputs.masks import NO_MASK, MaskInFile, has_mask, segmentation_to_mask
 from terse_aug.bank.inputs.repair import Notes, clipped_box, mended_object
 from terse_aug.bank.segmenters.box import BoxMaskMethod, BoxMasks
+from terse_aug.bank.storage.writer import BankWriter
 from terse_aug.structures.foreground import Foreground
 
 
@@ -133,7 +133,7 @@ def build_annotated(
     out: str | Path,
     built: dict[str, Any],
     choice: Choice,
-    before: Ledger | None = None,
+    before: BuildLog | None = None,
 ) -> BuildReport:
     """Build a bank from annotations that were read.
 
@@ -152,12 +152,12 @@ def build_annotated(
     boxes = choice.box_masks
     wanted = data.categories if choice.categories is None else data.chosen(choice.categories)
     keypoint_names = data.keypoint_names(wanted)
-    writer = ResumableWriter(out, wanted, keypoint_names=keypoint_names, overwrite=choice.overwrite)
+    writer = BankWriter(out, wanted, keypoint_names=keypoint_names, overwrite=choice.overwrite)
     files = Files(folder, [file_name(image) for image in data.images.values()])
-    ledger = Ledger()
+    ledger = BuildLog()
     for known in (before, data.ledger):
         if known is not None:
-            ledger.take(known)
+            ledger.merge(known)
     groups = data.eligible(wanted, included, boxes is not None, ledger)
     how = built | {"images": folder.name} | ({} if boxes is None else boxes.record) | vars(rules)
     source = Source(
@@ -165,8 +165,8 @@ def build_annotated(
         _Extractor(folder, rules, boxes, len(keypoint_names)),
         None if boxes is not None and callable(boxes.way) else how,
         ledger,
-        prepared=lambda group: _Picture.of(group[0], group[1], files),
-        objects_of=lambda group: len(group[1]),
+        prepare=lambda group: _Picture.of(group[0], group[1], files),
+        object_count=lambda group: len(group[1]),
     )
     return build_from_source(
         writer,
@@ -231,7 +231,7 @@ class _Extractor:
         masks = (entry.get("segmentation") for entry in unit.objects)
         yield from dict.fromkeys(mask.path for mask in masks if isinstance(mask, MaskInFile))
 
-    def objects(self, unit: _Picture, ledger: Ledger) -> Iterator[Foreground]:
+    def objects(self, unit: _Picture, ledger: BuildLog) -> Iterator[Foreground]:
         """The cut-outs of an image."""
         image, said = unit.image, file_name(unit.image)
         notes: Notes = set()

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from terse_aug.bank.build.chunks import Source
 from terse_aug.bank.build.pipeline import build_from_source
 from terse_aug.bank.build.rejected_sample import RejectedSample
-from terse_aug.bank.build.report import BuildReport, Ledger, Progress
-from terse_aug.bank.build.resumable_writer import ResumableWriter
+from terse_aug.bank.build.report import BuildLog, BuildReport, Progress
 from terse_aug.bank.build.workers import check_jobs
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
 from terse_aug.bank.inputs.file_names import fitting
 from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.images import read_image_like, read_index_mask
 from terse_aug.bank.inputs.masks import MaskInFile
+from terse_aug.bank.storage.writer import BankWriter
 from terse_aug.structures.foreground import Foreground
 
 _LABEL = 1
@@ -77,9 +77,9 @@ def build_from_masks(
     """
     check_jobs(jobs)
     rules = rules or ExtractionRules()
-    writer = ResumableWriter(out, {_LABEL: category}, overwrite=overwrite)
+    writer = BankWriter(out, {_LABEL: category}, overwrite=overwrite)
     image_folder, mask_folder, listed = _folder(images), _folder(masks), ImageList(image_list)
-    ledger = Ledger()
+    ledger = BuildLog()
     pairs = list(_pairs(image_folder, mask_folder, listed, ledger))
     built = {"from": "masks", "images": image_folder.name, **vars(rules)}
     source = Source(pairs, _Extractor(rules), built, ledger)
@@ -93,7 +93,7 @@ def _folder(path: str | Path) -> Path:
     return folder
 
 
-def _pairs(images: Path, masks: Path, image_list: ImageList, ledger: Ledger) -> Iterator[tuple[Path, Path]]:
+def _pairs(images: Path, masks: Path, image_list: ImageList, ledger: BuildLog) -> Iterator[tuple[Path, Path]]:
     image_by_stem = _by_stem(images, ledger)
     mask_by_stem = _by_stem(masks, ledger) if masks.resolve() != images.resolve() else image_by_stem
     if mask_by_stem is image_by_stem:
@@ -116,7 +116,7 @@ def _pairs(images: Path, masks: Path, image_list: ImageList, ledger: Ledger) -> 
     image_list.report_unmatched(ledger)
 
 
-def _named_otherwise(images: dict[str, Path], masks: dict[str, Path], ledger: Ledger) -> dict[str, str]:
+def _named_otherwise(images: dict[str, Path], masks: dict[str, Path], ledger: BuildLog) -> dict[str, str]:
     """Masks of images whose names they spell otherwise, by both names without extension."""
     own = {stem: stem.removesuffix(_MASK_SUFFIX) for stem in masks}
     of_own = {name: stem for stem, name in own.items()}
@@ -127,7 +127,7 @@ def _named_otherwise(images: dict[str, Path], masks: dict[str, Path], ledger: Le
     return {stem: of_own[fit.name] for stem, fit in fits.items() if fit.name is not None}
 
 
-def _by_stem(folder: Path, ledger: Ledger) -> dict[str, Path]:
+def _by_stem(folder: Path, ledger: BuildLog) -> dict[str, Path]:
     """Image files by name without extension, in the order of their names."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
@@ -149,7 +149,7 @@ class _Extractor:
         """Both."""
         return unit
 
-    def objects(self, unit: tuple[Path, Path], ledger: Ledger) -> Iterator[Foreground]:
+    def objects(self, unit: tuple[Path, Path], ledger: BuildLog) -> Iterator[Foreground]:
         """The cut-outs of an image."""
         image_path, mask_path = unit
         try:

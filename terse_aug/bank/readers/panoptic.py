@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from terse_aug.bank.build.report import Ledger
+from terse_aug.bank.build.report import BuildLog
 from terse_aug.bank.inputs.file_names import Files
 from terse_aug.bank.inputs.masks import MaskInFile
 from terse_aug.bank.inputs.repair import Malformed, Notes, known_id, whole
@@ -31,7 +31,7 @@ def read_panoptic(annotations: Path, masks: Path, images: Path) -> Reading:
     for folder in (masks, images):
         if not folder.is_dir():
             raise FileNotFoundError(f"expected a folder at {folder}, found none")
-    ledger = Ledger()
+    ledger = BuildLog()
     try:
         content = json.loads(annotations.read_bytes())
         things = [category for category in content["categories"] if category.get("isthing", 1)]
@@ -62,7 +62,7 @@ class _Reader:
     folder: Path
     files: Files
     known: dict[Any, Any]
-    ledger: Ledger
+    ledger: BuildLog
 
     def objects(self, group: Any) -> list[dict[str, Any]]:
         """The objects of an image."""

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from terse_aug.bank.build.chunks import Source
 from terse_aug.bank.build.pipeline import build_from_source
 from terse_aug.bank.build.rejected_sample import RejectedSample
-from terse_aug.bank.build.report import BuildReport, Ledger, Progress
-from terse_aug.bank.build.resumable_writer import ResumableWriter
+from terse_aug.bank.build.report import BuildLog, BuildReport, Progress
 from terse_aug.bank.build.workers import check_jobs
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
 from terse_aug.bank.inputs.class_folders import class_of, labels_of
@@ -24,6 +23,7 @@ from terse_aug.bank.inputs.images import NoAlphaError, read_image, read_mask, re
 from terse_aug.bank.inputs.mask_pairing import paired
 from terse_aug.bank.segmenters.plain_background import PlainBackground
 from terse_aug.bank.segmenters.polarity import object_alpha
+from terse_aug.bank.storage.writer import BankWriter
 from terse_aug.structures.foreground import Foreground
 
 _BY_GROUND = "plain ground"
@@ -82,11 +82,11 @@ def build_from_products(
     for place in (root, *([] if mask_root is None else [mask_root])):
         if not place.is_dir():
             raise FileNotFoundError(f"expected a folder at {place}, found none")
-    ledger = Ledger()
+    ledger = BuildLog()
     pairs = paired(root, mask_root, ledger)
     labels = labels_of(root, pairs.pictures, category)
     categories = {label: name for name, label in labels.items()}
-    writer, listed = ResumableWriter(out, categories, overwrite=overwrite), ImageList(image_list)
+    writer, listed = BankWriter(out, categories, overwrite=overwrite), ImageList(image_list)
     photographs = []
     for path in pairs.pictures:
         name = path.relative_to(root).as_posix()
@@ -136,7 +136,7 @@ class _Extractor:
         if unit.mask is not None:
             yield unit.mask
 
-    def objects(self, unit: _Photograph, ledger: Ledger) -> Iterator[Foreground]:
+    def objects(self, unit: _Photograph, ledger: BuildLog) -> Iterator[Foreground]:
         """The objects of a picture; what is left out is counted."""
         try:
             pixels = _pixels(unit.path)

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from terse_aug.bank.build.chunks import Source
 from terse_aug.bank.build.pipeline import build_from_source
 from terse_aug.bank.build.rejected_sample import RejectedSample
-from terse_aug.bank.build.report import BuildReport, Ledger, Progress
-from terse_aug.bank.build.resumable_writer import ResumableWriter
+from terse_aug.bank.build.report import BuildLog, BuildReport, Progress
 from terse_aug.bank.build.workers import check_jobs
 from terse_aug.bank.extract import ExtractionRules, RejectedObject, finish, tight_box, what_is_seen
 from terse_aug.bank.inputs.class_folders import class_of, labels_of, visible_files
 from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.images import NoAlphaError, read_rgba
+from terse_aug.bank.storage.writer import BankWriter
 from terse_aug.structures.foreground import Foreground
 
 _EXTENSIONS = (".png", ".webp", ".tif", ".tiff")
@@ -76,8 +76,8 @@ def build_from_rgba(
     files = visible_files(root)
     pictured = {path for path in files if path.suffix.lower() in _EXTENSIONS}
     labels = labels_of(root, pictured, category)
-    writer = ResumableWriter(out, {label: name for name, label in labels.items()}, overwrite=overwrite)
-    ledger, pictures = Ledger(), []
+    writer = BankWriter(out, {label: name for name, label in labels.items()}, overwrite=overwrite)
+    ledger, pictures = BuildLog(), []
     for path in files:
         name = path.relative_to(root).as_posix()
         if name not in listed:
@@ -109,7 +109,7 @@ class _Extractor:
         """The one."""
         return (unit.path,)
 
-    def objects(self, unit: _Picture, ledger: Ledger) -> Iterator[Foreground]:
+    def objects(self, unit: _Picture, ledger: BuildLog) -> Iterator[Foreground]:
         """The one cut-out of a file, if there is one."""
         try:
             yield finish(Foreground(_tight_rgba(unit.path), unit.label, unit.name, self.relative_size), self.rules)

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from terse_aug.bank.build.pipeline import Filled, build
-from terse_aug.bank.build.report import BY_MASK, BuildReport, Ledger, Progress
+from terse_aug.bank.build.pipeline import build
+from terse_aug.bank.build.report import BY_MASK, BuildLog, BuildReport, Progress
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
 from terse_aug.bank.inputs.class_folders import visible_files
 from terse_aug.bank.inputs.file_names import IMAGE_SUFFIXES
@@ -81,7 +81,7 @@ def build_from_video(
     writer = BankWriter(out, {_LABEL: category}, overwrite=overwrite)
     total = source.count()
 
-    def fill(ledger: Ledger) -> Filled:
+    def fill(ledger: BuildLog) -> None:
         done = 0
         background = _background(source, total) if mask_folder is None else None
         for done, (name, pixels) in enumerate(source.read(ledger), 1):
@@ -103,7 +103,7 @@ def build_from_video(
                     ledger.drop(str(reason), annotation.source)
             if progress is not None:
                 progress(done, max(total, done))
-        return Filled(done)
+        ledger.images = done
 
     built = {"from": "video", "video": Path(video).name, "every": every, "masks": mask_folder and mask_folder.name}
     return build(writer, fill, built | vars(rules))
@@ -136,7 +136,7 @@ class _Frames:
         finally:
             capture.release()
 
-    def read(self, ledger: Ledger | None = None) -> Iterator[Frame]:
+    def read(self, ledger: BuildLog | None = None) -> Iterator[Frame]:
         """The frames; those that cannot be read are counted."""
         if not self.place.is_dir():
             yield from self._of_file(ledger)
@@ -176,7 +176,7 @@ class _Frames:
     def _files(self) -> list[Path]:
         return self._images[:: self.every]
 
-    def _of_file(self, ledger: Ledger | None) -> Iterator[Frame]:
+    def _of_file(self, ledger: BuildLog | None) -> Iterator[Frame]:
         capture, number, failed = cv2.VideoCapture(str(self.place)), 0, 0
         try:
             while failed < _MOST_FAILURES:  # a damaged frame is passed over; after the end nothing more comes
