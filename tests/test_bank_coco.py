@@ -114,7 +114,7 @@ def test_unusable_objects_are_counted(sample: CocoSample, changes: dict[str, Any
 def test_nothing_kept_says_why_and_leaves_nothing(sample: CocoSample) -> None:
     sample.content["annotations"] = []
     sample.add(segmentation=None)
-    with pytest.raises(ValueError, match=r"no cut-out was kept.*masks are missing"):
+    with pytest.raises(ValueError, match=r"no foreground was kept.*masks are missing"):
         build(sample)
     assert not list(sample.folder.glob("*out.bank*"))
 

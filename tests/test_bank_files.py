@@ -74,7 +74,7 @@ def test_other_format_version(tmp_path: Path) -> None:
         (DESCRIPTION_KEY, b"{", "description is damaged"),
         (DESCRIPTION_KEY, b'{"format": "terse-aug foreground bank", "version": 1}', "description is damaged"),
         (b"labels", None, "labels are missing"),
-        (b"sizes", b"123", "expected 96 bytes of sizes for 12 cut-outs, got 3"),
+        (b"sizes", b"123", "expected 96 bytes of sizes for 12 foregrounds, got 3"),
     ],
 )
 def test_damaged_descriptions(tmp_path: Path, key: bytes, value: bytes | None, match: str) -> None:
@@ -90,7 +90,7 @@ def test_damaged_records(tmp_path: Path, value: bytes | None) -> None:
     change(tmp_path / "a.bank", record_key(5), value)
     bank = ForegroundBank.open(tmp_path / "a.bank")
     assert_equal(bank[4], make_foreground(4))
-    with pytest.raises(ValueError, match=r"cut-out 5 of .* is damaged"):
+    with pytest.raises(ValueError, match=r"foreground 5 of .* is damaged"):
         bank[5]
 
 
@@ -143,7 +143,7 @@ def test_interrupted_build_leaves_nothing(tmp_path: Path, error: type[BaseExcept
 
 
 def test_empty_build_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no cut-out was kept"), BankWriter(tmp_path / "a.bank", CATEGORIES):
+    with pytest.raises(ValueError, match="no foreground was kept"), BankWriter(tmp_path / "a.bank", CATEGORIES):
         pass
     assert list(tmp_path.iterdir()) == []
 

@@ -103,7 +103,7 @@ def test_every_format_gives_the_same_cut_outs(name: str, scene: PolicyContext, t
         assert foreground.relative_size == pytest.approx(max(width, height) / np.sqrt(HEIGHT * WIDTH), rel=0.03)
     expected_ways = {"mask": 1, "box": 1} if name in WITH_BOXES else {"mask": 2}
     assert report.mask_sources == expected_ways
-    assert ("cut out by" in report.summary()) is (name in WITH_BOXES)
+    assert ("masks from" in report.summary()) is (name in WITH_BOXES)
     bank.close()
 
 

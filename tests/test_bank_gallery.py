@@ -48,7 +48,7 @@ def test_every_reason_has_a_file_in_a_folder(sample: CocoSample) -> None:
     assert len(names) == len(report.rejected) + 1
     assert names[-1] == "kept.png"
     assert any("crowd-region" in name for name in names)
-    assert f"pictures of them: {report.rejected_sheet}" in report.summary()
+    assert f"images of what was rejected: {report.rejected_sheet}" in report.summary()
     sample.content["annotations"] = [entry for entry in sample.content["annotations"] if not entry["iscrowd"]]
     with pytest.raises(FileExistsError, match="overwrite=True"):
         build(sample, sample.folder / "rejected_sheet")
@@ -77,7 +77,7 @@ def test_one_sheet_is_drawn_even_if_nothing_is_kept(sample: CocoSample) -> None:
         whole = np.asarray(image)
     sample.content["annotations"] = sample.content["annotations"][1:]
     (sample.folder / "out.bank").unlink()
-    with pytest.raises(ValueError, match="no cut-out was kept"):
+    with pytest.raises(ValueError, match="no foreground was kept"):
         build(sample, sheet, overwrite=True)
     with Image.open(sheet) as image:
         rest = np.asarray(image)
@@ -163,7 +163,7 @@ def test_other_builders_draw_too(tmp_path: Path) -> None:
     masks = tmp_path / "masks"
     masks.mkdir()
     Image.fromarray(np.pad(np.array([[1, 2]], np.uint8).repeat(50, 1), ((40, 55), (9, 19)))).save(masks / "scene.png")
-    with pytest.raises(ValueError, match="no cut-out was kept"):
+    with pytest.raises(ValueError, match="no foreground was kept"):
         build_from_masks(scene.images, masks, tmp_path / "out.bank", rejected_sheet=tmp_path / "masks.png")
     shapes = [{"label": "cat", "points": [[1, 2]]}, *[{"label": "dog", "points": [[9, 9], [60, 9], [60, 60]]}]]
     folder = as_labelme(scene, shapes)
@@ -182,5 +182,5 @@ def test_the_command_draws(sample: CocoSample, capsys: pytest.CaptureFixture[str
     assert (
         main(["bank", "build", "coco", *source, "--out", str(sample.folder / "o.bank"), "--rejected-sheet", place]) == 0
     )
-    assert f"pictures of them: {place}" in capsys.readouterr().out
+    assert f"images of what was rejected: {place}" in capsys.readouterr().out
     assert Path(place).stat().st_size > 1000

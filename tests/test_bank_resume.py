@@ -25,7 +25,7 @@ from terse_aug.bank.build.rejected_sample import RejectedSample
 from terse_aug.bank.build.report import BuildLog
 from terse_aug.bank.inputs.masks import MaskInFile
 from terse_aug.bank.segmenters.box import box_alpha
-from terse_aug.bank.storage.columns import Columns
+from terse_aug.bank.storage.index import IndexColumns
 from terse_aug.bank.storage.lmdb_writer import Store
 from terse_aug.bank.storage.temporary_file import partial_path
 from terse_aug.cli import main
@@ -364,7 +364,7 @@ def test_logs_are_read_as_they_were_written(tmp_path: Path) -> None:
     log.repair(["note"], "x")
     log.mask_sources["mask"] += 3
     partial = PartialBuild(tmp_path / "a.bank")
-    partial.append(ExtractedChunk(8, [b"one", b""], Columns(), log, "id"))
+    partial.append(ExtractedChunk(8, [b"one", b""], IndexColumns(), log, "id"))
     partial.__exit__(KeyboardInterrupt)
     with PartialBuild(tmp_path / "a.bank") as partial:
         (again,) = partial.resume(["id", "other"])

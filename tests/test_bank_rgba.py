@@ -105,9 +105,9 @@ def test_wrong_arguments(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="folder of RGBA images"):
         build_from_rgba(tmp_path / "no", tmp_path / "out.bank")
     for relative_size in (0, -1, float("inf")):
-        with pytest.raises(ValueError, match="extent above 0"):
+        with pytest.raises(ValueError, match="relative_size above 0"):
             build_from_rgba(tmp_path, tmp_path / "out.bank", relative_size=relative_size)
     with pytest.raises(ValueError, match="drop_truncated"):
         build_from_rgba(tmp_path, tmp_path / "out.bank", rules=ExtractionRules(drop_truncated=True))
-    with pytest.raises(ValueError, match="no cut-out was kept"):
+    with pytest.raises(ValueError, match="no foreground was kept"):
         build_from_rgba(tmp_path, tmp_path / "out.bank")

@@ -31,7 +31,7 @@ def test_build_coco_says_what_was_kept_and_dropped(sample: CocoSample, capsys: p
     assert main(coco_arguments(sample)) == 0
     printed = capsys.readouterr()
     assert printed.err == ""  # no bar where stderr is no terminal
-    assert "1 cut-outs" in printed.out
+    assert "1 foregrounds" in printed.out
     assert "1  car" in printed.out
     assert "masks are missing (such as annotation 2 (image 7, category 90))" in printed.out
 
@@ -64,7 +64,7 @@ def test_build_masks_and_info_of_real_data(data_root: Path, tmp_path: Path, caps
     assert "3  walker" in capsys.readouterr().out
     assert main(["bank", "info", out, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["cut_outs_per_category"] == {"walker": 3}
+    assert told["foregrounds_per_category"] == {"walker": 3}
     assert told["built"]["rejected"] == {"image is not in `image_list`": 168}
 
 
@@ -159,7 +159,7 @@ def test_every_format_can_be_built_from(tmp_path: Path, capsys: pytest.CaptureFi
     for source, arguments in sources.items():
         out = tmp_path / f"{source}.bank"
         assert main(["bank", "build", source, *arguments, "--out", str(out)]) == 0
-        assert "2 cut-outs" in capsys.readouterr().out
+        assert "2 foregrounds" in capsys.readouterr().out
         with ForegroundBank.open(out) as bank:
             assert sorted(bank.categories.values()) == ["cat", "dog"]
             assert (bank.categories.get(1) == "dog") is (source in ("voc", "yolo"))

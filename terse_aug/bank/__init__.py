@@ -1,6 +1,6 @@
-"""Cut-out objects on disk: the store, and the builders that fill it from annotated images.
+"""Banks of foregrounds on disk: opened by training, built from annotated images.
 
-Imports numpy, opencv, pillow, lmdb and pycocotools; never torch, so that a bank can be built anywhere.
+Imports neither torch nor matplotlib, so that a bank can be built anywhere.
 """
 
 from terse_aug.bank.bank import ForegroundBank

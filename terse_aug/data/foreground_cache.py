@@ -106,7 +106,7 @@ class ForegroundCache:
             return self._read[index]
         foreground = self._bank[index]
         if index in self._outlines:
-            foreground.know_outline(self._outlines[index])
+            foreground.cache_outline(self._outlines[index])
         _kept(self._outlines, index, foreground.outline, self._capacity)
         return foreground
 

@@ -16,7 +16,7 @@ import PIL
 from terse_aug._version import __version__
 from terse_aug.bank.build.report import BuildLog
 from terse_aug.bank.inputs.masks import MaskInFile
-from terse_aug.bank.storage.columns import Columns
+from terse_aug.bank.storage.index import IndexColumns
 from terse_aug.bank.storage.record import FORMAT_VERSION, encode_record
 from terse_aug.bank.storage.writer import BankWriter, check_foreground
 from terse_aug.structures.foreground import Foreground
@@ -89,7 +89,7 @@ class ExtractedChunk:
 
     images: int
     records: list[bytes]
-    columns: Columns
+    columns: IndexColumns
     log: BuildLog
     identity: str | None
 
@@ -128,7 +128,7 @@ class ExtractionTask:
             ValueError: a foreground breaks the contract of :class:`Foreground`.
         """
         identity = self.identity(items)
-        records, columns, log = [], Columns(), BuildLog()
+        records, columns, log = [], IndexColumns(), BuildLog()
         for done, item in enumerate(items, 1):
             for foreground in self.extractor.objects(item, log):
                 check_foreground(foreground, self.categories, self.keypoint_count)

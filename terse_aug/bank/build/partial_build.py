@@ -23,7 +23,7 @@ from terse_aug.bank.build.chunks import ExtractedChunk, plain_value
 from terse_aug.bank.build.rejected_sample import RejectedSample
 from terse_aug.bank.build.report import BuildLog, ReasonCounts
 from terse_aug.bank.inputs.masks import MaskInFile
-from terse_aug.bank.storage.columns import Columns
+from terse_aug.bank.storage.index import IndexColumns
 from terse_aug.bank.storage.temporary_file import open_locked, partial_path
 
 _FRAME = struct.Struct("<4sII")  # mark, bytes of the JSON header and their checksum; header and records follow
@@ -182,7 +182,7 @@ def _decoded(header: Mapping[str, Any], records: list[bytes]) -> ExtractedChunk:
     log = BuildLog(rejected, repaired, Counter(header["mask_sources"]))
     for reason, sample in header["samples"]:
         log.add_sample(reason, RejectedSample(**sample | {"size": tuple(sample["size"])}))
-    columns = Columns.from_lists(header["columns"])
+    columns = IndexColumns.from_lists(header["columns"])
     return ExtractedChunk(header["images"], records, columns, log, header["identity"])
 
 

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from terse_aug.bank.storage.columns import Columns
+from terse_aug.bank.storage.index import CENTERS_KEY, IndexColumns
 from terse_aug.bank.storage.lmdb_writer import Store
 from terse_aug.bank.storage.record import (
-    CENTERS_KEY,
     DESCRIPTION_KEY,
     Description,
     decode_record,
@@ -69,7 +68,7 @@ class BankWriter:
         self.categories = dict(categories)
         self.keypoint_names = tuple(keypoint_names)
         self.overwrite = overwrite
-        self._columns = Columns()
+        self._columns = IndexColumns()
         self._hash = hashlib.blake2b(digest_size=16)
         self._open_store: Store | None = None
         self._check_place()
@@ -103,11 +102,11 @@ class BankWriter:
             OSError: the disk is full or cannot be written.
         """
         check_foreground(foreground, self.categories, len(self.keypoint_names))
-        columns = Columns()
+        columns = IndexColumns()
         columns.add(foreground)
         self.add_records([encode_record(foreground)], columns)
 
-    def add_records(self, records: Sequence[bytes], columns: Columns) -> None:
+    def add_records(self, records: Sequence[bytes], columns: IndexColumns) -> None:
         """Append checked foregrounds as they are stored: a record each, and their part of the index."""
         self._store.put((record_key(number), record) for number, record in enumerate(records, self.count))
         for record in records:
@@ -134,7 +133,7 @@ class BankWriter:
     def _finish(self) -> None:
         if not self.count:
             raise ValueError(f"no foreground was kept, so no bank is written to {self.path}")
-        index = self._columns.index()
+        index = self._columns.encode()
         for key, values in index.items():
             if key != CENTERS_KEY:
                 self._hash.update(values)
@@ -166,9 +165,7 @@ def check_foreground(foreground: Foreground, categories: Mapping[int, str], keyp
         raise ValueError(f"{where}: expected a finite relative_size above 0, got {foreground.relative_size!r}")
     center = foreground.center
     if center is not None and not (len(center) == 2 and all(0 <= value <= 1 for value in center)):
-        raise ValueError(
-            f"{where}: expected a center of two fractions of the image, 0 to 1, got {center!r}"
-        )
+        raise ValueError(f"{where}: expected a center of two fractions of the image, 0 to 1, got {center!r}")
     if foreground.keypoints is not None:
         _check_keypoints(foreground.keypoints, keypoint_count, where)
 
