@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks._timing import show, write_json
 from terse_aug.bank import ForegroundBank
-from terse_aug.bank.analysis.measures import groups_alike, look_of
+from terse_aug.bank.analysis.near_duplicates import appearance_of, find_near_duplicates
 
 Picture = NDArray[np.uint8]
 
@@ -50,8 +50,10 @@ def _found(path: Path) -> dict[str, float]:
 
 
 def _groups(pictures: Sequence[Picture]) -> list[NDArray[np.int64]]:
-    looks = [look_of(picture) for picture in pictures]
-    return groups_alike(np.array([look.bits for look in looks]), np.stack([look.thumbnail for look in looks])).groups
+    looks = [appearance_of(picture) for picture in pictures]
+    return find_near_duplicates(
+        np.array([look.bits for look in looks]), np.stack([look.thumbnail for look in looks])
+    ).groups
 
 
 def _recompressed(picture: Picture) -> Picture:

@@ -42,14 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         copies = _make_bank(path, options.cut_outs, options.classes)
         meter = _Meter()
         with ForegroundBank.open(path) as bank:
-            survey = bank_statistics(bank, progress=meter.tell)
+            statistics = bank_statistics(bank, progress=meter.tell)
         meter.tell("page", 0, 1)
-        page = render_report(survey).encode()
+        page = render_report(statistics).encode()
         meter.tell("end", 0, 1)
         bank_bytes = path.stat().st_size
     content = {
         "cut_outs": options.cut_outs,
-        "classes": len(survey.classes),
+        "classes": len(statistics.classes),
         "bank_mb": round(bank_bytes / 1e6, 1),
         "seconds": round(sum(meter.seconds.values()), 2),
         "processor_seconds": round(sum(meter.processor.values()), 2),
@@ -57,11 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "processor_seconds_of": {what: round(spent, 2) for what, spent in meter.processor.items()},
         "report_mb": round(len(page) / 1e6, 2),
         "memory_mb": {"before": round(meter.before, 1), "peak": round(meter.peak, 1)},
-        "comparisons": survey.alike.comparisons,
-        "certain_distance": survey.alike.certain,
-        "copies": {name: _found(survey, pairs) for name, pairs in copies.items()},
-        "in_groups": sum(len(group) for group in survey.alike.groups),
-        "others_in_groups": _others(survey, [pair for pairs in copies.values() for pair in pairs]),
+        "comparisons": statistics.near_duplicates.comparisons,
+        "certain_distance": statistics.near_duplicates.complete_distance,
+        "copies": {name: _found(statistics, pairs) for name, pairs in copies.items()},
+        "in_groups": sum(len(group) for group in statistics.near_duplicates.groups),
+        "others_in_groups": _others(statistics, [pair for pairs in copies.values() for pair in pairs]),
     }
     rows = [(name, str(value)) for name, value in content.items()]
     show(f"report of {options.cut_outs} cut-outs", ("", "measured"), rows)
@@ -69,13 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 class _Meter:
-    """Seconds of each stage of a survey, by the clock and of the processor, and the most memory seen."""
+    """Seconds of each stage of a statistics, by the clock and of the processor, and the most memory seen."""
 
     def __init__(self) -> None:
         self.before = self.peak = _own_megabytes()
         self.seconds: dict[str, float] = {}
         self.processor: dict[str, float] = {}
-        self._stage, self._since, self._processor_since = "cut-outs", time.perf_counter(), time.process_time()
+        self._stage, self._since, self._processor_since = "foregrounds", time.perf_counter(), time.process_time()
 
     def tell(self, what: str, done: int, total: int) -> None:
         now = time.perf_counter()
@@ -136,16 +136,20 @@ def _smaller(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(small[top : top + height, left : left + width])
 
 
-def _found(survey: BankStatistics, pairs: Sequence[tuple[int, int]]) -> dict[str, int]:
-    group_of = {position: number for number, group in enumerate(survey.alike.groups) for position in group.tolist()}
+def _found(statistics: BankStatistics, pairs: Sequence[tuple[int, int]]) -> dict[str, int]:
+    group_of = {
+        position: number
+        for number, group in enumerate(statistics.near_duplicates.groups)
+        for position in group.tolist()
+    }
     found = sum(group_of.get(one, -1) == group_of.get(other, -2) for one, other in pairs)
     return {"made": len(pairs), "found": found}
 
 
-def _others(survey: BankStatistics, pairs: Sequence[tuple[int, int]]) -> int:
+def _others(statistics: BankStatistics, pairs: Sequence[tuple[int, int]]) -> int:
     """Members of groups that are neither copies nor have one."""
     known = {position for pair in pairs for position in pair}
-    return sum(position not in known for group in survey.alike.groups for position in group.tolist())
+    return sum(position not in known for group in statistics.near_duplicates.groups for position in group.tolist())
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -182,7 +182,7 @@ def test_the_report_of_a_made_bank_is_measured(run: Any, tmp_path: Path) -> None
     content = run("bank_report", tmp_path / "f.json", "--cut-outs", "300", "--classes", "4")
     assert (content["cut_outs"], content["classes"]) == (300, 4)
     assert 0 < content["memory_mb"]["before"] <= content["memory_mb"]["peak"]
-    assert set(content["seconds_of"]) == {"cut-outs", "shapes of classes", "duplicates", "page"}
+    assert set(content["seconds_of"]) == {"foregrounds", "shapes of classes", "duplicates", "page"}
     assert content["report_mb"] > 0.01
     assert content["copies"]["same"]["found"] == content["copies"]["same"]["made"] > 0
     assert content["certain_distance"] == 7

@@ -136,8 +136,8 @@ def _add_jobs(parser: argparse.ArgumentParser) -> None:
         "--jobs",
         type=int,
         metavar="N",
-        help=f"processes that cut objects out (default: as many as there are cores, at most {MAX_DEFAULT_JOBS}, where the "
-        "build takes long enough for them to pay)",
+        help=f"number of worker processes (default: one per core, at most {MAX_DEFAULT_JOBS}, for builds that take a "
+        "few seconds or more)",
     )
 
 

@@ -54,7 +54,7 @@ def build_from_source(
 
             def fill(log: BuildLog) -> None:
                 _fill(writer, source, partial, log, jobs, progress)
-                partial.keep_on_error = True  # an error in drawing should not cost the work
+                partial.keep_on_error = writer.count > 0  # an error in drawing should not cost the work
 
             return build(writer, fill, built, target, locate)
     except (KeyboardInterrupt, ChildProcessError) as error:

@@ -111,6 +111,6 @@ class Store:
 
     def _disk_error(self, reason: str) -> OSError:
         return OSError(
-            f"the bank {self._temporary.final} cannot be written ({reason}); no part of the bank is left behind. "
+            f"the bank {self._temporary.final} cannot be written ({reason}). "
             "Free some disk space, write elsewhere, or make foregrounds smaller with max_side"
         )
