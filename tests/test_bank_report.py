@@ -250,34 +250,6 @@ def test_command(varied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert out.read_text(encoding="utf-8") == report_of(varied, samples=8, seed=0)[1]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["missing.bank", "--out", "x.html"], "no foreground bank at"),
-        (["some.bank"], "--out"),
-        (["some.bank", "--out", "x.bank"], "ends in .html"),
-        (["some.bank", "--out", "nowhere/x.html"], "no folder"),
-        (["some.bank", "--out", "x.html", "--samples", "-1"], "0 or more"),
-        (["some.bank", "--out", "x.html", "--seed", "a"], "invalid int"),
-    ],
-)
-def test_user_errors_are_one_line_and_nothing_is_written(
-    arguments: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_bank(tmp_path / "some.bank", 3)
-    assert main(["bank", "report", *arguments]) == 2
-    printed = capsys.readouterr()
-    assert printed.err.startswith("error: ")
-    assert printed.err.count("\n") == 1
-    assert message in printed.err
-    assert [path.name for path in tmp_path.iterdir()] == ["some.bank"]
-
-
 def test_centers_are_stored_and_old_banks_have_none(tmp_path: Path) -> None:
     old, new = tmp_path / "old.bank", tmp_path / "new.bank"
     write_bank(old, 5)

@@ -72,9 +72,8 @@ def _info_text(info: dict[str, Any]) -> str:
         f"format version {info['format_version']}",
         f"fingerprint {info['fingerprint']}",
     ]
-    for measure in ("height_px", "width_px", "relative_size"):
-        numbers = ", ".join(f"{name} {value:g}" for name, value in info[measure].items())
-        lines.append(f"{measure.replace('_', ' in '):<13} {numbers}")
+    for key, title in (("height_px", "height in px"), ("width_px", "width in px"), ("relative_size", "relative size")):
+        lines.append(f"{title:<13} " + ", ".join(f"{name} {value:g}" for name, value in info[key].items()))
     if info["keypoint_names"]:
         lines.append(f"keypoints     {', '.join(info['keypoint_names'])}")
     lines.append("foregrounds per category")
