@@ -160,7 +160,9 @@ def test_images_that_changed_are_extracted_again_from_there_on(tmp_path: Path) -
     os.utime(touched, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     for path in gone:
         path.write_bytes(b"no image")
+    before = partial_path(out).stat().st_size
     interrupt(lambda: build_many(tmp_path, out), 1, "24 of 56 images")
+    assert partial_path(out).stat().st_size < before, "what is out of date is removed"
     report = build_many(tmp_path, out)
     assert report.resumed == 24
     assert outcome(report) == outcome(build_many(tmp_path, tmp_path / "b.bank"))
