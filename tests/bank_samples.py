@@ -16,7 +16,7 @@ CATEGORIES = {1: "person", 3: "car", 90: "toothbrush"}
 
 
 def make_foreground(seed: int = 0, **changes: Any) -> Foreground:
-    """A cut-out that depends on ``seed`` only."""
+    """A foreground that depends on ``seed`` only."""
     generator = np.random.default_rng(seed)
     height, width = generator.integers(4, 60, size=2)
     rgba = generator.integers(1, 256, size=(height, width, 4), dtype=np.uint8)
@@ -30,7 +30,7 @@ def make_foreground(seed: int = 0, **changes: Any) -> Foreground:
 
 
 def write_bank(path: Path, count: int = 12, **writer: Any) -> list[Foreground]:
-    """Write a bank of ``count`` cut-outs and return them."""
+    """Write a bank of ``count`` foregrounds and return them."""
     foregrounds = [make_foreground(seed) for seed in range(count)]
     with BankWriter(path, CATEGORIES, **writer) as bank:
         for foreground in foregrounds:
@@ -39,7 +39,7 @@ def write_bank(path: Path, count: int = 12, **writer: Any) -> list[Foreground]:
 
 
 def assert_equal(actual: Foreground, expected: Foreground) -> None:
-    """Both cut-outs are the same, to the bit."""
+    """Both foregrounds are the same, to the bit."""
     np.testing.assert_array_equal(actual.rgba, expected.rgba)
     assert (actual.label, actual.source) == (expected.label, expected.source)
     assert actual.relative_size == float(np.float32(expected.relative_size))

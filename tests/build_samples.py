@@ -54,12 +54,12 @@ def build_many(folder: Path, out: Path, **changes: Any) -> BuildReport:
     return build_from_coco(folder / "many.json", folder / "images", out, **settings)
 
 
-def told(report: BuildReport) -> dict[str, Any]:
+def outcome(report: BuildReport) -> dict[str, Any]:
     """What a report says of the bank, and what is in that."""
     own = {"path", "seconds", "resumed", "bytes", "rejected_sheet"}
     with ForegroundBank.open(report.path) as bank:
         info = {key: value for key, value in bank.info().items() if key not in ("path", "bytes")}
-        pixels = [(cut.source, cut.label, cut.relative_size, cut.center, cut.rgba.tobytes()) for cut in bank]
+        pixels = [(one.source, one.label, one.relative_size, one.center, one.rgba.tobytes()) for one in bank]
     return {key: value for key, value in vars(report).items() if key not in own} | info | {"pixels": pixels}
 
 
@@ -68,9 +68,7 @@ _STOPPED = """if True:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs us may have it ignored
     sys.path.insert(0, {tests!r})
     from pathlib import Path
-    import terse_aug.bank.build.resumable_writer as module
     from build_samples import build_many
-    module._SECONDS_PER_FLUSH = 0
     def progress(done, total):
         if done >= {stop}:
             print("there", flush=True)

@@ -55,11 +55,11 @@ def terse(request: pytest.FixtureRequest, tiny_bank: ForegroundBank, detector: n
 
 def test_an_empty_bank_is_refused(tmp_path: Path, tiny_bank: ForegroundBank) -> None:
     with (
-        pytest.raises(ValueError, match="no cut-out was kept, so no bank is written"),
+        pytest.raises(ValueError, match="no foreground was kept, so no bank is written"),
         BankWriter(tmp_path / "empty.bank", {1: "cat"}),
     ):
         pass
-    with pytest.raises(ValueError, match=r"no cut-out of .* is selected; a bank has at least one"):
+    with pytest.raises(ValueError, match=r"no foreground of .* is selected; a bank has at least one"):
         Terse(tiny_bank.select(np.array([], dtype=np.int64)))
 
 

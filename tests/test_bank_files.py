@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import lmdb
@@ -74,7 +71,7 @@ def test_other_format_version(tmp_path: Path) -> None:
         (DESCRIPTION_KEY, b"{", "description is damaged"),
         (DESCRIPTION_KEY, b'{"format": "terse-aug foreground bank", "version": 1}', "description is damaged"),
         (b"labels", None, "labels are missing"),
-        (b"sizes", b"123", "expected 96 bytes of sizes for 12 cut-outs, got 3"),
+        (b"sizes", b"123", "expected 96 bytes of sizes for 12 foregrounds, got 3"),
     ],
 )
 def test_damaged_descriptions(tmp_path: Path, key: bytes, value: bytes | None, match: str) -> None:
@@ -90,7 +87,7 @@ def test_damaged_records(tmp_path: Path, value: bytes | None) -> None:
     change(tmp_path / "a.bank", record_key(5), value)
     bank = ForegroundBank.open(tmp_path / "a.bank")
     assert_equal(bank[4], make_foreground(4))
-    with pytest.raises(ValueError, match=r"cut-out 5 of .* is damaged"):
+    with pytest.raises(ValueError, match=r"foreground 5 of .* is damaged"):
         bank[5]
 
 
@@ -123,52 +120,42 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
     assert int(read) == 12
 
 
-def stop_halfway(path: Path, error: type[BaseException], overwrite: bool = False) -> None:
-    with BankWriter(path, CATEGORIES, overwrite=overwrite) as writer:
-        for seed in range(100):
-            writer.add(make_foreground(seed))
-        raise error
-
-
-def put_file_and_add(path: Path, writer: BankWriter) -> None:
-    writer.add(make_foreground(0))
-    path.write_text("mine")
-
-
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_interrupted_build_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
-    with pytest.raises(error):
-        stop_halfway(tmp_path / "a.bank", error)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("old", [0, 4])
+def test_an_interrupted_build_leaves_what_was_there(tmp_path: Path, error: type[BaseException], old: int) -> None:
+    if old:
+        write_bank(tmp_path / "a.bank", old)
+    with pytest.raises(error), BankWriter(tmp_path / "a.bank", CATEGORIES, overwrite=bool(old)) as writer:
+        add_and_raise(writer, error)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bank"] * bool(old)
+    assert not old or len(ForegroundBank.open(tmp_path / "a.bank")) == old
 
 
-def test_empty_build_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no cut-out was kept"), BankWriter(tmp_path / "a.bank", CATEGORIES):
+def add_and_raise(writer: BankWriter, error: type[BaseException]) -> None:
+    for seed in range(100):
+        writer.add(make_foreground(seed))
+    raise error
+
+
+def test_an_empty_build_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no foreground was kept"), BankWriter(tmp_path / "a.bank", CATEGORIES):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
-def test_interrupted_rebuild_keeps_the_old_bank(tmp_path: Path) -> None:
-    write_bank(tmp_path / "a.bank", 4)
-    with pytest.raises(RuntimeError):
-        stop_halfway(tmp_path / "a.bank", RuntimeError, overwrite=True)
-    assert len(ForegroundBank.open(tmp_path / "a.bank")) == 4
+def test_an_existing_file_is_refused(tmp_path: Path) -> None:
+    def put_file_and_add(writer: BankWriter) -> None:
+        writer.add(make_foreground(0))
+        (tmp_path / "a.bank").write_text("mine")
 
-
-def test_existing_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.bank").write_text("mine")
+    with pytest.raises(FileExistsError), BankWriter(tmp_path / "a.bank", CATEGORIES) as writer:
+        put_file_and_add(writer)  # during the build
     with pytest.raises(FileExistsError, match="overwrite"):
         write_bank(tmp_path / "a.bank")
     assert (tmp_path / "a.bank").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 1
     write_bank(tmp_path / "a.bank", overwrite=True)
     assert len(ForegroundBank.open(tmp_path / "a.bank")) == 12
-
-
-def test_file_that_appears_during_the_build_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileExistsError), BankWriter(tmp_path / "a.bank", CATEGORIES) as writer:
-        put_file_and_add(tmp_path / "a.bank", writer)
-    assert (tmp_path / "a.bank").read_text() == "mine"
-    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_wrong_places(tmp_path: Path) -> None:
@@ -178,10 +165,9 @@ def test_wrong_places(tmp_path: Path) -> None:
         BankWriter(tmp_path / "missing" / "a.bank", CATEGORIES)
 
 
-ENDLESS = """if True:
-    import signal
-    import sys
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs us in the background may have it ignored
+FULL_DISK = """if True:
+    import resource, sys
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
     sys.path.insert(0, sys.argv[2])
     from bank_samples import CATEGORIES, make_foreground
     from terse_aug.bank import BankWriter
@@ -190,57 +176,12 @@ ENDLESS = """if True:
     with BankWriter(sys.argv[1], CATEGORIES) as writer:
         for seed in range(10**9):
             writer.add(make_foreground(seed))
-            if seed == 200:
-                print("writing", flush=True)
 """
 
 
-@contextmanager
-def endless_build(path: Path) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", ENDLESS, str(path), str(Path(__file__).parent)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as build:
-        try:
-            assert build.stdout is not None
-            assert build.stdout.readline() == "writing\n"
-            yield build
-        finally:
-            build.kill()  # whatever the test found out, it must not write on
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
-def test_killed_build_leaves_no_bank_and_the_next_cleans_up(tmp_path: Path) -> None:
-    path = tmp_path / "a.bank"
-    with endless_build(path) as build:
-        build.send_signal(signal.SIGKILL)
-    left = list(tmp_path.iterdir())
-    assert len(left) == 1
-    assert left[0].name.endswith(".building")
-    assert not path.exists()
-    write_bank(path)
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows guards open files itself")
-def test_a_live_build_is_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "a.bank"
-    with endless_build(path) as build:
-        write_bank(path)
-        assert len(list(tmp_path.glob(".a.bank.*.building"))) == 1
-        build.send_signal(signal.SIGINT)
-        build.wait(timeout=60)
-    assert list(tmp_path.iterdir()) == [path]
-    assert len(ForegroundBank.open(path)) == 12
-
-
-def test_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
-    resource = pytest.importorskip("resource")
-    script = f"""if True:
-        import resource
-        resource.setrlimit(resource.RLIMIT_FSIZE, ({1 << 20}, {1 << 20}))
-        {ENDLESS.removeprefix("if True:").replace(chr(10), chr(10) + "    ")}
-    """
-    assert resource
-    command = [sys.executable, "-c", script, str(tmp_path / "a.bank"), str(Path(__file__).parent)]
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("resource")
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "a.bank"), str(Path(__file__).parent)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert "OSError: the bank" in done.stderr
     assert "Free some disk space" in done.stderr

@@ -11,24 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from terse_aug.bank.analysis.measures import (
-    CERTAIN_DISTANCE,
+from terse_aug.bank.analysis.mean_shapes import mean_shapes, unit_mask
+from terse_aug.bank.analysis.near_duplicates import MAX_HASH_DISTANCE, appearance_of, find_near_duplicates
+from terse_aug.bank.analysis.outline import (
     Outline,
-    chamfer_distance,
-    drawn_pairs,
     even_points,
-    groups_alike,
-    look_of,
-    mean_shapes,
     outline_length,
     parts_and_holes,
     shape_complexity,
-    shape_diversity,
     silhouette,
     simplified,
-    unit_mask,
     unit_outline,
 )
+from terse_aug.bank.analysis.shape_diversity import chamfer_distance, drawn_pairs, shape_diversity
 
 Mask = NDArray[np.uint8]
 
@@ -55,8 +50,8 @@ def blob(seed: int, side: int = 60) -> Mask:
     return silhouette(np.where(cv2.GaussianBlur(noise, (0, 0), side / 10) > 0, 255, 0).astype(np.uint8))
 
 
-def picture(seed: int, height: int = 90, width: int = 70) -> NDArray[np.uint8]:
-    """A cut-out with a texture of its own."""
+def texture(seed: int, height: int = 90, width: int = 70) -> NDArray[np.uint8]:
+    """A foreground with a texture of its own."""
     generator = np.random.default_rng(seed)
     colors = generator.integers(0, 256, (5, 4, 3)).astype(np.uint8)
     rgba = np.dstack([cv2.resize(colors, (width, height), interpolation=cv2.INTER_CUBIC), np.zeros((height, width))])
@@ -197,11 +192,11 @@ def test_diversity_is_of_pairs_and_tells_classes_apart() -> None:
     low, high = (shape_diversity(points, generator) for points in (same, mixed))
     assert low is not None
     assert high is not None
-    assert (low.pairs, low.every) == (190, True)
+    assert (low.pairs, low.is_complete) == (190, True)
     assert low.mean < 0.01 < 0.1 < high.mean
     some = shape_diversity(mixed, generator, limit=150)
     assert some is not None
-    assert (some.pairs, some.every) == (150, False)
+    assert (some.pairs, some.is_complete) == (150, False)
     assert some.mean == pytest.approx(high.mean, rel=0.15)
     assert shape_diversity(same[:1], generator) is None
 
@@ -238,10 +233,10 @@ def test_mean_shapes_of_fewer_shapes_than_wanted() -> None:
             mean_shapes(masks, np.random.default_rng(0), clusters)
 
 
-def alike(*pictures: NDArray[np.uint8]) -> list[list[int]]:
-    looks = [look_of(one) for one in pictures]
-    found = groups_alike(np.array([look.bits for look in looks]), np.stack([look.thumbnail for look in looks]))
-    assert found.certain == CERTAIN_DISTANCE
+def alike(*images: NDArray[np.uint8]) -> list[list[int]]:
+    looks = [appearance_of(one) for one in images]
+    found = find_near_duplicates(np.array([look.bits for look in looks]), np.stack([look.thumbnail for look in looks]))
+    assert found.complete_distance == MAX_HASH_DISTANCE
     return [group.tolist() for group in found.groups]
 
 
@@ -251,7 +246,7 @@ def recompressed(rgba: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
 
 
 def test_copies_are_found_and_others_are_not() -> None:
-    originals = [picture(seed) for seed in range(40)]
+    originals = [texture(seed) for seed in range(40)]
     assert alike(*originals) == []
     half = [cv2.resize(one, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for one in originals[:10]]
     double = [cv2.resize(one, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR) for one in originals[:10]]
@@ -262,19 +257,19 @@ def test_copies_are_found_and_others_are_not() -> None:
 
 
 def test_a_look_is_of_what_shows() -> None:
-    rgba = picture(3)
+    rgba = texture(3)
     shaped = rgba.copy()
     shaped[:, :, :3] = 255
-    look = look_of(shaped)
+    look = appearance_of(shaped)
     np.testing.assert_array_equal(look.thumbnail[..., 0], look.thumbnail[..., 3])
     assert look.thumbnail[..., 3].mean() == pytest.approx(rgba[:, :, 3].mean(), abs=2)
-    hidden = look_of(rgba).thumbnail[look.thumbnail[..., 3] == 0]
+    hidden = appearance_of(rgba).thumbnail[look.thumbnail[..., 3] == 0]
     assert len(hidden)
     assert not hidden.any()
 
 
 def test_neither_the_shape_nor_the_colours_alone_make_it_alike() -> None:
-    one, other = picture(1), picture(2)
+    one, other = texture(1), texture(2)
     recoloured = one.copy()
     recoloured[:, :, :3] = recoloured[:, :, [2, 0, 1]] // 2
     whole = one.copy()
@@ -291,9 +286,9 @@ def test_every_pair_within_seven_bits_is_found(seed: int) -> None:
     for position, distance in enumerate(wanted):
         turned = generator.choice(64, distance, replace=False).astype(np.uint64)
         bits[200 + position] = bits[position] ^ (np.uint64(1) << turned).sum(dtype=np.uint64)
-    found = groups_alike(bits, np.zeros((400, 8, 8, 4), np.uint8))
-    assert found.certain == CERTAIN_DISTANCE
-    expected = [[position, 200 + position] for position in np.flatnonzero(wanted <= CERTAIN_DISTANCE)]
+    found = find_near_duplicates(bits, np.zeros((400, 8, 8, 4), np.uint8))
+    assert found.complete_distance == MAX_HASH_DISTANCE
+    expected = [[position, 200 + position] for position in np.flatnonzero(wanted <= MAX_HASH_DISTANCE)]
     assert sorted(group.tolist() for group in found.groups) == expected
     assert found.comparisons < 400 * 399 / 2
 
@@ -302,25 +297,25 @@ def test_groups_are_linked_in_chains_and_thumbnails_decide() -> None:
     bits = np.array([0, 0b111111, 0b111111111111, 1 << 40, 0], np.uint64)
     thumbnails = np.zeros((5, 8, 8, 4), np.uint8)
     thumbnails[4] = 9
-    assert [group.tolist() for group in groups_alike(bits, thumbnails).groups] == [[0, 1, 2, 3]]
-    with_more = groups_alike(bits, thumbnails, difference=9)
+    assert [group.tolist() for group in find_near_duplicates(bits, thumbnails).groups] == [[0, 1, 2, 3]]
+    with_more = find_near_duplicates(bits, thumbnails, difference=9)
     assert [group.tolist() for group in with_more.groups] == [[0, 1, 2, 3, 4]]
-    apart = groups_alike(np.tile(bits, 2), np.concatenate([thumbnails, thumbnails + 100]))
+    apart = find_near_duplicates(np.tile(bits, 2), np.concatenate([thumbnails, thumbnails + 100]))
     assert [group.tolist() for group in apart.groups] == [[0, 1, 2, 3], [5, 6, 7, 8]]
 
 
 def test_very_many_that_are_alike_are_not_compared_one_by_one() -> None:
     bits = np.zeros(3000, np.uint64)
     thumbnails = np.zeros((3000, 8, 8, 4), np.uint8)
-    found = groups_alike(bits, thumbnails)
+    found = find_near_duplicates(bits, thumbnails)
     assert [len(group) for group in found.groups] == [3000]
     assert found.comparisons == 0
     thumbnails[:, 0, 0, 0], thumbnails[:, 0, 1, 0] = np.arange(3000) % 256, np.arange(3000) // 256
-    limited = groups_alike(bits, thumbnails, comparisons=100_000)
+    limited = find_near_duplicates(bits, thumbnails, comparisons=100_000)
     assert limited.comparisons <= 100_000
-    assert limited.certain == -1
+    assert limited.complete_distance == -1
     close = np.random.default_rng(0).integers(0, 1 << 16, 3000).astype(np.uint64)  # all share three bands nearly
-    assert groups_alike(close, thumbnails, comparisons=200_000_000).certain == CERTAIN_DISTANCE
+    assert find_near_duplicates(close, thumbnails, comparisons=200_000_000).complete_distance == MAX_HASH_DISTANCE
 
 
 def test_a_search_that_ends_early_says_how_far_it_came() -> None:
@@ -328,7 +323,7 @@ def test_a_search_that_ends_early_says_how_far_it_came() -> None:
     bits = generator.integers(0, 1 << 63, 2000, dtype=np.uint64)
     bits[1000] = bits[0]
     thumbnails = np.zeros((2000, 8, 8, 4), np.uint8)
-    whole = groups_alike(bits, thumbnails)
-    partly = groups_alike(bits, thumbnails, comparisons=whole.comparisons // 2)
-    assert (whole.certain, partly.certain) == (7, 3)
+    whole = find_near_duplicates(bits, thumbnails)
+    partly = find_near_duplicates(bits, thumbnails, comparisons=whole.comparisons // 2)
+    assert (whole.complete_distance, partly.complete_distance) == (7, 3)
     assert [group.tolist() for group in partly.groups] == [[0, 1000]]

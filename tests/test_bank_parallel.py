@@ -1,4 +1,4 @@
-"""Objects are cut out in several processes, and the bank is that of one."""
+"""Several processes extract objects, and the bank is that of one."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from build_samples import IMAGES, build_many, left_beside, make_many, told
+from build_samples import IMAGES, build_many, left_beside, make_many, outcome
 from PIL import Image
 
 import terse_aug
 from terse_aug.bank import BoxMasks, Foreground, build_from_coco, build_from_masks, build_from_products, build_from_rgba
-from terse_aug.bank.build.chunks import Source, Task
-from terse_aug.bank.build.report import Ledger
-from terse_aug.bank.build.workers import apart, cut_in_order
-from terse_aug.bank.inputs.file_names import FileFinder
+from terse_aug.bank.build.chunks import ExtractionTask, Source
+from terse_aug.bank.build.report import BuildLog
+from terse_aug.bank.build.workers import extract_in_order
+from terse_aug.bank.inputs.file_names import Files
 from terse_aug.bank.segmenters.box import box_alpha
 
 
@@ -50,50 +50,49 @@ def test_jobs_make_the_same_bank_of_coco(data_root: Path, tmp_path: Path) -> Non
         for jobs in (1, 2)
     }
     assert reports[1].mask_sources["grabcut"] > 0
-    assert told(reports[1]) == told(reports[2])
+    assert outcome(reports[1]) == outcome(reports[2])
     assert (tmp_path / "1.png").read_bytes() == (tmp_path / "2.png").read_bytes()
     assert list(reports[1].rejected) == list(reports[2].rejected)
 
 
 def test_jobs_make_the_same_bank_of_folders(data_root: Path, tmp_path: Path) -> None:
     penn = data_root / "penn_fudan"
-    some = [path.name for path in sorted((penn / "PNGImages").iterdir())[:10]]
     objects, products = tmp_path / "objects", tmp_path / "products"
     for number in range(20):
         rgba = np.random.default_rng(number).integers(0, 256, (30, 40, 4), dtype=np.uint8)
-        (objects / f"{number % 3}").mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rgba).save(objects / f"{number % 3}" / f"{number:02d}.png")
-        ground = np.full((120, 120, 3), 240, np.uint8)
-        ground[30:80, 30:90] = rgba[:1, :1, :3]
-        (products / f"{number % 3}").mkdir(parents=True, exist_ok=True)
-        Image.fromarray(ground).save(products / f"{number % 3}" / f"{number:02d}.png")
-    for build, arguments, more in (
-        (build_from_masks, (penn / "PNGImages", penn / "PedMasks"), {"image_list": some}),
-        (
-            build_from_rgba,
-            (objects,),
-            {"image_list": ["00", "01", "02", "03", "04", "05", "06", "07", "08", "09", "none"]},
-        ),
-        (build_from_products, (products,), {}),
+        photo = np.full((120, 120, 3), 240, np.uint8)
+        photo[30:80, 30:90] = rgba[:1, :1, :3]
+        for folder, pixels in ((objects, rgba), (products, photo)):
+            (folder / f"{number % 3}").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / f"{number % 3}" / f"{number:02d}.png")
+    some = [path.name for path in sorted((penn / "PNGImages").iterdir())[:10]]
+    for build, folders, image_list in (
+        (build_from_masks, (penn / "PNGImages", penn / "PedMasks"), some),
+        (build_from_rgba, (objects,), [*(f"{number:02d}" for number in range(10)), "none"]),
+        (build_from_products, (products,), None),
     ):
-        one, two = (build(*arguments, tmp_path / f"{build.__name__}{jobs}.bank", jobs=jobs, **more) for jobs in (1, 2))
-        assert told(one) == told(two)
+        one, two = (
+            build(*folders, tmp_path / f"{build.__name__}{jobs}.bank", image_list=image_list, jobs=jobs)
+            for jobs in (1, 2)
+        )
+        assert outcome(one) == outcome(two)
         assert sum(one.kept.values()) > 8
 
 
 def test_few_images_and_many_jobs(tmp_path: Path) -> None:
     make_many(tmp_path, 9)
-    assert told(build_many(tmp_path, tmp_path / "a.bank", jobs=50)) == told(build_many(tmp_path, tmp_path / "b.bank"))
+    many, one = (build_many(tmp_path, tmp_path / f"{jobs}.bank", jobs=jobs) for jobs in (50, 1))
+    assert outcome(many) == outcome(one)
 
 
 @dataclass(frozen=True)
 class Odd:
-    """Does as it is told by its images."""
+    """Does what its images say."""
 
     def files(self, unit: str) -> list[Path]:
         return []
 
-    def objects(self, unit: str, ledger: Ledger) -> Iterator[Foreground]:
+    def objects(self, unit: str, log: BuildLog) -> Iterator[Foreground]:
         if unit == "fail":
             raise ZeroDivisionError("of the seventh image")
         if unit == "die":
@@ -101,7 +100,7 @@ class Odd:
         if unit == "wrong":
             yield Foreground(np.zeros((3, 3, 4), np.uint8), 1, "a", 0.1)
         if unit == "signals":
-            unit = f"deaf={signal.getsignal(signal.SIGINT) == signal.SIG_IGN}"
+            unit = f"ignored={signal.getsignal(signal.SIGINT) == signal.SIG_IGN}"
         if unit == "threads":
             unit = ",".join([str(cv2.getNumThreads()), *map(os.environ.get, ("OMP_NUM_THREADS", "MKL_NUM_THREADS"))])
         rgba = np.full((8, 8, 4), 255, np.uint8)
@@ -110,30 +109,25 @@ class Odd:
 
 def run_odd(units: list[str], jobs: int | None) -> list[str]:
     source = Source(units, Odd(), {})
-    task = Task(source.cutter, {}, {1: "cat"}, 0)
-    done = list(cut_in_order(task, source, source.chunks(), jobs, lambda own: None))
+    task = ExtractionTask(source.extractor, {}, {1: "cat"}, 0)
+    done = list(extract_in_order(task, source, source.chunks(), jobs, lambda own: None))
     return [bytes(record[16:].split(b"\xff")[0]).decode() for cut in done for record in cut.records]
 
 
-def test_results_come_in_order_from_other_processes() -> None:
-    units = [f"{number}" for number in range(70)]
-    sources = run_odd(units, 2)
-    assert [source.split()[0] for source in sources] == units
-    assert str(os.getpid()) not in {source.split()[1] for source in sources}
-    assert {source.split()[1] for source in run_odd(units, None)} == {str(os.getpid())}, "too little work to share"
-
-
 @pytest.mark.usefixtures("ctrl_c")
-def test_ctrl_c_is_heard_by_one_process_only() -> None:
-    assert {source.split()[0] for source in run_odd(["signals"] * 20, 2)} == {"deaf=True"}
-    assert {source.split()[0] for source in run_odd(["signals"] * 20, 1)} == {"deaf=False"}
-
-
-def test_each_of_several_processes_has_one_thread_or_as_many_as_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_give_results_in_order_with_one_thread_each_and_leave_ctrl_c_to_their_parent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setenv("MKL_NUM_THREADS", "3")
-    assert {source.split()[0] for source in run_odd(["threads"] * 20, 2)} == {"1,1,3"}
+    monkeypatch.setenv("MKL_NUM_THREADS", "3")  # unless the user says otherwise
+    units = [*(f"{number}" for number in range(70)), "signals", "threads"]
+    extracted = [source.split() for source in run_odd(units, 2)]
+    assert [name for name, _ in extracted] == [*units[:-2], "ignored=True", "1,1,3"]
+    assert str(os.getpid()) not in {process for _, process in extracted}
     assert "OMP_NUM_THREADS" not in os.environ
+    alone = [source.split() for source in run_odd(units[:-1], None)]
+    assert {process for _, process in alone} == {str(os.getpid())}, "too little work to share"
+    assert alone[-1][0] == "ignored=False"
 
 
 def test_an_error_arrives_with_its_cause() -> None:
@@ -147,7 +141,7 @@ def test_an_error_arrives_with_its_cause() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_a_death_is_told_and_does_not_hang() -> None:
     began = time.monotonic()
-    with pytest.raises(ChildProcessError, match=r"want of memory.*--jobs"):
+    with pytest.raises(ChildProcessError, match=r"memory ran out.*--jobs"):
         run_odd([*"abcdefghijklmnopqrst", "die", *"uvwxyzabcdefghijkl"], 2)
     assert time.monotonic() - began < 60
 
@@ -160,10 +154,9 @@ def run_with_few_files(spare: int) -> None:
     free = os.dup(0)
     os.close(free)
     resource.setrlimit(resource.RLIMIT_NOFILE, (free + spare, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-    with pytest.warns(UserWarning, match=r"processes cannot be started \(.*one process does what is left"):
+    with pytest.warns(UserWarning, match=r"processes cannot be started \(.*one process does the rest"):
         sources = run_odd(units, 2)
     assert sources == [f"{unit} {os.getpid()}" for unit in units]
-    assert apart(os.getpid) is None
     assert not multiprocessing.active_children()
 
 
@@ -201,7 +194,7 @@ def test_functions_are_sent_where_they_can_be(tmp_path: Path) -> None:
     def free(image: np.ndarray, box: Any) -> np.ndarray:
         return box_alpha(image.shape, box)
 
-    with pytest.warns(UserWarning, match=r"boxes cannot be sent to other processes .*one process does all"):
+    with pytest.warns(UserWarning, match=r"boxes cannot be sent to other processes .*one process does"):
         alone = build_many(tmp_path, tmp_path / "a.bank", boxes=locked, jobs=2)
     assert alone.mask_sources["function locked"] > 10
     shared = build_many(tmp_path, tmp_path / "b.bank", boxes=free, jobs=2)
@@ -216,7 +209,7 @@ def test_a_function_that_others_cannot_import_is_called_in_one_process(tmp_path:
     try:
         with pytest.warns(UserWarning, match=r"boxes cannot be loaded .*plug_in_of_no_file.*one process does"):
             two = build_many(tmp_path, tmp_path / "a.bank", boxes=plug_in.whole, jobs=2)
-        assert told(two) == told(build_many(tmp_path, tmp_path / "b.bank", boxes=plug_in.whole))
+        assert outcome(two) == outcome(build_many(tmp_path, tmp_path / "b.bank", boxes=plug_in.whole))
     finally:
         del sys.modules[plug_in.__name__]
     assert sum(two.mask_sources.values()) > 10
@@ -229,12 +222,12 @@ class Lost:
         return int, ("lost",)
 
 
-@pytest.mark.filterwarnings("ignore:from here on this build cannot be gone on with")
+@pytest.mark.filterwarnings("ignore:this build cannot be resumed")
 @pytest.mark.parametrize(
     ("thing", "message"),
     [
-        (threading.Lock(), "images cannot be sent .*lock.*this process cuts them"),
-        (Lost(), "what is known of images cannot be loaded .*lost.*one process does"),
+        (threading.Lock(), "annotations cannot be sent .*lock.*one process does"),
+        (Lost(), "annotations cannot be loaded .*lost.*one process does"),
     ],
 )
 def test_annotations_hold_what_others_cannot_have(tmp_path: Path, thing: Any, message: str) -> None:
@@ -243,7 +236,7 @@ def test_annotations_hold_what_others_cannot_have(tmp_path: Path, thing: Any, me
     arguments: tuple[Any, ...] = (content, tmp_path / "images")
     with pytest.warns(UserWarning, match=message):
         two = build_from_coco(*arguments, tmp_path / "a.bank", boxes="ellipse", jobs=2)
-    assert told(two) == told(build_from_coco(*arguments, tmp_path / "b.bank", boxes="ellipse", jobs=1))
+    assert outcome(two) == outcome(build_from_coco(*arguments, tmp_path / "b.bank", boxes="ellipse", jobs=1))
 
 
 @pytest.mark.parametrize("jobs", [0, -1, 1.5, "2", True])
@@ -295,7 +288,7 @@ def test_names_of_another_format_take_time_in_proportion(tmp_path: Path) -> None
     for number in range(2000):
         (tmp_path / f"{number}.png").touch()
     Image.fromarray(np.zeros((1, 1, 3), np.uint8)).save(tmp_path / "0.png")
-    files = FileFinder(tmp_path, [f"{number}.jpg" for number in range(2000)])
+    files = Files(tmp_path, [f"{number}.jpg" for number in range(2000)])
     assert files.find("0.jpg") == ("0.png", "file name with another extension or none")
     began = time.process_time()
     for number in range(1, 2000):

@@ -16,7 +16,7 @@ from bank_samples import assert_equal, make_foreground, write_bank
 
 from terse_aug.bank import Foreground, ForegroundBank
 
-# Python 3.12 and later warn of every fork beside threads; that it works here is what is tested.
+# Python 3.12 and later warn of every fork beside threads; these tests check that it works.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 COUNT = 60
@@ -30,7 +30,7 @@ def bank(tmp_path: Path) -> Iterator[ForegroundBank]:
 
 
 def digest(bank: ForegroundBank, order: list[int] | range = range(COUNT)) -> str:
-    """Hash of cut-outs and index arrays, read in ``order``."""
+    """Hash of foregrounds and index arrays, read in ``order``."""
     parts = {index: bank[index].rgba.tobytes() + bank[index].source.encode() for index in order}
     joined = b"".join(parts[index] for index in sorted(parts))
     return hashlib.sha256(joined + bank.labels.tobytes() + bank.sizes.tobytes()).hexdigest()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from terse_aug.bank import BuildReport, ForegroundBank, PlainBackground, build_from_products
-from terse_aug.bank.build.report import Ledger
+from terse_aug.bank.build.report import BuildLog
 from terse_aug.bank.extract import RejectedObject
 from terse_aug.bank.inputs.mask_pairing import pair_masks
 from terse_aug.bank.segmenters.mask_polarity import BLACK, WHITE, object_alpha
@@ -286,7 +286,7 @@ def test_many_names_are_paired_fast(tmp_path: Path, place: str) -> None:
         (tmp_path / f"{name}.jpg").touch()
         (tmp_path / (f"{name}_mask.png" if place == "beside" else f"masks/{number}.png")).touch()
     start = time.process_time()
-    pairs = pair_masks(tmp_path if place == "beside" else tmp_path / "p", masks, Ledger())
+    pairs = pair_masks(tmp_path if place == "beside" else tmp_path / "p", masks, BuildLog())
     assert time.process_time() - start < 2
     assert len(pairs.mask_of) == len(pairs.images) == 2_000
     assert all(mask.stem.removesuffix("_mask") == path.stem for path, mask in pairs.mask_of.items())

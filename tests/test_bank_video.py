@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from terse_aug.bank import ForegroundBank, build_from_video
-from terse_aug.bank.build.report import Ledger
+from terse_aug.bank.build.report import BuildLog
 from terse_aug.bank.extract import RejectedObject
 from terse_aug.bank.readers.video import estimate_background
 from terse_aug.bank.readers.video_frames import Frames
@@ -120,7 +120,7 @@ def test_odd_frames_are_counted(tmp_path: Path) -> None:
     report = build_from_video(place, tmp_path / "out.bank", every=1)
     assert report.rejected["frame cannot be read"] == 1
     assert report.rejected["frame has another size than the first"] == 1
-    log = Ledger()
+    log = BuildLog()
     assert len(list(Frames(place, 1).read(log))) == COUNT - 1
     assert log.rejected.counts == {"frame cannot be read": 1}
 
@@ -131,9 +131,9 @@ def test_a_damaged_video_is_read_to_its_end(tmp_path: Path) -> None:
     length = int.from_bytes(whole[start + 4 : start + 8], "little")
     (tmp_path / "zeroed.avi").write_bytes(whole[: start + 8] + bytes(length) + whole[start + 8 + length :])
     for every in (1, 2):
-        log, frames = Ledger(), Frames(tmp_path / "zeroed.avi", every)
+        log, frames = BuildLog(), Frames(tmp_path / "zeroed.avi", every)
         assert len(list(frames.read(log))) + log.rejected.counts.total() == COUNT // every
-        assert len(list(frames.read(Ledger()))) >= COUNT // every - 1
+        assert len(list(frames.read(BuildLog()))) >= COUNT // every - 1
 
 
 def test_large_frames_leave_enough_for_the_background(tmp_path: Path) -> None:

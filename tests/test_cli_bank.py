@@ -1,4 +1,4 @@
-"""`terse-aug bank`: builds, tells, and says user errors in one line."""
+"""`terse-aug bank`: builds, reports, and prints user errors in one line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from annotated_samples import as_labelme, as_panoptic, as_via, as_voc, as_yolo, make_sample
+from annotated_samples import as_labelme, as_panoptic, as_via, as_voc, as_yolo, make_context
 from bank_samples import CocoSample, write_bank
 
 from terse_aug.bank import ExtractionRules, ForegroundBank
@@ -27,11 +27,11 @@ def coco_arguments(sample: CocoSample, *more: str) -> list[str]:
     return ["bank", "build", "coco", *source, "--out", out, *more]
 
 
-def test_build_coco_says_what_was_kept_and_dropped(sample: CocoSample, capsys: pytest.CaptureFixture[str]) -> None:
+def test_build_coco_prints_what_was_kept_and_rejected(sample: CocoSample, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(coco_arguments(sample)) == 0
     printed = capsys.readouterr()
     assert printed.err == ""  # no bar where stderr is no terminal
-    assert "1 cut-outs" in printed.out
+    assert "1 foregrounds" in printed.out
     assert "1  car" in printed.out
     assert "masks are missing (such as annotation 2 (image 7, category 90))" in printed.out
 
@@ -63,9 +63,9 @@ def test_build_masks_and_info_of_real_data(data_root: Path, tmp_path: Path, caps
     assert main(["bank", "info", out]) == 0
     assert "3  walker" in capsys.readouterr().out
     assert main(["bank", "info", out, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["cut_outs_per_category"] == {"walker": 3}
-    assert told["built"]["rejected"] == {"image is not in `image_list`": 168}
+    info = json.loads(capsys.readouterr().out)
+    assert info["foregrounds_per_category"] == {"walker": 3}
+    assert info["built"]["rejected"] == {"image is not in `image_list`": 168}
 
 
 def test_build_rgba(tmp_path: Path) -> None:
@@ -90,6 +90,11 @@ def test_build_rgba(tmp_path: Path) -> None:
         (["bank", "build", "rgba", "--folder", "missing", "--out", "x.bank"], "found none"),
         (["bank", "build", "rgba", "--folder", ".", "--out", "x.bank", "--min-area", "0"], "min_area"),
         (["bank", "build", "rgba", "--folder", ".", "--out", "x.bank", "--min-area", "a"], "invalid int"),
+        (["bank", "report", "missing.bank", "--out", "x.html"], "no foreground bank at"),
+        (["bank", "report", "some.bank"], "--out"),
+        (["bank", "report", "some.bank", "--out", "x.bank"], "ends in .html"),
+        (["bank", "report", "some.bank", "--out", "nowhere/x.html"], "no folder"),
+        (["bank", "report", "some.bank", "--out", "x.html", "--samples", "-1"], "0 or more"),
     ],
 )
 def test_user_errors_are_one_line_and_exit_code_2(
@@ -100,13 +105,14 @@ def test_user_errors_are_one_line_and_exit_code_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    write_bank(tmp_path / "some.bank", 3)
     assert main(arguments) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("error: ")
     assert printed.err.count("\n") == 1
     assert message in printed.err
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["some.bank"]
 
 
 def test_existing_bank_is_refused(sample: CocoSample, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,13 +122,13 @@ def test_existing_bank_is_refused(sample: CocoSample, capsys: pytest.CaptureFixt
     assert len(ForegroundBank.open(sample.folder / "out.bank")) == 2
 
 
-def test_interrupt_is_said(
+def test_an_interruption_is_reported(
     sample: CocoSample, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("terse_aug.bank.readers.annotated_images.extract_from_image", interrupted)
+    monkeypatch.setattr("terse_aug.bank.readers.coco.extract_from_image", interrupted)
     assert main(coco_arguments(sample)) == 130
     assert "nothing was written" in capsys.readouterr().err
     assert not list(sample.folder.glob("*bank*"))
@@ -135,34 +141,24 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_format_can_be_built_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    scene = make_sample(tmp_path)
-    as_yolo(scene)
-    annotations, masks = as_panoptic(scene)
-    images = ["--images", str(scene.images)]
+    context = make_context(tmp_path)
+    as_yolo(context)
+    annotations, masks = as_panoptic(context)
+    images = ["--images", str(context.images)]
+    via = ["--file", str(as_via(context)), *images]
     sources = {
-        "voc": ["--root", str(as_voc(scene)), "--split", "train", "--names", "dog", "cat"],
+        "voc": ["--root", str(as_voc(context)), "--split", "train", "--names", "dog", "cat"],
         "yolo": [*images, "--boxes", "box"],
-        "labelme": ["--folder", str(as_labelme(scene)), *images, "--boxes", "ellipse"],
-        "via": [
-            "--file",
-            str(as_via(scene)),
-            *images,
-            "--attribute",
-            "kind",
-            "--boxes",
-            "grabcut",
-            "--fallback",
-            "box",
-        ],
+        "labelme": ["--folder", str(as_labelme(context)), *images, "--boxes", "ellipse"],
+        "via": [*via, "--attribute", "kind", "--boxes", "grabcut", "--fallback", "box"],
         "panoptic": ["--annotations", str(annotations), "--masks", str(masks), *images],
     }
     for source, arguments in sources.items():
         out = tmp_path / f"{source}.bank"
         assert main(["bank", "build", source, *arguments, "--out", str(out)]) == 0
-        assert "2 cut-outs" in capsys.readouterr().out
+        assert "2 foregrounds" in capsys.readouterr().out
         with ForegroundBank.open(out) as bank:
             assert sorted(bank.categories.values()) == ["cat", "dog"]
             assert (bank.categories.get(1) == "dog") is (source in ("voc", "yolo"))
-    wrong = ["bank", "build", "via", "--file", str(as_via(scene)), *images, "--fallback", "box", "--out", "x.bank"]
-    assert main(wrong) == 2
+    assert main(["bank", "build", "via", *via, "--fallback", "box", "--out", "x.bank"]) == 2
     assert "are for --boxes grabcut" in capsys.readouterr().err

@@ -47,7 +47,7 @@ def mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_font_gives_ten_different_white_digits_of_mnists_size(example: ModuleType, tmp_path: Path) -> None:
     bank = example.font_bank(tmp_path / "digits.bank")
     assert bank.labels.tolist() == list(range(10))
-    assert np.allclose(bank.extents, 0.5)
+    assert np.allclose(bank.relative_sizes, 0.5)
     shapes = {own.rgba[:, :, 3].tobytes() for own in bank}
     assert len(shapes) == 10
     assert all((own.rgba[:, :, :3] == 255).all() for own in bank)

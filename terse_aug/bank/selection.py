@@ -1,18 +1,34 @@
-"""What the arguments of a bank's views mean. Pure functions; imports numpy only."""
+"""The arguments of a bank's ``select`` and ``relabel``: checked, and what follows from them. Pure functions."""
 
 from __future__ import annotations
 
 import operator
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 
+class Relabelling(NamedTuple):
+    """A bank with the detector's labels.
+
+    Attributes:
+        positions: int64 ``[m]``, the foregrounds that are left.
+        labels: int64 ``[n]``, the new label of every foreground; those to leave out keep theirs.
+        categories: name per new label; categories of one label share it, joined by a slash.
+        dropped: number of foregrounds left out, per category name.
+    """
+
+    positions: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    categories: dict[int, str]
+    dropped: dict[str, int]
+
+
 def checked_positions(indices: NDArray[Any], count: int) -> NDArray[np.int64]:
-    """Positions 0 to ``count - 1`` that a list of numbers or a bool mask means."""
+    """Positions 0 to ``count - 1`` of a list of numbers, negative ones counted from the end, or of a bool mask."""
     if indices.dtype == bool:
         if indices.shape != (count,):
             raise ValueError(f"expected a bool mask of shape ({count},), got {indices.shape}")
@@ -22,8 +38,20 @@ def checked_positions(indices: NDArray[Any], count: int) -> NDArray[np.int64]:
     positions = indices.astype(np.int64)
     wrong = positions[(positions < -count) | (positions >= count)]
     if wrong.size:
-        raise IndexError(f"index {wrong[0]} is out of range for a bank of {count} cut-outs")
+        raise IndexError(f"index {wrong[0]} is out of range for a bank of {count} foregrounds")
     return positions % count
+
+
+def positions_of_labels(
+    labels: NDArray[np.int64], categories: Mapping[int, str], wanted: set[int]
+) -> NDArray[np.int64]:
+    """Positions at which ``labels`` is one of those wanted; ``ValueError`` for one that is no category."""
+    if missing := wanted - set(categories):
+        raise ValueError(
+            f"the bank has no categories {sorted(missing)}; it has "
+            + listed(f"{label} ({name})" for label, name in categories.items())
+        )
+    return np.flatnonzero(np.isin(labels, list(wanted)))
 
 
 def label_per_name(classes: Mapping[str, int] | Sequence[str], offset: int) -> dict[str, int]:
@@ -47,23 +75,50 @@ def label_per_name(classes: Mapping[str, int] | Sequence[str], offset: int) -> d
     return {name: position + offset for position, name in enumerate(names)}
 
 
-def mapped_labels(
-    labels: NDArray[np.int64], categories: Mapping[int, str], known: Mapping[str, int]
-) -> NDArray[np.int64]:
-    """``labels`` in the detector's numbers; those of unknown categories keep theirs."""
-    values, positions = np.unique(labels, return_inverse=True)
-    renamed = [known.get(categories.get(value, ""), value) for value in values.tolist()]
-    return np.asarray(renamed, dtype=np.int64)[positions]
+def relabelling(
+    labels: NDArray[np.int64], categories: Mapping[int, str], known: Mapping[str, int], drop_unknown: bool
+) -> Relabelling:
+    """What a bank becomes whose categories are mapped to the detector's labels by name.
 
+    Args:
+        labels: of the bank's foregrounds.
+        categories: name per label of the bank.
+        known: see :func:`label_per_name`.
+        drop_unknown: whether to leave out categories that the detector lacks.
 
-def unknown_advice(some_known: bool) -> str:
-    """What to do about categories that the detector lacks."""
-    if some_known:
-        return 'Add them to the detector, or leave their cut-outs out with bank.relabel(..., unknown="drop")'
-    return 'None of the bank\'s categories would be left, so unknown="drop" cannot help: check the names'
+    Raises:
+        ValueError: the detector lacks a category that is not to be left out, or all of them.
+    """
+    plain = {label: name.strip() for label, name in categories.items()}
+    lacking = {label: name for label, name in plain.items() if name not in known}
+    if lacking and (not drop_unknown or len(lacking) == len(plain)):
+        advice = (
+            'Add them to the detector, or leave their foregrounds out with bank.relabel(..., unknown="drop")'
+            if len(lacking) < len(plain)
+            else 'None of the bank\'s categories would be left, so unknown="drop" cannot help: check the names'
+        )
+        raise ValueError(
+            f"the bank has categories that the detector lacks: {listed(lacking.values())}; "
+            f"the detector knows: {listed(known)}. {advice}"
+        )
+    names: dict[int, list[str]] = {}
+    for name in (name for label, name in plain.items() if label not in lacking):
+        names.setdefault(known[name], []).append(name)
+    values, which, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    renamed = np.asarray([known.get(plain[value], value) for value in values.tolist()], dtype=np.int64)
+    dropped: Counter[str] = Counter()
+    for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+        if value in lacking:
+            dropped[lacking[value]] += count
+    return Relabelling(
+        np.flatnonzero(~np.isin(labels, list(lacking))),
+        renamed[which],
+        {label: "/".join(dict.fromkeys(same)) for label, same in sorted(names.items())},
+        dict(dropped),
+    )
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names in a sentence, cut short after twenty."""
+    """Names for a sentence, the first twenty at most."""
     every = list(names)
     return ", ".join(every[:20]) + (f" and {len(every) - 20} more" if len(every) > 20 else "")

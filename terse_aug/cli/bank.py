@@ -1,7 +1,4 @@
-"""`terse-aug bank build|info|report`: build a bank of cut-outs, say or show what is in one.
-
-Imports the bank, and of the preview how text is printed.
-"""
+"""`terse-aug bank build|info|report`: build a bank of foregrounds, list or show what is in one."""
 
 from __future__ import annotations
 
@@ -23,15 +20,15 @@ _SAMPLES = 8
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add `bank` to the commands."""
-    bank = subparsers.add_parser("bank", help="build a bank of cut-out objects, or look into one")
+    bank = subparsers.add_parser("bank", help="build a bank of foregrounds, or inspect one")
     actions = bank.add_subparsers(title="actions", dest="action", required=True, metavar="ACTION")
-    build = actions.add_parser("build", help="cut objects out of annotated images")
+    build = actions.add_parser("build", help="extract foregrounds from annotated images")
     sources.add_parsers(build.add_subparsers(title="sources", dest="source", required=True, metavar="SOURCE"))
-    info = actions.add_parser("info", help="say what is in a bank")
+    info = actions.add_parser("info", help="print what is in a bank")
     info.add_argument("bank", type=Path, help="the bank file")
     info.add_argument("--json", action="store_true", help="print JSON")
     info.set_defaults(run=_info)
-    report = actions.add_parser("report", help="a page to look at: classes, sizes, shapes, places, duplicates")
+    report = actions.add_parser("report", help="write an HTML report: classes, sizes, shapes, positions, duplicates")
     report.add_argument("bank", type=Path, help="the bank file")
     report.add_argument("--out", type=Path, required=True, metavar="HTML", help="the page to write")
     report.add_argument(
@@ -39,9 +36,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         type=int,
         default=_SAMPLES,
         metavar="N",
-        help="cut-outs of each class that are shown, at most 2,000 in all (default: %(default)s)",
+        help="foregrounds shown per class, at most 2,000 in all (default: %(default)s)",
     )
-    report.add_argument("--seed", type=int, default=0, help="of everything drawn (default: %(default)s)")
+    report.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     report.set_defaults(run=_report)
 
 
@@ -55,15 +52,15 @@ def _info(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     out = checked_output("--out", arguments.out, HTML)
-    with ForegroundBank.open(arguments.bank) as bank, progress_bar() as tell:
-        survey = bank_statistics(bank, samples=arguments.samples, seed=arguments.seed, progress=tell)
-    page = render_report(survey).encode("utf-8")
+    with ForegroundBank.open(arguments.bank) as bank, progress_bar() as report_progress:
+        statistics = bank_statistics(bank, samples=arguments.samples, seed=arguments.seed, progress=report_progress)
+    page = render_report(statistics).encode("utf-8")
     write_whole(out, page)
-    alike = sum(len(group) for group in survey.alike.groups)
+    groups = statistics.near_duplicates.groups
     print(
         printable(
-            f"{out}: {len(survey.sizes)} cut-outs of {len(survey.classes)} classes, "
-            f"{alike} of them in {len(survey.alike.groups)} groups that look alike; {len(page) / 1e6:.1f} MB"
+            f"{out}: {len(statistics.sizes)} foregrounds of {len(statistics.classes)} classes, "
+            f"{sum(map(len, groups))} of them in {len(groups)} groups of near duplicates; {len(page) / 1e6:.1f} MB"
         )
     )
     return 0
@@ -71,17 +68,16 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _info_text(info: dict[str, Any]) -> str:
     lines = [
-        f"{info['path']}: {info['cut_outs']} cut-outs, {info['bytes'] / 1e6:.1f} MB, "
+        f"{info['path']}: {info['foregrounds']} foregrounds, {info['bytes'] / 1e6:.1f} MB, "
         f"format version {info['format_version']}",
         f"fingerprint {info['fingerprint']}",
     ]
-    for measure in ("height_px", "width_px", "relative_size"):
-        numbers = ", ".join(f"{name} {value:g}" for name, value in info[measure].items())
-        lines.append(f"{measure.replace('_', ' in '):<13} {numbers}")
+    for key, title in (("height_px", "height in px"), ("width_px", "width in px"), ("relative_size", "relative size")):
+        lines.append(f"{title:<13} " + ", ".join(f"{name} {value:g}" for name, value in info[key].items()))
     if info["keypoint_names"]:
         lines.append(f"keypoints     {', '.join(info['keypoint_names'])}")
-    lines.append("cut-outs per category")
-    lines += [f"{count:>8}  {name}" for name, count in info["cut_outs_per_category"].items()]
+    lines.append("foregrounds per category")
+    lines += [f"{count:>8}  {name}" for name, count in info["foregrounds_per_category"].items()]
     for what in ("repaired", "rejected"):
         if counts := by_count(info["built"].get(what)):
             lines.append(f"{what} when it was built")

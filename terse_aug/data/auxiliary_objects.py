@@ -111,7 +111,7 @@ def _without_keypoints(foreground: Foreground) -> Foreground:
     if foreground.keypoints is None:
         return foreground
     other = replace(foreground, keypoints=None)
-    other.know_outline(foreground.outline)
+    other.cache_outline(foreground.outline)
     return other
 
 

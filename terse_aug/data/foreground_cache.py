@@ -87,7 +87,7 @@ class ForegroundCache:
             return self._decoded[index]
         foreground = self._bank[index]
         if index in self._outlines:
-            foreground.know_outline(self._outlines[index])
+            foreground.cache_outline(self._outlines[index])
         _put(self._outlines, index, foreground.outline, self._capacity)
         return foreground
 

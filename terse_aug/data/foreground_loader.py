@@ -69,7 +69,7 @@ class SampledForegrounds:
         for index, (shape, outline, head) in state["heads"].items():
             end = start + int(np.prod(shape))
             foregrounds[index] = replace(head, rgba=pixels[start:end].reshape(shape))
-            foregrounds[index].know_outline(outline)
+            foregrounds[index].cache_outline(outline)
             start = end
         values = {name: state[name] for name in _PLAIN_FIELDS} | {"foregrounds": foregrounds}
         for name, value in values.items():

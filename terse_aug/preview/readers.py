@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from terse_aug.bank.build.report import Ledger, ReasonCounts
+from terse_aug.bank.build.report import BuildLog, ReasonCounts
 from terse_aug.bank.extract import RejectedObject, tight_box
 from terse_aug.bank.inputs.coco_entries import file_name
 from terse_aug.bank.inputs.coco_json import CocoAnnotations, annotated_side
@@ -49,7 +49,7 @@ def open_coco(annotations: str | Path, images: str | Path) -> LabelledImages:
     if not coco.images:
         raise ValueError(f"{annotations} lists no images")
     found = LabelledImages(f"{images} with {annotations}", coco.categories)
-    found.dropped.take(coco.log.rejected)
+    found.dropped.merge(coco.log.rejected)
     objects = _objects_by_image(coco, found.dropped)
     fields = CocoFields.of(coco, objects, found.dropped)
     files = FileFinder(folder, [file_name(record) for record in coco.images.values()])
@@ -82,7 +82,7 @@ def open_masks(images: str | Path, masks: str | Path, category: str = "person") 
     """
     image_folder, mask_folder = _existing_folder(images), _existing_folder(masks)
     found = LabelledImages(f"{images} with {masks}", {1: category})
-    for image, mask in pair_instance_masks(image_folder, mask_folder, ImageList(None), Ledger(found.dropped)):
+    for image, mask in pair_instance_masks(image_folder, mask_folder, ImageList(None), BuildLog(found.dropped)):
         found.add(image.name, partial(_read_masks, image, mask))
     if not found.names:
         raise ValueError(f"no image of {images} has a mask in {masks}: " + found.rejections())

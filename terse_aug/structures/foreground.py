@@ -1,4 +1,4 @@
-"""The cut-out that is pasted. Imports numpy and OpenCV."""
+"""The foreground that is pasted."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ from numpy.typing import NDArray
 from terse_aug.structures.convex_hull import convex_outline
 
 MAX_SIDE = 16384
-"""Of a cut-out, px: one then stays below LMDB's limit of 4 GiB a value."""
+"""Largest side of a foreground in pixels: its record then stays below LMDB's limit of 4 GiB a value."""
 
 
 @dataclass(frozen=True)
 class Foreground:
-    """One cut-out object.
+    """An object with its alpha mask.
 
     Attributes:
-        rgba: uint8 ``[h, w, 4]``, RGB and alpha, straight (not premultiplied), the tight crop of ``alpha >
-            0``.
+        rgba: uint8 ``[h, w, 4]``, RGB and alpha, straight (not premultiplied), the tight crop of ``alpha > 0``.
         label: category id of the object, as in the source data set; a key of the bank's ``categories``.
-        source: where it was cut from, for a person to find it again (file name and annotation id).
-        extent: natural size: the larger side of the crop divided by ``sqrt(height * width)`` of the image it
-            was cut from, so in (0, ~2]. At transform scale 1 the cut-out covers the same fraction of a
-            background as it did of its own image.
+        source: where it comes from, for a person to find it again (file name and annotation id).
+        relative_size: the larger side of the crop divided by ``sqrt(height * width)`` of its source image, so in
+            (0, ~2]. At transform scale 1 the foreground covers the same fraction of a background as it did of its
+            source image.
         keypoints: float32 ``[k, 3]``, x and y in pixels of the crop and the COCO visibility flag 0, 1 or 2;
             ``None`` where the source has none.
-        center: x and y of the middle of the crop in the image it was cut from, as parts of that image's width and
-            height, in [0, 1]; ``None`` where it is not known (RGBA files, banks built before it was stored).
+        center: x and y of the middle of the crop in its source image, as fractions of that image's width and
+            height, in [0, 1]; ``None`` where unknown (RGBA files, banks built before it was stored).
     """
 
     rgba: NDArray[np.uint8]
@@ -46,17 +45,17 @@ class Foreground:
 
     @cached_property
     def outline(self) -> NDArray[np.float32]:
-        """float32 ``[n, 2]``, the corners of the convex hull of all that is not quite transparent, x and y in pixels
-        from the middle of the crop."""
+        """float32 ``[n, 2]``, the corners of the convex hull of all pixels with alpha above 0, x and y in pixels from
+        the middle of the crop."""
         return convex_outline(self.rgba[:, :, 3])
 
     def relabelled(self, label: int) -> Foreground:
-        """The same with another label, and with its outline if that is known."""
+        """The same with another label, and with its outline if that was computed."""
         other = replace(self, label=label)
         if "outline" in self.__dict__:
-            other.know_outline(self.outline)
+            other.cache_outline(self.outline)
         return other
 
-    def know_outline(self, outline: NDArray[np.float32]) -> None:
-        """Take an outline that was found before, of an equal cut-out: finding it takes longer than reading one."""
+    def cache_outline(self, outline: NDArray[np.float32]) -> None:
+        """Store the outline of an equal foreground: computing it takes longer than reading a foreground."""
         self.__dict__["outline"] = outline

@@ -1,9 +1,12 @@
-"""What is in a bank, to look at: a survey of its cut-outs, and a page of it.
-
-Imports the bank, its measures, and jinja2.
-"""
+"""Statistics of a bank, and a report of them as an HTML page."""
 
 from terse_aug.bank.analysis.page import render_report
-from terse_aug.bank.analysis.statistics import BankStatistics, ClassStatistics, Group, Shown, bank_statistics
+from terse_aug.bank.analysis.statistics import (
+    BankStatistics,
+    ClassStatistics,
+    DuplicateGroup,
+    Thumbnail,
+    bank_statistics,
+)
 
-__all__ = ["BankStatistics", "ClassStatistics", "Group", "Shown", "bank_statistics", "render_report"]
+__all__ = ["BankStatistics", "ClassStatistics", "DuplicateGroup", "Thumbnail", "bank_statistics", "render_report"]

@@ -1,6 +1,6 @@
-"""Charts as inline SVG, in colours that the page sets. Pure functions; imports numpy and markupsafe.
+"""Charts as inline SVG, in one color, which the page's style sets for light and dark. Pure functions.
 
-All is drawn in one colour and told apart by place and length, so that nothing depends on telling colours apart.
+Not by matplotlib: its SVG has fixed colors and no tooltips, and is many times larger.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _SQUARE, _EDGE = 240, 22
 
 
 def histogram(values: ArrayLike, edges: Sequence[float], ticks: Sequence[float], name: str, unit: str = "") -> Markup:
-    """Bars of equal width, one for each bin; what lies beyond the edges is counted in the outermost bins.
+    """Bars of equal width, one for each bin; values beyond the edges are counted in the outermost bins.
 
     Args:
         values: ``[n]``, numbers, at least one.
         edges: ascending; bin ``i`` is from ``edges[i]`` to below ``edges[i + 1]``.
-        ticks: numbers of the scale that are written below it; those beyond the edges are left out.
-        name: what is shown, for those who cannot see it.
+        ticks: numbers below the scale; those beyond the edges are left out.
+        name: what is shown, for screen readers.
         unit: of the values.
     """
     numbers = np.asarray(values, np.float64)
@@ -33,7 +33,7 @@ def histogram(values: ArrayLike, edges: Sequence[float], ticks: Sequence[float],
     step = _step(int(counts.max()))
     top = step * math.ceil(counts.max() / step)
     scale = (_HEIGHT - _TOP - _BOTTOM) / top
-    wide = (_WIDTH - _LEFT - _RIGHT) / len(counts)
+    bar_width = (_WIDTH - _LEFT - _RIGHT) / len(counts)
     floor = _HEIGHT - _BOTTOM
     marks = [Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(_WIDTH, _HEIGHT, name)]
     for level in range(0, top + 1, step):
@@ -46,9 +46,9 @@ def histogram(values: ArrayLike, edges: Sequence[float], ticks: Sequence[float],
                 Markup(
                     '<rect class="bar" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"><title>{}</title></rect>'
                 ).format(
-                    _LEFT + index * wide + 0.5,
+                    _LEFT + index * bar_width + 0.5,
                     floor - count * scale,
-                    wide - 1,
+                    bar_width - 1,
                     count * scale,
                     f"{_range(index, edges)}{unit}: {count}",
                 )
@@ -56,7 +56,7 @@ def histogram(values: ArrayLike, edges: Sequence[float], ticks: Sequence[float],
     places = np.interp(ticks, edges, np.arange(len(edges)), -1, -1)
     for tick, place in zip(ticks, places.tolist(), strict=True):
         if place >= 0:
-            x = _LEFT + place * wide
+            x = _LEFT + place * bar_width
             marks.append(Markup('<path class="tick" d="M{:.1f} {}v4"/>').format(x, floor))
             marks.append(Markup('<text class="x" x="{:.1f}" y="{}">{}</text>').format(x, floor + 16, short(tick)))
     return Markup("\n").join([*marks, Markup("</svg>")])
@@ -67,7 +67,7 @@ def scatter(points: NDArray[np.float32], name: str) -> Markup:
 
     Args:
         points: ``[n, 2]``, x and y in [0, 1].
-        name: what is shown.
+        name: what is shown, for screen readers.
     """
     places = _EDGE + points * _SQUARE
     dots = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in places.tolist())
@@ -75,12 +75,12 @@ def scatter(points: NDArray[np.float32], name: str) -> Markup:
 
 
 def density(points: NDArray[np.float32], name: str, cells: int = 20) -> Markup:
-    """Squares in the unit square, the more opaque the more points lie in them.
+    """A grid over the unit square, cells the more opaque the more points lie in them.
 
     Args:
         points: ``[n, 2]``, x and y in [0, 1].
-        name: what is shown.
-        cells: along a side.
+        name: what is shown, for screen readers.
+        cells: number of cells along a side.
     """
     columns, rows = np.minimum((points * cells).astype(int), cells - 1).T
     counts = np.bincount(rows * cells + columns, minlength=cells * cells)
@@ -117,12 +117,12 @@ def _framed(name: str, content: Markup) -> Markup:
         '<svg viewBox="0 0 {0} {0}" role="img" aria-label="{1}">'
         '<rect class="frame" x="{2}" y="{2}" width="{3}" height="{3}"/>'
     ).format(side, name, _EDGE, _SQUARE)
-    words = Markup(
+    labels = Markup(
         '<text class="x" x="{0}" y="{1}">top of the image</text><text class="x" x="{0}" y="{2}">bottom</text>'
         '<text class="x" transform="translate({3} {0}) rotate(-90)">left</text>'
         '<text class="x" transform="translate({2} {0}) rotate(-90)">right</text></svg>'
     ).format(middle, _EDGE - 7, low, _EDGE - 7)
-    return Markup("\n").join([frame, content, words])
+    return Markup("\n").join([frame, content, labels])
 
 
 def _step(largest: int) -> int:

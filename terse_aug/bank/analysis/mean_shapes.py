@@ -1,4 +1,4 @@
-"""What silhouettes of a class look like in the mean. Imports numpy and OpenCV."""
+"""Mean shapes of the silhouettes of a class."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-_ROUNDS = 40
+_ITERATIONS = 40
 _ATTEMPTS = 3
-_STOP = (cv2.TERM_CRITERIA_COUNT + cv2.TERM_CRITERIA_EPS, _ROUNDS, 1e-3)
+_STOP = (cv2.TERM_CRITERIA_COUNT + cv2.TERM_CRITERIA_EPS, _ITERATIONS, 1e-3)
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class MeanShapes:
 
     Attributes:
         means: float32 ``[k, side, side]``, the mean mask of each group, 0 to 1.
-        counts: int64 ``[k]``, silhouettes of each group.
+        counts: int64 ``[k]``, number of silhouettes of each group.
     """
 
     means: NDArray[np.float32]
@@ -42,19 +42,19 @@ def unit_mask(mask: NDArray[np.uint8], side: int = 32) -> NDArray[np.uint8]:
 def mean_shapes(masks: NDArray[np.uint8], generator: np.random.Generator, clusters: int = 5) -> MeanShapes:
     """Mean shapes of a class: k-means of its masks, as in BigDatasetGAN (Li et al., CVPR 2022, supplement).
 
-    They have k = 5 and masks of 32 x 32 px. The best of three attempts, each begun with centres drawn by k-means++
+    There, k = 5 and masks have 32 x 32 px. The best of three attempts, each started with centers drawn by k-means++
     (Arthur & Vassilvitskii 2007).
 
     Args:
         masks: uint8 ``[n, side, side]``, 0 to 255, see :func:`unit_mask`.
-        generator: what the first centres are drawn with.
+        generator: draws the first centers.
         clusters: number of groups, k.
 
     Returns:
-        k groups, fewer where fewer masks differ.
+        k groups; fewer where there are fewer different masks.
 
     Raises:
-        ValueError: there are fewer masks than clusters, or no clusters are wanted.
+        ValueError: there are fewer masks than clusters, or ``clusters`` is below 1.
     """
     if not 1 <= clusters <= len(masks):
         raise ValueError(f"expected 1 to {len(masks)} clusters of {len(masks)} masks, got {clusters}")
@@ -62,10 +62,10 @@ def mean_shapes(masks: NDArray[np.uint8], generator: np.random.Generator, cluste
     best, labels = np.inf, np.zeros(0, np.int32)
     for _ in range(_ATTEMPTS):
         first = _nearest(flat, _drawn_centers(flat, generator, clusters))
-        met, numbers = np.unique(first, return_inverse=True)
+        used, numbers = np.unique(first, return_inverse=True)
         # Given labels and one attempt, OpenCV draws nothing from its global generator.
         start = numbers.astype(np.int32).reshape(-1, 1)
-        cost, found, _ = cv2.kmeans(flat, len(met), start, _STOP, 1, cv2.KMEANS_USE_INITIAL_LABELS)
+        cost, found, _ = cv2.kmeans(flat, len(used), start, _STOP, 1, cv2.KMEANS_USE_INITIAL_LABELS)
         if cost < best:
             best, labels = cost, np.asarray(found, np.int32)[:, 0]
     counts = np.bincount(labels)
@@ -76,7 +76,7 @@ def mean_shapes(masks: NDArray[np.uint8], generator: np.random.Generator, cluste
 
 
 def _drawn_centers(flat: NDArray[np.float32], generator: np.random.Generator, clusters: int) -> NDArray[np.float32]:
-    """Each next centre is drawn with a probability in proportion to the squared distance from those before."""
+    """Each next center is drawn with a probability in proportion to the squared distance from those before."""
     chosen = [int(generator.integers(len(flat)))]
     squares = _squares(flat, flat[chosen[0]])
     while len(chosen) < clusters and squares.any():

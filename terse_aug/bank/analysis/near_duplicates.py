@@ -1,10 +1,9 @@
-"""Which cut-outs look alike. Pure functions; imports numpy and OpenCV.
+"""Near duplicates among foregrounds. Pure functions.
 
-Two cut-outs are alike where both the hashes of their looks and their thumbnails are close. Hashes are what is
-searched by: each is cut into four bands of 16 bits, and hashes that differ in at most seven bits differ in at most
-one in some band (four bands with two each would be eight). So every pair within seven bits is found by looking up
-each band, and each band with one bit turned, in tables of all bands. The work is that of the pairs that share a
-place there: in real banks half a per cent to one per cent of all pairs.
+Two foregrounds are near duplicates where both their perceptual hashes and their thumbnails are close. The search goes
+by hashes: each is split into four bands of 16 bits, and hashes that differ in at most seven bits differ in at most one
+in some band (two in each of four would be eight). So every pair within seven bits is found by looking up each band, and
+each band with one bit flipped, in tables of all bands: in real banks up to one percent of all pairs is compared.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-CERTAIN_DISTANCE = 7
-"""Hashes that differ in so many bits or fewer are found for certain."""
+MAX_HASH_DISTANCE = 7
+"""Largest number of differing bits; all such pairs are found."""
 
 _SIDE = 32
 _THUMBNAIL = 8
@@ -25,19 +24,19 @@ _BANDS, _BAND_BITS = 4, 16
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 _FREQUENCIES = sorted((u + v, u, v) for u in range(12) for v in range(12))[1:65]
 _ROWS, _COLUMNS = (np.array([frequency[axis] for frequency in _FREQUENCIES]) for axis in (1, 2))
-_MOST_DIFFERENCE = 8.0
-_MOST_COMPARISONS = 1_000_000_000  # about a minute of one processor
-_AT_ONCE = 1 << 20
-_ONES = np.array([bin(number).count("1") for number in range(1 << 16)], np.uint8)
+_MAX_THUMBNAIL_DIFFERENCE = 8.0
+_MAX_COMPARISONS = 1_000_000_000  # about a minute on one core
+_PAIRS_AT_ONCE = 1 << 20
+_BIT_COUNTS = np.array([bin(number).count("1") for number in range(1 << 16)], np.uint8)
 
 
 @dataclass(frozen=True)
-class Look:
-    """What a cut-out looks like, whatever its size.
+class Appearance:
+    """What a foreground looks like, independent of its size.
 
     Attributes:
-        bits: 64 bits, see :func:`look_of`.
-        thumbnail: uint8 ``[8, 8, 4]``, colour times alpha, and alpha.
+        bits: a hash of 64 bits, see :func:`appearance_of`.
+        thumbnail: uint8 ``[8, 8, 4]``, RGB times alpha, and alpha.
     """
 
     bits: np.uint64
@@ -45,27 +44,27 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Alike:
-    """Groups of cut-outs that look alike.
+class NearDuplicates:
+    """Groups of foregrounds that look alike.
 
     Attributes:
         groups: for each group the positions of its members, ascending, int64 ``[at least 2]``; the largest group first.
-        certain: pairs of hashes that differ in so many bits or fewer were all compared; -1 where not even equal ones
-            were.
-        comparisons: pairs that were compared.
+        complete_distance: all pairs of hashes that differ in at most so many bits were compared; -1 where not even
+            all equal ones were.
+        comparisons: number of pairs that were compared.
     """
 
     groups: list[NDArray[np.int64]]
-    certain: int
+    complete_distance: int
     comparisons: int
 
 
-def look_of(rgba: NDArray[np.uint8]) -> Look:
-    """A perceptual hash and a thumbnail of a cut-out.
+def appearance_of(rgba: NDArray[np.uint8]) -> Appearance:
+    """A perceptual hash and a thumbnail of a foreground.
 
-    The hash is of the kind of pHash (Zauner 2010): the cut-out is scaled to 32 x 32 px; its brightness, from one half
-    to 1, times alpha goes through a cosine transform; each of the 64 lowest frequencies but the lowest gives a bit,
-    whether it is above their median.
+    The hash resembles pHash (Zauner 2010): the foreground is scaled to 32 x 32 px; its brightness, from one half to 1,
+    times alpha is cosine-transformed; each of the 64 lowest frequencies but the lowest gives one bit, whether it
+    is above their median.
 
     Args:
         rgba: uint8 ``[h, w, 4]``, straight alpha.
@@ -76,29 +75,28 @@ def look_of(rgba: NDArray[np.uint8]) -> Look:
     bits = np.packbits(waves > np.median(waves)).view(np.uint64)[0]
     small[:, :, :3] *= alpha[:, :, None]
     tiny = cv2.resize(small, (_THUMBNAIL, _THUMBNAIL), interpolation=cv2.INTER_AREA)
-    return Look(bits, np.rint(255 * tiny).astype(np.uint8))
+    return Appearance(bits, np.rint(255 * tiny).astype(np.uint8))
 
 
-def groups_alike(
+def find_near_duplicates(
     bits: NDArray[np.uint64],
     thumbnails: NDArray[np.uint8],
     *,
-    difference: float = _MOST_DIFFERENCE,
-    comparisons: int = _MOST_COMPARISONS,
-) -> Alike:
-    """Groups of cut-outs that are linked by pairs that look alike.
+    difference: float = _MAX_THUMBNAIL_DIFFERENCE,
+    comparisons: int = _MAX_COMPARISONS,
+) -> NearDuplicates:
+    """Groups of foregrounds that are linked by pairs of near duplicates.
 
-    A pair is alike where the hashes differ in at most :data:`CERTAIN_DISTANCE` bits and the thumbnails by at most
-    ``difference`` in the mean. Members of a group need not all be alike: a may be like b, and b like c. Mirrored and
-    turned copies are not found.
+    The hashes of a pair differ in at most :data:`MAX_HASH_DISTANCE` bits and the thumbnails by at most
+    ``difference`` in the mean. Not all members of a group need to be near duplicates of each other: a may be one of b,
+    and b one of c. Mirrored and rotated copies are not found.
 
     Args:
         bits: uint64 ``[n]``, hashes.
         thumbnails: uint8 ``[n, 8, 8, 4]``.
-        difference: largest mean difference of thumbnails, of 255.
-        comparisons: pairs that are compared at most. Where a bank has so many that are alike that this does not
-            suffice, pairs with an equal band are compared before those with a band of one bit's difference, and
-            ``certain`` of the result says what was completed.
+        difference: largest mean difference of thumbnails, 0 to 255.
+        comparisons: largest number of pairs that are compared. Where this does not suffice, pairs with an equal band
+            are compared before those with a band of one bit's difference; see ``complete_distance`` of the result.
 
     Returns:
         The groups; the same for the same input.
@@ -106,16 +104,17 @@ def groups_alike(
     content = np.concatenate([bits[:, None].view(np.uint8), thumbnails.reshape(len(bits), -1)], axis=1)
     _, first, which = np.unique(content, axis=0, return_index=True, return_inverse=True)
     search = _Search(bits[first], thumbnails[first], difference, comparisons)
-    certain = search.run()
+    complete_distance = search.run()
     roots = search.roots[which.reshape(-1)]
     order = np.argsort(roots, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(roots[order])) + 1)
     groups = [group for group in groups if len(group) > 1]
-    return Alike(sorted(groups, key=lambda group: (-len(group), group[0])), certain, search.done)
+    groups.sort(key=lambda group: (-len(group), group[0]))
+    return NearDuplicates(groups, complete_distance, search.done)
 
 
 class _Search:
-    """Links items that are alike: ``roots`` are equal for items of a group."""
+    """Links near duplicates: ``roots`` are equal for the items of a group."""
 
     def __init__(self, bits: NDArray[np.uint64], thumbnails: NDArray[np.uint8], difference: float, limit: int):
         self.roots = np.arange(len(bits))
@@ -124,26 +123,26 @@ class _Search:
         self._difference, self._limit = difference, limit
 
     def run(self) -> int:
-        """Compare all that share a band, then all with a band of one bit's difference; the distance that is certain."""
+        """Compare all pairs that share a band, then all with a band of one bit's difference; the distance completed."""
         bands = _bands(self._bits)
-        certain = -1
-        for reached, turned in ((_BANDS - 1, [0]), (2 * _BANDS - 1, [1 << bit for bit in range(_BAND_BITS)])):
+        complete_distance = -1
+        for distance, flips in ((_BANDS - 1, [0]), (2 * _BANDS - 1, [1 << bit for bit in range(_BAND_BITS)])):
             for band in bands:
-                for mask in turned:
+                for mask in flips:
                     for first, second in _sharing(band, mask):
                         if self.done + len(first) > self._limit:
-                            return certain
+                            return complete_distance
                         self.done += len(first)
                         self._link(first, second)
-            certain = reached
-        return certain
+            complete_distance = distance
+        return complete_distance
 
     def _link(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> None:
-        near = _distances(self._bits[first], self._bits[second]) <= CERTAIN_DISTANCE
+        near = _distances(self._bits[first], self._bits[second]) <= MAX_HASH_DISTANCE
         near &= self.roots[first] != self.roots[second]
         first, second = first[near], second[near]
-        for start in range(0, len(first), _AT_ONCE >> 6):
-            part = np.s_[start : start + (_AT_ONCE >> 6)]
+        for start in range(0, len(first), _PAIRS_AT_ONCE >> 6):
+            part = np.s_[start : start + (_PAIRS_AT_ONCE >> 6)]
             one, other = self._thumbnails[first[part]], self._thumbnails[second[part]]
             apart = cv2.absdiff(one, other).mean(1) if len(one) else np.zeros(0)
             self._unite(first[part][apart <= self._difference], second[part][apart <= self._difference])
@@ -157,7 +156,7 @@ class _Search:
 
 
 def _bands(bits: NDArray[np.uint64]) -> NDArray[np.uint16]:
-    """uint16 ``[4, n]``: neighbouring frequencies go to different bands, so that all bands tell items apart as well."""
+    """uint16 ``[4, n]``: neighbouring frequencies go to different bands, so that all bands are equally selective."""
     every = np.unpackbits(bits[:, None].view(np.uint8), axis=1).reshape(-1, _BAND_BITS, _BANDS)
     bands = np.ascontiguousarray(np.packbits(every.transpose(2, 0, 1), axis=2))
     return bands.view(np.uint16)[:, :, 0]
@@ -178,7 +177,7 @@ def _sharing(band: NDArray[np.uint16], mask: int) -> Iterator[tuple[NDArray[np.i
     low = 0
     while low < len(keys):
         before = total[low - 1] if low else 0
-        high = max(int(np.searchsorted(total, before + _AT_ONCE, "right")), low + 1)
+        high = max(int(np.searchsorted(total, before + _PAIRS_AT_ONCE, "right")), low + 1)
         part = sizes[low:high]
         if part.any():
             within = np.arange(part.sum()) - np.repeat(part.cumsum() - part, part)
@@ -188,5 +187,5 @@ def _sharing(band: NDArray[np.uint16], mask: int) -> Iterator[tuple[NDArray[np.i
 
 def _distances(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> NDArray[np.uint8]:
     """Number of bits in which hashes differ."""
-    distances: NDArray[np.uint8] = _ONES[(one ^ other)[:, None].view(np.uint16)].sum(1, dtype=np.uint8)
+    distances: NDArray[np.uint8] = _BIT_COUNTS[(one ^ other)[:, None].view(np.uint16)].sum(1, dtype=np.uint8)
     return distances

@@ -1,4 +1,4 @@
-"""Outlines of silhouettes, in units of their bounding box. Pure functions; imports numpy and OpenCV."""
+"""Outlines of silhouettes in units of their bounding box, and measures of their shape. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 Outline: TypeAlias = list[NDArray[np.float32]]
 """A closed polygon for each part: float32 ``[k, 2]``, x and y, k at least 3, the first corner not repeated."""
 
-_OBJECT = 128
+_HALF_OPAQUE = 128
 _SQUARE = np.ones((2, 2), np.uint8)
 
 
 def silhouette(alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The object's pixels: those that are at least half opaque, or all that show where none is.
+    """The object's pixels: those that are at least half opaque; where there are none, those with alpha above 0.
 
     Args:
         alpha: uint8 ``[h, w]``, not all 0.
@@ -25,9 +25,9 @@ def silhouette(alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
         uint8 ``[h', w']``, 0 or 1, the tight crop.
 
     Raises:
-        ValueError: nothing shows.
+        ValueError: all of it is 0.
     """
-    mask = (alpha >= _OBJECT).view(np.uint8)
+    mask = (alpha >= _HALF_OPAQUE).view(np.uint8)
     left, top, width, height = cv2.boundingRect(mask)
     if not width:
         mask = (alpha > 0).view(np.uint8)
@@ -40,8 +40,8 @@ def silhouette(alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def unit_outline(mask: NDArray[np.uint8]) -> Outline:
     """Outer borders of all parts of a silhouette, its bounding box scaled to the unit square.
 
-    Borders run along the edges of pixels and cut their corners, so that a mask of one row is a rectangle like any
-    other. Parts that touch by a corner or are one pixel apart are one part. Holes have no part in it.
+    Borders run along the edges of pixels, so that a mask of one row is a rectangle like any other. Parts that touch
+    by a corner or are one pixel apart are one part. Holes are ignored.
 
     Args:
         mask: uint8 ``[h, w]``, 0 or not, tight: something in the first and last row and column.
@@ -63,10 +63,10 @@ def simplified(outline: Outline, tolerance: float = 0.01) -> Outline:
     Args:
         outline: see :func:`unit_outline`.
         tolerance: how far a corner that is left out may be from the line that replaces it; in units of the outline, so
-            by default one hundredth of the bounding box, as BigDatasetGAN has it.
+            by default one hundredth of the bounding box, as in BigDatasetGAN.
 
     Returns:
-        The same parts; one that is smaller than the tolerance may be down to a point.
+        The same parts; one that is smaller than the tolerance may become a point.
     """
     return [np.asarray(cv2.approxPolyDP(part[:, None], tolerance, True), np.float32)[:, 0] for part in outline]
 
@@ -86,8 +86,8 @@ def shape_complexity(simple: Outline) -> int:
 def outline_length(simple: Outline) -> float:
     """Length of a simplified outline, all parts together (BigDatasetGAN, supplement), in sides of the bounding box.
 
-    ``sum |p[i + 1] - p[i]|``, closed: 4 for a rectangle, pi for an ellipse. Of the simplified outline, because one that
-    follows pixels is up to 8 % longer than a slanted line it stands for, whatever the number of pixels.
+    ``sum |p[i + 1] - p[i]|``, closed: 4 for a rectangle, pi for an ellipse. The outline is simplified because one that
+    follows pixels is up to 8 % longer than the slanted line it approximates, at any resolution.
 
     Args:
         simple: what :func:`simplified` gives of a unit outline.
@@ -107,7 +107,7 @@ def parts_and_holes(mask: NDArray[np.uint8]) -> tuple[int, int]:
 
 
 def even_points(outline: Outline, count: int = 128) -> NDArray[np.float32]:
-    """Points at equal distances along an outline, each part having its share by length.
+    """Points at equal distances along an outline, distributed over its parts by length.
 
     Args:
         outline: see :func:`unit_outline`.
@@ -121,6 +121,6 @@ def even_points(outline: Outline, count: int = 128) -> NDArray[np.float32]:
     along = np.concatenate([[0.0], np.hypot(*(ends - starts).T).cumsum()])
     places = (np.arange(count) + 0.5) * (along[-1] / count)
     side = np.clip(np.searchsorted(along, places, "right") - 1, 0, len(starts) - 1)
-    share = (places - along[side]) / np.maximum(along[side + 1] - along[side], 1e-12)
-    points = starts[side] + share[:, None] * (ends[side] - starts[side])
+    fraction = (places - along[side]) / np.maximum(along[side + 1] - along[side], 1e-12)
+    points = starts[side] + fraction[:, None] * (ends[side] - starts[side])
     return np.asarray(points, np.float32)

@@ -1,4 +1,4 @@
-"""How much the outlines of a class differ. Pure functions but for the generator; imports numpy."""
+"""How much the outlines of a class differ."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_PAIRS_AT_ONCE = 8  # what stays in the cache: 64 take three times as long
+_PAIRS_AT_ONCE = 8  # fits into the cache: 64 take three times as long
 
 
 @dataclass(frozen=True)
@@ -17,21 +17,21 @@ class Diversity:
     Attributes:
         mean: mean Chamfer distance of two outlines, in sides of the bounding box.
         deviation: standard deviation of the distances.
-        pairs: pairs that were measured.
-        every: whether these are all pairs of the outlines given.
+        pairs: number of pairs that were measured.
+        is_complete: whether these are all pairs of the outlines.
     """
 
     mean: float
     deviation: float
     pairs: int
-    every: bool
+    is_complete: bool
 
 
 def chamfer_distance(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Chamfer distance of two sets of points: how far a point of one is from the nearest of the other, in the mean.
+    """Chamfer distance of two sets of points: mean distance of a point of one to the nearest of the other.
 
-    ``d(P, Q) = (mean_p min_q |p - q| + mean_q min_p |p - q|) / 2``. Barrow et al. (1977) take the mean of the
-    distances, of one direction; Fan et al. (2017) take both directions. Symmetric, 0 for equal sets, in the unit of
+    ``d(P, Q) = (mean_p min_q |p - q| + mean_q min_p |p - q|) / 2``. Barrow et al. (1977) average the
+    distances in one direction; Fan et al. (2017) take both directions. Symmetric, 0 for equal sets, in the unit of
     the points.
 
     Args:
@@ -51,15 +51,15 @@ def chamfer_distance(first: NDArray[np.float32], second: NDArray[np.float32]) ->
 
 
 def drawn_pairs(count: int, limit: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Different pairs of different items: all, or as many as ``limit`` drawn from all alike.
+    """Different pairs of different items: all, or ``limit`` drawn uniformly from all.
 
     Args:
         count: number of items.
         limit: largest number of pairs.
-        generator: what they are drawn with.
+        generator: draws them.
 
     Returns:
-        int64 ``[m, 2]``, the first of a pair above the second.
+        int64 ``[m, 2]``, the first of a pair larger than the second.
     """
     total = count * (count - 1) // 2
     number = np.arange(total) if total <= limit else np.sort(generator.choice(total, limit, replace=False))
@@ -73,7 +73,7 @@ def shape_diversity(points: NDArray[np.float32], generator: np.random.Generator,
 
     Args:
         points: float32 ``[n, p, 2]``, points along unit outlines, see :func:`even_points`.
-        generator: what pairs are drawn with where there are more than ``limit``.
+        generator: draws pairs where there are more than ``limit``.
         limit: largest number of pairs that are measured.
 
     Returns:
@@ -85,5 +85,5 @@ def shape_diversity(points: NDArray[np.float32], generator: np.random.Generator,
     starts = range(0, len(pairs), _PAIRS_AT_ONCE)
     chunks = [pairs[start : start + _PAIRS_AT_ONCE] for start in starts]
     distances = np.concatenate([chamfer_distance(points[chunk[:, 0]], points[chunk[:, 1]]) for chunk in chunks])
-    every = len(pairs) == len(points) * (len(points) - 1) // 2
-    return Diversity(float(distances.mean()), float(distances.std()), len(pairs), every)
+    is_complete = len(pairs) == len(points) * (len(points) - 1) // 2
+    return Diversity(float(distances.mean()), float(distances.std()), len(pairs), is_complete)

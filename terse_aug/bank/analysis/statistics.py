@@ -1,4 +1,4 @@
-"""Reads a bank through once and tells what is in it. Imports the bank, its measures, OpenCV and pillow."""
+"""Reads a bank once and computes statistics of its foregrounds."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from terse_aug.bank.analysis.measures import Alike, Diversity, MeanShapes, groups_alike, mean_shapes, shape_diversity
-from terse_aug.bank.analysis.records import Records
+from terse_aug.bank.analysis.foreground_measures import ForegroundMeasures
+from terse_aug.bank.analysis.mean_shapes import MeanShapes, mean_shapes
+from terse_aug.bank.analysis.near_duplicates import NearDuplicates, find_near_duplicates
+from terse_aug.bank.analysis.shape_diversity import Diversity, shape_diversity
 from terse_aug.bank.bank import ForegroundBank
 from terse_aug.structures.foreground import Foreground
 
@@ -21,54 +23,54 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and the total."""
 
 MEAN_SHAPES = 5
-MEAN_SHAPES_FROM = 25
-"""Cut-outs that a class needs for mean shapes: five for each."""
-_DRAWN_IN_ALL, _DRAWN_AT_LEAST, _DRAWN_AT_MOST = 30_000, 50, 1000
-_SHOWN_IN_ALL = 2000
-_GROUPS, _MEMBERS = 24, 6
-_PICTURE_SIDE = 112
-_PICTURE_QUALITY = 80
-_TELL_EVERY = 50
+MIN_FOR_MEAN_SHAPES = 25
+"""Foregrounds that a class needs for mean shapes: five for each."""
+_MAX_DRAWN, _MIN_DRAWN_PER_CLASS, _MAX_DRAWN_PER_CLASS = 30_000, 50, 1000
+_MAX_SAMPLES = 2000
+_MAX_GROUPS, _MAX_MEMBERS = 24, 6
+_THUMBNAIL_PX = 112
+_THUMBNAIL_QUALITY = 80
+_PROGRESS_EVERY = 50
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A cut-out that is shown.
+class Thumbnail:
+    """A foreground that is shown.
 
     Attributes:
         position: its number in the bank.
-        webp: a small picture with transparency, a WebP file.
-        size: width and height of that in px.
-        name: of its class.
-        source: where it was cut from.
-        pixels: its own width and height.
+        webp: a small image with transparency, a WebP file.
+        size: width and height of that in pixels.
+        class_name: of its class.
+        source: where it comes from.
+        foreground_size: width and height of the foreground in pixels.
     """
 
     position: int
     webp: bytes
     size: tuple[int, int]
-    name: str
+    class_name: str
     source: str
-    pixels: tuple[int, int]
+    foreground_size: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """What a class is like; sizes and shapes are medians over all its cut-outs.
+    """Statistics of a class; sizes and shapes are medians over all its foregrounds.
 
     Attributes:
         name: of the class.
-        count: its cut-outs.
-        width, height: px.
-        extent: natural size, see :class:`Foreground`.
-        fill: share of the bounding box that is object.
-        corners: see :func:`terse_aug.bank.analysis.measures.shape_complexity`.
-        length: see :func:`terse_aug.bank.analysis.measures.outline_length`.
-        several_parts, with_holes: share of the cut-outs that have more than one part, or a hole.
-        drawn: cut-outs that diversity and mean shapes are of.
+        count: number of its foregrounds.
+        width, height: in pixels.
+        relative_size: see :class:`Foreground`.
+        fill: fraction of the bounding box that is object.
+        corners: see :func:`terse_aug.bank.analysis.outline.shape_complexity`.
+        length: see :func:`terse_aug.bank.analysis.outline.outline_length`.
+        several_parts, with_holes: fraction of the foregrounds that have more than one part, or a hole.
+        drawn: number of foregrounds that diversity and mean shapes are computed from.
         diversity: of the outlines; ``None`` for a class of one.
-        shapes: mean shapes; ``None`` for a class with fewer than ``MEAN_SHAPES_FROM``.
-        shown: some of it.
+        mean_shapes: ``None`` for a class with fewer than ``MIN_FOR_MEAN_SHAPES``.
+        samples: some of its foregrounds.
     """
 
     name: str
@@ -83,175 +85,171 @@ class ClassStatistics:
     with_holes: float
     drawn: int
     diversity: Diversity | None
-    shapes: MeanShapes | None
-    shown: list[Shown]
+    mean_shapes: MeanShapes | None
+    samples: list[Thumbnail]
 
 
 @dataclass(frozen=True)
-class Group:
-    """Cut-outs that look alike.
+class DuplicateGroup:
+    """Foregrounds that look alike.
 
     Attributes:
         count: how many there are.
-        identical: whether all are equal to the pixel.
+        is_identical: whether all are equal to the pixel.
         classes: names of their classes.
-        shown: the first of them.
+        samples: the first of them.
     """
 
     count: int
-    identical: bool
+    is_identical: bool
     classes: tuple[str, ...]
-    shown: list[Shown]
+    samples: list[Thumbnail]
 
 
 @dataclass(frozen=True)
 class BankStatistics:
-    """What is in a bank.
+    """Statistics of a bank.
 
     Attributes:
-        info: what :meth:`ForegroundBank.info` says.
-        seed: of all that was drawn.
+        info: see :meth:`ForegroundBank.info`.
+        seed: of everything that was drawn.
         classes: the most frequent first.
-        sizes: int ``[n, 2]``, height and width in px.
-        extents, fill, corners, length: of every cut-out, see :class:`ClassStatistics`.
-        centers: float32 ``[m, 2]``, of those whose place in their image is known.
-        alike: all groups of duplicates and near duplicates.
-        groups: those that are shown.
-        copies: cut-outs that are equal to an earlier one to the pixel.
+        sizes: int ``[n, 2]``, height and width in pixels.
+        relative_sizes, fill, corners, length: of every foreground, see :class:`ClassStatistics`.
+        centers: float32 ``[m, 2]``, of those whose center in their source image is known.
+        near_duplicates: all groups of duplicates and near duplicates.
+        largest_groups: those that are shown.
+        copies: number of foregrounds that are equal to an earlier one to the pixel.
     """
 
     info: dict[str, Any]
     seed: int
     classes: list[ClassStatistics]
     sizes: NDArray[np.int32]
-    extents: NDArray[np.float32]
+    relative_sizes: NDArray[np.float32]
     fill: NDArray[np.float32]
     corners: NDArray[np.int32]
     length: NDArray[np.float32]
     centers: NDArray[np.float32]
-    alike: Alike
-    groups: list[Group]
+    near_duplicates: NearDuplicates
+    largest_groups: list[DuplicateGroup]
     copies: int
 
 
 def bank_statistics(
     bank: ForegroundBank, *, samples: int = 8, seed: int = 0, progress: Progress | None = None
 ) -> BankStatistics:
-    """Read a bank through, one cut-out at a time, and tell what is in it.
+    """Read a bank, one foreground at a time, and compute its statistics.
 
-    Memory grows by about 0.3 kB a cut-out. Mean shapes and diversity are of at most 1,000 cut-outs of a class, 30,000
-    in all (but at least 50 of a class); diversity of at most 1,000 pairs of them.
+    Memory grows by about 0.3 kB per foreground. Mean shapes and diversity are computed from at most 1,000 foregrounds
+    of a class, 30,000 in all (but at least 50 of a class); diversity from at most 1,000 pairs of them.
 
     Args:
-        bank: what to look at; a view (:meth:`ForegroundBank.select`) will do.
-        samples: cut-outs of each class that are shown; fewer where all classes together would have more than 2,000.
-        seed: of what is drawn; the same seed gives the same survey.
-        progress: told how far it is.
+        bank: the bank, or a part of it (:meth:`ForegroundBank.select`).
+        samples: foregrounds of each class that are shown; fewer where all classes together would have more than 2,000.
+        seed: of what is drawn; the same seed gives the same statistics.
+        progress: called with the stage, and how much of it is done.
 
     Raises:
         ValueError: ``samples`` or ``seed`` is below 0, or a record of the bank is damaged.
     """
     if samples < 0 or seed < 0:
         raise ValueError(f"expected samples and seed of 0 or more, got {samples} and {seed}")
-    tell = progress or (lambda *_: None)
+    report_progress = progress or (lambda *_: None)
     members = [np.flatnonzero(bank.labels == label) for label in bank.categories]
-    limit = min(max(_DRAWN_IN_ALL // len(members), _DRAWN_AT_LEAST), _DRAWN_AT_MOST)
-    drawn = [_drawn(own, limit, seed, number, 0) for number, own in enumerate(members)]
-    records = _read_through(bank, np.concatenate(drawn), tell)
-    shown = min(samples, max(_SHOWN_IN_ALL // len(members), 1))
+    limit = min(max(_MAX_DRAWN // len(members), _MIN_DRAWN_PER_CLASS), _MAX_DRAWN_PER_CLASS)
+    drawn = [_drawn(own, limit, [seed, number, 0]) for number, own in enumerate(members)]
+    measures = ForegroundMeasures(len(bank), np.concatenate(drawn))
+    for position, foreground in enumerate(bank):
+        measures.add(position, foreground)
+        if position % _PROGRESS_EVERY == 0:
+            report_progress("foregrounds", position, len(bank))
+    sample_count = min(samples, max(_MAX_SAMPLES // len(members), 1))
     classes = []
     for number, (name, own) in enumerate(zip(bank.categories.values(), members, strict=True)):
-        tell("shapes of classes", number, len(members))
-        pictures = _shown(bank, _drawn(own, shown, seed, number, 1))
+        report_progress("shapes of classes", number, len(members))
+        thumbnails = _thumbnails(bank, _drawn(own, sample_count, [seed, number, 1]))
         generator = np.random.default_rng([seed, number, 2])
-        classes.append(_class(name, own, bank, records, drawn[number], pictures, generator))
-    tell("duplicates", 0, 1)
-    alike = groups_alike(records.bits, records.thumbnails)
-    centers = bank.centers
+        classes.append(_class_statistics(name, own, bank, measures, drawn[number], thumbnails, generator))
+    report_progress("duplicates", 0, 1)
+    near_duplicates = find_near_duplicates(measures.bits, measures.thumbnails)
+    hashes, centers = measures.pixel_hashes, bank.centers
     return BankStatistics(
         info=bank.info(),
         seed=seed,
         classes=sorted(classes, key=lambda one: -one.count),
         sizes=bank.sizes,
-        extents=bank.extents,
-        fill=records.fill,
-        corners=records.corners,
-        length=records.length,
+        relative_sizes=bank.relative_sizes,
+        fill=measures.fill,
+        corners=measures.corners,
+        length=measures.length,
         centers=centers[~np.isnan(centers[:, 0])],
-        alike=alike,
-        groups=[_group(bank, group, records.digests) for group in alike.groups[:_GROUPS]],
-        copies=len(bank) - len(np.unique(records.digests)),
+        near_duplicates=near_duplicates,
+        largest_groups=[_group(bank, group, hashes) for group in near_duplicates.groups[:_MAX_GROUPS]],
+        copies=len(bank) - len(np.unique(hashes)),
     )
 
 
-def _drawn(positions: NDArray[np.int64], limit: int, seed: int, number: int, purpose: int) -> NDArray[np.int64]:
+def _drawn(positions: NDArray[np.int64], limit: int, seed: list[int]) -> NDArray[np.int64]:
     if len(positions) <= limit:
         return positions
-    generator = np.random.default_rng([seed, number, purpose])
-    return np.sort(generator.choice(positions, limit, replace=False))
+    return np.sort(np.random.default_rng(seed).choice(positions, limit, replace=False))
 
 
-def _read_through(bank: ForegroundBank, drawn: NDArray[np.int64], tell: Progress) -> Records:
-    records = Records(len(bank), drawn)
-    for position, foreground in enumerate(bank):
-        records.add(position, foreground)
-        if position % _TELL_EVERY == 0:
-            tell("cut-outs", position, len(bank))
-    return records
-
-
-def _class(
+def _class_statistics(
     name: str,
     own: NDArray[np.int64],
     bank: ForegroundBank,
-    records: Records,
+    measures: ForegroundMeasures,
     drawn: NDArray[np.int64],
-    shown: list[Shown],
+    samples: list[Thumbnail],
     generator: np.random.Generator,
 ) -> ClassStatistics:
-    rows = records.rows(drawn)
+    rows = measures.rows(drawn)
     height, width = np.median(bank.sizes[own], axis=0).tolist()
-    enough = len(own) >= MEAN_SHAPES_FROM
+    has_mean_shapes = len(own) >= MIN_FOR_MEAN_SHAPES
     return ClassStatistics(
         name=name,
         count=len(own),
         width=width,
         height=height,
-        relative_size=float(np.median(bank.extents[own])),
-        fill=float(np.median(records.fill[own])),
-        corners=float(np.median(records.corners[own])),
-        length=float(np.median(records.length[own])),
-        several_parts=float((records.parts[own] > 1).mean()),
-        with_holes=float((records.holes[own] > 0).mean()),
+        relative_size=float(np.median(bank.relative_sizes[own])),
+        fill=float(np.median(measures.fill[own])),
+        corners=float(np.median(measures.corners[own])),
+        length=float(np.median(measures.length[own])),
+        several_parts=float((measures.parts[own] > 1).mean()),
+        with_holes=float((measures.holes[own] > 0).mean()),
         drawn=len(drawn),
-        diversity=shape_diversity(records.points[rows].astype(np.float32), generator),
-        shapes=mean_shapes(records.masks[rows], generator, MEAN_SHAPES) if enough else None,
-        shown=shown,
+        diversity=shape_diversity(measures.points[rows].astype(np.float32), generator),
+        mean_shapes=mean_shapes(measures.masks[rows], generator, MEAN_SHAPES) if has_mean_shapes else None,
+        samples=samples,
     )
 
 
-def _group(bank: ForegroundBank, positions: NDArray[np.int64], digests: NDArray[np.uint64]) -> Group:
+def _group(bank: ForegroundBank, positions: NDArray[np.int64], hashes: NDArray[np.uint64]) -> DuplicateGroup:
     names = dict.fromkeys(bank.categories[label] for label in bank.labels[positions].tolist())
-    identical = len(np.unique(digests[positions])) == 1
-    return Group(len(positions), identical, tuple(names), _shown(bank, positions[:_MEMBERS].tolist()))
+    is_identical = len(np.unique(hashes[positions])) == 1
+    return DuplicateGroup(
+        len(positions), is_identical, tuple(names), _thumbnails(bank, positions[:_MAX_MEMBERS].tolist())
+    )
 
 
-def _shown(bank: ForegroundBank, positions: Iterable[int]) -> list[Shown]:
-    shown = []
+def _thumbnails(bank: ForegroundBank, positions: Iterable[int]) -> list[Thumbnail]:
+    thumbnails = []
     for position in positions:
         foreground = bank[position]
-        small = _small(foreground)
+        small = _scaled_down(foreground)
         file = io.BytesIO()
-        Image.fromarray(small).save(file, "WEBP", quality=_PICTURE_QUALITY)
+        Image.fromarray(small).save(file, "WEBP", quality=_THUMBNAIL_QUALITY)
         name = bank.categories[foreground.label]
         size = (small.shape[1], small.shape[0])
-        shown.append(Shown(int(position), file.getvalue(), size, name, foreground.source, foreground.size))
-    return shown
+        thumbnails.append(Thumbnail(int(position), file.getvalue(), size, name, foreground.source, foreground.size))
+    return thumbnails
 
 
-def _small(foreground: Foreground) -> NDArray[np.uint8]:
+def _scaled_down(foreground: Foreground) -> NDArray[np.uint8]:
     rgba = foreground.rgba
-    factor = _PICTURE_SIDE / max(rgba.shape[:2])
+    factor = _THUMBNAIL_PX / max(rgba.shape[:2])
     if factor >= 1:
         return rgba
     size = (max(round(rgba.shape[1] * factor), 1), max(round(rgba.shape[0] * factor), 1))

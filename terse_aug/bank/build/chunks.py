@@ -1,34 +1,40 @@
-"""Images that objects are cut out of, and their cut-outs, in chunks that do not depend on each other.
-
-What comes out of a chunk is the same in whatever process it is cut. Imports the parts of this package.
-"""
+"""The images of a build, and the foregrounds extracted from them, in chunks that do not depend on each other."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from terse_aug.bank.build.journal import Entry, hash_of, identity_of
-from terse_aug.bank.build.report import Ledger
-from terse_aug.bank.storage.columns import Columns
-from terse_aug.bank.storage.record import encode_record
+import cv2
+import numpy as np
+import PIL
+
+from terse_aug._version import __version__
+from terse_aug.bank.build.report import BuildLog
+from terse_aug.bank.inputs.masks import MaskInFile
+from terse_aug.bank.storage.index import IndexColumns
+from terse_aug.bank.storage.record import FORMAT_VERSION, encode_record
 from terse_aug.bank.storage.writer import BankWriter, check_foreground
 from terse_aug.structures.foreground import Foreground
 
-_MOST_IMAGES, _MOST_OBJECTS = 8, 64
-"""Of a chunk: small enough that a few of them fit into memory, and large enough that handing them over costs little."""
+_MAX_IMAGES, _MAX_OBJECTS = 8, 64
+"""Of a chunk: small enough for a few to fit into memory, large enough for sending them to cost little."""
+
+_VERSIONS = [__version__, FORMAT_VERSION, np.__version__, cv2.__version__, PIL.__version__]
 
 
 class Extractor(Protocol):
-    """Cuts objects out of one image after the other. It is sent to other processes, and so are its images."""
+    """Extracts the objects of one image after the other. It is sent to worker processes, and so are its items."""
 
-    def objects(self, unit: Any, ledger: Ledger) -> Iterator[Foreground]:
-        """The cut-outs of an image; what is mended and left out is counted."""
+    def objects(self, item: Any, log: BuildLog) -> Iterator[Foreground]:
+        """The foregrounds of an image; what is repaired and rejected is counted in ``log``."""
 
-    def files(self, unit: Any) -> Iterable[Path]:
-        """What is read for them."""
+    def files(self, item: Any) -> Iterable[Path]:
+        """The files that are read for them."""
 
 
 @dataclass(frozen=True)
@@ -36,107 +42,143 @@ class Source:
     """What a bank is built from, image by image.
 
     Attributes:
-        units: what is known of each image, in the order of the bank.
-        cutter: that cuts them.
-        settings: all that the cut-outs depend on beside their units, for JSON; ``None`` where that cannot be told, as
-            with a function of the user's.
-        before: what was counted before.
-        prepared: from a unit to what the cutter is given of it, found out when it is its turn.
-        objects_of: how many objects an image may have.
+        items: what is known of each image, in the order of the bank.
+        extractor: extracts their objects.
+        settings: all that the foregrounds depend on beside the items, for JSON; ``None`` where that cannot be known,
+            as with a function of the user's. Such a build cannot be resumed.
+        log: what was rejected and repaired before.
+        prepare: from an item to what the extractor is given of it, called just before.
+        object_count: how many objects an item may have.
     """
 
-    units: Sequence[Any]
-    cutter: Extractor
+    items: Sequence[Any]
+    extractor: Extractor
     settings: Mapping[str, Any] | None
-    before: Ledger = field(default_factory=Ledger)
-    prepared: Callable[[Any], Any] = lambda unit: unit
-    objects_of: Callable[[Any], int] = lambda _: 1
+    log: BuildLog = field(default_factory=BuildLog)
+    prepare: Callable[[Any], Any] = lambda item: item
+    object_count: Callable[[Any], int] = lambda _: 1
 
     def chunks(self) -> list[Sequence[Any]]:
-        """The units in groups; the same for the same units."""
+        """The items in groups; the same for the same items."""
         chunks: list[Sequence[Any]] = []
         start = objects = 0
-        for number, unit in enumerate(self.units):
-            own = self.objects_of(unit)
-            if number > start and (number - start == _MOST_IMAGES or objects + own > _MOST_OBJECTS):
-                chunks.append(self.units[start:number])
+        for number, item in enumerate(self.items):
+            own = self.object_count(item)
+            if number > start and (number - start == _MAX_IMAGES or objects + own > _MAX_OBJECTS):
+                chunks.append(self.items[start:number])
                 start, objects = number, 0
             objects += own
-        return [*chunks, self.units[start:]] if self.units else []
+        return [*chunks, self.items[start:]] if self.items else []
 
-    def ready(self, chunk: Sequence[Any]) -> list[Any]:
-        """The units of a chunk as the cutter is given them."""
-        return [self.prepared(unit) for unit in chunk]
+    def prepared(self, chunk: Sequence[Any]) -> list[Any]:
+        """The items of a chunk as the extractor is given them."""
+        return [self.prepare(item) for item in chunk]
 
 
 @dataclass(frozen=True)
-class Cut:
+class ExtractedChunk:
     """What came out of a chunk.
 
     Attributes:
-        images: of it.
-        records: of its cut-outs, as they are stored.
+        images: number of its images.
+        records: its foregrounds as they are stored.
         columns: what the index has of them.
-        ledger: what was counted.
-        entry: for the journal; ``None`` where the chunk cannot be told from another.
+        log: what was rejected and repaired.
+        identity: hash of all that the chunk was made of; ``None`` where that cannot be known.
     """
 
     images: int
     records: list[bytes]
-    columns: Columns
-    ledger: Ledger
-    entry: bytes | None
+    columns: IndexColumns
+    log: BuildLog
+    identity: str | None
 
 
 @dataclass(frozen=True)
-class Task:
-    """How chunks are cut.
+class ExtractionTask:
+    """How chunks are extracted.
 
     Attributes:
-        cutter: that cuts them.
-        settings: see :class:`Source`.
-        categories: name of every label that cut-outs may have.
-        keypoint_count: rows of their keypoints, where they have some.
+        extractor: see :class:`Source`.
+        settings: likewise, with the names that the bank has.
+        categories: name of every label that foregrounds may have.
+        keypoint_count: number of their keypoints, where they have some.
     """
 
-    cutter: Extractor
+    extractor: Extractor
     settings: Mapping[str, Any] | None
     categories: Mapping[int, str]
     keypoint_count: int
 
     @classmethod
-    def of(cls, source: Source, writer: BankWriter) -> Task:
+    def of(cls, source: Source, writer: BankWriter) -> ExtractionTask:
         """To fill a bank from a source."""
         names = {"categories": sorted(writer.categories.items()), "keypoints": writer.keypoint_names}
         settings = None if source.settings is None else {**source.settings, **names}
-        return cls(source.cutter, settings, writer.categories, len(writer.keypoint_names))
+        return cls(source.extractor, settings, writer.categories, len(writer.keypoint_names))
 
-    def cut(self, units: Sequence[Any], tell: Callable[[int], None] | None = None) -> Cut:
-        """Cut out the objects of a chunk.
+    def extract(self, items: Sequence[Any], on_image: Callable[[int], None] | None = None) -> ExtractedChunk:
+        """Extract the objects of a chunk; the same in whatever process.
 
         Args:
-            units: as the cutter takes them.
-            tell: called with the number of images done.
+            items: as the extractor takes them.
+            on_image: called with the number of images done.
 
         Raises:
-            ValueError: a cut-out breaks the contract of :class:`Foreground`.
+            ValueError: a foreground breaks the contract of :class:`Foreground`.
         """
-        identity = self.identity(units)
-        records, columns, ledger = [], Columns(), Ledger()
-        for done, unit in enumerate(units, 1):
-            for foreground in self.cutter.objects(unit, ledger):
+        identity = self.identity(items)
+        records, columns, log = [], IndexColumns(), BuildLog()
+        for done, item in enumerate(items, 1):
+            for foreground in self.extractor.objects(item, log):
                 check_foreground(foreground, self.categories, self.keypoint_count)
                 records.append(encode_record(foreground))
                 columns.add(foreground)
-            if tell is not None:
-                tell(done)
-        entry = None
-        if identity is not None:
-            entry = Entry(identity, len(units), columns, hash_of(records), ledger).encode()
-        return Cut(len(units), records, columns, ledger, entry)
+            if on_image is not None:
+                on_image(done)
+        return ExtractedChunk(len(items), records, columns, log, identity)
 
-    def identity(self, units: Sequence[Any]) -> str | None:
-        """Of all that the cut-outs of a chunk depend on; ``None`` where that cannot be told."""
+    def identity(self, items: Sequence[Any]) -> str | None:
+        """Hash of all that the foregrounds of a chunk depend on; ``None`` where that cannot be known."""
         if self.settings is None:
             return None
-        return identity_of(self.settings, units, (file for unit in units for file in self.cutter.files(unit)))
+        return identity_of(self.settings, items, (file for item in items for file in self.extractor.files(item)))
+
+
+def identity_of(settings: Mapping[str, Any], items: Iterable[Any], files: Iterable[Path]) -> str | None:
+    """A hash of all that the foregrounds of some images depend on.
+
+    Args:
+        settings: how they are extracted.
+        items: what is known of each image.
+        files: files that are read; their sizes and modification times count.
+
+    Returns:
+        The hash; ``None`` where something is neither a number, text, list, mapping, path, bytes nor array.
+    """
+    content = [_VERSIONS, dict(settings), list(items), [_file_status(path) for path in files]]
+    try:
+        return hashlib.blake2b(json.dumps(content, default=plain_value).encode(), digest_size=16).hexdigest()
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+def _file_status(path: Path) -> list[Any]:
+    try:
+        status = path.stat()
+    except (OSError, ValueError):  # missing, or a name that no file can have
+        return [path, None]
+    return [path, status.st_size, status.st_mtime_ns]
+
+
+def plain_value(value: Any) -> Any:
+    """What JSON is given for values that it does not know, for ``default=`` of ``json.dumps``."""
+    if isinstance(value, MaskInFile):
+        return {"mask in file": [str(value.path), value.number, value.colors]}
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, bytes):
+        return value.decode("latin-1")
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} cannot be written")

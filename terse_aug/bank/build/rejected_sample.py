@@ -1,4 +1,4 @@
-"""What a person may want to look at after a build. Imports the standard library only."""
+"""Objects that a build rejected, kept to be drawn."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class RejectedSample:
-    """An object on its image.
+    """A rejected object on its image.
 
     Attributes:
         image: the file, or its name as its annotation has it.
-        caption: where the object is found.
+        caption: where the object is found, for a person.
         box: x, y, width, height in px as annotated, whatever is there.
         segmentation: likewise.
         size: height and width of the image in px as annotated, 0 where it is not.
@@ -31,32 +31,27 @@ class RejectedSample:
 
 @dataclass
 class EvenSample(Generic[Item]):
-    """Some of many, evenly spread over them; at most twice ``wanted`` are held.
+    """Some of many, evenly spread; at most twice ``wanted`` are held.
 
     Attributes:
-        wanted: how many to have in the end.
+        wanted: how many to give in the end.
         held: those that are held.
     """
 
     wanted: int = 12
     held: list[Item] = field(default_factory=list)
     _step: int = 1
-    _met: int = 0
+    _seen: int = 0
 
     def add(self, item: Item) -> None:
-        """Meet one more."""
-        if self._met % self._step == 0:
+        """Take note of one more; it is held if it is its turn."""
+        if self._seen % self._step == 0:
             self.held.append(item)
-        self._met += 1
+        self._seen += 1
         if len(self.held) > 2 * self.wanted:
             self.held, self._step = self.held[::2], 2 * self._step
 
-    def take(self, other: EvenSample[Item]) -> None:
-        """Meet those that another holds."""
-        for item in other.held:
-            self.add(item)
-
     def items(self, count: int | None = None) -> Sequence[Item]:
-        """At most ``count`` of them, or as many as wanted, in the order in which they were met."""
+        """At most ``count`` of them, or as many as wanted, in their order."""
         count = min(self.wanted if count is None else count, len(self.held))
         return [self.held[len(self.held) * at // count] for at in range(count)]

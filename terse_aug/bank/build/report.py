@@ -1,4 +1,4 @@
-"""What a build kept and dropped. Imports the standard library, and what is drawn of it."""
+"""What a build kept, repaired and rejected."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from terse_aug.bank.build.rejected_sample import EvenSample, RejectedSample
 from terse_aug.structures.foreground import Foreground
 from terse_aug.viz.text import printable
 
-EXAMPLES_PER_REASON = 3
 BY_MASK = "mask"
-"""How an object with an annotated mask is cut out."""
+"""The mask source of objects that are annotated with a mask."""
+_EXAMPLES_PER_REASON = 3
 
 Progress = Callable[[int, int], None]
 """Called with the number of images done and their total."""
@@ -22,10 +22,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass
 class ReasonCounts:
-    """Objects by what became of them.
+    """Objects by what was done with them, and why.
 
     Attributes:
-        counts: objects per reason.
+        counts: number of objects per reason.
         examples: for every reason, where its first objects are found.
     """
 
@@ -36,14 +36,14 @@ class ReasonCounts:
         """Count ``times`` objects for ``reason``."""
         self.counts[reason] += times
         known = self.examples.setdefault(reason, [])
-        if len(known) < EXAMPLES_PER_REASON:
+        if len(known) < _EXAMPLES_PER_REASON:
             known.append(printable(example))  # file names may have bytes that are no text
 
-    def take(self, before: ReasonCounts) -> None:
-        """Count what another has counted."""
-        for reason, count in before.counts.items():
+    def merge(self, other: ReasonCounts) -> None:
+        """Add the counts of another."""
+        for reason, count in other.counts.items():
             self.counts[reason] += count
-            self.examples[reason] = (self.examples.get(reason, []) + before.examples[reason])[:EXAMPLES_PER_REASON]
+            self.examples[reason] = (self.examples.get(reason, []) + other.examples[reason])[:_EXAMPLES_PER_REASON]
 
     def lines(self) -> list[str]:
         """One line per reason, the most frequent first, with an example each."""
@@ -53,45 +53,56 @@ class ReasonCounts:
 
 
 @dataclass
-class Ledger:
-    """What a build has to tell of.
+class BuildLog:
+    """What a build counts.
 
     Attributes:
-        dropped: objects left out.
-        mended: objects and images with something odd that could mean one thing only, and was taken for it.
-        mask_sources: cut-outs per way in which they were cut out.
-        exhibits: for reasons to leave objects out, some of these to look at.
+        rejected: objects left out.
+        repaired: objects and images with an error that could be corrected without guessing.
+        mask_sources: number of foregrounds per method by which their masks were made.
+        samples: for reasons of rejection, some of the objects, to be drawn.
+        images: number of images, or of frames of a video.
+        resumed: how many of them were done by an earlier run of the build.
     """
 
     rejected: ReasonCounts = field(default_factory=ReasonCounts)
     repaired: ReasonCounts = field(default_factory=ReasonCounts)
     mask_sources: Counter[str] = field(default_factory=Counter)
-    exhibits: dict[str, EvenSample[RejectedSample]] = field(default_factory=dict)
+    samples: dict[str, EvenSample[RejectedSample]] = field(default_factory=dict)
+    images: int = 0
+    resumed: int = 0
 
     def drop(self, reason: str, example: str, times: int = 1, *, shown: RejectedSample | None = None) -> None:
-        """Count ``times`` objects left out for ``reason``, of which one can be shown."""
+        """Count ``times`` objects rejected for ``reason``, of which one can be drawn."""
         self.rejected.add(reason, example, times)
         if shown is not None:
-            self.exhibits.setdefault(reason, EvenSample()).add(shown)
+            self.add_sample(reason, shown)
+
+    def add_sample(self, reason: str, sample: RejectedSample) -> None:
+        """Keep an object for drawing, if it is among an even spread."""
+        self.samples.setdefault(reason, EvenSample()).add(sample)
 
     def repair(self, notes: Iterable[str], example: str) -> None:
-        """Count an object or image of which this and that was mended."""
+        """Count an object or image once for each of its repairs."""
         for reason in sorted(notes):
             self.repaired.add(reason, example)
 
-    def take(self, before: Ledger) -> None:
-        """Count what was counted before the build began."""
-        self.rejected.take(before.rejected)
-        self.repaired.take(before.repaired)
-        self.mask_sources.update(before.mask_sources)
-        for reason, exhibits in before.exhibits.items():
-            self.exhibits.setdefault(reason, EvenSample()).take(exhibits)
+    def merge(self, other: BuildLog) -> None:
+        """Add what another has counted of objects."""
+        self.rejected.merge(other.rejected)
+        self.repaired.merge(other.repaired)
+        self.mask_sources.update(other.mask_sources)
+        for reason, samples in other.samples.items():
+            for sample in samples.held:
+                self.add_sample(reason, sample)
 
     def sections(self, kept: Sequence[Foreground], total: int) -> list[Section]:
-        """What to show: every reason to leave objects out, and some of those that were kept."""
+        """What contact sheets show: every reason of rejection, and some of the foregrounds that were kept."""
         sections = [
             Section(
-                f"{count}  {reason}", self.exhibits.get(reason, EvenSample()).items(), self.rejected.examples[reason]
+                f"{count}  {reason}",
+                self.samples[reason].items() if reason in self.samples else [],
+                self.rejected.examples[reason],
             )
             for reason, count in self.rejected.counts.most_common()
         ]
@@ -104,17 +115,17 @@ class BuildReport:
 
     Attributes:
         path: the bank.
-        kept: cut-outs per category name.
-        dropped: objects left out per reason.
-        mended: objects and images per oddity that was put right; they are not among the dropped ones for that.
+        kept: number of foregrounds per category name.
+        rejected: number of objects left out, per reason.
+        repaired: number of objects and images repaired, per reason.
         examples: for every reason of both, where up to three of its objects are found (file name and object).
-        mask_sources: cut-outs per way in which they were cut out: ``mask`` for those that were annotated with one, else the
-            name of the way that made one of a box.
+        mask_sources: number of foregrounds per method by which their masks were made: ``mask`` for annotated ones, else
+            the method that made one of a box.
         seconds: duration of the build.
         bytes: size of the bank.
-        drops: where pictures of what was dropped are, if they were asked for.
-        images: that objects were cut out of, or frames of a video.
-        resumed: how many of them had been done by a build that was stopped.
+        rejected_sheet: where images of what was rejected are, if they were asked for.
+        images: number of images, or of frames of a video.
+        resumed: how many of them were done by an earlier run of the build.
     """
 
     path: Path
@@ -130,18 +141,18 @@ class BuildReport:
     resumed: int = 0
 
     def summary(self) -> str:
-        """Text for a person: what was kept per class, what was mended or dropped and why, size and duration."""
+        """Text for a person: foregrounds per class, what was repaired or rejected and why, size and duration."""
         total = sum(self.kept.values())
-        lines = [f"{self.path}: {total} cut-outs, {self.bytes / 1e6:.1f} MB, {self.seconds:.1f} s"]
+        lines = [f"{self.path}: {total} foregrounds, {self.bytes / 1e6:.1f} MB, {self.seconds:.1f} s"]
         if self.resumed:
-            lines.append(f"went on from a build that was stopped: {self.resumed} of {self.images} images")
+            lines.append(f"resumed an unfinished build: {self.resumed} of {self.images} images were done")
         lines.append("kept")
         lines += [f"{count:>8}  {name}" for name, count in self.kept.items()]
         if set(self.mask_sources) - {BY_MASK}:
-            lines += ["cut out by", *(f"{count:>8}  {way}" for way, count in self.mask_sources.items())]
+            lines += ["masks from", *(f"{count:>8}  {method}" for method, count in self.mask_sources.items())]
         for title, counts in (("repaired", self.repaired), ("rejected", self.rejected)):
             if counts:
                 lines += [title, *ReasonCounts(Counter(counts), self.examples).lines()]
         if self.rejected_sheet is not None:
-            lines.append(f"pictures of them: {self.rejected_sheet}")
+            lines.append(f"images of what was rejected: {self.rejected_sheet}")
         return "\n".join(lines)

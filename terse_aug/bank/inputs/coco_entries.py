@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from terse_aug.bank.build.report import Ledger
+from terse_aug.bank.build.report import BuildLog
 from terse_aug.bank.inputs.repair import (
     TEXT_ID,
     Malformed,
@@ -34,7 +34,7 @@ def file_name(image: Mapping[str, Any]) -> str:
     return str(image.get("file_name") or PurePosixPath(str(image.get("coco_url", ""))).name)
 
 
-def read_entries(key: str, entries: list[Any], log: Ledger) -> list[dict[str, Any]]:
+def read_entries(key: str, entries: list[Any], log: BuildLog) -> list[dict[str, Any]]:
     """The entries of a list of the JSON that are mappings of usual depth with usual ids; the others are counted."""
     valid = []
     for position, entry in enumerate(entries):
@@ -49,7 +49,7 @@ def read_entries(key: str, entries: list[Any], log: Ledger) -> list[dict[str, An
     return valid
 
 
-def read_images(entries: list[dict[str, Any]], log: Ledger) -> Entries:
+def read_images(entries: list[dict[str, Any]], log: BuildLog) -> Entries:
     """Images by id; an id of several files is dropped."""
     images: Entries = {}
     ambiguous: Counter[Any] = Counter()
@@ -68,7 +68,7 @@ def read_images(entries: list[dict[str, Any]], log: Ledger) -> Entries:
     return images
 
 
-def read_categories(entries: list[dict[str, Any]], log: Ledger) -> dict[int, dict[str, Any]]:
+def read_categories(entries: list[dict[str, Any]], log: BuildLog) -> dict[int, dict[str, Any]]:
     """Categories by id, with repaired names; an id of several names is dropped."""
     known: dict[int, dict[str, Any]] = {}
     ambiguous: set[int] = set()
@@ -97,7 +97,7 @@ def read_categories(entries: list[dict[str, Any]], log: Ledger) -> dict[int, dic
 
 
 def resolve_references(
-    objects: Iterable[dict[str, Any]], images: Entries, categories: dict[int, dict[str, Any]], log: Ledger
+    objects: Iterable[dict[str, Any]], images: Entries, categories: dict[int, dict[str, Any]], log: BuildLog
 ) -> list[dict[str, Any]]:
     """Annotations with the ids that images and categories have, and with a number for ``iscrowd``.
 
@@ -144,7 +144,7 @@ def _find_name(name: str, categories: dict[int, dict[str, Any]]) -> int | None:
 
 
 def _resolve(
-    entry: dict[str, Any], images: Entries, meanings: dict[str, tuple[int, str] | None], log: Ledger
+    entry: dict[str, Any], images: Entries, meanings: dict[str, tuple[int, str] | None], log: BuildLog
 ) -> dict[str, Any] | None:
     image, category, crowd = entry.get("image_id"), entry.get("category_id"), entry.get("iscrowd", 0)
     repairs: Repairs = set()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from terse_aug.bank.build.rejected_sample import RejectedSample
-from terse_aug.bank.build.report import Ledger
+from terse_aug.bank.build.report import BuildLog
 from terse_aug.bank.inputs.coco_entries import (
     MAX_DIGITS,
     file_name,
@@ -48,7 +48,7 @@ class CocoAnnotations:
     images: dict[Any, dict[str, Any]]
     objects: list[dict[str, Any]]
     raw_categories: dict[int, dict[str, Any]]
-    log: Ledger = field(default_factory=Ledger)
+    log: BuildLog = field(default_factory=BuildLog)
 
     @classmethod
     def read(cls, path: Path) -> CocoAnnotations:
@@ -90,7 +90,7 @@ class CocoAnnotations:
             raise ValueError(
                 f"expected a COCO JSON with lists of {', '.join(_LISTS)} (an instances or keypoints file), got {name}"
             )
-        log = Ledger()
+        log = BuildLog()
         images, objects, categories = (read_entries(key, content[key], log) for key in _LISTS)
         image_by_id = read_images(images, log)
         category_by_id = read_categories(categories, log)
@@ -141,7 +141,7 @@ class CocoAnnotations:
         return next(iter(category_of), ())
 
     def objects_by_image(
-        self, selected: dict[int, str], image_list: ImageList, boxes: bool, log: Ledger
+        self, selected: dict[int, str], image_list: ImageList, boxes: bool, log: BuildLog
     ) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
         """Images with their usable objects, in the JSON's order; the other objects are counted.
 

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from terse_aug.bank.build.report import Ledger
+from terse_aug.bank.build.report import BuildLog
 
 NOT_LISTED = "image is not in `image_list`"
 """Reason to reject the objects of an image."""
@@ -46,7 +46,7 @@ class ImageList:
         self._matched |= matched
         return bool(matched)
 
-    def report_unmatched(self, log: Ledger) -> None:
+    def report_unmatched(self, log: BuildLog) -> None:
         """Count the entries that matched no image."""
         for entry in sorted((self._entries or set()) - self._matched):
             log.drop("listed in `image_list`, but there is no such image", entry)

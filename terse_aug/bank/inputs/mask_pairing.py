@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from terse_aug.bank.build.report import Ledger
+from terse_aug.bank.build.report import BuildLog
 from terse_aug.bank.inputs.file_names import IMAGE_SUFFIXES, match_names
 from terse_aug.bank.inputs.folders import visible_files
 
@@ -31,7 +31,7 @@ class MaskPairs:
     shared: set[Path]
 
 
-def pair_masks(root: Path, masks: Path | None, log: Ledger) -> MaskPairs:
+def pair_masks(root: Path, masks: Path | None, log: BuildLog) -> MaskPairs:
     """Images below ``root``, and masks of the same names below ``masks``, in the same subfolders or in none.
 
     A mask has its image's name, or that name and ``_mask``. If both folders are the same, masks are files with
@@ -74,7 +74,7 @@ def _images(root: Path) -> list[Path]:
     return [path for path in visible_files(root) if path.suffix.lower() in IMAGE_OR_MASK_SUFFIXES]
 
 
-def _match_masks(image_stems: Iterable[str], stem_of: dict[Path, str], log: Ledger) -> dict[str, Path]:
+def _match_masks(image_stems: Iterable[str], stem_of: dict[Path, str], log: BuildLog) -> dict[str, Path]:
     """Masks by the names of images without extension; those without an image are counted."""
     names = dict.fromkeys(image_stems)
     flat_names = Counter(_last_part(name) for name in names)

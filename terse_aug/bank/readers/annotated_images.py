@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terse_aug.bank.build.chunks import Source
-from terse_aug.bank.build.report import BY_MASK, BuildReport, Ledger
+from terse_aug.bank.build.report import BY_MASK, BuildReport, BuildLog
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
 from terse_aug.bank.inputs.coco_entries import file_name
 from terse_aug.bank.inputs.coco_json import CocoAnnotations, annotated_side, rejected_sample
@@ -31,7 +31,7 @@ def build_from_annotations(
     out: str | Path,
     record: dict[str, Any],
     options: AnnotationOptions,
-    before: Ledger | None = None,
+    before: BuildLog | None = None,
 ) -> BuildReport:
     """Build a bank from annotations.
 
@@ -50,10 +50,10 @@ def build_from_annotations(
     selected = data.select_categories(options.categories)
     keypoint_names = data.keypoint_names(selected)
     files = FileFinder(folder, [file_name(image) for image in data.images.values()])
-    log = Ledger()
+    log = BuildLog()
     for known in (before, data.log):
         if known is not None:
-            log.take(known)
+            log.merge(known)
     groups = data.objects_by_image(selected, image_list, boxes is not None, log)
     record = record | {"images": folder.name} | ({} if boxes is None else boxes.record) | vars(rules)
     source = Source(
@@ -61,8 +61,8 @@ def build_from_annotations(
         _Extractor(folder, rules, boxes, len(keypoint_names)),
         None if boxes is not None and callable(boxes.method) else record,
         log,
-        prepared=lambda group: _ImageObjects.find(group[0], group[1], files),
-        objects_of=lambda group: len(group[1]),
+        prepare=lambda group: _ImageObjects.find(group[0], group[1], files),
+        object_count=lambda group: len(group[1]),
     )
     return options.build(
         out, source, record, selected, keypoint_names, locate=lambda name: folder / files.find(str(name))[0]
@@ -115,7 +115,7 @@ class _Extractor:
         masks = (entry.get("segmentation") for entry in item.objects)
         yield from dict.fromkeys(mask.path for mask in masks if isinstance(mask, MaskInFile))
 
-    def objects(self, item: _ImageObjects, log: Ledger) -> Iterator[Foreground]:
+    def objects(self, item: _ImageObjects, log: BuildLog) -> Iterator[Foreground]:
         """The foregrounds of an image."""
         image, annotated_name = item.image, file_name(item.image)
         repairs: Repairs = set()

@@ -11,7 +11,7 @@ import numpy as np
 
 from terse_aug.bank.build.chunks import Source
 from terse_aug.bank.build.rejected_sample import RejectedSample
-from terse_aug.bank.build.report import BuildReport, Ledger
+from terse_aug.bank.build.report import BuildReport, BuildLog
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
 from terse_aug.bank.inputs.file_names import match_names
 from terse_aug.bank.inputs.folders import check_folders
@@ -47,13 +47,13 @@ def build_from_masks(
     settings = BuildOptions.checked(out, options)
     image_folder, mask_folder = Path(images), Path(masks)
     check_folders(image_folder, mask_folder, content="images")
-    log, rules = Ledger(), settings.extraction_rules
+    log, rules = BuildLog(), settings.extraction_rules
     pairs = pair_instance_masks(image_folder, mask_folder, ImageList(settings.image_list), log)
     record = {"from": "masks", "images": image_folder.name, **vars(rules)}
     return settings.build(out, Source(pairs, _Extractor(rules), record, log), record, {_LABEL: category})
 
 
-def pair_instance_masks(images: Path, masks: Path, image_list: ImageList, log: Ledger) -> list[tuple[Path, Path]]:
+def pair_instance_masks(images: Path, masks: Path, image_list: ImageList, log: BuildLog) -> list[tuple[Path, Path]]:
     """Images of a folder and their masks, in the order of the names; what has no counterpart is counted."""
     image_by_stem = _by_stem(images, log)
     if masks.resolve() == images.resolve():
@@ -79,7 +79,7 @@ def pair_instance_masks(images: Path, masks: Path, image_list: ImageList, log: L
     return pairs
 
 
-def _similar_names(images: dict[str, Path], masks: dict[str, Path], log: Ledger) -> dict[str, str]:
+def _similar_names(images: dict[str, Path], masks: dict[str, Path], log: BuildLog) -> dict[str, str]:
     """Masks of images whose names they spell differently, by both names without extension."""
     stem_of = {stem.removesuffix(MASK_SUFFIX): stem for stem in masks}
     similar = {}
@@ -90,7 +90,7 @@ def _similar_names(images: dict[str, Path], masks: dict[str, Path], log: Ledger)
     return similar
 
 
-def _by_stem(folder: Path, log: Ledger) -> dict[str, Path]:
+def _by_stem(folder: Path, log: BuildLog) -> dict[str, Path]:
     """Image files by name without extension, in the order of their names."""
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
@@ -111,7 +111,7 @@ class _Extractor:
         """Both files."""
         return item
 
-    def objects(self, item: tuple[Path, Path], log: Ledger) -> Iterator[Foreground]:
+    def objects(self, item: tuple[Path, Path], log: BuildLog) -> Iterator[Foreground]:
         """The foregrounds of an image."""
         image_path, mask_path = item
         try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from terse_aug.bank.build.report import BuildReport, Ledger
+from terse_aug.bank.build.report import BuildReport, BuildLog
 from terse_aug.bank.inputs.coco_json import CocoAnnotations
 from terse_aug.bank.inputs.file_names import FileFinder
 from terse_aug.bank.inputs.folders import check_folders
@@ -38,7 +38,7 @@ def build_from_panoptic(
     if not annotations.is_file():
         raise FileNotFoundError(f"expected a panoptic JSON at {annotations}, found none")
     check_folders(masks, images)
-    log = Ledger()
+    log = BuildLog()
     try:
         content = json.loads(annotations.read_bytes())
         things = [category for category in content["categories"] if category.get("isthing", 1)]
@@ -71,7 +71,7 @@ class _SegmentReader:
     folder: Path
     files: FileFinder
     is_thing: dict[Any, Any]
-    log: Ledger
+    log: BuildLog
 
     def read(self, group: Any) -> list[dict[str, Any]]:
         """The objects of an image."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from terse_aug.bank.build.chunks import Source
 from terse_aug.bank.build.rejected_sample import RejectedSample
-from terse_aug.bank.build.report import BuildReport, Ledger
+from terse_aug.bank.build.report import BuildReport, BuildLog
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
 from terse_aug.bank.inputs.folders import check_folders, class_labels
 from terse_aug.bank.inputs.image_list import NOT_LISTED, ImageList
@@ -67,7 +67,7 @@ def build_from_products(
         )
     root, mask_root = Path(folder), None if masks is None else Path(masks)
     check_folders(root, mask_root)
-    log, rules, background = Ledger(), settings.extraction_rules, background or PlainBackground()
+    log, rules, background = BuildLog(), settings.extraction_rules, background or PlainBackground()
     items, categories = _find_images(root, mask_root, category, ImageList(settings.image_list), log)
     mask_settings = asdict(background) if mask_root is None else {"masks": mask_root.name}
     record = {"from": "products", "folder": root.name} | mask_settings | vars(rules)
@@ -87,7 +87,7 @@ class _ProductImage(NamedTuple):
 
 
 def _find_images(
-    root: Path, masks: Path | None, category: str, image_list: ImageList, log: Ledger
+    root: Path, masks: Path | None, category: str, image_list: ImageList, log: BuildLog
 ) -> tuple[list[_ProductImage], dict[int, str]]:
     """Images on the list, and the names of all labels."""
     pairs = pair_masks(root, masks, log)
@@ -125,7 +125,7 @@ class _Extractor:
         if item.mask is not None:
             yield item.mask
 
-    def objects(self, item: _ProductImage, log: Ledger) -> Iterator[Foreground]:
+    def objects(self, item: _ProductImage, log: BuildLog) -> Iterator[Foreground]:
         """The foregrounds of an image."""
         try:
             pixels = _read_opaque(item.path)

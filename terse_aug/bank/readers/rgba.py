@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from terse_aug.bank.build.chunks import Source
 from terse_aug.bank.build.rejected_sample import RejectedSample
-from terse_aug.bank.build.report import BuildReport, Ledger
+from terse_aug.bank.build.report import BuildReport, BuildLog
 from terse_aug.bank.extract import ExtractionRules, RejectedObject, finish_foreground, remove_faint_alpha, tight_box
 from terse_aug.bank.inputs.folders import check_folders, class_labels, visible_files
 from terse_aug.bank.inputs.image_list import NOT_LISTED, ImageList
@@ -58,7 +58,7 @@ def build_from_rgba(
     check_folders(root, content="RGBA images")
     files = visible_files(root)
     label_of, categories = class_labels(root, (p for p in files if p.suffix.lower() in _SUFFIXES), category)
-    log, items = Ledger(), []
+    log, items = BuildLog(), []
     for path in files:
         name = path.relative_to(root).as_posix()
         if name not in image_list:
@@ -90,7 +90,7 @@ class _Extractor:
         """The file."""
         return (item.path,)
 
-    def objects(self, item: _LabelledFile, log: Ledger) -> Iterator[Foreground]:
+    def objects(self, item: _LabelledFile, log: BuildLog) -> Iterator[Foreground]:
         """The foreground of a file, if there is one."""
         try:
             foreground = Foreground(_read_tight(item.path), item.label, item.name, self.relative_size)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from terse_aug.bank.build.pipeline import Filled, build
-from terse_aug.bank.build.report import BY_MASK, BuildReport, Ledger, Progress
+from terse_aug.bank.build.pipeline import build
+from terse_aug.bank.build.report import BY_MASK, BuildReport, BuildLog, Progress
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
 from terse_aug.bank.inputs.folders import check_folders
 from terse_aug.bank.inputs.images import read_index_mask
@@ -71,7 +71,7 @@ def build_from_video(
     rules = rules or ExtractionRules()
     writer = BankWriter(out, {_LABEL: category}, overwrite=overwrite)
 
-    def fill(log: Ledger) -> Filled:
+    def fill(log: BuildLog) -> None:
         by_mask = mask_folder is not None
         segment = _by_masks(frames) if by_mask else _by_motion(frames, total, rules.min_area)
         done = 0
@@ -81,7 +81,7 @@ def build_from_video(
                 log.mask_sources[BY_MASK if by_mask else _BY_MOTION] += 1
             if progress is not None:
                 progress(done, max(total, done))
-        return Filled(done)
+        log.images = done
 
     record = {"from": "video", "video": Path(video).name, "every": every, "masks": mask_folder and mask_folder.name}
     return build(writer, fill, record | vars(rules))
@@ -92,7 +92,7 @@ Segmenter = Callable[[str, NDArray[np.uint8]], list[NDArray[np.uint8]]]
 
 
 def _extract(
-    name: str, pixels: NDArray[np.uint8], segment: Segmenter, rules: ExtractionRules, log: Ledger
+    name: str, pixels: NDArray[np.uint8], segment: Segmenter, rules: ExtractionRules, log: BuildLog
 ) -> Iterator[Foreground]:
     """The foregrounds of a frame."""
     try:
@@ -142,7 +142,7 @@ def estimate_background(frames: Frames, total: int, max_bytes: int = _MAX_BYTES)
     """
     held: list[NDArray[np.uint8]] = []
     step = max(1, math.ceil(total / _MAX_FRAMES))
-    for number, (_, pixels) in enumerate(frames.read(Ledger())):
+    for number, (_, pixels) in enumerate(frames.read(BuildLog())):
         if held and pixels.shape != held[0].shape:
             continue
         if number % step == 0:

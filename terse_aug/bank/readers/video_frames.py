@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from terse_aug.bank.build.report import Ledger
+from terse_aug.bank.build.report import BuildLog
 from terse_aug.bank.extract import RejectedObject
 from terse_aug.bank.inputs.file_names import IMAGE_SUFFIXES
 from terse_aug.bank.inputs.folders import visible_files
@@ -60,7 +60,7 @@ class Frames:
         finally:
             capture.release()
 
-    def read(self, log: Ledger) -> Iterator[Frame]:
+    def read(self, log: BuildLog) -> Iterator[Frame]:
         """The frames; those that cannot be read are counted."""
         if not self.place.is_dir():
             yield from self._read_file(log)
@@ -96,7 +96,7 @@ class Frames:
         images = [path for path in visible_files(self.place) if path.suffix.lower() in IMAGE_SUFFIXES]
         return images if self.masks is None else outside(self.place, images, self.masks)
 
-    def _read_file(self, log: Ledger) -> Iterator[Frame]:
+    def _read_file(self, log: BuildLog) -> Iterator[Frame]:
         capture, number, failed = cv2.VideoCapture(str(self.place)), 0, 0
         try:
             while failed < _MAX_FAILURES:  # damaged frames are skipped; after the end nothing more comes

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from terse_aug.bank.build.report import BuildReport, Ledger
+from terse_aug.bank.build.report import BuildReport, BuildLog
 from terse_aug.bank.inputs.file_names import FileFinder
 from terse_aug.bank.inputs.folders import check_folders
 from terse_aug.bank.inputs.images import image_size, is_color_image
@@ -62,7 +62,7 @@ def build_from_yolo(
     return collector.build("yolo", images.name, images, out, settings)
 
 
-def _pairs(images: Path, labels: Path | None, log: Ledger) -> Iterable[tuple[Path, Path]]:
+def _pairs(images: Path, labels: Path | None, log: BuildLog) -> Iterable[tuple[Path, Path]]:
     """Images and their label files; images without one are counted."""
     paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in _SUFFIXES)
     texts = _find_label_files([_label_path(path, images, labels) for path in paths], log)
@@ -79,7 +79,7 @@ def _pairs(images: Path, labels: Path | None, log: Ledger) -> Iterable[tuple[Pat
             yield path, text
 
 
-def _find_label_files(paths: list[Path], log: Ledger) -> list[Path | None]:
+def _find_label_files(paths: list[Path], log: BuildLog) -> list[Path | None]:
     """The files, also if they spell a name differently; ``None`` for those that do not exist."""
     names: dict[Path, list[str]] = defaultdict(list)
     for path in paths:

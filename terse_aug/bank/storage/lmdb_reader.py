@@ -1,6 +1,4 @@
-"""One LMDB file, checked and mapped into memory for reading. Imports numpy and lmdb.
-
-Why it is as it is:
+"""One LMDB file, checked and mapped into memory for reading.
 
 - LMDB trusts its file. Touching a page that a truncated file lacks kills the process with SIGBUS, so the
   length is compared with LMDB's own last page before anything is mapped.
@@ -54,7 +52,7 @@ class MappedFile:
             readonly=True,
             create=False,
             lock=False,
-            readahead=False,  # cut-outs are read in random order
+            readahead=False,  # foregrounds are read in random order
             max_spare_txns=0,
         )
         self._transaction = self._environment.begin(buffers=True)

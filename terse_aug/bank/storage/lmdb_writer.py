@@ -1,75 +1,76 @@
-"""The LMDB file of a bank that is being written. Imports lmdb."""
+"""The LMDB file of a bank that is being written."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from pathlib import Path
 
 import lmdb
 
 from terse_aug.bank.storage.lmdb_reader import data_length
-from terse_aug.bank.storage.temporary_file import TemporarySibling
+from terse_aug.bank.storage.temporary_file import TemporaryFile
 
 _FIRST_MAP_BYTES = 1 << 26
 _BATCH_BYTES = 1 << 24
 
-Result = TypeVar("Result")
-
 
 class Store:
-    """A file beside the bank's place, locked, which takes keys and values in batches.
+    """A temporary file beside the bank's place that takes keys and values in batches.
 
     Args:
-        temporary: the file.
-        durable: whether every batch is on the disk before the next begins, so that the file is sound even after a power
-            cut; else it is flushed once, at the end.
+        path: where the bank goes.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: the file cannot be opened.
     """
 
-    def __init__(self, temporary: TemporarySibling, durable: bool):
-        self._temporary = temporary
+    def __init__(self, path: Path):
+        self._temporary = TemporaryFile(path)
         self._batch: list[tuple[bytes, bytes]] = []
         self._batch_bytes = 0
-        self._environment = lmdb.open(
-            str(temporary.path),
-            map_size=_FIRST_MAP_BYTES,
-            subdir=False,
-            lock=False,  # the only writer, and a lock would leave a second file
-            sync=durable,
-            metasync=durable,
-            max_spare_txns=0,
-        )
+        try:
+            self._environment = lmdb.open(
+                str(self._temporary.path),
+                map_size=_FIRST_MAP_BYTES,
+                subdir=False,
+                lock=False,  # the only writer, and a lock would leave a second file
+                sync=False,
+                metasync=False,
+                max_spare_txns=0,
+            )
+        except BaseException:
+            self._temporary.discard()
+            raise
 
     def put(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
-        """Add to the batch."""
-        for pair in pairs:
-            self._batch.append(pair)
-            self._batch_bytes += len(pair[1])
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the batch is large enough to be written."""
-        return self._batch_bytes >= _BATCH_BYTES
-
-    def flush(self, unwanted: Callable[[bytes], bool] | None = None) -> None:
-        """Write the batch in one transaction, and remove keys that are not wanted in the same.
+        """Add to the batch, and write it once it is large enough.
 
         Raises:
             OSError: the disk is full or cannot be written.
         """
-        batch = [pair for pair in self._batch if unwanted is None or not unwanted(pair[0])]
+        for pair in pairs:
+            self._batch.append(pair)
+            self._batch_bytes += len(pair[1])
+        if self._batch_bytes >= _BATCH_BYTES:
+            self.flush()
 
-        def write(transaction: lmdb.Transaction) -> None:
-            if unwanted is not None:
-                _remove(transaction, unwanted)
-            for key, value in batch:
-                transaction.put(key, value)
+    def flush(self) -> None:
+        """Write the batch in one transaction.
 
-        self._transact(write)
-        self._batch, self._batch_bytes = [], 0
+        Raises:
+            OSError: the disk is full or cannot be written.
+        """
+        while self._batch:
+            try:
+                with self._environment.begin(write=True) as transaction:
+                    for key, value in self._batch:
+                        transaction.put(key, value)
+                self._batch, self._batch_bytes = [], 0
+            except lmdb.MapFullError:
+                self._environment.set_mapsize(2 * self._environment.info()["map_size"])
+            except lmdb.Error as error:
+                raise self._disk_error(str(error)) from error
 
     def get(self, key: bytes) -> bytes:
         """A value that was flushed.
@@ -87,13 +88,14 @@ class Store:
         """Put the file in its final place, if the check raises nothing.
 
         Raises:
-            FileExistsError: the check said so.
+            FileExistsError: raised by the check.
             OSError: the disk is full or cannot be written.
         """
+        self.flush()
         try:
             self._environment.sync(True)
             self._environment.close()
-            # Exactly the pages LMDB counts: readers take a shorter file for a truncated one.
+            # Exactly the pages LMDB counts: readers reject a shorter file as truncated.
             os.truncate(self._temporary.path, data_length(self._temporary.path))
             check()
             self._temporary.publish()
@@ -102,30 +104,13 @@ class Store:
         except (lmdb.Error, OSError) as error:
             raise self._disk_error(str(error)) from error
 
-    def close(self, keep: bool = False) -> None:
-        """Remove the file, or keep what was flushed; nothing happens to one that is published."""
+    def close(self) -> None:
+        """Remove the file, unless it is published."""
         self._environment.close()
-        self._temporary.abandon() if keep else self._temporary.discard()
-
-    def _transact(self, work: Callable[[lmdb.Transaction], Result]) -> Result:
-        """Do it in one transaction; a full map grows, and all of it is tried again."""
-        while True:
-            try:
-                with self._environment.begin(write=True) as transaction:
-                    return work(transaction)
-            except lmdb.MapFullError:
-                self._environment.set_mapsize(2 * self._environment.info()["map_size"])
-            except lmdb.Error as error:
-                raise self._disk_error(str(error)) from error
+        self._temporary.discard()
 
     def _disk_error(self, reason: str) -> OSError:
         return OSError(
-            f"the bank {self._temporary.final} cannot be written ({reason}); no part of the bank is left behind. "
-            "Free some disk space, write elsewhere, or make cut-outs smaller with max_side"
+            f"the bank {self._temporary.final} cannot be written ({reason}). "
+            "Free some disk space, write elsewhere, or make foregrounds smaller with max_side"
         )
-
-
-def _remove(transaction: lmdb.Transaction, unwanted: Callable[[bytes], bool]) -> None:
-    keys = [key for key in map(bytes, transaction.cursor().iternext(keys=True, values=False)) if unwanted(key)]
-    for key in keys:
-        transaction.delete(key)

@@ -1,21 +1,19 @@
-"""Writes a bank, whole or not at all. Imports numpy, and the file it is written to."""
+"""Writes a bank, whole or not at all."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from terse_aug.bank.storage.columns import Columns
+from terse_aug.bank.storage.index import CENTERS_KEY, IndexColumns
 from terse_aug.bank.storage.lmdb_writer import Store
 from terse_aug.bank.storage.record import (
-    CENTERS_KEY,
     DESCRIPTION_KEY,
     Description,
     decode_record,
@@ -23,12 +21,11 @@ from terse_aug.bank.storage.record import (
     encode_record,
     record_key,
 )
-from terse_aug.bank.storage.temporary_file import TemporarySibling
 from terse_aug.structures.foreground import MAX_SIDE, Foreground
 
 
 class BankWriter:
-    """Writes cut-outs into a new bank; a context manager.
+    """Writes foregrounds into a new bank; a context manager.
 
     Leaving the ``with`` block normally puts the bank in place. Leaving it by an exception (Ctrl-C too)
     removes what was written; a killed process leaves a hidden ``.NAME.*.building`` file that the next writer
@@ -36,21 +33,21 @@ class BankWriter:
 
     Args:
         path: where the bank goes; its folder must exist.
-        categories: name of every label that :meth:`add` may meet.
-        keypoint_names: names of the keypoints, one per row of every cut-out's ``keypoints``.
+        categories: name of every label that foregrounds may have.
+        keypoint_names: names of the keypoints, one per row of every foreground's ``keypoints``.
         overwrite: replace an existing file.
 
     Attributes:
         path: where the bank goes.
         categories: as given.
         keypoint_names: as given.
-        overwrite: whether an existing file is replaced.
+        overwrite: as given.
         built: how the bank was built, stored in it as JSON; may be filled until the block is left.
 
     Raises:
         FileExistsError: ``path`` exists and ``overwrite`` is false.
         FileNotFoundError: the folder of ``path`` does not exist.
-        ValueError: ``path`` is a folder; on leaving the block: no cut-out was added.
+        ValueError: ``path`` is a folder; on leaving the block: no foreground was added.
         OSError: the disk is full or cannot be written.
 
     Example:
@@ -71,34 +68,33 @@ class BankWriter:
         self.categories = dict(categories)
         self.keypoint_names = tuple(keypoint_names)
         self.overwrite = overwrite
-        self._columns = Columns()
+        self._columns = IndexColumns()
         self._hash = hashlib.blake2b(digest_size=16)
-        self._store: Store | None = None
+        self._open_store: Store | None = None
         self._check_place()
 
     @property
     def count(self) -> int:
-        """Cut-outs added so far."""
+        """Number of foregrounds added so far."""
         return len(self._columns)
 
-    def kept(self) -> Counter[int]:
-        """Cut-outs added so far, per label."""
+    def count_per_label(self) -> Counter[int]:
+        """Number of foregrounds added so far, per label."""
         return Counter(self._columns.labels)
 
     def __enter__(self) -> BankWriter:
-        self._store = self._open(TemporarySibling(self.path))
+        self._open_store = Store(self.path)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        assert self._store is not None
         try:
             if kind is None:
-                self._finish(self._store)
+                self._finish()
         finally:
             self._store.close()
 
     def add(self, foreground: Foreground) -> None:
-        """Append one cut-out.
+        """Append one foreground.
 
         Raises:
             ValueError: it breaks the contract of :class:`Foreground`, or its label or keypoints are not
@@ -106,55 +102,38 @@ class BankWriter:
             OSError: the disk is full or cannot be written.
         """
         check_foreground(foreground, self.categories, len(self.keypoint_names))
-        columns = Columns()
+        columns = IndexColumns()
         columns.add(foreground)
-        store = self._append([encode_record(foreground)], columns)
-        if store.is_full:
-            store.flush()
+        self.add_records([encode_record(foreground)], columns)
 
-    def read(self, numbers: Iterable[int]) -> list[Foreground]:
-        """Some of the cut-outs added so far."""
-        store, found = self._entered(), []
-        store.flush()
-        for number in numbers:
-            height, width = self._columns.sizes[2 * number : 2 * number + 2]
-            label, relative_size = self._columns.labels[number], self._columns.extents[number]
-            record = memoryview(store.get(record_key(number)))
-            found.append(decode_record(record, (height, width), label, relative_size))
-        return found
-
-    @contextmanager
-    def keeping(self) -> Iterator[None]:
-        """For work on cut-outs that are all added; nothing of a bank outlives an exception here."""
-        yield
-
-    def _open(self, temporary: TemporarySibling, durable: bool = False) -> Store:
-        try:
-            return Store(temporary, durable)
-        except BaseException:
-            temporary.discard()
-            raise
-
-    def _entered(self) -> Store:
-        if self._store is None:
-            raise ValueError("add cut-outs inside `with BankWriter(...) as writer:`")
-        return self._store
-
-    def _append(self, records: Sequence[bytes], columns: Columns) -> Store:
-        store = self._entered()
-        store.put((record_key(number), record) for number, record in enumerate(records, self.count))
-        self._take(records, columns)
-        return store
-
-    def _take(self, records: Iterable[bytes], columns: Columns) -> None:
+    def add_records(self, records: Sequence[bytes], columns: IndexColumns) -> None:
+        """Append checked foregrounds as they are stored: a record each, and their part of the index."""
+        self._store.put((record_key(number), record) for number, record in enumerate(records, self.count))
         for record in records:
             self._hash.update(record)
         self._columns.extend(columns)
 
-    def _finish(self, store: Store) -> None:
+    def read(self, numbers: Iterable[int]) -> list[Foreground]:
+        """Some of the foregrounds added so far."""
+        self._store.flush()
+        found = []
+        for number in numbers:
+            height, width = self._columns.sizes[2 * number : 2 * number + 2]
+            label, relative_size = self._columns.labels[number], self._columns.relative_sizes[number]
+            record = memoryview(self._store.get(record_key(number)))
+            found.append(decode_record(record, (height, width), label, relative_size))
+        return found
+
+    @property
+    def _store(self) -> Store:
+        if self._open_store is None:
+            raise ValueError("add foregrounds inside `with BankWriter(...) as writer:`")
+        return self._open_store
+
+    def _finish(self) -> None:
         if not self.count:
-            raise ValueError(f"no cut-out was kept, so no bank is written to {self.path}")
-        index = self._columns.index()
+            raise ValueError(f"no foreground was kept, so no bank is written to {self.path}")
+        index = self._columns.encode()
         for key, values in index.items():
             if key != CENTERS_KEY:
                 self._hash.update(values)
@@ -162,12 +141,8 @@ class BankWriter:
         names = {label: name for label, name in sorted(self.categories.items()) if label in used}
         self._hash.update(repr((names, self.keypoint_names)).encode("utf-8"))
         description = Description(self.count, names, self.keypoint_names, self._hash.hexdigest(), dict(self.built))
-        store.put([*index.items(), (DESCRIPTION_KEY, encode_description(description))])
-        self._flush_all(store)
-        store.publish(self._check_place)  # somebody else may have put a file there in the meantime
-
-    def _flush_all(self, store: Store) -> None:
-        store.flush()
+        self._store.put([*index.items(), (DESCRIPTION_KEY, encode_description(description))])
+        self._store.publish(self._check_place)  # a file may have appeared there during the build
 
     def _check_place(self) -> None:
         if self.path.is_dir():
@@ -181,16 +156,16 @@ class BankWriter:
 
 
 def check_foreground(foreground: Foreground, categories: Mapping[int, str], keypoint_count: int) -> None:
-    """Raise ``ValueError`` where a cut-out breaks the contract of :class:`Foreground`."""
-    where = f"cut-out {foreground.source!r}"
+    """Raise ``ValueError`` where a foreground breaks the contract of :class:`Foreground`."""
+    where = f"foreground {foreground.source!r}"
     _check_pixels(foreground.rgba, where)
     if foreground.label not in categories:
         raise ValueError(f"{where}: expected a label among {sorted(categories)}, got {foreground.label!r}")
     if not (np.isfinite(foreground.relative_size) and foreground.relative_size > 0):
         raise ValueError(f"{where}: expected a finite relative_size above 0, got {foreground.relative_size!r}")
     center = foreground.center
-    if center is not None and not (len(center) == 2 and all(0 <= part <= 1 for part in center)):
-        raise ValueError(f"{where}: expected a center of two parts of the image, 0 to 1, got {center!r}")
+    if center is not None and not (len(center) == 2 and all(0 <= value <= 1 for value in center)):
+        raise ValueError(f"{where}: expected a center of two fractions of the image, 0 to 1, got {center!r}")
     if foreground.keypoints is not None:
         _check_keypoints(foreground.keypoints, keypoint_count, where)
 
