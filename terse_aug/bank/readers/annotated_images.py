@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terse_aug.bank.build.chunks import Source
-from terse_aug.bank.build.report import BY_MASK, BuildReport, BuildLog
+from terse_aug.bank.build.report import BY_MASK, BuildLog, BuildReport
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
 from terse_aug.bank.inputs.coco_entries import file_name
 from terse_aug.bank.inputs.coco_json import CocoAnnotations, annotated_side, rejected_sample

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from terse_aug.bank.build.report import BuildReport, BuildLog
+from terse_aug.bank.build.report import BuildLog, BuildReport
 from terse_aug.bank.inputs.coco_json import CocoAnnotations, rejected_sample
 from terse_aug.bank.inputs.repair import Malformed, as_number
 from terse_aug.bank.readers.annotated_images import build_from_annotations

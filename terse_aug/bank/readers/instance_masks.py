@@ -11,7 +11,7 @@ import numpy as np
 
 from terse_aug.bank.build.chunks import Source
 from terse_aug.bank.build.rejected_sample import RejectedSample
-from terse_aug.bank.build.report import BuildReport, BuildLog
+from terse_aug.bank.build.report import BuildLog, BuildReport
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
 from terse_aug.bank.inputs.file_names import match_names
 from terse_aug.bank.inputs.folders import check_folders

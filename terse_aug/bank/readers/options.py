@@ -12,11 +12,11 @@ from terse_aug.bank.build.chunks import Source
 from terse_aug.bank.build.contact_sheets import Locate, check_target
 from terse_aug.bank.build.pipeline import build_from_source
 from terse_aug.bank.build.report import BuildReport, Progress
-from terse_aug.bank.build.resumable_writer import ResumableWriter
 from terse_aug.bank.build.workers import check_jobs
 from terse_aug.bank.extract import ExtractionRules
 from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.segmenters.box import BoxMaskMethod, BoxMasks
+from terse_aug.bank.storage.writer import BankWriter
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -94,7 +94,7 @@ class BuildOptions:
             keypoint_names: of the foregrounds.
             locate: finds the images of rejected samples.
         """
-        writer = ResumableWriter(out, categories, keypoint_names=keypoint_names, overwrite=self.overwrite)
+        writer = BankWriter(out, categories, keypoint_names=keypoint_names, overwrite=self.overwrite)
         return build_from_source(
             writer,
             source,

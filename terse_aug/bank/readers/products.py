@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from terse_aug.bank.build.chunks import Source
 from terse_aug.bank.build.rejected_sample import RejectedSample
-from terse_aug.bank.build.report import BuildReport, BuildLog
+from terse_aug.bank.build.report import BuildLog, BuildReport
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
 from terse_aug.bank.inputs.folders import check_folders, class_labels
 from terse_aug.bank.inputs.image_list import NOT_LISTED, ImageList

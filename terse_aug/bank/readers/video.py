@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terse_aug.bank.build.pipeline import build
-from terse_aug.bank.build.report import BY_MASK, BuildReport, BuildLog, Progress
+from terse_aug.bank.build.report import BY_MASK, BuildLog, BuildReport, Progress
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
 from terse_aug.bank.inputs.folders import check_folders
 from terse_aug.bank.inputs.images import read_index_mask

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from terse_aug.bank.build.report import BuildReport, BuildLog
+from terse_aug.bank.build.report import BuildLog, BuildReport
 from terse_aug.bank.inputs.file_names import FileFinder
 from terse_aug.bank.inputs.folders import check_folders
 from terse_aug.bank.inputs.images import image_size, is_color_image
