@@ -126,7 +126,7 @@ def test_methods_and_fallbacks_are_reported(sample: AnnotatedImage, tmp_path: Pa
         assert bank.info()["built"]["boxes"] == "grabcut"
         soft = next(bank[row] for row in range(3) if bank[row].source == "scene.png#1")
     assert len(np.unique(soft.rgba[..., 3])) > 5
-    assert "cut out by" in report.summary()
+    assert "masks from" in report.summary()
 
 
 def test_a_function_makes_the_masks(sample: AnnotatedImage, tmp_path: Path) -> None:

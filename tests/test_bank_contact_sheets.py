@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from annotated_samples import as_labelme, as_voc, make_context
+from annotated_samples import as_labelme, as_voc, make_sample
 from bank_samples import CocoSample
 from numpy.typing import NDArray
 from PIL import Image
-from terse_aug.viz.pictures import ORANGE, SKY_BLUE
+from terse_aug.viz.images import ORANGE, SKY_BLUE
 
 from terse_aug.bank import BuildReport, build_from_coco, build_from_labelme, build_from_masks, build_from_voc
 from terse_aug.bank.build.contact_sheets import Section, draw_rejected, write_sheets
@@ -158,7 +158,7 @@ def test_impossible_places_are_refused_before_anything_is_read(
 
 
 def test_other_builders_draw_too(tmp_path: Path) -> None:
-    context = make_context(tmp_path)
+    context = make_sample(tmp_path)
     masks = tmp_path / "masks"
     masks.mkdir()
     Image.fromarray(np.pad(np.array([[1, 2]], np.uint8).repeat(50, 1), ((40, 55), (9, 19)))).save(masks / "scene.png")

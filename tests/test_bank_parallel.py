@@ -27,7 +27,7 @@ from terse_aug.bank import BoxMasks, Foreground, build_from_coco, build_from_mas
 from terse_aug.bank.build.chunks import ExtractionTask, Source
 from terse_aug.bank.build.report import BuildLog
 from terse_aug.bank.build.workers import extract_in_order
-from terse_aug.bank.inputs.file_names import Files
+from terse_aug.bank.inputs.file_names import FileFinder
 from terse_aug.bank.segmenters.box import box_alpha
 
 
@@ -288,7 +288,7 @@ def test_names_of_another_format_take_time_in_proportion(tmp_path: Path) -> None
     for number in range(2000):
         (tmp_path / f"{number}.png").touch()
     Image.fromarray(np.zeros((1, 1, 3), np.uint8)).save(tmp_path / "0.png")
-    files = Files(tmp_path, [f"{number}.jpg" for number in range(2000)])
+    files = FileFinder(tmp_path, [f"{number}.jpg" for number in range(2000)])
     assert files.find("0.jpg") == ("0.png", "file name with another extension or none")
     began = time.process_time()
     for number in range(1, 2000):

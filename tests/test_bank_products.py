@@ -200,7 +200,7 @@ def test_folders_are_classes_and_unusable_images_are_counted(tmp_path: Path) -> 
     with bank_of(report) as bank:
         assert bank.categories == {1: "cup", 2: "object", 3: "plate"}
         assert [foreground.source for foreground in bank] == ["c.png", "cup/a.png", "plate/b.jpg"]
-        assert np.allclose(bank.extents, 0.4)
+        assert np.allclose(bank.relative_sizes, 0.4)
         for foreground in bank:
             assert np.abs(np.subtract(foreground.size, 101)).max() <= 4
             assert foreground.rgba[0, :, 3].max() >= 8  # the crop holds all visible pixels
@@ -334,7 +334,7 @@ def test_the_command_builds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert [foreground.source for foreground in bank] == ["a.png#1", "a.png#2"]
         built = bank.info()["built"]
         assert (built["max_spread"], built["refine"], built["split"]) == (4, True, True)
-        assert np.allclose(bank.extents, 0.2)
+        assert np.allclose(bank.relative_sizes, 0.2)
     assert main([*arguments, *out, "--masks", str(tmp_path / "masks")]) == 0
     assert "1  mask, object white" in capsys.readouterr().out
     assert main([*arguments, *out, "--masks", str(tmp_path / "masks"), "--refine"]) == 2

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from annotated_samples import as_labelme, as_panoptic, as_via, as_voc, as_yolo, make_context
+from annotated_samples import as_labelme, as_panoptic, as_via, as_voc, as_yolo, make_sample
 from bank_samples import CocoSample, write_bank
 
 from terse_aug.bank import ExtractionRules, ForegroundBank
@@ -128,7 +128,7 @@ def test_an_interruption_is_reported(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("terse_aug.bank.readers.coco.extract_from_image", interrupted)
+    monkeypatch.setattr("terse_aug.bank.readers.annotated_images.extract_from_image", interrupted)
     assert main(coco_arguments(sample)) == 130
     assert "nothing was written" in capsys.readouterr().err
     assert not list(sample.folder.glob("*bank*"))
@@ -141,7 +141,7 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_format_can_be_built_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    context = make_context(tmp_path)
+    context = make_sample(tmp_path)
     as_yolo(context)
     annotations, masks = as_panoptic(context)
     images = ["--images", str(context.images)]

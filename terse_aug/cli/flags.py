@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator
+import inspect
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 Settings = TypeVar("Settings")
@@ -61,12 +63,14 @@ def with_flags(defaults: Settings, arguments: argparse.Namespace, prefix: str = 
 
 def flat_settings(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
     """Name with prefix, value and help of every setting; those of nested dataclasses in their place."""
+    attributes = documented(type(settings).__doc__, "Attributes")
     for own in dataclasses.fields(settings):
         value = getattr(settings, own.name)
         if dataclasses.is_dataclass(value):
             yield from flat_settings(value, prefix)
         else:
-            yield _with_prefix(own.name, prefix), value, own.metadata["help"]
+            help_text = own.metadata.get("help") or attributes.get(own.name, "")
+            yield _with_prefix(own.name, prefix), value, help_text
 
 
 def setting_text(value: Any) -> str:
@@ -78,3 +82,12 @@ def setting_text(value: Any) -> str:
 
 def _with_prefix(name: str, prefix: str) -> str:
     return f"{prefix}_{name}" if prefix else name
+
+
+def documented(docstring: str | None, section: str) -> Mapping[str, str]:
+    """The entries of a section of a docstring in Google style; none where Python drops docstrings (-OO)."""
+    _, _, text = inspect.cleandoc(docstring or "").partition(f"{section}:\n")
+    text = re.split(r"^\S", text, maxsplit=1, flags=re.MULTILINE)[0]
+    entries = re.findall(r"^    (\w+): (.*(?:\n      .*)*)", text, flags=re.MULTILINE)
+    plain = ((name, re.sub(r":class:`~?([\w.]*\.)?(\w+)`|``", r"\2", entry)) for name, entry in entries)
+    return {name: " ".join(entry.split()).rstrip(".") for name, entry in plain}

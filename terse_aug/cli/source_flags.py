@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from terse_aug.bank import BOX_MASK_METHODS, AnnotationOptions, BoxMasks, BuildOptions, ExtractionRules, PlainBackground
 from terse_aug.bank.build.report import BuildReport
-from terse_aug.cli.flags import add_flags, with_flags
+from terse_aug.cli.flags import add_flags, documented, with_flags
 from terse_aug.cli.progress import progress_bar
 
 Build = Callable[..., BuildReport]
@@ -36,7 +35,7 @@ def add_source(parser: argparse.ArgumentParser, build: Build, options: type[Buil
         for name, parameter in inspect.signature(build).parameters.items()
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD
     }
-    help_texts = _documented(build.__doc__, "Args")
+    help_texts = documented(build.__doc__, "Args")
     for name, parameter in parameters.items():
         if name not in _SHARED:
             _add_flag(parser, name, parameter.annotation, parameter.default, help_texts.get(name, ""))
@@ -52,7 +51,7 @@ def add_source(parser: argparse.ArgumentParser, build: Build, options: type[Buil
 
 def _add_options(parser: argparse.ArgumentParser, options: type[BuildOptions]) -> None:
     help_texts = {
-        name: text for part in options.__mro__ for name, text in _documented(part.__doc__, "Attributes").items()
+        name: text for part in options.__mro__ for name, text in documented(part.__doc__, "Attributes").items()
     }
     for setting in dataclasses.fields(options):
         if setting.name not in _SHARED:
@@ -89,15 +88,6 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, annotation: str, defau
     elif default not in (None, ()) and annotation != "bool":
         kwargs |= {"default": default, "help": kwargs["help"] + " (default: %(default)s)"}
     parser.add_argument("--" + _FLAG_NAMES.get(name, name).replace("_", "-"), **kwargs)
-
-
-def _documented(docstring: str | None, section: str) -> Mapping[str, str]:
-    """The entries of a section of a docstring in Google style; none where Python drops docstrings (-OO)."""
-    _, _, text = inspect.cleandoc(docstring or "").partition(f"{section}:\n")
-    text = re.split(r"^\S", text, maxsplit=1, flags=re.MULTILINE)[0]
-    entries = re.findall(r"^    (\w+): (.*(?:\n      .*)*)", text, flags=re.MULTILINE)
-    plain = ((name, re.sub(r":class:`~?([\w.]*\.)?(\w+)`|``", r"\2", entry)) for name, entry in entries)
-    return {name: " ".join(entry.split()).rstrip(".") for name, entry in plain}
 
 
 def _run(build: Build, names: list[str], arguments: argparse.Namespace) -> int:
