@@ -187,6 +187,14 @@ def test_what_is_left_out_of_a_coco_file_is_counted(data: Data) -> None:
     assert "person 4 · not used" in page
 
 
+def test_ids_with_fractions_and_empty_polygons_are_read(data: Data) -> None:
+    """As pandas writes ids, and as some exports write boxes."""
+    for entry in data.content["annotations"]:
+        entry.update(image_id=float(entry["image_id"]), category_id=float(entry["category_id"]), segmentation=[[]])
+    data.write()
+    assert [len(sample.target["boxes"]) for sample in open_coco(data.json, data.images).choose(3, 0)] == [1, 1, 1]
+
+
 def test_classes_are_translated_by_name(data: Data) -> None:
     data.content["categories"][0]["name"] = "auto"
     data.write()
