@@ -220,7 +220,8 @@ def _facts(
     if pool := terse.planner.pool:
         about["backgrounds"] = f"{arguments.backgrounds} (probability {pool.probability:g})"
     if distractors := terse.planner.distractors:
-        about["distractors"] = f"{arguments.distractor_bank} ({setting_text(distractors.count)} an image)"
+        low, high = distractors.count
+        about["distractors"] = f"{arguments.distractor_bank} ({low} to {high} per image)"
     used = _texts(terse.paste) | _texts(settings, name)
     defaults = _texts(PasteConfig()) | _texts(type(settings)(), name)
     changed = {name: text for name, text in used.items() if text != defaults[name]}

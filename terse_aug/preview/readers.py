@@ -185,16 +185,14 @@ def _read_masks(image: Path, mask: Path) -> Sample:
     except ValueError as error:
         raise RejectedObject("mask file cannot be read") from error
     pixels = _read_pixels(image, *numbered.shape)
-    numbers = [number for number in np.unique(numbered).tolist() if number]
-    masks = np.stack([numbered == number for number in numbers]) if numbers else np.zeros((0, *numbered.shape), bool)
-    boxes = []
-    for one in masks:
-        left, top, width, height = tight_box(one.astype(np.uint8)) or (0, 0, 0, 0)
-        boxes.append([float(left), float(top), float(left + width), float(top + height)])
+    numbers = np.setdiff1d(numbered, 0)
+    masks = numbered == numbers[:, None, None]
+    boxes = [tight_box(one.astype(np.uint8)) or (0, 0, 0, 0) for one in masks]
+    corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     target = {
-        "boxes": torch.tensor(boxes).reshape(-1, 4),
+        "boxes": torch.cat([corners[:, :2], corners[:, :2] + corners[:, 2:]], 1),
         "labels": torch.ones(len(numbers), dtype=torch.int64),
-        "ids": torch.tensor(numbers, dtype=torch.int64),
+        "ids": torch.from_numpy(numbers.astype(np.int64)),
         "masks": torch.from_numpy(masks),
     }
     return Sample(image.name, _as_image(pixels), target)
@@ -209,9 +207,7 @@ def _read_pixels(path: Path, height: int, width: int) -> NDArray[np.uint8]:
     except ValueError as error:
         raise RejectedObject("image file cannot be read") from error
     if height and width and pixels.shape[:2] != (height, width):
-        raise RejectedObject("image file has another size than its annotation") from ValueError(
-            f"{path.name}: file {pixels.shape[0]}x{pixels.shape[1]}, annotation {height}x{width}"
-        )
+        raise RejectedObject("image file has another size than its annotation")
     return pixels
 
 
