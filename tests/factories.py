@@ -27,7 +27,7 @@ EIGHT_BIT = 2 / 255 if int(cv2.__version__.split(".")[0]) >= 5 else 0.1
 
 
 def every_image(**settings: Any) -> PasteConfig:
-    """Settings that leave nothing to chance but where things are pasted."""
+    """Objects on every image and no decoys: only where things are pasted is random."""
     return PasteConfig(**({"paste_probability": 1.0, "decoys": (0, 0)} | settings))
 
 
@@ -57,7 +57,7 @@ def make_foreground(
 
 
 def white_disc(side: int = 12, relative_size: float = 0.25) -> Foreground:
-    """A white disc: brightness tells where it is, and its rim meets pixels in every phase."""
+    """A white disc: brightness shows where it is, and its rim meets pixels in every phase."""
     offset = np.arange(side) + 0.5 - side / 2
     rgba = np.full((side, side, 4), 255, np.uint8)
     rgba[..., 3] *= np.hypot(*np.meshgrid(offset, offset)) <= side / 2
@@ -65,7 +65,7 @@ def white_disc(side: int = 12, relative_size: float = 0.25) -> Foreground:
 
 
 def make_bank(folder: Path, foregrounds: list[Foreground] | None = None, **writer: Any) -> ForegroundBank:
-    """A bank of the given cut-outs; by default six of the classes ``cat`` (1) and ``dog`` (2)."""
+    """A bank of the given foregrounds; by default six of the classes ``cat`` (1) and ``dog`` (2)."""
     path = folder / f"{len(list(folder.iterdir()))}.bank"
     chosen = foregrounds or [make_foreground(seed, label=1 + seed % 2) for seed in range(6)]
     with BankWriter(path, {1: "cat", 2: "dog", 7: "zebra"}, **writer) as out:
@@ -75,7 +75,7 @@ def make_bank(folder: Path, foregrounds: list[Foreground] | None = None, **write
 
 
 def keypoint_foregrounds(count: int = 4) -> list[Foreground]:
-    """Cut-outs with three keypoints each."""
+    """Foregrounds with three keypoints each."""
     points = np.array([[10, 5, 2], [6, 8, 2], [14, 8, 2]], np.float32)
     return [make_foreground(seed, label=1, keypoints=points) for seed in range(count)]
 
@@ -106,7 +106,7 @@ def make_batch(
 
 
 class TinyBackbone(nn.Sequential):
-    """Two strided convolutions with BatchNorm, and the attribute that torchvision asks for."""
+    """Two strided convolutions with BatchNorm, and the attribute that torchvision needs."""
 
     out_channels: int | list[int]
 
@@ -197,7 +197,7 @@ _SSD_BOXES = DefaultBoxGenerator([[0.5]], scales=[0.3, 0.5], steps=[8])
 
 
 def _single_shot(head: nn.Module, classes: int) -> nn.Module:
-    """What ``ssd300_vgg16`` and ``ssdlite320_mobilenet_v3_large`` build, with a small backbone."""
+    """As ``ssd300_vgg16`` and ``ssdlite320_mobilenet_v3_large`` build it, with a small backbone."""
     backbone = TinyBackbone()
     backbone.out_channels = [16]
     return detection.ssd.SSD(backbone, _SSD_BOXES, (64, 64), classes, head=head)
