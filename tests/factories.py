@@ -20,6 +20,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from terse_aug import ForegroundBank, PasteConfig, Terse
 from terse_aug.bank import BankWriter, Foreground
 from terse_aug.config import POLICY_SETTINGS
+from terse_aug.policies import AdversarialPolicy
 
 KEYPOINTS = ("nose", "left_eye", "right_eye")
 EIGHT_BIT = 2 / 255 if int(cv2.__version__.split(".")[0]) >= 5 else 0.1
@@ -35,6 +36,19 @@ def policy_with(name: str, **settings: Any) -> Any:
     """Settings of a policy by its name; those that it does not have are left out."""
     kind = POLICY_SETTINGS[name]
     return kind(**{own.name: settings[own.name] for own in dataclasses.fields(kind) if own.name in settings})
+
+
+def make_terse(
+    bank: ForegroundBank,
+    policy: str = "adversarial",
+    seed: int = 0,
+    paste: PasteConfig | None = None,
+    model: Any = None,
+    **settings: Any,
+) -> Terse:
+    """``Terse`` that pastes on every image and updates its policy in every iteration, unless settings differ."""
+    chosen = policy_with(policy, **{"update_interval": 1, **settings})
+    return Terse(bank, chosen, paste=paste or every_image(), model=model, seed=seed)
 
 
 def make_foreground(
@@ -244,6 +258,17 @@ def train_step(terse: Terse, detector: nn.Module, seed: int = 0, **batch: Any) -
     detector.zero_grad()
     terse.step(losses)
     return losses
+
+
+def disturb_synthesizer(terse: Terse) -> None:
+    """Change the synthesizer, so that its composites differ from random ones."""
+    assert isinstance(terse.policy, AdversarialPolicy)
+    nn.init.constant_(terse.policy.synthesizer.regressor.bias, 1.0)
+
+
+def observe_hardness(terse: Terse, targets: list[dict[str, Tensor]], value: float) -> None:
+    """Supply the same hardness for all objects of the last batch."""
+    terse.observe([torch.full((len(target["boxes"]),), value) for target in targets])
 
 
 def parameters_of(module: nn.Module) -> list[Tensor]:
