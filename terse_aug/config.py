@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from terse_aug.transforms import PARAMETERS, TransformRanges
@@ -71,7 +72,7 @@ class BestOfN:
     candidates: int = setting(2, "random proposals for an image; each costs a forward of the detector")
 
     def __post_init__(self) -> None:
-        _check_at_least("candidates", self.candidates, 1)
+        _check_whole("candidates", self.candidates, 1)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Critic:
 
     def __post_init__(self) -> None:
         for name in ("candidates", "foreground_candidates", "replay_updates"):
-            _check_at_least(name, getattr(self, name), 1)
+            _check_whole(name, getattr(self, name), 1)
         if not isinstance(self.mix_classes, bool):
             raise ValueError(f"mix_classes: expected True or False, got {self.mix_classes!r}")
         if self.mix_classes and self.foreground_candidates == 1:
@@ -195,9 +196,9 @@ class Robustness:
     def __post_init__(self) -> None:
         for name in ("epsilon_object", "epsilon_background", "probability"):
             check_fraction(name, getattr(self, name))
-        _check_at_least("steps", self.steps, 1)
-        for name in ("step_size", "warmup", "ramp"):
-            _check_at_least(name, getattr(self, name), 0)
+        for name, least in (("steps", 1), ("warmup", 0), ("ramp", 0)):
+            _check_whole(name, getattr(self, name), least)
+        _check_at_least("step_size", self.step_size, 0)
 
 
 def policy_settings(policy: str | PolicySettings | Mapping[str, Any]) -> PolicySettings:
@@ -252,28 +253,33 @@ def check_fraction(name: str, value: float) -> None:
     Raises:
         ValueError: naming the setting.
     """
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}: expected a fraction within [0, 1], got {value}")
+    if not (isinstance(value, Real) and 0 <= value <= 1):
+        raise ValueError(f"{name}: expected a fraction within [0, 1], got {value!r}")
 
 
 def _check_at_least(name: str, value: float, least: float) -> None:
-    if not least <= value < math.inf:
-        raise ValueError(f"{name}: expected a finite value of at least {least}, got {value}")
+    if not (isinstance(value, Real) and least <= value < math.inf):
+        raise ValueError(f"{name}: expected a finite value of at least {least}, got {value!r}")
+
+
+def _check_whole(name: str, value: int, least: int) -> None:
+    if not (isinstance(value, Integral) and value >= least):
+        raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
 
 
 def _check_above_zero(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name}: expected a value above 0, got {value}")
+    if not (isinstance(value, Real) and value > 0):
+        raise ValueError(f"{name}: expected a value above 0, got {value!r}")
 
 
 def _check_updates(settings: Critic | Adversarial | Paper) -> None:
-    _check_at_least("update_interval", settings.update_interval, 1)
+    _check_whole("update_interval", settings.update_interval, 1)
     _check_above_zero("learning_rate", settings.learning_rate)
     _check_above_zero("max_gradient_norm", settings.max_gradient_norm)
 
 
 def _check_synthesizer(settings: Adversarial | Paper) -> None:
-    if not 0 <= settings.dropout < 1:
-        raise ValueError(f"dropout: expected a fraction within [0, 1), got {settings.dropout}")
+    if not (isinstance(settings.dropout, Real) and 0 <= settings.dropout < 1):
+        raise ValueError(f"dropout: expected a fraction within [0, 1), got {settings.dropout!r}")
     _check_at_least("discriminator_weight", settings.discriminator_weight, 0)
     _check_updates(settings)

@@ -17,7 +17,7 @@ from terse_aug import ForegroundBank
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """Folder of real data sets, which are no part of the project."""
+    """Folder of real data sets, which are not part of the project."""
     folder = os.environ.get("TERSE_AUG_DATA")
     if not folder:
         pytest.skip("set TERSE_AUG_DATA to the folder of the real data sets (coco_mini, penn_fudan)")
@@ -26,7 +26,7 @@ def data_root() -> Path:
 
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
-    """Ctrl-C interrupts this process, also where what runs the tests in the background has it ignored."""
+    """Ctrl-C interrupts this process, even if the shell that runs the tests in the background ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -34,7 +34,7 @@ def ctrl_c() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_bank(tmp_path_factory: pytest.TempPathFactory) -> ForegroundBank:
-    """Six small cut-outs of the classes ``cat`` (1) and ``dog`` (2)."""
+    """Six small foregrounds of the classes ``cat`` (1) and ``dog`` (2)."""
     return make_bank(tmp_path_factory.mktemp("bank"))
 
 
@@ -45,19 +45,19 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _hosts_litter_stays_in_their_modules(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A host's trainer that never trained leaves its log open, which is warned of whenever it is collected."""
+def _collect_what_frameworks_leave(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A framework's trainer that never trained leaves its log open, which warns whenever it is collected."""
     yield
-    if any(host in request.module.__name__ for host in ("detectron2", "mmdet")):
+    if any(framework in request.module.__name__ for framework in ("detectron2", "mmdet")):
         gc.collect()
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays to the end: the garbage collector need not look through it again and again."""
+    """Imported modules stay to the end, so the garbage collector need not search them again and again."""
     gc.collect()
     gc.freeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--write-table FILE``: where the test of MMDetection's models writes what it has seen."""
+    """``--write-table FILE``: where the test of MMDetection's models writes its results."""
     parser.addoption("--write-table", metavar="FILE", help="write the table of MMDetection's models there")

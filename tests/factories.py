@@ -20,6 +20,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from terse_aug import ForegroundBank, PasteConfig, Terse
 from terse_aug.bank import BankWriter, Foreground
 from terse_aug.config import POLICY_SETTINGS
+from terse_aug.policies import AdversarialPolicy
 
 KEYPOINTS = ("nose", "left_eye", "right_eye")
 EIGHT_BIT = 2 / 255 if int(cv2.__version__.split(".")[0]) >= 5 else 0.1
@@ -27,7 +28,7 @@ EIGHT_BIT = 2 / 255 if int(cv2.__version__.split(".")[0]) >= 5 else 0.1
 
 
 def every_image(**settings: Any) -> PasteConfig:
-    """Settings that leave nothing to chance but where things are pasted."""
+    """Objects on every image and no decoys: only where things are pasted is random."""
     return PasteConfig(**({"paste_probability": 1.0, "decoys": (0, 0)} | settings))
 
 
@@ -35,6 +36,19 @@ def policy_with(name: str, **settings: Any) -> Any:
     """Settings of a policy by its name; those that it does not have are left out."""
     kind = POLICY_SETTINGS[name]
     return kind(**{own.name: settings[own.name] for own in dataclasses.fields(kind) if own.name in settings})
+
+
+def make_terse(
+    bank: ForegroundBank,
+    policy: str = "adversarial",
+    seed: int = 0,
+    paste: PasteConfig | None = None,
+    model: Any = None,
+    **settings: Any,
+) -> Terse:
+    """``Terse`` that pastes on every image and updates its policy in every iteration, unless settings differ."""
+    chosen = policy_with(policy, **{"update_interval": 1, **settings})
+    return Terse(bank, chosen, paste=paste or every_image(), model=model, seed=seed)
 
 
 def make_foreground(
@@ -57,7 +71,7 @@ def make_foreground(
 
 
 def white_disc(side: int = 12, relative_size: float = 0.25) -> Foreground:
-    """A white disc: brightness tells where it is, and its rim meets pixels in every phase."""
+    """A white disc: brightness shows where it is, and its rim meets pixels in every phase."""
     offset = np.arange(side) + 0.5 - side / 2
     rgba = np.full((side, side, 4), 255, np.uint8)
     rgba[..., 3] *= np.hypot(*np.meshgrid(offset, offset)) <= side / 2
@@ -65,7 +79,7 @@ def white_disc(side: int = 12, relative_size: float = 0.25) -> Foreground:
 
 
 def make_bank(folder: Path, foregrounds: list[Foreground] | None = None, **writer: Any) -> ForegroundBank:
-    """A bank of the given cut-outs; by default six of the classes ``cat`` (1) and ``dog`` (2)."""
+    """A bank of the given foregrounds; by default six of the classes ``cat`` (1) and ``dog`` (2)."""
     path = folder / f"{len(list(folder.iterdir()))}.bank"
     chosen = foregrounds or [make_foreground(seed, label=1 + seed % 2) for seed in range(6)]
     with BankWriter(path, {1: "cat", 2: "dog", 7: "zebra"}, **writer) as out:
@@ -75,7 +89,7 @@ def make_bank(folder: Path, foregrounds: list[Foreground] | None = None, **write
 
 
 def keypoint_foregrounds(count: int = 4) -> list[Foreground]:
-    """Cut-outs with three keypoints each."""
+    """Foregrounds with three keypoints each."""
     points = np.array([[10, 5, 2], [6, 8, 2], [14, 8, 2]], np.float32)
     return [make_foreground(seed, label=1, keypoints=points) for seed in range(count)]
 
@@ -106,7 +120,7 @@ def make_batch(
 
 
 class TinyBackbone(nn.Sequential):
-    """Two strided convolutions with BatchNorm, and the attribute that torchvision asks for."""
+    """Two strided convolutions with BatchNorm, and the attribute that torchvision needs."""
 
     out_channels: int | list[int]
 
@@ -197,7 +211,7 @@ _SSD_BOXES = DefaultBoxGenerator([[0.5]], scales=[0.3, 0.5], steps=[8])
 
 
 def _single_shot(head: nn.Module, classes: int) -> nn.Module:
-    """What ``ssd300_vgg16`` and ``ssdlite320_mobilenet_v3_large`` build, with a small backbone."""
+    """As ``ssd300_vgg16`` and ``ssdlite320_mobilenet_v3_large`` build it, with a small backbone."""
     backbone = TinyBackbone()
     backbone.out_channels = [16]
     return detection.ssd.SSD(backbone, _SSD_BOXES, (64, 64), classes, head=head)
@@ -244,6 +258,17 @@ def train_step(terse: Terse, detector: nn.Module, seed: int = 0, **batch: Any) -
     detector.zero_grad()
     terse.step(losses)
     return losses
+
+
+def disturb_synthesizer(terse: Terse) -> None:
+    """Change the synthesizer, so that its composites differ from random ones."""
+    assert isinstance(terse.policy, AdversarialPolicy)
+    nn.init.constant_(terse.policy.synthesizer.regressor.bias, 1.0)
+
+
+def observe_hardness(terse: Terse, targets: list[dict[str, Tensor]], value: float) -> None:
+    """Supply the same hardness for all objects of the last batch."""
+    terse.observe([torch.full((len(target["boxes"]),), value) for target in targets])
 
 
 def parameters_of(module: nn.Module) -> list[Tensor]:

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from factories import RampLoss, all_equal, every_image, make_batch, make_detector, parameters_of, policy_with
+from factories import RampLoss, all_equal, make_batch, make_detector, make_terse, parameters_of
 
-from terse_aug import ForegroundBank, Terse
-
-
-def make_terse(bank: ForegroundBank, policy: str, model: Any = None) -> Terse:
-    settings = policy_with(policy, update_interval=1, discriminator_weight=0.1)
-    return Terse(bank, settings, paste=every_image(), model=model)
+from terse_aug import ForegroundBank
 
 
 @pytest.mark.parametrize("policy", ["random", "adversarial"])
@@ -21,7 +14,7 @@ def test_composites_and_the_update_under_autocast_are_those_without(tiny_bank: F
     """Matrix products in bfloat16 would move pastes by pixels."""
     seen = []
     for enabled in (False, True):
-        terse = make_terse(tiny_bank, policy)
+        terse = make_terse(tiny_bank, policy, discriminator_weight=0.1)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             images, targets = terse(*make_batch())
             composites = terse.compose(*make_batch(1))
@@ -38,7 +31,7 @@ def test_composites_and_the_update_under_autocast_are_those_without(tiny_bank: F
 @pytest.mark.parametrize("policy", ["random", "best-of-n", "critic", "adversarial", "paper"])
 def test_training_under_autocast_updates_policy_and_detector(tiny_bank: ForegroundBank, policy: str) -> None:
     detector = make_detector("fasterrcnn")
-    terse = make_terse(tiny_bank, policy, detector)
+    terse = make_terse(tiny_bank, policy, model=detector, discriminator_weight=0.1)
     optimizer = torch.optim.SGD(detector.parameters(), lr=1e-3)
     before, detector_before = parameters_of(terse), parameters_of(detector)
     for seed in range(2):
@@ -60,9 +53,9 @@ def test_training_under_autocast_updates_policy_and_detector(tiny_bank: Foregrou
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("policy", ["random", "adversarial"])
 def test_images_of_another_precision_keep_it(tiny_bank: ForegroundBank, policy: str, dtype: torch.dtype) -> None:
-    terse = make_terse(tiny_bank, policy)
+    terse = make_terse(tiny_bank, policy, discriminator_weight=0.1)
     images, targets = make_batch()
-    expected = make_terse(tiny_bank, policy)(images, targets)[0]
+    expected = make_terse(tiny_bank, policy, discriminator_weight=0.1)(images, targets)[0]
     composites, corrected = terse([image.to(dtype) for image in images], targets)
     assert all(image.dtype == dtype for image in composites)
     assert all(target["boxes"].dtype == torch.float32 for target in corrected)
@@ -77,7 +70,7 @@ def test_images_of_another_precision_keep_it(tiny_bank: ForegroundBank, policy: 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_scale_of_a_grad_scaler_on_cuda_does_not_reach_the_policy(tiny_bank: ForegroundBank) -> None:
     device = torch.device("cuda")
-    terse, detector = make_terse(tiny_bank, "adversarial").to(device), RampLoss().to(device)
+    terse, detector = make_terse(tiny_bank, discriminator_weight=0.1).to(device), RampLoss().to(device)
     optimizer = torch.optim.SGD(detector.parameters(), lr=1e-6)
     scaler = torch.amp.GradScaler("cuda", init_scale=1024.0)
     images, targets = make_batch()

@@ -10,12 +10,22 @@ from typing import Any
 
 import pytest
 import torch
-from factories import RampLoss, every_image, make_bank, make_batch, make_detector, parameters_of, train_step, white_disc
+from factories import (
+    RampLoss,
+    every_image,
+    make_bank,
+    make_batch,
+    make_detector,
+    make_terse,
+    observe_hardness,
+    parameters_of,
+    train_step,
+    white_disc,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
-from terse_aug import PARAMETERS, ForegroundBank, Terse, TransformRanges
-from terse_aug.models import ClassifierAdapter
+from terse_aug import PARAMETERS, ForegroundBank, Terse
 from terse_aug.policies import Critic, CriticPolicy, PolicyContext, Proposal, Views
 from terse_aug.policies.base import VIEW_NUMBERS, VIEW_SHAPE
 from terse_aug.policies.critic import hardness_log_odds
@@ -105,14 +115,6 @@ def test_it_chooses_no_more_sharply_than_the_target_hardness_takes(target: float
 # --- learning -------------------------------------------------------------------------------------------------------
 
 
-def learner(bank: ForegroundBank, model: Any = None, paste: Any = None, **settings: Any) -> Terse:
-    return Terse(bank, Critic(**({"update_interval": 1} | settings)), paste=paste or every_image(), model=model)
-
-
-def observe_hardness(terse: Terse, targets: list[dict[str, Tensor]], value: float) -> None:
-    terse.observe([torch.full((len(target["boxes"]),), value) for target in targets])
-
-
 def train_on_place(terse: Terse, steps: int) -> list[float]:
     """What lies in the right half is hard; returns where the pastes were, as fractions of the width."""
     places = []
@@ -130,7 +132,7 @@ def test_it_predicts_the_hardness_of_random_pastes_of_several_classes(tmp_path: 
     """Of those that it chooses nearly all are hard, and a correlation would say little."""
     bank = make_bank(tmp_path, [dataclasses.replace(white_disc(), label=label) for label in (1, 2, 7)])
     settings: dict[str, Any] = {"target_hardness": 0.0, "learning_rate": 5e-3, "candidates": 2, "replay_updates": 2}
-    terse = learner(bank, paste=every_image(objects=(2, 2)), **settings)
+    terse = make_terse(bank, "critic", paste=every_image(objects=(2, 2)), **settings)
     train_on_place(terse, 40)
     state = {name: value for name, value in terse.state_dict().items() if "average/" not in name}
     terse.load_state_dict(state)  # the running average begins after learning
@@ -140,7 +142,7 @@ def test_it_predicts_the_hardness_of_random_pastes_of_several_classes(tmp_path: 
 
 def test_it_learns_what_is_hard_from_values_alone_and_stays_diverse(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"target_hardness": 1.0, "learning_rate": 5e-3, "candidates": 4, "replay_updates": 2}
-    terse = learner(make_bank(tmp_path, [white_disc()]), paste=every_image(objects=(2, 2)), **settings)
+    terse = make_terse(make_bank(tmp_path, [white_disc()]), "critic", paste=every_image(objects=(2, 2)), **settings)
     places = torch.tensor(train_on_place(terse, 36))
     metrics = terse.metrics()
     assert metrics["updates"] == 36
@@ -161,7 +163,7 @@ def test_it_learns_which_foregrounds_are_hard(tmp_path: Path, classes: int, mix_
     bank = make_bank(tmp_path, [white_disc(), grey])
     settings: dict[str, Any] = {"foreground_candidates": 4, "candidates": 1, "target_hardness": 1.0}
     settings |= {"mix_classes": mix_classes, "learning_rate": 1e-2, "replay_updates": 2}
-    terse = learner(bank, paste=every_image(objects=(2, 2)), **settings)
+    terse = make_terse(bank, "critic", paste=every_image(objects=(2, 2)), **settings)
     greys = []
     for step in range(24):
         _, targets = terse(*make_batch(step, sizes=((64, 64),) * 4, objects=0))
@@ -185,7 +187,7 @@ def test_with_several_foregrounds_to_choose_from_numbers_and_classes_are_as_with
     tiny_bank: ForegroundBank, random_fallback: bool
 ) -> None:
     paste = every_image(objects=(2, 2))
-    terse = learner(tiny_bank, paste=paste, foreground_candidates=5, update_interval=2, candidates=2)
+    terse = make_terse(tiny_bank, "critic", paste=paste, foreground_candidates=5, update_interval=2, candidates=2)
     terse(*make_batch(0))
     if random_fallback:
         with pytest.warns(UserWarning, match="the loss is nan"):
@@ -207,7 +209,7 @@ def test_accumulated_batches_are_all_learned_from_and_hardness_goes_to_the_batch
     tiny_bank: ForegroundBank,
 ) -> None:
     """Nothing is pasted on the last batch, which has as many objects as the others."""
-    terse = learner(tiny_bank, paste=every_image(objects=(1, 1)))
+    terse = make_terse(tiny_bank, "critic", paste=every_image(objects=(1, 1)))
     for value in (0.2, 0.6):
         _, targets = terse(*make_batch(int(10 * value), objects=0))
         observe_hardness(terse, targets, value)
@@ -223,7 +225,7 @@ def test_accumulated_batches_are_all_learned_from_and_hardness_goes_to_the_batch
 
 
 def test_it_costs_the_detector_no_graph_and_has_no_discriminator(tiny_bank: ForegroundBank) -> None:
-    terse = learner(tiny_bank, make_detector("fasterrcnn"))
+    terse = make_terse(tiny_bank, "critic", model=make_detector("fasterrcnn"))
     assert terse.trainer.updater.discriminator is None
     with torch.no_grad():
         terse(*make_batch())
@@ -236,7 +238,7 @@ def test_it_costs_the_detector_no_graph_and_has_no_discriminator(tiny_bank: Fore
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_moved_to_another_dtype_it_still_proposes_and_learns(tiny_bank: ForegroundBank, dtype: torch.dtype) -> None:
-    terse = learner(tiny_bank, candidates=2, replay_updates=1).to(dtype)
+    terse = make_terse(tiny_bank, "critic", candidates=2, replay_updates=1).to(dtype)
     for seed in range(2):
         _, targets = terse(*make_batch(seed))
         observe_hardness(terse, targets, 0.3)
@@ -246,7 +248,7 @@ def test_moved_to_another_dtype_it_still_proposes_and_learns(tiny_bank: Foregrou
 
 @pytest.mark.parametrize("trouble", ["hardness", "loss"])
 def test_what_is_not_known_or_not_finite_teaches_nothing(tiny_bank: ForegroundBank, trouble: str) -> None:
-    terse = learner(tiny_bank, make_detector("fasterrcnn"), update_interval=2)
+    terse = make_terse(tiny_bank, "critic", model=make_detector("fasterrcnn"), update_interval=2)
     before = parameters_of(terse)
     _, targets = terse(*make_batch())
     if trouble == "hardness":
@@ -261,82 +263,6 @@ def test_what_is_not_known_or_not_finite_teaches_nothing(tiny_bank: ForegroundBa
     assert terse.metrics()["skipped_updates"] == int(trouble == "loss")
     assert terse.metrics()["updates"] == terse.metrics()["extra_forwards"] == 0
     assert all(torch.equal(new, old) for new, old in zip(terse.parameters(), before, strict=True))
-
-
-# --- where hardness comes from --------------------------------------------------------------------------------------
-
-
-def test_there_is_an_extra_forward_where_nothing_was_recorded_or_supplied(tiny_bank: ForegroundBank) -> None:
-    detector = make_detector("retinanet")  # whose training forward is not recorded
-    terse = learner(tiny_bank, detector, update_interval=2)
-    before = parameters_of(terse)
-    for step in range(4):
-        train_step(terse, detector, step)
-    metrics = terse.metrics()
-    assert metrics["updates"] == 2
-    assert metrics["extra_forwards"] == 4
-    assert 0 <= metrics["hardness"] <= 1
-    assert any(not torch.equal(new, old) for new, old in zip(terse.parameters(), before, strict=True))
-
-
-def test_without_any_source_of_hardness_step_says_what_to_give(tiny_bank: ForegroundBank) -> None:
-    terse = learner(tiny_bank)
-    terse(*make_batch())
-    with pytest.raises(ValueError, match=r"learns from hardness: give Terse\(model=detector\), or call observe\(\)"):
-        terse.step(1.0)
-
-
-@pytest.mark.parametrize(("min_visibility", "forwards"), [(0.0, 2), (1.0, 0)])
-def test_only_images_with_a_labelled_paste_have_an_extra_forward(
-    tmp_path: Path, min_visibility: float, forwards: int
-) -> None:
-    """The frame cuts every disc in half, which is enough for a label or not; each image has an object of its own."""
-
-    class Counting:
-        first_label, label_limit = 0, None
-
-        def __init__(self) -> None:
-            self.batches: list[int] = []
-
-        def object_scores(self, images: Any, targets: Any) -> list[Tensor]:
-            self.batches.append(len(images))
-            return [torch.full((len(target["boxes"]),), 0.5) for target in targets]
-
-        def image_losses(self, images: Any, targets: Any, differentiable: bool = False) -> Tensor:
-            raise AssertionError
-
-    ranges = TransformRanges(translate_x=(0.0, 0.0), keep_inside=0.0)
-    paste = every_image(objects=(1, 1), min_visibility=min_visibility, ranges=ranges)
-    model = Counting()
-    terse = learner(make_bank(tmp_path, [white_disc()]), model, paste)
-    terse(*make_batch(objects=0))
-    assert all(len(pastes) == 1 for pastes in terse.pastes)
-    terse.step(1.0)
-    assert model.batches == ([forwards] if forwards else [])
-    assert terse.metrics()["extra_forwards"] == forwards
-
-
-@pytest.mark.parametrize("policy", ["critic", "adversarial", "random"])
-def test_hardness_that_does_not_fit_is_refused(tiny_bank: ForegroundBank, policy: str) -> None:
-    terse = Terse(tiny_bank, policy, paste=every_image())
-    with pytest.raises(ValueError, match="expected a call of Terse in training mode before"):
-        terse.observe([])
-    _, targets = terse(*make_batch())
-    counts = [len(target["boxes"]) for target in targets]
-    wrong: list[tuple[Any, str]] = [
-        ([torch.zeros(1)], "expected a tensor for each of 2 images, got 1"),
-        ([torch.zeros(counts[0]), torch.zeros(1, 1)], rf"image 1: expected a tensor \[{counts[1]}\].*got \[1, 1\]"),
-        ([[0.5], [0.5]], r"expected a tensor .* got list"),
-        ([torch.full((n,), 7.0) for n in counts], r"hardness of image 0: expected values in \[0, 1\], got 7.0 to 7.0"),
-    ]
-    for hardness, message in wrong:
-        with pytest.raises(ValueError, match=message):
-            terse.observe(hardness)
-    terse.eval()
-    terse(*make_batch())
-    assert terse.pastes == []
-    with pytest.raises(ValueError, match="expected a call of Terse in training mode before"):
-        terse.observe([torch.zeros(count) for count in counts])
 
 
 # --- replay buffer --------------------------------------------------------------------------------------------------
@@ -381,94 +307,8 @@ def test_the_replay_loss_is_the_cross_entropy_of_what_is_known() -> None:
         assert float(loss.detach()) == pytest.approx(expected, abs=1e-6)
 
 
-# --- probabilities of all classes -----------------------------------------------------------------------------------
-
-
 def test_log_odds_of_hardness_are_those_of_one_minus_the_softmax_at_the_label() -> None:
     logits = torch.randn(3, 5, 4, generator=generator_for(0), dtype=torch.float64)
     labels = torch.tensor([0, 3, 1, 1, 2])
     hardness = 1 - logits.softmax(-1)[:, torch.arange(5), labels]
     torch.testing.assert_close(hardness_log_odds(logits, labels), torch.logit(hardness))
-
-
-def test_class_probabilities_are_the_models_from_an_extra_forward_or_supplied(tmp_path: Path) -> None:
-    bank = make_bank(tmp_path, [white_disc()])
-    torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(12, 5))
-    model = ClassifierAdapter(network, classes=5)
-    computing, supplied = (learner(bank, model, every_image(objects=(1, 1))) for _ in range(2))
-    batch = make_batch(sizes=((32, 32),) * 3, objects=1)
-    computing(*batch)
-    computing.step(1.0)
-    images, targets = supplied(*batch)
-    supplied.observe(class_probabilities=model.class_probabilities(list(images), targets))
-    supplied.step(1.0)
-    assert computing.metrics()["extra_forwards"] == 3
-    assert supplied.metrics()["extra_forwards"] == 0
-    state, same = computing.policy.state_dict(), supplied.policy.state_dict()
-    torch.testing.assert_close(state["replay_probabilities"][:3], network(torch.stack(list(images))).softmax(1))
-    assert state["replay_labels"][:3].tolist() == [1, 1, 1]
-    for name, value in state.items():
-        assert torch.equal(value, same[name]), name
-
-
-class FiveClasses(ClassifierAdapter):
-    """A model with given probabilities."""
-
-    def __init__(self, probabilities: Tensor | None = None) -> None:
-        super().__init__(torch.nn.Flatten(), classes=5)
-        self.probabilities = probabilities
-
-    def class_probabilities(self, images: Any, targets: Any) -> list[Tensor]:
-        assert self.probabilities is not None
-        return [self.probabilities.expand(len(target["labels"]), -1) for target in targets]
-
-
-def test_class_probabilities_that_do_not_fit_are_refused(tiny_bank: ForegroundBank) -> None:
-    terse = learner(tiny_bank, FiveClasses())
-    _, targets = terse(*make_batch())
-    rows = [torch.full((len(target["boxes"]), 5), 0.2) for target in targets]
-    where = "class_probabilities of image"
-    wrong: list[tuple[dict[str, Any], str]] = [
-        ({}, "expected either hardness or class_probabilities, got neither"),
-        ({"hardness": [own[:, 0] for own in rows], "class_probabilities": rows}, "got both"),
-        ({"class_probabilities": [own[:, :2] for own in rows]}, rf"{where} 0: expected a tensor \[\d, 5\]"),
-        ({"class_probabilities": [rows[0], rows[1] - 1.2]}, rf"{where} 1: expected values in \[0, 1\], got -1.0"),
-        ({"class_probabilities": [own / 2 for own in rows]}, rf"{where} 0: expected rows that sum to 1.*\[0.5"),
-    ]
-    for arguments, message in wrong:
-        with pytest.raises(ValueError, match=message):
-            terse.observe(**arguments)
-    terse.observe(class_probabilities=rows)
-    for given, message in ((torch.full((4,), 0.25), r"expected a tensor \[\d, 5\]"), (torch.zeros(5), "sum to 1")):
-        computing = learner(tiny_bank, FiveClasses(given))
-        computing(*make_batch())
-        with pytest.raises(ValueError, match=f"{where} 0: .*{message}"):
-            computing.step(1.0)
-
-
-def test_supplied_class_probabilities_give_hardness_where_the_model_has_none(tiny_bank: ForegroundBank) -> None:
-    """The batch's own objects may have classes that no foreground has, and labels that stand for nothing."""
-    terse = learner(tiny_bank)
-    images, targets = make_batch()
-    for target, label in zip(targets, (-1, 9), strict=True):
-        target["labels"] = torch.full_like(target["labels"], label)
-    _, targets = terse(images, targets)
-    row = torch.tensor([0.05, 0.3, 0.3, *[0.05] * 7])  # the bank has labels 1 and 2
-    terse.observe(class_probabilities=[row.expand(len(target["boxes"]), -1) for target in targets])
-    terse.step(1.0)
-    assert terse.metrics()["updates"] == 1
-    assert terse.metrics()["hardness"] == pytest.approx(0.7)
-    assert terse.policy.classes is None
-
-
-def test_a_policy_made_for_other_classes_is_refused(tiny_bank: ForegroundBank) -> None:
-    with pytest.raises(ValueError, match=r"of 2 classes, but .* none and the bank's labels go up to 2"):
-        Terse(tiny_bank, CriticPolicy(classes=2))
-    with pytest.raises(ValueError, match="of 3 classes, but the model gives those of 5"):
-        Terse(tiny_bank, CriticPolicy(classes=3), model=FiveClasses())
-    assert Terse(tiny_bank, "critic", model=FiveClasses()).policy.classes == 5
-    assert Terse(tiny_bank, "critic", model=make_detector("fasterrcnn")).policy.classes is None
-    for wrong, message in (({"capacity": 0}, "capacity: .* at least 1, got 0"), ({"classes": 1}, "at least 2, got 1")):
-        with pytest.raises(ValueError, match=message):
-            CriticPolicy(**wrong)
