@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torchvision.models import detection
 
 from terse_aug import ForegroundBank, Terse
+from terse_aug.config import POLICY_SETTINGS
 from terse_aug.models import ModelAdapter, TorchvisionAdapter, as_model
-from terse_aug.policies import POLICIES, Adversarial
+from terse_aug.policies import Adversarial
 from terse_aug.utils.random import isolated_global_rng
 
 STEPS = 3
@@ -48,7 +49,7 @@ def batch_for(name: str, seed: int = 0, **more: Any) -> tuple[list[Tensor], list
 # --- training -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("policy", sorted(POLICY_SETTINGS))
 @pytest.mark.parametrize("name", DETECTORS)
 def test_a_detector_trains_and_a_policy_that_learns_is_updated(
     name: str, policy: str, bank_for: dict[str, ForegroundBank]
@@ -60,7 +61,7 @@ def test_a_detector_trains_and_a_policy_that_learns_is_updated(
     before, detector_before = parameters_of(terse), parameters_of(detector)
     for seed in range(STEPS):
         images, targets = terse(*batch_for(name, seed))
-        leaves = [leaf for turn in terse.trainer.feedback for leaf in turn.proposal.leaves]
+        leaves = [leaf for pending in terse.trainer.feedback.batches for leaf in pending.proposal.leaves]
         losses = detector(images, targets)
         torch.stack(list(losses.values())).sum().backward()
         assert all(leaf.grad is not None and bool((leaf.grad.abs().amax(1) > 0).all()) for leaf in leaves)
