@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from factories import EVERY_IMAGE, make_batch
+from factories import every_image, make_batch, policy_with
 from torch import Tensor, nn
 
 from terse_aug import ForegroundBank, Terse
@@ -25,8 +25,10 @@ class Brightness(nn.Module):
         return torch.stack([torch.zeros_like(difference), difference, -difference], 1)
 
 
-def make_terse(bank: ForegroundBank, policy: str = "random", **settings: Any) -> Terse:
-    return Terse(bank, policy, **({"objects": (1, 1), "move_every": 1, **EVERY_IMAGE} | settings))
+def make_terse(bank: ForegroundBank, policy: str = "random", **arguments: Any) -> Terse:
+    """It pastes one object on every image and updates a small policy in every iteration."""
+    settings = policy_with(policy, update_interval=1, candidates=2, replay_updates=1)
+    return Terse(bank, settings, **({"paste": every_image(objects=(1, 1))} | arguments))
 
 
 def make_miner(
@@ -35,7 +37,7 @@ def make_miner(
     folder.mkdir(exist_ok=True)
     model = ClassifierAdapter(Brightness(), classes=3)
     cache = HardExampleCache(folder / "hard")
-    return HardExampleMiner(make_terse(bank, policy, target=model), model, cache, wanted, budget)
+    return HardExampleMiner(make_terse(bank, policy, model=model), model, cache, wanted, budget)
 
 
 def noise_batches(**fields: Any) -> Iterator[Any]:

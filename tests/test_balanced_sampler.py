@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import EVERY_IMAGE, all_equal, make_batch
+from factories import all_equal, every_image, make_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -232,7 +232,7 @@ def test_all_ranks_continue_from_the_state_of_any(backgrounds: int, ranks: int) 
         for rank in range(ranks):
             resumed = bound(4, backgrounds)
             resumed.load_state_dict(begun.state_dict())
-            visits = visits_of(resumed, [2] * 30, rank=rank, ranks=ranks)
+            visits = visits_of(resumed, [2] * 15, rank=rank, ranks=ranks)
             assert all(0 <= visit.background < backgrounds and visit.foregrounds for visit in visits)
 
 
@@ -259,10 +259,10 @@ def test_a_restricted_sampler_has_no_graph() -> None:
 # --- in Terse -------------------------------------------------------------------------------------------------------
 
 
-def balanced(bank: ForegroundBank, seed: int = 3, **more: Any) -> Terse:
+def balanced(bank: ForegroundBank, seed: int = 3, probability: float = 0.5) -> Terse:
     pool = [torch.rand(3, 40, 40 + number, generator=generator_for(number)) for number in range(5)]
-    own: dict[str, Any] = {"objects": (1, 2), "background_probability": 0.5, **EVERY_IMAGE} | more
-    return Terse(bank, "random", backgrounds=BackgroundPool(pool), **own, seed=seed, sampler="balanced")
+    backgrounds, paste = BackgroundPool(pool, probability), every_image(objects=(1, 2))
+    return Terse(bank, "random", seed=seed, paste=paste, sampler="balanced", backgrounds=backgrounds)
 
 
 @pytest.mark.parametrize("seed", [3, 4])
@@ -283,7 +283,7 @@ def test_a_run_resumed_within_a_round_equals_the_uninterrupted_one(tiny_bank: Fo
 
 
 def test_every_foreground_is_pasted_equally_often(tiny_bank: ForegroundBank) -> None:
-    terse = balanced(tiny_bank, background_probability=0.3)
+    terse = balanced(tiny_bank, probability=0.3)
     pasted: Counter[int] = Counter()
     for step in range(30):
         terse(*make_batch(step, objects=0))
@@ -296,7 +296,7 @@ def test_every_foreground_is_pasted_equally_often(tiny_bank: ForegroundBank) -> 
 
 
 def test_a_policy_that_chooses_among_foregrounds_is_refused(tiny_bank: ForegroundBank) -> None:
-    with pytest.raises(ValueError, match="BalancedSampler with critic_cutouts 3: the policy would choose"):
+    with pytest.raises(ValueError, match="BalancedSampler with foreground_candidates 3: the policy would choose"):
         Terse(tiny_bank, Critic(foreground_candidates=3), sampler="balanced")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from factories import DETECTORS, EVERY_IMAGE, KEYPOINTS, keypoint_foregrounds, make_bank, make_batch, make_detector
+from factories import DETECTORS, KEYPOINTS, every_image, keypoint_foregrounds, make_bank, make_batch, make_detector
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
@@ -20,6 +20,7 @@ from torchvision.ops import box_iou
 from terse_aug import ForegroundBank, Terse, TerseWarning
 from terse_aug.compositing.compose import Composites
 from terse_aug.models import RecordsTrainingForward, RoIHeadRecorder, TorchvisionAdapter
+from terse_aug.policies import Critic
 from terse_aug.utils.random import isolated_global_rng
 
 ROI_HEADS = ("fasterrcnn", "maskrcnn", "keypointrcnn")
@@ -184,13 +185,14 @@ def test_annotated_boxes_are_told_apart_from_proposals_of_low_precision(
 # --- in training ----------------------------------------------------------------------------------------------------
 
 
-def critic(bank: ForegroundBank, detector: Any, **settings: Any) -> Terse:
-    return Terse(bank, "critic", **(EVERY_IMAGE | {"objects": (1, 1), "move_every": 2} | settings), model=detector)
+def critic(bank: ForegroundBank, detector: Any, update_interval: int = 2) -> Terse:
+    settings = Critic(candidates=2, replay_updates=1, update_interval=update_interval)
+    return Terse(bank, settings, paste=every_image(objects=(1, 1)), model=detector)
 
 
 def replay_hardness(terse: Terse) -> list[float]:
     state = terse.policy.state_dict()
-    values: list[float] = state["_hardness"][: int(state["_written"])].tolist()
+    values: list[float] = state["replay_hardness"][: int(state["replay_count"])].tolist()
     return values
 
 
@@ -383,7 +385,7 @@ def test_a_model_with_another_call_signature_gets_extra_forwards_and_one_warning
     detector: Any = make_detector("fasterrcnn")
     train = spoil(detector)
     spoiled = detector.forward
-    terse = critic(tiny_bank, detector, move_every=1)
+    terse = critic(tiny_bank, detector, update_interval=1)
     for seed in range(3):
         detector.forward = spoiled
         images, targets = terse(*batch(seed=seed))

@@ -30,7 +30,7 @@ def cycle(bank: Path, folder: Path, kill_at: int) -> None:
     model = nn.Sequential(nn.AdaptiveAvgPool2d(6), nn.Flatten(), nn.Linear(108, 3))
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     adapter = ClassifierAdapter(model, classes=3)
-    terse = make_terse(ForegroundBank.open(bank), "critic", target=adapter)
+    terse = make_terse(ForegroundBank.open(bank), "critic", model=adapter)
     events = 0
 
     def event() -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from factories import make_batch, make_detector, parameters_of
+from factories import every_image, make_batch, make_detector, parameters_of
 from lockstep_samples import Brightness, make_miner, make_terse, noise_batches
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from terse_aug import ForegroundBank, PixelFormat, Terse, TerseWarning
+from terse_aug import BackgroundPool, ForegroundBank, PixelFormat, Terse, TerseWarning
 from terse_aug.lockstep import HardExampleCache, HardExampleMiner, MiningReport
 from terse_aug.models import ClassifierAdapter, TorchvisionAdapter, class_of
 
@@ -167,12 +167,12 @@ class RightInFront(ClassifierAdapter):
         return rows
 
 
-@pytest.mark.parametrize("settings", [{}, {"objects": (2, 2)}, {"superimpose_probability": 0.5}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"objects": (2, 2)}, {"occluded_object_probability": 0.5}], ids=str)
 def test_objects_behind_another_are_no_examples_for_a_classifier(
     tiny_bank: ForegroundBank, cache: HardExampleCache, settings: dict[str, Any]
 ) -> None:
     model = RightInFront(Brightness(), classes=3)
-    terse = make_terse(tiny_bank, "critic", target=model, **settings)
+    terse = make_terse(tiny_bank, "critic", model=model, paste=every_image(**({"objects": (1, 1)} | settings)))
     report = HardExampleMiner(terse, model, cache, {1: 5, 2: 5}, 60).run(noise_batches())
     assert report.found == {}
     assert report.seen == report.model_forwards == 60
@@ -182,7 +182,7 @@ def test_objects_behind_another_are_no_examples_for_a_classifier(
 def test_all_pastes_but_occluded_objects_count_for_a_detector(
     tiny_bank: ForegroundBank, cache: HardExampleCache
 ) -> None:
-    terse = make_terse(tiny_bank, objects=(2, 2), superimpose_probability=0.5)
+    terse = make_terse(tiny_bank, paste=every_image(objects=(2, 2), occluded_object_probability=0.5))
     model = TorchvisionAdapter(make_detector("fasterrcnn"))
     miner = HardExampleMiner(terse, model, cache, {1: 99, 2: 99}, 8)
     report = miner.run(noise_batches(sizes=((96, 96),) * 4, objects=1))
@@ -199,7 +199,7 @@ def test_objects_of_classes_that_the_model_does_not_have_are_ignored(
 ) -> None:
     unknown = {"boxes": torch.tensor([[2.0, 2, 9, 9]]), "labels": torch.tensor([label])}
     batches = ((images, [target | unknown for target in targets]) for images, targets in noise_batches())
-    terse = make_terse(tiny_bank, policy, image_probability=0.5)
+    terse = make_terse(tiny_bank, policy, paste=every_image(objects=(1, 1), paste_probability=0.5))
     assert HardExampleMiner(terse, CLASSIFIER, cache, {1: 3, 2: 3}, 400, **settings).run(batches).complete
 
 
@@ -210,7 +210,7 @@ def test_a_sampler_learns_without_extra_forwards(tiny_bank: ForegroundBank, cach
     terse = make_terse(tiny_bank, sampler="hardness")
     model = TorchvisionAdapter(make_detector("fasterrcnn"))
     HardExampleMiner(terse, model, cache, {1: 50, 2: 50}, budget=6).run(noise_batches())
-    assert float(terse.state_dict()["sampler.totals"][1].sum()) > 0
+    assert float(terse.sampler.state_dict()["totals"][1].sum()) > 0
     assert terse.metrics()["extra_forwards"] == 0
 
 
@@ -297,10 +297,10 @@ def test_a_model_without_gradient_is_warned_about(
         ({"wanted": {1: 1, 2: 1}}, {"sampler": "cat=1,dog=0"}, r"never draws the label\(s\) \[2\], whose weight is 0"),
         (
             {},
-            {"sampler": "balanced", "backgrounds": [torch.zeros(3, 40, 40)], "background_probability": 0.5},
+            {"sampler": "balanced", "backgrounds": BackgroundPool([torch.zeros(3, 40, 40)])},
             "another sampler than 'balanced'",
         ),
-        ({}, {"pixels": PixelFormat(scale=255)}, "expected a cache with .*255"),
+        ({}, {"pixel_format": PixelFormat(scale=255)}, "expected a cache with .*255"),
     ],
 )
 def test_impossible_mining_is_refused(

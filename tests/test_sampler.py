@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import EVERY_IMAGE, every_image, make_bank, make_batch, make_detector, make_foreground
+from factories import every_image, make_bank, make_batch, make_detector, make_foreground, policy_with
 
-from terse_aug import ForegroundBank, ForegroundLoader, Terse
+from terse_aug import BackgroundPool, ForegroundBank, ForegroundLoader, Terse
+from terse_aug.policies import Critic, Random
 from terse_aug.samplers import (
     BalancedSampler,
     DrawRequest,
@@ -171,7 +172,7 @@ def test_sampled_foregrounds_of_another_distribution_are_refused(tiny_bank: Fore
         if fits:
             terse(images, targets, [own(), own()])
         else:
-            with pytest.raises(ValueError, match="drawn by another sampler"):
+            with pytest.raises(ValueError, match=r"sampler: expected .*, as Terse has, got"):
                 terse(images, targets, [own(), own()])
     for name in ("hardness", "balanced"):
         with pytest.raises(ValueError, match="let Terse draw"):
@@ -180,12 +181,18 @@ def test_sampled_foregrounds_of_another_distribution_are_refused(tiny_bank: Fore
 
 def test_weights_hold_for_what_workers_draw(tmp_path: Path) -> None:
     bank = make_bank(tmp_path, [make_foreground(seed, label=1 + (seed == 0)) for seed in range(9)])
-    own: dict[str, Any] = {"sampler": RaritySampler(1.0), "objects": (4, 4), "image_probability": 1.0}
-    loader = ForegroundLoader(bank, "random", **own)
+    loader = ForegroundLoader(bank, "random", paste=every_image(objects=(4, 4)), sampler=RaritySampler(1.0))
     assert np.mean([index == 0 for _ in range(150) for index in loader().objects]) == pytest.approx(0.5, abs=0.06)
 
 
 # --- by hardness ----------------------------------------------------------------------------------------------------
+
+
+def learning_terse(bank: ForegroundBank, policy: str, objects: int, model: Any = None) -> Terse:
+    """Sampler and policy are updated in every second iteration."""
+    settings = policy_with(policy, update_interval=2, candidates=2, replay_updates=1)
+    paste, sampler = every_image(objects=(objects, objects)), HardnessSampler(update_interval=2)
+    return Terse(bank, settings, model=model, paste=paste, sampler=sampler)
 
 
 def test_classes_are_equal_at_first_then_weigh_by_hardness_and_none_vanishes() -> None:
@@ -209,8 +216,7 @@ def test_classes_are_equal_at_first_then_weigh_by_hardness_and_none_vanishes() -
 @pytest.mark.parametrize("policy", ["random", "critic", "adversarial", "best-of-n"])
 def test_a_class_that_the_detector_finds_hard_is_pasted_more(tiny_bank: ForegroundBank, policy: str) -> None:
     """With hardness supplied by ``observe``: dogs are missed, cats are not."""
-    own: dict[str, Any] = {"target": make_detector("fasterrcnn"), "objects": (3, 3), "move_every": 2, **EVERY_IMAGE}
-    terse = Terse(tiny_bank, policy, sampler="hardness", **own)
+    terse = learning_terse(tiny_bank, policy, 3, make_detector("fasterrcnn"))
     drawn: Counter[int] = Counter()
     for step in range(12):
         images, targets = terse(*make_batch(step, objects=0))
@@ -232,13 +238,12 @@ def test_hardness_is_recorded_from_the_training_forward_or_an_extra_one(
     tiny_bank: ForegroundBank, policy: str, name: str, forwards: int
 ) -> None:
     detector = make_detector(name)
-    own: dict[str, Any] = {"target": detector, "move_every": 2, "objects": (2, 2), **EVERY_IMAGE}
-    terse = Terse(tiny_bank, policy, sampler="hardness", **own)
+    terse = learning_terse(tiny_bank, policy, 2, detector)
     for step in range(4):
         losses = detector(*terse(*make_batch(step)))
         torch.stack(list(losses.values())).sum().backward()
         terse.step(losses)
-    sums, counts = terse.state_dict()["sampler.totals"]
+    sums, counts = terse.sampler.state_dict()["totals"]
     assert float(counts.sum()) > 0
     assert float((sums / counts)[counts > 0].min()) >= 0
     assert terse.metrics()["extra_forwards"] == forwards
@@ -255,13 +260,12 @@ def test_the_state_holds_what_was_recorded_also_between_two_updates(tiny_bank: F
             terse.step(1.0)
         return drawn
 
-    own: dict[str, Any] = {"objects": (3, 3), "move_every": 2, **EVERY_IMAGE}
-    whole, begun, resumed = (Terse(tiny_bank, "random", sampler="hardness", **own) for _ in range(3))
+    whole, begun, resumed = (learning_terse(tiny_bank, "random", 3) for _ in range(3))
     expected = train(whole, 0, 6)
     before = train(begun, 0, at)
     resumed.load_state_dict(begun.state_dict())
     assert before + train(resumed, at, 6) == expected
-    assert torch.equal(resumed.state_dict()["sampler.totals"], whole.state_dict()["sampler.totals"])
+    assert torch.equal(resumed.sampler.state_dict()["totals"], whole.sampler.state_dict()["totals"])
     state = begun.sampler.state_dict()
     with pytest.raises(RuntimeError, match="the state is of a bank with other classes"):
         bound(HardnessSampler()).load_state_dict(state)
@@ -272,7 +276,7 @@ def test_the_state_holds_what_was_recorded_also_between_two_updates(tiny_bank: F
 def test_without_a_source_of_hardness_step_raises(tiny_bank: ForegroundBank) -> None:
     terse = Terse(tiny_bank, "random", paste=every_image(), sampler="hardness")
     terse(*make_batch())
-    with pytest.raises(ValueError, match=r"sampler 'hardness' learns from hardness: give Terse\(.*, or call"):
+    with pytest.raises(ValueError, match=r"HardnessSampler learns from hardness: give Terse\(.*, or call"):
         terse.step(1.0)
 
 
@@ -284,16 +288,15 @@ class FirstOnly(Sampler):
         return [0] * (request.pastes * request.foreground_candidates)
 
 
-@pytest.mark.parametrize("policy", ["random", "critic"])
-def test_a_custom_sampler_needs_draw_only(tiny_bank: ForegroundBank, policy: str) -> None:
-    pool = [torch.full((3, 40, 50), 0.4)]
-    own: dict[str, Any] = {"backgrounds": pool, "background_probability": 0.5, "critic_cutouts": 2, **EVERY_IMAGE}
+@pytest.mark.parametrize("policy", [Random(), Critic(candidates=2, foreground_candidates=2)])
+def test_a_custom_sampler_needs_draw_only(tiny_bank: ForegroundBank, policy: Any) -> None:
+    own: dict[str, Any] = {"backgrounds": BackgroundPool([torch.full((3, 40, 50), 0.4)]), "paste": every_image()}
     terse = Terse(tiny_bank, policy, **own, model=make_detector("retinanet"), sampler=FirstOnly())
     for step in range(4):
         terse(*make_batch(step))
         assert {paste.index for pastes in terse.pastes for paste in pastes} == {0}
     assert {paste.index for pastes in terse.compose(*make_batch()).pastes for paste in pastes} == {0}
-    assert not [name for name in terse.state_dict() if name.startswith("sampler")]
+    assert not [name for name in terse.state_dict() if "sampler" in name]
 
 
 class Stateful(FirstOnly):

@@ -35,19 +35,19 @@ class HardExampleCache:
     Args:
         path: the file; an existing cache is continued.
         capacity: examples kept; a new one replaces the oldest.
-        pixels: format of the images; by default RGB in [0, 1].
+        pixel_format: format of the images; by default RGB in [0, 1].
 
     Raises:
         ValueError: a capacity below 1, or a file that cannot be opened, is no cache of this version or has another
             capacity.
     """
 
-    def __init__(self, path: str | Path, capacity: int = 50_000, pixels: PixelFormat | None = None) -> None:
+    def __init__(self, path: str | Path, capacity: int = 50_000, pixel_format: PixelFormat | None = None) -> None:
         if capacity < 1:
             raise ValueError(f"capacity: expected at least 1, got {capacity}")
         self.path = Path(path).absolute()
         self.capacity = capacity
-        self.pixels = pixels or PixelFormat()
+        self.pixel_format = pixel_format or PixelFormat()
         try:
             self._store = lmdb.open(str(self.path), map_size=_FIRST_MAP_BYTES, subdir=False, metasync=False)
         except lmdb.Error as error:
@@ -89,7 +89,7 @@ class HardExampleCache:
         label = int(label)
         # Cloned: torch.save stores the whole storage of a view.
         fields = {name: value.detach().cpu().clone() for name, value in target.items() if name in OBJECT_FIELDS}
-        rgb = self.pixels.decode(image.detach().float().cpu()).clamp(0, 1)
+        rgb = self.pixel_format.decode(image.detach().float().cpu()).clamp(0, 1)
         content = io.BytesIO()
         torch.save({"image": (rgb * 255).round().to(torch.uint8), "target": fields, "label": label}, content)
         value = content.getvalue()
@@ -114,7 +114,7 @@ class HardExampleCache:
             if not -count <= position < count:
                 raise IndexError(f"the cache has {count} examples, got position {position}")
             record = _record(transaction, written - count + position % count)
-        return self.pixels.encode(record["image"].float() / 255), record["target"]
+        return self.pixel_format.encode(record["image"].float() / 255), record["target"]
 
     def rollback(self, written: int) -> None:
         """Remove the newest examples, as if they had never been added.

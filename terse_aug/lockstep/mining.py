@@ -252,8 +252,8 @@ def _check_terse(terse: Terse, cache: HardExampleCache) -> None:
             "expected Terse without background pool, or another sampler than 'balanced', whose graph has all "
             "foregrounds: mining pastes those that still lack examples"
         )
-    if cache.pixels != terse.pixel_format:
-        raise ValueError(f"expected a cache with {terse.pixel_format}, as Terse has, got one with {cache.pixels}")
+    if cache.pixel_format != terse.pixel_format:
+        raise ValueError(f"expected a cache with {terse.pixel_format}, as Terse has, got one with {cache.pixel_format}")
 
 
 def mix_batches(

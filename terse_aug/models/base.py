@@ -82,7 +82,10 @@ class GivesInputGradients(Protocol):
 
 
 class Recorder(Protocol):
-    """Records what a model predicts in its training forward; see :class:`RecordsTrainingForward`."""
+    """Records what a model predicts in its training forward; see :class:`RecordsTrainingForward`.
+
+    An exception of its hooks must not reach the model: it may be kept in an attribute ``error``, and is warned about.
+    """
 
     def scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor] | None:
         """:meth:`ModelAdapter.object_scores` from the recorded training forward of these targets.

@@ -132,7 +132,7 @@ class FeedbackBuffer:
         Raises:
             ValueError: as :meth:`run_extra_forwards`.
         """
-        self._check_source("sampler hardness")
+        self._check_source(f"sampler {type(self._sampler).__name__}")
         batches, self._for_sampler = self._for_sampler, []
         if run_forwards and self._model is not None:
             self._count_forwards(extra_forward_hardness(batches, self._model, self._policy.classes))

@@ -138,9 +138,9 @@ def recorded_hardness(pending: PendingBatch) -> Exception | None:
         pending.hardness = None
         return error
     finally:
-        failed: Exception | None = getattr(recorder, "error", None)
+        hook_error: Exception | None = getattr(recorder, "error", None)
         recorder.close()
-    return failed
+    return hook_error
 
 
 def extra_forward_hardness(pending_batches: Sequence[PendingBatch], model: ModelAdapter, classes: int | None) -> int:
