@@ -261,3 +261,53 @@ def test_a_model_that_resizes_its_batches_is_heard_in_the_composites_pixels() ->
         asked = target.object_scores(shown, resized)
         assert torch.cat(heard).tolist() == pytest.approx(torch.cat(asked).tolist(), abs=1e-4)
         assert float(torch.cat(heard).min()) > 0
+
+
+def test_extra_forwards_leave_attributes_and_batch_augmentations_alone() -> None:
+    class Noting(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.history: list[float] = []
+            self.data_preprocessor = Preprocessor()
+
+        def forward(self, mode: str, **data: Any) -> dict[str, Any]:
+            self.history.append(1.0)
+            self.seen = 3
+            assert self.data_preprocessor.batch_augments is None
+            return {"loss": torch.ones(())}
+
+        def parse_losses(self, losses: Any) -> Any:
+            return losses["loss"], losses
+
+    class Preprocessor(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.batch_augments = torch.nn.ModuleList([torch.nn.Identity()])
+
+        def forward(self, batch: Any, training: bool) -> Any:
+            return batch
+
+    model = Noting()
+    target = {"boxes": torch.tensor([[0.0, 0, 10, 10]]), "labels": torch.tensor([0])}
+    assert MMDetAdapter(model, 3).image_losses([torch.zeros(3, 20, 20)], [target]).tolist() == [1.0]
+    assert model.history == []
+    assert not hasattr(model, "seen")
+    assert len(model.data_preprocessor.batch_augments) == 1
+
+
+def test_a_score_is_that_of_a_detection_of_the_same_class_in_the_same_place() -> None:
+    class Fixed(torch.nn.Module):
+        def data_preprocessor(self, batch: Any, training: bool) -> Any:
+            return batch
+
+        def predict(self, inputs: Any, samples: Any, rescale: bool) -> Any:
+            boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [1, 1, 10, 10], [30, 30, 40, 40]])
+            for sample in samples:
+                scores, labels = torch.tensor([0.9, 0.4, 0.6, 0.8]), torch.tensor([1, 0, 0, 0])
+                sample.pred_instances = InstanceData(bboxes=boxes, scores=scores, labels=labels)
+            return samples
+
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10], [20, 20, 30, 30]])
+    target = {"boxes": boxes, "labels": torch.tensor([0, 1, 2, 0])}
+    (scores,) = MMDetAdapter(Fixed(), 3).object_scores([torch.zeros(3, 40, 50)], [target])
+    assert scores.tolist() == pytest.approx([0.6, 0.9, 0.0, 0.0])
