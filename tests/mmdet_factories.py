@@ -151,8 +151,8 @@ def shipped(name: str) -> Any:
 def tiny_mask_rcnn() -> Any:
     """MMDetection's Mask R-CNN on a ResNet18 of 8 channels."""
     model = narrowed(shipped("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"))
-    model.backbone.update(depth=18, base_channels=8, norm_eval=False)
-    model.neck.update(in_channels=[8, 16, 32, 64], out_channels=16)
+    model.backbone.norm_eval = False
+    model.neck.out_channels = 16
     model.rpn_head.update(in_channels=16, feat_channels=16)
     for part in ("bbox", "mask"):
         model.roi_head[f"{part}_roi_extractor"].out_channels = 16
@@ -174,8 +174,9 @@ def tiny_yolox() -> Any:
 
 
 def narrowed(model: Any) -> Any:
-    """A model's config with few channels and classes, and few proposals, wherever these are named."""
+    """A model's config with few channels, classes, layers and proposals, wherever these are named."""
     names = {
+        "num_layers": 2,
         "num_classes": len(CLASSES),
         "fc_out_channels": 32,
         "conv_out_channels": 16,
@@ -184,6 +185,11 @@ def narrowed(model: Any) -> Any:
     }
     _visit(model, names)
     model["backbone"]["init_cfg"] = None
+    if model["backbone"]["type"] == "ResNet":
+        model["backbone"].update(depth=18, base_channels=8)
+        for part in ("neck", "panoptic_head"):
+            if part in model:
+                model[part]["in_channels"] = [channels // 32 for channels in model[part]["in_channels"]]
     return model
 
 
