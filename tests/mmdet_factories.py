@@ -54,7 +54,7 @@ def _ellipse(generator: np.random.Generator, height: int, width: int) -> dict[st
 
 
 def tiny_bank(folder: Path, count: int = 8) -> ForegroundBank:
-    """A bank of cats (1) and dogs (2), which the data set has the other way round."""
+    """A bank of cats (1) and dogs (2); the data set has them in the other order."""
     with BankWriter(folder / "tiny.bank", {1: "cat", 2: "dog"}) as out:
         for seed in range(count):
             out.add(make_foreground(seed, label=1 + seed % 2))

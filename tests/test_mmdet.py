@@ -117,8 +117,8 @@ def test_with_epochs_a_resumed_run_begins_with_the_state_that_was_saved(
     for name, value in whole[1].items():
         torch.testing.assert_close(rest[0][name], value, rtol=0, atol=0, equal_nan=True, msg=name)
     for own in (hook, other):
-        figures = own.terse.metrics()
-        assert (figures["iterations"], figures["updates"], figures["skipped_updates"]) == (6, 6, 0)
+        metrics = own.terse.metrics()
+        assert (metrics["iterations"], metrics["updates"], metrics["skipped_updates"]) == (6, 6, 0)
 
 
 def test_with_epochs_off_means_off(data: Path, bank: ForegroundBank, tmp_path: Path) -> None:
@@ -194,8 +194,8 @@ def test_it_continues_through_the_mode_switch_of_yolox(
     assert drawn[:3] != drawn[3:6] != drawn[6:]
     assert all(before < after for before, after in itertools.pairwise([0, *pasted]))
     assert len(resized) > 1
-    figures = hook.terse.metrics()
-    assert (figures["updates"], figures["skipped_updates"], figures["non_finite_losses"]) == (9, 0, 0)
+    metrics = hook.terse.metrics()
+    assert (metrics["updates"], metrics["skipped_updates"], metrics["non_finite_losses"]) == (9, 0, 0)
 
 
 # --- mixed precision ------------------------------------------------------------------------------------------------
@@ -224,9 +224,9 @@ def test_the_scale_of_a_scaler_is_removed(data: Path, bank: ForegroundBank, tmp_
             data, tmp_path, settings(bank, "adversarial"), loss_scale=scale, accumulative_counts=2
         )
         runner.train()
-        figures = hook.terse.metrics()
-        assert (figures["updates"], figures["skipped_updates"], figures["non_finite_losses"]) == (2, 0, 0)
-        logged.append((figures["loss"], figures["gradient_norm"]))
+        metrics = hook.terse.metrics()
+        assert (metrics["updates"], metrics["skipped_updates"], metrics["non_finite_losses"]) == (2, 0, 0)
+        logged.append((metrics["loss"], metrics["gradient_norm"]))
         weights.append([value.detach() for value in hook.terse.policy.parameters()])
     assert runner.optim_wrapper.loss_scaler.get_scale() == 2.0**16
     assert logged[0] == pytest.approx(logged[1], rel=1e-3)
@@ -247,8 +247,8 @@ def test_an_overflow_skips_the_update(data: Path, bank: ForegroundBank, tmp_path
     runner.register_hook(Watch())
     with pytest.warns(UserWarning, match="gradient is not finite"):
         runner.train()
-    figures = hook.terse.metrics()
-    assert (figures["updates"], figures["skipped_updates"], figures["non_finite_losses"]) == (2, 1, 0)
+    metrics = hook.terse.metrics()
+    assert (metrics["updates"], metrics["skipped_updates"], metrics["non_finite_losses"]) == (2, 1, 0)
     assert all(map(torch.equal, entered[0], entered[1]))
     assert not all(map(torch.equal, entered[1], entered[2]))
     assert all(bool(value.isfinite().all()) for value in entered[2])
@@ -259,11 +259,11 @@ def test_an_overflow_skips_the_update(data: Path, bank: ForegroundBank, tmp_path
 def test_amp_on_cuda(data: Path, bank: ForegroundBank, tmp_path: Path, policy: str) -> None:
     runner, hook = mixed_precision(data, tmp_path, settings(bank, policy), loss_scale={"init_scale": 256.0})
     runner.train()
-    figures = hook.terse.metrics()
+    metrics = hook.terse.metrics()
     assert next(runner.model.parameters()).is_cuda
-    assert figures["updates"] > 0
-    assert figures["updates"] + figures["skipped_updates"] == 3
-    assert figures["non_finite_losses"] == 0
+    assert metrics["updates"] > 0
+    assert metrics["updates"] + metrics["skipped_updates"] == 3
+    assert metrics["non_finite_losses"] == 0
 
 
 # --- checkpoints and logs -------------------------------------------------------------------------------------------
