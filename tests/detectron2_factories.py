@@ -59,7 +59,7 @@ def registered(
 
 
 def tiny_bank(folder: Path, keypoints: bool = False, count: int = 8) -> ForegroundBank:
-    """A bank of cats (1) and dogs (2), which the data set has the other way round."""
+    """A bank of cats (1) and dogs (2); the data set has them in the other order."""
     points = np.array([[10, 5, 2], [6, 8, 2], [14, 8, 2]], np.float32)
     names = KEYPOINTS if keypoints else ()
     with BankWriter(folder / "tiny.bank", {1: "cat", 2: "dog"}, keypoint_names=names) as out:

@@ -1,4 +1,4 @@
-"""The hosts that adapters are tested against, where they are installed."""
+"""The frameworks that adapters are tested with, if they are installed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 
 def need_detectron2() -> None:
-    """Skip a test module where Detectron2 is not installed; import it without what it warns of on the way."""
+    """Skip a test module where Detectron2 is not installed; import it without its warnings."""
     pytest.importorskip("detectron2", reason="Detectron2 is not installed", exc_type=ImportError)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -27,11 +27,11 @@ QUIET_DETECTRON2 = [
     pytest.mark.filterwarnings("ignore:.*metrics.json:pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning"),
 ]
-"""Marks for a test module: Detectron2 uses what torch gives up."""
+"""Marks for a test module: Detectron2 uses deprecated functions of torch."""
 
 
 def need_mmdet() -> None:
-    """Skip a test module where MMDetection is not installed; import it without what it warns of on the way."""
+    """Skip a test module where MMDetection is not installed; import it without its warnings."""
     for name in ("mmengine", "mmcv", "mmdet"):
         pytest.importorskip(name, reason=f"{name} is not installed", exc_type=ImportError)
     with warnings.catch_warnings():
@@ -50,4 +50,4 @@ QUIET_MMDET = [
     pytest.mark.filterwarnings("ignore:DeprecationWarning:UserWarning"),
     pytest.mark.filterwarnings("ignore:pkg_resources is deprecated:UserWarning"),
 ]
-"""Marks for a test module, likewise."""
+"""Marks for a test module: MMDetection does too."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,16 @@ from typing import Any
 import cv2
 import mmdet
 import numpy as np
+import pytest
 import torch
 from factories import make_foreground
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
+from mmengine.runner import Runner
 
-import terse_aug_mmdet  # noqa: F401 - it registers hook and transform, as custom_imports does for a config file
 from terse_aug import ForegroundBank
 from terse_aug.bank import BankWriter
+from terse_aug_mmdet import TerseHook
 
 register_all_modules(init_default_scope=False)
 
@@ -51,7 +54,7 @@ def _ellipse(generator: np.random.Generator, height: int, width: int) -> dict[st
 
 
 def tiny_bank(folder: Path, count: int = 8) -> ForegroundBank:
-    """A bank of cats (1) and dogs (2), which the data set has the other way round."""
+    """A bank of cats (1) and dogs (2); the data set has them in the other order."""
     with BankWriter(folder / "tiny.bank", {1: "cat", 2: "dog"}) as out:
         for seed in range(count):
             out.add(make_foreground(seed, label=1 + seed % 2))
@@ -59,7 +62,7 @@ def tiny_bank(folder: Path, count: int = 8) -> ForegroundBank:
 
 
 def pipeline(*more: dict[str, Any], masks: bool = True, side: int | None = None) -> list[dict[str, Any]]:
-    """Loading, resizing to one of two sizes or to a square, mirroring, and what more is asked for."""
+    """Loading, resizing to one of two sizes or to a square, flipping, and more steps."""
     some = {"type": "RandomChoiceResize", "scales": [(80, 80), (64, 64)], "keep_ratio": True}
     resize = some if side is None else {"type": "Resize", "scale": (side, side), "keep_ratio": False}
     return [
@@ -77,8 +80,8 @@ def runner_config(
 ) -> Config:
     """A config of a runner for a tiny training by iterations, without evaluation.
 
-    Changes are of the config itself, but ``pipeline``, ``mixed`` (what a ``MultiImageMixDataset`` around the data set
-    does), ``workers``, ``persistent_workers``, ``sampler`` and ``optim_wrapper``, which are put where they belong.
+    Changes are of the config itself, except ``pipeline``, ``mixed`` (the pipeline of a ``MultiImageMixDataset`` around
+    the data set), ``workers``, ``persistent_workers``, ``sampler`` and ``optim_wrapper``, which belong elsewhere.
     """
     dataset = {
         "type": "CocoDataset",
@@ -148,8 +151,8 @@ def shipped(name: str) -> Any:
 def tiny_mask_rcnn() -> Any:
     """MMDetection's Mask R-CNN on a ResNet18 of 8 channels."""
     model = narrowed(shipped("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"))
-    model.backbone.update(depth=18, base_channels=8, norm_eval=False)
-    model.neck.update(in_channels=[8, 16, 32, 64], out_channels=16)
+    model.backbone.norm_eval = False
+    model.neck.out_channels = 16
     model.rpn_head.update(in_channels=16, feat_channels=16)
     for part in ("bbox", "mask"):
         model.roi_head[f"{part}_roi_extractor"].out_channels = 16
@@ -171,8 +174,9 @@ def tiny_yolox() -> Any:
 
 
 def narrowed(model: Any) -> Any:
-    """A model's config with few channels and classes, and few proposals, wherever these are named."""
+    """A model's config with few channels, classes, layers and proposals, wherever these are named."""
     names = {
+        "num_layers": 2,
         "num_classes": len(CLASSES),
         "fc_out_channels": 32,
         "conv_out_channels": 16,
@@ -181,6 +185,11 @@ def narrowed(model: Any) -> Any:
     }
     _visit(model, names)
     model["backbone"]["init_cfg"] = None
+    if model["backbone"]["type"] == "ResNet":
+        model["backbone"].update(depth=18, base_channels=8)
+        for part in ("neck", "panoptic_head"):
+            if part in model:
+                model[part]["in_channels"] = [channels // 32 for channels in model[part]["in_channels"]]
     return model
 
 
@@ -198,3 +207,40 @@ def _visit(node: Any, names: dict[str, Any]) -> None:
 def parameters_of(model: torch.nn.Module) -> list[torch.Tensor]:
     """Copies of a model's weights."""
     return [value.detach().clone() for value in model.state_dict().values()]
+
+
+def settings(bank: ForegroundBank, policy: Any = "critic", **more: Any) -> dict[str, Any]:
+    """Arguments of hook and transform with which every image gets a paste and the policy is updated every iteration."""
+    if policy in ("critic", "adversarial"):
+        policy = {"type": policy, "update_interval": 1}
+    paste = {"paste_probability": 1.0, **more.pop("paste", {})}
+    return {"bank": str(bank.path), "policy": policy, "paste": paste, **more}
+
+
+_NUMBERS = itertools.count()
+
+
+def bare(data: Path, out: Path, iterations: int, **changes: Any) -> Runner:
+    """A runner, without terse-aug unless the hooks have it."""
+    hooks, model = changes.pop("hooks", []), changes.pop("model", None) or tiny_mask_rcnn()
+    name = f"tests{next(_NUMBERS)}"
+    cfg = runner_config(model, data, out, iterations, hooks, experiment_name=name, **changes)
+    torch.manual_seed(0)
+    return Runner.from_cfg(cfg)
+
+
+def made(data: Path, out: Path, iterations: int, terse: dict[str, Any], **changes: Any) -> tuple[Runner, TerseHook]:
+    """A runner and its hook."""
+    hooks = [{"type": "TerseHook", **terse}, *changes.pop("hooks", [])]
+    runner = bare(data, out, iterations, hooks=hooks, **changes)
+    return runner, next(hook for hook in runner.hooks if isinstance(hook, TerseHook))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory: pytest.TempPathFactory) -> ForegroundBank:
+    return tiny_bank(tmp_path_factory.mktemp("bank"))

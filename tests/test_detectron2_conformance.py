@@ -185,11 +185,11 @@ class Detectron2(Host):
             trainer.resume_or_load(resume=True)
             assert trainer.start_iter == start
         log = logging.getLogger("detectron2.terse_aug")
-        log.addHandler(listener := LogRecorder(run.warned))
+        log.addHandler(recorder := LogRecorder(run.warned))
         try:
             trainer.train()
         finally:
-            log.removeHandler(listener)
+            log.removeHandler(recorder)
         if terse is not None and hook is not None:
             run.terse = hook.terse
         run.weights = parameters_of(trainer.model)

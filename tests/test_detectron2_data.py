@@ -1,10 +1,12 @@
-"""Detectron2's adapter: its config, its mapper, batches there and back, banks."""
+"""Detectron2's config and mapper, batches there and back, backgrounds and distractors, banks."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from factories import make_foreground
 from hosts import QUIET_DETECTRON2, need_detectron2
 from torch import nn
 
@@ -21,11 +24,26 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, buil
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultTrainer
 from detectron2.structures import BitMasks, BoxMode, Instances, PolygonMasks, RotatedBoxes
-from detectron2_factories import CLASSES, Watched, bank, dataset, item, registered, tiny_bank, tiny_cfg  # noqa: F401 - fixtures
+from detectron2_factories import (  # noqa: F401 - fixtures
+    CLASSES,
+    Watched,
+    bank,
+    dataset,
+    item,
+    registered,
+    set_terse,
+    tiny_bank,
+    tiny_cfg,
+    trainer_with_hook,
+)
 
-from terse_aug import ForegroundBank, SampledForegrounds, TerseConfig, TransformRanges
-from terse_aug.bank import BoxMasks
+from terse_aug import ForegroundBank, PasteConfig, Robustness, SampledForegrounds, TransformRanges
+from terse_aug.bank import BankWriter, BoxMasks
 from terse_aug.cli import main as terse_aug_command
+from terse_aug.config import POLICY_SETTINGS
+from terse_aug.integration import SAMPLED_KEY
+from terse_aug.policies import Critic, Random
+from terse_aug.samplers import BalancedSampler, HardnessSampler, RaritySampler
 from terse_aug_detectron2 import (
     Detectron2Adapter,
     TerseHook,
@@ -33,9 +51,9 @@ from terse_aug_detectron2 import (
     add_terse_config,
     build_from_detectron2,
     describe_config,
-    terse_config,
+    terse_settings,
 )
-from terse_aug_detectron2.batch import PARCEL, Needs, from_samples, to_samples
+from terse_aug_detectron2.batch import Needs, from_samples, to_samples
 
 pytestmark = QUIET_DETECTRON2
 
@@ -43,42 +61,64 @@ pytestmark = QUIET_DETECTRON2
 # --- config ---------------------------------------------------------------------------------------------------------
 
 
-def test_every_setting_has_a_key_which_is_off_by_default_and_explained() -> None:
+def default_cfg() -> CfgNode:
     cfg = get_cfg()
     add_terse_config(cfg)
+    return cfg
+
+
+def test_every_setting_has_an_explained_key_and_terse_aug_is_off_by_default() -> None:
+    cfg = default_cfg()
     assert cfg.TERSE.ENABLED is False
-    assert terse_config(cfg) == TerseConfig()
-    told = describe_config()
-    for field in dataclasses.fields(TerseConfig):
-        if field.name != "ranges":
-            assert field.metadata["help"].replace("|", r"\|") in told
-            assert f"`TERSE.{field.name.upper()}`" in told
-    for field in dataclasses.fields(TransformRanges):
-        assert f"`TERSE.RANGES.{field.name.upper()}`" in told
-    assert set(cfg.TERSE) == {line.split("`")[1].split(".")[1] for line in told.splitlines()[2:]}
-    page = (Path(__file__).parents[1] / "docs" / "detectron2.md").read_text()
-    assert told in page
+    settings = terse_settings(cfg)
+    assert (settings.policy, settings.paste) == (Random(), PasteConfig())
+    assert settings.backgrounds is settings.distractors is settings.robustness is None
+    lines = {line.split("`")[1]: line for line in describe_config().splitlines()[2:]}
+    groups = {"PASTE": PasteConfig, "PASTE.RANGES": TransformRanges, "ROBUSTNESS": Robustness}
+    groups |= {f"POLICY.{name.upper().replace('-', '_')}": kind for name, kind in POLICY_SETTINGS.items()}
+    for group, kind in groups.items():
+        for field in dataclasses.fields(kind):
+            if field.name != "ranges":
+                assert field.metadata["help"].replace("|", r"\|") in lines[f"TERSE.{group}.{field.name.upper()}"]
+    assert set(lines) == set(leaves("TERSE", cfg.TERSE))
+
+
+def leaves(name: str, node: CfgNode) -> Iterator[str]:
+    for key, value in node.items():
+        yield from leaves(f"{name}.{key}", value) if isinstance(value, CfgNode) else [f"{name}.{key}"]
 
 
 def test_a_config_file_is_read_and_wrong_keys_and_values_are_refused(tmp_path: Path) -> None:
-    cfg = get_cfg()
     with pytest.raises(ValueError, match=r"no TERSE: call add_terse_config\(cfg\) before cfg\.merge_from_file"):
-        terse_config(cfg)
-    add_terse_config(cfg)
-    text = "TERSE:\n  ENABLED: True\n  OBJECTS: [2, 5]\n  CRITIC_HELD: []\n  RANGES:\n    ROTATION: [-5.0, 5.0]\n"
+        terse_settings(get_cfg())
+    cfg = default_cfg()
+    text = "TERSE:\n  POLICY:\n    NAME: critic\n    CRITIC:\n      FIXED_PARAMETERS: []\n"
+    text += (
+        "  PASTE:\n    OBJECTS: [2, 5]\n    RANGES:\n      ROTATION: [-5.0, 5.0]\n  ROBUSTNESS:\n    ENABLED: True\n"
+    )
+    text += "  SAMPLER:\n    NAME: rarity\n    RARITY_POWER: 1.0\n"
     (tmp_path / "a.yaml").write_text(text)
     cfg.merge_from_file(str(tmp_path / "a.yaml"))
-    assert terse_config(cfg) == TerseConfig(
-        objects=(2, 5), critic_held=(), ranges=TransformRanges(rotation=(-5.0, 5.0))
-    )
+    settings = terse_settings(cfg)
+    assert settings.policy == Critic(fixed_parameters=())
+    assert settings.paste == PasteConfig(objects=(2, 5), ranges=TransformRanges(rotation=(-5.0, 5.0)))
+    assert settings.robustness == Robustness()
+    assert isinstance(settings.sampler, RaritySampler)
+    assert settings.sampler.power == 1.0
     with pytest.raises((KeyError, AssertionError), match="OBJEKTS"):
-        cfg.merge_from_list(["TERSE.OBJEKTS", "(1, 2)"])
-    cfg.TERSE.MOVE_EVERY = 0
-    with pytest.raises(ValueError, match="move_every: expected at least 1, got 0"):
-        terse_config(cfg)
+        cfg.merge_from_list(["TERSE.PASTE.OBJEKTS", "(1, 2)"])
+    for key, value, message in (
+        ("POLICY.CRITIC.UPDATE_INTERVAL", 0, "update_interval: expected a finite value of at least 1"),
+        ("POLICY.NAME", "critik", r"TERSE\.POLICY\.NAME: expected one of .*critic.*, got 'critik'"),
+        ("SAMPLER.NAME", "often", "sampler: expected one of uniform, rarity, hardness, balanced"),
+    ):
+        wrong = cfg.clone()
+        wrong.merge_from_list([f"TERSE.{key}", value])
+        with pytest.raises(ValueError, match=message):
+            terse_settings(wrong)
 
 
-def test_disabled_there_is_no_hook_and_the_mapper_is_the_one_that_was_there(dataset: str, tmp_path: Path) -> None:
+def test_disabled_there_is_no_hook_and_the_mapper_is_unchanged(dataset: str, tmp_path: Path) -> None:
     cfg = tiny_cfg("faster_fpn", dataset, tmp_path)
     assert TerseHook.from_config(cfg) is None
     mapper = DatasetMapper(cfg, is_train=True)
@@ -88,9 +128,8 @@ def test_disabled_there_is_no_hook_and_the_mapper_is_the_one_that_was_there(data
 
 def test_what_does_not_fit_the_data_set_is_refused(dataset: str, bank: ForegroundBank, tmp_path: Path) -> None:
     cfg = tiny_cfg("faster_fpn", dataset, tmp_path, bank)
-    (tmp_path / "more").mkdir()
     for make in (TerseHook.from_config, TerseMapper.from_config):
-        with registered(tmp_path / "more", "dogs_only", ("dog",)) as dogs:
+        with registered(tmp_path, "dogs_only", ("dog",)) as dogs:
             cfg.DATASETS.TRAIN = (dogs,)
             with pytest.raises(ValueError, match="the bank has categories that the detector lacks: cat"):
                 make(cfg)
@@ -100,38 +139,38 @@ def test_what_does_not_fit_the_data_set_is_refused(dataset: str, bank: Foregroun
             cfg.DATASETS.TRAIN = (dataset, dogs)
             with pytest.raises(ValueError, match="have different classes"):
                 make(cfg)
-        with registered(tmp_path / "more", "nameless", None) as nameless:
+        with registered(tmp_path, "nameless", None) as nameless:
             cfg.DATASETS.TRAIN = (nameless,)
             with pytest.raises(ValueError, match=r"no class names, .*thing_classes"):
                 make(cfg)
         cfg.DATASETS.TRAIN = (dataset,)
-    for changes, message in (
-        ({"VIS_PERIOD": 20}, "VIS_PERIOD above 0 draws the images"),
-        ({"TERSE.POLICY": "critik"}, r"TERSE\.POLICY: expected one of .*critic.*, got 'critik'"),
-        ({"TERSE.LOG_PERIOD": -1}, "log_period: expected a number of iterations"),
-    ):
-        other = cfg.clone()
-        other.merge_from_list([part for pair in changes.items() for part in pair])
-        with pytest.raises(ValueError, match=message):
-            TerseHook.from_config(other)
-    cfg.TERSE.BANK = ""
+    cfg.VIS_PERIOD = 20
+    with pytest.raises(ValueError, match="VIS_PERIOD above 0 draws the images"):
+        TerseHook.from_config(cfg)
+    cfg.VIS_PERIOD, cfg.TERSE.BANK = 0, ""
     with pytest.raises(ValueError, match=r"TERSE\.BANK is empty"):
         TerseHook.from_config(cfg)
 
 
-def test_the_classes_of_a_coco_json_are_known_before_it_is_read(bank: ForegroundBank, tmp_path: Path) -> None:
-    """Detectron2 learns their names when the data set is loaded, which is after the mapper is made."""
-    content = {"images": [], "annotations": [], "categories": [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}]}
-    (tmp_path / "empty.json").write_text(json.dumps(content))
-    register_coco_instances("from_json", {}, str(tmp_path / "empty.json"), str(tmp_path))
+@contextlib.contextmanager
+def coco_registered(name: str, folder: Path, content: dict[str, Any]) -> Iterator[None]:
+    (folder / f"{name}.json").write_text(json.dumps(content))
+    register_coco_instances(name, {}, str(folder / f"{name}.json"), str(folder))
     try:
+        yield
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_the_classes_of_a_coco_json_are_known_before_training(bank: ForegroundBank, tmp_path: Path) -> None:
+    """Detectron2 reads their names with the data set, which is after the mapper is made."""
+    content = {"images": [], "annotations": [], "categories": [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}]}
+    with coco_registered("from_json", tmp_path, content):
         cfg = tiny_cfg("faster_fpn", "from_json", tmp_path, bank)
         hook = TerseHook.from_config(cfg)
         assert hook is not None
         assert hook.bank.categories == {0: "dog", 1: "cat"}
-    finally:
-        DatasetCatalog.remove("from_json")
-        MetadataCatalog.remove("from_json")
     with pytest.raises(ValueError, match=r"DATASETS\.TRAIN: 'from_json' is not registered"):
         TerseHook.from_config(cfg)
 
@@ -144,35 +183,107 @@ def test_panoptic_and_semantic_models_are_refused(
     cfg.MODEL.META_ARCHITECTURE = name
     with pytest.raises(ValueError, match=rf"{name}: it learns from semantic maps"):
         TerseHook.from_config(cfg)
-    model = type(name, (nn.Module,), {})()
     if name == "PanopticDeepLab":
         with pytest.raises(ValueError, match="PanopticDeepLab learns from semantic maps"):
-            Detectron2Adapter(model)
+            Detectron2Adapter(type(name, (nn.Module,), {})())
 
 
-def test_keypoints_have_to_be_the_data_sets_by_name(dataset: str, tmp_path: Path) -> None:
-    cfg = tiny_cfg("keypoint_fpn", dataset, tmp_path, tiny_bank(tmp_path, keypoints=True))
-    assert TerseHook.from_config(cfg) is not None
-    MetadataCatalog.get(dataset).keypoint_names.reverse()
-    with pytest.raises(ValueError, match=r"the bank's keypoints are \('nose', .*, the data set's \('right_eye', "):
-        TerseHook.from_config(cfg)
+def test_keypoints_have_to_be_those_of_the_data_set(tmp_path: Path) -> None:
+    with registered(tmp_path, "points") as dataset:
+        cfg = tiny_cfg("keypoint_fpn", dataset, tmp_path, tiny_bank(tmp_path, keypoints=True))
+        assert TerseHook.from_config(cfg) is not None
+        MetadataCatalog.get(dataset).keypoint_names.reverse()
+        with pytest.raises(ValueError, match=r"the bank's keypoints are \('nose', .*, the data set's \('right_eye', "):
+            TerseHook.from_config(cfg)
 
 
-def test_lazy_settings_may_be_lists(bank: ForegroundBank) -> None:
+def test_lazy_configs_may_hold_lists_and_dictionaries(bank: ForegroundBank) -> None:
     ranges = LazyCall(TransformRanges)(rotation=(-5.0, 5.0))
-    call = LazyCall(TerseHook)(bank=str(bank.path), objects=(2, 3), critic_held=["scale"], ranges=ranges)
-    hook = instantiate(call)
-    config = LazyCall(TerseConfig)(objects=(2, 3), ranges=LazyCall(TransformRanges)(rotation=(-5.0, 5.0)))
-    assert isinstance(hook, TerseHook)
-    assert instantiate(config) == TerseConfig(objects=(2, 3), ranges=TransformRanges(rotation=(-5.0, 5.0)))
+    expected = PasteConfig(objects=(2, 3), ranges=TransformRanges(rotation=(-5.0, 5.0)))
+    for paste in (
+        LazyCall(PasteConfig)(objects=(2, 3), ranges=ranges),
+        {"objects": [2, 3], "ranges": {"rotation": [-5.0, 5.0]}},
+    ):
+        policy = {"type": "Critic", "fixed_parameters": ["shear"]}
+        hook = instantiate(LazyCall(TerseHook)(bank=str(bank.path), policy=policy, paste=paste))
+        assert isinstance(hook, TerseHook)
+        assert hook.settings is not None
+        assert hook.settings.paste == expected
+        assert hook.settings.policy == Critic(fixed_parameters=("shear",))
     with pytest.raises(ValueError, match="objects: expected whole numbers"):
-        instantiate(LazyCall(TerseHook)(bank=str(bank.path), objects=(3, 2)))
+        instantiate(LazyCall(TerseHook)(bank=str(bank.path), paste={"objects": (3, 2)}))
+
+
+# --- backgrounds, distractors, samplers -----------------------------------------------------------------------------
+
+
+def distractors(folder: Path, name: str) -> dict[str, Any]:
+    with BankWriter(folder / f"{name}.bank", {1: name}) as out:
+        out.add(make_foreground(3))
+    return {"bank": str(folder / f"{name}.bank"), "count": (1, 1)}
+
+
+def test_a_model_is_trained_on_images_of_the_background_pool(
+    dataset: str, bank: ForegroundBank, tmp_path: Path
+) -> None:
+    (tmp_path / "pool").mkdir()
+    for number in range(3):
+        cv2.imwrite(str(tmp_path / "pool" / f"{number}.png"), np.full((90, 140, 3), (0, 0, 200), np.uint8))
+    own: dict[str, Any] = {
+        "policy": "random",
+        "sampler": "balanced",
+        "backgrounds": {"folder": str(tmp_path / "pool"), "probability": 1.0},
+        "distractors": distractors(tmp_path, "teapot"),
+        "paste": {"occluded_object_probability": 0.5},
+    }
+    trainer, hook = trainer_with_hook(tiny_cfg("mask_fpn", dataset, tmp_path / "out", bank, **own))
+    watched = Watched(trainer.model)
+    trainer.train()
+    assert isinstance(hook.terse.sampler, BalancedSampler)
+    metrics = hook.terse.metrics()
+    assert metrics["backgrounds"] == metrics["images"] == 8
+    assert metrics["distractors"] > 0
+    for one in (one for batch in watched.batches for one in batch):
+        instances, image = one["instances"], one["image"]
+        free = ~instances.gt_masks.tensor.any(0)
+        # BGR: the pool is red. Other pixels belong to a distractor or to an edge.
+        red = (image[2] > 190) & (image[:2].amax(0) < 10)
+        assert float(red[free].float().mean()) > 0.6
+        assert 1 <= len(instances) <= 6
+        assert image.shape[1:] == instances.image_size
+
+
+def test_the_hardness_of_the_classes_is_recorded_and_saved(dataset: str, bank: ForegroundBank, tmp_path: Path) -> None:
+    trainer, hook = trainer_with_hook(
+        tiny_cfg("faster_fpn", dataset, tmp_path, bank, sampler="hardness", policy="random")
+    )
+    trainer.train()
+    assert isinstance(hook.terse.sampler, HardnessSampler)
+    saved = [value for name, value in hook.state_dict()["terse"].items() if name.startswith("trainer.sampler.")]
+    assert any(float(value.double().sum()) > 0 for value in saved)
+    assert hook.terse.metrics()["extra_forwards"] == 0
+    for _ in range(2):  # training may continue with the same sampler
+        hook.before_train()
+        assert isinstance(hook.terse.sampler, HardnessSampler)
+
+
+def test_distractors_and_samplers_that_do_not_fit_are_refused(
+    dataset: str, bank: ForegroundBank, tmp_path: Path
+) -> None:
+    cfg = tiny_cfg("faster_fpn", dataset, tmp_path, bank, distractors=distractors(tmp_path, "cat"))
+    with pytest.raises(ValueError, match="distractors: cat: the detector knows this class"):
+        TerseHook.from_config(cfg)
+    set_terse(cfg, distractors={"bank": ""}, sampler="balanced")
+    with pytest.raises(ValueError, match="in Detectron2 without TerseMapper"):
+        TerseMapper.from_config(cfg)
+    set_terse(cfg, sampler="dog=2,cat=0.5")
+    assert TerseMapper.from_config(cfg) is not None
 
 
 # --- batches --------------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_comes_back_as_it_was() -> None:
+def test_a_batch_is_converted_there_and_back() -> None:
     masks = torch.rand(2, 40, 50) > 0.5
     one, two = item(gt_masks=BitMasks(masks), gt_iscrowd=torch.tensor([0, 1])), item(0, (30, 60))
     images, targets = to_samples([one, two], torch.device("cpu"), Needs(masks=True, keypoints=3))
@@ -192,7 +303,7 @@ def test_a_batch_comes_back_as_it_was() -> None:
     assert one["image"].dtype == torch.uint8
 
 
-def test_polygons_become_bitmaps() -> None:
+def test_polygons_are_rasterized() -> None:
     polygons = PolygonMasks([[[5, 5, 15, 5, 15, 15, 5, 15]], [[0, 0, 8, 0, 8, 8, 0, 8], [20, 20, 30, 20, 30, 30]]])
     _, targets = to_samples([item(gt_masks=polygons)], torch.device("cpu"), Needs(masks=True))
     assert targets[0]["masks"].shape == (2, 40, 50)
@@ -210,7 +321,7 @@ def test_polygons_become_bitmaps() -> None:
         ({"gt_masks": torch.zeros(2, 4)}, "expected gt_masks as BitMasks or PolygonMasks, got Tensor"),
     ],
 )
-def test_what_pasting_cannot_follow_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_annotations_that_pasting_cannot_correct_are_refused(changes: dict[str, Any], message: str) -> None:
     fields = {name: value for name, value in changes.items() if name.startswith("gt_")}
     broken = item(**fields) | {name: value for name, value in changes.items() if name not in fields}
     broken = {name: value for name, value in broken.items() if value is not None}
@@ -221,71 +332,54 @@ def test_what_pasting_cannot_follow_is_refused(changes: dict[str, Any], message:
 # --- mapper ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_the_mapper_fetches_cut_outs_in_the_workers(
-    dataset: str, bank: ForegroundBank, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("mask_format", "workers"), [("polygon", 0), ("polygon", 2), ("bitmask", 0)])
+def test_the_mapper_samples_foregrounds_in_the_workers(
+    dataset: str,
+    bank: ForegroundBank,
+    tmp_path: Path,
+    mask_format: str,
+    workers: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cfg = tiny_cfg("mask_fpn", dataset, tmp_path, bank, CRITIC_CUTOUTS=2)
-    cfg.DATALOADER.NUM_WORKERS = workers
+    cfg = tiny_cfg("mask_fpn", dataset, tmp_path, bank, policy={"type": "critic", "foreground_candidates": 2})
+    cfg.DATALOADER.NUM_WORKERS, cfg.INPUT.MASK_FORMAT = workers, mask_format
 
     class Trainer(DefaultTrainer):
         @classmethod
         def build_train_loader(cls, cfg: CfgNode) -> Any:
             return build_detection_train_loader(cfg, mapper=TerseMapper.from_config(cfg))
 
-    trainer = Trainer(cfg)
-    hook = TerseHook.from_config(cfg)
-    trainer.register_hooks([hook])
+    trainer, hook = trainer_with_hook(cfg, Trainer)
     read = ForegroundBank.__getitem__
     reads: list[int] = []
     monkeypatch.setattr(ForegroundBank, "__getitem__", lambda own, index: reads.append(index) or read(own, index))
     seen = Watched(trainer.model)
     trainer.train()
-    assert hook is not None
     assert hook.terse.metrics()["objects_labelled"] > 4
-    # In the process itself nothing is read: the workers are others, or the mapper, which does all of it.
+    # With workers this process reads nothing; without, the mapper reads everything here.
     assert bool(reads) == (workers == 0)
-    for batch in seen.batches:
-        assert all(PARCEL not in one for one in batch)
-        assert all(isinstance(one["instances"].gt_masks, BitMasks) for one in batch if "instances" in one)
+    for one in (one for batch in seen.batches for one in batch):
+        assert SAMPLED_KEY not in one
+        instances = one["instances"]
+        assert len(instances) > 0
+        assert isinstance(instances.gt_masks, BitMasks)
+        assert torch.allclose(instances.gt_masks.get_bounding_boxes().tensor, instances.gt_boxes.tensor, atol=2.5)
 
 
-def test_the_mapper_hands_on_what_the_other_gives(dataset: str, bank: ForegroundBank, tmp_path: Path) -> None:
+def test_the_mapper_keeps_what_the_wrapped_one_returns(dataset: str, bank: ForegroundBank, tmp_path: Path) -> None:
     cfg = tiny_cfg("mask_fpn", dataset, tmp_path, bank)
     assert TerseMapper.from_config(cfg, lambda record: None)({}) is None
     polygons = PolygonMasks([[[5, 5, 15, 5, 15, 15]], [[0, 0, 8, 0, 8, 8]]])
-    mapped = TerseMapper.from_config(cfg, lambda record: item(gt_masks=polygons) | {"name": record["name"]})(
-        {"name": "x"}
-    )
+    mapper = TerseMapper.from_config(cfg, lambda record: item(gt_masks=polygons) | record)
+    mapped = mapper({"name": "x"})
     assert mapped is not None
     assert mapped["name"] == "x"
     assert isinstance(mapped["instances"].gt_masks, BitMasks)
-    assert isinstance(mapped[PARCEL], SampledForegrounds)
+    assert isinstance(mapped[SAMPLED_KEY], SampledForegrounds)
     assert mapped["instances"].gt_masks.tensor.shape == (2, 40, 50)
 
 
 # --- banks ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_bank_is_built_from_what_register_coco_instances_made(tmp_path: Path) -> None:
-    """Its names and keypoints are known once the JSON was read; file names come as the JSON has them."""
-    (tmp_path / "images").mkdir()
-    image = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
-    cv2.imwrite(str(tmp_path / "images" / "a.png"), image)
-    own = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [10, 10, 30, 30], "area": 900, "iscrowd": 0}
-    own["segmentation"] = [[10, 10, 40, 10, 40, 40, 10, 40]]
-    images = [{"id": 1, "file_name": "a.png", "height": 60, "width": 80}]
-    content = {"images": images, "annotations": [own], "categories": [{"id": 7, "name": "cat"}]}
-    (tmp_path / "own.json").write_text(json.dumps(content))
-    register_coco_instances("own_train", {}, str(tmp_path / "own.json"), str(tmp_path / "images"))
-    try:
-        build_from_detectron2("own_train", tmp_path / "own.bank", image_list=["a.png"])
-    finally:
-        DatasetCatalog.remove("own_train")
-        MetadataCatalog.remove("own_train")
-    bank = ForegroundBank.open(tmp_path / "own.bank")
-    assert [(foreground.label, foreground.source) for foreground in bank] == [(0, "a.png#0")]
-    assert bank.info()["built"]["annotations"] == "Detectron2: own_train"
 
 
 @pytest.mark.parametrize(
@@ -295,11 +389,11 @@ def test_a_bank_is_built_from_what_register_coco_instances_made(tmp_path: Path) 
         ({"keypoints": np.ones((3, 3))}, 1),
         ({"bbox": None}, 1),
         ({"segmentation": []}, 0),
-        ({"bbox": [1.0, 2, 3, 4, 5], "bbox_mode": BoxMode.XYWHA_ABS}, "not in Detectron2's form"),
-        ({"category_id": None}, "not in Detectron2's form"),
+        ({"bbox": [1.0, 2, 3, 4, 5], "bbox_mode": BoxMode.XYWHA_ABS}, "not in Detectron2's format"),
+        ({"category_id": None}, "not in Detectron2's format"),
     ],
 )
-def test_annotations_of_every_form_are_read_or_named(tmp_path: Path, changes: dict[str, Any], kept: Any) -> None:
+def test_annotations_of_every_format_are_read_or_named(tmp_path: Path, changes: dict[str, Any], kept: Any) -> None:
     with registered(tmp_path, "forms") as name:
         record = dict(DatasetCatalog.get(name)[0])
     mask = np.zeros((record["height"], record["width"]), bool)
@@ -349,37 +443,38 @@ def test_a_bank_is_built_from_a_registered_data_set(dataset: str, tmp_path: Path
     assert terse_aug_command([*mine[:6], "no_such_module", "--out", str(tmp_path / "x.bank")]) == 2
 
 
-def test_a_bank_is_built_from_boxes_only_where_a_way_is_given(tmp_path: Path) -> None:
-    """As ``register_coco_instances`` reads a JSON of a detection data set; the command takes the same."""
+def test_a_bank_is_built_from_a_coco_json_with_masks_or_boxes_alone(tmp_path: Path) -> None:
+    """As ``register_coco_instances`` reads it: class names are known after it was read; the command does the same."""
     image = np.random.default_rng(0).integers(0, 60, (90, 120, 3), dtype=np.uint8)
     image[20:60, 30:80] = (40, 60, 220)  # BGR
     cv2.imwrite(str(tmp_path / "a.png"), image)
-    own = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [30, 20, 50, 40], "area": 2000, "iscrowd": 0}
+    own: dict[str, Any] = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [30, 20, 50, 40], "area": 2000}
     images = [{"id": 1, "file_name": "a.png", "height": 90, "width": 120}]
-    content = {"images": images, "annotations": [own], "categories": [{"id": 7, "name": "cat"}]}
-    (tmp_path / "boxes.json").write_text(json.dumps(content))
-    register_coco_instances("boxes_only", {}, str(tmp_path / "boxes.json"), str(tmp_path))
+    content = {"images": images, "annotations": [own | {"iscrowd": 0}], "categories": [{"id": 7, "name": "cat"}]}
 
     def left_half(image: np.ndarray, box: tuple[float, ...]) -> np.ndarray:
         mask = np.zeros(image.shape[:2], bool)
         mask[20:60, 30:55] = True
         return mask
 
-    try:
+    with coco_registered("boxes_only", tmp_path, content):
         with pytest.raises(ValueError, match="a box cannot be cut out"):
-            build_from_detectron2("boxes_only", tmp_path / "none.bank", rejected_sheet=tmp_path / "drops.png")
+            build_from_detectron2("boxes_only", tmp_path / "none.bank", rejected_sheet=tmp_path / "rejected.png")
         report = build_from_detectron2("boxes_only", tmp_path / "cut.bank", boxes=BoxMasks("grabcut", 0.6))
-        own_way = build_from_detectron2("boxes_only", tmp_path / "half.bank", boxes=left_half)
+        custom = build_from_detectron2("boxes_only", tmp_path / "half.bank", boxes=left_half)
         flags = ["bank", "build", "detectron2", "--datasets", "boxes_only", "--out", str(tmp_path / "cli.bank")]
         assert terse_aug_command([*flags, "--boxes", "grabcut", "--min-quality", "0.6"]) == 0
-    finally:
-        DatasetCatalog.remove("boxes_only")
-        MetadataCatalog.remove("boxes_only")
-    assert (tmp_path / "drops.png").stat().st_size > 1000
-    assert (report.mask_sources, own_way.mask_sources) == ({"grabcut": 1}, {"function left_half": 1})
+    assert (tmp_path / "rejected.png").stat().st_size > 1000
+    assert (report.mask_sources, custom.mask_sources) == ({"grabcut": 1}, {"function left_half": 1})
     cut, half, cli = (ForegroundBank.open(tmp_path / f"{name}.bank") for name in ("cut", "half", "cli"))
     assert np.abs(np.subtract(cut[0].size, (50, 40))).max() <= 2
     assert (cut[0].rgba[10:-10, 10:-10] == (220, 60, 40, 255)).all()
     assert half[0].size == (25, 40)
     assert cli.fingerprint == cut.fingerprint
     assert (cut.info()["built"]["boxes"], cut.info()["built"]["min_quality"]) == ("grabcut", 0.6)
+    content["annotations"] = [own | {"iscrowd": 0, "segmentation": [[30, 20, 80, 20, 80, 60, 30, 60]]}]
+    with coco_registered("with_masks", tmp_path, content):
+        build_from_detectron2("with_masks", tmp_path / "own.bank", image_list=["a.png"])
+    bank = ForegroundBank.open(tmp_path / "own.bank")
+    assert [(foreground.label, foreground.source) for foreground in bank] == [(0, "a.png#0")]
+    assert bank.info()["built"]["annotations"] == "Detectron2: with_masks"

@@ -1,11 +1,10 @@
-"""MMDetection's own models train with terse-aug: labels right, gradient to the policy, hardness asked and told.
+"""MMDetection's own models train with terse-aug: right labels, gradient to the policy, hardness.
 
-``pytest tests/test_mmdet_models.py --write-table docs/mmdet-models.md`` writes what was seen as a table.
+``pytest tests/test_mmdet_models.py --write-table docs/mmdet-models.md`` writes the results as a table.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,20 +16,19 @@ from hosts import QUIET_MMDET, need_mmdet
 need_mmdet()
 from mmdet.registry import MODELS as MODELS_OF_MMDET
 from mmdet.structures.bbox import HorizontalBoxes
-from mmdet_factories import CLASSES, narrowed, pipeline, runner_config, shipped, tiny_bank, tiny_yolox, write_data
+from mmdet_factories import CLASSES, bank, data, made, narrowed, pipeline, settings, shipped, tiny_yolox  # noqa: F401 - fixtures
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
 from mmengine.registry import DefaultScope
-from mmengine.runner import Runner
 
+from terse_aug import ForegroundBank
 from terse_aug.models import isolated_forward
-from terse_aug_mmdet import MMDetAdapter, TerseHook
+from terse_aug_mmdet import MMDetAdapter
 from terse_aug_mmdet.batch import to_samples
 from terse_aug_mmdet.model import _batch
 from terse_aug_mmdet.scores import as_tensor
 
 pytestmark = QUIET_MMDET
-_NUMBERS = itertools.count()
 
 MODELS = {
     "Faster R-CNN": "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
@@ -55,9 +53,9 @@ MODELS = {
 }
 SQUARE = {"SSD300": 300, "RTMDet": 96, "RTMDet-Ins": 96}
 """Models that take images of one size only; the others get a batch of two."""
-WITH_SECOND_STAGE = ("Faster R-CNN", "Mask R-CNN", "Cascade Mask R-CNN")
-HEARD = (*WITH_SECOND_STAGE, "RetinaNet", "FCOS", "ATSS", "GFL", "SSD300", "YOLOv3", "YOLOX", "RTMDet", "TOOD")
-NOTHING_SUPPRESSED = {"score_thr": 0.0, "max_per_img": 100_000, "nms": {"type": "nms", "iou_threshold": 1.0}}
+WITH_ROI_HEAD = ("Faster R-CNN", "Mask R-CNN", "Cascade Mask R-CNN")
+RECORDED = (*WITH_ROI_HEAD, "RetinaNet", "FCOS", "ATSS", "GFL", "SSD300", "YOLOv3", "YOLOX", "RTMDet", "TOOD")
+NO_SUPPRESSION = {"score_thr": 0.0, "max_per_img": 100_000, "nms": {"type": "nms", "iou_threshold": 1.0}}
 WITH_MASKS = ("Mask R-CNN", "Cascade Mask R-CNN", "RTMDet-Ins", "SOLOv2", "Mask2Former (instance)")
 
 
@@ -71,7 +69,7 @@ def table(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
         Path(path).write_text(head + "".join(lines))
 
 
-class Thumbnail(Hook):
+class Watching(Hook):
     """Keeps the batch as it enters the model."""
 
     priority = "LOWEST"
@@ -93,6 +91,13 @@ def _model(name: str) -> Any:
         model.mask_head.update(num_grids=[8, 6, 4, 3, 2], feat_channels=32)
     if "num_proposals" in model.get("rpn_head", {}):
         model.rpn_head.num_proposals = 10
+        head = model.roi_head
+        head.update(num_stages=2, stage_loss_weights=[1, 1], bbox_head=head.bbox_head[:2])
+        model.train_cfg.rcnn = model.train_cfg.rcnn[:2]
+    if model.backbone.type == "SSDVGG":  # at 300 pixels it takes most of the time
+        model.backbone = {"type": "MobileNetV2", "out_indices": (2, 4), "widen_factor": 0.25}
+        model.neck.update(in_channels=(8, 24), out_channels=(8, 24, 32, 16, 16, 16))
+        model.bbox_head.in_channels = (8, 24, 32, 16, 16, 16)
     if "num_queries" in model:
         model.num_queries = 20
     model.data_preprocessor.pop("batch_augments", None)
@@ -100,42 +105,25 @@ def _model(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", list(MODELS))
-def test_a_model_trains_with_it(name: str, tmp_path: Path, table: dict[str, str]) -> None:
-    (tmp_path / "data").mkdir()
-    data, bank = write_data(tmp_path / "data"), tiny_bank(tmp_path)
-    terse = {
-        "bank": str(bank.path),
-        "policy": "adversarial",
-        "image_probability": 1.0,
-        "move_every": 1,
-        "decoys": (0, 0),
-    }
+def test_a_model_trains_with_it(
+    name: str, data: Path, bank: ForegroundBank, tmp_path: Path, table: dict[str, str]
+) -> None:
+    terse = settings(bank, "adversarial", paste={"decoys": (0, 0)})
     masks = name in WITH_MASKS
     steps = pipeline({"type": "TersePaste", **terse}, masks=masks, side=SQUARE.get(name))
-    cfg = runner_config(
-        _model(name),
-        data,
-        tmp_path,
-        1,
-        [{"type": "TerseHook", **terse}],
-        pipeline=steps,
-        experiment_name=f"models{next(_NUMBERS)}",
-    )
-    torch.manual_seed(0)
-    runner = Runner.from_cfg(cfg)
-    runner.register_hook(look := Thumbnail())
-    hook = next(hook for hook in runner.hooks if isinstance(hook, TerseHook))
+    runner, hook = made(data, tmp_path, 1, terse, model=_model(name), pipeline=steps)
+    runner.register_hook(watching := Watching())
     runner.train()
-    figures = hook.terse.metrics()
-    assert (figures["updates"], figures["skipped_updates"], figures["non_finite_losses"]) == (1, 0, 0)
-    assert figures["gradient_norm"] > 0
-    for sample in look.batch["data_samples"]:
+    metrics = hook.terse.metrics()
+    assert (metrics["updates"], metrics["skipped_updates"], metrics["non_finite_losses"]) == (1, 0, 0)
+    assert metrics["gradient_norm"] > 0
+    for sample in watching.batch["data_samples"]:
         instances = sample.gt_instances
         assert isinstance(instances.bboxes, HorizontalBoxes)
         assert len(instances.bboxes) == len(instances.labels) > 0
         assert set(instances.labels.tolist()) <= {0, 1}
         assert ("masks" in instances) == masks
-    images, targets = to_samples(look.batch, torch.device("cpu"))
+    images, targets = to_samples(watching.batch, torch.device("cpu"))
     state = {key: value.clone() for key, value in runner.model.state_dict().items()}
     scores = MMDetAdapter(runner.model, len(CLASSES)).object_scores([image.detach() for image in images], targets)
     assert [len(own) for own in scores] == [len(target["boxes"]) for target in targets]
@@ -145,37 +133,37 @@ def test_a_model_trains_with_it(name: str, tmp_path: Path, table: dict[str, str]
     assert runner.model.training
     after = runner.model.state_dict()
     assert all(torch.equal(value, after[key]) for key, value in state.items())
-    table[name] = f"right | yes | {'heard' if _hears(runner.model, images, targets) else 'asked'}"
-    assert (table[name].endswith("heard")) is (name in HEARD)
+    table[name] = f"right | yes | {'recorded' if _records(runner.model, images, targets) else 'extra forward'}"
+    assert (table[name].endswith("recorded")) is (name in RECORDED)
 
 
-def _hears(model: Any, images: list[torch.Tensor], targets: list[Any]) -> bool:
-    """Whether a training forward is heard; what is heard has to be true then."""
-    # Of RTMDet's random boxes none is anywhere near.
-    target = MMDetAdapter(model, len(CLASSES), iou_threshold=0.0 if type(model).__name__ == "RTMDet" else 1e-6)
-    listener = target.record_forward()
-    if listener is None:
+def _records(model: Any, images: list[torch.Tensor], targets: list[Any]) -> bool:
+    """Whether scores are recorded from a training forward; if they are, they have to be right."""
+    # None of RTMDet's random boxes overlaps an object.
+    adapter = MMDetAdapter(model, len(CLASSES), iou_threshold=0.0 if type(model).__name__ == "RTMDet" else 1e-6)
+    recorder = adapter.listen()
+    if recorder is None:
         return False
     two_stages = hasattr(model, "roi_head")
     if two_stages:
-        # The second stage takes every proposal for the same.
+        # The same class probabilities for every proposal.
         heads = model.roi_head.bbox_head
         layer = (heads[0] if isinstance(heads, torch.nn.ModuleList) else heads).fc_cls
         with torch.no_grad():
             layer.weight.zero_()
             layer.bias.copy_(torch.tensor([0.7, 0.1, 0.2]).log())
     else:
-        model.bbox_head.test_cfg.update(NOTHING_SUPPRESSED)
-        listener._least_score = 0.0
+        model.bbox_head.test_cfg.update(NO_SUPPRESSION)
+        recorder._least_score = 0.0
     with isolated_forward(model, True):
         model(**model.data_preprocessor(_batch(images, targets), True), mode="loss")
-    heard = listener.scores(images, targets)
-    listener.close()
-    assert heard is not None
-    # A one-stage detector says the same when it is asked, if no detection suppresses another.
-    asked = [] if two_stages else target.object_scores(images, targets)
-    for number, (own, its) in enumerate(zip(heard, targets, strict=True)):
-        expected = [[0.7, 0.1][label] for label in its["labels"]] if two_stages else asked[number].tolist()
+    recorded = recorder.scores(images, targets)
+    recorder.close()
+    assert recorded is not None
+    # An extra forward of a one-stage detector gives the same, if no detection suppresses another.
+    predicted = [] if two_stages else adapter.object_scores(images, targets)
+    for number, (own, its) in enumerate(zip(recorded, targets, strict=True)):
+        expected = [[0.7, 0.1][label] for label in its["labels"]] if two_stages else predicted[number].tolist()
         assert own.tolist() == pytest.approx(expected, abs=1e-5)
         assert float(own.max()) > 0
     return True
@@ -189,14 +177,14 @@ def _hears(model: Any, images: list[torch.Tensor], targets: list[Any]) -> bool:
         "detr/detr_r50_8xb2-150e_coco.py",
     ],
 )
-def test_what_would_be_heard_wrong_is_asked(config: str) -> None:
+def test_heads_that_would_be_recorded_wrong_need_an_extra_forward(config: str) -> None:
     """OHEM classifies candidates of its own before; PAA's boxes cannot be had without suppression."""
     with DefaultScope.overwrite_default_scope("mmdet"):
         model = MODELS_OF_MMDET.build(narrowed(shipped(config)))
-    assert MMDetAdapter(model, len(CLASSES)).record_forward() is None
+    assert MMDetAdapter(model, len(CLASSES)).listen() is None
 
 
-def test_asking_leaves_the_thresholds_that_a_model_moves_while_it_trains() -> None:
+def test_extra_forwards_leave_the_thresholds_that_a_model_adapts_in_training() -> None:
     """Dynamic R-CNN's, which are its assigner's."""
     torch.manual_seed(0)
     cfg = narrowed(shipped("dynamic_rcnn/dynamic-rcnn_r50_fpn_1x_coco.py"))
@@ -212,26 +200,26 @@ def test_asking_leaves_the_thresholds_that_a_model_moves_while_it_trains() -> No
     assert model.roi_head.bbox_assigner.pos_iou_thr != before
 
 
-def test_what_cannot_be_asked_is_refused() -> None:
+def test_models_without_extra_forwards_are_refused() -> None:
     with DefaultScope.overwrite_default_scope("mmdet"):
         rpn = MODELS_OF_MMDET.build(narrowed(shipped("rpn/rpn_r50_fpn_1x_coco.py")))
         model: Any = MODELS_OF_MMDET.build(narrowed(shipped("faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py")))
     with pytest.raises(ValueError, match="RPN proposes boxes without classes"):
         MMDetAdapter(rpn)
     model.language_model = torch.nn.Identity()  # as GroundingDINO and GLIP have one
-    target = MMDetAdapter(model, len(CLASSES))
+    adapter = MMDetAdapter(model, len(CLASSES))
     images, targets = [torch.rand(3, 96, 96)], [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long()}]
-    for ask in (target.image_losses, target.object_scores, target.input_gradients):
+    for method in (adapter.image_losses, adapter.object_scores, adapter.input_gradients):
         with pytest.raises(ValueError, match="FasterRCNN takes a text with every image"):
-            ask(images, targets)
+            method(images, targets)
 
 
-def test_a_model_that_resizes_its_batches_is_heard_in_the_composites_pixels() -> None:
+def test_scores_of_a_model_that_resizes_its_batches_are_in_pixels_of_the_composites() -> None:
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope("mmdet"):
         model: Any = MODELS_OF_MMDET.build(tiny_yolox()).train()
     model.init_weights()
-    model.bbox_head.test_cfg.update(NOTHING_SUPPRESSED)
+    model.bbox_head.test_cfg.update(NO_SUPPRESSION)
     MessageHub.get_current_instance().update_info("iter", 0)
     resize = model.data_preprocessor.batch_augments[0]
     images = [torch.rand(3, 96, 128), torch.rand(3, 96, 96)]
@@ -239,10 +227,10 @@ def test_a_model_that_resizes_its_batches_is_heard_in_the_composites_pixels() ->
     targets = [{"boxes": boxes, "labels": torch.tensor([0, 1])}, {"boxes": boxes[:1], "labels": torch.tensor([1])}]
     for size in ((64, 96), (160, 192)):
         resize._input_size = size
-        target = MMDetAdapter(model, len(CLASSES), iou_threshold=0.01)
-        listener = target.record_forward()
-        assert listener is not None
-        listener._least_score = 0.0
+        adapter = MMDetAdapter(model, len(CLASSES), iou_threshold=0.01)
+        recorder = adapter.listen()
+        assert recorder is not None
+        recorder._least_score = 0.0
         batch = model.data_preprocessor(_batch(images, targets), True)
         shown = [image.detach().clone() for image in batch["inputs"]]
         assert shown[0].shape[1:] == size
@@ -252,12 +240,44 @@ def test_a_model_that_resizes_its_batches_is_heard_in_the_composites_pixels() ->
         ]
         with isolated_forward(model, True):
             model(**batch, mode="loss")
-        heard = listener.scores(images, targets)
+        recorded = recorder.scores(images, targets)
         others = [{**one, "boxes": one["boxes"] + 20} for one in targets]
-        assert listener.scores(images, others) is None
-        listener.close()
-        assert heard is not None
+        assert recorder.scores(images, others) is None
+        recorder.close()
+        assert recorded is not None
         resize._input_size = size
-        asked = target.object_scores(shown, resized)
-        assert torch.cat(heard).tolist() == pytest.approx(torch.cat(asked).tolist(), abs=1e-4)
-        assert float(torch.cat(heard).min()) > 0
+        predicted = adapter.object_scores(shown, resized)
+        assert torch.cat(recorded).tolist() == pytest.approx(torch.cat(predicted).tolist(), abs=1e-4)
+        assert float(torch.cat(recorded).min()) > 0
+
+
+def test_extra_forwards_leave_attributes_and_batch_augmentations_alone() -> None:
+    class Stateful(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.history: list[float] = []
+            self.data_preprocessor = Preprocessor()
+
+        def forward(self, mode: str, **data: Any) -> dict[str, Any]:
+            self.history.append(1.0)
+            self.count = 3
+            assert self.data_preprocessor.batch_augments is None
+            return {"loss": torch.ones(())}
+
+        def parse_losses(self, losses: Any) -> Any:
+            return losses["loss"], losses
+
+    class Preprocessor(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.batch_augments = torch.nn.ModuleList([torch.nn.Identity()])
+
+        def forward(self, batch: Any, training: bool) -> Any:
+            return batch
+
+    model = Stateful()
+    target = {"boxes": torch.tensor([[0.0, 0, 10, 10]]), "labels": torch.tensor([0])}
+    assert MMDetAdapter(model, 3).image_losses([torch.zeros(3, 20, 20)], [target]).tolist() == [1.0]
+    assert model.history == []
+    assert not hasattr(model, "count")
+    assert len(model.data_preprocessor.batch_augments) == 1

@@ -1,4 +1,4 @@
-"""Train a detector with Detectron2. `train_net_with_terse.py` beside it is this file with terse-aug in it."""
+"""Train a detector with Detectron2. `train_net_with_terse.py` is this file with terse-aug."""
 
 from detectron2.config import get_cfg
 from detectron2.engine import launch
@@ -7,7 +7,7 @@ from pedestrians.setup import Trainer, arguments, prepare
 
 
 def main(args):
-    """Train, or evaluate with --eval-only, as config and flags say."""
+    """Train, or evaluate with --eval-only, as config and flags set."""
     cfg = get_cfg()
     prepare(cfg, args)
     trainer = Trainer(cfg)

@@ -1,4 +1,4 @@
-"""Train a detector with Detectron2 and learned pasting. `train_net.py` beside it is this file without terse-aug."""
+"""Train a detector with Detectron2 and copy-paste by terse-aug. `train_net.py` is this file without terse-aug."""
 
 from detectron2.config import get_cfg
 from detectron2.data import build_detection_train_loader
@@ -9,16 +9,16 @@ from pedestrians.setup import Trainer, arguments, prepare
 
 
 class PastingTrainer(Trainer):
-    """Cut-outs are read where the images are, in the data loader's workers."""
+    """Foregrounds are read where the images are, in the data loader's workers."""
 
     @classmethod
     def build_train_loader(cls, cfg):
-        """The default one with another mapper; without this, all works the same, but slower."""
+        """The default loader with another mapper; without it pasting works the same, but is slower."""
         return build_detection_train_loader(cfg, mapper=TerseMapper.from_config(cfg))
 
 
 def main(args):
-    """Train, or evaluate with --eval-only, as config and flags say."""
+    """Train, or evaluate with --eval-only, as config and flags set."""
     cfg = get_cfg()
     add_terse_config(cfg)
     prepare(cfg, args)

@@ -1,4 +1,4 @@
-"""Write torchvision's weights of MobileNetV2 under the names of MMDetection's backbone.
+"""Convert torchvision's weights of MobileNetV2 for MMDetection's backbone.
 
 ``python mobilenet_weights.py mobilenet_v2.pth --out data/mobilenet_v2.pth``
 """
@@ -13,7 +13,7 @@ from mmdet.models.backbones import MobileNetV2
 
 
 def main() -> None:
-    """Both networks have the same layers in the same order; the classifier at the end is left out."""
+    """Both networks have the same layers in the same order; the classifier is left out."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("weights", type=Path, help="a state dict of torchvision.models.mobilenet_v2")
     parser.add_argument("--out", type=Path, required=True)

@@ -1,4 +1,4 @@
-"""Write Penn-Fudan's split as COCO JSON files, which is what MMDetection reads.
+"""Write Penn-Fudan's split as COCO JSON files for MMDetection.
 
 ``python penn_fudan_to_coco.py PennFudanPed --out data``
 """

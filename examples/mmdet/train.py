@@ -1,4 +1,4 @@
-"""Train as a config says, as MMDetection's own tool does: ``python train.py CONFIG [--resume]``."""
+"""Train with a config, like MMDetection's own tool: ``python train.py CONFIG [--resume]``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from terse_aug_mmdet import allow_own_checkpoints
 
 def main() -> None:
     """Build the runner and train."""
-    allow_own_checkpoints()  # of configs without terse-aug, too
+    allow_own_checkpoints()  # for configs without terse-aug too
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", type=Path)
     parser.add_argument("--work-dir", type=Path, help="default: work_dirs/ and the config's name")

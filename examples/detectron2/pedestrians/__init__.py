@@ -1,1 +1,1 @@
-"""What both training scripts share: data sets, a small backbone, evaluation."""
+"""Shared by both training scripts: data sets, a small backbone, evaluation."""

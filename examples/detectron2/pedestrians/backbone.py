@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
 _STAGES = {"res2": (4, 24, 4), "res3": (7, 32, 8), "res4": (14, 96, 16), "res5": (18, 320, 32)}
-"""By name the block after which it ends, its channels and its stride."""
+"""For each stage its end (a block), channels and stride."""
 
 
 class MobileNetV2(Backbone):
-    """The features of torchvision's MobileNetV2 at four strides; BatchNorm and all blocks of stride 2 and 4 frozen."""
+    """Features of torchvision's MobileNetV2 at four strides; BatchNorm and the first stage are frozen."""
 
     def __init__(self, weights: str | None) -> None:
         super().__init__()

@@ -1,8 +1,7 @@
 """Registers Penn-Fudan, from the folder that the environment variable PENN_FUDAN names.
 
-``penn_fudan_train_20``, ``penn_fudan_train_60`` and ``penn_fudan_test``, as the repository's split has them. A data set
-of your own in COCO's format needs nothing of this: ``--coco NAME JSON IMAGES``, or Detectron2's
-``register_coco_instances``.
+``penn_fudan_train_20``, ``penn_fudan_train_60`` and ``penn_fudan_test``, in the repository's split. A data set of
+your own in COCO's format does not need this file: use ``--coco NAME JSON IMAGES`` or ``register_coco_instances``.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def _records(folder: Path, names: list[str]) -> list[dict[str, Any]]:
 
 
 def _record(folder: Path, name: str, number: int) -> dict[str, Any]:
-    """One photograph in Detectron2's form; its mask file has every person's number in that person's pixels."""
+    """One photograph in Detectron2's format; pixels of its mask file hold the number of their person."""
     ids = cv2.imread(str(folder / "PedMasks" / f"{name}_mask.png"), cv2.IMREAD_UNCHANGED)
     if ids is None:
         raise FileNotFoundError(f"{folder} is not Penn-Fudan: it has no PedMasks/{name}_mask.png")

@@ -11,7 +11,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup
 from detectron2.evaluation import COCOEvaluator
 
-from pedestrians import backbone, datasets  # noqa: F401 - they register what configs name
+from pedestrians import backbone, datasets  # noqa: F401 - they register names used in configs
 
 
 class Trainer(DefaultTrainer):
@@ -25,7 +25,7 @@ class Trainer(DefaultTrainer):
 
 
 def arguments() -> argparse.Namespace:
-    """Detectron2's own flags, and three more."""
+    """Detectron2's flags, and three more."""
     parser = default_argument_parser()
     parser.add_argument(
         "--coco",
@@ -41,7 +41,7 @@ def arguments() -> argparse.Namespace:
 
 
 def prepare(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
-    """The config as files and flags say; what it names is registered."""
+    """The config from files and flags; registers the data sets that it names."""
     for name, file, images in args.coco:
         register_coco_instances(name, {}, file, images)
     if args.threads:

@@ -1,4 +1,4 @@
-# Penn-Fudan's 20 training images with MMDetection's Faster R-CNN; the JSON files are made by ../penn_fudan_to_coco.py.
+# Penn-Fudan's 20 training images with MMDetection's Faster R-CNN; JSON files: ../penn_fudan_to_coco.py.
 _base_ = "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"
 
 images = "PennFudanPed/PNGImages/"

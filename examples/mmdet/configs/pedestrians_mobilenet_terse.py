@@ -2,7 +2,7 @@
 _base_ = "pedestrians_mobilenet.py"
 
 custom_imports = dict(imports=["terse_aug_mmdet"])
-terse = dict(bank="people.bank")
+terse = dict(bank="people.bank", policy=dict(type="critic"))
 
 train_pipeline = _base_.train_pipeline
 train_pipeline.insert(-1, dict(type="TersePaste", **terse))

@@ -1,8 +1,8 @@
-# pedestrians.py with terse-aug: these lines are all that a config of your own needs.
+# pedestrians.py with terse-aug: your own config needs the same lines.
 _base_ = "pedestrians.py"
 
 custom_imports = dict(imports=["terse_aug_mmdet"])
-terse = dict(bank="people.bank")
+terse = dict(bank="people.bank", policy=dict(type="critic"))
 
 train_pipeline = _base_.train_pipeline
 train_pipeline.insert(-1, dict(type="TersePaste", **terse))
