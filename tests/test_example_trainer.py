@@ -492,7 +492,9 @@ def test_detector_weights_for_other_classes(example, coco_set, tmp_path, capsys)
 
 def zero_if_large(fill):
     """Random numbers for VGG's dense layers, which SSD does not have, would take most of the time."""
-    return lambda tensor, *args, **kwargs: tensor.detach().zero_() if tensor.numel() > 2e7 else fill(tensor, *args, **kwargs)
+    return lambda tensor, *args, **kwargs: (
+        tensor.detach().zero_() if tensor.numel() > 2e7 else fill(tensor, *args, **kwargs)
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
