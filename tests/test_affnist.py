@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from example_modules import importable
+from example_modules import importable, load_script
 
 from terse_aug.models import ClassifierAdapter
 
@@ -21,16 +20,22 @@ FOLDER = Path(__file__).parents[1] / "examples" / "affnist"
 
 @pytest.fixture(scope="module")
 def example():
-    """The example's modules, imported as its script sees them, and forgotten afterwards."""
+    """The example's modules, imported as its script sees them, and unloaded afterwards."""
     pytest.importorskip("matplotlib")
-    with importable(FOLDER, "affnist"):
-        spec = importlib.util.spec_from_file_location("affnist_run", FOLDER / "run.py")
-        run = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(run)
-        from affnist import arms, data, live, lockstep, models, report
+    with importable(FOLDER, "affnist", "affnist_run"):
+        run = load_script(FOLDER / "run.py", "affnist_run")
+        from affnist import arms, composites, data, live, lockstep, models, report
 
         yield SimpleNamespace(
-            run=run, main=run.main, arms=arms, data=data, live=live, lockstep=lockstep, models=models, report=report
+            run=run,
+            main=run.main,
+            arms=arms,
+            composites=composites,
+            data=data,
+            live=live,
+            lockstep=lockstep,
+            models=models,
+            report=report,
         )
 
 
@@ -42,6 +47,18 @@ def mnist(data_root):
 @pytest.fixture(scope="module")
 def digits(example, mnist):
     return example.data.read_mnist(mnist, "t10k").part(slice(0, 400))
+
+
+@pytest.fixture(scope="module")
+def bank(example, digits, tmp_path_factory):
+    return example.data.digit_bank(digits, tmp_path_factory.mktemp("bank") / "digits.bank")
+
+
+@pytest.fixture(scope="module")
+def training(example, digits, bank):
+    """Digits, bank, test set and ranges, as the two functions that train take them."""
+    ranges = example.data.AffineRanges()
+    return digits, bank, example.data.affnist(digits, ranges, 0), ranges
 
 
 def write_idx(path, array):
@@ -73,7 +90,7 @@ def test_missing_broken_and_unequal_files_are_refused(example, tmp_path):
         example.data.read_mnist(tmp_path, "train")
     path = tmp_path / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="is no idx file of bytes, or it is cut off"):
+    with pytest.raises(ValueError, match="is not an idx file of bytes, or it is truncated"):
         example.data.read_mnist(tmp_path, "train")
 
 
@@ -101,13 +118,12 @@ def test_a_digit_is_nowhere_preferred(example, digits):
     assert float((mean.sum(1) * at).sum() / mean.sum()) == pytest.approx(20, abs=0.7)
 
 
-def test_pasting_a_digit_gives_the_transformed_digit(example, digits, tmp_path):
+def test_pasting_a_digit_gives_the_transformed_digit(example, digits, bank):
     """Same spread of ink, as a whole, from the pasted digits as from the test set's own transform."""
-    bank = example.data.digit_bank(digits, tmp_path / "digits.bank")
     target = ClassifierAdapter(example.models.SmallNet(), 10)
     terse = example.arms.make_terse(example.arms.LIVE["random"], bank, target, example.data.AffineRanges(), seed=0)
-    composites, classes, targets = example.live._composites(terse, 3000)
-    several = example.data.Digits(digits.images.repeat(8, 1, 1), digits.labels.repeat(8))
+    composites, classes, targets = example.live._composites(terse, 1500)
+    several = example.data.Digits(digits.images.repeat(4, 1, 1), digits.labels.repeat(4))
     images, _ = example.data.affnist(several, example.data.AffineRanges(), seed=0)
     assert all(len(target["labels"]) == 1 for target in targets)
     assert set(classes.tolist()) == set(range(10))
@@ -128,7 +144,7 @@ def spread_of_centres(images):
 
 
 def at_the_border(images):
-    """Share of the images with much ink in their outermost pixels: hardly any, or digits are cut off."""
+    """Fraction of the images with much ink in their outermost pixels: hardly any, or digits are cut off."""
     ends = (images[:, 0, 0], images[:, 0, -1], images[:, 0, :, 0], images[:, 0, :, -1])
     return float((torch.cat(ends, 1).sum(1) > 2).float().mean())
 
@@ -136,18 +152,14 @@ def at_the_border(images):
 # --- training -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arm", ["mnist", "random", "best-of-n", "adversarial", "critic", "critic-cutouts"])
-def test_every_arm_trains_and_repeats_itself(example, digits, tmp_path, arm):
-    ranges = example.data.AffineRanges()
-    bank = example.data.digit_bank(digits, tmp_path / "digits.bank")
-    test = example.data.affnist(digits, ranges, 0)
-    schedule = example.live.Schedule(iterations=6, readings=3, batch_size=8)
+@pytest.mark.parametrize("arm", ["mnist", "random", "best-of-n", "adversarial", "critic", "critic-foregrounds"])
+def test_every_arm_trains_and_repeats_itself(example, training, arm):
+    schedule = example.live.Schedule(iterations=6, evaluate_every=3, batch_size=8)
     first, second = (
-        example.live.train_live(example.arms.LIVE[arm], "small", digits, bank, test, ranges, schedule, seed=1)
-        for _ in range(2)
+        example.live.train_live(example.arms.LIVE[arm], "small", *training, schedule, seed=1) for _ in range(2)
     )
-    assert [reading["images"] for reading in first["readings"]] == [24, 48]
-    assert first["readings"] == second["readings"]
+    assert [evaluation["images"] for evaluation in first["evaluations"]] == [24, 48]
+    assert first["evaluations"] == second["evaluations"]
     if arm == "mnist":
         assert "metrics" not in first
         return
@@ -158,7 +170,7 @@ def test_every_arm_trains_and_repeats_itself(example, digits, tmp_path, arm):
     assert sum(first["hardness histogram"]) == pytest.approx(1)
 
 
-def test_the_learning_rate_falls_to_nothing_if_it_is_to(example, digits, tmp_path, monkeypatch):
+def test_the_learning_rate_falls_to_nothing_if_it_is_to(example, training, monkeypatch):
     used = []
 
     class Noted(torch.optim.SGD):
@@ -167,17 +179,14 @@ def test_the_learning_rate_falls_to_nothing_if_it_is_to(example, digits, tmp_pat
             return super().step()
 
     monkeypatch.setattr(example.live.torch.optim, "SGD", Noted)
-    ranges = example.data.AffineRanges()
-    bank = example.data.digit_bank(digits, tmp_path / "digits.bank")
-    test = example.data.affnist(digits, ranges, 0)
     for decay in (False, True):
-        schedule = example.live.Schedule(iterations=4, readings=4, batch_size=8, learning_rate=0.1, decay=decay)
-        example.live.train_live(example.arms.LIVE["random"], "small", digits, bank, test, ranges, schedule, 0)
+        schedule = example.live.Schedule(iterations=4, evaluate_every=4, batch_size=8, learning_rate=0.1, decay=decay)
+        example.live.train_live(example.arms.LIVE["random"], "small", *training, schedule, 0)
     assert used[:4] == [0.1] * 4
     assert used[4:] == pytest.approx([0.1, 0.0854, 0.05, 0.0146], abs=1e-4)
 
 
-def test_readings_are_those_of_the_averaged_weights(example, digits, tmp_path, monkeypatch):
+def test_evaluations_are_those_of_the_averaged_weights(example, training, tmp_path, monkeypatch):
     measured = []
 
     def updates(model):
@@ -185,13 +194,11 @@ def test_readings_are_those_of_the_averaged_weights(example, digits, tmp_path, m
 
     for module in (example.live, example.lockstep):
         monkeypatch.setattr(module, "accuracy", lambda model, *test: measured.append(updates(model)) or 0.0)
-    ranges, arm = example.data.AffineRanges(), example.arms.LOCKSTEP["random"]
-    bank = example.data.digit_bank(digits, tmp_path / "digits.bank")
-    test = example.data.affnist(digits, ranges, 0)
-    live = example.live.Schedule(iterations=4, readings=2, batch_size=8)
-    example.live.train_live(arm, "small", digits, bank, test, ranges, live, 0)
+    arm = example.arms.LOCKSTEP["random"]
+    live = example.live.Schedule(iterations=4, evaluate_every=2, batch_size=8)
+    example.live.train_live(arm, "small", *training, live, 0)
     rounds = example.lockstep.LockStepSchedule(rounds=2, wanted=10, warm_up=5, iterations=3, batch_size=8)
-    example.lockstep.train_in_lock_step(arm, "small", digits, bank, test, ranges, rounds, 0, tmp_path / "run")
+    example.lockstep.train_in_lock_step(arm, "small", *training, rounds, 0, tmp_path / "run")
     assert measured == [2, 4, 8, "last", 11, "last"]
 
 
@@ -209,39 +216,37 @@ def test_averaged_weights_lag_by_a_tenth_of_the_updates_and_at_most_a_hundred(ex
     assert average.module.num_batches_tracked == 0
 
 
-LOCKSTEP = ["mnist", "random", "random-filtered", "paper", "adversarial", "critic", "critic-cutouts"]
+LOCKSTEP = ["mnist", "random", "random-filtered", "paper", "adversarial", "critic", "critic-foregrounds"]
 
 
 @pytest.mark.parametrize("arm", LOCKSTEP)
-def test_every_arm_trains_in_lock_step(example, digits, tmp_path, arm):
-    ranges = example.data.AffineRanges()
-    bank = example.data.digit_bank(digits, tmp_path / "digits.bank")
-    test = example.data.affnist(digits, ranges, 0)
+def test_every_arm_trains_in_lock_step(example, training, tmp_path, monkeypatch, arm):
+    monkeypatch.setattr(example.composites, "BATCHES", 2)
     schedule = example.lockstep.LockStepSchedule(
         rounds=2, wanted=20, budget=400, warm_up=60, iterations=3, batch_size=8
     )
     run = example.lockstep.train_in_lock_step(
-        example.arms.LOCKSTEP[arm], "small", digits, bank, test, ranges, schedule, 0, tmp_path / "run"
+        example.arms.LOCKSTEP[arm], "small", *training, schedule, 0, tmp_path / "run"
     )
     assert list(example.arms.LOCKSTEP) == LOCKSTEP
-    assert [reading["wanted"] for reading in run["readings"]] == [20, 40]
-    assert [reading["images"] for reading in run["readings"]] == ([0, 0] if arm == "mnist" else [20, 40])
+    assert [evaluation["images wanted"] for evaluation in run["evaluations"]] == [20, 40]
+    assert [evaluation["images"] for evaluation in run["evaluations"]] == ([0, 0] if arm == "mnist" else [20, 40])
     if arm == "mnist":
-        assert "hunts" not in run
+        assert "mining" not in run
         return
-    assert [hunt["found"] for hunt in run["hunts"]] == [dict.fromkeys(range(10), 2)] * 2
-    for hunt in run["hunts"]:
-        assert hunt["yield per forward"] == pytest.approx(20 / hunt["target_forwards"])
-        assert hunt["target_forwards"] == (2 if arm in ("adversarial", "paper") else 1) * hunt["seen"]
-    assert 0 < run["neighbour distance of the kept"] < 0.3
-    assert run["spread of a class"] == pytest.approx(1 if arm != "paper" else 0, abs=0.25)
+    assert [report["found"] for report in run["mining"]] == [dict.fromkeys(range(10), 2)] * 2
+    for report in run["mining"]:
+        assert report["yield per forward"] == pytest.approx(20 / report["target_forwards"])
+        assert report["target_forwards"] == (2 if arm in ("adversarial", "paper") else 1) * report["seen"]
+    assert 0 < run["neighbour distance of mined images"] < 0.3
+    assert run["std ratio within a class"] == pytest.approx(1 if arm != "paper" else 0, abs=0.25)
 
 
-def test_the_yield_is_that_of_the_hunts_that_met_a_good_classifier(example):
-    hunts = [{"found": {0: 5}, "target_forwards": forwards} for forwards in (5, 10, 20, 50)]
-    readings = [{"accuracy": 90.0, "of the last weights": accuracy} for accuracy in (80.0, 86.0, 84.0, 90.0)]
-    assert example.report.hunt_yield({"hunts": hunts, "readings": readings}) == pytest.approx(5 / 20)
-    assert np.isnan(example.report.hunt_yield({"hunts": hunts[:2], "readings": readings[:2]}))
+def test_the_yield_is_that_of_mining_against_a_good_classifier(example):
+    mining = [{"found": {0: 5}, "target_forwards": forwards} for forwards in (5, 10, 20, 50)]
+    evaluations = [{"accuracy": 90.0, "accuracy of last weights": accuracy} for accuracy in (80.0, 86.0, 84.0, 90.0)]
+    assert example.report.mining_yield({"mining": mining, "evaluations": evaluations}) == pytest.approx(5 / 20)
+    assert np.isnan(example.report.mining_yield({"mining": mining[:2], "evaluations": evaluations[:2]}))
 
 
 @pytest.mark.parametrize("name", ["small", "table1"])
@@ -264,18 +269,19 @@ def small(example, mnist, tmp_path):
 
 def test_settings_are_chosen_on_the_training_digits_that_are_left_out(example, small, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(example.run, "train_live", lambda *args: seen.append(args) or {"readings": [{"accuracy": 1.0}]})
+    monkeypatch.setattr(
+        example.run, "train_live", lambda *args: seen.append(args) or {"evaluations": [{"accuracy": 1.0}]}
+    )
     monkeypatch.setattr(example.report, "draw", lambda *args: None)
     monkeypatch.setattr(example.report, "print_table", lambda *args: None)
-    flags = ["--mnist", str(small), "--arms", "random", "mnist", "--settings", '{"critic_goal": 0.5}']
+    flags = ["--mnist", str(small), "--arms", "critic", "mnist", "--settings", '{"target_hardness": 0.5}']
     for part in ("test", "validation"):
         example.main([*flags, "--out", str(tmp_path / part), "--measure", part])
     whole = example.data.read_mnist(small, "train")
     for (arm, _, digits, _, (_, labels), *_), (policy, part) in zip(
-        seen, [("random", "test"), (None, "test"), ("random", "validation"), (None, "validation")], strict=True
+        seen, [(0.5, "test"), (None, "test"), (0.5, "validation"), (None, "validation")], strict=True
     ):
-        assert arm.policy == policy
-        assert arm.settings == ({"critic_goal": 0.5} if policy else {})
+        assert (None if arm.policy is None else arm.policy.target_hardness) == policy
         assert torch.equal(digits.labels, whole.labels[:200])
         assert torch.equal(labels, whole.labels[200:] if part == "validation" else whole.labels[:100])
     with pytest.raises(SystemExit, match=r"'measured on': 'test', .*, not .*'measured on': 'validation'"):
@@ -288,18 +294,17 @@ def test_settings_are_chosen_on_the_training_digits_that_are_left_out(example, s
 def test_flags_of_live_training_are_refused_in_lock_step(example, tmp_path, capsys, flags):
     with pytest.raises(SystemExit):
         example.main(f"--mnist {tmp_path} --out {tmp_path}/out --mode lockstep {flags}".split())
-    assert "are of --mode live" in capsys.readouterr().err
+    assert "are flags of --mode live" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--iterations 3", "--iterations: expected a multiple of --readings 400, got 3"),
-        ("--iterations 0", "--iterations, --readings: expected at least 1"),
-        ("--mode lockstep --wanted 9", "--wanted: expected a multiple of 10, as many of each class, got 9"),
+        ("--iterations 3", "--iterations: expected a multiple of --evaluate-every 400, got 3"),
+        ("--iterations 0", "--iterations, --evaluate-every: expected at least 1"),
+        ("--mode lockstep --wanted 9", "--wanted: expected a multiple of 10, the same number of each class, got 9"),
         ("--mode lockstep --wanted 0", "--wanted: expected a multiple of 10"),
-        ('--settings {"objects":[1,3]}', "objects: the same in all runs"),
-        ('--settings {"superimpose_probability":1}', "superimpose_probability: the same in all runs"),
+        ('--settings {"depth":3}', "none of the policies has 'depth'"),
     ],
 )
 def test_what_would_end_in_a_table_without_figures_is_refused(example, tmp_path, capsys, flags, message):
@@ -308,16 +313,8 @@ def test_what_would_end_in_a_table_without_figures_is_refused(example, tmp_path,
     assert message in capsys.readouterr().err
 
 
-def test_settings_are_put_over_what_all_arms_have(example, digits, tmp_path):
-    bank = example.data.digit_bank(digits, tmp_path / "digits.bank")
-    target = ClassifierAdapter(example.models.SmallNet(), 10)
-    arm = example.arms.Arm("critic", {"move_every": 4})
-    config = example.arms.make_terse(arm, bank, target, example.data.AffineRanges(), 0).config
-    assert (config.move_every, config.objects, config.edge_sigma) == (4, (1, 1), 0)
-
-
 def test_digits_of_another_folder_have_a_bank_of_their_own(example, small, tmp_path):
-    flags = ["--out", str(tmp_path / "out"), "--iterations", "2", "--readings", "2"]
+    flags = ["--out", str(tmp_path / "out"), "--iterations", "2", "--evaluate-every", "2"]
     example.main([*flags, "--mnist", str(small), "--arms", "random"])
     other = tmp_path / "other"
     shutil.copytree(small, other)
@@ -325,8 +322,8 @@ def test_digits_of_another_folder_have_a_bank_of_their_own(example, small, tmp_p
     assert len(list((tmp_path / "out").glob("digits-*.bank"))) == 2
 
 
-def test_the_script_writes_table_and_figure_and_goes_on(example, small, tmp_path, capsys, monkeypatch):
-    flags = ["--mnist", str(small), "--out", str(tmp_path / "out"), "--iterations", "4", "--readings", "2"]
+def test_the_script_writes_table_and_chart_and_resumes(example, small, tmp_path, capsys):
+    flags = ["--mnist", str(small), "--out", str(tmp_path / "out"), "--iterations", "4", "--evaluate-every", "2"]
     example.main([*flags, "--arms", "random", "critic", "--seeds", "0"])
     assert "random, seed 0" in capsys.readouterr().out
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -343,16 +340,15 @@ def test_the_script_writes_table_and_figure_and_goes_on(example, small, tmp_path
     begun = tmp_path / "out" / "lockstep-small-random-seed0"
     begun.mkdir()
     (begun / "settings.json").write_text("{}")
-    with pytest.raises(SystemExit, match=r"random-seed0 was begun with \{\}, not .*; choose another --out"):
+    with pytest.raises(SystemExit, match=r"random-seed0 was started with \{\}, not .*; choose another --out"):
         example.main([*short, "--rounds", "2", "--wanted", "10", "--arms", "random"])
     with pytest.raises(SystemExit):
         example.main([*flags, "--arms", "paper"])
     assert (
-        "live has mnist, random, hard-random, learned, critic, critic-cutouts, not deterministic"
+        "live has mnist, random, best-of-n, adversarial, critic, critic-foregrounds, not paper"
         in capsys.readouterr().err
     )
     with pytest.raises(SystemExit, match=r"'test seed': 0, .*, not .*'test seed': 5, .*; choose another --out"):
         example.main([*flags, "--arms", "random", "--test-seed", "5"])
-    monkeypatch.setitem(example.arms.LIVE, "random", example.arms.Arm("random", {"edge_sigma": 0.5}))
-    with pytest.raises(SystemExit, match=r"'edge_sigma': 0\.5"):
-        example.main([*flags, "--arms", "random"])
+    with pytest.raises(SystemExit, match=r"'target_hardness': 0\.7.*'target_hardness': 0\.5"):
+        example.main([*flags, "--arms", "critic", "--settings", '{"target_hardness": 0.5}'])

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import torch
 
-import terse_aug
 from detection import checkpoint, models, options, pasting
 from detection.evaluation import Evaluator, autocast_dtype
 from detection.loading import TrainingOrder, seed_iteration, to_device, training_batches
 from detection.reporting import Report
 from detection.schedule import learning_rate, set_learning_rate
 from detection.sources import open_data
+from terse_aug import Terse
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,13 +31,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     optimizer = torch.optim.SGD(trained, args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp and device.type == "cuda")
 
-    terse = terse_aug.Terse(
-        pasting.open_bank(args, training_set),
-        model=detector,
-        classes=training_set.classes,
-        seed=args.seed,
-        **pasting.settings(args),
-    ).to(device)
+    bank = pasting.open_bank(args, training_set)
+    terse = Terse(bank, model=detector, classes=training_set.classes, seed=args.seed, **pasting.settings(args))
+    terse.to(device)
 
     state = {"detector": detector, "optimizer": optimizer, "terse": terse}
     if scaler.is_enabled():

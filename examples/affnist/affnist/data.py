@@ -39,8 +39,8 @@ class AffineRanges:
     def for_pasting(self) -> TransformRanges:
         """The same as ranges of terse-aug's transforms.
 
-        What has to stay inside is measured on the cut-out with its margin of a pixel, which has no ink: about a tenth
-        of half the digit. The test set's spread of centres, and its share of digits at the border, come out.
+        ``keep_inside`` applies to the foreground with its margin of one pixel, about a tenth of half the digit.
+        With 0.88 the spread of centres, and the fraction of digits at the border, equal those of the test set.
         """
         return TransformRanges(
             rotation=(-self.rotation, self.rotation),
@@ -63,7 +63,7 @@ class Digits:
         return len(self.labels)
 
     def part(self, rows: Tensor | slice) -> Digits:
-        """Some of them."""
+        """A part of them."""
         return Digits(self.images[rows], self.labels[rows])
 
     def padded(self) -> Tensor:
@@ -76,7 +76,7 @@ def read_mnist(folder: Path, part: str) -> Digits:
     """Read ``train`` or ``t10k`` from idx files, plain or gzipped.
 
     Raises:
-        ValueError: a file is missing or is no idx file.
+        ValueError: a file is missing or is not an idx file.
     """
     images = _read_idx(folder, f"{part}-images-idx3-ubyte")
     labels = _read_idx(folder, f"{part}-labels-idx1-ubyte")
@@ -96,7 +96,7 @@ def _read_idx(folder: Path, name: str) -> NDArray[np.uint8]:
     dimensions = content[3] if len(content) > 4 else 0
     shape = np.frombuffer(content, ">u4", dimensions, 4).tolist()
     if content[:3] != b"\0\0\x08" or len(content) != 4 + 4 * dimensions + math.prod(shape):
-        raise ValueError(f"{name} in {folder} is no idx file of bytes, or it is cut off")
+        raise ValueError(f"{name} in {folder} is not an idx file of bytes, or it is truncated")
     return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape).copy()
 
 
@@ -106,11 +106,11 @@ def digit_bank(digits: Digits, path: Path) -> ForegroundBank:
     if not path.exists():
         with BankWriter(path, {label: str(label) for label in range(10)}) as writer:
             for number, (image, label) in enumerate(zip(digits.images.numpy(), digits.labels.tolist(), strict=True)):
-                writer.add(_digit_cutout(image, label, number))
+                writer.add(_digit_foreground(image, label, number))
     return ForegroundBank.open(path)
 
 
-def _digit_cutout(image: NDArray[np.uint8], label: int, number: int) -> Foreground:
+def _digit_foreground(image: NDArray[np.uint8], label: int, number: int) -> Foreground:
     ink = image > _INK * 255
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
@@ -143,7 +143,7 @@ def affnist(digits: Digits, ranges: AffineRanges, seed: int) -> tuple[Tensor, Te
         ],
         1,
     )
-    lowest, highest = _ink_reach(digits, matrix)
+    lowest, highest = _ink_extent(digits, matrix)
     half = CANVAS / 2
     room_low, room_high = -half - lowest, half - highest
     middle, width = (room_low + room_high) / 2, (room_high - room_low).clamp(min=0)
@@ -155,8 +155,8 @@ def affnist(digits: Digits, ranges: AffineRanges, seed: int) -> tuple[Tensor, Te
     return F.grid_sample(digits.padded(), grid, align_corners=False), digits.labels
 
 
-def _ink_reach(digits: Digits, matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """How far the mapped ink reaches from the centre: lowest and highest x and y, ``[N, 2]`` each."""
+def _ink_extent(digits: Digits, matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Extent of the mapped ink from the centre: lowest and highest x and y, ``[N, 2]`` each."""
     side = digits.images.shape[-1]
     ink = digits.images > _INK * 255
     at = torch.arange(side) + 0.5 - side / 2
@@ -169,5 +169,5 @@ def _ink_reach(digits: Digits, matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def describe(ranges: AffineRanges, seed: int) -> dict[str, object]:
-    """What the test set was made with, for the record."""
+    """The settings of the test set, for the results."""
     return asdict(ranges) | {"translation": "uniform where the ink stays inside", "seed": seed, "canvas": CANVAS}

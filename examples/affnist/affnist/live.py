@@ -1,4 +1,4 @@
-"""Live training: every iteration has fresh composites, made for the classifier as it is at that moment."""
+"""Live training: every iteration has fresh composites, made for the current classifier."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from affnist.arms import CLASSES, Arm, make_terse
+from affnist.composites import empty_canvases, hardness_of_composites
 from affnist.data import CANVAS, AffineRanges, Digits
-from affnist.looking import empty_canvases, hardness_figures
 from affnist.models import NETWORKS, accuracy, averaged
 from terse_aug import ForegroundBank, Terse
 from terse_aug.models import ClassifierAdapter, class_of
@@ -26,14 +26,14 @@ class Schedule:
 
     Attributes:
         iterations: in all.
-        readings: iterations between two measurements on the test set.
+        evaluate_every: iterations between two evaluations on the test set.
         batch_size: real digits, and as many composites, in an iteration.
         learning_rate: of SGD with momentum 0.9 and weight decay 5e-4.
         decay: whether it falls to 0 along half a cosine; else it is constant.
     """
 
     iterations: int = 2000
-    readings: int = 400
+    evaluate_every: int = 400
     batch_size: int = 64
     learning_rate: float = 0.01
     decay: bool = False
@@ -58,8 +58,8 @@ def train_live(
     """Train a classifier with the composites of an arm.
 
     Returns:
-        Accuracy (per cent) of the averaged weights on the test set at every reading, and what the composites of the
-        last fifth were like.
+        Accuracy (per cent) of the averaged weights on the test set at every evaluation; hardness of the composites in
+        the last fifth of the iterations.
     """
     torch.manual_seed(seed)
     model = NETWORKS[network]().train()
@@ -68,7 +68,7 @@ def train_live(
     terse = make_terse(arm, bank, ClassifierAdapter(model, CLASSES), ranges, seed) if arm.policy else None
     order = torch.Generator().manual_seed(seed)
     real, labels = digits.padded(), digits.labels
-    readings, late, started = [], [torch.zeros(0)], time.process_time()
+    evaluations, late, started = [], [torch.zeros(0)], time.process_time()
     for iteration in range(schedule.iterations):
         rows = torch.randint(len(digits), (schedule.batch_size,), generator=order)
         images, wanted = real[rows], labels[rows]
@@ -85,18 +85,19 @@ def train_live(
         if terse is not None:
             own = logits[-schedule.batch_size :].detach()
             if terse.policy.learns_from == "hardness":
-                terse.observe(class_probabilities=_chances(own, targets))
+                terse.observe(class_probabilities=_class_probabilities(own, targets))
             # The composites are a part of the batch whose mean is the loss.
             terse.step(losses.detach().mean(), loss_scale=schedule.batch_size / len(images))
             if iteration + 1 > 0.8 * schedule.iterations:
                 late.append(1 - own.softmax(1).gather(1, classes[:, None])[:, 0])
-        if (iteration + 1) % schedule.readings == 0:
+        if (iteration + 1) % schedule.evaluate_every == 0:
             images_so_far = (iteration + 1) * schedule.batch_size
-            readings.append({"wanted": images_so_far, "images": images_so_far, "accuracy": accuracy(average, *test)})
+            count = {"images wanted": images_so_far, "images": images_so_far}
+            evaluations.append(count | {"accuracy": accuracy(average, *test)})
         progress(iteration + 1)
-    figures: dict[str, Any] = {"readings": readings, "processor seconds": time.process_time() - started}
-    figures |= hardness_figures(torch.cat(late))
-    return figures | ({"metrics": terse.metrics()} if terse is not None else {})
+    results: dict[str, Any] = {"evaluations": evaluations, "CPU seconds": time.process_time() - started}
+    results |= hardness_of_composites(torch.cat(late))
+    return results | ({"metrics": terse.metrics()} if terse is not None else {})
 
 
 def _composites(terse: Terse, count: int) -> tuple[Tensor, Tensor, list[dict[str, Tensor]]]:
@@ -106,6 +107,6 @@ def _composites(terse: Terse, count: int) -> tuple[Tensor, Tensor, list[dict[str
     return images[:, :1], class_of(targets), targets
 
 
-def _chances(logits: Tensor, targets: list[dict[str, Tensor]]) -> list[Tensor]:
-    """What each image is taken for, for each of its objects, which is one or none."""
+def _class_probabilities(logits: Tensor, targets: list[dict[str, Tensor]]) -> list[Tensor]:
+    """The class probabilities of each image, for each of its objects, which is one or none."""
     return [own.expand(len(target["labels"]), -1) for own, target in zip(logits.softmax(1), targets, strict=True)]

@@ -1,4 +1,4 @@
-"""Training in lock-step, the paper's schedule: the classifier frozen, a hunt; then training on what was kept."""
+"""Training in lock-step, the paper's schedule: hard-example mining against the frozen classifier, then training."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from affnist.arms import CLASSES, Arm, make_terse
+from affnist.composites import empty_canvases, measure_composites
 from affnist.data import CANVAS, AffineRanges, Digits
-from affnist.looking import empty_canvases, look_at
 from affnist.models import NETWORKS, accuracy, averaged
 from terse_aug import ForegroundBank
 from terse_aug.lockstep import HardExampleCache, HardExampleMiner, LockStep, MiningReport, mix_batches
 from terse_aug.models import ClassifierAdapter, class_of
 
 _RIVAL_MARGIN = 0.05
-"""An example is hard where another class is ahead of its own by this much probability; as recalled of the paper."""
+"""An example is hard where another class is ahead of its own by this much probability; as remembered from the paper."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class LockStepSchedule:
     """How the classifier is trained, the same in all arms.
 
     Attributes:
-        rounds: of a hunt and training.
+        rounds: of mining and training.
         wanted: synthetic images of a round, as many of each class.
-        budget: images that may pass through the classifier in a hunt.
+        budget: images that may pass through the classifier in a mining phase.
         warm_up: iterations on MNIST's own digits before the first round.
         iterations: of training in a round.
         batch_size: half of it real digits, half from the cache.
@@ -48,10 +48,10 @@ class LockStepSchedule:
     learning_rate: float = 0.01
 
 
-class _Readings:
-    """What is measured after every round, and the time it took; saved with the classifier.
+class _Evaluations:
+    """Results after every round, and CPU time; saved with the classifier.
 
-    The time that a stopped run had spent in an unfinished round is not counted.
+    The time that an interrupted run spent in an unfinished round is not counted.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class _Readings:
 
     @property
     def seconds(self) -> float:
-        """Of the processor, this and former processes together."""
+        """CPU seconds of this and earlier processes."""
         return self._before + time.process_time() - self._started
 
     def state_dict(self) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class _Classifier:
         self._schedule, self._seed = schedule, seed
 
     def train(self, number: int, iterations: int, cache: HardExampleCache | None) -> None:
-        """Train on real digits and, where there are any, on as many kept ones; a function of the number."""
+        """Train on real digits and, if there are any, on as many mined ones; a function of the number."""
         torch.manual_seed(1000 * self._seed + number)  # of the dropout
         batches = itertools.islice(self._batches(number), iterations)
         if cache is not None and len(cache):
@@ -122,50 +122,50 @@ def train_in_lock_step(
     seed: int,
     folder: Path,
 ) -> dict[str, Any]:
-    """Train a classifier in rounds with the composites of an arm; goes on where a run in the folder was stopped.
+    """Train a classifier in rounds with the composites of an arm; resumes an interrupted run in the folder.
 
     Returns:
         Accuracy (per cent) on the test set after every round, of the averaged weights and of the last ones, which the
-        next hunt meets; what the hunts brought, and what the composites and the kept images were like at the end.
+        next mining phase uses; reports of the mining, hardness and diversity of composites and mined images at the end.
     """
-    classifier, readings = _Classifier(network, digits, schedule, seed), _Readings()
+    classifier, evaluations = _Classifier(network, digits, schedule, seed), _Evaluations()
     classifier.train(999, schedule.warm_up, None)
 
-    def read(number: int, images: int) -> None:
+    def evaluate(number: int, images: int) -> None:
         wanted = schedule.wanted * (number + 1)
-        readings.rows.append(
+        evaluations.rows.append(
             {
-                "wanted": wanted,
+                "images wanted": wanted,
                 "images": images,
                 "accuracy": accuracy(classifier.average, *test),
-                "of the last weights": accuracy(classifier.model, *test),
+                "accuracy of last weights": accuracy(classifier.model, *test),
             }
         )
 
     if arm.policy is None:
         for number in range(schedule.rounds):
             classifier.train(number, schedule.iterations, None)
-            read(number, 0)
-        return {"readings": readings.rows, "processor seconds": readings.seconds}
+            evaluate(number, 0)
+        return {"evaluations": evaluations.rows, "CPU seconds": evaluations.seconds}
 
     folder.mkdir(parents=True, exist_ok=True)
-    target = ClassifierAdapter(classifier.model, CLASSES)
-    terse = make_terse(arm, bank, target, ranges, seed)
+    model = ClassifierAdapter(classifier.model, CLASSES)
+    terse = make_terse(arm, bank, model, ranges, seed)
     with HardExampleCache(folder / "cache", capacity=schedule.rounds * schedule.wanted) as cache:
         hardness = {"rival_margin": _RIVAL_MARGIN} if arm.filtered else {"hard_below": 1.0}
         wanted = dict.fromkeys(range(CLASSES), schedule.wanted // CLASSES)
-        hunt = HardExampleMiner(terse, target, cache, wanted, schedule.budget, **hardness)
+        mining = HardExampleMiner(terse, model, cache, wanted, schedule.budget, **hardness)
         learners = {"model": classifier.model, "average": classifier.average, "optimizer": classifier.optimizer}
-        cycle = LockStep(hunt, folder, learners | {"readings": readings})
+        cycle = LockStep(mining, folder, learners | {"evaluations": evaluations})
 
         def train(number: int, reports: list[MiningReport]) -> None:
             classifier.train(number, schedule.iterations, cache)
-            read(number, sum(sum(report.found.values()) for report in reports))
+            evaluate(number, sum(sum(report.found.values()) for report in reports))
 
         reports = cycle.run(
             schedule.rounds, lambda number: itertools.repeat(empty_canvases(CANVAS, schedule.batch_size)), train, False
         )
-        looked = look_at(terse, target, cache)
-    hunts = [asdict(report) | {"yield per forward": report.yield_per_forward} for report in reports]
-    figures = {"readings": readings.rows, "filtered": arm.filtered, "hunts": hunts, "metrics": terse.metrics()}
-    return figures | {"processor seconds": readings.seconds} | looked
+        measured = measure_composites(terse, model, cache)
+    mined = [asdict(report) | {"yield per forward": report.yield_per_forward} for report in reports]
+    results = {"evaluations": evaluations.rows, "filtered": arm.filtered, "mining": mined, "metrics": terse.metrics()}
+    return results | {"CPU seconds": evaluations.seconds} | measured

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 COLORS = {"none": "#7b8490", "random": "#2a86cc", "critic": "#d2691e"}
 """Colour of each arm; the style sheet of the report has the same."""
@@ -53,8 +54,9 @@ def line_chart(series: Sequence[Series], x_name: str, y_name: str) -> str:
             axes.plot(x, y, style, marker="o", linewidth=2.2, label=line.name, color=COLORS[line.arm])
         axes.set(xlabel=x_name, ylabel=y_name, xlim=(0, None))
         axes.set_ylim(0, max(axes.get_ylim()[1], 1))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y")
-        axes.legend(frameon=False)
+        _add_legend(axes)
 
     return _data_uri(draw)
 
@@ -79,9 +81,14 @@ def bar_chart(groups: Sequence[str], series: Sequence[Series], reference: float,
         axes.set_yticks(range(len(groups)), groups)
         axes.invert_yaxis()
         axes.set_xlabel(x_name)
-        axes.legend(frameon=False)
+        _add_legend(axes)
 
     return _data_uri(draw)
+
+
+def _add_legend(axes: Axes) -> None:
+    """Above the axes, so that it covers nothing."""
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
 
 
 def _data_uri(draw: Callable[[Axes], None]) -> str:

@@ -82,7 +82,7 @@ def price(results: Results) -> str:
     random, critic = (_more(100 * (cost(results, arm) / base - 1)) for arm in ("random", "critic"))
     return (
         f"Compared with no pasting, a training step took {random} CPU time with random pasting and {critic} with the "
-        "learned policy; relative to a detector of usual size the cost is much smaller."
+        "learned policy; with a detector of usual size the relative cost is smaller."
     )
 
 

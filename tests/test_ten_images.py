@@ -1,9 +1,8 @@
-"""The example with one picture of each digit: its pictures, its backgrounds, and tiny runs of every arm."""
+"""The example with ten training images: its digits, its backgrounds, and tiny runs of every arm."""
 
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -11,9 +10,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from example_modules import importable
+from example_modules import importable, load_script
 
-from terse_aug import BackgroundPool, PasteConfig, Terse
 from terse_aug.models import class_of
 
 FOLDER = Path(__file__).parents[1] / "examples"
@@ -21,18 +19,15 @@ FOLDER = Path(__file__).parents[1] / "examples"
 
 @pytest.fixture(scope="module")
 def example():
-    """The script, imported, and forgotten afterwards."""
+    """The script, imported, and unloaded afterwards."""
     pytest.importorskip("matplotlib")
-    with importable(FOLDER / "one_picture", "affnist"):
-        spec = importlib.util.spec_from_file_location("one_picture_run", FOLDER / "one_picture" / "run.py")
-        run = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(run)
-        yield run
+    with importable(FOLDER / "ten_images", "affnist", "ten_images_run"):
+        yield load_script(FOLDER / "ten_images" / "run.py", "ten_images_run")
 
 
 @pytest.fixture(scope="module")
 def mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty made digits as idx files, train and test: a bar whose place says the class."""
+    """Forty made digits as idx files, train and test: a bar whose position depends on the class."""
     folder = tmp_path_factory.mktemp("mnist")
     images, labels = np.zeros((40, 28, 28), np.uint8), np.arange(40, dtype=np.uint8) % 10
     for image, label in zip(images, labels, strict=True):
@@ -67,32 +62,29 @@ def test_backgrounds_are_grey_and_of_many_kinds(example: ModuleType) -> None:
 
 def test_the_class_is_that_of_the_digit_in_front(example: ModuleType, tmp_path: Path) -> None:
     bank = example.font_bank(tmp_path / "digits.bank")
-    pool = example.random_backgrounds(20, 0)
-    settings = example.CONTEXT | {"superimpose_probability": 1.0}
-    terse = Terse(
-        bank,
-        "random",
-        paste=PasteConfig(objects=(1, 1), paste_probability=1.0, ranges=example.RANGES),
-        backgrounds=BackgroundPool(pool),
-        **settings,
-    )
+    arm = example.Arm(occludees=True)
+    terse = example.make_terse(bank, arm, example.SmallNet(), 0)
     _, targets = terse(*example.empty_canvases(example.CANVAS, 8))
     in_front = [pastes[-1].label for pastes in terse.pastes]
     assert class_of(targets).tolist() == in_front
-    assert all(len(pastes) == 2 and pastes[0].label != pastes[1].label for pastes in terse.pastes)
+    behind = [pastes[0].label for pastes in terse.pastes if len(pastes) == 2]
+    assert behind
+    assert all(
+        own != pastes[-1].label for own, pastes in zip(behind, [p for p in terse.pastes if len(p) == 2], strict=True)
+    )
     assert set(terse.replaced) == set(range(8))
 
 
 def test_all_arms_run_are_not_run_again_and_not_mixed(
     example: ModuleType, mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for pictures in ("font", "sample"):
+    for digits in ("font", "sample"):
         args = example._arguments(
-            ["--mnist", str(mnist), "--out", str(tmp_path), "--iterations", "2", "--pictures", pictures]
+            ["--mnist", str(mnist), "--out", str(tmp_path), "--iterations", "2", "--digits", digits]
         )
-        for arm in example.ARMS if pictures == "font" else ["on black"]:
+        for arm in example.ARMS if digits == "font" else ["on black"]:
             example._run((args, arm, 0))
-            run = json.loads((tmp_path / f"{pictures}-{arm.replace(' ', '-')}-seed0.json").read_text())
+            run = json.loads((tmp_path / f"{digits}-{arm.replace(' ', '-')}-seed0.json").read_text())
             assert 0 <= run["accuracy"] <= 100
     monkeypatch.setattr(example, "_run", lambda job: pytest.fail("ran again"))
     command = ["--mnist", str(mnist), "--out", str(tmp_path)]
