@@ -11,11 +11,11 @@ from annotated_samples import as_labelme, as_voc, make_sample
 from bank_samples import CocoSample
 from numpy.typing import NDArray
 from PIL import Image
-from terse_aug.viz.images import ORANGE, SKY_BLUE
 
 from terse_aug.bank import BuildReport, build_from_coco, build_from_labelme, build_from_masks, build_from_voc
 from terse_aug.bank.build.contact_sheets import Section, draw_rejected, write_sheets
 from terse_aug.bank.build.rejected_sample import EvenSample, RejectedSample
+from terse_aug.viz.images import ORANGE, SKY_BLUE
 
 
 @pytest.fixture
