@@ -236,14 +236,14 @@ def test_every_arm_trains_in_lock_step(example, training, tmp_path, monkeypatch,
         return
     assert [report["found"] for report in run["mining"]] == [dict.fromkeys(range(10), 2)] * 2
     for report in run["mining"]:
-        assert report["yield per forward"] == pytest.approx(20 / report["target_forwards"])
-        assert report["target_forwards"] == (2 if arm in ("adversarial", "paper") else 1) * report["seen"]
+        assert report["yield per forward"] == pytest.approx(20 / report["model_forwards"])
+        assert report["model_forwards"] == (2 if arm in ("adversarial", "paper") else 1) * report["seen"]
     assert 0 < run["neighbour distance of mined images"] < 0.3
     assert run["std ratio within a class"] == pytest.approx(1 if arm != "paper" else 0, abs=0.25)
 
 
 def test_the_yield_is_that_of_mining_against_a_good_classifier(example):
-    mining = [{"found": {0: 5}, "target_forwards": forwards} for forwards in (5, 10, 20, 50)]
+    mining = [{"found": {0: 5}, "model_forwards": forwards} for forwards in (5, 10, 20, 50)]
     evaluations = [{"accuracy": 90.0, "accuracy of last weights": accuracy} for accuracy in (80.0, 86.0, 84.0, 90.0)]
     assert example.report.mining_yield({"mining": mining, "evaluations": evaluations}) == pytest.approx(5 / 20)
     assert np.isnan(example.report.mining_yield({"mining": mining[:2], "evaluations": evaluations[:2]}))

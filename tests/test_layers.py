@@ -30,18 +30,6 @@ FLOORS = (
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 LONGEST_FUNCTION, LONGEST_CLASS, LONGEST_FILE = 60, 250, 350
-KNOWN_LONG = {
-    "integrations/terse_aug_detectron2/hook.py",
-    "integrations/terse_aug_detectron2/hook.py::TerseHook",
-    "terse_aug/bank/bank.py",
-    "terse_aug/bank/bank.py::ForegroundBank",
-    "terse_aug/bank/readers/products.py::build_from_products",
-    "terse_aug/bank/readers/rgba.py::build_from_rgba",
-    "terse_aug/bank/readers/video.py::build_from_video",
-    "terse_aug/terse.py::Terse",
-}
-KNOWN_PRIVATE = {"terse_aug/preview/readers.py imports terse_aug.bank.readers.instance_masks _pairs"}
-"""Exceptions to the limits and to the rule on private names: to be split or renamed, and then taken out here."""
 
 
 @cache
@@ -111,8 +99,7 @@ def test_no_private_name_is_imported_from_another_room() -> None:
         if any(map(private, [*module.split("."), name])) and module != "terse_aug._version"
         if not path.is_relative_to(CORE) or imported_room(module, name) != room_of(path)
     }
-    assert not found - KNOWN_PRIVATE, "\n".join(found)
-    assert not KNOWN_PRIVATE - found, "not imported any more: take it out of KNOWN_PRIVATE"
+    assert not found, "\n".join(found)
 
 
 def attributes(path: Path) -> Iterator[tuple[str, str, bool]]:
@@ -161,10 +148,8 @@ def too_long() -> Iterator[tuple[str, int]]:
 
 def test_no_function_class_or_file_is_too_long() -> None:
     found = dict(too_long())
-    assert not found.keys() - KNOWN_LONG, "\n".join(
+    assert not found, "\n".join(
         f"{name}: {lines} lines; at most {LONGEST_FUNCTION} for a function, {LONGEST_CLASS} for a class, "
         f"{LONGEST_FILE} for a file"
         for name, lines in found.items()
-        if name not in KNOWN_LONG
     )
-    assert not KNOWN_LONG - found.keys(), "not too long any more: take it out of KNOWN_LONG"

@@ -34,9 +34,8 @@ class ForegroundBank:
     A bank can be read from threads, forked or spawned workers and many ranks at once; a pickled bank holds its
     path and selection, not its pixels.
 
-    ``bank[i]`` is a :class:`Foreground` whose arrays belong to the caller. :meth:`select` and
-    :meth:`relabel` give other banks on the same file. The index arrays (:attr:`labels`,
-    :attr:`relative_sizes`, :attr:`sizes`, :attr:`centers`) are read-only.
+    ``bank[i]`` is a :class:`Foreground` whose arrays belong to the caller. :meth:`select` and :meth:`relabel` give
+    other banks on the same file. The index arrays are read-only.
 
     Example:
         >>> with ForegroundBank.open("people.bank") as bank:  # doctest: +SKIP
@@ -60,8 +59,7 @@ class ForegroundBank:
 
         Raises:
             FileNotFoundError: there is nothing at ``path``.
-            ValueError: it is a folder, another kind of file, truncated, damaged, or of another format
-                version.
+            ValueError: it is a folder, another kind of file, truncated, damaged, or of another format version.
         """
         absolute = Path(path).absolute()
         mapped = open_mapped(absolute)
@@ -123,9 +121,9 @@ class ForegroundBank:
     @property
     def identity(self) -> str:
         """Equal for banks with the same foregrounds in the same order, whatever their labels."""
-        every = np.arange(self._description.count)
-        chosen = (every if self._selection is None else self._selection).astype(np.int64).tobytes()
-        return f"{self.fingerprint}/{hashlib.blake2b(chosen, digest_size=8).hexdigest()}"
+        chosen = np.arange(self._description.count) if self._selection is None else self._selection
+        chosen = chosen.astype(np.int64)
+        return f"{self.fingerprint}/{hashlib.blake2b(chosen.tobytes(), digest_size=8).hexdigest()}"
 
     @property
     def dropped(self) -> dict[str, int]:
