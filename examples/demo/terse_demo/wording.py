@@ -2,7 +2,7 @@
 
 from terse_demo.results import Results, cost, diversity, final
 
-CLOSE = 1.0
+CLOSE = 1.5
 """AP; arms that differ by less are called equal."""
 CLOSE_MISSED = 3.0
 """Percentage points of missed objects; policies that differ by less are called equal."""
