@@ -24,7 +24,7 @@ FLOORS = (
     {"training"},
     {"terse"},
     {"preview", "evaluation"},
-    {"lockstep", "cli"},
+    {"lockstep", "cli", "integration"},
 )
 """Rooms of ``terse_aug`` from the ground up. A module imports from its own room and from lower floors only."""
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

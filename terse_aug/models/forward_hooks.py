@@ -98,12 +98,12 @@ class _Hook:
     """A hook before or after a module's forward; copies of it do nothing."""
 
     def __init__(self, hooks: ForwardHooks[Any] | None = None, add: Callable[..., None] | None = None) -> None:
-        self._hooks, self._add = hooks, add
+        self._owner, self._add = hooks, add
 
     def __call__(self, module: nn.Module, *values: Any) -> None:
         """With the module's arguments, or with these and its output."""
-        if self._hooks is not None and self._add is not None:
-            self._hooks.run_safely(self._add, values[-1])
+        if self._owner is not None and self._add is not None:
+            self._owner.run_safely(self._add, values[-1])
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
         return _Hook, ()
