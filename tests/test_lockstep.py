@@ -55,7 +55,7 @@ def cycle(bank: Path, folder: Path, kill_at: int) -> None:
             optimizer.step()
 
     with HardExampleCache(folder / "hard", capacity=10) as cache:
-        miner = HardExampleMiner(terse, adapter, cache, {1: 4, 2: 4}, budget=60)
+        miner = HardExampleMiner(terse, adapter, cache, {1: 4, 2: 4}, budget=36)
         lockstep = LockStep(miner, folder / "run", {"model": model, "optimizer": optimizer}, save_every=2)
         reports = lockstep.run(2, backgrounds, train, show=False)
         kept = [cache[position] for position in range(len(cache))]

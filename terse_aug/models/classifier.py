@@ -29,12 +29,12 @@ class ClassifierAdapter(BaseAdapter):
     def __init__(self, model: nn.Module, classes: int) -> None:
         super().__init__(model)
         self.first_label = 0
-        self.label_limit: int = classes
+        self.label_limit, self._classes = classes, classes
 
     def losses(self, images: Sequence[Tensor], targets: Sequence[Target]) -> Tensor:
         """See :class:`BaseAdapter`; 0 for an image without objects, or with one of an unknown class in front."""
         labels = class_of(targets)
-        labels = torch.where((labels >= 0) & (labels < self.label_limit), labels, NO_CLASS)
+        labels = torch.where((labels >= 0) & (labels < self._classes), labels, NO_CLASS)
         logits: Tensor = self.model(torch.stack(list(images)))
         return F.cross_entropy(logits.float(), labels, reduction="none", ignore_index=NO_CLASS)
 
@@ -43,7 +43,7 @@ class ClassifierAdapter(BaseAdapter):
         scores = []
         for probabilities, target in zip(self.class_probabilities(images, targets), targets, strict=True):
             labels = target["labels"].long()
-            known = (labels >= 0) & (labels < self.label_limit)
+            known = (labels >= 0) & (labels < self._classes)
             own = probabilities.gather(1, labels.where(known, 0)[:, None])[:, 0]
             scores.append(own.where(known, torch.nan))
         return scores
