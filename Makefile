@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+JOBS ?= 2
 INSTALLED := $(VENV)/.installed
 
 .PHONY: help demo test docs lint format clean
@@ -14,8 +15,8 @@ demo: $(INSTALLED)  ## train a small detector without, with random and with lear
 	$(BIN)/python examples/demo/run.py --out demo
 	@echo "open demo/report.html"
 
-test: lint  ## style, types and all tests
-	$(BIN)/python -m pytest
+test: lint  ## style, types and all tests, in JOBS processes (default 2)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 docs: $(VENV)/.docs  ## build the documentation site into site/; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
