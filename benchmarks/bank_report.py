@@ -56,10 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "cpu_seconds_of": {what: round(spent, 2) for what, spent in meter.cpu.items()},
         "report_mb": round(len(page) / 1e6, 2),
         "memory_mb": {"before": round(meter.before, 1), "peak": round(meter.peak, 1)},
-        "comparisons": statistics.alike.comparisons,
-        "certain_distance": statistics.alike.certain,
+        "comparisons": statistics.near_duplicates.comparisons,
+        "certain_distance": statistics.near_duplicates.complete_distance,
         "copies": {name: _found(statistics, pairs) for name, pairs in copies.items()},
-        "in_groups": sum(len(group) for group in statistics.alike.groups),
+        "in_groups": sum(len(group) for group in statistics.near_duplicates.groups),
         "others_in_groups": _others(statistics, [pair for pairs in copies.values() for pair in pairs]),
     }
     rows = [(name, str(value)) for name, value in content.items()]
@@ -129,7 +129,11 @@ def _smaller(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _found(statistics: BankStatistics, pairs: Sequence[tuple[int, int]]) -> dict[str, int]:
-    group_of = {position: number for number, group in enumerate(statistics.alike.groups) for position in group.tolist()}
+    group_of = {
+        position: number
+        for number, group in enumerate(statistics.near_duplicates.groups)
+        for position in group.tolist()
+    }
     found = sum(group_of.get(one, -1) == group_of.get(other, -2) for one, other in pairs)
     return {"made": len(pairs), "found": found}
 
@@ -137,7 +141,7 @@ def _found(statistics: BankStatistics, pairs: Sequence[tuple[int, int]]) -> dict
 def _others(statistics: BankStatistics, pairs: Sequence[tuple[int, int]]) -> int:
     """Members of groups that are neither copies nor have one."""
     known = {position for pair in pairs for position in pair}
-    return sum(position not in known for group in statistics.alike.groups for position in group.tolist())
+    return sum(position not in known for group in statistics.near_duplicates.groups for position in group.tolist())
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

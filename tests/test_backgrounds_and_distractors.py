@@ -465,7 +465,7 @@ def test_policies_learn_from_their_own_pastes_only(
         ).mean().backward() if policy == "adversarial" else None
         terse.step(1.0)
     assert terse.metrics()["updates"] == (0 if policy == "best-of-n" else 4)
-    assert float(terse.sampler.state()["known"][1].sum()) == pytest.approx(told, rel=0.2)
+    assert float(terse.sampler.state()["totals"][1].sum()) == pytest.approx(told, rel=0.2)
 
 
 # --- all of it ------------------------------------------------------------------------------------------------------

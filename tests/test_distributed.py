@@ -122,7 +122,7 @@ def _hard_classes(rank: int, bank: ForegroundBank) -> dict[str, Any]:
         labels = [target["labels"] for target in targets]
         terse.observe([torch.where(own == rank + 1, 0.9 - 0.4 * rank, math.nan) for own in labels])
         terse.step(math.nan if step == 5 and rank == 0 else 1.0)
-    return {"known": terse.sampler.state()["known"]}
+    return {"known": terse.sampler.state()["totals"]}
 
 
 def _one_bad_loss(rank: int, bank: ForegroundBank) -> dict[str, Any]:

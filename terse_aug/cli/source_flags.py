@@ -94,7 +94,7 @@ def _run(build: Build, names: list[str], arguments: argparse.Namespace) -> int:
     """Build with a progress bar, and print the report."""
     if getattr(arguments, "max_side", None) == 0:
         arguments.max_side = None
-    values = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    values = {name: getattr(arguments, name) for name in names if getattr(arguments, name, None) is not None}
     values["rules"] = with_flags(ExtractionRules(), arguments)
     if "boxes" in names:
         values["boxes"] = _box_masks(arguments)
