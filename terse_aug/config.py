@@ -6,7 +6,7 @@ Framework configs, command-line flags and the documentation are generated from t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, TypeVar
@@ -116,7 +116,7 @@ class Critic:
         check_fraction("target_hardness", self.target_hardness)
         _check_above_zero("temperature", self.temperature)
         fixed = self.fixed_parameters
-        if isinstance(fixed, str) or not set(fixed) <= set(PARAMETERS):
+        if isinstance(fixed, str) or not isinstance(fixed, Iterable) or not set(fixed) <= set(PARAMETERS):
             raise ValueError(f"fixed_parameters: expected a list of some of {', '.join(PARAMETERS)}, got {fixed!r}")
         object.__setattr__(self, "fixed_parameters", tuple(fixed))
         _check_updates(self)

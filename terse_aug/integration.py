@@ -286,12 +286,19 @@ def coco_content(
 
 
 def _settings(kind: type[Settings], value: Settings | Mapping[str, Any] | None) -> Settings | None:
-    return settings_from(kind, value) if isinstance(value, Mapping) else value
+    made = settings_from(kind, value) if isinstance(value, Mapping) else value
+    return _checked(kind, kind.__name__, made)
+
+
+def _checked(kind: type[Settings], name: str, value: Any) -> Settings | None:
+    if value is not None and not isinstance(value, kind):
+        raise ValueError(f"{name}: expected a dictionary of its settings or a {kind.__name__}, got {value!r}")
+    return value
 
 
 def _made(kind: type[Settings], name: str, value: Settings | Mapping[str, Any] | None) -> Settings | None:
     if not isinstance(value, Mapping):
-        return value
+        return _checked(kind, name, value)
     try:
         return kind(**value)
     except TypeError as error:

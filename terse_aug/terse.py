@@ -56,7 +56,7 @@ class Terse(nn.Module):
         bank: the foregrounds.
         policy: a name, settings such as :class:`terse_aug.policies.Critic`, or a :class:`~terse_aug.policies.Policy`.
         model: the detector (a torchvision model, or a :class:`~terse_aug.models.ModelAdapter`); needed by ``best-of-n``
-            and robustness, and by ``critic`` unless :meth:`observe` is called. It is not registered as a submodule.
+            and robustness, and by ``critic`` and sampler ``hardness`` unless :meth:`observe` is called. No submodule.
         classes: the detector's class names, from label 1 on, or a mapping from name to label, to match the bank's by
             name; without it the bank's category ids are the labels.
         seed: what is drawn is a function of (seed, rank, number of calls); the global random state is left alone.

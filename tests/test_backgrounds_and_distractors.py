@@ -247,6 +247,11 @@ def test_wrong_settings_are_refused(bank: ForegroundBank, distractors: Foregroun
         BackgroundPool([grey(0.2)], probability=1.5)
     with pytest.raises(ValueError, match="count: expected whole numbers"):
         Distractors(distractors, count=(2, 1))
+    for pool, message in (("folder", "expected a BackgroundPool"), (BackgroundPool([grey(0.2)]), "objects above 0")):
+        with pytest.raises(ValueError, match=message):
+            Terse(bank, paste=PasteConfig(objects=(0, 0)), backgrounds=pool)  # type: ignore[arg-type]  # wrong
+    with pytest.raises(ValueError, match="objects above 0"):
+        ForegroundLoader(bank, paste=PasteConfig(objects=(0, 0)), background_probability=0.5)
     with pytest.raises(ValueError, match="sampler: expected one of uniform"):
         Terse(bank, sampler=3)  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ValueError, match=r"expected a bank with at least two classes, .*got \['cat'\]"):

@@ -270,7 +270,10 @@ class TerseHook(TrainingHook, HookBase):
         if is_due(self.trainer.iter, self.log_period):
             # Detectron2 prints whatever has "loss" in its name among the detector's own.
             logged = {
-                name.replace("_losses", "").replace("_loss", ""): value
+                name.replace("_losses", "")
+                .replace("_loss", "")
+                .replace("/loss_", "/")
+                .replace("/loss", "/start"): value
                 for name, value in self.logged_metrics().items()
                 if name != "loss"
             }

@@ -22,7 +22,7 @@ KEY = "terse_aug"
 
 _LOGGED = (
     *("hardness", "hardness_gain", "predicted_hardness_correlation", "diversity", "skipped_updates"),
-    *("robustness/images", "time_fraction"),
+    *("robustness/images", "robustness/loss", "robustness/loss_gain", "time_fraction"),
 )
 _PICTURE = "terse_aug_composites"
 """Name of the picture; without a folder, which the local backend would not create."""

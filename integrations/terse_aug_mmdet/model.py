@@ -74,7 +74,7 @@ class MMDetAdapter(DetectorAdapter):
         if hasattr(self.model, "language_model"):
             raise ValueError(
                 f"{type(self.model).__name__} takes a text with every image, which composites do not have: expected "
-                "policy 'random', 'learned' or 'deterministic', and no robustness by 'pgd'"
+                "policy 'random', 'adversarial' or 'paper', and no robustness"
             )
 
     def record_forward(self) -> RoIHeadRecorder | DenseHead | None:

@@ -110,6 +110,7 @@ class ForegroundLoader:
         self.paste = paste or PasteConfig()
         self.seed = seed
         check_fraction("background_probability", background_probability)
+        check_count_on_backgrounds(self.paste, background_probability)
         self._background_probability = background_probability
         settings = policy_settings(policy)
         self.foreground_candidates, self._mix_classes = 1, False
@@ -165,6 +166,16 @@ def draw_counts(paste: PasteConfig, generator: torch.Generator) -> tuple[int, in
 def draws_background(probability: float, generator: torch.Generator) -> bool:
     """Whether an image is replaced by one of the background pool; nothing is drawn where none is."""
     return probability > 0 and float(torch.rand((), generator=generator)) < probability
+
+
+def check_count_on_backgrounds(paste: PasteConfig, probability: float) -> None:
+    """Refuse backgrounds without anything to paste on them.
+
+    Raises:
+        ValueError: images are replaced by backgrounds, and ``objects`` allows none on them.
+    """
+    if probability > 0 and paste.objects[1] == 0:
+        raise ValueError("backgrounds: expected objects above 0 with them, because images of the pool get pastes")
 
 
 def draw_count_on_background(paste: PasteConfig, generator: torch.Generator) -> int:

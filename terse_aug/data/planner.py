@@ -19,7 +19,11 @@ from terse_aug.config import PasteConfig
 from terse_aug.data.auxiliary_objects import Distractors, draw_occludees
 from terse_aug.data.background_pool import BackgroundPool, put_on_backgrounds
 from terse_aug.data.foreground_cache import ForegroundCache
-from terse_aug.data.foreground_loader import SampledForegrounds, check_sampled_foregrounds
+from terse_aug.data.foreground_loader import (
+    SampledForegrounds,
+    check_count_on_backgrounds,
+    check_sampled_foregrounds,
+)
 from terse_aug.samplers import DrawRequest, ForegroundIndex, Sampler, make_sampler
 from terse_aug.structures.pixel_format import PixelFormat
 from terse_aug.structures.validation import ValidatedBatch
@@ -63,6 +67,9 @@ class PastePlanner:
         mix_classes: whether these may be of different classes.
         pool: backgrounds, if there are any.
         distractors: if there are any.
+
+    Raises:
+        ValueError: no background pool, or nothing can be pasted on its images.
     """
 
     paste: PasteConfig
@@ -72,6 +79,13 @@ class PastePlanner:
     mix_classes: bool = False
     pool: BackgroundPool | None = None
     distractors: Distractors | None = None
+
+    def __post_init__(self) -> None:
+        if self.pool is None:
+            return
+        if not isinstance(self.pool, BackgroundPool):
+            raise ValueError(f"backgrounds: expected a BackgroundPool, got {type(self.pool).__name__}")
+        check_count_on_backgrounds(self.paste, self.pool.probability)
 
     def for_policy(self, policy: ChoosesForegrounds) -> PastePlanner:
         """The same planner for another policy."""

@@ -118,13 +118,14 @@ class PolicyTrainer(nn.Module):
         """Update what is due. Arguments as in :meth:`terse_aug.Terse.step`; ``seed`` of what is drawn."""
         finite = self._track_loss(_total(losses))
         self.end_batch()
+        learns_hardness = self.policy.learns_from == "hardness" and finite
+        if learns_hardness and self._policy_is_due():
+            self.feedback.run_extra_forwards(type(self.policy).__name__)
+        if self._sampler_is_due():
+            self.feedback.update_sampler(finite, device)
         with full_precision(device):
-            if self.policy.learns_from == "hardness" and finite:
-                if self._policy_is_due():
-                    self.feedback.run_extra_forwards(type(self.policy).__name__)
+            if learns_hardness:
                 self._track_averages(self.updater.add_to_replay(self.feedback.batches))
-            if self._sampler_is_due():
-                self.feedback.update_sampler(finite, device)
             if self._policy_is_due():
                 generator = generator_for(seed, rank(), "move", self._metrics.counts["iterations"])
                 result = self.updater.update(self.feedback.batches, finite, loss_scale, device, generator)

@@ -61,10 +61,8 @@ class Perturber(nn.Module):
         self.settings, self._pixel_format = settings, pixel_format
         # In tuples, so that nn.Module does not register the detector, nor the metrics, which Terse saves.
         self._model, self._shared = (differentiable,), (metrics,)
-        self.register_buffer("loss_scale", torch.tensor(_FIRST_SCALE, dtype=torch.float64, device="cpu"))
-        self.register_buffer("passes_since_overflow", torch.tensor(0, device="cpu"))
-        self.loss_scale: Tensor
-        self.passes_since_overflow: Tensor
+        # Numbers, not buffers: reading them never synchronizes with a GPU.
+        self._loss_scale, self._passes_since_overflow = _FIRST_SCALE, 0
 
     def perturbed(self, composites: Composites, usable: Sequence[bool], seed: int, call: int) -> Composites:
         """Composites with perturbed images; what is random is a function of seed, rank and call.
@@ -119,7 +117,7 @@ class Perturber(nn.Module):
         """Images after the gradient steps; those whose gradient is zero or not finite stay as they are."""
         (model,) = self._model
         dtypes = [image.dtype for image in composites.images]
-        scale = float(self.loss_scale) if _in_half(composites.images[0]) else 1.0
+        scale = self._loss_scale if _in_half(composites.images[0]) else 1.0
         current = []
         for ball in balls:
             noise = torch.rand(3, TILE, TILE, generator=generator).to(ball.center) * 2 - 1
@@ -162,12 +160,19 @@ class Perturber(nn.Module):
             if len(losses) > 1:
                 self._metrics.average("robustness/loss_gain", losses[-1] - losses[0])
         if scale > 1:  # as a GradScaler does
-            since = 0 if not_finite else int(self.passes_since_overflow) + 1
-            self.passes_since_overflow.fill_(since)
+            self._passes_since_overflow = 0 if not_finite else self._passes_since_overflow + 1
             if not_finite:
-                self.loss_scale.fill_(max(scale / 4, 2.0))
-            elif since % _GROW_AFTER == 0:
-                self.loss_scale.fill_(min(scale * 2, _FIRST_SCALE))
+                self._loss_scale = max(scale / 4, 2.0)
+            elif self._passes_since_overflow % _GROW_AFTER == 0:
+                self._loss_scale = min(scale * 2, _FIRST_SCALE)
+
+    def get_extra_state(self) -> Tensor:
+        """The scale of the loss, and the passes since it was reduced."""
+        return torch.tensor([self._loss_scale, self._passes_since_overflow], dtype=torch.float64)
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take what :meth:`get_extra_state` gave."""
+        self._loss_scale, self._passes_since_overflow = float(state[0]), int(state[1])
 
 
 def _replaced(image: Tensor, new: Tensor) -> Tensor:
