@@ -118,7 +118,7 @@ def test_the_recorded_score_is_the_probability_of_the_object_s_class(
     with torch.no_grad():
         layer.weight.zero_()
         layer.bias.copy_(torch.tensor([0.7, 0.1, 0.2]).logit() if sigmoid else torch.tensor([0.7, 0.1, 0.2]).log())
-    recorder = Detectron2Adapter(model, iou_threshold=1e-6).listen()
+    recorder = Detectron2Adapter(model, iou_threshold=1e-6).record_forward()
     assert recorder is not None
     batch = [item(count, gt_masks=BitMasks(torch.ones(count, 40, 50).bool())) for count in (2, 1)]
     images, targets = to_samples(batch, torch.device("cpu"), Needs(masks=True))

@@ -141,7 +141,7 @@ def _records(model: Any, images: list[torch.Tensor], targets: list[Any]) -> bool
     """Whether scores are recorded from a training forward; if they are, they have to be right."""
     # None of RTMDet's random boxes overlaps an object.
     adapter = MMDetAdapter(model, len(CLASSES), iou_threshold=0.0 if type(model).__name__ == "RTMDet" else 1e-6)
-    recorder = adapter.listen()
+    recorder = adapter.record_forward()
     if recorder is None:
         return False
     two_stages = hasattr(model, "roi_head")
@@ -181,7 +181,7 @@ def test_heads_that_would_be_recorded_wrong_need_an_extra_forward(config: str) -
     """OHEM classifies candidates of its own before; PAA's boxes cannot be had without suppression."""
     with DefaultScope.overwrite_default_scope("mmdet"):
         model = MODELS_OF_MMDET.build(narrowed(shipped(config)))
-    assert MMDetAdapter(model, len(CLASSES)).listen() is None
+    assert MMDetAdapter(model, len(CLASSES)).record_forward() is None
 
 
 def test_extra_forwards_leave_the_thresholds_that_a_model_adapts_in_training() -> None:
@@ -228,7 +228,7 @@ def test_scores_of_a_model_that_resizes_its_batches_are_in_pixels_of_the_composi
     for size in ((64, 96), (160, 192)):
         resize._input_size = size
         adapter = MMDetAdapter(model, len(CLASSES), iou_threshold=0.01)
-        recorder = adapter.listen()
+        recorder = adapter.record_forward()
         assert recorder is not None
         recorder._least_score = 0.0
         batch = model.data_preprocessor(_batch(images, targets), True)
