@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from hosts import need_detectron2
+
 from terse_aug import config
 from terse_aug.training.metrics import COUNTERS, ROBUSTNESS_COUNTERS
 
@@ -31,6 +33,17 @@ def test_the_configuration_page_has_a_row_for_every_setting(settings: type, conf
         help_text = own.metadata["help"].replace("|", "\\|")
         row = re.compile(rf"\| `{own.name}` \| .+ \| {re.escape(help_text)} \| `TERSE\.[A-Z_.]*{own.name.upper()}`")
         assert row.search(configuration), f"{settings.__name__}.{own.name}"
+
+
+def test_every_key_of_detectron2_has_a_row(configuration: str) -> None:
+    need_detectron2()
+    from terse_aug_detectron2 import describe_config
+
+    pages = configuration + (DOCS / "detectron2.md").read_text()
+    keys = re.findall(r"^\| (`TERSE\.[A-Z_.]+`) \|", describe_config(), re.MULTILINE)
+    assert len(keys) > len(config.POLICY_SETTINGS)
+    for key in keys:
+        assert re.search(rf"^\|.*{re.escape(key)}.* \|$", pages, re.MULTILINE), key
 
 
 @pytest.mark.parametrize("counter", [*COUNTERS, *ROBUSTNESS_COUNTERS])

@@ -22,12 +22,12 @@ GENERAL_KEYS: Keys = {
     "DROP_UNKNOWN_CLASSES": (False, "leave out foregrounds of classes that the data set does not have; else an error"),
     "LOSS_SCALE": (1.0, "factor of each loss before backward in your own loop: 1 / n to accumulate n batches"),
     "LOG_PERIOD": (20, "iterations between two logs of the metrics under terse_aug/; 0: none"),
-    "IMAGE_PERIOD": (500, "iterations between two pictures of composites in TensorBoard; 0: none"),
+    "IMAGE_PERIOD": (500, "iterations between two images of composites in TensorBoard; 0: none"),
 }
 COMPONENT_KEYS: Keys = {
     "POLICY.NAME": ("random", f"policy: {', '.join(POLICY_SETTINGS)}"),
     "SAMPLER.NAME": ("uniform", "sampler: uniform, rarity, hardness, balanced, or class weights as dog=3,cat=0.5"),
-    "SAMPLER.RARITY_POWER": (0.5, "sampler rarity: a class is drawn with probability ~ its frequency ** (-this)"),
+    "SAMPLER.RARITY_POWER": (0.5, "sampler rarity: a foreground of a class with n of them has weight n ** -power"),
     "BACKGROUNDS.FOLDER": ("", "folder of images without annotations that replace some of a batch; empty: none"),
     "BACKGROUNDS.PROBABILITY": (0.5, "fraction of the images that are replaced, 0 to 1"),
     "DISTRACTORS.BANK": ("", "bank of objects of none of the data set's classes, pasted without a label; empty: none"),
