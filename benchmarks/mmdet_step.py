@@ -187,7 +187,7 @@ def _with_copy_paste(dataset: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_data(folder: Path) -> Path:
-    """Pictures and their annotations in COCO's form; the path of the JSON."""
+    """Images and their annotations in COCO's form; the path of the JSON."""
     generator = np.random.default_rng(0)
     images, annotations = [], []
     for number in range(_IMAGES):

@@ -139,7 +139,7 @@ def test_an_error_arrives_with_its_cause() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
-def test_a_death_is_told_and_does_not_hang() -> None:
+def test_a_killed_worker_raises_and_does_not_hang() -> None:
     began = time.monotonic()
     with pytest.raises(ChildProcessError, match=r"memory ran out.*--jobs"):
         run_odd([*"abcdefghijklmnopqrst", "die", *"uvwxyzabcdefghijkl"], 2)
@@ -279,9 +279,9 @@ def test_a_type_checker_knows_the_public_names_and_no_others(tmp_path: Path) -> 
     # Other modules are left out, as reading torch's takes half a minute.
     flags = ["--follow-imports=skip", "--ignore-missing-imports", "--config-file=", f"--cache-dir={tmp_path / 'cache'}"]
     command = [sys.executable, "-m", "mypy", *flags, str(package), str(script)]
-    told_of = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
-    assert [line for line in told_of if ": error:" in line and "nothing" not in line] == []
-    assert sum("nothing" in line for line in told_of) == 1
+    messages = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    assert [line for line in messages if ": error:" in line and "nothing" not in line] == []
+    assert sum("nothing" in line for line in messages) == 1
 
 
 def test_names_of_another_format_take_time_in_proportion(tmp_path: Path) -> None:

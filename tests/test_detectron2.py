@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from factories import all_equal, parameters_of
-from hosts import QUIET_DETECTRON2, need_detectron2
+from frameworks import QUIET_DETECTRON2, need_detectron2
 from processes import METHOD, fresh
 from torch import nn
 
@@ -279,10 +279,10 @@ def test_wrong_arguments_and_models_are_refused(faster: TinyCfg, bank: Foregroun
 
 
 class Trained:
-    """A training of four iterations with checkpoints, logs and pictures, which several tests look at."""
+    """A training of four iterations with checkpoints, logs and images, which several tests use."""
 
     def __init__(self, cfg: CfgNode) -> None:
-        pictures: list[int] = []
+        images: list[int] = []
 
         class Trainer(DefaultTrainer):
             def build_hooks(self) -> list[Any]:
@@ -290,9 +290,9 @@ class Trained:
 
             def after_step(self) -> None:
                 super().after_step()
-                pictures.append(len(get_event_storage()._vis_data))
+                images.append(len(get_event_storage()._vis_data))
 
-        self.cfg, self.folder, self.waiting_pictures = cfg, Path(cfg.OUTPUT_DIR), pictures
+        self.cfg, self.folder, self.waiting_images = cfg, Path(cfg.OUTPUT_DIR), images
         self.trainer, self.hook = trainer_with_hook(cfg, Trainer)
         self.hooks_before = list(self.trainer._hooks)
         self.trainer.train()
@@ -372,7 +372,7 @@ def test_metrics_and_pictures_are_written_with_their_iteration(trained: Trained)
     assert not [name for name in lines[-1] if name.startswith("terse_aug/") and "loss" in name]
     events = tensorboard.EventAccumulator(str(trained.folder)).Reload()
     assert [event.step for event in events.Images("terse_aug/composites")] == [3]
-    assert not any(trained.waiting_pictures)
+    assert not any(trained.waiting_images)
 
 
 def test_pictures_do_not_pile_up_without_a_writer(faster: TinyCfg) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from hosts import QUIET_MMDET, need_mmdet
+from frameworks import QUIET_MMDET, need_mmdet
 from processes import METHOD, fresh
 
 need_mmdet()
@@ -270,7 +270,7 @@ def test_amp_on_cuda(data: Path, bank: ForegroundBank, tmp_path: Path, policy: s
 
 
 class Trained:
-    """A training of three iterations with checkpoints, logs and pictures, which several tests look at."""
+    """A training of three iterations with checkpoints, logs and images, which several tests use."""
 
     def __init__(self, data: Path, bank: ForegroundBank, folder: Path) -> None:
         self.folder = folder

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hosts import QUIET_MMDET, need_mmdet
+from frameworks import QUIET_MMDET, need_mmdet
 
 need_mmdet()
 from mmdet.models.backbones import MobileNetV2
@@ -61,8 +61,8 @@ def test_an_arm_of_the_benchmark_is_what_it_is_called(
 
     paths = {"data": tmp_path, "weights": tmp_path / "w.pth", "out": tmp_path}
     args = argparse.Namespace(**paths, iterations=40, amp=False, device="cpu", options=[])
-    host = MMDetection(args)
-    command = host.command(Run(60, arm, 7))
+    benchmark = MMDetection(args)
+    command = benchmark.command(Run(60, arm, 7))
     cfg = Config.fromfile(next(part for part in command if "configs" in part))
     options = argparse.ArgumentParser()
     options.add_argument("--cfg-options", nargs="+", action=DictAction)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hosts import QUIET_MMDET, need_mmdet
+from frameworks import QUIET_MMDET, need_mmdet
 
 need_mmdet()
 from mmdet.registry import MODELS as MODELS_OF_MMDET

@@ -22,7 +22,7 @@ GENERAL_KEYS: Keys = {
     "DROP_UNKNOWN_CLASSES": (False, "leave out foregrounds of classes that the data set does not have; else an error"),
     "LOSS_SCALE": (1.0, "factor of each loss before backward in your own loop: 1 / n to accumulate n batches"),
     "LOG_PERIOD": (20, "iterations between two logs of the metrics under terse_aug/; 0: none"),
-    "IMAGE_PERIOD": (500, "iterations between two pictures of composites in TensorBoard; 0: none"),
+    "IMAGE_PERIOD": (500, "iterations between two images of composites in TensorBoard; 0: none"),
 }
 COMPONENT_KEYS: Keys = {
     "POLICY.NAME": ("random", f"policy: {', '.join(POLICY_SETTINGS)}"),

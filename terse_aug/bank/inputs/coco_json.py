@@ -1,4 +1,4 @@
-"""The content of a COCO JSON: images, annotations and categories. Imports the parts of this package only."""
+"""The content of a COCO JSON: images, annotations and categories."""
 
 from __future__ import annotations
 

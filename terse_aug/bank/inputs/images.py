@@ -1,4 +1,4 @@
-"""Decodes image files of all usual modes to uint8 arrays. Imports numpy and pillow only."""
+"""Decodes image files of all usual modes to uint8 arrays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which mask belongs to which image. Imports parts of this package only."""
+"""Which mask belongs to which image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks of objects of which only the box is known. Pure functions; imports numpy and opencv only."""
+"""Masks of objects of which only the box is known. Pure functions."""
 
 from __future__ import annotations
 
