@@ -1,4 +1,4 @@
-"""The slow, obvious twin of the compositor and of the label correction: loops over pixels, and no torch.
+"""A slow and simple reference implementation of compositor and label correction: loops over pixels, without torch.
 
 It is written from the documented contract, shares no code with the library and trades all speed for being
 readable. Images are ``[channel][row][column]`` arrays of float64; masks over the whole image are bool.

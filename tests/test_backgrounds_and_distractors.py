@@ -1,4 +1,4 @@
-"""What is around the pastes: backgrounds of a pool, distractors, objects of other classes behind them."""
+"""Backgrounds of a pool, distractors, and occludees: objects of other classes behind the pastes."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def test_pools_are_folders_paths_or_tensors(tmp_path: Path, bank: ForegroundBank
         ([torch.zeros(3, 4, 4, dtype=torch.int32)], "expected a float or uint8 tensor, got torch.int32"),
     ):
         with pytest.raises(ValueError, match=message):
-            Terse(bank, "random", backgrounds=BackgroundPool(wrong, probability=1.0))  # type: ignore[arg-type]  # wrong on purpose
+            BackgroundPool(wrong, probability=1.0)  # type: ignore[arg-type]  # wrong on purpose
 
 
 @pytest.mark.parametrize("sampler", ["uniform", "balanced"])
@@ -305,7 +305,7 @@ def test_distractors_show_have_no_label_and_hide_what_is_beneath(
     assert metrics["objects_pasted"] <= 100
 
 
-def test_keypoints_of_distractors_are_nobodys(tmp_path: Path) -> None:
+def test_keypoints_of_distractors_do_not_reach_the_target(tmp_path: Path) -> None:
     """Banks of other creatures have other keypoints."""
     people = make_bank(tmp_path, keypoint_foregrounds(), keypoint_names=("nose", "left_eye", "right_eye"))
     with BankWriter(tmp_path / "crabs.bank", {1: "crab"}, keypoint_names=("claw",)) as out:
@@ -361,7 +361,7 @@ def test_a_distractor_of_a_class_that_the_detector_knows_is_refused(
 # --- objects behind -------------------------------------------------------------------------------------------------
 
 
-def test_an_object_of_another_class_is_behind_and_labelled_by_what_shows(bank: ForegroundBank) -> None:
+def test_an_occludee_is_of_another_class_and_labelled_by_its_visible_pixels(bank: ForegroundBank) -> None:
     terse = Terse(
         bank,
         "random",
@@ -390,7 +390,7 @@ def test_an_object_of_another_class_is_behind_and_labelled_by_what_shows(bank: F
     assert metrics["occludees"] == labelled + hidden
 
 
-def test_a_class_without_weight_is_not_behind_anything_either(bank: ForegroundBank) -> None:
+def test_a_class_without_weight_is_no_occludee(bank: ForegroundBank) -> None:
     without = next(iter(bank.categories))
     terse = Terse(
         bank,
@@ -406,7 +406,7 @@ def test_a_class_without_weight_is_not_behind_anything_either(bank: ForegroundBa
     assert without not in labels
 
 
-def test_some_of_the_pastes_have_something_behind_them(bank: ForegroundBank) -> None:
+def test_a_fraction_of_the_pastes_has_an_occludee(bank: ForegroundBank) -> None:
     terse = Terse(
         bank,
         "random",

@@ -87,7 +87,7 @@ def test_few_images_and_many_jobs(tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Odd:
-    """Does what its images say."""
+    """An extractor that interprets the names of its images as commands."""
 
     def files(self, unit: str) -> list[Path]:
         return []
@@ -119,14 +119,14 @@ def test_processes_give_results_in_order_with_one_thread_each_and_leave_ctrl_c_t
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setenv("MKL_NUM_THREADS", "3")  # unless the user says otherwise
+    monkeypatch.setenv("MKL_NUM_THREADS", "3")  # a variable that the user has set is kept
     units = [*(f"{number}" for number in range(70)), "signals", "threads"]
     extracted = [source.split() for source in run_odd(units, 2)]
     assert [name for name, _ in extracted] == [*units[:-2], "ignored=True", "1,1,3"]
     assert str(os.getpid()) not in {process for _, process in extracted}
     assert "OMP_NUM_THREADS" not in os.environ
     alone = [source.split() for source in run_odd(units[:-1], None)]
-    assert {process for _, process in alone} == {str(os.getpid())}, "too little work to share"
+    assert {process for _, process in alone} == {str(os.getpid())}, "too little work for several processes"
     assert alone[-1][0] == "ignored=False"
 
 

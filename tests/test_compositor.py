@@ -1,4 +1,4 @@
-"""The compositor warps, softens and blends as the slow twin does, with a gradient, and touches nothing else."""
+"""The compositor warps, softens and blends like the reference implementation, with a gradient."""
 
 from __future__ import annotations
 
@@ -420,10 +420,10 @@ def test_what_lies_inside_is_labelled_beside_the_border_as_in_the_middle(least: 
 
 
 @pytest.mark.parametrize("thin", ["pole", "corner"])
-def test_thin_parts_count_in_the_fraction_that_is_inside(thin: str) -> None:
+def test_thin_parts_count_towards_the_fraction_that_is_inside(thin: str) -> None:
     """Thinner than the squares that a large foreground is checked in."""
     alpha = np.zeros((512, 512), np.uint8)
-    if thin == "pole":  # a T of which the pole stays inside, and the bar's ends are cut off
+    if thin == "pole":  # a T: the pole stays inside, and the bar's ends are cut off
         alpha[:, 257:263] = alpha[3:12] = 255
     else:
         alpha[505:] = alpha[:, 505:] = 255
@@ -443,8 +443,8 @@ def test_thin_parts_count_in_the_fraction_that_is_inside(thin: str) -> None:
 
 
 @pytest.mark.parametrize("cut", [0.3, 0.5])
-def test_of_what_the_frame_cuts_the_fraction_that_is_inside_counts(cut: float) -> None:
-    """A long bar of which a known fraction of the length is outside, thin or not, labelled if enough of it is inside."""
+def test_an_object_cut_by_the_frame_counts_by_the_fraction_that_is_inside(cut: float) -> None:
+    """A long bar with a known fraction of its length outside, thin or not, is labelled if enough of it is inside."""
     alpha = np.zeros((200, 40), np.uint8)
     alpha[:, 10:30] = 255
     bar = Foreground(np.dstack([alpha] * 4), 1, "bar", 0.5)
@@ -458,7 +458,7 @@ def test_of_what_the_frame_cuts_the_fraction_that_is_inside_counts(cut: float) -
             assert len(found.targets[0]["boxes"]) == labelled
 
 
-def test_images_without_pastes_are_handed_through_and_pastes_go_where_they_belong() -> None:
+def test_images_without_pastes_are_passed_through_and_pastes_go_where_they_belong() -> None:
     images = [torch.rand(3, 30, 30 + index) for index in range(3)]
     targets = [target_of() for _ in images]
     foregrounds = [foreground_of(opaque_rgba(6, 8), label=5 + index) for index in range(3)]
@@ -589,7 +589,7 @@ def test_the_cost_follows_the_pasted_area_and_not_the_background(graph: bool) ->
 
 
 def coded_image(height: int, width: int) -> Tensor:
-    """Every pixel says where it is: column, row, and a constant."""
+    """An image whose pixels encode their position: column, row, and a constant."""
     rows, columns = torch.meshgrid(torch.arange(height) / 100, torch.arange(width) / 100, indexing="ij")
     return torch.stack([columns, rows, torch.full((height, width), 2.0)])
 

@@ -177,7 +177,7 @@ def test_a_data_loader_that_is_replaced_during_training_is_wrapped_again(faster:
 
 
 @pytest.mark.parametrize("names", [("left_eye", "right_eye"), ("this", "that")])
-def test_flipped_keypoints_swap_as_the_data_set_says(
+def test_flipped_keypoints_swap_by_the_data_sets_flip_map(
     tmp_path: Path, names: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A flipped object that is not rotated has the first of a pair left of the second, like every object."""
@@ -361,7 +361,7 @@ def test_after_training_the_trainer_is_as_it_was(trained: Trained) -> None:
     assert all("gt_masks" not in one["instances"].get_fields() for one in batch)
 
 
-def test_metrics_and_pictures_are_written_with_their_iteration(trained: Trained) -> None:
+def test_metrics_and_images_are_written_with_their_iteration(trained: Trained) -> None:
     tensorboard = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     lines = [json.loads(line) for line in (trained.folder / "metrics.json").read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [1, 3]
@@ -375,7 +375,7 @@ def test_metrics_and_pictures_are_written_with_their_iteration(trained: Trained)
     assert not any(trained.waiting_images)
 
 
-def test_pictures_do_not_pile_up_without_a_writer(faster: TinyCfg) -> None:
+def test_images_do_not_pile_up_without_a_writer(faster: TinyCfg) -> None:
     class Silent(KeepStorage):
         def build_writers(self) -> list[Any]:
             return []

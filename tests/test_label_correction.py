@@ -1,4 +1,4 @@
-"""Labels follow the pixels: properties, and agreement with the slow twin."""
+"""Labels follow the pixels: properties, and agreement with the reference implementation."""
 
 from __future__ import annotations
 
@@ -456,7 +456,7 @@ def test_extents_are_the_same_for_a_device_as_on_the_cpu(case: Case) -> None:
     assert extents_at_once(case.target["masks"]) == extents_of(case.target["masks"], everywhere)
 
 
-def test_a_mask_that_is_not_where_its_box_says_counts_with_all_its_pixels() -> None:
+def test_a_mask_outside_its_box_counts_with_all_its_pixels() -> None:
     target = {
         "boxes": torch.tensor([[1.0, 1.0, 3.0, 3.0], [1.0, 1.0, 3.0, 3.0]]),
         "labels": torch.tensor([1, 2]),

@@ -359,7 +359,7 @@ def _train_on_a_rank(rank: int, port: int, folder: str, data: str, bank: str) ->
     torch.set_num_threads(1)
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in ranks.items()})
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)  # MMEngine's own asks for a GPU
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)  # MMEngine's own requires a GPU
     terse = settings(ForegroundBank.open(bank), "adversarial")
     runner, hook = made(
         Path(data),

@@ -1,4 +1,4 @@
-"""examples/mmdet: its weights are those of the other layout, its configs are what the benchmark takes them for."""
+"""examples/mmdet: converted weights give the same features, and the benchmark's arms are the configs of their names."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_features_are_those_of_torchvisions_network(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("arm", ["none", "critic", "copypaste"])
-def test_an_arm_of_the_benchmark_is_what_it_is_called(
+def test_an_arm_of_the_benchmark_has_the_config_of_its_name(
     arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT))

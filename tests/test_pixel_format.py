@@ -35,7 +35,7 @@ def test_encoding_is_the_documented_formula_in_the_frameworks_channel_order() ->
     torch.testing.assert_close(pixels.encode(rgb).flatten(), torch.tensor(expected))
 
 
-def test_plain_rgb_is_handed_through() -> None:
+def test_plain_rgb_is_passed_through() -> None:
     rgb = torch.rand(3, 2, 2)
     assert PixelFormat().identity
     assert PixelFormat().encode(rgb) is rgb

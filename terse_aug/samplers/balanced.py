@@ -1,4 +1,4 @@
-"""Every foreground on as many backgrounds as any other, and the reverse."""
+"""Sampler ``balanced``: every foreground on as many backgrounds as any other, and the reverse."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ class BalancedSampler(Sampler):
         """
         if self._allowed_labels is not None:
             raise ValueError(
-                f"paste_only: only {self._allowed_labels} may be pasted, but sampler='balanced' pairs all foregrounds "
-                "with the pool"
+                f"restrict_labels: only {self._allowed_labels} may be pasted, but sampler='balanced' pairs all "
+                "foregrounds with the pool"
             )
         return [self._rounds.draw(count, request.rank, request.ranks) for count in request.counts]
 
