@@ -26,7 +26,7 @@ from terse_aug.utils.random import generator_for
 def planned(bank: ForegroundBank, paste: PasteConfig, batch: Any) -> tuple[PastePlan[Any], RenderSettings]:
     terse = Terse(bank, paste=paste)
     plan = terse.planner.plan(validate_batch(*batch), terse.sampler, generator_for(0)).plan
-    return plan, RenderSettings(paste, PixelFormat(), (), batched=False)
+    return plan, RenderSettings(paste, PixelFormat(), ())
 
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])
