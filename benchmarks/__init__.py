@@ -1,1 +1,1 @@
-"""Measurements of terse-aug. Each module is a command: ``python -m benchmarks.composite --json figures.json``."""
+"""Measurements of terse-aug. Each module is a command: ``python -m benchmarks.composite --json results.json``."""

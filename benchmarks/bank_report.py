@@ -3,9 +3,9 @@
 ``python -m benchmarks.bank_report --json F [--foregrounds 100000] [--classes 80]``
 
 The bank is made in a temporary folder: irregular ellipses with a texture, their larger side spread like COCO's
-    (median some 80 pixels, one third from 35 to 180), classes of very different frequency. One in a hundred is a copy
-    of another, to the pixel, and one in a hundred a copy at 0.7 times its size; how many of both are found is reported,
-    too. One thread. Memory is that of the process without the mapped pages of the bank.
+(median some 80 pixels, one third from 35 to 180), classes of very different frequency. One in a hundred is a copy of
+another, to the pixel, and one in a hundred a copy at 0.7 times its size; how many of both are found is reported, too.
+One thread. Memory is that of the process without the mapped pages of the bank.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def _others(statistics: BankStatistics, pairs: Sequence[tuple[int, int]]) -> int
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", help="file to write the figures to")
+    parser.add_argument("--json", help="file to write the results to")
     parser.add_argument("--foregrounds", type=int, default=100_000, help="in the bank (default: %(default)s)")
     parser.add_argument("--classes", type=int, default=80, help="of them (default: %(default)s)")
     return parser.parse_args(arguments)

@@ -2,8 +2,7 @@
 
 ``python -m benchmarks.composite --json F [--rounds 60] [--memory 10000]``
 
-``ms_per_image`` is the median CPU time of a call;
-``wall_ms_per_image`` is the median by the clock.
+``ms_per_image`` is the median CPU time of a call; ``wall_ms_per_image`` is the median by the clock.
 """
 
 from __future__ import annotations
@@ -146,7 +145,7 @@ def _fresh(folder: Path) -> Path:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.composite", description=__doc__)
-    parser.add_argument("--json", metavar="F", help="write the figures there")
+    parser.add_argument("--json", metavar="F", help="write the results there")
     parser.add_argument("--rounds", type=int, default=60, help="timed calls of each arm (default 60)")
     parser.add_argument("--warmup", type=int, default=5, help="calls of each arm before that (default 5)")
     parser.add_argument("--memory", type=int, default=0, metavar="N", help="also measure memory over N images")

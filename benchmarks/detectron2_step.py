@@ -153,7 +153,7 @@ def _records(folder: Path) -> list[Record]:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.detectron2_step", description=__doc__)
-    parser.add_argument("--json", metavar="F", help="write the figures there")
+    parser.add_argument("--json", metavar="F", help="write the results there")
     parser.add_argument("--side", type=int, default=320, help="shorter side of the images, pixels (default 320)")
     parser.add_argument("--batch", type=int, default=2, help="images per step (default 2)")
     parser.add_argument("--cycles", type=int, default=4, help=f"timed cycles of {CYCLE} steps (default 4)")

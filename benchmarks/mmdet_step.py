@@ -4,8 +4,8 @@
 
 MMDetection's own config of Faster R-CNN R50-FPN or RTMDet-tiny, untrained, in its own runner. All arms train the same
 detector with a learning rate of 0 and take turns step by step; batches are loaded before the clock starts, with
-foregrounds by ``TersePaste``. Masks are read where ``CopyPaste`` needs them. Loading: the time
-of an image in this process.
+foregrounds by ``TersePaste``. Masks are read where ``CopyPaste`` needs them. Loading: the time of an
+image in this process.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def _with_copy_paste(dataset: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_data(folder: Path) -> Path:
-    """Pictures and their annotations in COCO's form; the path of the JSON."""
+    """Images and their annotations in COCO's form; the path of the JSON."""
     generator = np.random.default_rng(0)
     images, annotations = [], []
     for number in range(_IMAGES):
@@ -232,7 +232,7 @@ def _report(
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mmdet_step", description=__doc__)
-    parser.add_argument("--json", metavar="F", help="write the figures there")
+    parser.add_argument("--json", metavar="F", help="write the results there")
     parser.add_argument("--detector", choices=list(CONFIGS), default="faster-rcnn", help="default faster-rcnn")
     parser.add_argument("--side", type=int, default=320, help="side of the images, pixels (default 320)")
     parser.add_argument("--batch", type=int, default=2, help="images per step (default 2)")

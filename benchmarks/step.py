@@ -117,7 +117,7 @@ def _report(times: dict[str, Times], inside: dict[str, float], options: argparse
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
-    parser.add_argument("--json", metavar="F", help="write the figures there")
+    parser.add_argument("--json", metavar="F", help="write the results there")
     parser.add_argument("--detector", choices=sorted(_MAKERS), default="mobilenet", help="default mobilenet")
     parser.add_argument(
         "--arms", nargs="+", choices=list(ARMS), default=list(POLICIES), help="beside none (default: the policies)"

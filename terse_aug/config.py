@@ -38,7 +38,7 @@ class PasteConfig:
     occluded_object_probability: float = setting(
         0.0, "fraction of the pastes that partly cover another pasted object, of another class, 0 to 1"
     )
-    min_visibility: float = setting(0.25, "an object of which less than this fraction is visible loses its label")
+    min_visibility: float = setting(0.25, "an object whose visible fraction is below this loses its label")
     min_side: float = setting(4.0, "a paste whose longer side would be below this many pixels is left out")
     edge_blur_sigma: float = setting(1.0, "standard deviation of the Gaussian blur of a paste's edge, pixels")
     ranges: TransformRanges = field(
@@ -83,9 +83,9 @@ class Critic:
         ValueError: a value is outside its range.
     """
 
-    candidates: int = setting(8, "random transforms for a paste, of which one is chosen")
+    candidates: int = setting(8, "random transforms for a paste, from which one is chosen")
     foreground_candidates: int = setting(
-        1, "foregrounds for a paste, of which one is chosen; each has its own random transforms"
+        1, "foregrounds for a paste, from which one is chosen; each has its own random transforms"
     )
     mix_classes: bool = setting(
         False,

@@ -1,4 +1,4 @@
-"""What all framework adapters share: settings from configs, the base class of hooks. Imports no framework."""
+"""What all framework adapters share: settings from configs, the base class of hooks."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class TrainingHook:
         input_format: channel order of the images, ``"BGR"`` or ``"RGB"``; ``None`` if it is known only later.
         seed: of everything drawn, the same on all ranks; ``None`` for that of the framework.
         log_period: iterations between two logs of the metrics; 0 for none.
-        image_period: iterations between two pictures of composites; 0 for none.
+        image_period: iterations between two images of composites; 0 for none.
 
     Raises:
         ValueError: a value outside its range.
@@ -216,7 +216,7 @@ class TrainingHook:
         self._clock = (now, spent)
         return self.terse.metrics() | {"time_fraction": fraction}
 
-    def picture(self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]]) -> Any:
+    def drawn_composites(self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]]) -> Any:
         """The first composites of the last batch with their labels drawn in, uint8 ``[H, W, 3]``, RGB."""
         return draw_batch(self.terse, images, targets)
 

@@ -55,7 +55,7 @@ def build_many(folder: Path, out: Path, **changes: Any) -> BuildReport:
 
 
 def outcome(report: BuildReport) -> dict[str, Any]:
-    """What a report says of the bank, and what is in that."""
+    """The report of a build without what differs between equal builds, and the content of its bank."""
     own = {"path", "seconds", "resumed", "bytes", "rejected_sheet"}
     with ForegroundBank.open(report.path) as bank:
         info = {key: value for key, value in bank.info().items() if key not in ("path", "bytes")}

@@ -70,7 +70,7 @@ class Run:
         return self.terse.metrics()
 
 
-class Host(ABC):
+class Framework(ABC):
     """A framework with a tiny data set of two classes: images of several sizes, some without objects."""
 
     classes: tuple[str, ...]
@@ -128,32 +128,32 @@ Trainings = Callable[[str], Run]
 
 
 class Conformance:
-    """The properties. A framework's tests give the fixture ``host``, which lives as long as the module."""
+    """The properties. A framework's tests give the fixture ``framework``, which lives as long as the module."""
 
     @pytest.fixture(scope="class")
     def folder(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return tmp_path_factory.mktemp("whole")
 
     @pytest.fixture(scope="class")
-    def whole(self, host: Host, folder: Path) -> Trainings:
+    def whole(self, framework: Framework, folder: Path) -> Trainings:
         """Six iterations with a policy, a checkpoint saved after three; trained once for all tests."""
         runs: dict[str, Run] = {}
 
         def train(policy: str) -> Run:
             if policy not in runs:
-                runs[policy] = host.train(folder / policy, 6, terse=settings(policy), save_at=3)
+                runs[policy] = framework.train(folder / policy, 6, terse=settings(policy), save_at=3)
             return runs[policy]
 
         return train
 
-    def test_off_means_off(self, host: Host, tmp_path: Path) -> None:
-        without, off = host.train(tmp_path / "a"), host.train(tmp_path / "b", terse=settings(enabled=False))
+    def test_off_means_off(self, framework: Framework, tmp_path: Path) -> None:
+        without, off = framework.train(tmp_path / "a"), framework.train(tmp_path / "b", terse=settings(enabled=False))
         assert off.terse is None
         assert without.losses == off.losses
         assert all(map(torch.equal, without.weights, off.weights))
 
-    def test_labels_of_composites_are_right(self, host: Host, tmp_path: Path) -> None:
-        run = host.train(tmp_path, 5, terse=settings(objects=(2, 2), decoys=(0, 0), edge_blur_sigma=0.0))
+    def test_labels_of_composites_are_right(self, framework: Framework, tmp_path: Path) -> None:
+        run = framework.train(tmp_path, 5, terse=settings(objects=(2, 2), decoys=(0, 0), edge_blur_sigma=0.0))
         pairs = list(zip(chain(*run.loaded), chain(*run.entered), strict=True))
         assert len({tuple(after.image.shape) for _, after in pairs}) > 1
         assert any(len(before.boxes) == 0 for before, _ in pairs)
@@ -162,7 +162,7 @@ class Conformance:
             height, width = after.image.shape[1:]
             assert after.image.shape == before.image.shape
             assert len(after.labels) == len(after.boxes) == len(after.masks) > 0
-            assert 0 <= int(after.labels.min()) <= int(after.labels.max()) < len(host.classes)
+            assert 0 <= int(after.labels.min()) <= int(after.labels.max()) < len(framework.classes)
             assert bool((after.boxes >= 0).all() & (after.boxes[:, [0, 2]] <= width).all())
             assert bool((after.boxes[:, [1, 3]] <= height).all())
             pasted = self._pasted_rows(before, after)
@@ -189,14 +189,14 @@ class Conformance:
         )
         return list(range(old, len(after.masks)))
 
-    def test_colours_are_kept_and_classes_matched_by_name(self, host: Host, tmp_path: Path) -> None:
+    def test_colours_are_kept_and_classes_matched_by_name(self, framework: Framework, tmp_path: Path) -> None:
         """Red discs, on noise images up to half as bright."""
         disc = white_disc(side=20, relative_size=0.35)
         disc.rgba[..., 1:3] = 0
         red = make_bank(tmp_path, [dataclasses.replace(disc, label=label) for label in (1, 2)])
-        run = host.train(tmp_path / "out", 2, terse=settings(bank=str(red.path), decoys=(0, 0)))
+        run = framework.train(tmp_path / "out", 2, terse=settings(bank=str(red.path), decoys=(0, 0)))
         assert run.terse is not None
-        assert run.terse.bank.categories == dict(enumerate(host.classes))
+        assert run.terse.bank.categories == dict(enumerate(framework.classes))
         for before, after in zip(chain(*run.loaded), chain(*run.entered), strict=True):
             new = ((after.image - before.image).abs().amax(0) > 0.4).cpu()
             colour = after.image[:, new].mean(1)
@@ -205,35 +205,37 @@ class Conformance:
             assert colour[1:].max() < 0.2
 
     @pytest.mark.parametrize("policy", ["adversarial", "critic"])
-    def test_the_policy_learns_from_the_loss(self, host: Host, tmp_path: Path, whole: Trainings, policy: str) -> None:
-        first, last = host.train(tmp_path, 1, terse=settings(policy)), whole(policy)
+    def test_the_policy_learns_from_the_loss(
+        self, framework: Framework, tmp_path: Path, whole: Trainings, policy: str
+    ) -> None:
+        first, last = framework.train(tmp_path, 1, terse=settings(policy)), whole(policy)
         assert (first.metrics["updates"], last.metrics["updates"]) == (1, 6)
         pairs = zip(first.terse.policy.parameters(), last.terse.policy.parameters(), strict=True)
         assert any(not torch.equal(own, other) for own, other in pairs)
 
     def test_a_seed_gives_the_same_run_and_another_seed_another(
-        self, host: Host, tmp_path: Path, whole: Trainings
+        self, framework: Framework, tmp_path: Path, whole: Trainings
     ) -> None:
-        first, same = whole("critic"), host.train(tmp_path / "a", 6, terse=settings("critic"))
+        first, same = whole("critic"), framework.train(tmp_path / "a", 6, terse=settings("critic"))
         assert same.losses == first.losses
         assert all(map(torch.equal, same.weights, first.weights))
-        assert host.train(tmp_path / "b", 1, terse=settings("critic", seed=6)).losses[0] != first.losses[0]
+        assert framework.train(tmp_path / "b", 1, terse=settings("critic", seed=6)).losses[0] != first.losses[0]
 
     @pytest.mark.parametrize("policy", ["critic", "adversarial", "best-of-n"])
     def test_global_random_generators_are_left_alone(
-        self, host: Host, tmp_path: Path, whole: Trainings, policy: str
+        self, framework: Framework, tmp_path: Path, whole: Trainings, policy: str
     ) -> None:
-        run = host.train(tmp_path, terse=settings(policy)) if policy == "best-of-n" else whole(policy)
+        run = framework.train(tmp_path, terse=settings(policy)) if policy == "best-of-n" else whole(policy)
         assert run.metrics["objects_pasted"] > 0
         assert len(run.draws) == 2 * len(run.losses)
         assert all(before == after for before, after in run.draws)
 
     @pytest.mark.parametrize("policy", ["critic", "adversarial"])
     def test_a_resumed_run_equals_an_uninterrupted_one(
-        self, host: Host, folder: Path, whole: Trainings, policy: str
+        self, framework: Framework, folder: Path, whole: Trainings, policy: str
     ) -> None:
         expected = whole(policy)
-        rest = host.train(folder / policy, 6, terse=settings(policy), start=3)
+        rest = framework.train(folder / policy, 6, terse=settings(policy), start=3)
         assert rest.losses == expected.losses[3:]
         assert all(map(torch.equal, expected.weights, rest.weights))
         assert expected.terse is not None
@@ -242,24 +244,26 @@ class Conformance:
         for name, value in expected.terse.state_dict().items():
             torch.testing.assert_close(state[name], value, rtol=0, atol=0, equal_nan=True, msg=name)
 
-    def test_a_checkpoint_without_a_state_loads_with_one_warning(self, host: Host, tmp_path: Path) -> None:
-        host.train(tmp_path, 1, save_at=1)
-        run = host.train(tmp_path, 2, terse=settings("critic"), start=1)
+    def test_a_checkpoint_without_a_state_loads_with_one_warning(self, framework: Framework, tmp_path: Path) -> None:
+        framework.train(tmp_path, 1, save_at=1)
+        run = framework.train(tmp_path, 2, terse=settings("critic"), start=1)
         assert run.metrics["iterations"] == 1
         assert len([text for text in run.warned if "no state of terse-aug" in text]) == 1
 
     @pytest.mark.parametrize("policy", ["critic", "adversarial"])
-    def test_a_loss_that_is_not_finite_skips_the_update(self, host: Host, tmp_path: Path, policy: str) -> None:
+    def test_a_loss_that_is_not_finite_skips_the_update(
+        self, framework: Framework, tmp_path: Path, policy: str
+    ) -> None:
         with pytest.warns(UserWarning, match="the loss is inf"):
-            run = host.train(tmp_path, 3, terse=settings(policy), not_finite_at=1, model="plain")
+            run = framework.train(tmp_path, 3, terse=settings(policy), not_finite_at=1, model="plain")
         assert [run.metrics[name] for name in ("iterations", "updates", "skipped_updates")] == [3, 2, 1]
         assert run.terse is not None
         assert all(bool(parameter.isfinite().all()) for parameter in run.terse.parameters())
 
-    def test_memory_does_not_grow(self, host: Host, tmp_path: Path) -> None:
+    def test_memory_does_not_grow(self, framework: Framework, tmp_path: Path) -> None:
         if not Path("/proc/self/statm").exists():
             pytest.skip("memory in use is read from /proc")
-        run = host.train(tmp_path, 100, terse=settings("critic", update_interval=10), model="plain")
+        run = framework.train(tmp_path, 100, terse=settings("critic", update_interval=10), model="plain")
         # The memory of one iteration comes and goes; 70 kB lost in each would be seen.
         early, late = min(run.resident[20:40]), min(run.resident[-20:])
         assert late - early < 4, run.resident[::10]

@@ -71,7 +71,7 @@ def make_foreground(
 
 
 def white_disc(side: int = 12, relative_size: float = 0.25) -> Foreground:
-    """A white disc: brightness shows where it is, and its rim meets pixels in every phase."""
+    """A white disc: brightness shows where it is, and its rim crosses pixels at every offset."""
     offset = np.arange(side) + 0.5 - side / 2
     rgba = np.full((side, side, 4), 255, np.uint8)
     rgba[..., 3] *= np.hypot(*np.meshgrid(offset, offset)) <= side / 2

@@ -1,4 +1,4 @@
-"""Processes that begin afresh, but need not import torch and the hosts again, which takes seconds each time."""
+"""Fresh processes that need not import torch and the frameworks again, which takes seconds each time."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _SLOW = ("torch", "torchvision", "terse_aug.terse", "terse_aug.lockstep", "detec
 
 
 def fresh() -> BaseContext:
-    """What starts processes as ``spawn`` does, with nothing of this one's memory.
+    """A context that starts processes as ``spawn`` does, with nothing of this one's memory.
 
-    They are forked from a server that has imported, and done no more, whatever slow modules were imported here when
-    it was first asked for one.
+    They are forked from a server that has done nothing but import the slow modules that were imported here when it
+    was started.
     """
     context = multiprocessing.get_context(METHOD)
     if METHOD == "forkserver":

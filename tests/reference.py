@@ -1,4 +1,4 @@
-"""The slow, obvious twin of the compositor and of the label correction: loops over pixels, and no torch.
+"""A slow and simple reference implementation of compositor and label correction: loops over pixels, without torch.
 
 It is written from the documented contract, shares no code with the library and trades all speed for being
 readable. Images are ``[channel][row][column]`` arrays of float64; masks over the whole image are bool.
@@ -21,13 +21,13 @@ def transform_point(
     u: float,
     v: float,
     physical: dict[str, float],
-    cutout_size: tuple[float, float],
+    foreground_size: tuple[float, float],
     base_scale: float,
     flipped: bool,
     center: tuple[float, float],
 ) -> tuple[float, float]:
-    """Where a point of the cut-out lands: one step of the transform after the other."""
-    x, y = u - cutout_size[0] / 2, v - cutout_size[1] / 2
+    """Where a point of the foreground lands: one step of the transform after the other."""
+    x, y = u - foreground_size[0] / 2, v - foreground_size[1] / 2
     if flipped:
         x = -x
     x *= physical["scale_x"] * physical["scale"] * base_scale
@@ -38,23 +38,23 @@ def transform_point(
     return x + center[0], y + center[1]
 
 
-def _look_up(cutout: Array, u: float, v: float) -> tuple[list[float], float]:
-    """Bilinear: the colour of the border goes on outside the cut-out, its alpha does not."""
-    height, width = cutout.shape[1:]
+def _look_up(rgba: Array, u: float, v: float) -> tuple[list[float], float]:
+    """Bilinear: the colour of the border goes on outside the foreground, its alpha does not."""
+    height, width = rgba.shape[1:]
     left, top = math.floor(u - 0.5), math.floor(v - 0.5)
     color, alpha = [0.0, 0.0, 0.0], 0.0
     for row in (top, top + 1):
         for column in (left, left + 1):
             weight = (1 - abs(v - 0.5 - row)) * (1 - abs(u - 0.5 - column))
             if 0 <= row < height and 0 <= column < width:
-                alpha += weight * cutout[3, row, column]
+                alpha += weight * rgba[3, row, column]
             near_row, near_column = min(max(row, 0), height - 1), min(max(column, 0), width - 1)
             for channel in range(3):
-                color[channel] += weight * cutout[channel, near_row, near_column]
+                color[channel] += weight * rgba[channel, near_row, near_column]
     return color, alpha
 
 
-def render(cutout: Array, matrix: Array, center: Array, size: tuple[int, int], sigma: float) -> tuple[Array, Array]:
+def render(rgba: Array, matrix: Array, center: Array, size: tuple[int, int], sigma: float) -> tuple[Array, Array]:
     """Colour ``[3, H, W]`` and alpha ``[H, W]`` of a paste at every pixel of a frame of ``size``."""
     height, width = size
     reach = math.ceil(2 * sigma)
@@ -64,7 +64,7 @@ def render(cutout: Array, matrix: Array, center: Array, size: tuple[int, int], s
     for row in range(-reach, height + reach):
         for column in range(-reach, width + reach):
             u, v = inverse @ (np.array([column + 0.5, row + 0.5]) - center)
-            seen, alpha = _look_up(cutout, u + cutout.shape[2] / 2, v + cutout.shape[1] / 2)
+            seen, alpha = _look_up(rgba, u + rgba.shape[2] / 2, v + rgba.shape[1] / 2)
             sharp[row, column] = min(max((alpha - 0.25) / 0.5, 0.0), 1.0)
             if 0 <= row < height and 0 <= column < width:
                 color[:, row, column] = seen
@@ -93,10 +93,10 @@ def blend(background: Array, layers: Sequence[tuple[Array, Array]]) -> Array:
     for color, alpha in layers:
         for row in range(composite.shape[1]):
             for column in range(composite.shape[2]):
-                share = alpha[row, column]
+                weight = alpha[row, column]
                 for channel in range(3):
                     below = composite[channel, row, column]
-                    composite[channel, row, column] = (1 - share) * below + share * color[channel, row, column]
+                    composite[channel, row, column] = (1 - weight) * below + weight * color[channel, row, column]
     return composite
 
 

@@ -110,7 +110,7 @@ def test_affnist_is_a_function_of_its_seed_and_keeps_the_ink(example, digits):
     assert float((ink / before).mean()) == pytest.approx(1.0, abs=0.05)
 
 
-def test_a_digit_is_nowhere_preferred(example, digits):
+def test_digits_are_centered_on_average(example, digits):
     images, _ = example.data.affnist(digits, example.data.AffineRanges(), seed=0)
     mean = images.mean((0, 1))
     at = torch.arange(40) + 0.5
@@ -307,7 +307,7 @@ def test_flags_of_live_training_are_refused_in_lock_step(example, tmp_path, caps
         ('--settings {"depth":3}', "none of the policies has 'depth'"),
     ],
 )
-def test_what_would_end_in_a_table_without_figures_is_refused(example, tmp_path, capsys, flags, message):
+def test_settings_that_would_give_no_results_are_refused(example, tmp_path, capsys, flags, message):
     with pytest.raises(SystemExit):
         example.main(f"--mnist {tmp_path} --out {tmp_path}/out {flags}".split())
     assert message in capsys.readouterr().err

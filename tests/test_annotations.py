@@ -1,4 +1,4 @@
-"""The door: what is no sample is refused with a message to act on, and boxes are mended."""
+"""Validation of samples: invalid ones are refused with a clear message, and boxes are repaired."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_a_field_on_another_device_than_its_image_is_refused(name: str) -> None:
         check_samples([image()], [target])
 
 
-def test_sound_boxes_come_back_as_the_very_same_target() -> None:
+def test_valid_boxes_return_the_same_target() -> None:
     for target in (sample_target(3), sample_target(0)):
         target["boxes"] = target["boxes"] * 0 + torch.tensor([0.0, 0.0, WIDTH, HEIGHT])
         repaired, dropped = repair_boxes(target, HEIGHT, WIDTH)
@@ -225,7 +225,7 @@ def test_nothing_is_lost_but_what_is_counted_and_the_rest_lies_in_the_frame(
         assert torch.equal(box, torch.minimum(target["boxes"][index].clamp(min=0), limits))
 
 
-def test_taking_objects_keeps_the_order_asked_for_and_hands_other_entries_through() -> None:
+def test_taking_objects_keeps_the_requested_order_and_passes_other_entries_through() -> None:
     target = sample_target(4)
     taken = take_objects(target, [2, 0])
     assert taken["ids"].tolist() == [12, 10]

@@ -1,4 +1,4 @@
-"""What is around the pastes: backgrounds of a pool, distractors, objects of other classes behind them."""
+"""Backgrounds of a pool, distractors, and occludees: objects of other classes behind the pastes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ COLOURS = np.array(
     ],
     np.uint8,
 )
-"""Every cut-out has one of its own, so that what shows of an object is seen."""
+"""Every foreground has its own color, so that its visible pixels can be found."""
 
 
 def plain_paste(**settings: Any) -> PasteConfig:
@@ -87,14 +87,14 @@ def black_batch(objects: int = 0) -> tuple[list[Tensor], list[dict[str, Tensor]]
 
 
 def shown(image: Tensor, number: int) -> Tensor:
-    """The pixels that show the colour of a cut-out, bool ``[H, W]``; nearer to it than to any other, or to black."""
+    """The pixels whose color is nearest to that of a foreground, bool ``[H, W]``."""
     palette = torch.cat([torch.from_numpy(COLOURS).float() / 255, torch.zeros(1, 3)])
     return (image[None] - palette[:, :, None, None]).square().sum(1).argmin(0) == number
 
 
 def check_labels(image: Tensor, target: dict[str, Tensor], pastes: list[Paste]) -> int:
-    """A labelled object's mask is where it shows, and its box is around that; how many were looked at."""
-    looked = 0
+    """Check that masks are the visible pixels of labelled objects, and boxes enclose them; how many were checked."""
+    checked = 0
     for paste in pastes:
         if paste.row is None or sum(other.index == paste.index for other in pastes) > 1:
             continue
@@ -104,8 +104,8 @@ def check_labels(image: Tensor, target: dict[str, Tensor], pastes: list[Paste]) 
         box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
         assert target["boxes"][paste.row].tolist() == [float(side) for side in box]
         assert int(target["labels"][paste.row]) == paste.label
-        looked += 1
-    return looked
+        checked += 1
+    return checked
 
 
 # --- backgrounds ----------------------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def test_an_image_of_the_pool_gets_a_paste_whatever_the_others_get(bank: Foregro
 
 
 @pytest.mark.parametrize("pixels", [PixelFormat(255.0, bgr=True), PixelFormat(1.0, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))])
-def test_the_pool_comes_in_the_format_of_the_host(bank: ForegroundBank, pixels: PixelFormat) -> None:
+def test_the_pool_comes_in_the_format_of_the_framework(bank: ForegroundBank, pixels: PixelFormat) -> None:
     colour = torch.tensor([0.8, 0.4, 0.2])[:, None, None]
     pool = [(colour.expand(3, 60, 60) * 255).to(torch.uint8)]
     terse = Terse(
@@ -220,7 +220,7 @@ def test_pools_are_folders_paths_or_tensors(tmp_path: Path, bank: ForegroundBank
         ([torch.zeros(3, 4, 4, dtype=torch.int32)], "expected a float or uint8 tensor, got torch.int32"),
     ):
         with pytest.raises(ValueError, match=message):
-            Terse(bank, "random", backgrounds=BackgroundPool(wrong, probability=1.0))  # type: ignore[arg-type]  # wrong on purpose
+            BackgroundPool(wrong, probability=1.0)  # type: ignore[arg-type]  # wrong on purpose
 
 
 @pytest.mark.parametrize("sampler", ["uniform", "balanced"])
@@ -288,12 +288,12 @@ def test_distractors_show_have_no_label_and_hide_what_is_beneath(
         paste=plain_paste(objects=(1, 2)),
         distractors=Distractors(distractors, count=(2, 3)),
     )
-    looked = seen = shrunk = 0
+    checked = seen = shrunk = 0
     for _ in range(25):
         images, targets = black_batch(objects=2)
         composites, corrected = terse(images, [dict(target) for target in targets])
         for image, target, before, pastes in zip(composites, corrected, targets, terse.pastes, strict=True):
-            looked += check_labels(image, target, pastes)
+            checked += check_labels(image, target, pastes)
             unlabelled = shown(image, 6) | shown(image, 7)
             assert all(paste.index < 6 for paste in pastes)
             assert set(target["labels"].tolist()) <= {1, 2, 7}
@@ -302,15 +302,15 @@ def test_distractors_show_have_no_label_and_hide_what_is_beneath(
             )
             seen += int(unlabelled.sum())
             shrunk += int(before["masks"].sum()) - int(target["masks"][: len(target["masks"]) - len(pastes)].sum())
-    assert looked > 30
+    assert checked > 30
     assert seen > 5000
     assert shrunk > 0
-    figures = terse.metrics()
-    assert figures["distractors"] + figures["dropped/distractor_not_shown"] == pytest.approx(2.5 * 50, abs=20)
-    assert figures["objects_pasted"] <= 100
+    metrics = terse.metrics()
+    assert metrics["distractors"] + metrics["dropped/distractor_not_shown"] == pytest.approx(2.5 * 50, abs=20)
+    assert metrics["objects_pasted"] <= 100
 
 
-def test_keypoints_of_distractors_are_nobodys(tmp_path: Path) -> None:
+def test_keypoints_of_distractors_do_not_reach_the_target(tmp_path: Path) -> None:
     """Banks of other creatures have other keypoints."""
     people = make_bank(tmp_path, keypoint_foregrounds(), keypoint_names=("nose", "left_eye", "right_eye"))
     with BankWriter(tmp_path / "crabs.bank", {1: "crab"}, keypoint_names=("claw",)) as out:
@@ -366,17 +366,17 @@ def test_a_distractor_of_a_class_that_the_detector_knows_is_refused(
 # --- objects behind -------------------------------------------------------------------------------------------------
 
 
-def test_an_object_of_another_class_is_behind_and_labelled_by_what_shows(bank: ForegroundBank) -> None:
+def test_an_occludee_is_of_another_class_and_labelled_by_its_visible_pixels(bank: ForegroundBank) -> None:
     terse = Terse(
         bank,
         "random",
         paste=plain_paste(occluded_object_probability=1.0, objects=(1, 2), min_visibility=0.3),
     )
-    looked = near = labelled = hidden = 0
+    checked = near = labelled = hidden = 0
     for step in range(30):
         images, targets = terse(*black_batch(objects=step % 2))
         for image, target, pastes in zip(images, targets, terse.pastes, strict=True):
-            looked += check_labels(image, target, pastes)
+            checked += check_labels(image, target, pastes)
             front = [paste for paste in pastes if paste.number is not None]
             behind = [paste for paste in pastes if paste.number is None]
             assert pastes == behind + front
@@ -388,14 +388,14 @@ def test_an_object_of_another_class_is_behind_and_labelled_by_what_shows(bank: F
                 if one.row is not None and other.row is not None and len(front) == 1:
                     first, second = target["boxes"][one.row], target["boxes"][other.row]
                     near += bool((first[:2] < second[2:] + 2).all() and (first[2:] > second[:2] - 2).all())
-    figures = terse.metrics()
-    assert looked > 80
+    metrics = terse.metrics()
+    assert checked > 80
     assert near > 10
     assert labelled > hidden > 0
-    assert figures["occludees"] == labelled + hidden
+    assert metrics["occludees"] == labelled + hidden
 
 
-def test_a_class_without_weight_is_not_behind_anything_either(bank: ForegroundBank) -> None:
+def test_a_class_without_weight_is_no_occludee(bank: ForegroundBank) -> None:
     without = next(iter(bank.categories))
     terse = Terse(
         bank,
@@ -411,7 +411,7 @@ def test_a_class_without_weight_is_not_behind_anything_either(bank: ForegroundBa
     assert without not in labels
 
 
-def test_some_of_the_pastes_have_something_behind_them(bank: ForegroundBank) -> None:
+def test_a_fraction_of_the_pastes_has_an_occludee(bank: ForegroundBank) -> None:
     terse = Terse(
         bank,
         "random",
@@ -419,8 +419,8 @@ def test_some_of_the_pastes_have_something_behind_them(bank: ForegroundBank) -> 
     )
     for step in range(60):
         terse(*make_batch(step))
-    figures = terse.metrics()
-    assert figures["occludees"] / (figures["objects_pasted"] - figures["occludees"]) == pytest.approx(0.3, abs=0.1)
+    metrics = terse.metrics()
+    assert metrics["occludees"] / (metrics["objects_pasted"] - metrics["occludees"]) == pytest.approx(0.3, abs=0.1)
     terse.restrict_labels([1, 7])
     for step in range(5):
         terse(*make_batch(step))
@@ -447,7 +447,7 @@ def test_the_class_of_a_classifiers_image_is_that_of_the_object_in_front(bank: F
 def test_policies_learn_from_their_own_pastes_only(
     bank: ForegroundBank, distractors: ForegroundBank, policy: str
 ) -> None:
-    """With everything on; what is learned from is the paste in front of each image, of which a classifier tells."""
+    """With everything on, the policy learns from the frontmost paste of each image only, which a classifier scores."""
     net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 8))
     target, sampler = ClassifierAdapter(net, 8), HardnessSampler()
     sampler.update_interval = 1
@@ -460,17 +460,17 @@ def test_policies_learn_from_their_own_pastes_only(
         model=target,
         sampler=sampler,
     )
-    told = 0
+    learned_from = 0
     for step in range(4):
         images, targets = terse(*make_batch(step, sizes=((64, 64), (64, 64))))
         for pastes, found in zip(terse.pastes, targets, strict=True):
-            told += sum(p.row == len(found["labels"]) - 1 and p.number is not None for p in pastes)
+            learned_from += sum(p.row == len(found["labels"]) - 1 and p.number is not None for p in pastes)
         target.image_losses(
             list(images), targets, differentiable=True
         ).mean().backward() if policy == "adversarial" else None
         terse.step(1.0)
     assert terse.metrics()["updates"] == (0 if policy == "best-of-n" else 4)
-    assert float(terse.sampler.state()["totals"][1].sum()) == pytest.approx(told, rel=0.2)
+    assert float(terse.sampler.state()["totals"][1].sum()) == pytest.approx(learned_from, rel=0.2)
 
 
 # --- all of it ------------------------------------------------------------------------------------------------------
@@ -498,7 +498,7 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(bank: ForegroundBank, dis
     assert resumed.metrics() == whole.metrics()
 
 
-def test_what_is_looked_at_and_measured_is_what_is_trained_on(
+def test_what_is_previewed_and_measured_is_what_is_trained_on(
     bank: ForegroundBank, distractors: ForegroundBank
 ) -> None:
     terse = everything(bank, distractors, model=make_detector("fasterrcnn", classes=8))

@@ -176,7 +176,7 @@ def test_keypoints_of_another_number_are_refused(tmp_path: Path) -> None:
     assert all(torch.equal(value.nan_to_num(), before[name].nan_to_num()) for name, value in terse.state_dict().items())
 
 
-def test_an_image_without_objects_may_say_any_number_of_keypoints(tmp_path: Path) -> None:
+def test_an_image_without_objects_may_have_any_number_of_keypoints(tmp_path: Path) -> None:
     points = np.array([[3, 3, 2], [5, 5, 2]], np.float32)
     bank = make_bank(tmp_path, [make_foreground(keypoints=points)], keypoint_names=["left", "right"])
     images, targets = make_batch(objects=0)
@@ -185,7 +185,7 @@ def test_an_image_without_objects_may_say_any_number_of_keypoints(tmp_path: Path
     assert all(target["keypoints"].shape == (len(target["boxes"]), 2, 3) for target in found)
 
 
-def test_boxes_that_say_they_are_no_corners_are_refused(terse: Terse) -> None:
+def test_boxes_in_another_format_than_xyxy_are_refused(terse: Terse) -> None:
     images, targets = make_batch()
     for target, image in zip(targets, images, strict=True):
         given = {"format": "XYWH", "canvas_size": image.shape[-2:]}
@@ -207,11 +207,11 @@ def test_the_size_of_an_image_is_no_entry_of_its_objects(terse: Terse) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_an_image_that_is_not_finite_is_handed_through_and_poisons_nothing(terse: Terse, value: float) -> None:
-    """The detector here leaves that image out of its loss, so the move is made."""
+def test_an_image_that_is_not_finite_is_passed_through_and_affects_nothing_else(terse: Terse, value: float) -> None:
+    """The detector here leaves that image out of its loss, so the update is made."""
     images, targets = make_batch(sizes=((64, 64),) * 3)
     left, top, right, bottom = targets[1]["boxes"][0].int().tolist()
-    images[1][0, (top + bottom) // 2, (left + right) // 2] = value  # where the discriminator would look, too
+    images[1][0, (top + bottom) // 2, (left + right) // 2] = value  # which the discriminator would crop, too
     with pytest.warns(TerseWarning, match=r"1 image\(s\) with NaN or infinity: nothing is pasted on them"):
         composites, corrected = terse(images, targets)
     assert composites[1] is images[1]
@@ -261,7 +261,7 @@ def test_an_object_with_an_impossible_box_is_left_out_and_counted(
     assert torch.equal(corrected[0]["labels"], targets[0]["labels"][1:])
     assert torch.equal(corrected[0]["masks"], targets[0]["masks"][1:])
     assert terse.metrics()[f"dropped/{reason}"] == 1
-    terse(images, targets)  # said once, counted again
+    terse(images, targets)  # warned about once, counted again
     assert terse.metrics()[f"dropped/{reason}"] == 2
 
 

@@ -85,7 +85,7 @@ def test_specks_are_removed_and_small_holes_filled() -> None:
     assert iou(found, mask) > 0.95
 
 
-def test_quality_tells_a_good_mask_from_a_poor_one() -> None:
+def test_quality_separates_good_masks_from_poor_ones() -> None:
     image, mask, box = photograph()
     good = grabcut_quality(image, mask.astype(np.uint8), box)
     half = mask.copy()
@@ -222,7 +222,7 @@ def test_real_objects_are_found_better_than_by_shapes(data_root: Path) -> None:
     means = {method: float(np.mean(values)) for method, values in found.items()}
     assert len(quality) >= 30
     assert means["grabcut"] > max(means["ellipse"], means["box"])
-    # What quality is for: to tell the good ones.
+    # The purpose of quality: to find the good ones.
     assert np.corrcoef(quality, found["grabcut"])[0, 1] > 0.3
     # The default keeps nearly all good ones, and what it leaves out is worse.
     kept, overlap = np.asarray(quality) >= BoxMasks("grabcut").min_quality, np.asarray(found["grabcut"])

@@ -111,7 +111,7 @@ def test_unusable_objects_are_counted(sample: CocoSample, changes: dict[str, Any
     assert bank.info()["built"]["rejected"] == report.rejected
 
 
-def test_nothing_kept_says_why_and_leaves_nothing(sample: CocoSample) -> None:
+def test_a_build_that_keeps_nothing_names_the_reasons_and_leaves_no_file(sample: CocoSample) -> None:
     sample.content["annotations"] = []
     sample.add(segmentation=None)
     with pytest.raises(ValueError, match=r"was kept.*masks are missing"):

@@ -1,4 +1,4 @@
-"""Contact sheets of what a build rejected: every reason is there, and the annotation lies where it says."""
+"""Contact sheets of what a build rejected: every reason is shown, and annotations are drawn in their place."""
 
 from __future__ import annotations
 

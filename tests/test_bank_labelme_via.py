@@ -92,7 +92,7 @@ def test_odd_files_of_labelme_do_not_end_a_build(
 def test_labelme_finds_images(sample: AnnotatedImage, tmp_path: Path) -> None:
     folder = as_labelme(sample)
     image, outs = sample.images / "scene.png", (tmp_path / f"{number}.bank" for number in range(9))
-    assert build_from_labelme(folder, next(outs)).kept == {"cat": 1}  # where the JSON says
+    assert build_from_labelme(folder, next(outs)).kept == {"cat": 1}  # at the path in the JSON
     image.rename(folder / "scene.png")
     assert build_from_labelme(folder, next(outs)).kept == {"cat": 1}  # beside the JSON
     (folder / "scene.png").rename(tmp_path / "blob")

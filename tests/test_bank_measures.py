@@ -1,4 +1,4 @@
-"""Measures of shapes and looks: what is known of simple shapes, and what must not change them."""
+"""Measures of shapes and appearance: known values of simple shapes, and what must not change them."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_pairs_of_very_many_are_drawn_from_all_alike() -> None:
     assert pairs.mean() == pytest.approx(5e6, rel=0.02)
 
 
-def test_diversity_is_of_pairs_and_tells_classes_apart() -> None:
+def test_diversity_is_of_pairs_and_differs_between_classes() -> None:
     same = np.stack([points_of(disk(side)) for side in range(60, 80)])
     mixed = np.stack([points_of(shape) for side in range(30, 40) for shape in (disk(side), diagonal(side, 3))])
     generator = np.random.default_rng(0)
@@ -201,7 +201,7 @@ def test_diversity_is_of_pairs_and_tells_classes_apart() -> None:
     assert shape_diversity(same[:1], generator) is None
 
 
-def test_mean_shapes_of_two_kinds_are_told_apart() -> None:
+def test_mean_shapes_separate_two_kinds() -> None:
     masks = np.stack([unit_mask(disk(side)) for side in range(40, 70)])
     others = np.stack([unit_mask(diagonal(side, 4)) for side in range(50, 60)])
     every = np.random.default_rng(1).permutation(np.concatenate([masks, others]))
@@ -256,7 +256,7 @@ def test_copies_are_found_and_others_are_not() -> None:
     assert sorted(groups) == [[n, 40 + n, 50 + n, 60 + n, 70 + n] for n in range(10)]
 
 
-def test_a_look_is_of_what_shows() -> None:
+def test_appearance_is_that_of_visible_pixels() -> None:
     rgba = texture(3)
     shaped = rgba.copy()
     shaped[:, :, :3] = 255
@@ -318,7 +318,7 @@ def test_very_many_that_are_alike_are_not_compared_one_by_one() -> None:
     assert find_near_duplicates(close, thumbnails, comparisons=200_000_000).complete_distance == MAX_HASH_DISTANCE
 
 
-def test_a_search_that_ends_early_says_how_far_it_came() -> None:
+def test_a_search_that_ends_early_reports_how_far_it_came() -> None:
     generator = np.random.default_rng(0)
     bits = generator.integers(0, 1 << 63, 2000, dtype=np.uint64)
     bits[1000] = bits[0]

@@ -87,7 +87,7 @@ def test_few_images_and_many_jobs(tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Odd:
-    """Does what its images say."""
+    """An extractor that interprets the names of its images as commands."""
 
     def files(self, unit: str) -> list[Path]:
         return []
@@ -119,14 +119,14 @@ def test_processes_give_results_in_order_with_one_thread_each_and_leave_ctrl_c_t
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setenv("MKL_NUM_THREADS", "3")  # unless the user says otherwise
+    monkeypatch.setenv("MKL_NUM_THREADS", "3")  # a variable that the user has set is kept
     units = [*(f"{number}" for number in range(70)), "signals", "threads"]
     extracted = [source.split() for source in run_odd(units, 2)]
     assert [name for name, _ in extracted] == [*units[:-2], "ignored=True", "1,1,3"]
     assert str(os.getpid()) not in {process for _, process in extracted}
     assert "OMP_NUM_THREADS" not in os.environ
     alone = [source.split() for source in run_odd(units[:-1], None)]
-    assert {process for _, process in alone} == {str(os.getpid())}, "too little work to share"
+    assert {process for _, process in alone} == {str(os.getpid())}, "too little work for several processes"
     assert alone[-1][0] == "ignored=False"
 
 
@@ -139,7 +139,7 @@ def test_an_error_arrives_with_its_cause() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
-def test_a_death_is_told_and_does_not_hang() -> None:
+def test_a_killed_worker_raises_and_does_not_hang() -> None:
     began = time.monotonic()
     with pytest.raises(ChildProcessError, match=r"memory ran out.*--jobs"):
         run_odd([*"abcdefghijklmnopqrst", "die", *"uvwxyzabcdefghijkl"], 2)
@@ -279,9 +279,9 @@ def test_a_type_checker_knows_the_public_names_and_no_others(tmp_path: Path) -> 
     # Other modules are left out, as reading torch's takes half a minute.
     flags = ["--follow-imports=skip", "--ignore-missing-imports", "--config-file=", f"--cache-dir={tmp_path / 'cache'}"]
     command = [sys.executable, "-m", "mypy", *flags, str(package), str(script)]
-    told_of = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
-    assert [line for line in told_of if ": error:" in line and "nothing" not in line] == []
-    assert sum("nothing" in line for line in told_of) == 1
+    messages = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    assert [line for line in messages if ": error:" in line and "nothing" not in line] == []
+    assert sum("nothing" in line for line in messages) == 1
 
 
 def test_names_of_another_format_take_time_in_proportion(tmp_path: Path) -> None:

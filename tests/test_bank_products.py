@@ -91,7 +91,7 @@ def test_a_gap_in_the_outline_does_not_leak() -> None:
     image = np.full((HEIGHT, WIDTH, 3), 248, np.uint8)
     image[ring(False)] = 238
     image[ring() & ~cv2.erode(ring(False).astype(np.uint8), np.ones((9, 9))).astype(bool)] = (150, 90, 50)
-    image[78:82, :60] = 248  # four pixels, of which blur leaves two
+    image[78:82, :60] = 248  # four pixels; blur leaves two
     (alpha,) = PlainBackground().alphas(image)
     assert iou(alpha, ring(False)) > 0.95
 

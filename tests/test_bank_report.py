@@ -109,7 +109,7 @@ def test_duplicates_are_shown(varied: Path) -> None:
     assert "2 identical" in page
 
 
-def test_measures_are_those_of_each_cut_out(tmp_path: Path) -> None:
+def test_measures_are_those_of_each_foreground(tmp_path: Path) -> None:
     ring = disk(60)
     ring[20:40, 20:40] = 0
     shapes = [np.ones((9, 30), np.uint8), cross(40), ring]
@@ -159,18 +159,18 @@ def test_descriptions_of_other_programs_are_accepted(tmp_path: Path) -> None:
     assert "<p>Nothing.</p>" in page
 
 
-@pytest.mark.parametrize("told", [["x"], "x", 5, {"a": "b"}, {"a": [1]}, {"\x1b[2J\ud800": 3, "b": 4}, None])
+@pytest.mark.parametrize("counts", [["x"], "x", 5, {"a": "b"}, {"a": [1]}, {"\x1b[2J\ud800": 3, "b": 4}, None])
 @pytest.mark.parametrize("what", ["rejected", "repaired"])
 def test_the_command_prints_any_description(
-    what: str, told: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    what: str, counts: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write(tmp_path / "odd.bank", ODD["one"], {what: told})
+    path = write(tmp_path / "odd.bank", ODD["one"], {what: counts})
     for more in ([], ["--json"]):
         assert main(["bank", "info", str(path), *more]) == 0
-        said = capsys.readouterr().out.encode().decode()
-        assert "\x1b" not in said
-        counts = isinstance(told, dict) and "b" in told
-        assert more or (f"{what} when it was built\n       4  b\n       3   [2J\\ud800" in said) == counts
+        output = capsys.readouterr().out.encode().decode()
+        assert "\x1b" not in output
+        printed = isinstance(counts, dict) and "b" in counts
+        assert more or (f"{what} when it was built\n       4  b\n       3   [2J\\ud800" in output) == printed
 
 
 @pytest.mark.parametrize("center", [(np.inf, 0.5), (0.5, -np.inf), (-0.25, 0.5), (0.5, 1.01), (0.5, np.nan), (1e30, 0)])
@@ -216,10 +216,10 @@ def test_a_view_is_reported_as_it_is(varied: Path) -> None:
         statistics = bank_statistics(bank.select(categories=[2]).select([1, 2, 6]))
         assert [(one.count, len(one.samples)) for one in statistics.classes] == [(3, 3)]
         assert len(statistics.centers) == 0
-        told: list[tuple[str, int, int]] = []
-        bank_statistics(bank, progress=lambda *what: told.append(what))
-    assert {what for what, _, _ in told} == {"foregrounds", "shapes of classes", "duplicates"}
-    assert all(0 <= done <= total for _, done, total in told)
+        reported: list[tuple[str, int, int]] = []
+        bank_statistics(bank, progress=lambda *what: reported.append(what))
+    assert {what for what, _, _ in reported} == {"foregrounds", "shapes of classes", "duplicates"}
+    assert all(0 <= done <= total for _, done, total in reported)
 
 
 @pytest.mark.parametrize("options", [{"samples": -1}, {"seed": -1}])

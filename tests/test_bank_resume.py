@@ -279,7 +279,7 @@ def test_ctrl_c_ends_all_processes_at_once_and_keeps_what_is_done(
     assert outcome(report) == whole
 
 
-def test_the_command_says_how_to_resume(many: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_explains_how_to_resume(many: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "a.bank"
     source = ["--annotations", str(many / "many.json"), "--images", str(many / "images"), "--boxes", "ellipse"]
     command = ["bank", "build", "coco", *source, "--out", str(out), "--jobs", "1"]

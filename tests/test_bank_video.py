@@ -23,7 +23,7 @@ HEIGHT, WIDTH, COUNT = 96, 160, 24
 
 
 def frame(number: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """A textured wall with noise, in front of which a red disc moves to the right; and its mask."""
+    """A red disc that moves to the right in front of a textured wall with noise; and its mask."""
     wall = np.random.default_rng(9).normal(110, 6, (HEIGHT // 8, WIDTH // 8, 3)).repeat(8, 0).repeat(8, 1)
     image = wall + np.random.default_rng(number + seed).normal(0, 2, wall.shape)
     rows, columns = np.ogrid[:HEIGHT, :WIDTH]

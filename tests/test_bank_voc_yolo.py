@@ -66,7 +66,7 @@ def test_voc_uses_difficult_objects_on_demand_and_checks_sizes(sample: Annotated
     assert build_from_voc(root, tmp_path / "out.bank", difficult=True).kept == BOTH
     file = root / "Annotations" / "scene.xml"
     file.write_text(file.read_text().replace("<height>96<", "<height>97<"))
-    with pytest.raises(ValueError, match="image file has another size than the annotations say"):
+    with pytest.raises(ValueError, match="image file has another size than annotated"):
         build_from_voc(root, tmp_path / "other.bank", difficult=True)
 
 
@@ -85,7 +85,7 @@ def test_voc_lists_of_splits_and_of_classes(sample: AnnotatedImage, tmp_path: Pa
     assert build_from_voc(root, tmp_path / "d.bank", split="train").kept == BOTH
     (root / "Annotations" / "my scene.xml").rename(root / "Annotations" / "scene -1.xml")
     (root / "ImageSets" / "Main" / "train.txt").write_text("scene -1\n")
-    with pytest.raises(ValueError, match="image file"):  # it is looked for; its image has another name
+    with pytest.raises(ValueError, match="image file"):  # the XML file is read; its image has another name
         build_from_voc(root, tmp_path / "e.bank", split="train", boxes="box")
 
 
@@ -144,7 +144,7 @@ def test_yolo_names_come_from_anywhere(sample: AnnotatedImage, tmp_path: Path, m
     assert build_from_yolo(sample.images, tmp_path / "labels.bank", boxes="box").kept == BOTH
 
 
-def test_yolo_keypoints_follow_the_box_if_the_data_set_says_so(sample: AnnotatedImage, tmp_path: Path) -> None:
+def test_yolo_keypoints_follow_the_box_if_the_data_set_declares_them(sample: AnnotatedImage, tmp_path: Path) -> None:
     line = "0 0.35 0.36 0.39 0.52 " + "0.2 0.2 0.6 0.2 0.6 0.6 0.2 0.6"
     assert build_yolo(sample, tmp_path / "polygon.bank", [line]).mask_sources == {"mask": 1}  # it looks like a polygon
     with (sample.root / "data.yaml").open("a") as file:

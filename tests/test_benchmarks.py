@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hosts import need_detectron2, need_mmdet
+from frameworks import need_detectron2, need_mmdet
 
 REPOSITORY = Path(__file__).parents[1]
 FEW = {"train_20": 6, "train_60": 2, "test": 2}

@@ -1,4 +1,4 @@
-"""The compositor warps, softens and blends as the slow twin does, with a gradient, and touches nothing else."""
+"""The compositor warps, softens and blends like the reference implementation, with a gradient."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ MIDDLE = (13.0, 10.0)
 torch.set_num_threads(1)
 
 
-def random_cutout(height: int, width: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+def random_rgba(height: int, width: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     """Noise in every channel, with holes and half transparent pixels in alpha."""
     generator = torch.Generator().manual_seed(seed)
-    cutout = torch.rand(4, height, width, generator=generator, dtype=torch.float64)
-    cutout[3] = (cutout[3] * 3 - 0.6).clamp(0, 1)
-    return cutout.to(dtype)
+    rgba = torch.rand(4, height, width, generator=generator, dtype=torch.float64)
+    rgba[3] = (rgba[3] * 3 - 0.6).clamp(0, 1)
+    return rgba.to(dtype)
 
 
-def opaque_cutout(height: int, width: int) -> Tensor:
+def opaque_rgba(height: int, width: int) -> Tensor:
     return torch.ones(4, height, width, dtype=torch.float64)
 
 
@@ -61,25 +61,25 @@ def corners_of_pixels(alpha: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def rectangles_of(
-    cutouts: Sequence[Tensor], matrix: Tensor, center: Tensor, size: tuple[int, int], sigma: float
+    foregrounds: Sequence[Tensor], matrix: Tensor, center: Tensor, size: tuple[int, int], sigma: float
 ) -> list[Any]:
-    sizes = torch.tensor([[cutout.shape[2], cutout.shape[1]] for cutout in cutouts], dtype=matrix.dtype)
+    sizes = torch.tensor([[rgba.shape[2], rgba.shape[1]] for rgba in foregrounds], dtype=matrix.dtype)
     half_size = (matrix.abs() @ (sizes / 2)[:, :, None])[:, :, 0]
-    return covered_rectangles(Placement(matrix, center, center, half_size), [size] * len(cutouts), sigma)
+    return covered_rectangles(Placement(matrix, center, center, half_size), [size] * len(foregrounds), sigma)
 
 
 def rendered(
-    cutouts: Sequence[Tensor],
+    foregrounds: Sequence[Tensor],
     matrices: Sequence[Tensor],
     centres: Sequence[Sequence[float]],
     size: tuple[int, int] = FRAME,
     sigma: float = 1.0,
     batched: bool = False,
 ) -> list[Patch]:
-    """Patches of cut-outs in frames of one size."""
+    """Patches of foregrounds in frames of one size."""
     matrix, center = torch.stack(list(matrices)), torch.tensor(centres, dtype=matrices[0].dtype)
-    rectangles = rectangles_of(cutouts, matrix, center, size, sigma)
-    return render(cutouts, matrix, center, rectangles, sigma, batched)
+    rectangles = rectangles_of(foregrounds, matrix, center, size, sigma)
+    return render(foregrounds, matrix, center, rectangles, sigma, batched)
 
 
 def over_frame(values: Tensor, patch: Patch, size: tuple[int, int]) -> Tensor:
@@ -90,10 +90,10 @@ def over_frame(values: Tensor, patch: Patch, size: tuple[int, int]) -> Tensor:
 
 
 def assert_like_reference(
-    cutout: Tensor, matrix: Tensor, center: Sequence[float], size: tuple[int, int], sigma: float
+    rgba: Tensor, matrix: Tensor, center: Sequence[float], size: tuple[int, int], sigma: float
 ) -> None:
-    patch = rendered([cutout], [matrix], [center], size, sigma)[0]
-    color, alpha = reference.render(cutout.numpy(), matrix.numpy(), np.array(center), size, sigma)
+    patch = rendered([rgba], [matrix], [center], size, sigma)[0]
+    color, alpha = reference.render(rgba.numpy(), matrix.numpy(), np.array(center), size, sigma)
     np.testing.assert_allclose(over_frame(patch.alpha, patch, size)[0].numpy(), alpha, atol=1e-9)
     np.testing.assert_allclose(patch.color.numpy(), patch.rectangle.of(torch.tensor(color)).numpy(), atol=1e-9)
     expected = patch.rectangle.of(torch.tensor(alpha)).numpy()
@@ -121,8 +121,8 @@ def test_rendering_agrees_with_the_reference(
     transform: dict[str, Any], center: tuple[float, float], sigma: float
 ) -> None:
     large = transform.get("scale_x", 1.0) > 5
-    cutout = opaque_cutout(1, 2) if large else random_cutout(7, 9)
-    assert_like_reference(cutout, matrix_of(**transform), center, FRAME, sigma)
+    rgba = opaque_rgba(1, 2) if large else random_rgba(7, 9)
+    assert_like_reference(rgba, matrix_of(**transform), center, FRAME, sigma)
 
 
 @settings(max_examples=20, deadline=None)
@@ -132,38 +132,38 @@ def test_any_rendering_agrees_with_the_reference(data: st.DataObject) -> None:
         return data.draw(st.floats(low, high))
 
     size = (data.draw(st.integers(2, 12)), data.draw(st.integers(2, 12)))
-    cutout = random_cutout(data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9)), data.draw(st.integers(0, 99)))
+    rgba = random_rgba(data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9)), data.draw(st.integers(0, 99)))
     matrix = matrix_of(number(-180, 180), number(-0.7, 0.7), number(0.3, 6), number(0.3, 6), data.draw(st.booleans()))
     center = (number(0, size[1]), number(0, size[0]))
-    assert_like_reference(cutout, matrix, center, size, data.draw(st.sampled_from([0.0, 0.3, 0.8])))
+    assert_like_reference(rgba, matrix, center, size, data.draw(st.sampled_from([0.0, 0.3, 0.8])))
 
 
-def test_the_identity_reproduces_the_cutout_where_the_object_is() -> None:
-    cutout = random_cutout(8, 10)
-    cutout[3] = 1
-    (patch,) = rendered([cutout], [matrix_of()], [MIDDLE], sigma=0.0)
+def test_the_identity_reproduces_the_foreground_where_the_object_is() -> None:
+    rgba = random_rgba(8, 10)
+    rgba[3] = 1
+    (patch,) = rendered([rgba], [matrix_of()], [MIDDLE], sigma=0.0)
     composite = blend(torch.zeros(3, *FRAME, dtype=torch.float64), [patch])
-    torch.testing.assert_close(composite[:, 6:14, 8:18], cutout[:3])
+    torch.testing.assert_close(composite[:, 6:14, 8:18], rgba[:3])
     assert over_frame(patch.alpha, patch, FRAME)[0].sum() == 80
 
 
 def test_mirroring_flips_left_and_right() -> None:
-    cutout = random_cutout(8, 10)
-    (plain,) = rendered([cutout.flip(2)], [matrix_of()], [MIDDLE])
-    (flipped,) = rendered([cutout], [matrix_of(flipped=True)], [MIDDLE])
+    rgba = random_rgba(8, 10)
+    (plain,) = rendered([rgba.flip(2)], [matrix_of()], [MIDDLE])
+    (flipped,) = rendered([rgba], [matrix_of(flipped=True)], [MIDDLE])
     torch.testing.assert_close(flipped.alpha, plain.alpha)
     torch.testing.assert_close(flipped.color, plain.color)
 
 
 def crowd(count: int, dtype: torch.dtype = torch.float64) -> tuple[list[Tensor], list[Tensor], list[list[float]]]:
-    """Cut-outs of many sizes with many transforms, all over the frame."""
+    """Foregrounds of many sizes with many transforms, all over the frame."""
     numbers = torch.rand(count, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64).tolist()
-    cutouts = [random_cutout(3 + index % 5, 4 + index * 3 % 7, index, dtype) for index in range(count)]
+    foregrounds = [random_rgba(3 + index % 5, 4 + index * 3 % 7, index, dtype) for index in range(count)]
     matrices = [
         matrix_of(360 * a, b - 0.5, 0.4 + c, 0.4 + d, index % 2 == 0).to(dtype)
         for index, (a, b, c, d, _, _) in enumerate(numbers)
     ]
-    return cutouts, matrices, [[e * FRAME[1], f * FRAME[0]] for *_, e, f in numbers]
+    return foregrounds, matrices, [[e * FRAME[1], f * FRAME[0]] for *_, e, f in numbers]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -182,18 +182,18 @@ def test_batched_equals_one_by_one(sigma: float, dtype: torch.dtype) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("batched", [False, True])
 def test_cuda_equals_cpu(batched: bool) -> None:
-    cutouts, matrices, centres = crowd(12)
+    foregrounds, matrices, centres = crowd(12)
     matrix, center = torch.stack(matrices), torch.tensor(centres, dtype=torch.float64)
-    rectangles = rectangles_of(cutouts, matrix, center, FRAME, 1.0)
-    background = random_cutout(*FRAME)[:3]
-    on_cpu = blend(background, render(cutouts, matrix, center, rectangles, 1.0))
-    moved = [cutout.cuda() for cutout in cutouts]
+    rectangles = rectangles_of(foregrounds, matrix, center, FRAME, 1.0)
+    background = random_rgba(*FRAME)[:3]
+    on_cpu = blend(background, render(foregrounds, matrix, center, rectangles, 1.0))
+    moved = [rgba.cuda() for rgba in foregrounds]
     on_cuda = blend(background.cuda(), render(moved, matrix.cuda(), center.cuda(), rectangles, 1.0, batched))
     torch.testing.assert_close(on_cuda.cpu(), on_cpu)
 
 
 def test_blending_agrees_with_the_reference_where_pastes_overlap() -> None:
-    background = random_cutout(*FRAME, seed=9)[:3]
+    background = random_rgba(*FRAME, seed=9)[:3]
     patches = rendered(*crowd(6))
     layers = [
         (over_frame(patch.color, patch, FRAME).numpy(), over_frame(patch.alpha, patch, FRAME)[0].numpy())
@@ -203,10 +203,10 @@ def test_blending_agrees_with_the_reference_where_pastes_overlap() -> None:
 
 
 def test_pixels_outside_the_rectangles_and_the_inputs_are_untouched_bit_for_bit() -> None:
-    background = random_cutout(*FRAME, seed=9)[:3] * 1e-3 + 1e3
-    cutouts, matrices, centres = crowd(3)
-    before = [tensor.clone() for tensor in (background, *cutouts, *matrices)]
-    patches = rendered(cutouts, matrices, centres)
+    background = random_rgba(*FRAME, seed=9)[:3] * 1e-3 + 1e3
+    foregrounds, matrices, centres = crowd(3)
+    before = [tensor.clone() for tensor in (background, *foregrounds, *matrices)]
+    patches = rendered(foregrounds, matrices, centres)
     drawn = [patch.color.clone() for patch in patches]
     composite = blend(background, patches)
     outside = torch.ones(FRAME, dtype=torch.bool)
@@ -215,12 +215,12 @@ def test_pixels_outside_the_rectangles_and_the_inputs_are_untouched_bit_for_bit(
     assert outside.any()
     assert torch.equal(composite[:, outside], background[:, outside])
     assert not torch.equal(composite, background)
-    assert all(map(torch.equal, (background, *cutouts, *matrices), before))
+    assert all(map(torch.equal, (background, *foregrounds, *matrices), before))
     assert all(torch.equal(patch.color, color) for patch, color in zip(patches, drawn, strict=True))
 
 
 def test_no_pastes_change_nothing() -> None:
-    background = random_cutout(*FRAME)[:3]
+    background = random_rgba(*FRAME)[:3]
     composite = blend(background, [])
     assert torch.equal(composite, background)
     assert composite.data_ptr() != background.data_ptr()
@@ -236,10 +236,10 @@ def test_the_rectangle_of_a_paste_outside_the_frame_is_empty() -> None:
 
 @pytest.mark.parametrize("shift", [(0, 0), (-7, 3), (9, -8)])
 def test_an_object_that_the_frame_cuts_does_not_fade_there(shift: tuple[int, int]) -> None:
-    cutout, matrix = random_cutout(9, 12), matrix_of(25, 0.1)
+    rgba, matrix = random_rgba(9, 12), matrix_of(25, 0.1)
     center = (MIDDLE[0] + shift[0], MIDDLE[1] + shift[1])
-    (cut,) = rendered([cutout], [matrix], [center])
-    (whole,) = rendered([cutout], [matrix], [(center[0] + 20, center[1] + 20)], (FRAME[0] + 40, FRAME[1] + 40))
+    (cut,) = rendered([rgba], [matrix], [center])
+    (whole,) = rendered([rgba], [matrix], [(center[0] + 20, center[1] + 20)], (FRAME[0] + 40, FRAME[1] + 40))
     wide = over_frame(whole.alpha, whole, (FRAME[0] + 40, FRAME[1] + 40))[:, 20:-20, 20:-20]
     torch.testing.assert_close(over_frame(cut.alpha, cut, FRAME), wide)
 
@@ -247,7 +247,7 @@ def test_an_object_that_the_frame_cuts_does_not_fade_there(shift: tuple[int, int
 @pytest.mark.parametrize("sigma", [0.0, 0.5, 2.0])
 @pytest.mark.parametrize("rotation", [0, 33])
 def test_alpha_rises_towards_the_middle_and_stays_within_zero_and_one(sigma: float, rotation: float) -> None:
-    (patch,) = rendered([opaque_cutout(17, 17)], [matrix_of(rotation)], [(25.5, 25.5)], (51, 51), sigma)
+    (patch,) = rendered([opaque_rgba(17, 17)], [matrix_of(rotation)], [(25.5, 25.5)], (51, 51), sigma)
     alpha = over_frame(patch.alpha, patch, (51, 51))[0]
     assert ((alpha >= 0) & (alpha <= 1 + 1e-12)).all()
     assert alpha[25, 25] == pytest.approx(1)
@@ -275,11 +275,11 @@ def test_the_blur_keeps_the_sum_and_a_constant() -> None:
 )
 def test_the_mask_clean_up_keeps_the_area(rotation: float, scale_x: float, scale_y: float, sigma: float) -> None:
     rows, columns = np.mgrid[:24, :24] - 11.5
-    cutout = opaque_cutout(24, 24)
-    cutout[3] = torch.tensor(rows**2 + columns**2 < 11**2)
+    rgba = opaque_rgba(24, 24)
+    rgba[3] = torch.tensor(rows**2 + columns**2 < 11**2)
     matrix = matrix_of(rotation, 0.2, scale_x, scale_y, flipped=True)
-    (patch,) = rendered([cutout], [matrix], [(50.3, 50.9)], (100, 100), sigma)
-    assert float(patch.mask.sum()) == pytest.approx(float(matrix.det().abs() * cutout[3].sum()), rel=0.03)
+    (patch,) = rendered([rgba], [matrix], [(50.3, 50.9)], (100, 100), sigma)
+    assert float(patch.mask.sum()) == pytest.approx(float(matrix.det().abs() * rgba[3].sum()), rel=0.03)
 
 
 WIDE = TransformRanges(
@@ -296,12 +296,12 @@ def test_the_composite_has_the_right_gradient_in_the_unit_parameters(
     count: int, seed: int, outlined: bool, sigma: float, batched: bool
 ) -> None:
     size = (9, 11)
-    cutouts = [random_cutout(4 + index, 5, seed + index) for index in range(count)]
-    background = random_cutout(*size, seed=50)[:3]
+    foregrounds = [random_rgba(4 + index, 5, seed + index) for index in range(count)]
+    background = random_rgba(*size, seed=50)[:3]
     generator = torch.Generator().manual_seed(seed)
     unit = torch.rand(count, len(PARAMETERS), generator=generator, dtype=torch.float64).requires_grad_()
     geometry = PasteGeometry(
-        torch.tensor([[cutout.shape[2], cutout.shape[1]] for cutout in cutouts]).double(),
+        torch.tensor([[rgba.shape[2], rgba.shape[1]] for rgba in foregrounds]).double(),
         torch.tensor([[size[1], size[0]]] * count).double(),
         torch.full((count,), 1.1).double(),
         torch.tensor([-1.0, 1.0, 1.0][:count]).double(),
@@ -312,7 +312,7 @@ def test_the_composite_has_the_right_gradient_in_the_unit_parameters(
     def composite(unit: Tensor) -> Tensor:
         placed = place(WIDE.physical(unit), geometry, WIDE.keep_inside)
         rectangles = covered_rectangles(placed.detached_cpu(), [size] * count, sigma)
-        return blend(background, render(cutouts, placed.matrix, placed.center, rectangles, sigma, batched))
+        return blend(background, render(foregrounds, placed.matrix, placed.center, rectangles, sigma, batched))
 
     composed = composite(unit)
     (gradient,) = torch.autograd.grad(composed.square().sum() if outlined else composed[0, 4].sum(), unit)
@@ -321,24 +321,24 @@ def test_the_composite_has_the_right_gradient_in_the_unit_parameters(
 
 
 def test_a_graph_changes_no_pixel() -> None:
-    background = random_cutout(*FRAME, seed=9)[:3]
-    cutouts, matrices, centres = crowd(5)
+    background = random_rgba(*FRAME, seed=9)[:3]
+    foregrounds, matrices, centres = crowd(5)
     matrix, center = torch.stack(matrices), torch.tensor(centres, dtype=torch.float64)
-    rectangles = rectangles_of(cutouts, matrix, center, FRAME, 1.0)
-    plain = blend(background, render(cutouts, matrix, center, rectangles, 1.0))
-    grown = blend(background, render(cutouts, matrix.requires_grad_(), center, rectangles, 1.0))
+    rectangles = rectangles_of(foregrounds, matrix, center, FRAME, 1.0)
+    plain = blend(background, render(foregrounds, matrix, center, rectangles, 1.0))
+    grown = blend(background, render(foregrounds, matrix.requires_grad_(), center, rectangles, 1.0))
     assert grown.requires_grad
     torch.testing.assert_close(grown.detach(), plain, rtol=0, atol=1e-12)
 
 
-# From a layout to composites.
+# From a paste plan to composites.
 
 STILL = TransformRanges(rotation=(0, 0), shear=(0, 0), scale=(1, 1), scale_x=(1, 1), scale_y=(1, 1), keep_inside=1)
 
 
-def foreground_of(cutout: Tensor, relative_size: float = 0.4, keypoints: Any = None, label: int = 7) -> Foreground:
-    rgba = (cutout * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
-    return Foreground(rgba, label, "somewhere.jpg#1", relative_size, keypoints)
+def foreground_of(rgba: Tensor, relative_size: float = 0.4, keypoints: Any = None, label: int = 7) -> Foreground:
+    pixels = (rgba * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+    return Foreground(pixels, label, "somewhere.jpg#1", relative_size, keypoints)
 
 
 def settings_of(ranges: TransformRanges = WIDE, **settings: Any) -> RenderSettings:
@@ -362,8 +362,8 @@ def units(count: int, seed: int = 0) -> Tensor:
 
 def test_composites_and_their_labels_agree_with_the_reference() -> None:
     size = (28, 34)
-    image = random_cutout(*size, seed=4)[:3]
-    foregrounds = [foreground_of(random_cutout(10 + index, 12, index) ** 0.5, 0.4, label=index) for index in range(4)]
+    image = random_rgba(*size, seed=4)[:3]
+    foregrounds = [foreground_of(random_rgba(10 + index, 12, index) ** 0.5, 0.4, label=index) for index in range(4)]
     target = target_of([[3, 4, 20, 15], [15, 10, 30, 26]]) | {"masks": torch.zeros(2, *size, dtype=torch.bool)}
     for mask, (left, top, right, bottom) in zip(target["masks"], target["boxes"].int().tolist(), strict=True):
         mask[top:bottom, left:right] = True
@@ -372,8 +372,8 @@ def test_composites_and_their_labels_agree_with_the_reference() -> None:
     composites = compose([image], [target], plan, unit, settings_of(min_visibility=0.3))
     layers, covers = [], []
     for index, (foreground, flipped) in enumerate(zip(foregrounds, plan.flipped, strict=True)):
-        cutout = foreground.rgba.transpose(2, 0, 1) / 255
-        height, width = cutout.shape[1:]
+        rgba = foreground.rgba.transpose(2, 0, 1) / 255
+        height, width = rgba.shape[1:]
         natural = 0.4 * math.sqrt(size[0] * size[1]) / max(height, width)
         geometry = PasteGeometry(
             torch.tensor([[width, height]]).double(),
@@ -384,9 +384,9 @@ def test_composites_and_their_labels_agree_with_the_reference() -> None:
         )
         placed = place(WIDE.physical(unit.detach()[index : index + 1]), geometry, WIDE.keep_inside)
         matrix, center = placed.matrix, placed.center
-        color, alpha = reference.render(cutout, matrix[0].numpy(), center[0].numpy(), size, 1.0)
+        color, alpha = reference.render(rgba, matrix[0].numpy(), center[0].numpy(), size, 1.0)
         layers.append((color, alpha))
-        full_area = abs(np.linalg.det(matrix[0].numpy())) * (cutout[3] > 0.5).sum()
+        full_area = abs(np.linalg.det(matrix[0].numpy())) * (rgba[3] > 0.5).sum()
         covers.append(reference.Cover(alpha > 0.5, index, float(full_area)))
     np.testing.assert_allclose(composites.images[0].detach().numpy(), reference.blend(image.numpy(), layers), atol=1e-6)
     things = [
@@ -420,10 +420,10 @@ def test_what_lies_inside_is_labelled_beside_the_border_as_in_the_middle(least: 
 
 
 @pytest.mark.parametrize("thin", ["pole", "corner"])
-def test_thin_parts_count_in_the_share_that_is_inside(thin: str) -> None:
-    """Thinner than the squares in which a large cut-out is looked at."""
+def test_thin_parts_count_towards_the_fraction_that_is_inside(thin: str) -> None:
+    """Thinner than the squares that a large foreground is checked in."""
     alpha = np.zeros((512, 512), np.uint8)
-    if thin == "pole":  # a T of which the pole stays inside, and the bar's ends are cut off
+    if thin == "pole":  # a T: the pole stays inside, and the bar's ends are cut off
         alpha[:, 257:263] = alpha[3:12] = 255
     else:
         alpha[505:] = alpha[:, 505:] = 255
@@ -435,16 +435,16 @@ def test_thin_parts_count_in_the_share_that_is_inside(thin: str) -> None:
         side = 1024
         middle = 128 + x * (side - 256)
         columns = middle + (opaque[:, 0] - 256)
-        share = float(((columns >= 0) & (columns < side)).mean())
-        for least, labelled in ((share - 0.1, 1), (share + 0.1, 0)):
+        fraction = float(((columns >= 0) & (columns < side)).mean())
+        for least, labelled in ((fraction - 0.1, 1), (fraction + 0.1, 0)):
             render_settings = settings_of(min_visibility=min(least, 1.0), ranges=ranges)
             found = compose([torch.zeros(3, side, side)], [target_of()], plan_of([figure], [0]), unit, render_settings)
             assert len(found.targets[0]["boxes"]) == (labelled if least <= 1 else 1)
 
 
 @pytest.mark.parametrize("cut", [0.3, 0.5])
-def test_of_what_the_frame_cuts_the_share_that_is_inside_counts(cut: float) -> None:
-    """A long bar of which a known share of the length is outside, thin or not, labelled if enough of it is inside."""
+def test_an_object_cut_by_the_frame_counts_by_the_fraction_that_is_inside(cut: float) -> None:
+    """A long bar with a known fraction of its length outside, thin or not, is labelled if enough of it is inside."""
     alpha = np.zeros((200, 40), np.uint8)
     alpha[:, 10:30] = 255
     bar = Foreground(np.dstack([alpha] * 4), 1, "bar", 0.5)
@@ -458,10 +458,10 @@ def test_of_what_the_frame_cuts_the_share_that_is_inside_counts(cut: float) -> N
             assert len(found.targets[0]["boxes"]) == labelled
 
 
-def test_images_without_pastes_are_handed_through_and_pastes_go_where_they_belong() -> None:
+def test_images_without_pastes_are_passed_through_and_pastes_go_where_they_belong() -> None:
     images = [torch.rand(3, 30, 30 + index) for index in range(3)]
     targets = [target_of() for _ in images]
-    foregrounds = [foreground_of(opaque_cutout(6, 8), label=5 + index) for index in range(3)]
+    foregrounds = [foreground_of(opaque_rgba(6, 8), label=5 + index) for index in range(3)]
     composites = compose(images, targets, plan_of(foregrounds, [0, 2, 2]), units(3), settings_of(min_visibility=0))
     assert composites.images[1] is images[1]
     assert composites.targets[1] is targets[1]
@@ -473,7 +473,7 @@ def test_twenty_objects_on_an_image_and_none_on_another() -> None:
     images = [torch.rand(3, 60, 80), torch.rand(3, 60, 80)]
     targets = [target_of([[10, 10, 40, 40]]) for _ in images]
     before = [image.clone() for image in images]
-    foregrounds = [foreground_of(random_cutout(9, 7, index) ** 0.5, 0.15, label=index) for index in range(20)]
+    foregrounds = [foreground_of(random_rgba(9, 7, index) ** 0.5, 0.15, label=index) for index in range(20)]
     composites = compose(images, targets, plan_of(foregrounds, [0] * 20), units(20), settings_of())
     assert [len(pastes) for pastes in composites.pastes] == [20, 0]
     assert all(map(torch.equal, images, before))
@@ -487,8 +487,8 @@ def test_twenty_objects_on_an_image_and_none_on_another() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_images_of_any_float_type_are_pasted_on_with_exact_coordinates(dtype: torch.dtype) -> None:
     image = torch.rand(3, 60, 80)
-    decoy = Decoy(0, 0, foreground_of(opaque_cutout(6, 8)), units(1, 5), [(0.3, 0.4)])
-    plan = plan_of([foreground_of(random_cutout(9, 7) ** 0.5, 0.3)], [0], [decoy])
+    decoy = Decoy(0, 0, foreground_of(opaque_rgba(6, 8)), units(1, 5), [(0.3, 0.4)])
+    plan = plan_of([foreground_of(random_rgba(9, 7) ** 0.5, 0.3)], [0], [decoy])
     wanted = compose([image], [target_of()], plan, units(1), settings_of()).images[0]
     got = compose([image.to(dtype)], [target_of()], plan, units(1), settings_of()).images[0]
     assert got.dtype == dtype
@@ -497,7 +497,7 @@ def test_images_of_any_float_type_are_pasted_on_with_exact_coordinates(dtype: to
 
 def test_the_composite_has_a_gradient_where_the_proposal_has_one() -> None:
     unit = units(2).requires_grad_()
-    foregrounds = [foreground_of(random_cutout(9, 7) ** 0.5, 0.3)] * 2
+    foregrounds = [foreground_of(random_rgba(9, 7) ** 0.5, 0.3)] * 2
     composites = compose([torch.rand(3, 40, 40)], [target_of()], plan_of(foregrounds, [0, 0]), unit, settings_of())
     composites.images[0].square().sum().backward()
     assert (unit.grad != 0).all()
@@ -505,9 +505,9 @@ def test_the_composite_has_a_gradient_where_the_proposal_has_one() -> None:
 
 
 @pytest.mark.parametrize("side", [10, 13, 41])
-def test_a_large_cutout_is_averaged_before_it_is_warped(side: int) -> None:
+def test_a_large_foreground_is_averaged_before_it_is_warped(side: int) -> None:
     rows, columns = np.mgrid[: side * 8, : side * 8]
-    checkers = opaque_cutout(side * 8, side * 8)
+    checkers = opaque_rgba(side * 8, side * 8)
     checkers[:3] = torch.tensor((rows + columns) % 2)
     foreground = foreground_of(checkers, 0.5)
     composites = compose(
@@ -520,7 +520,7 @@ def test_a_large_cutout_is_averaged_before_it_is_warped(side: int) -> None:
     assert ((inner > 0.45) & (inner < 0.55)).all()
 
 
-def test_the_colour_under_transparent_pixels_does_not_bleed_when_a_cutout_is_reduced() -> None:
+def test_the_colour_under_transparent_pixels_does_not_bleed_when_a_foreground_is_reduced() -> None:
     rgba = np.zeros((64, 64, 4), np.uint8)
     rgba[..., 1] = 255
     rgba[5:58, 3:61] = [255, 0, 0, 255]
@@ -534,7 +534,7 @@ def test_the_colour_under_transparent_pixels_does_not_bleed_when_a_cutout_is_red
 
 def test_a_paste_below_the_smallest_side_is_left_out_and_counted() -> None:
     image = torch.rand(3, 40, 40)
-    foregrounds = [foreground_of(opaque_cutout(8, 4), relative_size) for relative_size in (0.11, 0.09)]
+    foregrounds = [foreground_of(opaque_rgba(8, 4), relative_size) for relative_size in (0.11, 0.09)]
     render_settings = settings_of(STILL, min_side=4.0)
     composites = compose([image], [target_of()], plan_of(foregrounds, [0, 0]), units(2), render_settings)
     assert composites.dropped == {"paste_too_small": 1}
@@ -543,7 +543,7 @@ def test_a_paste_below_the_smallest_side_is_left_out_and_counted() -> None:
 
 def test_keypoints_go_with_the_object_and_swap_sides_when_it_is_mirrored() -> None:
     keypoints = np.array([[2, 3, 2], [9, 3, 2], [5, 7, 1], [0, 0, 0]], np.float32)
-    foreground = foreground_of(opaque_cutout(10, 12), 0.3, keypoints)
+    foreground = foreground_of(opaque_rgba(10, 12), 0.3, keypoints)
     target = target_of() | {"keypoints": torch.zeros(0, 4, 3)}
     unit = torch.full((2, len(PARAMETERS)), 0.5)
     unit[1, -2] = 1.0  # to the right border
@@ -574,7 +574,7 @@ class _Work(TorchDispatchMode):
 
 def work_of(side: int, pixels: int, graph: bool) -> int:
     """Numbers written to paste an object of ``pixels`` in the middle of a square background."""
-    foreground = foreground_of(opaque_cutout(30, 40), pixels / side)
+    foreground = foreground_of(opaque_rgba(30, 40), pixels / side)
     unit = torch.full((1, len(PARAMETERS)), 0.5, requires_grad=graph)
     image, target = torch.rand(3, side, side), target_of([[0, 0, 5, 5]])
     with _Work(image) as work:
@@ -589,14 +589,14 @@ def test_the_cost_follows_the_pasted_area_and_not_the_background(graph: bool) ->
 
 
 def coded_image(height: int, width: int) -> Tensor:
-    """Every pixel says where it is: column, row, and a constant."""
+    """An image whose pixels encode their position: column, row, and a constant."""
     rows, columns = torch.meshgrid(torch.arange(height) / 100, torch.arange(width) / 100, indexing="ij")
     return torch.stack([columns, rows, torch.full((height, width), 2.0)])
 
 
 def pasted_decoy(boxes: Sequence[Sequence[float]], corners: list[tuple[float, float]], seed: int) -> Composites:
     """A decoy with pixels of a coded second image on a black first one."""
-    decoy = Decoy(0, 1, foreground_of(opaque_cutout(12, 16), 0.3), units(1, seed), corners)
+    decoy = Decoy(0, 1, foreground_of(opaque_rgba(12, 16), 0.3), units(1, seed), corners)
     images = [torch.zeros(3, 50, 60), coded_image(45, 55)]
     targets = [target_of(), target_of(boxes)]
     return compose(images, targets, plan_of([], [], [decoy]), units(0), settings_of(replace(STILL, rotation=(-9, 9))))
@@ -665,11 +665,11 @@ def test_a_decoy_takes_the_next_place_where_the_first_shows_an_object() -> None:
 
 
 def landed(boxes: list[list[float]], places: Sequence[tuple[float, float]]) -> Composites:
-    """A decoy, white, that tries to land with its center at the given shares of a black image with objects."""
+    """A decoy, white, that tries to land with its center at the given fractions of a black image with objects."""
     tries = torch.full((len(places), len(PARAMETERS)), 0.5)
     tries[:, PARAMETERS.index("translate_x")] = torch.tensor([x for x, _ in places])
     tries[:, PARAMETERS.index("translate_y")] = torch.tensor([y for _, y in places])
-    decoy = Decoy(0, 1, foreground_of(opaque_cutout(12, 16), 0.3), tries, [(0.0, 0.0)])
+    decoy = Decoy(0, 1, foreground_of(opaque_rgba(12, 16), 0.3), tries, [(0.0, 0.0)])
     images = [torch.zeros(3, 50, 60), torch.ones(3, 50, 60)]
     targets = [target_of(boxes), target_of()]
     return compose(images, targets, plan_of([], [], [decoy]), units(0), settings_of(STILL))
@@ -689,7 +689,7 @@ def test_a_decoy_lands_beside_the_objects_in_the_first_place_that_hides_none() -
 
 
 def test_what_is_too_thin_for_a_label_is_not_drawn_either() -> None:
-    image, thin = torch.zeros(3, 50, 60), foreground_of(opaque_cutout(40, 1), 0.4)
+    image, thin = torch.zeros(3, 50, 60), foreground_of(opaque_rgba(40, 1), 0.4)
     composites = compose([image], [target_of()], plan_of([thin], [0]), units(1, 3), settings_of(STILL, min_side=1.0))
     assert not composites.images[0].any()
     assert composites.dropped == {"paste_too_small": 1}
@@ -698,7 +698,7 @@ def test_what_is_too_thin_for_a_label_is_not_drawn_either() -> None:
 @pytest.mark.parametrize("side", [4, 6, 20])
 def test_a_paste_that_nothing_covers_is_fully_visible(side: int) -> None:
     image, middle = torch.zeros(3, 64, 64), torch.full((1, len(PARAMETERS)), 0.5)
-    foreground = foreground_of(opaque_cutout(side, side), side / 64)
+    foreground = foreground_of(opaque_rgba(side, side), side / 64)
     render_settings = settings_of(STILL, min_visibility=1.0)
     composites = compose([image], [target_of()], plan_of([foreground], [0]), middle, render_settings)
     assert composites.images[0].amax() > 0.5

@@ -102,7 +102,7 @@ def test_near_temperature_zero_the_hardest_candidate_of_the_hardest_foreground_i
 
 
 @pytest.mark.parametrize(("target", "mean"), [(0.0, 0.5), (0.3, 0.5), (0.6, 0.6), (0.7, 0.7), (1.0, 0.8)])
-def test_it_chooses_no_more_sharply_than_the_target_hardness_takes(target: float, mean: float) -> None:
+def test_it_chooses_no_more_sharply_than_the_target_hardness_needs(target: float, mean: float) -> None:
     """Predicted hardness is the place, uniform; at the sharpest the mean of the best of four is 0.8."""
     policy = knowing_policy(temperature=1e-3, target_hardness=target)
     proposal = policy.propose(make_context(20_000), generator_for(0), learning=False)
@@ -129,7 +129,7 @@ def train_on_place(terse: Terse, steps: int) -> list[float]:
 
 
 def test_it_predicts_the_hardness_of_random_pastes_of_several_classes(tmp_path: Path) -> None:
-    """Of those that it chooses nearly all are hard, and a correlation would say little."""
+    """Of those that it chooses nearly all are hard, and a correlation would mean little."""
     bank = make_bank(tmp_path, [dataclasses.replace(white_disc(), label=label) for label in (1, 2, 7)])
     settings: dict[str, Any] = {"target_hardness": 0.0, "learning_rate": 5e-3, "candidates": 2, "replay_updates": 2}
     terse = make_terse(bank, "critic", paste=every_image(objects=(2, 2)), **settings)
@@ -247,7 +247,7 @@ def test_moved_to_another_dtype_it_still_proposes_and_learns(tiny_bank: Foregrou
 
 
 @pytest.mark.parametrize("trouble", ["hardness", "loss"])
-def test_what_is_not_known_or_not_finite_teaches_nothing(tiny_bank: ForegroundBank, trouble: str) -> None:
+def test_unknown_and_not_finite_hardness_is_not_learned_from(tiny_bank: ForegroundBank, trouble: str) -> None:
     terse = make_terse(tiny_bank, "critic", model=make_detector("fasterrcnn"), update_interval=2)
     before = parameters_of(terse)
     _, targets = terse(*make_batch())

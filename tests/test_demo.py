@@ -84,7 +84,7 @@ def test_digits_lie_inside_the_image_apart_and_stand_out(demo):
             assert mask.sum() > 20
 
 
-def test_ink_lies_where_its_pose_says(demo):
+def test_ink_lies_at_its_pose(demo):
     digit = np.ones((8, 8), np.float32)
     coverage = demo.digits.ink(digit, demo.digits.Pose(x=40, y=70, height=32), 128)
     rows, columns = np.nonzero(coverage > 0.5)
@@ -295,7 +295,7 @@ def test_perfect_predictions_have_full_precision(demo):
 
     class Oracle(torch.nn.Module):
         def forward(self, batch):
-            known = [next(target for image, target in samples if torch.equal(image, asked)) for asked in batch]
+            known = [next(target for image, target in samples if torch.equal(image, given)) for given in batch]
             return [target | {"scores": torch.ones(len(target["labels"]))} for target in known]
 
     results = demo.measurement.Evaluator(demo.data.test_images(18)).measure(Oracle())

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from factories import all_equal, parameters_of
-from hosts import QUIET_DETECTRON2, need_detectron2
+from frameworks import QUIET_DETECTRON2, need_detectron2
 from processes import METHOD, fresh
 from torch import nn
 
@@ -177,7 +177,7 @@ def test_a_data_loader_that_is_replaced_during_training_is_wrapped_again(faster:
 
 
 @pytest.mark.parametrize("names", [("left_eye", "right_eye"), ("this", "that")])
-def test_flipped_keypoints_swap_as_the_data_set_says(
+def test_flipped_keypoints_swap_by_the_data_sets_flip_map(
     tmp_path: Path, names: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A flipped object that is not rotated has the first of a pair left of the second, like every object."""
@@ -279,10 +279,10 @@ def test_wrong_arguments_and_models_are_refused(faster: TinyCfg, bank: Foregroun
 
 
 class Trained:
-    """A training of four iterations with checkpoints, logs and pictures, which several tests look at."""
+    """A training of four iterations with checkpoints, logs and images, which several tests use."""
 
     def __init__(self, cfg: CfgNode) -> None:
-        pictures: list[int] = []
+        images: list[int] = []
 
         class Trainer(DefaultTrainer):
             def build_hooks(self) -> list[Any]:
@@ -290,9 +290,9 @@ class Trained:
 
             def after_step(self) -> None:
                 super().after_step()
-                pictures.append(len(get_event_storage()._vis_data))
+                images.append(len(get_event_storage()._vis_data))
 
-        self.cfg, self.folder, self.waiting_pictures = cfg, Path(cfg.OUTPUT_DIR), pictures
+        self.cfg, self.folder, self.waiting_images = cfg, Path(cfg.OUTPUT_DIR), images
         self.trainer, self.hook = trainer_with_hook(cfg, Trainer)
         self.hooks_before = list(self.trainer._hooks)
         self.trainer.train()
@@ -361,7 +361,7 @@ def test_after_training_the_trainer_is_as_it_was(trained: Trained) -> None:
     assert all("gt_masks" not in one["instances"].get_fields() for one in batch)
 
 
-def test_metrics_and_pictures_are_written_with_their_iteration(trained: Trained) -> None:
+def test_metrics_and_images_are_written_with_their_iteration(trained: Trained) -> None:
     tensorboard = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     lines = [json.loads(line) for line in (trained.folder / "metrics.json").read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [1, 3]
@@ -372,10 +372,10 @@ def test_metrics_and_pictures_are_written_with_their_iteration(trained: Trained)
     assert not [name for name in lines[-1] if name.startswith("terse_aug/") and "loss" in name]
     events = tensorboard.EventAccumulator(str(trained.folder)).Reload()
     assert [event.step for event in events.Images("terse_aug/composites")] == [3]
-    assert not any(trained.waiting_pictures)
+    assert not any(trained.waiting_images)
 
 
-def test_pictures_do_not_pile_up_without_a_writer(faster: TinyCfg) -> None:
+def test_images_do_not_pile_up_without_a_writer(faster: TinyCfg) -> None:
     class Silent(KeepStorage):
         def build_writers(self) -> list[Any]:
             return []

@@ -14,14 +14,14 @@ import torch
 from conformance import (
     KEPT_BATCHES,
     Conformance,
-    Host,
+    Framework,
     LogRecorder,
     Run,
     Seen,
     generator_states,
     resident_megabytes,
 )
-from hosts import QUIET_DETECTRON2, need_detectron2
+from frameworks import QUIET_DETECTRON2, need_detectron2
 from torch import Tensor, nn
 
 need_detectron2()
@@ -149,7 +149,7 @@ def seen(item: Mapping[str, Any]) -> Seen:
     return Seen(image.clone(), instances.gt_boxes.tensor.clone(), instances.gt_classes.clone(), masks)
 
 
-class Detectron2(Host):
+class Detectron2(Framework):
     classes = CLASSES
 
     def __init__(self, dataset: str, bank: Any) -> None:
@@ -197,7 +197,7 @@ class Detectron2(Host):
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Detectron2]:
+def framework(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Detectron2]:
     folder = tmp_path_factory.mktemp("data")
     with contextlib.ExitStack() as stack:
         dataset = stack.enter_context(registered(folder))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from factories import make_foreground
-from hosts import QUIET_DETECTRON2, need_detectron2
+from frameworks import QUIET_DETECTRON2, need_detectron2
 from torch import nn
 
 need_detectron2()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hosts import QUIET_DETECTRON2, need_detectron2
+from frameworks import QUIET_DETECTRON2, need_detectron2
 from torch import nn
 
 need_detectron2()

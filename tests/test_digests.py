@@ -173,14 +173,14 @@ def core(folder: Path) -> dict[str, str]:
     return found
 
 
-def host_runs(host: Any, folder: Path) -> dict[str, str]:
+def framework_runs(framework: Any, folder: Path) -> dict[str, str]:
     from conformance import settings
 
     found = {}
     names = {"hard-random": "best-of-n", "learned": "adversarial", "deterministic": "paper"}
     for policy in POLICIES:
         terse = settings(names.get(policy, policy), objects=(1, 3), decoys=(0, 2))
-        run = host.train(folder / policy, 4, terse=terse)
+        run = framework.train(folder / policy, 4, terse=terse)
         seen = [[own.image, own.boxes, own.labels, own.masks] for own in chain(*run.entered)]
         found[policy] = digest([seen, run.losses, run.weights])
     return found
@@ -192,19 +192,21 @@ def detectron2(folder: Path) -> dict[str, str]:
 
     (folder / "data").mkdir()
     with registered(folder / "data") as dataset:
-        return host_runs(Detectron2(dataset, tiny_bank(folder / "data")), folder)
+        return framework_runs(Detectron2(dataset, tiny_bank(folder / "data")), folder)
 
 
 def mmdet(folder: Path) -> dict[str, str]:
     import test_mmdet_conformance as tests
 
-    host_class = next(
+    framework_class = next(
         value
         for value in vars(tests).values()
-        if isinstance(value, type) and issubclass(value, tests.Host) and value is not tests.Host
+        if isinstance(value, type) and issubclass(value, tests.Framework) and value is not tests.Framework
     )
     (folder / "data").mkdir()
-    return host_runs(host_class(tests.write_data(folder / "data"), tests.tiny_bank(folder / "data").path), folder)
+    return framework_runs(
+        framework_class(tests.write_data(folder / "data"), tests.tiny_bank(folder / "data").path), folder
+    )
 
 
 @pytest.mark.parametrize("part", ["core", "detectron2", "mmdet"])

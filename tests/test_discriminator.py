@@ -71,7 +71,7 @@ def test_crops_of_several_images_come_in_their_order_and_may_be_none() -> None:
     assert object_crops(images[:1], [torch.zeros(0, 4)]).shape == (0, 3, CROP, CROP)
 
 
-def test_it_learns_to_tell_composites_from_real_images(tmp_path: Path) -> None:
+def test_it_learns_to_separate_composites_from_real_images(tmp_path: Path) -> None:
     policy = Adversarial(update_interval=1, discriminator_weight=1e-6)
     terse = Terse(make_bank(tmp_path, [white_disc()]), policy, paste=every_image(objects=(1, 1)))
     first = math.nan

@@ -294,7 +294,7 @@ def test_ranks_share_passes_and_rounds_and_paste_no_pair_twice(ranks: list[dict[
     assert not {pair[0] for pair in first["pairs"]} & {pair[0] for pair in second["pairs"]}
 
 
-def test_all_ranks_know_how_hard_the_classes_are_on_any(ranks: list[dict[str, Any]]) -> None:
+def test_hardness_of_classes_is_shared_by_all_ranks(ranks: list[dict[str, Any]]) -> None:
     first, second = (rank["hard classes"]["known"] for rank in ranks)
     assert torch.equal(first, second)
     assert torch.allclose(first[0] / first[1], torch.tensor([0.9, 0.5], dtype=torch.float64))

@@ -22,7 +22,7 @@ def freeze_batch_norm():
 
 
 def plain(module):
-    """The slow twin: every BatchNorm becomes torchvision's frozen one."""
+    """The reference: every BatchNorm becomes torchvision's frozen one."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             frozen = FrozenBatchNorm2d(child.num_features, child.eps)

@@ -505,7 +505,7 @@ def test_every_model_learns_and_predicts(example, coco_set, name, monkeypatch):
     fixed_size = example.models.MODELS[name].image_size is None
     torch.manual_seed(0)
     detector = example.models.build(name, coco_set, None if fixed_size else (64, 96)).train()
-    if name.endswith("rcnn_resnet50_fpn"):  # its per-box heads are slow, and a few boxes tell as much
+    if name.endswith("rcnn_resnet50_fpn"):  # its per-box heads are slow, and a few boxes are enough
         detector.roi_heads.fg_bg_sampler.batch_size_per_image = 16
         detector.roi_heads.detections_per_img = 4
     count = 2 if name.startswith("ssdlite") else 1  # its BatchNorm is trained, on maps of one pixel

@@ -1,4 +1,4 @@
-"""Thumbnails and outlines of foregrounds, kept."""
+"""The cache of thumbnails and outlines of foregrounds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from terse_aug.structures.convex_hull import convex_outline
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
-    """How often each cut-out of any bank was read."""
+    """How often each foreground of any bank was read."""
     counts: Counter[int] = Counter()
     read = ForegroundBank.__getitem__
 
@@ -41,7 +41,7 @@ def test_a_thumbnail_shows_the_foreground(tiny_bank: ForegroundBank, flipped: bo
     assert torch.equal(foreground_thumbnails(seen, flags), foreground_thumbnails(whole, flags))
     assert [
         (thumbnail.label, thumbnail.relative_size, thumbnail.size, thumbnail.outline.tolist()) for thumbnail in seen
-    ] == [(cut.label, cut.relative_size, cut.rgba.shape[1::-1], cut.outline.tolist()) for cut in whole]
+    ] == [(own.label, own.relative_size, own.rgba.shape[1::-1], own.outline.tolist()) for own in whole]
 
 
 def test_thumbnails_are_read_once_until_the_least_recently_used_is_evicted(
@@ -57,7 +57,7 @@ def test_thumbnails_are_read_once_until_the_least_recently_used_is_evicted(
     assert reads == {0: 1, 1: 2, 2: 1}
 
 
-def test_an_outline_is_found_once_and_a_cut_out_is_at_hand_until_it_is_clear_decoded(
+def test_an_outline_is_computed_once_and_a_foreground_is_cached_until_clear_decoded(
     tiny_bank: ForegroundBank, reads: Counter[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []

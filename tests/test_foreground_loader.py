@@ -170,8 +170,8 @@ def test_images_of_a_pool_have_as_many_decoys_with_a_loader_as_without(tiny_bank
     pool = BackgroundPool([torch.rand(3, 200, 200)] * 2, probability=1.0)
     for sampled in (True, False):
         terse = Terse(tiny_bank, backgrounds=pool, paste=paste)
-        layouts = [loader() for _ in range(40)]
-        terse(*make_batch(sizes=((200, 200),) * 40, objects=0), layouts if sampled else None)
+        drawn = [loader() for _ in range(40)]
+        terse(*make_batch(sizes=((200, 200),) * 40, objects=0), drawn if sampled else None)
         assert terse.metrics()["backgrounds"] == 40
         assert terse.metrics()["decoys"] + terse.metrics()["dropped/decoy_without_background"] == 80
 

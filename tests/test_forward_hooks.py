@@ -164,7 +164,7 @@ def test_a_model_without_roi_head_is_not_recorded(name: str) -> None:
     ("dtype", "shift", "expected"),
     [(torch.bfloat16, 1000, 0.0), (torch.float16, 1000, 0.0), (torch.bfloat16, 0.7, 0.7)],
 )
-def test_annotated_boxes_are_told_apart_from_proposals_of_low_precision(
+def test_annotated_boxes_are_distinguished_from_proposals_of_low_precision(
     dtype: torch.dtype, shift: float, expected: float
 ) -> None:
     """Under autocast: far proposals have missed the object, good ones (half a step to two steps away) have not."""

@@ -39,7 +39,7 @@ def test_there_is_an_extra_forward_where_nothing_was_recorded_or_supplied(tiny_b
     assert any(not torch.equal(new, old) for new, old in zip(terse.parameters(), before, strict=True))
 
 
-def test_without_any_source_of_hardness_step_says_what_to_give(tiny_bank: ForegroundBank) -> None:
+def test_without_any_source_of_hardness_step_raises_and_names_the_options(tiny_bank: ForegroundBank) -> None:
     terse = make_terse(tiny_bank, "critic")
     terse(*make_batch())
     with pytest.raises(ValueError, match=r"learns from hardness: give Terse\(model=detector\), or call observe\(\)"):

@@ -1,4 +1,4 @@
-"""Labels follow the pixels: properties, and agreement with the slow twin."""
+"""Labels follow the pixels: properties, and agreement with the reference implementation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ many = settings(max_examples=40, deadline=None)
 
 
 @dataclass
-class PolicyContext:
+class Case:
     """Arguments of ``correct_target``."""
 
     target: Target
@@ -32,8 +32,8 @@ class PolicyContext:
     min_visibility: float
 
     def correct(self, **changes: Any) -> Correction:
-        scene = replace(self, **changes)
-        return correct_target(scene.target, scene.size, scene.pastes, scene.min_visibility)
+        case = replace(self, **changes)
+        return correct_target(case.target, case.size, case.pastes, case.min_visibility)
 
     def covers(self) -> list[np.ndarray]:
         """What each paste shows over the whole image."""
@@ -114,16 +114,16 @@ def pasted_objects(draw: st.DrawFn, size: tuple[int, int], index: int) -> Pasted
 
 
 @st.composite
-def scenes(draw: st.DrawFn, with_masks: bool | None = None, least: int = 0, most: int = 4) -> PolicyContext:
+def cases(draw: st.DrawFn, with_masks: bool | None = None, least: int = 0, most: int = 4) -> Case:
     size = (draw(st.integers(1, 7)), draw(st.integers(1, 7)))
     target = draw(targets(size, draw(st.booleans()) if with_masks is None else with_masks))
     pastes = [draw(pasted_objects(size, index)) for index in range(draw(st.integers(least, most)))]
-    return PolicyContext(target, size, pastes, draw(st.sampled_from([0.0, 0.25, 0.5, 1.0]) | st.floats(0, 1)))
+    return Case(target, size, pastes, draw(st.sampled_from([0.0, 0.25, 0.5, 1.0]) | st.floats(0, 1)))
 
 
-def expected_of(scene: PolicyContext) -> list[reference.Thing]:
-    """What the twin makes of a scene."""
-    things, target = [], scene.target
+def expected_of(case: Case) -> list[reference.Thing]:
+    """What the reference implementation makes of a case."""
+    things, target = [], case.target
     for row, box in enumerate(target["boxes"].tolist()):
         mask = target["masks"][row].numpy().astype(bool) if "masks" in target else None
         keypoints = target["keypoints"][row].tolist() if "keypoints" in target else None
@@ -133,12 +133,12 @@ def expected_of(scene: PolicyContext) -> list[reference.Thing]:
         reference.Cover(
             mask, paste.label, paste.full_area, None if paste.keypoints is None else paste.keypoints.tolist()
         )
-        for paste, mask in zip(scene.pastes, scene.covers(), strict=True)
+        for paste, mask in zip(case.pastes, case.covers(), strict=True)
     ]
-    return reference.correct(things, scene.size, covers, scene.min_visibility, "masks" in target)
+    return reference.correct(things, case.size, covers, case.min_visibility, "masks" in target)
 
 
-def originals(scene: PolicyContext, correction: Correction) -> list[int]:
+def originals(case: Case, correction: Correction) -> list[int]:
     """Which original object each of the first rows of the outcome is."""
     pasted = sum(row is not None for row in correction.rows)
     labels = correction.target["labels"].tolist()
@@ -146,9 +146,9 @@ def originals(scene: PolicyContext, correction: Correction) -> list[int]:
 
 
 @settings(many, max_examples=150)
-@given(scene=scenes())
-def test_agrees_with_the_reference(scene: PolicyContext) -> None:
-    correction, expected = scene.correct(), expected_of(scene)
+@given(case=cases())
+def test_agrees_with_the_reference(case: Case) -> None:
+    correction, expected = case.correct(), expected_of(case)
     actual = correction.target
     assert actual["labels"].tolist() == [thing.label for thing in expected]
     for row, thing in enumerate(expected):
@@ -159,19 +159,19 @@ def test_agrees_with_the_reference(scene: PolicyContext) -> None:
             assert actual["keypoints"][row].tolist() == (thing.keypoints or [[0, 0, 0]] * KEYPOINTS)
         if "area" in actual:
             assert float(actual["area"][row]) == pytest.approx(thing.area, rel=1e-6)
-    count = len(scene.target["boxes"])
+    count = len(case.target["boxes"])
     shown = {thing.origin: row for row, thing in enumerate(expected) if thing.pasted}
     kept = sum(not thing.pasted for thing in expected)
-    labelled = sum(paste.label is not None for paste in scene.pastes)
-    assert correction.rows == [shown.get(index) for index in range(len(scene.pastes))]
+    labelled = sum(paste.label is not None for paste in case.pastes)
+    assert correction.rows == [shown.get(index) for index in range(len(case.pastes))]
     dropped = {"occluded": count - kept, "paste_hidden": labelled - len(shown)}
     assert correction.dropped == {reason: number for reason, number in dropped.items() if number}
 
 
 @many
-@given(scene=scenes(with_masks=True))
-def test_boxes_enclose_exactly_the_visible_mask(scene: PolicyContext) -> None:
-    target = scene.correct().target
+@given(case=cases(with_masks=True))
+def test_boxes_enclose_exactly_the_visible_mask(case: Case) -> None:
+    target = case.correct().target
     for box, mask in zip(target["boxes"].long().tolist(), target["masks"].bool(), strict=True):
         left, top, right, bottom = box
         inside = mask[top:bottom, left:right]
@@ -183,108 +183,108 @@ def test_boxes_enclose_exactly_the_visible_mask(scene: PolicyContext) -> None:
 
 
 @many
-@given(scene=scenes(with_masks=True))
-def test_visible_masks_are_what_no_later_paste_covers_and_fill_the_area_field(scene: PolicyContext) -> None:
-    correction = scene.correct()
-    target, covers = correction.target, scene.covers()
-    for row, origin in enumerate(originals(scene, correction)):
-        free = ~np.any([np.zeros(scene.size, bool), *covers], axis=0)
-        np.testing.assert_array_equal(target["masks"][row].bool(), scene.target["masks"][origin].bool().numpy() & free)
+@given(case=cases(with_masks=True))
+def test_visible_masks_are_what_no_later_paste_covers_and_fill_the_area_field(case: Case) -> None:
+    correction = case.correct()
+    target, covers = correction.target, case.covers()
+    for row, origin in enumerate(originals(case, correction)):
+        free = ~np.any([np.zeros(case.size, bool), *covers], axis=0)
+        np.testing.assert_array_equal(target["masks"][row].bool(), case.target["masks"][origin].bool().numpy() & free)
     for index, row in enumerate(correction.rows):
         if row is not None:
-            free = ~np.any([np.zeros(scene.size, bool), *covers[index + 1 :]], axis=0)
+            free = ~np.any([np.zeros(case.size, bool), *covers[index + 1 :]], axis=0)
             np.testing.assert_array_equal(target["masks"][row].bool(), covers[index] & free)
             if "area" in target:
                 assert target["area"][row] == target["masks"][row].sum()
 
 
 @many
-@given(scene=scenes())
-def test_no_label_without_a_visible_object(scene: PolicyContext) -> None:
-    correction = scene.correct()
-    hidden = np.any([np.zeros(scene.size, bool), *scene.covers()], axis=0)
-    for row, origin in enumerate(originals(scene, correction)):
-        left, top, right, bottom = scene.target["boxes"][origin].tolist()
-        centres = [(y, x) for y in range(scene.size[0]) for x in range(scene.size[1])]
+@given(case=cases())
+def test_no_label_without_a_visible_object(case: Case) -> None:
+    correction = case.correct()
+    hidden = np.any([np.zeros(case.size, bool), *case.covers()], axis=0)
+    for row, origin in enumerate(originals(case, correction)):
+        left, top, right, bottom = case.target["boxes"][origin].tolist()
+        centres = [(y, x) for y in range(case.size[0]) for x in range(case.size[1])]
         whole = [(y, x) for y, x in centres if left <= x + 0.5 < right and top <= y + 0.5 < bottom]
-        if "masks" in scene.target:
-            whole = [place for place in whole if scene.target["masks"][origin][place]]
+        if "masks" in case.target:
+            whole = [place for place in whole if case.target["masks"][origin][place]]
         assert any(not hidden[place] for place in whole)
         left, top, right, bottom = correction.target["boxes"][row].tolist()
         assert right > left
         assert bottom > top
     for index, row in enumerate(correction.rows):
-        later = np.any([np.zeros(scene.size, bool), *scene.covers()[index + 1 :]], axis=0)
-        assert row is None or (scene.covers()[index] & ~later).any()
+        later = np.any([np.zeros(case.size, bool), *case.covers()[index + 1 :]], axis=0)
+        assert row is None or (case.covers()[index] & ~later).any()
 
 
 @many
-@given(scene=scenes())
-def test_number_order_and_types_of_the_fields_agree(scene: PolicyContext) -> None:
-    correction = scene.correct()
+@given(case=cases())
+def test_number_order_and_types_of_the_fields_agree(case: Case) -> None:
+    correction = case.correct()
     target = correction.target
-    assert list(target) == list(scene.target)
-    assert target["image_id"] is scene.target["image_id"]
+    assert list(target) == list(case.target)
+    assert target["image_id"] is case.target["image_id"]
     for name in OBJECT_FIELDS:
         if name in target:
             assert len(target[name]) == len(target["boxes"])
-            assert target[name].shape[1:] == scene.target[name].shape[1:]
-            assert target[name].dtype == scene.target[name].dtype
+            assert target[name].shape[1:] == case.target[name].shape[1:]
+            assert target[name].dtype == case.target[name].dtype
     rows = [row for row in correction.rows if row is not None]
     count = len(target["boxes"])
     assert rows == list(range(count - len(rows), count))
-    labels = [paste.label for paste, row in zip(scene.pastes, correction.rows, strict=True) if row is not None]
+    labels = [paste.label for paste, row in zip(case.pastes, correction.rows, strict=True) if row is not None]
     assert target["labels"].tolist()[count - len(rows) :] == labels
-    assert originals(scene, correction) == sorted(originals(scene, correction))
+    assert originals(case, correction) == sorted(originals(case, correction))
     if "iscrowd" in target:
         assert not target["iscrowd"][count - len(rows) :].any()
 
 
 @many
-@given(scene=scenes())
-def test_the_input_is_left_untouched(scene: PolicyContext) -> None:
-    before = copy.deepcopy(scene)
-    scene.correct()
-    scene.correct(pastes=[replace(paste, label=None) for paste in scene.pastes])
-    assert list(scene.target) == list(before.target)
-    assert all(torch.equal(scene.target[name], before.target[name]) for name in before.target)
-    for paste, earlier in zip(scene.pastes, before.pastes, strict=True):
+@given(case=cases())
+def test_the_input_is_left_untouched(case: Case) -> None:
+    before = copy.deepcopy(case)
+    case.correct()
+    case.correct(pastes=[replace(paste, label=None) for paste in case.pastes])
+    assert list(case.target) == list(before.target)
+    assert all(torch.equal(case.target[name], before.target[name]) for name in before.target)
+    for paste, earlier in zip(case.pastes, before.pastes, strict=True):
         assert torch.equal(paste.mask, earlier.mask)
         assert paste.keypoints is None or torch.equal(paste.keypoints, earlier.keypoints)
 
 
 @many
-@given(scene=scenes())
-def test_objects_that_no_paste_touches_are_kept_to_the_letter_and_in_order(scene: PolicyContext) -> None:
-    correction = scene.correct()
-    covered = torch.tensor(np.any([np.zeros(scene.size, bool), *scene.covers()], axis=0))
-    kept = originals(scene, correction)
-    for origin, box in enumerate(scene.target["boxes"].tolist()):
+@given(case=cases())
+def test_objects_that_no_paste_touches_are_kept_to_the_letter_and_in_order(case: Case) -> None:
+    correction = case.correct()
+    covered = torch.tensor(np.any([np.zeros(case.size, bool), *case.covers()], axis=0))
+    kept = originals(case, correction)
+    for origin, box in enumerate(case.target["boxes"].tolist()):
         left, top, right, bottom = box
         near = covered[int(top) : int(bottom) + 1, int(left) : int(right) + 1]
-        far_keypoints = "keypoints" not in scene.target or not any(
+        far_keypoints = "keypoints" not in case.target or not any(
             covered[int(y), int(x)]
-            for x, y, _ in scene.target["keypoints"][origin].tolist()
-            if y < scene.size[0] and x < scene.size[1]
+            for x, y, _ in case.target["keypoints"][origin].tolist()
+            if y < case.size[0] and x < case.size[1]
         )
         if near.any() or not far_keypoints:
             continue
         assert origin in kept
         for name in OBJECT_FIELDS:
-            if name in scene.target:
-                assert torch.equal(correction.target[name][kept.index(origin)], scene.target[name][origin])
+            if name in case.target:
+                assert torch.equal(correction.target[name][kept.index(origin)], case.target[name][origin])
 
 
 @many
-@given(scene=scenes(), data=st.data())
-def test_a_paste_wholly_outside_changes_nothing(scene: PolicyContext, data: st.DataObject) -> None:
-    without = scene.correct()
-    place = data.draw(st.integers(0, len(scene.pastes)))
+@given(case=cases(), data=st.data())
+def test_a_paste_wholly_outside_changes_nothing(case: Case, data: st.DataObject) -> None:
+    without = case.correct()
+    place = data.draw(st.integers(0, len(case.pastes)))
     label = data.draw(st.sampled_from([100, None]))
-    where = data.draw(st.sampled_from([Rectangle(0, 0, 0, 0), Rectangle(0, scene.size[1], 1, scene.size[1])]))
+    where = data.draw(st.sampled_from([Rectangle(0, 0, 0, 0), Rectangle(0, case.size[1], 1, case.size[1])]))
     rows, columns = where.bottom - where.top, where.right - where.left
     outside = PastedObject(where, torch.zeros(rows, columns, dtype=torch.bool), label, 9.0, None)
-    within = scene.correct(pastes=[*scene.pastes[:place], outside, *scene.pastes[place:]])
+    within = case.correct(pastes=[*case.pastes[:place], outside, *case.pastes[place:]])
     assert within.rows == [*without.rows[:place], None, *without.rows[place:]]
     assert within.dropped["paste_hidden"] == without.dropped["paste_hidden"] + (label is not None)
     for name in without.target:
@@ -293,33 +293,33 @@ def test_a_paste_wholly_outside_changes_nothing(scene: PolicyContext, data: st.D
 
 
 @many
-@given(scene=scenes())
-def test_no_pastes_change_nothing(scene: PolicyContext) -> None:
-    correction = scene.correct(pastes=[])
+@given(case=cases())
+def test_no_pastes_change_nothing(case: Case) -> None:
+    correction = case.correct(pastes=[])
     assert (correction.rows, correction.dropped) == ([], {})
-    assert all(torch.equal(correction.target[name], scene.target[name]) for name in scene.target)
+    assert all(torch.equal(correction.target[name], case.target[name]) for name in case.target)
 
 
 @many
-@given(scene=scenes(least=1), lowest=st.integers(-5, 5))
-def test_ids_are_unique_and_pasted_ones_are_negative(scene: PolicyContext, lowest: int) -> None:
-    scene.target["ids"] = torch.arange(len(scene.target["boxes"])) + lowest
-    correction = scene.correct()
+@given(case=cases(least=1), lowest=st.integers(-5, 5))
+def test_ids_are_unique_and_pasted_ones_are_negative(case: Case, lowest: int) -> None:
+    case.target["ids"] = torch.arange(len(case.target["boxes"])) + lowest
+    correction = case.correct()
     ids = correction.target["ids"].tolist()
     assert len(set(ids)) == len(ids)
-    kept = originals(scene, correction)
-    assert ids[: len(kept)] == scene.target["ids"][kept].tolist()
+    kept = originals(case, correction)
+    assert ids[: len(kept)] == case.target["ids"][kept].tolist()
     assert all(number < 0 for number in ids[len(kept) :])
 
 
 @many
-@given(scene=scenes(with_masks=True, most=3), data=st.data())
-def test_another_paste_never_uncovers_anything(scene: PolicyContext, data: st.DataObject) -> None:
-    scene.min_visibility = 0.0
-    extra = data.draw(pasted_objects(scene.size, 50))
-    place = data.draw(st.integers(0, len(scene.pastes)))
-    before = scene.correct()
-    after = scene.correct(pastes=[*scene.pastes[:place], extra, *scene.pastes[place:]])
+@given(case=cases(with_masks=True, most=3), data=st.data())
+def test_another_paste_never_uncovers_anything(case: Case, data: st.DataObject) -> None:
+    case.min_visibility = 0.0
+    extra = data.draw(pasted_objects(case.size, 50))
+    place = data.draw(st.integers(0, len(case.pastes)))
+    before = case.correct()
+    after = case.correct(pastes=[*case.pastes[:place], extra, *case.pastes[place:]])
     visible = {int(label): mask.bool() for label, mask in zip(*fields(before, "labels", "masks"), strict=True)}
     for label, mask in zip(*fields(after, "labels", "masks"), strict=True):
         if int(label) != 150:
@@ -331,20 +331,20 @@ def fields(correction: Correction, *names: str) -> list[torch.Tensor]:
 
 
 @many
-@given(scene=scenes(with_masks=True, least=2), data=st.data())
-def test_the_order_of_pasting_matters_only_where_pastes_overlap(scene: PolicyContext, data: st.DataObject) -> None:
-    taken = np.zeros(scene.size, bool)
+@given(case=cases(with_masks=True, least=2), data=st.data())
+def test_the_order_of_pasting_matters_only_where_pastes_overlap(case: Case, data: st.DataObject) -> None:
+    taken = np.zeros(case.size, bool)
     apart = []
-    for paste, cover in zip(scene.pastes, scene.covers(), strict=True):
+    for paste, cover in zip(case.pastes, case.covers(), strict=True):
         free = cover & ~taken
         taken |= cover
         where = paste.rectangle
         mask = torch.tensor(free[where.top : where.bottom, where.left : where.right])
         apart.append(replace(paste, mask=mask, full_area=float(mask.sum())))
     order = data.draw(st.permutations(range(len(apart))))
-    first, second = scene.correct(pastes=apart), scene.correct(pastes=[apart[index] for index in order])
-    kept = len(originals(scene, first))
-    assert originals(scene, second) == originals(scene, first)
+    first, second = case.correct(pastes=apart), case.correct(pastes=[apart[index] for index in order])
+    kept = len(originals(case, first))
+    assert originals(case, second) == originals(case, first)
     for index, row in zip(order, second.rows, strict=True):
         other = first.rows[index]
         assert (row is None) == (other is None)
@@ -356,10 +356,10 @@ def test_the_order_of_pasting_matters_only_where_pastes_overlap(scene: PolicyCon
 
 
 @many
-@given(scene=scenes(), higher=st.floats(0, 1))
-def test_a_higher_threshold_keeps_fewer_objects_and_changes_none(scene: PolicyContext, higher: float) -> None:
-    low, high = sorted((scene.min_visibility, higher))
-    more, fewer = scene.correct(min_visibility=low), scene.correct(min_visibility=high)
+@given(case=cases(), higher=st.floats(0, 1))
+def test_a_higher_threshold_keeps_fewer_objects_and_changes_none(case: Case, higher: float) -> None:
+    low, high = sorted((case.min_visibility, higher))
+    more, fewer = case.correct(min_visibility=low), case.correct(min_visibility=high)
     kept = set(map(tuple, zip(more.target["labels"].tolist(), map(tuple, more.target["boxes"].tolist()), strict=True)))
     assert all(
         (label, tuple(box)) in kept
@@ -369,13 +369,13 @@ def test_a_higher_threshold_keeps_fewer_objects_and_changes_none(scene: PolicyCo
 
 
 @many
-@given(scene=scenes(with_masks=False))
-def test_boxes_without_masks_shrink_only_where_a_whole_strip_along_a_side_is_covered(scene: PolicyContext) -> None:
-    scene.min_visibility = 0.0
-    correction = scene.correct()
-    covered = np.any([np.zeros(scene.size, bool), *scene.covers()], axis=0)
-    for row, origin in enumerate(originals(scene, correction)):
-        old, new = scene.target["boxes"][origin].tolist(), correction.target["boxes"][row].tolist()
+@given(case=cases(with_masks=False))
+def test_boxes_without_masks_shrink_only_where_a_whole_strip_along_a_side_is_covered(case: Case) -> None:
+    case.min_visibility = 0.0
+    correction = case.correct()
+    covered = np.any([np.zeros(case.size, bool), *case.covers()], axis=0)
+    for row, origin in enumerate(originals(case, correction)):
+        old, new = case.target["boxes"][origin].tolist(), correction.target["boxes"][row].tolist()
         left, top, right, bottom = (int(np.ceil(side - 0.5)) for side in old)
         strips = (covered[top:bottom, left], covered[top, left:right])
         strips += (covered[top:bottom, right - 1], covered[bottom - 1, left:right])
@@ -388,15 +388,15 @@ def test_boxes_without_masks_shrink_only_where_a_whole_strip_along_a_side_is_cov
 
 
 @many
-@given(scene=scenes())
-def test_keypoints_that_a_paste_covers_are_labelled_but_not_visible(scene: PolicyContext) -> None:
-    assume("keypoints" in scene.target)
-    correction = scene.correct()
-    covered = np.any([np.zeros(scene.size, bool), *scene.covers()], axis=0)
-    for row, origin in enumerate(originals(scene, correction)):
-        for old, new in zip(scene.target["keypoints"][origin], correction.target["keypoints"][row], strict=True):
+@given(case=cases())
+def test_keypoints_that_a_paste_covers_are_labelled_but_not_visible(case: Case) -> None:
+    assume("keypoints" in case.target)
+    correction = case.correct()
+    covered = np.any([np.zeros(case.size, bool), *case.covers()], axis=0)
+    for row, origin in enumerate(originals(case, correction)):
+        for old, new in zip(case.target["keypoints"][origin], correction.target["keypoints"][row], strict=True):
             x, y, flag = old.tolist()
-            inside = x < scene.size[1] and y < scene.size[0]
+            inside = x < case.size[1] and y < case.size[0]
             lowered = flag == 2 and inside and covered[int(y), int(x)]
             assert new.tolist() == [x, y, 1 if lowered else flag]
 
@@ -413,7 +413,7 @@ def test_a_box_smaller_than_a_pixel_is_kept_until_it_is_covered(position: tuple[
     assert len(correct_target(target, (6, 8), [everywhere], 0.0).target["boxes"]) == 0
 
 
-def test_an_object_with_an_empty_mask_keeps_the_share_of_its_area() -> None:
+def test_an_object_with_an_empty_mask_keeps_a_fraction_of_its_area() -> None:
     """As one without a mask does, which it counts like."""
     target = {"boxes": torch.tensor([[0.0, 0, 20, 20]]), "labels": torch.tensor([1]), "area": torch.tensor([100.0])}
     half = PastedObject(Rectangle(0, 0, 20, 10), torch.ones(20, 10, dtype=torch.bool), None, 200.0)
@@ -424,12 +424,12 @@ def test_an_object_with_an_empty_mask_keeps_the_share_of_its_area() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @settings(many, max_examples=25)
-@given(scene=scenes())
-def test_cuda_equals_cpu(scene: PolicyContext) -> None:
-    on_cpu = scene.correct()
-    on_cuda = scene.correct(
-        target={name: value.cuda() for name, value in scene.target.items()},
-        pastes=[replace(paste, mask=paste.mask.cuda()) for paste in scene.pastes],
+@given(case=cases())
+def test_cuda_equals_cpu(case: Case) -> None:
+    on_cpu = case.correct()
+    on_cuda = case.correct(
+        target={name: value.cuda() for name, value in case.target.items()},
+        pastes=[replace(paste, mask=paste.mask.cuda()) for paste in case.pastes],
     )
     assert (on_cuda.rows, on_cuda.dropped) == (on_cpu.rows, on_cpu.dropped)
     for name, value in on_cpu.target.items():
@@ -450,13 +450,13 @@ def test_an_object_whose_mask_is_empty_counts_as_filling_its_box() -> None:
 
 
 @many
-@given(scene=scenes(with_masks=True))
-def test_extents_are_the_same_for_a_device_as_on_the_cpu(scene: PolicyContext) -> None:
-    everywhere = [Rectangle(0, 0, *scene.size)] * len(scene.target["masks"])
-    assert extents_at_once(scene.target["masks"]) == extents_of(scene.target["masks"], everywhere)
+@given(case=cases(with_masks=True))
+def test_extents_are_the_same_for_a_device_as_on_the_cpu(case: Case) -> None:
+    everywhere = [Rectangle(0, 0, *case.size)] * len(case.target["masks"])
+    assert extents_at_once(case.target["masks"]) == extents_of(case.target["masks"], everywhere)
 
 
-def test_a_mask_that_is_not_where_its_box_says_counts_with_all_its_pixels() -> None:
+def test_a_mask_outside_its_box_counts_with_all_its_pixels() -> None:
     target = {
         "boxes": torch.tensor([[1.0, 1.0, 3.0, 3.0], [1.0, 1.0, 3.0, 3.0]]),
         "labels": torch.tensor([1, 2]),

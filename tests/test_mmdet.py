@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from hosts import QUIET_MMDET, need_mmdet
+from frameworks import QUIET_MMDET, need_mmdet
 from processes import METHOD, fresh
 
 need_mmdet()
@@ -270,7 +270,7 @@ def test_amp_on_cuda(data: Path, bank: ForegroundBank, tmp_path: Path, policy: s
 
 
 class Trained:
-    """A training of three iterations with checkpoints, logs and pictures, which several tests look at."""
+    """A training of three iterations with checkpoints, logs and images, which several tests use."""
 
     def __init__(self, data: Path, bank: ForegroundBank, folder: Path) -> None:
         self.folder = folder
@@ -359,7 +359,7 @@ def _train_on_a_rank(rank: int, port: int, folder: str, data: str, bank: str) ->
     torch.set_num_threads(1)
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in ranks.items()})
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)  # MMEngine's own asks for a GPU
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)  # MMEngine's own requires a GPU
     terse = settings(ForegroundBank.open(bank), "adversarial")
     runner, hook = made(
         Path(data),

@@ -12,14 +12,14 @@ import torch
 from conformance import (
     KEPT_BATCHES,
     Conformance,
-    Host,
+    Framework,
     LogRecorder,
     Run,
     Seen,
     generator_states,
     resident_megabytes,
 )
-from hosts import QUIET_MMDET, need_mmdet
+from frameworks import QUIET_MMDET, need_mmdet
 from torch import nn
 
 need_mmdet()
@@ -127,7 +127,7 @@ def seen(batch: Any) -> list[Seen]:
     return every
 
 
-class MMDetection(Host):
+class MMDetection(Framework):
     classes = CLASSES
 
     def __init__(self, data: Path, bank: Path) -> None:
@@ -179,7 +179,7 @@ class MMDetection(Host):
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> MMDetection:
+def framework(tmp_path_factory: pytest.TempPathFactory) -> MMDetection:
     folder = tmp_path_factory.mktemp("data")
     return MMDetection(write_data(folder), tiny_bank(folder).path)
 

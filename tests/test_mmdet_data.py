@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from factories import make_foreground
-from hosts import QUIET_MMDET, need_mmdet
+from frameworks import QUIET_MMDET, need_mmdet
 
 need_mmdet()
 from mmdet.registry import HOOKS, TRANSFORMS

@@ -1,4 +1,4 @@
-"""examples/mmdet: its weights are those of the other layout, its configs are what the benchmark takes them for."""
+"""examples/mmdet: converted weights give the same features, and the benchmark's arms are the configs of their names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hosts import QUIET_MMDET, need_mmdet
+from frameworks import QUIET_MMDET, need_mmdet
 
 need_mmdet()
 from mmdet.models.backbones import MobileNetV2
@@ -53,7 +53,7 @@ def test_features_are_those_of_torchvisions_network(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("arm", ["none", "critic", "copypaste"])
-def test_an_arm_of_the_benchmark_is_what_it_is_called(
+def test_an_arm_of_the_benchmark_has_the_config_of_its_name(
     arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
@@ -61,8 +61,8 @@ def test_an_arm_of_the_benchmark_is_what_it_is_called(
 
     paths = {"data": tmp_path, "weights": tmp_path / "w.pth", "out": tmp_path}
     args = argparse.Namespace(**paths, iterations=40, amp=False, device="cpu", options=[])
-    host = MMDetection(args)
-    command = host.command(Run(60, arm, 7))
+    benchmark = MMDetection(args)
+    command = benchmark.command(Run(60, arm, 7))
     cfg = Config.fromfile(next(part for part in command if "configs" in part))
     options = argparse.ArgumentParser()
     options.add_argument("--cfg-options", nargs="+", action=DictAction)

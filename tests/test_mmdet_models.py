@@ -11,12 +11,22 @@ from typing import Any
 
 import pytest
 import torch
-from hosts import QUIET_MMDET, need_mmdet
+from frameworks import QUIET_MMDET, need_mmdet
 
 need_mmdet()
 from mmdet.registry import MODELS as MODELS_OF_MMDET
 from mmdet.structures.bbox import HorizontalBoxes
-from mmdet_factories import CLASSES, bank, data, made, narrowed, pipeline, settings, shipped, tiny_yolox  # noqa: F401 - fixtures
+from mmdet_factories import (  # noqa: F401 - fixtures
+    CLASSES,
+    bank,
+    data,
+    made,
+    narrowed,
+    pipeline,
+    settings,
+    shipped,
+    tiny_yolox,
+)
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
 from mmengine.registry import DefaultScope

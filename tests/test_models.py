@@ -123,7 +123,7 @@ def test_forwards_change_nothing_and_scores_agree_with_losses(task: Any, tiny_ba
 
 
 class Stateful(nn.Module):
-    """Writes to buffers in training, one of which has two names, and draws random numbers in both modes."""
+    """Writes to buffers in training (one has two names), and draws random numbers in both modes."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Pixels go to the host's format and back."""
+"""Pixels go to the framework's format and back."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def test_decoding_undoes_encoding(pixels: PixelFormat, seed: int) -> None:
     torch.testing.assert_close(pixels.decode(pixels.encode(rgb)), rgb, atol=1e-7, rtol=0)
 
 
-def test_encoding_is_the_documented_formula_in_the_hosts_channel_order() -> None:
+def test_encoding_is_the_documented_formula_in_the_frameworks_channel_order() -> None:
     rgb = torch.tensor([0.1, 0.2, 0.4]).view(3, 1, 1)
     pixels = PixelFormat(scale=255, mean=(1, 2, 3), std=(2, 4, 5), bgr=True)
     expected = [(0.4 * 255 - 1) / 2, (0.2 * 255 - 2) / 4, (0.1 * 255 - 3) / 5]
     torch.testing.assert_close(pixels.encode(rgb).flatten(), torch.tensor(expected))
 
 
-def test_plain_rgb_is_handed_through() -> None:
+def test_plain_rgb_is_passed_through() -> None:
     rgb = torch.rand(3, 2, 2)
     assert PixelFormat().identity
     assert PixelFormat().encode(rgb) is rgb

@@ -29,7 +29,7 @@ formats = st.builds(PixelFormat, st.sampled_from([1.0, 255.0]), triples, positiv
 
 
 def noise(height: int, width: int, seed: int) -> np.ndarray:
-    """A cut-out, uint8 ``[h, w, 4]``: noise in every channel, with holes and half transparent pixels."""
+    """A foreground, uint8 ``[h, w, 4]``: noise in every channel, with holes and half transparent pixels."""
     rgba = np.random.default_rng(seed).integers(0, 256, (height, width, 4))
     rgba[..., 3] = (rgba[..., 3] * 3 - 150).clip(0, 255)
     return rgba.astype(np.uint8)
@@ -93,7 +93,7 @@ def test_the_mask_is_where_the_blended_alpha_is_above_one_half(
 
 @pytest.mark.parametrize("relative_size", [0.05, 0.3, 1.5])
 def test_composites_with_and_without_a_gradient_differ_by_about_a_level(relative_size: float) -> None:
-    """Cut-outs that are reduced before the warp among them."""
+    """Some of the foregrounds are reduced before the warp."""
     image = torch.rand(3, 60, 80)
     foregrounds = [Foreground(noise(40, 30, seed), 1, "drawn", relative_size) for seed in range(4)]
     exact, fast = (

@@ -75,7 +75,7 @@ def test_the_class_is_that_of_the_digit_in_front(example: ModuleType, tmp_path: 
     assert set(terse.replaced) == set(range(8))
 
 
-def test_all_arms_run_are_not_run_again_and_not_mixed(
+def test_all_arms_run_and_finished_runs_are_neither_repeated_nor_mixed(
     example: ModuleType, mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for digits in ("font", "sample"):

@@ -162,7 +162,7 @@ def test_memory_does_not_grow(tiny_bank: ForegroundBank) -> None:
         return sum(type(thing) is Tensor for thing in gc.get_objects())
 
     live_tensors_after(2)
-    gc.freeze()  # what other tests have left is many times as much, and is not looked through
+    gc.freeze()  # what other tests have left is many times as much, and is not searched
     try:
         assert live_tensors_after(2) == live_tensors_after(5)
     finally:

@@ -145,7 +145,7 @@ def test_positive_rotation_turns_clockwise_on_the_screen() -> None:
 
 
 def corners_of(matrix: torch.Tensor, center: torch.Tensor, make_foreground: tuple[int, int]) -> torch.Tensor:
-    """The four corners of the mapped cut-out, ``[4, 2]``."""
+    """The four corners of the mapped foreground, ``[4, 2]``."""
     signs = torch.tensor([[-1, -1], [-1, 1], [1, -1], [1, 1]], dtype=torch.float64)
     return (signs * torch.tensor(make_foreground) / 2) @ matrix[0].T + center[0]
 
@@ -226,12 +226,12 @@ def test_a_full_rectangle_s_outline_changes_nothing(
 
 
 @settings(max_examples=100, deadline=None)
-@given(height=st.integers(1, 40), width=st.integers(1, 40), share=st.floats(0, 1), seed=st.integers(0, 1000))
+@given(height=st.integers(1, 40), width=st.integers(1, 40), fraction=st.floats(0, 1), seed=st.integers(0, 1000))
 def test_an_outline_reaches_as_far_as_the_pixels_that_show_in_every_direction(
-    height: int, width: int, share: float, seed: int
+    height: int, width: int, fraction: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    alpha = (rng.random((height, width)) < share).astype(np.uint8) * rng.integers(1, 256, (height, width), np.uint8)
+    alpha = (rng.random((height, width)) < fraction).astype(np.uint8) * rng.integers(1, 256, (height, width), np.uint8)
     rows, columns = np.nonzero(alpha if alpha.any() else np.ones_like(alpha))
     corners = [np.stack([columns + right, rows + low], 1) for right in (0, 1) for low in (0, 1)]
     points = np.concatenate(corners) - np.array([width / 2, height / 2])

@@ -1,4 +1,4 @@
-"""Views: what the critic's network sees of a paste."""
+"""Views: the images of a paste that the critic's network gets."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_view_shows_what_the_composite_shows(tmp_path: Path, flip: float) -> N
     bank = make_bank(tmp_path, [_triangle(seed) for seed in range(6)])
     ranges = TransformRanges(rotation=(-180, 180), scale=(1.0, 1.6), keep_inside=0.5)
     images, targets = make_batch(sizes=((96, 128), (128, 96)))
-    images = [F.avg_pool2d(image[None], 9, 1, 4)[0] * share for image, share in zip(images, (1.0, 0.5), strict=True)]
+    images = [F.avg_pool2d(image[None], 9, 1, 4)[0] * factor for image, factor in zip(images, (1.0, 0.5), strict=True)]
     paste = every_image(objects=(2, 2), ranges=ranges, flip_probability=flip)
     plan, settings = planned(bank, paste, (images, targets))
     unit = torch.rand(3, 4, len(PARAMETERS), generator=generator_for(1))
@@ -91,7 +91,9 @@ def test_the_map_of_objects_lies_where_the_objects_are(tiny_bank: ForegroundBank
 
 def test_the_network_has_weights_of_its_own_for_every_view() -> None:
     network = CriticPolicy().network
-    torch.nn.init.normal_(network.head[-1].weight, generator=generator_for(0))  # type: ignore[arg-type]  # a linear layer's
+    last = network.head[-1]
+    assert isinstance(last, torch.nn.Linear)
+    torch.nn.init.normal_(last.weight, generator=generator_for(0))
     images = torch.rand(1, 2, *VIEW_SHAPE, generator=generator_for(1))
     numbers = torch.zeros(1, 2, VIEW_NUMBERS)
     output = network(Views(images, numbers))
@@ -100,4 +102,4 @@ def test_the_network_has_weights_of_its_own_for_every_view() -> None:
         without[:, :, view] = 0.5
         assert not torch.allclose(network(Views(without, numbers)), output, atol=1e-3)
     output.sum().backward()
-    assert all(bool(parameter.grad.any()) for parameter in network.parameters())  # type: ignore[union-attr]  # after a backward
+    assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in network.parameters())

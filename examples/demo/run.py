@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     default = Settings()
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the report, the figures, the data")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the report, the results, the data")
     parser.add_argument("--seed", type=int, default=default.seed, help="of weights, order and pasting; not of the data")
     parser.add_argument("--iterations", type=_positive, default=default.iterations, help="of each arm")
     parser.add_argument("--batch-size", type=_positive, default=default.batch_size, help="images per iteration")

@@ -23,7 +23,7 @@ from terse_aug_detectron2.config import chosen_seed, terse_node, terse_settings
 from terse_aug_detectron2.model import Detectron2Adapter, total
 
 _LOGGER = logging.getLogger("detectron2.terse_aug")
-_PICTURE = "terse_aug/composites"
+_LOGGED_IMAGE = "terse_aug/composites"
 _NO_VISUALIZATION = (
     "VIS_PERIOD above 0 draws the images that enter the model with numpy, which fails for composites with a gradient: "
     "set VIS_PERIOD to 0 and use TERSE.IMAGE_PERIOD, which shows composites with all their boxes"
@@ -61,7 +61,7 @@ class TerseHook(TrainingHook, HookBase):
         keypoint_flips: see :class:`terse_aug.Terse`; :meth:`from_config` takes the data set's ``keypoint_flip_map``.
         loss_scale: factor of each loss before ``backward`` in your own loop; that of a ``GradScaler`` is added.
         log_period: iterations between two logs of the metrics under ``terse_aug/``; 0 for none.
-        image_period: iterations between two pictures of composites; 0 for none.
+        image_period: iterations between two images of composites; 0 for none.
 
     Attributes:
         bank: the foregrounds, with the data set's labels.
@@ -99,7 +99,7 @@ class TerseHook(TrainingHook, HookBase):
         self._needs = Needs()
         self._handle: RemovableHandle | None = None
         self._other_hooks: list[HookBase] = []
-        self._picture: Any = None
+        self._logged_image: Any = None
         self._recording = False
 
     @classmethod
@@ -150,7 +150,7 @@ class TerseHook(TrainingHook, HookBase):
         composites, corrected = self.paste_on(images, targets, sampled_foregrounds_of(batch), dtype)
         self._recording = True
         if is_due(self.trainer.iter, self.image_period) and comm.is_main_process():
-            self._picture = self.picture(composites, corrected).transpose(2, 0, 1)
+            self._logged_image = self.drawn_composites(composites, corrected).transpose(2, 0, 1)
         return from_samples(batch, composites, corrected)
 
     def before_train(self) -> None:
@@ -270,19 +270,16 @@ class TerseHook(TrainingHook, HookBase):
         if is_due(self.trainer.iter, self.log_period):
             # Detectron2 prints whatever has "loss" in its name among the detector's own.
             logged = {
-                name.replace("_losses", "")
-                .replace("_loss", "")
-                .replace("/loss_", "/")
-                .replace("/loss", "/start"): value
+                re.sub("_loss(es)?", "", name).replace("/loss_", "/").replace("/loss", "/start"): value
                 for name, value in self.logged_metrics().items()
                 if name != "loss"
             }
             storage.put_scalars(smoothing_hint=False, **{f"terse_aug/{name}": value for name, value in logged.items()})
-        if self._picture is not None:
+        if self._logged_image is not None:
             # One at a time: without a writer for images they would pile up.
-            storage._vis_data = [entry for entry in storage._vis_data if entry[0] != _PICTURE]
-            storage.put_image(_PICTURE, self._picture)
-            self._picture = None
+            storage._vis_data = [entry for entry in storage._vis_data if entry[0] != _LOGGED_IMAGE]
+            storage.put_image(_LOGGED_IMAGE, self._logged_image)
+            self._logged_image = None
 
 
 class _LossRecorder:

@@ -35,7 +35,7 @@ def build_from_mmdet(config: str | Path | Config | Mapping[str, Any], out: str |
     Labels are those of the data set, from 0 on, and the class names those of its ``metainfo``.
 
     Args:
-        config: a config or its file, of which ``train_dataloader.dataset`` is used; or the ``dataset`` itself.
+        config: a config or its file, whose ``train_dataloader.dataset`` is used; or the ``dataset`` itself.
         out: the bank to write.
         options: of :func:`terse_aug.bank.build_from_coco`.
 

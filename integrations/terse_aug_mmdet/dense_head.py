@@ -59,7 +59,7 @@ class DenseHead(ForwardHooks[_Forward]):
     object's class that overlap it the best counts, which another box hardly ever suppresses.
 
     Args:
-        model: with a supported ``bbox_head``, see :func:`can_be_heard`.
+        model: with a supported ``bbox_head``, see :func:`has_supported_head`.
         iou_threshold: a box belongs to an object from this overlap on.
         least_score: lower scores count as 0. Some heads predict all above 0.001, and sorting these would take most of
             the time.
@@ -93,7 +93,7 @@ class DenseHead(ForwardHooks[_Forward]):
     def _scores(self, forward: _Forward, factors: Sequence[Tensor], targets: Sequence[Any]) -> list[Tensor]:
         cfg = copy.copy(self._head.test_cfg)
         cfg.score_thr = max(cfg.get("score_thr", 0.0), self._least_score)
-        with torch.no_grad(), mended_heads(self._head):
+        with torch.no_grad(), patched_ssd_heads(self._head):
             found = self._head.predict_by_feat(
                 *_as_float(forward.outputs), batch_img_metas=forward.metas, cfg=cfg, rescale=False, with_nms=False
             )
@@ -104,7 +104,7 @@ class DenseHead(ForwardHooks[_Forward]):
         return scores
 
 
-def can_be_heard(model: Any) -> bool:
+def has_supported_head(model: Any) -> bool:
     """Whether :class:`DenseHead` supports the head of a model."""
     head = getattr(model, "bbox_head", None)
     return type(head) in _HEADS and not getattr(head, "norm_on_bbox", False) and not hasattr(model, "mask_head")
@@ -144,8 +144,8 @@ def _mapped(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 @contextlib.contextmanager
-def mended_heads(model: nn.Module) -> Iterator[None]:
-    """In mmdet 3.3.0 prediction reads ``loss_cls`` of every anchor head, and SSDHead has none."""
+def patched_ssd_heads(model: nn.Module) -> Iterator[None]:
+    """Give every SSDHead the ``loss_cls`` that mmdet 3.3.0 reads from all anchor heads in prediction; it has none."""
     lacking = [part for part in model.modules() if isinstance(part, SSDHead) and not hasattr(part, "loss_cls")]
     for head in lacking:
         head.loss_cls = None

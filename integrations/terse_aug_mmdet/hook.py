@@ -24,8 +24,8 @@ _LOGGED = (
     *("hardness", "hardness_gain", "predicted_hardness_correlation", "diversity", "skipped_updates"),
     *("robustness/images", "robustness/loss", "robustness/loss_gain", "time_fraction"),
 )
-_PICTURE = "terse_aug_composites"
-"""Name of the picture; without a folder, which the local backend would not create."""
+_LOGGED_IMAGE = "terse_aug_composites"
+"""Name of the image of composites; without a folder, which the local backend would not create."""
 
 
 @HOOKS.register_module()
@@ -54,7 +54,7 @@ class TerseHook(TrainingHook, Hook):
             them.
         input_format: of the images as the pipeline loads them, ``"BGR"``, MMDetection's default, or ``"RGB"``.
         interval: iterations between two logs of the metrics under ``train/terse_aug/``; 0 for none.
-        image_interval: iterations between two pictures of composites for the visualizer; 0 for none.
+        image_interval: iterations between two images of composites for the visualizer; 0 for none.
 
     Raises:
         ValueError: an unknown setting, or a value outside its range.
@@ -113,7 +113,7 @@ class TerseHook(TrainingHook, Hook):
             )
         if runner.iter > 0:
             self.load(self.saved_state, runner.logger)
-        self.saved_state = None  # of a checkpoint of which only the weights were loaded
+        self.saved_state = None  # of a checkpoint that only the weights were loaded from
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Replace the images by composites, in MMEngine's own dictionary."""
@@ -129,7 +129,9 @@ class TerseHook(TrainingHook, Hook):
         scale = scaler.get_scale() if scaler is not None else 1.0
         self._loss_scale = float(wrapper.scale_loss(torch.ones(()))) * scale
         if is_due(runner.iter, self.image_period):
-            runner.visualizer.add_image(_PICTURE, self.picture(composites, corrected), step=runner.iter + 1)
+            runner.visualizer.add_image(
+                _LOGGED_IMAGE, self.drawn_composites(composites, corrected), step=runner.iter + 1
+            )
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Mapping[str, Tensor] | None = None

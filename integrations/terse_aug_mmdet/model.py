@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from terse_aug.models import Detections, DetectorAdapter, Proposals, RoIHead, RoIHeadRecorder
 from terse_aug_mmdet.batch import with_instances
-from terse_aug_mmdet.dense_head import DenseHead, can_be_heard, mended_heads
+from terse_aug_mmdet.dense_head import DenseHead, has_supported_head, patched_ssd_heads
 from terse_aug_mmdet.scores import as_tensor, boxes_of
 
 
@@ -59,7 +59,7 @@ class MMDetAdapter(DetectorAdapter):
     def detections(self, images: Sequence[Tensor], targets: Sequence[Any]) -> list[Detections]:
         """See :class:`terse_aug.models.DetectorAdapter`."""
         self.check_input()
-        with mended_heads(self.model):
+        with patched_ssd_heads(self.model):
             data = self.model.data_preprocessor(_batch(images, targets), False)
             samples = self.model.predict(data["inputs"], data["data_samples"], rescale=False)
         found = [sample.pred_instances for sample in samples]
@@ -74,13 +74,13 @@ class MMDetAdapter(DetectorAdapter):
         if hasattr(self.model, "language_model"):
             raise ValueError(
                 f"{type(self.model).__name__} takes a text with every image, which composites do not have: expected "
-                "policy 'random', 'adversarial' or 'paper', and no robustness"
+                "policy 'random', 'adversarial' or 'paper', and no robustness training"
             )
 
     def record_forward(self) -> RoIHeadRecorder | DenseHead | None:
         """See :class:`terse_aug.models.RecordsTrainingForward`; for one-stage detectors with a head of
         :mod:`terse_aug_mmdet.dense_head` and two-stage ones of ``_ROI_HEADS``, of a cascade the first stage."""
-        if can_be_heard(self.model):
+        if has_supported_head(self.model):
             return DenseHead(self.model, self.iou_threshold)
         heads: Any = getattr(self.model, "roi_head", None)
         if type(heads) not in _ROI_HEADS:

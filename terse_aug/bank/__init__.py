@@ -1,6 +1,6 @@
 """Foregrounds on disk: the bank, and the builders that fill it from annotated images.
 
-Imports numpy, opencv, pillow, lmdb and pycocotools; never torch, so that a bank can be built anywhere.
+They do not need torch, so that a bank can be built anywhere.
 """
 
 from terse_aug.bank.bank import ForegroundBank

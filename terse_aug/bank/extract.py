@@ -1,4 +1,4 @@
-"""Extracts one object from its image. Pure functions; imports numpy and opencv only."""
+"""Extracts one object from its image. Pure functions."""
 
 from __future__ import annotations
 

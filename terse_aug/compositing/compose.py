@@ -173,7 +173,7 @@ def _distractors(
     settings: RenderSettings,
     dropped: Counter[str],
 ) -> list[tuple[int, Layer]]:
-    """Image and layer of the distractors of which any pixel is visible; the others are counted."""
+    """Image and layer of the distractors with a visible pixel; the others are counted."""
     if not len(distractors):
         return []
     placement = _place(distractors, distractors.unit.to(like.device), frames, settings)

@@ -16,7 +16,7 @@ from terse_aug.structures.annotations import Target
 from terse_aug.transforms import Placement
 
 DECOY_OBJECT_FRACTION = 0.1
-"""A decoy may share at most this fraction of an object's box, or of its own area, where its pixels come from (or it
+"""A decoy may overlap an object's box by at most this fraction of either, where its pixels come from (or it
 would teach that objects are background) and where it is pasted (or it would hide them)."""
 
 
@@ -76,7 +76,7 @@ def free_background(rectangle: Rectangle, decoy: Decoy, source: Tensor, target: 
 
 
 def overlaps_object(rectangle: Rectangle, boxes: Sequence[Sequence[float]]) -> bool:
-    """Whether the rectangle and a box share more than a tenth of either."""
+    """Whether the rectangle and a box overlap by more than a tenth of either."""
     area = max((rectangle.bottom - rectangle.top) * (rectangle.right - rectangle.left), 1)
     for left, top, right, bottom in boxes:
         width = min(right, rectangle.right) - max(left, rectangle.left)

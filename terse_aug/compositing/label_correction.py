@@ -22,7 +22,7 @@ from terse_aug.utils.memory import zeros
 
 @dataclass(frozen=True)
 class PastedObject:
-    """What the labels have to know of one paste.
+    """What label correction needs to know of one paste.
 
     Attributes:
         rectangle: the pixels it was blended into.
@@ -61,8 +61,8 @@ def correct_target(
     """Bring an annotation in step with an image onto which objects were pasted.
 
     An object that a paste covers in part gets the mask of its visible pixels and their bounding box; an object
-    without a mask counts as filling its box. An object of which less than ``min_visibility`` of the area it had
-    remains, or nothing at all, is left out. Pasted objects are appended in the order of pasting, later ones in
+    without a mask counts as filling its box. An object that keeps less than ``min_visibility`` of its area, or
+    nothing at all, is left out. Pasted objects are appended in the order of pasting, later ones in
     front. Objects that no paste touches keep their annotation unchanged;
     visible keypoints that a paste covers become labelled but not visible.
 
@@ -179,7 +179,7 @@ def _pasted_rows(target: Target, pastes: Sequence[PastedObject], size: tuple[int
 
 
 def _fresh_ids(ids: Tensor, added: int) -> Tensor:
-    """Negative ids that no object of the image has: real ids are not negative, so a pasted object shows."""
+    """Negative ids that no object of the image has: real ids are not negative, so pasted objects can be recognized."""
     lowest = min(0, int(ids.min())) if len(ids) else 0
     return torch.arange(lowest - 1, lowest - 1 - added, -1, dtype=ids.dtype, device=ids.device)
 
@@ -198,7 +198,7 @@ def _pasted_keypoints(keypoints: Tensor, pastes: Sequence[PastedObject], size: t
 
 
 def _show_pastes(pastes: Sequence[PastedObject], keypoints: Tensor | None, cover: _Cover) -> list[_View]:
-    """Mark what pastes cover, and see what each one with a label shows.
+    """Mark what pastes cover, and find the visible part of each one with a label.
 
     Args:
         pastes: the last in front.
@@ -263,7 +263,7 @@ def _mask_view(box: list[float], mask: Tensor, extent: Extent, cover: _Cover) ->
 def _box_view(box: list[float], region: Rectangle, cover: _Cover) -> _View:
     """The view of an object that fills its box.
 
-    A side of the box moves only where all pixels along it are covered; the others keep their fraction.
+    A side of the box moves only where all pixels along it are covered; the others keep their coordinates.
     """
     shape = (region.bottom - region.top, region.right - region.left)
     whole, overlap = Extent(region, shape[0] * shape[1]), _overlap(region, cover.frame)
@@ -277,7 +277,7 @@ def _box_view(box: list[float], region: Rectangle, cover: _Cover) -> _View:
 
 
 def _pixels_of(box: list[float], size: tuple[int, int]) -> Rectangle:
-    """The pixels of which a box holds the center, at least one."""
+    """The pixels whose center lies in a box, at least one."""
     height, width = size
     left = min(max(math.ceil(box[0] - 0.5), 0), width - 1)
     top = min(max(math.ceil(box[1] - 0.5), 0), height - 1)

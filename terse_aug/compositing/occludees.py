@@ -21,7 +21,7 @@ def place_occludees(
     """Put objects behind pastes: the center of each lies within the bounding box of the paste that occludes it.
 
     Args:
-        occludees: K objects; their translation says where in that bounding box.
+        occludees: K objects; their translation is relative to that bounding box.
         pastes: placement of the M pastes, on the device to compute on; no gradient is passed to them.
         frames: (H, W) of each image.
         ranges: of the transforms; a center outside of them is moved to the nearest one inside.

@@ -1,4 +1,5 @@
 """Warp foregrounds, soften their edges and blend them into backgrounds.
+
 Pure functions, differentiable in the transform parameters. The work is proportional to the pasted area: only the
 rectangle that a paste covers is computed.
 

@@ -1,4 +1,4 @@
-"""Pastes as patches with what the labels need to know of them.
+"""Renders pastes as patches, with the information that label correction needs.
 
 Shape letters: M pastes, P transform parameters.
 """
@@ -137,7 +137,7 @@ def warp_objects(
     settings: RenderSettings,
     dropped: Counter[str],
 ) -> dict[int, tuple[Patch, PastedObject]]:
-    """Patches and label information of the pastes of which any pixel is visible, by row.
+    """Patches and label information of the pastes with a visible pixel, by row.
 
     A paste so thin that it is all edge is left out: it would be visible and have no label.
     """

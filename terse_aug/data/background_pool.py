@@ -35,8 +35,8 @@ class BackgroundPool:
     They should show no object of the detector's classes: nothing on them is labelled but what is pasted.
 
     Args:
-        source: a folder, of which every image file at any depth is taken, by name; or a sequence of paths and of RGB
-            tensors ``[3, H, W]``, uint8 or float in [0, 1].
+        source: a folder, whose image files at any depth are used in the order of their names; or a sequence of
+            paths and of RGB tensors ``[3, H, W]``, uint8 or float in [0, 1].
         probability: fraction of the images that are replaced, 0 to 1.
 
     Raises:
@@ -133,7 +133,7 @@ def put_on_backgrounds(
         sampler: pairs backgrounds and foregrounds.
         request: a request for foregrounds, from the number of pastes on each image.
         generator: the only source of randomness.
-        sampled: say for each image whether it is replaced, if they are given.
+        sampled: if given, they determine for each image whether it is replaced.
 
     Returns:
         The batch; by image that was replaced the index of its background in the pool; and by image the foregrounds

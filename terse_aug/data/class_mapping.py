@@ -1,4 +1,4 @@
-"""Whether bank, model and policy agree on the classes."""
+"""Checks that bank, model and policy agree on the classes."""
 
 from __future__ import annotations
 
@@ -53,6 +53,6 @@ def check_classes(bank: ForegroundBank, model: ModelAdapter | None, predicted: i
         )
     if paste.occluded_object_probability > 0 and len(bank.categories) < 2:
         raise ValueError(
-            "occluded_object_probability: expected a bank with at least two classes, of which one occludes the other, "
+            "occluded_object_probability: expected a bank with at least two classes, since one occludes the other, "
             f"got {list(bank.categories.values())}"
         )

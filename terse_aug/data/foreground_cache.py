@@ -1,4 +1,4 @@
-"""Thumbnails and outlines of a bank's foregrounds, kept: a policy can choose among many without reading each again."""
+"""A cache of thumbnails and outlines, so that a policy can choose among many foregrounds without reading each again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from terse_aug.bank import Foreground, ForegroundBank
 from terse_aug.compositing.geometry import ForegroundLike
 
 THUMBNAIL_SIDE = 32
-"""Side of the thumbnails that a policy looks at, pixels."""
+"""Side of the thumbnails that a policy uses, pixels."""
 FOREGROUND_FILL = 0.9
 """Fraction of its thumbnail that the longer side of a foreground fills."""
 
@@ -63,7 +63,7 @@ class ForegroundCache:
         return self._bank.identity
 
     def clear_decoded(self) -> None:
-        """Forget the decoded foregrounds; thumbnails and outlines stay."""
+        """Release the decoded foregrounds; thumbnails and outlines stay."""
         self._decoded.clear()
 
     def put_decoded(self, foregrounds: Mapping[int, Foreground]) -> None:

@@ -36,7 +36,7 @@ class SampledForegrounds:
 
     Attributes:
         bank: identity of the bank that they are from.
-        foreground_candidates: foregrounds for one paste, of which the policy chooses one.
+        foreground_candidates: foregrounds for one paste, from which the policy chooses one.
         sampler: identity of the sampler that has drawn them.
         background_probability: that it was drawn with.
         on_background: whether the image is to be replaced by one of the background pool.

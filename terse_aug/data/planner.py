@@ -63,7 +63,7 @@ class PastePlanner:
         paste: settings.
         pixel_format: of the images.
         cache: foregrounds of the bank.
-        foreground_candidates: foregrounds for each paste, of which the policy chooses one.
+        foreground_candidates: foregrounds for each paste, from which the policy chooses one.
         mix_classes: whether these may be of different classes.
         pool: backgrounds, if there are any.
         distractors: if there are any.

@@ -20,7 +20,7 @@ def isolated_forward(
 
     What the model draws is the same every time. In training mode it works on copies of its persistent buffers, which
     spectral norms and running averages write to. Non-persistent buffers are not copied: they are tables that the model
-    computes when it needs them, and its attributes may say which.
+    computes when it needs them, and its attributes may record which it has.
 
     Args:
         model: the unwrapped module; a DistributedDataParallel wrapper would synchronise, and a sharded one (FSDP) wait

@@ -1,4 +1,4 @@
-"""Regression."""
+"""Regression models."""
 
 from __future__ import annotations
 

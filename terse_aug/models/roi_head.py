@@ -71,7 +71,7 @@ class RoIHead:
         sampled_proposals: from its arguments to these.
         predictor: the module whose output are their class logits, after the pooler.
         probabilities: from its output to float ``[R, K]``, label k in column k.
-        head: the module whose input are all proposals, of which it samples; ``None`` if there is none.
+        head: the module whose input are all proposals, from which it samples; ``None`` if there is none.
         all_proposals: from its arguments to these.
     """
 
@@ -116,7 +116,7 @@ class RoIHeadRecorder(ForwardHooks[_Record]):
     def scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor] | None:
         """See :class:`terse_aug.models.Recorder`.
 
-        An object that no proposal overlaps is missed: 0. One with proposals of which none was sampled is unknown: NaN.
+        An object that no proposal overlaps is missed: 0. One whose proposals were not sampled is unknown: NaN.
         """
         for record in self.records:
             if record.probabilities is not None and _is_of(record, targets):

@@ -44,7 +44,7 @@ class Views:
 
 @dataclass(frozen=True)
 class PolicyContext:
-    """What a policy can look at: M foregrounds and their backgrounds.
+    """The input of a policy: M foregrounds and their backgrounds.
 
     For a policy that chooses among foregrounds (:attr:`Policy.foreground_candidates`), M counts all of them.
 
@@ -138,7 +138,7 @@ class Policy(nn.Module):
     classes: int | None = None
     """Classes whose probabilities it learns from, if it learns from hardness; ``None`` for hardness alone."""
     foreground_candidates = 1
-    """Foregrounds that are drawn for each paste, of which ``propose`` chooses one."""
+    """Foregrounds that are drawn for each paste, from which ``propose`` chooses one."""
     mix_classes = False
     """Whether these may be of different classes."""
     uses_thumbnails = False

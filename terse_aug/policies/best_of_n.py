@@ -1,4 +1,4 @@
-"""Policy ``best-of-n``: several random proposals for each image, of which the hardest for the detector is chosen.
+"""Policy ``best-of-n``: of several random proposals for each image, the hardest for the detector is chosen.
 
 The baseline that learning has to beat. It costs one detector forward per candidate and image.
 """

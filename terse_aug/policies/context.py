@@ -1,4 +1,4 @@
-"""What a policy can look at, made from a paste plan and the batch that it is for."""
+"""Makes the input of a policy from a paste plan and its batch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def make_context(
     Args:
         planned: batch and plan of M pastes.
         settings: how to render.
-        policy: says what it uses.
+        policy: its attributes determine what is computed.
         detector: for a policy with ``needs_model``.
         whole: gives a plan with whole foregrounds.
 

@@ -11,7 +11,7 @@ uniform.) With C candidates no density can exceed C times the uniform one, so th
 learns from the detector's scores of earlier pastes: no gradient through the image, any detector.
 
 Where the model gives the probabilities of all classes, the network predicts these, not only that of the right one:
-they say more about a paste than that it is misclassified (Hinton et al., Distilling the Knowledge in a Neural Network,
+they describe a paste in more detail than its hardness (Hinton et al., Distilling the Knowledge in a Neural Network,
 2015). Else it predicts the hardness alone.
 Shape letters: C candidates, M pastes, K classes.
 """

@@ -35,7 +35,7 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What a page says besides the preview.
+    """What a page shows besides the preview.
 
     Attributes:
         about: what was previewed, by name: bank, images, policy, seed and the like.

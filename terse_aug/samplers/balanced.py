@@ -1,4 +1,4 @@
-"""Every foreground on as many backgrounds as any other, and the reverse."""
+"""Sampler ``balanced``: every foreground on as many backgrounds as any other, and the reverse."""
 
 from __future__ import annotations
 

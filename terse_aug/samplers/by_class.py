@@ -1,4 +1,4 @@
-"""A class is drawn by its weight, then one of its foregrounds uniformly."""
+"""Samplers that draw a class by its weight, then one of its foregrounds uniformly."""
 
 from __future__ import annotations
 

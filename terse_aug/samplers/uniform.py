@@ -1,4 +1,4 @@
-"""Every foreground is drawn equally often."""
+"""Sampler ``uniform``: every foreground is drawn equally often."""
 
 from __future__ import annotations
 

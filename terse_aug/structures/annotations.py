@@ -84,9 +84,9 @@ def _check_field(where: str, name: str, image: Tensor, target: Target) -> None:
         raise ValueError(f"{where}: expected {name} of shape [{wanted}], got {shape}")
     if value.device != image.device:
         raise ValueError(f"{where}: {name} is on {value.device}, its image on {image.device}; move both")
-    # torchvision's tv_tensors say how their numbers are meant.
-    if name == "boxes" and (plan := getattr(getattr(value, "format", None), "name", "XYXY")) != "XYXY":
-        raise ValueError(f"{where}: expected boxes as XYXY, got {plan}; convert them before calling Terse")
+    # torchvision's tv_tensors have an attribute for the format of their boxes.
+    if name == "boxes" and (box_format := getattr(getattr(value, "format", None), "name", "XYXY")) != "XYXY":
+        raise ValueError(f"{where}: expected boxes as XYXY, got {box_format}; convert them before calling Terse")
     kind, allowed = _KINDS.get(name, ("", ()))
     if allowed and value.dtype not in allowed:
         raise ValueError(f"{where}: expected {name} to be {kind} tensor, got {value.dtype}")
@@ -105,7 +105,7 @@ def _expected_shape(name: str, boxes: Tensor, image: Tensor) -> tuple[int | str,
 def unknown_object_fields(target: Target) -> list[str]:
     """Names of tensors that seem to have an entry per object, but are none of the fields that follow the pixels.
 
-    A target with a single object says nothing: an image's id has one entry, too. Nor do sizes of the image, which have
+    A target with a single object is skipped: an image's id has one entry, too. So are sizes of the image, which have
     two or three.
     """
     count = len(target["boxes"])

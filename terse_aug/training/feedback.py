@@ -62,7 +62,7 @@ class FeedbackBuffer:
         weakref.finalize(self, _close, self._recorders)
 
     def add(self, pending: PendingBatch) -> None:
-        """Keep a batch for the policy's next update; the oldest are dropped if nobody calls ``step``."""
+        """Keep a batch for the policy's next update; the oldest are dropped if ``step`` is not called."""
         self.batches.append(pending)
         with_images = [kept for kept in self.batches if kept.composites is not None]
         for kept, most in ((self.batches, _MOST), (with_images, _MOST_WITH_IMAGES)):

@@ -14,8 +14,8 @@ from torch import Tensor
 def empty(shape: Sequence[int], like: Tensor) -> Tensor:
     """An uninitialised tensor with the dtype and device of another.
 
-    On a CPU numpy allocates it, which asks the system for huge pages from 4 MB on: where a process returns its memory
-    between composites, the page faults of small pages would take longer than pasting.
+    On a CPU numpy allocates it, which requests huge pages from 4 MB on: where a process returns its memory between
+    composites, the page faults of small pages would take longer than pasting.
     """
     if like.device.type != "cpu":
         return like.new_empty(tuple(shape))

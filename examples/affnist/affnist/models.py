@@ -29,7 +29,7 @@ class SmallNet(nn.Module):
         self.to(memory_format=torch.channels_last)  # less time on a CPU
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``[B, 10]`` of images ``[B, c, CANVAS, CANVAS]`` in [0, 1], of which the first channel is used."""
+        """Logits ``[B, 10]`` of images ``[B, c, CANVAS, CANVAS]`` in [0, 1], whose first channel is used."""
         logits: Tensor = self.classify(self.features(_normalised(images)))
         return logits
 

@@ -65,12 +65,12 @@ def photograph(name: str) -> Pixels:
     return np.asarray(getattr(photographs, name)())
 
 
-def crop(picture: Pixels, size: int, rng: np.random.Generator) -> Pixels:
+def crop(photograph: Pixels, size: int, rng: np.random.Generator) -> Pixels:
     """A random square of a photograph, reduced to ``size`` px; at least ``size`` px of it, at most all."""
-    side = int(rng.integers(size, min(picture.shape[:2]) + 1))
-    top = int(rng.integers(picture.shape[0] - side + 1))
-    left = int(rng.integers(picture.shape[1] - side + 1))
-    return cv2.resize(picture[top : top + side, left : left + side], (size, size), interpolation=cv2.INTER_AREA)
+    side = int(rng.integers(size, min(photograph.shape[:2]) + 1))
+    top = int(rng.integers(photograph.shape[0] - side + 1))
+    left = int(rng.integers(photograph.shape[1] - side + 1))
+    return cv2.resize(photograph[top : top + side, left : left + side], (size, size), interpolation=cv2.INTER_AREA)
 
 
 def ink(digit: NDArray[np.float32], pose: Pose, size: int) -> NDArray[np.float32]:

@@ -26,7 +26,7 @@ def train_arms(
         parallel: each arm in a process of its own, all at once; else one after the other in this process.
 
     Raises:
-        RuntimeError: a process ended before its arm was trained; it has said why on standard error.
+        RuntimeError: a process ended before its arm was trained; the reason is on standard error.
     """
     if not parallel:
         return {arm: _train_here(arm, settings, bank, progress) for arm in arms}

@@ -142,5 +142,5 @@ def _collide(one: tuple[float, float], other: tuple[float, float, ScoredObject])
     return abs(one[0] - other[0]) < _LABEL_WIDTH and abs(one[1] - other[1]) < _LABEL_HEIGHT
 
 
-def _curve(figures: Mapping[str, Any], value: Any) -> Sequence[tuple[float, float]]:
-    return [(one["iteration"], value(one)) for one in figures["measurements"]]
+def _curve(arm: Mapping[str, Any], value: Any) -> Sequence[tuple[float, float]]:
+    return [(one["iteration"], value(one)) for one in arm["measurements"]]

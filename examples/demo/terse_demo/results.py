@@ -28,7 +28,7 @@ def collect(
     arms: Mapping[str, ArmResult],
     seconds: float,
 ) -> Results:
-    """All figures of a run. What depends on the machine's speed is under ``seconds`` and nowhere else.
+    """All results of a run. What depends on the machine's speed is under ``seconds`` and nowhere else.
 
     Args:
         settings: the run's.
@@ -48,7 +48,7 @@ def collect(
             "test": _part(test, TEST_PHOTOGRAPHS, TEST_PLACING),
             "foregrounds": built.kept,
         },
-        "arms": {name: _figures(arm) for name, arm in arms.items()},
+        "arms": {name: _arm_results(arm) for name, arm in arms.items()},
         "versions": {"terse-aug": terse_aug.__version__, "python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in _PACKAGES},
         "machine": {"cores": _cores(), "processor": _processor(), "system": platform.platform()},
@@ -83,7 +83,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def as_json(results: Results) -> str:
-    """The document; figures that are not finite are an error, not NaN, which JSON lacks."""
+    """The document; numbers that are not finite are an error, not NaN, which JSON lacks."""
     return json.dumps(results, indent=2, allow_nan=False) + "\n"
 
 
@@ -96,7 +96,7 @@ def _part(images: Sequence[LabelledImage], photographs: Sequence[str], placing: 
     }
 
 
-def _figures(arm: ArmResult) -> dict[str, Any]:
+def _arm_results(arm: ArmResult) -> dict[str, Any]:
     measurements: list[Measurement] = arm.measurements
     return {"measurements": [dataclasses.asdict(one) for one in measurements], "metrics": arm.metrics}
 

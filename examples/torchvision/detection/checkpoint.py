@@ -1,8 +1,8 @@
 """Checkpoints: the iteration, the history of evaluations, and the state of any number of named objects.
 
 A file is `{"iteration": int, "notes": plain data, "objects": {name: state dict}}`, readable with
-`weights_only=True`. Either training script reads the checkpoints of the
-other: names that only one of them has are reported and ignored.
+`weights_only=True`. Either training script reads the checkpoints of the other: names that only one of them has are
+reported and ignored.
 """
 
 import os

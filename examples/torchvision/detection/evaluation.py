@@ -52,9 +52,8 @@ class Evaluator:
     def score(self, predictions: dict[int, Prediction]) -> Measures:
         """COCO's results for predictions by image id: `{"box": {...}, "mask": {...}}`.
 
-        Each holds `SUMMARY` in per cent and `per_class`; a measure without ground truth (no small objects, say)
-        is None. `mask` is there only if predictions and
-        ground truth carry masks.
+        Each holds `SUMMARY` in per cent and `per_class`; a measure without ground truth (such as no small
+        objects) is None. `mask` is there only if predictions and ground truth have masks.
         """
         measures = {"box": self._measure_kind("bbox", predictions)}
         if self.dataset.has_masks and any("masks" in prediction for prediction in predictions.values()):

@@ -23,7 +23,7 @@ def learning_rate(iteration: int, iterations: int, peak: float, warmup: int, dec
     if decay == "cosine":
         return peak * (1 + math.cos(math.pi * progress)) / 2
     if decay == "step":
-        passed = sum(iteration >= iterations * share for share in (2 / 3, 8 / 9))
+        passed = sum(iteration >= iterations * fraction for fraction in (2 / 3, 8 / 9))
         return peak * 0.1**passed
     return peak
 

@@ -111,7 +111,7 @@ def _save(image: RGBImage, path: Path) -> None:
 
 
 def _is_own(path: Path) -> bool:
-    """Whether it is a sheet, by its metadata: a name does not tell."""
+    """Whether a file is a sheet, by its metadata: the name is not enough."""
     try:
         with Image.open(path) as image:
             return bool(image.info.get("Software") == _SOFTWARE)

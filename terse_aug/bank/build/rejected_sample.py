@@ -31,7 +31,7 @@ class RejectedSample:
 
 @dataclass
 class EvenSample(Generic[Item]):
-    """Some of many, evenly spread; at most twice ``wanted`` are held.
+    """Some of many items, evenly spread; at most twice ``wanted`` are held.
 
     Attributes:
         wanted: how many to give in the end.
@@ -44,7 +44,7 @@ class EvenSample(Generic[Item]):
     _seen: int = 0
 
     def add(self, item: Item) -> None:
-        """Take note of one more; it is held if it is its turn."""
+        """Add an item; it is held if the even spread includes it."""
         if self._seen % self._step == 0:
             self.held.append(item)
         self._seen += 1

@@ -73,7 +73,7 @@ class BuildLog:
     resumed: int = 0
 
     def drop(self, reason: str, example: str, times: int = 1, *, shown: RejectedSample | None = None) -> None:
-        """Count ``times`` objects rejected for ``reason``, of which one can be drawn."""
+        """Count ``times`` objects rejected for ``reason``; one of them can be drawn."""
         self.rejected.add(reason, example, times)
         if shown is not None:
             self.add_sample(reason, shown)
@@ -123,7 +123,7 @@ class BuildReport:
             the method that made one of a box.
         seconds: duration of the build.
         bytes: size of the bank.
-        rejected_sheet: where images of what was rejected are, if they were asked for.
+        rejected_sheet: where images of what was rejected are, if they were requested.
         images: number of images, or of frames of a video.
         resumed: how many of them were done by an earlier run of the build.
     """

@@ -33,7 +33,7 @@ _WORTHWHILE_SECONDS = 4.0
 _CHUNKS_AHEAD_PER_JOB = 2
 _PARENT_CHECK_SECONDS = 0.5
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-"""One thread in each process, unless the user's environment says otherwise."""
+"""One thread in each process, unless the user's environment sets these variables."""
 
 
 class _CannotShareWork(Exception):
@@ -84,7 +84,8 @@ def extract_in_order(
             wanted = 1  # for what they left
             continue
         items, before = source.prepared(rest.popleft()), done
-        chunk = task.extract(items, lambda count, before=before: on_images(before + count))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+        # mypy cannot infer a lambda with a default
+        chunk = task.extract(items, lambda count, before=before: on_images(before + count))  # type: ignore[misc]
         done += chunk.images
         yield chunk
 

@@ -1,4 +1,4 @@
-"""The content of a COCO JSON: images, annotations and categories. Imports the parts of this package only."""
+"""The content of a COCO JSON: images, annotations and categories."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from terse_aug.viz.text import printable
 _LISTS = ("images", "annotations", "categories")
 _CROWD = "crowd region, not one object (iscrowd)"
 _SHOWN = (_CROWD, NO_MASK)
-"""Reasons of which rejected samples are shown; the others follow from the user's choice."""
+"""Reasons whose rejected samples are shown; the others follow from the user's choice."""
 
 
 @dataclass(frozen=True)

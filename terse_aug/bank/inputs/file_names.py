@@ -1,4 +1,4 @@
-"""File names that annotations spell differently from the disk. Imports pillow, beside parts of this package."""
+"""File names that annotations spell differently from the disk."""
 
 from __future__ import annotations
 

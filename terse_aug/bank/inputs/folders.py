@@ -1,4 +1,4 @@
-"""Folders of files, whose subfolders may be classes. Imports the standard library only."""
+"""Folders of files, whose subfolders may be classes."""
 
 from __future__ import annotations
 

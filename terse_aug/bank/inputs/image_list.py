@@ -1,4 +1,4 @@
-"""Which images a bank is built from: all, or those on a list. Imports the standard library only."""
+"""Which images a bank is built from: all, or those on a list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decodes image files of all usual modes to uint8 arrays. Imports numpy and pillow only."""
+"""Decodes image files of all usual modes to uint8 arrays."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
 def read_image_like(path: str | Path, height: int, width: int) -> NDArray[np.uint8]:
     """Read an image in the raster that annotations of ``height`` x ``width`` refer to.
 
-    Annotation files do not say whether their coordinates refer to the stored raster or to the one with the
+    Annotation files do not record whether their coordinates refer to the stored raster or to the one with the
     EXIF orientation applied. Labelling tools show the second, so it is preferred; the stored raster is returned
     if only that one has the annotated size. If neither has, the oriented image is returned.
 

@@ -1,4 +1,4 @@
-"""Which mask belongs to which image. Imports parts of this package only."""
+"""Pairs images and masks by their names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""COCO segmentations to masks, with the checks that pycocotools lacks. Imports numpy, pillow and pycocotools."""
+"""COCO segmentations to masks, with the checks that pycocotools lacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Repair of oddities in annotations that can mean one thing only. Pure functions; imports the standard library.
+"""Repair of oddities in annotations that can mean one thing only. Pure functions.
 
 Every function adds what it repaired to a set of :data:`Repairs`, with the same text for all repairs of a kind, so that
 a report can count the affected objects.

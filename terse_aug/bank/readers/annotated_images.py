@@ -152,7 +152,7 @@ class _Extractor:
             raise RejectedObject("image file cannot be read") from error
         if height and width and pixels.shape[:2] != (height, width):
             sizes = f"{item.name}: file {pixels.shape[0]}x{pixels.shape[1]}, JSON {height}x{width}"
-            raise RejectedObject("image file has another size than the annotations say") from ValueError(sizes)
+            raise RejectedObject("image file has another size than annotated") from ValueError(sizes)
         return item.name, pixels
 
     def _extract(

@@ -1,4 +1,4 @@
-"""Reads the frames of a video file or of a folder. Imports numpy and opencv."""
+"""Reads the frames of a video file or of a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YOLO: a text file of boxes or polygons for each image. Imports PyYAML for a data.yaml."""
+"""YOLO: a text file of boxes or polygons for each image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks of objects of which only the box is known. Pure functions; imports numpy and opencv only."""
+"""Masks of objects that are annotated with a box only. Pure functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the object of a mask is white or black. Pure functions; imports numpy and opencv only."""
+"""Decides whether the object of a mask is white or black. Pure functions."""
 
 from __future__ import annotations
 

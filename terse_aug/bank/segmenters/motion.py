@@ -1,4 +1,4 @@
-"""Masks of what moves in front of a fixed camera. Pure functions; imports numpy and opencv only."""
+"""Masks of what moves in front of a fixed camera. Pure functions."""
 
 from __future__ import annotations
 

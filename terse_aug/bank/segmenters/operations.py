@@ -1,4 +1,4 @@
-"""Image operations that several segmenters use. Pure functions; imports numpy and opencv only."""
+"""Image operations that several segmenters use. Pure functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks of objects photographed in front of a plain background. Pure functions; imports numpy and opencv only."""
+"""Masks of objects photographed in front of a plain background. Pure functions."""
 
 from __future__ import annotations
 

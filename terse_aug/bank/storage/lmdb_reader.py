@@ -115,7 +115,7 @@ def data_length(path: Path) -> int:
     """Bytes that the pages of the LMDB file at ``path`` take; the file must be at least that long.
 
     Raises:
-        ValueError: it is no LMDB file, or too short to say.
+        ValueError: it is no LMDB file, or too short for one.
     """
     with open(path, "rb") as file:
         first = _read_meta(file.read(_META_OFFSET + _META.size))

@@ -1,3 +1,5 @@
+"""The color under the soft edge of an extracted foreground is that of the object."""
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
