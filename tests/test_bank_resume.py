@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import signal
+import struct
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,6 +21,7 @@ import pytest
 from bank_samples import write_bank
 from build_samples import IMAGES, build_many, keys_of, left_beside, make_many, outcome, stopping_build
 
+import terse_aug
 from terse_aug.bank import ExtractionRules, ForegroundBank, build_from_coco
 from terse_aug.bank.build.chunks import ExtractedChunk, identity_of
 from terse_aug.bank.build.partial_build import PartialBuild
@@ -231,8 +235,9 @@ def test_ctrl_c_at_the_last_moment_leaves_a_bank_or_what_it_is_resumed_from(
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "publish", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match=r"after .* was written"):
             build_many(many, out)
+    assert not left_beside(out)
     assert len(ForegroundBank.open(out)) == len(whole["pixels"])
     assert outcome(build_many(many, out, overwrite=True)) == whole
     assert not left_beside(out)
@@ -259,6 +264,27 @@ def test_a_full_disk_costs_what_would_be_resumed_only(
         report = build_many(many, tmp_path / "a.bank")
     assert outcome(report) == whole
     assert not left_beside(tmp_path / "a.bank")
+
+
+def test_a_disk_that_is_full_when_a_chunk_is_written_does_not_end_the_build(
+    many: Path, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.BufferedRandom):
+        def flush(self) -> None:
+            raise OSError("no space left")
+
+    monkeypatch.setattr(
+        "terse_aug.bank.build.partial_build.os.fdopen", lambda descriptor, mode: Full(io.FileIO(descriptor, mode))
+    )
+    with pytest.warns(UserWarning, match="cannot be resumed if it is stopped: no space left"):
+        assert outcome(build_many(many, tmp_path / "a.bank")) == whole
+
+
+def test_a_chunk_of_another_layout_is_not_resumed(many: Path, whole: dict[str, Any], tmp_path: Path) -> None:
+    out, header = tmp_path / "a.bank", json.dumps({"version": terse_aug.__version__}).encode()
+    partial_path(out).write_bytes(struct.pack("<4sII", b"TAPB", len(header), zlib.crc32(header)) + header)
+    report = build_many(many, out)
+    assert (report.resumed, outcome(report)) == (0, whole)
 
 
 def test_ctrl_c_ends_all_processes_at_once_and_keeps_what_is_done(

@@ -8,6 +8,7 @@ pickled: reading a file from a stranger runs no code of theirs.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
@@ -62,8 +63,14 @@ class PartialBuild:
         if self._file is None:
             return
         is_kept = kind is not None and (issubclass(kind, _STOPS) or self.keep_on_error or not self._is_written)
-        self._file.flush()
+        with contextlib.suppress(OSError):  # of a full disk: what was flushed before is kept
+            self._file.flush()
         self._close(remove=not is_kept or not os.fstat(self._file.fileno()).st_size)
+
+    def discard(self) -> None:
+        """Remove the file: nothing is left to resume."""
+        if self._file is not None:
+            self._close(remove=True)
 
     def resume(self, identities: Iterable[str | None]) -> Iterator[ExtractedChunk]:
         """The chunks that an earlier run finished.
@@ -113,19 +120,23 @@ class PartialBuild:
 
     def _close(self, remove: bool) -> None:
         assert self._file is not None
+        file, self._file = self._file, None
         if remove:
             self.images = 0
             self._path.unlink(missing_ok=True)
-        self._file.close()
-        self._file = None
+        with contextlib.suppress(OSError):  # what a full disk has refused is flushed once more
+            file.close()
 
     def _read(self) -> ExtractedChunk | None:
         """The next chunk; ``None`` at the end or where it is damaged."""
         header = self._read_header()
         if self._file is None or header is None:
             return None
-        records = [self._file.read(size) for size in header["record_bytes"]]
-        return _decoded(header, records) if _checksum(records) == header["checksum"] else None
+        try:
+            records = [self._file.read(size) for size in header["record_bytes"]]
+            return _decoded(header, records) if _checksum(records) == header["checksum"] else None
+        except (AttributeError, KeyError, TypeError, ValueError):  # of another layout
+            return None
 
     def _read_header(self) -> dict[str, Any] | None:
         frame = b"" if self._file is None else self._file.read(_FRAME.size)
@@ -147,8 +158,11 @@ class PartialBuild:
         self._file.seek(0)
         images = 0
         while header := self._read_header():
-            images += header["images"]
-            self._file.seek(sum(header["record_bytes"]), os.SEEK_CUR)
+            try:
+                images += header["images"]
+                self._file.seek(sum(header["record_bytes"]), os.SEEK_CUR)
+            except (KeyError, TypeError, ValueError):
+                break
         return images
 
 

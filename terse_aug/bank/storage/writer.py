@@ -93,6 +93,11 @@ class BankWriter:
         finally:
             self._store.close()
 
+    @property
+    def is_published(self) -> bool:
+        """Whether the bank is in its place."""
+        return self._store.is_published
+
     def add(self, foreground: Foreground) -> None:
         """Append one foreground.
 
