@@ -8,7 +8,6 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-
 from hosts import need_detectron2
 
 from terse_aug import config
