@@ -120,8 +120,8 @@ def test_digits_are_centered_on_average(example, digits):
 
 def test_pasting_a_digit_gives_the_transformed_digit(example, digits, bank):
     """Same spread of ink, as a whole, from the pasted digits as from the test set's own transform."""
-    target = ClassifierAdapter(example.models.SmallNet(), 10)
-    terse = example.arms.make_terse(example.arms.LIVE["random"], bank, target, example.data.AffineRanges(), seed=0)
+    model = ClassifierAdapter(example.models.SmallNet(), 10)
+    terse = example.arms.make_terse(example.arms.LIVE["random"], bank, model, example.data.AffineRanges(), seed=0)
     composites, classes, targets = example.live._composites(terse, 1500)
     several = example.data.Digits(digits.images.repeat(4, 1, 1), digits.labels.repeat(4))
     images, _ = example.data.affnist(several, example.data.AffineRanges(), seed=0)

@@ -449,7 +449,7 @@ def test_policies_learn_from_their_own_pastes_only(
 ) -> None:
     """With everything on, the policy learns from the frontmost paste of each image only, which a classifier scores."""
     net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 8))
-    target, sampler = ClassifierAdapter(net, 8), HardnessSampler()
+    model, sampler = ClassifierAdapter(net, 8), HardnessSampler()
     sampler.update_interval = 1
     terse = Terse(
         bank,
@@ -457,7 +457,7 @@ def test_policies_learn_from_their_own_pastes_only(
         paste=every_image(occluded_object_probability=0.7, objects=(2, 2)),
         backgrounds=BackgroundPool([grey(0.3)], probability=0.5),
         distractors=Distractors(distractors, count=(1, 1)),
-        model=target,
+        model=model,
         sampler=sampler,
     )
     learned_from = 0
@@ -465,7 +465,7 @@ def test_policies_learn_from_their_own_pastes_only(
         images, targets = terse(*make_batch(step, sizes=((64, 64), (64, 64))))
         for pastes, found in zip(terse.pastes, targets, strict=True):
             learned_from += sum(p.row == len(found["labels"]) - 1 and p.number is not None for p in pastes)
-        target.image_losses(
+        model.image_losses(
             list(images), targets, differentiable=True
         ).mean().backward() if policy == "adversarial" else None
         terse.step(1.0)

@@ -122,27 +122,27 @@ def _compose(
     objects = _objects(plan, placement, frames, settings, dropped)
     occludee_unit, occludees = _occludees(plan.occludees, placement, frames, settings, dropped)
     unit, occludee_unit = unit.detach().cpu(), occludee_unit.cpu()
-    found = Composites([], [], [], dropped, [])
+    composites = Composites([], [], [], dropped, [])
     for number, (image, target) in enumerate(zip(images, targets, strict=True)):
         own = [row for row, of in enumerate(plan.image_of) if of == number and row in objects]
         behind = [row for row in occludees if plan.occludees.occluded_by[row] in own]
         covers = unlabelled.get(number, [])
         layers = covers + [occludees[row] for row in behind] + [objects[row] for row in own]
         visible = [pasted for _, pasted in layers]
-        found.visible.append(visible)
+        composites.visible.append(visible)
         if not layers:
-            found.images.append(image)
-            found.targets.append(target)
-            found.pastes.append([])
+            composites.images.append(image)
+            composites.targets.append(target)
+            composites.pastes.append([])
             continue
-        found.images.append(blend(image, [patch for patch, _ in layers]))
+        composites.images.append(blend(image, [patch for patch, _ in layers]))
         correction = correct_target(target, frames[number], visible, settings.paste.min_visibility)
         dropped.update(correction.dropped)
-        found.targets.append(correction.target)
+        composites.targets.append(correction.target)
         rows = iter(correction.rows[len(covers) :])
         pastes = [_paste(plan.occludees, row, occludee_unit[row], next(rows), None) for row in behind]
-        found.pastes.append(pastes + [_paste(plan, row, unit[row], next(rows), row) for row in own])
-    return replace(found, dropped=+dropped)
+        composites.pastes.append(pastes + [_paste(plan, row, unit[row], next(rows), row) for row in own])
+    return replace(composites, dropped=+dropped)
 
 
 def _place(
