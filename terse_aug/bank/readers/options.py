@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class BuildOptions:
     """Keyword arguments that builders have in common (``**options``).
 
-    A build that was stopped (Ctrl-C, a kill, a power cut) leaves its part of the bank in a hidden file beside ``out``,
+    A build that was stopped (Ctrl-C, a kill) leaves its part of the bank in a hidden file beside ``out``,
     and the same build continues from there, see ``docs/banks.md``.
 
     Attributes:
