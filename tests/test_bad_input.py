@@ -92,8 +92,8 @@ def test_the_background_label_is_refused_where_the_detector_has_one(tiny_bank: F
         Terse(zero_based, model=make_detector(name))
 
 
-def test_a_target_that_is_no_detector_is_refused(tiny_bank: ForegroundBank) -> None:
-    with pytest.raises(ValueError, match=r"target: expected a detector .* got str"):
+def test_a_model_that_is_no_detector_is_refused(tiny_bank: ForegroundBank) -> None:
+    with pytest.raises(ValueError, match=r"model: expected a detector .* got str"):
         Terse(tiny_bank, model="fasterrcnn")  # type: ignore[arg-type]  # wrong on purpose
 
 

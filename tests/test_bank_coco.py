@@ -75,8 +75,8 @@ def test_segmentations_of_all_forms(sample: CocoSample, segmentation: object) ->
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"segmentation": None}, "no mask: the annotation has none"),
-        ({"segmentation": []}, "no mask: the annotation has none"),
+        ({"segmentation": None}, "no mask: the annotation has a box only"),
+        ({"segmentation": []}, "no mask: the annotation has a box only"),
         ({"iscrowd": 1}, "crowd"),
         ({"segmentation": [[1, 2, 3, 4]]}, "fewer than 3 points"),
         ({"segmentation": [[10, 10, 50, 10, 50, float("nan")]]}, "no list of finite numbers"),

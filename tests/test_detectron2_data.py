@@ -458,7 +458,7 @@ def test_a_bank_is_built_from_a_coco_json_with_masks_or_boxes_alone(tmp_path: Pa
         return mask
 
     with coco_registered("boxes_only", tmp_path, content):
-        with pytest.raises(ValueError, match="no mask: the annotation has none"):
+        with pytest.raises(ValueError, match="no mask: the annotation has a box only"):
             build_from_detectron2("boxes_only", tmp_path / "none.bank", rejected_sheet=tmp_path / "rejected.png")
         report = build_from_detectron2("boxes_only", tmp_path / "cut.bank", boxes=BoxMasks("grabcut", 0.6))
         custom = build_from_detectron2("boxes_only", tmp_path / "half.bank", boxes=left_half)

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from hosts import need_detectron2
+from frameworks import need_detectron2
 
 from terse_aug import config
 from terse_aug.training.metrics import COUNTERS, ROBUSTNESS_COUNTERS

@@ -350,7 +350,7 @@ def test_a_bank_is_built_from_boxes_alone(tmp_path: Path) -> None:
         mask[top:bottom, left:right] = True
         return mask
 
-    with pytest.raises(ValueError, match="no mask: the annotation has none"):
+    with pytest.raises(ValueError, match="no mask: the annotation has a box only"):
         build_from_mmdet(cfg, tmp_path / "none.bank", rejected_sheet=tmp_path / "rejected.png")
     assert (tmp_path / "rejected.png").stat().st_size > 1000
     report = build_from_mmdet(cfg, tmp_path / "ellipses.bank", boxes="ellipse")

@@ -85,7 +85,9 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, annotation: str, defau
         kwargs |= {"type": {"int": int, "float": float, "str": str}[annotation.split(" ")[0]], "metavar": "VALUE"}
     if default is inspect.Parameter.empty:
         kwargs["required"] = True
-    elif default not in (None, ()) and annotation != "bool":
+    elif default == ():
+        kwargs["default"] = default
+    elif default is not None and annotation != "bool":
         kwargs |= {"default": default, "help": kwargs["help"] + " (default: %(default)s)"}
     parser.add_argument("--" + _FLAG_NAMES.get(name, name).replace("_", "-"), **kwargs)
 
@@ -94,7 +96,7 @@ def _run(build: Build, names: list[str], arguments: argparse.Namespace) -> int:
     """Build with a progress bar, and print the report."""
     if getattr(arguments, "max_side", None) == 0:
         arguments.max_side = None
-    values = {name: getattr(arguments, name) for name in names if getattr(arguments, name, None) is not None}
+    values = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
     values["rules"] = with_flags(ExtractionRules(), arguments)
     if "boxes" in names:
         values["boxes"] = _box_masks(arguments)

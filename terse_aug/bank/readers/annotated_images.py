@@ -18,7 +18,7 @@ from terse_aug.bank.inputs.coco_json import CocoAnnotations, annotated_side, rej
 from terse_aug.bank.inputs.file_names import FileFinder
 from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.images import read_image_like
-from terse_aug.bank.inputs.masks import NO_MASK, MaskInFile, has_mask, segmentation_to_mask
+from terse_aug.bank.inputs.masks import MaskInFile, has_mask, segmentation_to_mask
 from terse_aug.bank.inputs.repair import Repairs, clip_box, repair_annotation
 from terse_aug.bank.readers.options import AnnotationOptions
 from terse_aug.bank.segmenters.box import BoxMasks
@@ -167,7 +167,7 @@ class _Extractor:
             mask = segmentation_to_mask(entry.get("segmentation"), *pixels.shape[:2])
             return extract_from_image(pixels, mask, annotation, self.rules), BY_MASK
         if annotation.box is None:
-            raise RejectedObject(NO_MASK)
+            raise RejectedObject("neither a mask nor a box to make one of")
         mask, method = self.boxes.alpha(pixels, annotation.box)
         return extract_from_image(pixels, mask, annotation, self.rules, soft=True), method
 
