@@ -107,7 +107,7 @@ class Odd:
         yield Foreground(rgba, 1, f"{unit} {os.getpid()}", 0.1)
 
 
-def run_odd(units: list[str], jobs: int | None) -> list[str]:
+def run_odd(units: list[Any], jobs: int | None) -> list[str]:
     source = Source(units, Odd(), {})
     task = ExtractionTask(source.extractor, {}, {1: "cat"}, 0)
     done = list(extract_in_order(task, source, source.chunks(), jobs, lambda own: None))
@@ -226,8 +226,8 @@ class Lost:
 @pytest.mark.parametrize(
     ("thing", "message"),
     [
-        (threading.Lock(), "annotations cannot be sent .*lock.*one process does"),
-        (Lost(), "annotations cannot be loaded .*lost.*one process does"),
+        (threading.Lock(), "cannot be sent .*lock.*this process extracts.*leave out"),
+        (Lost(), "cannot be loaded .*lost.*this process extracts.*leave out"),
     ],
 )
 def test_annotations_hold_what_others_cannot_have(tmp_path: Path, thing: Any, message: str) -> None:
@@ -237,6 +237,10 @@ def test_annotations_hold_what_others_cannot_have(tmp_path: Path, thing: Any, me
     with pytest.warns(UserWarning, match=message):
         two = build_from_coco(*arguments, tmp_path / "a.bank", boxes="ellipse", jobs=2)
     assert outcome(two) == outcome(build_from_coco(*arguments, tmp_path / "b.bank", boxes="ellipse", jobs=1))
+    with pytest.warns(UserWarning, match=message):
+        sources = run_odd([*map(str, range(8)), thing, *map(str, range(9, 40))], 2)
+    own = [str(os.getpid()) in source for source in sources]
+    assert own == [False] * 8 + [True] * 8 + [False] * 24, "one chunk is extracted here, the others are not"
 
 
 @pytest.mark.parametrize("jobs", [0, -1, 1.5, "2", True])

@@ -394,6 +394,9 @@ def test_logs_are_read_as_they_were_written(tmp_path: Path) -> None:
     partial = PartialBuild(tmp_path / "a.bank")
     partial.append(ExtractedChunk(8, [b"one", b""], IndexColumns(), log, "id"))
     partial.__exit__(KeyboardInterrupt)
+    partial = PartialBuild(tmp_path / "a.bank")
+    assert not list(partial.resume([None])), "without a warning of other input: that is not known"
+    partial.__exit__(KeyboardInterrupt)
     with PartialBuild(tmp_path / "a.bank") as partial:
         (again,) = partial.resume(["id", "other"])
     assert (again.images, again.records, str(again.log)) == (8, [b"one", b""], str(log_of(log)))

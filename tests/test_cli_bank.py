@@ -90,6 +90,7 @@ def test_build_rgba(tmp_path: Path) -> None:
         (["bank", "build", "rgba", "--folder", "missing", "--out", "x.bank"], "found none"),
         (["bank", "build", "rgba", "--folder", ".", "--out", "x.bank", "--min-area", "0"], "min_area"),
         (["bank", "build", "rgba", "--folder", ".", "--out", "x.bank", "--min-area", "a"], "invalid int"),
+        (["bank", "build", "rgba", "--folder", ".", "--out", "."], "got the folder"),
         (["bank", "report", "missing.bank", "--out", "x.html"], "no foreground bank at"),
         (["bank", "report", "some.bank"], "--out"),
         (["bank", "report", "some.bank", "--out", "x.bank"], "ends in .html"),

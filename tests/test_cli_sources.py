@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from terse_aug.bank import AnnotationOptions, ExtractionRules
 from terse_aug.bank.readers import READERS
 from terse_aug.cli import main
+from terse_aug.cli.output import write_whole
 from terse_aug.cli.source_flags import add_source
 
 
@@ -57,3 +60,16 @@ def test_every_flag_is_explained(source: str, capsys: pytest.CaptureFixture[str]
     assert "--out FILE" in text
     assert "the bank to write" in text
     assert "`" not in text
+    assert not re.search(r"\bfunction|\bNone\b|content of", text), "help is for the command line"
+    assert ("--min-box-agreement" in text) == (source not in ("masks", "rgba", "products", "video"))
+    assert ("--drop-truncated" in text) == (source != "rgba")
+
+
+def test_a_page_is_on_disk_before_it_replaces_an_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    replace = os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_size))
+    monkeypatch.setattr(os, "replace", lambda *paths: (synced.append(-1), replace(*paths)))
+    write_whole(tmp_path / "a.html", b"page")
+    assert synced == [4, -1]
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"page"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -16,6 +16,8 @@ Box = tuple[float, float, float, float]
 
 FAINT_ALPHA = 0.03
 """Alpha, 0 to 1, below which a pixel is invisible."""
+
+_MAX_SIDE_HELP = "foregrounds whose longer side exceeds it, in px, are scaled down to it; 0 keeps the size"
 
 
 class RejectedObject(Exception):
@@ -30,7 +32,7 @@ class ExtractionRules:
         min_area: smallest number of visible px (alpha above 0); smaller objects are rejected.
         min_side: smallest height and width of the tight box in px; smaller objects are rejected.
         max_side: foregrounds whose longer side exceeds it, in px, are scaled down to it; their relative size does not
-            change. None (0 on the command line) keeps the size.
+            change. ``None`` keeps the size.
         min_box_agreement: smallest IoU of the mask's tight box with the annotated box, where there is one;
             objects below it are rejected.
         drop_truncated: reject objects that touch the border of their image and so are probably truncated by it.
@@ -41,7 +43,7 @@ class ExtractionRules:
 
     min_area: int = 100
     min_side: int = 8
-    max_side: int | None = 512
+    max_side: int | None = field(default=512, metadata={"help": _MAX_SIDE_HELP})
     min_box_agreement: float = 0.5
     drop_truncated: bool = False
 

@@ -6,24 +6,29 @@ import argparse
 import dataclasses
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
 Settings = TypeVar("Settings")
 
 
-def add_flags(parser: argparse._ActionsContainer, defaults: Any, prefix: str = "") -> None:
+def add_flags(
+    parser: argparse._ActionsContainer, defaults: Any, prefix: str = "", without: Collection[str] = ()
+) -> None:
     """Add a flag ``--prefix-field-name`` for every setting; a flag that is not given is absent from the namespace.
 
     Args:
         parser: a parser, or a group of one.
         defaults: a dataclass instance; its values are booleans, numbers, texts, or tuples of one of these.
         prefix: in front of all names, as ``critic``.
+        without: names of settings that get no flag.
 
     Raises:
         TypeError: no flag can be made for a value of this type.
     """
     for name, value, help_text in flat_settings(defaults, prefix):
+        if name in without:
+            continue
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": name}
         options["help"] = f"{help_text} (default: {setting_text(value)})".replace("%", "%%")
         sample = value[0] if isinstance(value, tuple) and value else value

@@ -28,7 +28,10 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file atomically: an interrupted run leaves no partial file."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        partial.write_bytes(content)
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         with contextlib.suppress(FileNotFoundError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,13 @@ _SHARED = {"out", "rules", "overwrite", "progress", "boxes"}
 """Arguments whose flags do not follow from their types."""
 
 
-def add_source(parser: argparse.ArgumentParser, build: Build, options: type[BuildOptions] | None) -> None:
-    """Add the flags of a builder, and set ``run`` of the parser.
-
-    Args:
-        parser: of the source.
-        build: its builder.
-        options: what the builder's ``**options`` are, if it has some.
-    """
+def add_source(
+    parser: argparse.ArgumentParser,
+    build: Build,
+    options: type[BuildOptions] | None,
+    unused_rules: Collection[str] = (),
+) -> None:
+    """Add the flags of a builder, see :class:`terse_aug.bank.readers.Reader`, and set ``run`` of the parser."""
     parameters = {
         name: parameter
         for name, parameter in inspect.signature(build).parameters.items()
@@ -45,7 +44,7 @@ def add_source(parser: argparse.ArgumentParser, build: Build, options: type[Buil
     if options is not None:
         _add_options(parser, options)
         names += [setting.name for setting in dataclasses.fields(options)]
-    add_flags(parser.add_argument_group("which objects are kept"), ExtractionRules())
+    add_flags(parser.add_argument_group("which objects are kept"), ExtractionRules(), without=unused_rules)
     parser.set_defaults(run=lambda arguments: _run(build, names, arguments))
 
 

@@ -19,7 +19,7 @@ def add_parsers(sources: argparse._SubParsersAction[Any]) -> None:
     for name, reader in READERS.items():
         summary = (reader.build.__doc__ or "").partition("\n")[0]
         parser = sources.add_parser(name, help=summary.removeprefix("Build a bank from ").rstrip("."))
-        add_source(parser, reader.build, reader.options)
+        add_source(parser, reader.build, reader.options, reader.unused_rules)
     detectron2 = sources.add_parser("detectron2", help="data sets registered with Detectron2")
     add_source(detectron2, _build_from_detectron2, AnnotationOptions)
     mmdet = sources.add_parser("mmdet", help="the training data set of an MMDetection config")
@@ -54,7 +54,7 @@ def _build_from_mmdet(config: Path, out: Path, **options: Any) -> BuildReport:
 
 
 def _import(integration: str, modules: Sequence[str] = ()) -> Any:
-    """An integration, after modules of the user's."""
+    """Import an integration, and then modules of the user's that register data sets with its framework."""
     sys.path.insert(0, "")  # modules in the working directory
     try:
         imported = importlib.import_module(integration)

@@ -82,8 +82,10 @@ class PartialBuild:
             UserWarning: there are chunks, but of a build with other input; they are removed by :meth:`append`.
         """
         for identity in identities:
+            if identity is None:  # whether the input was another is not known
+                return
             chunk = self._read()
-            if self._file is None or chunk is None or identity is None or chunk.identity != identity:
+            if self._file is None or chunk is None or chunk.identity != identity:
                 break
             self._end = self._file.tell()
             self.images += chunk.images

@@ -37,18 +37,21 @@ class Reader(NamedTuple):
     Attributes:
         build: the function that builds a bank from it.
         options: what its ``**options`` are; ``None`` if it has none.
+        unused_rules: settings of :class:`~terse_aug.bank.ExtractionRules` without effect on it.
     """
 
     build: Callable[..., BuildReport]
     options: type[BuildOptions] | None
+    unused_rules: tuple[str, ...] = ()
 
 
+_NO_BOXES = ("min_box_agreement",)
 READERS = {
     "coco": Reader(build_from_coco, AnnotationOptions),
-    "masks": Reader(build_from_masks, BuildOptions),
-    "rgba": Reader(build_from_rgba, BuildOptions),
-    "products": Reader(build_from_products, BuildOptions),
-    "video": Reader(build_from_video, None),
+    "masks": Reader(build_from_masks, BuildOptions, _NO_BOXES),
+    "rgba": Reader(build_from_rgba, BuildOptions, (*_NO_BOXES, "drop_truncated")),
+    "products": Reader(build_from_products, BuildOptions, _NO_BOXES),
+    "video": Reader(build_from_video, None, _NO_BOXES),
     "voc": Reader(build_from_voc, AnnotationOptions),
     "yolo": Reader(build_from_yolo, AnnotationOptions),
     "labelme": Reader(build_from_labelme, AnnotationOptions),

@@ -22,10 +22,10 @@ def build_from_coco(
     kept. Rejected, and counted by reason: crowds, boxes without mask (unless ``boxes`` is given), broken masks, masks
     that disagree with their box, small objects, and images that are missing, unreadable or of another size than
     annotated. Repaired, and counted: oddities that can mean one thing only, such as numbers and ids written as text,
-    and file names spelled differently from the disk.
+    and file names spelled differently from the disk. ``annotations`` may also be the content of a JSON.
 
     Args:
-        annotations: the JSON file, or the content of one.
+        annotations: the JSON file.
         images: folder that the JSON's file names are relative to.
         out: the bank to write.
         options: see :class:`AnnotationOptions`.

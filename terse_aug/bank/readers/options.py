@@ -16,7 +16,7 @@ from terse_aug.bank.build.workers import check_jobs
 from terse_aug.bank.extract import ExtractionRules
 from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.segmenters.box import BoxMaskMethod, BoxMasks
-from terse_aug.bank.storage.writer import BankWriter
+from terse_aug.bank.storage.writer import BankWriter, check_place
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -30,16 +30,15 @@ class BuildOptions:
     and the same build continues from there, see ``docs/banks.md``.
 
     Attributes:
-        image_list: names of the images to use, or a text file of names, one a line, such as a training split; all by
-            default. A name is a path below the image folder or its last part, with or without extension.
+        image_list: text file of names of the images to use, one a line, such as a training split; all by default. A
+            name is a path below the image folder or its last part, with or without extension. In Python also a list.
         rules: which objects are kept, and how large, see :class:`ExtractionRules`.
         rejected_sheet: draw rejected objects, by reason, and some kept ones: ``NAME.png`` for one sheet, or a folder
             for a file of each reason.
         overwrite: replace an existing bank, and sheets.
         progress: called with the number of images done and in total.
-        jobs: number of processes; by default one for each core, at most 8, if the build takes long enough. If
-            ``boxes`` is a function the default is 1, and otherwise every process has a copy of it. The bank does not
-            depend on it.
+        jobs: number of processes; by default one for each core, at most 8, if the build takes long enough. The bank
+            does not depend on it.
 
     Raises:
         FileNotFoundError: the text file of ``image_list`` does not exist.
@@ -69,8 +68,7 @@ class BuildOptions:
         settings = cls(**options)
         if settings.image_list is None or isinstance(settings.image_list, str | Path):  # else it may be an iterator
             ImageList(settings.image_list)
-        if Path(out).exists() and not settings.overwrite:
-            raise FileExistsError(f"{out} exists; give overwrite=True (--overwrite) to replace it")
+        check_place(Path(out), settings.overwrite)
         if settings.rejected_sheet is not None:
             check_target(Path(settings.rejected_sheet), settings.overwrite)
         return settings
@@ -114,6 +112,7 @@ class AnnotationOptions(BuildOptions):
         categories: names of the categories to keep; all by default.
         boxes: how masks of objects that have a box only are made: ``"grabcut"``, ``"ellipse"``, ``"box"``, a function
             of image and box such as a segmentation model, or :class:`BoxMasks`. By default these objects are rejected.
+            With a function, ``jobs`` is 1 by default, and each of more processes has a copy of it.
 
     Raises:
         ValueError: a category or a method is unknown.
