@@ -84,7 +84,7 @@ def extract_from_image(
     rules: ExtractionRules,
     soft: bool = False,
 ) -> Foreground:
-    """Extract the object under ``mask`` from ``image``.
+    """Extract the object under a mask from its image. Its edge is soft where it was scaled down.
 
     Args:
         image: uint8 ``[H, W, 3]``, RGB.
@@ -92,9 +92,6 @@ def extract_from_image(
         annotation: the object.
         rules: what is kept.
         soft: use the mask's values as alpha; else alpha is 0 or 255.
-
-    Returns:
-        The foreground; its edge is soft where it was scaled down.
 
     Raises:
         RejectedObject: the rules exclude it.
@@ -137,12 +134,12 @@ def finish_foreground(foreground: Foreground, rules: ExtractionRules) -> Foregro
 
 
 def spread_object_color(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Give pixels with alpha below 128 the colour of the nearest pixel above it.
+    """Give pixels with alpha below 128 the colour of the nearest pixel above it, if there is one.
 
     A soft edge shows some colour from beyond the outline: the old background, or black in an image with transparency.
 
     Args:
-        rgba: uint8 ``[h, w, 4]``; without any alpha of 128 or more it is returned unchanged.
+        rgba: uint8 ``[h, w, 4]``.
 
     Returns:
         uint8 ``[h, w, 4]``, with the alpha and the object's own colours of ``rgba``.

@@ -45,16 +45,7 @@ def add_flags(
 
 
 def with_flags(defaults: Settings, arguments: argparse.Namespace, prefix: str = "") -> Settings:
-    """A copy of ``defaults`` with the settings that were given as flags.
-
-    Args:
-        defaults: a dataclass instance.
-        arguments: parsed by a parser with the flags of :func:`add_flags`.
-        prefix: as given to :func:`add_flags`.
-
-    Raises:
-        ValueError: a value is outside its range.
-    """
+    """A copy of a dataclass with the values of the flags of :func:`add_flags` that were given, or ``ValueError``."""
     changes: dict[str, Any] = {}
     for own in dataclasses.fields(defaults):  # type: ignore[arg-type]  # mypy has no bound "any dataclass"
         value, name = getattr(defaults, own.name), _with_prefix(own.name, prefix)

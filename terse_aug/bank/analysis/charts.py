@@ -63,25 +63,14 @@ def histogram(values: ArrayLike, edges: Sequence[float], ticks: Sequence[float],
 
 
 def scatter(points: NDArray[np.float32], name: str) -> Markup:
-    """Dots in the unit square, y downwards.
-
-    Args:
-        points: ``[n, 2]``, x and y in [0, 1].
-        name: what is shown, for screen readers.
-    """
+    """Dots at points ``[n, 2]`` (x, y) in the unit square, y downwards; the name is for screen readers."""
     places = _EDGE + points * _SQUARE
     dots = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in places.tolist())
     return _framed(name, Markup('<path class="dots" d="{}"/>').format(dots))
 
 
 def density(points: NDArray[np.float32], name: str, cells: int = 20) -> Markup:
-    """A grid over the unit square, cells the more opaque the more points lie in them.
-
-    Args:
-        points: ``[n, 2]``, x and y in [0, 1].
-        name: what is shown, for screen readers.
-        cells: number of cells along a side.
-    """
+    """A grid over the unit square, cells the more opaque the more points lie in them; otherwise as :func:`scatter`."""
     columns, rows = np.minimum((points * cells).astype(int), cells - 1).T
     counts = np.bincount(rows * cells + columns, minlength=cells * cells)
     side = _SQUARE / cells

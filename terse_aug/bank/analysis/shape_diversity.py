@@ -51,16 +51,7 @@ def chamfer_distance(first: NDArray[np.float32], second: NDArray[np.float32]) ->
 
 
 def drawn_pairs(count: int, limit: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Different pairs of different items: all, or ``limit`` drawn uniformly from all.
-
-    Args:
-        count: number of items.
-        limit: largest number of pairs.
-        generator: draws them.
-
-    Returns:
-        int64 ``[m, 2]``, the first of a pair larger than the second.
-    """
+    """Different pairs of ``count`` items, the first the larger: all, or ``limit`` drawn uniformly; int64 ``[m, 2]``."""
     total = count * (count - 1) // 2
     number = np.arange(total) if total <= limit else np.sort(generator.choice(total, limit, replace=False))
     # Pairs are numbered (1, 0), (2, 0), (2, 1), (3, 0), ...; the root is exact for fewer than 40 million items.

@@ -35,16 +35,7 @@ _PROGRESS_EVERY = 50
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A foreground that is shown.
-
-    Attributes:
-        position: its number in the bank.
-        webp: a small image with transparency, a WebP file.
-        size: width and height of that in pixels.
-        class_name: of its class.
-        source: where it comes from.
-        foreground_size: width and height of the foreground in pixels.
-    """
+    """A foreground that is shown: its number, WebP file and size in px (width, height), class, source and true size."""
 
     position: int
     webp: bytes
@@ -91,14 +82,7 @@ class ClassStatistics:
 
 @dataclass(frozen=True)
 class DuplicateGroup:
-    """Foregrounds that look alike.
-
-    Attributes:
-        count: how many there are.
-        is_identical: whether all are equal to the pixel.
-        classes: names of their classes.
-        samples: the first of them.
-    """
+    """Foregrounds that look alike; ``is_identical`` if all are equal to the pixel, ``samples`` are the first."""
 
     count: int
     is_identical: bool

@@ -38,13 +38,7 @@ _SOFTWARE = "terse-aug"
 
 
 class Section(NamedTuple):
-    """A part of a sheet.
-
-    Attributes:
-        title: the reason and its count.
-        samples: objects of it.
-        examples: where some objects are found, shown where none can be drawn.
-    """
+    """A part of a sheet: the reason and its count, objects, and where some are found if none can be drawn."""
 
     title: str
     samples: Sequence[RejectedSample | Foreground]
@@ -72,17 +66,10 @@ def check_target(target: Path, overwrite: bool) -> None:
 
 
 def write_sheets(target: Path, sections: Sequence[Section], locate: Locate) -> None:
-    """Draw the sections into one PNG file, or each into one of a folder.
+    """Draw the sections, the most frequent first, into one PNG file, or each into one of a folder, which is made.
 
-    A sheet has at most 24 sections of 4 images; a file in a folder has 12 images of at most 300 px.
-
-    Args:
-        target: a name that ends with ``.png``, or a folder, which is made.
-        sections: what is shown, the most frequent first.
-        locate: finds the images.
-
-    Raises:
-        OSError: the disk is full or cannot be written.
+    A sheet has at most 24 sections of 4 images; a file in a folder has 12 images of at most 300 px. Raises ``OSError``
+    where the disk is full or cannot be written.
     """
     if _is_sheet(target):
         parts = [_drawn(section, locate, _COLUMNS) for section in sections[:_MAX_SECTIONS]]
@@ -153,10 +140,6 @@ def _on_checkerboard(rgba: NDArray[np.uint8]) -> RGBImage:
 
 def draw_rejected(sample: RejectedSample, locate: Locate) -> RGBImage | None:
     """The part of an image around a rejected object, with its box and the outline of its mask as annotated.
-
-    Args:
-        sample: the object.
-        locate: finds its image.
 
     Returns:
         uint8 ``[H, W, 3]``, RGB, the larger side 300 px; ``None`` where the image cannot be read.

@@ -36,11 +36,8 @@ class PartialBuild:
     """The finished chunks of one build; a context manager.
 
     Leaving the block normally removes the file. Leaving it by Ctrl-C or by the death of a worker keeps it, as a kill
-    does. Any other error removes what this build wrote, unless :attr:`keep_on_error` is set. Where the file cannot be
+    does. Any other error removes what this build wrote, unless ``keep_on_error`` is set. Where the file cannot be
     used (Windows, another build of the same bank holds it), nothing is kept.
-
-    Args:
-        bank: the bank that is being built.
 
     Attributes:
         images: number of images whose foregrounds are kept.
@@ -73,10 +70,7 @@ class PartialBuild:
             self._close(remove=True)
 
     def resume(self, identities: Iterable[str | None]) -> Iterator[ExtractedChunk]:
-        """The chunks that an earlier run finished.
-
-        Args:
-            identities: of the chunks of this build, see :func:`identity_of`.
+        """The chunks that an earlier run finished, by the identities of this build's chunks, see :func:`identity_of`.
 
         Warns:
             UserWarning: there are chunks, but of a build with other input; they are removed by :meth:`append`.

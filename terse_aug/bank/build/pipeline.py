@@ -41,8 +41,7 @@ def build_from_source(
         locate: finds the images of rejected samples.
 
     Raises:
-        KeyboardInterrupt: with a message that says what is kept.
-        ChildProcessError: a process died; the message says what is kept.
+        KeyboardInterrupt, ChildProcessError: interrupted, or a process died; the message says what is kept.
         FileExistsError, FileNotFoundError, ValueError, OSError: as :func:`build`.
     """
     target = None if rejected_sheet is None else Path(rejected_sheet)

@@ -31,12 +31,7 @@ class RejectedSample:
 
 @dataclass
 class EvenSample(Generic[Item]):
-    """Some of many items, evenly spread; at most twice ``wanted`` are held.
-
-    Attributes:
-        wanted: how many to give in the end.
-        held: those that are held.
-    """
+    """Some of many items, evenly spread; at most twice ``wanted`` are ``held``."""
 
     wanted: int = 12
     held: list[Item] = field(default_factory=list)

@@ -22,12 +22,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass
 class ReasonCounts:
-    """Objects by what was done with them, and why.
-
-    Attributes:
-        counts: number of objects per reason.
-        examples: for every reason, where its first objects are found.
-    """
+    """Number of objects per reason, and where the first of each are found."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -54,15 +49,10 @@ class ReasonCounts:
 
 @dataclass
 class BuildLog:
-    """What a build counts.
+    """What a build counts: objects rejected and repaired, and foregrounds per method by which their masks were made.
 
-    Attributes:
-        rejected: objects left out.
-        repaired: objects and images with an error that could be corrected without guessing.
-        mask_sources: number of foregrounds per method by which their masks were made.
-        samples: for reasons of rejection, some of the objects, to be drawn.
-        images: number of images, or of frames of a video.
-        resumed: how many of them were done by an earlier run of the build.
+    ``samples`` has some rejected objects per reason, to be drawn; ``images`` is the number of images or frames, and
+    ``resumed`` that of those done by an earlier run.
     """
 
     rejected: ReasonCounts = field(default_factory=ReasonCounts)

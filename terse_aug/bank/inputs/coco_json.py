@@ -35,14 +35,9 @@ _SHOWN = (_CROWD, NO_MASK)
 
 @dataclass(frozen=True)
 class CocoAnnotations:
-    """The parts of a COCO JSON that a bank needs.
+    """The parts of a COCO JSON that a bank needs: images and categories by their ids, and objects with these ids.
 
-    Attributes:
-        images: by their ids.
-        objects: the annotations; ids of images and categories are those of ``images`` and ``raw_categories`` where
-            these have them.
-        raw_categories: by their ids.
-        log: what was rejected and repaired in reading.
+    What was rejected and repaired in reading is in ``log``.
     """
 
     images: dict[Any, dict[str, Any]]
@@ -52,12 +47,7 @@ class CocoAnnotations:
 
     @classmethod
     def read(cls, path: Path) -> CocoAnnotations:
-        """Read a file.
-
-        Raises:
-            FileNotFoundError: there is none.
-            ValueError: it is no COCO JSON.
-        """
+        """Read a file; ``FileNotFoundError`` if there is none, ``ValueError`` if it is no COCO JSON."""
         if not path.is_file():
             raise FileNotFoundError(f"expected a COCO JSON file at {path}, found none")
         try:
@@ -80,11 +70,7 @@ class CocoAnnotations:
 
     @classmethod
     def parse(cls, content: Any, name: str) -> CocoAnnotations:
-        """The content of a JSON file; error messages use the name.
-
-        Raises:
-            ValueError: it is no content of a COCO JSON.
-        """
+        """The content of a JSON file; error messages (``ValueError``) use the name."""
         lists = [content.get(key) if isinstance(content, Mapping) else None for key in _LISTS]
         if not all(isinstance(entries, list) for entries in lists):
             raise ValueError(
@@ -105,11 +91,7 @@ class CocoAnnotations:
         return {label: category["name"] for label, category in self.raw_categories.items()}
 
     def select_categories(self, names: Collection[str] | None) -> dict[int, str]:
-        """Ids and names of the named categories, or of all.
-
-        Raises:
-            ValueError: a name is unknown, or there is none.
-        """
+        """Ids and names of the named categories, or of all; ``ValueError`` if one is unknown, or none is given."""
         known = self.categories
         if names is None:
             return known
@@ -123,11 +105,7 @@ class CocoAnnotations:
         return {label: name for label, name in known.items() if name in names}
 
     def keypoint_names(self, selected: dict[int, str]) -> tuple[str, ...]:
-        """Keypoint names of the selected categories that have some.
-
-        Raises:
-            ValueError: they differ.
-        """
+        """Keypoint names of the selected categories that have some; ``ValueError`` if they differ."""
         category_of = {
             tuple(printable(str(name)) for name in self.raw_categories[label]["keypoints"]): selected[label]
             for label in selected

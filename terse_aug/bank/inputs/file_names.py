@@ -23,12 +23,7 @@ _CODECS = ("cp1252", "latin-1", "cp437", "mac_roman")
 
 
 class NameMatch(NamedTuple):
-    """The file that a name means.
-
-    Attributes:
-        name: of the file; ``None`` if several files match, or several names match the file.
-        reason: how the names differ.
-    """
+    """The file that a name means, or ``None`` where several files or names match; and how the names differ."""
 
     name: str | None
     reason: str
@@ -67,9 +62,7 @@ def match_names(wanted: Iterable[str], existing: Iterable[str]) -> dict[str, Nam
 
 
 class FileFinder:
-    """Finds the files of a folder by the names that annotations have for them.
-
-    The folder is listed only when a name is not found.
+    """Finds the files of a folder by the names that annotations have for them. It is listed when a name is not found.
 
     Args:
         folder: that the names are relative to.

@@ -1,7 +1,6 @@
 """Repair of oddities in annotations that can mean one thing only. Pure functions.
 
-Every function adds what it repaired to a set of :data:`Repairs`, with the same text for all repairs of a kind, so that
-a report can count the affected objects.
+Every function adds what it repaired to a set of :data:`Repairs`, with the same text for all repairs of a kind.
 """
 
 from __future__ import annotations
@@ -36,11 +35,7 @@ class Malformed(ValueError):
 
 
 def as_number(value: Any) -> float:
-    """A finite number, which may be written as text.
-
-    Raises:
-        Malformed: it is none.
-    """
+    """A finite number, which may be written as text; raises :class:`Malformed` for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise Malformed("a coordinate is no number")
     try:
@@ -60,11 +55,7 @@ def as_whole_number(value: Any, repairs: Repairs) -> Any:
 
 
 def class_name(value: Any, repairs: Repairs) -> str:
-    """A class name, from text or a number.
-
-    Raises:
-        Malformed: it is empty, or cannot be encoded.
-    """
+    """A class name, from text or a number; raises :class:`Malformed` if it is empty or cannot be encoded."""
     written = "" if value is None else str(value)
     name = written.strip()
     if not name:
@@ -158,12 +149,9 @@ def repair_segmentation(segmentation: Any, repairs: Repairs) -> Any:
 def clip_box(
     box: tuple[float, float, float, float], shape: tuple[int, ...], repairs: Repairs
 ) -> tuple[float, float, float, float]:
-    """The part of a box within its image; a box without such a part, or without area, unchanged.
+    """The part of a box (x, y, width, height in px) within an image of shape (H, W, ...).
 
-    Args:
-        box: x, y, width, height in px.
-        shape: (H, W, ...) of the image.
-        repairs: a repair is added where more than half a pixel was clipped.
+    A box without such a part, or without area, is unchanged; it is a repair if more than half a pixel is clipped.
     """
     if not all(math.isfinite(value) for value in box):
         return box

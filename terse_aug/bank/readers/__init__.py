@@ -4,10 +4,8 @@ To add a source, write a file here and add a line to :data:`READERS`:
 
 - ``build_from_<source>(..., out, *, ..., **options)`` reads the user's files and builds a bank. The command line
   (``terse-aug bank build <source>``) takes its flags and their help from the signature and the docstring.
-- For annotations whose classes have names, collect images and objects in an
-  :class:`~terse_aug.bank.readers.annotation_collector.AnnotationCollector` and call its ``build``; annotations that
-  are similar to COCO's go to :func:`~terse_aug.bank.readers.annotated_images.build_from_annotations`. Both take
-  :class:`~terse_aug.bank.readers.options.AnnotationOptions`.
+- Annotations go to an :class:`~terse_aug.bank.readers.annotation_collector.AnnotationCollector`, or, if they are
+  similar to COCO's, to :func:`~terse_aug.bank.readers.annotated_images.build_from_annotations`.
 - For anything else, write an extractor, which yields the foregrounds of one image, and call the ``build`` of
   :class:`~terse_aug.bank.readers.options.BuildOptions`; ``rgba.py`` is the shortest example.
 """

@@ -42,9 +42,6 @@ def build_from_annotations(
         record: where the annotations are from, for the bank's record.
         options: of the user.
         before: what was rejected and repaired in reading.
-
-    Raises:
-        FileExistsError, ValueError, OSError: as :class:`AnnotationOptions`.
     """
     rules, boxes, image_list = options.extraction_rules, options.box_masks, ImageList(options.image_list)
     selected = data.select_categories(options.categories)
@@ -70,14 +67,7 @@ def build_from_annotations(
 
 
 class _ImageObjects(NamedTuple):
-    """An image and its objects.
-
-    Attributes:
-        image: its entry in the annotations.
-        objects: their entries.
-        name: of the file; ``None`` if it is ambiguous.
-        difference: between that and the name in the annotations, if there is one.
-    """
+    """An image and its objects as annotated; name of its file if one fits, and how that name differs."""
 
     image: dict[str, Any]
     objects: list[dict[str, Any]]
@@ -94,14 +84,7 @@ class _ImageObjects(NamedTuple):
 
 @dataclass(frozen=True)
 class _Extractor:
-    """Extracts the objects of one image after the other.
-
-    Attributes:
-        folder: of the images.
-        rules: what is kept.
-        boxes: how masks are made of boxes.
-        keypoint_count: of each object.
-    """
+    """Extracts the objects of one image after the other."""
 
     folder: Path
     rules: ExtractionRules

@@ -47,9 +47,9 @@ def build_from_labelme(
     rejected.
 
     Args:
-        folder: of the JSON files, searched at any depth.
+        folder: folder of the JSON files, searched at any depth.
         out: the bank to write.
-        images: folder of the images, in the same subfolders or in none; by default at the path in its JSON, or
+        images: folder of the images, in the same subfolders or in none; by default at the path in the JSON file, or
             else beside it.
         names: class names, labelled 1, 2, ... in this order; by default those that occur, sorted.
         options: see :class:`AnnotationOptions`.

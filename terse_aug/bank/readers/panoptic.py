@@ -24,7 +24,7 @@ def build_from_panoptic(
 
     Args:
         annotations: the panoptic JSON.
-        masks: folder of its PNG files, whose colours are segment numbers R + 256 G + 65536 B.
+        masks: folder of the PNG files, whose colours are segment numbers R + 256 G + 65536 B.
         images: folder of the images.
         out: the bank to write.
         options: see :class:`AnnotationOptions`.
@@ -59,14 +59,7 @@ def build_from_panoptic(
 
 @dataclass(frozen=True)
 class _SegmentReader:
-    """Reads the segments of one image after the other.
-
-    Attributes:
-        folder: of the masks.
-        files: finds the masks.
-        is_thing: of each category, by its id.
-        log: counts what is repaired and rejected.
-    """
+    """Reads the segments of one image after the other."""
 
     folder: Path
     files: FileFinder

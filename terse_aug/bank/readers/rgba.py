@@ -33,16 +33,16 @@ def build_from_rgba(
 ) -> BuildReport:
     """Build a bank from PNG, WebP or TIFF files with transparency.
 
-    Files in a subfolder, at any depth, are of the class that the subfolder is named after. Labels
-    are 1, 2, ... in the order of the class names.
+    Files in a subfolder, at any depth, are of the class that it is named after. Labels are 1, 2, ... in the order of
+    the class names. ``rules.min_box_agreement`` has no effect.
 
     Args:
-        folder: of the files; its subfolders are classes.
+        folder: folder of the files; its subfolders are classes.
         out: the bank to write.
         category: class of files in no subfolder.
-        relative_size: of all objects, see :class:`Foreground`: longer side over the square root of the background's
-            area, which the files do not show.
-        options: see :class:`BuildOptions`; ``min_box_agreement`` has no effect.
+        relative_size: longer side of every object over the square root of its background's area, which the files do
+            not show.
+        options: see :class:`BuildOptions`.
 
     Raises:
         FileNotFoundError: ``folder`` does not exist.

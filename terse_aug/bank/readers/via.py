@@ -41,8 +41,8 @@ def build_from_via(
 
     Raises:
         FileNotFoundError: the file or the folder does not exist.
-        ValueError: the file is no export of VIA, no region has the attribute, several attributes have as many values
-            and none is given, or no object can be read; and as :class:`AnnotationOptions`.
+        ValueError: the file is no export of VIA, the attribute of the class is unknown or unclear, or no object can be
+            read; and as :class:`AnnotationOptions`.
     """
     settings = AnnotationOptions.checked(out, options)
     file, images = Path(file), Path(images)

@@ -41,7 +41,7 @@ def build_from_video(
 
     Without masks, what differs from the background, the median of up to 51 frames spread over the video, is an object,
     one for each part that does not touch another. Shadows are part of their object. One process reads the frames in
-    order, and a build that was stopped starts anew.
+    order, and a build that was stopped starts anew. ``rules.min_box_agreement`` has no effect.
 
     Args:
         video: a file that OpenCV can read, or a folder of images, used in the order of their names.
@@ -51,7 +51,7 @@ def build_from_video(
             NAME, in the same subfolders, or in none if only one frame has that name; or 000030.png for frame 30 of a
             file, counted from 0. By default objects are found by motion.
         category: class of all objects; its label is 1.
-        rules: which objects are kept, see :class:`ExtractionRules`; ``min_box_agreement`` has no effect.
+        rules: which objects are kept, see :class:`ExtractionRules`.
         overwrite: replace an existing bank.
         progress: called with the number of frames done and in total; the total of a file is that of its header.
 
@@ -135,11 +135,7 @@ def _by_masks(frames: Frames) -> Segmenter:
 
 
 def estimate_background(frames: Frames, total: int, max_bytes: int = _MAX_BYTES) -> NDArray[np.uint8]:
-    """The median of up to 51 frames spread over the video, of about ``max_bytes`` or at least five frames.
-
-    Raises:
-        ValueError: there are too few frames.
-    """
+    """Median of up to 51 frames spread over the video, of about ``max_bytes``; ``ValueError`` for fewer than five."""
     held: list[NDArray[np.uint8]] = []
     step = max(1, math.ceil(total / _MAX_FRAMES))
     for number, (_, pixels) in enumerate(frames.read(BuildLog())):

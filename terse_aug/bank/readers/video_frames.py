@@ -29,13 +29,7 @@ Frame = tuple[str, NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class Frames:
-    """Every n-th frame of a video file or of a folder of images, one at a time.
-
-    Attributes:
-        place: the file or the folder.
-        every: n.
-        masks: folder of masks, which are no frames.
-    """
+    """Every n-th frame of a video file or of a folder of images without that of masks, one at a time."""
 
     place: Path
     every: int
@@ -73,11 +67,7 @@ class Frames:
                 log.drop(_UNREADABLE, name)
 
     def mask_path(self, name: str) -> Path:
-        """Path of a frame's mask: in the same subfolder, or in none if no other frame has that name.
-
-        Raises:
-            RejectedObject: the mask may belong to another frame.
-        """
+        """Path of a frame's mask: in the same subfolder, or in none; rejects one that may belong to another frame."""
         assert self.masks is not None
         own = (self.masks / name).with_suffix(".png")
         flat = self.masks / own.name

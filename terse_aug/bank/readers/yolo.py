@@ -35,13 +35,14 @@ def build_from_yolo(
     A line holds the class number and either a box (centre x, centre y, width, height) or the points of a polygon, as
     fractions of the image's width and height. Of a data set with keypoints (``kpt_shape`` in its ``data.yaml``) the
     boxes are used; without that file such lines look like polygons. Labels are the class numbers, from 0 on.
+    ``names`` may also be the names, in order or by number.
 
     Args:
         images: folder of images, searched at any depth.
         out: the bank to write.
-        labels: folder of text files, in the same subfolders; by default as for YOLO's trainers: the last ``images`` of
-            each path replaced by ``labels``.
-        names: class names, in order or by number, or a data.yaml or classes.txt; by default the one beside the folders.
+        labels: folder of text files, in the same subfolders; by default, as for YOLO's trainers, the path of the
+            images with its last folder "images" replaced by "labels".
+        names: file of the class names, a data.yaml or classes.txt; by default the one beside the folders.
         options: see :class:`AnnotationOptions`.
 
     Raises:
@@ -100,13 +101,7 @@ def _find_label_files(paths: list[Path], log: BuildLog) -> list[Path | None]:
 
 
 class _LineReader:
-    """Reads the lines of label files into a collector.
-
-    Args:
-        names: class names by number.
-        source: of the names, whose data.yaml may give the keypoints.
-        collector: of the objects.
-    """
+    """Reads the lines of label files into a collector. The source of the names may give the keypoints."""
 
     def __init__(self, names: Mapping[int, str], source: Any, collector: AnnotationCollector):
         self._names = names

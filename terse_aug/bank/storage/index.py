@@ -34,14 +34,7 @@ _COLUMNS = {
 
 
 class IndexColumns:
-    """The index of a bank that is being written.
-
-    Attributes:
-        labels: category ids.
-        relative_sizes: see :class:`Foreground`.
-        sizes: heights and widths in pixels, two for each foreground.
-        centers: x and y, two for each foreground, NaN where unknown.
-    """
+    """The index of a bank that is being written; sizes are height and width in px, unknown centers NaN."""
 
     def __init__(self) -> None:
         self.labels, self.relative_sizes = array("q"), array("f")

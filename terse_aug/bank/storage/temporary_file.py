@@ -21,15 +21,7 @@ _PARTIAL = "partial"
 
 
 class TemporaryFile:
-    """A new, empty, locked file next to ``final``.
-
-    Args:
-        final: where the file will be.
-
-    Attributes:
-        final: as given.
-        path: where the file is until :meth:`publish`.
-    """
+    """A new, empty, locked file next to ``final``, at ``path`` until :meth:`publish`."""
 
     def __init__(self, final: Path):
         self.final = final
@@ -65,10 +57,6 @@ def partial_path(final: Path) -> Path:
 
 def open_locked(path: Path, create: bool = False) -> int | None:
     """Open a file that no other process uses, and lock it.
-
-    Args:
-        path: the file.
-        create: whether to make it where it does not exist.
 
     Returns:
         Its descriptor; ``None`` where another process holds it, it is not a regular file of this user, it cannot be

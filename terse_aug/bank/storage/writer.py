@@ -38,10 +38,6 @@ class BankWriter:
         overwrite: replace an existing file.
 
     Attributes:
-        path: where the bank goes.
-        categories: as given.
-        keypoint_names: as given.
-        overwrite: as given.
         built: how the bank was built, stored in it as JSON; may be filled until the block is left.
 
     Raises:
@@ -99,13 +95,7 @@ class BankWriter:
         return self._store.is_published
 
     def add(self, foreground: Foreground) -> None:
-        """Append one foreground.
-
-        Raises:
-            ValueError: it breaks the contract of :class:`Foreground`, or its label or keypoints are not
-                those that this writer was opened for.
-            OSError: the disk is full or cannot be written.
-        """
+        """Append one foreground; ``ValueError`` if it, its label or its keypoints are not as they have to be."""
         check_foreground(foreground, self.categories, len(self.keypoint_names))
         columns = IndexColumns()
         columns.add(foreground)
