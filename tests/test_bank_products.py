@@ -15,7 +15,8 @@ from PIL import Image
 from terse_aug.bank import BuildReport, ForegroundBank, PlainBackground, build_from_products
 from terse_aug.bank.build.report import BuildLog
 from terse_aug.bank.extract import RejectedObject
-from terse_aug.bank.inputs.mask_pairing import pair_masks
+from terse_aug.bank.inputs.image_list import ImageList
+from terse_aug.bank.inputs.mask_pairing import find_images
 from terse_aug.bank.segmenters.mask_polarity import BLACK, WHITE, object_alpha
 from terse_aug.cli import main
 
@@ -286,10 +287,11 @@ def test_many_names_are_paired_fast(tmp_path: Path, place: str) -> None:
         (tmp_path / f"{name}.jpg").touch()
         (tmp_path / (f"{name}_mask.png" if place == "beside" else f"masks/{number}.png")).touch()
     start = time.process_time()
-    pairs = pair_masks(tmp_path if place == "beside" else tmp_path / "p", masks, BuildLog())
+    root = tmp_path if place == "beside" else tmp_path / "p"
+    found, _ = find_images(root, masks, ImageList(None), BuildLog())
     assert time.process_time() - start < 2
-    assert len(pairs.mask_of) == len(pairs.images) == 2_000
-    assert all(mask.stem.removesuffix("_mask") == path.stem for path, mask in pairs.mask_of.items())
+    assert len(found) == 2_000
+    assert all(image.mask and image.mask.stem.removesuffix("_mask") == image.path.stem for image in found)
 
 
 def test_pure_colours_are_no_mask(tmp_path: Path) -> None:

@@ -42,12 +42,12 @@ def unit_mask(mask: NDArray[np.uint8], side: int = 32) -> NDArray[np.uint8]:
 def mean_shapes(masks: NDArray[np.uint8], generator: np.random.Generator, clusters: int = 5) -> MeanShapes:
     """Mean shapes of a class: k-means of its masks, as in BigDatasetGAN (Li et al., CVPR 2022, supplement).
 
-    There, k = 5 and masks have 32 x 32 px. The best of three attempts, each started with centers drawn by k-means++
-    (Arthur & Vassilvitskii 2007).
+    There, k = 5 and masks have 32 x 32 px. The best of three attempts, each started by k-means++ (Arthur &
+    Vassilvitskii 2007). OpenCV's global random state is set.
 
     Args:
         masks: uint8 ``[n, side, side]``, 0 to 255, see :func:`unit_mask`.
-        generator: draws the first centers.
+        generator: draws the seed.
         clusters: number of groups, k.
 
     Returns:
@@ -59,36 +59,10 @@ def mean_shapes(masks: NDArray[np.uint8], generator: np.random.Generator, cluste
     if not 1 <= clusters <= len(masks):
         raise ValueError(f"expected 1 to {len(masks)} clusters of {len(masks)} masks, got {clusters}")
     flat: NDArray[np.float32] = masks.reshape(len(masks), -1).astype(np.float32) / np.float32(255)
-    best, labels = np.inf, np.zeros(0, np.int32)
-    for _ in range(_ATTEMPTS):
-        first = _nearest(flat, _drawn_centers(flat, generator, clusters))
-        used, numbers = np.unique(first, return_inverse=True)
-        # Given labels and one attempt, OpenCV draws nothing from its global generator.
-        start = numbers.astype(np.int32).reshape(-1, 1)
-        cost, found, _ = cv2.kmeans(flat, len(used), start, _STOP, 1, cv2.KMEANS_USE_INITIAL_LABELS)
-        if cost < best:
-            best, labels = cost, np.asarray(found, np.int32)[:, 0]
-    counts = np.bincount(labels)
+    clusters = min(clusters, len(np.unique(flat, axis=0)))
+    cv2.setRNGSeed(int(generator.integers(2**31)))
+    unset = np.zeros((len(flat), 1), np.int32)
+    _, labels, means = cv2.kmeans(flat, clusters, unset, _STOP, _ATTEMPTS, cv2.KMEANS_PP_CENTERS)
+    counts = np.bincount(np.asarray(labels)[:, 0], minlength=clusters)
     order = np.argsort(-counts, kind="stable")
-    order = order[counts[order] > 0]
-    means = np.stack([flat[labels == group].mean(0) for group in order])
-    return MeanShapes(means.reshape(-1, *masks.shape[1:]), counts[order])
-
-
-def _drawn_centers(flat: NDArray[np.float32], generator: np.random.Generator, clusters: int) -> NDArray[np.float32]:
-    """Each next center is drawn with a probability in proportion to the squared distance from those before."""
-    chosen = [int(generator.integers(len(flat)))]
-    squares = _squares(flat, flat[chosen[0]])
-    while len(chosen) < clusters and squares.any():
-        chosen.append(int(generator.choice(len(flat), p=squares / squares.sum())))
-        squares = np.minimum(squares, _squares(flat, flat[chosen[-1]]))
-    return flat[chosen]
-
-
-def _nearest(flat: NDArray[np.float32], centers: NDArray[np.float32]) -> NDArray[np.int64]:
-    return np.asarray(np.stack([_squares(flat, center) for center in centers]).argmin(0))
-
-
-def _squares(flat: NDArray[np.float32], center: NDArray[np.float32]) -> NDArray[np.float64]:
-    squares: NDArray[np.float64] = np.square(flat - center).sum(1, dtype=np.float64)
-    return squares
+    return MeanShapes(np.asarray(means, np.float32)[order].reshape(-1, *masks.shape[1:]), counts[order])

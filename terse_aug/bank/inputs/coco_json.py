@@ -14,7 +14,6 @@ import numpy as np
 from terse_aug.bank.build.rejected_sample import RejectedSample
 from terse_aug.bank.build.report import BuildLog
 from terse_aug.bank.inputs.coco_entries import (
-    MAX_DIGITS,
     file_name,
     read_categories,
     read_entries,
@@ -23,7 +22,7 @@ from terse_aug.bank.inputs.coco_entries import (
 )
 from terse_aug.bank.inputs.image_list import NOT_LISTED, ImageList
 from terse_aug.bank.inputs.masks import NO_MASK, as_json, has_mask, segmentation_as_json
-from terse_aug.bank.inputs.repair import Repairs, as_whole_number, is_nested_too_deeply
+from terse_aug.bank.inputs.repair import Repairs, as_whole_number
 from terse_aug.bank.selection import listed
 from terse_aug.viz.text import printable
 
@@ -51,7 +50,7 @@ class CocoAnnotations:
         if not path.is_file():
             raise FileNotFoundError(f"expected a COCO JSON file at {path}, found none")
         try:
-            content = _read_json(path)
+            content = json.loads(path.read_bytes())
         except (ValueError, RecursionError) as error:
             raise ValueError(f"expected a COCO JSON file, got {path}, which is not JSON ({error})") from error
         return cls.parse(content, str(path))
@@ -62,10 +61,7 @@ class CocoAnnotations:
         if not isinstance(content, Mapping):
             return cls.parse(content, name)
         lists = {key: list(entries) for key in _LISTS if isinstance(entries := content.get(key), list | tuple)}
-        converted = {
-            key: [entry if is_nested_too_deeply(entry) else as_json(_without_bitmap(entry)) for entry in entries]
-            for key, entries in lists.items()
-        }
+        converted = {key: [as_json(_without_bitmap(entry)) for entry in entries] for key, entries in lists.items()}
         return cls.parse({**content, **converted}, name)
 
     @classmethod
@@ -173,16 +169,6 @@ def rejected_sample(image: Mapping[str, Any], entry: Mapping[str, Any]) -> Rejec
     """An annotation on its image, for a contact sheet."""
     name, size = file_name(image), (annotated_side(image, "height", set()), annotated_side(image, "width", set()))
     return RejectedSample(name, f"{name}#{entry.get('id')}", entry.get("bbox"), entry.get("segmentation"), size)
-
-
-def _read_json(path: Path) -> Any:
-    text = path.read_bytes()
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise
-    except ValueError:  # a number of more digits than Python parses
-        return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) <= MAX_DIGITS else digits)
 
 
 def _without_bitmap(entry: Any) -> Any:

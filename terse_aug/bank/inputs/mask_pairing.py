@@ -1,50 +1,60 @@
-"""Pairs images and masks by their names."""
+"""Finds the images of a folder, and their masks by their names."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from terse_aug.bank.build.rejected_sample import RejectedSample
 from terse_aug.bank.build.report import BuildLog
 from terse_aug.bank.inputs.file_names import IMAGE_SUFFIXES, match_names
 from terse_aug.bank.inputs.folders import visible_files
+from terse_aug.bank.inputs.image_list import NOT_LISTED, ImageList
 
-MASK_SUFFIX = "_mask"
-IMAGE_OR_MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".pbm")
-NO_IMAGE = "mask without an image of its name"
-
-
-@dataclass(frozen=True)
-class MaskPairs:
-    """Images and their masks.
-
-    Attributes:
-        images: in the order of their names.
-        mask_of: masks of the images that have one.
-        shared: images that have one mask in common, such as ``a.jpg`` and ``a.png`` with ``a_mask.png``.
-    """
-
-    images: list[Path]
-    mask_of: dict[Path, Path]
-    shared: set[Path]
+_MASK_SUFFIX = "_mask"
+_SUFFIXES = (*IMAGE_SUFFIXES, ".pbm")
 
 
-def pair_masks(root: Path, masks: Path | None, log: BuildLog) -> MaskPairs:
-    """Images below ``root``, and masks of the same names below ``masks``, in the same subfolders or in none.
+class ListedImage(NamedTuple):
+    """An image, its name relative to its folder, and its mask if masks are given."""
+
+    path: Path
+    name: str
+    mask: Path | None = None
+
+
+def find_images(
+    root: Path, masks: Path | None, image_list: ImageList, log: BuildLog
+) -> tuple[list[ListedImage], list[Path]]:
+    """Images on a list that have a mask of their own, if there are masks; and all images. The others are counted."""
+    images, mask_of, shared = _pair(root, masks, log)
+    found = []
+    for path in images:
+        name = path.relative_to(root).as_posix()
+        if name not in image_list:
+            log.drop(NOT_LISTED, name)
+        elif path in shared:
+            reason = "image has its mask in common with another of its name"
+            log.drop(reason, name, shown=RejectedSample(path, name))
+        elif masks is not None and path not in mask_of:
+            log.drop("image without a mask of its name", name, shown=RejectedSample(path, name))
+        else:
+            found.append(ListedImage(path, name, mask_of.get(path)))
+    image_list.report_unmatched(log)
+    return found, images
+
+
+def _pair(root: Path, masks: Path | None, log: BuildLog) -> tuple[list[Path], dict[Path, Path], set[Path]]:
+    """Images below ``root``, their masks below ``masks``, in the same subfolders or in none, and those that share one.
 
     A mask has its image's name, or that name and ``_mask``. If both folders are the same, masks are files with
     ``_mask``, PBM files, and PNG files beside a JPEG of the same name. If one lies in the other, its files do not
     belong to the other.
-
-    Args:
-        root: folder of images.
-        masks: folder of masks; ``None`` if there are none.
-        log: counts masks without an image, and names that were repaired.
     """
     if masks is None:
-        return MaskPairs(_images(root), {}, set())
+        return _images(root), {}, set()
     if masks.resolve() == root.resolve():
         files = _images(root)
         jpegs = {_stem(root, path) for path in files if path.suffix.lower() in (".jpg", ".jpeg")}
@@ -58,7 +68,7 @@ def pair_masks(root: Path, masks: Path | None, log: BuildLog) -> MaskPairs:
     mask_by_stem = _match_masks(by_stem, {path: _stem(masks, path) for path in known}, log)
     with_mask = {stem: paths for stem, paths in by_stem.items() if stem in mask_by_stem}
     mask_of = {path: mask_by_stem[stem] for stem, paths in with_mask.items() for path in paths}
-    return MaskPairs(files, mask_of, {path for paths in with_mask.values() if len(paths) > 1 for path in paths})
+    return files, mask_of, {path for paths in with_mask.values() if len(paths) > 1 for path in paths}
 
 
 def outside(root: Path, files: Iterable[Path], other: Path) -> list[Path]:
@@ -71,7 +81,7 @@ def outside(root: Path, files: Iterable[Path], other: Path) -> list[Path]:
 
 
 def _images(root: Path) -> list[Path]:
-    return [path for path in visible_files(root) if path.suffix.lower() in IMAGE_OR_MASK_SUFFIXES]
+    return [path for path in visible_files(root) if path.suffix.lower() in _SUFFIXES]
 
 
 def _match_masks(image_stems: Iterable[str], stem_of: dict[Path, str], log: BuildLog) -> dict[str, Path]:
@@ -79,7 +89,7 @@ def _match_masks(image_stems: Iterable[str], stem_of: dict[Path, str], log: Buil
     names = dict.fromkeys(image_stems)
     flat_names = Counter(_last_part(name) for name in names)
     exact = {path: stem for path, stem in stem_of.items() if stem in names or stem in flat_names}
-    stripped = {path: stem.removesuffix(MASK_SUFFIX) for path, stem in stem_of.items() if path not in exact}
+    stripped = {path: stem.removesuffix(_MASK_SUFFIX) for path, stem in stem_of.items() if path not in exact}
     masks: dict[str, Path] = {}
     for path, stem in [*exact.items(), *stripped.items()]:
         if masks.setdefault(stem, path) != path:
@@ -93,7 +103,7 @@ def _match_masks(image_stems: Iterable[str], stem_of: dict[Path, str], log: Buil
             log.repair([f"mask: {match.reason}"], name)
             masks[name] = masks.pop(match.name)
     for stem in sorted(masks.keys() - names.keys()):
-        log.drop(NO_IMAGE, masks.pop(stem).name)
+        log.drop("mask without an image of its name", masks.pop(stem).name)
     return masks
 
 
@@ -107,6 +117,6 @@ def _last_part(name: str) -> str:
 
 def _is_mask(root: Path, path: Path, jpegs: set[str]) -> bool:
     """Whether a file of a folder with images and masks is a mask."""
-    if path.stem.endswith(MASK_SUFFIX) or path.suffix.lower() == ".pbm":
+    if path.stem.endswith(_MASK_SUFFIX) or path.suffix.lower() == ".pbm":
         return True
     return path.suffix.lower() == ".png" and _stem(root, path) in jpegs

@@ -69,16 +69,6 @@ def class_name(value: Any, repairs: Repairs) -> str:
     return name
 
 
-def is_nested_too_deeply(value: Any, levels: int = _MAX_LEVELS) -> bool:
-    """Whether lists and mappings are nested more deeply than in any annotation."""
-    if isinstance(value, Mapping):
-        value = value.values()
-    elif not isinstance(value, list | tuple):
-        return False
-    nested = (part for part in value if isinstance(part, list | tuple | Mapping))
-    return levels == 0 or any(is_nested_too_deeply(part, levels - 1) for part in nested)
-
-
 def contains_text(value: Any, levels: int = _MAX_LEVELS) -> bool:
     """Whether a value is text, or a list (of lists) with text in it."""
     if isinstance(value, list | tuple):
@@ -206,8 +196,6 @@ def _parse_json(text: str, repairs: Repairs) -> Any:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
-        return text
-    if is_nested_too_deeply(content):
         return text
     repairs.add(TEXT_LIST)
     return parse_text(content, repairs)
