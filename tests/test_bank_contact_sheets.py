@@ -73,18 +73,6 @@ def test_files_of_others_are_left_alone(sample: CocoSample, name: str) -> None:
     assert [path.name for path in own.parent.iterdir()] == [name]
 
 
-def test_one_sheet_is_drawn_even_if_nothing_is_kept(sample: CocoSample) -> None:
-    sheet = sample.folder / "rejected.png"
-    build(sample, sheet)
-    whole = height_of(sheet)
-    sample.content["annotations"] = sample.content["annotations"][1:]
-    (sample.folder / "out.bank").unlink()
-    with pytest.raises(ValueError, match="no foreground was kept"):
-        build(sample, sheet, overwrite=True)
-    assert 0 < height_of(sheet) < whole
-    assert not (sample.folder / "out.bank").exists()
-
-
 @pytest.mark.parametrize("scale", [1, 5])
 def test_the_outline_is_where_the_object_is(tmp_path: Path, scale: int) -> None:
     pixels = np.full((100 * scale, 150 * scale, 3), 255, np.uint8)

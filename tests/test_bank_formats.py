@@ -38,6 +38,7 @@ from annotated_samples import (
 from terse_aug import ForegroundBank
 from terse_aug.bank import (
     BuildReport,
+    build_from_coco,
     build_from_labelme,
     build_from_panoptic,
     build_from_via,
@@ -78,13 +79,6 @@ def test_every_format_gives_the_same_foregrounds(name: str, sample: AnnotatedIma
         assert foreground.source.startswith("scene.png#")
         assert foreground.relative_size == pytest.approx(max(width, height) / np.sqrt(HEIGHT * WIDTH), rel=0.03)
     assert report.mask_sources == ({"mask": 1, "box": 1} if name in WITH_BOXES else {"mask": 2})
-
-
-@pytest.mark.parametrize("name", list(WITH_BOXES))
-def test_boxes_are_rejected_by_default(name: str, sample: AnnotatedImage, tmp_path: Path) -> None:
-    report = WITH_BOXES[name](sample, tmp_path / "out.bank")
-    assert report.kept == {"cat": 1}
-    assert [count for reason, count in report.rejected.items() if "box only" in reason] == [1]
 
 
 def test_labels_are_the_formats_own_or_in_the_order_of_names(sample: AnnotatedImage, tmp_path: Path) -> None:
@@ -238,6 +232,7 @@ def test_wrong_calls_are_refused_before_anything_is_read(sample: AnnotatedImage,
         (ValueError, "expected one of grabcut", lambda: build_from_labelme(nowhere, out, boxes="magic")),
         (TypeError, "boxs", lambda: build_from_labelme(nowhere, out, boxs="box")),
         (ValueError, "found none that can be read: there is none", lambda: build_from_labelme(tmp_path / "empty", out)),
+        (FileNotFoundError, "COCO JSON file at", lambda: build_from_coco(nowhere, sample.images, out)),
         (FileNotFoundError, "expected a folder", lambda: build_from_labelme(nowhere, out)),
         (FileNotFoundError, "expected an export of VIA", lambda: build_from_via(nowhere, sample.images, out)),
         (ValueError, "export of VIA", lambda: build_from_via(tmp_path / "list.csv", sample.images, out)),

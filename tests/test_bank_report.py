@@ -14,7 +14,7 @@ from bank_samples import CATEGORIES, make_foreground, write_bank
 from numpy.typing import NDArray
 from test_bank_measures import cross, disk, texture
 
-from terse_aug.bank import BankWriter, ExtractionRules, Foreground, ForegroundBank, build_from_masks
+from terse_aug.bank import BankWriter, Foreground, ForegroundBank
 from terse_aug.bank.analysis import BankStatistics, bank_statistics, render_report
 from terse_aug.bank.analysis.charts import histogram
 from terse_aug.cli import main
@@ -222,12 +222,6 @@ def test_a_view_is_reported_as_it_is(varied: Path) -> None:
     assert all(0 <= done <= total for _, done, total in reported)
 
 
-@pytest.mark.parametrize("options", [{"samples": -1}, {"seed": -1}])
-def test_wrong_options(options: dict[str, int], varied: Path) -> None:
-    with ForegroundBank.open(varied) as bank, pytest.raises(ValueError, match="samples and seed of 0 or more"):
-        bank_statistics(bank, **options)
-
-
 def test_bars_count_every_value() -> None:
     values = [0.0, 0.1, 0.5, 0.99, 1.0, 7.0]
     svg = histogram(values, [0.0, 0.5, 1.0, 2.0], [0.0, 0.5, 5.0], "some <name>", " px")
@@ -271,25 +265,3 @@ def test_centers_are_stored_and_old_banks_have_none(tmp_path: Path) -> None:
             with pytest.raises(ValueError, match="fractions of the image"):
                 writer.add(make_foreground(0, center=wrong))
         writer.add(make_foreground(0))
-
-
-def test_centers_are_those_of_the_boxes(data_root: Path, tmp_path: Path) -> None:
-    from PIL import Image
-
-    folder = data_root / "penn_fudan"
-    names = ["FudanPed00001.png", "PennPed00010.png"]
-    source = (folder / "PNGImages", folder / "PedMasks", tmp_path / "p.bank")
-    build_from_masks(*source, image_list=names, rules=ExtractionRules(max_side=200))
-    expected = []
-    for name in names:
-        ids = np.asarray(Image.open(folder / "PedMasks" / name.replace(".png", "_mask.png")))
-        for number in range(1, ids.max() + 1):
-            rows, columns = np.nonzero(ids == number)
-            middle = (columns.min() + columns.max() + 1) / 2, (rows.min() + rows.max() + 1) / 2
-            expected.append((middle[0] / ids.shape[1], middle[1] / ids.shape[0]))
-    with ForegroundBank.open(tmp_path / "p.bank") as bank:
-        np.testing.assert_allclose(bank.centers, expected, atol=1e-6)
-        assert bank.sizes.max() == 200  # scaled down, where the middle has to come along
-    statistics, page = report_of(tmp_path / "p.bank")
-    assert len(statistics.centers) == len(expected)
-    assert "one dot for each" in page
