@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from terse_aug.bank import BuildReport, build_from_coco, build_from_labelme, build_from_masks, build_from_voc
-from terse_aug.bank.build.contact_sheets import Section, draw_rejected, write_sheets
-from terse_aug.bank.build.rejected_sample import EvenSample, RejectedSample
+from terse_aug.bank.build.contact_sheets import draw_rejected, write_sheets
+from terse_aug.bank.build.report import EvenSample, RejectedSample, Section
 from terse_aug.viz.images import ORANGE, SKY_BLUE
 
 

@@ -74,11 +74,6 @@ def test_what_does_not_match_is_counted(folders: tuple[Path, Path], tmp_path: Pa
     }
 
 
-def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="folder of images"):
-        build_from_masks(tmp_path / "no", tmp_path, tmp_path / "out.bank")
-
-
 def test_real_penn_fudan(data_root: Path, tmp_path: Path) -> None:
     images, masks = data_root / "penn_fudan" / "PNGImages", data_root / "penn_fudan" / "PedMasks"
     report = build_from_masks(images, masks, tmp_path / "out.bank", rules=EVERY)

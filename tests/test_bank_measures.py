@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from terse_aug.bank.analysis.mean_shapes import mean_shapes, unit_mask
+from terse_aug.bank.analysis.class_shapes import (
+    chamfer_distance,
+    drawn_pairs,
+    mean_shapes,
+    shape_diversity,
+    unit_mask,
+)
 from terse_aug.bank.analysis.near_duplicates import MAX_HASH_DISTANCE, appearance_of, find_near_duplicates
 from terse_aug.bank.analysis.outline import (
     Outline,
@@ -23,7 +29,6 @@ from terse_aug.bank.analysis.outline import (
     simplified,
     unit_outline,
 )
-from terse_aug.bank.analysis.shape_diversity import chamfer_distance, drawn_pairs, shape_diversity
 
 Mask = NDArray[np.uint8]
 

@@ -25,8 +25,7 @@ import terse_aug
 from terse_aug.bank import ExtractionRules, ForegroundBank
 from terse_aug.bank.build.chunks import ExtractedChunk, identity_of
 from terse_aug.bank.build.partial_build import PartialBuild
-from terse_aug.bank.build.rejected_sample import RejectedSample
-from terse_aug.bank.build.report import BuildLog
+from terse_aug.bank.build.report import BuildLog, RejectedSample
 from terse_aug.bank.inputs.masks import MaskInFile
 from terse_aug.bank.segmenters.box import box_alpha
 from terse_aug.bank.storage.index import IndexColumns

@@ -68,16 +68,6 @@ def test_build_masks_and_info_of_real_data(data_root: Path, tmp_path: Path, caps
     assert info["built"]["rejected"] == {"image is not in `image_list`": 168}
 
 
-def test_build_rgba(tmp_path: Path) -> None:
-    from test_bank_rgba import save
-
-    save(tmp_path / "objects" / "cup" / "a.png")
-    arguments = ["bank", "build", "rgba", "--folder", str(tmp_path / "objects"), "--relative-size", "0.5"]
-    assert main([*arguments, "--out", str(tmp_path / "cups.bank")]) == 0
-    bank = ForegroundBank.open(tmp_path / "cups.bank")
-    assert (bank.categories, bank[0].relative_size) == ({1: "cup"}, 0.5)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -91,6 +81,7 @@ def test_build_rgba(tmp_path: Path) -> None:
         (["bank", "build", "rgba", "--folder", ".", "--out", "x.bank", "--min-area", "0"], "min_area"),
         (["bank", "build", "rgba", "--folder", ".", "--out", "x.bank", "--min-area", "a"], "invalid int"),
         (["bank", "build", "rgba", "--folder", ".", "--out", "."], "got the folder"),
+        (["bank", "build", "rgba", "--folder", ".", "--out", "some.bank"], "--overwrite"),
         (["bank", "report", "missing.bank", "--out", "x.html"], "no foreground bank at"),
         (["bank", "report", "some.bank"], "--out"),
         (["bank", "report", "some.bank", "--out", "x.bank"], "ends in .html"),
@@ -114,31 +105,6 @@ def test_user_errors_are_one_line_and_exit_code_2(
     assert printed.err.count("\n") == 1
     assert message in printed.err
     assert [path.name for path in tmp_path.iterdir()] == ["some.bank"]
-
-
-def test_existing_bank_is_refused(sample: CocoSample, capsys: pytest.CaptureFixture[str]) -> None:
-    write_bank(sample.folder / "out.bank", 2)
-    assert main(coco_arguments(sample)) == 2
-    assert "--overwrite" in capsys.readouterr().err
-    assert len(ForegroundBank.open(sample.folder / "out.bank")) == 2
-
-
-def test_an_interruption_is_reported(
-    sample: CocoSample, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("terse_aug.bank.readers.annotated_images.extract_from_image", interrupted)
-    assert main(coco_arguments(sample)) == 130
-    assert "nothing was written" in capsys.readouterr().err
-    assert not list(sample.folder.glob("*bank*"))
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["bank", "build", "coco", "--help"]])
-def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(arguments) == 0
-    assert "usage: terse-aug" in capsys.readouterr().out
 
 
 def test_every_format_can_be_built_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,7 @@ from terse_aug.bank import ForegroundBank
 from terse_aug.bank.analysis import bank_statistics, render_report
 from terse_aug.bank.analysis.page import by_count
 from terse_aug.cli import sources
-from terse_aug.cli.output import HTML, checked_output, write_whole
-from terse_aug.cli.progress import progress_bar
+from terse_aug.cli.output import HTML, checked_output, progress_bar, write_whole
 from terse_aug.viz.text import printable
 
 _SAMPLES = 8

@@ -12,7 +12,7 @@ from typing import Any
 from terse_aug.bank import BOX_MASK_METHODS, AnnotationOptions, BoxMasks, BuildOptions, ExtractionRules, PlainBackground
 from terse_aug.bank.build.report import BuildReport
 from terse_aug.cli.flags import add_flags, documented, with_flags
-from terse_aug.cli.progress import progress_bar
+from terse_aug.cli.output import progress_bar
 
 Build = Callable[..., BuildReport]
 

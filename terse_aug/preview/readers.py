@@ -19,9 +19,9 @@ from terse_aug.bank.extract import RejectedObject, tight_box
 from terse_aug.bank.inputs.coco_entries import file_name
 from terse_aug.bank.inputs.coco_json import CocoAnnotations, annotated_side
 from terse_aug.bank.inputs.file_names import FileFinder
+from terse_aug.bank.inputs.folders import find_images
 from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.images import read_image_like, read_index_mask
-from terse_aug.bank.inputs.mask_pairing import find_images
 from terse_aug.bank.inputs.masks import has_mask, segmentation_to_mask
 from terse_aug.bank.inputs.repair import repair_annotation
 from terse_aug.preview.data import LabelledImages, Sample

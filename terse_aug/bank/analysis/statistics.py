@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from terse_aug.bank.analysis.class_shapes import Diversity, MeanShapes, mean_shapes, shape_diversity
 from terse_aug.bank.analysis.foreground_measures import ForegroundMeasures
-from terse_aug.bank.analysis.mean_shapes import MeanShapes, mean_shapes
 from terse_aug.bank.analysis.near_duplicates import NearDuplicates, find_near_duplicates
-from terse_aug.bank.analysis.shape_diversity import Diversity, shape_diversity
 from terse_aug.bank.bank import ForegroundBank
 from terse_aug.structures.foreground import Foreground
 

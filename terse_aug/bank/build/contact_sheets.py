@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from terse_aug.bank.build.rejected_sample import RejectedSample
+from terse_aug.bank.build.report import RejectedSample, Section
 from terse_aug.bank.extract import RejectedObject
 from terse_aug.bank.inputs.images import BROKEN_FILE, NoAlphaError, read_image_like, read_rgba
 from terse_aug.bank.inputs.masks import segmentation_to_mask
@@ -35,14 +35,6 @@ _MARGIN = 0.5
 _CHECKERBOARD_PX = 8
 _MAX_COORDINATE = 1e6
 _SOFTWARE = "terse-aug"
-
-
-class Section(NamedTuple):
-    """A part of a sheet: the reason and its count, objects, and where some are found if none can be drawn."""
-
-    title: str
-    samples: Sequence[RejectedSample | Foreground]
-    examples: Sequence[str] = ()
 
 
 def check_target(target: Path, overwrite: bool) -> None:

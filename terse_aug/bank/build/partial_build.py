@@ -21,8 +21,7 @@ from typing import Any
 
 from terse_aug._version import __version__
 from terse_aug.bank.build.chunks import ExtractedChunk, plain_value
-from terse_aug.bank.build.rejected_sample import RejectedSample
-from terse_aug.bank.build.report import BuildLog, ReasonCounts
+from terse_aug.bank.build.report import BuildLog, ReasonCounts, RejectedSample
 from terse_aug.bank.inputs.masks import MaskInFile
 from terse_aug.bank.storage.index import IndexColumns
 from terse_aug.bank.storage.temporary_file import open_locked, partial_path

@@ -13,8 +13,7 @@ from typing import Any
 from terse_aug.bank.build.chunks import ExtractionTask, Source
 from terse_aug.bank.build.contact_sheets import Locate, check_target, write_sheets
 from terse_aug.bank.build.partial_build import PartialBuild
-from terse_aug.bank.build.rejected_sample import EvenSample
-from terse_aug.bank.build.report import BY_MASK, BuildLog, BuildReport, Progress, ReasonCounts
+from terse_aug.bank.build.report import BY_MASK, BuildLog, BuildReport, EvenSample, Progress, ReasonCounts
 from terse_aug.bank.build.workers import extract_in_order
 from terse_aug.bank.storage.writer import BankWriter
 

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from terse_aug.bank.build.rejected_sample import RejectedSample
-from terse_aug.bank.build.report import BuildLog
+from terse_aug.bank.build.report import BuildLog, RejectedSample
 from terse_aug.bank.inputs.coco_entries import (
     file_name,
     read_categories,

@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 
 from terse_aug.bank.build.chunks import Source
-from terse_aug.bank.build.rejected_sample import RejectedSample
-from terse_aug.bank.build.report import BuildLog, BuildReport
+from terse_aug.bank.build.report import BuildLog, BuildReport, RejectedSample
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
-from terse_aug.bank.inputs.folders import check_folders
+from terse_aug.bank.inputs.folders import ListedImage, check_folders, find_images
 from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.images import read_image_like, read_index_mask
-from terse_aug.bank.inputs.mask_pairing import ListedImage, find_images
 from terse_aug.bank.inputs.masks import MaskInFile
 from terse_aug.bank.readers.options import BuildOptions
 from terse_aug.structures.foreground import Foreground

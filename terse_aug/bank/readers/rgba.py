@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terse_aug.bank.build.chunks import Source
-from terse_aug.bank.build.rejected_sample import RejectedSample
-from terse_aug.bank.build.report import BuildLog, BuildReport
+from terse_aug.bank.build.report import BuildLog, BuildReport, RejectedSample
 from terse_aug.bank.extract import ExtractionRules, RejectedObject, finish_foreground, remove_faint_alpha, tight_box
 from terse_aug.bank.inputs.folders import check_folders, class_labels, visible_files
 from terse_aug.bank.inputs.image_list import NOT_LISTED, ImageList

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from terse_aug.bank.build.report import BuildLog, BuildReport
-from terse_aug.bank.inputs.file_names import FileFinder
+from terse_aug.bank.inputs.file_names import match_names
 from terse_aug.bank.inputs.folders import check_folders
 from terse_aug.bank.inputs.images import image_size, is_color_image
 from terse_aug.bank.inputs.repair import SPACED_NAME, Malformed, as_number
@@ -82,21 +82,16 @@ def _pairs(images: Path, labels: Path | None, log: BuildLog) -> Iterable[tuple[P
 
 def _find_label_files(paths: list[Path], log: BuildLog) -> list[Path | None]:
     """The files, also if they spell a name differently; ``None`` for those that do not exist."""
-    names: dict[Path, list[str]] = defaultdict(list)
-    for path in paths:
-        names[path.parent].append(path.name)
-    finders = {folder: FileFinder(folder, own, recursive=False) for folder, own in names.items()}
+    folders = dict.fromkeys(path.parent for path in paths)
+    existing = [file for folder in folders for file in sorted(folder.glob("*.[tT][xX][tT]"))]
+    matches = match_names(map(Path.as_posix, paths), map(Path.as_posix, existing))
     files: list[Path | None] = []
     for path in paths:
-        try:
-            name, difference = finders[path.parent].find(path.name)
-        except LookupError:
-            files.append(None)
-            continue
-        if difference:
-            log.repair([f"label {difference}"], name)
-        file = path.parent / name
-        files.append(file if file.is_file() else None)
+        match = matches.get(path.as_posix())
+        if match is not None and match.name is not None:
+            log.repair([f"label {match.reason}"], path.name)
+            path = Path(match.name)
+        files.append(path if path.is_file() else None)
     return files
 
 
