@@ -11,11 +11,8 @@ import pytest
 from bank_samples import CocoSample, make_foreground
 
 from terse_aug.bank import BankWriter, BuildReport, ForegroundBank, build_from_coco
-from terse_aug.bank.inputs.repair import find_id
 
-LARGE = 2**53
-"""From here on a float does not distinguish neighbouring numbers."""
-NO_ID, NO_CATEGORY = "image is not in the JSON", "category without a name or an id that is a number of 64 bits"
+NO_CATEGORY = "category without a name or an id that is a number of 64 bits"
 AMBIGUOUS, BY_NAME = "category as text is the id of one and the name of another", "category given by its name"
 BY_TEXT = "id written as text"
 
@@ -33,28 +30,6 @@ def build(sample: CocoSample) -> BuildReport:
 def labels(report: BuildReport) -> list[int]:
     with ForegroundBank.open(report.path) as bank:
         return bank.labels.tolist()
-
-
-@pytest.mark.parametrize("written", [LARGE + 1, str(LARGE + 1), float(LARGE), f"{LARGE}.0", "9007199254740992e0"])
-def test_neighbouring_large_ids_are_distinguished(written: Any) -> None:
-    assert find_id(written, {LARGE: "a", str(LARGE): "b"}, set()) is None
-    assert find_id(written, {LARGE: "a", 1: "b"}, set()) is None
-
-
-@pytest.mark.parametrize("text", ["{}", " {} "])
-def test_large_ids_as_text_are_exact(sample: CocoSample, text: str) -> None:
-    sample.content["images"][0]["id"] = LARGE
-    sample.content["annotations"] = []
-    for image_id in (text.format(LARGE), text.format(LARGE + 1), float(LARGE)):
-        sample.add(image_id=image_id)
-    report = build(sample)
-    assert (report.kept, report.rejected, report.repaired) == ({"car": 1}, {NO_ID: 2}, {BY_TEXT: 1})
-    categories = {str(LARGE + 1): "odd", LARGE: "even", f"{LARGE}.0": "unclear"}
-    sample.content["categories"] = [{"id": key, "name": name} for key, name in categories.items()]
-    sample.content["annotations"] = []
-    sample.add(image_id=LARGE, category_id=LARGE + 1)
-    report = build(sample)
-    assert (report.kept, report.rejected) == ({"odd": 1}, {NO_CATEGORY: 1})
 
 
 @pytest.mark.parametrize(

@@ -104,26 +104,6 @@ def test_parts_are_measured_together_and_holes_are_counted() -> None:
     assert parts_and_holes(np.ones((1, 1), np.uint8)) == (1, 0)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_a_larger_mask_of_the_same_shape_has_the_same_measures(seed: int) -> None:
-    large = blob(seed, 480)
-    mask = silhouette(cv2.resize(255 * large, None, fx=0.4, fy=0.4, interpolation=cv2.INTER_AREA))
-    (corners, length), (more, longer) = corners_and_length(mask), corners_and_length(large)
-    assert longer == pytest.approx(length, rel=0.03)
-    assert more == pytest.approx(corners, rel=0.25)
-    assert (
-        chamfer_distance(points_of(mask), points_of(large))
-        < 0.02
-        < chamfer_distance(points_of(mask), points_of(disk(99)))
-    )
-
-
-def _distance(point: NDArray[np.float32], polygon: NDArray[np.float32]) -> float:
-    starts, ends = polygon, np.roll(polygon, -1, axis=0)
-    along = ((point - starts) * (ends - starts)).sum(1) / np.maximum(((ends - starts) ** 2).sum(1), 1e-12)
-    return float(np.hypot(*(starts + along.clip(0, 1)[:, None] * (ends - starts) - point).T).min())
-
-
 def test_silhouettes_are_tight_and_at_least_half_opaque() -> None:
     alpha = np.zeros((9, 9), np.uint8)
     alpha[2:5, 3:8] = 200
@@ -136,19 +116,10 @@ def test_silhouettes_are_tight_and_at_least_half_opaque() -> None:
 
 def test_points_are_evenly_spaced_and_on_the_outline() -> None:
     square: Outline = [np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32)]
-    points = even_points(square, 8)
     expected = [[0.25, 0], [0.75, 0], [1, 0.25], [1, 0.75], [0.75, 1], [0.25, 1], [0, 0.75], [0, 0.25]]
-    np.testing.assert_allclose(points, expected, atol=1e-6)
-    parts = cv2.copyMakeBorder(disk(50), 0, 30, 10, 40, cv2.BORDER_CONSTANT, value=0)
-    parts[60:, :20] = parts[:, 80:] = 1
-    outline = unit_outline(parts)
-    assert len(outline) == 3
-    for point in even_points(outline):
-        assert min(_distance(point, part) for part in outline) < 1e-5
-    shared = [outline_length([part]) / outline_length(outline) for part in outline]
-    points = even_points(outline, 1000)
-    nearest = np.argmin([[_distance(point, part) for part in outline] for point in points], axis=1)
-    np.testing.assert_allclose(np.bincount(nearest, minlength=len(outline)) / 1000, shared, atol=2e-3)
+    np.testing.assert_allclose(even_points(square, 8), expected, atol=1e-6)
+    parts = even_points([square[0], square[0] / 3 + 5], 1000)
+    assert (parts > 4).all(1).mean() == pytest.approx(0.25, abs=2e-3), "in proportion to the lengths of the parts"
 
 
 def test_chamfer_distance() -> None:
@@ -199,11 +170,10 @@ def test_mean_shapes_separate_two_kinds() -> None:
     np.testing.assert_allclose(found.means[1], others.mean(0) / 255, atol=1e-5)
 
 
-def test_mean_shapes_follow_their_generator_alone() -> None:
+def test_mean_shapes_are_those_of_their_generator_the_largest_first() -> None:
     masks = np.stack([unit_mask(blob(seed)) for seed in range(40)])
     first, again, other = (mean_shapes(masks, np.random.default_rng(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.means, again.means)
-    assert first.means.shape == (5, 32, 32)
     assert first.counts.sum() == other.counts.sum() == 40
     assert (np.diff(first.counts) <= 0).all()
     assert not np.array_equal(first.means, other.means)

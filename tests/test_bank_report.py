@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import numpy as np
 import pytest
 from bank_samples import CATEGORIES, make_foreground, write_bank
@@ -150,15 +149,6 @@ def test_odd_banks(kind: str, tmp_path: Path) -> None:
         assert statistics.copies == 59
 
 
-def test_descriptions_of_other_programs_are_accepted(tmp_path: Path) -> None:
-    built = {"rejected": ["x"], "mask_sources": {"mask": "some"}, "from": None, SCRIPT: [1, SCRIPT], "nested": {"a": 1}}
-    _, page = report_of(write(tmp_path / "odd.bank", ODD["one"], built))
-    assert page.count("Not recorded.") == 2
-    assert "&lt;script&gt;" in page
-    _, page = report_of(write(tmp_path / "odd.bank", ODD["one"], {"rejected": {}, "mask_sources": {"mask": 1}}))
-    assert "<p>Nothing.</p>" in page
-
-
 @pytest.mark.parametrize("counts", [["x"], "x", 5, {"a": "b"}, {"a": [1]}, {"\x1b[2J\ud800": 3, "b": 4}, None])
 @pytest.mark.parametrize("what", ["rejected", "repaired"])
 def test_the_command_prints_any_description(
@@ -171,20 +161,6 @@ def test_the_command_prints_any_description(
         assert "\x1b" not in output
         printed = isinstance(counts, dict) and "b" in counts
         assert more or (f"{what} when it was built\n       4  b\n       3   [2J\\ud800" in output) == printed
-
-
-@pytest.mark.parametrize("center", [(np.inf, 0.5), (0.5, -np.inf), (-0.25, 0.5), (0.5, 1.01), (0.5, np.nan), (1e30, 0)])
-def test_centers_beyond_the_image_are_unknown(center: tuple[float, float], tmp_path: Path) -> None:
-    path = write(tmp_path / "a.bank", [foreground(shaped(disk(20)), center=(0.25, 1.0)) for _ in range(2)])
-    stored = np.array([[0.25, 1.0], center], "<f4").tobytes()
-    with lmdb.open(str(path), subdir=False, lock=False) as environment, environment.begin(write=True) as transaction:
-        transaction.put(b"centers", stored)
-    with ForegroundBank.open(path) as bank:
-        np.testing.assert_array_equal(bank.centers, [[0.25, 1.0], [np.nan, np.nan]])
-        assert not bank.centers.flags.writeable
-        assert [one.center for one in bank] == [(0.25, 1.0), None]
-    statistics, _ = report_of(path)
-    assert statistics.centers.tolist() == [[0.25, 1.0]]
 
 
 def test_the_same_seed_gives_the_same_page(varied: Path) -> None:

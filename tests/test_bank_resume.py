@@ -29,7 +29,6 @@ from terse_aug.bank.build.report import BuildLog, RejectedSample
 from terse_aug.bank.inputs.masks import MaskInFile
 from terse_aug.bank.segmenters.box import box_alpha
 from terse_aug.bank.storage.index import IndexColumns
-from terse_aug.bank.storage.lmdb_writer import Store
 from terse_aug.bank.storage.temporary_file import partial_path
 from terse_aug.cli import main
 
@@ -136,7 +135,7 @@ def test_only_the_same_build_is_resumed(
     out = tmp_path / "a.bank"
     left = leave(killed, out)
     is_warned = not resumed and not callable(changes.get("boxes"))
-    warning = pytest.warns(UserWarning, match=f"with {SAFE} images done") if is_warned else nullcontext()
+    warning = pytest.warns(UserWarning, match="from the start: an unfinished build") if is_warned else nullcontext()
     with warning, pytest.MonkeyPatch.context() as patch:
         patch.setattr("terse_aug.bank.build.pipeline.extract_in_order", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -203,26 +202,6 @@ def test_errors_in_drawing_and_publishing_do_not_cost_the_work(
         assert not out.exists()
         assert left_beside(out) == [partial_path(out)]
     assert build_many(many, out, rejected_sheet=sheet, overwrite=True).resumed == IMAGES
-
-
-@pytest.mark.usefixtures("ctrl_c")
-def test_ctrl_c_at_the_last_moment_leaves_a_bank_or_what_it_is_resumed_from(
-    many: Path, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out, publish = tmp_path / "a.bank", Store.publish
-
-    def interrupted(store: Store, check: Any) -> None:
-        publish(store, check)
-        signal.raise_signal(signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "publish", interrupted)
-        with pytest.raises(KeyboardInterrupt, match=r"after .* was written"):
-            build_many(many, out)
-    assert not left_beside(out)
-    assert len(ForegroundBank.open(out)) == len(whole["pixels"])
-    assert outcome(build_many(many, out, overwrite=True)) == whole
-    assert not left_beside(out)
 
 
 def test_files_of_others_under_these_names_are_left_alone(many: Path, killed: Path, tmp_path: Path) -> None:

@@ -54,13 +54,7 @@ def build_from_source(
                 _fill(writer, source, partial, log, jobs, progress)
                 partial.keep_on_error = writer.count > 0  # an error in drawing should not cost the work
 
-            try:
-                return build(writer, fill, built, target, locate)
-            except KeyboardInterrupt as error:
-                if not writer.is_published:
-                    raise
-                partial.discard()
-                raise KeyboardInterrupt(f"interrupted, after {writer.path} was written") from error
+            return build(writer, fill, built, target, locate)
     except (KeyboardInterrupt, ChildProcessError) as error:
         if not partial.images:
             raise

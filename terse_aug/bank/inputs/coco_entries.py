@@ -16,7 +16,6 @@ from terse_aug.bank.inputs.repair import (
     class_name,
     contains_text,
     find_id,
-    is_inexact_id,
 )
 
 _INT64 = range(-(2**63), 2**63)
@@ -45,7 +44,7 @@ def read_images(entries: list[dict[str, Any]], log: BuildLog) -> Entries:
     ambiguous: Counter[Any] = Counter()
     for image in entries:
         key, name = image.get("id"), file_name(image)
-        if not isinstance(key, int | float | str) or is_inexact_id(key):
+        if not isinstance(key, int | float | str):
             log.drop("image without an id", name)
         elif key not in images:
             images[key] = image
@@ -132,10 +131,9 @@ def _resolve(
     image, category, crowd = entry.get("image_id"), entry.get("category_id"), entry.get("iscrowd", 0)
     repairs: Repairs = set()
     changed: dict[str, Any] = {}
-    if _needs_lookup(image, images):
-        known = find_id(image, images, repairs)
-        if known is not None or is_inexact_id(image):
-            changed["image_id"] = known
+    known = find_id(image, images, repairs)
+    if known is not None and known is not image:
+        changed["image_id"] = known
     if isinstance(category, str) and category in meanings:
         meaning = meanings[category]
         if meaning is None:
@@ -143,13 +141,7 @@ def _resolve(
             return None
         changed["category_id"] = meaning[0]
         repairs.add(meaning[1])
-    elif is_inexact_id(category):
-        changed["category_id"] = None
     if contains_text(crowd):
         changed["iscrowd"] = as_whole_number(crowd, repairs)
     log.repair(repairs, f"annotation {entry.get('id')}")
     return entry | changed if changed else entry
-
-
-def _needs_lookup(image: Any, images: Entries) -> bool:
-    return isinstance(image, str) or is_inexact_id(image) or (isinstance(image, int | float) and image not in images)

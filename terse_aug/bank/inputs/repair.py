@@ -87,7 +87,7 @@ def parse_text(value: Any, repairs: Repairs, levels: int = _MAX_LEVELS) -> Any:
 
 def find_id(value: Any, known: Mapping[Any, Any], repairs: Repairs) -> Any:
     """The key of ``known`` that an id means: itself, or the only one that is the same number or text; else ``None``."""
-    if not isinstance(value, int | float | str) or is_inexact_id(value):
+    if not isinstance(value, int | float | str):
         return None
     if value in known:
         return value
@@ -97,11 +97,6 @@ def find_id(value: Any, known: Mapping[Any, Any], repairs: Repairs) -> Any:
         return None
     repairs.add(TEXT_ID)
     return matching[0]
-
-
-def is_inexact_id(value: Any) -> bool:
-    """Whether an id is a float so large that it may have been rounded to another id, or no number at all."""
-    return isinstance(value, float) and not abs(value) < _EXACT
 
 
 def repair_annotation(entry: dict[str, Any], repairs: Repairs) -> dict[str, Any]:

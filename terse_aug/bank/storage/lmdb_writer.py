@@ -80,11 +80,6 @@ class Store:
         except (lmdb.Error, OSError) as error:
             raise self._disk_error(str(error)) from error
 
-    @property
-    def is_published(self) -> bool:
-        """Whether the file is in its final place."""
-        return self._temporary.is_published
-
     def close(self) -> None:
         """Remove the file, unless it is published."""
         self._environment.close()

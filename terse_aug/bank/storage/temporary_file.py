@@ -27,7 +27,6 @@ class TemporaryFile:
         self.final = final
         _remove_abandoned(final)
         self.path, self._descriptor = _create_locked(final)
-        self.is_published = False
 
     def publish(self) -> None:
         """Flush the file to disk and move it to its final place, in one step for every reader."""
@@ -35,7 +34,6 @@ class TemporaryFile:
         if sys.platform == "win32":  # replaces no open file
             self._close()
         os.replace(self.path, self.final)
-        self.is_published = True
         self._close()
         _flush_folder(self.final.parent)
 

@@ -89,11 +89,6 @@ class BankWriter:
         finally:
             self._store.close()
 
-    @property
-    def is_published(self) -> bool:
-        """Whether the bank is in its place."""
-        return self._store.is_published
-
     def add(self, foreground: Foreground) -> None:
         """Append one foreground; ``ValueError`` if it, its label or its keypoints are not as they have to be."""
         check_foreground(foreground, self.categories, len(self.keypoint_names))
