@@ -60,6 +60,9 @@ class ExtractionRules:
             raise ValueError(f"expected min_box_agreement within 0 to 1, got {self.min_box_agreement}")
 
 
+DEFAULT_RULES = ExtractionRules()
+
+
 @dataclass(frozen=True)
 class Annotation:
     """What is known of an object beside its pixels.

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -16,7 +15,6 @@ from terse_aug.bank.analysis.class_shapes import Diversity, MeanShapes, mean_sha
 from terse_aug.bank.analysis.foreground_measures import ForegroundMeasures
 from terse_aug.bank.analysis.near_duplicates import NearDuplicates, find_near_duplicates
 from terse_aug.bank.bank import ForegroundBank
-from terse_aug.structures.foreground import Foreground
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and the total."""
@@ -220,20 +218,11 @@ def _group(bank: ForegroundBank, positions: NDArray[np.int64], hashes: NDArray[n
 def _thumbnails(bank: ForegroundBank, positions: Iterable[int]) -> list[Thumbnail]:
     thumbnails = []
     for position in positions:
-        foreground = bank[position]
-        small = _scaled_down(foreground)
-        file = io.BytesIO()
-        Image.fromarray(small).save(file, "WEBP", quality=_THUMBNAIL_QUALITY)
+        foreground, file = bank[position], io.BytesIO()
+        image = Image.fromarray(foreground.rgba)
+        image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+        image.save(file, "WEBP", quality=_THUMBNAIL_QUALITY)
         name = bank.categories[foreground.label]
-        size = (small.shape[1], small.shape[0])
-        thumbnails.append(Thumbnail(int(position), file.getvalue(), size, name, foreground.source, foreground.size))
+        shown = Thumbnail(int(position), file.getvalue(), image.size, name, foreground.source, foreground.size)
+        thumbnails.append(shown)
     return thumbnails
-
-
-def _scaled_down(foreground: Foreground) -> NDArray[np.uint8]:
-    rgba = foreground.rgba
-    factor = _THUMBNAIL_PX / max(rgba.shape[:2])
-    if factor >= 1:
-        return rgba
-    size = (max(round(rgba.shape[1] * factor), 1), max(round(rgba.shape[0] * factor), 1))
-    return np.asarray(cv2.resize(rgba, size, interpolation=cv2.INTER_AREA), np.uint8)

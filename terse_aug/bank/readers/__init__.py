@@ -7,7 +7,7 @@ To add a source, write a file here and add a line to :data:`READERS`:
 - Annotations go to an :class:`~terse_aug.bank.readers.annotation_collector.AnnotationCollector`, or, if they are
   similar to COCO's, to :func:`~terse_aug.bank.readers.annotated_images.build_from_annotations`.
 - For anything else, write an extractor, which yields the foregrounds of one image, and call the ``build`` of
-  :class:`~terse_aug.bank.readers.options.BuildOptions`; ``rgba.py`` is the shortest example.
+  :class:`~terse_aug.bank.BuildOptions`; ``rgba.py`` is the shortest example.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from terse_aug.bank.build.pipeline import BuildOptions
 from terse_aug.bank.build.report import BuildReport
 from terse_aug.bank.readers.coco import build_from_coco
 from terse_aug.bank.readers.instance_masks import build_from_masks
 from terse_aug.bank.readers.labelme import build_from_labelme
-from terse_aug.bank.readers.options import AnnotationOptions, BuildOptions
+from terse_aug.bank.readers.options import AnnotationOptions
 from terse_aug.bank.readers.panoptic import build_from_panoptic
 from terse_aug.bank.readers.products import build_from_products
 from terse_aug.bank.readers.rgba import build_from_rgba

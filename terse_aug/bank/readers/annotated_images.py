@@ -43,7 +43,7 @@ def build_from_annotations(
         options: of the user.
         before: what was rejected and repaired in reading.
     """
-    rules, boxes, image_list = options.extraction_rules, options.box_masks, ImageList(options.image_list)
+    rules, boxes, image_list = options.rules, options.box_masks, ImageList(options.image_list)
     selected = data.select_categories(options.categories)
     keypoint_names = data.keypoint_names(selected)
     files = FileFinder(folder, [file_name(image) for image in data.images.values()])

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from terse_aug.bank.build.chunks import Source
+from terse_aug.bank.build.pipeline import BuildOptions
 from terse_aug.bank.build.report import BuildLog, BuildReport, RejectedSample
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
 from terse_aug.bank.inputs.folders import ListedImage, check_folders, find_images
 from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.images import read_image_like, read_index_mask
 from terse_aug.bank.inputs.masks import MaskInFile
-from terse_aug.bank.readers.options import BuildOptions
 from terse_aug.structures.foreground import Foreground
 
 _LABEL = 1
@@ -44,7 +44,7 @@ def build_from_masks(
     settings = BuildOptions.checked(out, options)
     image_folder, mask_folder = Path(images), Path(masks)
     check_folders(image_folder, mask_folder, content="images")
-    log, rules = BuildLog(), settings.extraction_rules
+    log, rules = BuildLog(), settings.rules
     items, _ = find_images(image_folder, mask_folder, ImageList(settings.image_list), log)
     record = {"from": "masks", "images": image_folder.name, **vars(rules)}
     return settings.build(out, Source(items, _Extractor(rules), record, log), record, {_LABEL: category})

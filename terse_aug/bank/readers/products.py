@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terse_aug.bank.build.chunks import Source
+from terse_aug.bank.build.pipeline import BuildOptions
 from terse_aug.bank.build.report import BuildLog, BuildReport, RejectedSample
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
 from terse_aug.bank.inputs.folders import ListedImage, check_folders, class_labels, find_images
 from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.images import NoAlphaError, read_image, read_mask, read_rgba
-from terse_aug.bank.readers.options import BuildOptions, check_relative_size
+from terse_aug.bank.readers.options import check_relative_size
 from terse_aug.bank.segmenters.mask_polarity import object_alpha
 from terse_aug.bank.segmenters.plain_background import PlainBackground
 from terse_aug.structures.foreground import Foreground
@@ -65,7 +66,7 @@ def build_from_products(
         )
     root, mask_root = Path(folder), None if masks is None else Path(masks)
     check_folders(root, mask_root)
-    log, rules, background = BuildLog(), settings.extraction_rules, background or PlainBackground()
+    log, rules, background = BuildLog(), settings.rules, background or PlainBackground()
     images, all_images = find_images(root, mask_root, ImageList(settings.image_list), log)
     label_of, categories = class_labels(root, all_images, category)
     items = [(image, label_of[image.path]) for image in images]

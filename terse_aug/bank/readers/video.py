@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from terse_aug.bank.build.pipeline import build
 from terse_aug.bank.build.report import BY_MASK, BuildLog, BuildReport, Progress
-from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
+from terse_aug.bank.extract import DEFAULT_RULES, Annotation, ExtractionRules, RejectedObject, extract_from_image
 from terse_aug.bank.inputs.file_names import IMAGE_SUFFIXES
 from terse_aug.bank.inputs.folders import check_folders, outside, visible_files
 from terse_aug.bank.inputs.images import read_image, read_index_mask
@@ -42,7 +42,7 @@ def build_from_video(
     every: int = 30,
     masks: str | Path | None = None,
     category: str = "object",
-    rules: ExtractionRules | None = None,
+    rules: ExtractionRules = DEFAULT_RULES,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> BuildReport:
@@ -77,7 +77,6 @@ def build_from_video(
     frames = Frames(Path(video), every, mask_folder)
     total = frames.count()
     check_folders(mask_folder, content="masks")
-    rules = rules or ExtractionRules()
     writer = BankWriter(out, {_LABEL: category}, overwrite=overwrite)
 
     def fill(log: BuildLog) -> None:
