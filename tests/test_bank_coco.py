@@ -80,8 +80,6 @@ def test_segmentations_of_all_forms(sample: CocoSample, segmentation: object) ->
         ({"iscrowd": 1}, "crowd"),
         ({"segmentation": [[1, 2, 3, 4]]}, "fewer than 3 points"),
         ({"segmentation": [[10, 10, 50, 10, 50, float("nan")]]}, "no list of finite numbers"),
-        ({"segmentation": [["a"] * 6]}, "no list of finite numbers"),
-        ({"segmentation": "text"}, "neither polygons nor RLE"),
         ({"segmentation": [[1, 1, 1e9, 1, 1e9, 1e9]]}, "far outside"),
         ({"segmentation": [[200, 10, 240, 10, 240, 30, 200, 30]]}, "mask is empty"),
         ({"segmentation": {"size": [80, 121], "counts": [80 * 121]}}, "RLE and image differ in size"),
@@ -92,7 +90,6 @@ def test_segmentations_of_all_forms(sample: CocoSample, segmentation: object) ->
         ({"segmentation": {"size": [80, 120]}}, "RLE is damaged"),
         ({"bbox": [0, 50, 40, 20]}, "mask and box disagree"),
         ({"bbox": [30, 10, 0, 0]}, "mask and box disagree"),
-        ({"bbox": [30, 10]}, "box is not"),
         ({"segmentation": [[30, 10, 34, 10, 34, 30, 30, 30]], "bbox": [30, 10, 4, 20]}, "min_area"),
         ({"segmentation": [[30, 10, 70, 10, 70, 14, 30, 14]], "bbox": [30, 10, 40, 4]}, "min_side"),
         ({"image_id": 8}, "image is not in the JSON"),
@@ -127,22 +124,6 @@ def test_unusable_images_are_counted_by_object(sample: CocoSample, trouble: str)
     assert list(report.rejected.values()) == [2]
     expected = {"missing": "missing", "size": "another size"}.get(trouble, "cannot be read")
     assert expected in next(iter(report.rejected))
-
-
-def test_exif_orientation_fits_either_annotation(sample: CocoSample) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(sample.pixels).save(sample.images / "b.png", exif=exif)
-    sample.content["images"] += [
-        {"id": 8, "file_name": "b.png", "height": 80, "width": 120},  # annotated on the stored raster
-        {"id": 9, "file_name": "b.png", "height": 120, "width": 80},  # annotated as a viewer shows it
-    ]
-    sample.add(image_id=8)
-    sample.add(image_id=9)
-    _, bank = build(sample)
-    np.testing.assert_array_equal(bank[1].rgba, bank[0].rgba)
-    turned = np.rot90(sample.pixels, -1)
-    np.testing.assert_array_equal(bank[2].rgba[..., :3], turned[10:30, 30:70])
 
 
 def test_keypoints_move_and_shrink_with_the_foreground(sample: CocoSample) -> None:

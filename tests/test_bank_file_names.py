@@ -97,11 +97,8 @@ def test_a_file_that_a_path_leads_to_belongs_to_no_other_name(folder: Path) -> N
     ("mode", "file", "name", "others", "kept"),
     [
         ("P", "c/a.png", "c/a.jpg", (), False),  # masks
-        ("1", "c/a.png", "c/a.jpg", (), False),
         ("L", "c/a.png", "c/a.jpg", (), False),
-        ("L", "c/a.png", "c/a", (), False),
         ("RGB", "c/a.png", "c/a.jpg", (), True),
-        ("RGB", "c/a.png", "c/a", (), True),
         ("RGB", "c/a.png", "c/a.jpg", ("c/b.PNG",), False),  # PNG files are named as such
         ("RGB", "c/a.png", "c/a.jpg", ("d/b.png",), True),
         ("L", "c/a.jpg", "c/a.JPEG", ("c/b.jpg",), True),  # one format

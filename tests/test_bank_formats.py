@@ -121,8 +121,6 @@ REJECTED: dict[str, list[tuple[Any, str]]] = {
         ("1.5 0.5 0.5 0.2 0.2", "class number has no name"),
         ("1 0.5 0.5 0.2", "line is neither class and box nor class and polygon"),
         ("1 nan 0.5 0.2 0.2", "a coordinate is not finite"),
-        ("1 0.5 0.5 0 0.2", "box has no area"),
-        ("1 1.5 0.5 0.2 0.2", "box lies outside the image"),
     ],
     "labelme": [
         ({"label": "bird", "shape_type": "line", "points": [[1, 2], [3, 4]]}, "shape is a line or a point"),
