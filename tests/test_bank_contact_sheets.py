@@ -14,7 +14,7 @@ from PIL import Image
 
 from terse_aug.bank import BuildReport, build_from_coco, build_from_labelme, build_from_masks, build_from_voc
 from terse_aug.bank.build.contact_sheets import draw_rejected, write_sheets
-from terse_aug.bank.build.report import EvenSample, RejectedSample, Section
+from terse_aug.bank.build.report import RejectedSample, Section
 from terse_aug.viz.images import ORANGE, SKY_BLUE
 
 
@@ -116,17 +116,6 @@ def test_sheets_are_bounded(tmp_path: Path) -> None:
     with Image.open(tmp_path / "sheet.png") as image:
         assert image.height < 24 * 450 + 200
         assert image.width < 1400
-
-
-def test_a_sample_is_even_and_bounded() -> None:
-    sample: EvenSample[int] = EvenSample(10)
-    for number in range(1000):
-        sample.add(number)
-        assert len(sample.held) <= 20
-    items = sample.items()
-    assert len(items) == 10
-    assert items[0] == 0
-    assert max(np.diff(items)) <= 2.1 * min(np.diff(items))
 
 
 @pytest.mark.parametrize(

@@ -310,12 +310,10 @@ def test_identities_differ_where_input_differs() -> None:
         assert identity_of({}, [unknown], []) is None
 
 
-def test_logs_are_read_as_they_were_written(tmp_path: Path) -> None:
+def test_chunks_are_read_as_they_were_written(tmp_path: Path) -> None:
     log = BuildLog()
-    for number in range(60):
-        mask = MaskInFile(Path("m"), number, True)
-        shown = RejectedSample("a", f"{number}", [1, float("nan")], mask, (4, 5))
-        log.drop("reason \udce9", "\udce9", shown=shown)
+    shown = RejectedSample("a", "b", [1, float("nan")], MaskInFile(Path("m"), 3, True), (4, 5))
+    log.drop("reason \udce9", "\udce9", shown=shown)
     log.repair(["note"], "x")
     log.mask_sources["mask"] += 3
     partial = PartialBuild(tmp_path / "a.bank")
@@ -326,11 +324,4 @@ def test_logs_are_read_as_they_were_written(tmp_path: Path) -> None:
     partial.__exit__(KeyboardInterrupt)
     with PartialBuild(tmp_path / "a.bank") as partial:
         (again,) = partial.resume(["id", "other"])
-    assert (again.images, again.records, str(again.log)) == (8, [b"one", b""], str(log_of(log)))
-
-
-def log_of(log: BuildLog) -> BuildLog:
-    """What a build has counted that has merged a log."""
-    merged = BuildLog()
-    merged.merge(log)
-    return merged
+    assert (again.images, again.records, str(again.log)) == (8, [b"one", b""], str(log))

@@ -2,55 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from terse_aug.bank import AnnotationOptions, ExtractionRules
 from terse_aug.bank.readers import READERS
 from terse_aug.cli import main
 from terse_aug.cli.output import write_whole
-from terse_aug.cli.source_flags import add_source
-
-
-def test_a_builder_gets_its_arguments_and_documents_its_flags(capsys: pytest.CaptureFixture[str]) -> None:
-    calls: list[dict[str, Any]] = []
-
-    class Report:
-        def summary(self) -> str:
-            return "built"
-
-    def build(
-        place: str | Path, out: Path, *, every: int = 3, names: Sequence[str] | None = None, **options: Any
-    ) -> Any:
-        """Build a bank.
-
-        Args:
-            place: where the files are,
-                at any depth.
-            out: the bank.
-            every: use each n-th.
-            names: of the classes.
-        """
-        calls.append({"place": place, "out": out, "every": every, "names": names} | options)
-        return Report()
-
-    parser = argparse.ArgumentParser()
-    add_source(parser, build, AnnotationOptions)
-    flags = "--place a --out b --every 5 --names c d --category e --max-side 0 --jobs 2"
-    arguments = parser.parse_args(flags.split(" "))
-    assert arguments.run(arguments) == 0
-    assert capsys.readouterr().out == "built\n"
-    own = {"place": Path("a"), "out": Path("b"), "every": 5, "names": ["c", "d"], "categories": ["e"], "jobs": 2}
-    rest = {"rules": ExtractionRules(max_side=None), "boxes": None, "image_list": None, "rejected_sheet": None}
-    assert calls[0].pop("progress") is not None
-    assert calls == [own | rest | {"overwrite": False}]
-    assert "where the files are, at any depth" in " ".join(parser.format_help().split())
 
 
 @pytest.mark.parametrize("source", [*READERS, "detectron2", "mmdet"])

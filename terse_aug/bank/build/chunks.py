@@ -88,7 +88,7 @@ class ExtractedChunk:
 
 @dataclass(frozen=True)
 class ExtractionTask:
-    """How chunks are extracted: as of a source, for a bank with these categories and number of keypoints."""
+    """How chunks of a source are extracted for a bank with these categories and this number of keypoints."""
 
     extractor: Extractor
     settings: Mapping[str, Any] | None

@@ -34,7 +34,7 @@ class AnnotationCollector:
 
     @classmethod
     def with_names(cls, names: Sequence[str] | None) -> AnnotationCollector:
-        """Of classes labelled 1, 2, ... in the order of ``names`` (``ValueError`` for odd ones), or that occur."""
+        """A collector for classes labelled 1, 2, ... in the order of ``names``, each once, or for those that occur."""
         if names is None:
             return cls()
         if isinstance(names, str) or not all(names) or len(set(names)) < len(names):
