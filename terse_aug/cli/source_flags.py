@@ -29,11 +29,8 @@ def add_source(
     unused_rules: Collection[str] = (),
 ) -> None:
     """Add the flags of a builder, see :class:`terse_aug.bank.readers.Reader`, and set ``run`` of the parser."""
-    parameters = {
-        name: parameter
-        for name, parameter in inspect.signature(build).parameters.items()
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    }
+    parameters = dict(inspect.signature(build).parameters)
+    parameters.pop("options", None)
     help_texts = documented(build.__doc__, "Args")
     for name, parameter in parameters.items():
         if name not in _SHARED:
@@ -56,16 +53,11 @@ def _add_options(parser: argparse.ArgumentParser, options: type[BuildOptions]) -
         if setting.name not in _SHARED:
             _add_flag(parser, setting.name, str(setting.type), setting.default, help_texts.get(setting.name, ""))
     if issubclass(options, AnnotationOptions):
-        group = parser.add_argument_group("objects with a box only")
-        group.add_argument("--boxes", choices=BOX_MASK_METHODS, help="make masks of boxes (default: reject them)")
-        group.add_argument(
-            "--min-quality",
-            type=float,
-            default=_BOXES.min_quality,
-            metavar="FRACTION",
-            help="of GrabCut's masks, 0 to 1 (default: %(default)s)",
-        )
-        group.add_argument("--fallback", choices=("ellipse", "box"), help="where GrabCut fails (default: reject)")
+        add = parser.add_argument_group("objects with a box only").add_argument
+        add("--boxes", choices=BOX_MASK_METHODS, help="make masks of boxes (default: reject them)")
+        quality = "least quality of GrabCut's masks, 0 to 1 (default: %(default)s)"
+        add("--min-quality", type=float, default=_BOXES.min_quality, metavar="FRACTION", help=quality)
+        add("--fallback", choices=("ellipse", "box"), help="make masks so where GrabCut fails (default: reject)")
 
 
 def _add_flag(parser: argparse.ArgumentParser, name: str, annotation: str, default: Any, help_text: str) -> None:

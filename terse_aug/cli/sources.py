@@ -32,9 +32,9 @@ def _build_from_detectron2(
     """Build a bank from data sets registered with Detectron2.
 
     Args:
-        datasets: names, as in cfg.DATASETS.TRAIN.
+        datasets: names of the data sets, as in cfg.DATASETS.TRAIN.
         out: the bank to write.
-        modules: Python modules that register them.
+        modules: Python modules to import, which register them.
         options: see :class:`AnnotationOptions`.
     """
     report: BuildReport = _import("terse_aug_detectron2", modules).build_from_detectron2(datasets, out, **options)
