@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +21,12 @@ def check_folders(*folders: Path | None, content: str = "files") -> None:
     for folder in folders:
         if folder is not None and not folder.is_dir():
             raise FileNotFoundError(f"expected a folder of {content} at {folder}, found none")
+
+
+def check_relative_size(relative_size: float) -> None:
+    """Raise ``ValueError`` unless a relative size is finite and above 0."""
+    if not (math.isfinite(relative_size) and relative_size > 0):
+        raise ValueError(f"expected a finite relative_size above 0, got {relative_size!r}")
 
 
 def visible_files(root: Path) -> list[Path]:

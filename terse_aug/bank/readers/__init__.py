@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 from terse_aug.bank.build.pipeline import BuildOptions
 from terse_aug.bank.build.report import BuildReport
+from terse_aug.bank.readers.annotated_images import AnnotationOptions
 from terse_aug.bank.readers.coco import build_from_coco
 from terse_aug.bank.readers.instance_masks import build_from_masks
 from terse_aug.bank.readers.labelme import build_from_labelme
-from terse_aug.bank.readers.options import AnnotationOptions
 from terse_aug.bank.readers.panoptic import build_from_panoptic
 from terse_aug.bank.readers.products import build_from_products
 from terse_aug.bank.readers.rgba import build_from_rgba

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terse_aug.bank.build.chunks import Source
+from terse_aug.bank.build.pipeline import BuildOptions
 from terse_aug.bank.build.report import BY_MASK, BuildLog, BuildReport
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
 from terse_aug.bank.inputs.coco_entries import file_name
@@ -20,9 +21,35 @@ from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.images import read_image_like
 from terse_aug.bank.inputs.masks import MaskInFile, has_mask, segmentation_to_mask
 from terse_aug.bank.inputs.repair import Repairs, clip_box, repair_annotation
-from terse_aug.bank.readers.options import AnnotationOptions
-from terse_aug.bank.segmenters.box import BoxMasks
+from terse_aug.bank.segmenters.box import BoxMaskMethod, BoxMasks
 from terse_aug.structures.foreground import Foreground
+
+
+@dataclass(frozen=True)
+class AnnotationOptions(BuildOptions):
+    """Keyword arguments that builders from annotations have in common, beside those of :class:`BuildOptions`.
+
+    Attributes:
+        categories: names of the categories to keep; all by default.
+        boxes: how masks of objects that have a box only are made: ``"grabcut"``, ``"ellipse"``, ``"box"``, a function
+            of image and box such as a segmentation model, or :class:`BoxMasks`. By default these objects are rejected.
+            With a function, ``jobs`` is 1 by default, and each of more processes has a copy of it.
+
+    Raises:
+        ValueError: a category or a method is unknown.
+    """
+
+    categories: Collection[str] | None = None
+    boxes: BoxMasks | str | BoxMaskMethod | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.box_masks  # an unknown method is an error at once
+
+    @property
+    def box_masks(self) -> BoxMasks | None:
+        """``boxes`` as :class:`BoxMasks`."""
+        return self.boxes if self.boxes is None or isinstance(self.boxes, BoxMasks) else BoxMasks(self.boxes)
 
 
 def build_from_annotations(

@@ -11,8 +11,7 @@ from typing import Any
 from terse_aug.bank.build.report import BuildLog, BuildReport
 from terse_aug.bank.inputs.coco_json import CocoAnnotations, rejected_sample
 from terse_aug.bank.inputs.repair import Malformed, as_number
-from terse_aug.bank.readers.annotated_images import build_from_annotations
-from terse_aug.bank.readers.options import AnnotationOptions
+from terse_aug.bank.readers.annotated_images import AnnotationOptions, build_from_annotations
 
 SHARED_IMAGE = "image belongs to another annotation file"
 """Reason to reject the objects of an annotation file."""

@@ -9,8 +9,7 @@ from typing import Any
 from terse_aug.bank.build.report import BuildReport
 from terse_aug.bank.inputs.coco_json import CocoAnnotations
 from terse_aug.bank.inputs.folders import check_folders
-from terse_aug.bank.readers.annotated_images import build_from_annotations
-from terse_aug.bank.readers.options import AnnotationOptions
+from terse_aug.bank.readers.annotated_images import AnnotationOptions, build_from_annotations
 
 
 def build_from_coco(

@@ -13,8 +13,7 @@ from terse_aug.bank.inputs.file_names import FileFinder
 from terse_aug.bank.inputs.folders import check_folders
 from terse_aug.bank.inputs.masks import MaskInFile
 from terse_aug.bank.inputs.repair import Malformed, Repairs, as_whole_number, find_id
-from terse_aug.bank.readers.annotated_images import build_from_annotations
-from terse_aug.bank.readers.options import AnnotationOptions
+from terse_aug.bank.readers.annotated_images import AnnotationOptions, build_from_annotations
 
 
 def build_from_panoptic(

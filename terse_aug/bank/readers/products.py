@@ -14,10 +14,9 @@ from terse_aug.bank.build.chunks import Source
 from terse_aug.bank.build.pipeline import BuildOptions
 from terse_aug.bank.build.report import BuildLog, BuildReport, RejectedSample
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
-from terse_aug.bank.inputs.folders import ListedImage, check_folders, class_labels, find_images
+from terse_aug.bank.inputs.folders import ListedImage, check_folders, check_relative_size, class_labels, find_images
 from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.images import NoAlphaError, read_image, read_mask, read_rgba
-from terse_aug.bank.readers.options import check_relative_size
 from terse_aug.bank.segmenters.mask_polarity import object_alpha
 from terse_aug.bank.segmenters.plain_background import PlainBackground
 from terse_aug.structures.foreground import Foreground

@@ -14,10 +14,9 @@ from terse_aug.bank.build.chunks import Source
 from terse_aug.bank.build.pipeline import BuildOptions
 from terse_aug.bank.build.report import BuildLog, BuildReport, RejectedSample
 from terse_aug.bank.extract import ExtractionRules, RejectedObject, finish_foreground, remove_faint_alpha, tight_box
-from terse_aug.bank.inputs.folders import check_folders, class_labels, visible_files
+from terse_aug.bank.inputs.folders import check_folders, check_relative_size, class_labels, visible_files
 from terse_aug.bank.inputs.image_list import NOT_LISTED, ImageList
 from terse_aug.bank.inputs.images import NoAlphaError, read_rgba
-from terse_aug.bank.readers.options import check_relative_size
 from terse_aug.structures.foreground import Foreground
 
 _SUFFIXES = (".png", ".webp", ".tif", ".tiff")

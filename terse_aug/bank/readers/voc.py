@@ -11,8 +11,8 @@ from terse_aug.bank.build.report import BuildReport
 from terse_aug.bank.inputs.images import is_file
 from terse_aug.bank.inputs.masks import MaskInFile
 from terse_aug.bank.inputs.repair import SWAPPED_CORNERS, Malformed, Repairs, as_number, class_name
+from terse_aug.bank.readers.annotated_images import AnnotationOptions
 from terse_aug.bank.readers.annotation_collector import SHARED_IMAGE, AnnotationCollector
-from terse_aug.bank.readers.options import AnnotationOptions
 
 _FOLDERS = ("Annotations", "JPEGImages", "SegmentationObject")
 _LIST_FOLDERS = ("Main", "Segmentation", "Layout")

@@ -15,8 +15,8 @@ from terse_aug.bank.inputs.file_names import match_names
 from terse_aug.bank.inputs.folders import check_folders
 from terse_aug.bank.inputs.images import image_size, is_color_image
 from terse_aug.bank.inputs.repair import SPACED_NAME, Malformed, as_number
+from terse_aug.bank.readers.annotated_images import AnnotationOptions
 from terse_aug.bank.readers.annotation_collector import AnnotationCollector
-from terse_aug.bank.readers.options import AnnotationOptions
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 _NAME_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names")
