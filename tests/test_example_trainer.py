@@ -1,7 +1,7 @@
 """The plain-PyTorch trainer in examples/torchvision: tiny runs."""
 
+import importlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -20,13 +20,11 @@ from terse_aug.config import POLICY_SETTINGS, Critic
 REPOSITORY = Path(__file__).parents[1]
 EXAMPLE = REPOSITORY / "examples" / "torchvision"
 WIDTH, HEIGHT = 96, 80
+MODULES = ("checkpoint", "datasets", "evaluation", "loading", "models", "options", "pasting", "schedule", "sources")
+RESNETS = ("fasterrcnn", "maskrcnn", "keypointrcnn", "retinanet", "fcos")
 MODELS = (
     "fasterrcnn_mobilenet_v2_fpn",
-    "fasterrcnn_resnet50_fpn",
-    "maskrcnn_resnet50_fpn",
-    "keypointrcnn_resnet50_fpn",
-    "retinanet_resnet50_fpn",
-    "fcos_resnet50_fpn",
+    *(f"{name}_resnet50_fpn" for name in RESNETS),
     "ssd300_vgg16",
     "ssdlite320_mobilenet_v3_large",
 )
@@ -43,68 +41,41 @@ def example():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with importable(EXAMPLE, "train", "train_with_terse", "detection"):
-        import train
-        import train_with_terse
-        from detection import checkpoint, datasets, evaluation, loading, models, options, pasting, schedule, sources
-
-        yield SimpleNamespace(
-            main=train.main,
-            main_with_terse=train_with_terse.main,
-            pasting=pasting,
-            checkpoint=checkpoint,
-            datasets=datasets,
-            evaluation=evaluation,
-            loading=loading,
-            models=models,
-            options=options,
-            schedule=schedule,
-            sources=sources,
-        )
+        modules = {name: importlib.import_module(f"detection.{name}") for name in MODULES}
+        mains = {name: importlib.import_module(name).main for name in ("train", "train_with_terse")}
+        yield SimpleNamespace(main=mains["train"], main_with_terse=mains["train_with_terse"], **modules)
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def data():
-    """The folder of real data."""
-    folder = os.environ.get("TERSE_AUG_DATA")
-    if not folder:
-        pytest.skip("TERSE_AUG_DATA does not name the folder of real data")
-    return Path(folder)
 
 
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory):
     """A COCO-format set of six images: two classes, a crowd, and on the last nothing but a sliver."""
-    folder = tmp_path_factory.mktemp("coco")
-    rng = np.random.default_rng(0)
-    names = ["nose", "left_eye", "right_eye"]
-    content = {
-        "images": [],
-        "annotations": [],
-        "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "person", "keypoints": names}],
-    }
+    folder, rng = tmp_path_factory.mktemp("coco"), np.random.default_rng(0)
+    images, annotations = [], []
     for number in range(6):
-        image = rng.integers(0, 120, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-        content["images"].append({"id": 10 + number, "file_name": f"{number}.png", "width": WIDTH, "height": HEIGHT})
+        pixels = rng.integers(0, 120, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+        images.append({"id": 10 + number, "file_name": f"{number}.png", "width": WIDTH, "height": HEIGHT})
         for category in (3, 7) if number < 5 else ():
             x, y = 5 + 4 * number + 40 * (category == 7), 10 + 5 * number
-            image[y : y + 30, x : x + 24] = (250, 40, 40) if category == 3 else (40, 40, 250)
-            annotation = {"image_id": 10 + number, "category_id": category, "bbox": [x, y, 24, 30]}
-            annotation["segmentation"] = [[x, y, x + 24, y, x + 24, y + 30, x, y + 30]]
-            if category == 3:
-                annotation["keypoints"] = [x + 12, y + 9, 2, x + 4, y + 5, 2, 0, 0, 0]
-            content["annotations"].append(annotation)
-        Image.fromarray(image).save(folder / f"{number}.png")
+            pixels[y : y + 30, x : x + 24] = (250, 40, 40) if category == 3 else (40, 40, 250)
+            outline = [x, y, x + 24, y, x + 24, y + 30, x, y + 30]
+            points = {"keypoints": [x + 12, y + 9, 2, x + 4, y + 5, 2, 0, 0, 0]} if category == 3 else {}
+            annotations.append(_annotation(10 + number, category, [x, y, 24, 30], [outline]) | points)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
     crowd = {"size": [HEIGHT, WIDTH], "counts": [0, 400, HEIGHT * WIDTH - 400]}
-    content["annotations"] += [
-        {"image_id": 10, "category_id": 3, "bbox": [0, 0, 5, 80], "segmentation": crowd, "iscrowd": 1},
-        {"image_id": 15, "category_id": 3, "bbox": [60, 9, 0.2, 9], "segmentation": [[60, 9, 61, 9, 61, 18]]},
-    ]
-    for number, annotation in enumerate(content["annotations"], start=1):
-        annotation |= {"id": number, "area": annotation["bbox"][2] * annotation["bbox"][3]}
-        annotation.setdefault("iscrowd", 0)
+    annotations.append(_annotation(10, 3, [0, 0, 5, 80], crowd, iscrowd=1))
+    annotations.append(_annotation(15, 3, [60, 9, 0.2, 9], [[60, 9, 61, 9, 61, 18]]))
+    annotations = [own | {"id": number} for number, own in enumerate(annotations, start=1)]
+    names = ["nose", "left_eye", "right_eye"]
+    categories = [{"id": 7, "name": "dog"}, {"id": 3, "name": "person", "keypoints": names}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "annotations.json").write_text(json.dumps(content))
     return folder
+
+
+def _annotation(image, category, box, segmentation, iscrowd=0):
+    own = {"image_id": image, "category_id": category, "bbox": box, "segmentation": segmentation}
+    return own | {"area": box[2] * box[3], "iscrowd": iscrowd}
 
 
 @pytest.fixture(scope="module")
@@ -134,20 +105,14 @@ def perfect_predictions(dataset):
 def test_coco_targets(coco_set):
     assert coco_set.classes == ["person", "dog"]
     assert len(coco_set) == 5
-    assert coco_set.dropped == {
-        "crowd annotations": 1,
-        "boxes thinner than a pixel": 1,
-        "images without a usable box": 1,
-    }
+    reasons = ("crowd annotations", "boxes thinner than a pixel", "images without a usable box")
+    assert coco_set.dropped == dict.fromkeys(reasons, 1)
     image, target = coco_set[1]
     assert image.shape == (3, HEIGHT, WIDTH)
     assert 0 <= image.min() < image.max() <= 1
-    assert target["labels"].tolist() == [1, 2]
-    assert target["boxes"].tolist() == [[9, 15, 33, 45], [49, 15, 73, 45]]
-    assert target["image_id"] == 11
-    assert target["masks"].dtype == torch.bool
-    assert target["area"].tolist() == [720, 720]
-    assert target["iscrowd"].tolist() == [0, 0]
+    expected = {"labels": [1, 2], "boxes": [[9, 15, 33, 45], [49, 15, 73, 45]], "area": [720, 720], "iscrowd": [0, 0]}
+    assert {name: target[name].tolist() for name in expected} == expected
+    assert (target["image_id"], target["masks"].dtype) == (11, torch.bool)
     assert target["keypoints"].shape == (2, 3, 3)
     assert not target["keypoints"][1].any()  # the dog has none
 
@@ -155,13 +120,11 @@ def test_coco_targets(coco_set):
 def test_empty_images_train_only_on_request(example, coco):
     kept = example.datasets.CocoFormat(coco / "annotations.json", coco, keep_empty=True)
     assert len(kept) == 6
-    _, target = kept[5]
-    assert target["boxes"].shape == (0, 4)
-    assert target["masks"].shape == (0, HEIGHT, WIDTH)
-    assert target["keypoints"].shape == (0, 3, 3)
+    shapes = {"boxes": (0, 4), "masks": (0, HEIGHT, WIDTH), "keypoints": (0, 3, 3)}
+    assert {name: tuple(kept[5][1][name].shape) for name in shapes} == shapes
 
 
-def test_masks_are_all_or_none(example, coco, tmp_path):
+def test_masks_are_all_or_none_and_classes_are_known(example, coco, tmp_path):
     content = json.loads((coco / "annotations.json").read_text())
     content["annotations"][0]["segmentation"] = []
     (tmp_path / "partly.json").write_text(json.dumps(content))
@@ -170,34 +133,28 @@ def test_masks_are_all_or_none(example, coco, tmp_path):
     assert partly.dropped["masks, because other objects have none"] == 9
     with pytest.raises(ValueError, match="needs masks"):
         example.models.build("maskrcnn_resnet50_fpn", partly)
-
-
-def test_unknown_evaluation_class(example, coco):
     with pytest.raises(ValueError, match=r"\['dog'\] are not among the training set's"):
         example.datasets.CocoFormat(coco / "annotations.json", coco, classes=["person"])
 
 
-def test_penn_fudan_targets(example, data):
-    dataset = example.datasets.PennFudan(data / "penn_fudan", ["FudanPed00001", "PennPed00027"])
+def test_penn_fudan_targets(example, data_root):
+    dataset = example.datasets.PennFudan(data_root / "penn_fudan", ["FudanPed00001", "PennPed00027"])
     for _, target in (dataset[0], dataset[1]):
         for box, mask in zip(target["boxes"].int().tolist(), target["masks"], strict=True):
             left, top, right, bottom = box
             assert mask[top:bottom, left:right].sum() == mask.sum()
-            assert mask[top, :].any()
-            assert mask[bottom - 1, :].any()
-            assert mask[:, right - 1].any()
+            assert all(edge.any() for edge in (mask[top], mask[bottom - 1], mask[:, left], mask[:, right - 1]))
     assert example.evaluation.Evaluator(dataset).score(perfect_predictions(dataset))["mask"]["AP"] == 100.0
     with pytest.raises(FileNotFoundError, match="no image and mask"):
-        example.datasets.PennFudan(data / "penn_fudan", ["PennPed99999"])
+        example.datasets.PennFudan(data_root / "penn_fudan", ["PennPed99999"])
 
 
-def test_split_file_is_the_default_split(example, data):
+def test_split_file_is_the_default_split(example, data_root):
     written = json.loads((REPOSITORY / "benchmarks" / "penn_fudan_split.json").read_text())
-    split = example.sources.split_penn_fudan(example.datasets.PennFudan.all_names(data / "penn_fudan"))
-    assert written["test"] == split["test"]
-    assert written["train_60"] == split["train"][:60]
-    assert written["train_20"] == split["train"][:20]
-    assert not set(written["test"]) & set(split["train"])
+    split = example.sources.split_penn_fudan(example.datasets.PennFudan.all_names(data_root / "penn_fudan"))
+    train = split["train"]
+    assert written == {"train_20": train[:20], "train_60": train[:60], "test": split["test"]}
+    assert not set(written["test"]) & set(train)
 
 
 def test_flipping_twice_is_the_identity(example, coco_set):
@@ -291,9 +248,9 @@ def test_resumed_run_equals_uninterrupted(example, coco, tmp_path, monkeypatch, 
     expected, actual = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (whole, resumed))
     assert expected["iteration"] == actual["iteration"] == 4
     assert expected["objects"].keys() == actual["objects"].keys()
-    assert ("terse" in actual["objects"]) == bool(policy)
-    for name in ("detector", "optimizer", *(["terse"] if policy else [])):
-        assert_equal_states(expected["objects"][name], actual["objects"][name])
+    assert set(actual["objects"]) == {"detector", "optimizer", *(["terse"] if policy else [])}
+    for name, state in expected["objects"].items():
+        torch.testing.assert_close(actual["objects"][name], state, rtol=0, atol=0, equal_nan=True)
     assert len(actual["objects"]["optimizer"]["state"]) > 50
     assert expected["notes"]["history"] == actual["notes"]["history"]
     check_results(resumed)
@@ -305,21 +262,6 @@ def test_resumed_run_equals_uninterrupted(example, coco, tmp_path, monkeypatch, 
         main(coco_flags(coco, resumed, *flags, *other))
 
 
-def assert_equal_states(expected, actual):
-    """Nested states are equal to the bit, NaN included."""
-    if isinstance(expected, torch.Tensor):
-        torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
-    elif isinstance(expected, dict):
-        assert expected.keys() == actual.keys()
-        for key in expected:
-            assert_equal_states(expected[key], actual[key])
-    elif isinstance(expected, (list, tuple)):
-        for one, other in zip(expected, actual, strict=True):
-            assert_equal_states(one, other)
-    elif expected == expected:
-        assert expected == actual
-
-
 def check_results(folder):
     """What `results.json` of a run of four iterations on `coco` holds, and the other files."""
     results = json.loads((folder / "results.json").read_text())
@@ -329,9 +271,8 @@ def check_results(folder):
     assert results["data"]["split"]["train"] == [f"{n}.png" for n in range(5)]
     assert len(results["data"]["split"]["test"]) == 6
     assert [entry["iteration"] for entry in results["evaluations"]] == [2, 4]
-    assert {"AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "per_class"} == set(
-        results["evaluations"][0]["box"]
-    )
+    sizes = {"AP_small", "AP_medium", "AP_large"}
+    assert set(results["evaluations"][0]["box"]) == {"AP", "AP50", "AP75", "per_class", *sizes}
     seconds = results["seconds"]
     assert seconds["training"] > 0 < seconds["evaluation"]
     assert seconds["per_iteration"] == pytest.approx(seconds["training"] / 4)
@@ -390,17 +331,10 @@ def test_without_flags_settings_are_the_defaults(example, name):
     assert read == {"policy": POLICY_SETTINGS[name](), "paste": PasteConfig(), "sampler": "uniform"}
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        "--objects 1",
-        "--objects 3 1",
-        "--depth 3",
-        "--critic-candidates 4",
-        "--robustness-steps 2",
-        "--policy best-of-n --best-of-n-candidates 0",
-    ],
-)
+REFUSED = ["--objects 1", "--objects 3 1", "--depth 3", "--critic-candidates 4", "--robustness-steps 2"]
+
+
+@pytest.mark.parametrize("flags", [*REFUSED, "--policy best-of-n --best-of-n-candidates 0"])
 def test_a_setting_that_makes_no_sense_is_refused(example, flags):
     with pytest.raises((SystemExit, ValueError)):
         example.pasting.settings(pasting_flags(example, *flags.split()))
@@ -419,16 +353,16 @@ def test_a_bank_is_of_the_images_that_are_trained_on(example, coco, tmp_path):
 
 
 def test_an_image_is_rotated_by_its_exif_tag(example, tmp_path):
-    image = Image.new("RGB", (8, 4))
+    image, path, read = Image.new("RGB", (8, 4)), tmp_path / "a.png", example.datasets.read_image
     image.putpixel((0, 0), (255, 0, 0))
     exif = image.getexif()
     exif[0x0112] = 3  # half a turn
-    image.save(tmp_path / "a.png", exif=exif)
-    assert example.datasets.read_image(tmp_path / "a.png")[:, 3, 7].tolist() == [1, 0, 0]
+    image.save(path, exif=exif)
+    assert read(path)[:, 3, 7].tolist() == [1, 0, 0]
     exif[0x0112] = 6  # a quarter
-    image.save(tmp_path / "a.png", exif=exif)
+    image.save(path, exif=exif)
     for annotated, shape in ((None, (8, 4)), ((4, 8), (8, 4)), ((8, 4), (4, 8))):  # width, height; what fits is taken
-        assert example.datasets.read_image(tmp_path / "a.png", annotated).shape[1:] == shape
+        assert read(path, annotated).shape[1:] == shape
 
 
 def test_checkpoints_of_either_script(example, tmp_path, capsys):
@@ -456,18 +390,18 @@ def test_checkpoints_of_either_script(example, tmp_path, capsys):
         example.checkpoint.load(path)
 
 
-def test_penn_fudan_run_from_backbone_weights(example, data, tmp_path):
-    names = example.datasets.PennFudan.all_names(data / "penn_fudan")
+def test_penn_fudan_run_from_backbone_weights(example, data_root, tmp_path):
+    names = example.datasets.PennFudan.all_names(data_root / "penn_fudan")
     (tmp_path / "split.json").write_text(json.dumps({"few": names[:3], "test": names[-2:]}))
-    flags = f"--penn-fudan {data}/penn_fudan --split {tmp_path}/split.json --train-part few --train-images 2 "
-    flags += f"--weights {data}/weights/mobilenet_v2.pth --image-size 96 --batch-size 2 --iterations 2 "
+    flags = f"--penn-fudan {data_root}/penn_fudan --split {tmp_path}/split.json --train-part few --train-images 2 "
+    flags += f"--weights {data_root}/weights/mobilenet_v2.pth --image-size 96 --batch-size 2 --iterations 2 "
     flags += f"--amp --threads 1 --workers 1 --log-every 1 --out {tmp_path}/run"
     example.main(flags.split())
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["data"]["split"] == {"train": names[:2], "test": names[-2:]}
     assert results["evaluations"][0]["iteration"] == 2
 
-    weights = torch.load(data / "weights" / "mobilenet_v2.pth", weights_only=True)
+    weights = torch.load(data_root / "weights" / "mobilenet_v2.pth", weights_only=True)
     trained = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["objects"]["detector"]
     for frozen in ("0.0.weight", "3.conv.0.0.weight", "17.conv.1.1.running_mean"):
         assert torch.equal(trained[f"backbone.body.{frozen}"], weights[f"features.{frozen}"]), frozen
