@@ -81,7 +81,7 @@ def _annotation(image, category, box, segmentation, iscrowd=0):
 @pytest.fixture(scope="module")
 def coco_set(example, coco):
     """The set of `coco` for training."""
-    return example.datasets.CocoFormat(coco / "annotations.json", coco)
+    return example.datasets.DetectionDataset(coco / "annotations.json", coco)
 
 
 def coco_flags(coco, out, *more):
@@ -118,7 +118,7 @@ def test_coco_targets(coco_set):
 
 
 def test_empty_images_train_only_on_request(example, coco):
-    kept = example.datasets.CocoFormat(coco / "annotations.json", coco, keep_empty=True)
+    kept = example.datasets.DetectionDataset(coco / "annotations.json", coco, keep_empty=True)
     assert len(kept) == 6
     shapes = {"boxes": (0, 4), "masks": (0, HEIGHT, WIDTH), "keypoints": (0, 3, 3)}
     assert {name: tuple(kept[5][1][name].shape) for name in shapes} == shapes
@@ -128,17 +128,17 @@ def test_masks_are_all_or_none_and_classes_are_known(example, coco, tmp_path):
     content = json.loads((coco / "annotations.json").read_text())
     content["annotations"][0]["segmentation"] = []
     (tmp_path / "partly.json").write_text(json.dumps(content))
-    partly = example.datasets.CocoFormat(tmp_path / "partly.json", coco)
+    partly = example.datasets.DetectionDataset(tmp_path / "partly.json", coco)
     assert "masks" not in partly[0][1]
     assert partly.dropped["masks, because other objects have none"] == 9
     with pytest.raises(ValueError, match="needs masks"):
         example.models.build("maskrcnn_resnet50_fpn", partly)
     with pytest.raises(ValueError, match=r"\['dog'\] are not among the training set's"):
-        example.datasets.CocoFormat(coco / "annotations.json", coco, classes=["person"])
+        example.datasets.DetectionDataset(coco / "annotations.json", coco, classes=["person"])
 
 
 def test_penn_fudan_targets(example, data_root):
-    dataset = example.datasets.PennFudan(data_root / "penn_fudan", ["FudanPed00001", "PennPed00027"])
+    dataset = example.datasets.penn_fudan(data_root / "penn_fudan", ["FudanPed00001", "PennPed00027"])
     for _, target in (dataset[0], dataset[1]):
         for box, mask in zip(target["boxes"].int().tolist(), target["masks"], strict=True):
             left, top, right, bottom = box
@@ -146,12 +146,12 @@ def test_penn_fudan_targets(example, data_root):
             assert all(edge.any() for edge in (mask[top], mask[bottom - 1], mask[:, left], mask[:, right - 1]))
     assert example.evaluation.Evaluator(dataset).score(perfect_predictions(dataset))["mask"]["AP"] == 100.0
     with pytest.raises(FileNotFoundError, match="no image and mask"):
-        example.datasets.PennFudan(data_root / "penn_fudan", ["PennPed99999"])
+        example.datasets.penn_fudan(data_root / "penn_fudan", ["PennPed99999"])
 
 
 def test_split_file_is_the_default_split(example, data_root):
     written = json.loads((REPOSITORY / "benchmarks" / "penn_fudan_split.json").read_text())
-    split = example.sources.split_penn_fudan(example.datasets.PennFudan.all_names(data_root / "penn_fudan"))
+    split = example.sources.split_penn_fudan(example.datasets.penn_fudan_names(data_root / "penn_fudan"))
     train = split["train"]
     assert written == {"train_20": train[:20], "train_60": train[:60], "test": split["test"]}
     assert not set(written["test"]) & set(train)
@@ -345,7 +345,7 @@ def test_a_bank_is_of_the_images_that_are_trained_on(example, coco, tmp_path):
     args = pasting_flags(example, *coco_flags(coco, tmp_path))
     sources = []
     for limit in (2, 4, 2):
-        known = example.datasets.CocoFormat(coco / "annotations.json", coco, limit=limit)
+        known = example.datasets.DetectionDataset(coco / "annotations.json", coco, limit=limit)
         with example.pasting.open_bank(args, known) as bank:
             sources.append({foreground.source.partition("#")[0] for foreground in bank})
     assert sources[0] == sources[2] < sources[1]
@@ -391,7 +391,7 @@ def test_checkpoints_of_either_script(example, tmp_path, capsys):
 
 
 def test_penn_fudan_run_from_backbone_weights(example, data_root, tmp_path):
-    names = example.datasets.PennFudan.all_names(data_root / "penn_fudan")
+    names = example.datasets.penn_fudan_names(data_root / "penn_fudan")
     (tmp_path / "split.json").write_text(json.dumps({"few": names[:3], "test": names[-2:]}))
     flags = f"--penn-fudan {data_root}/penn_fudan --split {tmp_path}/split.json --train-part few --train-images 2 "
     flags += f"--weights {data_root}/weights/mobilenet_v2.pth --image-size 96 --batch-size 2 --iterations 2 "
