@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import gzip
-import importlib
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from example_modules import importable, load_script
+from example_modules import importable, load_script, modules_of
 
 from terse_aug.models import ClassifierAdapter
 
@@ -26,8 +24,7 @@ def example():
     with importable(FOLDER, "affnist", "affnist_run"):
         run = load_script(FOLDER / "run.py", "affnist_run")
         names = ("arms", "composites", "data", "live", "lockstep", "models", "report")
-        modules = {name: importlib.import_module(f"affnist.{name}") for name in names}
-        yield SimpleNamespace(run=run, main=run.main, **modules)
+        yield modules_of("affnist", *names, run=run, main=run.main)
 
 
 @pytest.fixture(scope="module")

@@ -12,16 +12,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from example_modules import importable
+import trainer_samples as samples
+from example_modules import importable, modules_of
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from trainer_samples import HEIGHT, WIDTH
 
 from terse_aug import PasteConfig, Robustness, TransformRanges
 from terse_aug.config import POLICY_SETTINGS, Critic
 
 REPOSITORY = Path(__file__).parents[1]
 EXAMPLE = REPOSITORY / "examples" / "torchvision"
-WIDTH, HEIGHT = 96, 80
 MODULES = ("checkpoint", "datasets", "evaluation", "loading", "models", "options", "pasting", "schedule", "sources")
 RESNETS = ("fasterrcnn", "maskrcnn", "keypointrcnn", "retinanet", "fcos")
 MODELS = (
@@ -41,64 +41,20 @@ def example():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with importable(EXAMPLE, "train", "train_with_terse", "detection"):
-        modules = {name: importlib.import_module(f"detection.{name}") for name in MODULES}
         mains = {name: importlib.import_module(name).main for name in ("train", "train_with_terse")}
-        yield SimpleNamespace(main=mains["train"], main_with_terse=mains["train_with_terse"], **modules)
+        yield modules_of("detection", *MODULES, main=mains["train"], main_with_terse=mains["train_with_terse"])
     torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory):
-    """A COCO-format set of six images: two classes, a crowd, and on the last nothing but a sliver."""
-    folder, rng = tmp_path_factory.mktemp("coco"), np.random.default_rng(0)
-    images, annotations = [], []
-    for number in range(6):
-        pixels = rng.integers(0, 120, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-        images.append({"id": 10 + number, "file_name": f"{number}.png", "width": WIDTH, "height": HEIGHT})
-        for category in (3, 7) if number < 5 else ():
-            x, y = 5 + 4 * number + 40 * (category == 7), 10 + 5 * number
-            pixels[y : y + 30, x : x + 24] = (250, 40, 40) if category == 3 else (40, 40, 250)
-            outline = [x, y, x + 24, y, x + 24, y + 30, x, y + 30]
-            points = {"keypoints": [x + 12, y + 9, 2, x + 4, y + 5, 2, 0, 0, 0]} if category == 3 else {}
-            annotations.append(_annotation(10 + number, category, [x, y, 24, 30], [outline]) | points)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-    crowd = {"size": [HEIGHT, WIDTH], "counts": [0, 400, HEIGHT * WIDTH - 400]}
-    annotations.append(_annotation(10, 3, [0, 0, 5, 80], crowd, iscrowd=1))
-    annotations.append(_annotation(15, 3, [60, 9, 0.2, 9], [[60, 9, 61, 9, 61, 18]]))
-    annotations = [own | {"id": number} for number, own in enumerate(annotations, start=1)]
-    names = ["nose", "left_eye", "right_eye"]
-    categories = [{"id": 7, "name": "dog"}, {"id": 3, "name": "person", "keypoints": names}]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (folder / "annotations.json").write_text(json.dumps(content))
-    return folder
-
-
-def _annotation(image, category, box, segmentation, iscrowd=0):
-    own = {"image_id": image, "category_id": category, "bbox": box, "segmentation": segmentation}
-    return own | {"area": box[2] * box[3], "iscrowd": iscrowd}
+    return samples.write_coco(tmp_path_factory.mktemp("coco"))
 
 
 @pytest.fixture(scope="module")
 def coco_set(example, coco):
     """The set of `coco` for training."""
     return example.datasets.DetectionDataset(coco / "annotations.json", coco)
-
-
-def coco_flags(coco, out, *more):
-    """Flags of a run on `coco` that takes seconds."""
-    annotations = coco / "annotations.json"
-    flags = ["--annotations", annotations, "--images", coco, "--val-annotations", annotations, "--out", out]
-    flags += ["--image-size", "64", "--batch-size", "2", "--threads", "1", "--log-every", "2", *more]
-    return [str(flag) for flag in flags]
-
-
-def perfect_predictions(dataset):
-    """The ground truth as predictions."""
-    targets = [dataset[index][1] for index in range(len(dataset))]
-    kept = ("boxes", "labels", "masks")
-    return {
-        own["image_id"]: {key: own[key] for key in kept} | {"scores": torch.ones(len(own["boxes"]))} for own in targets
-    }
 
 
 def test_coco_targets(example, coco, coco_set):
@@ -138,7 +94,7 @@ def test_penn_fudan_targets_and_split(example, data_root):
             left, top, right, bottom = box
             assert mask[top:bottom, left:right].sum() == mask.sum()
             assert all(edge.any() for edge in (mask[top], mask[bottom - 1], mask[:, left], mask[:, right - 1]))
-    assert example.evaluation.Evaluator(dataset).score(perfect_predictions(dataset))["mask"]["AP"] == 100.0
+    assert example.evaluation.Evaluator(dataset).score(samples.perfect_predictions(dataset))["mask"]["AP"] == 100.0
     with pytest.raises(FileNotFoundError, match="no image and mask"):
         example.datasets.penn_fudan(data_root / "penn_fudan", ["PennPed99999"])
     written = json.loads((REPOSITORY / "benchmarks" / "penn_fudan_split.json").read_text())
@@ -189,12 +145,12 @@ def test_learning_rate(example):
 
 def test_perfect_and_empty_predictions(example, coco_set):
     evaluator = example.evaluation.Evaluator(coco_set)
-    perfect = evaluator.score(perfect_predictions(coco_set))
+    perfect = evaluator.score(samples.perfect_predictions(coco_set))
     for kind in ("box", "mask"):
         assert perfect[kind]["AP"] == perfect[kind]["AP75"] == 100.0
-        assert perfect[kind]["AP_large"] is None  # there are no large objects
         assert perfect[kind]["per_class"] == {"person": 100.0, "dog": 100.0}
-    shifted = perfect_predictions(coco_set)
+        assert perfect[kind]["AP_large"] is None  # there are no large objects
+    shifted = samples.perfect_predictions(coco_set)
     for prediction in shifted.values():
         prediction["boxes"] = prediction["boxes"] + 3
     assert 0 < evaluator.score(shifted)["box"]["AP"] < 60
@@ -227,8 +183,8 @@ def test_resumed_run_equals_uninterrupted(example, coco, tmp_path, monkeypatch, 
             shutil.copy(path, resumed)
 
     monkeypatch.setattr(example.checkpoint, "save", save_and_copy)
-    main(coco_flags(coco, whole, *flags))
-    main(coco_flags(coco, resumed, *flags, "--resume"))
+    main(samples.coco_flags(coco, whole, *flags))
+    main(samples.coco_flags(coco, resumed, *flags, "--resume"))
 
     expected, actual = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (whole, resumed))
     assert set(actual["objects"]) == {"detector", "optimizer", *(["terse"] if policy else [])}
@@ -236,49 +192,14 @@ def test_resumed_run_equals_uninterrupted(example, coco, tmp_path, monkeypatch, 
     torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
     assert actual["iteration"] == 4
     assert len(actual["objects"]["optimizer"]["state"]) > 50
-    results = check_results(resumed)
+    results = samples.check_results(resumed)
     if policy:
-        check_probe(resumed, results, actual["objects"]["terse"])
+        samples.check_probe(resumed, results, actual["objects"]["terse"])
     renamed = (coco / "annotations.json").read_text().replace('"dog"', '"horse"')
     (coco / "renamed.json").write_text(renamed)
     other = ["--annotations", coco / "renamed.json", "--val-annotations", coco / "renamed.json", "--resume"]
     with pytest.raises(ValueError, match="the checkpoint is for"):
-        main(coco_flags(coco, resumed, *flags, *other))
-
-
-def check_results(folder):
-    """What `results.json` of a run of four iterations on `coco` holds, and the other files."""
-    results = json.loads((folder / "results.json").read_text())
-    arguments, split, seconds = results["arguments"], results["data"]["split"], results["seconds"]
-    assert (arguments["iterations"], arguments["lr"]) == (4, pytest.approx(0.0025))
-    assert results["data"]["classes"] == ["person", "dog"]
-    assert (split["train"], len(split["test"])) == ([f"{n}.png" for n in range(5)], 6)
-    assert [entry["iteration"] for entry in results["evaluations"]] == [2, 4]
-    sizes = {"AP_small", "AP_medium", "AP_large"}
-    assert set(results["evaluations"][0]["box"]) == {"AP", "AP50", "AP75", "per_class", *sizes}
-    assert seconds["training"] > 0 < seconds["evaluation"]
-    assert seconds["per_iteration"] == pytest.approx(seconds["training"] / 4)
-    assert results["versions"]["torch"] == torch.__version__.split("+")[0]
-    assert list(folder.glob("events.out.tfevents.*"))
-    assert not list(folder.rglob("*.partial"))
-    return results
-
-
-def check_probe(folder, results, state):
-    """The policy has learned, and its composites were measured."""
-    assert state["counters.count/updates"] == 2
-    assert results["arguments"]["policy"] == "critic"
-    for kind in ("composites", "random composites"):
-        found = results["evaluations"][-1][kind]
-        assert found["objects"] > 0 < found["neighbour distance"]
-        assert 0 <= found["missed fraction"] <= 1
-        assert 0 < found["diversity"] < 1.5
-        assert sum(found["hardness histogram"]) == pytest.approx(1)
-        assert set(found["std ratio by class"]) <= {"1", "2", "3"}
-    events = EventAccumulator(str(folder), size_guidance={"histograms": 0}).Reload()
-    drawn = events.Histograms("composites/hardness histogram")[-1].histogram_value
-    assert drawn.num == results["evaluations"][-1]["composites"]["objects"]
-    assert 0 <= drawn.min <= drawn.max <= 1
+        main(samples.coco_flags(coco, resumed, *flags, *other))
 
 
 def pasting_flags(example, flags):
@@ -307,7 +228,7 @@ def test_flags_become_settings(example, tmp_path):
 
 def test_a_bank_is_of_the_images_that_are_trained_on(example, coco, tmp_path):
     """Also if another subset was trained on with the same --out."""
-    args = pasting_flags(example, " ".join(coco_flags(coco, tmp_path)))
+    args = pasting_flags(example, " ".join(samples.coco_flags(coco, tmp_path)))
     sources = []
     for limit in (2, 4, 2):
         known = example.datasets.DetectionDataset(coco / "annotations.json", coco, limit=limit)
@@ -385,15 +306,10 @@ def test_detector_weights_for_other_classes(example, coco_set, tmp_path, capsys)
         example.models.build("ssd300_vgg16", coco_set, weights=tmp_path / "torn.pth")
 
 
-def zero_if_large(fill):
-    """Random numbers for VGG's dense layers, which SSD does not have, would take most of the time."""
-    return lambda tensor, *more, **own: tensor.detach().zero_() if tensor.numel() > 2e7 else fill(tensor, *more, **own)
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_learns_and_predicts(example, coco_set, name, monkeypatch):
     for fill in ("normal_", "kaiming_uniform_"):
-        monkeypatch.setattr(torch.nn.init, fill, zero_if_large(getattr(torch.nn.init, fill)))
+        monkeypatch.setattr(torch.nn.init, fill, samples.zero_if_large(getattr(torch.nn.init, fill)))
     assert tuple(example.models.MODELS) == MODELS
     fixed_size = example.models.MODELS[name].image_size is None
     torch.manual_seed(0)

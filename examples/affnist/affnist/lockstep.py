@@ -71,14 +71,7 @@ class _Evaluations:
 
 
 class _Classifier:
-    """The classifier and its training.
-
-    Args:
-        network: name in ``NETWORKS``.
-        digits: real ones.
-        schedule: of the run.
-        seed: of initial weights, and of everything drawn.
-    """
+    """The classifier and its training."""
 
     def __init__(self, network: str, digits: Digits, schedule: LockStepSchedule, seed: int) -> None:
         torch.manual_seed(seed)

@@ -28,15 +28,7 @@ class Evaluator:
     def measure(
         self, detector: nn.Module, device: torch.device, batch_size: int, workers: int, amp: bool = False
     ) -> Measures:
-        """Run the detector over the data set and return `score`'s results; its mode is restored.
-
-        Args:
-            detector: A torchvision detector.
-            device: Where it is.
-            batch_size: Images per forward pass.
-            workers: Processes that load images.
-            amp: Whether to compute in reduced precision.
-        """
+        """Run the detector over the data set and return `score`'s results; its mode is restored."""
         predictions: dict[int, Prediction] = {}
         was_training = detector.training
         detector.eval()
