@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -61,3 +63,17 @@ def pytest_collection_finish() -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--write-table FILE``: where the test of MMDetection's models writes its results."""
     parser.addoption("--write-table", metavar="FILE", help="write the table of MMDetection's models there")
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """How often each foreground of any bank was read in this process."""
+    counts: Counter[int] = Counter()
+    read = ForegroundBank.__getitem__
+
+    def counted(bank: ForegroundBank, index: Any) -> Any:
+        counts[int(index)] += 1
+        return read(bank, index)
+
+    monkeypatch.setattr(ForegroundBank, "__getitem__", counted)
+    return counts

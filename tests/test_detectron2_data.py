@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -339,7 +340,7 @@ def test_the_mapper_samples_foregrounds_in_the_workers(
     tmp_path: Path,
     mask_format: str,
     workers: int,
-    monkeypatch: pytest.MonkeyPatch,
+    reads: Counter[int],
 ) -> None:
     cfg = tiny_cfg("mask_fpn", dataset, tmp_path, bank, policy={"type": "critic", "foreground_candidates": 2})
     cfg.DATALOADER.NUM_WORKERS, cfg.INPUT.MASK_FORMAT = workers, mask_format
@@ -350,9 +351,7 @@ def test_the_mapper_samples_foregrounds_in_the_workers(
             return build_detection_train_loader(cfg, mapper=TerseMapper.from_config(cfg))
 
     trainer, hook = trainer_with_hook(cfg, Trainer)
-    read = ForegroundBank.__getitem__
-    reads: list[int] = []
-    monkeypatch.setattr(ForegroundBank, "__getitem__", lambda own, index: reads.append(index) or read(own, index))
+    reads.clear()
     seen = Watched(trainer.model)
     trainer.train()
     assert hook.terse.metrics()["objects_labelled"] > 4

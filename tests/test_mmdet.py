@@ -7,6 +7,7 @@ import json
 import shutil
 import socket
 import warnings
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def test_with_epochs_off_means_off(data: Path, bank: ForegroundBank, tmp_path: P
 
 
 def test_it_continues_through_the_mode_switch_of_yolox(
-    data: Path, bank: ForegroundBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, bank: ForegroundBank, tmp_path: Path, reads: Counter[int]
 ) -> None:
     """Its pipeline and its hooks as its config has them, at a tenth of the size; the second epoch of three switches,
     and has its workers started anew."""
@@ -177,17 +178,11 @@ def test_it_continues_through_the_mode_switch_of_yolox(
             pasted.append(hook.terse.metrics()["objects_pasted"])
             resized.add(runner.model.data_preprocessor.batch_augments[0]._input_size)
 
-    read, read_here = ForegroundBank.__getitem__, []
-
-    def noted(own: ForegroundBank, index: Any) -> Any:
-        read_here.append(index)
-        return read(own, index)
-
     runner.register_hook(Watch())
-    monkeypatch.setattr(ForegroundBank, "__getitem__", noted)
+    reads.clear()
     runner.train()
     runner.train_dataloader._iterator = None  # ends the workers
-    assert not read_here
+    assert not reads
     assert mixed == [True] * 3 + [False] * 6
     assert runner.model.bbox_head.use_l1 is True
     assert all(drawn)

@@ -118,20 +118,13 @@ def test_a_wrong_place_and_wrong_settings_are_refused(data: Path, bank: Foregrou
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_foregrounds_are_read_in_the_workers(
-    data: Path, bank: ForegroundBank, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+    data: Path, bank: ForegroundBank, tmp_path: Path, workers: int, reads: Counter[int]
 ) -> None:
     policy = {"type": "Critic", "foreground_candidates": 2, "update_interval": 1}
     terse = settings(bank, policy, paste={"ranges": {"rotation": [-5.0, 5.0]}, "objects": [1, 2]})
     steps = pipeline({"type": "TersePaste", **terse})
     runner, hook = made(data, tmp_path, 2, terse, pipeline=steps, workers=workers)
-    reads: Counter[int] = Counter()
-    read = ForegroundBank.__getitem__
-
-    def counted(own: ForegroundBank, index: Any) -> Any:
-        reads[int(index)] += 1
-        return read(own, index)
-
-    monkeypatch.setattr(ForegroundBank, "__getitem__", counted)
+    reads.clear()
     runner.train()
     runner.train_loop.dataloader_iterator = None  # ends the workers; in a garbage collection they take ten seconds
     assert hook.terse.metrics()["objects_labelled"] > 1

@@ -273,13 +273,6 @@ def test_the_state_holds_what_was_recorded_also_between_two_updates(tiny_bank: F
         bound(UniformSampler()).load_state_dict(state)
 
 
-def test_without_a_source_of_hardness_step_raises(tiny_bank: ForegroundBank) -> None:
-    terse = Terse(tiny_bank, "random", paste=every_image(), sampler="hardness")
-    terse(*make_batch())
-    with pytest.raises(ValueError, match=r"HardnessSampler learns from hardness: give Terse\(.*, or call"):
-        terse.step(1.0)
-
-
 # --- custom samplers ------------------------------------------------------------------------------------------------
 
 
