@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from coloured_samples import coloured
 from factories import make_bank
 
 from terse_aug import ForegroundBank
+from terse_aug.bank import BankWriter
 
 
 @pytest.fixture(scope="session")
@@ -77,3 +79,18 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
 
     monkeypatch.setattr(ForegroundBank, "__getitem__", counted)
     return counts
+
+
+@pytest.fixture
+def coloured_bank(tmp_path: Path) -> ForegroundBank:
+    """Six foregrounds of three classes, each in a color of its own."""
+    return make_bank(tmp_path, [coloured(number, label=(1, 2, 7)[number % 3]) for number in range(6)])
+
+
+@pytest.fixture
+def distractors(tmp_path: Path) -> ForegroundBank:
+    """Two foregrounds in two more colors."""
+    with BankWriter(tmp_path / "distractors.bank", {1: "teapot", 2: "chair"}) as out:
+        out.add(coloured(6, 1))
+        out.add(coloured(7, 2, relative_size=0.5))
+    return ForegroundBank.open(tmp_path / "distractors.bank")

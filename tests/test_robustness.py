@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +34,7 @@ from terse_aug.models import (
     TorchvisionAdapter,
 )
 from terse_aug.policies import Adversarial, Critic
-from terse_aug.training.perturbation import PerturbationBall, object_pixels, tiled
+from terse_aug.training.perturbation import PerturbationBall, object_pixels
 
 OBJECTS, BACKGROUND = 4 / 255, 10 / 255
 FORMATS = {
@@ -139,13 +138,6 @@ def test_object_pixels_are_masks_or_boxes_without_decoys_and_with_pastes() -> No
     expected[:4, :4] = False
     expected[3, 1:3] = True
     assert torch.equal(found(masks=masks), expected)
-
-
-def test_a_tile_is_repeated_over_the_image() -> None:
-    tile = torch.rand(3, 5, 5)
-    whole = tiled(tile, (13, 9))
-    assert whole.shape == (3, 13, 9)
-    assert all(torch.equal(whole[:, y, x], tile[:, y % 5, x % 5]) for y in range(13) for x in range(9))
 
 
 # --- what it is for -------------------------------------------------------------------------------------------------
@@ -420,37 +412,6 @@ def test_images_of_another_precision_keep_it(tiny_bank: ForegroundBank, dtype: t
 
 
 # --- state ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_resumed_run_is_the_same_to_the_bit_also_under_autocast(tiny_bank: ForegroundBank) -> None:
-    def made(detector: nn.Module) -> Terse:
-        policy = Adversarial(update_interval=2)
-        return Terse(tiny_bank, policy, paste=every_image(), robustness=Robustness(steps=2), model=detector)
-
-    def step(terse: Terse, detector: nn.Module, number: int) -> list[Tensor]:
-        with torch.random.fork_rng(devices=[]), torch.autocast("cpu", dtype=torch.bfloat16):
-            torch.default_generator.manual_seed(number)
-            images, targets = terse(*make_batch(number))
-            loss = torch.stack([own.float() for own in detector(list(images), targets).values()]).sum()
-        loss.backward()
-        assert all(bool(own.grad.isfinite().all()) for own in detector.parameters() if own.grad is not None)
-        detector.zero_grad()
-        terse.step(loss)
-        return [image.detach() for image in images]
-
-    detector = make_detector("fasterrcnn")
-    terse = made(detector)
-    for number in range(3):
-        step(terse, detector, number)
-    other = copy.deepcopy(detector)
-    resumed = made(other)
-    resumed.load_state_dict(copy.deepcopy(terse.state_dict()))
-    assert resumed.metrics() == terse.metrics()
-    for number in range(3, 5):
-        assert all_equal(step(terse, detector, number), step(resumed, other, number))
-    assert resumed.metrics() == terse.metrics()
-    assert terse.metrics()["updates"] == 3
-    assert terse.metrics()["robustness/images"] == 10
 
 
 def test_keypoints_and_images_without_objects_pass(tmp_path: Path) -> None:
