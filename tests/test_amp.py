@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from factories import RampLoss, all_equal, make_batch, make_detector, make_terse, parameters_of
+from factories import RampLoss, all_equal, every_image, make_batch, make_detector, make_terse, parameters_of
+from torch import Tensor, nn
 
-from terse_aug import ForegroundBank
+from terse_aug import ForegroundBank, Robustness, Terse
+from terse_aug.models import ClassifierAdapter
 
 
 @pytest.mark.parametrize("policy", ["random", "adversarial"])
@@ -83,3 +85,45 @@ def test_the_scale_of_a_grad_scaler_on_cuda_does_not_reach_the_policy(tiny_bank:
     scaler.update()
     terse.step(losses, loss_scale=scale)
     assert terse.metrics()["updates"] == 1
+
+
+class Faint(nn.Module):
+    """A classifier whose gradients are too small for float16, or with a high gain too large."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            self.conv, self.gain = nn.Conv2d(3, 3, 3, stride=2), gain
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.conv(images).float().mean((2, 3)) * self.gain
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradient_steps_under_autocast_are_nearly_those_without(tiny_bank: ForegroundBank, dtype: torch.dtype) -> None:
+    model, seen = Faint(1e-3), []
+    for enabled in (False, True):
+        adapter = ClassifierAdapter(model, 3)
+        terse = Terse(tiny_bank, paste=every_image(), robustness=Robustness(), model=adapter)
+        with torch.autocast("cpu", dtype=dtype, enabled=enabled):
+            moved, _ = terse(*make_batch(sizes=((64, 64), (64, 64))))
+        assert all(image.dtype == torch.float32 for image in moved)
+        seen.append(torch.stack(list(moved)))
+        assert terse.metrics()["robustness/images"] == 2
+        assert terse.metrics()["robustness/zero_fraction"] < 0.1
+    assert float((seen[0] == seen[1]).float().mean()) > 0.95
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_gradients_that_overflow_in_float16_leave_images_alone_until_the_scale_fits(tiny_bank: ForegroundBank) -> None:
+    adapter = ClassifierAdapter(Faint(1e5), 3)
+    terse = Terse(tiny_bank, paste=every_image(), robustness=Robustness(), model=adapter)
+    history = []
+    for _ in range(12):
+        with torch.autocast("cpu", dtype=torch.float16):
+            terse(*make_batch(sizes=((32, 32),)))
+        history.append(terse.metrics()["robustness/images"])
+    assert history[0] == 0
+    assert terse.metrics()["robustness/not_finite"] > 0
+    assert history[-1] > history[-2] > history[-3] > 0

@@ -172,9 +172,6 @@ def test_a_detector_learns_from_images_of_the_pool_even_if_nothing_could_be_past
         terse.step(losses)
 
 
-# --- all of it ------------------------------------------------------------------------------------------------------
-
-
 def test_what_is_previewed_and_measured_is_what_is_trained_on(
     coloured_bank: ForegroundBank, distractors: ForegroundBank
 ) -> None:

@@ -49,9 +49,6 @@ def terse(request: pytest.FixtureRequest, tiny_bank: ForegroundBank, detector: n
     )
 
 
-# --- the bank -------------------------------------------------------------------------------------------------------
-
-
 def test_an_empty_bank_is_refused(tmp_path: Path, tiny_bank: ForegroundBank) -> None:
     with (
         pytest.raises(ValueError, match="no foreground was kept, so no bank is written"),
@@ -94,9 +91,6 @@ def test_the_background_label_is_refused_where_the_detector_has_one(tiny_bank: F
 def test_a_model_that_is_no_detector_is_refused(tiny_bank: ForegroundBank) -> None:
     with pytest.raises(ValueError, match=r"model: expected a detector .* got str"):
         Terse(tiny_bank, model="fasterrcnn")  # type: ignore[arg-type]  # wrong on purpose
-
-
-# --- what cannot be a batch -----------------------------------------------------------------------------------------
 
 
 def no_images(images: list[Tensor], targets: list[dict[str, Any]]) -> Batch:
@@ -146,9 +140,6 @@ def test_an_image_without_objects_may_have_any_number_of_keypoints(bank_of_two_p
     targets = [target | {"keypoints": torch.zeros(0, 0, 3)} for target in targets]
     _, found = Terse(bank_of_two_points, "random", paste=every_image())(images, targets)
     assert all(target["keypoints"].shape == (len(target["boxes"]), 2, 3) for target in found)
-
-
-# --- what is left out -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -218,9 +209,6 @@ def test_a_box_that_leaves_the_frame_is_clipped_to_it(terse: Terse) -> None:
     assert terse.metrics()["dropped/box_clipped"] == 1
     assert float(corrected[0]["boxes"].min()) >= 0
     assert (corrected[0]["boxes"].amax(0)[2:] <= torch.tensor([80.0, 64.0])).all()
-
-
-# --- unusual, and fine ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("sizes", "objects"), [(((64, 64), (72, 64)), 0), (((64, 64),), 1)])

@@ -105,9 +105,6 @@ def test_classes_are_mixed_among_several_foregrounds_only() -> None:
         Critic(mix_classes=True)
 
 
-# --- from names and dictionaries ------------------------------------------------------------------------------------
-
-
 def test_settings_from_a_dictionary_are_those_of_keywords() -> None:
     values = {"objects": [2, 4], "ranges": {"scale": [0.8, 1.25], "keep_inside": 0.5}}
     ranges = TransformRanges(scale=(0.8, 1.25), keep_inside=0.5)

@@ -64,9 +64,6 @@ def hook_of(bank: ForegroundBank, policy: Any = None, **arguments: Any) -> Terse
     return TerseHook(bank.relabel(CLASSES), policy or Critic(update_interval=1), paste=paste, **arguments)
 
 
-# --- trainers -------------------------------------------------------------------------------------------------------
-
-
 def test_a_custom_run_step_pastes_by_itself(faster: TinyCfg) -> None:
     class Own(DefaultTrainer):
         hook: TerseHook | None = None
@@ -275,9 +272,6 @@ def test_wrong_arguments_and_models_are_refused(faster: TinyCfg, bank: Foregroun
         Detectron2Adapter(DefaultTrainer.build_model(cfg))
 
 
-# --- checkpoints and logs -------------------------------------------------------------------------------------------
-
-
 class Trained:
     """A training of four iterations with checkpoints, logs and images, which several tests use."""
 
@@ -383,9 +377,6 @@ def test_images_do_not_pile_up_without_a_writer(faster: TinyCfg) -> None:
     trainer, _ = trainer_with_hook(faster(2, image_period=1), Silent)
     trainer.train()
     assert [name for name, *_ in trainer.kept._vis_data] == ["terse_aug/composites"]  # type: ignore[attr-defined]
-
-
-# --- several processes, mixed precision -----------------------------------------------------------------------------
 
 
 def _train_on_a_rank(folder: str, bank: str) -> None:

@@ -59,9 +59,6 @@ from terse_aug_detectron2.batch import Needs, from_samples, to_samples
 pytestmark = QUIET_DETECTRON2
 
 
-# --- config ---------------------------------------------------------------------------------------------------------
-
-
 def default_cfg() -> CfgNode:
     cfg = get_cfg()
     add_terse_config(cfg)
@@ -215,9 +212,6 @@ def test_lazy_configs_may_hold_lists_and_dictionaries(bank: ForegroundBank) -> N
         instantiate(LazyCall(TerseHook)(bank=str(bank.path), paste={"objects": (3, 2)}))
 
 
-# --- backgrounds, distractors, samplers -----------------------------------------------------------------------------
-
-
 def distractors(folder: Path, name: str) -> dict[str, Any]:
     with BankWriter(folder / f"{name}.bank", {1: name}) as out:
         out.add(make_foreground(3))
@@ -281,9 +275,6 @@ def test_distractors_and_samplers_that_do_not_fit_are_refused(
     assert TerseMapper.from_config(cfg) is not None
 
 
-# --- batches --------------------------------------------------------------------------------------------------------
-
-
 def test_a_batch_is_converted_there_and_back() -> None:
     masks = torch.rand(2, 40, 50) > 0.5
     one, two = item(gt_masks=BitMasks(masks), gt_iscrowd=torch.tensor([0, 1])), item(0, (30, 60))
@@ -330,9 +321,6 @@ def test_annotations_that_pasting_cannot_correct_are_refused(changes: dict[str, 
         to_samples([broken], torch.device("cpu"), Needs())
 
 
-# --- mapper ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("mask_format", "workers"), [("polygon", 0), ("polygon", 2), ("bitmask", 0)])
 def test_the_mapper_samples_foregrounds_in_the_workers(
     dataset: str,
@@ -376,9 +364,6 @@ def test_the_mapper_keeps_what_the_wrapped_one_returns(dataset: str, bank: Foreg
     assert isinstance(mapped["instances"].gt_masks, BitMasks)
     assert isinstance(mapped[SAMPLED_KEY], SampledForegrounds)
     assert mapped["instances"].gt_masks.tensor.shape == (2, 40, 50)
-
-
-# --- banks ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

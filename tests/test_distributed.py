@@ -23,9 +23,6 @@ RANKS, STEPS, BAD_STEP = 2, 8, 4
 pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="torch was built without distributed")
 
 
-# --- what each process does -----------------------------------------------------------------------------------------
-
-
 def _work(rank: int, folder: Path, bank_path: Path) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", TerseWarning)
@@ -208,9 +205,6 @@ SCENARIOS = {
     "hard classes": _hard_classes,
     "robustness": _robustness,
 }
-
-
-# --- what is expected of them ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -83,9 +83,6 @@ def hooks_of(detector: nn.Module) -> int:
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in detector.modules())
 
 
-# --- scores ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ROI_HEADS)
 def test_scores_are_the_best_of_the_proposals_on_an_object(name: str) -> None:
     """Compared with a loop over the proposals."""
@@ -180,9 +177,6 @@ def test_annotated_boxes_are_distinguished_from_proposals_of_low_precision(
     scores = recorder.scores(images, targets)
     assert scores is not None
     assert torch.cat(scores).tolist() == pytest.approx([expected] * 2, abs=0.01)
-
-
-# --- in training ----------------------------------------------------------------------------------------------------
 
 
 def critic(bank: ForegroundBank, detector: Any, update_interval: int = 2) -> Terse:
@@ -326,9 +320,6 @@ def test_composites_are_released_once_their_hardness_is_known_or_not_needed(tiny
     for seed in range(2):
         other(*batch(seed=seed))
     assert kept() - before == 1
-
-
-# --- models that cannot be recorded ---------------------------------------------------------------------------------
 
 
 def test_failed_hooks_are_removed_and_a_resumed_run_makes_extra_forwards_too(tiny_bank: ForegroundBank) -> None:

@@ -21,8 +21,6 @@ from terse_aug import ForegroundBank, Terse, TransformRanges
 from terse_aug.models import ClassifierAdapter
 from terse_aug.policies import CriticPolicy
 
-# --- where hardness comes from --------------------------------------------------------------------------------------
-
 
 @pytest.mark.parametrize(("policy", "sampler"), [("critic", "uniform"), ("random", "hardness")])
 def test_without_any_source_of_hardness_step_raises_and_names_the_options(
@@ -85,9 +83,6 @@ def test_hardness_that_does_not_fit_is_refused(tiny_bank: ForegroundBank, policy
     assert terse.pastes == []
     with pytest.raises(ValueError, match="expected a call of Terse in training mode before"):
         terse.observe([torch.zeros(count) for count in counts])
-
-
-# --- probabilities of all classes -----------------------------------------------------------------------------------
 
 
 def test_class_probabilities_are_the_models_from_an_extra_forward_or_supplied(tmp_path: Path) -> None:

@@ -43,9 +43,6 @@ from terse_aug_mmdet.checkpoints import statistic_of_buffer
 pytestmark = QUIET_MMDET
 
 
-# --- trainings ------------------------------------------------------------------------------------------------------
-
-
 def test_it_trains_on_perturbed_composites(data: Path, bank: ForegroundBank, tmp_path: Path) -> None:
     runner, hook = made(data, tmp_path, 2, settings(bank, robustness={"steps": 2}))
     start = torch.cat([value.flatten() for value in runner.model.state_dict().values()])
@@ -193,9 +190,6 @@ def test_it_continues_through_the_mode_switch_of_yolox(
     assert (metrics["updates"], metrics["skipped_updates"], metrics["non_finite_losses"]) == (9, 0, 0)
 
 
-# --- mixed precision ------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def amp_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """``AmpOptimWrapper`` with torch's scaler for the CPU, and without its assertion that there is a GPU."""
@@ -259,9 +253,6 @@ def test_amp_on_cuda(data: Path, bank: ForegroundBank, tmp_path: Path, policy: s
     assert metrics["updates"] > 0
     assert metrics["updates"] + metrics["skipped_updates"] == 3
     assert metrics["non_finite_losses"] == 0
-
-
-# --- checkpoints and logs -------------------------------------------------------------------------------------------
 
 
 class Trained:
@@ -342,9 +333,6 @@ def test_only_statistics_of_a_log_may_be_loaded(tmp_path: Path) -> None:
     torch.save({"a": Evil()}, tmp_path / "evil.pt")
     with pytest.raises(Exception, match="no statistic"):
         torch.load(tmp_path / "evil.pt", weights_only=True)
-
-
-# --- several processes ----------------------------------------------------------------------------------------------
 
 
 def _train_on_a_rank(rank: int, port: int, folder: str, data: str, bank: str) -> None:

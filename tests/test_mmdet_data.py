@@ -47,9 +47,6 @@ from terse_aug_mmdet.batch import PathWithForegrounds, put_back, sampled_foregro
 pytestmark = QUIET_MMDET
 
 
-# --- transform ------------------------------------------------------------------------------------------------------
-
-
 def loaded() -> dict[str, Any]:
     return {"img": np.zeros((40, 50, 3), np.uint8), "img_path": "a/b.png", "img_id": 3, "img_shape": (40, 50)}
 
@@ -146,9 +143,6 @@ def test_new_style_configs_hold_classes_in_place_of_names(bank: ForegroundBank, 
     assert isinstance(TRANSFORMS.build(cfg.step), TersePaste)
 
 
-# --- classes, backgrounds, distractors ------------------------------------------------------------------------------
-
-
 def bank_of(folder: Path, *names: str) -> str:
     with BankWriter(folder / f"{names[0]}.bank", dict(enumerate(names, 1))) as out:
         for seed in range(3 * len(names)):
@@ -222,9 +216,6 @@ def test_a_model_is_trained_on_images_of_the_background_pool(
             assert float(red[~masks.any(0)].float().mean()) > 0.6
             assert 1 <= len(sample.gt_instances) <= 6
             assert len(sample.ignored_instances) == 0
-
-
-# --- batches --------------------------------------------------------------------------------------------------------
 
 
 def batch(boxes: Any = None, **fields: Any) -> dict[str, Any]:
@@ -301,9 +292,6 @@ def test_ignored_regions_go_with_a_replaced_background() -> None:
     assert [len(own) for own in after] == [1, 0]
     assert len(after[1].bboxes) == len(after[1].labels) == len(after[1].masks) == 0
     assert len(samples[1].ignored_instances) == 1
-
-
-# --- banks ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_bank_is_built_from_a_config(data: Path, tmp_path: Path) -> None:

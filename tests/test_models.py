@@ -181,9 +181,6 @@ def test_a_table_computed_in_an_extra_forward_is_kept() -> None:
     assert torch.equal(model(images), images.mean((2, 3)))
 
 
-# --- the adapters ---------------------------------------------------------------------------------------------------
-
-
 def test_images_without_objects_have_no_loss_and_no_scores(task: Any) -> None:
     adapter, _ = task
     images, targets = batch(0, count=2)

@@ -58,9 +58,6 @@ def disturbed_policy(kl_weight: float = 0.3, dropout: float = 0.0, size: float =
     return disturb(AdversarialPolicy(Adversarial(kl_weight=kl_weight, dropout=dropout)), size)
 
 
-# --- every policy ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["random", "best-of-n", "critic", "adversarial", "paper"])
 def test_a_policy_proposes_one_point_of_the_unit_cube_per_paste_and_repeats_itself(
     name: str, tiny_bank: ForegroundBank
@@ -89,9 +86,6 @@ def test_a_new_policy_is_one_class(tiny_bank: ForegroundBank) -> None:
 
     composites = Terse(tiny_bank, Corner(), paste=every_image()).compose(*make_batch())
     assert all(float(paste.unit.sum()) == 0 for pastes in composites.pastes for paste in pastes)
-
-
-# --- best-of-n ------------------------------------------------------------------------------------------------------
 
 
 def test_best_of_n_picks_for_each_image_the_candidate_with_the_largest_loss(tiny_bank: ForegroundBank) -> None:
@@ -147,9 +141,6 @@ def test_best_of_n_without_a_model_is_refused(tiny_bank: ForegroundBank) -> None
         Terse(tiny_bank, "best-of-n")
     with pytest.raises(ValueError, match="needs forwards of the detector"):
         Terse(tiny_bank).compose(*make_batch(), policy="best-of-n")
-
-
-# --- adversarial: the formulas --------------------------------------------------------------------------------------
 
 
 def test_at_the_start_the_adversarial_policy_is_exactly_uniform() -> None:
@@ -247,8 +238,6 @@ def test_dropout_is_all_that_varies_the_policy_of_the_paper() -> None:
         first, second = (policy.propose(make_context(), seeded(seed), False).unit for seed in (0, 1))
         assert torch.equal(first, second) is not varies
 
-
-# --- adversarial: the game ------------------------------------------------------------------------------------------
 
 PLACES = TransformRanges(rotation=(0, 0), shear=(0, 0), scale=(1, 1), scale_x=(1, 1), scale_y=(1, 1))
 

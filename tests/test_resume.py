@@ -120,9 +120,6 @@ def test_loading_replaces_counters_and_pending_batches(tiny_bank: ForegroundBank
     assert terse.metrics()["updates"] == terse.metrics()["calls"] == 0
 
 
-# --- states of other versions and policies --------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("added", [True, False], ids=["missing", "unknown"])
 @pytest.mark.parametrize("policy", ["random", "critic"])
 def test_a_state_with_other_counters_loads_with_one_warning_that_names_them(

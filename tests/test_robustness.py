@@ -35,6 +35,7 @@ from terse_aug.models import (
 )
 from terse_aug.policies import Adversarial, Critic
 from terse_aug.training.perturbation import PerturbationBall, object_pixels
+from terse_aug.utils.random import isolated_global_rng
 
 OBJECTS, BACKGROUND = 4 / 255, 10 / 255
 FORMATS = {
@@ -86,9 +87,6 @@ def pixels_of_objects(composites: Composites, number: int) -> Tensor:
     return object_pixels(image, target, composites.pastes[number], composites.visible[number])
 
 
-# --- epsilon and ranges ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("pixels", FORMATS)
 def test_every_pixel_keeps_within_epsilon_and_the_range_and_labels_stay(tiny_bank: ForegroundBank, pixels: str) -> None:
     form = FORMATS[pixels]
@@ -96,17 +94,16 @@ def test_every_pixel_keeps_within_epsilon_and_the_range_and_labels_stay(tiny_ban
     images = [form.encode(image * 2) for image in images]  # up to white
     clean, moved, terse = pair(tiny_bank, Gradients(1.0), (images, targets), form, steps=3)
     assert terse._last is not None
-    used = torch.zeros(2)
+    used: dict[float, float] = {}
     for number, (before, after) in enumerate(zip(clean, moved, strict=True)):
-        where = pixels_of_objects(terse._last, number)
-        shown = form.decode(after)
+        where, shown = pixels_of_objects(terse._last, number), form.decode(after)
         distance = (shown - form.decode(before)).abs().amax(0)
-        for place, (region, epsilon) in enumerate(((where, OBJECTS), (~where, BACKGROUND))):
-            assert bool(region.any())
-            assert float(distance[region].max()) <= epsilon + 1e-6
-            used[place] = max(float(used[place]), float(distance[region].max() / epsilon))
+        for region, epsilon in ((where, OBJECTS), (~where, BACKGROUND)):
+            farthest = float(distance[region].max())
+            assert farthest <= epsilon + 1e-6
+            used[epsilon] = max(used.get(epsilon, 0.0), farthest / epsilon)
         assert -1e-6 <= float(shown.min()) <= float(shown.max()) <= 1 + 1e-6
-    assert bool((used > 0.9).all())
+    assert min(used.values()) > 0.9
     assert terse.metrics()["robustness/images"] == 2
 
 
@@ -140,9 +137,6 @@ def test_object_pixels_are_masks_or_boxes_without_decoys_and_with_pastes() -> No
     assert torch.equal(found(masks=masks), expected)
 
 
-# --- what it is for -------------------------------------------------------------------------------------------------
-
-
 def learn(terse: Terse, model: nn.Module, loss_of: Callable[..., Tensor], **batch: Any) -> None:
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for step in range(30):
@@ -164,6 +158,13 @@ def detector_loss(model: nn.Module, images: list[Tensor], targets: list[dict[str
     return torch.stack(list(losses.values())).sum()
 
 
+def small_classifier() -> nn.Module:
+    return nn.Sequential(
+        *(nn.Conv2d(3, 12, 3, padding=1, stride=2), nn.BatchNorm2d(12), nn.ReLU(), nn.Dropout(0.1)),
+        *(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(12 * 16, 3)),
+    ).train()
+
+
 @pytest.mark.parametrize("task", ["classifier", "detector"])
 def test_gradient_steps_raise_the_loss_by_more_than_noise_does(tmp_path: Path, task: str) -> None:
     """Of a classifier or a detector that has learned from composites whose class is their colour."""
@@ -171,43 +172,31 @@ def test_gradient_steps_raise_the_loss_by_more_than_noise_does(tmp_path: Path, t
     for seed, own in enumerate(foregrounds):
         own.rgba[..., seed % 2] //= 4
     bank, paste = make_bank(tmp_path, foregrounds), every_image(objects=(1, 1))
-    model: nn.Module
-    adapter: Any
-    if task == "classifier":
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
-            model = nn.Sequential(
-                *(nn.Conv2d(3, 12, 3, padding=1, stride=2), nn.BatchNorm2d(12), nn.ReLU(), nn.Dropout(0.1)),
-                *(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(12 * 16, 3)),
-            ).train()
-        adapter, loss_of, objects = ClassifierAdapter(model, 3), classifier_loss, 0
-    else:
-        model = make_detector("fasterrcnn")
-        adapter, loss_of, objects = TorchvisionAdapter(model), detector_loss, 1
-    with torch.random.fork_rng(devices=[]):  # a detector samples its proposals by the global generator
-        torch.default_generator.manual_seed(0)
+    with isolated_global_rng(0):
+        model = small_classifier() if task == "classifier" else make_detector("fasterrcnn")
+    objects, loss_of = (0, classifier_loss) if task == "classifier" else (1, detector_loss)
+    adapter: Any = ClassifierAdapter(model, 3) if task == "classifier" else TorchvisionAdapter(model)
+    with isolated_global_rng(0):  # a detector samples its proposals by the global generator
         learn(Terse(bank, paste=paste), model, loss_of, sizes=((64, 64),) * 4, objects=objects)
 
     composites = Terse(bank, paste=paste).compose(*make_batch(99, sizes=((64, 64),) * 12, objects=objects))
     clean = adapter.image_losses(composites.images, composites.targets)
     generator = torch.Generator().manual_seed(0)
-    moved = {"noise": []}
+    noisy = []
     for number, image in enumerate(composites.images):
         epsilon = torch.where(pixels_of_objects(composites, number), OBJECTS, BACKGROUND)
         ball = PerturbationBall.around(image, epsilon, PixelFormat())
-        moved["noise"].append(ball.moved(image, (torch.rand(image.shape, generator=generator) - 0.5).sign()))
+        noisy.append(ball.moved(image, (torch.rand(image.shape, generator=generator) - 0.5).sign()))
+    stepped = []
     for steps in (1, 5):
         perturber = Terse(bank, robustness=robustness(steps=steps), model=adapter).perturber
         assert perturber is not None
-        moved[str(steps)] = perturber.perturbed(composites, [True] * 12, 0, 0).images
-    rises = {
-        name: float((adapter.image_losses(images, composites.targets) - clean).mean()) for name, images in moved.items()
-    }
-    assert rises["1"] > 4 * abs(rises["noise"])
-    assert rises["5"] > rises["1"]
-
-
-# --- nothing else is touched ----------------------------------------------------------------------------------------
+        stepped.append(perturber.perturbed(composites, [True] * 12, 0, 0).images)
+    noise, one, five = (
+        float((adapter.image_losses(images, composites.targets) - clean).mean()) for images in (noisy, *stepped)
+    )
+    assert one > 4 * abs(noise)
+    assert five > one
 
 
 def test_composites_are_a_function_of_the_seed_and_inputs_stay(tiny_bank: ForegroundBank) -> None:
@@ -258,9 +247,6 @@ def test_after_the_warmup_epsilon_grows_to_its_full_size(tiny_bank: ForegroundBa
     assert parts == pytest.approx([0, 0, 0.25, 0.5, 0.75, 1, 1, 1], abs=1e-4)
 
 
-# --- policies -------------------------------------------------------------------------------------------------------
-
-
 def test_a_policy_that_learns_from_gradients_learns_through_the_perturbation(tiny_bank: ForegroundBank) -> None:
     """The perturbation is a constant; of a linear loss the gradient is the same with it and without."""
     found = []
@@ -305,9 +291,6 @@ def test_the_discriminator_judges_composites_without_the_perturbation(tiny_bank:
         crops.append(terse.trainer.feedback.batches[0].composite)
     assert crops[0] is not None
     assert torch.equal(*crops)  # type: ignore[arg-type]  # two of them
-
-
-# --- what goes wrong ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -356,51 +339,6 @@ def test_a_model_without_gradients_is_refused(tiny_bank: ForegroundBank) -> None
             Terse(tiny_bank, robustness=Robustness(), model=model)
 
 
-# --- precision ------------------------------------------------------------------------------------------------------
-
-
-class Faint(nn.Module):
-    """A classifier whose gradients are too small for float16, or with a high gain too large."""
-
-    def __init__(self, gain: float) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
-            self.conv, self.gain = nn.Conv2d(3, 3, 3, stride=2), gain
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.conv(images).float().mean((2, 3)) * self.gain
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_gradient_steps_under_autocast_are_nearly_those_without(tiny_bank: ForegroundBank, dtype: torch.dtype) -> None:
-    model, seen = Faint(1e-3), []
-    for enabled in (False, True):
-        adapter = ClassifierAdapter(model, 3)
-        terse = Terse(tiny_bank, paste=every_image(), robustness=robustness(), model=adapter)
-        with torch.autocast("cpu", dtype=dtype, enabled=enabled):
-            moved, _ = terse(*make_batch(sizes=((64, 64), (64, 64))))
-        assert all(image.dtype == torch.float32 for image in moved)
-        seen.append(torch.stack(list(moved)))
-        assert terse.metrics()["robustness/images"] == 2
-        assert terse.metrics()["robustness/zero_fraction"] < 0.1
-    assert float((seen[0] == seen[1]).float().mean()) > 0.95
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_gradients_that_overflow_in_float16_leave_images_alone_until_the_scale_fits(tiny_bank: ForegroundBank) -> None:
-    adapter = ClassifierAdapter(Faint(1e5), 3)
-    terse = Terse(tiny_bank, paste=every_image(), robustness=Robustness(), model=adapter)
-    history = []
-    for _ in range(12):
-        with torch.autocast("cpu", dtype=torch.float16):
-            terse(*make_batch(sizes=((32, 32),)))
-        history.append(terse.metrics()["robustness/images"])
-    assert history[0] == 0
-    assert terse.metrics()["robustness/not_finite"] > 0
-    assert history[-1] > history[-2] > history[-3] > 0
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_images_of_another_precision_keep_it(tiny_bank: ForegroundBank, dtype: torch.dtype) -> None:
     images, targets = make_batch()
@@ -409,9 +347,6 @@ def test_images_of_another_precision_keep_it(tiny_bank: ForegroundBank, dtype: t
     assert terse.metrics()["robustness/images"] == 2
     for before, after in zip(clean, moved, strict=True):
         assert 0.5 * BACKGROUND < float((before - after).abs().max()) <= BACKGROUND + 4e-3
-
-
-# --- state ----------------------------------------------------------------------------------------------------------
 
 
 def test_keypoints_and_images_without_objects_pass(tmp_path: Path) -> None:

@@ -50,9 +50,6 @@ def run(terse: Terse, steps: int = 2) -> list[Tensor]:
     return seen
 
 
-# --- what it returns ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("policy", POLICIES)
 def test_training_mode_pastes_and_labels_and_leaves_its_input_alone(tiny_bank: ForegroundBank, policy: str) -> None:
     terse = make_terse(tiny_bank, policy, discriminator_weight=0.5, paste=every_image(decoys=(1, 1)))
@@ -90,9 +87,6 @@ def test_a_stacked_batch_comes_back_stacked_and_equal_to_the_list(tiny_bank: For
     stacked, _ = make_terse(tiny_bank)(torch.stack(images), targets)
     assert isinstance(stacked, Tensor)
     assert torch.equal(stacked, torch.stack(list(as_list)))
-
-
-# --- randomness -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -156,9 +150,6 @@ def test_random_and_adversarial_begin_with_the_same_composites(tiny_bank: Foregr
         torch.testing.assert_close(one, other.detach(), rtol=0, atol=EIGHT_BIT)
 
 
-# --- compose --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("policy", [None, "random", "best-of-n"])
 def test_compose_changes_nothing_and_is_a_function_of_its_seed(tiny_bank: ForegroundBank, policy: str | None) -> None:
     terse, plain = make_terse(tiny_bank), make_terse(tiny_bank)
@@ -190,9 +181,6 @@ def test_compose_by_name_takes_the_policy_in_use_and_never_an_untrained_one(
             terse.compose(*make_batch(), policy=other)
 
 
-# --- dtype and copies -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_moving_to_another_dtype_keeps_the_optimizer_linked(tiny_bank: ForegroundBank, dtype: torch.dtype) -> None:
     terse = make_terse(tiny_bank, discriminator_weight=0.5, paste=every_image(objects=(1, 1))).to(dtype)
@@ -214,9 +202,6 @@ def test_a_copy_learns_on_its_own(tiny_bank: ForegroundBank) -> None:
     train_step(twin, RampLoss())
     assert all_equal(before, parameters_of(terse))
     assert not all_equal(before, parameters_of(twin))
-
-
-# --- construction ---------------------------------------------------------------------------------------------------
 
 
 def test_the_detector_is_no_part_of_terse(tiny_bank: ForegroundBank) -> None:

@@ -46,9 +46,6 @@ def batch_for(name: str, seed: int = 0, **more: Any) -> tuple[list[Tensor], list
     return make_batch(seed, masks=name == "maskrcnn", keypoints=name == "keypointrcnn", **more)
 
 
-# --- training -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("policy", sorted(POLICY_SETTINGS))
 @pytest.mark.parametrize("name", DETECTORS)
 def test_a_detector_trains_and_a_policy_that_learns_is_updated(
@@ -91,9 +88,6 @@ def test_gradients_of_torchvisions_own_large_models_reach_the_policy(name: str, 
     terse.step(losses)
     assert terse.metrics()["updates"] == 1
     assert not all_equal(before, parameters_of(terse))
-
-
-# --- extra forwards leave the model unchanged -----------------------------------------------------------------------
 
 
 def everything_of(detector: nn.Module) -> dict[str, Any]:
@@ -171,9 +165,6 @@ def test_images_without_objects_have_a_loss_and_no_scores(name: str) -> None:
     assert [len(scores) for scores in adapter.object_scores(images, targets)] == [0, 0]
 
 
-# --- scores ---------------------------------------------------------------------------------------------------------
-
-
 class Predicting(nn.Module):
     """Predicts constants."""
 
@@ -194,9 +185,6 @@ def test_the_score_of_an_object_is_that_of_the_best_overlapping_detection_of_its
     targets = [{"boxes": torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30]]), "labels": torch.tensor([1, 1])}]
     (scores,) = TorchvisionAdapter(model).object_scores([torch.zeros(3, 64, 64)], targets)
     assert scores.tolist() == pytest.approx([0.6, 0.0])
-
-
-# --- what is read from a model --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", DETECTORS)

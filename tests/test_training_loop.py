@@ -28,9 +28,6 @@ from terse_aug.policies import Adversarial, AdversarialPolicy, PolicyContext, Pr
 LITTLE: Any = {"sizes": ((32, 32),)}
 
 
-# --- one backward, two players --------------------------------------------------------------------------------------
-
-
 def test_the_detectors_gradient_is_that_of_the_same_composites_without_a_graph(tiny_bank: ForegroundBank) -> None:
     terse = make_terse(tiny_bank, discriminator_weight=0.5, paste=every_image(objects=(2, 2)))
     composites, targets = terse(*make_batch())
@@ -102,9 +99,6 @@ def test_the_policys_gradient_is_the_mean_over_the_batches_without_the_loss_scal
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * scale)
 
 
-# --- when the loop is not kept to -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("policy", "sampler", "most"),
     [("adversarial", "uniform", 64), ("critic", "uniform", 16), ("critic", "hardness", 16), ("random", "hardness", 16)],
@@ -167,9 +161,6 @@ def test_memory_does_not_grow(tiny_bank: ForegroundBank) -> None:
         assert live_tensors_after(2) == live_tensors_after(5)
     finally:
         gc.unfreeze()
-
-
-# --- random fallback ------------------------------------------------------------------------------------------------
 
 
 def test_after_a_loss_that_is_not_finite_pastes_are_random_until_an_update_succeeds(tiny_bank: ForegroundBank) -> None:
