@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import make_bank, white_disc
+from factories import bank_of, make_bank, white_disc
+from PIL import Image
 from torch import Tensor
 
-from terse_aug import Terse
+from terse_aug import PasteConfig, Terse
 from terse_aug.config import POLICY_SETTINGS
+from terse_aug.samplers import RaritySampler
 
 KEPT_BATCHES = 10
 """Batches of a run that are kept."""
@@ -70,43 +72,50 @@ class Run:
         return self.terse.metrics()
 
 
+@dataclass(frozen=True)
+class Training:
+    """What to train; everything drawn, except by terse-aug, is a function of the iteration.
+
+    Attributes:
+        out: folder for checkpoints.
+        iterations: where training ends.
+        start: resume from the checkpoint that was saved there; 0 for none.
+        terse: settings of terse-aug as of :func:`settings`; ``None`` trains without the adapter.
+        save_at: save a checkpoint after so many iterations, and continue.
+        not_finite_at: the loss of this iteration is infinite, without a gradient.
+        model: ``masks``, one with masks; ``plain``, the cheapest that a trainer accepts.
+    """
+
+    out: Path
+    iterations: int = 3
+    start: int = 0
+    terse: dict[str, Any] | None = None
+    save_at: int | None = None
+    not_finite_at: int | None = None
+    model: str = "masks"
+
+
 class Framework(ABC):
     """A framework with a tiny data set of two classes: images of several sizes, some without objects."""
 
     classes: tuple[str, ...]
     """Names of the labels from 0 on, in another order than the bank's."""
+    pool: str
+    """Key of the folder of backgrounds."""
 
-    def train(self, out: Path, iterations: int = 3, start: int = 0, **options: Any) -> Run:
-        """Train, see :meth:`run`; checks that the run was recorded."""
-        run = self.run(out, iterations, start=start, **options)
-        count = iterations - start
+    def train(self, out: Path, iterations: int = 3, **options: Any) -> Run:
+        """Train, see :class:`Training`; checks that the run was recorded."""
+        out.mkdir(exist_ok=True)
+        training = Training(out, iterations, **options)
+        run = self.run(training)
+        count = iterations - training.start
         assert len(run.losses) == len(run.resident) == count
         assert len(run.loaded) == len(run.entered) == min(count, KEPT_BATCHES)
         return run
 
     @abstractmethod
-    def run(
-        self,
-        out: Path,
-        iterations: int,
-        *,
-        start: int,
-        terse: dict[str, Any] | None = None,
-        save_at: int | None = None,
-        not_finite_at: int | None = None,
-        model: str = "masks",
-    ) -> Run:
-        """Train a model of the framework; everything drawn, except by terse-aug, is a function of the iteration.
-
-        Args:
-            out: folder for checkpoints.
-            iterations: where training ends.
-            start: resume from the checkpoint that was saved there; 0 for none.
-            terse: settings of terse-aug as of :func:`settings`; ``None`` trains without the adapter.
-            save_at: save a checkpoint after so many iterations, and continue.
-            not_finite_at: the loss of this iteration is infinite, without a gradient.
-            model: ``masks``, one with masks; ``plain``, the cheapest that a trainer accepts.
-        """
+    def run(self, training: Training) -> Run:
+        """Train a model of the framework."""
 
 
 def settings(policy: str = "random", **more: Any) -> dict[str, Any]:
@@ -120,10 +129,11 @@ def settings(policy: str = "random", **more: Any) -> dict[str, Any]:
     if any(field.name == "update_interval" for field in dataclasses.fields(POLICY_SETTINGS[policy])):
         own |= {"update_interval": more.pop("update_interval", 1)}
     paste = {"paste_probability": 1.0, "objects": (1, 2)}
-    paste |= {name: more.pop(name) for name in ("objects", "decoys", "edge_blur_sigma") if name in more}
+    paste |= {name: more.pop(name) for name in PASTE if name in more}
     return {"policy": own, "paste": paste, "seed": 0} | more
 
 
+PASTE = [field.name for field in dataclasses.fields(PasteConfig)]
 Trainings = Callable[[str], Run]
 
 
@@ -243,6 +253,39 @@ class Conformance:
         state = rest.terse.state_dict()
         for name, value in expected.terse.state_dict().items():
             torch.testing.assert_close(state[name], value, rtol=0, atol=0, equal_nan=True, msg=name)
+
+    def test_the_state_of_another_policy_is_refused(self, framework: Framework, folder: Path, whole: Trainings) -> None:
+        whole("critic")
+        with pytest.raises(ValueError, match="terse-aug does not fit: use the policy and settings"):
+            framework.train(folder / "critic", 6, terse=settings("adversarial"), start=3)
+
+    def test_backgrounds_distractors_and_occludees_enter_the_model(self, framework: Framework, tmp_path: Path) -> None:
+        (tmp_path / "pool").mkdir()
+        Image.new("RGB", (140, 90), (200, 0, 0)).save(tmp_path / "pool" / "red.png")
+        more: dict[str, Any] = {
+            "backgrounds": {framework.pool: str(tmp_path / "pool"), "probability": 1.0},
+            "distractors": {"bank": bank_of(tmp_path, "teapot"), "count": (1, 1)},
+            "sampler": "rarity",
+        }
+        run = framework.train(tmp_path / "out", 2, terse=settings(occluded_object_probability=0.5, **more))
+        assert run.terse is not None
+        assert isinstance(run.terse.sampler, RaritySampler)
+        assert run.metrics["backgrounds"] == run.metrics["images"] == 4
+        assert run.metrics["distractors"] > 0
+        for seen in chain(*run.entered):
+            assert seen.masks is not None
+            red = (seen.image[0] > 0.75) & (seen.image[1:].amax(0) < 0.04)
+            # Other pixels belong to a distractor or to an edge.
+            assert float(red[~seen.masks.bool().any(0)].float().mean()) > 0.6
+            assert 1 <= len(seen.labels) <= 6
+
+    def test_classes_have_to_be_those_of_the_data_set(self, framework: Framework, tmp_path: Path) -> None:
+        for own, message in (
+            ({"bank": bank_of(tmp_path, "cat", "mouse")}, "the bank has categories that the detector lacks: mouse"),
+            ({"distractors": {"bank": bank_of(tmp_path, "dog")}}, "distractors: dog: the detector knows this class"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                framework.train(tmp_path, 1, terse=settings(**own))
 
     def test_a_checkpoint_without_a_state_loads_with_one_warning(self, framework: Framework, tmp_path: Path) -> None:
         framework.train(tmp_path, 1, save_at=1)

@@ -279,3 +279,11 @@ def parameters_of(module: nn.Module) -> list[Tensor]:
 def all_equal(first: list[Tensor], second: list[Tensor]) -> bool:
     """Whether two lists of tensors are equal to the bit."""
     return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def bank_of(folder: Path, *names: str) -> str:
+    """Path of a bank of three foregrounds of each of these classes."""
+    with BankWriter(folder / f"{names[0]}.bank", dict(enumerate(names, 1))) as out:
+        for seed in range(3 * len(names)):
+            out.add(make_foreground(seed, label=1 + seed % len(names)))
+    return str(folder / f"{names[0]}.bank")

@@ -336,15 +336,6 @@ def test_a_checkpoint_has_the_detectors_weights_alone_and_can_be_resumed_without
     without.train()
 
 
-def test_the_state_of_another_policy_is_refused(trained: Trained, tmp_path: Path) -> None:
-    cfg = trained.copy(tmp_path / "out")
-    cfg.TERSE.POLICY.NAME = "adversarial"
-    other, _ = trainer_with_hook(cfg)
-    other.resume_or_load(resume=True)
-    with pytest.raises(ValueError, match="terse-aug does not fit: use the policy and settings"):
-        other.train()
-
-
 def test_after_training_the_trainer_is_as_it_was(trained: Trained) -> None:
     trainer = trained.trainer
     assert trainer._hooks == trained.hooks_before

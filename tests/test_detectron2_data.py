@@ -15,7 +15,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from factories import make_foreground
 from frameworks import QUIET_DETECTRON2, need_detectron2
 from torch import nn
 
@@ -39,12 +38,12 @@ from detectron2_factories import (  # noqa: F401 - fixtures
 )
 
 from terse_aug import ForegroundBank, PasteConfig, Robustness, SampledForegrounds, TransformRanges
-from terse_aug.bank import BankWriter, BoxMasks
+from terse_aug.bank import BoxMasks
 from terse_aug.cli import main as terse_aug_command
 from terse_aug.config import POLICY_SETTINGS
 from terse_aug.integration import SAMPLED_KEY
 from terse_aug.policies import Critic, Random
-from terse_aug.samplers import BalancedSampler, HardnessSampler, RaritySampler
+from terse_aug.samplers import HardnessSampler, RaritySampler
 from terse_aug_detectron2 import (
     Detectron2Adapter,
     TerseHook,
@@ -212,42 +211,6 @@ def test_lazy_configs_may_hold_lists_and_dictionaries(bank: ForegroundBank) -> N
         instantiate(LazyCall(TerseHook)(bank=str(bank.path), paste={"objects": (3, 2)}))
 
 
-def distractors(folder: Path, name: str) -> dict[str, Any]:
-    with BankWriter(folder / f"{name}.bank", {1: name}) as out:
-        out.add(make_foreground(3))
-    return {"bank": str(folder / f"{name}.bank"), "count": (1, 1)}
-
-
-def test_a_model_is_trained_on_images_of_the_background_pool(
-    dataset: str, bank: ForegroundBank, tmp_path: Path
-) -> None:
-    (tmp_path / "pool").mkdir()
-    for number in range(3):
-        cv2.imwrite(str(tmp_path / "pool" / f"{number}.png"), np.full((90, 140, 3), (0, 0, 200), np.uint8))
-    own: dict[str, Any] = {
-        "policy": "random",
-        "sampler": "balanced",
-        "backgrounds": {"folder": str(tmp_path / "pool"), "probability": 1.0},
-        "distractors": distractors(tmp_path, "teapot"),
-        "paste": {"occluded_object_probability": 0.5},
-    }
-    trainer, hook = trainer_with_hook(tiny_cfg("mask_fpn", dataset, tmp_path / "out", bank, **own))
-    watched = Watched(trainer.model)
-    trainer.train()
-    assert isinstance(hook.terse.sampler, BalancedSampler)
-    metrics = hook.terse.metrics()
-    assert metrics["backgrounds"] == metrics["images"] == 8
-    assert metrics["distractors"] > 0
-    for one in (one for batch in watched.batches for one in batch):
-        instances, image = one["instances"], one["image"]
-        free = ~instances.gt_masks.tensor.any(0)
-        # BGR: the pool is red. Other pixels belong to a distractor or to an edge.
-        red = (image[2] > 190) & (image[:2].amax(0) < 10)
-        assert float(red[free].float().mean()) > 0.6
-        assert 1 <= len(instances) <= 6
-        assert image.shape[1:] == instances.image_size
-
-
 def test_the_hardness_of_the_classes_is_recorded_and_saved(dataset: str, bank: ForegroundBank, tmp_path: Path) -> None:
     trainer, hook = trainer_with_hook(
         tiny_cfg("faster_fpn", dataset, tmp_path, bank, sampler="hardness", policy="random")
@@ -262,13 +225,10 @@ def test_the_hardness_of_the_classes_is_recorded_and_saved(dataset: str, bank: F
         assert isinstance(hook.terse.sampler, HardnessSampler)
 
 
-def test_distractors_and_samplers_that_do_not_fit_are_refused(
+def test_a_sampler_that_depends_on_what_was_pasted_has_no_mapper(
     dataset: str, bank: ForegroundBank, tmp_path: Path
 ) -> None:
-    cfg = tiny_cfg("faster_fpn", dataset, tmp_path, bank, distractors=distractors(tmp_path, "cat"))
-    with pytest.raises(ValueError, match="distractors: cat: the detector knows this class"):
-        TerseHook.from_config(cfg)
-    set_terse(cfg, distractors={"bank": ""}, sampler="balanced")
+    cfg = tiny_cfg("faster_fpn", dataset, tmp_path, bank, sampler="balanced")
     with pytest.raises(ValueError, match="in Detectron2 without TerseMapper"):
         TerseMapper.from_config(cfg)
     set_terse(cfg, sampler="dog=2,cat=0.5")

@@ -16,6 +16,7 @@ from conformance import (
     LogRecorder,
     Run,
     Seen,
+    Training,
     generator_states,
     resident_megabytes,
 )
@@ -128,46 +129,35 @@ def seen(batch: Any) -> list[Seen]:
 
 
 class MMDetection(Framework):
-    classes = CLASSES
+    classes, pool = CLASSES, "source"
 
     def __init__(self, data: Path, bank: Path) -> None:
         self.data, self.bank = data, bank
 
-    def run(
-        self,
-        out: Path,
-        iterations: int,
-        *,
-        start: int,
-        terse: dict[str, Any] | None = None,
-        save_at: int | None = None,
-        not_finite_at: int | None = None,
-        model: str = "masks",
-    ) -> Run:
-        out.mkdir(exist_ok=True)
+    def run(self, training: Training) -> Run:
         number, run = next(_NUMBERS), Run()
         _RUNS[number] = run
         hooks: list[dict[str, Any]] = [
-            {"type": "WatchLoaded", "run": number, "not_finite_at": not_finite_at},
-            {"type": "WatchEntered", "run": number, "save_at": save_at},
+            {"type": "WatchLoaded", "run": number, "not_finite_at": training.not_finite_at},
+            {"type": "WatchEntered", "run": number, "save_at": training.save_at},
         ]
         steps = pipeline()
         steps.insert(2, {"type": "SeedByImage"})
-        if terse is not None:
-            settings = {"bank": str(self.bank), **terse}
+        if training.terse is not None:
+            settings = {"bank": str(self.bank), **training.terse}
             hooks.insert(0, {"type": "TerseHook", **settings})
             steps.insert(-1, {"type": "TersePaste", **settings})
         scaled = {"type": "DetDataPreprocessor", "mean": [0.0] * 3, "std": [255.0] * 3}
         plain = {"type": "PlainDetector", "data_preprocessor": scaled}
         cfg = runner_config(
-            tiny_mask_rcnn() if model == "masks" else plain,
+            tiny_mask_rcnn() if training.model == "masks" else plain,
             self.data,
-            out,
-            iterations,
+            training.out,
+            training.iterations,
             hooks,
             pipeline=steps,
-            resume=bool(start),
-            load_from=str(out / f"iter_{start}.pth") if start else None,
+            resume=bool(training.start),
+            load_from=str(training.out / f"iter_{training.start}.pth") if training.start else None,
             experiment_name=f"conformance{number}",
         )
         runner = Runner.from_cfg(cfg)
