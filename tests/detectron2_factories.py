@@ -16,11 +16,10 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultTrainer
 from detectron2.structures import Boxes, BoxMode, Instances
-from factories import KEYPOINTS, make_foreground
+from factories import KEYPOINTS, ellipse, tiny_bank
 from torch import nn
 
 from terse_aug import ForegroundBank
-from terse_aug.bank import BankWriter
 from terse_aug_detectron2 import TerseHook, add_terse_config
 
 CLASSES = ("dog", "cat")
@@ -56,16 +55,6 @@ def registered(
     finally:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-
-
-def tiny_bank(folder: Path, keypoints: bool = False, count: int = 8) -> ForegroundBank:
-    """A bank of cats (1) and dogs (2); the data set has them in the other order."""
-    points = np.array([[10, 5, 2], [6, 8, 2], [14, 8, 2]], np.float32)
-    names = KEYPOINTS if keypoints else ()
-    with BankWriter(folder / "tiny.bank", {1: "cat", 2: "dog"}, keypoint_names=names) as out:
-        for seed in range(count):
-            out.add(make_foreground(seed, label=1 + seed % 2, keypoints=points if keypoints else None))
-    return ForegroundBank.open(folder / "tiny.bank")
 
 
 def tiny_cfg(model: str, dataset: str, out: Path, bank: ForegroundBank | None = None, /, **terse: Any) -> CfgNode:
@@ -151,23 +140,15 @@ def _record(folder: Path, number: int, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def _annotation(generator: np.random.Generator, height: int, width: int, label: int) -> dict[str, Any]:
-    radii = generator.uniform(10, 20, 2)
-    centre = generator.uniform(22, [width - 22, height - 22])
-    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    points = centre + radii * np.stack([np.cos(angle), np.sin(angle)], 1)
+    centre, radii, outline = ellipse(generator, height, width)
     eyes = centre + radii * np.array([[0, 0], [-0.4, -0.3], [0.4, -0.3]])
     return {
         "bbox": [*(centre - radii).tolist(), *(centre + radii).tolist()],
         "bbox_mode": BoxMode.XYXY_ABS,
         "category_id": label,
-        "segmentation": [points.flatten().tolist()],
+        "segmentation": [outline.flatten().tolist()],
         "keypoints": np.concatenate([eyes, np.full((3, 1), 2)], 1).flatten().tolist(),
     }
-
-
-def parameters_of(model: torch.nn.Module) -> list[torch.Tensor]:
-    """Copies of a model's weights."""
-    return [value.detach().clone() for value in model.state_dict().values()]
 
 
 @pytest.fixture(scope="module")

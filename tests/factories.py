@@ -287,3 +287,26 @@ def bank_of(folder: Path, *names: str) -> str:
         for seed in range(3 * len(names)):
             out.add(make_foreground(seed, label=1 + seed % len(names)))
     return str(folder / f"{names[0]}.bank")
+
+
+def tiny_bank(folder: Path, keypoints: bool = False, count: int = 8) -> ForegroundBank:
+    """A bank of cats (1) and dogs (2); the data set has them in the other order."""
+    points = np.array([[10, 5, 2], [6, 8, 2], [14, 8, 2]], np.float32)
+    names = KEYPOINTS if keypoints else ()
+    with BankWriter(folder / "tiny.bank", {1: "cat", 2: "dog"}, keypoint_names=names) as out:
+        for seed in range(count):
+            out.add(make_foreground(seed, label=1 + seed % 2, keypoints=points if keypoints else None))
+    return ForegroundBank.open(folder / "tiny.bank")
+
+
+def ellipse(generator: np.random.Generator, height: int, width: int) -> tuple[Any, Any, Any]:
+    """Centre and radii ``[2]`` of an ellipse in an image, and its outline ``[24, 2]``."""
+    radii = generator.uniform(10, 20, 2)
+    centre = generator.uniform(22, [width - 22, height - 22])
+    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    return centre, radii, centre + radii * np.stack([np.cos(angle), np.sin(angle)], 1)
+
+
+def weights_of(model: nn.Module) -> list[Tensor]:
+    """Copies of a model's parameters and buffers."""
+    return [value.detach().clone() for value in model.state_dict().values()]

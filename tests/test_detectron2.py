@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import all_equal, parameters_of
+from factories import all_equal, parameters_of, tiny_bank
 from frameworks import QUIET_DETECTRON2, need_detectron2
 from processes import METHOD, fresh
 from torch import nn
@@ -33,7 +33,6 @@ from detectron2_factories import (  # noqa: F401 - fixtures
     bank,
     dataset,
     registered,
-    tiny_bank,
     tiny_cfg,
     trainer_with_hook,
 )
@@ -178,7 +177,8 @@ def test_flipped_keypoints_swap_by_the_data_sets_flip_map(
     tmp_path: Path, names: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A flipped object that is not rotated has the first of a pair left of the second, like every object."""
-    monkeypatch.setattr("detectron2_factories.KEYPOINTS", ("nose", *names))
+    for module in ("factories", "detectron2_factories"):
+        monkeypatch.setattr(f"{module}.KEYPOINTS", ("nose", *names))
     flips = [names, names[::-1], ("tail", "fin")]
     with registered(tmp_path, "flipped", keypoint_flip_map=flips) as dataset:
         bank = tiny_bank(tmp_path, keypoints=True)

@@ -29,7 +29,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2_factories import CLASSES, parameters_of, registered, tiny_bank, tiny_cfg
+from detectron2_factories import CLASSES, registered, tiny_cfg
+from factories import tiny_bank, weights_of
 
 from terse_aug_detectron2 import TerseHook
 from terse_aug_detectron2.batch import bitmasks
@@ -182,7 +183,7 @@ class Detectron2(Framework):
             log.removeHandler(recorder)
         if bank is not None and hook is not None:
             run.terse = hook.terse
-        run.weights = parameters_of(trainer.model)
+        run.weights = weights_of(trainer.model)
         return run
 
 

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from factories import tiny_bank
 from frameworks import QUIET_DETECTRON2, need_detectron2
 from torch import nn
 
@@ -32,7 +33,6 @@ from detectron2_factories import (  # noqa: F401 - fixtures
     item,
     registered,
     set_terse,
-    tiny_bank,
     tiny_cfg,
     trainer_with_hook,
 )

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from factories import weights_of
 from frameworks import QUIET_MMDET, need_mmdet
 from processes import METHOD, fresh
 
@@ -24,7 +25,6 @@ from mmdet_factories import (  # noqa: F401 - fixtures
     by_epochs,
     data,
     made,
-    parameters_of,
     pipeline,
     settings,
     shipped_config,
@@ -130,7 +130,7 @@ def test_with_epochs_off_means_off(data: Path, bank: ForegroundBank, tmp_path: P
         runner = bare(data, tmp_path, 0, model=tiny_yolox(), **off, **by_epochs(1))
         runner.train()
         assert runner.iter == 3
-        weights.append(parameters_of(runner.model))
+        weights.append(weights_of(runner.model))
     assert all(map(torch.equal, *weights))
 
 

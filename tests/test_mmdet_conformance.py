@@ -24,10 +24,11 @@ from frameworks import QUIET_MMDET, need_mmdet
 from torch import nn
 
 need_mmdet()
+from factories import tiny_bank, weights_of
 from mmcv.transforms import BaseTransform
 from mmdet.models.detectors import BaseDetector
 from mmdet.registry import HOOKS, MODELS, TRANSFORMS
-from mmdet_factories import CLASSES, parameters_of, pipeline, runner_config, tiny_bank, tiny_mask_rcnn, write_data
+from mmdet_factories import CLASSES, pipeline, runner_config, tiny_mask_rcnn, write_data
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
@@ -164,7 +165,7 @@ class MMDetection(Framework):
         runner.logger.addHandler(LogRecorder(run.warned))
         runner.train()
         run.terse = next((hook.terse for hook in runner.hooks if isinstance(hook, TerseHook) and hook.started), None)
-        run.weights = parameters_of(runner.model)
+        run.weights = weights_of(runner.model)
         return run
 
 

@@ -26,7 +26,6 @@ from mmdet_factories import (  # noqa: F401 - fixtures
     pipeline,
     runner_config,
     settings,
-    tiny_bank,
     tiny_mask_rcnn,
     write_data,
 )
