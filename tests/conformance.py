@@ -279,6 +279,16 @@ class Conformance:
             assert float(red[~seen.masks.bool().any(0)].float().mean()) > 0.6
             assert 1 <= len(seen.labels) <= 6
 
+    def test_it_trains_on_perturbed_composites(self, framework: Framework, tmp_path: Path) -> None:
+        terse = settings("critic", robustness={"steps": 2})
+        run, clean = framework.train(tmp_path, 2, terse=terse), framework.train(tmp_path, 2, terse=settings("critic"))
+        metrics = run.metrics
+        assert (metrics["robustness/images"], metrics["robustness/passes"]) == (4, 8)
+        assert metrics["robustness/not_finite"] == metrics["robustness/no_gradient"] == metrics["extra_forwards"] == 0
+        assert metrics["hardness"] > 0  # recorded from the training forward
+        assert run.losses[0] != clean.losses[0]
+        assert not all(map(torch.equal, run.weights, clean.weights))
+
     def test_classes_have_to_be_those_of_the_data_set(self, framework: Framework, tmp_path: Path) -> None:
         for own, message in (
             ({"bank": bank_of(tmp_path, "cat", "mouse")}, "the bank has categories that the detector lacks: mouse"),

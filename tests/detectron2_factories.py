@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultTrainer
 from detectron2.structures import Boxes, BoxMode, Instances
 from factories import KEYPOINTS, ellipse, tiny_bank
@@ -195,3 +197,14 @@ def item(count: int = 2, size: tuple[int, int] = (40, 50), **fields: Any) -> dic
     values = {"gt_boxes": Boxes(boxes), "gt_classes": torch.arange(count) % 2} | fields
     image = torch.arange(3 * size[0] * size[1]).view(3, *size) % 256
     return {"image": image.to(torch.uint8), "height": 80, "width": 100, "instances": Instances(size, **values)}
+
+
+@contextlib.contextmanager
+def coco_registered(name: str, folder: Path, content: dict[str, Any]) -> Iterator[None]:
+    (folder / f"{name}.json").write_text(json.dumps(content))
+    register_coco_instances(name, {}, str(folder / f"{name}.json"), str(folder))
+    try:
+        yield
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)

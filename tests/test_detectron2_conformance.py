@@ -159,6 +159,7 @@ class Detectron2(Framework):
     def run(self, training: Training) -> Run:
         bank, out = None if training.terse is None else self.bank, training.out
         cfg = tiny_cfg("mask_fpn", self.dataset, out, bank, **(training.terse or {}))
+        cfg.TERSE.ROBUSTNESS.ENABLED = "robustness" in (training.terse or {})
         cfg.SOLVER.MAX_ITER = training.iterations
         cfg.SOLVER.STEPS = ()
         if training.model == "plain":

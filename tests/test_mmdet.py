@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from factories import weights_of
 from frameworks import QUIET_MMDET, need_mmdet
 from processes import METHOD, fresh
 
@@ -41,17 +40,6 @@ from terse_aug_mmdet.batch import sampled_foregrounds_of
 from terse_aug_mmdet.checkpoints import statistic_of_buffer
 
 pytestmark = QUIET_MMDET
-
-
-def test_it_trains_on_perturbed_composites(data: Path, bank: ForegroundBank, tmp_path: Path) -> None:
-    runner, hook = made(data, tmp_path, 2, settings(bank, robustness={"steps": 2}))
-    start = torch.cat([value.flatten() for value in runner.model.state_dict().values()])
-    runner.train()
-    metrics = hook.terse.metrics()
-    assert (metrics["robustness/images"], metrics["robustness/passes"]) == (4, 8)
-    assert metrics["robustness/not_finite"] == metrics["robustness/no_gradient"] == 0
-    assert metrics["hardness"] > 0
-    assert not torch.equal(start, torch.cat([value.flatten() for value in runner.model.state_dict().values()]))
 
 
 def test_accumulated_batches_make_one_update_and_the_loss_scale_is_removed(
@@ -117,21 +105,6 @@ def test_with_epochs_a_resumed_run_begins_with_the_state_that_was_saved(
     for own in (hook, other):
         metrics = own.terse.metrics()
         assert (metrics["iterations"], metrics["updates"], metrics["skipped_updates"]) == (6, 6, 0)
-
-
-def test_with_epochs_off_means_off(data: Path, bank: ForegroundBank, tmp_path: Path) -> None:
-    terse = settings(bank, enabled=False)
-    beside = {
-        "hooks": [{"type": "TerseHook", **terse}],
-        "pipeline": pipeline({"type": "TersePaste", **terse}, masks=False),
-    }
-    weights = []
-    for off in ({"pipeline": pipeline(masks=False)}, beside):
-        runner = bare(data, tmp_path, 0, model=tiny_yolox(), **off, **by_epochs(1))
-        runner.train()
-        assert runner.iter == 3
-        weights.append(weights_of(runner.model))
-    assert all(map(torch.equal, *weights))
 
 
 def test_it_continues_through_the_mode_switch_of_yolox(

@@ -106,12 +106,9 @@ def test_page_is_self_contained_and_escapes(data: Data) -> None:
 
 
 def test_counts_on_the_page_are_those_of_the_composites(data: Data) -> None:
-    more = ["--paste-probability", "1", "--objects", "8", "12", "--min-visibility", "0.9", "--seed", "4"]
-    page = data.page(*more)
-    images, paste = (
-        open_coco(data.json, data.images),
-        PasteConfig(paste_probability=1, objects=(8, 12), min_visibility=0.9),
-    )
+    page = data.page("--paste-probability", "1", "--objects", "8", "12", "--min-visibility", "0.9", "--seed", "4")
+    images = open_coco(data.json, data.images)
+    paste = PasteConfig(paste_probability=1, objects=(8, 12), min_visibility=0.9)
     terse = Terse(ForegroundBank.open(data.bank), "random", seed=4, classes={"car": 7, "person": 9}, paste=paste)
     preview = preview_samples(terse, images.choose(12, 4), images.classes, 4)
     counts = {name: int(count) for count, name in re.findall(r"<li><b>(\d+)</b>([a-z ]+)</li>", page)}
@@ -139,11 +136,14 @@ def test_same_seed_same_bytes(data: Data) -> None:
     assert Image.open(io.BytesIO(files[0][1])).size[0] > 2000
 
 
-def test_count_and_size(data: Data) -> None:
-    page = data.page("--count", "1", "--image-size", "900")
+def test_count_size_and_classes_by_another_name(data: Data) -> None:
+    data.content["categories"][0]["name"] = "auto"
+    data.write()
+    page = data.page("--count", "1", "--image-size", "900", "--classes", "car=auto", "--paste-probability", "1")
     assert page.count("<article>") == 1
     assert "(1 of 3)" in page
     assert 'width="1024" height="683"' in page
+    assert set(re.findall(r'<li class="paste"><span class="chip pasted">(\w+)', page)) == {"auto"}
     sample = next(open_coco(data.json, data.images).choose(1, 0))
     large = resize_sample(sample, 160)
     assert large.image.shape == (3, 160, 240)
@@ -190,18 +190,9 @@ def test_what_is_left_out_of_a_coco_file_is_counted(data: Data) -> None:
 def test_ids_with_fractions_and_empty_polygons_are_read(data: Data) -> None:
     """As pandas writes ids, and as some exports write boxes."""
     for entry in data.content["annotations"]:
-        entry.update(image_id=float(entry["image_id"]), category_id=float(entry["category_id"]), segmentation=[[]])
+        entry |= {name: float(entry[name]) for name in ("image_id", "category_id")} | {"segmentation": [[]]}
     data.write()
     assert [len(sample.target["boxes"]) for sample in open_coco(data.json, data.images).choose(3, 0)] == [1, 1, 1]
-
-
-def test_classes_are_translated_by_name(data: Data) -> None:
-    data.content["categories"][0]["name"] = "auto"
-    data.write()
-    page = data.page("--classes", "car=auto", "--paste-probability", "1")
-    pasted = re.findall(r'<li class="paste"><span class="chip pasted">(\w+)', page)
-    assert pasted
-    assert set(pasted) == {"auto"}
 
 
 def test_state_file(data: Data) -> None:
@@ -351,9 +342,9 @@ def test_penn_fudan(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     images, masks = (data_root / "penn_fudan" / name for name in ("PNGImages", "PedMasks"))
     page = real_page("masks", ["--images", str(images), "--masks", str(masks)], "FudanPed00001\nFudanPed00002\n")
     assert page.count("<article>") == 3
-    sample = next(open_masks(images, masks).choose(1, 0))
-    for box, mask in zip(sample.target["boxes"].int().tolist(), sample.target["masks"], strict=True):
-        assert mask[box[1] : box[3], box[0] : box[2]].sum() == mask.sum() > 0
+    target = next(open_masks(images, masks).choose(1, 0)).target
+    for (left, top, right, bottom), mask in zip(target["boxes"].int().tolist(), target["masks"], strict=True):
+        assert mask[top:bottom, left:right].sum() == mask.sum() > 0
 
 
 def test_coco_with_keypoints(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
