@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from factories import RampLoss, all_equal, every_image, make_batch, make_detector, make_terse, parameters_of
@@ -55,9 +57,10 @@ def test_training_under_autocast_updates_policy_and_detector(tiny_bank: Foregrou
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("policy", ["random", "adversarial"])
 def test_images_of_another_precision_keep_it(tiny_bank: ForegroundBank, policy: str, dtype: torch.dtype) -> None:
-    terse = make_terse(tiny_bank, policy, discriminator_weight=0.1)
+    settings: dict[str, Any] = {"discriminator_weight": 0.1, "paste": every_image(decoys=(1, 1))}
+    terse = make_terse(tiny_bank, policy, **settings)
     images, targets = make_batch()
-    expected = make_terse(tiny_bank, policy, discriminator_weight=0.1)(images, targets)[0]
+    expected = make_terse(tiny_bank, policy, **settings)(images, targets)[0]
     composites, corrected = terse([image.to(dtype) for image in images], targets)
     assert all(image.dtype == dtype for image in composites)
     assert all(target["boxes"].dtype == torch.float32 for target in corrected)

@@ -31,7 +31,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from terse_aug import PARAMETERS, Foreground, PixelFormat, TransformRanges
 from terse_aug.compositing.compose import compose
 from terse_aug.compositing.geometry import foreground_tensor, reduced_foreground
-from terse_aug.compositing.plan import Decoy
 from terse_aug.compositing.render import Rectangle
 from terse_aug.transforms import PasteGeometry, place
 
@@ -160,17 +159,6 @@ def test_twenty_objects_on_an_image_and_none_on_another() -> None:
     assert all(int(composites.targets[0]["labels"][paste.row]) == paste.label for paste in labelled)
     lost = composites.dropped["paste_hidden"] + composites.dropped["occluded"]
     assert len(composites.targets[0]["boxes"]) == 21 - lost
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_images_of_any_float_type_are_pasted_on_with_exact_coordinates(dtype: torch.dtype) -> None:
-    image = torch.rand(3, 60, 80)
-    decoy = Decoy(0, 0, foreground_of(opaque_rgba(6, 8)), units(1, 5), [(0.3, 0.4)])
-    plan = plan_of([foreground_of(random_rgba(9, 7) ** 0.5, 0.3)], [0], [decoy])
-    wanted = compose([image], [target_of()], plan, units(1), settings_of()).images[0]
-    got = compose([image.to(dtype)], [target_of()], plan, units(1), settings_of()).images[0]
-    assert got.dtype == dtype
-    torch.testing.assert_close(got.float(), wanted, atol=0.02, rtol=0)
 
 
 def test_the_composite_has_a_gradient_where_the_proposal_has_one() -> None:

@@ -81,7 +81,7 @@ def target_of(*labels: int, dtype: torch.dtype = torch.long) -> dict[str, Tensor
 def test_a_model_trains_with_every_policy(task: Any, policy: str, tiny_bank: ForegroundBank) -> None:
     adapter, loss_of = task
     assert isinstance(adapter, ModelAdapter)
-    settings = policy_with(policy, update_interval=1)
+    settings = policy_with(policy, update_interval=1, replay_updates=1)
     terse = Terse(tiny_bank, settings, paste=every_image(objects=(1, 1)), model=adapter)
     optimizer = torch.optim.Adam(adapter.model.parameters(), 3e-3)
     adapter.model.train()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import html
 import io
 import json
@@ -16,12 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from terse_aug import ForegroundBank, PasteConfig, Terse, TransformRanges
+from terse_aug import ForegroundBank, PasteConfig, Terse
 from terse_aug.bank import BankWriter, Foreground
 from terse_aug.cli import main
-from terse_aug.cli.flags import add_flags, flat_settings, with_flags
-from terse_aug.config import POLICY_SETTINGS
-from terse_aug.policies import Adversarial, Critic, CriticPolicy
+from terse_aug.policies import Adversarial, CriticPolicy
 from terse_aug.preview import STATE_KEY, draw_batch, open_coco, open_masks, preview_samples, resize_sample
 
 SCRIPT = "<script>alert(1)&.png"
@@ -289,27 +286,6 @@ def test_data_without_anything_to_show(data: Data, refused: Any, capsys: pytest.
     data.content["images"] = []
     data.write()
     refused("lists no images")
-
-
-def test_every_setting_is_a_documented_flag() -> None:
-    parser = argparse.ArgumentParser()
-    kinds: dict[str, Any] = {"": PasteConfig} | POLICY_SETTINGS
-    for prefix, kind in kinds.items():
-        add_flags(parser, kind(), prefix)
-        for name, value, help_text in flat_settings(kind(), prefix):
-            assert help_text
-            values = value if isinstance(value, tuple) else (value,)
-            flag = "--" + name.replace("_", "-")
-            given = [f"--no-{flag[2:]}"] if value is False else [flag, *map(str, values)]
-            assert with_flags(kind(), parser.parse_args(given), prefix) == kind()
-    parser.format_help()
-    given = ["--rotation", "-30", "2.5", "--objects", "2", "2", "--keep-inside", "1", "--critic-mix-classes"]
-    given += ["--critic-foreground-candidates", "2", "--critic-fixed-parameters"]
-    arguments = parser.parse_args(given)
-    paste = PasteConfig(objects=(2, 2), ranges=TransformRanges(rotation=(-30, 2.5), keep_inside=1))
-    assert with_flags(PasteConfig(), arguments) == paste
-    critic = Critic(mix_classes=True, foreground_candidates=2, fixed_parameters=())
-    assert with_flags(Critic(), arguments, "critic") == critic
 
 
 def test_backgrounds_distractors_and_occludees_are_shown(data: Data, capsys: pytest.CaptureFixture[str]) -> None:

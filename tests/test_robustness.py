@@ -19,7 +19,6 @@ from factories import (
     make_batch,
     make_detector,
     make_foreground,
-    parameters_of,
     train_step,
 )
 from torch import Tensor, nn
@@ -29,12 +28,9 @@ from terse_aug import ForegroundBank, PixelFormat, Robustness, Terse, TerseWarni
 from terse_aug.compositing.compose import Composites, Paste
 from terse_aug.compositing.label_correction import PastedObject
 from terse_aug.compositing.render import Rectangle
-from terse_aug.models import (
-    ClassifierAdapter,
-    TorchvisionAdapter,
-)
+from terse_aug.models import ClassifierAdapter, TorchvisionAdapter
 from terse_aug.policies import Adversarial, Critic
-from terse_aug.training.perturbation import PerturbationBall, object_pixels
+from terse_aug.training.perturbation import PerturbationBall, object_pixels, tiled
 from terse_aug.utils.random import isolated_global_rng
 
 OBJECTS, BACKGROUND = 4 / 255, 10 / 255
@@ -154,8 +150,7 @@ def classifier_loss(model: nn.Module, images: list[Tensor], targets: list[dict[s
 
 
 def detector_loss(model: nn.Module, images: list[Tensor], targets: list[dict[str, Tensor]]) -> Tensor:
-    losses: dict[str, Tensor] = model(images, targets)
-    return torch.stack(list(losses.values())).sum()
+    return torch.stack(list(model(images, targets).values())).sum()
 
 
 def small_classifier() -> nn.Module:
@@ -322,19 +317,10 @@ def test_an_image_that_is_not_finite_is_left_out(tiny_bank: ForegroundBank) -> N
 
 
 def test_a_model_without_gradients_is_refused(tiny_bank: ForegroundBank) -> None:
-    class Scores:
-        first_label, label_limit = 1, None
+    class Scores(Gradients):
+        input_gradients = None  # type: ignore[assignment]  # it has none
 
-        def image_losses(self, images: Any, targets: Any, differentiable: bool = False) -> Tensor:
-            return torch.zeros(len(images))
-
-        def object_scores(self, images: Any, targets: Any) -> list[Tensor]:
-            return []
-
-    for model, message in (
-        (None, r"expected Terse\(model=.*, got no model"),
-        (Scores(), "input_gradients, got Scores"),
-    ):
+    for model, message in ((None, r"expected Terse.model=.*, got no"), (Scores(), "input_gradients, got Scores")):
         with pytest.raises(ValueError, match=message):
             Terse(tiny_bank, robustness=Robustness(), model=model)
 
@@ -351,10 +337,13 @@ def test_images_of_another_precision_keep_it(tiny_bank: ForegroundBank, dtype: t
 
 def test_keypoints_and_images_without_objects_pass(tmp_path: Path) -> None:
     bank = make_bank(tmp_path, keypoint_foregrounds(), keypoint_names=KEYPOINTS)
-    detector = make_detector("keypointrcnn")
-    paste = every_image(paste_probability=0.5)
-    terse = Terse(bank, paste=paste, robustness=Robustness(), model=detector)
+    settings: dict[str, Any] = {"paste": every_image(paste_probability=0.5), "robustness": Robustness()}
+    terse = Terse(bank, **settings, model=make_detector("keypointrcnn"))
     for step in range(4):
         terse(*make_batch(step, objects=step % 2, keypoints=True))
     assert terse.metrics()["robustness/images"] == 8
-    assert parameters_of(detector)[0].isfinite().all()
+
+
+def test_a_tile_is_repeated_over_the_image() -> None:
+    tile = torch.rand(3, 5, 5)
+    assert torch.equal(tiled(tile, (13, 9)), tile.repeat(1, 3, 2)[:, :13, :9])
