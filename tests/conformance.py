@@ -1,18 +1,9 @@
-"""Properties of every framework's adapter: the tests of each adapter inherit :class:`Conformance`.
-
-A framework trains real models of its own on a tiny data set; the result is a :class:`Run`.
-"""
+"""Properties of every framework's adapter: the tests of each adapter inherit :class:`Conformance`."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import logging
-import random
-import resource
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,101 +12,16 @@ import numpy as np
 import pytest
 import torch
 from factories import bank_of, make_bank, white_disc
+from framework_runs import Framework, Run, Seen
 from PIL import Image
-from torch import Tensor
 
-from terse_aug import PasteConfig, Terse
+from terse_aug import ForegroundBank, PasteConfig
+from terse_aug.cli import main
 from terse_aug.config import POLICY_SETTINGS
 from terse_aug.samplers import RaritySampler
 
-KEPT_BATCHES = 10
-"""Batches of a run that are kept."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """An image from the data loader or into the model: RGB float ``[3, H, W]`` in [0, 1], labels from 0."""
-
-    image: Tensor
-    boxes: Tensor
-    labels: Tensor
-    masks: Tensor | None = None
-
-
-@dataclass
-class Run:
-    """A training.
-
-    Attributes:
-        losses: of every iteration.
-        weights: of the detector at the end.
-        loaded: the first batches from the data loader.
-        entered: the first batches into the model.
-        terse: the module that pastes, if terse-aug was on.
-        resident: megabytes of memory in use, at every iteration.
-        draws: state of the global random generators before and after each part of the adapter in an iteration.
-        warned: messages of terse-aug in the framework's log.
-    """
-
-    losses: list[float] = field(default_factory=list)
-    weights: list[Tensor] = field(default_factory=list)
-    loaded: list[list[Seen]] = field(default_factory=list)
-    entered: list[list[Seen]] = field(default_factory=list)
-    terse: Terse | None = None
-    resident: list[float] = field(default_factory=list)
-    draws: list[tuple[str, str]] = field(default_factory=list)
-    warned: list[str] = field(default_factory=list)
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        assert self.terse is not None
-        return self.terse.metrics()
-
-
-@dataclass(frozen=True)
-class Training:
-    """What to train; everything drawn, except by terse-aug, is a function of the iteration.
-
-    Attributes:
-        out: folder for checkpoints.
-        iterations: where training ends.
-        start: resume from the checkpoint that was saved there; 0 for none.
-        terse: settings of terse-aug as of :func:`settings`; ``None`` trains without the adapter.
-        save_at: save a checkpoint after so many iterations, and continue.
-        not_finite_at: the loss of this iteration is infinite, without a gradient.
-        model: ``masks``, one with masks; ``plain``, the cheapest that a trainer accepts.
-    """
-
-    out: Path
-    iterations: int = 3
-    start: int = 0
-    terse: dict[str, Any] | None = None
-    save_at: int | None = None
-    not_finite_at: int | None = None
-    model: str = "masks"
-
-
-class Framework(ABC):
-    """A framework with a tiny data set of two classes: images of several sizes, some without objects."""
-
-    classes: tuple[str, ...]
-    """Names of the labels from 0 on, in another order than the bank's."""
-    pool: str
-    """Key of the folder of backgrounds."""
-
-    def train(self, out: Path, iterations: int = 3, **options: Any) -> Run:
-        """Train, see :class:`Training`; checks that the run was recorded."""
-        out.mkdir(exist_ok=True)
-        training = Training(out, iterations, **options)
-        run = self.run(training)
-        count = iterations - training.start
-        assert len(run.losses) == len(run.resident) == count
-        assert len(run.loaded) == len(run.entered) == min(count, KEPT_BATCHES)
-        return run
-
-    @abstractmethod
-    def run(self, training: Training) -> Run:
-        """Train a model of the framework."""
+PASTE = [field.name for field in dataclasses.fields(PasteConfig)]
+Trainings = Callable[[str], Run]
 
 
 def settings(policy: str = "random", **more: Any) -> dict[str, Any]:
@@ -131,10 +37,6 @@ def settings(policy: str = "random", **more: Any) -> dict[str, Any]:
     paste = {"paste_probability": 1.0, "objects": (1, 2)}
     paste |= {name: more.pop(name) for name in PASTE if name in more}
     return {"policy": own, "paste": paste, "seed": 0} | more
-
-
-PASTE = [field.name for field in dataclasses.fields(PasteConfig)]
-Trainings = Callable[[str], Run]
 
 
 class Conformance:
@@ -321,25 +223,37 @@ class Conformance:
         early, late = min(run.resident[20:40]), min(run.resident[-20:])
         assert late - early < 4, run.resident[::10]
 
+    def test_a_bank_is_built_from_the_data_set(self, framework: Framework, tmp_path: Path) -> None:
+        build, flags = framework.bank_source(tmp_path)
+        report = build(tmp_path / "own.bank")
+        bank = ForegroundBank.open(tmp_path / "own.bank")
+        assert bank.categories == dict(enumerate(framework.classes))
+        assert len(bank) == sum(report.kept.values()) == 6
+        assert main(["bank", "build", *flags, "--out", str(tmp_path / "cli.bank")]) == 0
+        assert ForegroundBank.open(tmp_path / "cli.bank").fingerprint == bank.fingerprint
 
-class LogRecorder(logging.Handler):
-    """Records the messages of a logger."""
+    def test_a_bank_is_built_from_boxes_alone(self, framework: Framework, tmp_path: Path) -> None:
+        def whole_box(image: np.ndarray, box: tuple[float, ...]) -> np.ndarray:
+            left, top, right, bottom = (round(edge) for edge in (*box[:2], box[0] + box[2], box[1] + box[3]))
+            mask = np.zeros(image.shape[:2], bool)
+            mask[top:bottom, left:right] = True
+            return mask
 
-    def __init__(self, texts: list[str]) -> None:
-        super().__init__()
-        self.texts = texts
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage())
-
-
-def generator_states() -> str:
-    """A digest of the global random generators of torch, numpy and Python."""
-    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - what the frameworks draw from
-    state = (torch.get_rng_state().numpy().tobytes(), kind, np.asarray(keys).tobytes(), rest, random.getstate())
-    return hashlib.blake2b(repr(state).encode()).hexdigest()
-
-
-def resident_megabytes() -> float:
-    """Memory that this process holds now, in MB."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+        framework.bank_source(tmp_path)[0](tmp_path / "masks.bank")
+        build, flags = framework.bank_source(tmp_path, boxes_only=True)
+        with pytest.raises(ValueError, match="no mask: the annotation has a box only"):
+            build(tmp_path / "none.bank", rejected_sheet=tmp_path / "rejected.png")
+        assert (tmp_path / "rejected.png").stat().st_size > 1000
+        report, custom = (
+            build(tmp_path / "ellipse.bank", boxes="ellipse"),
+            build(tmp_path / "box.bank", boxes=whole_box),
+        )
+        assert (report.mask_sources, custom.mask_sources) == ({"ellipse": 6}, {"function whole_box": 6})
+        assert main(["bank", "build", *flags, "--out", str(tmp_path / "cli.bank"), "--boxes", "ellipse"]) == 0
+        names = ("masks", "ellipse", "box", "cli")
+        masks, ellipses, boxes, cli = (ForegroundBank.open(tmp_path / f"{name}.bank") for name in names)
+        assert cli.fingerprint == ellipses.fingerprint
+        for mask, ellipse, box in zip(masks, ellipses, boxes, strict=True):
+            assert (box.rgba[..., 3] == 255).all()
+            assert ellipse.rgba[0, 0, 3] == 0
+            assert np.abs(np.subtract([box.size, ellipse.size], mask.size)).max() <= 2

@@ -39,11 +39,17 @@ YAML = {
 
 @contextlib.contextmanager
 def registered(
-    folder: Path, name: str = "terse_tiny", classes: tuple[str, ...] | None = CLASSES, **metadata: Any
+    folder: Path,
+    name: str = "terse_tiny",
+    classes: tuple[str, ...] | None = CLASSES,
+    masks: bool = True,
+    **metadata: Any,
 ) -> Iterator[str]:
     """A registered data set of four noise images with one or two ellipses each, and one without any."""
     records = [_record(folder, number, size) for number, size in enumerate(SIZES)]
     records.append(_record(folder, len(SIZES), (96, 128)) | {"annotations": []})
+    for annotation in (own for record in records for own in record["annotations"] if not masks):
+        del annotation["segmentation"]
     DatasetCatalog.register(name, lambda: records)
     metadata = {
         "keypoint_names": list(KEYPOINTS),

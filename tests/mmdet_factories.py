@@ -27,7 +27,7 @@ CLASSES = ("dog", "cat")
 SIZES = ((96, 128), (112, 96), (96, 96), (120, 104), (96, 128))
 
 
-def write_data(folder: Path) -> Path:
+def write_data(folder: Path, boxes_only: bool = False) -> Path:
     """A COCO JSON of four noise images with one or two ellipses each, and one without any; its path."""
     generator = np.random.default_rng(0)
     images, annotations = [], []
@@ -36,7 +36,8 @@ def write_data(folder: Path) -> Path:
         images.append({"id": number, "file_name": f"{number}.png", "height": height, "width": width})
         for own in range((1 + number % 2) * (number < len(SIZES) - 1)):
             entry = {"id": len(annotations) + 1, "image_id": number, "category_id": 5 + own % 2, "iscrowd": 0}
-            annotations.append(entry | _annotation(generator, height, width))
+            entry |= _annotation(generator, height, width)
+            annotations.append({key: value for key, value in entry.items() if key != "segmentation" or not boxes_only})
     categories = [{"id": 5, "name": "dog"}, {"id": 6, "name": "cat"}]
     path = folder / "data.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conformance import (
+from conformance import Conformance
+from framework_runs import (
     KEPT_BATCHES,
-    Conformance,
     Framework,
     LogRecorder,
     Run,
@@ -32,7 +34,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2_factories import CLASSES, registered, tiny_cfg
 from factories import tiny_bank, weights_of
 
-from terse_aug_detectron2 import TerseHook
+from terse_aug_detectron2 import TerseHook, build_from_detectron2
 from terse_aug_detectron2.batch import bitmasks
 
 pytestmark = QUIET_DETECTRON2
@@ -187,12 +189,17 @@ class Detectron2(Framework):
         run.weights = weights_of(trainer.model)
         return run
 
+    def bank_source(self, folder: Path, boxes_only: bool = False) -> tuple[Callable[..., Any], list[str]]:
+        name = "boxes_only" if boxes_only else self.dataset
+        return partial(build_from_detectron2, name), ["detectron2", "--datasets", name]
+
 
 @pytest.fixture(scope="module")
 def framework(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Detectron2]:
     folder = tmp_path_factory.mktemp("data")
     with contextlib.ExitStack() as stack:
         dataset = stack.enter_context(registered(folder))
+        stack.enter_context(registered(folder, "boxes_only", masks=False))
         yield Detectron2(dataset, tiny_bank(folder))
 
 

@@ -32,7 +32,6 @@ from detectron2_factories import (  # noqa: F401 - fixtures
 )
 
 from terse_aug import ForegroundBank, SampledForegrounds
-from terse_aug.bank import BoxMasks
 from terse_aug.cli import main as terse_aug_command
 from terse_aug.integration import SAMPLED_KEY
 from terse_aug_detectron2 import (
@@ -171,61 +170,40 @@ def test_annotations_of_every_format_are_read_or_named(tmp_path: Path, changes: 
         MetadataCatalog.remove("formed")
 
 
-def test_a_bank_is_built_from_a_registered_data_set(dataset: str, tmp_path: Path, monkeypatch: Any) -> None:
-    report = build_from_detectron2(dataset, tmp_path / "own.bank")
-    bank = ForegroundBank.open(tmp_path / "own.bank")
-    assert bank.categories == dict(enumerate(CLASSES))
-    assert len(bank) == sum(report.kept.values()) == 6
-    assert bank.keypoint_names == ("nose", "left_eye", "right_eye")
+def test_data_sets_that_a_module_registers_are_built_by_name(dataset: str, tmp_path: Path, monkeypatch: Any) -> None:
     with pytest.raises(ValueError, match=r"no such data sets: nothing; .* Known: .*terse_tiny"):
         build_from_detectron2(["nothing"], tmp_path / "other.bank")
-    flags = ["bank", "build", "detectron2", "--datasets", dataset, "--out", str(tmp_path / "cli.bank")]
-    assert terse_aug_command(flags) == 0
-    assert ForegroundBank.open(tmp_path / "cli.bank").fingerprint == bank.fingerprint
-    module = tmp_path / "my_sets.py"
-    module.write_text(
+    (tmp_path / "my_sets.py").write_text(
         "from detectron2.data import DatasetCatalog, MetadataCatalog\n"
         "DatasetCatalog.register('mine', lambda: DatasetCatalog.get('terse_tiny'))\n"
-        "MetadataCatalog.get('mine').set(thing_classes=['dog', 'cat'])\n"
+        "MetadataCatalog.get('mine').set(thing_classes=['dog', 'cat'], keypoint_names=['nose', 'left', 'right'])\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    mine = [*flags[:4], "mine", "--import", "my_sets", "--category", "cat", "--out", str(tmp_path / "mine.bank")]
-    assert terse_aug_command(mine) == 0
-    assert set(ForegroundBank.open(tmp_path / "mine.bank").categories.values()) == {"cat"}
-    assert terse_aug_command([*mine[:6], "no_such_module", "--out", str(tmp_path / "x.bank")]) == 2
+    flags = ["bank", "build", "detectron2", "--datasets", "mine", "--category", "cat", "--import"]
+    assert terse_aug_command([*flags, "my_sets", "--out", "mine.bank"]) == 0
+    bank = ForegroundBank.open(tmp_path / "mine.bank")
+    assert set(bank.categories.values()) == {"cat"}
+    assert bank.keypoint_names == ("nose", "left", "right")
+    assert terse_aug_command([*flags, "no_such_module", "--out", "x.bank"]) == 2
 
 
 def test_a_bank_is_built_from_a_coco_json_with_masks_or_boxes_alone(tmp_path: Path) -> None:
-    """As ``register_coco_instances`` reads it: class names are known after it was read; the command does the same."""
+    """As ``register_coco_instances`` reads it: class names are known after it was read."""
     image = np.random.default_rng(0).integers(0, 60, (90, 120, 3), dtype=np.uint8)
     image[20:60, 30:80] = (40, 60, 220)  # BGR
     cv2.imwrite(str(tmp_path / "a.png"), image)
-    own: dict[str, Any] = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [30, 20, 50, 40], "area": 2000}
+    own = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [30, 20, 50, 40], "area": 2000, "iscrowd": 0}
     images = [{"id": 1, "file_name": "a.png", "height": 90, "width": 120}]
-    content = {"images": images, "annotations": [own | {"iscrowd": 0}], "categories": [{"id": 7, "name": "cat"}]}
-
-    def left_half(image: np.ndarray, box: tuple[float, ...]) -> np.ndarray:
-        mask = np.zeros(image.shape[:2], bool)
-        mask[20:60, 30:55] = True
-        return mask
-
-    with coco_registered("boxes_only", tmp_path, content):
-        with pytest.raises(ValueError, match="no mask: the annotation has a box only"):
-            build_from_detectron2("boxes_only", tmp_path / "none.bank", rejected_sheet=tmp_path / "rejected.png")
-        report = build_from_detectron2("boxes_only", tmp_path / "cut.bank", boxes=BoxMasks("grabcut", 0.6))
-        custom = build_from_detectron2("boxes_only", tmp_path / "half.bank", boxes=left_half)
-        flags = ["bank", "build", "detectron2", "--datasets", "boxes_only", "--out", str(tmp_path / "cli.bank")]
+    content = {"images": images, "annotations": [own], "categories": [{"id": 7, "name": "cat"}]}
+    with coco_registered("boxes_alone", tmp_path, content):
+        flags = ["bank", "build", "detectron2", "--datasets", "boxes_alone", "--out", str(tmp_path / "cut.bank")]
         assert terse_aug_command([*flags, "--boxes", "grabcut", "--min-quality", "0.6"]) == 0
-    assert (tmp_path / "rejected.png").stat().st_size > 1000
-    assert (report.mask_sources, custom.mask_sources) == ({"grabcut": 1}, {"function left_half": 1})
-    cut, half, cli = (ForegroundBank.open(tmp_path / f"{name}.bank") for name in ("cut", "half", "cli"))
+    cut = ForegroundBank.open(tmp_path / "cut.bank")
     assert np.abs(np.subtract(cut[0].size, (50, 40))).max() <= 2
     assert (cut[0].rgba[10:-10, 10:-10] == (220, 60, 40, 255)).all()
-    assert half[0].size == (25, 40)
-    assert cli.fingerprint == cut.fingerprint
     assert (cut.info()["built"]["boxes"], cut.info()["built"]["min_quality"]) == ("grabcut", 0.6)
-    content["annotations"] = [own | {"iscrowd": 0, "segmentation": [[30, 20, 80, 20, 80, 60, 30, 60]]}]
+    content["annotations"] = [own | {"segmentation": [[30, 20, 80, 20, 80, 60, 30, 60]]}]
     with coco_registered("with_masks", tmp_path, content):
         build_from_detectron2("with_masks", tmp_path / "own.bank", image_list=["a.png"])
     bank = ForegroundBank.open(tmp_path / "own.bank")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conformance import (
+from conformance import Conformance
+from framework_runs import (
     KEPT_BATCHES,
-    Conformance,
     Framework,
     LogRecorder,
     Run,
@@ -33,7 +35,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 
-from terse_aug_mmdet import TerseHook
+from terse_aug_mmdet import TerseHook, build_from_mmdet
 
 pytestmark = QUIET_MMDET
 _NUMBERS = itertools.count()
@@ -167,6 +169,12 @@ class MMDetection(Framework):
         run.terse = next((hook.terse for hook in runner.hooks if isinstance(hook, TerseHook) and hook.started), None)
         run.weights = weights_of(runner.model)
         return run
+
+    def bank_source(self, folder: Path, boxes_only: bool = False) -> tuple[Callable[..., Any], list[str]]:
+        data = write_data(folder, boxes_only)
+        cfg = runner_config(tiny_mask_rcnn(), data, folder, 1, [], experiment_name=f"bank{next(_NUMBERS)}")
+        cfg.dump(str(folder / "config.py"))
+        return partial(build_from_mmdet, cfg), ["mmdet", "--config", str(folder / "config.py")]
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
@@ -69,42 +68,20 @@ def assert_like_reference(
     assert ((patch.mask.numpy() == (expected > 0.5)) | (abs(expected - 0.5) < 1e-9)).all()
 
 
-@pytest.mark.parametrize("sigma", [0.0, 0.4, 1.0])
-@pytest.mark.parametrize(
-    ("transform", "center"),
-    [
-        ({}, MIDDLE),
-        ({}, (13.3, 9.8)),
-        ({"rotation": 30}, MIDDLE),
-        ({"rotation": -115}, (12.1, 10.6)),
-        ({"shear": 0.6}, MIDDLE),
-        ({"flipped": True, "rotation": 20}, MIDDLE),
-        ({"scale_x": 1.7, "scale_y": 0.6}, MIDDLE),
-        ({"rotation": 10, "scale_x": 0.4, "scale_y": 0.3}, MIDDLE),
-        ({"rotation": 5, "scale_x": 9.0, "scale_y": 11.0}, MIDDLE),
-        ({"rotation": 15, "shear": -0.3}, (0.2, 19.5)),
-        ({"rotation": 15, "flipped": True}, (25.0, 0.0)),
-    ],
-)
-def test_rendering_agrees_with_the_reference(
-    transform: dict[str, Any], center: tuple[float, float], sigma: float
-) -> None:
-    large = transform.get("scale_x", 1.0) > 5
-    rgba = opaque_rgba(1, 2) if large else random_rgba(7, 9)
-    assert_like_reference(rgba, matrix_of(**transform), center, FRAME, sigma)
-
-
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_any_rendering_agrees_with_the_reference(data: st.DataObject) -> None:
+def test_rendering_agrees_with_the_reference(data: st.DataObject) -> None:
+    """Any transform, anywhere in a frame that may cut the object: also enlarged so much that its edge is wide."""
+
     def number(low: float, high: float) -> float:
         return data.draw(st.floats(low, high))
 
-    size = (data.draw(st.integers(2, 12)), data.draw(st.integers(2, 12)))
+    size = (data.draw(st.integers(2, 14)), data.draw(st.integers(2, 14)))
     rgba = random_rgba(data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9)), data.draw(st.integers(0, 99)))
-    matrix = matrix_of(number(-180, 180), number(-0.7, 0.7), number(0.3, 6), number(0.3, 6), data.draw(st.booleans()))
+    rgba = data.draw(st.sampled_from([rgba, opaque_rgba(1, 2)]))
+    matrix = matrix_of(number(-180, 180), number(-0.7, 0.7), number(0.3, 11), number(0.3, 11), data.draw(st.booleans()))
     center = (number(0, size[1]), number(0, size[0]))
-    assert_like_reference(rgba, matrix, center, size, data.draw(st.sampled_from([0.0, 0.3, 0.8])))
+    assert_like_reference(rgba, matrix, center, size, data.draw(st.sampled_from([0.0, 0.3, 1.0])))
 
 
 def crowd(count: int, dtype: torch.dtype = torch.float64) -> tuple[list[Tensor], list[Tensor], list[list[float]]]:
@@ -222,14 +199,3 @@ def test_the_composite_has_the_right_gradient_in_the_unit_parameters(
     (gradient,) = torch.autograd.grad(composed.square().sum() if outlined else composed[0, 4].sum(), unit)
     assert (gradient != 0).all()
     assert torch.autograd.gradcheck(composite, (unit,))
-
-
-def test_a_graph_changes_no_pixel() -> None:
-    background = random_rgba(*FRAME, seed=9)[:3]
-    foregrounds, matrices, centres = crowd(5)
-    matrix, center = torch.stack(matrices), torch.tensor(centres, dtype=torch.float64)
-    rectangles = rectangles_of(foregrounds, matrix, center, FRAME, 1.0)
-    plain = blend(background, render(foregrounds, matrix, center, rectangles, 1.0))
-    grown = blend(background, render(foregrounds, matrix.requires_grad_(), center, rectangles, 1.0))
-    assert grown.requires_grad
-    torch.testing.assert_close(grown.detach(), plain, rtol=0, atol=1e-12)
