@@ -251,10 +251,15 @@ class RampLoss(nn.Module):
         return {"loss_ramp": self.image_losses(list(images)).mean()}
 
 
+def backward(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The backward of the sum of a detector's losses, which it returns."""
+    torch.stack(list(losses.values())).sum().backward()
+    return losses
+
+
 def train_step(terse: Terse, detector: nn.Module, seed: int = 0, **batch: Any) -> dict[str, Tensor]:
     """One iteration of the loop in the manual, without the detector's optimizer; returns its losses."""
-    losses: dict[str, Tensor] = detector(*terse(*make_batch(seed, **batch)))
-    torch.stack(list(losses.values())).sum().backward()
+    losses = backward(detector(*terse(*make_batch(seed, **batch))))
     detector.zero_grad()
     terse.step(losses)
     return losses

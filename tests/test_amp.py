@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from factories import RampLoss, all_equal, every_image, make_batch, make_detector, make_terse, parameters_of
+from factories import RampLoss, all_equal, backward, every_image, make_batch, make_detector, make_terse, parameters_of
 from torch import Tensor, nn
 
 from terse_aug import ForegroundBank, Robustness, Terse
@@ -23,8 +23,7 @@ def test_composites_and_the_update_under_autocast_are_those_without(tiny_bank: F
             images, targets = terse(*make_batch())
             composites = terse.compose(*make_batch(1))
         assert all(image.dtype == torch.float32 for image in images)
-        losses = RampLoss()(images, targets)
-        losses["loss_ramp"].backward()
+        losses = backward(RampLoss()(images, targets))
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             terse.step(losses)
         boxes = [target["boxes"] for target in targets]
@@ -66,9 +65,7 @@ def test_images_of_another_precision_keep_it(tiny_bank: ForegroundBank, policy: 
     assert all(target["boxes"].dtype == torch.float32 for target in corrected)
     for one, other in zip(composites, expected, strict=True):
         torch.testing.assert_close(one.float(), other, rtol=0, atol=0.02)
-    losses = RampLoss()([image.float() for image in composites], corrected)
-    losses["loss_ramp"].backward()
-    terse.step(losses)
+    terse.step(backward(RampLoss()([image.float() for image in composites], corrected)))
     assert terse.metrics()["updates"] == int(policy == "adversarial")
 
 

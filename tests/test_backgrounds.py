@@ -12,6 +12,7 @@ from coloured_samples import everything, grey, plain_paste
 from factories import (
     KEYPOINTS,
     all_equal,
+    backward,
     keypoint_foregrounds,
     make_bank,
     make_batch,
@@ -166,8 +167,7 @@ def test_a_detector_learns_from_images_of_the_pool_even_if_nothing_could_be_past
             warnings.simplefilter("ignore", TerseWarning)
             images, targets = terse(*make_batch(masks=True))
         assert max(len(target["boxes"]) for target in targets) <= objects
-        losses = detector(images, targets)
-        torch.stack(list(losses.values())).sum().backward()
+        losses = backward(detector(images, targets))
         assert all(bool(loss.isfinite()) for loss in losses.values())
         terse.step(losses)
 

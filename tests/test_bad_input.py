@@ -13,6 +13,7 @@ import torch
 from factories import (
     RampLoss,
     all_equal,
+    backward,
     every_image,
     make_bank,
     make_batch,
@@ -266,9 +267,7 @@ def test_a_paste_of_which_nothing_is_labelled_is_counted_and_training_goes_on(tm
     composites, corrected = terse(images, targets)
     assert [len(target["boxes"]) for target in corrected] == [1, 1]
     assert terse.metrics()["dropped/paste_hidden"] == terse.metrics()["objects_pasted"] > 0
-    losses = RampLoss()(composites, corrected)
-    losses["loss_ramp"].backward()
-    terse.step(losses)
+    terse.step(backward(RampLoss()(composites, corrected)))
     assert terse.metrics()["updates"] == 1
 
 

@@ -229,15 +229,6 @@ def test_a_box_smaller_than_a_pixel_is_kept_until_it_is_covered(position: tuple[
     assert len(correct_target(target, (6, 8), [everywhere], 0.0).target["boxes"]) == 0
 
 
-def test_an_object_with_an_empty_mask_keeps_a_fraction_of_its_area() -> None:
-    """As one without a mask does, which it counts like."""
-    target = {"boxes": torch.tensor([[0.0, 0, 20, 20]]), "labels": torch.tensor([1]), "area": torch.tensor([100.0])}
-    half = PastedObject(Rectangle(0, 0, 20, 10), torch.ones(20, 10, dtype=torch.bool), None, 200.0)
-    empty = target | {"masks": torch.zeros(1, 40, 40, dtype=torch.bool)}
-    for each in (target, empty):
-        assert correct_target(each, (40, 40), [half], 0.25).target["area"].tolist() == [50]
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @settings(many, max_examples=25)
 @given(case=cases())
@@ -253,16 +244,19 @@ def test_cuda_equals_cpu(case: Case) -> None:
 
 
 def test_an_object_whose_mask_is_empty_counts_as_filling_its_box() -> None:
+    """As one without a mask does: three of its boxes are covered wholly, by half and not at all."""
     target = {
-        "boxes": torch.tensor([[1.0, 1.0, 5.0, 5.0], [6.0, 1.0, 10.0, 5.0]]),
-        "labels": torch.tensor([1, 2]),
-        "masks": torch.zeros(2, 8, 12, dtype=torch.bool),
+        "boxes": torch.tensor([[1.0, 1.0, 5.0, 5.0], [4.0, 1.0, 8.0, 5.0], [6.0, 1.0, 10.0, 5.0]]),
+        "labels": torch.tensor([1, 2, 3]),
+        "area": torch.tensor([100.0, 100.0, 100.0]),
     }
-    cover = PastedObject(Rectangle(0, 0, 8, 6), torch.ones(8, 6, dtype=torch.bool), 3, 48.0)
-    correction = correct_target(target, (8, 12), [cover], 0.25)
-    assert correction.target["labels"].tolist() == [2, 3]
-    assert correction.target["boxes"][0].tolist() == [6, 1, 10, 5]
-    assert correction.dropped == {"occluded": 1}
+    cover = PastedObject(Rectangle(0, 0, 8, 6), torch.ones(8, 6, dtype=torch.bool), 4, 48.0)
+    for each in (target, target | {"masks": torch.zeros(3, 8, 12, dtype=torch.bool)}):
+        correction = correct_target(each, (8, 12), [cover], 0.25)
+        assert correction.target["labels"].tolist() == [2, 3, 4]
+        assert correction.target["boxes"][:2].tolist() == [[6, 1, 8, 5], [6, 1, 10, 5]]
+        assert correction.target["area"].tolist() == [50, 100, 48]
+        assert correction.dropped == {"occluded": 1}
 
 
 @many

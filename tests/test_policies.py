@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from factories import RampLoss, every_image, make_bank, make_batch, make_detector, policy_with, white_disc
+from factories import RampLoss, backward, every_image, make_bank, make_batch, make_detector, policy_with, white_disc
 from torch import Tensor, nn
 
 from terse_aug import PARAMETERS, ForegroundBank, PasteConfig, Terse, TerseWarning, TransformRanges
@@ -253,9 +253,7 @@ def play(bank: ForegroundBank, policy: str, kl_weight: float = 0.0, seed: int = 
     terse = Terse(bank, settings, paste=every_image(objects=(2, 2), ranges=PLACES), seed=seed)
     detector = RampLoss()
     for _ in range(30):
-        losses = detector(*terse(*grey_batch(4)))
-        losses["loss_ramp"].backward()
-        terse.step(losses)
+        terse.step(backward(detector(*terse(*grey_batch(4)))))
     found = [terse.compose(*grey_batch(4), seed=number) for number in range(8)]
     return terse, torch.stack([paste.unit for one in found for pastes in one.pastes for paste in pastes])
 
@@ -321,9 +319,7 @@ def test_the_gradient_is_that_of_an_image_whatever_the_batch_size(white_bank: Fo
     moments = []
     for copies in (1, 4):
         terse = Terse(white_bank, HalfWay(), paste=every_image(objects=(1, 1)))
-        losses = RampLoss()(*terse(*grey_batch(copies)))
-        losses["loss_ramp"].backward()
-        terse.step(losses)
+        terse.step(backward(RampLoss()(*terse(*grey_batch(copies)))))
         moments.append(terse.state_dict()["trainer.updater.policy_optimizer.exp_avg_0"])
     assert float(moments[0].abs().max()) > 0
     torch.testing.assert_close(moments[0], moments[1], rtol=1e-3, atol=1e-7)

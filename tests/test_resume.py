@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from coloured_samples import everything
-from factories import RampLoss, all_equal, every_image, make_batch, make_detector, policy_with, train_step
+from factories import RampLoss, all_equal, backward, every_image, make_batch, make_detector, policy_with, train_step
 from torch import Tensor, nn
 
 from terse_aug import ForegroundBank, Robustness, Terse, TerseWarning
@@ -113,8 +113,7 @@ def test_loading_replaces_counters_and_pending_batches(tiny_bank: ForegroundBank
     """A batch composed before loading is of another run; nothing is learned from it."""
     state = Terse(tiny_bank, Adversarial(update_interval=1), paste=every_image()).state_dict()
     terse = Terse(tiny_bank, Adversarial(update_interval=1), paste=every_image())
-    losses = RampLoss()(*terse(*make_batch()))
-    losses["loss_ramp"].backward()
+    losses = backward(RampLoss()(*terse(*make_batch())))
     terse.load_state_dict(state)
     terse.step(losses)
     assert terse.metrics()["updates"] == terse.metrics()["calls"] == 0

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import every_image, make_bank, make_batch, make_detector, make_foreground, policy_with
+from factories import backward, every_image, make_bank, make_batch, make_detector, make_foreground, policy_with
 
 from terse_aug import BackgroundPool, ForegroundBank, ForegroundLoader, Terse
 from terse_aug.policies import Critic, Random
@@ -228,9 +228,7 @@ def test_hardness_is_recorded_from_the_training_forward_or_an_extra_one(
     detector = make_detector(name)
     terse = learning_terse(tiny_bank, policy, 2, detector)
     for step in range(4):
-        losses = detector(*terse(*make_batch(step)))
-        torch.stack(list(losses.values())).sum().backward()
-        terse.step(losses)
+        terse.step(backward(detector(*terse(*make_batch(step)))))
     sums, counts = terse.sampler.state_dict()["totals"]
     assert float(counts.sum()) > 0
     assert float((sums / counts)[counts > 0].min()) >= 0

@@ -16,6 +16,7 @@ from factories import (
     KEYPOINTS,
     RampLoss,
     all_equal,
+    backward,
     disturb_synthesizer,
     every_image,
     make_bank,
@@ -44,9 +45,7 @@ def run(terse: Terse, steps: int = 2) -> list[Tensor]:
     for seed in range(steps):
         images, targets = terse(*make_batch(seed, **LITTLE))
         seen += [image.detach().clone() for image in images] + [target["boxes"] for target in targets]
-        losses = detector(images, targets)
-        losses["loss_ramp"].backward()
-        terse.step(losses)
+        terse.step(backward(detector(images, targets)))
     return seen
 
 
@@ -132,9 +131,7 @@ def test_on_cuda_the_random_state_is_left_alone_and_the_policy_is_updated(tiny_b
     before, parameters = torch.cuda.get_rng_state(), parameters_of(terse)
     images, targets = make_batch()
     targets = [{name: value.to(device) for name, value in target.items()} for target in targets]
-    losses = detector(*terse([image.to(device) for image in images], targets))
-    losses["loss_ramp"].backward()
-    terse.step(losses)
+    terse.step(backward(detector(*terse([image.to(device) for image in images], targets))))
     assert torch.equal(torch.cuda.get_rng_state(), before)
     assert not all_equal(parameters_of(terse), parameters)
 

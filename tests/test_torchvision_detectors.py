@@ -11,6 +11,7 @@ from factories import (
     KEYPOINTS,
     TinyBackbone,
     all_equal,
+    backward,
     every_image,
     keypoint_foregrounds,
     make_bank,
@@ -58,8 +59,7 @@ def test_a_detector_trains_and_a_policy_that_learns_is_updated(
     for seed in range(STEPS):
         images, targets = terse(*batch_for(name, seed))
         leaves = [leaf for pending in terse.trainer.feedback.batches for leaf in pending.proposal.leaves]
-        losses = detector(images, targets)
-        torch.stack(list(losses.values())).sum().backward()
+        losses = backward(detector(images, targets))
         assert all(leaf.grad is not None and bool((leaf.grad.abs().amax(1) > 0).all()) for leaf in leaves)
         assert len(leaves) == {"adversarial": 2, "paper": 1}.get(policy, 0)
         optimizer.step()
@@ -83,9 +83,7 @@ def test_gradients_of_torchvisions_own_large_models_reach_the_policy(
     detector.train()
     terse = Terse(tiny_bank, Adversarial(update_interval=1), paste=every_image(), model=detector)
     before = parameters_of(terse)
-    losses = detector(*terse(*make_batch(sizes=((64, 80),) * images)))
-    torch.stack(list(losses.values())).sum().backward()
-    terse.step(losses)
+    terse.step(backward(detector(*terse(*make_batch(sizes=((64, 80),) * images)))))
     assert terse.metrics()["updates"] == 1
     assert not all_equal(before, parameters_of(terse))
 

@@ -11,6 +11,7 @@ import torch
 from factories import (
     RampLoss,
     all_equal,
+    backward,
     disturb_synthesizer,
     every_image,
     make_batch,
@@ -49,8 +50,7 @@ def test_the_policy_is_updated_every_kth_iteration_with_a_graph_in_all_batches_o
         for batch in range(2):  # accumulated
             images, targets = terse(*make_batch(batch))
             assert all(image.requires_grad is due for image in images)
-            losses = detector(images, targets)
-            losses["loss_ramp"].backward()
+            losses = backward(detector(images, targets))
         terse.step(losses)
         assert all_equal(before, parameters_of(terse)) is not due
     assert terse.metrics()["updates"] == 2
@@ -170,8 +170,7 @@ def test_after_a_loss_that_is_not_finite_pastes_are_random_until_an_update_succe
     for iteration in range(4):
         images, targets = terse(*make_batch(iteration))
         expected, _ = uniform(*make_batch(iteration))
-        losses = detector(images, targets)
-        losses["loss_ramp"].backward()
+        losses = backward(detector(images, targets))
         if iteration == 0:
             before = parameters_of(terse)
             with pytest.warns(TerseWarning, match="the loss is nan; the policy is not updated, and pastes are random"):

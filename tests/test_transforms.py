@@ -97,17 +97,6 @@ def test_the_affine_map_is_mirror_scale_shear_rotation_translation(
     np.testing.assert_allclose(matrix[0].numpy() @ offset + center[0].numpy(), expected, atol=1e-9)
 
 
-def test_positive_rotation_turns_clockwise_on_the_screen() -> None:
-    ranges = TransformRanges(rotation=(90, 90), shear=(0, 0), scale=(1, 1), scale_x=(1, 1), scale_y=(1, 1))
-    unit = torch.full((1, len(PARAMETERS)), 0.5, dtype=torch.float64)
-    placed = place(ranges.physical(unit), geometry_of((4, 2), (20, 30)), 1.0)
-    matrix, center, half = placed.matrix, placed.center, placed.half_size
-    right = matrix[0] @ torch.tensor([1.0, 0.0], dtype=torch.float64)
-    torch.testing.assert_close(right, torch.tensor([0.0, 1.0], dtype=torch.float64))  # to the bottom
-    assert center.tolist() == [[10, 15]]
-    torch.testing.assert_close(half, torch.tensor([[1.0, 2.0]], dtype=torch.float64))
-
-
 @settings(max_examples=200, deadline=None)
 @given(
     unit=unit_points,
