@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from terse_aug.bank import ForegroundBank
 from terse_aug.compositing.compose import Composites, Paste, compose
-from terse_aug.compositing.warp import RenderSettings
+from terse_aug.compositing.layers import RenderSettings
 from terse_aug.config import PasteConfig, PolicySettings, Robustness, policy_settings
 from terse_aug.data.auxiliary_objects import Distractors
 from terse_aug.data.background_pool import BackgroundPool

@@ -136,13 +136,9 @@ class Placement:
     box_center: Tensor
     half_size: Tensor
 
-    def detached_cpu(self) -> Placement:
-        """A copy on the CPU without a graph."""
-        return Placement(*(getattr(self, own.name).detach().cpu() for own in fields(self)))
-
-    def to(self, device: torch.device) -> Placement:
-        """A copy on a device."""
-        return Placement(*(getattr(self, own.name).to(device) for own in fields(self)))
+    def parts(self) -> list[Tensor]:
+        """The tensors, in order."""
+        return [getattr(self, own.name) for own in fields(self)]
 
     def rows(self, index: Sequence[int] | Tensor) -> Placement:
         """The placement of some of the pastes."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from terse_aug.compositing.mask_extents import Extent, count_pixels, extent_of, extents_of
-from terse_aug.compositing.render import Rectangle
+from terse_aug.compositing.patches import Rectangle
 from terse_aug.structures.annotations import OBJECT_FIELDS, Target
 from terse_aug.utils.memory import zeros
 
@@ -46,17 +46,36 @@ class Correction:
     Attributes:
         target: the corrected annotation, the surviving original objects first and in order.
         rows: for each paste, its row in ``target``, or ``None`` where it has no label.
+        kept: rows of the original objects that are kept.
         dropped: counts: ``occluded`` (an original object hidden beyond the threshold),
             ``paste_hidden`` (a pasted object hidden or cut off beyond it).
     """
 
     target: Target
     rows: list[int | None]
+    kept: list[int]
     dropped: Counter[str]
 
 
+@dataclass(frozen=True)
+class MaskChange:
+    """What pasting does to the mask of an object, where masks are not in the target itself.
+
+    Attributes:
+        before: pixels.
+        after: what is left of it.
+    """
+
+    before: int
+    after: Extent
+
+
 def correct_target(
-    target: Target, size: tuple[int, int], pastes: Sequence[PastedObject], min_visibility: float
+    target: Target,
+    size: tuple[int, int],
+    pastes: Sequence[PastedObject],
+    min_visibility: float,
+    changes: Sequence[MaskChange] | None = None,
 ) -> Correction:
     """Bring an annotation in step with an image onto which objects were pasted.
 
@@ -71,6 +90,7 @@ def correct_target(
         size: (H, W).
         pastes: in the order of pasting, the last in front.
         min_visibility: fraction in [0, 1].
+        changes: for each object that of its mask, for a target whose masks stay on a device.
 
     Returns:
         The corrected target, with the fields that ``target`` has and no others.
@@ -79,7 +99,7 @@ def correct_target(
     pasted = _pasted_rows(target, [pastes[index] for index in labelled], size)
     cover = _Cover.around(pastes, target["boxes"].device)
     shown = _show_pastes(pastes, pasted.get("keypoints"), cover)
-    originals = _hide_originals(target, size, cover)
+    originals = _hide_originals(target, size, cover, changes)
     kept = [row for row, view in enumerate(originals) if not view.touched or view.enough(min_visibility)]
     added = [row for row, view in enumerate(shown) if view.enough(min_visibility)]
     corrected = dict(target)
@@ -91,7 +111,7 @@ def correct_target(
     _write_views(corrected, views, size)
     row_of = {labelled[row]: new for new, row in enumerate(added, start=len(kept))}
     dropped = Counter(occluded=len(originals) - len(kept), paste_hidden=len(labelled) - len(added))
-    return Correction(corrected, [row_of.get(index) for index in range(len(pastes))], +dropped)
+    return Correction(corrected, [row_of.get(index) for index in range(len(pastes))], kept, +dropped)
 
 
 @dataclass(frozen=True)
@@ -103,8 +123,9 @@ class _View:
         area: pixels.
         full_area: pixels it would show uncovered.
         window: what ``mask`` covers.
-        mask: ``[h, w]``; ``None`` for an object without one.
+        mask: ``[h, w]``; ``None`` for an object without one, or where it is elsewhere.
         touched: whether a paste covers some of it, or it is one.
+        counted: whether its area is the number of its pixels.
     """
 
     box: list[float]
@@ -113,6 +134,7 @@ class _View:
     window: Rectangle
     mask: Tensor | None
     touched: bool = True
+    counted: bool = True
 
     def enough(self, min_visibility: float) -> bool:
         return self.area > 0 and self.area >= min_visibility * self.full_area
@@ -229,13 +251,20 @@ def _paste_view(paste: PastedObject, cover: _Cover) -> _View:
     return _View(extent.box, extent.pixels, paste.full_area, window, visible)
 
 
-def _hide_originals(target: Target, size: tuple[int, int], cover: _Cover) -> list[_View]:
+def _hide_originals(
+    target: Target, size: tuple[int, int], cover: _Cover, changes: Sequence[MaskChange] | None
+) -> list[_View]:
     """The views of the objects that were there before.
 
     An object whose mask is empty, as some data sets write a missing one, counts like one without a mask.
     """
     boxes = target["boxes"].tolist()
     regions = [_pixels_of(box, size) for box in boxes]
+    if changes is not None:
+        return [
+            _changed_view(box, change) if change.before else _box_view(box, region, cover)
+            for box, region, change in zip(boxes, regions, changes, strict=True)
+        ]
     if "masks" not in target:
         return [_box_view(box, region, cover) for box, region in zip(boxes, regions, strict=True)]
     extents = extents_of(target["masks"], regions)
@@ -243,6 +272,12 @@ def _hide_originals(target: Target, size: tuple[int, int], cover: _Cover) -> lis
         _mask_view(box, mask, extent, cover) if extent.pixels else _box_view(box, region, cover)
         for box, mask, extent, region in zip(boxes, target["masks"], extents, regions, strict=True)
     ]
+
+
+def _changed_view(box: list[float], change: MaskChange) -> _View:
+    """The view of an object whose mask is elsewhere."""
+    after, touched = change.after, change.after.pixels != change.before
+    return _View(after.box if touched else box, after.pixels, change.before, after.window, None, touched)
 
 
 def _mask_view(box: list[float], mask: Tensor, extent: Extent, cover: _Cover) -> _View:
@@ -268,12 +303,12 @@ def _box_view(box: list[float], region: Rectangle, cover: _Cover) -> _View:
     shape = (region.bottom - region.top, region.right - region.left)
     whole, overlap = Extent(region, shape[0] * shape[1]), _overlap(region, cover.frame)
     if overlap.empty or not count_pixels(cover.within(overlap)):
-        return _View(box, whole.pixels, whole.pixels, region, None, touched=False)
+        return _View(box, whole.pixels, whole.pixels, region, None, touched=False, counted=False)
     visible = torch.ones(shape, dtype=torch.bool, device=cover.covered.device)
     visible[_within(overlap, region)] = ~cover.within(overlap)
     rest = extent_of(visible, region)
     moved = [old if side == limit else side for old, side, limit in zip(box, rest.box, whole.box, strict=True)]
-    return _View(moved, rest.pixels, whole.pixels, region, None)
+    return _View(moved, rest.pixels, whole.pixels, region, None, counted=False)
 
 
 def _pixels_of(box: list[float], size: tuple[int, int]) -> Rectangle:
@@ -307,7 +342,7 @@ def _write_views(corrected: Target, views: Sequence[_View], size: tuple[int, int
         area = corrected["area"]
         for row in touched:
             fraction = views[row].area / max(views[row].full_area, 1)
-            area[row] = views[row].area if views[row].mask is not None else area[row] * fraction
+            area[row] = views[row].area if views[row].counted else area[row] * fraction
 
 
 def _cover_keypoints(keypoints: Tensor, cover: _Cover) -> None:

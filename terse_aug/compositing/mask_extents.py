@@ -12,7 +12,7 @@ import cv2
 import torch
 from torch import Tensor
 
-from terse_aug.compositing.render import Rectangle
+from terse_aug.compositing.patches import Rectangle
 
 
 @dataclass(frozen=True)

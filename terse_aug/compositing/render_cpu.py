@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from terse_aug.compositing.render import Patch, Rectangle, clean_up, gaussian_weights, sampling_lines
+from terse_aug.compositing.patches import Patch, Rectangle, clean_up, gaussian_weights, sampling_lines
 from terse_aug.structures.pixel_format import PixelFormat
 
 _RAMP = clean_up(torch.arange(256) / 255).numpy()
@@ -89,7 +89,7 @@ def _patch(
         borderMode=cv2.BORDER_CONSTANT,
     )
     planes = np.empty((4, *size), np.uint8)
-    cv2.split(warped, list(planes))
+    cv2.split(warped, [planes[channel] for channel in ((2, 1, 0, 3) if pixel_format.bgr else (0, 1, 2, 3))])
     inner = np.s_[..., margin : margin + height, margin : margin + width]
     alpha = cv2.LUT(planes[3], _RAMP)
     if margin:

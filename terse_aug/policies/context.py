@@ -13,7 +13,7 @@ from terse_aug.bank import Foreground
 from terse_aug.compositing.compose import compose
 from terse_aug.compositing.geometry import ForegroundLike
 from terse_aug.compositing.plan import PastePlan
-from terse_aug.compositing.warp import RenderSettings
+from terse_aug.compositing.layers import RenderSettings
 from terse_aug.data.foreground_cache import THUMBNAIL_SIDE
 from terse_aug.data.planner import PlannedBatch
 from terse_aug.models import ModelAdapter
