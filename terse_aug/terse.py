@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from terse_aug.samplers import Sampler
 from terse_aug.structures.annotations import Target
 from terse_aug.structures.keypoints import Flips, keypoint_flip_order
 from terse_aug.structures.pixel_format import PixelFormat
-from terse_aug.structures.validation import validate_batch
+from terse_aug.structures.validation import left_out_warnings, validate_batch
 from terse_aug.training.hardness import supplied_outcomes
 from terse_aug.training.metrics import COUNTERS, ROBUSTNESS_COUNTERS, Metrics
 from terse_aug.training.policy_trainer import PolicyTrainer
@@ -66,7 +67,8 @@ class Terse(nn.Module):
         backgrounds: images that replace some of the batch.
         distractors: foregrounds of none of the detector's classes, pasted without a label.
         robustness: composites are perturbed before the detector is trained on them.
-        pixel_format: of the images; by default RGB in [0, 1].
+        pixel_format: of float images, which is what the model takes; by default RGB in [0, 1]. Of uint8 images, only
+            its channel order counts.
         keypoint_flips: pairs of keypoint names that are swapped in a flipped object; by default left and right.
 
     Raises:
@@ -120,6 +122,7 @@ class Terse(nn.Module):
         self.perturber: Perturber | None = None
         if robustness is not None:
             self.perturber = Perturber(robustness, self.pixel_format, self.model, self.counters)
+        self._needs_float = robustness is not None or (chosen.learns and chosen.learns_from == "gradient")
         self._last: Composites | None = None
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)
         self._anchor: Tensor
@@ -158,14 +161,15 @@ class Terse(nn.Module):
         """Paste foregrounds onto a batch.
 
         Args:
-            images: B float tensors ``[3, H, W]`` of any sizes, or one ``[B, 3, H, W]``; left untouched.
+            images: B tensors ``[3, H, W]`` of any sizes, or one ``[B, 3, H, W]``, uint8 or float in the pixel format;
+                on the CPU or the device of this module; left untouched.
             targets: B dictionaries: ``boxes`` float ``[N, 4]`` XYXY pixels, ``labels`` int ``[N]``, optionally
                 ``masks``, ``keypoints``, ``ids``, ``area``, ``iscrowd``; left untouched.
             sampled_foregrounds: B results of a :class:`~terse_aug.ForegroundLoader` in the data loader's workers.
 
         Returns:
-            Composites and their corrected targets, in the form of the input. In an iteration with an update, the
-            composites of a policy that learns from gradients (``adversarial``, ``paper``) carry a graph.
+            Composites and their corrected targets, in the form of the input; float where a policy learns from gradients
+            (``adversarial``, ``paper``; in an iteration with an update they carry a graph), and with robustness.
 
         Raises:
             ValueError: the batch does not keep to the contract above, or sampled foregrounds do not fit.
@@ -179,14 +183,18 @@ class Terse(nn.Module):
         generator = generator_for(self.seed, rank(), "paste", call)
         learning = self.trainer.learns_from_batch()
         batch = validate_batch(images, targets, len(self.bank.keypoint_names))
+        if self._needs_float:
+            batch = replace(batch, images=self.pixel_format.as_float(batch.images))
         with torch.no_grad():
             planned = self.planner.plan(batch, self.sampler, generator, sampled_foregrounds)
             context = make_context(planned, self._rendering, self.policy, self.model, self.planner.chosen)
         proposal = self.trainer.propose(context, generator, learning)
-        composites = self._composites(planned, proposal)
-        shown = composites
+        shown = composites = self._composites(planned, proposal)
+        if call == 0 and (text := self.pixel_format.mismatch(batch.images, composites.largest)):
+            self._warn.warn("pixel_format", text)
         if self.perturber is not None:
-            shown = self.perturber.perturbed(composites, planned.batch.usable, self.seed, call)
+            usable = planned.batch.usable_given(composites.largest)
+            shown = self.perturber.perturbed(composites, usable, self.seed, call)
         self.trainer.watch(planned.batch, proposal, composites, shown, learning)
         self.counters.track_batch(planned.plan, proposal, composites)
         self._last = shown
@@ -276,6 +284,8 @@ class Terse(nn.Module):
         with torch.set_grad_enabled(bool(proposal.leaves)):
             found = compose(batch.images, batch.targets, plan, proposal.unit, self._rendering, proposal.placement)
         found.dropped.update(batch.dropped)
+        found.dropped["image_not_finite"] += planned.batch.usable_given(found.largest).count(False)
+        self._warn.warn_all(left_out_warnings(found.dropped))
         found.backgrounds.update(planned.backgrounds)
         if found.dropped["paste_too_small"]:
             self._warn.warn("paste_too_small", _TOO_SMALL.format(self.paste.min_side))

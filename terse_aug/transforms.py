@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from terse_aug.utils.transfer import to_device
+
 PARAMETERS = ("rotation", "shear", "scale", "scale_x", "scale_y", "translate_x", "translate_y")
 """Names of the columns of a transform, in order."""
 
@@ -111,6 +113,12 @@ class PasteGeometry:
     base_scale: Tensor
     flip: Tensor
     outlines: Tensor | None = None
+
+    def to(self, device: torch.device) -> PasteGeometry:
+        """A copy on a device."""
+        own = [getattr(self, field_.name) for field_ in fields(self)]
+        there = iter(to_device([value for value in own if value is not None], device))
+        return PasteGeometry(*(None if value is None else next(there) for value in own))
 
     def rows(self, index: Sequence[int] | Tensor) -> PasteGeometry:
         """The geometry of some of the pastes."""

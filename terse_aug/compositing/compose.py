@@ -58,7 +58,7 @@ class Composites:
         dropped: counts by reason.
         visible: for each image the pixels of everything that was pasted, decoys first.
         unit: float ``[M, P]``, the transforms in the unit cube, on the CPU.
-        usable: for each image whether it was pasted on, unless validation has excluded it before.
+        largest: absolute value of each float image on a device, NaN where it is not finite; empty for others.
         backgrounds: by image that was replaced, the index of its background in the pool.
     """
 
@@ -68,7 +68,7 @@ class Composites:
     dropped: Counter[str]
     visible: list[list[PastedObject]]
     unit: Tensor
-    usable: list[bool]
+    largest: list[float]
     backgrounds: dict[int, int] = field(default_factory=dict)
 
     def labelled(self, image: int) -> list[Paste]:
@@ -120,13 +120,15 @@ def _compose(
     frames, device = [frame_of(image) for image in images], images[0].device
     if placement is None:
         own = [frames[image] for image in plan.image_of]
-        placement = place_unit(unit, paste_geometry(plan.foregrounds, plan.flipped, own, unit), settings.paste.ranges)
+        geometry = paste_geometry(plan.foregrounds, plan.flipped, own, torch.zeros(0)).to(unit.device)
+        placement = place_unit(unit, geometry, settings.paste.ranges)
     learning = placement.matrix.requires_grad
     unit, *known = to_cpu([unit, *placement.parts()])
     boxes = to_cpu([target["boxes"] for target in targets]) if plan.decoys else []
     layers, occludee_unit = layers_of(plan, Placement(*known), frames, boxes, settings, dropped)
     numbers = [[row for row, layer in enumerate(layers) if layer.image == image] for image in range(len(images))]
-    usable, composed = [True] * len(images), list(images)
+    largest: list[float] = []
+    composed = list(images)
     if device.type == "cpu" and not learning:
         patches = _patches(layers, images, settings)
         masks = [patch.mask for patch in patches]
@@ -151,8 +153,9 @@ def _compose(
                 for target, own, frame in zip(targets, numbers, frames, strict=True)
             ]
         else:
-            labels, usable = label_on_device(images, targets, layers, rendered, frames, settings)
-    return _result(plan, unit, occludee_unit, images, composed, layers, labels, usable, dropped)
+            labels, largest = label_on_device(images, targets, layers, rendered, frames, settings)
+    found = _result(plan, unit, occludee_unit, images, composed, layers, labels, dropped)
+    return replace(found, largest=largest)
 
 
 def _patches(layers: Sequence[Layer], images: Sequence[Tensor], settings: RenderSettings) -> list[Patch]:
@@ -183,7 +186,6 @@ def _result(
     composed: Sequence[Tensor],
     layers: Sequence[Layer],
     labels: Sequence[ImageLabels],
-    usable: list[bool],
     dropped: Counter[str],
 ) -> Composites:
     pastes: list[list[Paste]] = []
@@ -203,7 +205,7 @@ def _result(
     dropped["distractor_not_shown"] += len(plan.distractors) - kinds["distractor"]
     shown = [new if own.layers else image for image, new, own in zip(images, composed, labels, strict=True)]
     targets, visible = [own.target for own in labels], [own.visible for own in labels]
-    return Composites(shown, targets, pastes, +dropped, visible, unit=unit, usable=usable)
+    return Composites(shown, targets, pastes, +dropped, visible, unit, [])
 
 
 def _paste(

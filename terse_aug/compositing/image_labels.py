@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -87,7 +88,7 @@ def label_on_device(
     rendered: Rendered | None,
     frames: Frames,
     settings: RenderSettings,
-) -> tuple[list[ImageLabels], list[bool]]:
+) -> tuple[list[ImageLabels], list[float]]:
     """The labels of a batch on a device: everything that is needed comes to the CPU in one piece, and goes back so.
 
     Boxes are repaired here, and nothing is pasted on images that are not finite: to know either earlier would take
@@ -102,7 +103,7 @@ def label_on_device(
         settings: how to render.
 
     Returns:
-        Labels, and for each image whether it is finite.
+        Labels, and the largest absolute value of each float image, NaN or infinite where one is.
     """
     stack = None
     if rendered is not None and any("masks" in target for target in targets):
@@ -111,12 +112,10 @@ def label_on_device(
     wanted = [target[name] for target, own in zip(targets, names, strict=True) for name in own]
     wanted += [] if stack is None else [stack.changes]
     wanted += [] if rendered is None else [rendered.mask]
-    floating = [number for number, image in enumerate(images) if image.is_floating_point()]
-    wanted += [_largest([images[number] for number in floating])] if floating else []
+    wanted += [_largest(images)] if images[0].is_floating_point() else []
     here = to_cpu(wanted)
-    finite = [True] * len(images)
-    for number, largest in zip(floating, here.pop().tolist() if floating else (), strict=True):
-        finite[number] = bool(largest < float("inf"))
+    largest = here.pop().tolist() if images[0].is_floating_point() else []
+    finite = [math.isfinite(value) for value in largest] or [True] * len(images)
     masks = [] if rendered is None else rendered.pixels.patches(here.pop())
     changes = None if stack is None else here.pop()
     values = iter(here)
@@ -126,7 +125,7 @@ def label_on_device(
         numbers = [row for row, layer in enumerate(layers) if layer.image == number and finite[number]]
         known = None if stack is None or changes is None else stack.changes_of(number, changes)
         labels.append(_label(fields, target, numbers, layers, masks, frames[number], settings, known))
-    return _sent_back(labels, targets, names, stack, len(layers)), finite
+    return _sent_back(labels, targets, names, stack, len(layers)), largest
 
 
 def _label(

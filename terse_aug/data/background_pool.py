@@ -165,7 +165,10 @@ def put_on_backgrounds(
             warnings["background_unreadable"] = _UNREADABLE.format(pool.name(place), error)
             continue
         levels = torch.from_numpy(crop).to(image.device).permute(2, 0, 1)
-        images[number] = pixel_format.encode(levels.float() / 255).to(image.dtype).contiguous()
+        if image.dtype == torch.uint8:
+            images[number] = (levels.flip(0) if pixel_format.bgr else levels).contiguous()
+        else:
+            images[number] = pixel_format.encode(levels.float() / 255).to(image.dtype).contiguous()
         targets[number] = take_objects(targets[number], [])
         replaced[number] = place
     changed = replace(batch, images=images, targets=targets, dropped=dropped, warnings=warnings)

@@ -42,7 +42,7 @@ class AdversarialPolicy(Policy):
 
     def propose(self, context: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
         """See :meth:`Policy.propose`."""
-        device = context.image_of.device
+        device = context.device
         noise = torch.rand(len(context.image_of), self._parameter_count, generator=generator)
         mask = self._dropout_mask(len(context.image_of), generator) if learning else None
         with torch.set_grad_enabled(learning), torch.autocast(device.type, enabled=False):
@@ -81,7 +81,7 @@ class AdversarialPolicy(Policy):
         assert context.foregrounds is not None
         assert context.base_size is not None
         location, log_spread = self.synthesizer(
-            context.backgrounds, context.image_of, context.foregrounds, context.base_size, mask
+            context.backgrounds, context.image_of.to(context.device), context.foregrounds, context.base_size, mask
         )
         return location, log_spread
 

@@ -47,6 +47,9 @@ def check_samples(images: Sequence[Tensor], targets: Sequence[Target]) -> None:
         raise ValueError(f"expected one target per image, got {len(images)} images and {len(targets)} targets")
     for index, (image, target) in enumerate(zip(images, targets, strict=True)):
         _check_image(index, image)
+        if (image.dtype, image.device) != (images[0].dtype, images[0].device):
+            expected, got = f"{images[0].dtype} on {images[0].device}", f"{image.dtype} on {image.device}"
+            raise ValueError(f"image {index}: expected {expected}, as the first image is, got {got}")
         _check_target(index, image, target)
 
 
@@ -54,11 +57,8 @@ def _check_image(index: int, image: Tensor) -> None:
     if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
         shape = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
         raise ValueError(f"image {index}: expected a tensor [3, H, W], got {shape}")
-    if not image.is_floating_point():
-        raise ValueError(
-            f"image {index}: expected a float tensor, got {image.dtype}; "
-            "convert it (image / 255) before calling Terse, or declare its range with pixel_format="
-        )
+    if not (image.is_floating_point() or image.dtype == torch.uint8):
+        raise ValueError(f"image {index}: expected a float or uint8 tensor, got {image.dtype}")
 
 
 def _check_target(index: int, image: Tensor, target: Target) -> None:

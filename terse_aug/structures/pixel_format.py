@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,9 +58,18 @@ class PixelFormat:
             return scaled
         return self._normalized(scaled)
 
-    def decode(self, image: Tensor) -> Tensor:
-        """This format, or 8-bit levels in its channel order, to RGB in [0, 1], both ``[..., 3, h, w]``."""
-        if image.dtype == torch.uint8:
+    def as_float(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """Images in this format; those that are not 8-bit are given back."""
+        return [self.encode_levels(image) if image.dtype == torch.uint8 else image for image in images]
+
+    def decode(self, image: Tensor, levels: bool = False) -> Tensor:
+        """This format to RGB in [0, 1], both ``[..., 3, h, w]``.
+
+        Args:
+            image: float, or uint8.
+            levels: whether float values are levels 0 to 255, as means of 8-bit pixels are.
+        """
+        if levels or image.dtype == torch.uint8:
             rgb = image.float() * (1 / 255)
         elif self.identity:
             return image
@@ -67,6 +78,27 @@ class PixelFormat:
         else:
             rgb = (image * self._column(self.std, image) + self._column(self.mean, image)) / self.scale
         return rgb.flip(-3) if self.bgr else rgb
+
+    def mismatch(self, images: Sequence[Tensor], largest: Sequence[float] = ()) -> str:
+        """A text to warn of, where values of float images cannot be in this format; else empty.
+
+        Args:
+            images: of a batch.
+            largest: absolute value of each, where it is known.
+        """
+        if not images[0].is_floating_point():
+            return ""
+        known = largest or [float(image.detach().abs().max()) for image in images]
+        value = max((value for value in known if math.isfinite(value)), default=0.0)
+        ends = [(end - mean) / std for mean, std in zip(self.mean, self.std, strict=True) for end in (0.0, self.scale)]
+        most = max(map(abs, ends))
+        if value == 0 or most / 50 < value < most * 1.05:
+            return ""
+        return (
+            f"the largest value of the first batch is {value:.4g}, but pixel_format says that images have values up to "
+            f"{most:.4g}: foregrounds will be too dark or too bright; give Terse(pixel_format=PixelFormat(...)) with the "
+            "range, mean and standard deviation of your images"
+        )
 
     def limits(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Black and white in this format, each ``[3, 1, 1]``."""

@@ -109,8 +109,8 @@ class Metrics(nn.Module):
         counts["extra_forwards"] += proposal.extra_forwards
         for reason, count in composites.dropped.items():
             counts[f"dropped/{reason}"] += count
-        if len(proposal.unit):
-            self.add_transforms(proposal.unit.detach().cpu())
+        if len(composites.unit):
+            self.add_transforms(composites.unit)
 
     def add_transforms(self, unit: Tensor) -> None:
         """Update the running moments with transforms ``[M, P]`` in the unit cube, on the CPU."""

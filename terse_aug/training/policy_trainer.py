@@ -82,7 +82,7 @@ class PolicyTrainer(nn.Module):
         """The policy's proposal; a random one during the fallback, except in an iteration with an update."""
         if self._metrics.counts["random_fallback"] and self.policy.learns and not self._policy_is_due():
             first = torch.arange(0, len(context.image_of), self.policy.foreground_candidates)
-            return uniform_proposal(len(first), generator, context.image_of.device, first)
+            return uniform_proposal(len(first), generator, first)
         return self.policy.propose(context, generator, learning)
 
     def watch(
