@@ -125,6 +125,7 @@ class Terse(nn.Module):
         self._needs_float = robustness is not None or (chosen.learns and chosen.learns_from == "gradient")
         self._last: Composites | None = None
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)
+        self.register_state_dict_pre_hook(_read_values)
         self._anchor: Tensor
 
     @property
@@ -276,13 +277,22 @@ class Terse(nn.Module):
 
     def metrics(self) -> dict[str, float]:
         """Counters, running averages and diversity, by name; a function of the run alone (time is in ``seconds``)."""
+        self.trainer.read_values()
         return self.counters.summary()
 
     def _composites(self, planned: PlannedBatch, proposal: Proposal) -> Composites:
         batch, plan = planned.batch, self.planner.chosen(planned.plan, proposal.rows)
         self._warn.warn_all(batch.warnings)
         with torch.set_grad_enabled(bool(proposal.leaves)):
-            found = compose(batch.images, batch.targets, plan, proposal.unit, self._rendering, proposal.placement)
+            found = compose(
+                batch.images,
+                batch.targets,
+                plan,
+                proposal.unit,
+                self._rendering,
+                proposal.placement,
+                planned.boxes,
+            )
         found.dropped.update(batch.dropped)
         found.dropped["image_not_finite"] += planned.batch.usable_given(found.largest).count(False)
         self._warn.warn_all(left_out_warnings(found.dropped))
@@ -290,6 +300,12 @@ class Terse(nn.Module):
         if found.dropped["paste_too_small"]:
             self._warn.warn("paste_too_small", _TOO_SMALL.format(self.paste.min_side))
         return found
+
+
+def _read_values(terse: nn.Module, prefix: str, keep_vars: bool) -> None:
+    """Read what is still on the device, before a state is saved."""
+    assert isinstance(terse, Terse)
+    terse.trainer.read_values()
 
 
 def _requested_policy(

@@ -85,7 +85,8 @@ class TransformRanges:
         """
         ends = [getattr(self, name) for name in PARAMETERS]
         ends[_LOGARITHMIC] = [(math.log(low), math.log(high)) for low, high in ends[_LOGARITHMIC]]
-        low, high = unit.new_tensor(ends).unbind(-1)
+        (limits,) = to_device([torch.tensor(ends, dtype=unit.dtype)], unit.device)
+        low, high = limits.unbind(-1)
         values = low + unit * (high - low)
         before, after = slice(0, _LOGARITHMIC.start), slice(_LOGARITHMIC.stop, None)
         return torch.cat([values[..., before], values[..., _LOGARITHMIC].exp(), values[..., after]], -1)

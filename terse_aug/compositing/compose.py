@@ -23,7 +23,7 @@ from terse_aug.compositing.render import composites, render
 from terse_aug.compositing.render_cpu import render_8bit
 from terse_aug.structures.annotations import Target
 from terse_aug.transforms import Placement
-from terse_aug.utils.transfer import to_cpu
+from terse_aug.utils.transfer import Reading, to_cpu
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ def compose(
     unit: Tensor,
     settings: RenderSettings,
     placement: Placement | None = None,
+    boxes: Reading | None = None,
 ) -> Composites:
     """Paste the foregrounds of a plan with the given transforms.
 
@@ -95,12 +96,13 @@ def compose(
         unit: float ``[M, P]`` in [0, 1].
         settings: how to render.
         placement: of the transforms, where it is known already.
+        boxes: those of the targets, for decoys, where they are on their way to the CPU already.
 
     Returns:
         Composites, differentiable in ``unit``. Images without pastes are the input tensors themselves.
     """
     with full_precision(images[0].device):
-        return _compose(images, targets, plan, unit, settings, placement)
+        return _compose(images, targets, plan, unit, settings, placement, boxes)
 
 
 def full_precision(device: torch.device) -> torch.autocast:
@@ -115,6 +117,7 @@ def _compose(
     unit: Tensor,
     settings: RenderSettings,
     placement: Placement | None,
+    boxes: Reading | None,
 ) -> Composites:
     dropped: Counter[str] = Counter()
     frames, device = [frame_of(image) for image in images], images[0].device
@@ -124,8 +127,8 @@ def _compose(
         placement = place_unit(unit, geometry, settings.paste.ranges)
     learning = placement.matrix.requires_grad
     unit, *known = to_cpu([unit, *placement.parts()])
-    boxes = to_cpu([target["boxes"] for target in targets]) if plan.decoys else []
-    layers, occludee_unit = layers_of(plan, Placement(*known), frames, boxes, settings, dropped)
+    boxes = boxes or Reading([target["boxes"] for target in targets] if plan.decoys else [])
+    layers, occludee_unit = layers_of(plan, Placement(*known), frames, boxes.values(), settings, dropped)
     numbers = [[row for row, layer in enumerate(layers) if layer.image == image] for image in range(len(images))]
     largest: list[float] = []
     composed = list(images)

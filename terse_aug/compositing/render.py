@@ -36,6 +36,8 @@ class Rendered:
     Attributes:
         pixels: where they are.
         rows: int32 ``[len(FIELDS) + 3 S, N]``, for each pixel the values of its row.
+        channels: int32 ``[3, 1]``, 0 to 2.
+        numbers: int32 ``[N]``, 0 to N - 1.
         column: int32 ``[N]`` in its row.
         inner: bool ``[N]``, whether it is no margin.
         color: float ``[3, N]``, levels 0 to 255 in the channel order of the images.
@@ -46,6 +48,8 @@ class Rendered:
 
     pixels: PixelList
     rows: Tensor
+    channels: Tensor
+    numbers: Tensor
     column: Tensor
     inner: Tensor
     color: Tensor
@@ -67,7 +71,7 @@ class Rendered:
         """Pixels of later layers at the same place: int32 ``[S, N]`` in the list, and whether there is one."""
         low, high, distance = self.rows[len(FIELDS) :].view(-1, 3, len(self.column)).unbind(1)
         inside = (self.column >= low) & (self.column < high)
-        return torch.where(inside, self.row("first") + self.column + distance, 0), inside
+        return torch.where(inside, self.numbers + distance, 0), inside
 
     def of_later(self, values: Tensor) -> Tensor:
         """Values ``[N]`` of the later layers at each pixel's place, ``[S, N]``; 0 where there is none."""
@@ -96,12 +100,13 @@ def render(
         torch.from_numpy(image),
         torch.from_numpy(pixels.rows),
         sampling.known(layers),
-        torch.tensor([*weights, -RAMP_LOW]) * _SLOPE,
+        torch.tensor([weights, [_SLOPE / 255 * weight for weight in weights]]),
         torch.arange(-pixels.margin, pixels.margin + 1, dtype=torch.int32),
+        torch.arange(3, dtype=torch.int32),
         *_kinds(layers),
         *(sampling.inputs(layers) if placement is not None else ()),
     ]
-    levels, rows, lines, filter_, taps, parents, is_decoy, *inputs = to_device(parts, device)
+    levels, rows, lines, gaussian, taps, channels, parents, is_decoy, *inputs = to_device(parts, device)
     if placement is not None:
         lines = sampling.with_graph(lines, placement, inputs)
     numbers = torch.arange(pixels.count, dtype=torch.int32, device=device)
@@ -109,16 +114,16 @@ def render(
     first, widths, row, low, high, layer = rows[:6]
     column = numbers - first
     own = lines.index_select(1, layer)
-    point = torch.addcmul(torch.addcmul(own[:2], own[2:4], column.float()), own[4:6], row.float())
+    point = torch.addcmul(torch.addcmul(own[:2], own[2:4], column), own[4:6], row)
     grid = point.clamp(own[6:8], own[8:]).t()[None, None]
     planes = levels.permute(2, 0, 1)[None].float()
     warped = F.grid_sample(planes, grid, mode="bilinear", padding_mode="border", align_corners=False)[0, :, 0]
-    alpha = _cleaned(warped[3] / 255, numbers, widths, taps, weights, filter_)
+    alpha = _cleaned(warped[3], numbers, widths, taps, gaussian)
     inner = (column >= low) & (column < high)
     alpha = alpha * inner
     mask = alpha.detach() > 0.5
     shown = _shown(mask, layer, len(layers), parents, is_decoy)
-    return Rendered(pixels, rows, column, inner, warped[:3], alpha * shown, mask & shown, len(is_decoy) > 0)
+    return Rendered(pixels, rows, channels[:, None], numbers, column, inner, warped[:3], alpha * shown, mask & shown, len(is_decoy) > 0)
 
 
 def composites(images: Sequence[Tensor], rendered: Rendered, pixel_format: PixelFormat) -> list[Tensor]:
@@ -130,17 +135,15 @@ def composites(images: Sequence[Tensor], rendered: Rendered, pixel_format: Pixel
         pixel_format: of float images.
     """
     canvas = torch.cat([image.detach().flatten() for image in images])
-    channels = torch.arange(3, dtype=torch.int32, device=canvas.device)[:, None]
-    places = torch.addcmul(rendered.row("base") + rendered.column, channels, rendered.row("plane"))
+    places = torch.addcmul(rendered.row("base") + rendered.column, rendered.channels, rendered.row("plane"))
     places = torch.where(rendered.inner, places, 0).flatten()
     behind = canvas.index_select(0, places).view(3, -1)
     color = rendered.color if canvas.dtype == torch.uint8 else pixel_format.encode_levels(rendered.color)
     if rendered.has_decoys:
         plane = rendered.row("source_plane")
-        source = torch.addcmul(rendered.row("source") + rendered.column, channels, plane)
-        is_decoy = (plane > 0) & rendered.inner
-        background = canvas.index_select(0, torch.where(is_decoy, source, 0).flatten()).view(3, -1)
-        color = torch.where(is_decoy, background.to(color.dtype), color)
+        source = torch.addcmul(rendered.row("source") + rendered.column, rendered.channels, plane)
+        background = canvas.index_select(0, source.clamp(0, len(canvas) - 1).flatten()).view(3, -1)
+        color = torch.where(plane > 0, background.to(color.dtype), color)
     # The weights of a pixel's layers and of its background add up to 1: a sum needs no order.
     added = (color - behind) * (rendered.alpha * _passed_on(rendered))
     if canvas.dtype == torch.uint8:
@@ -186,27 +189,23 @@ def _shown(mask: Tensor, layer: Tensor, count: int, parents: Tensor, is_decoy: T
     return visible.index_select(0, layer)
 
 
-def _cleaned(
-    alpha: Tensor, numbers: Tensor, widths: Tensor, taps: Tensor, weights: Sequence[float], filter_: Tensor
-) -> Tensor:
+def _cleaned(alpha: Tensor, numbers: Tensor, widths: Tensor, taps: Tensor, gaussian: Tensor) -> Tensor:
     """Ramp, and blur by a pass along rows and one along columns; not defined in margins.
 
     Args:
-        alpha: float ``[N]``, warped.
+        alpha: float ``[N]``, warped, 0 to 255.
         numbers: int32 ``[N]``, 0 to N - 1.
         widths: int32 ``[N]``, of the rows.
         taps: int32 ``[n]``, offsets of the Gaussian.
-        weights: n weights of it.
-        filter_: float ``[n + 1]``, the same and the ramp's low end with a minus sign, times the ramp's slope.
+        gaussian: float ``[2, n]``, its weights, and the same over the ramp's length.
+
+    Returns:
+        float ``[N]`` in [0, 1].
     """
-    ramp = F.hardtanh(alpha, RAMP_LOW, RAMP_HIGH)
-    if len(weights) == 1:
-        return (ramp - RAMP_LOW) * _SLOPE
-    length = len(ramp) - len(weights) + 1
-    along = ramp[:length] * weights[0]
-    for offset, weight in enumerate(weights[1:], start=1):
-        along = torch.add(along, ramp[offset : offset + length], alpha=weight)
+    count, length = len(taps), len(alpha) - len(taps) + 1
+    ramp = F.hardtanh(alpha, 255 * RAMP_LOW, 255 * RAMP_HIGH)
+    along = ramp.unfold(0, count, 1) @ gaussian[0]
     # The numbers of the pixels above and below; ``along`` begins half a Gaussian after the list.
-    near = torch.addcmul(numbers - len(weights) // 2, taps[:, None], widths).clamp(0, length - 1)
-    across = along.index_select(0, near.flatten()).view(len(weights), -1)
-    return torch.addmv(filter_[-1:].expand(across.shape[1]), across.t(), filter_[:-1])
+    near = torch.addcmul(numbers - count // 2, taps[:, None], widths).clamp(0, length - 1)
+    across = along.index_select(0, near.flatten()).view(count, -1)
+    return across.t() @ gaussian[1] - RAMP_LOW * _SLOPE

@@ -175,7 +175,7 @@ class Policy(nn.Module):
 
         Args:
             proposal: one that was made with ``learning``.
-            hardness: float ``[M]`` in [0, 1], one minus the detector's probability; NaN where not known.
+            hardness: float ``[M]`` in [0, 1], one minus the detector's probability; NaN where not known; on the CPU.
             class_probabilities: float ``[M, K]``, the detector's probability of every class, rows of NaN where not
                 known; ``None`` where it gives only that of the object's class. Only for a policy with ``classes``,
                 which is K.

@@ -21,6 +21,7 @@ from terse_aug.policies.base import Policy, PolicyContext
 from terse_aug.policies.thumbnails import background_thumbnails, foreground_thumbnails
 from terse_aug.policies.views import view_maker
 from terse_aug.structures.annotations import Target
+from terse_aug.utils.transfer import to_device
 
 
 def make_context(
@@ -68,19 +69,15 @@ def _with_thumbnails(
     targets: Sequence[Target],
     settings: RenderSettings,
 ) -> PolicyContext:
-    device = images[0].device
     backgrounds = background_thumbnails(images, targets, settings.pixel_format, THUMBNAIL_SIDE)
     base_sizes = []
     for foreground, image in zip(plan.foregrounds, plan.image_of, strict=True):
         height, width = images[image].shape[-2:]
         factor = foreground.relative_size * math.sqrt(height * width) / max(foreground.size)
         base_sizes.append((factor * foreground.size[0] / width, factor * foreground.size[1] / height))
-    return dataclasses.replace(
-        context,
-        backgrounds=backgrounds,
-        foregrounds=foreground_thumbnails(plan.foregrounds, plan.flipped).to(device),
-        base_size=torch.tensor(base_sizes, device=device).view(-1, 2),
-    )
+    arrays = [foreground_thumbnails(plan.foregrounds, plan.flipped), torch.tensor(base_sizes).view(-1, 2)]
+    foregrounds, base_size = to_device(arrays, context.device)
+    return dataclasses.replace(context, backgrounds=backgrounds, foregrounds=foregrounds, base_size=base_size)
 
 
 def _detector_loss(

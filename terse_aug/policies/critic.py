@@ -185,17 +185,19 @@ class CriticPolicy(Policy):
         proposal.metrics |= _prediction_metrics(predicted[known], hardness[known].to(predicted))
         start, capacity = int(self.replay_count), len(self.replay_labels)
         known = known[-capacity:]  # more than there is room for would overwrite one another
-        places = (torch.arange(len(known), device=known.device) + start) % capacity
+        self.replay_count += len(known)
+        places = (torch.arange(len(known)) + start) % capacity
+        arrays = [known, places, hardness[known].float(), labels[known]]
+        known, places, hardness, labels = to_device(arrays, self.replay_labels.device)
         self.replay_images[places] = images[known]
         self.replay_numbers[places] = numbers[known].to(self.replay_numbers)
-        self.replay_hardness[places] = hardness[known].to(self.replay_hardness)
-        self.replay_labels[places] = labels[known]
+        self.replay_hardness[places] = hardness.to(self.replay_hardness)
+        self.replay_labels[places] = labels
         if self.classes is not None:
             rows = torch.zeros(len(known), self.classes, device=known.device)
             if class_probabilities is not None:
                 rows = class_probabilities[known]
             self.replay_probabilities[places] = rows.nan_to_num(nan=0.0).to(self.replay_probabilities)
-        self.replay_count += len(known)
 
     def replay_loss(self, generator: torch.Generator) -> Tensor | None:
         """Cross-entropy of the predictions over a sample of the replay buffer."""

@@ -140,9 +140,10 @@ class FeedbackBuffer:
                 self._sampler.record(*pending.by_class())
         self._sampler.update(device)
 
-    def end_iteration(self) -> None:
-        """Drop the batches: policy and sampler have learned from them."""
-        self.batches.clear()
+    def end_iteration(self, keep_batches: bool) -> None:
+        """Drop the batches, unless the policy has not learned from them yet."""
+        if not keep_batches:
+            self.batches.clear()
         self._supplied = False
 
     def reset(self) -> None:

@@ -38,6 +38,7 @@ class PendingBatch:
         recorder: of the training forward, while it runs.
         hardness: float ``[M]`` in [0, 1], NaN where not known; ``None`` as long as nothing is known.
         class_probabilities: float ``[M, K]``, NaN where not known; ``None`` if the model does not give them.
+        loss: of the iteration in which the detector was trained on it, a scalar.
     """
 
     proposal: Proposal
@@ -49,6 +50,7 @@ class PendingBatch:
     recorder: Recorder | None = None
     hardness: Tensor | None = None
     class_probabilities: Tensor | None = None
+    loss: Tensor | None = None
 
     def store(self, outcomes: Outcomes, classes: int | None) -> None:
         """Take the outcomes of the proposal's pastes; NaN for those without a label.
@@ -58,7 +60,7 @@ class PendingBatch:
             classes: columns that the policy learns from; ``None`` if it learns from hardness alone.
         """
         assert self.composites is not None
-        count, device = len(self.proposal.unit), self.proposal.unit.device
+        count, device = len(self.proposal.unit), self.composites.images[0].device
         self.hardness = torch.full((count,), float("nan"), device=device)
         self.class_probabilities = None
         for image in range(len(self.composites.pastes)):

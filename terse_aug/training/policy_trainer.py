@@ -23,6 +23,8 @@ from terse_aug.utils.distributed import rank
 from terse_aug.utils.random import generator_for
 from terse_aug.utils.warnings import WarnOnce
 
+_MOST = 64
+"""Losses that are left on a device at most before they are read."""
 _RANDOM_FALLBACK = "the policy is not updated, and pastes are random until an update succeeds"
 _NO_GRADIENT = (
     "no gradient reached the composites, so the policy is not updated: call backward() on the detector's loss before "
@@ -59,6 +61,7 @@ class PolicyTrainer(nn.Module):
         self.feedback = FeedbackBuffer(model, policy, sampler, metrics, warn)
         # In a tuple, so that nn.Module does not register it: Terse saves it.
         self._shared, self._warn = (metrics,), warn
+        self._losses: list[Tensor] = []
 
     @property
     def _metrics(self) -> Metrics:
@@ -116,25 +119,54 @@ class PolicyTrainer(nn.Module):
         self, losses: Mapping[str, Tensor] | Tensor | float, loss_scale: float, seed: int, device: torch.device
     ) -> None:
         """Update what is due. Arguments as in :meth:`terse_aug.Terse.step`; ``seed`` of what is drawn."""
-        finite = self._track_loss(_total(losses))
+        self._losses.append(_total(losses))
         self.end_batch()
-        learns_hardness = self.policy.learns_from == "hardness" and finite
-        if learns_hardness and self._policy_is_due():
+        for pending in self.feedback.batches:
+            pending.loss = self._losses[-1] if pending.loss is None else pending.loss
+        policy_is_due, sampler_is_due = self._policy_is_due(), self._sampler_is_due()
+        reads = policy_is_due or sampler_is_due or self._losses[-1].device.type == "cpu" or len(self._losses) >= _MOST
+        finite = self._read_losses() if reads else True
+        if policy_is_due and finite and self.policy.learns_from == "hardness":
             self.feedback.run_extra_forwards(type(self.policy).__name__)
-        if self._sampler_is_due():
+        if sampler_is_due:
             self.feedback.update_sampler(finite, device)
         with full_precision(device):
-            if learns_hardness:
+            if reads and self.policy.learns_from == "hardness":
                 self._track_averages(self.updater.add_to_replay(self.feedback.batches))
-            if self._policy_is_due():
+            if policy_is_due:
                 generator = generator_for(seed, rank(), "move", self._metrics.counts["iterations"])
                 result = self.updater.update(self.feedback.batches, finite, loss_scale, device, generator)
                 self._track_update(result, finite)
-        self.feedback.end_iteration()
+        self.feedback.end_iteration(keep_batches=not reads and self.policy.learns_from == "hardness")
         self._metrics.counts["iterations"] += 1
+
+    def read_values(self) -> None:
+        """Read losses and hardness that are still on the device: before metrics or a state are given."""
+        if not self._losses:
+            return
+        device = self._losses[-1].device
+        self._read_losses()
+        if self.policy.learns_from == "hardness":
+            with full_precision(device):
+                self._track_averages(self.updater.add_to_replay(self.feedback.batches))
+            self.feedback.batches.clear()
+
+    def _read_losses(self) -> bool:
+        """Track the losses since they were last read, by one synchronization; whether the last one is finite.
+
+        Batches whose loss is not finite are dropped, if the policy learns from hardness.
+        """
+        values = torch.stack(self._losses).tolist()
+        bad = [loss for loss, value in zip(self._losses, values, strict=True) if not self._track_loss(value)]
+        if self.policy.learns_from == "hardness":
+            kept = [own for own in self.feedback.batches if all(own.loss is not loss for loss in bad)]
+            self.feedback.batches[:] = kept
+        self._losses.clear()
+        return math.isfinite(values[-1])
 
     def _load_from_state_dict(self, *arguments: Any, **more: Any) -> None:
         self.feedback.reset()
+        self._losses.clear()
         super()._load_from_state_dict(*arguments, **more)
 
     def _policy_is_due(self) -> bool:
@@ -175,11 +207,9 @@ class PolicyTrainer(nn.Module):
             self._warn.warn("gradient", f"a loss or gradient is not finite on some rank; {_RANDOM_FALLBACK}")
 
 
-def _total(losses: Mapping[str, Tensor] | Tensor | float) -> float:
+def _total(losses: Mapping[str, Tensor] | Tensor | float) -> Tensor:
     parts: Sequence[Tensor | float] = list(losses.values()) if isinstance(losses, Mapping) else [losses]
     for part in parts:
         if isinstance(part, Tensor) and part.numel() != 1:
             raise ValueError(f"losses: expected each to be one number, got {list(part.shape)}; reduce it first")
-    # Added up before they are read: one synchronization with the device, however many losses.
-    total = sum(part.detach().float() if isinstance(part, Tensor) else part for part in parts)
-    return float(total)
+    return torch.as_tensor(sum(part.detach().float() if isinstance(part, Tensor) else part for part in parts)).view(())

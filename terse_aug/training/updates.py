@@ -26,6 +26,7 @@ from terse_aug.training.discriminator import PatchDiscriminator, discriminator_l
 from terse_aug.training.hardness import PendingBatch
 from terse_aug.utils.distributed import sum_over_ranks, sum_tensors_over_ranks
 from terse_aug.utils.optimizer import BufferedAdam
+from terse_aug.utils.transfer import to_cpu
 
 _GAN_BETAS = (0.5, 0.999)
 
@@ -129,9 +130,11 @@ class PolicyUpdater(nn.Module):
             Values for the log.
         """
         values: dict[str, float] = {}
-        for pending in pending_batches:
-            if pending.hardness is not None and not bool(pending.hardness.isnan().all()):
-                self.policy.add_to_replay(pending.proposal, pending.hardness, pending.class_probabilities)
+        known = [pending for pending in pending_batches if pending.hardness is not None]
+        read = to_cpu([pending.hardness for pending in known if pending.hardness is not None])
+        for pending, hardness in zip(known, read, strict=True):
+            if not bool(hardness.isnan().all()):
+                self.policy.add_to_replay(pending.proposal, hardness, pending.class_probabilities)
                 values |= pending.proposal.metrics
         return values
 

@@ -26,7 +26,7 @@ def to_device(arrays: Sequence[NDArray[Any] | Tensor], device: torch.device) -> 
     starts = [0]
     for size in sizes:
         starts.append(-(-(starts[-1] + size) // _ALIGNMENT) * _ALIGNMENT)
-    buffer = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
+    buffer = _pinned(starts[-1], device)
     for own, start, size in zip(tensors, starts, sizes, strict=False):
         buffer[start : start + size] = own.contiguous().view(-1).view(torch.uint8)
     there = buffer.to(device, non_blocking=True)
@@ -36,22 +36,52 @@ def to_device(arrays: Sequence[NDArray[Any] | Tensor], device: torch.device) -> 
     ]
 
 
+def _pinned(count: int, device: torch.device) -> Tensor:
+    """Bytes on the CPU that a device reads and writes while the program goes on."""
+    buffer = torch.empty(count, dtype=torch.uint8)
+    return buffer if device.type == "mps" else buffer.pin_memory()
+
+
+class Reading:
+    """Tensors on their way to the CPU by one copy, which the program does not wait for until it needs them.
+
+    Args:
+        tensors: all on the same device; on the CPU they are taken as they are.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = [own.detach() for own in tensors]
+        self._event: torch.Event | None = None
+        if not self._tensors or self._tensors[0].device.type == "cpu":
+            return
+        # The widest types first, so that each begins at a multiple of its size.
+        self._order = sorted(range(len(self._tensors)), key=lambda number: -self._tensors[number].element_size())
+        pieces = [self._tensors[number].contiguous().view(-1).view(torch.uint8) for number in self._order]
+        packed, device = torch.cat(pieces), self._tensors[0].device
+        self._buffer = _pinned(len(packed), device)
+        self._buffer.copy_(packed, non_blocking=True)
+        self._event = torch.Event(device)
+        self._event.record()
+
+    def values(self) -> list[Tensor]:
+        """The tensors on the CPU, without a graph; waits for the device if they have not arrived."""
+        if self._event is None:
+            return self._tensors
+        if not self._event.query():
+            self._event.synchronize()
+        found: dict[int, Tensor] = {}
+        start = 0
+        for number in self._order:
+            own = self._tensors[number]
+            end = start + own.numel() * own.element_size()
+            found[number], start = self._buffer[start:end].view(own.dtype).view(own.shape), end
+        return [found[number] for number in range(len(self._tensors))]
+
+
 def to_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copies of tensors on the CPU, without a graph; by one copy, the one synchronization, where they are on a device.
+    """Tensors on the CPU, without a graph; by one copy, the one synchronization, where they are on a device.
 
     Args:
         tensors: all on the same device.
     """
-    tensors = [own.detach() for own in tensors]
-    if not tensors or tensors[0].device.type == "cpu":
-        return tensors
-    # The widest types first, so that each begins at a multiple of its size.
-    order = sorted(range(len(tensors)), key=lambda number: -tensors[number].element_size())
-    pieces = [tensors[number].contiguous().view(-1).view(torch.uint8) for number in order]
-    here = torch.cat(pieces).cpu()
-    found: dict[int, Tensor] = {}
-    start = 0
-    for number, piece in zip(order, pieces, strict=True):
-        part, start = here[start : start + len(piece)], start + len(piece)
-        found[number] = part.view(tensors[number].dtype).view(tensors[number].shape)
-    return [found[number] for number in range(len(tensors))]
+    return Reading(tensors).values()
