@@ -30,6 +30,12 @@ class Counts:
     origins: dict[str, Counter[str]] = field(default_factory=dict)
     """By kind (``"synchronisations"``), how many came from which line of terse_aug and operator."""
 
+    def __str__(self) -> str:
+        lines = [f"{self.launches} launches, {self.synchronisations} synchronisations, {self.copies} copies"]
+        for kind, origins in self.origins.items():
+            lines.extend(f"  {kind} {number} {origin}" for origin, number in origins.most_common(8))
+        return "\n".join(lines)
+
     def of_package(self, kind: str) -> int:
         """How many of a kind were called for by terse_aug: not by a model or autograd, but by hooks in them, too."""
         origins = self.origins.get(kind, Counter())

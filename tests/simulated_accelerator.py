@@ -143,6 +143,10 @@ def _computed(func: Any, name: str, args: Any, kwargs: Any) -> Any:
         _synchronise(name, waits)
     if device is not None and torch.device(device).type != NAME:
         return result
+    moves = torch.Tag.inplace_view in func.tags  # unsqueeze_, t_
+    if moves:
+        with torch._C._DisableTorchDispatch():
+            func(*args, **kwargs)
     written = _written(func, args, kwargs)
     if any(_is_simulated(own) and own.held.shape != own.shape for own in written):
         raise NotImplementedError(f"{func} changes the shape of a simulated tensor in place")
@@ -152,7 +156,7 @@ def _computed(func: Any, name: str, args: Any, kwargs: Any) -> Any:
     else:
         wrapped = _mapped(Tensor, SimulatedTensor, result)
     outputs = [*_tensors(wrapped), *_tensors(written)]
-    if name == "equal" or (not func.is_view and name not in _FREE and any(own.numel() for own in outputs)):
+    if name == "equal" or (not (func.is_view or moves) and name not in _FREE and any(own.numel() for own in outputs)):
         count("launches", name)
     return wrapped
 
@@ -216,10 +220,8 @@ def _deliver(before: int) -> None:
 
 def _read(target: Tensor, waits: bool, name: str) -> None:
     """Count a copy to the CPU; if nobody waits for it, hide its values."""
-    if not target.numel():
-        return
-    if waits:
-        _synchronise(name)
+    if waits or not target.numel():
+        _synchronise(name, int(target.numel() > 0))
         return
     count("reads", name)
     _pending.append((_sent[0], target, target.clone()))
