@@ -266,9 +266,13 @@ def _is_pinned(value: Tensor, device: Any = None) -> bool:
 
 
 class SimulatedEvent:
-    """Knows which reads were started before it; ``delay`` is how many queries are answered with no."""
+    """Knows which reads were started before it.
 
-    delay = 0
+    ``delay`` is how many queries are answered with no: all of them until something synchronises, since a device that is
+    busy answers so.
+    """
+
+    delay = 1 << 30
 
     def __new__(cls, device: Any = NAME, **settings: Any) -> Any:
         return super().__new__(cls) if torch.device(device).type == NAME else _TorchEvent(device, **settings)
@@ -283,7 +287,7 @@ class SimulatedEvent:
         self._queries += 1
         if self._queries > self.delay:
             _deliver(self._before)
-        return self._queries > self.delay
+        return not _pending or _pending[0][0] >= self._before
 
     def synchronize(self) -> None:
         count("synchronisations", "event")
