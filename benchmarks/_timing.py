@@ -1,7 +1,8 @@
-"""What the benchmarks share: interleaved timing, memory, the machine, tables and JSON."""
+"""What the benchmarks share: arguments, interleaved timing, memory, the machine, tables and JSON."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -21,28 +22,13 @@ from rich.console import Console
 from rich.table import Table
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-_PACKAGES = (
-    "torch",
-    "torchvision",
-    "numpy",
-    "opencv-python",
-    "mmdet",
-    "mmengine",
-    "mmcv",
-    "detectron2",
-    "segpaste",
-    "terse-aug",
-)
+_OTHERS = ("mmdet", "mmengine", "mmcv", "detectron2", "segpaste", "terse-aug")
+_PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", *_OTHERS)
 
 
 @dataclass
 class Times:
-    """Seconds of each call of one arm.
-
-    Attributes:
-        wall: by the clock.
-        cpu: CPU time of all threads of the process; other processes on the machine do not lengthen it.
-    """
+    """Seconds of each call of one arm: by the clock, and CPU time of this process and of its ended children."""
 
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
@@ -67,12 +53,27 @@ class Summary:
 
     def spread(self) -> dict[str, float]:
         """All but the median, for JSON."""
-        return {
-            "q25": round(self.low, 4),
-            "q75": round(self.high, 4),
-            "fastest": round(self.fastest, 4),
-            "repeats": self.repeats,
-        }
+        own = {"q25": self.low, "q75": self.high, "fastest": self.fastest}
+        return {name: round(value, 4) for name, value in own.items()} | {"repeats": self.repeats}
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help with defaults, below the module's docstring as it is."""
+
+
+def parser(description: str | None, json_required: bool = False) -> argparse.ArgumentParser:
+    """The parser of a benchmark, with ``--json``."""
+    made = argparse.ArgumentParser(description=description, formatter_class=_Formatter)
+    made.add_argument("--json", metavar="F", required=json_required, help="write the results there")
+    return made
+
+
+def coco_pair(text: str) -> tuple[Path, Path]:
+    """The value of an option ``JSON=DIR``: annotations and the folder of their images."""
+    annotations, separator, images = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"expected JSON=DIR, got {text}")
+    return Path(annotations), Path(images)
 
 
 def run_in_one_thread() -> None:
@@ -89,7 +90,10 @@ def run_in_one_thread() -> None:
 
 
 def interleaved(
-    arms: Mapping[str, tuple[Callable[[int], Any], Callable[[Any], Any]]], rounds: int, warmup: int
+    arms: Mapping[str, tuple[Callable[[int], Any], Callable[[Any], Any]]],
+    rounds: int,
+    warmup: int = 0,
+    announce: bool = False,
 ) -> dict[str, Times]:
     """Time several implementations of the same job, one call of each per round.
 
@@ -100,9 +104,7 @@ def interleaved(
         arms: by name: a function that prepares the input of a round (not timed), and the one that is timed.
         rounds: timed calls of each arm.
         warmup: calls of each before that, not timed.
-
-    Returns:
-        The times of each, by name.
+        announce: print each time.
     """
     times = {name: Times() for name in arms}
     generator = np.random.default_rng(0)
@@ -110,14 +112,21 @@ def interleaved(
         for name in generator.permutation(list(arms)).tolist():
             prepare, work = arms[name]
             prepared = prepare(turn)
-            wall, cpu = time.perf_counter(), time.process_time()
+            wall, cpu = time.perf_counter(), _cpu_seconds()
             result = work(prepared)
-            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+            cpu, wall = _cpu_seconds() - cpu, time.perf_counter() - wall
             del result, prepared
             if turn >= warmup:
                 times[name].wall.append(wall)
                 times[name].cpu.append(cpu)
+            if announce:
+                print(f"round {turn + 1}: {name} {wall:.1f} s, CPU {cpu:.1f} s", flush=True)
     return times
+
+
+def _cpu_seconds() -> float:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def own_megabytes() -> float:
@@ -154,14 +163,14 @@ def write_json(path: str | None, content: Mapping[str, Any]) -> None:
         Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def show(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> None:
     """Print a table."""
     table = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    Console(width=width).print(table)
 
 
 def _processor() -> str:

@@ -1,15 +1,17 @@
-"""What the benchmarks of training steps share: policies, a bank, ratios over whole cycles, tables and JSON."""
+"""What the benchmarks of training steps share: arguments, policies, a bank, ratios over whole cycles, tables, JSON."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
-from benchmarks._drawn_images import make_foreground, write_bank
-from benchmarks._timing import Summary, Times, show
+from benchmarks._drawn_images import DrawnImage, draw_image, make_foreground, write_bank
+from benchmarks._timing import Summary, Times, parser, show, surroundings, write_json
 from terse_aug import ForegroundBank
 from terse_aug.config import Adversarial, BestOfN, Critic, PolicySettings, Random
 
@@ -29,7 +31,30 @@ POLICIES: dict[str, PolicySettings] = {
 SOURCE_SIDE = 640
 """Side of the images that the foregrounds come from, pixels."""
 
+OBJECTS, IMAGES = 3, 8
+"""Objects on an image of the data set, and images in it."""
+
 _FOREGROUNDS = 32
+
+
+def step_parser(description: str | None, batch: int, cycles: int) -> argparse.ArgumentParser:
+    """The parser of a benchmark of training steps."""
+    made = parser(description)
+    made.add_argument("--side", type=int, default=320, help="of the images, pixels; the shorter one in Detectron2")
+    made.add_argument("--batch", type=int, default=batch, help="images per step")
+    made.add_argument("--cycles", type=int, default=cycles, help=f"timed cycles of {CYCLE} steps")
+    made.add_argument("--threads", type=int, default=0, help="torch's threads; 0: all cores")
+    return made
+
+
+def write_photographs(folder: Path) -> list[tuple[Path, DrawnImage]]:
+    """The images of the data set as files, and what is on them."""
+    generator = np.random.default_rng(0)
+    drawn = [draw_image(SOURCE_SIDE, OBJECTS, generator) for _ in range(IMAGES)]
+    files = [folder / f"{number}.jpg" for number in range(IMAGES)]
+    for file, own in zip(files, drawn, strict=True):
+        cv2.imwrite(str(file), own.image[:, :, ::-1])
+    return list(zip(files, drawn, strict=True))
 
 
 def step_bank(folder: Path) -> ForegroundBank:
@@ -74,15 +99,33 @@ def report_steps(
     }
 
 
-def report_loading(title: str, times: Mapping[str, Times]) -> dict[str, Any]:
-    """Print times of loading, and return them for JSON, in milliseconds."""
-    loading = {name: Summary.of(arm.wall) for name, arm in times.items()}
-    show(
-        title,
-        ("", "ms", "quartiles"),
-        [(name, f"{own.median:.2f}", f"{own.low:.2f} to {own.high:.2f}") for name, own in loading.items()],
-    )
-    return {"loading_ms": {name: {"median": round(own.median, 4)} | own.spread() for name, own in loading.items()}}
+def report_framework(
+    detector: str,
+    steps: Mapping[str, Times],
+    loading: Mapping[str, Times],
+    inside: Mapping[str, float],
+    options: argparse.Namespace,
+    more: Mapping[str, Any],
+) -> None:
+    """Print and write what the benchmark of a framework has measured.
+
+    Args:
+        detector: for the title.
+        steps: by arm.
+        loading: times of loading an image, by what loads it.
+        inside: milliseconds of a step by Terse's own clock, by arm.
+        options: of the command line.
+        more: for JSON.
+    """
+    title = f"{detector}, {options.side} px, batch {options.batch}, {options.cycles} cycles of {CYCLE} steps"
+    content = report_steps(title, steps, {"in Terse": inside})
+    summaries = {name: Summary.of(arm.wall) for name, arm in loading.items()}
+    rows = [(name, f"{own.median:.2f}", f"{own.low:.2f} to {own.high:.2f}") for name, own in summaries.items()]
+    show("Loading an image in one process", ("", "ms", "quartiles"), rows)
+    content["loading_ms"] = {name: {"median": round(own.median, 4)} | own.spread() for name, own in summaries.items()}
+    content["ms_in_terse"] = {name: round(value, 4) for name, value in inside.items()}
+    content |= {**more, "side": options.side, "batch": options.batch}
+    write_json(options.json, content | surroundings())
 
 
 def _cycle_mean(seconds: Sequence[float]) -> float:

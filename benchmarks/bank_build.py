@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +30,7 @@ import loky
 import numpy as np
 from pycocotools.coco import COCO
 
-from benchmarks._timing import run_in_one_thread, show, surroundings, write_json
+from benchmarks._timing import coco_pair, interleaved, parser, run_in_one_thread, show, surroundings, write_json
 from terse_aug.bank import build_from_coco
 
 DECODE = "decode"
@@ -46,25 +45,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         content = json.loads(annotations.read_bytes())
         whole, hidden = Path(folder) / "whole.json", Path(folder) / "hidden.json"
         counts = {path: _write(path, data) for path, data in _data(content, options, whole, hidden).items()}
-        arms: dict[str, tuple[int, Callable[[], int]]] = {DECODE: (counts[whole], lambda: _decode(whole, images))}
-        for jobs in options.jobs:
-            arms[f"jobs {jobs}"] = (
-                counts[whole],
-                _building(whole, images, Path(folder) / f"jobs {jobs}.bank", jobs, None),
-            )
-        for jobs in options.jobs if hidden in counts else ():
-            arms[f"grabcut, jobs {jobs}"] = (
-                counts[hidden],
-                _building(hidden, images, Path(folder) / f"grabcut, jobs {jobs}.bank", jobs, "grabcut"),
-            )
-        seconds, cpu, objects = _in_turn({name: work for name, (_, work) in arms.items()}, options.rounds)
+        found: dict[str, int] = {}
+        arms = {DECODE: (counts[whole], lambda _: found.update({DECODE: _decode(whole, images)}))}
+        kinds = {"": (whole, None)} | ({"grabcut, ": (hidden, "grabcut")} if hidden in counts else {})
+        for kind, (source, boxes) in kinds.items():
+            for jobs in options.jobs:
+                name = f"{kind}jobs {jobs}"
+                bank = Path(folder) / f"{name}.bank"
+                arms[name] = (counts[source], _building(found, name, source, images, bank, jobs=jobs, boxes=boxes))
+        timed = {name: (lambda turn: turn, work) for name, (_, work) in arms.items()}
+        times = interleaved(timed, options.rounds, announce=True)
         megabytes = {bank.stem: round(bank.stat().st_size / 1e6, 3) for bank in sorted(Path(folder).glob("*.bank"))}
-    rates, per_cpu = (
-        {name: [count / own for own in spent[name]] for name, (count, _) in arms.items()} for spent in (seconds, cpu)
-    )
+    rates = {name: [count / own for own in times[name].wall] for name, (count, _) in arms.items()}
+    per_cpu = {name: [count / own for own in times[name].cpu] for name, (count, _) in arms.items()}
     content = {
         "images": {name: count for name, (count, _) in arms.items()},
-        "objects": objects,
+        "objects": found,
         "bank_mb": megabytes,
         "images_per_second": {name: _spread(values) for name, values in rates.items()},
         "images_per_cpu_second": {name: _spread(values) for name, values in per_cpu.items()},
@@ -80,22 +76,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--coco", type=_pair, required=True, metavar="JSON=DIR", help="annotations and images")
-    parser.add_argument("--repeat", type=int, default=10, help="times that each image is listed (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="of all arms (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, nargs="+", default=[1, 2], help="processes (default: %(default)s)")
-    parser.add_argument("--grabcut-images", type=int, default=40, help="0 for no GrabCut (default: %(default)s)")
-    parser.add_argument("--folder", type=Path, help="where banks are made (default: the system's for such files)")
-    parser.add_argument("--json", required=True)
-    return parser
-
-
-def _pair(text: str) -> tuple[Path, Path]:
-    annotations, separator, images = text.partition("=")
-    if not separator:
-        raise argparse.ArgumentTypeError(f"expected JSON=DIR, got {text}")
-    return Path(annotations), Path(images)
+    made = parser(__doc__, json_required=True)
+    made.add_argument("--coco", type=coco_pair, required=True, metavar="JSON=DIR", help="annotations and images")
+    made.add_argument("--repeat", type=int, default=10, help="times that each image is listed")
+    made.add_argument("--rounds", type=int, default=5, help="of all arms")
+    made.add_argument("--jobs", type=int, nargs="+", default=[1, 2], help="processes")
+    made.add_argument("--grabcut-images", type=int, default=40, help="0 for no GrabCut")
+    made.add_argument("--folder", type=Path, help="where banks are made; none: the system's for such files")
+    return made
 
 
 def _data(content: Any, options: argparse.Namespace, whole: Path, hidden: Path) -> dict[Path, dict[str, Any]]:
@@ -146,37 +134,13 @@ def _decode(annotations: Path, images: Path) -> int:
     return objects
 
 
-def _building(annotations: Path, images: Path, bank: Path, jobs: int, boxes: str | None) -> Callable[[], int]:
-    def build() -> int:
-        report = build_from_coco(annotations, images, bank, boxes=boxes, jobs=jobs, overwrite=True)
-        return sum(report.kept.values())
+def _building(
+    found: dict[str, int], name: str, annotations: Path, images: Path, bank: Path, **options: Any
+) -> Callable[[int], None]:
+    def build(turn: int) -> None:
+        found[name] = sum(build_from_coco(annotations, images, bank, overwrite=True, **options).kept.values())
 
     return build
-
-
-def _in_turn(
-    arms: Mapping[str, Callable[[], int]], rounds: int
-) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, int]]:
-    """Seconds of each arm in each round, by the clock and CPU, in an order drawn anew; what they returned."""
-    generator = np.random.default_rng(0)
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    cpu: dict[str, list[float]] = {name: [] for name in arms}
-    found: dict[str, int] = {}
-    for turn in range(rounds):
-        for name in generator.permutation(list(arms)).tolist():
-            started, before = time.perf_counter(), _cpu_seconds()
-            found[name] = arms[name]()
-            seconds[name].append(time.perf_counter() - started)
-            cpu[name].append(_cpu_seconds() - before)
-            spent = f"{seconds[name][-1]:.1f} s, CPU {cpu[name][-1]:.1f} s"
-            print(f"round {turn + 1}: {name} {spent}", flush=True)
-    return seconds, cpu, found
-
-
-def _cpu_seconds() -> float:
-    """Of this process and of its children that have ended."""
-    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(own.ru_utime + own.ru_stime for own in used)
 
 
 def _pairs(jobs: Sequence[int], rates: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks._drawn_images import make_foreground
-from benchmarks._timing import own_megabytes, run_in_one_thread, show, surroundings, write_json
+from benchmarks._timing import own_megabytes, parser, run_in_one_thread, show, surroundings, write_json
 from terse_aug.bank import BankWriter, Foreground, ForegroundBank
 from terse_aug.bank.analysis import BankStatistics, bank_statistics, render_report
 
@@ -145,11 +145,10 @@ def _others(statistics: BankStatistics, pairs: Sequence[tuple[int, int]]) -> int
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", help="file to write the results to")
-    parser.add_argument("--foregrounds", type=int, default=100_000, help="in the bank (default: %(default)s)")
-    parser.add_argument("--classes", type=int, default=80, help="of them (default: %(default)s)")
-    return parser.parse_args(arguments)
+    made = parser(__doc__)
+    made.add_argument("--foregrounds", type=int, default=100_000, help="in the bank")
+    made.add_argument("--classes", type=int, default=80, help="of them")
+    return made.parse_args(arguments)
 
 
 if __name__ == "__main__":

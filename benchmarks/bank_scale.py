@@ -9,7 +9,6 @@ store's own limit::
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import random
@@ -24,7 +23,7 @@ from typing import Any
 import lmdb
 import numpy as np
 
-from benchmarks._timing import own_megabytes
+from benchmarks._timing import own_megabytes, parser, write_json
 from terse_aug import ForegroundBank
 from terse_aug.bank import BankWriter, Foreground
 from terse_aug.bank.storage.record import record_key
@@ -49,20 +48,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             found = _in_processes(args.readers, read, path, args.seconds)
             result[f"{name}: reads per second"] = sum(own["reads"] for own in found) / args.seconds
             result[f"{name}: own memory of a reader, MB"] = max(own["megabytes"] for own in found)
-    args.json.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(args.json, result)
     for name, value in result.items():
         print(f"{name:<40}{value:>14,.3f}" if isinstance(value, float) else f"{name:<40}{value:>14,}")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--foregrounds", type=int, default=1_000_000)
-    parser.add_argument("--side", type=int, default=24, help="of a foreground, pixels (default: %(default)s)")
-    parser.add_argument("--readers", type=int, default=8, help="processes (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=10, help="of reading (default: %(default)s)")
-    parser.add_argument("--folder", type=Path, help="where the bank is made (default: the system's for such files)")
-    return parser
+    made = parser(__doc__, json_required=True)
+    made.add_argument("--foregrounds", type=int, default=1_000_000, help="in the bank")
+    made.add_argument("--side", type=int, default=24, help="of a foreground, pixels")
+    made.add_argument("--readers", type=int, default=8, help="processes")
+    made.add_argument("--seconds", type=float, default=10, help="of reading")
+    made.add_argument("--folder", type=Path, help="where the bank is made; none: the system's for such files")
+    return made
 
 
 def write(path: Path, count: int, side: int) -> None:

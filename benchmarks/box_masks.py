@@ -20,9 +20,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks._timing import coco_pair, parser, show, write_json
 from terse_aug.bank import ExtractionRules, read_image
 from terse_aug.bank.extract import RejectedObject
 from terse_aug.bank.inputs.masks import segmentation_to_mask
@@ -56,26 +55,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         "correlation of quality and IoU": correlation,
         "milliseconds of GrabCut, median": 1000 * float(np.median(seconds)),
     }
-    args.json.write_text(json.dumps(content, indent=1) + "\n")
+    write_json(args.json, content)
     _print([content["all"], *summary, *classes])
     print(f"correlation of quality and IoU {correlation:.2f}; GrabCut {1000 * np.median(seconds):.0f} ms an object")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--coco", type=_pair, nargs="+", required=True, metavar="JSON=DIR", help="annotations and images"
-    )
-    parser.add_argument("--classes", type=int, default=10, help="most frequent classes that get a row")
-    parser.add_argument("--json", type=Path, required=True)
-    return parser
-
-
-def _pair(text: str) -> tuple[Path, Path]:
-    annotations, separator, images = text.partition("=")
-    if not separator:
-        raise argparse.ArgumentTypeError(f"expected JSON=DIR, got {text}")
-    return Path(annotations), Path(images)
+    made = parser(__doc__, json_required=True)
+    made.add_argument("--coco", type=coco_pair, nargs="+", required=True, metavar="JSON=DIR", help="data")
+    made.add_argument("--classes", type=int, default=10, help="most frequent classes that get a row")
+    return made
 
 
 def _objects(annotations: Path, images: Path) -> Iterator[dict[str, Any]]:
@@ -121,14 +110,15 @@ def _summary(name: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:
-    table = Table("", "objects", *(f"{method}: IoU (10th percentile)" for method in BOX_MASK_METHODS))
+    table = []
     for row in rows:
         cells = [
             f"{row[method]['mean']:.2f} ({row[method]['10th percentile']:.2f})" if row[method] else ""
             for method in BOX_MASK_METHODS
         ]
-        table.add_row(row["name"], str(row["objects"]), *cells)
-    Console(width=140).print(table)
+        table.append([row["name"], str(row["objects"]), *cells])
+    columns = ("", "objects", *(f"{method}: IoU (10th percentile)" for method in BOX_MASK_METHODS))
+    show(None, columns, table, width=140)
 
 
 if __name__ == "__main__":

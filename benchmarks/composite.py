@@ -22,6 +22,7 @@ from benchmarks._timing import (
     Summary,
     interleaved,
     own_megabytes,
+    parser,
     run_in_one_thread,
     show,
     surroundings,
@@ -144,13 +145,12 @@ def _fresh(folder: Path) -> Path:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.composite", description=__doc__)
-    parser.add_argument("--json", metavar="F", help="write the results there")
-    parser.add_argument("--rounds", type=int, default=60, help="timed calls of each arm (default 60)")
-    parser.add_argument("--warmup", type=int, default=5, help="calls of each arm before that (default 5)")
-    parser.add_argument("--memory", type=int, default=0, metavar="N", help="also measure memory over N images")
-    parser.add_argument("--cases", type=_case, nargs="+", default=CASES, metavar="SIDE:OBJECTS", help="other sizes")
-    return parser.parse_args(arguments)
+    made = parser(__doc__)
+    made.add_argument("--rounds", type=int, default=60, help="timed calls of each arm")
+    made.add_argument("--warmup", type=int, default=5, help="calls of each arm before that")
+    made.add_argument("--memory", type=int, default=0, metavar="N", help="also measure memory over N images")
+    made.add_argument("--cases", type=_case, nargs="+", default=CASES, metavar="SIDE:OBJECTS", help="sizes")
+    return made.parse_args(arguments)
 
 
 def _case(text: str) -> tuple[int, int]:

@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
 from detectron2 import model_zoo
 from detectron2.config import get_cfg
@@ -27,16 +25,22 @@ from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from benchmarks._drawn_images import draw_image
-from benchmarks._timing import interleaved, surroundings, write_json
-from benchmarks._training_steps import CYCLE, POLICIES, SOURCE_SIDE, report_loading, report_steps, step_bank
+from benchmarks._timing import interleaved
+from benchmarks._training_steps import (
+    CYCLE,
+    IMAGES,
+    POLICIES,
+    SOURCE_SIDE,
+    report_framework,
+    step_bank,
+    step_parser,
+    write_photographs,
+)
 from terse_aug import ForegroundBank
 from terse_aug.config import PolicySettings
 from terse_aug_detectron2 import TerseHook, TerseMapper, add_terse_config
 
 ARMS: dict[str, PolicySettings | None] = {"none": None, **POLICIES}
-
-_OBJECTS, _IMAGES = 3, 8
 
 Record = dict[str, Any]
 
@@ -61,13 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arms = {name: _Arm(model, bank, records, mappers, policy, options) for name, policy in ARMS.items()}
         steps = interleaved({name: arm.pair() for name, arm in arms.items()}, CYCLE * options.cycles, CYCLE)
         loading = interleaved({name: _loader(mapper, records) for name, mapper in mappers.items()}, 40, 8)
-    title = f"R50-FPN, {options.side} px, batch {options.batch}, {options.cycles} cycles of {CYCLE} steps"
     inside = {name: arm.milliseconds_in_terse() for name, arm in arms.items()}
-    content = report_steps(title, steps, {"in Terse": inside}) | report_loading(
-        "Loading an image in one process", loading
-    )
-    content |= {"ms_in_terse": {name: round(value, 4) for name, value in inside.items()}}
-    write_json(options.json, content | {"side": options.side, "batch": options.batch} | surroundings())
+    report_framework("R50-FPN", steps, loading, inside, options, {})
 
 
 class _Arm:
@@ -85,7 +84,7 @@ class _Arm:
         mapper = mappers["DatasetMapper" if policy is None else "TerseMapper"]
         batches = [
             [mapper(records[(number * options.batch + place) % len(records)]) for place in range(options.batch)]
-            for number in range(_IMAGES)
+            for number in range(IMAGES)
         ]
         self._trainer = SimpleTrainer(model, _Endless(batches), torch.optim.SGD(model.parameters(), lr=0.0))
         self._hook = None if policy is None else TerseHook(bank, policy, seed=0)
@@ -136,30 +135,21 @@ def _loader(mapper: Any, records: list[Record]) -> tuple[Callable[[int], Record]
 
 
 def _records(folder: Path) -> list[Record]:
-    generator = np.random.default_rng(0)
     records = []
-    for number in range(_IMAGES):
-        drawn = draw_image(SOURCE_SIDE, _OBJECTS, generator)
-        cv2.imwrite(str(folder / f"{number}.jpg"), drawn.image[:, :, ::-1])
+    for number, (file, drawn) in enumerate(write_photographs(folder)):
         annotations = [
             {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": label - 1}
             for box, label in zip(drawn.boxes.tolist(), drawn.labels.tolist(), strict=True)
         ]
         size = {"height": SOURCE_SIDE, "width": SOURCE_SIDE}
-        name = str(folder / f"{number}.jpg")
-        records.append({"file_name": name, "image_id": number, "annotations": annotations, **size})
+        records.append({"file_name": str(file), "image_id": number, "annotations": annotations, **size})
     return records
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.detectron2_step", description=__doc__)
-    parser.add_argument("--json", metavar="F", help="write the results there")
-    parser.add_argument("--side", type=int, default=320, help="shorter side of the images, pixels (default 320)")
-    parser.add_argument("--batch", type=int, default=2, help="images per step (default 2)")
-    parser.add_argument("--cycles", type=int, default=4, help=f"timed cycles of {CYCLE} steps (default 4)")
-    parser.add_argument("--threads", type=int, default=0, help="torch's threads (default: all cores)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda")
-    return parser.parse_args(arguments)
+    made = step_parser(__doc__, batch=2, cycles=4)
+    made.add_argument("--device", default="cpu", help="cpu, cuda")
+    return made.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -30,9 +30,19 @@ from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
 from torch import nn
 
-from benchmarks._drawn_images import DrawnImage, draw_image
-from benchmarks._timing import Times, interleaved, surroundings, write_json
-from benchmarks._training_steps import CYCLE, POLICIES, SOURCE_SIDE, report_loading, report_steps, step_bank
+from benchmarks._drawn_images import DrawnImage
+from benchmarks._timing import interleaved
+from benchmarks._training_steps import (
+    CYCLE,
+    IMAGES,
+    OBJECTS,
+    POLICIES,
+    SOURCE_SIDE,
+    report_framework,
+    step_bank,
+    step_parser,
+    write_photographs,
+)
 from terse_aug_mmdet import TerseHook
 
 CONFIGS = {
@@ -40,7 +50,6 @@ CONFIGS = {
     "rtmdet-tiny": "rtmdet/rtmdet_tiny_8xb32-300e_coco.py",
 }
 _CLASSES = ("first", "second")
-_OBJECTS, _IMAGES = 3, 8
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -69,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         steps = interleaved({name: (arm.load, arm.step) for name, arm in arms.items()}, rounds, CYCLE)
         loading = interleaved({name: _loader(dataset) for name, dataset in datasets.items()}, 40, 8)
         inside = {name: arm.milliseconds_in_terse() for name, arm in arms.items()}
-    _report(steps, loading, inside, options)
+    report_framework(options.detector, steps, loading, inside, options, {"detector": options.detector})
 
 
 @TRANSFORMS.register_module()
@@ -123,7 +132,7 @@ class _Arm:
         """The batch of a turn; the same photographs in every arm."""
         np.random.seed(turn)  # noqa: NPY002 - what MMDetection's transforms draw from
         dataset = self._runner.train_dataloader.dataset
-        return turn, pseudo_collate([dataset[(turn * self._batch + row) % _IMAGES] for row in range(self._batch)])
+        return turn, pseudo_collate([dataset[(turn * self._batch + row) % IMAGES] for row in range(self._batch)])
 
     def step(self, prepared: tuple[int, Any]) -> None:
         """An iteration of the runner."""
@@ -142,7 +151,7 @@ class _Arm:
 
 def _loader(dataset: Mapping[str, Any]) -> tuple[Callable[[int], int], Callable[[int], Any]]:
     built = DATASETS.build(dataset)
-    return (lambda turn: turn % _IMAGES), (lambda index: built[index])
+    return (lambda turn: turn % IMAGES), (lambda index: built[index])
 
 
 def _model_config(detector: str) -> Any:
@@ -188,14 +197,11 @@ def _with_copy_paste(dataset: dict[str, Any]) -> dict[str, Any]:
 
 def _write_data(folder: Path) -> Path:
     """Images and their annotations in COCO's form; the path of the JSON."""
-    generator = np.random.default_rng(0)
     images, annotations = [], []
-    for number in range(_IMAGES):
-        drawn = draw_image(SOURCE_SIDE, _OBJECTS, generator)
-        cv2.imwrite(str(folder / f"{number}.jpg"), drawn.image[:, :, ::-1])
-        images.append({"id": number, "file_name": f"{number}.jpg", "height": SOURCE_SIDE, "width": SOURCE_SIDE})
+    for number, (file, drawn) in enumerate(write_photographs(folder)):
+        images.append({"id": number, "file_name": file.name, "height": SOURCE_SIDE, "width": SOURCE_SIDE})
         annotations += [
-            {"id": 10 * number + row + 1, "image_id": number} | _annotation(drawn, row) for row in range(_OBJECTS)
+            {"id": 10 * number + row + 1, "image_id": number} | _annotation(drawn, row) for row in range(OBJECTS)
         ]
     categories = [{"id": label + 1, "name": name} for label, name in enumerate(_CLASSES)]
     path = folder / "data.json"
@@ -215,30 +221,10 @@ def _annotation(drawn: DrawnImage, row: int) -> dict[str, Any]:
     }
 
 
-def _report(
-    steps: dict[str, Times], loading: dict[str, Times], inside: dict[str, float], options: argparse.Namespace
-) -> None:
-    size = f"{options.side} px, batch {options.batch}, {options.cycles} cycles of {CYCLE} steps"
-    content = report_steps(f"{options.detector}, {size}", steps, {"in Terse": inside})
-    content |= report_loading("Loading an image in one process", loading)
-    content |= {
-        "ms_in_terse": {name: round(value, 4) for name, value in inside.items()},
-        "detector": options.detector,
-        "side": options.side,
-        "batch": options.batch,
-    }
-    write_json(options.json, content | surroundings())
-
-
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.mmdet_step", description=__doc__)
-    parser.add_argument("--json", metavar="F", help="write the results there")
-    parser.add_argument("--detector", choices=list(CONFIGS), default="faster-rcnn", help="default faster-rcnn")
-    parser.add_argument("--side", type=int, default=320, help="side of the images, pixels (default 320)")
-    parser.add_argument("--batch", type=int, default=2, help="images per step (default 2)")
-    parser.add_argument("--cycles", type=int, default=4, help=f"timed cycles of {CYCLE} steps (default 4)")
-    parser.add_argument("--threads", type=int, default=0, help="torch's threads (default: all cores)")
-    return parser.parse_args(arguments)
+    made = step_parser(__doc__, batch=2, cycles=4)
+    made.add_argument("--detector", choices=list(CONFIGS), default="faster-rcnn")
+    return made.parse_args(arguments)
 
 
 if __name__ == "__main__":

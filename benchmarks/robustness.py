@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks._timing import show, surroundings, write_json
+from benchmarks._timing import parser, show, surroundings, write_json
 from terse_aug import ForegroundBank, PasteConfig, Robustness, Terse
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,13 +97,12 @@ def _attacked(evaluator: Evaluator, detector: nn.Module, bank: ForegroundBank) -
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--iterations", type=int, default=400, help="of each training (default 400)")
-    parser.add_argument("--images", type=int, default=60, help="to test on (default 60)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", metavar="F", help="write the results there")
-    return parser
+    made = parser(__doc__)
+    made.add_argument("--iterations", type=int, default=400, help="of each training")
+    made.add_argument("--images", type=int, default=60, help="to test on")
+    made.add_argument("--seed", type=int, default=0, help="of weights, batches and pastes")
+    made.add_argument("--threads", type=int, default=1, help="torch's threads")
+    return made
 
 
 if __name__ == "__main__":

@@ -22,11 +22,10 @@ from torchvision.models import detection
 
 from benchmarks._drawn_images import draw_image
 from benchmarks._timing import Times, interleaved, surroundings, write_json
-from benchmarks._training_steps import CYCLE, POLICIES, report_steps, step_bank
+from benchmarks._training_steps import CYCLE, OBJECTS, POLICIES, report_steps, step_bank, step_parser
 from terse_aug import Robustness, Terse
 from terse_aug.bank import ForegroundBank
 
-_OBJECTS = 3
 _BATCHES = 4
 _MAKERS = {
     "mobilenet": detection.fasterrcnn_mobilenet_v3_large_320_fpn,
@@ -96,7 +95,7 @@ def _batches(side: int, size: int) -> list[Batch]:
     generator = np.random.default_rng(0)
     batches: list[Batch] = []
     for _ in range(_BATCHES):
-        drawn = [draw_image(side, _OBJECTS, generator) for _ in range(size)]
+        drawn = [draw_image(side, OBJECTS, generator) for _ in range(size)]
         images = [torch.from_numpy(one.image).permute(2, 0, 1).contiguous().float() / 255 for one in drawn]
         targets = [{"boxes": torch.from_numpy(one.boxes), "labels": torch.from_numpy(one.labels)} for one in drawn]
         batches.append((images, targets))
@@ -116,18 +115,11 @@ def _report(times: dict[str, Times], inside: dict[str, float], options: argparse
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
-    parser.add_argument("--json", metavar="F", help="write the results there")
-    parser.add_argument("--detector", choices=sorted(_MAKERS), default="mobilenet", help="default mobilenet")
-    parser.add_argument(
-        "--arms", nargs="+", choices=list(ARMS), default=list(POLICIES), help="beside none (default: the policies)"
-    )
-    parser.add_argument("--side", type=int, default=320, help="side of the images, pixels (default 320)")
-    parser.add_argument("--batch", type=int, default=4, help="images per step (default 4)")
-    parser.add_argument("--cycles", type=int, default=10, help=f"timed cycles of {CYCLE} steps (default 10)")
-    parser.add_argument("--warmup", type=int, default=1, help="cycles before that (default 1)")
-    parser.add_argument("--threads", type=int, default=0, help="torch's threads (default: all cores)")
-    return parser.parse_args(arguments)
+    made = step_parser(__doc__, batch=4, cycles=10)
+    made.add_argument("--detector", choices=sorted(_MAKERS), default="mobilenet")
+    made.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(POLICIES), help="beside none")
+    made.add_argument("--warmup", type=int, default=1, help="cycles before the timed ones")
+    return made.parse_args(arguments)
 
 
 if __name__ == "__main__":

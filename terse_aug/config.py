@@ -75,8 +75,38 @@ class BestOfN:
         _check_whole("candidates", self.candidates, 1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Trained:
+    """What all policies with a network have."""
+
+    update_interval: int = setting(4, "iterations between two updates")
+    learning_rate: float = setting(1e-3, "Adam step size")
+    max_gradient_norm: float = setting(1.0, "gradients are clipped to this norm")
+
+    def __post_init__(self) -> None:
+        _check_whole("update_interval", self.update_interval, 1)
+        _check_above_zero("learning_rate", self.learning_rate)
+        _check_above_zero("max_gradient_norm", self.max_gradient_norm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Synthesizer(_Trained):
+    """What the policies with a synthesizer have."""
+
+    dropout: float = setting(0.1, "dropout in the synthesizer, 0 to 1")
+    discriminator_weight: float = setting(
+        0.0, "weight of realism in the synthesizer's objective; 0 switches the discriminator off"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (isinstance(self.dropout, Real) and 0 <= self.dropout < 1):
+            raise ValueError(f"dropout: expected a fraction within [0, 1), got {self.dropout!r}")
+        _check_at_least("discriminator_weight", self.discriminator_weight, 0)
+
+
 @dataclass(frozen=True)
-class Critic:
+class Critic(_Trained):
     """Policy ``critic``: of several random proposals, one that a small network predicts to be hard.
 
     Raises:
@@ -102,11 +132,9 @@ class Critic:
         ("scale",), "transform parameters that are not chosen and stay random; else it chooses small objects"
     )
     replay_updates: int = setting(4, "optimizer steps in an update, each on 64 pastes from the replay buffer")
-    update_interval: int = setting(4, "iterations between two updates")
-    learning_rate: float = setting(1e-3, "Adam step size")
-    max_gradient_norm: float = setting(1.0, "gradients are clipped to this norm")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("candidates", "foreground_candidates", "replay_updates"):
             _check_whole(name, getattr(self, name), 1)
         if not isinstance(self.mix_classes, bool):
@@ -119,11 +147,10 @@ class Critic:
         if isinstance(fixed, str) or not isinstance(fixed, Iterable) or not set(fixed) <= set(PARAMETERS):
             raise ValueError(f"fixed_parameters: expected a list of some of {', '.join(PARAMETERS)}, got {fixed!r}")
         object.__setattr__(self, "fixed_parameters", tuple(fixed))
-        _check_updates(self)
 
 
 @dataclass(frozen=True)
-class Adversarial:
+class Adversarial(_Synthesizer):
     """Policy ``adversarial``: a network proposes transforms and ascends the detector's loss, held near uniform.
 
     Raises:
@@ -133,37 +160,19 @@ class Adversarial:
     kl_weight: float = setting(
         0.1, "weight of KL(proposals || uniform) in units of the loss of an image; higher is more random"
     )
-    dropout: float = setting(0.1, "dropout in the synthesizer, 0 to 1")
-    discriminator_weight: float = setting(
-        0.0, "weight of realism in the synthesizer's objective; 0 switches the discriminator off"
-    )
-    update_interval: int = setting(4, "iterations between two updates")
-    learning_rate: float = setting(1e-3, "Adam step size of synthesizer and discriminator")
-    max_gradient_norm: float = setting(1.0, "gradients are clipped to this norm")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_at_least("kl_weight", self.kl_weight, 0)
-        _check_synthesizer(self)
 
 
 @dataclass(frozen=True)
-class Paper:
+class Paper(_Synthesizer):
     """Policy ``paper``: TERSE's own synthesizer, one transform for a background and a foreground; it collapses.
 
     Raises:
         ValueError: a value is outside its range.
     """
-
-    dropout: float = setting(0.1, "dropout in the synthesizer, 0 to 1")
-    discriminator_weight: float = setting(
-        0.0, "weight of realism in the synthesizer's objective; 0 switches the discriminator off"
-    )
-    update_interval: int = setting(4, "iterations between two updates")
-    learning_rate: float = setting(1e-3, "Adam step size of synthesizer and discriminator")
-    max_gradient_norm: float = setting(1.0, "gradients are clipped to this norm")
-
-    def __post_init__(self) -> None:
-        _check_synthesizer(self)
 
 
 PolicySettings = Random | BestOfN | Critic | Adversarial | Paper
@@ -270,16 +279,3 @@ def _check_whole(name: str, value: int, least: int) -> None:
 def _check_above_zero(name: str, value: float) -> None:
     if not (isinstance(value, Real) and value > 0):
         raise ValueError(f"{name}: expected a value above 0, got {value!r}")
-
-
-def _check_updates(settings: Critic | Adversarial | Paper) -> None:
-    _check_whole("update_interval", settings.update_interval, 1)
-    _check_above_zero("learning_rate", settings.learning_rate)
-    _check_above_zero("max_gradient_norm", settings.max_gradient_norm)
-
-
-def _check_synthesizer(settings: Adversarial | Paper) -> None:
-    if not (isinstance(settings.dropout, Real) and 0 <= settings.dropout < 1):
-        raise ValueError(f"dropout: expected a fraction within [0, 1), got {settings.dropout!r}")
-    _check_at_least("discriminator_weight", settings.discriminator_weight, 0)
-    _check_updates(settings)

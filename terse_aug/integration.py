@@ -16,7 +16,7 @@ from terse_aug.bank import ForegroundBank
 from terse_aug.config import PasteConfig, Robustness, policy_settings, settings_from
 from terse_aug.data.auxiliary_objects import Distractors
 from terse_aug.data.background_pool import BackgroundPool
-from terse_aug.data.foreground_loader import ForegroundLoader, SampledForegrounds
+from terse_aug.data.foreground_loader import ForegroundLoader, SampledForegrounds, check_loader_settings
 from terse_aug.models import ModelAdapter
 from terse_aug.policies import Policy
 from terse_aug.preview import draw_batch
@@ -41,6 +41,7 @@ class TerseSettings:
         backgrounds: a :class:`terse_aug.BackgroundPool` or a dictionary with ``source`` and ``probability``.
         distractors: a :class:`terse_aug.Distractors` or a dictionary with ``bank``, a path, and ``count``.
         robustness: a :class:`terse_aug.Robustness` or a dictionary of its settings.
+        open_files: open the folder of backgrounds and the bank of distractors; else only the settings are checked.
 
     Raises:
         ValueError: an unknown setting, a value outside its range, or a folder or bank that cannot be opened.
@@ -54,11 +55,16 @@ class TerseSettings:
         backgrounds: BackgroundPool | Mapping[str, Any] | None = None,
         distractors: Distractors | Mapping[str, Any] | None = None,
         robustness: Robustness | Mapping[str, Any] | None = None,
+        *,
+        open_files: bool = True,
     ) -> None:
         self.policy = policy if isinstance(policy, Policy) else policy_settings(policy)
         self.paste = _settings(PasteConfig, paste) or PasteConfig()
         self.sampler = make_sampler(sampler)
         self.robustness = _settings(Robustness, robustness)
+        if not open_files:
+            backgrounds = _replaced(backgrounds, "source", [torch.zeros(3, 1, 1)])
+            distractors = _replaced(distractors, "bank", None)
         self.backgrounds = _made(BackgroundPool, "backgrounds", backgrounds)
         if isinstance(distractors, Mapping) and isinstance(distractors.get("bank"), str | Path):
             distractors = {**distractors, "bank": ForegroundBank.open(distractors["bank"])}
@@ -70,17 +76,26 @@ class TerseSettings:
         Raises:
             ValueError: the sampler draws in the training process only.
         """
-        if isinstance(self.policy, Policy):
-            raise ValueError("policy: expected a name or settings in the data loader's workers, got a Policy")
-        probability = 0.0 if self.backgrounds is None else self.backgrounds.probability
         return ForegroundLoader(
             bank,
             self.policy,
             seed=seed,
             paste=self.paste,
             sampler=self.sampler,
-            background_probability=probability,
+            background_probability=self._background_probability,
         )
+
+    def check_for_workers(self) -> None:
+        """Refuse what :meth:`foreground_loader` refuses, without a bank.
+
+        Raises:
+            ValueError: the sampler draws in the training process only.
+        """
+        check_loader_settings(self.paste, self.sampler, self._background_probability)
+
+    @property
+    def _background_probability(self) -> float:
+        return 0.0 if self.backgrounds is None else self.backgrounds.probability
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of ``Terse``; the sampler is a copy, since it is bound to one ``Terse``."""
@@ -106,7 +121,7 @@ class TrainingHook:
 
     def __init__(
         self,
-        settings: TerseSettings | None,
+        settings: TerseSettings,
         *,
         input_format: str | None,
         seed: int | None,
@@ -162,7 +177,6 @@ class TrainingHook:
             bgr: whether the first channel is blue.
             keypoint_flips: see :class:`terse_aug.Terse`.
         """
-        assert self.settings is not None
         self.device = device
         self._terse = Terse(
             bank,
@@ -180,7 +194,9 @@ class TrainingHook:
         images: Sequence[Tensor],
         targets: Sequence[Mapping[str, Any]],
         sampled_foregrounds: Sequence[SampledForegrounds] | None,
-        dtype: torch.dtype | None,
+        *,
+        mixed_precision: bool,
+        dtype: torch.dtype | None = None,
     ) -> tuple[list[Tensor], list[dict[str, Any]]]:
         """Composites and targets of a batch on the model's device.
 
@@ -188,10 +204,11 @@ class TrainingHook:
             images: see :class:`terse_aug.Terse`.
             targets: likewise.
             sampled_foregrounds: likewise.
-            dtype: of a mixed-precision training, else ``None``. The gradient steps of robustness training use it too,
-                so that they cost what the training's own forward does.
+            mixed_precision: of the training. The gradient steps of robustness training use it too, so that they cost
+                what the training's own forward does.
+            dtype: with mixed precision; ``None`` for torch's default on the device.
         """
-        mixed = dtype is not None and self.terse.perturber is not None
+        mixed = mixed_precision and self.terse.perturber is not None
         with torch.autocast(self.device.type, dtype=dtype, enabled=mixed):
             composites, corrected = self.terse(images, targets, sampled_foregrounds)
         return list(composites), corrected
@@ -294,6 +311,10 @@ def _checked(kind: type[Settings], name: str, value: Any) -> Settings | None:
     if value is not None and not isinstance(value, kind):
         raise ValueError(f"{name}: expected a dictionary of its settings or a {kind.__name__}, got {value!r}")
     return value
+
+
+def _replaced(value: Any, name: str, substitute: Any) -> Any:
+    return {**value, name: substitute} if isinstance(value, Mapping) and name in value else value
 
 
 def _made(kind: type[Settings], name: str, value: Settings | Mapping[str, Any] | None) -> Settings | None:

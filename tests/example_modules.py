@@ -1,11 +1,13 @@
 """Imports modules of the examples as a script of their folder sees them, and unloads them afterwards."""
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 
 @contextmanager
@@ -33,3 +35,8 @@ def load_script(path: Path, name: str) -> ModuleType:
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def modules_of(package: str, *names: str, **more: Any) -> SimpleNamespace:
+    """Modules of a package by name, and other attributes."""
+    return SimpleNamespace(**{name: importlib.import_module(f"{package}.{name}") for name in names}, **more)

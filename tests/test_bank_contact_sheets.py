@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from terse_aug.bank import BuildReport, build_from_coco, build_from_labelme, build_from_masks, build_from_voc
-from terse_aug.bank.build.contact_sheets import Section, draw_rejected, write_sheets
-from terse_aug.bank.build.rejected_sample import EvenSample, RejectedSample
+from terse_aug.bank.build.contact_sheets import draw_rejected, write_sheets
+from terse_aug.bank.build.report import RejectedSample, Section
 from terse_aug.viz.images import ORANGE, SKY_BLUE
 
 
@@ -73,18 +73,6 @@ def test_files_of_others_are_left_alone(sample: CocoSample, name: str) -> None:
     assert [path.name for path in own.parent.iterdir()] == [name]
 
 
-def test_one_sheet_is_drawn_even_if_nothing_is_kept(sample: CocoSample) -> None:
-    sheet = sample.folder / "rejected.png"
-    build(sample, sheet)
-    whole = height_of(sheet)
-    sample.content["annotations"] = sample.content["annotations"][1:]
-    (sample.folder / "out.bank").unlink()
-    with pytest.raises(ValueError, match="no foreground was kept"):
-        build(sample, sheet, overwrite=True)
-    assert 0 < height_of(sheet) < whole
-    assert not (sample.folder / "out.bank").exists()
-
-
 @pytest.mark.parametrize("scale", [1, 5])
 def test_the_outline_is_where_the_object_is(tmp_path: Path, scale: int) -> None:
     pixels = np.full((100 * scale, 150 * scale, 3), 255, np.uint8)
@@ -128,17 +116,6 @@ def test_sheets_are_bounded(tmp_path: Path) -> None:
     with Image.open(tmp_path / "sheet.png") as image:
         assert image.height < 24 * 450 + 200
         assert image.width < 1400
-
-
-def test_a_sample_is_even_and_bounded() -> None:
-    sample: EvenSample[int] = EvenSample(10)
-    for number in range(1000):
-        sample.add(number)
-        assert len(sample.held) <= 20
-    items = sample.items()
-    assert len(items) == 10
-    assert items[0] == 0
-    assert max(np.diff(items)) <= 2.1 * min(np.diff(items))
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ from annotated_samples import (
 from terse_aug import ForegroundBank
 from terse_aug.bank import (
     BuildReport,
+    build_from_coco,
     build_from_labelme,
     build_from_panoptic,
     build_from_via,
@@ -80,13 +81,6 @@ def test_every_format_gives_the_same_foregrounds(name: str, sample: AnnotatedIma
     assert report.mask_sources == ({"mask": 1, "box": 1} if name in WITH_BOXES else {"mask": 2})
 
 
-@pytest.mark.parametrize("name", list(WITH_BOXES))
-def test_boxes_are_rejected_by_default(name: str, sample: AnnotatedImage, tmp_path: Path) -> None:
-    report = WITH_BOXES[name](sample, tmp_path / "out.bank")
-    assert report.kept == {"cat": 1}
-    assert [count for reason, count in report.rejected.items() if "box only" in reason] == [1]
-
-
 def test_labels_are_the_formats_own_or_in_the_order_of_names(sample: AnnotatedImage, tmp_path: Path) -> None:
     assert {name: own.label for name, own in by_name(build_yolo(sample, tmp_path / "a.bank", boxes="box")).items()} == {
         "cat": 0,
@@ -127,8 +121,6 @@ REJECTED: dict[str, list[tuple[Any, str]]] = {
         ("1.5 0.5 0.5 0.2 0.2", "class number has no name"),
         ("1 0.5 0.5 0.2", "line is neither class and box nor class and polygon"),
         ("1 nan 0.5 0.2 0.2", "a coordinate is not finite"),
-        ("1 0.5 0.5 0 0.2", "box has no area"),
-        ("1 1.5 0.5 0.2 0.2", "box lies outside the image"),
     ],
     "labelme": [
         ({"label": "bird", "shape_type": "line", "points": [[1, 2], [3, 4]]}, "shape is a line or a point"),
@@ -238,6 +230,7 @@ def test_wrong_calls_are_refused_before_anything_is_read(sample: AnnotatedImage,
         (ValueError, "expected one of grabcut", lambda: build_from_labelme(nowhere, out, boxes="magic")),
         (TypeError, "boxs", lambda: build_from_labelme(nowhere, out, boxs="box")),
         (ValueError, "found none that can be read: there is none", lambda: build_from_labelme(tmp_path / "empty", out)),
+        (FileNotFoundError, "COCO JSON file at", lambda: build_from_coco(nowhere, sample.images, out)),
         (FileNotFoundError, "expected a folder", lambda: build_from_labelme(nowhere, out)),
         (FileNotFoundError, "expected an export of VIA", lambda: build_from_via(nowhere, sample.images, out)),
         (ValueError, "export of VIA", lambda: build_from_via(tmp_path / "list.csv", sample.images, out)),

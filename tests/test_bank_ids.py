@@ -11,11 +11,8 @@ import pytest
 from bank_samples import CocoSample, make_foreground
 
 from terse_aug.bank import BankWriter, BuildReport, ForegroundBank, build_from_coco
-from terse_aug.bank.inputs.repair import find_id
 
-LARGE = 2**53
-"""From here on a float does not distinguish neighbouring numbers."""
-NO_ID, NO_CATEGORY = "image is not in the JSON", "category without a name or an id that is a number"
+NO_CATEGORY = "category without a name or an id that is a number of 64 bits"
 AMBIGUOUS, BY_NAME = "category as text is the id of one and the name of another", "category given by its name"
 BY_TEXT = "id written as text"
 
@@ -33,28 +30,6 @@ def build(sample: CocoSample) -> BuildReport:
 def labels(report: BuildReport) -> list[int]:
     with ForegroundBank.open(report.path) as bank:
         return bank.labels.tolist()
-
-
-@pytest.mark.parametrize("written", [LARGE + 1, str(LARGE + 1), float(LARGE), f"{LARGE}.0", "9007199254740992e0"])
-def test_neighbouring_large_ids_are_distinguished(written: Any) -> None:
-    assert find_id(written, {LARGE: "a", str(LARGE): "b"}, set()) is None
-    assert find_id(written, {LARGE: "a", 1: "b"}, set()) is None
-
-
-@pytest.mark.parametrize("text", ["{}", " {} "])
-def test_large_ids_as_text_are_exact(sample: CocoSample, text: str) -> None:
-    sample.content["images"][0]["id"] = LARGE
-    sample.content["annotations"] = []
-    for image_id in (text.format(LARGE), text.format(LARGE + 1), float(LARGE)):
-        sample.add(image_id=image_id)
-    report = build(sample)
-    assert (report.kept, report.rejected, report.repaired) == ({"car": 1}, {NO_ID: 2}, {BY_TEXT: 1})
-    categories = {str(LARGE + 1): "odd", LARGE: "even", f"{LARGE}.0": "unclear"}
-    sample.content["categories"] = [{"id": key, "name": name} for key, name in categories.items()]
-    sample.content["annotations"] = []
-    sample.add(image_id=LARGE, category_id=LARGE + 1)
-    report = build(sample)
-    assert (report.kept, report.rejected) == ({"odd": 1}, {NO_CATEGORY: 1})
 
 
 @pytest.mark.parametrize(
@@ -86,55 +61,13 @@ def test_categories_with_digits_for_names_are_all_ids_or_all_names(
     assert (report.rejected, report.repaired) == (rejected, repaired)
 
 
-def nested(levels: int) -> Any:
-    value: Any = "1"
-    for _ in range(levels):
-        value = [value]
-    return value
-
-
-def test_deep_nesting_is_rejected(sample: CocoSample) -> None:
-    keys = ("segmentation", "bbox", "keypoints", "iscrowd", "image_id", "category_id", "id")
-    for levels in (12, 600, 20_000):
-        for key in keys:
-            sample.add(**{key: nested(levels)})
-    report = build(sample)
-    assert report.kept == {"car": 1}
-    assert report.rejected == {"entry in annotations is nested too deeply": 3 * len(keys)}
-    sample.content["annotations"] = sample.content["annotations"][:1]
-    sample.add(segmentation="[" * 600 + "1" + "]" * 600)  # in text it is no list
-    report = build(sample)
-    assert (report.kept, sum(report.rejected.values())) == ({"car": 1}, 1)
-    annotations, images = sample.write()
-    annotations.write_text("[" * 100_000 + "]" * 100_000)
-    with pytest.raises(ValueError, match="not JSON"):
-        build_from_coco(annotations, images, sample.folder / "other.bank")
-
-
 @pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 2**64, 10**200])
 def test_category_ids_beyond_64_bits_are_rejected(sample: CocoSample, number: int) -> None:
     sample.content["categories"].append({"id": number, "name": "large"})
     sample.add(category_id=number)
     report = build(sample)
     assert report.kept == {"car": 1}
-    assert report.rejected == {"category id is beyond 64 bits": 1, "category is not in the JSON": 1}
-
-
-@pytest.mark.parametrize("digits", ["1" * 5000, '"' + "1" * 5000 + '"'])
-@pytest.mark.parametrize("key", ["id", "image_id", "category_id"])
-def test_ids_of_thousands_of_digits_end_nothing(sample: CocoSample, key: str, digits: str) -> None:
-    sample.add(**{key: "?"})
-    sample.content["images"].append({"id": "?", "file_name": "a.png"})
-    sample.content["categories"].append({"id": "?", "name": "y"})
-    annotations, images = sample.write()
-    annotations.write_text(annotations.read_text().replace('"?"', digits))
-    report = build_from_coco(annotations, images, sample.folder / "out.bank")
-    assert report.kept == {"car": 1 if key == "category_id" else 2}
-    sample.content["annotations"][1:] = []
-    sample.add(id=10**5000)
-    report = build(sample)
-    assert report.kept == {"car": 1}
-    assert report.rejected["entry in annotations has an id of more than 300 digits"] == 1
+    assert report.rejected == {NO_CATEGORY: 1, "category is not in the JSON": 1}
 
 
 def test_names_of_files_and_folders_that_are_no_text_do_not_end_a_build(sample: CocoSample, tmp_path: Path) -> None:

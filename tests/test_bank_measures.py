@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from terse_aug.bank.analysis.mean_shapes import mean_shapes, unit_mask
+from terse_aug.bank.analysis.class_shapes import (
+    chamfer_distance,
+    drawn_pairs,
+    mean_shapes,
+    shape_diversity,
+    unit_mask,
+)
 from terse_aug.bank.analysis.near_duplicates import MAX_HASH_DISTANCE, appearance_of, find_near_duplicates
 from terse_aug.bank.analysis.outline import (
     Outline,
@@ -23,7 +29,6 @@ from terse_aug.bank.analysis.outline import (
     simplified,
     unit_outline,
 )
-from terse_aug.bank.analysis.shape_diversity import chamfer_distance, drawn_pairs, shape_diversity
 
 Mask = NDArray[np.uint8]
 
@@ -99,37 +104,6 @@ def test_parts_are_measured_together_and_holes_are_counted() -> None:
     assert parts_and_holes(np.ones((1, 1), np.uint8)) == (1, 0)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_a_larger_mask_of_the_same_shape_has_the_same_measures(seed: int) -> None:
-    large = blob(seed, 480)
-    mask = silhouette(cv2.resize(255 * large, None, fx=0.4, fy=0.4, interpolation=cv2.INTER_AREA))
-    (corners, length), (more, longer) = corners_and_length(mask), corners_and_length(large)
-    assert longer == pytest.approx(length, rel=0.03)
-    assert more == pytest.approx(corners, rel=0.25)
-    assert (
-        chamfer_distance(points_of(mask), points_of(large))
-        < 0.02
-        < chamfer_distance(points_of(mask), points_of(disk(99)))
-    )
-
-
-def test_simplifying_keeps_to_its_tolerance_and_more_tolerance_keeps_less() -> None:
-    outline = unit_outline(blob(3, 150))
-    counts = []
-    for tolerance in (0.002, 0.01, 0.05):
-        simple = simplified(outline, tolerance)
-        counts.append(shape_complexity(simple))
-        for part, kept in zip(outline, simple, strict=True):
-            assert max(_distance(corner, kept) for corner in part) <= tolerance + 1e-5
-    assert counts[0] > counts[1] > counts[2]
-
-
-def _distance(point: NDArray[np.float32], polygon: NDArray[np.float32]) -> float:
-    starts, ends = polygon, np.roll(polygon, -1, axis=0)
-    along = ((point - starts) * (ends - starts)).sum(1) / np.maximum(((ends - starts) ** 2).sum(1), 1e-12)
-    return float(np.hypot(*(starts + along.clip(0, 1)[:, None] * (ends - starts) - point).T).min())
-
-
 def test_silhouettes_are_tight_and_at_least_half_opaque() -> None:
     alpha = np.zeros((9, 9), np.uint8)
     alpha[2:5, 3:8] = 200
@@ -142,19 +116,10 @@ def test_silhouettes_are_tight_and_at_least_half_opaque() -> None:
 
 def test_points_are_evenly_spaced_and_on_the_outline() -> None:
     square: Outline = [np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32)]
-    points = even_points(square, 8)
     expected = [[0.25, 0], [0.75, 0], [1, 0.25], [1, 0.75], [0.75, 1], [0.25, 1], [0, 0.75], [0, 0.25]]
-    np.testing.assert_allclose(points, expected, atol=1e-6)
-    parts = cv2.copyMakeBorder(disk(50), 0, 30, 10, 40, cv2.BORDER_CONSTANT, value=0)
-    parts[60:, :20] = parts[:, 80:] = 1
-    outline = unit_outline(parts)
-    assert len(outline) == 3
-    for point in even_points(outline):
-        assert min(_distance(point, part) for part in outline) < 1e-5
-    shared = [outline_length([part]) / outline_length(outline) for part in outline]
-    points = even_points(outline, 1000)
-    nearest = np.argmin([[_distance(point, part) for part in outline] for point in points], axis=1)
-    np.testing.assert_allclose(np.bincount(nearest, minlength=len(outline)) / 1000, shared, atol=2e-3)
+    np.testing.assert_allclose(even_points(square, 8), expected, atol=1e-6)
+    parts = even_points([square[0], square[0] / 3 + 5], 1000)
+    assert (parts > 4).all(1).mean() == pytest.approx(0.25, abs=2e-3), "in proportion to the lengths of the parts"
 
 
 def test_chamfer_distance() -> None:
@@ -177,12 +142,6 @@ def test_pairs_are_different_pairs_of_different_items(count: int, limit: int, se
     pairs = drawn_pairs(count, limit, np.random.default_rng(seed))
     assert len({tuple(pair) for pair in pairs.tolist()}) == len(pairs) == min(limit, count * (count - 1) // 2)
     assert ((pairs[:, 1] >= 0) & (pairs[:, 1] < pairs[:, 0]) & (pairs[:, 0] < count)).all()
-
-
-def test_pairs_of_very_many_are_drawn_from_all_alike() -> None:
-    pairs = drawn_pairs(10_000_000, 5000, np.random.default_rng(0))
-    assert ((pairs[:, 1] >= 0) & (pairs[:, 1] < pairs[:, 0]) & (pairs[:, 0] < 10_000_000)).all()
-    assert pairs.mean() == pytest.approx(5e6, rel=0.02)
 
 
 def test_diversity_is_of_pairs_and_differs_between_classes() -> None:
@@ -211,15 +170,10 @@ def test_mean_shapes_separate_two_kinds() -> None:
     np.testing.assert_allclose(found.means[1], others.mean(0) / 255, atol=1e-5)
 
 
-def test_mean_shapes_follow_their_generator_alone() -> None:
+def test_mean_shapes_are_those_of_their_generator_the_largest_first() -> None:
     masks = np.stack([unit_mask(blob(seed)) for seed in range(40)])
-    cv2.setRNGSeed(7)
-    drawn = cv2.randu(np.zeros(4), 0, 1).tolist()
-    cv2.setRNGSeed(7)
     first, again, other = (mean_shapes(masks, np.random.default_rng(seed)) for seed in (0, 0, 1))
-    assert cv2.randu(np.zeros(4), 0, 1).tolist() == drawn, "the global generator was used"
     np.testing.assert_array_equal(first.means, again.means)
-    assert first.means.shape == (5, 32, 32)
     assert first.counts.sum() == other.counts.sum() == 40
     assert (np.diff(first.counts) <= 0).all()
     assert not np.array_equal(first.means, other.means)
@@ -256,18 +210,6 @@ def test_copies_are_found_and_others_are_not() -> None:
     assert sorted(groups) == [[n, 40 + n, 50 + n, 60 + n, 70 + n] for n in range(10)]
 
 
-def test_appearance_is_that_of_visible_pixels() -> None:
-    rgba = texture(3)
-    shaped = rgba.copy()
-    shaped[:, :, :3] = 255
-    look = appearance_of(shaped)
-    np.testing.assert_array_equal(look.thumbnail[..., 0], look.thumbnail[..., 3])
-    assert look.thumbnail[..., 3].mean() == pytest.approx(rgba[:, :, 3].mean(), abs=2)
-    hidden = appearance_of(rgba).thumbnail[look.thumbnail[..., 3] == 0]
-    assert len(hidden)
-    assert not hidden.any()
-
-
 def test_neither_the_shape_nor_the_colours_alone_make_it_alike() -> None:
     one, other = texture(1), texture(2)
     recoloured = one.copy()
@@ -302,20 +244,6 @@ def test_groups_are_linked_in_chains_and_thumbnails_decide() -> None:
     assert [group.tolist() for group in with_more.groups] == [[0, 1, 2, 3, 4]]
     apart = find_near_duplicates(np.tile(bits, 2), np.concatenate([thumbnails, thumbnails + 100]))
     assert [group.tolist() for group in apart.groups] == [[0, 1, 2, 3], [5, 6, 7, 8]]
-
-
-def test_very_many_that_are_alike_are_not_compared_one_by_one() -> None:
-    bits = np.zeros(3000, np.uint64)
-    thumbnails = np.zeros((3000, 8, 8, 4), np.uint8)
-    found = find_near_duplicates(bits, thumbnails)
-    assert [len(group) for group in found.groups] == [3000]
-    assert found.comparisons == 0
-    thumbnails[:, 0, 0, 0], thumbnails[:, 0, 1, 0] = np.arange(3000) % 256, np.arange(3000) // 256
-    limited = find_near_duplicates(bits, thumbnails, comparisons=100_000)
-    assert limited.comparisons <= 100_000
-    assert limited.complete_distance == -1
-    close = np.random.default_rng(0).integers(0, 1 << 16, 3000).astype(np.uint64)  # all share three bands nearly
-    assert find_near_duplicates(close, thumbnails, comparisons=200_000_000).complete_distance == MAX_HASH_DISTANCE
 
 
 def test_a_search_that_ends_early_reports_how_far_it_came() -> None:

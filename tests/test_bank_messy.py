@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from terse_aug.bank import BuildReport, ForegroundBank, build_from_coco, build_from_masks
-from terse_aug.bank.inputs.file_names import match_names
+from terse_aug.bank import BuildReport, ForegroundBank, build_from_coco
 from terse_aug.bank.inputs.repair import repair_annotation
-from terse_aug.cli import main
 from terse_aug.preview import open_coco
 
 NAME = "züge/Käfer Ä.png"
@@ -185,100 +182,10 @@ def test_dirt_is_repaired_to_the_bank_of_clean_data_and_counted(
     assert report.repaired == repaired
     assert report.rejected == {"crowd region, not one object (iscrowd)": 1}
     assert own == clean_fingerprint
+    with ForegroundBank.open(report.path) as bank:
+        assert bank.info()["built"]["repaired"] == repaired
     summary = report.summary()
     assert all(reason in summary and report.examples[reason] for reason in repaired)
-
-
-def test_repairs_are_recorded_in_the_bank(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    content = clean()
-    text_ids(content)
-    report, _ = build(folder, content)
-    with ForegroundBank.open(report.path) as bank:
-        assert bank.info()["built"]["repaired"] == {N_ID: 3}
-    assert main(["bank", "info", str(report.path)]) == 0
-    assert "3  id written as text" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("codec", ["cp1252", "cp437", "latin-1"])
-def test_damaged_names_on_disk_are_found(folder: Path, codec: str) -> None:
-    """The reverse: an archive was unpacked wrongly, as text or as bytes that are none."""
-    images = folder / "images"
-    for spelled in (os.fsencode(damaged(codec)), NAME.encode(codec)):
-        broken = Path(os.fsdecode(os.fsencode(images) + b"/" + spelled))
-        broken.parent.mkdir(exist_ok=True)
-        (images / NAME).rename(broken)
-        report, _ = build(folder, clean(), overwrite=True)
-        assert (report.kept, report.repaired) == ({"car": 1, "toothbrush": 1}, {CODEC: 1})
-        broken.rename(images / NAME)
-
-
-def listed_as(folder: Path, *names: str) -> BuildReport:
-    """A data set of these images and the usual two, with a toothbrush in each."""
-    content = clean()
-    content["images"] += [{"id": 20 + row, "file_name": name} for row, name in enumerate(names)]
-    content["annotations"] = [
-        {"id": row, "image_id": image["id"], "category_id": 90, "segmentation": runs(30)}
-        for row, image in enumerate(content["images"])
-    ]
-    return build(folder, content, overwrite=True)[0]
-
-
-@pytest.mark.parametrize(
-    ("files", "names"),
-    [
-        ((), ("c.PNG", "C.png")),  # both are the same file
-        (("d.png",), ("d.jpg", "d.png")),  # one has the file already
-        (("e.png", "e.webp"), ("e.jpg", "b.png")),  # either may be meant
-        (("f/x.png",), ("g/x.png", "b.png")),  # frames of another video
-    ],
-)
-def test_ambiguous_names_are_not_repaired(folder: Path, files: tuple[str, ...], names: tuple[str, ...]) -> None:
-    for file in (*files, "c.png"):
-        (folder / "images" / file).parent.mkdir(exist_ok=True)
-        (folder / "images" / file).write_bytes((folder / "images" / OTHER).read_bytes())
-    report = listed_as(folder, *names)
-    known = sum((folder / "images" / name).is_file() for name in names)
-    missing = [count for reason, count in report.rejected.items() if "image file is missing" in reason]
-    assert (report.kept, sum(missing)) == ({"toothbrush": 2 + known}, 2 - known)
-    assert report.repaired == {}
-
-
-def test_a_file_that_a_path_leads_to_belongs_to_no_other_name(folder: Path) -> None:
-    same = str(Path(NAME).with_name(Path(NAME).name.upper()))
-    for path in (str(folder / "images" / NAME), f"../images/{NAME}", f"./züge/../{NAME}", NAME):
-        content = clean()
-        renamed(path)(content)
-        content["images"].append({"id": 10, "file_name": same})
-        content["annotations"].append(first(content) | {"id": 5, "image_id": 10})
-        report, _ = build(folder, content, overwrite=True)
-        assert (report.kept["car"], report.repaired) == (1, {})
-        assert report.rejected["image file is missing"] == 1
-
-
-@pytest.mark.parametrize(
-    ("mode", "file", "name", "others", "kept"),
-    [
-        ("P", "c/a.png", "c/a.jpg", (), False),  # masks
-        ("1", "c/a.png", "c/a.jpg", (), False),
-        ("L", "c/a.png", "c/a.jpg", (), False),
-        ("L", "c/a.png", "c/a", (), False),
-        ("RGB", "c/a.png", "c/a.jpg", (), True),
-        ("RGB", "c/a.png", "c/a", (), True),
-        ("RGB", "c/a.png", "c/a.jpg", ("c/b.PNG",), False),  # PNG files are named as such
-        ("RGB", "c/a.png", "c/a.jpg", ("d/b.png",), True),
-        ("L", "c/a.jpg", "c/a.JPEG", ("c/b.jpg",), True),  # one format
-        ("L", "c/a.tif", "c/a.tiff", ("c/b.tif",), True),
-    ],
-)
-def test_another_format_matches_photographs_only(
-    folder: Path, mode: str, file: str, name: str, others: tuple[str, ...], kept: bool
-) -> None:
-    (folder / "images" / "c").mkdir()
-    Image.fromarray(gradient(80, 120)).convert(mode).save(folder / "images" / file)
-    report = listed_as(folder, name, *others)
-    assert (report.kept["toothbrush"], report.repaired) == (2 + kept, {SUFFIX: 1} if kept else {})
-    unclear = [count for reason, count in report.rejected.items() if "several may be meant" in reason]
-    assert unclear == ([] if kept else [1])
 
 
 @pytest.mark.parametrize(
@@ -420,28 +327,3 @@ def test_polygons_survive_any_notation(polygon: list[tuple[float, float]], data:
     before = copy.deepcopy(entry)
     assert repair_annotation(entry, set())["segmentation"] == [flat]
     assert entry == before
-
-
-names = st.text("aAäÄéß1._ /\\", min_size=1, max_size=8)
-
-
-@given(st.sets(names), st.sets(names))
-def test_no_file_matches_two_names(wanted: set[str], existing: set[str]) -> None:
-    matches = match_names(wanted, existing)
-    files = [match.name for match in matches.values() if match.name is not None]
-    assert len(files) == len(set(files))
-    assert set(files) <= existing - wanted
-    assert not set(matches) & existing
-
-
-def test_masks_of_another_spelling(folder: Path) -> None:
-    masks, images = folder / "masks", folder / "images"
-    masks.mkdir()
-    (images / NAME).rename(images / "Käfer.png")
-    for name in ("Käfer_mask.png", "b_mask.png"):
-        Image.fromarray(np.pad(np.ones((20, 30), np.uint8), ((10, 50), (40, 50)))).save(masks / name)
-    expected = build_from_masks(images, masks, folder / "clean.bank")
-    (masks / "Käfer_mask.png").rename(masks / unicodedata.normalize("NFD", "Käfer_mask.png"))
-    report = build_from_masks(images, masks, folder / "out.bank")
-    assert fingerprint(report) == fingerprint(expected)
-    assert (report.rejected, report.repaired) == ({}, {"mask: file name in another Unicode form": 1})

@@ -27,7 +27,6 @@ from terse_aug.bank import BoxMasks, Foreground, build_from_coco, build_from_mas
 from terse_aug.bank.build.chunks import ExtractionTask, Source
 from terse_aug.bank.build.report import BuildLog
 from terse_aug.bank.build.workers import extract_in_order
-from terse_aug.bank.inputs.file_names import FileFinder
 from terse_aug.bank.segmenters.box import box_alpha
 
 
@@ -79,12 +78,6 @@ def test_jobs_make_the_same_bank_of_folders(data_root: Path, tmp_path: Path) -> 
         assert sum(one.kept.values()) > 8
 
 
-def test_few_images_and_many_jobs(tmp_path: Path) -> None:
-    make_many(tmp_path, 9)
-    many, one = (build_many(tmp_path, tmp_path / f"{jobs}.bank", jobs=jobs) for jobs in (50, 1))
-    assert outcome(many) == outcome(one)
-
-
 @dataclass(frozen=True)
 class Odd:
     """An extractor that interprets the names of its images as commands."""
@@ -107,7 +100,7 @@ class Odd:
         yield Foreground(rgba, 1, f"{unit} {os.getpid()}", 0.1)
 
 
-def run_odd(units: list[str], jobs: int | None) -> list[str]:
+def run_odd(units: list[Any], jobs: int | None) -> list[str]:
     source = Source(units, Odd(), {})
     task = ExtractionTask(source.extractor, {}, {1: "cat"}, 0)
     done = list(extract_in_order(task, source, source.chunks(), jobs, lambda own: None))
@@ -161,7 +154,7 @@ def run_with_few_files(spare: int) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of open files")
-@pytest.mark.parametrize("spare", [6, 9, 12])
+@pytest.mark.parametrize("spare", [6, 12])
 def test_one_process_does_all_where_no_others_can_be_started(spare: int) -> None:
     script = f"from {__name__} import run_with_few_files as run; run({spare})"
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
@@ -222,12 +215,12 @@ class Lost:
         return int, ("lost",)
 
 
-@pytest.mark.filterwarnings("ignore:this build cannot be resumed")
+@pytest.mark.filterwarnings("ignore:(annotations|this build) cannot be")
 @pytest.mark.parametrize(
     ("thing", "message"),
     [
-        (threading.Lock(), "annotations cannot be sent .*lock.*one process does"),
-        (Lost(), "annotations cannot be loaded .*lost.*one process does"),
+        (threading.Lock(), "cannot be sent .*lock.*this process extracts.*leave out"),
+        (Lost(), "cannot be loaded .*lost.*this process extracts.*leave out"),
     ],
 )
 def test_annotations_hold_what_others_cannot_have(tmp_path: Path, thing: Any, message: str) -> None:
@@ -236,7 +229,13 @@ def test_annotations_hold_what_others_cannot_have(tmp_path: Path, thing: Any, me
     arguments: tuple[Any, ...] = (content, tmp_path / "images")
     with pytest.warns(UserWarning, match=message):
         two = build_from_coco(*arguments, tmp_path / "a.bank", boxes="ellipse", jobs=2)
-    assert outcome(two) == outcome(build_from_coco(*arguments, tmp_path / "b.bank", boxes="ellipse", jobs=1))
+    with pytest.warns(UserWarning, match="this build cannot be resumed beyond this point"):
+        one = build_from_coco(*arguments, tmp_path / "b.bank", boxes="ellipse", jobs=1)
+    assert outcome(two) == outcome(one)
+    with pytest.warns(UserWarning, match=message):
+        sources = run_odd([*map(str, range(8)), thing, *map(str, range(9, 40))], 2)
+    own = [str(os.getpid()) in source for source in sources]
+    assert own == [False] * 8 + [True] * 8 + [False] * 24, "one chunk is extracted here, the others are not"
 
 
 @pytest.mark.parametrize("jobs", [0, -1, 1.5, "2", True])
@@ -257,20 +256,6 @@ def test_progress_grows_to_the_end(tmp_path: Path) -> None:
         assert seen[-1] == (IMAGES, IMAGES)
 
 
-def test_building_does_not_load_torch() -> None:
-    script = "import sys, terse_aug.bank; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "False\n"
-
-
-def test_every_public_name_is_there() -> None:
-    assert set(terse_aug.__all__) <= set(dir(terse_aug))
-    for name in terse_aug.__all__:
-        assert getattr(terse_aug, name) is not None
-    assert terse_aug.models.__name__ == "terse_aug.models"
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        terse_aug.nothing  # noqa: B018
-
-
 def test_a_type_checker_knows_the_public_names_and_no_others(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     names = [*terse_aug.__all__, *terse_aug._PARTS, "nothing"]
@@ -282,16 +267,3 @@ def test_a_type_checker_knows_the_public_names_and_no_others(tmp_path: Path) -> 
     messages = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
     assert [line for line in messages if ": error:" in line and "nothing" not in line] == []
     assert sum("nothing" in line for line in messages) == 1
-
-
-def test_names_of_another_format_take_time_in_proportion(tmp_path: Path) -> None:
-    for number in range(2000):
-        (tmp_path / f"{number}.png").touch()
-    Image.fromarray(np.zeros((1, 1, 3), np.uint8)).save(tmp_path / "0.png")
-    files = FileFinder(tmp_path, [f"{number}.jpg" for number in range(2000)])
-    assert files.find("0.jpg") == ("0.png", "file name with another extension or none")
-    began = time.process_time()
-    for number in range(1, 2000):
-        with pytest.raises(LookupError, match="may be a mask"):
-            files.find(f"{number}.jpg")
-    assert time.process_time() - began < 5

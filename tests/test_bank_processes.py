@@ -42,10 +42,6 @@ def read_in_child(bank: ForegroundBank, seed: int, answers: multiprocessing.Queu
         answers.put(digest(bank, order))
 
 
-def open_in_child(path: Path, answers: multiprocessing.Queue) -> None:
-    answers.put(digest(ForegroundBank.open(path)))
-
-
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_processes_read_what_one_reads(bank: ForegroundBank, method: str) -> None:
     if method not in multiprocessing.get_all_start_methods():
@@ -65,16 +61,6 @@ def test_processes_read_what_one_reads(bank: ForegroundBank, method: str) -> Non
         assert child.exitcode == 0
     assert set(received) == {expected}
     assert digest(bank) == expected  # the children's ends leave the parent's mapping alone
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-def test_a_forked_child_opens_the_bank_itself(bank: ForegroundBank) -> None:
-    context = multiprocessing.get_context("fork")
-    answers = context.Queue()
-    child = context.Process(target=open_in_child, args=(bank.path, answers))
-    child.start()
-    assert answers.get(timeout=60) == digest(bank)
-    child.join()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")

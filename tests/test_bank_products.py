@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from terse_aug.bank import BuildReport, ForegroundBank, PlainBackground, build_from_products
-from terse_aug.bank.build.report import BuildLog
 from terse_aug.bank.extract import RejectedObject
-from terse_aug.bank.inputs.mask_pairing import pair_masks
 from terse_aug.bank.segmenters.mask_polarity import BLACK, WHITE, object_alpha
 from terse_aug.cli import main
 
@@ -80,12 +77,6 @@ def test_specks_are_removed_and_parts_may_be_objects() -> None:
     assert (np.maximum(left, right) == both).all()
 
 
-def test_large_images_are_segmented_at_a_smaller_size() -> None:
-    (alpha,) = PlainBackground().alphas(photograph(ring()).repeat(8, 0).repeat(8, 1))
-    assert alpha.shape == (8 * HEIGHT, 8 * WIDTH)
-    assert iou(alpha, ring().repeat(8, 0).repeat(8, 1)) > 0.95
-
-
 def test_a_gap_in_the_outline_does_not_leak() -> None:
     """What is inside has nearly the background's colour, as a white cup in front of a white wall."""
     image = np.full((HEIGHT, WIDTH, 3), 248, np.uint8)
@@ -94,13 +85,6 @@ def test_a_gap_in_the_outline_does_not_leak() -> None:
     image[78:82, :60] = 248  # four pixels; blur leaves two
     (alpha,) = PlainBackground().alphas(image)
     assert iou(alpha, ring(False)) > 0.95
-
-
-def test_an_object_may_touch_the_border() -> None:
-    mask = np.zeros((HEIGHT, WIDTH), bool)
-    mask[60:, 70:130] = True
-    (alpha,) = PlainBackground().alphas(photograph(mask, course=40))
-    assert iou(alpha, mask) > 0.93
 
 
 @pytest.mark.parametrize(
@@ -116,14 +100,6 @@ def test_an_object_may_touch_the_border() -> None:
 def test_other_images_are_rejected_with_the_reason(image: NDArray[np.uint8], reason: str) -> None:
     with pytest.raises(RejectedObject, match=reason):
         PlainBackground().alphas(image)
-
-
-def test_shadows_stay_with_their_object() -> None:
-    """A documented limitation."""
-    image = photograph(ring())
-    image[125:140, 60:120] = 200
-    (alpha,) = PlainBackground().alphas(image)
-    assert alpha[132, 90] == 255
 
 
 # --- masks ----------------------------------------------------------------------------------------------------------
@@ -274,29 +250,6 @@ def test_a_mask_belongs_to_one_image(tmp_path: Path, place: str) -> None:
             solid = foreground.rgba[..., 3] > 127
             assert solid.sum() == pytest.approx(parts[name].sum(), rel=0.02)
         assert len(bank) == (2 if place == "below" else 1)
-
-
-@pytest.mark.parametrize("place", ["beside", "flat"])
-def test_many_names_are_paired_fast(tmp_path: Path, place: str) -> None:
-    masks = tmp_path if place == "beside" else tmp_path / "masks"
-    for folder in ("p", "p/0", "p/1", "masks"):
-        (tmp_path / folder).mkdir()
-    for number in range(2_000):
-        name = f"p/{number % 2}/{number}"
-        (tmp_path / f"{name}.jpg").touch()
-        (tmp_path / (f"{name}_mask.png" if place == "beside" else f"masks/{number}.png")).touch()
-    start = time.process_time()
-    pairs = pair_masks(tmp_path if place == "beside" else tmp_path / "p", masks, BuildLog())
-    assert time.process_time() - start < 2
-    assert len(pairs.mask_of) == len(pairs.images) == 2_000
-    assert all(mask.stem.removesuffix("_mask") == path.stem for path, mask in pairs.mask_of.items())
-
-
-def test_pure_colours_are_no_mask(tmp_path: Path) -> None:
-    image = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
-    image[ring()] = (255, 0, 0)
-    save(tmp_path / "a.png", image)
-    assert build_from_products(tmp_path, tmp_path / "out.bank").kept == {"object": 1}
 
 
 def test_wrong_calls_are_refused(tmp_path: Path) -> None:

@@ -7,14 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import numpy as np
 import pytest
 from bank_samples import CATEGORIES, make_foreground, write_bank
 from numpy.typing import NDArray
 from test_bank_measures import cross, disk, texture
 
-from terse_aug.bank import BankWriter, ExtractionRules, Foreground, ForegroundBank, build_from_masks
+from terse_aug.bank import BankWriter, Foreground, ForegroundBank
 from terse_aug.bank.analysis import BankStatistics, bank_statistics, render_report
 from terse_aug.bank.analysis.charts import histogram
 from terse_aug.cli import main
@@ -150,15 +149,6 @@ def test_odd_banks(kind: str, tmp_path: Path) -> None:
         assert statistics.copies == 59
 
 
-def test_descriptions_of_other_programs_are_accepted(tmp_path: Path) -> None:
-    built = {"rejected": ["x"], "mask_sources": {"mask": "some"}, "from": None, SCRIPT: [1, SCRIPT], "nested": {"a": 1}}
-    _, page = report_of(write(tmp_path / "odd.bank", ODD["one"], built))
-    assert page.count("Not recorded.") == 2
-    assert "&lt;script&gt;" in page
-    _, page = report_of(write(tmp_path / "odd.bank", ODD["one"], {"rejected": {}, "mask_sources": {"mask": 1}}))
-    assert "<p>Nothing.</p>" in page
-
-
 @pytest.mark.parametrize("counts", [["x"], "x", 5, {"a": "b"}, {"a": [1]}, {"\x1b[2J\ud800": 3, "b": 4}, None])
 @pytest.mark.parametrize("what", ["rejected", "repaired"])
 def test_the_command_prints_any_description(
@@ -171,20 +161,6 @@ def test_the_command_prints_any_description(
         assert "\x1b" not in output
         printed = isinstance(counts, dict) and "b" in counts
         assert more or (f"{what} when it was built\n       4  b\n       3   [2J\\ud800" in output) == printed
-
-
-@pytest.mark.parametrize("center", [(np.inf, 0.5), (0.5, -np.inf), (-0.25, 0.5), (0.5, 1.01), (0.5, np.nan), (1e30, 0)])
-def test_centers_beyond_the_image_are_unknown(center: tuple[float, float], tmp_path: Path) -> None:
-    path = write(tmp_path / "a.bank", [foreground(shaped(disk(20)), center=(0.25, 1.0)) for _ in range(2)])
-    stored = np.array([[0.25, 1.0], center], "<f4").tobytes()
-    with lmdb.open(str(path), subdir=False, lock=False) as environment, environment.begin(write=True) as transaction:
-        transaction.put(b"centers", stored)
-    with ForegroundBank.open(path) as bank:
-        np.testing.assert_array_equal(bank.centers, [[0.25, 1.0], [np.nan, np.nan]])
-        assert not bank.centers.flags.writeable
-        assert [one.center for one in bank] == [(0.25, 1.0), None]
-    statistics, _ = report_of(path)
-    assert statistics.centers.tolist() == [[0.25, 1.0]]
 
 
 def test_the_same_seed_gives_the_same_page(varied: Path) -> None:
@@ -220,12 +196,6 @@ def test_a_view_is_reported_as_it_is(varied: Path) -> None:
         bank_statistics(bank, progress=lambda *what: reported.append(what))
     assert {what for what, _, _ in reported} == {"foregrounds", "shapes of classes", "duplicates"}
     assert all(0 <= done <= total for _, done, total in reported)
-
-
-@pytest.mark.parametrize("options", [{"samples": -1}, {"seed": -1}])
-def test_wrong_options(options: dict[str, int], varied: Path) -> None:
-    with ForegroundBank.open(varied) as bank, pytest.raises(ValueError, match="samples and seed of 0 or more"):
-        bank_statistics(bank, **options)
 
 
 def test_bars_count_every_value() -> None:
@@ -271,25 +241,3 @@ def test_centers_are_stored_and_old_banks_have_none(tmp_path: Path) -> None:
             with pytest.raises(ValueError, match="fractions of the image"):
                 writer.add(make_foreground(0, center=wrong))
         writer.add(make_foreground(0))
-
-
-def test_centers_are_those_of_the_boxes(data_root: Path, tmp_path: Path) -> None:
-    from PIL import Image
-
-    folder = data_root / "penn_fudan"
-    names = ["FudanPed00001.png", "PennPed00010.png"]
-    source = (folder / "PNGImages", folder / "PedMasks", tmp_path / "p.bank")
-    build_from_masks(*source, image_list=names, rules=ExtractionRules(max_side=200))
-    expected = []
-    for name in names:
-        ids = np.asarray(Image.open(folder / "PedMasks" / name.replace(".png", "_mask.png")))
-        for number in range(1, ids.max() + 1):
-            rows, columns = np.nonzero(ids == number)
-            middle = (columns.min() + columns.max() + 1) / 2, (rows.min() + rows.max() + 1) / 2
-            expected.append((middle[0] / ids.shape[1], middle[1] / ids.shape[0]))
-    with ForegroundBank.open(tmp_path / "p.bank") as bank:
-        np.testing.assert_allclose(bank.centers, expected, atol=1e-6)
-        assert bank.sizes.max() == 200  # scaled down, where the middle has to come along
-    statistics, page = report_of(tmp_path / "p.bank")
-    assert len(statistics.centers) == len(expected)
-    assert "one dot for each" in page

@@ -14,8 +14,7 @@ from PIL import Image
 from terse_aug.bank import ForegroundBank, build_from_video
 from terse_aug.bank.build.report import BuildLog
 from terse_aug.bank.extract import RejectedObject
-from terse_aug.bank.readers.video import estimate_background
-from terse_aug.bank.readers.video_frames import Frames
+from terse_aug.bank.readers.video import Frames, estimate_background
 from terse_aug.bank.segmenters.motion import median_background, moving_object_alphas
 from terse_aug.cli import main
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,9 @@ from annotated_samples import as_labelme, as_panoptic, as_via, as_voc, as_yolo, 
 from bank_samples import CocoSample, write_bank
 
 from terse_aug.bank import ExtractionRules, ForegroundBank
+from terse_aug.bank.readers import READERS
 from terse_aug.cli import main
+from terse_aug.cli.output import write_whole
 
 
 @pytest.fixture
@@ -68,16 +72,6 @@ def test_build_masks_and_info_of_real_data(data_root: Path, tmp_path: Path, caps
     assert info["built"]["rejected"] == {"image is not in `image_list`": 168}
 
 
-def test_build_rgba(tmp_path: Path) -> None:
-    from test_bank_rgba import save
-
-    save(tmp_path / "objects" / "cup" / "a.png")
-    arguments = ["bank", "build", "rgba", "--folder", str(tmp_path / "objects"), "--relative-size", "0.5"]
-    assert main([*arguments, "--out", str(tmp_path / "cups.bank")]) == 0
-    bank = ForegroundBank.open(tmp_path / "cups.bank")
-    assert (bank.categories, bank[0].relative_size) == ({1: "cup"}, 0.5)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -90,6 +84,8 @@ def test_build_rgba(tmp_path: Path) -> None:
         (["bank", "build", "rgba", "--folder", "missing", "--out", "x.bank"], "found none"),
         (["bank", "build", "rgba", "--folder", ".", "--out", "x.bank", "--min-area", "0"], "min_area"),
         (["bank", "build", "rgba", "--folder", ".", "--out", "x.bank", "--min-area", "a"], "invalid int"),
+        (["bank", "build", "rgba", "--folder", ".", "--out", "."], "got the folder"),
+        (["bank", "build", "rgba", "--folder", ".", "--out", "some.bank"], "--overwrite"),
         (["bank", "report", "missing.bank", "--out", "x.html"], "no foreground bank at"),
         (["bank", "report", "some.bank"], "--out"),
         (["bank", "report", "some.bank", "--out", "x.bank"], "ends in .html"),
@@ -115,31 +111,6 @@ def test_user_errors_are_one_line_and_exit_code_2(
     assert [path.name for path in tmp_path.iterdir()] == ["some.bank"]
 
 
-def test_existing_bank_is_refused(sample: CocoSample, capsys: pytest.CaptureFixture[str]) -> None:
-    write_bank(sample.folder / "out.bank", 2)
-    assert main(coco_arguments(sample)) == 2
-    assert "--overwrite" in capsys.readouterr().err
-    assert len(ForegroundBank.open(sample.folder / "out.bank")) == 2
-
-
-def test_an_interruption_is_reported(
-    sample: CocoSample, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("terse_aug.bank.readers.annotated_images.extract_from_image", interrupted)
-    assert main(coco_arguments(sample)) == 130
-    assert "nothing was written" in capsys.readouterr().err
-    assert not list(sample.folder.glob("*bank*"))
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["bank", "build", "coco", "--help"]])
-def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(arguments) == 0
-    assert "usage: terse-aug" in capsys.readouterr().out
-
-
 def test_every_format_can_be_built_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     context = make_sample(tmp_path)
     as_yolo(context)
@@ -162,3 +133,25 @@ def test_every_format_can_be_built_from(tmp_path: Path, capsys: pytest.CaptureFi
             assert (bank.categories.get(1) == "dog") is (source in ("voc", "yolo"))
     assert main(["bank", "build", "via", *via, "--fallback", "box", "--out", "x.bank"]) == 2
     assert "are for --boxes grabcut" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", [*READERS, "detectron2", "mmdet"])
+def test_every_flag_is_explained(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bank", "build", source, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--out FILE" in text
+    assert "the bank to write" in text
+    assert "`" not in text
+    assert not re.search(r"\bfunction|\bNone\b|content of", text), "help is for the command line"
+    assert ("--min-box-agreement" in text) == (source not in ("masks", "rgba", "products", "video"))
+    assert ("--drop-truncated" in text) == (source != "rgba")
+
+
+def test_a_page_is_on_disk_before_it_replaces_an_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    replace = os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_size))
+    monkeypatch.setattr(os, "replace", lambda *paths: (synced.append(-1), replace(*paths)))
+    write_whole(tmp_path / "a.html", b"page")
+    assert synced == [4, -1]
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"page"]

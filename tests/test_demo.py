@@ -5,12 +5,11 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from example_modules import importable
+from example_modules import importable, modules_of
 from processes import METHOD, fresh
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo"
@@ -30,19 +29,9 @@ def demo():
         pytest.importorskip(package)
     with importable(DEMO, "run", "terse_demo"):
         import run
-        from terse_demo import data, digits, measurement, processes, report, results, training, wording
 
-        yield SimpleNamespace(
-            main=run.main,
-            data=data,
-            digits=digits,
-            measurement=measurement,
-            processes=processes,
-            report=report,
-            results=results,
-            training=training,
-            wording=wording,
-        )
+        names = ("data", "digits", "measurement", "processes", "report", "results", "training", "wording")
+        yield modules_of("terse_demo", *names, main=run.main)
 
 
 @pytest.fixture(scope="module")

@@ -76,12 +76,6 @@ def test_labels_of_one_box_do_not_cover_each_other() -> None:
     assert outside[1] == 2 * outside[0] > 0
 
 
-def test_drawing_leaves_its_input_alone() -> None:
-    image = torch.full((3, 640, 640), 0.5)
-    draw_sample(image, target_of([10, 10, 90, 90]), {1: "a"})
-    assert (image == 0.5).all()
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -35,7 +35,7 @@ from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.runner import Runner
 
 from terse_aug import ForegroundBank
-from terse_aug_mmdet import TerseHook
+from terse_aug_mmdet import MMDetAdapter, TerseHook
 from terse_aug_mmdet.batch import sampled_foregrounds_of
 from terse_aug_mmdet.checkpoints import statistic_of_buffer
 
@@ -231,6 +231,24 @@ def test_the_scale_of_a_scaler_is_removed(data: Path, bank: ForegroundBank, tmp_
     assert runner.optim_wrapper.loss_scaler.get_scale() == 2.0**16
     assert logged[0] == pytest.approx(logged[1], rel=1e-3)
     torch.testing.assert_close(*weights)
+
+
+@pytest.mark.usefixtures("amp_on_cpu")
+def test_gradient_steps_have_the_precision_of_the_wrapper(
+    data: Path, bank: ForegroundBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``AmpOptimWrapper`` has no ``dtype`` by default: that of the device, on the CPU bfloat16."""
+    runner, _ = mixed_precision(data, tmp_path, settings(bank, robustness={}))
+    used: set[tuple[bool, torch.dtype]] = set()
+    losses = MMDetAdapter.losses
+
+    def watched(*inputs: Any) -> torch.Tensor:
+        used.add((torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")))
+        return losses(*inputs)
+
+    monkeypatch.setattr(MMDetAdapter, "losses", watched)
+    runner.train()
+    assert used == {(True, torch.bfloat16)}
 
 
 @pytest.mark.usefixtures("amp_on_cpu")

@@ -87,8 +87,6 @@ def test_a_wrong_place_and_wrong_settings_are_refused(data: Path, bank: Foregrou
         paste({"img_path": "a.png"})
     with pytest.raises(ValueError, match="TersePaste has to be before PackDetInputs"):
         paste(TRANSFORMS.build({"type": "PackDetInputs"})(loaded()))
-    with pytest.raises(ValueError, match="drop_unknown_classes: expected classes="):
-        TersePaste(str(bank.path), drop_unknown_classes=True)
     for own, message in (
         ({"paste": {"objekts": 1}}, r"unknown settings \['objekts'\] of PasteConfig"),
         ({"paste": {"objects": [5, 1]}}, "objects: expected whole numbers"),
@@ -98,11 +96,15 @@ def test_a_wrong_place_and_wrong_settings_are_refused(data: Path, bank: Foregrou
         ({"backgrounds": {"folder": "x"}}, "backgrounds: .*folder"),
     ):
         for registry, kind in ((HOOKS, "TerseHook"), (TRANSFORMS, "TersePaste")):
-            with pytest.raises(ValueError, match=message):
-                registry.build({"type": kind, "bank": str(bank.path), **own})
-    for name in ("hardness", "balanced"):
-        with pytest.raises(ValueError, match="in MMDetection without TersePaste"):
-            TersePaste(str(bank.path), sampler=name)
+            for off in ({}, {"enabled": False, "bank": "nowhere.bank"}):
+                with pytest.raises(ValueError, match=message):
+                    registry.build({"type": kind, "bank": str(bank.path), **own, **off})
+    for enabled in (True, False):
+        with pytest.raises(ValueError, match="drop_unknown_classes: expected classes="):
+            TersePaste(str(bank.path), drop_unknown_classes=True, enabled=enabled)
+        for name in ("hardness", "balanced"):
+            with pytest.raises(ValueError, match="in MMDetection without TersePaste"):
+                TersePaste(str(bank.path), sampler=name, enabled=enabled)
     for kind in (TerseHook, TersePaste):
         with pytest.raises((TypeError, ValueError), match="objekts"):
             kind(str(bank.path), objekts=1)

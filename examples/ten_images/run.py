@@ -149,12 +149,7 @@ def _run(job: Job) -> None:
 def train(bank: ForegroundBank, arm: Arm, iterations: int, seed: int, test: tuple[Tensor, Tensor]) -> dict[str, Any]:
     """Train a small classifier on composites and evaluate its averaged weights.
 
-    Args:
-        bank: one image for each class 0 to 9.
-        arm: what the digits are composed with.
-        iterations: of 64 composites.
-        seed: of weights, backgrounds and composites.
-        test: images float ``[N, 1, CANVAS, CANVAS]`` in [0, 1], and labels.
+    The test images are float ``[N, 1, CANVAS, CANVAS]`` in [0, 1], with their labels.
 
     Returns:
         Accuracy in per cent, and CPU seconds.

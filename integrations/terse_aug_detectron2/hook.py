@@ -51,18 +51,15 @@ class TerseHook(TrainingHook, HookBase):
     Args:
         bank: the foregrounds, with the data set's labels (``bank.relabel(thing_classes)``); or the path of a bank
             whose category ids are these labels.
-        policy: see :class:`terse_aug.integration.TerseSettings`, as for the next five.
-        paste: what is pasted and how it is blended.
-        sampler: which foregrounds are drawn.
-        backgrounds: images that replace some of a batch.
-        distractors: foregrounds of none of the data set's classes.
-        robustness: perturbation of the composites.
+        policy: see :class:`terse_aug.integration.TerseSettings`.
         seed: of everything drawn, the same on every rank; by default a fresh one.
         input_format: of the images, ``"BGR"`` or ``"RGB"``; by default the model's own, else ``BGR``.
         keypoint_flips: see :class:`terse_aug.Terse`; :meth:`from_config` takes the data set's ``keypoint_flip_map``.
         loss_scale: factor of each loss before ``backward`` in your own loop; that of a ``GradScaler`` is added.
         log_period: iterations between two logs of the metrics under ``terse_aug/``; 0 for none.
         image_period: iterations between two images of composites; 0 for none.
+        settings: ``paste``, ``sampler``, ``backgrounds``, ``distractors`` and ``robustness``, see
+            :class:`terse_aug.integration.TerseSettings`.
 
     Attributes:
         bank: the foregrounds, with the data set's labels.
@@ -76,21 +73,20 @@ class TerseHook(TrainingHook, HookBase):
         bank: ForegroundBank | str,
         policy: Any = "random",
         *,
-        paste: Any = None,
-        sampler: Any = "uniform",
-        backgrounds: Any = None,
-        distractors: Any = None,
-        robustness: Any = None,
         seed: int | None = None,
         input_format: str | None = None,
         keypoint_flips: Sequence[tuple[str, str]] | None = None,
         loss_scale: float = 1.0,
         log_period: int = 20,
         image_period: int = 500,
+        **settings: Any,
     ) -> None:
-        settings = TerseSettings(policy, paste, sampler, backgrounds, distractors, robustness)
         super().__init__(
-            settings, input_format=input_format, seed=seed, log_period=log_period, image_period=image_period
+            TerseSettings(policy, **settings),
+            input_format=input_format,
+            seed=seed,
+            log_period=log_period,
+            image_period=image_period,
         )
         if not loss_scale > 0:
             raise ValueError(f"loss_scale: expected a number above 0, got {loss_scale}")
@@ -146,9 +142,14 @@ class TerseHook(TrainingHook, HookBase):
         """
         self._recording = False
         inner = self._inner
-        dtype = getattr(inner, "precision", torch.float16) if hasattr(inner, "grad_scaler") else None
         images, targets = to_samples(batch, self.device, self._needs)
-        composites, corrected = self.paste_on(images, targets, sampled_foregrounds_of(batch), dtype)
+        composites, corrected = self.paste_on(
+            images,
+            targets,
+            sampled_foregrounds_of(batch),
+            mixed_precision=hasattr(inner, "grad_scaler"),
+            dtype=getattr(inner, "precision", None),
+        )
         self._recording = True
         if is_due(self.trainer.iter, self.image_period) and comm.is_main_process():
             self._logged_image = self.drawn_composites(composites, corrected).transpose(2, 0, 1)

@@ -36,7 +36,7 @@ class TerseMapper:
     Args:
         mapper: Detectron2's ``DatasetMapper`` or your own; where it returns ``None``, so does this.
         bank: as for the hook.
-        policy: as for the hook; a name or settings.
+        policy: as for the hook.
         seed: as for the hook.
         settings: ``paste``, ``sampler`` and ``backgrounds`` as for the hook.
 

@@ -23,8 +23,6 @@ def open_bank(path: str | Path, classes: Sequence[str] | None, drop_unknown: boo
     """
     bank = ForegroundBank.open(path)
     if classes is None:
-        if drop_unknown:
-            raise ValueError("drop_unknown_classes: expected classes=, the data set's class names, with it")
         return bank
     return bank.relabel(list(classes), unknown="drop" if drop_unknown else "error")
 

@@ -41,20 +41,17 @@ class TerseHook(TrainingHook, Hook):
 
     Args:
         bank: path of the bank.
-        policy: see :class:`terse_aug.integration.TerseSettings`, as for the next five.
-        paste: what is pasted and how it is blended.
-        sampler: which foregrounds are drawn.
-        backgrounds: images that replace some of a batch.
-        distractors: foregrounds of none of the data set's classes.
-        robustness: perturbation of the composites.
+        policy: see :class:`terse_aug.integration.TerseSettings`.
         seed: of everything drawn, the same on every rank; by default that of the first rank's runner.
-        enabled: without it the hook does nothing.
+        enabled: without it the hook checks its settings and does nothing.
         drop_unknown_classes: leave out foregrounds of classes that the data set does not have; else an error.
         classes: the data set's class names, which ``TersePaste`` needs with ``drop_unknown_classes``; the hook checks
             them.
         input_format: of the images as the pipeline loads them, ``"BGR"``, MMDetection's default, or ``"RGB"``.
         interval: iterations between two logs of the metrics under ``train/terse_aug/``; 0 for none.
         image_interval: iterations between two images of composites for the visualizer; 0 for none.
+        settings: ``paste``, ``sampler``, ``backgrounds``, ``distractors`` and ``robustness``, see
+            :class:`terse_aug.integration.TerseSettings`.
 
     Raises:
         ValueError: an unknown setting, or a value outside its range.
@@ -66,11 +63,6 @@ class TerseHook(TrainingHook, Hook):
         self,
         bank: str | Path,
         policy: Any = "random",
-        paste: Any = None,
-        sampler: Any = "uniform",
-        backgrounds: Any = None,
-        distractors: Any = None,
-        robustness: Any = None,
         seed: int | None = None,
         enabled: bool = True,
         drop_unknown_classes: bool = False,
@@ -78,18 +70,22 @@ class TerseHook(TrainingHook, Hook):
         input_format: str = "BGR",
         interval: int = 50,
         image_interval: int = 500,
+        **settings: Any,
     ) -> None:
-        settings = TerseSettings(policy, paste, sampler, backgrounds, distractors, robustness) if enabled else None
         super().__init__(
-            settings, input_format=input_format, seed=seed, log_period=interval, image_period=image_interval
+            TerseSettings(policy, **settings, open_files=enabled),
+            input_format=input_format,
+            seed=seed,
+            log_period=interval,
+            image_period=image_interval,
         )
-        self._bank, self._drop_unknown = bank, drop_unknown_classes
+        self._bank, self._enabled, self._drop_unknown = bank, enabled, drop_unknown_classes
         self._classes = None if classes is None else tuple(classes)
         self._loss_scale, self._log_due = 1.0, False
 
     def before_train(self, runner: Any) -> None:
         """Make ``Terse`` for the runner's model and data set, and load a saved state."""
-        if self.settings is None:
+        if not self._enabled:
             return
         classes = class_names(runner.train_dataloader.dataset.metainfo)
         if self._classes not in (None, classes):
@@ -121,8 +117,13 @@ class TerseHook(TrainingHook, Hook):
             return
         images, targets = to_samples(data_batch, self.device)
         wrapper = runner.optim_wrapper
-        dtype = wrapper.cast_dtype or torch.float16 if hasattr(wrapper, "cast_dtype") else None
-        composites, corrected = self.paste_on(images, targets, sampled_foregrounds_of(data_batch), dtype)
+        composites, corrected = self.paste_on(
+            images,
+            targets,
+            sampled_foregrounds_of(data_batch),
+            mixed_precision=hasattr(wrapper, "cast_dtype"),
+            dtype=getattr(wrapper, "cast_dtype", None),
+        )
         put_back(data_batch, composites, corrected, self.terse.replaced)
         scaler = getattr(wrapper, "loss_scaler", None)
         # The factor of mmengine.optim.OptimWrapper.scale_loss, before it counts the batch.

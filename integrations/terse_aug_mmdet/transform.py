@@ -13,6 +13,8 @@ from terse_aug.integration import SAMPLED_KEY, TerseSettings
 from terse_aug_mmdet.bank import open_bank
 from terse_aug_mmdet.batch import PathWithForegrounds
 
+_ARGUMENTS_OF_HOOK = ("input_format", "interval", "image_interval")
+
 
 @TRANSFORMS.register_module()
 class TersePaste(BaseTransform):
@@ -26,46 +28,39 @@ class TersePaste(BaseTransform):
 
     Args:
         bank: path of the bank, as for the hook.
-        policy: as for the hook, like the next five.
-        paste: see the hook.
-        sampler: see the hook.
-        backgrounds: see the hook.
-        distractors: see the hook.
-        robustness: see the hook.
+        policy: as for the hook.
         seed: mixed with the workers' own seeds; by default torch's, which the runner has set.
-        enabled: without it the transform does nothing.
+        enabled: without it the transform checks its settings and does nothing.
         drop_unknown_classes: as for the hook.
         classes: the data set's class names; needed with ``drop_unknown_classes`` only.
-        hook_arguments: other arguments of the hook, ignored, so that both take the same dictionary.
+        settings: as for the hook; its own arguments are ignored, so that both take the same dictionary.
 
     Raises:
-        ValueError: the bank cannot be opened, or a setting is unknown or outside its range.
+        ValueError: the bank cannot be opened, or a setting is outside its range.
+        TypeError: a setting is unknown.
     """
 
     def __init__(
         self,
         bank: str,
         policy: Any = "random",
-        paste: Any = None,
-        sampler: Any = "uniform",
-        backgrounds: Any = None,
-        distractors: Any = None,
-        robustness: Any = None,
         seed: int | None = None,
         enabled: bool = True,
         drop_unknown_classes: bool = False,
         classes: Any = None,
-        **hook_arguments: Any,
+        **settings: Any,
     ) -> None:
-        if unknown := sorted(set(hook_arguments) - {"input_format", "interval", "image_interval"}):
-            raise ValueError(f"unknown settings {unknown} of TersePaste")
+        own = {name: value for name, value in settings.items() if name not in _ARGUMENTS_OF_HOOK}
+        chosen = TerseSettings(policy, **own, open_files=enabled)
+        if drop_unknown_classes and classes is None:
+            raise ValueError("drop_unknown_classes: expected classes=, the data set's class names, with it")
+        chosen.check_for_workers()
         self._bank = str(bank)
         self._loader: ForegroundLoader | None = None
         if enabled:
-            settings = TerseSettings(policy, paste, sampler, backgrounds, distractors, robustness)
             # The runner has seeded torch by its own seed.
             seed = torch.initial_seed() % 2**63 if seed is None else seed
-            self._loader = settings.foreground_loader(open_bank(bank, classes, drop_unknown_classes), seed)
+            self._loader = chosen.foreground_loader(open_bank(bank, classes, drop_unknown_classes), seed)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Attach sampled foregrounds.

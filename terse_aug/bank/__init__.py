@@ -4,14 +4,15 @@ They do not need torch, so that a bank can be built anywhere.
 """
 
 from terse_aug.bank.bank import ForegroundBank
+from terse_aug.bank.build.pipeline import BuildOptions
 from terse_aug.bank.build.report import BuildReport
 from terse_aug.bank.extract import ExtractionRules
 from terse_aug.bank.inputs.images import NoAlphaError, read_image, read_rgba
 from terse_aug.bank.inputs.masks import segmentation_as_json
+from terse_aug.bank.readers.annotated_images import AnnotationOptions
 from terse_aug.bank.readers.coco import build_from_coco
 from terse_aug.bank.readers.instance_masks import build_from_masks
 from terse_aug.bank.readers.labelme import build_from_labelme
-from terse_aug.bank.readers.options import AnnotationOptions, BuildOptions
 from terse_aug.bank.readers.panoptic import build_from_panoptic
 from terse_aug.bank.readers.products import build_from_products
 from terse_aug.bank.readers.rgba import build_from_rgba

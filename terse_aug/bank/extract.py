@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -16,6 +16,8 @@ Box = tuple[float, float, float, float]
 
 FAINT_ALPHA = 0.03
 """Alpha, 0 to 1, below which a pixel is invisible."""
+
+_MAX_SIDE_HELP = "foregrounds whose longer side exceeds it, in px, are scaled down to it; 0 keeps the size"
 
 
 class RejectedObject(Exception):
@@ -30,7 +32,7 @@ class ExtractionRules:
         min_area: smallest number of visible px (alpha above 0); smaller objects are rejected.
         min_side: smallest height and width of the tight box in px; smaller objects are rejected.
         max_side: foregrounds whose longer side exceeds it, in px, are scaled down to it; their relative size does not
-            change. None (0 on the command line) keeps the size.
+            change. ``None`` keeps the size.
         min_box_agreement: smallest IoU of the mask's tight box with the annotated box, where there is one;
             objects below it are rejected.
         drop_truncated: reject objects that touch the border of their image and so are probably truncated by it.
@@ -41,7 +43,7 @@ class ExtractionRules:
 
     min_area: int = 100
     min_side: int = 8
-    max_side: int | None = 512
+    max_side: int | None = field(default=512, metadata={"help": _MAX_SIDE_HELP})
     min_box_agreement: float = 0.5
     drop_truncated: bool = False
 
@@ -56,6 +58,9 @@ class ExtractionRules:
             raise ValueError(f"expected max_side of at most {MAX_SIDE} px, got {self.max_side}")
         if not 0 <= self.min_box_agreement <= 1:
             raise ValueError(f"expected min_box_agreement within 0 to 1, got {self.min_box_agreement}")
+
+
+DEFAULT_RULES = ExtractionRules()
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def extract_from_image(
     rules: ExtractionRules,
     soft: bool = False,
 ) -> Foreground:
-    """Extract the object under ``mask`` from ``image``.
+    """Extract the object under a mask from its image. Its edge is soft where it was scaled down.
 
     Args:
         image: uint8 ``[H, W, 3]``, RGB.
@@ -90,9 +95,6 @@ def extract_from_image(
         annotation: the object.
         rules: what is kept.
         soft: use the mask's values as alpha; else alpha is 0 or 255.
-
-    Returns:
-        The foreground; its edge is soft where it was scaled down.
 
     Raises:
         RejectedObject: the rules exclude it.
@@ -135,12 +137,12 @@ def finish_foreground(foreground: Foreground, rules: ExtractionRules) -> Foregro
 
 
 def spread_object_color(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Give pixels with alpha below 128 the colour of the nearest pixel above it.
+    """Give pixels with alpha below 128 the colour of the nearest pixel above it, if there is one.
 
     A soft edge shows some colour from beyond the outline: the old background, or black in an image with transparency.
 
     Args:
-        rgba: uint8 ``[h, w, 4]``; without any alpha of 128 or more it is returned unchanged.
+        rgba: uint8 ``[h, w, 4]``.
 
     Returns:
         uint8 ``[h, w, 4]``, with the alpha and the object's own colours of ``rgba``.

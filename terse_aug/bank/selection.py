@@ -80,14 +80,7 @@ def relabelling(
 ) -> Relabelling:
     """What a bank becomes whose categories are mapped to the detector's labels by name.
 
-    Args:
-        labels: of the bank's foregrounds.
-        categories: name per label of the bank.
-        known: see :func:`label_per_name`.
-        drop_unknown: whether to leave out categories that the detector lacks.
-
-    Raises:
-        ValueError: the detector lacks a category that is not to be left out, or all of them.
+    Raises ``ValueError`` if the detector lacks a category that is not to be left out, or all of them.
     """
     plain = {label: name.strip() for label, name in categories.items()}
     lacking = {label: name for label, name in plain.items() if name not in known}

@@ -11,11 +11,8 @@ from terse_aug.bank import ForegroundBank
 from terse_aug.bank.analysis import bank_statistics, render_report
 from terse_aug.bank.analysis.page import by_count
 from terse_aug.cli import sources
-from terse_aug.cli.output import HTML, checked_output, write_whole
-from terse_aug.cli.progress import progress_bar
+from terse_aug.cli.output import HTML, checked_output, progress_bar, write_whole
 from terse_aug.viz.text import printable
-
-_SAMPLES = 8
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -31,13 +28,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     report = actions.add_parser("report", help="write an HTML report: classes, sizes, shapes, positions, duplicates")
     report.add_argument("bank", type=Path, help="the bank file")
     report.add_argument("--out", type=Path, required=True, metavar="HTML", help="the page to write")
-    report.add_argument(
-        "--samples",
-        type=int,
-        default=_SAMPLES,
-        metavar="N",
-        help="foregrounds shown per class, at most 2,000 in all (default: %(default)s)",
-    )
+    samples = "foregrounds shown per class, at most 2,000 in all (default: %(default)s)"
+    report.add_argument("--samples", type=int, default=8, metavar="N", help=samples)
     report.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     report.set_defaults(run=_report)
 

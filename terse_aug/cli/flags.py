@@ -6,24 +6,29 @@ import argparse
 import dataclasses
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
 Settings = TypeVar("Settings")
 
 
-def add_flags(parser: argparse._ActionsContainer, defaults: Any, prefix: str = "") -> None:
+def add_flags(
+    parser: argparse._ActionsContainer, defaults: Any, prefix: str = "", without: Collection[str] = ()
+) -> None:
     """Add a flag ``--prefix-field-name`` for every setting; a flag that is not given is absent from the namespace.
 
     Args:
         parser: a parser, or a group of one.
         defaults: a dataclass instance; its values are booleans, numbers, texts, or tuples of one of these.
         prefix: in front of all names, as ``critic``.
+        without: names of settings that get no flag.
 
     Raises:
         TypeError: no flag can be made for a value of this type.
     """
     for name, value, help_text in flat_settings(defaults, prefix):
+        if name in without:
+            continue
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": name}
         options["help"] = f"{help_text} (default: {setting_text(value)})".replace("%", "%%")
         sample = value[0] if isinstance(value, tuple) and value else value
@@ -40,16 +45,7 @@ def add_flags(parser: argparse._ActionsContainer, defaults: Any, prefix: str = "
 
 
 def with_flags(defaults: Settings, arguments: argparse.Namespace, prefix: str = "") -> Settings:
-    """A copy of ``defaults`` with the settings that were given as flags.
-
-    Args:
-        defaults: a dataclass instance.
-        arguments: parsed by a parser with the flags of :func:`add_flags`.
-        prefix: as given to :func:`add_flags`.
-
-    Raises:
-        ValueError: a value is outside its range.
-    """
+    """A copy of a dataclass with the values of the flags of :func:`add_flags` that were given, or ``ValueError``."""
     changes: dict[str, Any] = {}
     for own in dataclasses.fields(defaults):  # type: ignore[arg-type]  # mypy has no bound "any dataclass"
         value, name = getattr(defaults, own.name), _with_prefix(own.name, prefix)

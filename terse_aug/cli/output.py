@@ -1,12 +1,17 @@
-"""Checks and writes the output files of commands."""
+"""The progress bar and the output files of commands."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import secrets
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 HTML = (".html", ".htm")
 
@@ -28,8 +33,25 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file atomically: an interrupted run leaves no partial file."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        partial.write_bytes(content)
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             partial.unlink()
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on stderr; nothing where that is not a terminal.
+
+    Yields:
+        A function to call with a description, the number of steps done, and their total.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not sys.stderr.isatty(), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)

@@ -31,8 +31,6 @@ from terse_aug.terse import Terse
 from terse_aug.viz.text import printable
 
 _SUFFIXES = {"out": HTML, "png": (".png",)}
-_BACKGROUND_PROBABILITY = 0.5
-_DISTRACTORS = (1, 3)
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -45,32 +43,18 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     labels.add_argument("--annotations", type=Path, metavar="JSON", help="their labels: a COCO file")
     labels.add_argument("--masks", type=Path, metavar="DIR", help="their labels: instance masks (Penn-Fudan)")
     add("--category", default="person", metavar="NAME", help="with --masks: of all objects (default: %(default)s)")
-    add(
-        "--classes",
-        nargs="+",
-        metavar="NAME",
-        help="categories of the bank to paste; NAME=OTHER where the images' labels call it OTHER (default: all)",
-    )
+    classes = "categories of the bank to paste; NAME=OTHER where the images' labels call it OTHER (default: all)"
+    add("--classes", nargs="+", metavar="NAME", help=classes)
     add("--out", type=Path, required=True, metavar="HTML", help="the page to write")
     add("--png", type=Path, metavar="PNG", help="also write the contact sheet as an image")
     add("--count", type=int, default=12, metavar="N", help="images to show (default: %(default)s)")
     add("--seed", type=int, default=0, help="of everything drawn (default: %(default)s)")
     add("--image-size", type=int, metavar="PX", help="resize images to this shorter side (default: original size)")
-    add(
-        "--policy",
-        help="random, critic, adversarial or paper (default: random, or the one in --state; paper has to be named)",
-    )
-    add(
-        "--state",
-        type=Path,
-        metavar="FILE",
-        help=f"trained policy: torch.save of terse.state_dict(), or a checkpoint with it under {STATE_KEY!r}",
-    )
-    add(
-        "--sampler",
-        default="uniform",
-        help="uniform, rarity, hardness, balanced, or class weights as dog=3,cat=0.5 (default: %(default)s)",
-    )
+    add("--policy", help="random, critic, adversarial or paper, which has to be named (default: as --state, or random)")
+    state = f"trained policy: torch.save of terse.state_dict(), or a checkpoint with it under {STATE_KEY!r}"
+    add("--state", type=Path, metavar="FILE", help=state)
+    sampler = "uniform, rarity, hardness, balanced, or class weights as dog=3,cat=0.5 (default: %(default)s)"
+    add("--sampler", default="uniform", help=sampler)
     add("--backgrounds", type=Path, metavar="DIR", help="folder of images that replace some of the images")
     add("--background-probability", type=float, metavar="P", help="fraction of the images replaced (default: 0.5)")
     add("--distractor-bank", type=Path, metavar="BANK", help="objects of other classes, pasted without a label")
@@ -163,19 +147,19 @@ def _terse(
 
 
 def _backgrounds(arguments: argparse.Namespace) -> BackgroundPool | None:
-    probability = arguments.background_probability
+    given = [value for value in (arguments.background_probability,) if value is not None]
     if arguments.backgrounds is not None:
-        return BackgroundPool(arguments.backgrounds, _BACKGROUND_PROBABILITY if probability is None else probability)
-    if probability is not None:
+        return BackgroundPool(arguments.backgrounds, *given)
+    if given:
         raise ValueError("--background-probability: expected --backgrounds with it")
     return None
 
 
 def _distractors(arguments: argparse.Namespace) -> Distractors | None:
-    count = arguments.distractors
+    given = [tuple(count) for count in (arguments.distractors,) if count is not None]
     if arguments.distractor_bank is not None:
-        return Distractors(ForegroundBank.open(arguments.distractor_bank), tuple(count or _DISTRACTORS))
-    if count is not None:
+        return Distractors(ForegroundBank.open(arguments.distractor_bank), *given)
+    if given:
         raise ValueError("--distractors: expected --distractor-bank with it")
     return None
 

@@ -1,17 +1,35 @@
-"""The sources of `terse-aug bank build`: those of the package, and data sets of detection frameworks."""
+"""The sources of `terse-aug bank build`, and their flags: from the signatures and docstrings of their builders."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from terse_aug.bank import AnnotationOptions, BuildReport
+from terse_aug.bank import (
+    BOX_MASK_METHODS,
+    AnnotationOptions,
+    BoxMasks,
+    BuildOptions,
+    BuildReport,
+    ExtractionRules,
+    PlainBackground,
+)
 from terse_aug.bank.readers import READERS
-from terse_aug.cli.source_flags import add_source
+from terse_aug.cli.flags import add_flags, documented, with_flags
+from terse_aug.cli.output import progress_bar
+
+Build = Callable[..., BuildReport]
+
+_BOXES = BoxMasks("grabcut")
+_FLAG_NAMES = {"categories": "category", "modules": "import"}
+_SHARED = {"out", "rules", "overwrite", "progress", "boxes"}
+"""Arguments whose flags do not follow from their types."""
 
 
 def add_parsers(sources: argparse._SubParsersAction[Any]) -> None:
@@ -19,7 +37,7 @@ def add_parsers(sources: argparse._SubParsersAction[Any]) -> None:
     for name, reader in READERS.items():
         summary = (reader.build.__doc__ or "").partition("\n")[0]
         parser = sources.add_parser(name, help=summary.removeprefix("Build a bank from ").rstrip("."))
-        add_source(parser, reader.build, reader.options)
+        add_source(parser, reader.build, reader.options, reader.unused_rules)
     detectron2 = sources.add_parser("detectron2", help="data sets registered with Detectron2")
     add_source(detectron2, _build_from_detectron2, AnnotationOptions)
     mmdet = sources.add_parser("mmdet", help="the training data set of an MMDetection config")
@@ -32,9 +50,9 @@ def _build_from_detectron2(
     """Build a bank from data sets registered with Detectron2.
 
     Args:
-        datasets: names, as in cfg.DATASETS.TRAIN.
+        datasets: names of the data sets, as in cfg.DATASETS.TRAIN.
         out: the bank to write.
-        modules: Python modules that register them.
+        modules: Python modules to import, which register them.
         options: see :class:`AnnotationOptions`.
     """
     report: BuildReport = _import("terse_aug_detectron2", modules).build_from_detectron2(datasets, out, **options)
@@ -54,7 +72,7 @@ def _build_from_mmdet(config: Path, out: Path, **options: Any) -> BuildReport:
 
 
 def _import(integration: str, modules: Sequence[str] = ()) -> Any:
-    """An integration, after modules of the user's."""
+    """Import an integration, and then modules of the user's that register data sets with its framework."""
     sys.path.insert(0, "")  # modules in the working directory
     try:
         imported = importlib.import_module(integration)
@@ -63,3 +81,90 @@ def _import(integration: str, modules: Sequence[str] = ()) -> Any:
     except ImportError as error:
         raise ValueError(f"{error}; this source needs its framework, and the modules that are named") from error
     return imported
+
+
+def add_source(
+    parser: argparse.ArgumentParser,
+    build: Build,
+    options: type[BuildOptions] | None,
+    unused_rules: Collection[str] = (),
+) -> None:
+    """Add the flags of a builder, see :class:`terse_aug.bank.readers.Reader`, and set ``run`` of the parser."""
+    parameters = dict(inspect.signature(build).parameters)
+    parameters.pop("options", None)
+    help_texts = documented(build.__doc__, "Args")
+    for name, parameter in parameters.items():
+        if name not in _SHARED:
+            _add_flag(parser, name, parameter.annotation, parameter.default, help_texts.get(name, ""))
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the bank to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing bank")
+    names = list(parameters)
+    if options is not None:
+        _add_options(parser, options)
+        names += [setting.name for setting in dataclasses.fields(options)]
+    add_flags(parser.add_argument_group("which objects are kept"), ExtractionRules(), without=unused_rules)
+    parser.set_defaults(run=lambda arguments: _run(build, names, arguments))
+
+
+def _add_options(parser: argparse.ArgumentParser, options: type[BuildOptions]) -> None:
+    help_texts = {
+        name: text for part in options.__mro__ for name, text in documented(part.__doc__, "Attributes").items()
+    }
+    for setting in dataclasses.fields(options):
+        if setting.name not in _SHARED:
+            _add_flag(parser, setting.name, str(setting.type), setting.default, help_texts.get(setting.name, ""))
+    if issubclass(options, AnnotationOptions):
+        add = parser.add_argument_group("objects with a box only").add_argument
+        add("--boxes", choices=BOX_MASK_METHODS, help="make masks of boxes (default: reject them)")
+        quality = "least quality of GrabCut's masks, 0 to 1 (default: %(default)s)"
+        add("--min-quality", type=float, default=_BOXES.min_quality, metavar="FRACTION", help=quality)
+        add("--fallback", choices=("ellipse", "box"), help="make masks so where GrabCut fails (default: reject)")
+
+
+def _add_flag(parser: argparse.ArgumentParser, name: str, annotation: str, default: Any, help_text: str) -> None:
+    """Add the flag of an argument, by its annotation as text."""
+    if annotation.startswith("PlainBackground"):
+        add_flags(parser, PlainBackground())
+        return
+    kwargs: dict[str, Any] = {"help": help_text.replace("%", "%%"), "dest": name}
+    if annotation == "bool":
+        kwargs["action"] = "store_true"
+    elif "Path" in annotation:
+        kwargs |= {"type": Path, "metavar": "PATH"}
+    elif annotation.startswith(("Sequence[str]", "Collection[str]")):
+        kwargs |= {"nargs": "+", "metavar": "NAME"}
+    else:
+        kwargs |= {"type": {"int": int, "float": float, "str": str}[annotation.split(" ")[0]], "metavar": "VALUE"}
+    if default is inspect.Parameter.empty:
+        kwargs["required"] = True
+    elif default == ():
+        kwargs["default"] = default
+    elif default is not None and annotation != "bool":
+        kwargs |= {"default": default, "help": kwargs["help"] + " (default: %(default)s)"}
+    parser.add_argument("--" + _FLAG_NAMES.get(name, name).replace("_", "-"), **kwargs)
+
+
+def _run(build: Build, names: list[str], arguments: argparse.Namespace) -> int:
+    """Build with a progress bar, and print the report."""
+    if getattr(arguments, "max_side", None) == 0:
+        arguments.max_side = None
+    values = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    values["rules"] = with_flags(ExtractionRules(), arguments)
+    if "boxes" in names:
+        values["boxes"] = _box_masks(arguments)
+    if "background" in names:
+        background = with_flags(PlainBackground(), arguments)
+        values["background"] = None if background == PlainBackground() else background
+    with progress_bar() as show:
+        values["progress"] = lambda done, total: show("extracting", done, total)
+        report = build(**values)
+    print(report.summary())
+    return 0
+
+
+def _box_masks(arguments: argparse.Namespace) -> BoxMasks | None:
+    if arguments.boxes != "grabcut" and (arguments.fallback or arguments.min_quality != _BOXES.min_quality):
+        raise ValueError("--min-quality and --fallback are for --boxes grabcut")
+    if arguments.boxes is None:
+        return None
+    return BoxMasks(arguments.boxes, arguments.min_quality, arguments.fallback)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
 from terse_aug.bank import Foreground, ForegroundBank
-from terse_aug.config import Critic, PasteConfig, PolicySettings, check_fraction, policy_settings
+from terse_aug.config import PasteConfig, PolicySettings, check_fraction, policy_settings
 from terse_aug.samplers import DrawRequest, ForegroundIndex, Sampler, make_sampler
 from terse_aug.utils.distributed import rank
 from terse_aug.utils.random import generator_for
@@ -76,6 +76,19 @@ class SampledForegrounds:
             object.__setattr__(self, name, value)
 
 
+@runtime_checkable
+class DrawsCandidates(Protocol):
+    """A policy, or settings of one, that may choose among several foregrounds."""
+
+    @property
+    def foreground_candidates(self) -> int:
+        """Foregrounds for one paste."""
+
+    @property
+    def mix_classes(self) -> bool:
+        """Whether they may be of different classes."""
+
+
 class ForegroundLoader:
     """Draws and decodes the foregrounds of an image. Call it once for each image, in the data set or its transform::
 
@@ -87,7 +100,7 @@ class ForegroundLoader:
 
     Args:
         bank: the one that :class:`~terse_aug.Terse` has.
-        policy: as for ``Terse``: name, settings or dictionary.
+        policy: as for ``Terse``; only its numbers of candidates matter.
         seed: as for ``Terse``.
         paste: as for ``Terse``.
         sampler: as for ``Terse``; one whose draws are independent.
@@ -100,7 +113,7 @@ class ForegroundLoader:
     def __init__(
         self,
         bank: ForegroundBank,
-        policy: str | PolicySettings | Mapping[str, Any] = "random",
+        policy: str | PolicySettings | Mapping[str, Any] | DrawsCandidates = "random",
         *,
         seed: int = 0,
         paste: PasteConfig | None = None,
@@ -109,21 +122,14 @@ class ForegroundLoader:
     ) -> None:
         self.paste = paste or PasteConfig()
         self.seed = seed
-        check_fraction("background_probability", background_probability)
-        check_count_on_backgrounds(self.paste, background_probability)
-        self._background_probability = background_probability
-        settings = policy_settings(policy)
-        self.foreground_candidates, self._mix_classes = 1, False
-        if isinstance(settings, Critic):
-            self.foreground_candidates, self._mix_classes = settings.foreground_candidates, settings.mix_classes
-        self._bank, self._identity = bank, bank.identity
         self._sampler = make_sampler(sampler)
-        if not self._sampler.in_workers:
-            raise ValueError(
-                f"sampler: {type(self._sampler).__name__} depends on what was pasted before, which the data loader's "
-                "workers do not know: let Terse draw the foregrounds itself, without ForegroundLoader (in Detectron2 "
-                "without TerseMapper, in MMDetection without TersePaste)"
-            )
+        check_loader_settings(self.paste, self._sampler, background_probability)
+        self._background_probability = background_probability
+        chosen = policy if isinstance(policy, DrawsCandidates) else policy_settings(policy)
+        self.foreground_candidates, self._mix_classes = 1, False
+        if isinstance(chosen, DrawsCandidates):
+            self.foreground_candidates, self._mix_classes = chosen.foreground_candidates, chosen.mix_classes
+        self._bank, self._identity = bank, bank.identity
         self._sampler.bind(ForegroundIndex(bank.labels, bank.categories), seed)
         # The rank is that of the process that makes the loader: a worker may not know it.
         self._rank = rank()
@@ -151,6 +157,22 @@ class ForegroundLoader:
             objects,
             decoys,
             {index: self._bank[index] for index in sorted({*objects, *decoys})},
+        )
+
+
+def check_loader_settings(paste: PasteConfig, sampler: Sampler, background_probability: float) -> None:
+    """Refuse settings with which foregrounds cannot be drawn in the data loader's workers.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    check_fraction("background_probability", background_probability)
+    check_count_on_backgrounds(paste, background_probability)
+    if not sampler.in_workers:
+        raise ValueError(
+            f"sampler: {type(sampler).__name__} depends on what was pasted before, which the data loader's workers do "
+            "not know: let Terse draw the foregrounds itself, without ForegroundLoader (in Detectron2 without "
+            "TerseMapper, in MMDetection without TersePaste)"
         )
 
 

@@ -19,11 +19,11 @@ from terse_aug.bank.extract import RejectedObject, tight_box
 from terse_aug.bank.inputs.coco_entries import file_name
 from terse_aug.bank.inputs.coco_json import CocoAnnotations, annotated_side
 from terse_aug.bank.inputs.file_names import FileFinder
+from terse_aug.bank.inputs.folders import find_images
 from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.images import read_image_like, read_index_mask
 from terse_aug.bank.inputs.masks import has_mask, segmentation_to_mask
 from terse_aug.bank.inputs.repair import repair_annotation
-from terse_aug.bank.readers.instance_masks import pair_instance_masks
 from terse_aug.preview.data import LabelledImages, Sample
 from terse_aug.structures.annotations import Target
 
@@ -82,8 +82,9 @@ def open_masks(images: str | Path, masks: str | Path, category: str = "person") 
     """
     image_folder, mask_folder = _existing_folder(images), _existing_folder(masks)
     found = LabelledImages(f"{images} with {masks}", {1: category})
-    for image, mask in pair_instance_masks(image_folder, mask_folder, ImageList(None), BuildLog(found.dropped)):
-        found.add(image.name, partial(_read_masks, image, mask))
+    for image in find_images(image_folder, mask_folder, ImageList(None), BuildLog(found.dropped))[0]:
+        assert image.mask is not None
+        found.add(image.name, partial(_read_masks, image.path, image.mask))
     if not found.names:
         raise ValueError(f"no image of {images} has a mask in {masks}: " + found.rejections())
     return found

@@ -22,7 +22,7 @@ from terse_aug.lockstep import HardExampleCache, HardExampleMiner, LockStep, Min
 from terse_aug.models import ClassifierAdapter, class_of
 
 _RIVAL_MARGIN = 0.05
-"""An example is hard where another class exceeds its own by this probability; the paper's value, quoted from memory."""
+"""An example is hard where another class exceeds its own by this probability: our setting, unverified in the paper."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,7 @@ class _Evaluations:
 
 
 class _Classifier:
-    """The classifier and its training.
-
-    Args:
-        network: name in ``NETWORKS``.
-        digits: real ones.
-        schedule: of the run.
-        seed: of initial weights, and of everything drawn.
-    """
+    """The classifier and its training."""
 
     def __init__(self, network: str, digits: Digits, schedule: LockStepSchedule, seed: int) -> None:
         torch.manual_seed(seed)

@@ -14,11 +14,7 @@ _ROI_SIDE = 5
 
 
 class Backbone(nn.Module):
-    """Features of stride 4 that have seen stride 8: a network of five convolutions with one step back up.
-
-    Args:
-        width: channels of the first convolution; the others follow from it.
-    """
+    """Features of stride 4 that have seen stride 8: five convolutions, the first of ``width`` channels."""
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()
@@ -37,13 +33,7 @@ class Backbone(nn.Module):
 
 
 def build_detector(classes: int, size: int, seed: int) -> FasterRCNN:
-    """A detector with weights that are a function of the seed.
-
-    Args:
-        classes: without background.
-        size: side of the images, px; they are not resized.
-        seed: of the initial weights.
-    """
+    """A detector of ``classes``, without background, on images of ``size`` px; the seed is that of its weights."""
     torch.manual_seed(seed)
     backbone = Backbone()
     pool = MultiScaleRoIAlign(featmap_names=["0"], output_size=_ROI_SIDE, sampling_ratio=2)

@@ -25,12 +25,7 @@ _LABEL_WIDTH, _LABEL_HEIGHT = 40.0, 9.0
 
 
 def render(results: Results, arms: Mapping[str, ArmResult]) -> str:
-    """The report as HTML.
-
-    Args:
-        results: of the run; all numbers in the report come from here.
-        arms: for the images.
-    """
+    """The report as HTML."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

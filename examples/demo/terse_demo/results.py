@@ -28,16 +28,7 @@ def collect(
     arms: Mapping[str, ArmResult],
     seconds: float,
 ) -> Results:
-    """All results of a run. What depends on the machine's speed is under ``seconds`` and nowhere else.
-
-    Args:
-        settings: the run's.
-        train: training images.
-        test: test images.
-        built: what the bank was made of.
-        arms: by name.
-        seconds: of the whole run.
-    """
+    """All results of a run. What depends on the machine's speed is under ``seconds`` and nowhere else."""
     return {
         "settings": dataclasses.asdict(settings)
         | {"learning_rate": LEARNING_RATE, "weight_decay": WEIGHT_DECAY, "ranges": dataclasses.asdict(RANGES)},

@@ -99,14 +99,7 @@ class ArmResult:
 
 
 def train(arm: str, settings: Settings, bank: Path, progress: Callable[[int], None]) -> ArmResult:
-    """Train and measure one arm.
-
-    Args:
-        arm: one of ``ARMS``.
-        settings: of the run.
-        bank: the foregrounds.
-        progress: called with the number of iterations done.
-    """
+    """Train and measure one arm."""
     samples = [image.tensors() for image in training_images(settings.train_images)]
     detector = build_detector(len(CLASSES), SIZE, settings.seed).train()
     optimizer = torch.optim.AdamW(detector.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
@@ -163,13 +156,7 @@ def batches(samples: Sequence[Sample], settings: Settings) -> Iterator[Batch]:
 
 
 class ArmMonitor:
-    """Measures an arm while it trains, and collects its results.
-
-    Args:
-        arm: one of ``ARMS``.
-        settings: of the run.
-        samples: training images and targets, which hardness is measured on.
-    """
+    """Measures an arm while it trains, and collects its results."""
 
     def __init__(self, arm: str, settings: Settings, samples: Sequence[Sample]) -> None:
         self.stopwatch = Stopwatch()

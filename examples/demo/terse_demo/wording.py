@@ -13,13 +13,9 @@ COLLAPSED = 0.5
 def headline(results: Results) -> str:
     """The outcome in one line."""
     critic, random, none = (final(results, arm) for arm in ("critic", "random", "none"))
-    values = f"critic {critic:.1f} AP, random {random:.1f}, no pasting {none:.1f}"
-    gap = critic - max(random, none)
-    if gap > CLOSE:
-        return f"The learned policy came out ahead: {values}"
-    if gap < -CLOSE:
-        return f"The learned policy did not win: {values}"
-    return f"The learned policy ended level with the best of the others: {values}"
+    words = ("came out ahead", "did not win", "ended level with the best of the others")
+    outcome = _compare(critic - max(random, none), CLOSE, *words)
+    return f"The learned policy {outcome}: critic {critic:.1f} AP, random {random:.1f}, no pasting {none:.1f}"
 
 
 def paragraphs(results: Results) -> list[str]:
@@ -34,21 +30,17 @@ def paragraphs(results: Results) -> list[str]:
 def pasting(results: Results) -> str:
     """What random pasting changed."""
     gain = final(results, "random") - final(results, "none")
-    if gain > CLOSE:
-        return f"Random pasting gained {gain:.1f} AP over no pasting."
-    if gain < -CLOSE:
-        return f"Random pasting lost {-gain:.1f} AP against no pasting."
-    return f"Random pasting made no difference ({gain:+.1f} AP)."
+    gained, lost = f"gained {gain:.1f} AP over no pasting", f"lost {-gain:.1f} AP against no pasting"
+    return f"Random pasting {_compare(gain, CLOSE, gained, lost, f'made no difference ({gain:+.1f} AP)')}."
 
 
 def learning(results: Results) -> str:
     """What the learned policy changed against random pasting."""
     gain = final(results, "critic") - final(results, "random")
-    if gain > CLOSE:
-        return f"The learned policy (critic) ended {gain:.1f} AP above random pasting."
-    if gain < -CLOSE:
-        return f"The learned policy (critic) did not help here: it ended {-gain:.1f} AP below random pasting."
-    return f"The learned policy (critic) made no difference to that ({gain:+.1f} AP)."
+    helped = f"ended {gain:.1f} AP above random pasting"
+    hurt = f"did not help here: it ended {-gain:.1f} AP below random pasting"
+    level = f"made no difference to that ({gain:+.1f} AP)"
+    return f"The learned policy (critic) {_compare(gain, CLOSE, helped, hurt, level)}."
 
 
 def hardness(results: Results) -> str:
@@ -57,15 +49,11 @@ def hardness(results: Results) -> str:
     critic, random = (
         sum(one["missed"][policy] for one in measurements) / len(measurements) for policy in ("critic", "random")
     )
-    if critic - random > CLOSE_MISSED:
-        comparison = "harder for the detector than random ones"
-    elif random - critic > CLOSE_MISSED:
-        comparison = "easier for the detector than random ones"
-    else:
-        comparison = "about as hard for the detector as random ones"
+    words = ("harder for the detector than", "easier for the detector than", "about as hard for the detector as")
     return (
-        f"The learned policy's pastes are {comparison}: averaged over training, the detector missed {critic:.0f} % of "
-        f"them, and {random:.0f} % of the same foregrounds placed at random."
+        f"The learned policy's pastes are {_compare(critic - random, CLOSE_MISSED, *words)} random ones: averaged over "
+        f"training, the detector missed {critic:.0f} % of them, and {random:.0f} % of the same foregrounds placed at "
+        "random."
     )
 
 
@@ -84,6 +72,10 @@ def price(results: Results) -> str:
         f"Compared with no pasting, a training step took {random} CPU time with random pasting and {critic} with the "
         "learned policy; with a detector of usual size the relative cost is smaller."
     )
+
+
+def _compare(gain: float, close: float, above: str, below: str, level: str) -> str:
+    return above if gain > close else below if gain < -close else level
 
 
 def _more(per_cent: float) -> str:

@@ -1,4 +1,4 @@
-"""Two kinds of data in one convention: COCO-format sets and the Penn-Fudan pedestrians.
+"""COCO-format sets and the Penn-Fudan pedestrians, in one convention.
 
 Both give `(image, target)` as torchvision's detectors take them:
 
@@ -13,6 +13,8 @@ Crowd annotations are not targets, and boxes thinner than a pixel cannot be regr
 dropped and counted in `dropped`. The ground truth of the evaluation keeps them, as COCO's protocol requires.
 """
 
+import contextlib
+import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -22,6 +24,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from pycocotools import mask as run_lengths
+from pycocotools.coco import COCO
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -29,26 +32,6 @@ Target = dict[str, Any]
 Sample = tuple[Tensor, Target]
 
 MINIMUM_SIDE = 1.0  # px
-
-
-class DetectionDataset(Dataset[Sample]):
-    """The interface of a data set; each format below implements it."""
-
-    classes: list[str]
-    keypoint_names: list[str]
-    has_masks: bool
-    names: list[str]
-    dropped: Counter[str]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> Sample:
-        raise NotImplementedError
-
-    def ground_truth(self) -> dict[str, Any]:
-        """The annotations as a COCO dictionary whose category ids are this set's labels."""
-        raise NotImplementedError
 
 
 def read_image(path: Path, annotated: tuple[int, int] | None = None) -> Tensor:
@@ -64,77 +47,11 @@ def read_image(path: Path, annotated: tuple[int, int] | None = None) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div_(255)
 
 
-class PennFudan(DetectionDataset):
-    """The Penn-Fudan pedestrians: `PNGImages`, and `PedMasks` whose pixel values number the people.
+class DetectionDataset(Dataset[Sample]):
+    """A set in COCO's format: annotations and a folder of images.
 
     Args:
-        root: The folder that holds `PNGImages` and `PedMasks`.
-        names: The images to use, as file names without extension (`FudanPed00001`).
-
-    Raises:
-        FileNotFoundError: If the folder, or one of the named images, is not there.
-    """
-
-    def __init__(self, root: Path, names: list[str]):
-        self.root = root
-        self.names = names
-        self.classes = ["person"]
-        self.keypoint_names = []
-        self.has_masks = True
-        self.dropped = Counter()
-        missing = sorted(set(names) - set(self.all_names(root)))
-        if missing:
-            raise FileNotFoundError(f"{root}: no image and mask for {missing[:5]} ({len(missing)} in all)")
-
-    @staticmethod
-    def all_names(root: Path) -> list[str]:
-        """The names of all images below `root` that have a mask, sorted."""
-        images = {path.stem for path in (root / "PNGImages").glob("*.png")}
-        masks = {path.stem.removesuffix("_mask") for path in (root / "PedMasks").glob("*_mask.png")}
-        if not images & masks:
-            raise FileNotFoundError(f"{root}: expected PNGImages/*.png and PedMasks/*_mask.png, found none")
-        return sorted(images & masks)
-
-    def __getitem__(self, index: int) -> Sample:
-        image = read_image(self.root / "PNGImages" / f"{self.names[index]}.png")
-        masks = self._masks(index)
-        boxes = _boxes_around(masks)
-        return image, _target(boxes, torch.ones(len(boxes), dtype=torch.int64), index + 1, masks=masks)
-
-    def ground_truth(self) -> dict[str, Any]:
-        """The people as COCO annotations; category 1 is `person`, image ids count from 1."""
-        images, annotations = [], []
-        for index, name in enumerate(self.names):
-            masks = self._masks(index)
-            height, width = masks.shape[1:]
-            images.append({"id": index + 1, "file_name": f"{name}.png", "height": height, "width": width})
-            for mask, box in zip(masks, _boxes_around(masks), strict=True):
-                left, top, right, bottom = box.tolist()
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": index + 1,
-                        "category_id": 1,
-                        "bbox": [left, top, right - left, bottom - top],
-                        "area": float(mask.sum()),
-                        "segmentation": encode_mask(mask),
-                        "iscrowd": 0,
-                    }
-                )
-        return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}
-
-    def _masks(self, index: int) -> Tensor:
-        with Image.open(self.root / "PedMasks" / f"{self.names[index]}_mask.png") as image:
-            numbered = torch.from_numpy(np.array(image))
-        people = numbered.unique()
-        return numbered == people[people > 0][:, None, None]
-
-
-class CocoFormat(DetectionDataset):
-    """A COCO-format set: one JSON of annotations and a folder of images.
-
-    Args:
-        annotations: The JSON file (`images`, `annotations`, `categories`).
+        annotations: The JSON file (`images`, `annotations`, `categories`), or its content.
         images: The folder that its `file_name`s are relative to.
         classes: Class names of the training set, for a validation set that must share its labels. Without
             them the file's categories are taken in the order of their ids.
@@ -147,25 +64,29 @@ class CocoFormat(DetectionDataset):
 
     def __init__(
         self,
-        annotations: Path,
+        annotations: Path | dict[str, Any],
         images: Path,
         classes: list[str] | None = None,
         keep_empty: bool = False,
         limit: int | None = None,
     ):
         self.folder = images
-        self.dropped = Counter()
-        self._source = _read_coco(annotations)
+        self.dropped: Counter[str] = Counter()
+        self._source = annotations if isinstance(annotations, dict) else _read_coco(annotations)
+        self._coco = as_coco(self._source)
         categories = sorted(self._source["categories"], key=lambda category: category["id"])
-        self.classes = classes or [category["name"] for category in categories]
-        self._label_of = _labels(categories, self.classes, annotations)
-        self.keypoint_names = _keypoint_names(categories, annotations)
+        self.classes: list[str] = classes or [category["name"] for category in categories]
+        self._label_of = _labels(categories, self.classes)
+        self.keypoint_names = _keypoint_names(categories)
         self._objects = self._usable_objects()
         self._images = [image for image in self._source["images"] if keep_empty or self._objects.get(image["id"])]
         self.dropped["images without a usable box"] = len(self._source["images"]) - len(self._images)
         self._images = self._images[:limit]
-        self.names = [image["file_name"] for image in self._images]
+        self.names: list[str] = [image["file_name"] for image in self._images]
         self.has_masks = self._all_have_masks()
+
+    def __len__(self) -> int:
+        return len(self.names)
 
     def __getitem__(self, index: int) -> Sample:
         record = self._images[index]
@@ -178,17 +99,21 @@ class CocoFormat(DetectionDataset):
             )
         objects = self._objects.get(record["id"], [])
         boxes = torch.tensor([_corners(o["bbox"], record) for o in objects]).reshape(-1, 4)
-        labels = torch.tensor([self._label_of[o["category_id"]] for o in objects], dtype=torch.int64)
-        optional = {}
+        target: Target = {
+            "boxes": boxes,
+            "labels": torch.tensor([self._label_of[o["category_id"]] for o in objects], dtype=torch.int64),
+            "image_id": record["id"],
+            "area": (boxes[:, 2:] - boxes[:, :2]).prod(1),
+            "iscrowd": torch.zeros(len(boxes), dtype=torch.int64),
+        }
         if self.has_masks:
-            optional["masks"] = _decode_masks([o["segmentation"] for o in objects], height, width)
-        if self.keypoint_names:
-            unlabelled = [0.0] * (3 * len(self.keypoint_names))
-            rows = [o.get("keypoints") or unlabelled for o in objects]
-            optional["keypoints"] = torch.tensor(rows, dtype=torch.float32).reshape(
-                len(objects), len(self.keypoint_names), 3
-            )
-        return image, _target(boxes, labels, record["id"], **optional)
+            masks = [self._coco.annToMask(o) for o in objects]
+            target["masks"] = torch.from_numpy(np.array(masks, bool).reshape(-1, height, width))
+            target["area"] = target["masks"].flatten(1).sum(1).float()
+        if count := len(self.keypoint_names):
+            rows = [o.get("keypoints") or [0.0] * (3 * count) for o in objects]
+            target["keypoints"] = torch.tensor(rows, dtype=torch.float32).reshape(len(rows), count, 3)
+        return image, target
 
     def ground_truth(self) -> dict[str, Any]:
         """All annotations of these images, crowds and slivers included; category ids are labels."""
@@ -226,29 +151,56 @@ class CocoFormat(DetectionDataset):
         return bool(objects) and not without
 
 
-def encode_mask(mask: Tensor) -> dict[str, Any]:
-    """A boolean mask `[H, W]` as COCO's compressed run lengths."""
-    return run_lengths.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
+def penn_fudan(root: Path, names: list[str]) -> DetectionDataset:
+    """The Penn-Fudan pedestrians, from `PNGImages`, and `PedMasks` whose pixel values number the people.
+
+    Args:
+        root: The folder that holds both.
+        names: The images to use, as file names without extension (`FudanPed00001`); their ids count from 1.
+
+    Raises:
+        FileNotFoundError: If the folder, or one of the named images, is not there.
+    """
+    if missing := sorted(set(names) - set(penn_fudan_names(root))):
+        raise FileNotFoundError(f"{root}: no image and mask for {missing[:5]} ({len(missing)} in all)")
+    images, annotations = [], []
+    for number, name in enumerate(names, start=1):
+        numbered = np.array(Image.open(root / "PedMasks" / f"{name}_mask.png"))
+        height, width = numbered.shape
+        images.append({"id": number, "file_name": f"{name}.png", "height": height, "width": width})
+        for person in np.unique(numbered[numbered > 0]):
+            mask = encode_mask(numbered == person)
+            box, area = run_lengths.toBbox(mask).tolist(), float(run_lengths.area(mask))
+            own = {"id": len(annotations) + 1, "image_id": number, "category_id": 1, "iscrowd": 0}
+            annotations.append(own | {"bbox": box, "area": area, "segmentation": mask})
+    categories = [{"id": 1, "name": "person"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    dataset = DetectionDataset(content, root / "PNGImages", keep_empty=True)
+    dataset.names = list(names)
+    return dataset
 
 
-def _target(boxes: Tensor, labels: Tensor, image_id: int, **optional: Tensor) -> Target:
-    if "masks" in optional:
-        area = optional["masks"].flatten(1).sum(1).float()
-    else:
-        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    iscrowd = torch.zeros(len(boxes), dtype=torch.int64)
-    required = {"boxes": boxes, "labels": labels, "image_id": image_id, "area": area, "iscrowd": iscrowd}
-    return required | optional
+def penn_fudan_names(root: Path) -> list[str]:
+    """The names of all images below `root` that have a mask, sorted."""
+    images = {path.stem for path in (root / "PNGImages").glob("*.png")}
+    masks = {path.stem.removesuffix("_mask") for path in (root / "PedMasks").glob("*_mask.png")}
+    if not images & masks:
+        raise FileNotFoundError(f"{root}: expected PNGImages/*.png and PedMasks/*_mask.png, found none")
+    return sorted(images & masks)
 
 
-def _boxes_around(masks: Tensor) -> Tensor:
-    # The far edge of the last pixel, so that a box's width is its number of pixels
-    # (torchvision.ops.masks_to_boxes gives that pixel's index instead, and fails on no masks).
-    boxes = torch.zeros(len(masks), 4)
-    for box, mask in zip(boxes, masks, strict=True):
-        rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
-        box[:] = torch.tensor([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
-    return boxes
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """A mask `[H, W]` as COCO's compressed run lengths."""
+    return run_lengths.encode(np.asfortranarray(mask, np.uint8))
+
+
+def as_coco(content: dict[str, Any]) -> COCO:
+    """pycocotools' index of annotations or detections; there may be none."""
+    coco = COCO()
+    coco.dataset = {"info": {}} | content
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
 
 
 def _corners(box: list[float], image: dict[str, Any]) -> list[float]:
@@ -257,20 +209,8 @@ def _corners(box: list[float], image: dict[str, Any]) -> list[float]:
     return [float(max(left, 0)), float(max(top, 0)), float(right), float(bottom)]
 
 
-def _decode_masks(segmentations: list[Any], height: int, width: int) -> Tensor:
-    masks = torch.zeros(len(segmentations), height, width, dtype=torch.bool)
-    for mask, segmentation in zip(masks, segmentations, strict=True):
-        if isinstance(segmentation, list):
-            encoded = run_lengths.merge(run_lengths.frPyObjects(segmentation, height, width))
-        elif isinstance(segmentation["counts"], list):
-            encoded = run_lengths.frPyObjects(segmentation, height, width)
-        else:
-            encoded = segmentation
-        mask.copy_(torch.from_numpy(run_lengths.decode(encoded)))
-    return masks
-
-
 def _read_coco(path: Path) -> dict[str, Any]:
+    """The content of a file, checked."""
     source = json.loads(path.read_text())
     if not isinstance(source, dict) or not {"images", "annotations", "categories"} <= source.keys():
         raise ValueError(f"{path}: expected COCO detection JSON with images, annotations and categories")
@@ -283,18 +223,18 @@ def _read_coco(path: Path) -> dict[str, Any]:
     return source
 
 
-def _labels(categories: list[dict[str, Any]], classes: list[str], path: Path) -> dict[int, int]:
+def _labels(categories: list[dict[str, Any]], classes: list[str]) -> dict[int, int]:
     names = [category["name"] for category in categories]
     if len(set(names)) < len(names):
-        raise ValueError(f"{path}: two categories share a name; names are the labels' identity here")
+        raise ValueError("two categories share a name; names are the labels' identity here")
     unknown = sorted(set(names) - set(classes))
     if unknown:
-        raise ValueError(f"{path}: classes {unknown[:5]} are not among the training set's {classes[:10]}")
+        raise ValueError(f"classes {unknown[:5]} are not among the training set's {classes[:10]}")
     return {category["id"]: classes.index(category["name"]) + 1 for category in categories}
 
 
-def _keypoint_names(categories: list[dict[str, Any]], path: Path) -> list[str]:
+def _keypoint_names(categories: list[dict[str, Any]]) -> list[str]:
     lists = [list(category["keypoints"]) for category in categories if category.get("keypoints")]
     if any(names != lists[0] for names in lists):
-        raise ValueError(f"{path}: its categories name different keypoints; one list for all is supported")
+        raise ValueError("the categories name different keypoints; one list for all is supported")
     return lists[0] if lists else []

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
-from detection.datasets import DetectionDataset, encode_mask
+from detection.datasets import DetectionDataset, as_coco, encode_mask
 from detection.loading import evaluation_batches
 
 Prediction = dict[str, Tensor]
@@ -24,20 +23,12 @@ class Evaluator:
 
     def __init__(self, dataset: DetectionDataset):
         self.dataset = dataset
-        self._truth = _as_coco(dataset.ground_truth())
+        self._truth = as_coco(dataset.ground_truth())
 
     def measure(
         self, detector: nn.Module, device: torch.device, batch_size: int, workers: int, amp: bool = False
     ) -> Measures:
-        """Run the detector over the data set and return `score`'s results; its mode is restored.
-
-        Args:
-            detector: A torchvision detector.
-            device: Where it is.
-            batch_size: Images per forward pass.
-            workers: Processes that load images.
-            amp: Whether to compute in reduced precision.
-        """
+        """Run the detector over the data set and return `score`'s results; its mode is restored."""
         predictions: dict[int, Prediction] = {}
         was_training = detector.training
         detector.eval()
@@ -61,7 +52,7 @@ class Evaluator:
         return measures
 
     def _measure_kind(self, kind: str, predictions: dict[int, Prediction]) -> Measures:
-        found = _as_coco(self._truth.dataset | {"annotations": _annotations(predictions)})
+        found = as_coco(self._truth.dataset | {"annotations": _annotations(predictions)})
         evaluation = COCOeval(self._truth, found, kind)
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation.evaluate()
@@ -104,15 +95,6 @@ def describe(measures: Measures) -> str:
     return ", ".join(words(kind, values) for kind, values in measures.items())
 
 
-def _as_coco(dataset: dict[str, Any]) -> COCO:
-    # COCO.loadRes fails where there is no detection, so the index is created here.
-    coco = COCO()
-    coco.dataset = {"info": {}} | dataset
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-    return coco
-
-
 def _annotations(predictions: dict[int, Prediction]) -> list[dict[str, Any]]:
     annotations = []
     for image_id, prediction in predictions.items():
@@ -128,7 +110,7 @@ def _annotations(predictions: dict[int, Prediction]) -> list[dict[str, Any]]:
                 "iscrowd": 0,
             }
             if "masks" in prediction:
-                annotation["segmentation"] = encode_mask(prediction["masks"][row])
+                annotation["segmentation"] = encode_mask(prediction["masks"][row].numpy())
             annotations.append(annotation)
     return annotations
 

@@ -27,13 +27,7 @@ INCIDENTAL = {"out", "resume", "device", "workers", "threads", "eval_every", "ch
 
 
 class Report:
-    """Records one run and writes it into a folder; a context manager around the training loop.
-
-    Args:
-        folder: Where `results.json` and TensorBoard's files are written.
-        args: The run's flags.
-        data: The description of the data, from `open_data`.
-    """
+    """Records one run and writes it into a folder; a context manager around the training loop."""
 
     def __init__(self, folder: Path, args: argparse.Namespace, data: dict[str, Any]):
         folder.mkdir(parents=True, exist_ok=True)

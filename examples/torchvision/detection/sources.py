@@ -5,7 +5,7 @@ import json
 import random
 from typing import Any
 
-from detection.datasets import CocoFormat, DetectionDataset, PennFudan
+from detection.datasets import DetectionDataset, penn_fudan, penn_fudan_names
 
 TEST_IMAGES = 50  # of Penn-Fudan's 170, where no split is given
 
@@ -37,7 +37,7 @@ def split_penn_fudan(names: list[str]) -> dict[str, list[str]]:
 
 
 def _open_penn_fudan(args: argparse.Namespace) -> tuple[DetectionDataset, DetectionDataset | None]:
-    names = PennFudan.all_names(args.penn_fudan)
+    names = penn_fudan_names(args.penn_fudan)
     split = json.loads(args.split.read_text()) if args.split else split_penn_fudan(names)
     for part in (args.train_part, "test"):
         if part not in split:
@@ -45,19 +45,19 @@ def _open_penn_fudan(args: argparse.Namespace) -> tuple[DetectionDataset, Detect
     both = sorted(set(split[args.train_part]) & set(split["test"]))
     if both:
         raise ValueError(f"{args.split}: {both[:5]} are both in '{args.train_part}' and in 'test'")
-    training = PennFudan(args.penn_fudan, split[args.train_part][: args.train_images])
-    test = PennFudan(args.penn_fudan, split["test"]) if split["test"] else None
+    training = penn_fudan(args.penn_fudan, split[args.train_part][: args.train_images])
+    test = penn_fudan(args.penn_fudan, split["test"]) if split["test"] else None
     return training, test
 
 
 def _open_coco(args: argparse.Namespace) -> tuple[DetectionDataset, DetectionDataset | None]:
-    training = CocoFormat(args.annotations, args.images, keep_empty=args.keep_empty, limit=args.train_images)
+    training = DetectionDataset(args.annotations, args.images, keep_empty=args.keep_empty, limit=args.train_images)
     if not len(training):
         raise ValueError(f"{args.annotations}: no image with a usable box to train on")
     if not args.val_annotations:
         return training, None
     # Images without objects stay in: every detection on them is a false positive.
-    evaluation = CocoFormat(
+    evaluation = DetectionDataset(
         args.val_annotations, args.val_images or args.images, classes=training.classes, keep_empty=True
     )
     return training, evaluation

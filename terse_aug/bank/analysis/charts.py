@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from numpy.typing import ArrayLike, NDArray
 
 _WIDTH, _HEIGHT = 360, 190
@@ -32,75 +32,42 @@ def histogram(values: ArrayLike, edges: Sequence[float], ticks: Sequence[float],
     counts = np.bincount(bins, minlength=len(edges) - 1)
     step = _step(int(counts.max()))
     top = step * math.ceil(counts.max() / step)
-    scale = (_HEIGHT - _TOP - _BOTTOM) / top
+    scale, floor = (_HEIGHT - _TOP - _BOTTOM) / top, _HEIGHT - _BOTTOM
     bar_width = (_WIDTH - _LEFT - _RIGHT) / len(counts)
-    floor = _HEIGHT - _BOTTOM
-    marks = [Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(_WIDTH, _HEIGHT, name)]
+    marks = []
     for level in range(0, top + 1, step):
         y = floor - level * scale
-        marks.append(Markup('<path class="grid" d="M{} {:.1f}H{}"/>').format(_LEFT, y, _WIDTH - _RIGHT))
-        marks.append(Markup('<text class="y" x="{}" y="{:.1f}">{}</text>').format(_LEFT - 6, y + 4, short(level)))
+        marks.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
+        marks.append(f'<text class="y" x="{_LEFT - 6}" y="{y + 4:.1f}">{short(level)}</text>')
     for index, count in enumerate(counts.tolist()):
         if count:
-            marks.append(
-                Markup(
-                    '<rect class="bar" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"><title>{}</title></rect>'
-                ).format(
-                    _LEFT + index * bar_width + 0.5,
-                    floor - count * scale,
-                    bar_width - 1,
-                    count * scale,
-                    f"{_range(index, edges)}{unit}: {count}",
-                )
-            )
+            place = _LEFT + index * bar_width + 0.5, floor - count * scale, bar_width - 1, count * scale
+            marks.append(_rectangle('class="bar"', place, f"{_range(index, edges)}{unit}: {count}"))
     places = np.interp(ticks, edges, np.arange(len(edges)), -1, -1)
     for tick, place in zip(ticks, places.tolist(), strict=True):
         if place >= 0:
             x = _LEFT + place * bar_width
-            marks.append(Markup('<path class="tick" d="M{:.1f} {}v4"/>').format(x, floor))
-            marks.append(Markup('<text class="x" x="{:.1f}" y="{}">{}</text>').format(x, floor + 16, short(tick)))
-    return Markup("\n").join([*marks, Markup("</svg>")])
+            marks.append(f'<path class="tick" d="M{x:.1f} {floor}v4"/>')
+            marks.append(f'<text class="x" x="{x:.1f}" y="{floor + 16}">{short(tick)}</text>')
+    return _svg(_WIDTH, _HEIGHT, name, marks)
 
 
 def scatter(points: NDArray[np.float32], name: str) -> Markup:
-    """Dots in the unit square, y downwards.
-
-    Args:
-        points: ``[n, 2]``, x and y in [0, 1].
-        name: what is shown, for screen readers.
-    """
-    places = _EDGE + points * _SQUARE
-    dots = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in places.tolist())
-    return _framed(name, Markup('<path class="dots" d="{}"/>').format(dots))
+    """Dots at points ``[n, 2]`` (x, y) in the unit square, y downwards; the name is for screen readers."""
+    dots = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in (_EDGE + points * _SQUARE).tolist())
+    return _framed(name, [f'<path class="dots" d="{dots}"/>'])
 
 
 def density(points: NDArray[np.float32], name: str, cells: int = 20) -> Markup:
-    """A grid over the unit square, cells the more opaque the more points lie in them.
-
-    Args:
-        points: ``[n, 2]``, x and y in [0, 1].
-        name: what is shown, for screen readers.
-        cells: number of cells along a side.
-    """
+    """A grid over the unit square, cells the more opaque the more points lie in them; otherwise as :func:`scatter`."""
     columns, rows = np.minimum((points * cells).astype(int), cells - 1).T
     counts = np.bincount(rows * cells + columns, minlength=cells * cells)
-    side = _SQUARE / cells
-    squares = [
-        Markup(
-            '<rect class="cell" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" fill-opacity="{:.2f}">'
-            "<title>{}</title></rect>"
-        ).format(
-            _EDGE + place % cells * side,
-            _EDGE + place // cells * side,
-            side,
-            side,
-            max(count / counts.max(), 0.02),
-            count,
-        )
-        for place, count in enumerate(counts.tolist())
-        if count
-    ]
-    return _framed(name, Markup("\n").join(squares))
+    side, marks = _SQUARE / cells, []
+    for number in np.flatnonzero(counts).tolist():
+        place = _EDGE + number % cells * side, _EDGE + number // cells * side, side, side
+        opacity = max(counts[number] / counts.max(), 0.02)
+        marks.append(_rectangle(f'class="cell" fill-opacity="{opacity:.2f}"', place, str(counts[number])))
+    return _framed(name, marks)
 
 
 def short(number: float) -> str:
@@ -110,19 +77,27 @@ def short(number: float) -> str:
     return f"{number / 1000:g}k" if number >= 10_000 else f"{number:g}"
 
 
-def _framed(name: str, content: Markup) -> Markup:
-    side, middle = _SQUARE + 2 * _EDGE, _SQUARE / 2 + _EDGE
-    low = _EDGE + _SQUARE + 15
-    frame = Markup(
-        '<svg viewBox="0 0 {0} {0}" role="img" aria-label="{1}">'
-        '<rect class="frame" x="{2}" y="{2}" width="{3}" height="{3}"/>'
-    ).format(side, name, _EDGE, _SQUARE)
-    labels = Markup(
-        '<text class="x" x="{0}" y="{1}">top of the image</text><text class="x" x="{0}" y="{2}">bottom</text>'
-        '<text class="x" transform="translate({3} {0}) rotate(-90)">left</text>'
-        '<text class="x" transform="translate({2} {0}) rotate(-90)">right</text></svg>'
-    ).format(middle, _EDGE - 7, low, _EDGE - 7)
-    return Markup("\n").join([frame, content, labels])
+def _rectangle(attributes: str, place: tuple[float, float, float, float], title: str) -> str:
+    x, y, width, height = place
+    size = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
+    return f"<rect {attributes} {size}><title>{escape(title)}</title></rect>"
+
+
+def _svg(width: int, height: int, name: str, marks: Sequence[str]) -> Markup:
+    start = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(name)}">'
+    return Markup("\n".join([start, *marks, "</svg>"]))
+
+
+def _framed(name: str, marks: Sequence[str]) -> Markup:
+    side, middle, near, far = _SQUARE + 2 * _EDGE, _SQUARE // 2 + _EDGE, _EDGE - 7, _EDGE + _SQUARE + 15
+    frame = f'<rect class="frame" x="{_EDGE}" y="{_EDGE}" width="{_SQUARE}" height="{_SQUARE}"/>'
+    labels = [
+        f'<text class="x" x="{middle}" y="{near}">top of the image</text>',
+        f'<text class="x" x="{middle}" y="{far}">bottom</text>',
+        f'<text class="x" transform="translate({near} {middle}) rotate(-90)">left</text>',
+        f'<text class="x" transform="translate({far} {middle}) rotate(-90)">right</text>',
+    ]
+    return _svg(side, side, name, [frame, *marks, *labels])
 
 
 def _step(largest: int) -> int:

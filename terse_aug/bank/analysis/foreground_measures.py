@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from terse_aug.bank.analysis.mean_shapes import unit_mask
+from terse_aug.bank.analysis.class_shapes import unit_mask
 from terse_aug.bank.analysis.near_duplicates import appearance_of
 from terse_aug.bank.analysis.outline import (
     even_points,

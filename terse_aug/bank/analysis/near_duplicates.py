@@ -32,12 +32,7 @@ _BIT_COUNTS = np.array([bin(number).count("1") for number in range(1 << 16)], np
 
 @dataclass(frozen=True)
 class Appearance:
-    """What a foreground looks like, independent of its size.
-
-    Attributes:
-        bits: a hash of 64 bits, see :func:`appearance_of`.
-        thumbnail: uint8 ``[8, 8, 4]``, RGB times alpha, and alpha.
-    """
+    """A foreground at any size: a hash of 64 bits, and a thumbnail uint8 ``[8, 8, 4]``, RGB times alpha and alpha."""
 
     bits: np.uint64
     thumbnail: NDArray[np.uint8]
@@ -60,14 +55,11 @@ class NearDuplicates:
 
 
 def appearance_of(rgba: NDArray[np.uint8]) -> Appearance:
-    """A perceptual hash and a thumbnail of a foreground.
+    """A perceptual hash and a thumbnail of a foreground, uint8 ``[h, w, 4]``, straight alpha.
 
     The hash resembles pHash (Zauner 2010): the foreground is scaled to 32 x 32 px; its brightness, from one half to 1,
     times alpha is cosine-transformed; each of the 64 lowest frequencies but the lowest gives one bit, whether it
     is above their median.
-
-    Args:
-        rgba: uint8 ``[h, w, 4]``, straight alpha.
     """
     small = cv2.resize(rgba, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
     alpha = small[:, :, 3]
@@ -85,7 +77,7 @@ def find_near_duplicates(
     difference: float = _MAX_THUMBNAIL_DIFFERENCE,
     comparisons: int = _MAX_COMPARISONS,
 ) -> NearDuplicates:
-    """Groups of foregrounds that are linked by pairs of near duplicates.
+    """Groups of foregrounds that are linked by pairs of near duplicates; the same for the same input.
 
     The hashes of a pair differ in at most :data:`MAX_HASH_DISTANCE` bits and the thumbnails by at most
     ``difference`` in the mean. Not all members of a group need to be near duplicates of each other: a may be one of b,
@@ -97,9 +89,6 @@ def find_near_duplicates(
         difference: largest mean difference of thumbnails, 0 to 255.
         comparisons: largest number of pairs that are compared. Where this does not suffice, pairs with an equal band
             are compared before those with a band of one bit's difference; see ``complete_distance`` of the result.
-
-    Returns:
-        The groups; the same for the same input.
     """
     content = np.concatenate([bits[:, None].view(np.uint8), thumbnails.reshape(len(bits), -1)], axis=1)
     _, first, which = np.unique(content, axis=0, return_index=True, return_inverse=True)

@@ -16,13 +16,13 @@ _SQUARE = np.ones((2, 2), np.uint8)
 
 
 def silhouette(alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The object's pixels: those that are at least half opaque; where there are none, those with alpha above 0.
+    """The object's pixels, tightly cropped: those at least half opaque; where there are none, those with alpha above 0.
 
     Args:
-        alpha: uint8 ``[h, w]``, not all 0.
+        alpha: uint8 ``[h, w]``.
 
     Returns:
-        uint8 ``[h', w']``, 0 or 1, the tight crop.
+        uint8 ``[h', w']``, 0 or 1.
 
     Raises:
         ValueError: all of it is 0.
@@ -45,9 +45,6 @@ def unit_outline(mask: NDArray[np.uint8]) -> Outline:
 
     Args:
         mask: uint8 ``[h, w]``, 0 or not, tight: something in the first and last row and column.
-
-    Returns:
-        A polygon of corners in [0, 1] for each part.
     """
     height, width = mask.shape
     # A corner of pixels belongs to the object where one of the four pixels around it does.
@@ -60,62 +57,43 @@ def unit_outline(mask: NDArray[np.uint8]) -> Outline:
 def simplified(outline: Outline, tolerance: float = 0.01) -> Outline:
     """The outline with the fewest corners that the algorithm of Douglas & Peucker (1973) finds.
 
+    A part that is smaller than the tolerance may become a point.
+
     Args:
         outline: see :func:`unit_outline`.
-        tolerance: how far a corner that is left out may be from the line that replaces it; in units of the outline, so
-            by default one hundredth of the bounding box, as in BigDatasetGAN.
-
-    Returns:
-        The same parts; one that is smaller than the tolerance may become a point.
+        tolerance: how far a corner that is left out may be from the line that replaces it, in sides of the bounding
+            box; by default as in BigDatasetGAN.
     """
     return [np.asarray(cv2.approxPolyDP(part[:, None], tolerance, True), np.float32)[:, 0] for part in outline]
 
 
 def shape_complexity(simple: Outline) -> int:
-    """Corners of a simplified outline, all parts together (BigDatasetGAN, Li et al., CVPR 2022, supplement).
+    """Corners of a :func:`simplified` unit outline, all parts together (BigDatasetGAN, Li et al. 2022, supplement).
 
     A rectangle has 4, a disk 20 to 25 at 100 px and more. Below some 50 px a side the steps of pixels are larger than
     the tolerance of a hundredth, and count: a disk of 20 to 30 px has 40.
-
-    Args:
-        simple: what :func:`simplified` gives of a unit outline.
     """
     return sum(len(part) for part in simple)
 
 
 def outline_length(simple: Outline) -> float:
-    """Length of a simplified outline, all parts together (BigDatasetGAN, supplement), in sides of the bounding box.
+    """Length of a :func:`simplified` unit outline, all parts together (BigDatasetGAN, supplement), in sides of the box.
 
     ``sum |p[i + 1] - p[i]|``, closed: 4 for a rectangle, pi for an ellipse. The outline is simplified because one that
     follows pixels is up to 8 % longer than the slanted line it approximates, at any resolution.
-
-    Args:
-        simple: what :func:`simplified` gives of a unit outline.
     """
     return sum(cv2.arcLength(part[:, None], True) for part in simple)
 
 
 def parts_and_holes(mask: NDArray[np.uint8]) -> tuple[int, int]:
-    """Number of parts (joined by sides or corners) and of holes (background joined by sides) of a silhouette.
-
-    Args:
-        mask: uint8 ``[h, w]``, 0 or not.
-    """
+    """Number of parts (joined by sides or corners) and of holes (joined by sides) of a mask, uint8 ``[h, w]``."""
     _, tree = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     holes = int(np.count_nonzero(tree[0, :, 3] >= 0))
     return len(tree[0]) - holes, holes
 
 
 def even_points(outline: Outline, count: int = 128) -> NDArray[np.float32]:
-    """Points at equal distances along an outline, distributed over its parts by length.
-
-    Args:
-        outline: see :func:`unit_outline`.
-        count: how many.
-
-    Returns:
-        float32 ``[count, 2]``, x and y.
-    """
+    """Points at equal distances along a :func:`unit_outline`, over its parts by length: float32 ``[count, 2]``."""
     starts = np.concatenate(outline)
     ends = np.concatenate([np.roll(part, -1, axis=0) for part in outline])
     along = np.concatenate([[0.0], np.hypot(*(ends - starts).T).cumsum()])

@@ -68,14 +68,10 @@ def _charts(statistics: BankStatistics) -> list[_Chart]:
     height, width = statistics.sizes.T.astype(np.float64)
     larger = np.maximum(height, width)
     upright = (width < height).mean()
+    by_area = "larger side over the square root of the image's area; "
     return [
         _log_chart("Larger side, px", larger),
-        _chart(
-            "Relative size",
-            statistics.relative_sizes,
-            np.arange(0, 1.01, 0.05),
-            "larger side over the square root of the image's area; ",
-        ),
+        _chart("Relative size", statistics.relative_sizes, np.arange(0, 1.01, 0.05), by_area),
         _log_chart("Width over height", width / height, f"{_percent(upright)} taller than wide; "),
         _chart("Fraction of the box that is object", statistics.fill, np.arange(0, 1.01, 0.05)),
         _chart("Corners of the outline", statistics.corners, _edges(statistics.corners, 1.0)),

@@ -7,17 +7,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from terse_aug.bank.analysis.class_shapes import Diversity, MeanShapes, mean_shapes, shape_diversity
 from terse_aug.bank.analysis.foreground_measures import ForegroundMeasures
-from terse_aug.bank.analysis.mean_shapes import MeanShapes, mean_shapes
 from terse_aug.bank.analysis.near_duplicates import NearDuplicates, find_near_duplicates
-from terse_aug.bank.analysis.shape_diversity import Diversity, shape_diversity
 from terse_aug.bank.bank import ForegroundBank
-from terse_aug.structures.foreground import Foreground
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and the total."""
@@ -35,16 +32,7 @@ _PROGRESS_EVERY = 50
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A foreground that is shown.
-
-    Attributes:
-        position: its number in the bank.
-        webp: a small image with transparency, a WebP file.
-        size: width and height of that in pixels.
-        class_name: of its class.
-        source: where it comes from.
-        foreground_size: width and height of the foreground in pixels.
-    """
+    """A foreground that is shown: its number, WebP file and size in px (width, height), class, source and true size."""
 
     position: int
     webp: bytes
@@ -91,14 +79,7 @@ class ClassStatistics:
 
 @dataclass(frozen=True)
 class DuplicateGroup:
-    """Foregrounds that look alike.
-
-    Attributes:
-        count: how many there are.
-        is_identical: whether all are equal to the pixel.
-        classes: names of their classes.
-        samples: the first of them.
-    """
+    """Foregrounds that look alike; ``is_identical`` if all are equal to the pixel, ``samples`` are the first."""
 
     count: int
     is_identical: bool
@@ -237,20 +218,11 @@ def _group(bank: ForegroundBank, positions: NDArray[np.int64], hashes: NDArray[n
 def _thumbnails(bank: ForegroundBank, positions: Iterable[int]) -> list[Thumbnail]:
     thumbnails = []
     for position in positions:
-        foreground = bank[position]
-        small = _scaled_down(foreground)
-        file = io.BytesIO()
-        Image.fromarray(small).save(file, "WEBP", quality=_THUMBNAIL_QUALITY)
+        foreground, file = bank[position], io.BytesIO()
+        image = Image.fromarray(foreground.rgba)
+        image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+        image.save(file, "WEBP", quality=_THUMBNAIL_QUALITY)
         name = bank.categories[foreground.label]
-        size = (small.shape[1], small.shape[0])
-        thumbnails.append(Thumbnail(int(position), file.getvalue(), size, name, foreground.source, foreground.size))
+        shown = Thumbnail(int(position), file.getvalue(), image.size, name, foreground.source, foreground.size)
+        thumbnails.append(shown)
     return thumbnails
-
-
-def _scaled_down(foreground: Foreground) -> NDArray[np.uint8]:
-    rgba = foreground.rgba
-    factor = _THUMBNAIL_PX / max(rgba.shape[:2])
-    if factor >= 1:
-        return rgba
-    size = (max(round(rgba.shape[1] * factor), 1), max(round(rgba.shape[0] * factor), 1))
-    return np.asarray(cv2.resize(rgba, size, interpolation=cv2.INTER_AREA), np.uint8)

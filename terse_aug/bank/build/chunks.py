@@ -77,15 +77,7 @@ class Source:
 
 @dataclass(frozen=True)
 class ExtractedChunk:
-    """What came out of a chunk.
-
-    Attributes:
-        images: number of its images.
-        records: its foregrounds as they are stored.
-        columns: what the index has of them.
-        log: what was rejected and repaired.
-        identity: hash of all that the chunk was made of; ``None`` where that cannot be known.
-    """
+    """Foregrounds of some images as stored and indexed, what was rejected, and the hash of all input if known."""
 
     images: int
     records: list[bytes]
@@ -96,14 +88,7 @@ class ExtractedChunk:
 
 @dataclass(frozen=True)
 class ExtractionTask:
-    """How chunks are extracted.
-
-    Attributes:
-        extractor: see :class:`Source`.
-        settings: likewise, with the names that the bank has.
-        categories: name of every label that foregrounds may have.
-        keypoint_count: number of their keypoints, where they have some.
-    """
+    """How chunks of a source are extracted for a bank with these categories and this number of keypoints."""
 
     extractor: Extractor
     settings: Mapping[str, Any] | None
@@ -146,15 +131,9 @@ class ExtractionTask:
 
 
 def identity_of(settings: Mapping[str, Any], items: Iterable[Any], files: Iterable[Path]) -> str | None:
-    """A hash of all that the foregrounds of some images depend on.
+    """A hash of all that the foregrounds of some images depend on: settings, items, and the status of files.
 
-    Args:
-        settings: how they are extracted.
-        items: what is known of each image.
-        files: files that are read; their sizes and modification times count.
-
-    Returns:
-        The hash; ``None`` where something is neither a number, text, list, mapping, path, bytes nor array.
+    It is ``None`` where something is neither a number, text, list, mapping, path, bytes nor array.
     """
     content = [_VERSIONS, dict(settings), list(items), [_file_status(path) for path in files]]
     try:

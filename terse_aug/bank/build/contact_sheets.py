@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from terse_aug.bank.build.rejected_sample import RejectedSample
+from terse_aug.bank.build.report import RejectedSample, Section
 from terse_aug.bank.extract import RejectedObject
 from terse_aug.bank.inputs.images import BROKEN_FILE, NoAlphaError, read_image_like, read_rgba
 from terse_aug.bank.inputs.masks import segmentation_to_mask
@@ -35,20 +35,6 @@ _MARGIN = 0.5
 _CHECKERBOARD_PX = 8
 _MAX_COORDINATE = 1e6
 _SOFTWARE = "terse-aug"
-
-
-class Section(NamedTuple):
-    """A part of a sheet.
-
-    Attributes:
-        title: the reason and its count.
-        samples: objects of it.
-        examples: where some objects are found, shown where none can be drawn.
-    """
-
-    title: str
-    samples: Sequence[RejectedSample | Foreground]
-    examples: Sequence[str] = ()
 
 
 def check_target(target: Path, overwrite: bool) -> None:
@@ -72,17 +58,10 @@ def check_target(target: Path, overwrite: bool) -> None:
 
 
 def write_sheets(target: Path, sections: Sequence[Section], locate: Locate) -> None:
-    """Draw the sections into one PNG file, or each into one of a folder.
+    """Draw the sections, the most frequent first, into one PNG file, or each into one of a folder, which is made.
 
-    A sheet has at most 24 sections of 4 images; a file in a folder has 12 images of at most 300 px.
-
-    Args:
-        target: a name that ends with ``.png``, or a folder, which is made.
-        sections: what is shown, the most frequent first.
-        locate: finds the images.
-
-    Raises:
-        OSError: the disk is full or cannot be written.
+    A sheet has at most 24 sections of 4 images; a file in a folder has 12 images of at most 300 px. Raises ``OSError``
+    where the disk is full or cannot be written.
     """
     if _is_sheet(target):
         parts = [_drawn(section, locate, _COLUMNS) for section in sections[:_MAX_SECTIONS]]
@@ -153,10 +132,6 @@ def _on_checkerboard(rgba: NDArray[np.uint8]) -> RGBImage:
 
 def draw_rejected(sample: RejectedSample, locate: Locate) -> RGBImage | None:
     """The part of an image around a rejected object, with its box and the outline of its mask as annotated.
-
-    Args:
-        sample: the object.
-        locate: finds its image.
 
     Returns:
         uint8 ``[H, W, 3]``, RGB, the larger side 300 px; ``None`` where the image cannot be read.

@@ -21,8 +21,7 @@ from typing import Any
 
 from terse_aug._version import __version__
 from terse_aug.bank.build.chunks import ExtractedChunk, plain_value
-from terse_aug.bank.build.rejected_sample import RejectedSample
-from terse_aug.bank.build.report import BuildLog, ReasonCounts
+from terse_aug.bank.build.report import BuildLog, ReasonCounts, RejectedSample
 from terse_aug.bank.inputs.masks import MaskInFile
 from terse_aug.bank.storage.index import IndexColumns
 from terse_aug.bank.storage.temporary_file import open_locked, partial_path
@@ -36,11 +35,8 @@ class PartialBuild:
     """The finished chunks of one build; a context manager.
 
     Leaving the block normally removes the file. Leaving it by Ctrl-C or by the death of a worker keeps it, as a kill
-    does. Any other error removes what this build wrote, unless :attr:`keep_on_error` is set. Where the file cannot be
+    does. Any other error removes what this build wrote, unless ``keep_on_error`` is set. Where the file cannot be
     used (Windows, another build of the same bank holds it), nothing is kept.
-
-    Args:
-        bank: the bank that is being built.
 
     Attributes:
         images: number of images whose foregrounds are kept.
@@ -67,34 +63,28 @@ class PartialBuild:
             self._file.flush()
         self._close(remove=not is_kept or not os.fstat(self._file.fileno()).st_size)
 
-    def discard(self) -> None:
-        """Remove the file: nothing is left to resume."""
-        if self._file is not None:
-            self._close(remove=True)
-
     def resume(self, identities: Iterable[str | None]) -> Iterator[ExtractedChunk]:
-        """The chunks that an earlier run finished.
-
-        Args:
-            identities: of the chunks of this build, see :func:`identity_of`.
+        """The chunks that an earlier run finished, by the identities of this build's chunks, see :func:`identity_of`.
 
         Warns:
             UserWarning: there are chunks, but of a build with other input; they are removed by :meth:`append`.
         """
         for identity in identities:
             chunk = self._read()
-            if self._file is None or chunk is None or identity is None or chunk.identity != identity:
+            if self._file is None or chunk is None or identity is None:  # whether the input was another is not known
+                break
+            if chunk.identity != identity:
+                if not self.images:
+                    warnings.warn(
+                        f"{self._bank} is built from the start: an unfinished build of it had other arguments, "
+                        "annotations, images or versions, and is removed once the first images of this one are done; "
+                        "to resume it, stop this build now and run the earlier command",
+                        stacklevel=2,
+                    )
                 break
             self._end = self._file.tell()
             self.images += chunk.images
             yield chunk
-        if not self.images and (lost := self._count_images()):
-            warnings.warn(
-                f"{self._bank} is built from the start: an unfinished build of it, with {lost} images done, had other "
-                "arguments, annotations, images or versions, and is removed once the first images of this one are "
-                "done; to resume it, stop this build now and run the earlier command",
-                stacklevel=2,
-            )
 
     def append(self, chunk: ExtractedChunk) -> None:
         """Keep a finished chunk behind those that were resumed; what the file has beyond them is removed.
@@ -128,17 +118,7 @@ class PartialBuild:
             file.close()
 
     def _read(self) -> ExtractedChunk | None:
-        """The next chunk; ``None`` at the end or where it is damaged."""
-        header = self._read_header()
-        if self._file is None or header is None:
-            return None
-        try:
-            records = [self._file.read(size) for size in header["record_bytes"]]
-            return _decoded(header, records) if _checksum(records) == header["checksum"] else None
-        except (AttributeError, KeyError, TypeError, ValueError):  # of another layout
-            return None
-
-    def _read_header(self) -> dict[str, Any] | None:
+        """The next chunk; ``None`` at the end, or where it is damaged or something else."""
         frame = b"" if self._file is None else self._file.read(_FRAME.size)
         if self._file is None or len(frame) < _FRAME.size:
             return None
@@ -147,23 +127,12 @@ class PartialBuild:
         if not header or zlib.crc32(header) != checksum:
             return None
         try:
-            content: dict[str, Any] = json.loads(header, object_hook=_with_masks)
-            return content if content["version"] == __version__ else None
-        except (ValueError, KeyError, TypeError, RecursionError):  # a file of something else
+            content = json.loads(header, object_hook=_with_masks)
+            records = [self._file.read(size) for size in content["record_bytes"]]
+            is_valid = content["version"] == __version__ and _checksum(records) == content["checksum"]
+            return _decoded(content, records) if is_valid else None
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError):  # of another layout
             return None
-
-    def _count_images(self) -> int:
-        if self._file is None:
-            return 0
-        self._file.seek(0)
-        images = 0
-        while header := self._read_header():
-            try:
-                images += header["images"]
-                self._file.seek(sum(header["record_bytes"]), os.SEEK_CUR)
-            except (KeyError, TypeError, ValueError):
-                break
-        return images
 
 
 def _checksum(records: Iterable[bytes]) -> int:

@@ -5,71 +5,111 @@ from __future__ import annotations
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from terse_aug.bank.build.chunks import ExtractionTask, Source
 from terse_aug.bank.build.contact_sheets import Locate, check_target, write_sheets
 from terse_aug.bank.build.partial_build import PartialBuild
-from terse_aug.bank.build.rejected_sample import EvenSample
-from terse_aug.bank.build.report import BY_MASK, BuildLog, BuildReport, Progress, ReasonCounts
-from terse_aug.bank.build.workers import extract_in_order
-from terse_aug.bank.storage.writer import BankWriter
+from terse_aug.bank.build.report import BY_MASK, BuildLog, BuildReport, EvenSample, Progress, ReasonCounts
+from terse_aug.bank.build.workers import check_jobs, extract_in_order
+from terse_aug.bank.extract import DEFAULT_RULES, ExtractionRules
+from terse_aug.bank.inputs.image_list import ImageList
+from terse_aug.bank.storage.writer import BankWriter, check_place
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
-def build_from_source(
-    writer: BankWriter,
-    source: Source,
-    built: dict[str, Any],
-    *,
-    jobs: int | None = None,
-    rejected_sheet: str | Path | None = None,
-    progress: Progress | None = None,
-    locate: Locate = Path,
-) -> BuildReport:
-    """Write all foregrounds of a source, in several processes where that pays, and report.
+@dataclass(frozen=True)
+class BuildOptions:
+    """Keyword arguments that builders have in common (``**options``).
 
-    Args:
-        writer: for the new bank, not entered yet.
-        source: the images.
-        built: how the bank is built; stored in it.
-        jobs: number of processes, see :func:`terse_aug.bank.build.workers.extract_in_order`.
-        rejected_sheet: see :func:`build`.
-        progress: called with images done and in total.
-        locate: finds the images of rejected samples.
+    A build that was stopped (Ctrl-C, a kill) leaves its part of the bank in a hidden file beside ``out``,
+    and the same build continues from there, see ``docs/banks.md``.
+
+    Attributes:
+        image_list: text file of names of the images to use, one a line, such as a training split; all by default. A
+            name is a path below the image folder or its last part, with or without extension. In Python also a list.
+        rules: which objects are kept, and how large, see :class:`ExtractionRules`.
+        rejected_sheet: draw rejected objects, by reason, and some kept ones: ``NAME.png`` for one sheet, or a folder
+            for a file of each reason.
+        overwrite: replace an existing bank, and sheets.
+        progress: called with the number of images done and in total.
+        jobs: number of processes; by default one for each core, at most 8, if the build takes long enough. The bank
+            does not depend on it.
 
     Raises:
-        KeyboardInterrupt: with a message that says what is kept.
-        ChildProcessError: a process died; the message says what is kept.
-        FileExistsError, FileNotFoundError, ValueError, OSError: as :func:`build`.
+        FileNotFoundError: the text file of ``image_list`` does not exist.
+        FileExistsError: ``out`` or ``rejected_sheet`` exists and ``overwrite`` is false.
+        ValueError: nothing was kept, or an option is out of range.
+        OSError: the disk is full or cannot be written, or a process died (``ChildProcessError``).
     """
-    target = None if rejected_sheet is None else Path(rejected_sheet)
-    if target is not None:
-        check_target(target, writer.overwrite)
-    partial = PartialBuild(writer.path)
-    try:
-        with partial:
 
-            def fill(log: BuildLog) -> None:
-                _fill(writer, source, partial, log, jobs, progress)
-                partial.keep_on_error = writer.count > 0  # an error in drawing should not cost the work
+    image_list: Iterable[str] | str | Path | None = None
+    rules: ExtractionRules = DEFAULT_RULES
+    rejected_sheet: str | Path | None = None
+    overwrite: bool = False
+    progress: Progress | None = None
+    jobs: int | None = None
 
-            try:
-                return build(writer, fill, built, target, locate)
-            except KeyboardInterrupt as error:
-                if not writer.is_published:
-                    raise
-                partial.discard()
-                raise KeyboardInterrupt(f"interrupted, after {writer.path} was written") from error
-    except (KeyboardInterrupt, ChildProcessError) as error:
-        if not partial.images:
-            raise
-        raise type(error)(
-            f"{str(error) or 'interrupted'}; {partial.images} of {len(source.items)} images are done and kept: "
-            "run the same build again to resume"
-        ) from error
+    def __post_init__(self) -> None:
+        check_jobs(self.jobs)
+
+    @classmethod
+    def checked(cls, out: str | Path, options: Mapping[str, Any]) -> Self:
+        """The options, checked as far as possible before anything is read; errors as above."""
+        settings = cls(**options)
+        if settings.image_list is None or isinstance(settings.image_list, str | Path):  # else it may be an iterator
+            ImageList(settings.image_list)
+        check_place(Path(out), settings.overwrite)
+        if settings.rejected_sheet is not None:
+            check_target(Path(settings.rejected_sheet), settings.overwrite)
+        return settings
+
+    def build(
+        self,
+        out: str | Path,
+        source: Source,
+        record: dict[str, Any],
+        categories: Mapping[int, str],
+        keypoint_names: Sequence[str] = (),
+        locate: Locate = Path,
+    ) -> BuildReport:
+        """Build a bank, in several processes where that pays; errors as above.
+
+        Args:
+            out: the bank to write.
+            source: the images.
+            record: how the bank is built; stored in it.
+            categories: name of each label.
+            keypoint_names: of the foregrounds.
+            locate: finds the images of rejected samples.
+
+        Raises:
+            KeyboardInterrupt, ChildProcessError: interrupted, or a process died; the message says what is kept.
+        """
+        writer = BankWriter(out, categories, keypoint_names=keypoint_names, overwrite=self.overwrite)
+        partial = PartialBuild(writer.path)
+        try:
+            with partial:
+
+                def fill(log: BuildLog) -> None:
+                    _fill(writer, source, partial, log, self)
+                    partial.keep_on_error = writer.count > 0  # an error in drawing should not cost the work
+
+                target = None if self.rejected_sheet is None else Path(self.rejected_sheet)
+                return build(writer, fill, record, target, locate)
+        except (KeyboardInterrupt, ChildProcessError) as error:
+            if not partial.images:
+                raise
+            raise type(error)(
+                f"{str(error) or 'interrupted'}; {partial.images} of {len(source.items)} images are done and kept: "
+                "run the same build again to resume"
+            ) from error
 
 
 def build(
@@ -81,13 +121,9 @@ def build(
 ) -> BuildReport:
     """Write all foregrounds of a source, and report.
 
-    Args:
-        writer: for the new bank, not entered yet.
-        fill: adds the foregrounds to it in a fixed order, and logs images, what is repaired and rejected, and the
-            method by which each mask was made, unless all were annotated.
-        built: how the bank is built; stored in it together with what was rejected and repaired.
-        rejected_sheet: a PNG file or a folder for images of what was rejected, see :func:`write_sheets`.
-        locate: finds the images of rejected samples.
+    ``fill`` adds the foregrounds to the writer in a fixed order, and logs images, what is repaired and rejected, and
+    the method by which each mask was made, unless all were annotated. The other arguments are those of
+    :meth:`BuildOptions.build`; what is rejected is drawn at ``rejected_sheet``.
 
     Raises:
         FileExistsError, FileNotFoundError: the sheets cannot go where they are wanted.
@@ -123,16 +159,9 @@ def build(
     )
 
 
-def _fill(
-    writer: BankWriter,
-    source: Source,
-    partial: PartialBuild,
-    log: BuildLog,
-    jobs: int | None,
-    progress: Progress | None,
-) -> None:
+def _fill(writer: BankWriter, source: Source, partial: PartialBuild, log: BuildLog, options: BuildOptions) -> None:
     total, chunks, task = len(source.items), source.chunks(), ExtractionTask.of(source, writer)
-    report_progress = progress or (lambda done, total: None)
+    report_progress = options.progress or (lambda done, total: None)
     log.images = total
     log.merge(source.log)
     resumed = 0
@@ -146,7 +175,7 @@ def _fill(
         report_progress(log.resumed, total)
     is_resumable = task.settings is not None
     rest = extract_in_order(
-        task, source, chunks[resumed:], jobs, lambda done: report_progress(log.resumed + done, total)
+        task, source, chunks[resumed:], options.jobs, lambda done: report_progress(log.resumed + done, total)
     )
     with closing(rest):
         for chunk in rest:

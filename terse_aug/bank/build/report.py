@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from terse_aug.bank.build.contact_sheets import Section
-from terse_aug.bank.build.rejected_sample import EvenSample, RejectedSample
 from terse_aug.structures.foreground import Foreground
 from terse_aug.viz.text import printable
 
@@ -18,16 +17,62 @@ _EXAMPLES_PER_REASON = 3
 
 Progress = Callable[[int, int], None]
 """Called with the number of images done and their total."""
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class RejectedSample:
+    """A rejected object on its image.
+
+    Attributes:
+        image: the file, or its name as its annotation has it.
+        caption: where the object is found, for a person.
+        box: x, y, width, height in px as annotated, whatever is there.
+        segmentation: likewise.
+        size: height and width of the image in px as annotated, 0 where it is not.
+    """
+
+    image: str | Path
+    caption: str
+    box: Any = None
+    segmentation: Any = None
+    size: tuple[int, int] = (0, 0)
+
+
+@dataclass
+class EvenSample(Generic[Item]):
+    """Some of many items, evenly spread; at most twice ``wanted`` are ``held``."""
+
+    wanted: int = 12
+    held: list[Item] = field(default_factory=list)
+    _step: int = 1
+    _seen: int = 0
+
+    def add(self, item: Item) -> None:
+        """Add an item; it is held if the even spread includes it."""
+        if self._seen % self._step == 0:
+            self.held.append(item)
+        self._seen += 1
+        if len(self.held) > 2 * self.wanted:
+            self.held, self._step = self.held[::2], 2 * self._step
+
+    def items(self) -> Sequence[Item]:
+        """As many as wanted, in their order."""
+        count = min(self.wanted, len(self.held))
+        return [self.held[len(self.held) * at // count] for at in range(count)]
+
+
+class Section(NamedTuple):
+    """A part of a sheet: the reason and its count, objects, and where some are found if none can be drawn."""
+
+    title: str
+    samples: Sequence[RejectedSample | Foreground]
+    examples: Sequence[str] = ()
 
 
 @dataclass
 class ReasonCounts:
-    """Objects by what was done with them, and why.
-
-    Attributes:
-        counts: number of objects per reason.
-        examples: for every reason, where its first objects are found.
-    """
+    """Number of objects per reason, and where the first of each are found."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -54,15 +99,10 @@ class ReasonCounts:
 
 @dataclass
 class BuildLog:
-    """What a build counts.
+    """What a build counts: objects rejected and repaired, and foregrounds per method by which their masks were made.
 
-    Attributes:
-        rejected: objects left out.
-        repaired: objects and images with an error that could be corrected without guessing.
-        mask_sources: number of foregrounds per method by which their masks were made.
-        samples: for reasons of rejection, some of the objects, to be drawn.
-        images: number of images, or of frames of a video.
-        resumed: how many of them were done by an earlier run of the build.
+    ``samples`` has some rejected objects per reason, to be drawn; ``images`` is the number of images or frames, and
+    ``resumed`` that of those done by an earlier run.
     """
 
     rejected: ReasonCounts = field(default_factory=ReasonCounts)

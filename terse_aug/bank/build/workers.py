@@ -34,10 +34,15 @@ _CHUNKS_AHEAD_PER_JOB = 2
 _PARENT_CHECK_SECONDS = 0.5
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """One thread in each process, unless the user's environment sets these variables."""
+_ADVICE = "leave out what is no number, text, list, mapping or array"
 
 
 class _CannotShareWork(Exception):
-    """The reason why other processes cannot do the work."""
+    """Why other processes cannot do the work, and what to do about it."""
+
+
+class _CannotShareImages(Exception):
+    """Why other processes cannot have the annotations of some images."""
 
 
 def check_jobs(jobs: int | None) -> None:
@@ -66,7 +71,7 @@ def extract_in_order(
         on_images: called with the number of images of these chunks that are done.
 
     Warns:
-        UserWarning: this process does the rest, since others cannot.
+        UserWarning: this process does the rest, or some images, since others cannot.
 
     Raises:
         ChildProcessError: a process died.
@@ -101,22 +106,29 @@ def _process_count(task: ExtractionTask, jobs: int | None) -> int:
 def _extract_in_processes(
     task: ExtractionTask, source: Source, rest: deque[Sequence[Any]], jobs: int
 ) -> Iterator[ExtractedChunk]:
-    """Extract chunks in other processes; where they cannot do it, what is left stays in ``rest``."""
+    """Extract chunks in other processes, or here what they cannot have; where they cannot work, fill ``rest``."""
     ahead: deque[tuple[Sequence[Any], Any]] = deque()
+    is_warned = False
     try:
-        with _executor(jobs, _pickled(task, "boxes")) as executor:
+        with _executor(jobs, _pickled(task)) as executor:
             while rest or ahead:
                 while rest and len(ahead) <= _CHUNKS_AHEAD_PER_JOB * jobs:
-                    items = _pickled(source.prepared(rest[0]), "annotations")
+                    items = _pickled_images(source.prepared(rest[0]))
                     with _starting():
                         ahead.append((rest[0], executor.submit(_extract, items)))
                     rest.popleft()
-                chunk = ahead[0][1].result()
+                try:
+                    chunk = ahead[0][1].result()
+                except _CannotShareImages as reason:
+                    chunk = task.extract(source.prepared(ahead[0][0]))
+                    if not is_warned:
+                        warnings.warn(f"{reason}, so this process extracts these images; {_ADVICE}", stacklevel=2)
+                    is_warned = True
                 ahead.popleft()
                 yield chunk
     except _CannotShareWork as reason:
         rest.extendleft(chunk for chunk, _ in reversed(ahead))
-        warnings.warn(f"{reason}, so one process does the rest", stacklevel=2)
+        warnings.warn(f"{reason}, so one process does the rest; jobs=1 (--jobs 1) avoids this warning", stacklevel=2)
     except BrokenProcessPool as error:
         raise ChildProcessError(
             "a process that extracts objects died, most likely because memory ran out: use fewer processes "
@@ -148,23 +160,25 @@ def _starting() -> Iterator[None]:
     except BrokenProcessPool:
         raise
     except Exception as error:  # loky fails in several ways where there are no files, semaphores or processes left
-        raise _CannotShareWork(f"processes cannot be started ({type(error).__name__}: {error})") from error
+        raise _CannotShareWork(f"processes cannot be started ({_named(error)})") from error
 
 
-def _pickled(value: Any, name: str) -> bytes:
+def _pickled(task: ExtractionTask) -> bytes:
     try:
-        return bytes(cloudpickle.dumps(value))
+        return bytes(cloudpickle.dumps(task))
+    except Exception as error:  # whatever a user's function raises
+        raise _CannotShareWork(f"boxes cannot be sent to other processes ({_named(error)})") from error
+
+
+def _pickled_images(items: list[Any]) -> bytes | _CannotShareImages:
+    try:
+        return bytes(cloudpickle.dumps(items))
     except Exception as error:  # whatever a user's object raises
-        reason = f"{type(error).__name__}: {error}"
-        raise _CannotShareWork(f"{name} cannot be sent to other processes ({reason})") from error
+        return _CannotShareImages(f"annotations cannot be sent to other processes ({_named(error)})")
 
 
-def _unpickled(pickled: bytes, name: str) -> Any:
-    try:
-        return cloudpickle.loads(pickled)
-    except Exception as error:  # whatever a module raises that is imported for it
-        reason = f"{type(error).__name__}: {error}"
-        raise _CannotShareWork(f"{name} cannot be loaded in other processes ({reason})") from error
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 _task: ExtractionTask | _CannotShareWork
@@ -176,15 +190,21 @@ def _begin(parent: int, task: bytes) -> None:
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     cv2.setNumThreads(1)  # OpenCV ignores the variables
     try:
-        _task = _unpickled(task, "boxes")
-    except _CannotShareWork as reason:  # an error in here would look like the death of a process
-        _task = reason
+        _task = cloudpickle.loads(task)
+    except Exception as error:  # raised in here, it would look like the death of a process
+        _task = _CannotShareWork(f"boxes cannot be loaded in other processes ({_named(error)})")
 
 
-def _extract(items: bytes) -> ExtractedChunk:
-    if isinstance(_task, _CannotShareWork):
-        raise _task
-    return _task.extract(_unpickled(items, "annotations"))
+def _extract(images: bytes | _CannotShareImages) -> ExtractedChunk:
+    for reason in (_task, images):
+        if isinstance(reason, Exception):
+            raise reason
+    try:
+        items = cloudpickle.loads(images)
+    except Exception as error:  # whatever a module raises that is imported for it
+        raise _CannotShareImages(f"annotations cannot be loaded in other processes ({_named(error)})") from error
+    assert not isinstance(_task, Exception)
+    return _task.extract(items)
 
 
 def _end_with(parent: int) -> None:

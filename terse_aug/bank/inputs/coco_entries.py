@@ -16,12 +16,8 @@ from terse_aug.bank.inputs.repair import (
     class_name,
     contains_text,
     find_id,
-    is_inexact_id,
-    is_nested_too_deeply,
 )
 
-MAX_DIGITS = 300
-"""Of an id."""
 _INT64 = range(-(2**63), 2**63)
 _AMBIGUOUS = "category as text is the id of one and the name of another"
 
@@ -35,18 +31,11 @@ def file_name(image: Mapping[str, Any]) -> str:
 
 
 def read_entries(key: str, entries: list[Any], log: BuildLog) -> list[dict[str, Any]]:
-    """The entries of a list of the JSON that are mappings of usual depth with usual ids; the others are counted."""
-    valid = []
+    """The entries of a list of the JSON that are mappings; the others are counted."""
     for position, entry in enumerate(entries):
-        if is_nested_too_deeply(entry):
-            log.drop(f"entry in {key} is nested too deeply", f"number {position}")
-        elif not isinstance(entry, dict):
+        if not isinstance(entry, dict):
             log.drop(f"entry in {key} is no mapping", f"number {position}: {str(entry)[:100]}")
-        elif any(_has_too_many_digits(entry.get(name)) for name in ("id", "image_id", "category_id")):
-            log.drop(f"entry in {key} has an id of more than {MAX_DIGITS} digits", f"number {position}")
-        else:
-            valid.append(entry)
-    return valid
+    return [entry for entry in entries if isinstance(entry, dict)]
 
 
 def read_images(entries: list[dict[str, Any]], log: BuildLog) -> Entries:
@@ -55,7 +44,7 @@ def read_images(entries: list[dict[str, Any]], log: BuildLog) -> Entries:
     ambiguous: Counter[Any] = Counter()
     for image in entries:
         key, name = image.get("id"), file_name(image)
-        if not isinstance(key, int | float | str) or is_inexact_id(key):
+        if not isinstance(key, int | float | str):
             log.drop("image without an id", name)
         elif key not in images:
             images[key] = image
@@ -79,11 +68,8 @@ def read_categories(entries: list[dict[str, Any]], log: BuildLog) -> dict[int, d
             name = class_name(category.get("name"), repairs)
         except Malformed:
             name = ""
-        if not isinstance(label, int) or not name:
-            log.drop("category without a name or an id that is a number", str(category)[:100])
-            continue
-        if label not in _INT64:
-            log.drop("category id is beyond 64 bits", f"{label} ({name})")
+        if not isinstance(label, int) or label not in _INT64 or not name:
+            log.drop("category without a name or an id that is a number of 64 bits", str(category)[:100])
             continue
         if not isinstance(category.get("keypoints") or [], list):
             repairs.add("names of keypoints that are no list were left out")
@@ -108,10 +94,6 @@ def resolve_references(
     meanings = _category_meanings(texts, categories)
     resolved = (_resolve(entry, images, meanings, log) for entry in objects)
     return [entry for entry in resolved if entry is not None]
-
-
-def _has_too_many_digits(number: Any) -> bool:
-    return isinstance(number, int) and abs(number) >= 10**MAX_DIGITS
 
 
 def _category_meanings(
@@ -149,10 +131,9 @@ def _resolve(
     image, category, crowd = entry.get("image_id"), entry.get("category_id"), entry.get("iscrowd", 0)
     repairs: Repairs = set()
     changed: dict[str, Any] = {}
-    if _needs_lookup(image, images):
-        known = find_id(image, images, repairs)
-        if known is not None or is_inexact_id(image):
-            changed["image_id"] = known
+    known = find_id(image, images, repairs)
+    if known is not None and known is not image:
+        changed["image_id"] = known
     if isinstance(category, str) and category in meanings:
         meaning = meanings[category]
         if meaning is None:
@@ -160,13 +141,7 @@ def _resolve(
             return None
         changed["category_id"] = meaning[0]
         repairs.add(meaning[1])
-    elif is_inexact_id(category):
-        changed["category_id"] = None
     if contains_text(crowd):
         changed["iscrowd"] = as_whole_number(crowd, repairs)
     log.repair(repairs, f"annotation {entry.get('id')}")
     return entry | changed if changed else entry
-
-
-def _needs_lookup(image: Any, images: Entries) -> bool:
-    return isinstance(image, str) or is_inexact_id(image) or (isinstance(image, int | float) and image not in images)

@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from terse_aug.bank.build.rejected_sample import RejectedSample
-from terse_aug.bank.build.report import BuildLog
+from terse_aug.bank.build.report import BuildLog, RejectedSample
 from terse_aug.bank.inputs.coco_entries import (
-    MAX_DIGITS,
     file_name,
     read_categories,
     read_entries,
@@ -23,7 +21,7 @@ from terse_aug.bank.inputs.coco_entries import (
 )
 from terse_aug.bank.inputs.image_list import NOT_LISTED, ImageList
 from terse_aug.bank.inputs.masks import NO_MASK, as_json, has_mask, segmentation_as_json
-from terse_aug.bank.inputs.repair import Repairs, as_whole_number, is_nested_too_deeply
+from terse_aug.bank.inputs.repair import Repairs, as_whole_number
 from terse_aug.bank.selection import listed
 from terse_aug.viz.text import printable
 
@@ -35,14 +33,9 @@ _SHOWN = (_CROWD, NO_MASK)
 
 @dataclass(frozen=True)
 class CocoAnnotations:
-    """The parts of a COCO JSON that a bank needs.
+    """The parts of a COCO JSON that a bank needs: images and categories by their ids, and objects with these ids.
 
-    Attributes:
-        images: by their ids.
-        objects: the annotations; ids of images and categories are those of ``images`` and ``raw_categories`` where
-            these have them.
-        raw_categories: by their ids.
-        log: what was rejected and repaired in reading.
+    What was rejected and repaired in reading is in ``log``.
     """
 
     images: dict[Any, dict[str, Any]]
@@ -52,16 +45,11 @@ class CocoAnnotations:
 
     @classmethod
     def read(cls, path: Path) -> CocoAnnotations:
-        """Read a file.
-
-        Raises:
-            FileNotFoundError: there is none.
-            ValueError: it is no COCO JSON.
-        """
+        """Read a file; ``FileNotFoundError`` if there is none, ``ValueError`` if it is no COCO JSON."""
         if not path.is_file():
             raise FileNotFoundError(f"expected a COCO JSON file at {path}, found none")
         try:
-            content = _read_json(path)
+            content = json.loads(path.read_bytes())
         except (ValueError, RecursionError) as error:
             raise ValueError(f"expected a COCO JSON file, got {path}, which is not JSON ({error})") from error
         return cls.parse(content, str(path))
@@ -72,19 +60,12 @@ class CocoAnnotations:
         if not isinstance(content, Mapping):
             return cls.parse(content, name)
         lists = {key: list(entries) for key in _LISTS if isinstance(entries := content.get(key), list | tuple)}
-        converted = {
-            key: [entry if is_nested_too_deeply(entry) else as_json(_without_bitmap(entry)) for entry in entries]
-            for key, entries in lists.items()
-        }
+        converted = {key: [as_json(_without_bitmap(entry)) for entry in entries] for key, entries in lists.items()}
         return cls.parse({**content, **converted}, name)
 
     @classmethod
     def parse(cls, content: Any, name: str) -> CocoAnnotations:
-        """The content of a JSON file; error messages use the name.
-
-        Raises:
-            ValueError: it is no content of a COCO JSON.
-        """
+        """The content of a JSON file; error messages (``ValueError``) use the name."""
         lists = [content.get(key) if isinstance(content, Mapping) else None for key in _LISTS]
         if not all(isinstance(entries, list) for entries in lists):
             raise ValueError(
@@ -105,11 +86,7 @@ class CocoAnnotations:
         return {label: category["name"] for label, category in self.raw_categories.items()}
 
     def select_categories(self, names: Collection[str] | None) -> dict[int, str]:
-        """Ids and names of the named categories, or of all.
-
-        Raises:
-            ValueError: a name is unknown, or there is none.
-        """
+        """Ids and names of the named categories, or of all; ``ValueError`` if one is unknown, or none is given."""
         known = self.categories
         if names is None:
             return known
@@ -123,11 +100,7 @@ class CocoAnnotations:
         return {label: name for label, name in known.items() if name in names}
 
     def keypoint_names(self, selected: dict[int, str]) -> tuple[str, ...]:
-        """Keypoint names of the selected categories that have some.
-
-        Raises:
-            ValueError: they differ.
-        """
+        """Keypoint names of the selected categories that have some; ``ValueError`` if they differ."""
         category_of = {
             tuple(printable(str(name)) for name in self.raw_categories[label]["keypoints"]): selected[label]
             for label in selected
@@ -195,16 +168,6 @@ def rejected_sample(image: Mapping[str, Any], entry: Mapping[str, Any]) -> Rejec
     """An annotation on its image, for a contact sheet."""
     name, size = file_name(image), (annotated_side(image, "height", set()), annotated_side(image, "width", set()))
     return RejectedSample(name, f"{name}#{entry.get('id')}", entry.get("bbox"), entry.get("segmentation"), size)
-
-
-def _read_json(path: Path) -> Any:
-    text = path.read_bytes()
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise
-    except ValueError:  # a number of more digits than Python parses
-        return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) <= MAX_DIGITS else digits)
 
 
 def _without_bitmap(entry: Any) -> Any:

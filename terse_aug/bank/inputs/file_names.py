@@ -23,12 +23,7 @@ _CODECS = ("cp1252", "latin-1", "cp437", "mac_roman")
 
 
 class NameMatch(NamedTuple):
-    """The file that a name means.
-
-    Attributes:
-        name: of the file; ``None`` if several files match, or several names match the file.
-        reason: how the names differ.
-    """
+    """The file that a name means, or ``None`` where several files or names match; and how the names differ."""
 
     name: str | None
     reason: str
@@ -67,22 +62,18 @@ def match_names(wanted: Iterable[str], existing: Iterable[str]) -> dict[str, Nam
 
 
 class FileFinder:
-    """Finds the files of a folder by the names that annotations have for them.
-
-    The folder is listed only when a name is not found.
+    """Finds the files of a folder by the names that annotations have for them. It is listed when a name is not found.
 
     Args:
         folder: that the names are relative to.
         names: all names that :meth:`find` may be called with.
-        recursive: search subfolders too.
         photographs: the files are photographs, not masks. A file of another format than the name's then matches only
             if it is a colour image, and if no name has its format in that folder.
     """
 
-    def __init__(self, folder: Path, names: Iterable[str], recursive: bool = True, photographs: bool = True):
+    def __init__(self, folder: Path, names: Iterable[str], photographs: bool = True):
         self._photographs = photographs
         self._folder = folder
-        self._recursive = recursive
         self._names = list(names)
 
     def find(self, name: str) -> tuple[str, str | None]:
@@ -104,7 +95,7 @@ class FileFinder:
 
     @cached_property
     def _matches(self) -> dict[str, NameMatch]:
-        existing = _list_files(self._folder, self._recursive)
+        existing = _list_files(self._folder)
         known = set(existing)
         claimed: set[str] = set()
         missing = []
@@ -130,7 +121,7 @@ class FileFinder:
         return {(path.parent, _format(path.name)) for path in paths}
 
 
-def _list_files(folder: Path, recursive: bool) -> list[str]:
+def _list_files(folder: Path) -> list[str]:
     """Sorted names relative to the folder, with slashes; links are followed once."""
     names: list[str] = []
     visited: set[str] = set()
@@ -140,8 +131,6 @@ def _list_files(folder: Path, recursive: bool) -> list[str]:
             folders.clear()
             continue
         visited.add(real)
-        if not recursive:
-            folders.clear()
         relative = Path(place).relative_to(folder)
         names += [(relative / file).as_posix() for file in files]
     return sorted(names)

@@ -19,8 +19,8 @@ class ImageList:
     Unicode form and with any slashes.
 
     Args:
-        names: the entries, or the path of a text file with one entry a line (empty lines and lines that
-            start with ``#`` are ignored); ``None`` for all images.
+        names: the entries, or a text file with one entry a line (empty lines and lines that start with ``#`` are
+            ignored); ``None`` for all images.
 
     Raises:
         FileNotFoundError: the text file does not exist.

@@ -49,17 +49,10 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
 
 
 def read_image_like(path: str | Path, height: int, width: int) -> NDArray[np.uint8]:
-    """Read an image in the raster that annotations of ``height`` x ``width`` refer to.
+    """Read an image in the raster that annotations of ``height`` x ``width`` refer to; otherwise as :func:`read_image`.
 
-    Annotation files do not record whether their coordinates refer to the stored raster or to the one with the
-    EXIF orientation applied. Labelling tools show the second, so it is preferred; the stored raster is returned
-    if only that one has the annotated size. If neither has, the oriented image is returned.
-
-    Returns:
-        uint8 ``[H, W, 3]``, RGB.
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`read_image`.
+    Annotations do not record whether they refer to the stored raster or to the one with the EXIF orientation applied,
+    which labelling tools show. The stored raster is returned if only that one has the annotated size.
     """
     image, orientation = _load(path)
     rgb = _to_rgb(image, path)
@@ -90,10 +83,7 @@ def read_rgba(path: str | Path) -> NDArray[np.uint8]:
 
 
 def read_index_mask(path: str | Path) -> NDArray[np.int32]:
-    """Read an instance mask: the stored numbers (palette indices, not colours), 0 for background.
-
-    Returns:
-        int32 ``[H, W]``; a bilevel file gives 0 and 1.
+    """Read an instance mask: the stored numbers (palette indices, not colours), 0 for background; int32 ``[H, W]``.
 
     Raises:
         FileNotFoundError: there is no file at ``path``.
@@ -108,16 +98,9 @@ def read_index_mask(path: str | Path) -> NDArray[np.int32]:
 
 
 def read_mask(path: str | Path) -> NDArray[np.uint8]:
-    """Read a grey mask of one object, EXIF orientation applied.
+    """Read a grey mask of one object, EXIF orientation applied: uint8 ``[H, W]``; errors as :func:`read_index_mask`.
 
-    A mask of more than 8 bits with 0 and one other value, such as a class number, becomes 0 and 255.
-
-    Returns:
-        uint8 ``[H, W]``; a bilevel file gives 0 and 255.
-
-    Raises:
-        FileNotFoundError: there is no file at ``path``.
-        ValueError: the file is damaged or has colours.
+    A mask of one bit, or of more than 8 with 0 and one other value, such as a class number, becomes 0 and 255.
     """
     image, orientation = _load(path)
     if image.mode == "I" or image.mode.startswith("I;16"):
@@ -131,10 +114,7 @@ def read_mask(path: str | Path) -> NDArray[np.uint8]:
 
 
 def read_color_mask(path: str | Path) -> NDArray[np.int32]:
-    """Read a mask whose colours are numbers, R + 256 G + 65536 B, as COCO's panoptic format has it.
-
-    Returns:
-        int32 ``[H, W]``.
+    """Read a mask whose colours are numbers, R + 256 G + 65536 B (COCO's panoptic format): int32 ``[H, W]``.
 
     Raises:
         FileNotFoundError: there is no file at ``path``.

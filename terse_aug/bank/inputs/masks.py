@@ -28,24 +28,14 @@ _JSON_TYPES = (int, float, str, bool, type(None))
 
 @dataclass(frozen=True)
 class MaskInFile:
-    """A segmentation that is all pixels of one number in an image file, which is read when needed.
-
-    Attributes:
-        path: the file.
-        number: the object's.
-        colors: numbers are colours, R + 256 G + 65536 B; else values of one channel.
-    """
+    """All pixels of one number in a file; numbers are colours, R + 256 G + 65536 B, or values of one channel."""
 
     path: Path
     number: int
     colors: bool = False
 
     def mask(self, height: int, width: int) -> NDArray[np.uint8]:
-        """uint8 ``[height, width]``, 0 and 1.
-
-        Raises:
-            RejectedObject: the file is missing, damaged or of another size, or the object is not in it.
-        """
+        """uint8 ``[height, width]``, 0 and 1; rejects a file without it, missing, damaged or of another size."""
         try:
             numbers = _read_numbers(self.path, self.colors, self.path.stat().st_mtime_ns)
         except OSError as error:
@@ -67,7 +57,7 @@ def _read_numbers(path: Path, colors: bool, modified: int) -> NDArray[np.int32]:
 
 
 def segmentation_to_mask(segmentation: Any, height: int, width: int) -> NDArray[np.uint8]:
-    """Rasterise a COCO segmentation as pycocotools does.
+    """Rasterise a COCO segmentation as pycocotools does: uint8 ``[height, width]``, 0 and 1.
 
     Args:
         segmentation: polygons ``[[x, y, x, y, ...], ...]`` in px; or an RLE of ``size`` and ``counts``, the latter a
@@ -75,9 +65,6 @@ def segmentation_to_mask(segmentation: Any, height: int, width: int) -> NDArray[
             polygons beside valid ones are ignored.
         height: of the image in px.
         width: of the image in px.
-
-    Returns:
-        uint8 ``[height, width]``, 0 and 1.
 
     Raises:
         RejectedObject: there is no segmentation, or it is broken.
@@ -120,7 +107,7 @@ def as_json(value: Any) -> Any:
 
 
 def segmentation_as_json(segmentation: Any) -> Any:
-    """A segmentation in a form that a COCO JSON can hold, from one that a detection framework has in memory.
+    """A segmentation as a COCO JSON can hold it, from one that a detection framework has in memory.
 
     Args:
         segmentation: polygons of any kind of sequences; an RLE whose counts may be bytes; or a bitmap, bool or uint8
@@ -185,10 +172,7 @@ def run_lengths(text: str) -> list[int]:
     """Run lengths of COCO's compressed RLE (rleFrString in maskApi.c, which checks nothing).
 
     Every character holds five bits of a number, lowest first, and whether more follow; from the fourth run on,
-    the number is the difference to the run before the last.
-
-    Raises:
-        RejectedObject: the text is no compressed RLE.
+    the number is the difference to the run before the last. Damaged text is rejected.
     """
     try:
         characters = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - 48

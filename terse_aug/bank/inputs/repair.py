@@ -1,7 +1,6 @@
 """Repair of oddities in annotations that can mean one thing only. Pure functions.
 
-Every function adds what it repaired to a set of :data:`Repairs`, with the same text for all repairs of a kind, so that
-a report can count the affected objects.
+Every function adds what it repaired to a set of :data:`Repairs`, with the same text for all repairs of a kind.
 """
 
 from __future__ import annotations
@@ -36,11 +35,7 @@ class Malformed(ValueError):
 
 
 def as_number(value: Any) -> float:
-    """A finite number, which may be written as text.
-
-    Raises:
-        Malformed: it is none.
-    """
+    """A finite number, which may be written as text; raises :class:`Malformed` for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise Malformed("a coordinate is no number")
     try:
@@ -60,11 +55,7 @@ def as_whole_number(value: Any, repairs: Repairs) -> Any:
 
 
 def class_name(value: Any, repairs: Repairs) -> str:
-    """A class name, from text or a number.
-
-    Raises:
-        Malformed: it is empty, or cannot be encoded.
-    """
+    """A class name, from text or a number; raises :class:`Malformed` if it is empty or cannot be encoded."""
     written = "" if value is None else str(value)
     name = written.strip()
     if not name:
@@ -76,16 +67,6 @@ def class_name(value: Any, repairs: Repairs) -> str:
     if name != written:
         repairs.add(SPACED_NAME)
     return name
-
-
-def is_nested_too_deeply(value: Any, levels: int = _MAX_LEVELS) -> bool:
-    """Whether lists and mappings are nested more deeply than in any annotation."""
-    if isinstance(value, Mapping):
-        value = value.values()
-    elif not isinstance(value, list | tuple):
-        return False
-    nested = (part for part in value if isinstance(part, list | tuple | Mapping))
-    return levels == 0 or any(is_nested_too_deeply(part, levels - 1) for part in nested)
 
 
 def contains_text(value: Any, levels: int = _MAX_LEVELS) -> bool:
@@ -106,7 +87,7 @@ def parse_text(value: Any, repairs: Repairs, levels: int = _MAX_LEVELS) -> Any:
 
 def find_id(value: Any, known: Mapping[Any, Any], repairs: Repairs) -> Any:
     """The key of ``known`` that an id means: itself, or the only one that is the same number or text; else ``None``."""
-    if not isinstance(value, int | float | str) or is_inexact_id(value):
+    if not isinstance(value, int | float | str):
         return None
     if value in known:
         return value
@@ -116,11 +97,6 @@ def find_id(value: Any, known: Mapping[Any, Any], repairs: Repairs) -> Any:
         return None
     repairs.add(TEXT_ID)
     return matching[0]
-
-
-def is_inexact_id(value: Any) -> bool:
-    """Whether an id is a float so large that it may have been rounded to another id, or no number at all."""
-    return isinstance(value, float) and not abs(value) < _EXACT
 
 
 def repair_annotation(entry: dict[str, Any], repairs: Repairs) -> dict[str, Any]:
@@ -158,12 +134,9 @@ def repair_segmentation(segmentation: Any, repairs: Repairs) -> Any:
 def clip_box(
     box: tuple[float, float, float, float], shape: tuple[int, ...], repairs: Repairs
 ) -> tuple[float, float, float, float]:
-    """The part of a box within its image; a box without such a part, or without area, unchanged.
+    """The part of a box (x, y, width, height in px) within an image of shape (H, W, ...).
 
-    Args:
-        box: x, y, width, height in px.
-        shape: (H, W, ...) of the image.
-        repairs: a repair is added where more than half a pixel was clipped.
+    A box without such a part, or without area, is unchanged; it is a repair if more than half a pixel is clipped.
     """
     if not all(math.isfinite(value) for value in box):
         return box
@@ -218,8 +191,6 @@ def _parse_json(text: str, repairs: Repairs) -> Any:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
-        return text
-    if is_nested_too_deeply(content):
         return text
     repairs.add(TEXT_LIST)
     return parse_text(content, repairs)

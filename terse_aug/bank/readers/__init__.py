@@ -4,12 +4,10 @@ To add a source, write a file here and add a line to :data:`READERS`:
 
 - ``build_from_<source>(..., out, *, ..., **options)`` reads the user's files and builds a bank. The command line
   (``terse-aug bank build <source>``) takes its flags and their help from the signature and the docstring.
-- For annotations whose classes have names, collect images and objects in an
-  :class:`~terse_aug.bank.readers.annotation_collector.AnnotationCollector` and call its ``build``; annotations that
-  are similar to COCO's go to :func:`~terse_aug.bank.readers.annotated_images.build_from_annotations`. Both take
-  :class:`~terse_aug.bank.readers.options.AnnotationOptions`.
+- Annotations go to an :class:`~terse_aug.bank.readers.annotation_collector.AnnotationCollector`, or, if they are
+  similar to COCO's, to :func:`~terse_aug.bank.readers.annotated_images.build_from_annotations`.
 - For anything else, write an extractor, which yields the foregrounds of one image, and call the ``build`` of
-  :class:`~terse_aug.bank.readers.options.BuildOptions`; ``rgba.py`` is the shortest example.
+  :class:`~terse_aug.bank.BuildOptions`; ``rgba.py`` is the shortest example.
 """
 
 from __future__ import annotations
@@ -17,11 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from terse_aug.bank.build.pipeline import BuildOptions
 from terse_aug.bank.build.report import BuildReport
+from terse_aug.bank.readers.annotated_images import AnnotationOptions
 from terse_aug.bank.readers.coco import build_from_coco
 from terse_aug.bank.readers.instance_masks import build_from_masks
 from terse_aug.bank.readers.labelme import build_from_labelme
-from terse_aug.bank.readers.options import AnnotationOptions, BuildOptions
 from terse_aug.bank.readers.panoptic import build_from_panoptic
 from terse_aug.bank.readers.products import build_from_products
 from terse_aug.bank.readers.rgba import build_from_rgba
@@ -37,18 +36,21 @@ class Reader(NamedTuple):
     Attributes:
         build: the function that builds a bank from it.
         options: what its ``**options`` are; ``None`` if it has none.
+        unused_rules: settings of :class:`~terse_aug.bank.ExtractionRules` without effect on it.
     """
 
     build: Callable[..., BuildReport]
     options: type[BuildOptions] | None
+    unused_rules: tuple[str, ...] = ()
 
 
+_NO_BOXES = ("min_box_agreement",)
 READERS = {
     "coco": Reader(build_from_coco, AnnotationOptions),
-    "masks": Reader(build_from_masks, BuildOptions),
-    "rgba": Reader(build_from_rgba, BuildOptions),
-    "products": Reader(build_from_products, BuildOptions),
-    "video": Reader(build_from_video, None),
+    "masks": Reader(build_from_masks, BuildOptions, _NO_BOXES),
+    "rgba": Reader(build_from_rgba, BuildOptions, (*_NO_BOXES, "drop_truncated")),
+    "products": Reader(build_from_products, BuildOptions, _NO_BOXES),
+    "video": Reader(build_from_video, None, _NO_BOXES),
     "voc": Reader(build_from_voc, AnnotationOptions),
     "yolo": Reader(build_from_yolo, AnnotationOptions),
     "labelme": Reader(build_from_labelme, AnnotationOptions),

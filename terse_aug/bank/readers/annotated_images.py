@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terse_aug.bank.build.chunks import Source
+from terse_aug.bank.build.pipeline import BuildOptions
 from terse_aug.bank.build.report import BY_MASK, BuildLog, BuildReport
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
 from terse_aug.bank.inputs.coco_entries import file_name
@@ -20,9 +21,35 @@ from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.images import read_image_like
 from terse_aug.bank.inputs.masks import MaskInFile, has_mask, segmentation_to_mask
 from terse_aug.bank.inputs.repair import Repairs, clip_box, repair_annotation
-from terse_aug.bank.readers.options import AnnotationOptions
-from terse_aug.bank.segmenters.box import BoxMasks
+from terse_aug.bank.segmenters.box import BoxMaskMethod, BoxMasks
 from terse_aug.structures.foreground import Foreground
+
+
+@dataclass(frozen=True)
+class AnnotationOptions(BuildOptions):
+    """Keyword arguments that builders from annotations have in common, beside those of :class:`BuildOptions`.
+
+    Attributes:
+        categories: names of the categories to keep; all by default.
+        boxes: how masks of objects that have a box only are made: ``"grabcut"``, ``"ellipse"``, ``"box"``, a function
+            of image and box such as a segmentation model, or :class:`BoxMasks`. By default these objects are rejected.
+            With a function, ``jobs`` is 1 by default, and each of more processes has a copy of it.
+
+    Raises:
+        ValueError: a category or a method is unknown.
+    """
+
+    categories: Collection[str] | None = None
+    boxes: BoxMasks | str | BoxMaskMethod | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.box_masks  # an unknown method is an error at once
+
+    @property
+    def box_masks(self) -> BoxMasks | None:
+        """``boxes`` as :class:`BoxMasks`."""
+        return self.boxes if self.boxes is None or isinstance(self.boxes, BoxMasks) else BoxMasks(self.boxes)
 
 
 def build_from_annotations(
@@ -42,11 +69,8 @@ def build_from_annotations(
         record: where the annotations are from, for the bank's record.
         options: of the user.
         before: what was rejected and repaired in reading.
-
-    Raises:
-        FileExistsError, ValueError, OSError: as :class:`AnnotationOptions`.
     """
-    rules, boxes, image_list = options.extraction_rules, options.box_masks, ImageList(options.image_list)
+    rules, boxes, image_list = options.rules, options.box_masks, ImageList(options.image_list)
     selected = data.select_categories(options.categories)
     keypoint_names = data.keypoint_names(selected)
     files = FileFinder(folder, [file_name(image) for image in data.images.values()])
@@ -70,14 +94,7 @@ def build_from_annotations(
 
 
 class _ImageObjects(NamedTuple):
-    """An image and its objects.
-
-    Attributes:
-        image: its entry in the annotations.
-        objects: their entries.
-        name: of the file; ``None`` if it is ambiguous.
-        difference: between that and the name in the annotations, if there is one.
-    """
+    """An image and its objects as annotated; name of its file if one fits, and how that name differs."""
 
     image: dict[str, Any]
     objects: list[dict[str, Any]]
@@ -94,14 +111,7 @@ class _ImageObjects(NamedTuple):
 
 @dataclass(frozen=True)
 class _Extractor:
-    """Extracts the objects of one image after the other.
-
-    Attributes:
-        folder: of the images.
-        rules: what is kept.
-        boxes: how masks are made of boxes.
-        keypoint_count: of each object.
-    """
+    """Extracts the objects of one image after the other."""
 
     folder: Path
     rules: ExtractionRules

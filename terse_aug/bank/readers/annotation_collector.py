@@ -11,8 +11,7 @@ from typing import Any
 from terse_aug.bank.build.report import BuildLog, BuildReport
 from terse_aug.bank.inputs.coco_json import CocoAnnotations, rejected_sample
 from terse_aug.bank.inputs.repair import Malformed, as_number
-from terse_aug.bank.readers.annotated_images import build_from_annotations
-from terse_aug.bank.readers.options import AnnotationOptions
+from terse_aug.bank.readers.annotated_images import AnnotationOptions, build_from_annotations
 
 SHARED_IMAGE = "image belongs to another annotation file"
 """Reason to reject the objects of an annotation file."""
@@ -34,11 +33,7 @@ class AnnotationCollector:
 
     @classmethod
     def with_names(cls, names: Sequence[str] | None) -> AnnotationCollector:
-        """For classes labelled 1, 2, ... in the order of ``names``, or those that occur.
-
-        Raises:
-            ValueError: a name is empty or listed twice.
-        """
+        """A collector for classes labelled 1, 2, ... in the order of ``names``, each once, or for those that occur."""
         if names is None:
             return cls()
         if isinstance(names, str) or not all(names) or len(set(names)) < len(names):
@@ -105,11 +100,7 @@ class AnnotationCollector:
 
 
 def points_to_polygon(points: Any) -> list[float]:
-    """Pairs of coordinates as a polygon of COCO: x, y, x, y, ...
-
-    Raises:
-        Malformed: it is no list of pairs of numbers.
-    """
+    """Pairs of coordinates as a polygon of COCO: x, y, x, y, ...; raises :class:`Malformed` for anything else."""
     if not isinstance(points, Sequence) or isinstance(points, str):
         raise Malformed("points are no list")
     flat: list[float] = []
@@ -121,15 +112,7 @@ def points_to_polygon(points: Any) -> list[float]:
 
 
 def ellipse_to_polygon(x: float, y: float, radius_x: float, radius_y: float, angle: float = 0.0) -> list[float]:
-    """64 points of an ellipse.
-
-    Args:
-        x: of the centre, px.
-        y: likewise.
-        radius_x: half the first axis, px.
-        radius_y: half the second.
-        angle: rotation in radians, clockwise in an image.
-    """
+    """64 points of an ellipse: its centre and half axes in px, and its rotation in radians, clockwise in an image."""
     points: list[float] = []
     for step in range(64):
         turn = 2 * math.pi * step / 64

@@ -9,8 +9,7 @@ from typing import Any
 from terse_aug.bank.build.report import BuildReport
 from terse_aug.bank.inputs.coco_json import CocoAnnotations
 from terse_aug.bank.inputs.folders import check_folders
-from terse_aug.bank.readers.annotated_images import build_from_annotations
-from terse_aug.bank.readers.options import AnnotationOptions
+from terse_aug.bank.readers.annotated_images import AnnotationOptions, build_from_annotations
 
 
 def build_from_coco(
@@ -18,14 +17,12 @@ def build_from_coco(
 ) -> BuildReport:
     """Build a bank from a COCO JSON with masks (polygons or RLE), or with boxes.
 
-    Labels are the JSON's category ids; :meth:`ForegroundBank.relabel` maps them to the detector's labels. Keypoints are
-    kept. Rejected, and counted by reason: crowds, boxes without mask (unless ``boxes`` is given), broken masks, masks
-    that disagree with their box, small objects, and images that are missing, unreadable or of another size than
-    annotated. Repaired, and counted: oddities that can mean one thing only, such as numbers and ids written as text,
-    and file names spelled differently from the disk.
+    Labels are the JSON's category ids; :meth:`ForegroundBank.relabel` maps them to the detector's. Keypoints are kept.
+    Objects that cannot be used are rejected, and oddities that can mean one thing only are repaired; both are counted
+    by reason. ``annotations`` may also be the content of a JSON.
 
     Args:
-        annotations: the JSON file, or the content of one.
+        annotations: the JSON file.
         images: folder that the JSON's file names are relative to.
         out: the bank to write.
         options: see :class:`AnnotationOptions`.

@@ -22,13 +22,13 @@ from terse_aug.bank.inputs.folders import check_folders
 from terse_aug.bank.inputs.images import BROKEN_FILE, is_file
 from terse_aug.bank.inputs.masks import segmentation_as_json
 from terse_aug.bank.inputs.repair import TEXT_NUMBER, Malformed, Repairs, as_number, class_name, contains_text
+from terse_aug.bank.readers.annotated_images import AnnotationOptions
 from terse_aug.bank.readers.annotation_collector import (
     SHARED_IMAGE,
     AnnotationCollector,
     ellipse_to_polygon,
     points_to_polygon,
 )
-from terse_aug.bank.readers.options import AnnotationOptions
 
 _MAX_SIDE = 2**15
 
@@ -47,9 +47,9 @@ def build_from_labelme(
     rejected.
 
     Args:
-        folder: of the JSON files, searched at any depth.
+        folder: folder of the JSON files, searched at any depth.
         out: the bank to write.
-        images: folder of the images, in the same subfolders or in none; by default at the path in its JSON, or
+        images: folder of the images, in the same subfolders or in none; by default at the path in the JSON file, or
             else beside it.
         names: class names, labelled 1, 2, ... in this order; by default those that occur, sorted.
         options: see :class:`AnnotationOptions`.

@@ -13,8 +13,7 @@ from terse_aug.bank.inputs.file_names import FileFinder
 from terse_aug.bank.inputs.folders import check_folders
 from terse_aug.bank.inputs.masks import MaskInFile
 from terse_aug.bank.inputs.repair import Malformed, Repairs, as_whole_number, find_id
-from terse_aug.bank.readers.annotated_images import build_from_annotations
-from terse_aug.bank.readers.options import AnnotationOptions
+from terse_aug.bank.readers.annotated_images import AnnotationOptions, build_from_annotations
 
 
 def build_from_panoptic(
@@ -24,7 +23,7 @@ def build_from_panoptic(
 
     Args:
         annotations: the panoptic JSON.
-        masks: folder of its PNG files, whose colours are segment numbers R + 256 G + 65536 B.
+        masks: folder of the PNG files, whose colours are segment numbers R + 256 G + 65536 B.
         images: folder of the images.
         out: the bank to write.
         options: see :class:`AnnotationOptions`.
@@ -59,14 +58,7 @@ def build_from_panoptic(
 
 @dataclass(frozen=True)
 class _SegmentReader:
-    """Reads the segments of one image after the other.
-
-    Attributes:
-        folder: of the masks.
-        files: finds the masks.
-        is_thing: of each category, by its id.
-        log: counts what is repaired and rejected.
-    """
+    """Reads the segments of one image after the other."""
 
     folder: Path
     files: FileFinder

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from terse_aug.bank.build.chunks import Source
-from terse_aug.bank.build.rejected_sample import RejectedSample
-from terse_aug.bank.build.report import BuildLog, BuildReport
+from terse_aug.bank.build.pipeline import BuildOptions
+from terse_aug.bank.build.report import BuildLog, BuildReport, RejectedSample
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
-from terse_aug.bank.inputs.folders import check_folders, class_labels
-from terse_aug.bank.inputs.image_list import NOT_LISTED, ImageList
+from terse_aug.bank.inputs.folders import ListedImage, check_folders, check_relative_size, class_labels, find_images
+from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.images import NoAlphaError, read_image, read_mask, read_rgba
-from terse_aug.bank.inputs.mask_pairing import pair_masks
-from terse_aug.bank.readers.options import BuildOptions, check_relative_size
 from terse_aug.bank.segmenters.mask_polarity import object_alpha
 from terse_aug.bank.segmenters.plain_background import PlainBackground
 from terse_aug.structures.foreground import Foreground
@@ -38,21 +36,21 @@ def build_from_products(
 ) -> BuildReport:
     """Build a bank from photographs of objects in front of a plain background, or with masks.
 
-    Images in a subfolder, at any depth, are of the class that it is named after. Labels are 1, 2, ... in the
-    order of the class names. Without masks the object is what differs from the background, see
-    :class:`PlainBackground`; images whose background is not plain are rejected, and shadows are part of their object.
-    With masks, the object of each may be white or black; the report counts both.
+    Images in a subfolder, at any depth, are of the class that it is named after. Labels are 1, 2, ... in the order of
+    the class names. Without masks the object is what differs from the background, see :class:`PlainBackground`; images
+    whose background is not plain are rejected, and shadows are part of their object. With masks, the object of each
+    may be white or black; the report counts both. ``rules.min_box_agreement`` has no effect.
 
     Args:
-        folder: of the images; its subfolders are classes.
+        folder: folder of the images; its subfolders are classes.
         out: the bank to write.
         masks: folder of masks NAME.png or NAME_mask.png of any image format, in the same subfolders or in none; grey
             values are alpha. It may be the folder of images, or lie in it.
         background: how objects are separated from the background if there are no masks.
         category: class of images in no subfolder.
-        relative_size: of all objects, see :class:`Foreground`: longer side over the square root of the background's
-            area, which a product's image does not show.
-        options: see :class:`BuildOptions`; ``min_box_agreement`` has no effect.
+        relative_size: longer side of every object over the square root of its background's area, which a product's
+            image does not show.
+        options: see :class:`BuildOptions`.
 
     Raises:
         FileNotFoundError: a folder does not exist.
@@ -67,81 +65,51 @@ def build_from_products(
         )
     root, mask_root = Path(folder), None if masks is None else Path(masks)
     check_folders(root, mask_root)
-    log, rules, background = BuildLog(), settings.extraction_rules, background or PlainBackground()
-    items, categories = _find_images(root, mask_root, category, ImageList(settings.image_list), log)
+    log, rules, background = BuildLog(), settings.rules, background or PlainBackground()
+    images, all_images = find_images(root, mask_root, ImageList(settings.image_list), log)
+    label_of, categories = class_labels(root, all_images, category)
+    items = [(image, label_of[image.path]) for image in images]
     mask_settings = asdict(background) if mask_root is None else {"masks": mask_root.name}
     record = {"from": "products", "folder": root.name} | mask_settings | vars(rules)
-    extractor = _Extractor(mask_root is not None, background, rules, relative_size)
+    extractor = _Extractor(background, rules, relative_size)
     source = Source(items, extractor, record | {"relative_size": relative_size}, log)
     return settings.build(out, source, record, categories)
 
 
-class _ProductImage(NamedTuple):
-    """An image, and its mask if it has one, which may be that of another image too."""
-
-    path: Path
-    name: str
-    label: int
-    mask: Path | None
-    shares_mask: bool
-
-
-def _find_images(
-    root: Path, masks: Path | None, category: str, image_list: ImageList, log: BuildLog
-) -> tuple[list[_ProductImage], dict[int, str]]:
-    """Images on the list, and the names of all labels."""
-    pairs = pair_masks(root, masks, log)
-    label_of, categories = class_labels(root, pairs.images, category)
-    items = []
-    for path in pairs.images:
-        name = path.relative_to(root).as_posix()
-        if name in image_list:
-            items.append(_ProductImage(path, name, label_of[path], pairs.mask_of.get(path), path in pairs.shared))
-        else:
-            log.drop(NOT_LISTED, name)
-    image_list.report_unmatched(log)
-    return items, categories
+_Item = tuple[ListedImage, int]
+"""An image and its label."""
 
 
 @dataclass(frozen=True)
 class _Extractor:
-    """Extracts the objects of one image after the other.
+    """Extracts the objects of one image after the other, by masks where it has some."""
 
-    Attributes:
-        by_mask: by masks, or from a plain background.
-        background: settings for the latter.
-        rules: what is kept.
-        relative_size: of all objects.
-    """
-
-    by_mask: bool
     background: PlainBackground
     rules: ExtractionRules
     relative_size: float
 
-    def files(self, item: _ProductImage) -> Iterator[Path]:
+    def files(self, item: _Item) -> list[Path]:
         """The image and its mask."""
-        yield item.path
-        if item.mask is not None:
-            yield item.mask
+        return [path for path in (item[0].path, item[0].mask) if path is not None]
 
-    def objects(self, item: _ProductImage, log: BuildLog) -> Iterator[Foreground]:
+    def objects(self, item: _Item, log: BuildLog) -> Iterator[Foreground]:
         """The foregrounds of an image."""
+        image, label = item
         try:
-            pixels = _read_opaque(item.path)
-            if self.by_mask:
-                alphas, mask_source = _read_alpha(item, pixels)
+            pixels = _read_opaque(image.path)
+            if image.mask is not None:
+                alphas, mask_source = _read_alpha(image.mask, pixels)
             else:
                 alphas, mask_source = _alphas_on_background(pixels, self.background), _BY_BACKGROUND
         except RejectedObject as reason:
-            log.drop(str(reason), item.name, shown=RejectedSample(item.path, item.name))
+            log.drop(str(reason), image.name, shown=RejectedSample(image.path, image.name))
             return
         for number, alpha in enumerate(alphas, 1):
-            source = item.name if len(alphas) == 1 else f"{item.name}#{number}"
+            source = image.name if len(alphas) == 1 else f"{image.name}#{number}"
             try:
-                foreground = extract_from_image(pixels, alpha, Annotation(item.label, source), self.rules, soft=True)
+                foreground = extract_from_image(pixels, alpha, Annotation(label, source), self.rules, soft=True)
             except RejectedObject as reason:
-                log.drop(str(reason), source, shown=RejectedSample(item.path, source))
+                log.drop(str(reason), source, shown=RejectedSample(image.path, source))
             else:
                 log.mask_sources[mask_source] += 1
                 yield replace(foreground, relative_size=self.relative_size)
@@ -158,13 +126,9 @@ def _read_opaque(path: Path) -> NDArray[np.uint8]:
     return read_image(path)
 
 
-def _read_alpha(item: _ProductImage, pixels: NDArray[np.uint8]) -> tuple[list[NDArray[np.uint8]], str]:
-    if item.mask is None:
-        raise RejectedObject("image without a mask of its name")
-    if item.shares_mask:
-        raise RejectedObject("image has its mask in common with another of its name")
+def _read_alpha(path: Path, pixels: NDArray[np.uint8]) -> tuple[list[NDArray[np.uint8]], str]:
     try:
-        mask = read_mask(item.mask)
+        mask = read_mask(path)
     except ValueError as error:
         raise RejectedObject("mask file cannot be read") from error
     if mask.shape != pixels.shape[:2]:

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from terse_aug.bank.build.chunks import Source
-from terse_aug.bank.build.rejected_sample import RejectedSample
-from terse_aug.bank.build.report import BuildLog, BuildReport
+from terse_aug.bank.build.pipeline import BuildOptions
+from terse_aug.bank.build.report import BuildLog, BuildReport, RejectedSample
 from terse_aug.bank.extract import ExtractionRules, RejectedObject, finish_foreground, remove_faint_alpha, tight_box
-from terse_aug.bank.inputs.folders import check_folders, class_labels, visible_files
+from terse_aug.bank.inputs.folders import check_folders, check_relative_size, class_labels, visible_files
 from terse_aug.bank.inputs.image_list import NOT_LISTED, ImageList
 from terse_aug.bank.inputs.images import NoAlphaError, read_rgba
-from terse_aug.bank.readers.options import BuildOptions, check_relative_size
 from terse_aug.structures.foreground import Foreground
 
 _SUFFIXES = (".png", ".webp", ".tif", ".tiff")
@@ -33,16 +32,16 @@ def build_from_rgba(
 ) -> BuildReport:
     """Build a bank from PNG, WebP or TIFF files with transparency.
 
-    Files in a subfolder, at any depth, are of the class that the subfolder is named after. Labels
-    are 1, 2, ... in the order of the class names.
+    Files in a subfolder, at any depth, are of the class that it is named after. Labels are 1, 2, ... in the order of
+    the class names. ``rules.min_box_agreement`` has no effect.
 
     Args:
-        folder: of the files; its subfolders are classes.
+        folder: folder of the files; its subfolders are classes.
         out: the bank to write.
         category: class of files in no subfolder.
-        relative_size: of all objects, see :class:`Foreground`: longer side over the square root of the background's
-            area, which the files do not show.
-        options: see :class:`BuildOptions`; ``min_box_agreement`` has no effect.
+        relative_size: longer side of every object over the square root of its background's area, which the files do
+            not show.
+        options: see :class:`BuildOptions`.
 
     Raises:
         FileNotFoundError: ``folder`` does not exist.
@@ -50,7 +49,7 @@ def build_from_rgba(
         FileExistsError, ValueError, OSError: as :class:`BuildOptions`.
     """
     settings = BuildOptions.checked(out, options)
-    rules = settings.extraction_rules
+    rules = settings.rules
     if rules.drop_truncated:
         raise ValueError("drop_truncated needs the image an object was extracted from; RGBA files have none")
     check_relative_size(relative_size)
@@ -66,17 +65,11 @@ def build_from_rgba(
         elif path not in label_of:
             log.drop("not a PNG, WebP or TIFF file", name, shown=RejectedSample(path, name))
         else:
-            items.append(_LabelledFile(path, name, label_of[path]))
+            items.append((path, name, label_of[path]))
     image_list.report_unmatched(log)
     record = {"from": "rgba", "folder": root.name, **vars(rules)}
     source = Source(items, _Extractor(relative_size, rules), record | {"relative_size": relative_size}, log)
     return settings.build(out, source, record, categories)
-
-
-class _LabelledFile(NamedTuple):
-    path: Path
-    name: str
-    label: int
 
 
 @dataclass(frozen=True)
@@ -86,17 +79,17 @@ class _Extractor:
     relative_size: float
     rules: ExtractionRules
 
-    def files(self, item: _LabelledFile) -> tuple[Path]:
+    def files(self, item: tuple[Path, str, int]) -> tuple[Path]:
         """The file."""
-        return (item.path,)
+        return (item[0],)
 
-    def objects(self, item: _LabelledFile, log: BuildLog) -> Iterator[Foreground]:
+    def objects(self, item: tuple[Path, str, int], log: BuildLog) -> Iterator[Foreground]:
         """The foreground of a file, if there is one."""
+        path, name, label = item
         try:
-            foreground = Foreground(_read_tight(item.path), item.label, item.name, self.relative_size)
-            yield finish_foreground(foreground, self.rules)
+            yield finish_foreground(Foreground(_read_tight(path), label, name, self.relative_size), self.rules)
         except RejectedObject as reason:
-            log.drop(str(reason), item.name, shown=RejectedSample(item.path, item.name))
+            log.drop(str(reason), name, shown=RejectedSample(path, name))
 
 
 def _read_tight(path: Path) -> NDArray[np.uint8]:

@@ -13,8 +13,8 @@ from typing import Any
 from terse_aug.bank.build.report import BuildReport
 from terse_aug.bank.inputs.folders import check_folders
 from terse_aug.bank.inputs.repair import TEXT_NUMBER, Malformed, Repairs, as_number, class_name, contains_text
+from terse_aug.bank.readers.annotated_images import AnnotationOptions
 from terse_aug.bank.readers.annotation_collector import AnnotationCollector, ellipse_to_polygon, points_to_polygon
-from terse_aug.bank.readers.options import AnnotationOptions
 
 
 def build_from_via(
@@ -41,8 +41,8 @@ def build_from_via(
 
     Raises:
         FileNotFoundError: the file or the folder does not exist.
-        ValueError: the file is no export of VIA, no region has the attribute, several attributes have as many values
-            and none is given, or no object can be read; and as :class:`AnnotationOptions`.
+        ValueError: the file is no export of VIA, the attribute of the class is unknown or unclear, or no object can be
+            read; and as :class:`AnnotationOptions`.
     """
     settings = AnnotationOptions.checked(out, options)
     file, images = Path(file), Path(images)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from terse_aug.bank.build.pipeline import build
 from terse_aug.bank.build.report import BY_MASK, BuildLog, BuildReport, Progress
-from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
-from terse_aug.bank.inputs.folders import check_folders
-from terse_aug.bank.inputs.images import read_index_mask
-from terse_aug.bank.readers.video_frames import Frames
+from terse_aug.bank.extract import DEFAULT_RULES, Annotation, ExtractionRules, RejectedObject, extract_from_image
+from terse_aug.bank.inputs.file_names import IMAGE_SUFFIXES
+from terse_aug.bank.inputs.folders import check_folders, outside, visible_files
+from terse_aug.bank.inputs.images import read_image, read_index_mask
 from terse_aug.bank.segmenters.motion import median_background, moving_object_alphas
 from terse_aug.bank.storage.writer import BankWriter
 from terse_aug.structures.foreground import Foreground
@@ -24,6 +28,11 @@ _BY_MOTION = "motion"
 _MAX_BYTES = 2**29
 _MAX_FRAMES = 51
 _MIN_FRAMES = 5
+_MAX_FAILURES = 30
+_UNREADABLE = "frame cannot be read"
+
+Frame = tuple[str, NDArray[np.uint8]]
+"""The name of a frame, and its pixels, uint8 ``[H, W, 3]`` RGB."""
 
 
 def build_from_video(
@@ -33,7 +42,7 @@ def build_from_video(
     every: int = 30,
     masks: str | Path | None = None,
     category: str = "object",
-    rules: ExtractionRules | None = None,
+    rules: ExtractionRules = DEFAULT_RULES,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> BuildReport:
@@ -41,7 +50,7 @@ def build_from_video(
 
     Without masks, what differs from the background, the median of up to 51 frames spread over the video, is an object,
     one for each part that does not touch another. Shadows are part of their object. One process reads the frames in
-    order, and a build that was stopped starts anew.
+    order, and a build that was stopped starts anew. ``rules.min_box_agreement`` has no effect.
 
     Args:
         video: a file that OpenCV can read, or a folder of images, used in the order of their names.
@@ -51,7 +60,7 @@ def build_from_video(
             NAME, in the same subfolders, or in none if only one frame has that name; or 000030.png for frame 30 of a
             file, counted from 0. By default objects are found by motion.
         category: class of all objects; its label is 1.
-        rules: which objects are kept, see :class:`ExtractionRules`; ``min_box_agreement`` has no effect.
+        rules: which objects are kept, see :class:`ExtractionRules`.
         overwrite: replace an existing bank.
         progress: called with the number of frames done and in total; the total of a file is that of its header.
 
@@ -68,7 +77,6 @@ def build_from_video(
     frames = Frames(Path(video), every, mask_folder)
     total = frames.count()
     check_folders(mask_folder, content="masks")
-    rules = rules or ExtractionRules()
     writer = BankWriter(out, {_LABEL: category}, overwrite=overwrite)
 
     def fill(log: BuildLog) -> None:
@@ -135,11 +143,7 @@ def _by_masks(frames: Frames) -> Segmenter:
 
 
 def estimate_background(frames: Frames, total: int, max_bytes: int = _MAX_BYTES) -> NDArray[np.uint8]:
-    """The median of up to 51 frames spread over the video, of about ``max_bytes`` or at least five frames.
-
-    Raises:
-        ValueError: there are too few frames.
-    """
+    """Median of up to 51 frames spread over the video, of about ``max_bytes``; ``ValueError`` for fewer than five."""
     held: list[NDArray[np.uint8]] = []
     step = max(1, math.ceil(total / _MAX_FRAMES))
     for number, (_, pixels) in enumerate(frames.read(BuildLog())):
@@ -156,3 +160,87 @@ def estimate_background(frames: Frames, total: int, max_bytes: int = _MAX_BYTES)
             "use more of them (every, --every), or give masks"
         )
     return median_background(held)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Every n-th frame of a video file or of a folder of images without that of masks, one at a time."""
+
+    place: Path
+    every: int
+    masks: Path | None = None
+
+    def count(self) -> int:
+        """Number of frames; of a file according to its header, which may be wrong.
+
+        Raises:
+            FileNotFoundError: there is nothing at the place.
+            ValueError: it is no video.
+        """
+        if self.place.is_dir():
+            return len(self._images[:: self.every])
+        if not self.place.is_file():
+            raise FileNotFoundError(f"expected a video or a folder of frames at {self.place}, found none")
+        capture = cv2.VideoCapture(str(self.place))
+        try:
+            if not capture.isOpened():
+                raise ValueError(f"expected a video that OpenCV can read, got {self.place}")
+            return math.ceil(max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0) / self.every)
+        finally:
+            capture.release()
+
+    def read(self, log: BuildLog) -> Iterator[Frame]:
+        """The frames; those that cannot be read are counted."""
+        if not self.place.is_dir():
+            yield from self._read_file(log)
+            return
+        for path in self._images[:: self.every]:
+            name = path.relative_to(self.place).as_posix()
+            try:
+                yield name, read_image(path)
+            except ValueError:
+                log.drop(_UNREADABLE, name)
+
+    def mask_path(self, name: str) -> Path:
+        """Path of a frame's mask: in the same subfolder, or in none; rejects one that may belong to another frame."""
+        assert self.masks is not None
+        own = (self.masks / name).with_suffix(".png")
+        flat = self.masks / own.name
+        if own.is_file() or not flat.is_file():
+            return own
+        if self._stems[own.stem] > 1:
+            raise RejectedObject("mask of the frame's name, but several frames have it")
+        return flat
+
+    @cached_property
+    def _stems(self) -> Counter[str]:
+        return Counter(path.stem for path in self._images)
+
+    @cached_property
+    def _images(self) -> list[Path]:
+        images = [path for path in visible_files(self.place) if path.suffix.lower() in IMAGE_SUFFIXES]
+        return images if self.masks is None else outside(self.place, images, self.masks)
+
+    def _read_file(self, log: BuildLog) -> Iterator[Frame]:
+        capture, number, failed = cv2.VideoCapture(str(self.place)), 0, 0
+        try:
+            while failed < _MAX_FAILURES:  # damaged frames are skipped; after the end nothing more comes
+                if not capture.grab():  # frames in between are not converted
+                    failed += 1
+                    continue
+                unread = [at for at in range(number, number + failed) if at % self.every == 0]
+                number, failed = number + failed, 0
+                if number % self.every == 0:
+                    is_read, pixels = capture.retrieve()
+                    if is_read:
+                        yield f"{number:06d}", np.ascontiguousarray(np.asarray(pixels, dtype=np.uint8)[..., ::-1])
+                    else:
+                        unread.append(number)
+                for at in unread:
+                    log.drop(_UNREADABLE, f"{at:06d}")
+                number += 1
+            missing = self.count() - math.ceil(number / self.every)
+            if missing > 0:
+                log.drop("frame is missing, though the file's header counts it", f"{number:06d}", missing)
+        finally:
+            capture.release()

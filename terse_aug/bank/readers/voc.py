@@ -11,8 +11,8 @@ from terse_aug.bank.build.report import BuildReport
 from terse_aug.bank.inputs.images import is_file
 from terse_aug.bank.inputs.masks import MaskInFile
 from terse_aug.bank.inputs.repair import SWAPPED_CORNERS, Malformed, Repairs, as_number, class_name
+from terse_aug.bank.readers.annotated_images import AnnotationOptions
 from terse_aug.bank.readers.annotation_collector import SHARED_IMAGE, AnnotationCollector
-from terse_aug.bank.readers.options import AnnotationOptions
 
 _FOLDERS = ("Annotations", "JPEGImages", "SegmentationObject")
 _LIST_FOLDERS = ("Main", "Segmentation", "Layout")
@@ -125,7 +125,8 @@ def _read_objects(
 
 def _image_name(path: Path, written_name: str, images: Path) -> str:
     """The name in the XML file; or that of the file itself, if the written one does not exist, as in exports of another
-    machine, or belongs to another XML file that this one is a copy of."""
+    machine, or belongs to another XML file that this one is a copy of.
+    """
     if written_name and is_file(images / written_name) and not _has_own_file(written_name, path):
         return written_name
     own_names = (f"{path.stem}{suffix}" for suffix in _SUFFIXES)

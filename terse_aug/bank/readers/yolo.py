@@ -11,12 +11,12 @@ from typing import Any
 import yaml
 
 from terse_aug.bank.build.report import BuildLog, BuildReport
-from terse_aug.bank.inputs.file_names import FileFinder
+from terse_aug.bank.inputs.file_names import match_names
 from terse_aug.bank.inputs.folders import check_folders
 from terse_aug.bank.inputs.images import image_size, is_color_image
 from terse_aug.bank.inputs.repair import SPACED_NAME, Malformed, as_number
+from terse_aug.bank.readers.annotated_images import AnnotationOptions
 from terse_aug.bank.readers.annotation_collector import AnnotationCollector
-from terse_aug.bank.readers.options import AnnotationOptions
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 _NAME_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names")
@@ -35,13 +35,14 @@ def build_from_yolo(
     A line holds the class number and either a box (centre x, centre y, width, height) or the points of a polygon, as
     fractions of the image's width and height. Of a data set with keypoints (``kpt_shape`` in its ``data.yaml``) the
     boxes are used; without that file such lines look like polygons. Labels are the class numbers, from 0 on.
+    ``names`` may also be the names, in order or by number.
 
     Args:
         images: folder of images, searched at any depth.
         out: the bank to write.
-        labels: folder of text files, in the same subfolders; by default as for YOLO's trainers: the last ``images`` of
-            each path replaced by ``labels``.
-        names: class names, in order or by number, or a data.yaml or classes.txt; by default the one beside the folders.
+        labels: folder of text files, in the same subfolders; by default, as for YOLO's trainers, the path of the
+            images with its last folder "images" replaced by "labels".
+        names: file of the class names, a data.yaml or classes.txt; by default the one beside the folders.
         options: see :class:`AnnotationOptions`.
 
     Raises:
@@ -81,32 +82,21 @@ def _pairs(images: Path, labels: Path | None, log: BuildLog) -> Iterable[tuple[P
 
 def _find_label_files(paths: list[Path], log: BuildLog) -> list[Path | None]:
     """The files, also if they spell a name differently; ``None`` for those that do not exist."""
-    names: dict[Path, list[str]] = defaultdict(list)
-    for path in paths:
-        names[path.parent].append(path.name)
-    finders = {folder: FileFinder(folder, own, recursive=False) for folder, own in names.items()}
+    folders = dict.fromkeys(path.parent for path in paths)
+    existing = [file for folder in folders for file in sorted(folder.glob("*.[tT][xX][tT]"))]
+    matches = match_names(map(Path.as_posix, paths), map(Path.as_posix, existing))
     files: list[Path | None] = []
     for path in paths:
-        try:
-            name, difference = finders[path.parent].find(path.name)
-        except LookupError:
-            files.append(None)
-            continue
-        if difference:
-            log.repair([f"label {difference}"], name)
-        file = path.parent / name
-        files.append(file if file.is_file() else None)
+        match = matches.get(path.as_posix())
+        if match is not None and match.name is not None:
+            log.repair([f"label {match.reason}"], path.name)
+            path = Path(match.name)
+        files.append(path if path.is_file() else None)
     return files
 
 
 class _LineReader:
-    """Reads the lines of label files into a collector.
-
-    Args:
-        names: class names by number.
-        source: of the names, whose data.yaml may give the keypoints.
-        collector: of the objects.
-    """
+    """Reads the lines of label files into a collector. The source of the names may give the keypoints."""
 
     def __init__(self, names: Mapping[int, str], source: Any, collector: AnnotationCollector):
         self._names = names

@@ -74,12 +74,7 @@ class BoxMasks:
         return {"boxes": self.name} | grabcut
 
     def alpha(self, image: NDArray[np.uint8], box: Box) -> tuple[NDArray[np.uint8], str]:
-        """The object's alpha, uint8 ``[H, W]`` 0 to 255, and the name of the method that made it.
-
-        Raises:
-            RejectedObject: the box is not within the image, the method failed, or a function's mask is not one of
-                this image.
-        """
+        """The object's alpha, uint8 ``[H, W]`` 0 to 255, and the name of the method that made it; or it is rejected."""
         _check_box(box, image.shape)
         if not isinstance(self.method, str):
             try:
@@ -102,12 +97,7 @@ class BoxMasks:
 
 
 def ellipse_alpha(shape: tuple[int, ...], box: Box) -> NDArray[np.uint8]:
-    """The ellipse in a box, opaque with a soft rim: uint8 ``[H, W]``.
-
-    Args:
-        shape: (H, W, ...) of the image.
-        box: in px.
-    """
+    """The ellipse in a box (px), opaque with a soft rim: uint8 ``[H, W]`` of an image of shape (H, W, ...)."""
     return _shape_alpha(shape, box, lambda across, down: 1 - np.hypot(across, down))
 
 
@@ -199,16 +189,11 @@ def _remove_specks(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def grabcut_quality(image: NDArray[np.uint8], mask: NDArray[np.uint8], box: Box) -> float:
-    """Quality of a mask that GrabCut found in a box, in [0, 1]: fit times contrast.
+    """Quality of a mask, uint8 ``[H, W]``, that GrabCut found in a box (px) of an image, in [0, 1]: fit times contrast.
 
     Fit is the IoU of the mask's tight box with the given one. Contrast is the Hellinger distance, ``sqrt(1 - sum
     sqrt(p q))`` (Bhattacharyya 1943), of the colour histograms inside the mask and around it, within the box and
     its margin.
-
-    Args:
-        image: uint8 ``[H, W, 3]``, RGB.
-        mask: uint8 ``[H, W]``.
-        box: in px.
     """
     tight = tight_box(mask)
     if tight is None:

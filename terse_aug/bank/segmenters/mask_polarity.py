@@ -19,7 +19,7 @@ _SOLID = 128
 
 
 def object_alpha(mask: NDArray[np.uint8], image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], str]:
-    """The object's alpha of a mask whose object may be white or black.
+    """Alpha of the object of a mask, which may be white or black: uint8 ``[H, W]``, and :data:`WHITE` or :data:`BLACK`.
 
     The colour of most of the mask's border is background. Where black and white are within a fifth of each other there,
     the side whose colours in the image are nearer to the background's is background, see :func:`background_distance`.
@@ -28,9 +28,6 @@ def object_alpha(mask: NDArray[np.uint8], image: NDArray[np.uint8]) -> tuple[NDA
         mask: uint8 ``[H, W]``; grey values are kept as alpha, except that those below 3 % become 0. A mask of 0 and one
             other value is binary, whatever the other value is (label files).
         image: uint8 ``[H, W, 3]``, RGB.
-
-    Returns:
-        uint8 ``[H, W]``, and :data:`WHITE` or :data:`BLACK`.
 
     Raises:
         RejectedObject: the mask is uniform, neither border nor image decides, or no pixel has an alpha of 128 or more.

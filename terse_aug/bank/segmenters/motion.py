@@ -18,14 +18,7 @@ _CLOSED_GAP = 0.01
 
 
 def median_background(frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """The background without moving objects: the median of frames.
-
-    Args:
-        frames: uint8 ``[H, W, 3]`` each, RGB, at least 3. An object must not stand still in half of them.
-
-    Returns:
-        uint8 ``[H, W, 3]``.
-    """
+    """The median of frames, uint8 ``[H, W, 3]`` each; an object must not stand still in half of them."""
     background = np.empty_like(frames[0])
     for row in range(0, len(background), 64):  # np.median makes several copies of its input
         band = np.stack([frame[row : row + 64] for frame in frames])
@@ -36,19 +29,16 @@ def median_background(frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 def moving_object_alphas(
     frame: NDArray[np.uint8], background: NDArray[np.uint8], min_area: int
 ) -> list[NDArray[np.uint8]]:
-    """The moving objects of a frame, from left to right.
+    """The moving objects of a frame, from left to right, as alpha: uint8 ``[H, W]`` each, 0 to 255, soft at the edge.
 
     A pixel belongs to an object if its distance from the background's colour, in L*a*b*, exceeds both 10 and seven
     times the median distance of the frame. Parts that do not touch, after gaps of a hundredth of the frame were
-    closed, are separate objects. A shadow moves too and is part of its object.
+    closed, are separate objects, from ``min_area`` px on. A shadow moves too and is part of its object.
 
     Args:
         frame: uint8 ``[H, W, 3]``, RGB.
         background: likewise.
         min_area: smallest area of an object in px.
-
-    Returns:
-        uint8 ``[H, W]`` each, alpha 0 to 255, soft at the edge.
 
     Raises:
         RejectedObject: most of the frame differs, because the camera or the light has changed, or nothing does.

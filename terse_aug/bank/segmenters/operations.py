@@ -20,25 +20,18 @@ def disc(radius: int) -> NDArray[np.uint8]:
 
 
 def blurred_lab(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """CIE L*a*b* (1976), L* 0 to 100, slightly blurred against noise: float32 ``[H, W, 3]``.
-
-    Args:
-        image: uint8 ``[H, W, 3]``, RGB.
-    """
+    """CIE L*a*b* (1976) of an RGB image, L* 0 to 100, slightly blurred against noise: float32 ``[H, W, 3]``."""
     lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     return np.asarray(cv2.GaussianBlur(lab, (0, 0), _COLOR_BLUR), dtype=np.float32)
 
 
 def grabcut(image: NDArray[np.uint8], labels: NDArray[np.uint8], iterations: int) -> NDArray[np.uint8]:
-    """GrabCut (Rother, Kolmogorov and Blake, SIGGRAPH 2004), deterministic for the same input.
+    """GrabCut (Rother, Kolmogorov and Blake, SIGGRAPH 2004), deterministic: uint8 ``[H, W]``, 1 for foreground.
 
     Args:
         image: uint8 ``[H, W, 3]``, RGB.
         labels: uint8 ``[H, W]``, OpenCV's ``GC_BGD``, ``GC_FGD``, ``GC_PR_BGD`` and ``GC_PR_FGD``; changed in place.
         iterations: of the algorithm.
-
-    Returns:
-        uint8 ``[H, W]``, 1 for foreground.
 
     Raises:
         cv2.error: there are fewer pixels than components of its mixtures.
@@ -51,11 +44,9 @@ def grabcut(image: NDArray[np.uint8], labels: NDArray[np.uint8], iterations: int
 
 
 def remove_halo(mask: NDArray[np.uint8], distance: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Move an edge to where the colour is half-way between background and object, not where it begins to change.
+    """Move the edge of a mask, uint8 ``[H, W]``, to where the colour is half-way between background and object.
 
-    Args:
-        mask: uint8 ``[H, W]``, 0 and 1.
-        distance: float32 ``[H, W]``, of the colour from the background's.
+    ``distance`` is that of the colour from the background's, float32 ``[H, W]``; masks begin where the colour changes.
     """
     reach = disc(max(3, round(_HALO_WIDTH * max(mask.shape))))
     near_edge = cv2.erode(mask, reach) < mask

@@ -51,7 +51,7 @@ class PlainBackground:
             raise ValueError(f"expected max_spread above 0, got {self.max_spread}")
 
     def alphas(self, image: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-        """The objects of an image, from left to right.
+        """The objects of an image, from left to right, as alpha: uint8 ``[H, W]`` each, 0 to 255, soft at the edge.
 
         The background's colour is a quadratic function of the position, fitted to the border without outliers.
         Background is what has that colour and is connected to the border through gaps of at least a hundredth of the
@@ -60,9 +60,6 @@ class PlainBackground:
 
         Args:
             image: uint8 ``[H, W, 3]``, RGB.
-
-        Returns:
-            uint8 ``[H, W]`` each, alpha 0 to 255, soft at the edge.
 
         Raises:
             RejectedObject: the background is not plain, or nothing stands out from it.
@@ -91,13 +88,13 @@ class PlainBackground:
 
 
 def background_distance(image: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
-    """Distance of every pixel's colour from the background's colour at its position, and the background's spread.
+    """Distance of every pixel's colour from the background's at its position, and the background's spread, in L*a*b*.
 
     Args:
         image: uint8 ``[H, W, 3]``, RGB.
 
     Returns:
-        float32 ``[H, W]``, distance in L*a*b*; and the root mean square of the border's distances.
+        float32 ``[H, W]``; and the root mean square of the border's distances.
 
     Raises:
         RejectedObject: most of the border does not have one colour.
@@ -130,11 +127,7 @@ def _quadratic_terms(down: NDArray[np.float64], across: NDArray[np.float64]) -> 
 
 
 def _foreground_mask(distance: NDArray[np.float32], spread: float) -> NDArray[np.uint8]:
-    """0 and 1: what is not background.
-
-    Raises:
-        RejectedObject: all is background.
-    """
+    """0 and 1: what is not background; rejects an image that is all background."""
     threshold = min(max(_DISTANCE_PER_SPREAD * spread, _MIN_DISTANCE), _MAX_DISTANCE)
     like_background = (distance < threshold).astype(np.uint8)
     mask = 1 - _connected_to_border(like_background)

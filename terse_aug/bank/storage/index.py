@@ -34,14 +34,7 @@ _COLUMNS = {
 
 
 class IndexColumns:
-    """The index of a bank that is being written.
-
-    Attributes:
-        labels: category ids.
-        relative_sizes: see :class:`Foreground`.
-        sizes: heights and widths in pixels, two for each foreground.
-        centers: x and y, two for each foreground, NaN where unknown.
-    """
+    """The index of a bank that is being written; sizes are height and width in px, unknown centers NaN."""
 
     def __init__(self) -> None:
         self.labels, self.relative_sizes = array("q"), array("f")
@@ -118,15 +111,6 @@ def read_index(path: Path, mapped: MappedFile, count: int) -> dict[str, NDArray[
         # Short values lie at any even address; only those are copied, long ones start on their own page.
         aligned = stored if stored.ctypes.data % 8 == 0 else stored.copy()
         arrays[name] = aligned.view(column.dtype).reshape((count, 2) if column.numbers == 2 else count)
-    arrays["centers"] = _known_centers(arrays["centers"])
     for values in arrays.values():
         values.flags.writeable = False
     return arrays
-
-
-def _known_centers(centers: NDArray[np.float32]) -> NDArray[np.float32]:
-    """NaN for centers beyond the image; the same array where there is none."""
-    wrong = ~np.all((centers >= 0) & (centers <= 1), axis=1, keepdims=True)
-    if (np.isnan(centers) | ~wrong).all():
-        return centers
-    return np.where(wrong, np.float32(np.nan), centers)

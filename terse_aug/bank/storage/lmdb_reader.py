@@ -58,11 +58,7 @@ class MappedFile:
         self._transaction = self._environment.begin(buffers=True)
 
     def get(self, key: bytes) -> memoryview | None:
-        """The value of ``key``, not copied: valid as long as this object lives. ``None`` if absent.
-
-        Raises:
-            ValueError: LMDB finds its pages damaged.
-        """
+        """The value of ``key``, valid as long as this object lives; ``None`` if absent, ``ValueError`` if damaged."""
         try:
             with _inside_lmdb:
                 value: memoryview | None = self._transaction.get(key)
@@ -112,11 +108,7 @@ def open_mapped(path: Path) -> MappedFile:
 
 
 def data_length(path: Path) -> int:
-    """Bytes that the pages of the LMDB file at ``path`` take; the file must be at least that long.
-
-    Raises:
-        ValueError: it is no LMDB file, or too short for one.
-    """
+    """Bytes that the pages of an LMDB file take, its least length; ``ValueError`` if it is none or too short."""
     with open(path, "rb") as file:
         first = _read_meta(file.read(_META_OFFSET + _META.size))
         if first is None:

@@ -16,14 +16,7 @@ _BATCH_BYTES = 1 << 24
 
 
 class Store:
-    """A temporary file beside the bank's place that takes keys and values in batches.
-
-    Args:
-        path: where the bank goes.
-
-    Raises:
-        OSError: the file cannot be opened.
-    """
+    """A temporary file beside the bank's place that takes keys and values in batches. Its methods raise ``OSError``."""
 
     def __init__(self, path: Path):
         self._temporary = TemporaryFile(path)
@@ -44,11 +37,7 @@ class Store:
             raise
 
     def put(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
-        """Add to the batch, and write it once it is large enough.
-
-        Raises:
-            OSError: the disk is full or cannot be written.
-        """
+        """Add to the batch, and write it once it is large enough."""
         for pair in pairs:
             self._batch.append(pair)
             self._batch_bytes += len(pair[1])
@@ -56,11 +45,7 @@ class Store:
             self.flush()
 
     def flush(self) -> None:
-        """Write the batch in one transaction.
-
-        Raises:
-            OSError: the disk is full or cannot be written.
-        """
+        """Write the batch in one transaction."""
         while self._batch:
             try:
                 with self._environment.begin(write=True) as transaction:
@@ -73,11 +58,7 @@ class Store:
                 raise self._disk_error(str(error)) from error
 
     def get(self, key: bytes) -> bytes:
-        """A value that was flushed.
-
-        Raises:
-            KeyError: there is none.
-        """
+        """A value that was flushed; ``KeyError`` if there is none."""
         with self._environment.begin() as transaction:
             value = transaction.get(key)
         if value is None:
@@ -85,12 +66,7 @@ class Store:
         return bytes(value)
 
     def publish(self, check: Callable[[], None]) -> None:
-        """Put the file in its final place, if the check raises nothing.
-
-        Raises:
-            FileExistsError: raised by the check.
-            OSError: the disk is full or cannot be written.
-        """
+        """Put the file in its final place, if the check raises no ``FileExistsError``."""
         self.flush()
         try:
             self._environment.sync(True)
@@ -103,11 +79,6 @@ class Store:
             raise
         except (lmdb.Error, OSError) as error:
             raise self._disk_error(str(error)) from error
-
-    @property
-    def is_published(self) -> bool:
-        """Whether the file is in its final place."""
-        return self._temporary.is_published
 
     def close(self) -> None:
         """Remove the file, unless it is published."""

@@ -74,8 +74,7 @@ def decode_record(
 ) -> Foreground:
     """The foreground of one record; its arrays are writable copies.
 
-    Raises:
-        ValueError: the record's lengths do not add up, or disagree with ``size`` (height, width in px).
+    Raises ``ValueError`` if the record's lengths do not add up, or disagree with ``size`` (height, width in px).
     """
     height, width, source_bytes, keypoint_count = _read_header(record)
     points_start = _HEADER.size + source_bytes
@@ -103,11 +102,7 @@ def encode_description(description: Description) -> bytes:
 
 
 def decode_description(stored: bytes) -> Description:
-    """The description in ``stored``.
-
-    Raises:
-        ValueError: it is of another format or version, or incomplete.
-    """
+    """The description in ``stored``; ``ValueError`` if it is of another format or version, or incomplete."""
     try:
         content = json.loads(stored)
         if content["format"] != FORMAT_NAME:

@@ -21,21 +21,12 @@ _PARTIAL = "partial"
 
 
 class TemporaryFile:
-    """A new, empty, locked file next to ``final``.
-
-    Args:
-        final: where the file will be.
-
-    Attributes:
-        final: as given.
-        path: where the file is until :meth:`publish`.
-    """
+    """A new, empty, locked file next to ``final``, at ``path`` until :meth:`publish`."""
 
     def __init__(self, final: Path):
         self.final = final
         _remove_abandoned(final)
         self.path, self._descriptor = _create_locked(final)
-        self.is_published = False
 
     def publish(self) -> None:
         """Flush the file to disk and move it to its final place, in one step for every reader."""
@@ -43,7 +34,6 @@ class TemporaryFile:
         if sys.platform == "win32":  # replaces no open file
             self._close()
         os.replace(self.path, self.final)
-        self.is_published = True
         self._close()
         _flush_folder(self.final.parent)
 
@@ -65,10 +55,6 @@ def partial_path(final: Path) -> Path:
 
 def open_locked(path: Path, create: bool = False) -> int | None:
     """Open a file that no other process uses, and lock it.
-
-    Args:
-        path: the file.
-        create: whether to make it where it does not exist.
 
     Returns:
         Its descriptor; ``None`` where another process holds it, it is not a regular file of this user, it cannot be

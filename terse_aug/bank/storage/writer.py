@@ -38,10 +38,6 @@ class BankWriter:
         overwrite: replace an existing file.
 
     Attributes:
-        path: where the bank goes.
-        categories: as given.
-        keypoint_names: as given.
-        overwrite: as given.
         built: how the bank was built, stored in it as JSON; may be filled until the block is left.
 
     Raises:
@@ -71,7 +67,7 @@ class BankWriter:
         self._columns = IndexColumns()
         self._hash = hashlib.blake2b(digest_size=16)
         self._open_store: Store | None = None
-        self._check_place()
+        check_place(self.path, overwrite)
 
     @property
     def count(self) -> int:
@@ -93,19 +89,8 @@ class BankWriter:
         finally:
             self._store.close()
 
-    @property
-    def is_published(self) -> bool:
-        """Whether the bank is in its place."""
-        return self._store.is_published
-
     def add(self, foreground: Foreground) -> None:
-        """Append one foreground.
-
-        Raises:
-            ValueError: it breaks the contract of :class:`Foreground`, or its label or keypoints are not
-                those that this writer was opened for.
-            OSError: the disk is full or cannot be written.
-        """
+        """Append one foreground; ``ValueError`` if it, its label or its keypoints are not as they have to be."""
         check_foreground(foreground, self.categories, len(self.keypoint_names))
         columns = IndexColumns()
         columns.add(foreground)
@@ -147,17 +132,18 @@ class BankWriter:
         self._hash.update(repr((names, self.keypoint_names)).encode("utf-8"))
         description = Description(self.count, names, self.keypoint_names, self._hash.hexdigest(), dict(self.built))
         self._store.put([*index.items(), (DESCRIPTION_KEY, encode_description(description))])
-        self._store.publish(self._check_place)  # a file may have appeared there during the build
+        # A file may have appeared there during the build.
+        self._store.publish(lambda: check_place(self.path, self.overwrite))
 
-    def _check_place(self) -> None:
-        if self.path.is_dir():
-            raise ValueError(f"expected a file to write the bank to, got the folder {self.path}")
-        if not self.path.parent.is_dir():
-            raise FileNotFoundError(f"the folder {self.path.parent} does not exist; create it first")
-        if self.path.exists() and not self.overwrite:
-            raise FileExistsError(
-                f"{self.path} exists; choose another name, or replace it with overwrite=True (--overwrite)"
-            )
+
+def check_place(path: Path, overwrite: bool) -> None:
+    """Check that a bank can be written to ``path``; errors as of :class:`BankWriter`."""
+    if path.is_dir():
+        raise ValueError(f"expected a file to write the bank to, got the folder {path}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {path.parent} does not exist; create it first")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; choose another name, or replace it with overwrite=True (--overwrite)")
 
 
 def check_foreground(foreground: Foreground, categories: Mapping[int, str], keypoint_count: int) -> None:

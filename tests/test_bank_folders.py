@@ -1,4 +1,4 @@
-"""Banks from files with transparency."""
+"""Banks from folders: of images and instance masks, and of files with transparency."""
 
 from __future__ import annotations
 
@@ -9,7 +9,72 @@ import pytest
 from bank_samples import gradient
 from PIL import Image
 
-from terse_aug.bank import ExtractionRules, ForegroundBank, build_from_rgba
+from terse_aug.bank import ExtractionRules, ForegroundBank, build_from_masks, build_from_rgba, read_image
+
+EVERY = ExtractionRules(min_area=1, min_side=1, max_side=None)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    images.mkdir()
+    masks.mkdir()
+    return images, masks
+
+
+def add(images: Path, masks: Path, name: str, suffix: str = "_mask") -> None:
+    mask = np.zeros((60, 80), np.uint8)
+    mask[5:25, 10:40] = 1
+    mask[30:50, 50:75] = 4  # ids have holes
+    Image.fromarray(gradient(60, 80)).save(images / f"{name}.png")
+    Image.fromarray(mask).save(masks / f"{name}{suffix}.png")
+
+
+def test_every_number_is_an_object(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    add(*folders, "b")
+    add(*folders, "a", suffix="")
+    report = build_from_masks(*folders, tmp_path / "out.bank", category="walker")
+    bank = ForegroundBank.open(report.path)
+    assert (report.kept, report.rejected) == ({"walker": 4}, {})
+    assert [f.source for f in bank] == ["a.png#1", "a.png#4", "b.png#1", "b.png#4"]
+    assert bank.categories == {1: "walker"}
+    np.testing.assert_array_equal(bank[3].rgba[..., :3], gradient(60, 80)[30:50, 50:75])
+
+
+def test_what_does_not_match_is_counted(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    images, masks = folders
+    for name in ("good", "no_mask_here", "no_image", "size", "broken", "void", "colour", "unlisted"):
+        add(images, masks, name)
+    (masks / "no_mask_here_mask.png").unlink()
+    (images / "no_image.png").unlink()
+    Image.fromarray(gradient(61, 80)).save(images / "size.png")
+    whole = (images / "broken.png").read_bytes()
+    (images / "broken.png").write_bytes(whole[: len(whole) // 2])
+    Image.new("L", (80, 60)).save(masks / "void_mask.png")
+    Image.fromarray(gradient(60, 80)).save(masks / "colour_mask.png")
+    listed = [path.stem for path in images.iterdir() if path.stem != "unlisted"] + ["gone"]
+    report = build_from_masks(images, masks, tmp_path / "out.bank", image_list=listed)
+    assert report.kept == {"person": 2}
+    assert report.rejected == {
+        "image without a mask of its name": 1,
+        "mask without an image of its name": 1,
+        "image is not in `image_list`": 1,
+        "listed in `image_list`, but there is no such image": 1,
+        "image or mask cannot be read": 2,
+        "image and mask differ in size": 1,
+        "mask has no object": 1,
+    }
+
+
+def test_real_penn_fudan(data_root: Path, tmp_path: Path) -> None:
+    images, masks = data_root / "penn_fudan" / "PNGImages", data_root / "penn_fudan" / "PedMasks"
+    report = build_from_masks(images, masks, tmp_path / "out.bank", rules=EVERY)
+    assert (report.kept, report.rejected) == ({"person": 423}, {})
+    with ForegroundBank.open(report.path) as bank:
+        name, number = bank[200].source.split("#")
+        mask = np.asarray(Image.open(masks / name.replace(".png", "_mask.png"))) == int(number)
+        assert np.count_nonzero(bank[200].rgba[..., 3]) == mask.sum()
+        assert (bank[200].rgba[bank[200].rgba[..., 3] > 0, :3] == read_image(images / name)[mask]).all()
 
 
 def save(path: Path, alpha_at: tuple[slice, slice] = np.s_[3:23, 5:35], alpha: int = 200) -> np.ndarray:
@@ -68,19 +133,6 @@ def test_files_that_are_no_images_take_no_label(tmp_path: Path) -> None:
     assert report.rejected == {"not a PNG, WebP or TIFF file": 2}
 
 
-def test_an_object_too_large_for_a_bank_is_rejected(tmp_path: Path) -> None:
-    folder = tmp_path / "objects"
-    save(folder / "a.png")
-    wide = np.zeros((30, 17000, 4), np.uint8)
-    wide[5:25, 5:16990] = 255
-    Image.fromarray(wide).save(folder / "wide.png")
-    report = build_from_rgba(folder, tmp_path / "out.bank", rules=ExtractionRules(max_side=None))
-    assert report.kept == {"object": 1}
-    assert report.rejected == {"a side longer than 16384 px (give max_side)": 1}
-    with pytest.raises(ValueError, match="max_side of at most 16384 px, got 20000"):
-        ExtractionRules(max_side=20_000)
-
-
 def test_unusable_files_are_counted(tmp_path: Path) -> None:
     folder = tmp_path / "objects"
     save(folder / "good.png")
@@ -90,14 +142,16 @@ def test_unusable_files_are_counted(tmp_path: Path) -> None:
     save(folder / "small.png", np.s_[3:6, 3:6])
     Image.fromarray(gradient(9, 9)).save(folder / "flat.png")
     Image.fromarray(gradient(9, 9)).save(folder / "photo.jpg")
+    Image.fromarray(np.full((20, 17000, 4), 255, np.uint8) - np.uint8([0, 0, 0, 1])).save(folder / "wide.png")
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (folder / ".hidden").write_text("")
     listed = [path.name for path in folder.iterdir() if path.stem != "unlisted"]
-    report = build_from_rgba(folder, tmp_path / "out.bank", image_list=listed)
+    rules = ExtractionRules(max_side=None)
+    report = build_from_rgba(folder, tmp_path / "out.bank", image_list=listed, rules=rules)
     assert report.kept == {"object": 1}
-    assert sorted(report.rejected.values()) == [1] * 8
+    assert sorted(report.rejected.values()) == [1] * 9
     reasons = " ".join(report.rejected)
-    for reason in ("no alpha", "opaque", "transparent", "min_area", "cannot be read", "not a PNG", "image_list"):
+    for reason in ("no alpha", "opaque", "transparent", "min_area", "be read", "not a PNG", "image_list", "16384 px"):
         assert reason in reasons
 
 
