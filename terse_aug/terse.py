@@ -125,7 +125,7 @@ class Terse(nn.Module):
         self._needs_float = robustness is not None or (chosen.learns and chosen.learns_from == "gradient")
         self._last: Composites | None = None
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)
-        self.register_state_dict_pre_hook(_read_values)
+        self.register_state_dict_pre_hook(_read_values)  # type: ignore[no-untyped-call]
         self._anchor: Tensor
 
     @property

@@ -117,9 +117,8 @@ class PasteGeometry:
 
     def to(self, device: torch.device) -> PasteGeometry:
         """A copy on a device."""
-        own = [getattr(self, field_.name) for field_ in fields(self)]
-        there = iter(to_device([value for value in own if value is not None], device))
-        return PasteGeometry(*(None if value is None else next(there) for value in own))
+        own = [self.foreground_sizes, self.frame_sizes, self.base_scale, self.flip]
+        return PasteGeometry(*to_device(own if self.outlines is None else [*own, self.outlines], device))
 
     def rows(self, index: Sequence[int] | Tensor) -> PasteGeometry:
         """The geometry of some of the pastes."""

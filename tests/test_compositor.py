@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from terse_aug.compositing.warp import RenderSettings
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,7 +24,6 @@ from terse_aug.compositing.compose import Composites, compose
 from terse_aug.compositing.geometry import foreground_tensor, reduced_foreground
 from terse_aug.compositing.plan import Decoy, PastePlan
 from terse_aug.compositing.render import Patch, Rectangle, blend, covered_rectangles, gaussian_blur, render
-from terse_aug.compositing.warp import RenderSettings
 from terse_aug.transforms import PasteGeometry, Placement, place
 
 FRAME = (20, 26)

@@ -163,7 +163,9 @@ def _sent_back(
     layer_count: int,
 ) -> list[ImageLabels]:
     """The labels with their targets on the device."""
-    changed = [number for number, (own, target) in enumerate(zip(labels, targets, strict=True)) if own.target is not target]
+    changed = [
+        number for number, (own, target) in enumerate(zip(labels, targets, strict=True)) if own.target is not target
+    ]
     if not changed:
         return list(labels)
     device = targets[0]["boxes"].device

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from terse_aug.compositing.label_correction import Correction, MaskChange
-from terse_aug.compositing.layers import Frames, Layer
+from terse_aug.compositing.layers import Frames
 from terse_aug.compositing.mask_extents import Extent
 from terse_aug.compositing.patches import Rectangle
 from terse_aug.compositing.pixel_list import padded_size
@@ -92,9 +92,7 @@ class MaskStack:
         stack = self._pasted(stack_rows, total).to(self._masks.dtype)
         left = self._left if self._masks.dtype == torch.bool else self._masks * self._left
         stack.index_copy_(0, destinations, left.index_select(0, rows))
-        return {
-            image: stack[span, : self._frames[image][0], : self._frames[image][1]] for image, span in spans.items()
-        }
+        return {image: stack[span, : self._frames[image][0], : self._frames[image][1]] for image, span in spans.items()}
 
     def _pasted(self, rows: Tensor, total: int) -> Tensor:
         """bool ``[total, H, W]``: the visible pixels of each layer, at its row; -1 for none."""

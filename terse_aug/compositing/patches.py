@@ -179,4 +179,3 @@ def sampling_lines(
     corner = matrix.new_tensor([[r.left - margin + 0.5, r.top - margin + 0.5] for r in rectangles]).view(-1, 2)
     middle = matrix.new_tensor([[width / 2, height / 2] for height, width, *_ in sizes]).view(-1, 2)
     return (inverse @ (corner - center).unsqueeze(-1)).squeeze(-1) + middle, inverse
-

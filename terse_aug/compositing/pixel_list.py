@@ -66,7 +66,7 @@ class PixelList:
         """For each layer ``[..., h, w]`` over its rectangle, views of values ``[..., count]``."""
         found = []
         for start, (height, width) in zip(self.starts, self.sizes, strict=True):
-            own = values[..., start : start + height * width].unflatten(-1, (height, width))
+            own = values[..., start : start + height * width].view(*values.shape[:-1], height, width)
             found.append(own[..., self.margin : height - self.margin, self.margin : width - self.margin])
         return found
 

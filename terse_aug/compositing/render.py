@@ -123,7 +123,18 @@ def render(
     alpha = alpha * inner
     mask = alpha.detach() > 0.5
     shown = _shown(mask, layer, len(layers), parents, is_decoy)
-    return Rendered(pixels, rows, channels[:, None], numbers, column, inner, warped[:3], alpha * shown, mask & shown, len(is_decoy) > 0)
+    return Rendered(
+        pixels,
+        rows,
+        channels[:, None],
+        numbers,
+        column,
+        inner,
+        warped[:3],
+        alpha * shown,
+        mask & shown,
+        len(is_decoy) > 0,
+    )
 
 
 def composites(images: Sequence[Tensor], rendered: Rendered, pixel_format: PixelFormat) -> list[Tensor]:
@@ -153,14 +164,14 @@ def composites(images: Sequence[Tensor], rendered: Rendered, pixel_format: Pixel
         canvas.index_put_((places,), levels.to(torch.uint8).flatten())  # layers that meet have the same value
     else:
         canvas = canvas.index_put((places,), added.to(canvas.dtype).flatten(), accumulate=True)
-    parts = canvas.split([image.numel() for image in images])
+    parts = torch.split(canvas, [image.numel() for image in images])
     return [part.view(image.shape) for part, image in zip(parts, images, strict=True)]
 
 
 def _kinds(layers: Sequence[Layer]) -> tuple[Tensor, Tensor]:
     """The layer that each occludee depends on, or its own number, and whether it is a decoy; empty without any."""
     row_of = {layer.row: number for number, layer in enumerate(layers) if layer.kind == "paste"}
-    parents = [row_of[layer.occluder] if layer.kind == "occludee" else number for number, layer in enumerate(layers)]
+    parents = [number if layer.occluder is None else row_of[layer.occluder] for number, layer in enumerate(layers)]
     is_decoy = [layer.kind == "decoy" for layer in layers]
     return (
         torch.tensor(parents if any(layer.kind == "occludee" for layer in layers) else [], dtype=torch.long),

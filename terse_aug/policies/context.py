@@ -12,8 +12,8 @@ from torch import Tensor
 from terse_aug.bank import Foreground
 from terse_aug.compositing.compose import compose
 from terse_aug.compositing.geometry import ForegroundLike
-from terse_aug.compositing.plan import PastePlan
 from terse_aug.compositing.layers import RenderSettings
+from terse_aug.compositing.plan import PastePlan
 from terse_aug.data.foreground_cache import THUMBNAIL_SIDE
 from terse_aug.data.planner import PlannedBatch
 from terse_aug.models import ModelAdapter
@@ -97,7 +97,8 @@ def _detector_loss(
         if not pasted:
             return losses
         computed = detector.image_losses(
-            settings.pixel_format.as_float([candidates.images[index] for index in pasted]), [candidates.targets[index] for index in pasted]
+            settings.pixel_format.as_float([candidates.images[index] for index in pasted]),
+            [candidates.targets[index] for index in pasted],
         )
         # NaN marks images without a forward; a loss that is not finite becomes infinite.
         losses[pasted] = computed.to(losses).nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)

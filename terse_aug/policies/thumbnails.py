@@ -44,7 +44,7 @@ def background_thumbnails(
     low, high = (boxes * of_box_there)[:, :, None].split(2, 1)
     covered = ((pixels >= low.floor()) & (pixels < high.ceil())).float()
     # An outer product for each box, added up over those of an image.
-    maps = [columns_rows[:, 1].T @ columns_rows[:, 0] for columns_rows in covered.split(counts)]
+    maps = [columns_rows[:, 1].T @ columns_rows[:, 0] for columns_rows in torch.split(covered, counts)]
     return torch.cat([color, torch.stack(maps)[:, None].clamp_(max=1)], 1)
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from terse_aug.compositing.geometry import ForegroundLike, frame_of, paste_geometry, place_unit
-from terse_aug.compositing.plan import PastePlan
-from terse_aug.compositing.patches import inverse_2x2
 from terse_aug.compositing.layers import RenderSettings
+from terse_aug.compositing.patches import inverse_2x2
+from terse_aug.compositing.plan import PastePlan
 from terse_aug.data.foreground_cache import FOREGROUND_FILL
 from terse_aug.policies.base import VIEW_SHAPE, VIEW_SIDE, Views
 from terse_aug.policies.thumbnails import background_thumbnails, foreground_thumbnails
