@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from factories import tiny_bank
 from frameworks import QUIET_DETECTRON2, need_detectron2
 from torch import nn
 
@@ -27,7 +28,6 @@ from detectron2_factories import (  # noqa: F401 - fixtures
     bank,
     dataset,
     item,
-    tiny_bank,
     tiny_cfg,
     trainer_with_hook,
 )

@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from compositing_samples import plan_of, rectangles_of, settings_of, target_of, units
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_compositor import plan_of, rectangles_of, settings_of, target_of, units
 
 from terse_aug import Foreground, PixelFormat
 from terse_aug.compositing.compose import compose
