@@ -50,8 +50,8 @@ class Terse(nn.Module):
             optimizer.step(); optimizer.zero_grad()
             terse.step(losses)
 
-    In evaluation mode batches pass through unchanged. The state of rank 0 is enough to resume a distributed run; to
-    resume it equal to the bit with ``critic`` or a learning sampler, each rank saves and loads its own.
+    In evaluation mode batches pass through unchanged. The state of rank 0 resumes a distributed run; equal to the bit
+    with ``critic`` or a learning sampler it is if each rank saves and loads its own.
 
     Args:
         bank: the foregrounds.
@@ -67,8 +67,7 @@ class Terse(nn.Module):
         backgrounds: images that replace some of the batch.
         distractors: foregrounds of none of the detector's classes, pasted without a label.
         robustness: composites are perturbed before the detector is trained on them.
-        pixel_format: of float images, which is what the model takes; by default RGB in [0, 1]. Of uint8 images, only
-            its channel order counts.
+        pixel_format: of what the model takes and of float images; by default RGB in [0, 1].
         keypoint_flips: pairs of keypoint names that are swapped in a flipped object; by default left and right.
 
     Raises:
@@ -162,15 +161,14 @@ class Terse(nn.Module):
         """Paste foregrounds onto a batch.
 
         Args:
-            images: B tensors ``[3, H, W]`` of any sizes, or one ``[B, 3, H, W]``, uint8 or float in the pixel format;
-                on the CPU or the device of this module; left untouched.
+            images: B tensors ``[3, H, W]`` of any sizes, or one ``[B, 3, H, W]``, uint8 or float; left untouched.
             targets: B dictionaries: ``boxes`` float ``[N, 4]`` XYXY pixels, ``labels`` int ``[N]``, optionally
                 ``masks``, ``keypoints``, ``ids``, ``area``, ``iscrowd``; left untouched.
             sampled_foregrounds: B results of a :class:`~terse_aug.ForegroundLoader` in the data loader's workers.
 
         Returns:
-            Composites and their corrected targets, in the form of the input; float where a policy learns from gradients
-            (``adversarial``, ``paper``; in an iteration with an update they carry a graph), and with robustness.
+            Composites and corrected targets in the form of the input; float with robustness, and where a policy learns
+            from gradients (``adversarial``, ``paper``), whose composites carry a graph in an iteration with an update.
 
         Raises:
             ValueError: the batch does not keep to the contract above, or sampled foregrounds do not fit.
@@ -178,7 +176,7 @@ class Terse(nn.Module):
         self.trainer.end_batch()
         self._last = None
         if not self.training:
-            return list(images) if not isinstance(images, Tensor) else images, list(targets)
+            return images if isinstance(images, Tensor) else list(images), list(targets)
         started = time.perf_counter()
         call = self.counters.counts["calls"]
         generator = generator_for(self.seed, rank(), "paste", call)
@@ -194,8 +192,7 @@ class Terse(nn.Module):
         if call == 0 and (text := self.pixel_format.mismatch(batch.images, composites.largest)):
             self._warn.warn("pixel_format", text)
         if self.perturber is not None:
-            usable = planned.batch.usable_given(composites.largest)
-            shown = self.perturber.perturbed(composites, usable, self.seed, call)
+            shown = self.perturber.perturbed(composites, batch.usable_given(composites.largest), self.seed, call)
         self.trainer.watch(planned.batch, proposal, composites, shown, learning)
         self.counters.track_batch(planned.plan, proposal, composites)
         self._last = shown
@@ -203,9 +200,8 @@ class Terse(nn.Module):
         return torch.stack(shown.images) if isinstance(images, Tensor) else shown.images, shown.targets
 
     def step(self, losses: Mapping[str, Tensor] | Tensor | float, loss_scale: float = 1.0) -> None:
-        """Update policy and sampler; call it once per iteration, after the detector's ``backward``.
-
-        A loss or gradient that is not finite skips the update, on all ranks; pastes are random until one succeeds.
+        """Update policy and sampler; call it once per iteration, after the detector's ``backward``. A loss or gradient
+        that is not finite skips the update, on all ranks; pastes are random until one succeeds.
 
         Args:
             losses: the detector's losses of this iteration, summed if a mapping; or their sum.
@@ -276,29 +272,20 @@ class Terse(nn.Module):
             return self._composites(planned, chosen.propose(context, generator, learning=False))
 
     def metrics(self) -> dict[str, float]:
-        """Counters, running averages and diversity, by name; a function of the run alone (time is in ``seconds``)."""
+        """Counters, running averages and diversity, by name."""
         self.trainer.read_values()
         return self.counters.summary()
 
     def _composites(self, planned: PlannedBatch, proposal: Proposal) -> Composites:
         batch, plan = planned.batch, self.planner.chosen(planned.plan, proposal.rows)
         self._warn.warn_all(batch.warnings)
+        unit, placement = proposal.unit, proposal.placement
         with torch.set_grad_enabled(bool(proposal.leaves)):
-            found = compose(
-                batch.images,
-                batch.targets,
-                plan,
-                proposal.unit,
-                self._rendering,
-                proposal.placement,
-                planned.boxes,
-            )
+            found = compose(batch.images, batch.targets, plan, unit, self._rendering, placement, planned.boxes)
         found.dropped.update(batch.dropped)
-        found.dropped["image_not_finite"] += planned.batch.usable_given(found.largest).count(False)
+        found.dropped["image_not_finite"] += batch.usable_given(found.largest).count(False)
         self._warn.warn_all(left_out_warnings(found.dropped))
         found.backgrounds.update(planned.backgrounds)
-        if found.dropped["paste_too_small"]:
-            self._warn.warn("paste_too_small", _TOO_SMALL.format(self.paste.min_side))
         return found
 
 
@@ -322,6 +309,3 @@ def _requested_policy(
     if chosen.learns and not isinstance(policy, Policy):
         raise ValueError(f"policy {policy!r} has learned nothing here: pass a trained Policy, or None")
     return chosen
-
-
-_TOO_SMALL = "pastes below min_side = {} pixels are left out: the images are small or the scale range is low"

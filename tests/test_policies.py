@@ -97,7 +97,7 @@ def test_best_of_n_picks_for_each_image_the_candidate_with_the_largest_loss(tiny
             self.number = number
 
         def propose(self, context: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
-            return [uniform_proposal(len(context.image_of), generator, CPU) for _ in range(4)][self.number]
+            return [uniform_proposal(len(context.image_of), generator) for _ in range(4)][self.number]
 
     detector = make_detector("fasterrcnn")
     batch = make_batch(sizes=((64, 64), (64, 80), (80, 64)))

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from terse_aug import ForegroundBank, PixelFormat, Robustness, Terse, TerseWarning
 from terse_aug.compositing.compose import Composites, Paste
 from terse_aug.compositing.label_correction import PastedObject
-from terse_aug.compositing.render import Rectangle
+from terse_aug.compositing.patches import Rectangle
 from terse_aug.models import ClassifierAdapter, TorchvisionAdapter
 from terse_aug.policies import Adversarial, Critic
 from terse_aug.training.perturbation import PerturbationBall, object_pixels, tiled

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from terse_aug.compositing.label_correction import Correction, MaskChange, PastedObject, correct_target
+from terse_aug.compositing.label_correction import Correction, PastedObject, correct_target
 from terse_aug.compositing.layers import Frames, Layer, RenderSettings, pasted_object
+from terse_aug.compositing.mask_extents import MaskChange
 from terse_aug.compositing.mask_stack import MaskStack
 from terse_aug.compositing.render import Rendered
 from terse_aug.structures.annotations import OBJECT_FIELDS, Target, repair_boxes

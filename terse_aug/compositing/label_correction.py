@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from terse_aug.compositing.mask_extents import Extent, count_pixels, extent_of, extents_of
+from terse_aug.compositing.mask_extents import Extent, MaskChange, count_pixels, extent_of, extents_of
 from terse_aug.compositing.patches import Rectangle
 from terse_aug.structures.annotations import OBJECT_FIELDS, Target
 from terse_aug.utils.memory import zeros
@@ -55,19 +55,6 @@ class Correction:
     rows: list[int | None]
     kept: list[int]
     dropped: Counter[str]
-
-
-@dataclass(frozen=True)
-class MaskChange:
-    """What pasting does to the mask of an object, where masks are not in the target itself.
-
-    Attributes:
-        before: pixels.
-        after: what is left of it.
-    """
-
-    before: int
-    after: Extent
 
 
 def correct_target(
@@ -162,24 +149,7 @@ class _Cover:
 
     def within(self, rectangle: Rectangle) -> Tensor:
         """The view ``[h, w]`` of a rectangle inside the frame."""
-        return self.covered[_within(rectangle, self.frame)]
-
-
-def _within(inner: Rectangle, outer: Rectangle) -> tuple[slice, slice]:
-    """Slices of ``inner`` in an array that covers ``outer``."""
-    return (
-        slice(inner.top - outer.top, inner.bottom - outer.top),
-        slice(inner.left - outer.left, inner.right - outer.left),
-    )
-
-
-def _overlap(first: Rectangle, second: Rectangle) -> Rectangle:
-    return Rectangle(
-        max(first.top, second.top),
-        max(first.left, second.left),
-        min(first.bottom, second.bottom),
-        min(first.right, second.right),
-    )
+        return self.covered[rectangle.within(self.frame)]
 
 
 def _pasted_rows(target: Target, pastes: Sequence[PastedObject], size: tuple[int, int]) -> Target:
@@ -282,7 +252,7 @@ def _changed_view(box: list[float], change: MaskChange) -> _View:
 
 def _mask_view(box: list[float], mask: Tensor, extent: Extent, cover: _Cover) -> _View:
     """The view of an object with a mask ``[H, W]``."""
-    window, overlap = extent.window, _overlap(extent.window, cover.frame)
+    window, overlap = extent.window, extent.window.overlap(cover.frame)
     whole = _View(box, extent.pixels, extent.pixels, window, window.of(mask), touched=False)
     if overlap.empty:
         return whole
@@ -290,7 +260,7 @@ def _mask_view(box: list[float], mask: Tensor, extent: Extent, cover: _Cover) ->
     if torch.equal(left, overlap.of(mask)):
         return whole
     visible = window.of(mask).clone()
-    visible[_within(overlap, window)] = left
+    visible[overlap.within(window)] = left
     rest = extent_of(visible, window)
     return _View(rest.box, rest.pixels, extent.pixels, window, visible)
 
@@ -301,11 +271,11 @@ def _box_view(box: list[float], region: Rectangle, cover: _Cover) -> _View:
     A side of the box moves only where all pixels along it are covered; the others keep their coordinates.
     """
     shape = (region.bottom - region.top, region.right - region.left)
-    whole, overlap = Extent(region, shape[0] * shape[1]), _overlap(region, cover.frame)
+    whole, overlap = Extent(region, shape[0] * shape[1]), region.overlap(cover.frame)
     if overlap.empty or not count_pixels(cover.within(overlap)):
         return _View(box, whole.pixels, whole.pixels, region, None, touched=False, counted=False)
     visible = torch.ones(shape, dtype=torch.bool, device=cover.covered.device)
-    visible[_within(overlap, region)] = ~cover.within(overlap)
+    visible[overlap.within(region)] = ~cover.within(overlap)
     rest = extent_of(visible, region)
     moved = [old if side == limit else side for old, side, limit in zip(box, rest.box, whole.box, strict=True)]
     return _View(moved, rest.pixels, whole.pixels, region, None, counted=False)

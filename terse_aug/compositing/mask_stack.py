@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from terse_aug.compositing.label_correction import Correction, MaskChange
+from terse_aug.compositing.label_correction import Correction
 from terse_aug.compositing.layers import Frames
-from terse_aug.compositing.mask_extents import Extent
+from terse_aug.compositing.mask_extents import Extent, MaskChange
 from terse_aug.compositing.patches import Rectangle
 from terse_aug.compositing.pixel_list import padded_size
 from terse_aug.compositing.render import Rendered
@@ -48,7 +48,7 @@ class MaskStack:
         hidden = cover.view(len(frames), *self._size).index_select(0, images)
         self._left = self._masks.bool() & ~hidden
         before = self._masks.bool().flatten(1).sum(1, keepdim=True)
-        self.changes = torch.cat([before, _extents(self._left)], 1)
+        self.changes = torch.cat([before, extents_at_once(self._left)], 1)
 
     def changes_of(self, image: int, changes: Tensor) -> list[MaskChange] | None:
         """Those of an image's objects, ``None`` if it has no masks.
@@ -119,7 +119,7 @@ def _padded(masks: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     return stack
 
 
-def _extents(masks: Tensor) -> Tensor:
+def extents_at_once(masks: Tensor) -> Tensor:
     """Top, left, bottom and right of the pixels set in bool ``[T, H, W]``, 0 where none are, and their number."""
     sides: dict[str, Tensor] = {}
     for axis, (low, high) in ((2, ("top", "bottom")), (1, ("left", "right"))):

@@ -42,6 +42,22 @@ class Rectangle:
         """Whether it holds no pixel."""
         return self.bottom <= self.top or self.right <= self.left
 
+    def within(self, outer: Rectangle) -> tuple[slice, slice]:
+        """Slices of this rectangle in an array over another one."""
+        return (
+            slice(self.top - outer.top, self.bottom - outer.top),
+            slice(self.left - outer.left, self.right - outer.left),
+        )
+
+    def overlap(self, other: Rectangle) -> Rectangle:
+        """What two rectangles share; may be empty."""
+        return Rectangle(
+            max(self.top, other.top),
+            max(self.left, other.left),
+            min(self.bottom, other.bottom),
+            min(self.right, other.right),
+        )
+
     def of(self, array: Tensor) -> Tensor:
         """The view ``[..., h, w]`` of this rectangle in an array ``[..., H, W]`` over the background."""
         return array[..., self.top : self.bottom, self.left : self.right]
@@ -150,6 +166,7 @@ def gaussian_weights(sigma: float) -> list[float]:
 
 
 def blur_radius(sigma: float) -> int:
+    """How far the Gaussian reaches, pixels."""
     return math.ceil(2 * sigma)
 
 
