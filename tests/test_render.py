@@ -68,7 +68,7 @@ def assert_like_reference(
     np.testing.assert_allclose(over_frame(patch.alpha, patch, size)[0].numpy(), alpha, atol=1e-9)
     np.testing.assert_allclose(patch.color.numpy(), patch.rectangle.of(torch.tensor(color)).numpy(), atol=1e-9)
     expected = patch.rectangle.of(torch.tensor(alpha)).numpy()
-    assert ((patch.mask.numpy() == (expected > 0.5)) | (abs(expected - 0.5) < 1e-9)).all()
+    assert ((patch.mask == (expected > 0.5)) | (abs(expected - 0.5) < 1e-9)).all()
 
 
 @settings(max_examples=60, deadline=None)

@@ -88,7 +88,7 @@ def test_the_mask_is_where_the_blended_alpha_is_above_one_half(
     _, (patch,), size, _ = pair
     white = Patch(patch.rectangle, torch.ones(3, *patch.mask.shape), patch.alpha)
     composite = blend(torch.zeros(3, *size), [white])
-    assert torch.equal(patch.rectangle.of(composite)[0] > 0.5, patch.mask)
+    assert np.array_equal(patch.rectangle.of(composite)[0] > 0.5, patch.mask)
 
 
 @pytest.mark.parametrize("relative_size", [0.05, 0.3, 1.5])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from factories import (
@@ -114,8 +115,8 @@ def test_what_lies_outside_the_range_is_not_moved_farther_out() -> None:
 def test_object_pixels_are_masks_or_boxes_without_decoys_and_with_pastes() -> None:
     image = torch.zeros(3, 8, 8)
     boxes = torch.tensor([[0.0, 0.5, 4, 4], [5.0, 5, 7, 7]])
-    decoy = PastedObject(Rectangle(0, 0, 2, 2), torch.ones(2, 2, dtype=torch.bool), None, 4.0)
-    paste = PastedObject(Rectangle(5, 5, 7, 7), torch.eye(2, dtype=torch.bool), 1, 4.0)
+    decoy = PastedObject(Rectangle(0, 0, 2, 2), np.ones((2, 2), np.bool_), None, 4.0)
+    paste = PastedObject(Rectangle(5, 5, 7, 7), np.eye(2, dtype=np.bool_), 1, 4.0)
 
     def found(**masks: Tensor) -> Tensor:
         return object_pixels(image, {"boxes": boxes, **masks}, [Paste(0, "", 1, torch.zeros(7), 1, 0)], [decoy, paste])

@@ -29,7 +29,7 @@ class PathWithForegrounds(str):
 
 
 def to_samples(batch: Mapping[str, Any], device: torch.device) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """Images ``[3, H, W]``, uint8 or float in 0 to 255, as the pipeline has loaded them, and their targets, on a device.
+    """Images ``[3, H, W]``, uint8 or float in 0 to 255, as the pipeline has loaded them, and targets, on a device.
 
     Raises:
         ValueError: the batch is not from ``PackDetInputs``, or has annotations that pasting cannot correct: semantic

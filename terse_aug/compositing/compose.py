@@ -150,7 +150,7 @@ def _compose(
             rendered = render(layers, placement if learning else None, frames, sigma, bgr, device)
             composed = composites(images, rendered, settings.pixel_format)
         if device.type == "cpu":
-            masks = [] if rendered is None else rendered.pixels.patches(rendered.mask)
+            masks = [] if rendered is None else [own.numpy() for own in rendered.pixels.patches(rendered.mask)]
             labels = [
                 label_image(target, own, layers, masks, frame, settings)
                 for target, own, frame in zip(targets, numbers, frames, strict=True)

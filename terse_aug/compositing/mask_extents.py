@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from terse_aug.compositing.patches import Rectangle
+
+Mask = NDArray[Any]
+"""bool or uint8 ``[..., H, W]``."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class MaskChange:
     after: Extent
 
 
-def extents_of(masks: Tensor, regions: Sequence[Rectangle]) -> list[Extent]:
+def extents_of(masks: Mask, regions: Sequence[Rectangle]) -> list[Extent]:
     """The extent of each of bool or uint8 ``[n, H, W]``.
 
     Args:
@@ -64,9 +68,9 @@ def extents_of(masks: Tensor, regions: Sequence[Rectangle]) -> list[Extent]:
     return found
 
 
-def extent_of(mask: Tensor, window: Rectangle) -> Extent:
+def extent_of(mask: Mask, window: Rectangle) -> Extent:
     """The extent of bool or uint8 ``[h, w]`` over the rectangle ``window``."""
-    left, top, width, height = cv2.boundingRect(mask.view(torch.uint8).numpy())
+    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
     tight = Rectangle(top, left, top + height, left + width)
     return Extent(_moved(tight, window), 0 if tight.empty else count_pixels(tight.of(mask)))
 
@@ -77,6 +81,6 @@ def _moved(rectangle: Rectangle, window: Rectangle) -> Rectangle:
     return Rectangle(rectangle.top + y, rectangle.left + x, rectangle.bottom + y, rectangle.right + x)
 
 
-def count_pixels(mask: Tensor) -> int:
+def count_pixels(mask: Mask) -> int:
     """The number of pixels that are set in bool or uint8 ``[h, w]``, which has some."""
-    return int(cv2.countNonZero(mask.view(torch.uint8).numpy()))  # torch's sum of bytes goes through int64
+    return int(cv2.countNonZero(mask.view(np.uint8)))
