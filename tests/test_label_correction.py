@@ -252,7 +252,7 @@ def test_extents_are_the_same_for_a_device_as_on_the_cpu(case: Case) -> None:
     everywhere = [Rectangle(0, 0, *case.size)] * len(case.target["masks"])
     extents = extents_of(case.target["masks"].numpy(), everywhere)
     expected = [[own.window.top, own.window.left, own.window.bottom, own.window.right, own.pixels] for own in extents]
-    assert extents_at_once(case.target["masks"]).tolist() == expected
+    assert extents_at_once(case.target["masks"].bool()).tolist() == expected
 
 
 def test_a_mask_outside_its_box_counts_with_all_its_pixels() -> None:
