@@ -134,7 +134,7 @@ class PolicyTrainer(nn.Module):
             if reads and self.policy.learns_from == "hardness":
                 self._track_averages(self.updater.add_to_replay(self.feedback.batches))
             if policy_is_due:
-                generator = generator_for(seed, rank(), "move", self._metrics.counts["iterations"])
+                generator = generator_for(seed, rank(), "update", self._metrics.counts["iterations"])
                 result = self.updater.update(self.feedback.batches, finite, loss_scale, device, generator)
                 self._track_update(result, finite)
         self.feedback.end_iteration(keep_batches=not reads and self.policy.learns_from == "hardness")
