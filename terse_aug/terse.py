@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -34,6 +35,8 @@ from terse_aug.training.robustness import Perturber
 from terse_aug.utils.distributed import rank
 from terse_aug.utils.random import generator_for
 from terse_aug.utils.warnings import WarnOnce
+
+_LOGGER = logging.getLogger("terse_aug")
 
 
 class Terse(nn.Module):
@@ -121,6 +124,7 @@ class Terse(nn.Module):
         if robustness is not None:
             self.perturber = Perturber(robustness, self.pixel_format, self.model, self.counters)
         self._last: Composites | None = None
+        self._feedback_logged = False
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)
         self._anchor: Tensor
 
@@ -174,6 +178,7 @@ class Terse(nn.Module):
         self._last = None
         if not self.training:
             return list(images) if not isinstance(images, Tensor) else images, list(targets)
+        self.log_feedback(_LOGGER)
         started = time.perf_counter()
         call = self.counters.counts["calls"]
         generator = generator_for(self.seed, rank(), "paste", call)
@@ -193,13 +198,13 @@ class Terse(nn.Module):
         self.seconds += time.perf_counter() - started
         return torch.stack(shown.images) if isinstance(images, Tensor) else shown.images, shown.targets
 
-    def step(self, losses: Mapping[str, Tensor] | Tensor | float, loss_scale: float = 1.0) -> None:
+    def step(self, losses: Mapping[str, Tensor] | Tensor | float | None, loss_scale: float = 1.0) -> None:
         """Update policy and sampler; call it once per iteration, after the detector's ``backward``.
 
         A loss or gradient that is not finite skips the update, on all ranks; pastes are random until one succeeds.
 
         Args:
-            losses: the detector's losses of this iteration, summed if a mapping; or their sum.
+            losses: the detector's losses of this iteration, summed if a mapping; or their sum; ``None`` if unknown.
             loss_scale: factor of the loss before ``backward``: ``scaler.get_scale()`` of a GradScaler, taken before
                 ``scaler.update()``; ``1 / n`` where the loss is divided by the n batches that a step accumulates.
 
@@ -231,6 +236,17 @@ class Terse(nn.Module):
             raise ValueError("observe: expected a call of Terse in training mode before, whose objects these are")
         outcomes = supplied_outcomes(hardness, class_probabilities, self._last.targets, self.policy.classes)
         self.trainer.feedback.supply(outcomes)
+
+    def log_feedback(self, logger: logging.Logger) -> None:
+        """Log once where feedback comes from and what it costs; the first :meth:`forward` in training mode does.
+
+        Args:
+            logger: that of a framework, where it is called before; ``logging.getLogger("terse_aug")`` otherwise.
+        """
+        if not self._feedback_logged:
+            self._feedback_logged = True
+            for line in self.trainer.feedback.describe():
+                logger.info("%s", line)
 
     def restrict_labels(self, labels: Iterable[int] | None) -> None:
         """Paste only foregrounds with some labels, ``None`` for all; not a part of the state.

@@ -12,7 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from factories import DETECTORS, KEYPOINTS, every_image, keypoint_foregrounds, make_bank, make_batch, make_detector
+from factories import (
+    DETECTORS,
+    KEYPOINTS,
+    every_image,
+    keypoint_foregrounds,
+    make_bank,
+    make_batch,
+    make_detector,
+    unrecorded,
+)
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
@@ -154,10 +163,11 @@ def test_an_object_is_missed_without_proposals_and_unknown_if_none_was_sampled(n
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-def test_a_model_without_roi_head_is_not_recorded(name: str) -> None:
+def test_a_model_that_predicts_in_another_way_is_not_recorded(name: str) -> None:
     adapter = TorchvisionAdapter(make_detector(name))
     assert isinstance(adapter, RecordsTrainingForward)
-    assert (adapter.record_forward() is None) is (name not in ROI_HEADS)
+    assert adapter.record_forward() is not None
+    assert TorchvisionAdapter(unrecorded(make_detector(name))).record_forward() is None
 
 
 @pytest.mark.parametrize(
@@ -320,7 +330,7 @@ def test_composites_are_released_once_their_hardness_is_known_or_not_needed(tiny
     assert kept() - before == 1
     del terse
     # No extra forward is made in an iteration without update.
-    other = critic(tiny_bank, make_detector("retinanet"))
+    other = critic(tiny_bank, unrecorded(make_detector("retinanet")))
     other(*batch())
     other.step(1.0)
     for seed in range(2):

@@ -177,6 +177,7 @@ class TerseHook(TrainingHook, HookBase):
         if self.trainer.start_iter > 0 or self.saved_state is not None:
             self.load(self.saved_state or self._state_in_checkpoint(), _LOGGER)
             self.saved_state = None
+        self.terse.log_feedback(_LOGGER)
         self._handle = inner.model.register_forward_hook(_LossRecorder(self._record))
         if hasattr(inner, "reset_data_loader"):
             inner.reset_data_loader = self._reset_data_loader
@@ -264,7 +265,12 @@ class TerseHook(TrainingHook, HookBase):
 
     def _record(self, module: nn.Module, output: Any) -> None:
         if self._recording and module.training:
-            self.record_loss(total(output))
+            try:
+                loss = total(output)
+            except Exception as error:  # a model whose trainer adds up its losses in another way
+                _LOGGER.debug("the loss cannot be read", exc_info=error)
+                loss = None
+            self.record_loss(loss)
 
     def _log(self) -> None:
         storage = self.trainer.storage

@@ -113,7 +113,9 @@ class RoIHeadRecorder(ForwardHooks[_Record]):
         """With the annotated boxes."""
         return _Record([boxes.detach() for boxes in self._roi_head.annotated_boxes(inputs, keywords)])
 
-    def scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor] | None:
+    def scores(
+        self, images: Sequence[Tensor], targets: Sequence[Target], rows: Sequence[Sequence[int]] | None = None
+    ) -> list[Tensor] | None:
         """See :class:`terse_aug.models.Recorder`.
 
         An object that no proposal overlaps is missed: 0. One whose proposals were not sampled is unknown: NaN.

@@ -79,11 +79,22 @@ class PolicyTrainer(nn.Module):
         return self._policy_is_due() and torch.is_grad_enabled()
 
     def propose(self, context: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
-        """The policy's proposal; a random one during the fallback, except in an iteration with an update."""
-        if self._metrics.counts["random_fallback"] and self.policy.learns and not self._policy_is_due():
-            first = torch.arange(0, len(context.image_of), self.policy.foreground_candidates)
-            return uniform_proposal(len(first), generator, context.image_of.device, first)
-        return self.policy.propose(context, generator, learning)
+        """The policy's proposal; a random one where feedback is missing, and, in an iteration without an update, during
+        the fallback."""
+        fallback = self._metrics.counts["random_fallback"] and self.policy.learns and not self._policy_is_due()
+        if fallback or self.feedback.is_missing():
+            return self._random_proposal(context, generator)
+        if not self.policy.needs_model:
+            return self.policy.propose(context, generator, learning)
+        try:
+            return self.policy.propose(context, generator, learning)
+        except Exception as error:  # of its forwards of the detector
+            self.feedback.extra_forward_failed(error)
+            return self._random_proposal(context, generator)
+
+    def _random_proposal(self, context: PolicyContext, generator: torch.Generator) -> Proposal:
+        first = torch.arange(0, len(context.image_of), self.policy.foreground_candidates)
+        return uniform_proposal(len(first), generator, context.image_of.device, first)
 
     def watch(
         self, batch: ValidatedBatch, proposal: Proposal, composites: Composites, shown: Composites, learning: bool
@@ -113,10 +124,10 @@ class PolicyTrainer(nn.Module):
         self.feedback.end_batch(self._policy_is_due(), self._sampler_is_due())
 
     def step(
-        self, losses: Mapping[str, Tensor] | Tensor | float, loss_scale: float, seed: int, device: torch.device
+        self, losses: Mapping[str, Tensor] | Tensor | float | None, loss_scale: float, seed: int, device: torch.device
     ) -> None:
         """Update what is due. Arguments as in :meth:`terse_aug.Terse.step`; ``seed`` of what is drawn."""
-        finite = self._track_loss(_total(losses))
+        finite = losses is None or self._track_loss(_total(losses))
         self.end_batch()
         learns_hardness = self.policy.learns_from == "hardness" and finite
         if learns_hardness and self._policy_is_due():
