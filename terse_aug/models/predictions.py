@@ -22,7 +22,7 @@ _TOLERANCE = 1e-3
 _TOLERANCE_RESIZED = 0.02
 """Fraction of the longer side by which boxes may differ if the model resizes its batches."""
 
-Sizes = Sequence[tuple[int, int]]
+Sizes = Sequence[tuple[float, float]]
 """(height, width) of each image."""
 
 
@@ -31,12 +31,13 @@ class Predictions:
     """What a detector predicts for a batch in one forward.
 
     Attributes:
-        boxes: float ``[B, Q, 4]`` XYXY in the model's pixels; clipped to the image where they are compared.
+        boxes: float ``[B, Q, 4]`` XYXY in the units of ``sizes``.
         logits: of each level ``[B, A, K, S]``; the boxes are in the order level, position, box of the position.
         activation: which makes probabilities of the logits; ``"none"`` if they are probabilities.
         quality: float ``[B, Q]`` in [0, 1], a factor of the probabilities such as FCOS's centerness.
         exponent: of the product of both.
-        sizes: of each image in the model, if they differ from the composites'.
+        sizes: of each image in units of the boxes; by default those of the composites, in pixels.
+        clip: whether the model clips boxes to the image.
     """
 
     boxes: Tensor
@@ -45,6 +46,7 @@ class Predictions:
     quality: Tensor | None = None
     exponent: float = 1.0
     sizes: Sizes | None = None
+    clip: bool = True
 
     def scores(self, images: slice, labels: Tensor) -> Tensor:
         """The scores ``[b, N, Q]`` of all boxes for the labels ``[b, N]`` of some images."""
@@ -156,6 +158,7 @@ class PredictionSource:
         model: the detector.
         annotated_boxes: from its arguments to the annotated boxes, float ``[n, 4]`` XYXY for each image.
         outputs: by name a module, and what to keep of the output of its first call in a forward.
+        inputs: likewise of its arguments.
         decode: from what was kept, detached, to the predictions.
         context: from the model's arguments to more for ``decode``. Under ``annotation_sizes`` it has the sizes of the
             images in whose pixels the annotated boxes are, if these may differ from the composites'.
@@ -166,6 +169,7 @@ class PredictionSource:
     outputs: Mapping[str, tuple[nn.Module, Callable[[Any], Any]]]
     decode: Callable[[Mapping[str, Any]], Predictions]
     context: Callable[[Arguments, Mapping[str, Any]], Mapping[str, Any]] = lambda inputs, keywords: {}
+    inputs: Mapping[str, tuple[nn.Module, Callable[[Arguments], Any]]] = field(default_factory=dict)
 
 
 @dataclass
@@ -190,6 +194,8 @@ class PredictionRecorder(ForwardHooks[_Record]):
         self._source, self._iou_threshold = source, iou_threshold
         for name, (module, kept) in source.outputs.items():
             self.on_output(module, _keeper(name, kept))
+        for name, (module, kept) in source.inputs.items():
+            self.on_input(module, _keeper(name, kept))
 
     def start_record(self, inputs: Arguments, keywords: Mapping[str, Any]) -> _Record:
         """With the annotated boxes."""
@@ -201,7 +207,7 @@ class PredictionRecorder(ForwardHooks[_Record]):
     ) -> list[Tensor] | None:
         """See :class:`terse_aug.models.Recorder`."""
         for record in self.records:
-            complete = self._source.outputs.keys() <= record.kept.keys()
+            complete = {*self._source.outputs, *self._source.inputs} <= record.kept.keys()
             if complete and matching_boxes(record.boxes, images, targets, record.kept.get("annotation_sizes")):
                 return best_predictions(self._source.decode(record.kept), images, targets, self._iou_threshold, rows)
         return None
@@ -240,9 +246,9 @@ def _best(
 ) -> Tensor:
     """The best scores ``[B, N]``; the overlap does not depend on the pixels in which it is measured."""
     boxes, device = predictions.boxes.float(), predictions.boxes.device
-    limits = torch.tensor([[width, height] for height, width in sizes], dtype=torch.float32).repeat(1, 2)
-    limits = limits[:, None].to(device, non_blocking=True)
-    boxes = torch.minimum(boxes.clamp(min=0), limits)
+    if predictions.clip:
+        limits = torch.tensor([[width, height] for height, width in sizes], dtype=torch.float32).repeat(1, 2)
+        boxes = torch.minimum(boxes.clamp(min=0), limits[:, None].to(device, non_blocking=True))
     factors = torch.stack([_factors(own, other) for own, other in zip(sizes, shown, strict=True)])
     objects = objects.to(device) * factors[:, None].to(device, non_blocking=True)
     labels = labels.to(device)
@@ -265,6 +271,6 @@ def _overlaps(objects: Tensor, boxes: Tensor) -> Tensor:
     return common.div_(union)
 
 
-def _factors(to: tuple[int, int], from_: tuple[int, int]) -> Tensor:
+def _factors(to: tuple[float, float], from_: tuple[float, float]) -> Tensor:
     """Factors ``[4]`` from XYXY boxes in an image of one size to those in one of another; both (height, width)."""
     return torch.tensor([to[1] / from_[1], to[0] / from_[0]]).repeat(2)
