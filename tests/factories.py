@@ -148,6 +148,11 @@ def make_detector(name: str, seed: int = 0, classes: int = 3) -> nn.Module:
     return model.train()
 
 
+def counts_of(terse: Terse, *names: str) -> list[int]:
+    """Some of the metrics of a run."""
+    return [int(terse.metrics()[name]) for name in names]
+
+
 def unrecorded(detector: Any) -> Any:
     """Make a detector one of a subclass, whose predictions may differ, so that its training forward is not recorded."""
     part = getattr(detector, "roi_heads", detector)
