@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from factories import counts_of
 from feedback_reference import assert_same_training, best_scores, counted_reads, trained
 from frameworks import QUIET_MMDET, need_mmdet
 
 need_mmdet()
 from mmdet.registry import MODELS as MODELS_OF_MMDET
-from mmdet_factories import CLASSES, narrowed, shipped
+from mmdet_factories import (  # noqa: F401 - fixtures
+    CLASSES,
+    bank,
+    data,
+    made,
+    narrowed,
+    pipeline,
+    settings,
+    shipped,
+)
 from mmengine.logging import MessageHub
 from mmengine.registry import DefaultScope
 from torch import Tensor
 
+from terse_aug import ForegroundBank, TerseWarning
 from terse_aug.models import PredictionRecorder, RoIHeadRecorder, isolated_forward
 from terse_aug_mmdet import MMDetAdapter
 from terse_aug_mmdet.model import _batch
@@ -204,6 +216,26 @@ def test_recording_changes_neither_losses_nor_gradients_nor_the_random_state(con
         losses = lambda model=model: losses_of(model, images, targets)  # noqa: E731
         found.append(trained(model, losses, adapter.record_forward if record else None))
     assert_same_training(*found)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_centernet_trains_with_a_critic_also_if_its_predictions_fail(
+    recorded: bool, data: Path, bank: ForegroundBank, tmp_path: Path
+) -> None:
+    terse = settings(bank)
+    steps = pipeline({"type": "TersePaste", **terse}, masks=False)
+    model = narrowed(shipped(ONE_STAGE["CenterNet"]))
+    runner, hook = made(data, tmp_path, 2, terse, model=model, pipeline=steps)
+    head: Any = runner.model.bbox_head
+    predict_by_feat = {"predict_by_feat": lambda *own, **more: {}["border"]}
+    head.__class__ = type("OtherHead", (type(head),), {} if recorded else predict_by_feat)
+    if recorded:
+        runner.train()
+    else:
+        with pytest.warns(TerseWarning, match=r"extra forward .*KeyError: 'border'.* pastes are random"):
+            runner.train()
+    names = ("iterations", "updates", "extra_forwards", "feedback_failed", "hooks_failed")
+    assert counts_of(hook.terse, *names) == ([2, 2, 0, 0, 0] if recorded else [2, 0, 0, 1, 0])
 
 
 def test_a_subclass_that_predicts_in_another_way_is_not_recorded() -> None:

@@ -141,6 +141,17 @@ def test_objects_of_unknown_classes_and_images_without_objects_or_boxes() -> Non
     assert best_predictions(nothing, images, targets, 0.5)[1].tolist() == [0.0] * 4
 
 
+def test_a_roi_head_is_recorded_without_reading_from_the_device() -> None:
+    detector = make_detector("fasterrcnn")
+    images, targets = batch()
+    recorder = TorchvisionAdapter(detector, IOU).record_forward()
+    assert recorder is not None
+    detector(images, targets)
+    with counted_reads() as reads:
+        assert recorder.scores(images, targets) is not None
+    assert reads == []
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_critic_learns_in_every_iteration_without_extra_forward(name: str, tiny_bank: ForegroundBank) -> None:
     detector = detector_of(name)

@@ -17,7 +17,6 @@ from mmdet.models.roi_heads import (
     HybridTaskCascadeRoIHead,
     MaskScoringRoIHead,
     PointRendRoIHead,
-    SCNetRoIHead,
     StandardRoIHead,
 )
 from mmdet.models.task_modules.assigners import BaseAssigner
@@ -125,7 +124,7 @@ class MMDetAdapter(DetectorAdapter):
 
 _ROI_HEADS = (
     *(StandardRoIHead, MaskScoringRoIHead, PointRendRoIHead, DynamicRoIHead, GridRoIHead, DoubleHeadRoIHead),
-    *(CascadeRoIHead, HybridTaskCascadeRoIHead, SCNetRoIHead),
+    *(CascadeRoIHead, HybridTaskCascadeRoIHead),
 )
 """Their proposals are pooled and classified once in a training forward; subclasses may do otherwise."""
 _SAMPLERS = (RandomSampler, CombinedSampler, InstanceBalancedPosSampler, IoUBalancedNegSampler)

@@ -105,7 +105,7 @@ class FeedbackBuffer:
         """
         pending, self._last = self._last, None
         if pending is not None:
-            if (error := recorded_hardness(pending)) is not None:
+            if (error := recorded_hardness(pending, policy_is_due or sampler_is_due)) is not None:
                 self._hooks_failed(error)
             if self._sampler.learns and pending.hardness is not None:
                 self._sampler.record(*pending.by_class())
@@ -175,7 +175,7 @@ class FeedbackBuffer:
     def reset(self) -> None:
         """Drop everything, before another state is loaded."""
         if self._last is not None:
-            recorded_hardness(self._last)
+            recorded_hardness(self._last, False)
         self._last = None
         self.batches.clear()
         self._for_sampler = []

@@ -123,8 +123,12 @@ def supplied_outcomes(
     )
 
 
-def recorded_hardness(pending: PendingBatch) -> Exception | None:
+def recorded_hardness(pending: PendingBatch, alternative: bool) -> Exception | None:
     """Give a batch what its recorder has recorded, unless the hardness is known already; release the model.
+
+    Args:
+        pending: the batch.
+        alternative: whether there will be an extra forward if nothing is known; to find out synchronizes with a device.
 
     Returns:
         The error, if recording has failed; the hardness is not known then.
@@ -143,7 +147,8 @@ def recorded_hardness(pending: PendingBatch) -> Exception | None:
             if scores is not None:
                 pending.store({number: (1 - own, None) for number, own in enumerate(scores)}, None)
                 known = pending.hardness
-                if known is not None and not getattr(recorder, "complete", False) and bool(known.isnan().all()):
+                unsure = alternative and not getattr(recorder, "complete", False)
+                if unsure and known is not None and bool(known.isnan().all()):
                     pending.hardness = None
     except Exception as error:
         pending.hardness = None
