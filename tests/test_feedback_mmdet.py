@@ -99,7 +99,11 @@ def model_of(config: str) -> Any:
         for name, parameter in (model.roi_head if hasattr(model, "roi_head") else model.bbox_head).named_parameters():
             parameter.add_(torch.randn_like(parameter) * _noise(cfg.type, name))
         if hasattr(getattr(model, "bbox_head", None), "wh_head"):
-            model.bbox_head.wh_head[-1].bias.fill_(6.0)
+            model.bbox_head.wh_head[-1].bias.fill_(4.0)
+        if cfg.type == "RetinaNet" and hasattr(model.bbox_head, "conv_loc"):  # some anchors are left out
+            model.bbox_head.conv_loc.weight.mul_(100)
+            model.bbox_head.conv_loc.bias.zero_()
+            model.bbox_head.loc_filter_thr = 0.54
     MessageHub.get_current_instance().update_info("iter", 0)
     return model
 
