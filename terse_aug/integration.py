@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -203,6 +204,10 @@ class TrainingHook:
         with torch.autocast(self.device.type, dtype=dtype, enabled=mixed):
             composites, corrected = self.terse(images, targets, sampled_foregrounds)
         return list(composites), corrected
+
+    def log_feedback(self, logger: logging.Logger) -> None:
+        """Log where feedback comes from and what it costs, after :meth:`load`; the logger is the framework's."""
+        self.terse.trainer.feedback.log_sources(logger)
 
     def record_loss(self, loss: Tensor | None) -> None:
         """Record the detector's loss on a batch, a scalar; ``None``, which is warned about once, if it is unknown."""

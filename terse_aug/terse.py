@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -35,8 +34,6 @@ from terse_aug.training.robustness import Perturber
 from terse_aug.utils.distributed import rank
 from terse_aug.utils.random import generator_for
 from terse_aug.utils.warnings import WarnOnce
-
-_LOGGER = logging.getLogger("terse_aug")
 
 
 class Terse(nn.Module):
@@ -124,7 +121,6 @@ class Terse(nn.Module):
         if robustness is not None:
             self.perturber = Perturber(robustness, self.pixel_format, self.model, self.counters)
         self._last: Composites | None = None
-        self._feedback_logged = False
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)
         self._anchor: Tensor
 
@@ -178,7 +174,7 @@ class Terse(nn.Module):
         self._last = None
         if not self.training:
             return list(images) if not isinstance(images, Tensor) else images, list(targets)
-        self.log_feedback(_LOGGER)
+        self.trainer.feedback.log_sources()
         started = time.perf_counter()
         call = self.counters.counts["calls"]
         generator = generator_for(self.seed, rank(), "paste", call)
@@ -236,17 +232,6 @@ class Terse(nn.Module):
             raise ValueError("observe: expected a call of Terse in training mode before, whose objects these are")
         outcomes = supplied_outcomes(hardness, class_probabilities, self._last.targets, self.policy.classes)
         self.trainer.feedback.supply(outcomes)
-
-    def log_feedback(self, logger: logging.Logger) -> None:
-        """Log once where feedback comes from and what it costs; the first :meth:`forward` in training mode does.
-
-        Args:
-            logger: that of a framework, where it is called before; ``logging.getLogger("terse_aug")`` otherwise.
-        """
-        if not self._feedback_logged:
-            self._feedback_logged = True
-            for line in self.trainer.feedback.describe():
-                logger.info("%s", line)
 
     def restrict_labels(self, labels: Iterable[int] | None) -> None:
         """Paste only foregrounds with some labels, ``None`` for all; not a part of the state.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ from terse_aug.models import (
 )
 from terse_aug_detectron2.batch import Needs, from_samples
 
+_LOGGER = logging.getLogger("detectron2.terse_aug")
 _NO_INSTANCES = {"instances": Instances((0, 0))}
 
 
@@ -157,6 +159,15 @@ def total(losses: Mapping[str, Tensor] | Tensor) -> Tensor:
     """The sum of the losses of a model, as the trainers compute it."""
     parts = [losses] if isinstance(losses, Tensor) else list(losses.values())
     return torch.stack([part.float().reshape(()) for part in parts]).sum()
+
+
+def known_total(losses: Any) -> Tensor | None:
+    """As :func:`total`; ``None`` for a model whose trainer adds up its losses in another way."""
+    try:
+        return total(losses)
+    except Exception as error:
+        _LOGGER.debug("the loss cannot be read", exc_info=error)
+        return None
 
 
 def _needs(model: nn.Module) -> Needs:

@@ -113,7 +113,7 @@ class TerseHook(TrainingHook, Hook):
             )
         if runner.iter > 0:
             self.load(self.saved_state, runner.logger)
-        terse.log_feedback(runner.logger)
+        self.log_feedback(runner.logger)
         self.saved_state = None  # of a checkpoint that only the weights were loaded from
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:

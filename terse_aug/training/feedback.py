@@ -64,7 +64,7 @@ class FeedbackBuffer:
         self.batches: list[PendingBatch] = []
         self._last: PendingBatch | None = None
         self._for_sampler: list[PendingBatch] = []
-        self._supplied = False
+        self._supplied = self._logged = False
         # In a list, so that a batch that was not trained on to the end releases the model's hooks too.
         self._recorders: list[Recorder] = []
         weakref.finalize(self, _close, self._recorders)
@@ -161,11 +161,19 @@ class FeedbackBuffer:
         self._warn.warn("extra_forward", _STILL_NO_MORE.format(self._consequence()))
         return self._policy.needs_model or not self._is_recorded()
 
-    def describe(self) -> list[str]:
-        """Where feedback comes from and what it costs, in lines for a log."""
+    def log_sources(self, logger: logging.Logger = _LOGGER) -> None:
+        """Log once where feedback comes from and what it costs.
+
+        Args:
+            logger: of a framework; by default ``logging.getLogger("terse_aug")``.
+        """
+        if self._logged:
+            return
+        self._logged = True
         needs_hardness = self._policy.learns_from == "hardness" or self._sampler.learns
         why = why_not_recorded(self._model) if needs_hardness else None
-        return describe_feedback(self._model, self._policy, self._sampler, self._metrics.counts, why)
+        for line in describe_feedback(self._model, self._policy, self._sampler, self._metrics.counts, why):
+            logger.info("%s", line)
 
     def end_iteration(self) -> None:
         """Drop the batches: policy and sampler have learned from them."""
