@@ -134,7 +134,12 @@ class AddsUpLosses(DefaultTrainer):
 @pytest.mark.parametrize("policy", ["random", "critic", "best-of-n"])
 @pytest.mark.parametrize("kind", [OtherInference, OtherLosses])
 def test_a_model_with_another_inference_or_form_of_loss_trains(
-    kind: type[nn.Module], policy: str, dataset: str, bank: ForegroundBank, tmp_path: Path
+    kind: type[nn.Module],
+    policy: str,
+    dataset: str,
+    bank: ForegroundBank,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     cfg = tiny_cfg("faster_fpn", dataset, tmp_path, bank, policy=policy)
     cfg.SOLVER.MAX_ITER = 2
@@ -146,6 +151,9 @@ def test_a_model_with_another_inference_or_form_of_loss_trains(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer.train()
+    source = "from an extra forward" if kind is OtherInference else "recorded from the training forward"
+    logged = [text for text in caplog.messages if text.startswith("hardness: ")]
+    assert [text.startswith(f"hardness: {source}") for text in logged] == [True] * (policy == "critic")
     failed = (kind, policy) in ((OtherInference, "critic"), (OtherLosses, "best-of-n"))
     texts = sorted(str(one.message) for one in caught if one.category is TerseWarning)
     expected = [

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from terse_aug.models.forward_hooks import Arguments, ForwardHooks
 from terse_aug.structures.annotations import Target
 
-_CHUNK = 2**22
-"""Pairs of an object and a box that are compared at once."""
+_PAIRS_ON_CPU, _PAIRS = 2**22, 2**26
+"""Pairs of an object and a box that are compared at once: a few megabytes or gigabytes of memory."""
 _TOLERANCE = 1e-3
 _TOLERANCE_RESIZED = 0.02
 """Fraction of the longer side by which boxes may differ if the model resizes its batches."""
@@ -252,7 +252,8 @@ def _best(
     factors = torch.stack([_factors(own, other) for own, other in zip(sizes, shown, strict=True)])
     objects = objects.to(device) * factors[:, None].to(device, non_blocking=True)
     labels = labels.to(device)
-    step = max(1, _CHUNK // (labels.shape[1] * boxes.shape[1]))
+    pairs = _PAIRS_ON_CPU if device.type == "cpu" else _PAIRS
+    step = max(1, pairs // (labels.shape[1] * boxes.shape[1]))
     best = []
     for first in range(0, len(boxes), step):
         chunk = slice(first, first + step)
