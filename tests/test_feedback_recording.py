@@ -125,6 +125,22 @@ def test_recording_changes_neither_losses_nor_gradients_nor_the_random_state(nam
     assert not any(own.requires_grad for own in scores)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_forward_in_lower_precision_is_recorded(name: str) -> None:
+    detector = detector_of(name)
+    images, targets = batch()
+    found = []
+    for enabled in (False, True):
+        recorder = TorchvisionAdapter(detector, IOU).record_forward()
+        assert recorder is not None
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            detector(images, targets)
+        found.append(torch.cat(recorder.scores(images, targets) or []))
+        recorder.close()
+    assert found[1].dtype == torch.float32
+    assert found[1].tolist() == pytest.approx(found[0].tolist(), abs=0.05)
+
+
 def test_objects_of_unknown_classes_and_images_without_objects_or_boxes() -> None:
     logits = torch.tensor([[2.0, -1.0], [0.5, 3.0]]).expand(2, -1, -1)
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 9, 9]]).expand(2, -1, -1)
