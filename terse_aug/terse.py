@@ -177,6 +177,7 @@ class Terse(nn.Module):
         self._last = None
         if not self.training:
             return images if isinstance(images, Tensor) else list(images), list(targets)
+        self.trainer.feedback.log_sources()
         started = time.perf_counter()
         call = self.counters.counts["calls"]
         generator = generator_for(self.seed, rank(), "paste", call)
@@ -199,12 +200,12 @@ class Terse(nn.Module):
         self.seconds += time.perf_counter() - started
         return torch.stack(shown.images) if isinstance(images, Tensor) else shown.images, shown.targets
 
-    def step(self, losses: Mapping[str, Tensor] | Tensor | float, loss_scale: float = 1.0) -> None:
+    def step(self, losses: Mapping[str, Tensor] | Tensor | float | None, loss_scale: float = 1.0) -> None:
         """Update policy and sampler; call it once per iteration, after the detector's ``backward``. A loss or gradient
         that is not finite skips the update, on all ranks; pastes are random until one succeeds.
 
         Args:
-            losses: the detector's losses of this iteration, summed if a mapping; or their sum.
+            losses: the detector's losses of this iteration, summed if a mapping; or their sum; ``None`` if unknown.
             loss_scale: factor of the loss before ``backward``: ``scaler.get_scale()`` of a GradScaler, taken before
                 ``scaler.update()``; ``1 / n`` where the loss is divided by the n batches that a step accumulates.
 
@@ -255,8 +256,7 @@ class Terse(nn.Module):
         """Composites for inspection or evaluation: no state changes and nothing is learned.
 
         Args:
-            images: as in :meth:`forward`.
-            targets: as in :meth:`forward`.
+            images, targets: as in :meth:`forward`.
             policy: another one than that in use.
             seed: what is drawn is a function of it alone.
 

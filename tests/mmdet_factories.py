@@ -175,10 +175,14 @@ def narrowed(model: Any) -> Any:
     _visit(model, names)
     model["backbone"]["init_cfg"] = None
     if model["backbone"]["type"] == "ResNet":
+        fewer = 8 if model["backbone"]["depth"] == 18 else 32
         model["backbone"].update(depth=18, base_channels=8)
         for part in ("neck", "panoptic_head"):
             if part in model:
-                model[part]["in_channels"] = [channels // 32 for channels in model[part]["in_channels"]]
+                first = model[part][0] if isinstance(model[part], list) else model[part]
+                channels = first["in_channels"]
+                one = isinstance(channels, int)
+                first["in_channels"] = channels // fewer if one else [own // fewer for own in channels]
     return model
 
 
