@@ -155,24 +155,22 @@ class RoIHeadRecorder(ForwardHooks[_Record]):
 
 @dataclass(frozen=True)
 class _Padded:
-    """Proposals of all images in one tensor.
+    """Proposals of all images in one tensor, with empty boxes where an image has fewer.
 
     Attributes:
         boxes: float ``[B, P, 4]`` in the model's pixels.
-        index: ``[B, P]``, rows of the proposals; that after the last where an image has fewer.
-        count: of all.
+        index: ``[B, P]``, rows of the proposals.
     """
 
     boxes: Tensor
     index: Tensor
-    count: int
 
     @classmethod
     def of(cls, proposals: Proposals, images: int) -> _Padded:
         counts = proposals.counts(images)
         index = padded_index([range(count) for count in counts], counts)
         index = index.to(proposals.boxes.device, non_blocking=True)
-        return cls(_padded(proposals.boxes, index), index, sum(counts))
+        return cls(_padded(proposals.boxes, index), index)
 
     def pad(self, values: Tensor) -> Tensor:
         """Values ``[R, K]`` of the proposals as ``[B, P, K]``."""
@@ -204,7 +202,7 @@ def _near(
         shown = [(image.shape[-2], image.shape[-1]) for image in images]
         own = own * scale_factors(sizes, shown).to(boxes.device, non_blocking=True)
     # Under autocast, a detector's annotated boxes are rounded as its proposals are.
-    rounded, real = own.to(boxes.dtype).float(), (proposals.index < proposals.count)[:, None]
-    annotated = ((rounded[:, :, None] - boxes[:, None].float()).abs() <= _BOX_TOLERANCE).all(3) & real
+    rounded = own.to(boxes.dtype).float()
+    annotated = ((rounded[:, :, None] - boxes[:, None].float()).abs() <= _BOX_TOLERANCE).all(3)
     near = overlaps(own, boxes.float()) >= iou_threshold
-    return near & real & ~annotated.any(1, keepdim=True), annotated
+    return near & ~annotated.any(1, keepdim=True), annotated
