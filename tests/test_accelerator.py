@@ -39,10 +39,7 @@ SIZES = ((540, 450), (450, 540), (480, 512), (512, 480), (540, 540), (430, 550),
 
 LIMITS = {  # synchronisations and launches at most, of images on the device, with boxes alone
     "random": {"forward": (2, 60), "plain step": (0, 10)},
-    "critic": {
-        "forward": (2, 150),
-        "plain step": (0, 600),
-    },  # its step reads the detector's predictions, image by image
+    "critic": {"forward": (2, 150), "plain step": (0, 150)},
     "adversarial": {"update forward": (3, 250), "forward": (2, 250), "plain step": (0, 10)},
     "paper": {"update forward": (3, 250), "forward": (2, 250), "plain step": (0, 10)},
 }
