@@ -320,6 +320,8 @@ def check_equal_on_both(
         assert all(isinstance(value, SimulatedTensor) for value in target.values())
         _check_target({name: value.cpu() for name, value in target.items()}, expected)
     expected_metrics, metrics = (run.terse.metrics() for run in runs)
+    for values in (metrics, expected_metrics):
+        values.pop("robustness/loss_gain", None)  # what a random network's loss gains depends on every rounding
     assert metrics == pytest.approx(expected_metrics, rel=0.02, abs=0.02)
     assert runs[1].iterate(*batch).updated == simulated.updated
     return metrics
