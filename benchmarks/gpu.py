@@ -304,6 +304,8 @@ def _part_text(name: str, record: Mapping[str, Any]) -> str:
 
 def _table(rows: Sequence[Row]) -> str:
     """Rows in Markdown."""
+    if not rows:
+        return "none"
     columns = list(dict.fromkeys(column for row in rows for column in row))
     lines = [columns, ["---"] * len(columns), *([_cell(row.get(column)) for column in columns] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -96,7 +97,7 @@ def test_a_part_that_fails_is_recorded_and_the_others_run(run: Run, capfd: pytes
         import not_there  # type: ignore[import-not-found]  # noqa: F401
 
     def dies(progress: Any) -> None:
-        os.kill(os.getpid(), signal.SIGSEGV)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     parts = run(first=quick, fails=fails, lacks=lacks, dies=dies, last=quick)["parts"]
     outcomes = {name: (record["status"], record["reason"]) for name, record in parts.items()}
@@ -104,7 +105,7 @@ def test_a_part_that_fails_is_recorded_and_the_others_run(run: Run, capfd: pytes
         "first": ("complete", ""),
         "fails": ("failed", "ValueError: no such kernel"),
         "lacks": ("not run", "ModuleNotFoundError: No module named 'not_there'"),
-        "dies": ("failed", "its process ended with -11"),
+        "dies": ("failed", "its process ended with -9"),
         "last": ("complete", ""),
     }
     assert "in fails" in parts["fails"]["trace"]
@@ -128,12 +129,11 @@ def test_the_deadline_is_respected(run: Run, tmp_path: Path) -> None:
         (tmp_path / "child").write_text(str(child.pid))
         time.sleep(60)
 
-    started = time.monotonic()
-    parts = run(0.05, respects=respects, hangs=hangs, last=quick)["parts"]
-    assert time.monotonic() - started < 60
-    assert parts["respects"]["status"] == "cut short"
-    assert parts["respects"]["seconds"] < parts["hangs"]["seconds"] + 1 < 4
-    assert parts["hangs"]["status"] == "cut short"
+    results = run(0.1, respects=respects, hangs=hangs, last=quick)
+    parts = results["parts"]
+    assert results["seconds"] < 30
+    assert parts["respects"]["status"] == parts["hangs"]["status"] == "cut short"
+    assert parts["respects"]["reason"].startswith("its")
     assert parts["hangs"]["reason"].startswith("killed")
     assert parts["hangs"]["tables"] == parts["last"]["tables"]
     assert not alive(int((tmp_path / "child").read_text()))
@@ -161,6 +161,20 @@ def test_each_table_is_written_at_once(run: Run, tmp_path: Path) -> None:
             time.sleep(0.01)
 
     assert run(looks=looks)["parts"]["looks"]["status"] == "complete"
+
+
+@pytest.mark.filterwarnings("ignore::terse_aug.TerseWarning")
+@pytest.mark.parametrize("module", ["_gpu_checks.equality", "_gpu_speed.step", "_gpu_speed.composite"])
+def test_no_tensors_of_two_devices_are_mixed(gpu: Any, module: str) -> None:
+    device = pytest.importorskip("simulated_accelerator", exc_type=ImportError).DEVICE
+    seen: list[dict[str, Any]] = []
+    progress = gpu.Progress(gpu._options(["--out", ".", "--small", "--cycles", "1"]), device, 600.0, seen.append)
+    name, function = module.split(".")
+    with torch.random.fork_rng(devices=[]):
+        getattr(importlib.import_module(f"benchmarks.{name}"), function)(progress)
+    rows = seen[-1]["table"][1]
+    assert len(rows) >= 4
+    assert all(row.get("levels", 0) <= 1.01 and row.get("objects", 0) == 0 for row in rows)
 
 
 def test_differences_are_found(gpu: Any) -> None:
