@@ -204,8 +204,8 @@ def largest_differences(one: Batch, other: Batch) -> dict[str, float]:
     """Between two batches: levels of the images, pixels of boxes and keypoints, pixels of one mask, objects."""
     found: Counter[str] = Counter({"levels": 0, "objects": 0, "boxes, px": 0})
     levels = [255.0 if image.is_floating_point() else 1.0 for image in one[0]]
-    for scale, image, twin in zip(levels, one[0], other[0], strict=True):
-        found["levels"] = max(found["levels"], float((image.double() - twin.double()).abs().max()) * scale)
+    for scale, image, copy in zip(levels, one[0], other[0], strict=True):
+        found["levels"] = max(found["levels"], float((image.double() - copy.double()).abs().max()) * scale)
     for target, twin in zip(one[1], other[1], strict=True):
         if target.keys() != twin.keys() or not torch.equal(target["labels"], twin["labels"]):
             found["objects"] += max(abs(len(target["labels"]) - len(twin["labels"])), 1)

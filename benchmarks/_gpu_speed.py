@@ -73,6 +73,8 @@ def _counted_training(progress: Progress, terse: Terse, detector: nn.Module, bat
         pastes = sum(map(len, terse.pastes))
         losses = count("detector", lambda images=images, targets=targets: _trained(detector, images, targets))
         count("step", lambda losses=losses: terse.step(losses))
+        if progress.on_cuda and seen and not seen["detector"]["launches"]:
+            raise RuntimeError("the profiler has recorded no kernel launch: CUPTI cannot be used on this machine")
         common = {"pastes": pastes, "update": terse.metrics()["updates"] > before}
         rows += [common | {"in": part} | dict(found) for part, found in seen.items()]
         detector.zero_grad()

@@ -112,7 +112,7 @@ def bandwidth(progress: Progress) -> None:
 
 def _copy_speeds(progress: Progress, target: torch.Tensor, source: torch.Tensor, copies: int = 10) -> list[float]:
     speeds = []
-    for _ in range(12):
+    for _ in range(4 if progress.small else 12):
         progress.synchronize()
         started = time.perf_counter()
         for _ in range(copies):

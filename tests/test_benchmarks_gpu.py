@@ -212,6 +212,18 @@ def test_events_of_the_profiler_are_counted(gpu: Any) -> None:
     assert set(counts_of(names, on_cuda=False)) == {"operators"}
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_profiler_that_records_no_launches_is_an_error(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU whose counters may not be read: zeros would look like a result."""
+    from benchmarks._gpu_speed import launches
+
+    monkeypatch.setattr(gpu.Progress, "on_cuda", True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    progress = gpu.Progress(gpu._options(["--out", ".", "--small"]), torch.device("cpu"), 600.0, lambda message: None)
+    with torch.random.fork_rng(devices=[]), pytest.raises(RuntimeError, match="CUPTI"):
+        launches(progress)
+
+
 def test_copies_are_timed(gpu: Any) -> None:
     seen: list[dict[str, Any]] = []
     gpu.bandwidth(gpu.Progress(gpu._options(["--out", "."]), torch.device("cpu"), 60.0, seen.append))
@@ -220,7 +232,7 @@ def test_copies_are_timed(gpu: Any) -> None:
     assert [(row["direction"], row["MB"]) for row in rows] == [
         (direction, megabytes) for megabytes in (1, 64) for direction in ("to device", "to host")
     ]
-    assert all(row["GB/s, q25"] <= row["GB/s, median"] <= row["GB/s, q75"] for row in rows)
+    assert all(0 < row["GB/s, q25"] <= row["GB/s, median"] <= row["GB/s, q75"] for row in rows)
 
 
 PRINTED = """\
