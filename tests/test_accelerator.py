@@ -308,6 +308,8 @@ def check_equal_on_both(
     paste = PasteConfig(objects=(2, 3), occluded_object_probability=0.5)
     runs = [Training(bank, policy, device, paste, **settings) for device in (torch.device("cpu"), DEVICE)]
     batch = make_batch(0, ((128, 160), (144, 128), (128, 128)), 2, **dict.fromkeys(fields, True))
+    if fields == ("masks",):  # of both types
+        batch[1][:] = [target | {"masks": target["masks"].bool()} for target in batch[1]]
     on_cpu, simulated = (run.iterate(*batch) for run in runs)
     assert simulated.pastes == on_cpu.pastes > 4
     assert simulated.updated == on_cpu.updated == runs[0].terse.policy.learns
