@@ -116,7 +116,7 @@ class PasteGeometry:
     outlines: Tensor | None = None
 
     def to(self, device: torch.device) -> PasteGeometry:
-        """A copy on a device."""
+        """The same on a device."""
         own = [self.foreground_sizes, self.frame_sizes, self.base_scale, self.flip]
         return PasteGeometry(*to_device(own if self.outlines is None else [*own, self.outlines], device))
 

@@ -237,7 +237,7 @@ class _Work(TorchDispatchMode):
         is_view = any(result.alias_info and not result.alias_info.is_write for result in func._schema.returns)
         copies = func.name() in ("aten::copy_", "aten::cat")
         if not is_view and isinstance(outcome, Tensor):
-            copied = copies and outcome.numel() == self.background.numel()
+            copied = copies and outcome.numel() - self.background.numel() in (0, 1)
             # Of a scatter what is written, not what it is written to.
             written = args[2] if func.name().startswith("aten::index_put") else outcome
             self.written += 0 if copied else written.numel()

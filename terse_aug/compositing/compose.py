@@ -21,7 +21,7 @@ from terse_aug.compositing.patches import Patch, blend
 from terse_aug.compositing.plan import AuxiliaryObjects, PastePlan
 from terse_aug.compositing.render import composites, render
 from terse_aug.compositing.render_cpu import render_8bit
-from terse_aug.structures.annotations import Target
+from terse_aug.structures.annotations import Target, repair_boxes
 from terse_aug.transforms import Placement
 from terse_aug.utils.transfer import Reading, to_cpu
 
@@ -128,7 +128,8 @@ def _compose(
     learning = placement.matrix.requires_grad
     unit, *known = to_cpu([unit, *placement.parts()])
     boxes = boxes or Reading([target["boxes"] for target in targets] if plan.decoys else [])
-    layers, occludee_unit = layers_of(plan, Placement(*known), frames, boxes.values(), settings, dropped)
+    objects = [repair_boxes({"boxes": own}, *frames[image])[0]["boxes"] for image, own in enumerate(boxes.values())]
+    layers, occludee_unit = layers_of(plan, Placement(*known), frames, objects, settings, dropped)
     numbers = [[row for row, layer in enumerate(layers) if layer.image == image] for image in range(len(images))]
     largest: list[float] = []
     composed = list(images)

@@ -147,11 +147,12 @@ def _label(
     if len(rows) < count:
         fields = {name: value[rows] for name, value in fields.items()}
         changes = None if changes is None else [changes[row] for row in rows]
+    unchanged = repaired["boxes"] is fields["boxes"] and len(rows) == count
     fields = fields | {"boxes": repaired["boxes"]}
     found = label_image(fields, numbers, layers, masks, frame, settings, changes)
     found.dropped.update(dropped)
-    if found.target is fields and repaired["boxes"] is fields["boxes"] and len(rows) == count:
-        found = ImageLabels(target, dropped=found.dropped) if not dropped else found
+    if found.target is fields and unchanged:
+        found = ImageLabels(target, dropped=found.dropped)
     kept = rows if found.kept is None else [rows[row] for row in found.kept]
     return ImageLabels(found.target, found.layers, found.visible, found.rows, kept, found.dropped)
 
@@ -177,7 +178,7 @@ def _sent_back(
         corrections = {
             number: Correction(labels[number].target, labels[number].rows, labels[number].kept or [], Counter())
             for number in changed
-            if "masks" in targets[number]
+            if "masks" in targets[number] and labels[number].layers
         }
         masks = stack.corrected(corrections, {number: labels[number].layers for number in changed}, layer_count)
     for number in changed:

@@ -40,6 +40,7 @@ class MaskStack:
         total = 0
         for number, own in masks.items():
             self._rows[number], total = range(total, total + len(own)), total + len(own)
+        self._types = {number: own.dtype for number, own in masks.items()}
         self._masks = _padded(list(masks.values()), self._size)
         cells = rendered.row("cell") + rendered.column
         cover = _marked(len(frames) * self._size[0] * self._size[1], torch.where(rendered.mask, cells, -1))
@@ -91,7 +92,10 @@ class MaskStack:
         stack = self._pasted(stack_rows, total).to(self._masks.dtype)
         left = self._left if self._masks.dtype == torch.bool else self._masks * self._left
         stack.index_copy_(0, destinations, left.index_select(0, rows))
-        return {image: stack[span, : self._frames[image][0], : self._frames[image][1]] for image, span in spans.items()}
+        return {
+            image: stack[span, : self._frames[image][0], : self._frames[image][1]].to(self._types[image])
+            for image, span in spans.items()
+        }
 
     def _pasted(self, rows: Tensor, total: int) -> Tensor:
         """bool ``[total, H, W]``: the visible pixels of each layer, at its row; -1 for none."""
@@ -110,7 +114,8 @@ def _padded(masks: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """Masks ``[n_i, h_i, w_i]`` as one tensor ``[T, H, W]``."""
     if all(own.shape[1:] == size for own in masks):
         return torch.cat(list(masks))
-    stack = masks[0].new_zeros(sum(map(len, masks)), *size)
+    dtype = torch.uint8 if any(own.dtype == torch.uint8 for own in masks) else torch.bool
+    stack = torch.zeros(sum(map(len, masks)), *size, dtype=dtype, device=masks[0].device)
     start = 0
     for own in masks:
         stack[start : start + len(own), : own.shape[1], : own.shape[2]] = own

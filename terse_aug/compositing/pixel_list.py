@@ -20,10 +20,10 @@ from terse_aug.compositing.patches import Rectangle, inverse_2x2
 from terse_aug.transforms import Placement
 
 FIELDS = ("first", "width", "row", "low", "high", "layer", "image", "cell", "base", "plane", "source", "source_plane")
-"""Of a row of pixels: its first pixel in the list, its length, its number in its layer, the columns that are no margin,
-its layer and image; where its first column lies in a map of all images, padded to one size; where among the values of
-all images, and how far on the next channel is; likewise in a decoy's source. Then, for each overlap, the columns that
-the later layer covers, and how far on in the list they are."""
+"""Of a row of pixels: its first pixel in the list minus the margin, its length, its number in its layer, the columns
+that are no margin, its layer and image; where its first column lies in a map of all images, padded to one size; where
+among the values of all images, and how far on the next channel is; likewise in a decoy's source. Then, for each
+overlap, the columns that the later layer covers, and how far on in the list they are, plus the margin."""
 
 Table = NDArray[np.int32]
 
@@ -58,7 +58,7 @@ class PixelList:
         first = starts[of_row] + row * width
         inner = (row >= margin) & (row < heights[of_row] - margin)
         low, high = np.where(inner, margin, 0), np.where(inner, width - margin, 0)
-        values = [first, width, row, low, high, of_row, *_places(layers, frames, of_row, row - margin, margin)]
+        values = [first - margin, width, row, low, high, of_row, *_places(layers, frames, of_row, row - margin, margin)]
         values += _overlaps(layers, starts, of_row, row, first, margin)
         return cls(np.stack(values).astype(np.int32), starts[:-1].tolist(), sizes, int(starts[-1]), margin)
 
@@ -118,7 +118,8 @@ def _overlaps(
         covered = (other >= 0) & (y >= other_top) & (y < other_bottom)
         other_width = other_right - other_left + 2 * margin
         there = starts[other] + (y - other_top + margin) * other_width + left - other_left + margin
-        values += [np.where(covered, other_left - left, 0), np.where(covered, other_right - left, 0), there - first]
+        distance = there - first + margin  # from the pixel's number, which begins at minus the margin
+        values += [np.where(covered, other_left - left, 0), np.where(covered, other_right - left, 0), distance]
     return values
 
 
@@ -194,12 +195,12 @@ class SamplingLines:
         return _lines(matrix, center, self._pixel, self._shift, self._to_unit, self._limits)
 
     def inputs(self, layers: Sequence[Layer]) -> list[Tensor]:
-        """What :meth:`with_graph` needs, on the CPU: the rows of its lines and of the placement, and constants."""
+        """What :meth:`with_graph` needs, on the CPU: rows of lines and placement, constants; empty without pastes."""
         pastes = [number for number, layer in enumerate(layers) if layer.kind == "paste"]
         rows = torch.tensor([layers[number].row for number in pastes])
-        reductions = torch.tensor([layers[number].reduction for number in pastes], dtype=self._pixel.dtype)[:, None]
+        reductions = torch.tensor([layers[number].reduction for number in pastes], dtype=self._pixel.dtype)
         own = (self._pixel, self._shift, self._to_unit, self._limits)
-        return [torch.tensor(pastes), rows, reductions, *(values[pastes] for values in own)]
+        return [torch.tensor(pastes), rows, reductions, *(values[pastes] for values in own)] if pastes else []
 
     @staticmethod
     def with_graph(lines: Tensor, placement: Placement, inputs: Sequence[Tensor]) -> Tensor:
@@ -210,8 +211,13 @@ class SamplingLines:
             placement: of the pastes.
             inputs: on its device.
         """
+        if not inputs:
+            return lines
         pastes, rows, reductions, *own = inputs
-        matrix, center = placement.matrix.index_select(0, rows) * reductions, placement.center.index_select(0, rows)
+        matrix, center = (
+            placement.matrix.index_select(0, rows) * reductions[:, None],
+            placement.center.index_select(0, rows),
+        )
         return lines.index_copy(1, pastes, _lines(matrix, center, *own))
 
 

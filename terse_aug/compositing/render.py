@@ -37,7 +37,8 @@ class Rendered:
         pixels: where they are.
         rows: int32 ``[len(FIELDS) + 3 S, N]``, for each pixel the values of its row.
         channels: int64 ``[3, 1]``, 0 to 2; the type of places among all values.
-        numbers: int32 ``[N]``, 0 to N - 1.
+        zero: float ``[1]``.
+        numbers: int32 ``[N]``, ascending from minus the margin.
         column: int32 ``[N]`` in its row.
         inner: bool ``[N]``, whether it is no margin.
         color: float ``[3, N]``, levels 0 to 255 in the channel order of the images.
@@ -49,6 +50,7 @@ class Rendered:
     pixels: PixelList
     rows: Tensor
     channels: Tensor
+    zero: Tensor
     numbers: Tensor
     column: Tensor
     inner: Tensor
@@ -103,13 +105,14 @@ def render(
         torch.tensor([weights, [_SLOPE / 255 * weight for weight in weights]], dtype=layers[0].matrix.dtype),
         torch.arange(-pixels.margin, pixels.margin + 1, dtype=torch.int32),
         torch.arange(3),
+        torch.zeros(1),
         *_kinds(layers),
         *(sampling.inputs(layers) if placement is not None else ()),
     ]
-    levels, rows, lines, gaussian, taps, channels, parents, is_decoy, *inputs = to_device(parts, device)
+    levels, rows, lines, gaussian, taps, channels, zero, parents, is_decoy, *inputs = to_device(parts, device)
     if placement is not None:
         lines = sampling.with_graph(lines, placement, inputs)
-    numbers = torch.arange(pixels.count, dtype=torch.int32, device=device)
+    numbers = torch.arange(-pixels.margin, pixels.count - pixels.margin, dtype=torch.int32, device=device)
     rows = rows.index_select(1, torch.repeat_interleave(rows[FIELDS.index("width")], output_size=pixels.count))
     first, widths, row, low, high, layer = rows[:6]
     column = numbers - first
@@ -127,6 +130,7 @@ def render(
         pixels,
         rows,
         channels[:, None],
+        zero,
         numbers,
         column,
         inner,
@@ -145,16 +149,17 @@ def composites(images: Sequence[Tensor], rendered: Rendered, pixel_format: Pixel
         rendered: their layers.
         pixel_format: of float images.
     """
-    canvas = torch.cat([image.detach().flatten() for image in images])
+    # One more value at the end, where margins look: one of an image may be NaN.
+    canvas = torch.cat([*(image.detach().flatten() for image in images), rendered.zero.to(images[0].dtype)])
     places = torch.addcmul(rendered.row("base") + rendered.column, rendered.channels, rendered.row("plane"))
-    places = torch.where(rendered.inner, places, 0).flatten()
+    places = torch.where(rendered.inner, places, len(canvas) - 1).flatten()
     behind = canvas.index_select(0, places).view(3, -1)
     color = rendered.color if canvas.dtype == torch.uint8 else pixel_format.encode_levels(rendered.color[:, None])[:, 0]
     if rendered.has_decoys:
         plane = rendered.row("source_plane")
         source = torch.addcmul(rendered.row("source") + rendered.column, rendered.channels, plane)
         background = canvas.index_select(0, source.clamp(0, len(canvas) - 1).flatten()).view(3, -1)
-        color = torch.where(plane > 0, background.to(color.dtype), color)
+        color = torch.where(plane > 0, background.to(color.dtype).nan_to_num(0.0, 0.0, 0.0), color)
     # The weights of a pixel's layers and of its background add up to 1: a sum needs no order.
     added = (color - behind) * (rendered.alpha * _passed_on(rendered))
     if canvas.dtype == torch.uint8:
@@ -164,8 +169,11 @@ def composites(images: Sequence[Tensor], rendered: Rendered, pixel_format: Pixel
         canvas.index_put_((places,), levels.to(torch.uint8).flatten())  # layers that meet have the same value
     else:
         canvas.index_put_((places,), added.to(canvas.dtype).flatten(), accumulate=True)
-    parts = canvas.split_with_sizes([image.numel() for image in images])
-    return [part.view(image.shape).to(image.dtype) for part, image in zip(parts, images, strict=True)]
+    found, start = [], 0
+    for image in images:
+        part, start = canvas[start : start + image.numel()], start + image.numel()
+        found.append(part.view(image.shape).to(image.dtype))
+    return found
 
 
 def _kinds(layers: Sequence[Layer]) -> tuple[Tensor, Tensor]:
@@ -205,7 +213,7 @@ def _cleaned(alpha: Tensor, numbers: Tensor, widths: Tensor, taps: Tensor, gauss
 
     Args:
         alpha: float ``[N]``, warped, 0 to 255.
-        numbers: int32 ``[N]``, 0 to N - 1.
+        numbers: int32 ``[N]``, ascending from minus half the Gaussian.
         widths: int32 ``[N]``, of the rows.
         taps: int32 ``[n]``, offsets of the Gaussian.
         gaussian: float ``[2, n]``, its weights, and the same over the ramp's length.
@@ -217,6 +225,6 @@ def _cleaned(alpha: Tensor, numbers: Tensor, widths: Tensor, taps: Tensor, gauss
     ramp = F.hardtanh(alpha, 255 * RAMP_LOW, 255 * RAMP_HIGH)
     along = ramp.unfold(0, count, 1) @ gaussian[0]
     # The numbers of the pixels above and below; ``along`` begins half a Gaussian after the list.
-    near = torch.addcmul(numbers - count // 2, taps[:, None], widths).clamp(0, length - 1)
+    near = torch.addcmul(numbers, taps[:, None], widths).clamp(0, length - 1)
     across = along.index_select(0, near.flatten()).view(count, -1)
     return across.t() @ gaussian[1] - RAMP_LOW * _SLOPE

@@ -43,7 +43,7 @@ def render_8bit(
         center: float ``[M, 2]``.
         rectangles: M rectangles, none of them empty.
         edge_sigma: as in :func:`~terse_aug.compositing.render.render`.
-        pixels: format of the background.
+        pixel_format: of the background.
 
     Returns:
         M patches, colours as levels.
@@ -74,7 +74,7 @@ def _patch(
         inverse_map: ``[2, 3]``, from indices of the rectangle with its margin to indices of the foreground.
         rectangle: of the background.
         weights: of the blur, one for each offset from ``-margin`` to ``margin``.
-        pixels: format of the background.
+        pixel_format: of the background.
     """
     margin = len(weights) // 2
     height, width = rectangle.bottom - rectangle.top, rectangle.right - rectangle.left

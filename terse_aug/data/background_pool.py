@@ -20,6 +20,7 @@ from terse_aug.samplers import DrawRequest, Sampler
 from terse_aug.structures.annotations import take_objects
 from terse_aug.structures.pixel_format import PixelFormat
 from terse_aug.structures.validation import ValidatedBatch
+from terse_aug.utils.transfer import to_device
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 _CACHE = 32
@@ -164,11 +165,12 @@ def put_on_backgrounds(
             dropped["background_unreadable"] += 1
             warnings["background_unreadable"] = _UNREADABLE.format(pool.name(place), error)
             continue
-        levels = torch.from_numpy(crop).to(image.device).permute(2, 0, 1)
+        levels = torch.from_numpy(crop).permute(2, 0, 1)
         if image.dtype == torch.uint8:
-            images[number] = (levels.flip(0) if pixel_format.bgr else levels).contiguous()
+            own = (levels.flip(0) if pixel_format.bgr else levels).contiguous()
         else:
-            images[number] = pixel_format.encode(levels.float() / 255).to(image.dtype).contiguous()
+            own = pixel_format.encode(levels.float() / 255).to(image.dtype).contiguous()
+        (images[number],) = to_device([own], image.device)
         targets[number] = take_objects(targets[number], [])
         replaced[number] = place
     changed = replace(batch, images=images, targets=targets, dropped=dropped, warnings=warnings)

@@ -37,7 +37,7 @@ class PaddedObjects:
         boxes = torch.cat([target["boxes"].float() for target in targets])
         labels = torch.cat([target["labels"].long() for target in targets])
         index = padded_index([range(count) for count in counts] if rows is None else rows, counts)
-        index = index.to(boxes.device, non_blocking=True)
+        index = index.to(boxes.device, non_blocking=boxes.device.type != "mps")
         boxes, labels = (torch.cat([own, own.new_zeros(1, *own.shape[1:])])[index] for own in (boxes, labels))
         return cls(boxes, labels, index, counts)
 

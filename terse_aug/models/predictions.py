@@ -227,8 +227,8 @@ def _best(predictions: Predictions, objects: PaddedObjects, sizes: Sizes, shown:
     boxes, device = predictions.boxes.float(), predictions.boxes.device
     if predictions.clip:
         limits = torch.tensor([[width, height] for height, width in sizes], dtype=torch.float32).repeat(1, 2)
-        boxes = torch.minimum(boxes.clamp(min=0), limits[:, None].to(device, non_blocking=True))
-    own = objects.boxes.to(device) * scale_factors(sizes, shown).to(device, non_blocking=True)
+        boxes = torch.minimum(boxes.clamp(min=0), limits[:, None].to(device, non_blocking=device.type != "mps"))
+    own = objects.boxes.to(device) * scale_factors(sizes, shown).to(device, non_blocking=device.type != "mps")
     labels = objects.labels.to(device)
     pairs = _PAIRS_ON_CPU if device.type == "cpu" else _PAIRS
     step = max(1, pairs // (labels.shape[1] * boxes.shape[1]))

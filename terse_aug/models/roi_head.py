@@ -169,7 +169,7 @@ class _Padded:
     def of(cls, proposals: Proposals, images: int) -> _Padded:
         counts = proposals.counts(images)
         index = padded_index([range(count) for count in counts], counts)
-        index = index.to(proposals.boxes.device, non_blocking=True)
+        index = index.to(proposals.boxes.device, non_blocking=proposals.boxes.device.type != "mps")
         return cls(_padded(proposals.boxes, index), index)
 
     def pad(self, values: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ def _near(
     boxes, own = proposals.boxes, objects.boxes.to(proposals.boxes.device)
     if sizes is not None:
         shown = [(image.shape[-2], image.shape[-1]) for image in images]
-        own = own * scale_factors(sizes, shown).to(boxes.device, non_blocking=True)
+        own = own * scale_factors(sizes, shown).to(boxes.device, non_blocking=boxes.device.type != "mps")
     # Under autocast, a detector's annotated boxes are rounded as its proposals are.
     rounded = own.to(boxes.dtype).float()
     annotated = ((rounded[:, :, None] - boxes[:, None].float()).abs() <= _BOX_TOLERANCE).all(3)

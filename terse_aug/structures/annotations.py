@@ -1,6 +1,6 @@
 """The contract of a sample. It is checked once, by :func:`check_samples`; everything else relies on it.
 
-images: float ``[3, H, W]``, targets: a dictionary of ``boxes`` float ``[N, 4]`` (XYXY, pixels), ``labels`` int
+images: float or uint8 ``[3, H, W]``, targets: a dictionary of ``boxes`` float ``[N, 4]`` (XYXY, pixels), ``labels`` int
 ``[N]`` and, where present, ``masks`` bool or uint8 of 0 and 1 ``[N, H, W]``, ``keypoints`` float ``[N, k, 3]`` (x, y,
 visibility), ``ids`` int ``[N]``, ``area`` float ``[N]``, ``iscrowd`` ``[N]``. Other entries are passed through.
 """

@@ -72,7 +72,7 @@ class FeedbackBuffer:
         self.batches: list[PendingBatch] = []
         self._last: PendingBatch | None = None
         self._for_sampler: list[PendingBatch] = []
-        self._supplied = self._logged = False
+        self._supplied = self._was_supplied = self._logged = False
         # In a list, so that a batch that was not trained on to the end releases the model's hooks too.
         self._recorders: list[Recorder] = []
         weakref.finalize(self, _close, self._recorders)
@@ -80,8 +80,9 @@ class FeedbackBuffer:
     def add(self, pending: PendingBatch) -> None:
         """Keep a batch for the policy's next update; the oldest are dropped if ``step`` is not called."""
         self.batches.append(pending)
+        waiting = [kept for kept in self.batches if kept.loss is None]
         with_images = [kept for kept in self.batches if kept.composites is not None]
-        for kept, most in ((self.batches, _MOST), (with_images, _MOST_WITH_IMAGES)):
+        for kept, most in ((waiting, _MOST), (with_images, _MOST_WITH_IMAGES)):
             if len(kept) > most:
                 self.batches.remove(kept[0])
                 self._count_dropped(most)
@@ -164,7 +165,7 @@ class FeedbackBuffer:
     def is_missing(self) -> bool:
         """Whether the policy needs feedback that there is none of, because extra forwards have failed."""
         needed = self._policy.needs_model or (self._policy.learns and self._policy.learns_from == "hardness")
-        if not (needed and self._failed):
+        if not (needed and self._failed) or (self._was_supplied and not self._policy.needs_model):
             return False
         self._warn.warn("extra_forward", _STILL_NO_MORE.format(self._consequence()))
         return self._policy.needs_model or not self._is_recorded()
@@ -187,7 +188,7 @@ class FeedbackBuffer:
         """Drop the batches, unless the policy has not learned from them yet."""
         if not keep_batches:
             self.batches.clear()
-        self._supplied = False
+        self._was_supplied, self._supplied = self._supplied, False
 
     def reset(self) -> None:
         """Drop everything, before another state is loaded."""

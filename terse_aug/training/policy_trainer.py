@@ -23,8 +23,8 @@ from terse_aug.utils.distributed import rank
 from terse_aug.utils.random import generator_for
 from terse_aug.utils.warnings import WarnOnce
 
-_MOST = 64
-"""Losses that are left on a device at most before they are read."""
+_MOST_UNREAD = 64
+"""Losses or batches that are left on a device at most before they are read."""
 _RANDOM_FALLBACK = "the policy is not updated, and pastes are random until an update succeeds"
 _NO_GRADIENT = (
     "no gradient reached the composites, so the policy is not updated: call backward() on the detector's loss before "
@@ -62,6 +62,7 @@ class PolicyTrainer(nn.Module):
         # In a tuple, so that nn.Module does not register it: Terse saves it.
         self._shared, self._warn = (metrics,), warn
         self._losses: list[Tensor] = []
+        self._non_finite = False  # whether a loss was, since pastes were last switched to random
 
     @property
     def _metrics(self) -> Metrics:
@@ -136,16 +137,18 @@ class PolicyTrainer(nn.Module):
         for pending in self.feedback.batches if losses is not None else ():
             pending.loss = self._losses[-1] if pending.loss is None else pending.loss
         policy_is_due, sampler_is_due = self._policy_is_due(), self._sampler_is_due()
-        waits = bool(self._losses) and self._losses[-1].device.type != "cpu" and len(self._losses) < _MOST
-        reads = policy_is_due or sampler_is_due or not waits
-        finite = self._read_losses() if reads else True
+        on_device = bool(self._losses) and self._losses[-1].device.type != "cpu"
+        reads = policy_is_due or sampler_is_due or not on_device or self._has_many()
+        finite = (self._read_losses() if reads else True) or losses is None
+        if self._non_finite and reads:
+            self._metrics.counts["random_fallback"], self._non_finite = int(self.policy.learns), False
         if policy_is_due and finite and self.policy.learns_from == "hardness":
             self.feedback.run_extra_forwards(type(self.policy).__name__)
         if sampler_is_due:
             self.feedback.update_sampler(finite, device)
         with full_precision(device):
             if reads and self.policy.learns_from == "hardness":
-                self._track_averages(self.updater.add_to_replay(self.feedback.batches))
+                self._add_to_replay(self.feedback.batches)
             if policy_is_due:
                 generator = generator_for(seed, rank(), "update", self._metrics.counts["iterations"])
                 result = self.updater.update(self.feedback.batches, finite, loss_scale, device, generator)
@@ -160,9 +163,18 @@ class PolicyTrainer(nn.Module):
         device = self._losses[-1].device
         self._read_losses()
         if self.policy.learns_from == "hardness":
+            batches = self.feedback.batches
             with full_precision(device):
-                self._track_averages(self.updater.add_to_replay(self.feedback.batches))
-            self.feedback.batches.clear()
+                self._add_to_replay([pending for pending in batches if pending.loss is not None])
+            batches[:] = [pending for pending in batches if pending.loss is None]
+
+    def _has_many(self) -> bool:
+        """Whether much is waiting to be read from a device."""
+        return max(len(self._losses), len(self.feedback.batches)) >= _MOST_UNREAD
+
+    def _add_to_replay(self, batches: Sequence[PendingBatch]) -> None:
+        for values in self.updater.add_to_replay(batches):
+            self._track_averages(values)
 
     def _read_losses(self) -> bool:
         """Track the losses since they were last read, by one synchronization; whether the last one is finite.
@@ -171,7 +183,9 @@ class PolicyTrainer(nn.Module):
         """
         if not self._losses:
             return True
-        values = torch.stack(self._losses).tolist()
+        there = [loss for loss in self._losses if loss.device.type != "cpu"]
+        read = iter(torch.stack(there).tolist() if there else ())
+        values = [float(loss) if loss.device.type == "cpu" else next(read) for loss in self._losses]
         bad = [loss for loss, value in zip(self._losses, values, strict=True) if not self._track_loss(value)]
         if self.policy.learns_from == "hardness":
             kept = [own for own in self.feedback.batches if all(own.loss is not loss for loss in bad)]
@@ -191,12 +205,12 @@ class PolicyTrainer(nn.Module):
         return self.sampler.learns and self._metrics.counts["iterations"] % self.sampler.update_interval == 0
 
     def _track_loss(self, loss: float) -> bool:
-        """Whether the loss is finite; switches to random pastes if it is not."""
+        """Whether the loss is finite."""
         if math.isfinite(loss):
             self._metrics.average("loss", loss)
             return True
         self._metrics.counts["non_finite_losses"] += 1
-        self._metrics.counts["random_fallback"] = int(self.policy.learns)
+        self._non_finite = True
         self._warn.warn("loss", f"the loss is {loss}; {_RANDOM_FALLBACK if self.policy.learns else 'it is left out'}")
         return False
 

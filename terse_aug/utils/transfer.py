@@ -29,7 +29,7 @@ def to_device(arrays: Sequence[NDArray[Any] | Tensor], device: torch.device) -> 
     buffer = _pinned(starts[-1], device)
     for own, start, size in zip(tensors, starts, sizes, strict=False):
         buffer[start : start + size] = own.contiguous().view(-1).view(torch.uint8)
-    there = buffer.to(device, non_blocking=True)
+    there = buffer.to(device, non_blocking=device.type != "mps")
     return [
         there[start : start + size].view(own.dtype).view(own.shape)
         for own, start, size in zip(tensors, starts, sizes, strict=False)
@@ -59,7 +59,7 @@ class Reading:
         pieces = [self._tensors[number].contiguous().view(-1).view(torch.uint8) for number in self._order]
         packed, device = torch.cat(pieces), self._tensors[0].device
         self._buffer = _pinned(len(packed), device)
-        self._buffer.copy_(packed, non_blocking=True)
+        self._buffer.copy_(packed, non_blocking=device.type != "mps")
         self._event = torch.Event(device)
         self._event.record()
 
