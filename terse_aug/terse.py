@@ -5,13 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from terse_aug.bank import ForegroundBank
-from terse_aug.compositing.compose import Composites, Paste, compose
+from terse_aug.composer import (
+    ComposedBatch,
+    Composer,
+    CompositeRecord,
+    composed_batch,
+    composites_of,
+    drawn_from,
+    origin_of,
+)
+from terse_aug.compositing.compose import Composites, Paste
 from terse_aug.compositing.layers import RenderSettings
 from terse_aug.config import PasteConfig, PolicySettings, Robustness, policy_settings
 from terse_aug.data.auxiliary_objects import Distractors
@@ -27,9 +37,9 @@ from terse_aug.samplers import Sampler
 from terse_aug.structures.annotations import Target
 from terse_aug.structures.keypoints import Flips, keypoint_flip_order
 from terse_aug.structures.pixel_format import PixelFormat
-from terse_aug.structures.validation import left_out_warnings, validate_batch
+from terse_aug.structures.validation import validate_batch
 from terse_aug.training.hardness import supplied_outcomes
-from terse_aug.training.metrics import COUNTERS, ROBUSTNESS_COUNTERS, Metrics
+from terse_aug.training.metrics import COUNTERS, ROBUSTNESS_COUNTERS, Metrics, batch_counts
 from terse_aug.training.policy_trainer import PolicyTrainer
 from terse_aug.training.robustness import Perturber
 from terse_aug.utils.distributed import rank
@@ -123,7 +133,7 @@ class Terse(nn.Module):
         if robustness is not None:
             self.perturber = Perturber(robustness, self.pixel_format, self.model, self.counters)
         self._needs_float = robustness is not None or (chosen.learns and chosen.learns_from == "gradient")
-        self._last: Composites | None = None
+        self._last: Composites | ComposedBatch | None = None
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)
         self.register_state_dict_pre_hook(_read_values)  # type: ignore[no-untyped-call]
         self._anchor: Tensor
@@ -144,6 +154,11 @@ class Terse(nn.Module):
         return self._model[0]
 
     @property
+    def image_count(self) -> int:
+        """Images that were composed on this rank, counted over all epochs and resumed runs."""
+        return self.counters.counts["images"]
+
+    @property
     def pastes(self) -> list[list[Paste]]:
         """The pastes of each image of the last :meth:`forward` in training mode, until :meth:`step`."""
         return self._last.pastes if self._last else []
@@ -157,7 +172,7 @@ class Terse(nn.Module):
         self,
         images: Sequence[Tensor] | Tensor,
         targets: Sequence[Target],
-        sampled_foregrounds: Sequence[SampledForegrounds] | None = None,
+        from_workers: Sequence[SampledForegrounds] | Sequence[CompositeRecord] | None = None,
     ) -> tuple[list[Tensor] | Tensor, list[Target]]:
         """Paste foregrounds onto a batch.
 
@@ -166,20 +181,25 @@ class Terse(nn.Module):
                 on the CPU or the device of this module; left untouched.
             targets: B dictionaries: ``boxes`` float ``[N, 4]`` XYXY pixels, ``labels`` int ``[N]``, optionally
                 ``masks``, ``keypoints``, ``ids``, ``area``, ``iscrowd``; left untouched.
-            sampled_foregrounds: B results of a :class:`~terse_aug.ForegroundLoader` in the data loader's workers.
+            from_workers: B results of a :class:`~terse_aug.ForegroundLoader` in the data loader's workers; or B records
+                of :meth:`composer`, if the batch was composed there: it is counted and passed on as it is.
 
         Returns:
             Composites and their corrected targets, in the form of the input; float where a policy learns from gradients
             (``adversarial``, ``paper``; in an iteration with an update they carry a graph), and with robustness.
 
         Raises:
-            ValueError: the batch does not keep to the contract above, or sampled foregrounds do not fit.
+            ValueError: the batch does not keep to the contract above, or what the workers gave does not fit.
         """
         self.trainer.end_batch()
         self._last = None
         if not self.training:
             return list(images) if not isinstance(images, Tensor) else images, list(targets)
         started = time.perf_counter()
+        if from_workers and isinstance(from_workers[0], CompositeRecord):
+            passed_on = self._pass_on(images, targets, from_workers)
+            self.seconds += time.perf_counter() - started
+            return passed_on
         call = self.counters.counts["calls"]
         generator = generator_for(self.seed, rank(), "paste", call)
         learning = self.trainer.learns_from_batch()
@@ -187,7 +207,8 @@ class Terse(nn.Module):
         if self._needs_float:
             batch = replace(batch, images=self.pixel_format.as_float(batch.images))
         with torch.no_grad():
-            planned = self.planner.plan(batch, self.sampler, generator, sampled_foregrounds)
+            sampled: Any = from_workers  # records were passed on above
+            planned = self.planner.plan(batch, self.sampler, generator, sampled)
             context = make_context(planned, self._rendering, self.policy, self.model, self.planner.chosen)
         proposal = self.trainer.propose(context, generator, learning)
         shown = composites = self._composites(planned, proposal)
@@ -197,7 +218,8 @@ class Terse(nn.Module):
             usable = planned.batch.usable_given(composites.largest)
             shown = self.perturber.perturbed(composites, usable, self.seed, call)
         self.trainer.watch(planned.batch, proposal, composites, shown, learning)
-        self.counters.track_batch(planned.plan, proposal, composites)
+        self.counters.counts["extra_forwards"] += proposal.extra_forwards
+        self.counters.add_batch(batch_counts(planned.plan, composites), composites.unit)
         self._last = shown
         self.seconds += time.perf_counter() - started
         return torch.stack(shown.images) if isinstance(images, Tensor) else shown.images, shown.targets
@@ -241,6 +263,18 @@ class Terse(nn.Module):
         outcomes = supplied_outcomes(hardness, class_probabilities, self._last.targets, self.policy.classes)
         self.trainer.feedback.supply(outcomes)
 
+    def composer(self) -> Composer:
+        """Composes single images in the data loader's workers, see :class:`~terse_aug.NumberedSampler`.
+
+        Made after a saved state is loaded, and anew after :meth:`restrict_labels`.
+
+        Raises:
+            ValueError: the policy is another one than ``random``, the sampler is ``hardness`` or ``balanced``, or with
+                robustness.
+        """
+        robust = self.perturber is not None
+        return Composer(self.planner, self.sampler, self.policy, self._rendering, self.seed, robust)
+
     def restrict_labels(self, labels: Iterable[int] | None) -> None:
         """Paste only foregrounds with some labels, ``None`` for all; not a part of the state.
 
@@ -281,25 +315,21 @@ class Terse(nn.Module):
         return self.counters.summary()
 
     def _composites(self, planned: PlannedBatch, proposal: Proposal) -> Composites:
-        batch, plan = planned.batch, self.planner.chosen(planned.plan, proposal.rows)
-        self._warn.warn_all(batch.warnings)
-        with torch.set_grad_enabled(bool(proposal.leaves)):
-            found = compose(
-                batch.images,
-                batch.targets,
-                plan,
-                proposal.unit,
-                self._rendering,
-                proposal.placement,
-                planned.boxes,
-            )
-        found.dropped.update(batch.dropped)
-        found.dropped["image_not_finite"] += planned.batch.usable_given(found.largest).count(False)
-        self._warn.warn_all(left_out_warnings(found.dropped))
-        found.backgrounds.update(planned.backgrounds)
-        if found.dropped["paste_too_small"]:
-            self._warn.warn("paste_too_small", _TOO_SMALL.format(self.paste.min_side))
+        found, warnings = composites_of(planned, proposal, self.planner, self._rendering)
+        self._warn.warn_all(warnings)
         return found
+
+    def _pass_on(self, images: Any, targets: Sequence[Target], records: Sequence[Any]) -> tuple[Any, list[Target]]:
+        """A batch that was composed in the workers: it is counted and passed on as it is."""
+        origin = origin_of(self._drawn_from, self.sampler, self.seed)
+        batch = self._last = composed_batch(records, len(images), targets, origin)
+        batch.count(self.counters)
+        self._warn.warn_all(batch.warnings())
+        return images, batch.targets
+
+    @cached_property
+    def _drawn_from(self) -> int:
+        return drawn_from(self.planner, self.sampler)
 
 
 def _read_values(terse: nn.Module, prefix: str, keep_vars: bool) -> None:
@@ -322,6 +352,3 @@ def _requested_policy(
     if chosen.learns and not isinstance(policy, Policy):
         raise ValueError(f"policy {policy!r} has learned nothing here: pass a trained Policy, or None")
     return chosen
-
-
-_TOO_SMALL = "pastes below min_side = {} pixels are left out: the images are small or the scale range is low"

@@ -22,6 +22,7 @@ FLOORS = (
     {"data"},
     {"policies"},
     {"training"},
+    {"composer"},
     {"terse"},
     {"preview", "evaluation"},
     {"lockstep", "cli", "integration"},
