@@ -29,9 +29,6 @@ from terse_aug.transforms import PARAMETERS
 from terse_aug.utils.distributed import rank
 from terse_aug.utils.random import derived_seed, generator_for
 
-_TOO_SMALL = "pastes below min_side = {} pixels are left out: the images are small or the scale range is low"
-
-
 Origin = tuple[int, tuple[int, ...] | None, int]
 """See :func:`origin_of`."""
 
@@ -220,10 +217,7 @@ def composites_of(
     found.dropped.update(batch.dropped)
     found.dropped["image_not_finite"] += batch.usable_given(found.largest).count(False)
     found.backgrounds.update(planned.backgrounds)
-    warnings = batch.warnings | left_out_warnings(found.dropped)
-    if found.dropped["paste_too_small"]:
-        warnings["paste_too_small"] = _TOO_SMALL.format(rendering.paste.min_side)
-    return found, warnings
+    return found, batch.warnings | left_out_warnings(found.dropped)
 
 
 def drawn_from(planner: PastePlanner, sampler: Sampler) -> int:

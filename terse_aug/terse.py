@@ -60,8 +60,8 @@ class Terse(nn.Module):
             optimizer.step(); optimizer.zero_grad()
             terse.step(losses)
 
-    In evaluation mode batches pass through unchanged. The state of rank 0 is enough to resume a distributed run; to
-    resume it equal to the bit with ``critic`` or a learning sampler, each rank saves and loads its own.
+    In evaluation mode batches pass through unchanged. The state of rank 0 resumes a distributed run; equal to the bit
+    with ``critic`` or a learning sampler it is if each rank saves and loads its own.
 
     Args:
         bank: the foregrounds.
@@ -77,8 +77,7 @@ class Terse(nn.Module):
         backgrounds: images that replace some of the batch.
         distractors: foregrounds of none of the detector's classes, pasted without a label.
         robustness: composites are perturbed before the detector is trained on them.
-        pixel_format: of float images, which is what the model takes; by default RGB in [0, 1]. Of uint8 images, only
-            its channel order counts.
+        pixel_format: of what the model takes and of float images; by default RGB in [0, 1].
         keypoint_flips: pairs of keypoint names that are swapped in a flipped object; by default left and right.
 
     Raises:
@@ -177,16 +176,15 @@ class Terse(nn.Module):
         """Paste foregrounds onto a batch.
 
         Args:
-            images: B tensors ``[3, H, W]`` of any sizes, or one ``[B, 3, H, W]``, uint8 or float in the pixel format;
-                on the CPU or the device of this module; left untouched.
+            images: B tensors ``[3, H, W]`` of any sizes, or one ``[B, 3, H, W]``, uint8 or float; left untouched.
             targets: B dictionaries: ``boxes`` float ``[N, 4]`` XYXY pixels, ``labels`` int ``[N]``, optionally
                 ``masks``, ``keypoints``, ``ids``, ``area``, ``iscrowd``; left untouched.
             from_workers: B results of a :class:`~terse_aug.ForegroundLoader` in the data loader's workers; or B records
                 of :meth:`composer`, if the batch was composed there: it is counted and passed on as it is.
 
         Returns:
-            Composites and their corrected targets, in the form of the input; float where a policy learns from gradients
-            (``adversarial``, ``paper``; in an iteration with an update they carry a graph), and with robustness.
+            Composites and corrected targets in the form of the input; float with robustness, and where a policy learns
+            from gradients (``adversarial``, ``paper``), whose composites carry a graph in an iteration with an update.
 
         Raises:
             ValueError: the batch does not keep to the contract above, or what the workers gave does not fit.
@@ -194,7 +192,8 @@ class Terse(nn.Module):
         self.trainer.end_batch()
         self._last = None
         if not self.training:
-            return list(images) if not isinstance(images, Tensor) else images, list(targets)
+            return images if isinstance(images, Tensor) else list(images), list(targets)
+        self.trainer.feedback.log_sources()
         started = time.perf_counter()
         if from_workers and isinstance(from_workers[0], CompositeRecord):
             passed_on = self._pass_on(images, targets, from_workers)
@@ -215,8 +214,7 @@ class Terse(nn.Module):
         if call == 0 and (text := self.pixel_format.mismatch(batch.images, composites.largest)):
             self._warn.warn("pixel_format", text)
         if self.perturber is not None:
-            usable = planned.batch.usable_given(composites.largest)
-            shown = self.perturber.perturbed(composites, usable, self.seed, call)
+            shown = self.perturber.perturbed(composites, batch.usable_given(composites.largest), self.seed, call)
         self.trainer.watch(planned.batch, proposal, composites, shown, learning)
         self.counters.counts["extra_forwards"] += proposal.extra_forwards
         self.counters.add_batch(batch_counts(planned.plan, composites), composites.unit)
@@ -224,13 +222,12 @@ class Terse(nn.Module):
         self.seconds += time.perf_counter() - started
         return torch.stack(shown.images) if isinstance(images, Tensor) else shown.images, shown.targets
 
-    def step(self, losses: Mapping[str, Tensor] | Tensor | float, loss_scale: float = 1.0) -> None:
-        """Update policy and sampler; call it once per iteration, after the detector's ``backward``.
-
-        A loss or gradient that is not finite skips the update, on all ranks; pastes are random until one succeeds.
+    def step(self, losses: Mapping[str, Tensor] | Tensor | float | None, loss_scale: float = 1.0) -> None:
+        """Update policy and sampler; call it once per iteration, after the detector's ``backward``. A loss or gradient
+        that is not finite skips the update, on all ranks; pastes are random until one succeeds.
 
         Args:
-            losses: the detector's losses of this iteration, summed if a mapping; or their sum.
+            losses: the detector's losses of this iteration, summed if a mapping; or their sum; ``None`` if unknown.
             loss_scale: factor of the loss before ``backward``: ``scaler.get_scale()`` of a GradScaler, taken before
                 ``scaler.update()``; ``1 / n`` where the loss is divided by the n batches that a step accumulates.
 
@@ -293,8 +290,7 @@ class Terse(nn.Module):
         """Composites for inspection or evaluation: no state changes and nothing is learned.
 
         Args:
-            images: as in :meth:`forward`.
-            targets: as in :meth:`forward`.
+            images, targets: as in :meth:`forward`.
             policy: another one than that in use.
             seed: what is drawn is a function of it alone.
 
@@ -310,7 +306,7 @@ class Terse(nn.Module):
             return self._composites(planned, chosen.propose(context, generator, learning=False))
 
     def metrics(self) -> dict[str, float]:
-        """Counters, running averages and diversity, by name; a function of the run alone (time is in ``seconds``)."""
+        """Counters, running averages and diversity, by name."""
         self.trainer.read_values()
         return self.counters.summary()
 

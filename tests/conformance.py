@@ -1,18 +1,9 @@
-"""Properties of every framework's adapter: the tests of each adapter inherit :class:`Conformance`.
-
-A framework trains real models of its own on a tiny data set; the result is a :class:`Run`.
-"""
+"""Properties of every framework's adapter: the tests of each adapter inherit :class:`Conformance`."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import logging
-import random
-import resource
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,93 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import make_bank, white_disc
-from torch import Tensor
+from factories import bank_of, make_bank, white_disc
+from framework_runs import Framework, Run, Seen
+from PIL import Image
 
-from terse_aug import Terse
+from terse_aug import ForegroundBank, PasteConfig
+from terse_aug.cli import main
 from terse_aug.config import POLICY_SETTINGS
+from terse_aug.samplers import RaritySampler
 
-KEPT_BATCHES = 10
-"""Batches of a run that are kept."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """An image from the data loader or into the model: RGB float ``[3, H, W]`` in [0, 1], labels from 0."""
-
-    image: Tensor
-    boxes: Tensor
-    labels: Tensor
-    masks: Tensor | None = None
-
-
-@dataclass
-class Run:
-    """A training.
-
-    Attributes:
-        losses: of every iteration.
-        weights: of the detector at the end.
-        loaded: the first batches from the data loader.
-        entered: the first batches into the model.
-        terse: the module that pastes, if terse-aug was on.
-        resident: megabytes of memory in use, at every iteration.
-        draws: state of the global random generators before and after each part of the adapter in an iteration.
-        warned: messages of terse-aug in the framework's log.
-    """
-
-    losses: list[float] = field(default_factory=list)
-    weights: list[Tensor] = field(default_factory=list)
-    loaded: list[list[Seen]] = field(default_factory=list)
-    entered: list[list[Seen]] = field(default_factory=list)
-    terse: Terse | None = None
-    resident: list[float] = field(default_factory=list)
-    draws: list[tuple[str, str]] = field(default_factory=list)
-    warned: list[str] = field(default_factory=list)
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        assert self.terse is not None
-        return self.terse.metrics()
-
-
-class Framework(ABC):
-    """A framework with a tiny data set of two classes: images of several sizes, some without objects."""
-
-    classes: tuple[str, ...]
-    """Names of the labels from 0 on, in another order than the bank's."""
-
-    def train(self, out: Path, iterations: int = 3, start: int = 0, **options: Any) -> Run:
-        """Train, see :meth:`run`; checks that the run was recorded."""
-        run = self.run(out, iterations, start=start, **options)
-        count = iterations - start
-        assert len(run.losses) == len(run.resident) == count
-        assert len(run.loaded) == len(run.entered) == min(count, KEPT_BATCHES)
-        return run
-
-    @abstractmethod
-    def run(
-        self,
-        out: Path,
-        iterations: int,
-        *,
-        start: int,
-        terse: dict[str, Any] | None = None,
-        save_at: int | None = None,
-        not_finite_at: int | None = None,
-        model: str = "masks",
-    ) -> Run:
-        """Train a model of the framework; everything drawn, except by terse-aug, is a function of the iteration.
-
-        Args:
-            out: folder for checkpoints.
-            iterations: where training ends.
-            start: resume from the checkpoint that was saved there; 0 for none.
-            terse: settings of terse-aug as of :func:`settings`; ``None`` trains without the adapter.
-            save_at: save a checkpoint after so many iterations, and continue.
-            not_finite_at: the loss of this iteration is infinite, without a gradient.
-            model: ``masks``, one with masks; ``plain``, the cheapest that a trainer accepts.
-        """
+PASTE = [field.name for field in dataclasses.fields(PasteConfig)]
+Trainings = Callable[[str], Run]
 
 
 def settings(policy: str = "random", **more: Any) -> dict[str, Any]:
@@ -120,11 +35,8 @@ def settings(policy: str = "random", **more: Any) -> dict[str, Any]:
     if any(field.name == "update_interval" for field in dataclasses.fields(POLICY_SETTINGS[policy])):
         own |= {"update_interval": more.pop("update_interval", 1)}
     paste = {"paste_probability": 1.0, "objects": (1, 2)}
-    paste |= {name: more.pop(name) for name in ("objects", "decoys", "edge_blur_sigma") if name in more}
+    paste |= {name: more.pop(name) for name in PASTE if name in more}
     return {"policy": own, "paste": paste, "seed": 0} | more
-
-
-Trainings = Callable[[str], Run]
 
 
 class Conformance:
@@ -244,6 +156,49 @@ class Conformance:
         for name, value in expected.terse.state_dict().items():
             torch.testing.assert_close(state[name], value, rtol=0, atol=0, equal_nan=True, msg=name)
 
+    def test_the_state_of_another_policy_is_refused(self, framework: Framework, folder: Path, whole: Trainings) -> None:
+        whole("critic")
+        with pytest.raises(ValueError, match="terse-aug does not fit: use the policy and settings"):
+            framework.train(folder / "critic", 6, terse=settings("adversarial"), start=3)
+
+    def test_backgrounds_distractors_and_occludees_enter_the_model(self, framework: Framework, tmp_path: Path) -> None:
+        (tmp_path / "pool").mkdir()
+        Image.new("RGB", (140, 90), (200, 0, 0)).save(tmp_path / "pool" / "red.png")
+        more: dict[str, Any] = {
+            "backgrounds": {framework.pool: str(tmp_path / "pool"), "probability": 1.0},
+            "distractors": {"bank": bank_of(tmp_path, "teapot"), "count": (1, 1)},
+            "sampler": "rarity",
+        }
+        run = framework.train(tmp_path / "out", 2, terse=settings(occluded_object_probability=0.5, **more))
+        assert run.terse is not None
+        assert isinstance(run.terse.sampler, RaritySampler)
+        assert run.metrics["backgrounds"] == run.metrics["images"] == 4
+        assert run.metrics["distractors"] > 0
+        for seen in chain(*run.entered):
+            assert seen.masks is not None
+            red = (seen.image[0] > 0.75) & (seen.image[1:].amax(0) < 0.04)
+            # Other pixels belong to a distractor or to an edge.
+            assert float(red[~seen.masks.bool().any(0)].float().mean()) > 0.6
+            assert 1 <= len(seen.labels) <= 6
+
+    def test_it_trains_on_perturbed_composites(self, framework: Framework, tmp_path: Path) -> None:
+        terse = settings("critic", robustness={"steps": 2})
+        run, clean = framework.train(tmp_path, 2, terse=terse), framework.train(tmp_path, 2, terse=settings("critic"))
+        metrics = run.metrics
+        assert (metrics["robustness/images"], metrics["robustness/passes"]) == (4, 8)
+        assert metrics["robustness/not_finite"] == metrics["robustness/no_gradient"] == metrics["extra_forwards"] == 0
+        assert metrics["hardness"] > 0  # recorded from the training forward
+        assert run.losses[0] != clean.losses[0]
+        assert not all(map(torch.equal, run.weights, clean.weights))
+
+    def test_classes_have_to_be_those_of_the_data_set(self, framework: Framework, tmp_path: Path) -> None:
+        for own, message in (
+            ({"bank": bank_of(tmp_path, "cat", "mouse")}, "the bank has categories that the detector lacks: mouse"),
+            ({"distractors": {"bank": bank_of(tmp_path, "dog")}}, "distractors: dog: the detector knows this class"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                framework.train(tmp_path, 1, terse=settings(**own))
+
     def test_a_checkpoint_without_a_state_loads_with_one_warning(self, framework: Framework, tmp_path: Path) -> None:
         framework.train(tmp_path, 1, save_at=1)
         run = framework.train(tmp_path, 2, terse=settings("critic"), start=1)
@@ -268,25 +223,37 @@ class Conformance:
         early, late = min(run.resident[20:40]), min(run.resident[-20:])
         assert late - early < 4, run.resident[::10]
 
+    def test_a_bank_is_built_from_the_data_set(self, framework: Framework, tmp_path: Path) -> None:
+        build, flags = framework.bank_source(tmp_path)
+        report = build(tmp_path / "own.bank")
+        bank = ForegroundBank.open(tmp_path / "own.bank")
+        assert bank.categories == dict(enumerate(framework.classes))
+        assert len(bank) == sum(report.kept.values()) == 6
+        assert main(["bank", "build", *flags, "--out", str(tmp_path / "cli.bank")]) == 0
+        assert ForegroundBank.open(tmp_path / "cli.bank").fingerprint == bank.fingerprint
 
-class LogRecorder(logging.Handler):
-    """Records the messages of a logger."""
+    def test_a_bank_is_built_from_boxes_alone(self, framework: Framework, tmp_path: Path) -> None:
+        def whole_box(image: np.ndarray, box: tuple[float, ...]) -> np.ndarray:
+            left, top, right, bottom = (round(edge) for edge in (*box[:2], box[0] + box[2], box[1] + box[3]))
+            mask = np.zeros(image.shape[:2], bool)
+            mask[top:bottom, left:right] = True
+            return mask
 
-    def __init__(self, texts: list[str]) -> None:
-        super().__init__()
-        self.texts = texts
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage())
-
-
-def generator_states() -> str:
-    """A digest of the global random generators of torch, numpy and Python."""
-    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - what the frameworks draw from
-    state = (torch.get_rng_state().numpy().tobytes(), kind, np.asarray(keys).tobytes(), rest, random.getstate())
-    return hashlib.blake2b(repr(state).encode()).hexdigest()
-
-
-def resident_megabytes() -> float:
-    """Memory that this process holds now, in MB."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+        framework.bank_source(tmp_path)[0](tmp_path / "masks.bank")
+        build, flags = framework.bank_source(tmp_path, boxes_only=True)
+        with pytest.raises(ValueError, match="no mask: the annotation has a box only"):
+            build(tmp_path / "none.bank", rejected_sheet=tmp_path / "rejected.png")
+        assert (tmp_path / "rejected.png").stat().st_size > 1000
+        report, custom = (
+            build(tmp_path / "ellipse.bank", boxes="ellipse"),
+            build(tmp_path / "box.bank", boxes=whole_box),
+        )
+        assert (report.mask_sources, custom.mask_sources) == ({"ellipse": 6}, {"function whole_box": 6})
+        assert main(["bank", "build", *flags, "--out", str(tmp_path / "cli.bank"), "--boxes", "ellipse"]) == 0
+        names = ("masks", "ellipse", "box", "cli")
+        masks, ellipses, boxes, cli = (ForegroundBank.open(tmp_path / f"{name}.bank") for name in names)
+        assert cli.fingerprint == ellipses.fingerprint
+        for mask, ellipse, box in zip(masks, ellipses, boxes, strict=True):
+            assert (box.rgba[..., 3] == 255).all()
+            assert ellipse.rgba[0, 0, 3] == 0
+            assert np.abs(np.subtract([box.size, ellipse.size], mask.size)).max() <= 2

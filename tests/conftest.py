@@ -5,14 +5,18 @@ from __future__ import annotations
 import gc
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from coloured_samples import coloured
 from factories import make_bank
 
 from terse_aug import ForegroundBank
+from terse_aug.bank import BankWriter
 
 
 @pytest.fixture(scope="session")
@@ -61,3 +65,32 @@ def pytest_collection_finish() -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--write-table FILE``: where the test of MMDetection's models writes its results."""
     parser.addoption("--write-table", metavar="FILE", help="write the table of MMDetection's models there")
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """How often each foreground of any bank was read in this process."""
+    counts: Counter[int] = Counter()
+    read = ForegroundBank.__getitem__
+
+    def counted(bank: ForegroundBank, index: Any) -> Any:
+        counts[int(index)] += 1
+        return read(bank, index)
+
+    monkeypatch.setattr(ForegroundBank, "__getitem__", counted)
+    return counts
+
+
+@pytest.fixture
+def coloured_bank(tmp_path: Path) -> ForegroundBank:
+    """Six foregrounds of three classes, each in a color of its own."""
+    return make_bank(tmp_path, [coloured(number, label=(1, 2, 7)[number % 3]) for number in range(6)])
+
+
+@pytest.fixture
+def distractors(tmp_path: Path) -> ForegroundBank:
+    """Two foregrounds in two more colors."""
+    with BankWriter(tmp_path / "distractors.bank", {1: "teapot", 2: "chair"}) as out:
+        out.add(coloured(6, 1))
+        out.add(coloured(7, 2, relative_size=0.5))
+    return ForegroundBank.open(tmp_path / "distractors.bank")

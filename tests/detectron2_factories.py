@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ import torch
 from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultTrainer
 from detectron2.structures import Boxes, BoxMode, Instances
-from factories import KEYPOINTS, make_foreground
+from factories import KEYPOINTS, ellipse, tiny_bank
 from torch import nn
 
 from terse_aug import ForegroundBank
-from terse_aug.bank import BankWriter
 from terse_aug_detectron2 import TerseHook, add_terse_config
 
 CLASSES = ("dog", "cat")
@@ -38,11 +39,17 @@ YAML = {
 
 @contextlib.contextmanager
 def registered(
-    folder: Path, name: str = "terse_tiny", classes: tuple[str, ...] | None = CLASSES, **metadata: Any
+    folder: Path,
+    name: str = "terse_tiny",
+    classes: tuple[str, ...] | None = CLASSES,
+    masks: bool = True,
+    **metadata: Any,
 ) -> Iterator[str]:
     """A registered data set of four noise images with one or two ellipses each, and one without any."""
     records = [_record(folder, number, size) for number, size in enumerate(SIZES)]
     records.append(_record(folder, len(SIZES), (96, 128)) | {"annotations": []})
+    for annotation in (own for record in records for own in record["annotations"] if not masks):
+        del annotation["segmentation"]
     DatasetCatalog.register(name, lambda: records)
     metadata = {
         "keypoint_names": list(KEYPOINTS),
@@ -56,16 +63,6 @@ def registered(
     finally:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-
-
-def tiny_bank(folder: Path, keypoints: bool = False, count: int = 8) -> ForegroundBank:
-    """A bank of cats (1) and dogs (2); the data set has them in the other order."""
-    points = np.array([[10, 5, 2], [6, 8, 2], [14, 8, 2]], np.float32)
-    names = KEYPOINTS if keypoints else ()
-    with BankWriter(folder / "tiny.bank", {1: "cat", 2: "dog"}, keypoint_names=names) as out:
-        for seed in range(count):
-            out.add(make_foreground(seed, label=1 + seed % 2, keypoints=points if keypoints else None))
-    return ForegroundBank.open(folder / "tiny.bank")
 
 
 def tiny_cfg(model: str, dataset: str, out: Path, bank: ForegroundBank | None = None, /, **terse: Any) -> CfgNode:
@@ -151,23 +148,15 @@ def _record(folder: Path, number: int, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def _annotation(generator: np.random.Generator, height: int, width: int, label: int) -> dict[str, Any]:
-    radii = generator.uniform(10, 20, 2)
-    centre = generator.uniform(22, [width - 22, height - 22])
-    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    points = centre + radii * np.stack([np.cos(angle), np.sin(angle)], 1)
+    centre, radii, outline = ellipse(generator, height, width)
     eyes = centre + radii * np.array([[0, 0], [-0.4, -0.3], [0.4, -0.3]])
     return {
         "bbox": [*(centre - radii).tolist(), *(centre + radii).tolist()],
         "bbox_mode": BoxMode.XYXY_ABS,
         "category_id": label,
-        "segmentation": [points.flatten().tolist()],
+        "segmentation": [outline.flatten().tolist()],
         "keypoints": np.concatenate([eyes, np.full((3, 1), 2)], 1).flatten().tolist(),
     }
-
-
-def parameters_of(model: torch.nn.Module) -> list[torch.Tensor]:
-    """Copies of a model's weights."""
-    return [value.detach().clone() for value in model.state_dict().values()]
 
 
 @pytest.fixture(scope="module")
@@ -214,3 +203,14 @@ def item(count: int = 2, size: tuple[int, int] = (40, 50), **fields: Any) -> dic
     values = {"gt_boxes": Boxes(boxes), "gt_classes": torch.arange(count) % 2} | fields
     image = torch.arange(3 * size[0] * size[1]).view(3, *size) % 256
     return {"image": image.to(torch.uint8), "height": 80, "width": 100, "instances": Instances(size, **values)}
+
+
+@contextlib.contextmanager
+def coco_registered(name: str, folder: Path, content: dict[str, Any]) -> Iterator[None]:
+    (folder / f"{name}.json").write_text(json.dumps(content))
+    register_coco_instances(name, {}, str(folder / f"{name}.json"), str(folder))
+    try:
+        yield
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)

@@ -148,6 +148,19 @@ def make_detector(name: str, seed: int = 0, classes: int = 3) -> nn.Module:
     return model.train()
 
 
+def counts_of(terse: Terse, *names: str) -> list[int]:
+    """Some of the metrics of a run."""
+    return [int(terse.metrics()[name]) for name in names]
+
+
+def unrecorded(detector: Any) -> Any:
+    """Make a detector one of a subclass, whose predictions may differ, so that its training forward is not recorded."""
+    part = getattr(detector, "roi_heads", detector)
+    kind = type(part)
+    part.__class__ = type("Other", (kind,), {"postprocess_detections": lambda *own: kind.postprocess_detections(*own)})
+    return detector
+
+
 def _faster(classes: int) -> nn.Module:
     return detection.FasterRCNN(**_two_stage_arguments(classes))
 
@@ -251,10 +264,15 @@ class RampLoss(nn.Module):
         return {"loss_ramp": self.image_losses(list(images)).mean()}
 
 
+def backward(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The backward of the sum of a detector's losses, which it returns."""
+    torch.stack(list(losses.values())).sum().backward()
+    return losses
+
+
 def train_step(terse: Terse, detector: nn.Module, seed: int = 0, **batch: Any) -> dict[str, Tensor]:
     """One iteration of the loop in the manual, without the detector's optimizer; returns its losses."""
-    losses: dict[str, Tensor] = detector(*terse(*make_batch(seed, **batch)))
-    torch.stack(list(losses.values())).sum().backward()
+    losses = backward(detector(*terse(*make_batch(seed, **batch))))
     detector.zero_grad()
     terse.step(losses)
     return losses
@@ -279,3 +297,34 @@ def parameters_of(module: nn.Module) -> list[Tensor]:
 def all_equal(first: list[Tensor], second: list[Tensor]) -> bool:
     """Whether two lists of tensors are equal to the bit."""
     return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def bank_of(folder: Path, *names: str) -> str:
+    """Path of a bank of three foregrounds of each of these classes."""
+    with BankWriter(folder / f"{names[0]}.bank", dict(enumerate(names, 1))) as out:
+        for seed in range(3 * len(names)):
+            out.add(make_foreground(seed, label=1 + seed % len(names)))
+    return str(folder / f"{names[0]}.bank")
+
+
+def tiny_bank(folder: Path, keypoints: bool = False, count: int = 8) -> ForegroundBank:
+    """A bank of cats (1) and dogs (2); the data set has them in the other order."""
+    points = np.array([[10, 5, 2], [6, 8, 2], [14, 8, 2]], np.float32)
+    names = KEYPOINTS if keypoints else ()
+    with BankWriter(folder / "tiny.bank", {1: "cat", 2: "dog"}, keypoint_names=names) as out:
+        for seed in range(count):
+            out.add(make_foreground(seed, label=1 + seed % 2, keypoints=points if keypoints else None))
+    return ForegroundBank.open(folder / "tiny.bank")
+
+
+def ellipse(generator: np.random.Generator, height: int, width: int) -> tuple[Any, Any, Any]:
+    """Centre and radii ``[2]`` of an ellipse in an image, and its outline ``[24, 2]``."""
+    radii = generator.uniform(10, 20, 2)
+    centre = generator.uniform(22, [width - 22, height - 22])
+    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    return centre, radii, centre + radii * np.stack([np.cos(angle), np.sin(angle)], 1)
+
+
+def weights_of(model: nn.Module) -> list[Tensor]:
+    """Copies of a model's parameters and buffers."""
+    return [value.detach().clone() for value in model.state_dict().values()]

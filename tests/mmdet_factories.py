@@ -12,13 +12,12 @@ import mmdet
 import numpy as np
 import pytest
 import torch
-from factories import make_foreground
+from factories import ellipse, tiny_bank
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.runner import Runner
 
 from terse_aug import ForegroundBank
-from terse_aug.bank import BankWriter
 from terse_aug_mmdet import TerseHook
 
 register_all_modules(init_default_scope=False)
@@ -28,7 +27,7 @@ CLASSES = ("dog", "cat")
 SIZES = ((96, 128), (112, 96), (96, 96), (120, 104), (96, 128))
 
 
-def write_data(folder: Path) -> Path:
+def write_data(folder: Path, boxes_only: bool = False) -> Path:
     """A COCO JSON of four noise images with one or two ellipses each, and one without any; its path."""
     generator = np.random.default_rng(0)
     images, annotations = [], []
@@ -37,28 +36,18 @@ def write_data(folder: Path) -> Path:
         images.append({"id": number, "file_name": f"{number}.png", "height": height, "width": width})
         for own in range((1 + number % 2) * (number < len(SIZES) - 1)):
             entry = {"id": len(annotations) + 1, "image_id": number, "category_id": 5 + own % 2, "iscrowd": 0}
-            annotations.append(entry | _ellipse(generator, height, width))
+            entry |= _annotation(generator, height, width)
+            annotations.append({key: value for key, value in entry.items() if key != "segmentation" or not boxes_only})
     categories = [{"id": 5, "name": "dog"}, {"id": 6, "name": "cat"}]
     path = folder / "data.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     return path
 
 
-def _ellipse(generator: np.random.Generator, height: int, width: int) -> dict[str, Any]:
-    radii = generator.uniform(10, 20, 2)
-    centre = generator.uniform(22, [width - 22, height - 22])
-    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    points = centre + radii * np.stack([np.cos(angle), np.sin(angle)], 1)
+def _annotation(generator: np.random.Generator, height: int, width: int) -> dict[str, Any]:
+    centre, radii, outline = ellipse(generator, height, width)
     box = [*(centre - radii).tolist(), *(2 * radii).tolist()]
-    return {"bbox": box, "segmentation": [points.flatten().tolist()], "area": float(np.pi * radii.prod())}
-
-
-def tiny_bank(folder: Path, count: int = 8) -> ForegroundBank:
-    """A bank of cats (1) and dogs (2); the data set has them in the other order."""
-    with BankWriter(folder / "tiny.bank", {1: "cat", 2: "dog"}) as out:
-        for seed in range(count):
-            out.add(make_foreground(seed, label=1 + seed % 2))
-    return ForegroundBank.open(folder / "tiny.bank")
+    return {"bbox": box, "segmentation": [outline.flatten().tolist()], "area": float(np.pi * radii.prod())}
 
 
 def pipeline(*more: dict[str, Any], masks: bool = True, side: int | None = None) -> list[dict[str, Any]]:
@@ -186,10 +175,14 @@ def narrowed(model: Any) -> Any:
     _visit(model, names)
     model["backbone"]["init_cfg"] = None
     if model["backbone"]["type"] == "ResNet":
+        fewer = 8 if model["backbone"]["depth"] == 18 else 32
         model["backbone"].update(depth=18, base_channels=8)
         for part in ("neck", "panoptic_head"):
             if part in model:
-                model[part]["in_channels"] = [channels // 32 for channels in model[part]["in_channels"]]
+                first = model[part][0] if isinstance(model[part], list) else model[part]
+                channels = first["in_channels"]
+                one = isinstance(channels, int)
+                first["in_channels"] = channels // fewer if one else [own // fewer for own in channels]
     return model
 
 
@@ -202,11 +195,6 @@ def _visit(node: Any, names: dict[str, Any]) -> None:
     elif isinstance(node, list | tuple):
         for entry in node:
             _visit(entry, names)
-
-
-def parameters_of(model: torch.nn.Module) -> list[torch.Tensor]:
-    """Copies of a model's weights."""
-    return [value.detach().clone() for value in model.state_dict().values()]
 
 
 def settings(bank: ForegroundBank, policy: Any = "critic", **more: Any) -> dict[str, Any]:

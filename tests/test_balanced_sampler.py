@@ -38,9 +38,6 @@ def chain(lists: Any) -> list[Any]:
     return list(itertools.chain(*lists))
 
 
-# --- passes ---------------------------------------------------------------------------------------------------------
-
-
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 12), st.lists(st.integers(1, 8), min_size=1, max_size=40), st.integers(0, 5))
 def test_counts_differ_by_at_most_one_and_no_foreground_is_twice_on_an_image(
@@ -88,9 +85,6 @@ def test_a_restricted_sampler_is_balanced_over_what_is_allowed() -> None:
     sampler = bound(9, labels=np.array([1, 2, 3] * 3))
     sampler.restrict([1, 3])
     assert Counter(chain(draw(sampler, 2) for _ in range(9))) == dict.fromkeys((0, 2, 3, 5, 6, 8), 3)
-
-
-# --- graphs ---------------------------------------------------------------------------------------------------------
 
 
 def biregular_graphs(side: int, degree: int) -> list[frozenset[tuple[int, int]]]:
@@ -143,9 +137,6 @@ def test_graphs_have_their_degrees_and_no_double_edge(objects: int, backgrounds:
 def test_dense_graphs_which_switches_may_not_repair(objects: int, backgrounds: int, edges: int) -> None:
     for seed in range(40):
         check_graph(objects, backgrounds, edges, seed, 3)
-
-
-# --- a pool ---------------------------------------------------------------------------------------------------------
 
 
 def visits_of(sampler: BalancedSampler, counts: list[int], **ranks: int) -> list[BackgroundDraw]:
@@ -254,9 +245,6 @@ def test_a_restricted_sampler_has_no_graph() -> None:
     sampler.restrict([1])
     with pytest.raises(ValueError, match=r"only \[1\] may be pasted, but sampler='balanced' pairs all"):
         visits_of(sampler, [1])
-
-
-# --- in Terse -------------------------------------------------------------------------------------------------------
 
 
 def balanced(bank: ForegroundBank, seed: int = 3, probability: float = 0.5) -> Terse:

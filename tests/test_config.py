@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from dataclasses import fields
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from terse_aug import PasteConfig, Robustness, Terse, TransformRanges
+from terse_aug.cli.flags import add_flags, flat_settings, with_flags
 from terse_aug.config import POLICY_SETTINGS, policy_settings, settings_from
 from terse_aug.policies import Adversarial, BestOfN, Critic, Paper, Random, RandomPolicy, make_policy
 
@@ -105,9 +107,6 @@ def test_classes_are_mixed_among_several_foregrounds_only() -> None:
         Critic(mix_classes=True)
 
 
-# --- from names and dictionaries ------------------------------------------------------------------------------------
-
-
 def test_settings_from_a_dictionary_are_those_of_keywords() -> None:
     values = {"objects": [2, 4], "ranges": {"scale": [0.8, 1.25], "keep_inside": 0.5}}
     ranges = TransformRanges(scale=(0.8, 1.25), keep_inside=0.5)
@@ -147,3 +146,24 @@ def test_what_is_no_policy_is_refused(tiny_bank: Any) -> None:
         with pytest.raises(ValueError, match="policy: expected a name, settings or a Policy, got"):
             Terse(tiny_bank, wrong)  # type: ignore[arg-type]  # wrong on purpose
     assert isinstance(Terse(tiny_bank).policy, RandomPolicy)  # by default
+
+
+def test_every_setting_is_a_documented_flag() -> None:
+    parser = argparse.ArgumentParser()
+    kinds: dict[str, Any] = {"": PasteConfig} | POLICY_SETTINGS
+    for prefix, kind in kinds.items():
+        add_flags(parser, kind(), prefix)
+        for name, value, help_text in flat_settings(kind(), prefix):
+            assert help_text
+            values = value if isinstance(value, tuple) else (value,)
+            flag = "--" + name.replace("_", "-")
+            given = [f"--no-{flag[2:]}"] if value is False else [flag, *map(str, values)]
+            assert with_flags(kind(), parser.parse_args(given), prefix) == kind()
+    parser.format_help()
+    given = ["--rotation", "-30", "2.5", "--objects", "2", "2", "--keep-inside", "1", "--critic-mix-classes"]
+    given += ["--critic-foreground-candidates", "2", "--critic-fixed-parameters"]
+    arguments = parser.parse_args(given)
+    paste = PasteConfig(objects=(2, 2), ranges=TransformRanges(rotation=(-30, 2.5), keep_inside=1))
+    assert with_flags(PasteConfig(), arguments) == paste
+    critic = Critic(mix_classes=True, foreground_candidates=2, fixed_parameters=())
+    assert with_flags(Critic(), arguments, "critic") == critic

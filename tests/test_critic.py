@@ -58,9 +58,6 @@ def knowing_policy(**settings: Any) -> CriticPolicy:
     return policy
 
 
-# --- choosing -------------------------------------------------------------------------------------------------------
-
-
 def test_before_it_has_learned_it_is_the_random_policy() -> None:
     proposal = CriticPolicy(Critic(candidates=2)).propose(make_context(2000), generator_for(0), learning=False)
     assert proposal.log_density.abs().max() < 1e-5
@@ -110,9 +107,6 @@ def test_it_chooses_no_more_sharply_than_the_target_hardness_needs(target: float
     if mean == 0.5:
         assert proposal.log_density.abs().max() < 1e-5
     assert (proposal.unit[:, OTHERS].std(0) - 12**-0.5).abs().max() < 0.01
-
-
-# --- learning -------------------------------------------------------------------------------------------------------
 
 
 def train_on_place(terse: Terse, steps: int) -> list[float]:
@@ -263,9 +257,6 @@ def test_unknown_and_not_finite_hardness_is_not_learned_from(tiny_bank: Foregrou
     assert terse.metrics()["skipped_updates"] == int(trouble == "loss")
     assert terse.metrics()["updates"] == terse.metrics()["extra_forwards"] == 0
     assert all(torch.equal(new, old) for new, old in zip(terse.parameters(), before, strict=True))
-
-
-# --- replay buffer --------------------------------------------------------------------------------------------------
 
 
 def replayed(labels: Tensor, levels: Tensor | None = None) -> Proposal:

@@ -1,10 +1,8 @@
-"""Detectron2's hook in every kind of trainer; checkpoints, logs, several processes."""
+"""Detectron2's hook in every kind of trainer, and in several processes."""
 
 from __future__ import annotations
 
 import copy
-import json
-import shutil
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import all_equal, parameters_of
+from factories import tiny_bank
 from frameworks import QUIET_DETECTRON2, need_detectron2
 from processes import METHOD, fresh
 from torch import nn
@@ -25,7 +23,7 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_train_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, hooks, launch
 from detectron2.engine.defaults import create_ddp_model
-from detectron2.utils.events import EventStorage, get_event_storage
+from detectron2.utils.events import EventStorage
 from detectron2_factories import (  # noqa: F401 - fixtures
     CLASSES,
     KeepStorage,
@@ -33,7 +31,6 @@ from detectron2_factories import (  # noqa: F401 - fixtures
     bank,
     dataset,
     registered,
-    tiny_bank,
     tiny_cfg,
     trainer_with_hook,
 )
@@ -62,9 +59,6 @@ def hook_of(bank: ForegroundBank, policy: Any = None, **arguments: Any) -> Terse
     """A hook without a config."""
     paste = PasteConfig(paste_probability=1.0)
     return TerseHook(bank.relabel(CLASSES), policy or Critic(update_interval=1), paste=paste, **arguments)
-
-
-# --- trainers -------------------------------------------------------------------------------------------------------
 
 
 def test_a_custom_run_step_pastes_by_itself(faster: TinyCfg) -> None:
@@ -134,24 +128,18 @@ def test_the_scale_of_an_amp_trainer_is_removed(faster: TinyCfg, monkeypatch: py
         torch.testing.assert_close(plain, scaled, rtol=1e-3, atol=1e-5)
 
 
-def test_it_trains_on_perturbed_composites(faster: TinyCfg) -> None:
-    """In mixed precision gradient steps run as the trainer's own step does."""
+def test_gradient_steps_in_mixed_precision_run_as_the_training_step_does(faster: TinyCfg) -> None:
     trainer, hook = trainer_with_hook(faster(2, robustness={"enabled": True}), KeepStorage)
     inner = trainer._trainer
     inner.grad_scaler, inner.precision = torch.amp.GradScaler("cpu", init_scale=4.0), torch.bfloat16
     half: list[bool] = []
     bottom = inner.model.backbone.bottom_up.stem.conv1
     bottom.register_forward_hook(lambda _, inputs, output: half.append(output.dtype == torch.bfloat16))
-    start = parameters_of(inner.model)
     trainer.train()
     metrics = hook.terse.metrics()
     assert metrics["robustness/images"] == metrics["images"] > 0
-    assert metrics["robustness/not_finite"] == metrics["robustness/no_gradient"] == 0
     assert half == [True, False] * 2
-    assert metrics["extra_forwards"] == 0  # hardness is recorded from the training forward
-    assert metrics["hardness"] > 0
     assert len(trainer.kept.history("rpn/num_pos_anchors").values()) == 2  # type: ignore[attr-defined]
-    assert not all_equal(start, parameters_of(inner.model))
 
 
 @pytest.mark.parametrize("who", ["trainer", "before_step", "after_step"])
@@ -181,7 +169,8 @@ def test_flipped_keypoints_swap_by_the_data_sets_flip_map(
     tmp_path: Path, names: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A flipped object that is not rotated has the first of a pair left of the second, like every object."""
-    monkeypatch.setattr("detectron2_factories.KEYPOINTS", ("nose", *names))
+    for module in ("factories", "detectron2_factories"):
+        monkeypatch.setattr(f"{module}.KEYPOINTS", ("nose", *names))
     flips = [names, names[::-1], ("tail", "fin")]
     with registered(tmp_path, "flipped", keypoint_flip_map=flips) as dataset:
         bank = tiny_bank(tmp_path, keypoints=True)
@@ -273,119 +262,6 @@ def test_wrong_arguments_and_models_are_refused(faster: TinyCfg, bank: Foregroun
     cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
     with pytest.raises(ValueError, match=r"ProposalNetwork .* boxes without classes"):
         Detectron2Adapter(DefaultTrainer.build_model(cfg))
-
-
-# --- checkpoints and logs -------------------------------------------------------------------------------------------
-
-
-class Trained:
-    """A training of four iterations with checkpoints, logs and images, which several tests use."""
-
-    def __init__(self, cfg: CfgNode) -> None:
-        images: list[int] = []
-
-        class Trainer(DefaultTrainer):
-            def build_hooks(self) -> list[Any]:
-                return [*super().build_hooks()[:-1], hooks.PeriodicWriter(self.build_writers(), period=2)]
-
-            def after_step(self) -> None:
-                super().after_step()
-                images.append(len(get_event_storage()._vis_data))
-
-        self.cfg, self.folder, self.waiting_images = cfg, Path(cfg.OUTPUT_DIR), images
-        self.trainer, self.hook = trainer_with_hook(cfg, Trainer)
-        self.hooks_before = list(self.trainer._hooks)
-        self.trainer.train()
-
-    def copy(self, folder: Path) -> CfgNode:
-        """A config that resumes from a copy of the folder, for one more iteration."""
-        shutil.copytree(self.folder, folder)
-        cfg = self.cfg.clone()
-        cfg.OUTPUT_DIR, cfg.SOLVER.MAX_ITER = str(folder), 5
-        return cfg
-
-
-@pytest.fixture(scope="module")
-def trained(dataset: str, bank: ForegroundBank, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    folder = tmp_path_factory.mktemp("trained")
-    return Trained(tiny_cfg("faster_fpn", dataset, folder, bank, log_period=2, image_period=4))
-
-
-@pytest.mark.parametrize("register_first", [True, False])
-def test_the_state_is_found_whether_registering_or_resuming_came_first(
-    trained: Trained, tmp_path: Path, register_first: bool
-) -> None:
-    cfg = trained.copy(tmp_path / "out")
-    resumed, hook = DefaultTrainer(cfg), TerseHook.from_config(cfg)
-    if register_first:
-        resumed.register_hooks([hook])
-    resumed.resume_or_load(resume=True)
-    if not register_first:
-        resumed.register_hooks([hook])
-    assert resumed.start_iter == 4
-    resumed.train()
-    assert hook is not None
-    assert hook.terse.metrics()["iterations"] == 5
-    assert trained.hook.terse.metrics()["iterations"] == 4
-
-
-def test_a_checkpoint_has_the_detectors_weights_alone_and_can_be_resumed_without(
-    trained: Trained, tmp_path: Path
-) -> None:
-    cfg = trained.copy(tmp_path / "out")
-    saved = torch.load(tmp_path / "out" / "model_final.pth", map_location="cpu")
-    assert set(saved["model"]) == set(trained.trainer.model.state_dict())
-    assert set(saved["trainer"]["hooks"]["TerseHook"]) == {"seed", "terse"}
-    cfg.TERSE.ENABLED = False
-    without = DefaultTrainer(cfg)
-    without.resume_or_load(resume=True)
-    without.train()
-
-
-def test_the_state_of_another_policy_is_refused(trained: Trained, tmp_path: Path) -> None:
-    cfg = trained.copy(tmp_path / "out")
-    cfg.TERSE.POLICY.NAME = "adversarial"
-    other, _ = trainer_with_hook(cfg)
-    other.resume_or_load(resume=True)
-    with pytest.raises(ValueError, match="terse-aug does not fit: use the policy and settings"):
-        other.train()
-
-
-def test_after_training_the_trainer_is_as_it_was(trained: Trained) -> None:
-    trainer = trained.trainer
-    assert trainer._hooks == trained.hooks_before
-    assert "reset_data_loader" not in vars(trainer._trainer)
-    assert not trainer.model._forward_hooks
-    batch = next(trainer._trainer._data_loader_iter)
-    assert all(one["image"].dtype == torch.uint8 for one in batch)
-    assert all("gt_masks" not in one["instances"].get_fields() for one in batch)
-
-
-def test_metrics_and_images_are_written_with_their_iteration(trained: Trained) -> None:
-    tensorboard = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    lines = [json.loads(line) for line in (trained.folder / "metrics.json").read_text().splitlines()]
-    assert [line["iteration"] for line in lines] == [1, 3]
-    assert [line["terse_aug/iterations"] for line in lines] == [2, 4]
-    for name in ("hardness", "diversity", "skipped_updates", "time_fraction", "hardness_gain", "non_finite"):
-        assert f"terse_aug/{name}" in lines[-1], name
-    assert 0 < lines[-1]["terse_aug/time_fraction"] < 1
-    assert not [name for name in lines[-1] if name.startswith("terse_aug/") and "loss" in name]
-    events = tensorboard.EventAccumulator(str(trained.folder)).Reload()
-    assert [event.step for event in events.Images("terse_aug/composites")] == [3]
-    assert not any(trained.waiting_images)
-
-
-def test_images_do_not_pile_up_without_a_writer(faster: TinyCfg) -> None:
-    class Silent(KeepStorage):
-        def build_writers(self) -> list[Any]:
-            return []
-
-    trainer, _ = trainer_with_hook(faster(2, image_period=1), Silent)
-    trainer.train()
-    assert [name for name, *_ in trainer.kept._vis_data] == ["terse_aug/composites"]  # type: ignore[attr-defined]
-
-
-# --- several processes, mixed precision -----------------------------------------------------------------------------
 
 
 def _train_on_a_rank(folder: str, bank: str) -> None:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conformance import (
+from conformance import Conformance
+from framework_runs import (
     KEPT_BATCHES,
-    Conformance,
     Framework,
     LogRecorder,
     Run,
     Seen,
+    Training,
     generator_states,
     resident_megabytes,
 )
@@ -29,9 +31,10 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2_factories import CLASSES, parameters_of, registered, tiny_bank, tiny_cfg
+from detectron2_factories import CLASSES, registered, tiny_cfg
+from factories import tiny_bank, weights_of
 
-from terse_aug_detectron2 import TerseHook
+from terse_aug_detectron2 import TerseHook, build_from_detectron2
 from terse_aug_detectron2.batch import bitmasks
 
 pytestmark = QUIET_DETECTRON2
@@ -90,8 +93,8 @@ class Trainer(DefaultTrainer):
 class Watch(HookBase):
     """Records what goes through the trainer."""
 
-    def __init__(self, run: Run, save_at: int | None, not_finite_at: int | None) -> None:
-        self.run, self.save_at, self.not_finite_at = run, save_at, not_finite_at
+    def __init__(self, run: Run, training: Training) -> None:
+        self.run, self.training = run, training
 
     def before_train(self) -> None:
         inner = self.trainer._trainer
@@ -119,7 +122,7 @@ class Watch(HookBase):
     def _left(self, module: nn.Module, inputs: Any, output: Any) -> Any:
         if not is_training_forward(module):
             return output
-        if self.trainer.iter == self.not_finite_at:
+        if self.trainer.iter == self.training.not_finite_at:
             output = {name: value * 0 + float("inf") for name, value in output.items()}
         self.run.losses.append(float(sum(output.values()).detach()))
         self.before = generator_states()
@@ -128,7 +131,7 @@ class Watch(HookBase):
     def after_step(self) -> None:
         self.run.draws.append((self.before, generator_states()))
         self.run.resident.append(resident_megabytes())
-        if self.trainer.iter + 1 == self.save_at:
+        if self.trainer.iter + 1 == self.training.save_at:
             self.trainer.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
 
 
@@ -150,50 +153,45 @@ def seen(item: Mapping[str, Any]) -> Seen:
 
 
 class Detectron2(Framework):
-    classes = CLASSES
+    classes, pool = CLASSES, "folder"
 
     def __init__(self, dataset: str, bank: Any) -> None:
         self.dataset, self.bank = dataset, bank
 
-    def run(
-        self,
-        out: Path,
-        iterations: int,
-        *,
-        start: int,
-        terse: dict[str, Any] | None = None,
-        save_at: int | None = None,
-        not_finite_at: int | None = None,
-        model: str = "masks",
-    ) -> Run:
-        out.mkdir(exist_ok=True)
-        cfg = tiny_cfg("mask_fpn", self.dataset, out, None if terse is None else self.bank, **(terse or {}))
-        cfg.SOLVER.MAX_ITER = iterations
+    def run(self, training: Training) -> Run:
+        bank, out = None if training.terse is None else self.bank, training.out
+        cfg = tiny_cfg("mask_fpn", self.dataset, out, bank, **(training.terse or {}))
+        cfg.TERSE.ROBUSTNESS.ENABLED = "robustness" in (training.terse or {})
+        cfg.SOLVER.MAX_ITER = training.iterations
         cfg.SOLVER.STEPS = ()
-        if model == "plain":
+        if training.model == "plain":
             cfg.MODEL.META_ARCHITECTURE = "PlainModel"
         torch.manual_seed(0)
         run = Run()
         trainer = Trainer(cfg)
         trainer._trainer.gather_metric_period = 10**9  # Detectron2 ends a training whose loss is not finite
-        trainer.register_hooks([Watch(run, save_at, not_finite_at)])
-        if terse is not None:
+        trainer.register_hooks([Watch(run, training)])
+        if bank is not None:
             hook = TerseHook.from_config(cfg)
             trainer.register_hooks([hook])
-        if start:
-            (out / "last_checkpoint").write_text(f"model_{start - 1:07d}.pth")
+        if training.start:
+            (out / "last_checkpoint").write_text(f"model_{training.start - 1:07d}.pth")
             trainer.resume_or_load(resume=True)
-            assert trainer.start_iter == start
+            assert trainer.start_iter == training.start
         log = logging.getLogger("detectron2.terse_aug")
         log.addHandler(recorder := LogRecorder(run.warned))
         try:
             trainer.train()
         finally:
             log.removeHandler(recorder)
-        if terse is not None and hook is not None:
+        if bank is not None and hook is not None:
             run.terse = hook.terse
-        run.weights = parameters_of(trainer.model)
+        run.weights = weights_of(trainer.model)
         return run
+
+    def bank_source(self, folder: Path, boxes_only: bool = False) -> tuple[Callable[..., Any], list[str]]:
+        name = "boxes_only" if boxes_only else self.dataset
+        return partial(build_from_detectron2, name), ["detectron2", "--datasets", name]
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +199,7 @@ def framework(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Detectron2]:
     folder = tmp_path_factory.mktemp("data")
     with contextlib.ExitStack() as stack:
         dataset = stack.enter_context(registered(folder))
+        stack.enter_context(registered(folder, "boxes_only", masks=False))
         yield Detectron2(dataset, tiny_bank(folder))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from factories import tiny_bank
 from frameworks import QUIET_DETECTRON2, need_detectron2
 from torch import nn
 
@@ -27,7 +28,6 @@ from detectron2_factories import (  # noqa: F401 - fixtures
     bank,
     dataset,
     item,
-    tiny_bank,
     tiny_cfg,
     trainer_with_hook,
 )
@@ -57,8 +57,7 @@ def test_the_models_of_detectron2_train_with_it(dataset: str, tmp_path: Path, mo
     assert metrics["non_finite_losses"] == metrics["dropped/graph"] == 0
     if policy == "critic":
         assert 0 <= metrics["hardness"] <= 1
-    # The critic needs extra forwards only for models without an RoI head.
-    assert (metrics["extra_forwards"] > 0) is (policy == "best-of-n" or (model, policy) == ("retinanet", "critic"))
+    assert (metrics["extra_forwards"] > 0) is (policy == "best-of-n")
     trained = [one["instances"] for batch in seen.batches for one in batch if "instances" in one]
     assert all(len(instances) for instances in trained)
     assert all(instances.has("gt_keypoints") for instances in trained) or model != "keypoint_fpn"

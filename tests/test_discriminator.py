@@ -10,6 +10,7 @@ import torch
 from factories import (
     RampLoss,
     all_equal,
+    backward,
     every_image,
     make_bank,
     make_batch,
@@ -114,9 +115,7 @@ def test_the_synthesizer_moves_to_where_composites_look_real(tmp_path: Path, wei
     targets = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}] * 4
     flat = RampLoss(strength=0.0)
     for _ in range(24):
-        losses = flat(*terse([image] * 4, targets))
-        losses["loss_ramp"].backward()
-        terse.step(losses)
+        terse.step(backward(flat(*terse([image] * 4, targets))))
     found = [terse.compose([image] * 4, targets, seed=seed) for seed in range(8)]
     unit = torch.stack([paste.unit for one in found for pastes in one.pastes for paste in pastes])
     across = float(unit[:, PARAMETERS.index("translate_x")].mean())

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from factories import RampLoss, all_equal, every_image, make_bank, make_batch, make_detector, parameters_of
+from factories import RampLoss, all_equal, backward, every_image, make_bank, make_batch, make_detector, parameters_of
 from processes import METHOD, fresh
 from torch import Tensor, distributed, nn
 from torch import multiprocessing as mp
@@ -21,9 +21,6 @@ from terse_aug.policies import Adversarial, Critic
 RANKS, STEPS, BAD_STEP = 2, 8, 4
 
 pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="torch was built without distributed")
-
-
-# --- what each process does -----------------------------------------------------------------------------------------
 
 
 def _work(rank: int, folder: Path, bank_path: Path) -> None:
@@ -49,8 +46,7 @@ def _train(rank: int, bank: ForegroundBank) -> dict[str, Any]:
     terse = Terse(bank, policy, paste=every_image(), model=detector)
     start = parameters_of(terse)
     for step in range(STEPS):
-        losses = detector(*terse(*make_batch(1000 * rank + step, sizes=((64, 64),))))
-        torch.stack(list(losses.values())).sum().backward()
+        losses = backward(detector(*terse(*make_batch(1000 * rank + step, sizes=((64, 64),)))))
         optimizer.step()
         optimizer.zero_grad()
         terse.step(losses)
@@ -130,8 +126,7 @@ def _one_bad_loss(rank: int, bank: ForegroundBank) -> dict[str, Any]:
     terse, detector = Terse(bank, Adversarial(update_interval=2), paste=every_image()), RampLoss()
     history, random_fallback = [parameters_of(terse)], []
     for step in range(BAD_STEP + 3):
-        losses = detector(*terse(*make_batch(10 * rank + step)))
-        losses["loss_ramp"].backward()
+        losses = backward(detector(*terse(*make_batch(10 * rank + step))))
         terse.step(math.nan if step == BAD_STEP and rank == RANKS - 1 else losses)
         history.append(parameters_of(terse))
         random_fallback.append(terse.metrics()["random_fallback"])
@@ -143,8 +138,7 @@ def _nothing_on_one_rank(rank: int, bank: ForegroundBank) -> dict[str, Any]:
     terse, detector = Terse(bank, policy, paste=every_image()), RampLoss()
     for step in range(2):
         images, targets = make_batch(step)
-        losses = detector(*terse(without_values(images, rank, 0), targets))
-        losses["loss_ramp"].backward()
+        backward(detector(*terse(without_values(images, rank, 0), targets)))
         terse.step(1.0)
     return {"end": parameters_of(terse), "metrics": terse.metrics()}
 
@@ -153,8 +147,7 @@ def _one_update(rank: int, bank: ForegroundBank) -> dict[str, Any]:
     """A single update; its gradient, and this rank's part of it."""
     policy = Adversarial(update_interval=1, max_gradient_norm=1e9)
     terse, detector = Terse(bank, policy, paste=every_image()), RampLoss()
-    losses = detector(*terse(*make_batch(rank)))
-    losses["loss_ramp"].backward()
+    losses = backward(detector(*terse(*make_batch(rank))))
     (pending,) = terse.trainer.feedback.batches
     gradients = tuple(leaf.grad * pending.image_count for leaf in pending.proposal.leaves if leaf.grad is not None)
     parameters = list(terse.policy.parameters())
@@ -187,8 +180,7 @@ def _robustness(rank: int, bank: ForegroundBank) -> dict[str, Any]:
         images, targets = make_batch(1000 * rank + step, sizes=((64, 64), (64, 64)))
         composites, targets = terse(without_values(images, rank, RANKS - 1) if step == 2 else images, targets)
         passes.append(terse.metrics()["robustness/passes"])
-        losses = detector([image.nan_to_num() for image in composites], targets)
-        torch.stack(list(losses.values())).sum().backward()
+        losses = backward(detector([image.nan_to_num() for image in composites], targets))
         optimizer.step()
         optimizer.zero_grad()
         terse.step(losses)
@@ -208,9 +200,6 @@ SCENARIOS = {
     "hard classes": _hard_classes,
     "robustness": _robustness,
 }
-
-
-# --- what is expected of them ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,20 +16,6 @@ from terse_aug.data.foreground_cache import ForegroundCache
 from terse_aug.policies import Critic
 from terse_aug.policies.thumbnails import foreground_thumbnails
 from terse_aug.structures.convex_hull import convex_outline
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
-    """How often each foreground of any bank was read."""
-    counts: Counter[int] = Counter()
-    read = ForegroundBank.__getitem__
-
-    def counted(self: ForegroundBank, index: Any) -> Any:
-        counts[int(index)] += 1
-        return read(self, index)
-
-    monkeypatch.setattr(ForegroundBank, "__getitem__", counted)
-    return counts
 
 
 @pytest.mark.parametrize("flipped", [False, True])

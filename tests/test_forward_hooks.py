@@ -12,177 +12,32 @@ from typing import Any
 
 import pytest
 import torch
-from factories import DETECTORS, KEYPOINTS, every_image, keypoint_foregrounds, make_bank, make_batch, make_detector
+from factories import KEYPOINTS, every_image, keypoint_foregrounds, make_bank, make_batch, make_detector, unrecorded
+from roi_head_samples import (
+    CONSTANT,
+    ROI_HEADS,
+    SIZES,
+    batch,
+    constant_detector,
+    hooks_of,
+    predict_constant,
+    propose,
+    train_forward,
+)
 from torch import Tensor, nn
-from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import box_iou
 
 from terse_aug import ForegroundBank, Terse, TerseWarning
 from terse_aug.compositing.compose import Composites
-from terse_aug.models import RecordsTrainingForward, RoIHeadRecorder, TorchvisionAdapter
+from terse_aug.models import TorchvisionAdapter
 from terse_aug.policies import Critic
 from terse_aug.utils.random import isolated_global_rng
 
-ROI_HEADS = ("fasterrcnn", "maskrcnn", "keypointrcnn")
-SIZES = ((64, 80), (72, 64), (150, 120))
-"""The models take the first two as they are and shrink the last."""
-CONSTANT = [0.2, 0.7, 0.1]
-"""Predicted class probabilities."""
 
-
-def batch(name: str = "fasterrcnn", seed: int = 0) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    fields = {"masks": name == "maskrcnn", "keypoints": name == "keypointrcnn"}
-    return make_batch(seed, sizes=SIZES, objects=2, **fields)
-
-
-def train_forward(detector: nn.Module, images: list[Tensor], targets: list[dict[str, Tensor]]) -> None:
-    with isolated_global_rng(0):
-        detector(images, targets)
-
-
-def constant_detector(probabilities: list[float] = CONSTANT) -> Any:
-    """A Faster R-CNN that predicts the same class probabilities for every proposal."""
-    detector: Any = make_detector("fasterrcnn")
-    predict_constant(detector, probabilities)
-    return detector
-
-
-def predict_constant(detector: Any, probabilities: list[float]) -> None:
-    layer = detector.roi_heads.box_predictor.cls_score
-    with torch.no_grad():
-        layer.weight.zero_()
-        layer.bias.copy_(torch.tensor(probabilities).log())
-
-
-def propose(detector: Any, boxes: list[Tensor]) -> None:
-    """Make a detector propose these boxes, in unresized images."""
-    detector.rpn.forward = lambda *inputs: (boxes, {})
-    detector.transform = NotResized()
-
-
-class NotResized(nn.Module):
-    """A transform that puts images as they are on one canvas."""
-
-    def forward(self, images: list[Tensor], targets: Any) -> tuple[ImageList, Any]:
-        canvas = torch.zeros(len(images), 3, 160, 160)
-        for own, image in zip(canvas, images, strict=True):
-            own[:, : image.shape[1], : image.shape[2]] = image
-        return ImageList(canvas, [(image.shape[1], image.shape[2]) for image in images]), targets
-
-    def postprocess(self, result: Any, *sizes: Any) -> Any:
-        return result
-
-
-def recorder_of(detector: nn.Module, iou_threshold: float = 0.5) -> RoIHeadRecorder:
-    recorder = TorchvisionAdapter(detector, iou_threshold).record_forward()
-    assert recorder is not None
-    return recorder
-
-
-def hooks_of(detector: nn.Module) -> int:
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in detector.modules())
-
-
-# --- scores ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ROI_HEADS)
-def test_scores_are_the_best_of_the_proposals_on_an_object(name: str) -> None:
-    """Compared with a loop over the proposals."""
-    detector: Any = make_detector(name)
-    images, targets = batch(name)
-    with torch.no_grad():  # random weights predict much the same for all
-        detector.roi_heads.box_predictor.cls_score.weight.mul_(30)
-    recorder = recorder_of(detector, iou_threshold=0.3)
-    seen: dict[str, Any] = {}
-    heads = detector.roi_heads
-    heads.box_head.register_forward_hook(lambda module, inputs, output: seen.update(features=output))
-    heads.box_roi_pool.register_forward_hook(lambda module, inputs, output: seen.update(boxes=inputs[1]))
-    heads.register_forward_pre_hook(lambda module, inputs: seen.update(proposed=[own.clone() for own in inputs[1]]))
+def train_on(terse: Terse, detector: nn.Module, seed: int = 0) -> list[dict[str, Tensor]]:
+    """Targets of a training forward on composites of a batch."""
+    images, targets = terse(*batch(seed=seed))
     train_forward(detector, images, targets)
-    scores = recorder.scores(images, targets)
-    assert scores is not None
-    probabilities = heads.box_predictor(seen["features"])[0].detach().softmax(1).split([len(b) for b in seen["boxes"]])
-    resized, _ = detector.transform(images, targets)
-    kinds = set()
-    for number, (target, own) in enumerate(zip(targets, scores, strict=True)):
-        boxes = target["boxes"] * resized.image_sizes[number][0] / images[number].shape[-2]
-        overlaps = box_iou(boxes, seen["boxes"][number])
-        proposed = box_iou(boxes, seen["proposed"][number]).amax(1) >= 0.3
-        for row, label in enumerate(target["labels"]):
-            best = -1.0
-            for column, probability in enumerate(probabilities[number]):
-                if overlaps[:, column].max() <= 0.99 and overlaps[row, column] >= 0.3:
-                    best = max(best, float(probability[label]))
-            kinds.add("near" if best >= 0 else "unknown" if proposed[row] else "missed")
-            expected = best if best >= 0 else float("nan") if proposed[row] else 0.0
-            assert float(own[row]) == pytest.approx(expected, abs=1e-4, nan_ok=True)
-    assert {"near", "missed"} <= kinds
-
-
-def test_only_the_training_forward_of_the_same_targets_counts() -> None:
-    detector = constant_detector()
-    images, targets = batch()
-    recorder = recorder_of(detector, 1e-6)
-    assert recorder.scores(images, targets) is None
-    detector.eval()(images)
-    assert recorder.scores(images, targets) is None
-    detector.train()
-    train_forward(detector, *batch(seed=5))
-    assert recorder.scores(images, targets) is None
-    train_forward(detector, images, targets)
-    scores = recorder.scores(images, targets)
-    assert scores is not None
-    for own, target in zip(scores, targets, strict=True):
-        assert own.tolist() == pytest.approx([CONSTANT[label] for label in target["labels"]], abs=1e-5)
-    recorder.close()
-    assert hooks_of(detector) == 0
-    assert recorder.scores(images, targets) is None
-
-
-@pytest.mark.parametrize("near", [False, True])
-def test_an_object_is_missed_without_proposals_and_unknown_if_none_was_sampled(near: bool) -> None:
-    detector: Any = make_detector("fasterrcnn")
-    images, targets = batch()
-    propose(detector, [target["boxes"] + (2 if near else 1000) for target in targets])
-    detector.roi_heads.fg_bg_sampler.positive_fraction = 0.0
-    recorder = recorder_of(detector)
-    train_forward(detector, images, targets)
-    scores = recorder.scores(images, targets)
-    assert scores is not None
-    assert all(bool((own.isnan() if near else own == 0).all()) for own in scores)
-
-
-@pytest.mark.parametrize("name", DETECTORS)
-def test_a_model_without_roi_head_is_not_recorded(name: str) -> None:
-    adapter = TorchvisionAdapter(make_detector(name))
-    assert isinstance(adapter, RecordsTrainingForward)
-    assert (adapter.record_forward() is None) is (name not in ROI_HEADS)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "shift", "expected"),
-    [(torch.bfloat16, 1000, 0.0), (torch.float16, 1000, 0.0), (torch.bfloat16, 0.7, 0.7)],
-)
-def test_annotated_boxes_are_distinguished_from_proposals_of_low_precision(
-    dtype: torch.dtype, shift: float, expected: float
-) -> None:
-    """Under autocast: far proposals have missed the object, good ones (half a step to two steps away) have not."""
-    detector = constant_detector()
-    images = [torch.rand(3, 160, 160)] * 2
-    targets = [{"boxes": torch.tensor([[100.3, 100.3, 140.3, 150.3]]), "labels": torch.ones(1, dtype=torch.long)}] * 2
-    propose(detector, [(target["boxes"] + shift).to(dtype) for target in targets])
-    recorder = recorder_of(detector)
-    with torch.autocast("cpu", dtype=dtype):
-        train_forward(detector, images, targets)
-    assert recorder.records[0].sampled is not None
-    assert recorder.records[0].sampled.boxes.dtype == dtype
-    scores = recorder.scores(images, targets)
-    assert scores is not None
-    assert torch.cat(scores).tolist() == pytest.approx([expected] * 2, abs=0.01)
-
-
-# --- in training ----------------------------------------------------------------------------------------------------
+    return targets
 
 
 def critic(bank: ForegroundBank, detector: Any, update_interval: int = 2) -> Terse:
@@ -225,8 +80,7 @@ def test_accumulated_batches_are_each_recorded(tiny_bank: ForegroundBank) -> Non
     expected = []
     for seed, probabilities in enumerate((CONSTANT, [0.5, 0.1, 0.4])):
         predict_constant(detector, probabilities)
-        images, targets = terse(*batch(seed=seed))
-        train_forward(detector, images, targets)
+        train_on(terse, detector, seed)
         expected += [1 - probabilities[paste.label] for pastes in terse.pastes for paste in pastes]
     terse.step(1.0)
     assert replay_hardness(terse) == pytest.approx(expected, abs=1e-5)
@@ -235,8 +89,7 @@ def test_accumulated_batches_are_each_recorded(tiny_bank: ForegroundBank) -> Non
 def test_supplied_hardness_takes_precedence(tiny_bank: ForegroundBank) -> None:
     detector = make_detector("fasterrcnn")
     terse = critic(tiny_bank, detector)
-    images, targets = terse(*batch())
-    train_forward(detector, images, targets)
+    targets = train_on(terse, detector)
     terse.observe([torch.full((len(target["boxes"]),), 0.25) for target in targets])
     terse.step(1.0)
     assert set(replay_hardness(terse)) == {0.25}
@@ -277,11 +130,11 @@ def test_an_extra_forward_is_made_where_nothing_was_recorded(
 def test_a_loss_that_is_not_finite_is_not_learned_from(tiny_bank: ForegroundBank) -> None:
     detector = make_detector("fasterrcnn")
     terse = critic(tiny_bank, detector)
-    train_forward(detector, *terse(*batch()))
+    train_on(terse, detector)
     with pytest.warns(TerseWarning, match="the loss is inf"):
         terse.step(float("inf"))
     # The next batch is pasted at random and has no prediction to learn from.
-    train_forward(detector, *terse(*batch(seed=1)))
+    train_on(terse, detector, 1)
     terse.step(1.0)
     assert replay_hardness(terse) == []
     assert hooks_of(detector) == 0
@@ -316,19 +169,16 @@ def test_composites_are_released_once_their_hardness_is_known_or_not_needed(tiny
     detector = make_detector("fasterrcnn")
     terse = critic(tiny_bank, detector)
     for seed in range(2):
-        train_forward(detector, *terse(*batch(seed=seed)))
+        train_on(terse, detector, seed)
     assert kept() - before == 1
     del terse
     # No extra forward is made in an iteration without update.
-    other = critic(tiny_bank, make_detector("retinanet"))
+    other = critic(tiny_bank, unrecorded(make_detector("retinanet")))
     other(*batch())
     other.step(1.0)
     for seed in range(2):
         other(*batch(seed=seed))
     assert kept() - before == 1
-
-
-# --- models that cannot be recorded ---------------------------------------------------------------------------------
 
 
 def test_failed_hooks_are_removed_and_a_resumed_run_makes_extra_forwards_too(tiny_bank: ForegroundBank) -> None:

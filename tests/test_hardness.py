@@ -13,8 +13,6 @@ from factories import (
     make_batch,
     make_detector,
     make_terse,
-    parameters_of,
-    train_step,
     white_disc,
 )
 from torch import Tensor
@@ -22,25 +20,14 @@ from torch import Tensor
 from terse_aug import ForegroundBank, Terse, TransformRanges
 from terse_aug.models import ClassifierAdapter
 from terse_aug.policies import CriticPolicy
-
-# --- where hardness comes from --------------------------------------------------------------------------------------
-
-
-def test_there_is_an_extra_forward_where_nothing_was_recorded_or_supplied(tiny_bank: ForegroundBank) -> None:
-    detector = make_detector("retinanet")  # whose training forward is not recorded
-    terse = make_terse(tiny_bank, "critic", model=detector, update_interval=2)
-    before = parameters_of(terse)
-    for step in range(4):
-        train_step(terse, detector, step)
-    metrics = terse.metrics()
-    assert metrics["updates"] == 2
-    assert metrics["extra_forwards"] == 4
-    assert 0 <= metrics["hardness"] <= 1
-    assert any(not torch.equal(new, old) for new, old in zip(terse.parameters(), before, strict=True))
+from terse_aug.utils.warnings import TerseWarning
 
 
-def test_without_any_source_of_hardness_step_raises_and_names_the_options(tiny_bank: ForegroundBank) -> None:
-    terse = make_terse(tiny_bank, "critic")
+@pytest.mark.parametrize(("policy", "sampler"), [("critic", "uniform"), ("random", "hardness")])
+def test_without_any_source_of_hardness_step_raises_and_names_the_options(
+    tiny_bank: ForegroundBank, policy: str, sampler: str
+) -> None:
+    terse = Terse(tiny_bank, policy, paste=every_image(), sampler=sampler)
     terse(*make_batch())
     with pytest.raises(ValueError, match=r"learns from hardness: give Terse\(model=detector\), or call observe\(\)"):
         terse.step(1.0)
@@ -99,9 +86,6 @@ def test_hardness_that_does_not_fit_is_refused(tiny_bank: ForegroundBank, policy
         terse.observe([torch.zeros(count) for count in counts])
 
 
-# --- probabilities of all classes -----------------------------------------------------------------------------------
-
-
 def test_class_probabilities_are_the_models_from_an_extra_forward_or_supplied(tmp_path: Path) -> None:
     bank = make_bank(tmp_path, [white_disc()])
     torch.manual_seed(0)
@@ -154,7 +138,7 @@ def test_class_probabilities_that_do_not_fit_are_refused(tiny_bank: ForegroundBa
     for given, message in ((torch.full((4,), 0.25), r"expected a tensor \[\d, 5\]"), (torch.zeros(5), "sum to 1")):
         computing = make_terse(tiny_bank, "critic", model=FiveClasses(given))
         computing(*make_batch())
-        with pytest.raises(ValueError, match=f"{where} 0: .*{message}"):
+        with pytest.warns(TerseWarning, match=f"extra forward .*{where} 0: .*{message}"):
             computing.step(1.0)
 
 

@@ -169,9 +169,6 @@ def test_examples_can_be_removed_from_a_full_file(tmp_path: Path, monkeypatch: p
         assert len(cache) == 0
 
 
-# --- mixing ---------------------------------------------------------------------------------------------------------
-
-
 def test_every_epoch_draws_other_examples(tmp_path: Path) -> None:
     with HardExampleCache(tmp_path / "hard") as cache:
         for label in range(30):

@@ -116,9 +116,6 @@ def test_mining_keeps_a_restriction_and_needs_no_model_of_terse(
     assert terse.sampler.allowed_labels == [2]
 
 
-# --- what is hard ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("settings", "complete"),
     [
@@ -203,9 +200,6 @@ def test_objects_of_classes_that_the_model_does_not_have_are_ignored(
     assert HardExampleMiner(terse, CLASSIFIER, cache, {1: 3, 2: 3}, 400, **settings).run(batches).complete
 
 
-# --- learning while mining ------------------------------------------------------------------------------------------
-
-
 def test_a_sampler_learns_without_extra_forwards(tiny_bank: ForegroundBank, cache: HardExampleCache) -> None:
     terse = make_terse(tiny_bank, sampler="hardness")
     model = TorchvisionAdapter(make_detector("fasterrcnn"))
@@ -275,9 +269,6 @@ def test_a_model_without_gradient_is_warned_about(
         miner.run(noise_batches())
     assert (terse.metrics()["updates"], terse.metrics()["skipped_updates"]) == (0, 2)
     assert all(torch.equal(new, old) for new, old in zip(parameters_of(terse), before, strict=True))
-
-
-# --- what is refused ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

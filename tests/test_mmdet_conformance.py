@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conformance import (
+from conformance import Conformance
+from framework_runs import (
     KEPT_BATCHES,
-    Conformance,
     Framework,
     LogRecorder,
     Run,
     Seen,
+    Training,
     generator_states,
     resident_megabytes,
 )
@@ -23,15 +26,16 @@ from frameworks import QUIET_MMDET, need_mmdet
 from torch import nn
 
 need_mmdet()
+from factories import tiny_bank, weights_of
 from mmcv.transforms import BaseTransform
 from mmdet.models.detectors import BaseDetector
 from mmdet.registry import HOOKS, MODELS, TRANSFORMS
-from mmdet_factories import CLASSES, parameters_of, pipeline, runner_config, tiny_bank, tiny_mask_rcnn, write_data
+from mmdet_factories import CLASSES, pipeline, runner_config, tiny_mask_rcnn, write_data
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 
-from terse_aug_mmdet import TerseHook
+from terse_aug_mmdet import TerseHook, build_from_mmdet
 
 pytestmark = QUIET_MMDET
 _NUMBERS = itertools.count()
@@ -128,54 +132,49 @@ def seen(batch: Any) -> list[Seen]:
 
 
 class MMDetection(Framework):
-    classes = CLASSES
+    classes, pool = CLASSES, "source"
 
     def __init__(self, data: Path, bank: Path) -> None:
         self.data, self.bank = data, bank
 
-    def run(
-        self,
-        out: Path,
-        iterations: int,
-        *,
-        start: int,
-        terse: dict[str, Any] | None = None,
-        save_at: int | None = None,
-        not_finite_at: int | None = None,
-        model: str = "masks",
-    ) -> Run:
-        out.mkdir(exist_ok=True)
+    def run(self, training: Training) -> Run:
         number, run = next(_NUMBERS), Run()
         _RUNS[number] = run
         hooks: list[dict[str, Any]] = [
-            {"type": "WatchLoaded", "run": number, "not_finite_at": not_finite_at},
-            {"type": "WatchEntered", "run": number, "save_at": save_at},
+            {"type": "WatchLoaded", "run": number, "not_finite_at": training.not_finite_at},
+            {"type": "WatchEntered", "run": number, "save_at": training.save_at},
         ]
         steps = pipeline()
         steps.insert(2, {"type": "SeedByImage"})
-        if terse is not None:
-            settings = {"bank": str(self.bank), **terse}
+        if training.terse is not None:
+            settings = {"bank": str(self.bank), **training.terse}
             hooks.insert(0, {"type": "TerseHook", **settings})
             steps.insert(-1, {"type": "TersePaste", **settings})
         scaled = {"type": "DetDataPreprocessor", "mean": [0.0] * 3, "std": [255.0] * 3}
         plain = {"type": "PlainDetector", "data_preprocessor": scaled}
         cfg = runner_config(
-            tiny_mask_rcnn() if model == "masks" else plain,
+            tiny_mask_rcnn() if training.model == "masks" else plain,
             self.data,
-            out,
-            iterations,
+            training.out,
+            training.iterations,
             hooks,
             pipeline=steps,
-            resume=bool(start),
-            load_from=str(out / f"iter_{start}.pth") if start else None,
+            resume=bool(training.start),
+            load_from=str(training.out / f"iter_{training.start}.pth") if training.start else None,
             experiment_name=f"conformance{number}",
         )
         runner = Runner.from_cfg(cfg)
         runner.logger.addHandler(LogRecorder(run.warned))
         runner.train()
         run.terse = next((hook.terse for hook in runner.hooks if isinstance(hook, TerseHook) and hook.started), None)
-        run.weights = parameters_of(runner.model)
+        run.weights = weights_of(runner.model)
         return run
+
+    def bank_source(self, folder: Path, boxes_only: bool = False) -> tuple[Callable[..., Any], list[str]]:
+        data = write_data(folder, boxes_only)
+        cfg = runner_config(tiny_mask_rcnn(), data, folder, 1, [], experiment_name=f"bank{next(_NUMBERS)}")
+        cfg.dump(str(folder / "config.py"))
+        return partial(build_from_mmdet, cfg), ["mmdet", "--config", str(folder / "config.py")]
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ def target_of(*labels: int, dtype: torch.dtype = torch.long) -> dict[str, Tensor
 def test_a_model_trains_with_every_policy(task: Any, policy: str, tiny_bank: ForegroundBank) -> None:
     adapter, loss_of = task
     assert isinstance(adapter, ModelAdapter)
-    settings = policy_with(policy, update_interval=1)
+    settings = policy_with(policy, update_interval=1, replay_updates=1)
     terse = Terse(tiny_bank, settings, paste=every_image(objects=(1, 1)), model=adapter)
     optimizer = torch.optim.Adam(adapter.model.parameters(), 3e-3)
     adapter.model.train()
@@ -179,9 +179,6 @@ def test_a_table_computed_in_an_extra_forward_is_kept() -> None:
     images, _ = batch(0, count=1)
     ClassifierAdapter(model, 3).image_losses(list(images), [target_of(1)])
     assert torch.equal(model(images), images.mean((2, 3)))
-
-
-# --- the adapters ---------------------------------------------------------------------------------------------------
 
 
 def test_images_without_objects_have_no_loss_and_no_scores(task: Any) -> None:

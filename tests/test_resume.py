@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from factories import RampLoss, all_equal, every_image, make_batch, make_detector, policy_with, train_step
+from coloured_samples import everything
+from factories import RampLoss, all_equal, backward, every_image, make_batch, make_detector, policy_with, train_step
 from torch import Tensor, nn
 
-from terse_aug import ForegroundBank, Terse, TerseWarning
+from terse_aug import ForegroundBank, Robustness, Terse, TerseWarning
 from terse_aug.policies import Adversarial
 from terse_aug.training import metrics
 
@@ -19,21 +21,22 @@ STOP, END = 2, 4
 class Run:
     """A training run that can be saved and loaded, as a framework would do it."""
 
-    def __init__(self, bank: ForegroundBank, policy: str) -> None:
+    def __init__(self, bank: ForegroundBank, policy: str, more: dict[str, Any]) -> None:
         self.detector = make_detector("fasterrcnn")
         self.optimizer = torch.optim.SGD(self.detector.parameters(), lr=0.01, momentum=0.9)
         settings = policy_with(policy, update_interval=2, discriminator_weight=0.2, dropout=0.3)
-        self.terse = Terse(bank, settings, model=self.detector, seed=3)
-        torch.manual_seed(0)
+        self.terse = Terse(bank, settings, model=self.detector, seed=3, **more)
+        self.half = "robustness" in more
 
     def train(self, first: int, end: int) -> list[Tensor]:
         """Iterations ``first`` to ``end``; returns their composites."""
         seen: list[Tensor] = []
         for iteration in range(first, end):
-            images, targets = self.terse(*make_batch(iteration))
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.half):
+                images, targets = self.terse(*make_batch(iteration))
+                losses = self.detector(list(images), targets)
             seen += [image.detach().clone() for image in images]
-            losses = self.detector(images, targets)
-            torch.stack(list(losses.values())).sum().backward()
+            torch.stack([loss.float() for loss in losses.values()]).sum().backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.terse.step(losses)
@@ -53,25 +56,32 @@ class Run:
         return [value for part in (self.terse, self.detector) for value in part.state_dict().values()]
 
 
-@pytest.mark.parametrize("policy", ["random", "best-of-n", "critic", "adversarial"])
+@pytest.mark.parametrize(
+    ("policy", "more"),
+    [("random", False), ("best-of-n", False), ("critic", False), ("adversarial", False), ("adversarial", True)],
+)
 def test_a_resumed_run_is_equal_to_the_bit_to_one_that_was_not_stopped(
-    tiny_bank: ForegroundBank, tmp_path: Path, policy: str
+    tiny_bank: ForegroundBank, distractors: ForegroundBank, tmp_path: Path, policy: str, more: bool
 ) -> None:
-    whole = Run(tiny_bank, policy)
+    """Also with backgrounds, distractors, occludees, robustness and autocast."""
+    settings = everything(distractors) | {"robustness": Robustness(steps=2)} if more else {}
+    whole, stopped, resumed = (Run(tiny_bank, policy, settings) for _ in range(3))
+    torch.manual_seed(0)
     expected = whole.train(0, END)
-
-    stopped = Run(tiny_bank, policy)
+    torch.manual_seed(0)
     before = stopped.train(0, STOP)
     stopped.save(tmp_path / "checkpoint.pt")
-    resumed = Run(tiny_bank, policy)
     torch.manual_seed(77)
     resumed.load(tmp_path / "checkpoint.pt")
     after = resumed.train(STOP, END)
 
     assert all_equal(before + after, expected)
     assert all_equal(resumed.state(), whole.state())
-    assert resumed.terse.metrics() == whole.terse.metrics()
-    assert whole.terse.metrics()["updates"] == (2 if policy in ("critic", "adversarial") else 0)
+    metrics = whole.terse.metrics()
+    assert resumed.terse.metrics() == metrics
+    assert metrics["updates"] == (2 if policy in ("critic", "adversarial") else 0)
+    if more:
+        assert min(metrics[part] for part in ("backgrounds", "distractors", "occludees", "robustness/images")) > 0
 
 
 def test_a_run_that_fell_back_to_random_pastes_resumes_with_them(tiny_bank: ForegroundBank) -> None:
@@ -103,14 +113,10 @@ def test_loading_replaces_counters_and_pending_batches(tiny_bank: ForegroundBank
     """A batch composed before loading is of another run; nothing is learned from it."""
     state = Terse(tiny_bank, Adversarial(update_interval=1), paste=every_image()).state_dict()
     terse = Terse(tiny_bank, Adversarial(update_interval=1), paste=every_image())
-    losses = RampLoss()(*terse(*make_batch()))
-    losses["loss_ramp"].backward()
+    losses = backward(RampLoss()(*terse(*make_batch())))
     terse.load_state_dict(state)
     terse.step(losses)
     assert terse.metrics()["updates"] == terse.metrics()["calls"] == 0
-
-
-# --- states of other versions and policies --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("added", [True, False], ids=["missing", "unknown"])

@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import every_image, make_bank, make_batch, make_detector, make_foreground, policy_with
+from factories import (
+    backward,
+    every_image,
+    make_bank,
+    make_batch,
+    make_detector,
+    make_foreground,
+    policy_with,
+    unrecorded,
+)
 
 from terse_aug import BackgroundPool, ForegroundBank, ForegroundLoader, Terse
 from terse_aug.policies import Critic, Random
@@ -46,9 +55,6 @@ def frequencies(sampler: Sampler, pastes: int = 6000, **request: Any) -> dict[in
     return {label: float((drawn == label).mean()) for label in NAMES}
 
 
-# --- uniform --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("allowed", [None, [3, 7]])
 @pytest.mark.parametrize("mix_classes", [False, True])
 def test_candidates_are_uniform_over_allowed_foregrounds_and_of_one_class_unless_mixed(
@@ -77,9 +83,6 @@ def test_a_restriction_can_be_lifted_and_an_impossible_one_changes_nothing() -> 
     assert set(draws(sampler, 500).ravel()) == set(range(1, 10))
     sampler.restrict(None)
     assert set(draws(sampler, 2000).ravel()) == set(range(len(LABELS)))
-
-
-# --- by class -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 1.5])
@@ -151,9 +154,6 @@ def test_samplers_are_made_from_names_mappings_and_weights() -> None:
         assert bound(make_sampler(given)).probabilities() == pytest.approx({3: 0.5 / 3.5, 5: 3 / 3.5, 7: 0})
 
 
-# --- draws of workers -----------------------------------------------------------------------------------------------
-
-
 def test_sampled_foregrounds_of_another_distribution_are_refused(tiny_bank: ForegroundBank) -> None:
     images, targets = make_batch()
     first, second = tiny_bank.categories.values()
@@ -183,9 +183,6 @@ def test_weights_hold_for_what_workers_draw(tmp_path: Path) -> None:
     bank = make_bank(tmp_path, [make_foreground(seed, label=1 + (seed == 0)) for seed in range(9)])
     loader = ForegroundLoader(bank, "random", paste=every_image(objects=(4, 4)), sampler=RaritySampler(1.0))
     assert np.mean([index == 0 for _ in range(150) for index in loader().objects]) == pytest.approx(0.5, abs=0.06)
-
-
-# --- by hardness ----------------------------------------------------------------------------------------------------
 
 
 def learning_terse(bank: ForegroundBank, policy: str, objects: int, model: Any = None) -> Terse:
@@ -233,16 +230,16 @@ def test_a_class_that_the_detector_finds_hard_is_pasted_more(tiny_bank: Foregrou
 
 
 @pytest.mark.parametrize("policy", ["random", "adversarial", "critic"])
-@pytest.mark.parametrize(("name", "forwards"), [("fasterrcnn", 0), ("retinanet", 4)])
+@pytest.mark.parametrize(("recorded", "forwards"), [(True, 0), (False, 4)])
 def test_hardness_is_recorded_from_the_training_forward_or_an_extra_one(
-    tiny_bank: ForegroundBank, policy: str, name: str, forwards: int
+    tiny_bank: ForegroundBank, policy: str, recorded: bool, forwards: int
 ) -> None:
-    detector = make_detector(name)
+    detector = make_detector("retinanet")
+    if not recorded:
+        unrecorded(detector)
     terse = learning_terse(tiny_bank, policy, 2, detector)
     for step in range(4):
-        losses = detector(*terse(*make_batch(step)))
-        torch.stack(list(losses.values())).sum().backward()
-        terse.step(losses)
+        terse.step(backward(detector(*terse(*make_batch(step)))))
     sums, counts = terse.sampler.state_dict()["totals"]
     assert float(counts.sum()) > 0
     assert float((sums / counts)[counts > 0].min()) >= 0
@@ -271,16 +268,6 @@ def test_the_state_holds_what_was_recorded_also_between_two_updates(tiny_bank: F
         bound(HardnessSampler()).load_state_dict(state)
     with pytest.raises(RuntimeError, match=r"Unexpected key.*recorded"):
         bound(UniformSampler()).load_state_dict(state)
-
-
-def test_without_a_source_of_hardness_step_raises(tiny_bank: ForegroundBank) -> None:
-    terse = Terse(tiny_bank, "random", paste=every_image(), sampler="hardness")
-    terse(*make_batch())
-    with pytest.raises(ValueError, match=r"HardnessSampler learns from hardness: give Terse\(.*, or call"):
-        terse.step(1.0)
-
-
-# --- custom samplers ------------------------------------------------------------------------------------------------
 
 
 class FirstOnly(Sampler):

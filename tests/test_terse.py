@@ -16,6 +16,7 @@ from factories import (
     KEYPOINTS,
     RampLoss,
     all_equal,
+    backward,
     disturb_synthesizer,
     every_image,
     make_bank,
@@ -44,13 +45,8 @@ def run(terse: Terse, steps: int = 2) -> list[Tensor]:
     for seed in range(steps):
         images, targets = terse(*make_batch(seed, **LITTLE))
         seen += [image.detach().clone() for image in images] + [target["boxes"] for target in targets]
-        losses = detector(images, targets)
-        losses["loss_ramp"].backward()
-        terse.step(losses)
+        terse.step(backward(detector(images, targets)))
     return seen
-
-
-# --- what it returns ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -90,9 +86,6 @@ def test_a_stacked_batch_comes_back_stacked_and_equal_to_the_list(tiny_bank: For
     stacked, _ = make_terse(tiny_bank)(torch.stack(images), targets)
     assert isinstance(stacked, Tensor)
     assert torch.equal(stacked, torch.stack(list(as_list)))
-
-
-# --- randomness -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -138,9 +131,7 @@ def test_on_cuda_the_random_state_is_left_alone_and_the_policy_is_updated(tiny_b
     before, parameters = torch.cuda.get_rng_state(), parameters_of(terse)
     images, targets = make_batch()
     targets = [{name: value.to(device) for name, value in target.items()} for target in targets]
-    losses = detector(*terse([image.to(device) for image in images], targets))
-    losses["loss_ramp"].backward()
-    terse.step(losses)
+    terse.step(backward(detector(*terse([image.to(device) for image in images], targets))))
     assert torch.equal(torch.cuda.get_rng_state(), before)
     assert not all_equal(parameters_of(terse), parameters)
 
@@ -154,9 +145,6 @@ def test_random_and_adversarial_begin_with_the_same_composites(tiny_bank: Foregr
     adversarial, _ = make_terse(tiny_bank, "adversarial")(*make_batch())
     for one, other in zip(uniform, adversarial, strict=True):
         torch.testing.assert_close(one, other.detach(), rtol=0, atol=EIGHT_BIT)
-
-
-# --- compose --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("policy", [None, "random", "best-of-n"])
@@ -190,9 +178,6 @@ def test_compose_by_name_takes_the_policy_in_use_and_never_an_untrained_one(
             terse.compose(*make_batch(), policy=other)
 
 
-# --- dtype and copies -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_moving_to_another_dtype_keeps_the_optimizer_linked(tiny_bank: ForegroundBank, dtype: torch.dtype) -> None:
     terse = make_terse(tiny_bank, discriminator_weight=0.5, paste=every_image(objects=(1, 1))).to(dtype)
@@ -214,9 +199,6 @@ def test_a_copy_learns_on_its_own(tiny_bank: ForegroundBank) -> None:
     train_step(twin, RampLoss())
     assert all_equal(before, parameters_of(terse))
     assert not all_equal(before, parameters_of(twin))
-
-
-# --- construction ---------------------------------------------------------------------------------------------------
 
 
 def test_the_detector_is_no_part_of_terse(tiny_bank: ForegroundBank) -> None:

@@ -11,6 +11,7 @@ import torch
 from factories import (
     RampLoss,
     all_equal,
+    backward,
     disturb_synthesizer,
     every_image,
     make_batch,
@@ -26,9 +27,6 @@ from terse_aug import ForegroundBank, Terse, TerseWarning
 from terse_aug.policies import Adversarial, AdversarialPolicy, PolicyContext, Proposal
 
 LITTLE: Any = {"sizes": ((32, 32),)}
-
-
-# --- one backward, two players --------------------------------------------------------------------------------------
 
 
 def test_the_detectors_gradient_is_that_of_the_same_composites_without_a_graph(tiny_bank: ForegroundBank) -> None:
@@ -52,8 +50,7 @@ def test_the_policy_is_updated_every_kth_iteration_with_a_graph_in_all_batches_o
         for batch in range(2):  # accumulated
             images, targets = terse(*make_batch(batch))
             assert all(image.requires_grad is due for image in images)
-            losses = detector(images, targets)
-            losses["loss_ramp"].backward()
+            losses = backward(detector(images, targets))
         terse.step(losses)
         assert all_equal(before, parameters_of(terse)) is not due
     assert terse.metrics()["updates"] == 2
@@ -100,9 +97,6 @@ def test_the_policys_gradient_is_the_mean_over_the_batches_without_the_loss_scal
     assert scale > 0
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * scale)
-
-
-# --- when the loop is not kept to -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -169,9 +163,6 @@ def test_memory_does_not_grow(tiny_bank: ForegroundBank) -> None:
         gc.unfreeze()
 
 
-# --- random fallback ------------------------------------------------------------------------------------------------
-
-
 def test_after_a_loss_that_is_not_finite_pastes_are_random_until_an_update_succeeds(tiny_bank: ForegroundBank) -> None:
     terse, uniform = (make_terse(tiny_bank, policy, update_interval=2) for policy in ("adversarial", "random"))
     disturb_synthesizer(terse)
@@ -179,8 +170,7 @@ def test_after_a_loss_that_is_not_finite_pastes_are_random_until_an_update_succe
     for iteration in range(4):
         images, targets = terse(*make_batch(iteration))
         expected, _ = uniform(*make_batch(iteration))
-        losses = detector(images, targets)
-        losses["loss_ramp"].backward()
+        losses = backward(detector(images, targets))
         if iteration == 0:
             before = parameters_of(terse)
             with pytest.warns(TerseWarning, match="the loss is nan; the policy is not updated, and pastes are random"):

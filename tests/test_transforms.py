@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -38,40 +36,6 @@ unit_points = st.lists(st.floats(0, 1), min_size=len(PARAMETERS), max_size=len(P
     lambda values: torch.tensor([values], dtype=torch.float64)
 )
 sizes = st.tuples(st.integers(1, 60), st.integers(1, 60))
-
-
-@pytest.mark.parametrize(
-    ("setting", "value"),
-    [
-        ("rotation", (10.0, -10.0)),
-        ("rotation", (-math.inf, 0.0)),
-        ("shear", (math.nan, 0.1)),
-        ("shear", (0.0, math.inf)),
-        ("scale", (0.0, 1.0)),
-        ("scale_x", (-1.0, 1.0)),
-        ("scale_y", (2.0, 1.0)),
-        ("translate_x", (-0.1, 1.0)),
-        ("translate_y", (0.5, 1.1)),
-        ("rotation", 5.0),
-        ("scale", (1.0,)),
-        ("scale", (0.5, 1.0, 2.0)),
-        ("shear", ("a", "b")),
-        ("translate_x", None),
-        ("keep_inside", -0.1),
-        ("keep_inside", 1.5),
-        ("keep_inside", math.nan),
-        ("keep_inside", None),
-    ],
-)
-def test_a_bad_range_is_refused_by_name_and_value(setting: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=rf"^{setting}: ") as caught:
-        TransformRanges(**{setting: value})
-    shown = value if isinstance(value, tuple) else (value,)
-    assert all(str(part) in str(caught.value) for part in shown)
-
-
-def test_the_limits_of_every_range_are_allowed() -> None:
-    TransformRanges(scale=(1, 1), translate_x=(0, 1), translate_y=(1, 1), keep_inside=0)
 
 
 @settings(deadline=None)
@@ -133,40 +97,40 @@ def test_the_affine_map_is_mirror_scale_shear_rotation_translation(
     np.testing.assert_allclose(matrix[0].numpy() @ offset + center[0].numpy(), expected, atol=1e-9)
 
 
-def test_positive_rotation_turns_clockwise_on_the_screen() -> None:
-    ranges = TransformRanges(rotation=(90, 90), shear=(0, 0), scale=(1, 1), scale_x=(1, 1), scale_y=(1, 1))
-    unit = torch.full((1, len(PARAMETERS)), 0.5, dtype=torch.float64)
-    placed = place(ranges.physical(unit), geometry_of((4, 2), (20, 30)), 1.0)
-    matrix, center, half = placed.matrix, placed.center, placed.half_size
-    right = matrix[0] @ torch.tensor([1.0, 0.0], dtype=torch.float64)
-    torch.testing.assert_close(right, torch.tensor([0.0, 1.0], dtype=torch.float64))  # to the bottom
-    assert center.tolist() == [[10, 15]]
-    torch.testing.assert_close(half, torch.tensor([[1.0, 2.0]], dtype=torch.float64))
-
-
-def corners_of(matrix: torch.Tensor, center: torch.Tensor, make_foreground: tuple[int, int]) -> torch.Tensor:
-    """The four corners of the mapped foreground, ``[4, 2]``."""
-    signs = torch.tensor([[-1, -1], [-1, 1], [1, -1], [1, 1]], dtype=torch.float64)
-    return (signs * torch.tensor(make_foreground) / 2) @ matrix[0].T + center[0]
-
-
-@settings(max_examples=150, deadline=None)
-@given(unit=unit_points, make_foreground=sizes, frame=sizes, natural=st.floats(0.05, 2), flipped=st.booleans())
-def test_keep_inside_one_keeps_the_whole_object_inside_wherever_it_fits(
-    unit: torch.Tensor, make_foreground: tuple[int, int], frame: tuple[int, int], natural: float, flipped: bool
+@settings(max_examples=200, deadline=None)
+@given(
+    unit=unit_points,
+    make_foreground=sizes,
+    frame=sizes,
+    natural=st.floats(0.05, 2),
+    flipped=st.booleans(),
+    seed=st.none() | st.integers(0, 1000),
+)
+def test_keep_inside_one_keeps_the_whole_object_or_its_outline_inside_wherever_it_fits(
+    unit: torch.Tensor,
+    make_foreground: tuple[int, int],
+    frame: tuple[int, int],
+    natural: float,
+    flipped: bool,
+    seed: int | None,
 ) -> None:
     geometry = geometry_of(make_foreground, frame, natural, flipped)
+    points = torch.tensor([[-0.5, -0.5], [-0.5, 0.5], [0.5, -0.5], [0.5, 0.5]], dtype=torch.float64)
+    if seed is not None:
+        points = torch.rand(5, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 0.5
+    points = points * torch.tensor(make_foreground)
+    geometry = geometry if seed is None else dataclasses.replace(geometry, outlines=points[None])
     placed = place(WIDE.physical(unit), geometry, 1.0)
-    matrix, center, half = placed.matrix, placed.center, placed.half_size
-    corners = corners_of(matrix, center, make_foreground)
-    low, high = corners.amin(0), corners.amax(0)
-    torch.testing.assert_close((high - low) / 2, half[0])
+    reached = points @ placed.matrix[0].T + placed.center[0]
+    low, high = reached.amin(0), reached.amax(0)
+    torch.testing.assert_close((low + high) / 2, placed.box_center[0])
+    torch.testing.assert_close((high - low) / 2, placed.half_size[0])
     for axis in (0, 1):
         if high[axis] - low[axis] <= frame[axis]:
             assert low[axis] >= -1e-6
             assert high[axis] <= frame[axis] + 1e-6
-        else:
-            assert float(center[0, axis]) == pytest.approx(frame[axis] / 2)
+        elif seed is None:
+            assert float(placed.center[0, axis]) == pytest.approx(frame[axis] / 2)
 
 
 @settings(max_examples=50, deadline=None)
@@ -191,25 +155,6 @@ def test_translation_reaches_both_ends_of_what_keep_inside_allows(keep_inside: f
     center = place(ranges.physical(unit).float(), geometry, keep_inside).center
     left, top = 4 * keep_inside, 2 * keep_inside
     assert center.tolist() == [[left, top], [50 - left, 40 - top]]
-
-
-@settings(max_examples=100, deadline=None)
-@given(unit=unit_points, make_foreground=sizes, frame=sizes, seed=st.integers(0, 1000), flipped=st.booleans())
-def test_with_an_outline_it_is_the_outline_that_stays_inside(
-    unit: torch.Tensor, make_foreground: tuple[int, int], frame: tuple[int, int], seed: int, flipped: bool
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    points = (torch.rand(1, 5, 2, generator=generator, dtype=torch.float64) - 0.5) * torch.tensor(make_foreground)
-    geometry = dataclasses.replace(geometry_of(make_foreground, frame, 0.3, flipped), outlines=points)
-    placed = place(WIDE.physical(unit), geometry, 1.0)
-    reached = points[0] @ placed.matrix[0].T + placed.center[0]
-    low, high = reached.amin(0), reached.amax(0)
-    torch.testing.assert_close((low + high) / 2, placed.box_center[0])
-    torch.testing.assert_close((high - low) / 2, placed.half_size[0])
-    for axis in (0, 1):
-        if high[axis] - low[axis] <= frame[axis]:
-            assert low[axis] >= -1e-6
-            assert high[axis] <= frame[axis] + 1e-6
 
 
 @settings(max_examples=50, deadline=None)

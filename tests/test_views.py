@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from factories import every_image, make_bank, make_batch, make_foreground
-from terse_aug.compositing.warp import RenderSettings
 from torch import Tensor
 from torch.nn import functional as F
 
 from terse_aug import PARAMETERS, Foreground, ForegroundBank, PasteConfig, PixelFormat, Terse, TransformRanges
 from terse_aug.compositing.compose import compose
+from terse_aug.compositing.layers import RenderSettings
 from terse_aug.compositing.plan import PastePlan
 from terse_aug.policies import VIEW_SIDE, CriticPolicy, Views
 from terse_aug.policies.base import VIEW_NUMBERS, VIEW_SHAPE, VIEWS

@@ -34,7 +34,7 @@ class Needs:
 
 
 def to_samples(batch: Sequence[Item], device: torch.device, needs: Needs) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """Images float ``[3, H, W]`` in 0 to 255 and the mapper's channel order, and their targets, on a device.
+    """Images ``[3, H, W]``, uint8 or float in 0 to 255, in the mapper's channel order, and their targets, on a device.
 
     Args:
         batch: as a mapper returns it.
@@ -48,7 +48,7 @@ def to_samples(batch: Sequence[Item], device: torch.device, needs: Needs) -> tup
     images, targets = [], []
     for number, item in enumerate(batch):
         _check_item(number, item)
-        images.append(item["image"].to(device).float())
+        images.append(item["image"].to(device))
         instances = item["instances"].to(device)
         targets.append(_empty(needs, instances) | _target(instances, f"image {number} of the batch"))
     return images, targets

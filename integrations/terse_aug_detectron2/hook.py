@@ -21,7 +21,7 @@ from terse_aug.structures.keypoints import keypoint_flip_order
 from terse_aug_detectron2.batch import Item, Needs, from_samples, sampled_foregrounds_of, to_samples
 from terse_aug_detectron2.classes import class_labels, keypoint_flips, open_bank
 from terse_aug_detectron2.config import chosen_seed, terse_node, terse_settings
-from terse_aug_detectron2.model import Detectron2Adapter, total
+from terse_aug_detectron2.model import Detectron2Adapter, known_total
 
 _LOGGER = logging.getLogger("detectron2.terse_aug")
 _LOGGED_IMAGE = "terse_aug/composites"
@@ -178,6 +178,7 @@ class TerseHook(TrainingHook, HookBase):
         if self.trainer.start_iter > 0 or self.saved_state is not None:
             self.load(self.saved_state or self._state_in_checkpoint(), _LOGGER)
             self.saved_state = None
+        self.log_feedback(_LOGGER)
         self._handle = inner.model.register_forward_hook(_LossRecorder(self._record))
         if hasattr(inner, "reset_data_loader"):
             inner.reset_data_loader = self._reset_data_loader
@@ -265,7 +266,7 @@ class TerseHook(TrainingHook, HookBase):
 
     def _record(self, module: nn.Module, output: Any) -> None:
         if self._recording and module.training:
-            self.record_loss(total(output))
+            self.record_loss(known_total(output))
 
     def _log(self) -> None:
         storage = self.trainer.storage

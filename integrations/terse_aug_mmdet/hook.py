@@ -109,6 +109,7 @@ class TerseHook(TrainingHook, Hook):
             )
         if runner.iter > 0:
             self.load(self.saved_state, runner.logger)
+        self.log_feedback(runner.logger)
         self.saved_state = None  # of a checkpoint that only the weights were loaded from
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
@@ -140,8 +141,7 @@ class TerseHook(TrainingHook, Hook):
         """Update the policy, if the optimizer has made a step."""
         if not self.started:
             return
-        assert outputs is not None
-        self.record_loss(outputs["loss"])
+        self.record_loss((outputs or {}).get("loss"))
         self._log_due |= is_due(runner.iter, self.log_period)
         if not runner.optim_wrapper.should_update():
             return

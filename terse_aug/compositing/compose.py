@@ -123,7 +123,7 @@ def _compose(
     frames, device = [frame_of(image) for image in images], images[0].device
     if placement is None:
         own = [frames[image] for image in plan.image_of]
-        geometry = paste_geometry(plan.foregrounds, plan.flipped, own, torch.zeros(0)).to(unit.device)
+        geometry = paste_geometry(plan.foregrounds, plan.flipped, own, torch.zeros(0, dtype=unit.dtype)).to(unit.device)
         placement = place_unit(unit, geometry, settings.paste.ranges)
     learning = placement.matrix.requires_grad
     unit, *known = to_cpu([unit, *placement.parts()])
@@ -150,7 +150,7 @@ def _compose(
             rendered = render(layers, placement if learning else None, frames, sigma, bgr, device)
             composed = composites(images, rendered, settings.pixel_format)
         if device.type == "cpu":
-            masks = [] if rendered is None else rendered.pixels.patches(rendered.mask)
+            masks = [] if rendered is None else [own.numpy() for own in rendered.pixels.patches(rendered.mask)]
             labels = [
                 label_image(target, own, layers, masks, frame, settings)
                 for target, own, frame in zip(targets, numbers, frames, strict=True)

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from terse_aug.compositing.label_correction import Correction, MaskChange, PastedObject, correct_target
+from terse_aug.compositing.label_correction import Correction, PastedObject, correct_target
 from terse_aug.compositing.layers import Frames, Layer, RenderSettings, pasted_object
+from terse_aug.compositing.mask_extents import Mask, MaskChange
 from terse_aug.compositing.mask_stack import MaskStack
 from terse_aug.compositing.render import Rendered
 from terse_aug.structures.annotations import OBJECT_FIELDS, Target, repair_boxes
@@ -43,7 +44,7 @@ def label_image(
     target: Target,
     numbers: Sequence[int],
     layers: Sequence[Layer],
-    masks: Sequence[Tensor],
+    masks: Sequence[Mask],
     frame: tuple[int, int],
     settings: RenderSettings,
     changes: Sequence[MaskChange] | None = None,
@@ -116,7 +117,7 @@ def label_on_device(
     here = to_cpu(wanted)
     largest = here.pop().tolist() if images[0].is_floating_point() else []
     finite = [math.isfinite(value) for value in largest] or [True] * len(images)
-    masks = [] if rendered is None else rendered.pixels.patches(here.pop())
+    masks = [] if rendered is None else [own.numpy() for own in rendered.pixels.patches(here.pop())]
     changes = None if stack is None else here.pop()
     values = iter(here)
     labels = []
@@ -133,7 +134,7 @@ def _label(
     target: Target,
     numbers: Sequence[int],
     layers: Sequence[Layer],
-    masks: Sequence[Tensor],
+    masks: Sequence[Mask],
     frame: tuple[int, int],
     settings: RenderSettings,
     changes: Sequence[MaskChange] | None,

@@ -21,7 +21,7 @@ from terse_aug.bank import Foreground
 from terse_aug.compositing.decoys import free_background, free_placement
 from terse_aug.compositing.geometry import paste_geometry, place_unit, reduced_foreground
 from terse_aug.compositing.label_correction import PastedObject
-from terse_aug.compositing.mask_extents import count_pixels
+from terse_aug.compositing.mask_extents import Mask, count_pixels
 from terse_aug.compositing.occludees import place_occludees
 from terse_aug.compositing.patches import Rectangle, covered_rectangles
 from terse_aug.compositing.plan import AuxiliaryObjects, PastePlan
@@ -186,9 +186,7 @@ def _decoys(
     return found
 
 
-def pasted_object(
-    layer: Layer, mask: Tensor, frame: tuple[int, int], flip_order: tuple[int, ...]
-) -> PastedObject | None:
+def pasted_object(layer: Layer, mask: Mask, frame: tuple[int, int], flip_order: tuple[int, ...]) -> PastedObject | None:
     """What label correction needs to know of a rendered layer; ``None`` for an object without a visible pixel.
 
     A paste so thin that it is all edge is left out, too: it would be visible and have no label.

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from terse_aug.compositing.label_correction import Correction, MaskChange
+from terse_aug.compositing.label_correction import Correction
 from terse_aug.compositing.layers import Frames
-from terse_aug.compositing.mask_extents import Extent
+from terse_aug.compositing.mask_extents import Extent, MaskChange
 from terse_aug.compositing.patches import Rectangle
 from terse_aug.compositing.pixel_list import padded_size
 from terse_aug.compositing.render import Rendered
@@ -35,11 +35,11 @@ class MaskStack:
     def __init__(self, targets: Sequence[Target], frames: Frames, rendered: Rendered) -> None:
         self._frames, self._rendered = frames, rendered
         self._size = padded_size(frames)
-        self._first: dict[int, int] = {}
+        self._rows: dict[int, range] = {}
         masks = {number: target["masks"] for number, target in enumerate(targets) if "masks" in target}
         total = 0
         for number, own in masks.items():
-            self._first[number], total = total, total + len(own)
+            self._rows[number], total = range(total, total + len(own)), total + len(own)
         self._masks = _padded(list(masks.values()), self._size)
         cells = rendered.row("cell") + rendered.column
         cover = _marked(len(frames) * self._size[0] * self._size[1], torch.where(rendered.mask, cells, -1))
@@ -48,7 +48,7 @@ class MaskStack:
         hidden = cover.view(len(frames), *self._size).index_select(0, images)
         self._left = self._masks.bool() & ~hidden
         before = self._masks.bool().flatten(1).sum(1, keepdim=True)
-        self.changes = torch.cat([before, _extents(self._left)], 1)
+        self.changes = torch.cat([before, extents_at_once(self._left)], 1)
 
     def changes_of(self, image: int, changes: Tensor) -> list[MaskChange] | None:
         """Those of an image's objects, ``None`` if it has no masks.
@@ -57,10 +57,9 @@ class MaskStack:
             image: its number.
             changes: on the CPU.
         """
-        if image not in self._first:
+        if image not in self._rows:
             return None
-        rest = sorted(first for first in self._first.values() if first > self._first[image])
-        rows = changes[self._first[image] : rest[0] if rest else len(changes)].tolist()
+        rows = changes[self._rows[image].start : self._rows[image].stop].tolist()
         return [
             MaskChange(before, Extent(Rectangle(top, left, bottom, right), pixels))
             for before, top, left, bottom, right, pixels in rows
@@ -82,7 +81,7 @@ class MaskStack:
         spans = {}
         for image, correction in corrections.items():
             spans[image] = slice(total, total + len(correction.target["boxes"]))
-            kept += [self._first[image] + row for row in correction.kept]
+            kept += [self._rows[image][row] for row in correction.kept]
             places += range(total, total + len(correction.kept))
             for layer, row in zip(layers[image], correction.rows, strict=True):
                 row_of_layer[layer] = -1 if row is None else total + row
@@ -119,7 +118,7 @@ def _padded(masks: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     return stack
 
 
-def _extents(masks: Tensor) -> Tensor:
+def extents_at_once(masks: Tensor) -> Tensor:
     """Top, left, bottom and right of the pixels set in bool ``[T, H, W]``, 0 where none are, and their number."""
     sides: dict[str, Tensor] = {}
     for axis, (low, high) in ((2, ("top", "bottom")), (1, ("left", "right"))):

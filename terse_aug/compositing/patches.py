@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -23,6 +24,9 @@ from terse_aug.utils.memory import empty
 RAMP_LOW, RAMP_HIGH = 0.25, 0.75
 """The mask clean-up maps this interval of the warped mask to [0, 1]. It is symmetric, so the area where alpha
 exceeds one half is the area where the warped mask does."""
+
+
+Array = TypeVar("Array", Tensor, NDArray[Any])
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,26 @@ class Rectangle:
         """Whether it holds no pixel."""
         return self.bottom <= self.top or self.right <= self.left
 
-    def of(self, array: Tensor) -> Tensor:
+    def within(self, outer: Rectangle) -> tuple[slice, slice]:
+        """Slices of this rectangle in an array over another one."""
+        return (
+            slice(self.top - outer.top, self.bottom - outer.top),
+            slice(self.left - outer.left, self.right - outer.left),
+        )
+
+    def overlap(self, other: Rectangle) -> Rectangle:
+        """What two rectangles share; may be empty."""
+        return Rectangle(
+            max(self.top, other.top),
+            max(self.left, other.left),
+            min(self.bottom, other.bottom),
+            min(self.right, other.right),
+        )
+
+    def of(self, array: Array) -> Array:
         """The view ``[..., h, w]`` of this rectangle in an array ``[..., H, W]`` over the background."""
-        return array[..., self.top : self.bottom, self.left : self.right]
+        view: Array = array[..., self.top : self.bottom, self.left : self.right]
+        return view
 
 
 @dataclass(frozen=True)
@@ -64,12 +85,9 @@ class Patch:
     pixel_format: PixelFormat = field(default_factory=PixelFormat)
 
     @cached_property
-    def mask(self) -> Tensor:
+    def mask(self) -> NDArray[np.bool_]:
         """bool ``[h, w]``: the pixels that count as the object (alpha above one half)."""
-        alpha = self.alpha.detach()[0]
-        if alpha.device.type == "cpu":  # numpy compares in a quarter of the time
-            return torch.from_numpy(alpha.numpy() > 0.5)
-        return alpha > 0.5
+        return self.alpha[0].numpy() > 0.5
 
     def color_like(self, region: Tensor) -> Tensor:
         """``color`` in the type and range of a region of the background."""
@@ -120,13 +138,13 @@ def blend(background: Tensor, patches: Sequence[Patch]) -> Tensor:
         ``[3, H, W]``, equal to the background where no patch is.
     """
     composite = empty(background.shape, background).copy_(background)
+    levels = composite.numpy() if composite.dtype == torch.uint8 else None
     for patch in patches:
-        region = patch.rectangle.of(composite)
-        color = patch.color_like(region)
-        if region.dtype == torch.uint8:
-            _blend_levels(region.numpy(), color.numpy(), patch.alpha[0].numpy())
+        if levels is not None:
+            _blend_levels(patch.rectangle.of(levels), patch.color.numpy(), patch.alpha[0].numpy())
         else:
-            region.lerp_(color, patch.alpha.to(region.dtype))
+            region = patch.rectangle.of(composite)
+            region.lerp_(patch.color_like(region), patch.alpha.to(region.dtype))
     return composite
 
 
@@ -150,6 +168,7 @@ def gaussian_weights(sigma: float) -> list[float]:
 
 
 def blur_radius(sigma: float) -> int:
+    """How far the Gaussian reaches, pixels."""
     return math.ceil(2 * sigma)
 
 

@@ -21,9 +21,9 @@ from terse_aug.transforms import Placement
 
 FIELDS = ("first", "width", "row", "low", "high", "layer", "image", "cell", "base", "plane", "source", "source_plane")
 """Of a row of pixels: its first pixel in the list, its length, its number in its layer, the columns that are no margin,
-its layer and image; where its first column lies in a map of all images, padded to one size; where among the values of all images,
-and how far on the next channel is; likewise in a decoy's source. Then, for each overlap, the columns that the later
-layer covers, and how far on in the list they are."""
+its layer and image; where its first column lies in a map of all images, padded to one size; where among the values of
+all images, and how far on the next channel is; likewise in a decoy's source. Then, for each overlap, the columns that
+the later layer covers, and how far on in the list they are."""
 
 Table = NDArray[np.int32]
 
@@ -176,10 +176,11 @@ class SamplingLines:
     def __init__(
         self, layers: Sequence[Layer], corners: Sequence[tuple[int, int]], atlas_size: Sequence[int], margin: int
     ) -> None:
-        to_unit = torch.tensor([2 / atlas_size[1], 2 / atlas_size[0]])
-        offsets = torch.tensor(corners, dtype=torch.float32)
-        sizes = torch.tensor([own.reduced.shape[1::-1] for own in layers], dtype=torch.float32)
-        pixel = torch.tensor([[own.rectangle.left, own.rectangle.top] for own in layers], dtype=torch.float32)
+        dtype = layers[0].matrix.dtype
+        to_unit = torch.tensor([2 / atlas_size[1], 2 / atlas_size[0]], dtype=dtype)
+        offsets = torch.tensor(corners, dtype=dtype)
+        sizes = torch.tensor([own.reduced.shape[1::-1] for own in layers], dtype=dtype)
+        pixel = torch.tensor([[own.rectangle.left, own.rectangle.top] for own in layers], dtype=dtype)
         self._pixel, self._shift = pixel - margin + 0.5, sizes / 2 + offsets + 1
         self._to_unit = to_unit.expand(len(layers), 2)
         limits = torch.cat([offsets + 0.5, offsets + sizes + 1.5], 1) * to_unit.repeat(2) - 1
@@ -187,7 +188,7 @@ class SamplingLines:
 
     def known(self, layers: Sequence[Layer]) -> Tensor:
         """Float ``[10, L]`` for the places that layers have."""
-        reductions = torch.tensor([layer.reduction for layer in layers])
+        reductions = torch.tensor([layer.reduction for layer in layers], dtype=self._pixel.dtype)
         matrix = torch.stack([layer.matrix for layer in layers]) * reductions[:, None]
         center = torch.stack([layer.center for layer in layers])
         return _lines(matrix, center, self._pixel, self._shift, self._to_unit, self._limits)
@@ -196,7 +197,7 @@ class SamplingLines:
         """What :meth:`with_graph` needs, on the CPU: the rows of its lines and of the placement, and constants."""
         pastes = [number for number, layer in enumerate(layers) if layer.kind == "paste"]
         rows = torch.tensor([layers[number].row for number in pastes])
-        reductions = torch.tensor([layers[number].reduction for number in pastes])[:, None]
+        reductions = torch.tensor([layers[number].reduction for number in pastes], dtype=self._pixel.dtype)[:, None]
         own = (self._pixel, self._shift, self._to_unit, self._limits)
         return [torch.tensor(pastes), rows, reductions, *(values[pastes] for values in own)]
 

@@ -100,7 +100,7 @@ def render(
         torch.from_numpy(image),
         torch.from_numpy(pixels.rows),
         sampling.known(layers),
-        torch.tensor([weights, [_SLOPE / 255 * weight for weight in weights]]),
+        torch.tensor([weights, [_SLOPE / 255 * weight for weight in weights]], dtype=layers[0].matrix.dtype),
         torch.arange(-pixels.margin, pixels.margin + 1, dtype=torch.int32),
         torch.arange(3, dtype=torch.int32),
         *_kinds(layers),
@@ -116,7 +116,7 @@ def render(
     own = lines.index_select(1, layer)
     point = torch.addcmul(torch.addcmul(own[:2], own[2:4], column), own[4:6], row)
     grid = point.clamp(own[6:8], own[8:]).t()[None, None]
-    planes = levels.permute(2, 0, 1)[None].float()
+    planes = levels.permute(2, 0, 1)[None].to(grid.dtype)
     warped = F.grid_sample(planes, grid, mode="bilinear", padding_mode="border", align_corners=False)[0, :, 0]
     alpha = _cleaned(warped[3], numbers, widths, taps, gaussian)
     inner = (column >= low) & (column < high)
@@ -149,7 +149,7 @@ def composites(images: Sequence[Tensor], rendered: Rendered, pixel_format: Pixel
     places = torch.addcmul(rendered.row("base") + rendered.column, rendered.channels, rendered.row("plane"))
     places = torch.where(rendered.inner, places, 0).flatten()
     behind = canvas.index_select(0, places).view(3, -1)
-    color = rendered.color if canvas.dtype == torch.uint8 else pixel_format.encode_levels(rendered.color)
+    color = rendered.color if canvas.dtype == torch.uint8 else pixel_format.encode_levels(rendered.color[:, None])[:, 0]
     if rendered.has_decoys:
         plane = rendered.row("source_plane")
         source = torch.addcmul(rendered.row("source") + rendered.column, rendered.channels, plane)
@@ -158,14 +158,14 @@ def composites(images: Sequence[Tensor], rendered: Rendered, pixel_format: Pixel
     # The weights of a pixel's layers and of its background add up to 1: a sum needs no order.
     added = (color - behind) * (rendered.alpha * _passed_on(rendered))
     if canvas.dtype == torch.uint8:
-        total = torch.zeros(canvas.shape, device=canvas.device)
+        total = torch.zeros(canvas.shape, dtype=added.dtype, device=canvas.device)
         total.index_put_((places,), added.flatten(), accumulate=True)
         levels = (behind + total.index_select(0, places).view(3, -1)).round_().clamp_(0, 255)
         canvas.index_put_((places,), levels.to(torch.uint8).flatten())  # layers that meet have the same value
     else:
-        canvas = canvas.index_put((places,), added.to(canvas.dtype).flatten(), accumulate=True)
-    parts = torch.split(canvas, [image.numel() for image in images])
-    return [part.view(image.shape) for part, image in zip(parts, images, strict=True)]
+        canvas.index_put_((places,), added.to(canvas.dtype).flatten(), accumulate=True)
+    parts = canvas.split_with_sizes([image.numel() for image in images])
+    return [part.view(image.shape).to(image.dtype) for part, image in zip(parts, images, strict=True)]
 
 
 def _kinds(layers: Sequence[Layer]) -> tuple[Tensor, Tensor]:

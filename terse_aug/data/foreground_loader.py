@@ -138,7 +138,8 @@ class ForegroundLoader:
     def __call__(self) -> SampledForegrounds:
         """The foregrounds of the next image."""
         worker = get_worker_info()
-        generator = generator_for(self.seed, self._rank, "parcel", 0 if worker is None else worker.seed, self._calls)
+        own_seed = 0 if worker is None else worker.seed
+        generator = generator_for(self.seed, self._rank, "foregrounds", own_seed, self._calls)
         self._calls += 1
         pastes, decoy_count = draw_counts(self.paste, generator)
         on_background = draws_background(self._background_probability, generator)

@@ -58,15 +58,16 @@ class NumberedSampler(Sampler[Any]):
         self._start, self._next = start, 0 if callable(start) else start
 
     def __iter__(self) -> Iterator[Any]:
-        if callable(self._start):
-            self._next = self._start()
+        # Not counted in the sampler itself: Detectron2 iterates over one several times at once.
+        number = self._start() if callable(self._start) else self._next
         for indices in self.sampler:
-            whole = isinstance(indices, list | tuple)
-            numbered = []
-            for index in indices if whole else [indices]:
-                numbered.append(NumberedIndex(index, self._next))
-                self._next += 1
-            yield numbered if whole else numbered[0]
+            if isinstance(indices, list | tuple):
+                yield [NumberedIndex(index, number + row) for row, index in enumerate(indices)]
+                number += len(indices)
+            else:
+                yield NumberedIndex(indices, number)
+                number += 1
+        self._next = number
 
     def __len__(self) -> int:
         return len(self.sampler)

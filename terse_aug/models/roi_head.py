@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from terse_aug.models.forward_hooks import Arguments, ForwardHooks
+from terse_aug.models.predictions import matching_boxes
 from terse_aug.structures.annotations import Target
 
 _BOX_TOLERANCE = 0.01
@@ -111,15 +112,17 @@ class RoIHeadRecorder(ForwardHooks[_Record]):
 
     def start_record(self, inputs: Arguments, keywords: Mapping[str, Any]) -> _Record:
         """With the annotated boxes."""
-        return _Record([boxes.detach() for boxes in self._roi_head.annotated_boxes(inputs, keywords)])
+        return _Record(self._roi_head.annotated_boxes(inputs, keywords))
 
-    def scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor] | None:
+    def scores(
+        self, images: Sequence[Tensor], targets: Sequence[Target], rows: Sequence[Sequence[int]] | None = None
+    ) -> list[Tensor] | None:
         """See :class:`terse_aug.models.Recorder`.
 
         An object that no proposal overlaps is missed: 0. One whose proposals were not sampled is unknown: NaN.
         """
         for record in self.records:
-            if record.probabilities is not None and _is_of(record, targets):
+            if record.probabilities is not None and matching_boxes(record.annotated_boxes, images, targets):
                 return self._scores(record, images, targets)
         return None
 
@@ -173,12 +176,3 @@ def _near(boxes: Tensor, factors: Tensor, objects: Tensor, iou_threshold: float)
     rounded = (objects / factors).to(boxes.dtype).float()
     annotated = ((rounded[:, None] - boxes.float()).abs() <= _BOX_TOLERANCE).all(2)
     return (box_iou(objects, boxes.float() * factors) >= iou_threshold) & ~annotated.any(0), annotated
-
-
-def _is_of(record: _Record, targets: Sequence[Target]) -> bool:
-    """The record is of a forward of these targets."""
-    boxes = [target["boxes"] for target in targets]
-    if [own.shape for own in record.annotated_boxes] != [own.shape for own in boxes]:
-        return False
-    annotated, expected = torch.cat(list(record.annotated_boxes)), torch.cat(boxes)
-    return torch.allclose(annotated.to(expected), expected)

@@ -32,8 +32,8 @@ class Views:
         images: float ``[C, M, *VIEW_SHAPE]`` in [0, 1]. Each of ``VIEWS``, a window around the paste and the whole
             image stretched to a square, has RGB with the paste on it, its alpha, a map of the objects that are there
             already, and where the image is.
-        numbers: float ``[C, M, VIEW_NUMBERS]`` on the device of the images, about [-1, 1]: the transform, and center and size of the object's
-            bounding box relative to the image.
+        numbers: float ``[C, M, VIEW_NUMBERS]`` on the device of the images, about [-1, 1]: the transform, and center
+            and size of the object's bounding box relative to the image.
         placement: of the candidates, ``C * M`` rows, on the CPU.
     """
 
@@ -67,7 +67,7 @@ class PolicyContext:
     image_of: Tensor
     image_count: int
     labels: Tensor
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     backgrounds: Tensor | None = None
     foregrounds: Tensor | None = None
     base_size: Tensor | None = None

@@ -41,10 +41,10 @@ def background_thumbnails(
     of_box = [scale for scale, count in zip(scales, counts, strict=True) for _ in range(count)]
     pixels = torch.arange(side, dtype=torch.float32)
     of_box_there, pixels = to_device([torch.tensor(of_box).view(-1, 4), pixels], device)
-    low, high = (boxes * of_box_there)[:, :, None].split(2, 1)
-    covered = ((pixels >= low.floor()) & (pixels < high.ceil())).float()
+    scaled = (boxes * of_box_there)[:, :, None]
+    covered = ((pixels >= scaled[:, :2].floor()) & (pixels < scaled[:, 2:].ceil())).float()
     # An outer product for each box, added up over those of an image.
-    maps = [columns_rows[:, 1].T @ columns_rows[:, 0] for columns_rows in torch.split(covered, counts)]
+    maps = [columns_rows[:, 1].T @ columns_rows[:, 0] for columns_rows in covered.split_with_sizes(counts)]
     return torch.cat([color, torch.stack(maps)[:, None].clamp_(max=1)], 1)
 
 

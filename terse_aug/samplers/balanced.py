@@ -106,7 +106,7 @@ class BalancedSampler(Sampler):
 
     def _start(self, seed: int) -> None:
         self._stream_seed = seed
-        self._stream = BalancedStream(len(self.foregrounds), seed, "cutouts")
+        self._stream = BalancedStream(len(self.foregrounds), seed, "foregrounds")
         if self.backgrounds:
             self._rounds = _Rounds(len(self.foregrounds), self.backgrounds, self._edge_count(), seed)
 

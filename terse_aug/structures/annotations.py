@@ -47,7 +47,8 @@ def check_samples(images: Sequence[Tensor], targets: Sequence[Target]) -> None:
         raise ValueError(f"expected one target per image, got {len(images)} images and {len(targets)} targets")
     for index, (image, target) in enumerate(zip(images, targets, strict=True)):
         _check_image(index, image)
-        if (image.dtype, image.device) != (images[0].dtype, images[0].device):
+        same_kind = (image.dtype == torch.uint8) == (images[0].dtype == torch.uint8)
+        if image.device != images[0].device or not same_kind:
             expected, got = f"{images[0].dtype} on {images[0].device}", f"{image.dtype} on {image.device}"
             raise ValueError(f"image {index}: expected {expected}, as the first image is, got {got}")
         _check_target(index, image, target)

@@ -53,7 +53,7 @@ class PixelFormat:
 
     def encode_levels(self, levels: Tensor) -> Tensor:
         """8-bit levels in this format's channel order, or the same as float, to float in this format."""
-        scaled = levels.float() * (1 / 255)
+        scaled = (levels if levels.is_floating_point() else levels.float()) * (1 / 255)
         if self.scale == 1 and self.plain:
             return scaled
         return self._normalized(scaled)
@@ -96,8 +96,8 @@ class PixelFormat:
             return ""
         return (
             f"the largest value of the first batch is {value:.4g}, but pixel_format says that images have values up to "
-            f"{most:.4g}: foregrounds will be too dark or too bright; give Terse(pixel_format=PixelFormat(...)) with the "
-            "range, mean and standard deviation of your images"
+            f"{most:.4g}: foregrounds will be too dark or too bright; give Terse(pixel_format=PixelFormat(...)) with "
+            "the range, mean and standard deviation of your images"
         )
 
     def limits(self, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ _LEFT_OUT = {
     "image_not_finite": "{} image(s) with NaN or infinity: nothing is pasted on them",
     "box_degenerate": "{} object(s) with a box without area or not finite: left out of the targets",
     "box_outside": "{} object(s) with a box outside the image: left out of the targets",
+    "paste_too_small": "{} paste(s) below min_side: left out; the images are small or the scale range is low",
     "box_clipped": "{} object(s) with a box that reaches more than a pixel beyond the image: clipped to it",
 }
 

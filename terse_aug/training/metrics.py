@@ -37,6 +37,7 @@ COUNTERS = (
     "random_fallback",
     "non_finite_losses",
     "hooks_failed",
+    "feedback_failed",
     "dropped/occluded",
     "dropped/paste_hidden",
     "dropped/paste_too_small",

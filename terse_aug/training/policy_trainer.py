@@ -58,7 +58,7 @@ class PolicyTrainer(nn.Module):
         super().__init__()
         self.updater = PolicyUpdater(policy, seed, pixel_format)
         self.sampler = sampler
-        self.feedback = FeedbackBuffer(model, policy, sampler, metrics, warn)
+        self.feedback = FeedbackBuffer(model, policy, sampler, metrics, warn, pixel_format)
         # In a tuple, so that nn.Module does not register it: Terse saves it.
         self._shared, self._warn = (metrics,), warn
         self._losses: list[Tensor] = []
@@ -82,11 +82,22 @@ class PolicyTrainer(nn.Module):
         return self._policy_is_due() and torch.is_grad_enabled()
 
     def propose(self, context: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
-        """The policy's proposal; a random one during the fallback, except in an iteration with an update."""
-        if self._metrics.counts["random_fallback"] and self.policy.learns and not self._policy_is_due():
-            first = torch.arange(0, len(context.image_of), self.policy.foreground_candidates)
-            return uniform_proposal(len(first), generator, first)
-        return self.policy.propose(context, generator, learning)
+        """The policy's proposal; a random one where feedback is missing, and, in an iteration without an update, during
+        the fallback."""
+        fallback = self._metrics.counts["random_fallback"] and self.policy.learns and not self._policy_is_due()
+        if fallback or self.feedback.is_missing():
+            return self._random_proposal(context, generator)
+        if not self.policy.needs_model:
+            return self.policy.propose(context, generator, learning)
+        try:
+            return self.policy.propose(context, generator, learning)
+        except Exception as error:  # of its forwards of the detector
+            self.feedback.extra_forward_failed(error)
+            return self._random_proposal(context, generator)
+
+    def _random_proposal(self, context: PolicyContext, generator: torch.Generator) -> Proposal:
+        first = torch.arange(0, len(context.image_of), self.policy.foreground_candidates)
+        return uniform_proposal(len(first), generator, first)
 
     def watch(
         self, batch: ValidatedBatch, proposal: Proposal, composites: Composites, shown: Composites, learning: bool
@@ -116,15 +127,17 @@ class PolicyTrainer(nn.Module):
         self.feedback.end_batch(self._policy_is_due(), self._sampler_is_due())
 
     def step(
-        self, losses: Mapping[str, Tensor] | Tensor | float, loss_scale: float, seed: int, device: torch.device
+        self, losses: Mapping[str, Tensor] | Tensor | float | None, loss_scale: float, seed: int, device: torch.device
     ) -> None:
         """Update what is due. Arguments as in :meth:`terse_aug.Terse.step`; ``seed`` of what is drawn."""
-        self._losses.append(_total(losses))
+        if losses is not None:
+            self._losses.append(_total(losses))
         self.end_batch()
-        for pending in self.feedback.batches:
+        for pending in self.feedback.batches if losses is not None else ():
             pending.loss = self._losses[-1] if pending.loss is None else pending.loss
         policy_is_due, sampler_is_due = self._policy_is_due(), self._sampler_is_due()
-        reads = policy_is_due or sampler_is_due or self._losses[-1].device.type == "cpu" or len(self._losses) >= _MOST
+        waits = bool(self._losses) and self._losses[-1].device.type != "cpu" and len(self._losses) < _MOST
+        reads = policy_is_due or sampler_is_due or not waits
         finite = self._read_losses() if reads else True
         if policy_is_due and finite and self.policy.learns_from == "hardness":
             self.feedback.run_extra_forwards(type(self.policy).__name__)
@@ -134,7 +147,7 @@ class PolicyTrainer(nn.Module):
             if reads and self.policy.learns_from == "hardness":
                 self._track_averages(self.updater.add_to_replay(self.feedback.batches))
             if policy_is_due:
-                generator = generator_for(seed, rank(), "move", self._metrics.counts["iterations"])
+                generator = generator_for(seed, rank(), "update", self._metrics.counts["iterations"])
                 result = self.updater.update(self.feedback.batches, finite, loss_scale, device, generator)
                 self._track_update(result, finite)
         self.feedback.end_iteration(keep_batches=not reads and self.policy.learns_from == "hardness")
@@ -156,6 +169,8 @@ class PolicyTrainer(nn.Module):
 
         Batches whose loss is not finite are dropped, if the policy learns from hardness.
         """
+        if not self._losses:
+            return True
         values = torch.stack(self._losses).tolist()
         bad = [loss for loss, value in zip(self._losses, values, strict=True) if not self._track_loss(value)]
         if self.policy.learns_from == "hardness":

@@ -79,8 +79,6 @@ class Perturber(nn.Module):
         if call < self.settings.warmup or not bool(chosen):
             return composites
         generator = generator_for(seed, rank(), "robust", call)
-        # Keeps the sequence of draws: results of a fixed seed stay equal to the bit.
-        torch.randint(2, (len(usable), 2), generator=generator)
         with full_precision(composites.images[0].device):
             balls = [
                 PerturbationBall.around(

@@ -1,4 +1,4 @@
-"""Gradients of a model's loss with respect to its input: they are right, and leave the model as it was."""
+"""Extra forwards and gradients with respect to the input: they are right, and leave the model as it was."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from terse_aug.models import (
     SegmenterAdapter,
     TorchvisionAdapter,
 )
+from terse_aug.utils.random import isolated_global_rng
 
 
 class Recomputed(nn.Module):
@@ -51,47 +52,64 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
 }
 
 
+def everything_of(model: nn.Module) -> list[Tensor]:
+    """What a forward or backward could change."""
+    return [
+        *(value.clone() for value in model.state_dict().values()),
+        *(torch.zeros(0) if own.grad is None else own.grad.clone() for own in model.parameters()),
+        torch.tensor([own.requires_grad for own in model.parameters()]),
+        torch.tensor([module.training for module in model.modules()]),
+        torch.get_rng_state(),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # in forwards without gradients
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_gradient_leaves_no_trace_in_the_model(name: str) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+def test_extra_forwards_and_gradients_leave_no_trace_in_the_model(name: str, training: bool) -> None:
+    with isolated_global_rng(0):
         model, adapter = MODELS[name]()
     assert isinstance(adapter, GivesInputGradients)
-    model.train()
-    next(iter(model.children())).eval()  # a mixed state has to come back as well
-    frozen = next(model.parameters()).requires_grad_(False)
+    model.train(training)
+    next(iter(model.children())).train(not training)  # a mixed state has to come back as well
+    next(model.parameters()).requires_grad_(False)
     fired: list[int] = []
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 0.5)
         if parameter.requires_grad:  # as DistributedDataParallel's reducer waits for them
             parameter.register_post_accumulate_grad_hook(lambda _: fired.append(1))
-    before = [value.clone() for value in model.state_dict().values()]
-    modes, state = [module.training for module in model.modules()], torch.get_rng_state()
     fields = {"masks": name in ("maskrcnn", "segmenter"), "keypoints": name == "keypointrcnn"}
     images, targets = make_batch(2, sizes=((64, 64), (64, 64)), objects=2, **fields)
-    given = [image.clone() for image in images]
+    given, before = [image.clone() for image in images], everything_of(model)
+    losses, scores = adapter.image_losses(images, targets), adapter.object_scores(images, targets)
+    assert all_equal(before, everything_of(model))
+    assert not losses.requires_grad
+    assert [len(own) for own in scores] == [2, 2]
     with torch.no_grad():  # wherever it is called
         loss, gradients = adapter.input_gradients(images, targets, loss_scale=4.0)
-    assert all_equal(images, given)
-    assert all(bool(gradient.isfinite().all()) and bool(gradient.any()) for gradient in gradients)
     again, unscaled = adapter.input_gradients(images, targets)
-    assert torch.equal(loss, again)
-    for one, other in zip(gradients, unscaled, strict=True):
-        torch.testing.assert_close(one, 4 * other, rtol=1e-4, atol=1e-9)
-    assert not loss.requires_grad
+    assert all_equal(before, everything_of(model))
+    assert all_equal(images, given)
     assert not fired
-    assert not frozen.requires_grad
-    assert all(bool((parameter.grad == 0.5).all()) for parameter in model.parameters())
-    assert all(parameter.requires_grad for parameter in model.parameters() if parameter is not frozen)
-    assert all_equal(before, list(model.state_dict().values()))
-    assert modes == [module.training for module in model.modules()]
-    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(loss, again)
+    assert not loss.requires_grad
+    for one, other in zip(gradients, unscaled, strict=True):
+        assert bool(one.isfinite().all())
+        assert bool(one.any())
+        torch.testing.assert_close(one, 4 * other, rtol=1e-4, atol=1e-9)
+
+
+def test_modes_are_restored_after_an_error() -> None:
+    detector = make_detector("fasterrcnn").eval()
+    before = everything_of(detector)
+    with pytest.raises(KeyError):
+        TorchvisionAdapter(detector).image_losses(make_batch()[0], [{}, {}])
+    assert all_equal(before, everything_of(detector))
 
 
 def test_the_gradient_of_a_batch_is_that_of_its_loss() -> None:
     """By a difference of the loss along it, and along another direction."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+    with isolated_global_rng(0):
         _, adapter = MODELS["classifier"]()
     images, targets = make_batch(0, sizes=((32, 32), (32, 32)))
     _, gradients = adapter.input_gradients(images, targets)

@@ -1,0 +1,117 @@
+"""Scores of objects, recorded from the training forward of a model with an RoI head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from factories import make_detector
+from roi_head_samples import (
+    CONSTANT,
+    ROI_HEADS,
+    batch,
+    constant_detector,
+    hooks_of,
+    propose,
+    train_forward,
+)
+from torch import Tensor, nn
+from torchvision.ops import box_iou
+
+from terse_aug.models import RoIHeadRecorder, TorchvisionAdapter
+
+
+def recorder_of(detector: nn.Module, iou_threshold: float = 0.5) -> RoIHeadRecorder:
+    recorder = TorchvisionAdapter(detector, iou_threshold).record_forward()
+    assert recorder is not None
+    return recorder
+
+
+def recorded(recorder: RoIHeadRecorder, images: list[Tensor], targets: list[dict[str, Tensor]]) -> list[Tensor]:
+    scores = recorder.scores(images, targets)
+    assert scores is not None
+    return scores
+
+
+@pytest.mark.parametrize("name", ROI_HEADS)
+def test_scores_are_the_best_of_the_proposals_on_an_object(name: str) -> None:
+    """Compared with a loop over the proposals."""
+    detector: Any = make_detector(name)
+    images, targets = batch(name)
+    with torch.no_grad():  # random weights predict much the same for all
+        detector.roi_heads.box_predictor.cls_score.weight.mul_(30)
+    recorder = recorder_of(detector, 0.3)
+    seen: dict[str, Any] = {}
+    heads = detector.roi_heads
+    heads.box_head.register_forward_hook(lambda module, inputs, output: seen.update(features=output))
+    heads.box_roi_pool.register_forward_hook(lambda module, inputs, output: seen.update(boxes=inputs[1]))
+    heads.register_forward_pre_hook(lambda module, inputs: seen.update(proposed=[own.clone() for own in inputs[1]]))
+    train_forward(detector, images, targets)
+    scores = recorded(recorder, images, targets)
+    probabilities = heads.box_predictor(seen["features"])[0].detach().softmax(1).split([len(b) for b in seen["boxes"]])
+    resized, _ = detector.transform(images, targets)
+    kinds = set()
+    for number, (target, own) in enumerate(zip(targets, scores, strict=True)):
+        boxes = target["boxes"] * resized.image_sizes[number][0] / images[number].shape[-2]
+        overlaps = box_iou(boxes, seen["boxes"][number])
+        proposed = box_iou(boxes, seen["proposed"][number]).amax(1) >= 0.3
+        for row, label in enumerate(target["labels"]):
+            best = -1.0
+            for column, probability in enumerate(probabilities[number]):
+                if overlaps[:, column].max() <= 0.99 and overlaps[row, column] >= 0.3:
+                    best = max(best, float(probability[label]))
+            kinds.add("near" if best >= 0 else "unknown" if proposed[row] else "missed")
+            expected = best if best >= 0 else float("nan") if proposed[row] else 0.0
+            assert float(own[row]) == pytest.approx(expected, abs=1e-4, nan_ok=True)
+    assert {"near", "missed"} <= kinds
+
+
+@pytest.mark.parametrize("near", [False, True])
+def test_an_object_is_missed_without_proposals_and_unknown_if_none_was_sampled(near: bool) -> None:
+    detector: Any = make_detector("fasterrcnn")
+    images, targets = batch()
+    propose(detector, [target["boxes"] + (2 if near else 1000) for target in targets])
+    detector.roi_heads.fg_bg_sampler.positive_fraction = 0.0
+    recorder = recorder_of(detector)
+    train_forward(detector, images, targets)
+    assert all(bool((own.isnan() if near else own == 0).all()) for own in recorded(recorder, images, targets))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shift", "expected"),
+    [(torch.bfloat16, 1000, 0.0), (torch.float16, 1000, 0.0), (torch.bfloat16, 0.7, 0.7)],
+)
+def test_annotated_boxes_are_distinguished_from_proposals_of_low_precision(
+    dtype: torch.dtype, shift: float, expected: float
+) -> None:
+    """Under autocast: far proposals have missed the object, good ones (half a step to two steps away) have not."""
+    detector = constant_detector()
+    images = [torch.rand(3, 160, 160)] * 2
+    targets = [{"boxes": torch.tensor([[100.3, 100.3, 140.3, 150.3]]), "labels": torch.ones(1, dtype=torch.long)}] * 2
+    propose(detector, [(target["boxes"] + shift).to(dtype) for target in targets])
+    recorder = recorder_of(detector)
+    with torch.autocast("cpu", dtype=dtype):
+        train_forward(detector, images, targets)
+    assert recorder.records[0].sampled is not None
+    assert recorder.records[0].sampled.boxes.dtype == dtype
+    assert torch.cat(recorded(recorder, images, targets)).tolist() == pytest.approx([expected] * 2, abs=0.01)
+
+
+def test_only_the_training_forward_of_the_same_targets_counts() -> None:
+    detector = constant_detector()
+    images, targets = batch()
+    recorder = recorder_of(detector, 1e-6)
+    assert recorder.scores(images, targets) is None
+    detector.eval()(images)
+    assert recorder.scores(images, targets) is None
+    detector.train()
+    train_forward(detector, *batch(seed=5))
+    assert recorder.scores(images, targets) is None
+    train_forward(detector, images, targets)
+    scores = recorded(recorder, images, targets)
+    for own, target in zip(scores, targets, strict=True):
+        assert own.tolist() == pytest.approx([CONSTANT[label] for label in target["labels"]], abs=1e-5)
+    recorder.close()
+    assert hooks_of(detector) == 0
+    assert recorder.scores(images, targets) is None
