@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import cv2
 import torch
@@ -28,6 +28,7 @@ from terse_aug.training.metrics import Metrics, batch_counts
 from terse_aug.transforms import PARAMETERS
 from terse_aug.utils.distributed import rank
 from terse_aug.utils.random import derived_seed, generator_for
+from terse_aug.utils.warnings import WarnOnce
 
 Origin = tuple[int, tuple[int, ...] | None, int]
 """See :func:`origin_of`."""
@@ -108,12 +109,13 @@ class Composer:
             raise ValueError(f"expected an image on the CPU, where it is composed, got one on {image.device}")
         self._use_one_thread()
         generator = generator_for(self._seed, self._rank, "paste", number)
+        warnings: dict[str, str] = {}
         with torch.no_grad():
             batch = validate_batch([image], [target], self._planner.cache.keypoint_count)
             planned = self._planner.plan(batch, self._sampler, generator)
             context = make_context(planned, self._rendering, self._policy, None, self._planner.chosen)
             proposal = self._policy.propose(context, generator, learning=False)
-            composites, warnings = composites_of(planned, proposal, self._planner, self._rendering)
+            composites = composites_of(planned, proposal, self._planner, self._rendering, warnings.update)
         if number == 0 and (text := self._rendering.pixel_format.mismatch(batch.images, composites.largest)):
             warnings["pixel_format"] = text
         record = CompositeRecord(
@@ -166,58 +168,72 @@ class ComposedBatch:
         """See :attr:`terse_aug.Composites.backgrounds`."""
         return {image: own.background for image, own in enumerate(self._records) if own.background is not None}
 
-    def count(self, metrics: Metrics) -> None:
-        """Count the batch."""
-        counts: Counter[str] = Counter()
-        for own in self._records:
-            counts.update(own.counts)
-        unit = [row for own in self._records for row in own.unit]
-        metrics.add_batch(counts, torch.tensor(unit).view(-1, len(PARAMETERS)))
 
-    def warnings(self) -> dict[str, str]:
-        """Texts to warn of once, by kind."""
-        return {kind: text for own in self._records for kind, text in own.warnings.items()}
-
-
-def composed_batch(records: Sequence[Any], images: int, targets: Sequence[Target], origin: Origin) -> ComposedBatch:
-    """The batch of some records.
+class ComposedBatches:
+    """What ``Terse`` does with batches that were composed in the workers: it checks and counts them.
 
     Args:
-        records: of its images.
-        images: in the batch.
-        targets: of its images.
-        origin: of ``Terse``.
-
-    Raises:
-        ValueError: they are not of this batch, or were made by a composer with other settings.
+        planner: of ``Terse``.
+        sampler: of ``Terse``.
+        metrics: of ``Terse``.
+        warn: warns once.
     """
-    if len(records) != images or len(targets) != images:
-        raise ValueError(
-            f"expected a record and a target for each of {images} images, got {len(records)} and {len(targets)}"
-        )
-    for number, own in enumerate(records):
-        if not isinstance(own, CompositeRecord):
-            raise ValueError(f"record of image {number}: expected what a composer gives, got {type(own).__name__}")
-        if own.origin != origin:
-            raise ValueError(
-                f"record of image {number}: (bank and sampler, labels that may be pasted, seed) are {own.origin} in "
-                f"the composer, {origin} in Terse: make the composer by terse.composer(), after loading a state and "
-                "after restrict_labels"
-            )
-    return ComposedBatch(records, list(targets))
+
+    def __init__(self, planner: PastePlanner, sampler: Sampler, metrics: Metrics, warn: WarnOnce) -> None:
+        self._planner, self._sampler, self._metrics, self._warn = planner, sampler, metrics, warn
+
+    def batch(self, records: Sequence[CompositeRecord], targets: Sequence[Target], seed: int) -> ComposedBatch:
+        """The batch of some records, which is counted.
+
+        Args:
+            records: of its images.
+            targets: of its images.
+            seed: of ``Terse``.
+
+        Raises:
+            ValueError: they are not of this batch, or were made by a composer with other settings.
+        """
+        if len(records) != len(targets):
+            raise ValueError(f"expected a record for each of {len(targets)} images, got {len(records)}")
+        origin = origin_of(self._drawn_from, self._sampler, seed)
+        for number, own in enumerate(records):
+            if not isinstance(own, CompositeRecord):
+                raise ValueError(f"record of image {number}: expected what a composer gives, got {type(own).__name__}")
+            if own.origin != origin:
+                raise ValueError(
+                    f"record of image {number}: (bank and sampler, labels that may be pasted, seed) are {own.origin} "
+                    f"in the composer, {origin} in Terse: make the composer by terse.composer(), after loading a "
+                    "state and after restrict_labels"
+                )
+        counts: Counter[str] = Counter()
+        for own in records:
+            counts.update(own.counts)
+            self._warn.warn_all(own.warnings)
+        unit = [row for own in records for row in own.unit]
+        self._metrics.add_batch(counts, torch.tensor(unit).view(-1, len(PARAMETERS)))
+        return ComposedBatch(records, list(targets))
+
+    @cached_property
+    def _drawn_from(self) -> int:
+        return drawn_from(self._planner, self._sampler)
 
 
 def composites_of(
-    planned: PlannedBatch, proposal: Proposal, planner: PastePlanner, rendering: RenderSettings
-) -> tuple[Composites, dict[str, str]]:
-    """The composites of a proposal, and texts to warn of once."""
+    planned: PlannedBatch,
+    proposal: Proposal,
+    planner: PastePlanner,
+    rendering: RenderSettings,
+    warn: Callable[[Mapping[str, str]], None],
+) -> Composites:
+    """The composites of a proposal; ``warn`` gets texts to warn of once, by kind."""
     batch, plan = planned.batch, planner.chosen(planned.plan, proposal.rows)
     with torch.set_grad_enabled(bool(proposal.leaves)):
         found = compose(batch.images, batch.targets, plan, proposal.unit, rendering, proposal.placement, planned.boxes)
     found.dropped.update(batch.dropped)
     found.dropped["image_not_finite"] += batch.usable_given(found.largest).count(False)
     found.backgrounds.update(planned.backgrounds)
-    return found, batch.warnings | left_out_warnings(found.dropped)
+    warn(batch.warnings | left_out_warnings(found.dropped))
+    return found
 
 
 def drawn_from(planner: PastePlanner, sampler: Sampler) -> int:

@@ -5,22 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from terse_aug.bank import ForegroundBank
-from terse_aug.composer import (
-    ComposedBatch,
-    Composer,
-    CompositeRecord,
-    composed_batch,
-    composites_of,
-    drawn_from,
-    origin_of,
-)
+from terse_aug.composer import ComposedBatch, ComposedBatches, Composer, CompositeRecord, composites_of
 from terse_aug.compositing.compose import Composites, Paste
 from terse_aug.compositing.layers import RenderSettings
 from terse_aug.config import PasteConfig, PolicySettings, Robustness, policy_settings
@@ -28,10 +19,9 @@ from terse_aug.data.auxiliary_objects import Distractors
 from terse_aug.data.background_pool import BackgroundPool
 from terse_aug.data.class_mapping import check_classes, class_count, relabelled_bank
 from terse_aug.data.foreground_cache import ForegroundCache
-from terse_aug.data.foreground_loader import SampledForegrounds
-from terse_aug.data.planner import PastePlanner, PlannedBatch, bound_sampler
+from terse_aug.data.planner import PastePlanner, bound_sampler
 from terse_aug.models import ModelAdapter, as_model
-from terse_aug.policies import Policy, Proposal, make_policy
+from terse_aug.policies import Policy, make_policy
 from terse_aug.policies.context import make_context
 from terse_aug.samplers import Sampler
 from terse_aug.structures.annotations import Target
@@ -113,21 +103,15 @@ class Terse(nn.Module):
         check_classes(self.bank, self.model, chosen.classes, self.paste)
         if distractors is not None:
             distractors.check_classes([*self.bank.categories.values(), *(classes or ())])
-        self.planner = PastePlanner(
-            self.paste,
-            self.pixel_format,
-            ForegroundCache(self.bank),
-            chosen.foreground_candidates,
-            chosen.mix_classes,
-            backgrounds,
-            distractors,
-        )
+        cache, several, mixed = ForegroundCache(self.bank), chosen.foreground_candidates, chosen.mix_classes
+        self.planner = PastePlanner(self.paste, self.pixel_format, cache, several, mixed, backgrounds, distractors)
         flip_order = keypoint_flip_order(self.bank.keypoint_names, keypoint_flips)
         self._rendering = RenderSettings(self.paste, self.pixel_format, flip_order)
         self.counters = Metrics((*COUNTERS, *(ROBUSTNESS_COUNTERS if robustness else ())))
         self._warn = WarnOnce()
         bound = bound_sampler(sampler, self.bank, seed, chosen.foreground_candidates, backgrounds)
         self.trainer = PolicyTrainer(chosen, bound, self.model, self.pixel_format, seed, self.counters, self._warn)
+        self._composed = ComposedBatches(self.planner, bound, self.counters, self._warn)
         self.perturber: Perturber | None = None
         if robustness is not None:
             self.perturber = Perturber(robustness, self.pixel_format, self.model, self.counters)
@@ -168,10 +152,7 @@ class Terse(nn.Module):
         return self._last.backgrounds if self._last else {}
 
     def forward(
-        self,
-        images: Sequence[Tensor] | Tensor,
-        targets: Sequence[Target],
-        from_workers: Sequence[SampledForegrounds] | Sequence[CompositeRecord] | None = None,
+        self, images: Sequence[Tensor] | Tensor, targets: Sequence[Target], from_workers: Sequence[Any] | None = None
     ) -> tuple[list[Tensor] | Tensor, list[Target]]:
         """Paste foregrounds onto a batch.
 
@@ -196,9 +177,9 @@ class Terse(nn.Module):
         self.trainer.feedback.log_sources()
         started = time.perf_counter()
         if from_workers and isinstance(from_workers[0], CompositeRecord):
-            passed_on = self._pass_on(images, targets, from_workers)
+            self._last = self._composed.batch(from_workers, targets, self.seed)
             self.seconds += time.perf_counter() - started
-            return passed_on
+            return images, self._last.targets  # type: ignore[return-value]  # as they are
         call = self.counters.counts["calls"]
         generator = generator_for(self.seed, rank(), "paste", call)
         learning = self.trainer.learns_from_batch()
@@ -206,11 +187,10 @@ class Terse(nn.Module):
         if self._needs_float:
             batch = replace(batch, images=self.pixel_format.as_float(batch.images))
         with torch.no_grad():
-            sampled: Any = from_workers  # records were passed on above
-            planned = self.planner.plan(batch, self.sampler, generator, sampled)
+            planned = self.planner.plan(batch, self.sampler, generator, from_workers)
             context = make_context(planned, self._rendering, self.policy, self.model, self.planner.chosen)
         proposal = self.trainer.propose(context, generator, learning)
-        shown = composites = self._composites(planned, proposal)
+        shown = composites = composites_of(planned, proposal, self.planner, self._rendering, self._warn.warn_all)
         if call == 0 and (text := self.pixel_format.mismatch(batch.images, composites.largest)):
             self._warn.warn("pixel_format", text)
         if self.perturber is not None:
@@ -261,13 +241,10 @@ class Terse(nn.Module):
         self.trainer.feedback.supply(outcomes)
 
     def composer(self) -> Composer:
-        """Composes single images in the data loader's workers, see :class:`~terse_aug.NumberedSampler`.
-
-        Made after a saved state is loaded, and anew after :meth:`restrict_labels`.
+        """Composes in the data loader's workers, see :class:`~terse_aug.NumberedSampler`; made after a state is loaded.
 
         Raises:
-            ValueError: the policy is another one than ``random``, the sampler is ``hardness`` or ``balanced``, or with
-                robustness.
+            ValueError: another policy than ``random``, sampler ``hardness`` or ``balanced``, or robustness.
         """
         robust = self.perturber is not None
         return Composer(self.planner, self.sampler, self.policy, self._rendering, self.seed, robust)
@@ -303,29 +280,13 @@ class Terse(nn.Module):
             batch = validate_batch(images, targets, len(self.bank.keypoint_names))
             planned = self.planner.for_policy(chosen).plan(batch, self.sampler.snapshot(), generator)
             context = make_context(planned, self._rendering, chosen, self.model, self.planner.chosen)
-            return self._composites(planned, chosen.propose(context, generator, learning=False))
+            proposal = chosen.propose(context, generator, learning=False)
+            return composites_of(planned, proposal, self.planner, self._rendering, self._warn.warn_all)
 
     def metrics(self) -> dict[str, float]:
         """Counters, running averages and diversity, by name."""
         self.trainer.read_values()
         return self.counters.summary()
-
-    def _composites(self, planned: PlannedBatch, proposal: Proposal) -> Composites:
-        found, warnings = composites_of(planned, proposal, self.planner, self._rendering)
-        self._warn.warn_all(warnings)
-        return found
-
-    def _pass_on(self, images: Any, targets: Sequence[Target], records: Sequence[Any]) -> tuple[Any, list[Target]]:
-        """A batch that was composed in the workers: it is counted and passed on as it is."""
-        origin = origin_of(self._drawn_from, self.sampler, self.seed)
-        batch = self._last = composed_batch(records, len(images), targets, origin)
-        batch.count(self.counters)
-        self._warn.warn_all(batch.warnings())
-        return images, batch.targets
-
-    @cached_property
-    def _drawn_from(self) -> int:
-        return drawn_from(self.planner, self.sampler)
 
 
 def _read_values(terse: nn.Module, prefix: str, keep_vars: bool) -> None:

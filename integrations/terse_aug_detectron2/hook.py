@@ -22,6 +22,7 @@ from terse_aug_detectron2.batch import Item, Needs, from_samples, sampled_foregr
 from terse_aug_detectron2.classes import class_labels, keypoint_flips, open_bank
 from terse_aug_detectron2.config import chosen_seed, terse_node, terse_settings
 from terse_aug_detectron2.model import Detectron2Adapter, known_total
+from terse_aug_detectron2.workers import WorkerComposites, records_of, without_records
 
 _LOGGER = logging.getLogger("detectron2.terse_aug")
 _LOGGED_IMAGE = "terse_aug/composites"
@@ -58,6 +59,7 @@ class TerseHook(TrainingHook, HookBase):
         loss_scale: factor of each loss before ``backward`` in your own loop; that of a ``GradScaler`` is added.
         log_period: iterations between two logs of the metrics under ``terse_aug/``; 0 for none.
         image_period: iterations between two images of composites; 0 for none.
+        compose_in_workers: make composites in the data loader's workers, where the policy allows it (``random``).
         settings: ``paste``, ``sampler``, ``backgrounds``, ``distractors`` and ``robustness``, see
             :class:`terse_aug.integration.TerseSettings`.
 
@@ -79,6 +81,7 @@ class TerseHook(TrainingHook, HookBase):
         loss_scale: float = 1.0,
         log_period: int = 20,
         image_period: int = 500,
+        compose_in_workers: bool = True,
         **settings: Any,
     ) -> None:
         super().__init__(
@@ -93,7 +96,7 @@ class TerseHook(TrainingHook, HookBase):
         self.bank = bank if isinstance(bank, ForegroundBank) else ForegroundBank.open(bank)
         keypoint_flip_order(self.bank.keypoint_names, keypoint_flips)  # a wrong name is an error before training
         self._keypoint_flips, self._own_loss_scale, self._loss_scale = keypoint_flips, loss_scale, loss_scale
-        self._needs = Needs()
+        self._needs, self._workers = Needs(), WorkerComposites(self, compose_in_workers)
         self._handle: RemovableHandle | None = None
         self._other_hooks: list[HookBase] = []
         self._logged_image: Any = None
@@ -129,6 +132,7 @@ class TerseHook(TrainingHook, HookBase):
             loss_scale=node.LOSS_SCALE,
             log_period=node.LOG_PERIOD,
             image_period=node.IMAGE_PERIOD,
+            compose_in_workers=node.COMPOSE_IN_WORKERS,
         )
 
     def paste(self, batch: Sequence[Item]) -> list[Item]:
@@ -142,18 +146,19 @@ class TerseHook(TrainingHook, HookBase):
         """
         self._recording = False
         inner = self._inner
-        images, targets = to_samples(batch, self.device, self._needs)
+        records = records_of(batch)
+        images, targets = to_samples(batch, self.device if records is None else torch.device("cpu"), self._needs)
         composites, corrected = self.paste_on(
             images,
             targets,
-            sampled_foregrounds_of(batch),
+            records or sampled_foregrounds_of(batch),
             mixed_precision=hasattr(inner, "grad_scaler"),
             dtype=getattr(inner, "precision", None),
         )
         self._recording = True
         if is_due(self.trainer.iter, self.image_period) and comm.is_main_process():
             self._logged_image = self.drawn_composites(composites, corrected).transpose(2, 0, 1)
-        return from_samples(batch, composites, corrected)
+        return from_samples(batch, composites, corrected) if records is None else without_records(batch)
 
     def before_train(self) -> None:
         """Make ``Terse`` for the trainer's model, move before all other hooks, load a saved state."""
@@ -180,6 +185,7 @@ class TerseHook(TrainingHook, HookBase):
             self.saved_state = None
         self.log_feedback(_LOGGER)
         self._handle = inner.model.register_forward_hook(_LossRecorder(self._record))
+        self._workers.begin(inner.data_loader, vars(inner).get(_iterator_name(inner)), self._needs)
         if hasattr(inner, "reset_data_loader"):
             inner.reset_data_loader = self._reset_data_loader
 
@@ -208,6 +214,7 @@ class TerseHook(TrainingHook, HookBase):
         name = _iterator_name(inner)
         if isinstance(wrapped := vars(inner).get(name), _PastingIterator):
             setattr(inner, name, wrapped.source)
+        self._workers.end()
         registered_since = [hook for hook in self.trainer._hooks if hook not in self._other_hooks]
         self.trainer._hooks = self._other_hooks + registered_since
         self._recording = False
@@ -247,7 +254,13 @@ class TerseHook(TrainingHook, HookBase):
     def _reset_data_loader(self, builder: Callable[[], Any]) -> None:
         """In place of the trainer's own, so that the batches of a new data loader are pasted on too."""
         inner = self._inner
-        inner.__class__.reset_data_loader(inner, builder)
+
+        def built() -> Any:
+            loader = builder()
+            self._workers.begin(loader, None, self._needs)
+            return loader
+
+        inner.__class__.reset_data_loader(inner, built)
         self._wrap_iterator()
 
     def _state_in_checkpoint(self) -> Mapping[str, Any] | None:
