@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from terse_aug import ForegroundBank
 from terse_aug.integration import TerseSettings, TrainingHook, is_due
 from terse_aug.structures.keypoints import keypoint_flip_order
-from terse_aug_detectron2.batch import Item, Needs, from_samples, sampled_foregrounds_of, to_samples
+from terse_aug_detectron2.batch import Item, Needs, from_samples, objects_of, sampled_foregrounds_of, to_samples
 from terse_aug_detectron2.classes import class_labels, keypoint_flips, open_bank
 from terse_aug_detectron2.config import chosen_seed, terse_node, terse_settings
 from terse_aug_detectron2.model import Detectron2Adapter, known_total
@@ -145,20 +145,25 @@ class TerseHook(TrainingHook, HookBase):
             ValueError: the batch has annotations that pasting cannot correct.
         """
         self._recording = False
-        inner = self._inner
-        records = records_of(batch)
-        images, targets = to_samples(batch, self.device if records is None else torch.device("cpu"), self._needs)
-        composites, corrected = self.paste_on(
-            images,
-            targets,
-            records or sampled_foregrounds_of(batch),
-            mixed_precision=hasattr(inner, "grad_scaler"),
-            dtype=getattr(inner, "precision", None),
-        )
+        inner, records = self._inner, records_of(batch)
+        if records is not None:
+            composed = without_records(batch)
+            self.terse([item["image"] for item in batch], objects_of(batch), records)
+        else:
+            images, targets = to_samples(batch, self.device, self._needs)
+            composites, corrected = self.paste_on(
+                images,
+                targets,
+                sampled_foregrounds_of(batch),
+                mixed_precision=hasattr(inner, "grad_scaler"),
+                dtype=getattr(inner, "precision", None),
+            )
+            composed = from_samples(batch, composites, corrected)
         self._recording = True
         if is_due(self.trainer.iter, self.image_period) and comm.is_main_process():
-            self._logged_image = self.drawn_composites(composites, corrected).transpose(2, 0, 1)
-        return from_samples(batch, composites, corrected) if records is None else without_records(batch)
+            drawn = self.drawn_composites(*to_samples(composed, self.device, self._needs))
+            self._logged_image = drawn.transpose(2, 0, 1)
+        return composed
 
     def before_train(self) -> None:
         """Make ``Terse`` for the trainer's model, move before all other hooks, load a saved state."""
