@@ -186,7 +186,7 @@ class TerseHook(TrainingHook, HookBase):
         )
         self._move_first()
         if self.trainer.start_iter > 0 or self.saved_state is not None:
-            self.load(self.saved_state or self._state_in_checkpoint(), _LOGGER)
+            self.load(self.saved_state or _state_in_checkpoint(self), _LOGGER)
             self.saved_state = None
         self.log_feedback(_LOGGER)
         self._handle = inner.model.register_forward_hook(_LossRecorder(self._record))
@@ -268,20 +268,6 @@ class TerseHook(TrainingHook, HookBase):
         inner.__class__.reset_data_loader(inner, built)
         self._wrap_iterator()
 
-    def _state_in_checkpoint(self) -> Mapping[str, Any] | None:
-        """The state in the checkpoint that the trainer was resumed from before this hook was registered."""
-        # With a lazy config the trainer has no checkpointer, but a hook of the main process does.
-        owners = [self.trainer, *self.trainer._hooks]
-        checkpointer = next((owner.checkpointer for owner in owners if hasattr(owner, "checkpointer")), None)
-        state: Mapping[str, Any] | None = None
-        if comm.is_main_process() and checkpointer is not None and checkpointer.has_checkpoint():
-            path = checkpointer.path_manager.get_local_path(checkpointer.get_checkpoint_file())
-            trainer = torch.load(path, map_location="cpu").get("trainer", {})
-            if trainer.get("iteration") == self.trainer.start_iter - 1:
-                state = trainer.get("hooks", {}).get(type(self).__qualname__)
-        found: Mapping[str, Any] | None = comm.all_gather(state)[0]
-        return found
-
     def _record(self, module: nn.Module, output: Any) -> None:
         if self._recording and module.training:
             self.record_loss(known_total(output))
@@ -301,6 +287,21 @@ class TerseHook(TrainingHook, HookBase):
             storage._vis_data = [entry for entry in storage._vis_data if entry[0] != _LOGGED_IMAGE]
             storage.put_image(_LOGGED_IMAGE, self._logged_image)
             self._logged_image = None
+
+
+def _state_in_checkpoint(hook: HookBase) -> Mapping[str, Any] | None:
+    """The state in the checkpoint that the trainer was resumed from before the hook was registered."""
+    # With a lazy config the trainer has no checkpointer, but a hook of the main process does.
+    owners = [hook.trainer, *hook.trainer._hooks]
+    checkpointer = next((owner.checkpointer for owner in owners if hasattr(owner, "checkpointer")), None)
+    state: Mapping[str, Any] | None = None
+    if comm.is_main_process() and checkpointer is not None and checkpointer.has_checkpoint():
+        path = checkpointer.path_manager.get_local_path(checkpointer.get_checkpoint_file())
+        trainer = torch.load(path, map_location="cpu").get("trainer", {})
+        if trainer.get("iteration") == hook.trainer.start_iter - 1:
+            state = trainer.get("hooks", {}).get(type(hook).__qualname__)
+    found: Mapping[str, Any] | None = comm.all_gather(state)[0]
+    return found
 
 
 class _LossRecorder:
