@@ -57,6 +57,13 @@ def test_composites_of_levels_are_those_of_floats_to_a_level(bank: ForegroundBan
         assert all(torch.equal(target[name], other[name]) for name in other)
 
 
+@pytest.mark.parametrize("levels", [False, True])
+def test_the_order_of_the_channels_is_that_of_the_images(bank: ForegroundBank, levels: bool) -> None:
+    rgb, bgr = (composed(bank, levels, bgr=bgr).result[0] for bgr in (False, True))
+    for own, other in zip(rgb, bgr, strict=True):
+        torch.testing.assert_close(own, other.flip(0))
+
+
 def test_backgrounds_and_distractors_of_levels_are_those_of_floats(bank: ForegroundBank, tmp_path: Path) -> None:
     strange = make_bank(tmp_path, [make_foreground(9, label=7)])
     parts = {

@@ -37,13 +37,14 @@ FIELDS: tuple[tuple[str, ...], ...] = ((), ("masks",), ("masks", "keypoints"))
 CASES = [("random", fields) for fields in FIELDS] + [(policy, FIELDS[2]) for policy in POLICIES[1:]]
 SIZES = ((540, 450), (450, 540), (480, 512), (512, 480), (540, 540), (430, 550), (560, 448), (500, 470))
 
-LIMITS = {  # synchronisations and launches at most, of images on the device
-    "random": {"forward": (1, 60), "plain step": (0, 60)},
+LIMITS = {  # synchronisations and launches at most, of images on the device, with boxes alone
+    "random": {"forward": (2, 60), "plain step": (0, 10)},
     "critic": {"forward": (2, 150), "plain step": (0, 150)},
-    "adversarial": {"update forward": (3, 250), "plain step": (0, 250)},
-    "paper": {"update forward": (3, 250), "plain step": (0, 250)},
+    "adversarial": {"update forward": (3, 250), "forward": (2, 250), "plain step": (0, 10)},
+    "paper": {"update forward": (3, 250), "forward": (2, 250), "plain step": (0, 10)},
 }
-NOT_YET = pytest.mark.xfail(strict=False, raises=AssertionError, reason="composites are rendered paste by paste")
+MASKS = 60
+"""More launches for masks of 8 images of different sizes."""
 
 
 @dataclass
@@ -307,6 +308,8 @@ def check_equal_on_both(
     paste = PasteConfig(objects=(2, 3), occluded_object_probability=0.5)
     runs = [Training(bank, policy, device, paste, **settings) for device in (torch.device("cpu"), DEVICE)]
     batch = make_batch(0, ((128, 160), (144, 128), (128, 128)), 2, **dict.fromkeys(fields, True))
+    if fields == ("masks",):  # of both types
+        batch[1][:] = [target | {"masks": target["masks"].bool()} for target in batch[1]]
     on_cpu, simulated = (run.iterate(*batch) for run in runs)
     assert simulated.pastes == on_cpu.pastes > 4
     assert simulated.updated == on_cpu.updated == runs[0].terse.policy.learns
@@ -319,6 +322,8 @@ def check_equal_on_both(
         assert all(isinstance(value, SimulatedTensor) for value in target.values())
         _check_target({name: value.cpu() for name, value in target.items()}, expected)
     expected_metrics, metrics = (run.terse.metrics() for run in runs)
+    for values in (metrics, expected_metrics):
+        values.pop("robustness/loss_gain", None)  # what a random network's loss gains depends on every rounding
     assert metrics == pytest.approx(expected_metrics, rel=0.02, abs=0.02)
     assert runs[1].iterate(*batch).updated == simulated.updated
     return metrics
@@ -345,7 +350,6 @@ def test_counts_name_the_line_of_the_package() -> None:
     assert first.detector.of_package("launches") == 0
 
 
-@NOT_YET
 @pytest.mark.parametrize("fields", FIELDS)
 @pytest.mark.parametrize("policy", LIMITS)
 def test_counts_are_within_limits(policy: str, fields: tuple[str, ...]) -> None:
@@ -355,16 +359,20 @@ def test_counts_are_within_limits(policy: str, fields: tuple[str, ...]) -> None:
     parts = {"forward": plain.forward, "update forward": update.forward, "plain step": plain.step}
     over = []
     for name, (synchronisations, launches) in LIMITS[policy].items():
-        found = parts[name]
-        if found.synchronisations > synchronisations or found.launches > launches:
+        found, most = parts[name], launches + (MASKS if fields and "forward" in name else 0)
+        if found.synchronisations > synchronisations or found.launches > most:
             over.append(
                 f"{name}: {found.synchronisations} synchronisations, {found.launches} launches: {found.origins}"
             )
     assert not over
 
 
-@NOT_YET
-@pytest.mark.parametrize("policy", POLICIES)
+def test_random_waits_once_without_decoys() -> None:
+    """Decoys need boxes of the targets before anything is rendered."""
+    assert measure("random", ("masks",), (2, 3))[1].forward.synchronisations == 1
+
+
+@pytest.mark.parametrize("policy", LIMITS)
 def test_counts_do_not_grow_with_the_number_of_pastes(policy: str) -> None:
     few, many = (measure(policy, ("masks",), (number, number), ((160, 200),) * 4) for number in (2, 8))
     assert sum(one.pastes for one in many) > 3 * sum(one.pastes for one in few)
@@ -372,7 +380,7 @@ def test_counts_do_not_grow_with_the_number_of_pastes(policy: str) -> None:
         for own, more in ((one.forward, other.forward), (one.step, other.step)):
             assert more.synchronisations <= own.synchronisations
             assert more.copies <= own.copies
-            assert more.launches <= 1.05 * own.launches  # a detector that it runs depends on what it sees
+            assert more.launches <= own.launches
 
 
 if __name__ == "__main__":

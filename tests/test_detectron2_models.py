@@ -199,6 +199,7 @@ def test_extra_forwards_leave_the_running_mean_of_the_loss_alone(
     cfg = tiny_cfg("retinanet", dataset, tmp_path)
     model = DefaultTrainer.build_model(cfg).train() if name == "retinanet" else lazy_fcos().train()
     images, targets = to_samples([item(), item(1)], torch.device("cpu"), Needs())
+    images = [image.float() for image in images]
     with EventStorage(0):
         for _ in range(2):
             before = vars(model).get("loss_normalizer")

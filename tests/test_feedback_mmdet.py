@@ -209,7 +209,7 @@ def test_the_recorded_score_is_the_probability_of_the_object_s_class(name: str) 
 
 
 @pytest.mark.parametrize(
-    "config", [ONE_STAGE["VFNet"], ONE_STAGE["CenterNet"], *map(WITH_QUERIES.get, ("DDQ", "QueryInst"))]
+    "config", [ONE_STAGE["VFNet"], ONE_STAGE["CenterNet"], WITH_QUERIES["DDQ"], WITH_QUERIES["Sparse R-CNN"]]
 )
 def test_recording_changes_neither_losses_nor_gradients_nor_the_random_state(config: str) -> None:
     images, targets = batch()

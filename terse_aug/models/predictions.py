@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from terse_aug.models.forward_hooks import Arguments, ForwardHooks
+from terse_aug.models.padding import PaddedObjects, overlaps, scale_factors
 from terse_aug.structures.annotations import Target
 
 _PAIRS_ON_CPU, _PAIRS = 2**22, 2**26
@@ -102,23 +103,12 @@ def best_predictions(
         iou_threshold: a box belongs to an object from this overlap on.
         rows: of each image the objects whose scores are needed, all by default; others are NaN.
     """
-    counts = [len(target["boxes"]) for target in targets]
-    if rows is None:
-        rows = [range(count) for count in counts]
-    most, total = max((len(own) for own in rows), default=0), sum(counts)
-    flat = torch.cat([target["boxes"].float() for target in targets])
-    found = flat.new_full((total + 1,), torch.nan)  # the last stands for missing objects, which fill up the rows
-    if most and predictions.boxes.shape[1]:
-        index = _padded_index(rows, counts, most, total).to(flat.device, non_blocking=True)
-        objects = torch.cat([flat, flat.new_zeros(1, 4)])[index]
-        labels = torch.cat([target["labels"].long() for target in targets])
-        labels = torch.cat([labels, labels.new_zeros(1)])[index]
-        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-        best = _best(predictions, objects, labels, predictions.sizes or sizes, sizes, iou_threshold)
-        found[index.flatten()] = best.flatten().to(found)
-    elif most:
-        found = torch.zeros_like(found)
-    return list(torch.split(found[:total], counts))
+    objects = PaddedObjects.of(targets, rows)
+    sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+    if 0 in (objects.index.numel(), predictions.boxes.shape[1]):
+        return objects.split(torch.zeros_like(objects.index, dtype=torch.float32))
+    best = _best(predictions, objects, predictions.sizes or sizes, sizes, iou_threshold)
+    return objects.split(best.to(objects.boxes))
 
 
 def matching_boxes(
@@ -143,7 +133,7 @@ def matching_boxes(
         tolerance = _TOLERANCE + (expected.detach().abs() * 1e-5)
         own = own.detach().to(expected)
         if sizes is not None and resized:
-            own = own * _factors(size, sizes[number]).to(expected)
+            own = own * scale_factors([size], [sizes[number]])[0].to(expected)
             tolerance = torch.full_like(own, _TOLERANCE_RESIZED * max(size))
         differences.append((own - expected.detach()).abs() - tolerance)
     # One synchronization with the device, and none if the model got the very tensors.
@@ -232,46 +222,19 @@ def detached(output: Any) -> Any:
     return output
 
 
-def _padded_index(rows: Sequence[Sequence[int]], counts: Sequence[int], most: int, filler: int) -> Tensor:
-    """Rows ``[B, most]`` of the objects of all images; with a filler where an image has fewer."""
-    index, first = [], 0
-    for own, count in zip(rows, counts, strict=True):
-        index.append([first + row for row in own] + [filler] * (most - len(own)))
-        first += count
-    return torch.tensor(index)
-
-
-def _best(
-    predictions: Predictions, objects: Tensor, labels: Tensor, sizes: Sizes, shown: Sizes, iou_threshold: float
-) -> Tensor:
+def _best(predictions: Predictions, objects: PaddedObjects, sizes: Sizes, shown: Sizes, iou_threshold: float) -> Tensor:
     """The best scores ``[B, N]``; the overlap does not depend on the pixels in which it is measured."""
     boxes, device = predictions.boxes.float(), predictions.boxes.device
     if predictions.clip:
         limits = torch.tensor([[width, height] for height, width in sizes], dtype=torch.float32).repeat(1, 2)
         boxes = torch.minimum(boxes.clamp(min=0), limits[:, None].to(device, non_blocking=True))
-    factors = torch.stack([_factors(own, other) for own, other in zip(sizes, shown, strict=True)])
-    objects = objects.to(device) * factors[:, None].to(device, non_blocking=True)
-    labels = labels.to(device)
+    own = objects.boxes.to(device) * scale_factors(sizes, shown).to(device, non_blocking=True)
+    labels = objects.labels.to(device)
     pairs = _PAIRS_ON_CPU if device.type == "cpu" else _PAIRS
     step = max(1, pairs // (labels.shape[1] * boxes.shape[1]))
     best = []
     for first in range(0, len(boxes), step):
         chunk = slice(first, first + step)
-        near = _overlaps(objects[chunk], boxes[chunk]) >= iou_threshold
+        near = overlaps(own[chunk], boxes[chunk]) >= iou_threshold
         best.append(torch.where(near, predictions.scores(chunk, labels[chunk]), 0.0).amax(2))
     return torch.cat(best)
-
-
-def _overlaps(objects: Tensor, boxes: Tensor) -> Tensor:
-    """The IoU ``[b, N, Q]`` of objects ``[b, N, 4]`` with boxes ``[b, Q, 4]``."""
-    left, top, right, bottom = objects[:, :, :, None].unbind(2)
-    x1, y1, x2, y2 = boxes.transpose(1, 2).contiguous()[:, None].unbind(2)
-    common = torch.minimum(right, x2).sub_(torch.maximum(left, x1)).clamp_(min=0)
-    common *= torch.minimum(bottom, y2).sub_(torch.maximum(top, y1)).clamp_(min=0)
-    union = (right - left) * (bottom - top) + (x2 - x1) * (y2 - y1) - common
-    return common.div_(union)
-
-
-def _factors(to: tuple[float, float], from_: tuple[float, float]) -> Tensor:
-    """Factors ``[4]`` from XYXY boxes in an image of one size to those in one of another; both (height, width)."""
-    return torch.tensor([to[1] / from_[1], to[0] / from_[0]]).repeat(2)

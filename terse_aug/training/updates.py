@@ -213,8 +213,8 @@ class PolicyUpdater(nn.Module):
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         sum_tensors_over_ranks(gradients)
-        for gradient in gradients:
-            gradient.div_(ranks)
+        if ranks != 1:
+            torch._foreach_div_(gradients, ranks)
         norm = float(nn.utils.clip_grad_norm_(parameters, self.policy.max_gradient_norm))
         if not math.isfinite(norm):
             self.zero_grad(set_to_none=True)
