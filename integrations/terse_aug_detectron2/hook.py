@@ -190,7 +190,7 @@ class TerseHook(TrainingHook, HookBase):
             self.saved_state = None
         self.log_feedback(_LOGGER)
         self._handle = inner.model.register_forward_hook(_LossRecorder(self._record))
-        self._workers.begin(inner.data_loader, vars(inner).get(_iterator_name(inner)), self._needs)
+        self._workers.begin(getattr(inner, "data_loader", None), vars(inner).get(_iterator_name(inner)), self._needs)
         if hasattr(inner, "reset_data_loader"):
             inner.reset_data_loader = self._reset_data_loader
 

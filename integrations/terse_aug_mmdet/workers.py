@@ -16,7 +16,7 @@ from terse_aug_mmdet.batch import put_back, to_samples
 _CPU = torch.device("cpu")
 _BEGUN = (
     "Composites are made in the training process: the data loader's iterator was made before the hook began, and its "
-    "workers cannot be given anything. Give the runner train_dataloader as a dictionary."
+    "workers cannot be given anything. Make the runner by Runner.from_cfg."
 )
 _UNKNOWN = "Composites are made in the training process: the data loader has no sampler of indices."
 
