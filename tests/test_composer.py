@@ -244,4 +244,5 @@ def test_a_numbered_sampler_is_otherwise_the_wrapped_one() -> None:
     assert sorted(first) == [0, 1, 2, 3]
     assert [own.number for own in first + second] == list(range(2, 10))
     assert pickle.loads(pickle.dumps(first[1])).number == 3
+    assert all(own.number == other.number for own, other in zip(sampler, sampler, strict=True))  # as in Detectron2
     assert (len(sampler), sampler.replacement) == (4, False)

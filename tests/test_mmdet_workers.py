@@ -86,10 +86,11 @@ def test_data_sets_inside_others_and_switched_pipelines_are_composed(
     data: Path, bank: ForegroundBank, tmp_path: Path
 ) -> None:
     steps = pipeline()
-    switch = {"type": "PipelineSwitchHook", "switch_epoch": 1, "switch_pipeline": steps}
+    switch = {"type": "PipelineSwitchHook", "switch_epoch": 1, "switch_pipeline": pipeline(side=48)}
     runner, hook, entered = train(data, tmp_path, bank, hooks=[switch], **by_epochs(2))
     assert runner.train_dataloader.dataset.metainfo["classes"]
     assert hook.terse.metrics()["images"] == len(entered)
+    assert torch.tensor(entered[-1][1]).shape == (3, 48, 48) != torch.tensor(entered[0][1]).shape
     _, hook, entered = train(data, tmp_path, bank, 2, mixed=steps[-1:], pipeline=steps[:-1])
     assert hook.terse.metrics()["images"] == len(entered) == 4
 
