@@ -36,7 +36,7 @@ class Rendered:
     Attributes:
         pixels: where they are.
         rows: int32 ``[len(FIELDS) + 3 S, N]``, for each pixel the values of its row.
-        channels: int32 ``[3, 1]``, 0 to 2.
+        channels: int64 ``[3, 1]``, 0 to 2; the type of places among all values.
         numbers: int32 ``[N]``, 0 to N - 1.
         column: int32 ``[N]`` in its row.
         inner: bool ``[N]``, whether it is no margin.
@@ -102,7 +102,7 @@ def render(
         sampling.known(layers),
         torch.tensor([weights, [_SLOPE / 255 * weight for weight in weights]], dtype=layers[0].matrix.dtype),
         torch.arange(-pixels.margin, pixels.margin + 1, dtype=torch.int32),
-        torch.arange(3, dtype=torch.int32),
+        torch.arange(3),
         *_kinds(layers),
         *(sampling.inputs(layers) if placement is not None else ()),
     ]
