@@ -106,6 +106,7 @@ def train(cfg: CfgNode, stop: int, start: int = 0) -> tuple[Any, TerseHook, list
     trainer.max_iter, trainer.order.start = stop, 2 * start
     entered = Seeded(trainer)
     trainer.train()
+    trainer._trainer._data_loader_iter_obj = None  # ends the workers; the garbage collector waits 5 s for each
     return trainer, hook, [item for batch in entered.batches for item in batch]
 
 

@@ -52,6 +52,8 @@ def train(
     runner, hook = made(data, out, iterations, terse, workers=workers, **changes)
     runner.register_hook(watch := Watch())
     runner.train()
+    # Ends the workers; the garbage collector waits 5 s for each.
+    runner.train_loop.dataloader_iterator = runner.train_dataloader._iterator = None
     return runner, hook, watch.entered
 
 
