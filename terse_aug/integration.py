@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from terse_aug.bank import ForegroundBank
+from terse_aug.composer import Composer
 from terse_aug.config import PasteConfig, Robustness, policy_settings, settings_from
 from terse_aug.data.auxiliary_objects import Distractors
 from terse_aug.data.background_pool import BackgroundPool
@@ -202,7 +203,7 @@ class TrainingHook:
         self,
         images: Sequence[Tensor],
         targets: Sequence[Mapping[str, Any]],
-        sampled_foregrounds: Sequence[SampledForegrounds] | None,
+        from_workers: Sequence[Any] | None,
         *,
         mixed_precision: bool,
         dtype: torch.dtype | None = None,
@@ -210,21 +211,27 @@ class TrainingHook:
         """Composites and targets of a batch on the model's device.
 
         Args:
-            images: see :class:`terse_aug.Terse`.
-            targets: likewise.
-            sampled_foregrounds: likewise.
+            images, targets, from_workers: see :meth:`terse_aug.Terse.forward`.
             mixed_precision: of the training. The gradient steps of robustness training use it too, so that they cost
                 what the training's own forward does.
             dtype: with mixed precision; ``None`` for torch's default on the device.
         """
         mixed = mixed_precision and self.terse.perturber is not None
         with torch.autocast(self.device.type, dtype=dtype, enabled=mixed):
-            composites, corrected = self.terse(images, targets, sampled_foregrounds)
+            composites, corrected = self.terse(images, targets, from_workers)
         return list(composites), corrected
 
     def log_feedback(self, logger: logging.Logger) -> None:
         """Log where feedback comes from and what it costs, after :meth:`load`; the logger is the framework's."""
         self.terse.trainer.feedback.log_sources(logger)
+
+    def worker_composer(self, logger: logging.Logger) -> Composer | None:
+        """For the data loader's workers; ``None``, and the reason in the log, where they cannot compose."""
+        try:
+            return self.terse.composer()
+        except ValueError as error:
+            logger.info("Composites are made in the training process. %s", error)
+            return None
 
     def record_loss(self, loss: Tensor | None) -> None:
         """Record the detector's loss on a batch, a scalar; ``None``, which is warned about once, if it is unknown."""

@@ -130,7 +130,7 @@ def test_mmdet_step_reports_ratios_and_loading(root: Path, tmp_path: Path) -> No
     assert all(value > 0 for value in content["ratios"].values())
     assert content["ms_in_terse"]["none"] == content["ms_in_terse"]["CopyPaste"] == 0
     assert content["ms_in_terse"]["random"] > 0
-    assert set(content["loading_ms"]) == {"none", "TersePaste", "CopyPaste"}
+    assert set(content["loading_ms"]) == {"none", "TersePaste", "CopyPaste", "composed"}
 
 
 @pytest.mark.parametrize("framework", ["torchvision", "detectron2", "mmdet"])

@@ -23,6 +23,7 @@ FLOORS = (
     {"data"},
     {"policies"},
     {"training"},
+    {"composer"},
     {"terse"},
     {"preview", "evaluation"},
     {"lockstep", "cli", "integration"},

@@ -54,6 +54,12 @@ def to_samples(batch: Sequence[Item], device: torch.device, needs: Needs) -> tup
     return images, targets
 
 
+def objects_of(batch: Sequence[Item]) -> list[dict[str, Any]]:
+    """Targets of a batch with boxes and labels alone, as they are."""
+    objects = (item["instances"] for item in batch)
+    return [{"boxes": own.gt_boxes.tensor, "labels": own.gt_classes} for own in objects]
+
+
 def from_samples(batch: Sequence[Item], images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]]) -> list[Item]:
     """The batch with these images and targets; its other keys are kept."""
     composed = []

@@ -40,6 +40,12 @@ def to_samples(batch: Mapping[str, Any], device: torch.device) -> tuple[list[Ten
     return images, [_target(sample, f"image {number} of the batch", device) for number, sample in enumerate(samples)]
 
 
+def objects_of(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Targets of a batch with boxes and labels alone, as they are."""
+    objects = (sample.gt_instances for sample in batch["data_samples"])
+    return [{"boxes": own.bboxes, "labels": own.labels} for own in objects]
+
+
 def put_back(
     batch: dict[str, Any],
     images: Sequence[Tensor],

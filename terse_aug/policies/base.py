@@ -150,6 +150,8 @@ class Policy(nn.Module):
     """Whether ``propose`` calls ``context.views``."""
     needs_model = False
     """Whether ``propose`` calls ``context.detector_loss``."""
+    in_workers = False
+    """Whether ``propose`` is a function of its arguments alone, so that it can run in a data loader's workers."""
 
     def propose(self, context: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
         """Propose transforms.
