@@ -46,7 +46,7 @@ def test_an_image_that_is_not_finite_is_left_alone_and_harms_no_other(
 ) -> None:
     for seed in range(6):
         images, targets = make_batch(seed, SIZES, 2, masks=True)
-        images[position][0, 3, 4] = torch.nan
+        images[position].fill_(torch.nan)
         terse, found, corrected = composed(bank, device, (images, targets))
         assert torch.equal(found[position].isnan(), images[position].isnan())
         assert all(torch.equal(corrected[position][name], value) for name, value in targets[position].items())
@@ -57,7 +57,7 @@ def test_an_image_that_is_not_finite_is_left_alone_and_harms_no_other(
 @pytest.mark.parametrize("device", DEVICES, ids=str)
 def test_a_policy_learns_beside_an_image_that_is_not_finite(bank: ForegroundBank, device: torch.device) -> None:
     images, targets = make_batch(0, SIZES, 2)
-    images[0][0, 3, 4] = torch.nan
+    images[0].fill_(torch.nan)
     terse = Terse(bank, policy_with("adversarial", update_interval=1), seed=1, paste=PASTE).to(device)
     there = [{name: value.to(device) for name, value in target.items()} for target in targets]
     composites, _ = terse([image.to(device) for image in images], there)
@@ -107,7 +107,7 @@ def test_boxes_end_at_the_border_where_nothing_is_pasted(bank: ForegroundBank) -
 def test_decoys_do_not_see_boxes_that_are_left_out(bank: ForegroundBank) -> None:
     images, targets = make_batch(1, SIZES, 1)
     for target in targets:
-        target["boxes"] = torch.tensor([[50.0, 50.0, 20.0, 20.0]])  # inverted
+        target["boxes"] = torch.tensor([[50.0, 20.0, 20.0, 50.0]])  # inverted
     decoys = [composed(bank, device, (images, targets))[0].metrics()["decoys"] for device in DEVICES]
     assert decoys[0] == decoys[1] > 0
 
