@@ -41,8 +41,10 @@ class Arm:
     result: Callable[[Any], tuple[NDArray[Any], int, int]]
 
 
-def terse_arm(backgrounds: Sequence[DrawnImage], sources: Sequence[DrawnImage], folder: Path) -> Arm:
-    """``Terse`` with the random policy on a batch of one: float tensors, foregrounds read from a bank on disk.
+def terse_arm(
+    backgrounds: Sequence[DrawnImage], sources: Sequence[DrawnImage], folder: Path, masks: bool = True
+) -> Arm:
+    """``Terse`` with the random policy on a batch of one: uint8 tensors, foregrounds read from a bank on disk.
 
     Scale is fixed to the foreground's own pixels; rotation, shear, flip and place are random as usual.
     """
@@ -50,17 +52,14 @@ def terse_arm(backgrounds: Sequence[DrawnImage], sources: Sequence[DrawnImage], 
     foregrounds = [foreground for drawn in sources for foreground in drawn.foregrounds]
     ranges = terse_aug.TransformRanges(scale=(1.0, 1.0), scale_x=(1.0, 1.0), scale_y=(1.0, 1.0), keep_inside=1.0)
     terse = terse_aug.Terse(
-        write_bank(folder / f"objects_{side}.bank", foregrounds, side),
+        write_bank(folder / f"objects_{side}_{'masks' if masks else 'boxes'}.bank", foregrounds, side),
         paste=terse_aug.PasteConfig(objects=(count, count), paste_probability=1.0, decoys=(0, 0), ranges=ranges),
     )
     samples = [
         (
-            torch.from_numpy(drawn.image).permute(2, 0, 1).contiguous().float() / 255,
-            {
-                "boxes": torch.from_numpy(drawn.boxes),
-                "labels": torch.from_numpy(drawn.labels),
-                "masks": torch.from_numpy(drawn.masks).bool(),
-            },
+            torch.from_numpy(drawn.image).permute(2, 0, 1).contiguous(),
+            {"boxes": torch.from_numpy(drawn.boxes), "labels": torch.from_numpy(drawn.labels)}
+            | ({"masks": torch.from_numpy(drawn.masks).bool()} if masks else {}),
         )
         for drawn in backgrounds
     ]
@@ -71,7 +70,7 @@ def terse_arm(backgrounds: Sequence[DrawnImage], sources: Sequence[DrawnImage], 
 
     def result(pasted: Any) -> tuple[NDArray[Any], int, int]:
         (image,), (target,) = pasted
-        return image.numpy(), len(target["boxes"]), len(target["masks"])
+        return image.numpy(), len(target["boxes"]), len(target["masks" if masks else "boxes"])
 
     return Arm(prepare, lambda batch: terse(*batch), result)
 

@@ -94,6 +94,7 @@ def interleaved(
     rounds: int,
     warmup: int = 0,
     announce: bool = False,
+    stop: Callable[[int], bool] = lambda turn: False,
 ) -> dict[str, Times]:
     """Time several implementations of the same job, one call of each per round.
 
@@ -105,10 +106,13 @@ def interleaved(
         rounds: timed calls of each arm.
         warmup: calls of each before that, not timed.
         announce: print each time.
+        stop: called before each round with its number, from 0 on in the warm-up; true if it is not to be run.
     """
     times = {name: Times() for name in arms}
     generator = np.random.default_rng(0)
     for turn in range(warmup + rounds):
+        if stop(turn):
+            break
         for name in generator.permutation(list(arms)).tolist():
             prepare, work = arms[name]
             prepared = prepare(turn)

@@ -75,8 +75,8 @@ def report_steps(
         more: other columns by title, milliseconds by arm.
     """
     more = more or {}
-    wall = {name: _cycle_mean(arm.wall) for name, arm in times.items()}
-    cpu = {name: _cycle_mean(arm.cpu) for name, arm in times.items()}
+    wall = {name: cycle_mean(arm.wall) for name, arm in times.items()}
+    cpu = {name: cycle_mean(arm.cpu) for name, arm in times.items()}
     ratios, cpu_ratios = _ratios(wall), _ratios(cpu)
     spread = {name: Summary.of(arm.wall) for name, arm in times.items()}
     rows = [
@@ -128,7 +128,7 @@ def report_framework(
     write_json(options.json, content | surroundings())
 
 
-def _cycle_mean(seconds: Sequence[float]) -> float:
+def cycle_mean(seconds: Sequence[float]) -> float:
     """Mean over the positions in a cycle of the median at each position; robust to outliers."""
     return float(np.median(np.reshape(seconds, (-1, CYCLE)), axis=0).mean())
 

@@ -32,7 +32,8 @@ from benchmarks._timing import (
 CASES = ((512, 3), (1024, 5))
 """(side of the image in pixels, objects pasted; as many objects are in the image before)."""
 
-ARMS = ("terse", "numpy", "mmdet", "segpaste")
+ARMS = ("terse", "terse_boxes", "numpy", "mmdet", "segpaste")
+"""``terse_boxes`` corrects boxes only; all others masks, too."""
 _IMAGES = 6  # of each kind, in turn, so that not everything stays in the CPU cache
 _SETTLED_FRACTION = 0.2  # of the images of a memory run, after which memory should no longer grow
 
@@ -96,6 +97,7 @@ def _arms(backgrounds: list[DrawnImage], sources: list[DrawnImage], folder: Path
     """The arms whose library is installed; the others are printed, and null in the JSON."""
     makers: dict[str, Callable[[], Arm]] = {
         "terse": lambda: terse_arm(backgrounds, sources, folder),
+        "terse_boxes": lambda: terse_arm(backgrounds, sources, folder, masks=False),
         "numpy": lambda: numpy_arm(backgrounds, sources),
         "mmdet": lambda: mmdet_arm(backgrounds, sources),
         "segpaste": lambda: segpaste_arm(backgrounds, sources),

@@ -4,12 +4,14 @@
 
 Detectron2's own Faster R-CNN R50-FPN in its own SimpleTrainer, untrained. All arms train the same detector with a
 learning rate of 0 and take turns step by step; batches are mapped before the clock starts, with foregrounds by
-``TerseMapper``. Loading: the time of ``DatasetMapper`` alone and inside ``TerseMapper``, in this process.
+``TerseMapper``. Loading: the time of ``DatasetMapper`` alone, inside ``TerseMapper``, and with the composing of policy
+``random``, in this process.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -36,9 +38,11 @@ from benchmarks._training_steps import (
     step_parser,
     write_photographs,
 )
-from terse_aug import ForegroundBank
+from terse_aug import ForegroundBank, PixelFormat, Terse
 from terse_aug.config import PolicySettings
 from terse_aug_detectron2 import TerseHook, TerseMapper, add_terse_config
+from terse_aug_detectron2.batch import Needs
+from terse_aug_detectron2.workers import ItemComposer
 
 ARMS: dict[str, PolicySettings | None] = {"none": None, **POLICIES}
 
@@ -64,7 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         mappers["TerseMapper"] = TerseMapper(mappers["DatasetMapper"], bank)
         arms = {name: _Arm(model, bank, records, mappers, policy, options) for name, policy in ARMS.items()}
         steps = interleaved({name: arm.pair() for name, arm in arms.items()}, CYCLE * options.cycles, CYCLE)
-        loading = interleaved({name: _loader(mapper, records) for name, mapper in mappers.items()}, 40, 8)
+        composer = ItemComposer(Terse(bank, pixel_format=PixelFormat(scale=255.0, bgr=True)).composer(), Needs())
+        numbers, plain = itertools.count(), mappers["DatasetMapper"]
+        loaders = mappers | {"composed": lambda record: composer(plain(record), next(numbers))}
+        loading = interleaved({name: _loader(mapper, records) for name, mapper in loaders.items()}, 40, 8)
     inside = {name: arm.milliseconds_in_terse() for name, arm in arms.items()}
     report_framework("R50-FPN", steps, loading, inside, options, {})
 

@@ -11,6 +11,7 @@ image in this process.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +44,9 @@ from benchmarks._training_steps import (
     step_parser,
     write_photographs,
 )
+from terse_aug import ForegroundBank, PixelFormat, Terse
 from terse_aug_mmdet import TerseHook
+from terse_aug_mmdet.workers import SampleComposer
 
 CONFIGS = {
     "faster-rcnn": "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
@@ -76,7 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             arms[arm] = _Arm(model, dataset, {"type": "TerseHook", **settings}, name, options)
         rounds = CYCLE * options.cycles
         steps = interleaved({name: (arm.load, arm.step) for name, arm in arms.items()}, rounds, CYCLE)
-        loading = interleaved({name: _loader(dataset) for name, dataset in datasets.items()}, 40, 8)
+        loaders = {name: _loader(dataset) for name, dataset in datasets.items()}
+        loaders["composed"] = _composing_loader(loaders["none"], bank)
+        loading = interleaved(loaders, 40, 8)
         inside = {name: arm.milliseconds_in_terse() for name, arm in arms.items()}
     report_framework(options.detector, steps, loading, inside, options, {"detector": options.detector})
 
@@ -152,6 +157,16 @@ class _Arm:
 def _loader(dataset: Mapping[str, Any]) -> tuple[Callable[[int], int], Callable[[int], Any]]:
     built = DATASETS.build(dataset)
     return (lambda turn: turn % IMAGES), (lambda index: built[index])
+
+
+def _composing_loader(
+    plain: tuple[Callable[[int], int], Callable[[int], Any]], bank: ForegroundBank
+) -> tuple[Callable[[int], int], Callable[[int], Any]]:
+    """With the composing of policy ``random``."""
+    terse = Terse(bank.relabel(_CLASSES), pixel_format=PixelFormat(scale=255.0, bgr=True))
+    composer, numbers = SampleComposer(terse.composer(), 0), itertools.count()
+    turn, load = plain
+    return turn, lambda index: composer(load(index), next(numbers))
 
 
 def _model_config(detector: str) -> Any:

@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models import detection
 
 from benchmarks._drawn_images import draw_image
@@ -32,13 +33,18 @@ _MAKERS = {
     "resnet50": detection.fasterrcnn_resnet50_fpn,
 }
 
+_IN_WORKERS = "random_in_workers"
+
 ARMS: dict[str, dict[str, Any]] = {name: {"policy": policy} for name, policy in POLICIES.items()} | {
+    _IN_WORKERS: {"policy": "random"},
     "pgd_1": {"robustness": Robustness()},
     "pgd_3": {"robustness": Robustness(steps=3)},
 }
-"""Arguments of ``Terse`` by arm: the policies, and robustness training with one and three gradient steps."""
+"""Arguments of ``Terse`` by arm: the policies, robustness training with one and three gradient steps, and batches that
+were composed before the step, as the data loader's workers do."""
 
-Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+Batch = tuple[Any, ...]
+"""Images, targets, and records if it is composed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -53,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     batches = _batches(options.side, options.batch)
     with tempfile.TemporaryDirectory() as folder:
         steps = _steps(model, step_bank(Path(folder)), options.arms)
-        arms = {name: (lambda turn: (turn, batches[turn % len(batches)]), step) for name, step in steps.items()}
+        arms = {name: (partial(step.prepared, batches), step) for name, step in steps.items()}
         times = interleaved(arms, CYCLE * options.cycles, CYCLE * options.warmup)
     inside = {name: step.terse_seconds() for name, step in steps.items()}
     _report(times, inside, options)
@@ -62,17 +68,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
 class _Step:
     """A training step with or without ``Terse``."""
 
-    def __init__(self, model: nn.Module, terse: Terse | None) -> None:
+    def __init__(self, model: nn.Module, terse: Terse | None, in_workers: bool = False) -> None:
         self._model, self._terse = model, terse
+        self._composer = terse.composer() if terse is not None and in_workers else None
         self._optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
         self._calls = 0
 
+    def prepared(self, batches: Sequence[Batch], turn: int) -> tuple[int, Batch]:
+        """What the data loader gives; not timed."""
+        batch = batches[turn % len(batches)]
+        if self._composer is None:
+            return turn, batch
+        numbers = range(turn * len(batch[0]), (turn + 1) * len(batch[0]))
+        samples = [self._composer(*sample, number) for *sample, number in zip(*batch, numbers, strict=True)]
+        return turn, tuple(zip(*samples, strict=True))
+
     def __call__(self, prepared: tuple[int, Batch]) -> None:
-        turn, (images, targets) = prepared
+        turn, (images, targets, *records) = prepared
         torch.manual_seed(turn)  # the detector's own sampling is then the same in every arm
         if self._terse is not None:
-            images, targets = self._terse(images, targets)
-        losses = self._model(images, targets)
+            images, targets = self._terse(images, targets, *records)
+        losses = self._model(list(images), list(targets))
         torch.stack(list(losses.values())).sum().backward()
         self._optimizer.step()
         self._optimizer.zero_grad()
@@ -88,7 +104,7 @@ class _Step:
 def _steps(model: nn.Module, bank: ForegroundBank, arms: Sequence[str]) -> dict[str, _Step]:
     """The arm without terse-aug, and the chosen ones."""
     terse = {arm: Terse(bank, **ARMS[arm], model=model) for arm in arms}
-    return {"none": _Step(model, None)} | {arm: _Step(model, own) for arm, own in terse.items()}
+    return {"none": _Step(model, None)} | {arm: _Step(model, own, arm == _IN_WORKERS) for arm, own in terse.items()}
 
 
 def _batches(side: int, size: int) -> list[Batch]:

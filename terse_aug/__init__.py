@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from terse_aug import preview as preview
     from terse_aug import samplers as samplers
     from terse_aug.bank import Foreground, ForegroundBank
+    from terse_aug.composer import Composer, CompositeRecord
     from terse_aug.compositing.compose import Composites, Paste
     from terse_aug.config import PasteConfig, Robustness
     from terse_aug.data.auxiliary_objects import Distractors
     from terse_aug.data.background_pool import BackgroundPool
     from terse_aug.data.foreground_loader import ForegroundLoader, SampledForegrounds
+    from terse_aug.data.numbered_sampler import NumberedSampler
     from terse_aug.evaluation.probe import Probe, probe
     from terse_aug.structures.pixel_format import PixelFormat
     from terse_aug.terse import Terse
@@ -31,11 +33,14 @@ if TYPE_CHECKING:
 __all__ = [
     "PARAMETERS",
     "BackgroundPool",
+    "Composer",
+    "CompositeRecord",
     "Composites",
     "Distractors",
     "Foreground",
     "ForegroundBank",
     "ForegroundLoader",
+    "NumberedSampler",
     "Paste",
     "PasteConfig",
     "PixelFormat",
@@ -51,11 +56,13 @@ __all__ = [
 
 _HOMES = {
     "bank": ("Foreground", "ForegroundBank"),
+    "composer": ("Composer", "CompositeRecord"),
     "compositing.compose": ("Composites", "Paste"),
     "config": ("PasteConfig", "Robustness"),
     "data.auxiliary_objects": ("Distractors",),
     "data.background_pool": ("BackgroundPool",),
     "data.foreground_loader": ("ForegroundLoader", "SampledForegrounds"),
+    "data.numbered_sampler": ("NumberedSampler",),
     "evaluation.probe": ("Probe", "probe"),
     "structures.pixel_format": ("PixelFormat",),
     "terse": ("Terse",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from terse_aug.bank import ForegroundBank
+from terse_aug.composer import Composer
 from terse_aug.config import PasteConfig, Robustness, policy_settings, settings_from
 from terse_aug.data.auxiliary_objects import Distractors
 from terse_aug.data.background_pool import BackgroundPool
@@ -24,11 +26,18 @@ from terse_aug.samplers import Sampler, make_sampler
 from terse_aug.structures.keypoints import Flips
 from terse_aug.structures.pixel_format import PixelFormat
 from terse_aug.terse import Terse
+from terse_aug.utils.warnings import WarnOnce
 
 Settings = TypeVar("Settings")
 
 SAMPLED_KEY = "terse_foregrounds"
 """Key under which the data of an image carries its sampled foregrounds from the workers to the hook."""
+
+
+_UNKNOWN_LOSS = (
+    "the detector's loss cannot be read from what its training forward returns: it is not logged as terse-aug's loss, "
+    "and an update is not skipped where it is not finite"
+)
 
 
 class TerseSettings:
@@ -137,9 +146,10 @@ class TrainingHook:
         self.log_period, self.image_period = log_period, image_period
         self.device = torch.device("cpu")
         self.saved_state: Mapping[str, Any] | None = None
-        self.losses: list[Tensor] = []
+        self.losses: list[Tensor | None] = []
         self._terse: Terse | None = None
         self._clock = (0.0, 0.0)
+        self._warn = WarnOnce()
 
     @property
     def started(self) -> bool:
@@ -193,7 +203,7 @@ class TrainingHook:
         self,
         images: Sequence[Tensor],
         targets: Sequence[Mapping[str, Any]],
-        sampled_foregrounds: Sequence[SampledForegrounds] | None,
+        from_workers: Sequence[Any] | None,
         *,
         mixed_precision: bool,
         dtype: torch.dtype | None = None,
@@ -201,21 +211,33 @@ class TrainingHook:
         """Composites and targets of a batch on the model's device.
 
         Args:
-            images: see :class:`terse_aug.Terse`.
-            targets: likewise.
-            sampled_foregrounds: likewise.
+            images, targets, from_workers: see :meth:`terse_aug.Terse.forward`.
             mixed_precision: of the training. The gradient steps of robustness training use it too, so that they cost
                 what the training's own forward does.
             dtype: with mixed precision; ``None`` for torch's default on the device.
         """
         mixed = mixed_precision and self.terse.perturber is not None
         with torch.autocast(self.device.type, dtype=dtype, enabled=mixed):
-            composites, corrected = self.terse(images, targets, sampled_foregrounds)
+            composites, corrected = self.terse(images, targets, from_workers)
         return list(composites), corrected
 
-    def record_loss(self, loss: Tensor) -> None:
-        """Record the detector's loss on a batch, a scalar."""
-        self.losses.append(loss.detach())
+    def log_feedback(self, logger: logging.Logger) -> None:
+        """Log where feedback comes from and what it costs, after :meth:`load`; the logger is the framework's."""
+        self.terse.trainer.feedback.log_sources(logger)
+
+    def worker_composer(self, logger: logging.Logger) -> Composer | None:
+        """For the data loader's workers; ``None``, and the reason in the log, where they cannot compose."""
+        try:
+            return self.terse.composer()
+        except ValueError as error:
+            logger.info("Composites are made in the training process. %s", error)
+            return None
+
+    def record_loss(self, loss: Tensor | None) -> None:
+        """Record the detector's loss on a batch, a scalar; ``None``, which is warned about once, if it is unknown."""
+        if loss is None:
+            self._warn.warn("unknown_loss", _UNKNOWN_LOSS)
+        self.losses.append(None if loss is None else loss.detach())
 
     def update(self, loss_scale: float) -> None:
         """Update the policy after an iteration: with the mean loss of its batches.
@@ -223,7 +245,8 @@ class TrainingHook:
         Args:
             loss_scale: see :meth:`terse_aug.Terse.step`.
         """
-        self.terse.step(torch.stack(self.losses).mean(), loss_scale)
+        known = [loss for loss in self.losses if loss is not None]
+        self.terse.step(torch.stack(known).mean() if known else None, loss_scale)
         self.losses.clear()
 
     def logged_metrics(self) -> dict[str, float]:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from terse_aug.bank import ForegroundBank
-from terse_aug.compositing.compose import Composites, Paste, compose
-from terse_aug.compositing.warp import RenderSettings
+from terse_aug.composer import ComposedBatch, ComposedBatches, Composer, CompositeRecord, composites_of
+from terse_aug.compositing.compose import Composites, Paste
+from terse_aug.compositing.layers import RenderSettings
 from terse_aug.config import PasteConfig, PolicySettings, Robustness, policy_settings
 from terse_aug.data.auxiliary_objects import Distractors
 from terse_aug.data.background_pool import BackgroundPool
 from terse_aug.data.class_mapping import check_classes, class_count, relabelled_bank
 from terse_aug.data.foreground_cache import ForegroundCache
-from terse_aug.data.foreground_loader import SampledForegrounds
-from terse_aug.data.planner import PastePlanner, PlannedBatch, bound_sampler
+from terse_aug.data.planner import PastePlanner, bound_sampler
 from terse_aug.models import ModelAdapter, as_model
-from terse_aug.policies import Policy, Proposal, make_policy
+from terse_aug.policies import Policy, make_policy
 from terse_aug.policies.context import make_context
 from terse_aug.samplers import Sampler
 from terse_aug.structures.annotations import Target
@@ -28,7 +29,7 @@ from terse_aug.structures.keypoints import Flips, keypoint_flip_order
 from terse_aug.structures.pixel_format import PixelFormat
 from terse_aug.structures.validation import validate_batch
 from terse_aug.training.hardness import supplied_outcomes
-from terse_aug.training.metrics import COUNTERS, ROBUSTNESS_COUNTERS, Metrics
+from terse_aug.training.metrics import COUNTERS, ROBUSTNESS_COUNTERS, Metrics, batch_counts
 from terse_aug.training.policy_trainer import PolicyTrainer
 from terse_aug.training.robustness import Perturber
 from terse_aug.utils.distributed import rank
@@ -49,8 +50,8 @@ class Terse(nn.Module):
             optimizer.step(); optimizer.zero_grad()
             terse.step(losses)
 
-    In evaluation mode batches pass through unchanged. The state of rank 0 is enough to resume a distributed run; to
-    resume it equal to the bit with ``critic`` or a learning sampler, each rank saves and loads its own.
+    In evaluation mode batches pass through unchanged. The state of rank 0 resumes a distributed run; equal to the bit
+    with ``critic`` or a learning sampler it is if each rank saves and loads its own.
 
     Args:
         bank: the foregrounds.
@@ -66,7 +67,7 @@ class Terse(nn.Module):
         backgrounds: images that replace some of the batch.
         distractors: foregrounds of none of the detector's classes, pasted without a label.
         robustness: composites are perturbed before the detector is trained on them.
-        pixel_format: of the images; by default RGB in [0, 1].
+        pixel_format: of what the model takes and of float images; by default RGB in [0, 1].
         keypoint_flips: pairs of keypoint names that are swapped in a flipped object; by default left and right.
 
     Raises:
@@ -102,26 +103,22 @@ class Terse(nn.Module):
         check_classes(self.bank, self.model, chosen.classes, self.paste)
         if distractors is not None:
             distractors.check_classes([*self.bank.categories.values(), *(classes or ())])
-        self.planner = PastePlanner(
-            self.paste,
-            self.pixel_format,
-            ForegroundCache(self.bank),
-            chosen.foreground_candidates,
-            chosen.mix_classes,
-            backgrounds,
-            distractors,
-        )
+        cache, several, mixed = ForegroundCache(self.bank), chosen.foreground_candidates, chosen.mix_classes
+        self.planner = PastePlanner(self.paste, self.pixel_format, cache, several, mixed, backgrounds, distractors)
         flip_order = keypoint_flip_order(self.bank.keypoint_names, keypoint_flips)
         self._rendering = RenderSettings(self.paste, self.pixel_format, flip_order)
         self.counters = Metrics((*COUNTERS, *(ROBUSTNESS_COUNTERS if robustness else ())))
         self._warn = WarnOnce()
         bound = bound_sampler(sampler, self.bank, seed, chosen.foreground_candidates, backgrounds)
         self.trainer = PolicyTrainer(chosen, bound, self.model, self.pixel_format, seed, self.counters, self._warn)
+        self._composed = ComposedBatches(self.planner, bound, self.counters, self._warn)
         self.perturber: Perturber | None = None
         if robustness is not None:
             self.perturber = Perturber(robustness, self.pixel_format, self.model, self.counters)
-        self._last: Composites | None = None
+        self._needs_float = robustness is not None or (chosen.learns and chosen.learns_from == "gradient")
+        self._last: Composites | ComposedBatch | None = None
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)
+        self.register_state_dict_pre_hook(_read_values)  # type: ignore[no-untyped-call]
         self._anchor: Tensor
 
     @property
@@ -140,6 +137,11 @@ class Terse(nn.Module):
         return self._model[0]
 
     @property
+    def image_count(self) -> int:
+        """Images that were composed on this rank, counted over all epochs and resumed runs."""
+        return self.counters.counts["images"]
+
+    @property
     def pastes(self) -> list[list[Paste]]:
         """The pastes of each image of the last :meth:`forward` in training mode, until :meth:`step`."""
         return self._last.pastes if self._last else []
@@ -150,56 +152,62 @@ class Terse(nn.Module):
         return self._last.backgrounds if self._last else {}
 
     def forward(
-        self,
-        images: Sequence[Tensor] | Tensor,
-        targets: Sequence[Target],
-        sampled_foregrounds: Sequence[SampledForegrounds] | None = None,
+        self, images: Sequence[Tensor] | Tensor, targets: Sequence[Target], from_workers: Sequence[Any] | None = None
     ) -> tuple[list[Tensor] | Tensor, list[Target]]:
         """Paste foregrounds onto a batch.
 
         Args:
-            images: B float tensors ``[3, H, W]`` of any sizes, or one ``[B, 3, H, W]``; left untouched.
+            images: B tensors ``[3, H, W]`` of any sizes, or one ``[B, 3, H, W]``, uint8 or float; left untouched.
             targets: B dictionaries: ``boxes`` float ``[N, 4]`` XYXY pixels, ``labels`` int ``[N]``, optionally
                 ``masks``, ``keypoints``, ``ids``, ``area``, ``iscrowd``; left untouched.
-            sampled_foregrounds: B results of a :class:`~terse_aug.ForegroundLoader` in the data loader's workers.
+            from_workers: B results of a :class:`~terse_aug.ForegroundLoader` in the data loader's workers; or B records
+                of :meth:`composer`, if the batch was composed there: it is counted and passed on as it is.
 
         Returns:
-            Composites and their corrected targets, in the form of the input. In an iteration with an update, the
-            composites of a policy that learns from gradients (``adversarial``, ``paper``) carry a graph.
+            Composites and corrected targets in the form of the input; float with robustness, and where a policy learns
+            from gradients (``adversarial``, ``paper``), whose composites carry a graph in an iteration with an update.
 
         Raises:
-            ValueError: the batch does not keep to the contract above, or sampled foregrounds do not fit.
+            ValueError: the batch does not keep to the contract above, or what the workers gave does not fit.
         """
         self.trainer.end_batch()
         self._last = None
         if not self.training:
-            return list(images) if not isinstance(images, Tensor) else images, list(targets)
+            return images if isinstance(images, Tensor) else list(images), list(targets)
+        self.trainer.feedback.log_sources()
         started = time.perf_counter()
+        if from_workers and isinstance(from_workers[0], CompositeRecord):
+            self._last = self._composed.batch(from_workers, targets, self.seed)
+            self.seconds += time.perf_counter() - started
+            return images, self._last.targets  # type: ignore[return-value]  # as they are
         call = self.counters.counts["calls"]
         generator = generator_for(self.seed, rank(), "paste", call)
         learning = self.trainer.learns_from_batch()
         batch = validate_batch(images, targets, len(self.bank.keypoint_names))
+        if self._needs_float:
+            batch = replace(batch, images=self.pixel_format.as_float(batch.images))
         with torch.no_grad():
-            planned = self.planner.plan(batch, self.sampler, generator, sampled_foregrounds)
+            planned = self.planner.plan(batch, self.sampler, generator, from_workers)
             context = make_context(planned, self._rendering, self.policy, self.model, self.planner.chosen)
         proposal = self.trainer.propose(context, generator, learning)
-        composites = self._composites(planned, proposal)
-        shown = composites
+        shown = composites = composites_of(planned, proposal, self.planner, self._rendering, self._warn.warn_all)
+        if call == 0 and (text := self.pixel_format.mismatch(batch.images, composites.largest)):
+            self._warn.warn("pixel_format", text)
         if self.perturber is not None:
-            shown = self.perturber.perturbed(composites, planned.batch.usable, self.seed, call)
+            shown = self.perturber.perturbed(composites, batch.usable_given(composites.largest), self.seed, call)
         self.trainer.watch(planned.batch, proposal, composites, shown, learning)
-        self.counters.track_batch(planned.plan, proposal, composites)
+        self.counters.counts["extra_forwards"] += proposal.extra_forwards
+        self.counters.add_batch(batch_counts(planned.plan, composites), composites.unit)
         self._last = shown
         self.seconds += time.perf_counter() - started
         return torch.stack(shown.images) if isinstance(images, Tensor) else shown.images, shown.targets
 
-    def step(self, losses: Mapping[str, Tensor] | Tensor | float, loss_scale: float = 1.0) -> None:
-        """Update policy and sampler; call it once per iteration, after the detector's ``backward``.
-
-        A loss or gradient that is not finite skips the update, on all ranks; pastes are random until one succeeds.
+    def step(self, losses: Mapping[str, Tensor] | Tensor | float | None, loss_scale: float = 1.0) -> None:
+        """Update policy and sampler; call it once per iteration, after the detector's ``backward``. A loss or gradient
+        that is not finite skips the update, on all ranks; pastes are random until one succeeds.
 
         Args:
-            losses: the detector's losses of this iteration, summed if a mapping; or their sum.
+            losses: the detector's losses of this iteration, summed if a mapping; or their sum; ``None`` if unknown.
             loss_scale: factor of the loss before ``backward``: ``scaler.get_scale()`` of a GradScaler, taken before
                 ``scaler.update()``; ``1 / n`` where the loss is divided by the n batches that a step accumulates.
 
@@ -232,6 +240,15 @@ class Terse(nn.Module):
         outcomes = supplied_outcomes(hardness, class_probabilities, self._last.targets, self.policy.classes)
         self.trainer.feedback.supply(outcomes)
 
+    def composer(self) -> Composer:
+        """Composes in the data loader's workers, see :class:`~terse_aug.NumberedSampler`; made after a state is loaded.
+
+        Raises:
+            ValueError: another policy than ``random``, sampler ``hardness`` or ``balanced``, or robustness.
+        """
+        robust = self.perturber is not None
+        return Composer(self.planner, self.sampler, self.policy, self._rendering, self.seed, robust)
+
     def restrict_labels(self, labels: Iterable[int] | None) -> None:
         """Paste only foregrounds with some labels, ``None`` for all; not a part of the state.
 
@@ -250,8 +267,7 @@ class Terse(nn.Module):
         """Composites for inspection or evaluation: no state changes and nothing is learned.
 
         Args:
-            images: as in :meth:`forward`.
-            targets: as in :meth:`forward`.
+            images, targets: as in :meth:`forward`.
             policy: another one than that in use.
             seed: what is drawn is a function of it alone.
 
@@ -264,22 +280,19 @@ class Terse(nn.Module):
             batch = validate_batch(images, targets, len(self.bank.keypoint_names))
             planned = self.planner.for_policy(chosen).plan(batch, self.sampler.snapshot(), generator)
             context = make_context(planned, self._rendering, chosen, self.model, self.planner.chosen)
-            return self._composites(planned, chosen.propose(context, generator, learning=False))
+            proposal = chosen.propose(context, generator, learning=False)
+            return composites_of(planned, proposal, self.planner, self._rendering, self._warn.warn_all)
 
     def metrics(self) -> dict[str, float]:
-        """Counters, running averages and diversity, by name; a function of the run alone (time is in ``seconds``)."""
+        """Counters, running averages and diversity, by name."""
+        self.trainer.read_values()
         return self.counters.summary()
 
-    def _composites(self, planned: PlannedBatch, proposal: Proposal) -> Composites:
-        batch, plan = planned.batch, self.planner.chosen(planned.plan, proposal.rows)
-        self._warn.warn_all(batch.warnings)
-        with torch.set_grad_enabled(bool(proposal.leaves)):
-            found = compose(batch.images, batch.targets, plan, proposal.unit, self._rendering, proposal.placement)
-        found.dropped.update(batch.dropped)
-        found.backgrounds.update(planned.backgrounds)
-        if found.dropped["paste_too_small"]:
-            self._warn.warn("paste_too_small", _TOO_SMALL.format(self.paste.min_side))
-        return found
+
+def _read_values(terse: nn.Module, prefix: str, keep_vars: bool) -> None:
+    """Read what is still on the device, before a state is saved."""
+    assert isinstance(terse, Terse)
+    terse.trainer.read_values()
 
 
 def _requested_policy(
@@ -296,6 +309,3 @@ def _requested_policy(
     if chosen.learns and not isinstance(policy, Policy):
         raise ValueError(f"policy {policy!r} has learned nothing here: pass a trained Policy, or None")
     return chosen
-
-
-_TOO_SMALL = "pastes below min_side = {} pixels are left out: the images are small or the scale range is low"

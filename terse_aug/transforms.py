@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from terse_aug.utils.transfer import to_device
+
 PARAMETERS = ("rotation", "shear", "scale", "scale_x", "scale_y", "translate_x", "translate_y")
 """Names of the columns of a transform, in order."""
 
@@ -83,7 +85,8 @@ class TransformRanges:
         """
         ends = [getattr(self, name) for name in PARAMETERS]
         ends[_LOGARITHMIC] = [(math.log(low), math.log(high)) for low, high in ends[_LOGARITHMIC]]
-        low, high = unit.new_tensor(ends).unbind(-1)
+        (limits,) = to_device([torch.tensor(ends, dtype=unit.dtype)], unit.device)
+        low, high = limits.unbind(-1)
         values = low + unit * (high - low)
         before, after = slice(0, _LOGARITHMIC.start), slice(_LOGARITHMIC.stop, None)
         return torch.cat([values[..., before], values[..., _LOGARITHMIC].exp(), values[..., after]], -1)
@@ -112,6 +115,11 @@ class PasteGeometry:
     flip: Tensor
     outlines: Tensor | None = None
 
+    def to(self, device: torch.device) -> PasteGeometry:
+        """The same on a device."""
+        own = [self.foreground_sizes, self.frame_sizes, self.base_scale, self.flip]
+        return PasteGeometry(*to_device(own if self.outlines is None else [*own, self.outlines], device))
+
     def rows(self, index: Sequence[int] | Tensor) -> PasteGeometry:
         """The geometry of some of the pastes."""
         chosen = torch.as_tensor(index, dtype=torch.long, device=self.base_scale.device)
@@ -136,13 +144,9 @@ class Placement:
     box_center: Tensor
     half_size: Tensor
 
-    def detached_cpu(self) -> Placement:
-        """A copy on the CPU without a graph."""
-        return Placement(*(getattr(self, own.name).detach().cpu() for own in fields(self)))
-
-    def to(self, device: torch.device) -> Placement:
-        """A copy on a device."""
-        return Placement(*(getattr(self, own.name).to(device) for own in fields(self)))
+    def parts(self) -> list[Tensor]:
+        """The tensors, in order."""
+        return [getattr(self, own.name) for own in fields(self)]
 
     def rows(self, index: Sequence[int] | Tensor) -> Placement:
         """The placement of some of the pastes."""

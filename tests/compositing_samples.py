@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from terse_aug import PARAMETERS, Foreground, PasteConfig, PixelFormat, TransformRanges
+from terse_aug.compositing.layers import Layer, RenderSettings
+from terse_aug.compositing.patches import Patch, Rectangle, covered_rectangles
 from terse_aug.compositing.plan import Decoy, PastePlan
-from terse_aug.compositing.render import covered_rectangles
-from terse_aug.compositing.warp import RenderSettings
+from terse_aug.compositing.render import Rendered, render
 from terse_aug.transforms import Placement
 
 WIDE = TransformRanges(
@@ -38,6 +39,44 @@ def rectangles_of(
     sizes = torch.tensor([[rgba.shape[2], rgba.shape[1]] for rgba in foregrounds], dtype=matrix.dtype)
     half_size = (matrix.abs() @ (sizes / 2)[:, :, None])[:, :, 0]
     return covered_rectangles(Placement(matrix, center, center, half_size), [size] * len(foregrounds), sigma)
+
+
+def layers_of(
+    foregrounds: Sequence[Tensor], matrix: Tensor, center: Tensor, rectangles: Sequence[Rectangle]
+) -> list[Layer]:
+    """Layers of one image, for foregrounds ``[4, h, w]`` in [0, 1]; without a graph, such as may be all edge."""
+    kind = "paste" if matrix.requires_grad else "decoy"
+    made = [foreground_of(rgba) for rgba in foregrounds]
+    places = zip(made, matrix.detach().cpu(), center.detach().cpu(), rectangles, strict=True)
+    return [
+        Layer(kind, row, 0, own, False, turned, middle, rectangle, own.rgba)
+        for row, (own, turned, middle, rectangle) in enumerate(places)
+    ]
+
+
+def rendered_over(
+    foregrounds: Sequence[Tensor],
+    matrix: Tensor,
+    center: Tensor,
+    rectangles: Sequence[Rectangle],
+    size: tuple[int, int],
+    sigma: float = 1.0,
+) -> Rendered:
+    """Foregrounds ``[4, h, w]`` in [0, 1] in one image, with a graph where matrix or center have one."""
+    placement = Placement(matrix, center, center, center) if matrix.requires_grad else None
+    layers = layers_of(foregrounds, matrix, center, rectangles)
+    return render(layers, placement, [size], sigma, False, matrix.device)
+
+
+def patches_of(rendered: Rendered, rectangles: Sequence[Rectangle]) -> list[Patch]:
+    """The layers of one image, colour in [0, 1]."""
+    color, alpha = (rendered.pixels.patches(own.detach().cpu()) for own in (rendered.color / 255, rendered.alpha[None]))
+    return list(map(Patch, rectangles, color, alpha))
+
+
+def levels_of(rgba: Tensor) -> Tensor:
+    """Values in [0, 1] rounded to 8 bits."""
+    return (rgba * 255).round() / 255
 
 
 def foreground_of(rgba: Tensor, relative_size: float = 0.4, keypoints: Any = None, label: int = 7) -> Foreground:

@@ -148,6 +148,19 @@ def make_detector(name: str, seed: int = 0, classes: int = 3) -> nn.Module:
     return model.train()
 
 
+def counts_of(terse: Terse, *names: str) -> list[int]:
+    """Some of the metrics of a run."""
+    return [int(terse.metrics()[name]) for name in names]
+
+
+def unrecorded(detector: Any) -> Any:
+    """Make a detector one of a subclass, whose predictions may differ, so that its training forward is not recorded."""
+    part = getattr(detector, "roi_heads", detector)
+    kind = type(part)
+    part.__class__ = type("Other", (kind,), {"postprocess_detections": lambda *own: kind.postprocess_detections(*own)})
+    return detector
+
+
 def _faster(classes: int) -> nn.Module:
     return detection.FasterRCNN(**_two_stage_arguments(classes))
 

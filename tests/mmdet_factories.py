@@ -70,7 +70,8 @@ def runner_config(
     """A config of a runner for a tiny training by iterations, without evaluation.
 
     Changes are of the config itself, except ``pipeline``, ``mixed`` (the pipeline of a ``MultiImageMixDataset`` around
-    the data set), ``workers``, ``persistent_workers``, ``sampler`` and ``optim_wrapper``, which belong elsewhere.
+    the data set), ``workers``, ``persistent_workers``, ``sampler``, ``batch_sampler`` (its type) and ``optim_wrapper``,
+    which belong elsewhere.
     """
     dataset = {
         "type": "CocoDataset",
@@ -95,6 +96,7 @@ def runner_config(
                 "persistent_workers": changes.pop("persistent_workers", False),
                 "sampler": changes.pop("sampler", {"type": "InfiniteSampler", "shuffle": False}),
                 "dataset": dataset,
+                "batch_sampler": {"type": changes.pop("batch_sampler")} if "batch_sampler" in changes else None,
             },
             "train_cfg": {"type": "IterBasedTrainLoop", "max_iters": iterations, "val_interval": 10**9},
             "optim_wrapper": {"type": "OptimWrapper", "optimizer": {"type": "SGD", "lr": 0.002}}
@@ -175,10 +177,14 @@ def narrowed(model: Any) -> Any:
     _visit(model, names)
     model["backbone"]["init_cfg"] = None
     if model["backbone"]["type"] == "ResNet":
+        fewer = 8 if model["backbone"]["depth"] == 18 else 32
         model["backbone"].update(depth=18, base_channels=8)
         for part in ("neck", "panoptic_head"):
             if part in model:
-                model[part]["in_channels"] = [channels // 32 for channels in model[part]["in_channels"]]
+                first = model[part][0] if isinstance(model[part], list) else model[part]
+                channels = first["in_channels"]
+                one = isinstance(channels, int)
+                first["in_channels"] = channels // fewer if one else [own // fewer for own in channels]
     return model
 
 

@@ -55,7 +55,11 @@ def test_a_sample_as_documented_passes(count: int) -> None:
         ("cat.jpg", r"image 1: expected a tensor \[3, H, W\], got str"),
         (
             torch.zeros(3, HEIGHT, WIDTH, dtype=torch.uint8),
-            r"image 1: expected a float tensor, got torch.uint8; convert it \(image / 255\)",
+            "image 1: expected torch.float32 on cpu, as the first image is, got torch.uint8 on cpu",
+        ),
+        (
+            torch.zeros(3, HEIGHT, WIDTH, dtype=torch.int32),
+            "image 1: expected a float or uint8 tensor, got torch.int32",
         ),
     ],
 )

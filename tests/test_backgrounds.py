@@ -209,7 +209,7 @@ def test_an_image_that_is_not_finite_is_left_as_it_is(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_all_of_it_works_on_a_device(coloured_bank: ForegroundBank, distractors: ForegroundBank) -> None:
+def test_all_of_it_works_on_cuda(coloured_bank: ForegroundBank, distractors: ForegroundBank) -> None:
     terse = Terse(coloured_bank, **everything(distractors, 1.0), sampler="balanced").to("cuda")
     images, targets = make_batch(masks=True)
     moved = [{name: value.cuda() for name, value in target.items()} for target in targets]

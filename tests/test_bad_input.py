@@ -110,7 +110,7 @@ def masks_of_another_size(images: list[Tensor], targets: list[dict[str, Any]]) -
     ("spoil", "message"),
     [
         (no_images, "expected at least one image, got an empty batch"),
-        (bytes_of, r"image 1: expected a float tensor, got torch.uint8; convert it \(image / 255\)"),
+        (bytes_of, "image 1: expected torch.float32 on cpu, as the first image is, got torch.uint8 on cpu"),
         (masks_of_another_size, r"target 1: expected masks of shape \[1, 72, 64\], got \[1, 64, 64\]"),
     ],
 )
@@ -243,7 +243,7 @@ def test_an_image_smaller_than_any_allowed_paste_is_left_alone_counted_and_expla
     terse: Terse, size: tuple[int, int]
 ) -> None:
     images, targets = make_batch(sizes=(size,), objects=0)
-    with pytest.warns(TerseWarning, match="pastes below min_side = 4.0 pixels are left out: the images are small"):
+    with pytest.warns(TerseWarning, match="below min_side: left out; the images are small"):
         composites, _ = terse(images, targets)
     assert composites[0] is images[0]
     terse.step(1.0)

@@ -84,7 +84,7 @@ def test_composite_reports_every_arm_and_memory(root: Path, tmp_path: Path, monk
     content = json.loads(out.read_text()) | {"printed": finished.stdout}
     assert [(row["size"], row["objects"]) for row in content["rows"]] == [(96, 2), (128, 1)]
     for row in content["rows"]:
-        assert set(row["ms_per_image"]) == {"terse", "numpy", "mmdet", "segpaste"}
+        assert set(row["ms_per_image"]) == {"terse", "terse_boxes", "numpy", "mmdet", "segpaste"}
         for name, value in row["ms_per_image"].items():
             if value is None:
                 assert f"{name}: not measured" in content["printed"]
@@ -130,7 +130,7 @@ def test_mmdet_step_reports_ratios_and_loading(root: Path, tmp_path: Path) -> No
     assert all(value > 0 for value in content["ratios"].values())
     assert content["ms_in_terse"]["none"] == content["ms_in_terse"]["CopyPaste"] == 0
     assert content["ms_in_terse"]["random"] > 0
-    assert set(content["loading_ms"]) == {"none", "TersePaste", "CopyPaste"}
+    assert set(content["loading_ms"]) == {"none", "TersePaste", "CopyPaste", "composed"}
 
 
 @pytest.mark.parametrize("framework", ["torchvision", "detectron2", "mmdet"])

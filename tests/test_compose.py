@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from terse_aug import PARAMETERS, Foreground, PixelFormat, TransformRanges
+from terse_aug import PARAMETERS, Foreground, TransformRanges
 from terse_aug.compositing.compose import compose
-from terse_aug.compositing.geometry import foreground_tensor, reduced_foreground
-from terse_aug.compositing.render import Rectangle
+from terse_aug.compositing.geometry import reduced_foreground
+from terse_aug.compositing.patches import Rectangle
 from terse_aug.transforms import PasteGeometry, place
 
 
@@ -190,7 +190,7 @@ def test_the_colour_under_transparent_pixels_does_not_bleed_when_a_foreground_is
     rgba = np.zeros((64, 64, 4), np.uint8)
     rgba[..., 1] = 255
     rgba[5:58, 3:61] = [255, 0, 0, 255]
-    reduced = foreground_tensor(reduced_foreground(Foreground(rgba, 1, "x", 0.4), 0.12), PixelFormat(), torch.zeros(1))
+    reduced = torch.from_numpy(reduced_foreground(Foreground(rgba, 1, "x", 0.4), 0.12)).permute(2, 0, 1) / 255
     seen = reduced[3] > 0
     assert reduced.shape == (4, 8, 8)
     assert (reduced[3] < 1).any()
@@ -235,9 +235,12 @@ class _Work(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         outcome = func(*args, **(kwargs or {}))
         is_view = any(result.alias_info and not result.alias_info.is_write for result in func._schema.returns)
-        copied = func.name() == "aten::copy_" and outcome.shape == self.background.shape
-        if not is_view and isinstance(outcome, Tensor) and not copied:
-            self.written += outcome.numel()
+        copies = func.name() in ("aten::copy_", "aten::cat")
+        if not is_view and isinstance(outcome, Tensor):
+            copied = copies and outcome.numel() - self.background.numel() in (0, 1)
+            # Of a scatter what is written, not what it is written to.
+            written = args[2] if func.name().startswith("aten::index_put") else outcome
+            self.written += 0 if copied else written.numel()
         return outcome
 
 
@@ -281,6 +284,6 @@ def test_nothing_that_shows_lies_outside_the_pixels_that_are_rendered(seed: int,
     tight = compose([image], [target_of()], plan, unit, render_settings)
     with pytest.MonkeyPatch.context() as patch:
         whole = [Rectangle(0, 0, *frame)]
-        patch.setattr("terse_aug.compositing.warp.covered_rectangles", lambda *arguments: whole)
+        patch.setattr("terse_aug.compositing.layers.covered_rectangles", lambda *arguments: whole)
         full = compose([image], [target_of()], plan, unit, render_settings)
     torch.testing.assert_close(tight.images[0], full.images[0], rtol=0, atol=1e-4)

@@ -308,7 +308,7 @@ def test_two_processes_have_one_policy_and_different_composites(
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: AMPTrainer asserts one")
 @pytest.mark.parametrize("policy", ["adversarial", "critic"])
-def test_amp(dataset: str, bank: ForegroundBank, tmp_path: Path, policy: str) -> None:
+def test_amp_on_cuda(dataset: str, bank: ForegroundBank, tmp_path: Path, policy: str) -> None:
     cfg = tiny_cfg("mask_fpn", dataset, tmp_path, bank, policy=policy)
     cfg.MODEL.DEVICE, cfg.SOLVER.AMP.ENABLED = "cuda", True
     trainer, hook = trainer_with_hook(cfg)

@@ -47,8 +47,8 @@ def test_a_batch_is_converted_there_and_back() -> None:
     masks = torch.rand(2, 40, 50) > 0.5
     one, two = item(gt_masks=BitMasks(masks), gt_iscrowd=torch.tensor([0, 1])), item(0, (30, 60))
     images, targets = to_samples([one, two], torch.device("cpu"), Needs(masks=True, keypoints=3))
-    assert [image.dtype for image in images] == [torch.float32] * 2
-    assert torch.equal(images[0], one["image"].float())
+    assert [image.dtype for image in images] == [torch.uint8] * 2
+    assert torch.equal(images[0], one["image"])
     assert torch.equal(targets[0]["masks"], masks)
     assert targets[0]["iscrowd"].tolist() == [0, 1]
     assert targets[1]["masks"].shape == (0, 30, 60)

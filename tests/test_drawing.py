@@ -76,11 +76,17 @@ def test_labels_of_one_box_do_not_cover_each_other() -> None:
     assert outside[1] == 2 * outside[0] > 0
 
 
+def test_levels_are_drawn_like_floats() -> None:
+    levels = torch.arange(3 * 12 * 16, dtype=torch.uint8).view(3, 12, 16)
+    drawn = [draw_sample(image, target_of([1, 1, 9, 9]), {1: "cat"}) for image in (levels, levels / 255)]
+    assert np.array_equal(*drawn)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"pasted_rows": {1}}, r"below 1, got \[1\]"),
-        ({"image": torch.zeros(3, 9, 9, dtype=torch.uint8)}, "float tensor"),
+        ({"image": torch.zeros(3, 9, 9, dtype=torch.int32)}, "float or uint8 tensor"),
     ],
 )
 def test_drawing_refuses(changes: dict[str, Any], message: str) -> None:

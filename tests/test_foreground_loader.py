@@ -91,6 +91,8 @@ def test_every_call_worker_and_epoch_draws_anew_and_the_global_state_is_left_alo
     other = [tuple(ForegroundLoader(bank, **always, seed=1)().objects)]
     assert drawn == again
     assert len({*here, *drawn, *later, *other}) == 6 + 8 + 8 + 1
+    numbered = [tuple(loader(number).objects) for number in (4, 5, 4)]
+    assert numbered[0] == numbered[2] == tuple(ForegroundLoader(bank, **always)(4).objects) != numbered[1]
 
 
 @pytest.mark.parametrize("mix_classes", [False, True])

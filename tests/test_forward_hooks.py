@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from factories import KEYPOINTS, every_image, keypoint_foregrounds, make_bank, make_batch, make_detector
+from factories import KEYPOINTS, every_image, keypoint_foregrounds, make_bank, make_batch, make_detector, unrecorded
 from roi_head_samples import (
     CONSTANT,
     ROI_HEADS,
@@ -173,7 +173,7 @@ def test_composites_are_released_once_their_hardness_is_known_or_not_needed(tiny
     assert kept() - before == 1
     del terse
     # No extra forward is made in an iteration without update.
-    other = critic(tiny_bank, make_detector("retinanet"))
+    other = critic(tiny_bank, unrecorded(make_detector("retinanet")))
     other(*batch())
     other.step(1.0)
     for seed in range(2):

@@ -15,13 +15,15 @@ ROOT = Path(__file__).resolve().parent.parent
 CORE, INTEGRATIONS = ROOT / "terse_aug", ROOT / "integrations"
 
 FLOORS = (
-    {"_version", "structures", "transforms", "utils"},
+    {"_version", "utils"},
+    {"structures", "transforms"},
     {"config", "models", "viz"},
     {"bank", "samplers"},
     {"compositing"},
     {"data"},
     {"policies"},
     {"training"},
+    {"composer"},
     {"terse"},
     {"preview", "evaluation"},
     {"lockstep", "cli", "integration"},

@@ -35,6 +35,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 
+from terse_aug.data.numbered_dataset import NumberedDataset
 from terse_aug_mmdet import TerseHook, build_from_mmdet
 
 pytestmark = QUIET_MMDET
@@ -88,11 +89,11 @@ class WatchLoaded(Hook):
         self.run, self.not_finite_at = _RUNS[run], not_finite_at
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        if len(self.run.loaded) < KEPT_BATCHES:
+            self.run.loaded.append(seen(not_composed(runner.train_dataloader.dataset, data_batch)))
         torch.manual_seed(runner.iter)
         np.random.seed(runner.iter)  # noqa: NPY002
         runner.model.blown_up = runner.iter == self.not_finite_at
-        if len(self.run.loaded) < KEPT_BATCHES:
-            self.run.loaded.append(seen(data_batch))
         self.run.draws.append((generator_states(), ""))
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
@@ -119,6 +120,16 @@ class WatchEntered(Hook):
         self.run.resident.append(resident_megabytes())
         if runner.iter + 1 == self.save_at:
             runner.save_checkpoint(runner.work_dir, f"iter_{self.save_at}.pth", by_epoch=False)
+
+
+def not_composed(dataset: Any, batch: Any) -> Any:
+    """The batch as the data set gives it, where the loader has composed it."""
+    if not isinstance(dataset, NumberedDataset):
+        return batch
+    plain = vars(dataset)["dataset"]
+    numbers = {plain.get_data_info(number)["img_id"]: number for number in range(len(plain))}
+    packed = [plain[numbers[sample.img_id]] for sample in batch["data_samples"]]
+    return {name: [own[name] for own in packed] for name in ("inputs", "data_samples")}
 
 
 def seen(batch: Any) -> list[Seen]:

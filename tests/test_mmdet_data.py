@@ -169,7 +169,7 @@ def test_a_batch_comes_back_in_its_own_dictionary() -> None:
     own = batch(masks=masks)
     own["data_samples"][0].set_metainfo({"img_path": PathWithForegrounds("a.png")})
     images, targets = to_samples(own, torch.device("cpu"))
-    assert images[0].dtype == torch.float32
+    assert images[0].dtype == torch.uint8
     assert torch.equal(targets[0]["masks"], torch.from_numpy(masks.masks).bool())
     before = own["data_samples"][0]
     put_back(own, [images[0] + 1], targets)

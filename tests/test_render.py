@@ -10,16 +10,20 @@ import reference
 import torch
 from compositing_samples import (
     WIDE,
+    levels_of,
     opaque_rgba,
+    patches_of,
     random_rgba,
     rectangles_of,
+    rendered_over,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from terse_aug import PARAMETERS
-from terse_aug.compositing.render import Patch, blend, covered_rectangles, render
+from terse_aug import PARAMETERS, PixelFormat
+from terse_aug.compositing.patches import Patch, blend, covered_rectangles
+from terse_aug.compositing.render import composites
 from terse_aug.transforms import PasteGeometry, Placement, place
 
 FRAME = (20, 26)
@@ -42,12 +46,11 @@ def rendered(
     centres: Sequence[Sequence[float]],
     size: tuple[int, int] = FRAME,
     sigma: float = 1.0,
-    batched: bool = False,
 ) -> list[Patch]:
-    """Patches of foregrounds in frames of one size."""
+    """Patches of foregrounds in one frame."""
     matrix, center = torch.stack(list(matrices)), torch.tensor(centres, dtype=matrices[0].dtype)
     rectangles = rectangles_of(foregrounds, matrix, center, size, sigma)
-    return render(foregrounds, matrix, center, rectangles, sigma, batched)
+    return patches_of(rendered_over(foregrounds, matrix, center, rectangles, size, sigma), rectangles)
 
 
 def over_frame(values: Tensor, patch: Patch, size: tuple[int, int]) -> Tensor:
@@ -61,11 +64,11 @@ def assert_like_reference(
     rgba: Tensor, matrix: Tensor, center: Sequence[float], size: tuple[int, int], sigma: float
 ) -> None:
     patch = rendered([rgba], [matrix], [center], size, sigma)[0]
-    color, alpha = reference.render(rgba.numpy(), matrix.numpy(), np.array(center), size, sigma)
+    color, alpha = reference.render(levels_of(rgba).numpy(), matrix.numpy(), np.array(center), size, sigma)
     np.testing.assert_allclose(over_frame(patch.alpha, patch, size)[0].numpy(), alpha, atol=1e-9)
     np.testing.assert_allclose(patch.color.numpy(), patch.rectangle.of(torch.tensor(color)).numpy(), atol=1e-9)
     expected = patch.rectangle.of(torch.tensor(alpha)).numpy()
-    assert ((patch.mask.numpy() == (expected > 0.5)) | (abs(expected - 0.5) < 1e-9)).all()
+    assert ((patch.mask == (expected > 0.5)) | (abs(expected - 0.5) < 1e-9)).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -95,40 +98,50 @@ def crowd(count: int, dtype: torch.dtype = torch.float64) -> tuple[list[Tensor],
     return foregrounds, matrices, [[e * FRAME[1], f * FRAME[0]] for *_, e, f in numbers]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("sigma", [0.0, 1.0])
-def test_batched_equals_one_by_one(sigma: float, dtype: torch.dtype) -> None:
-    pastes = crowd(12, dtype)
-    atol = 1e-4 if dtype == torch.float32 else 1e-10
-    for single, batched in zip(
-        rendered(*pastes, sigma=sigma), rendered(*pastes, sigma=sigma, batched=True), strict=True
-    ):
-        assert single.rectangle == batched.rectangle
-        torch.testing.assert_close(batched.color, single.color, atol=atol, rtol=0)
-        torch.testing.assert_close(batched.alpha, single.alpha, atol=atol, rtol=0)
+def test_a_layer_is_the_same_alone_and_among_others(sigma: float) -> None:
+    foregrounds, matrices, centres = crowd(12)
+    together = rendered(foregrounds, matrices, centres, sigma=sigma)
+    for patch, *one in zip(together, foregrounds, matrices, centres, strict=True):
+        (alone,) = rendered(*([own] for own in one), sigma=sigma)
+        torch.testing.assert_close(patch.color, alone.color, atol=1e-10, rtol=0)
+        torch.testing.assert_close(patch.alpha, alone.alpha, atol=1e-10, rtol=0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("batched", [False, True])
-def test_cuda_equals_cpu(batched: bool) -> None:
+def test_cuda_equals_cpu() -> None:
     foregrounds, matrices, centres = crowd(12)
     matrix, center = torch.stack(matrices), torch.tensor(centres, dtype=torch.float64)
     rectangles = rectangles_of(foregrounds, matrix, center, FRAME, 1.0)
     background = random_rgba(*FRAME)[:3]
-    on_cpu = blend(background, render(foregrounds, matrix, center, rectangles, 1.0))
-    moved = [rgba.cuda() for rgba in foregrounds]
-    on_cuda = blend(background.cuda(), render(moved, matrix.cuda(), center.cuda(), rectangles, 1.0, batched))
+    on_cpu, on_cuda = (
+        composites(
+            [background.to(device)],
+            rendered_over(foregrounds, matrix.to(device), center.to(device), rectangles, FRAME),
+            PixelFormat(),
+        )[0]
+        for device in ("cpu", "cuda")
+    )
     torch.testing.assert_close(on_cuda.cpu(), on_cpu)
 
 
 def test_blending_agrees_with_the_reference_where_pastes_overlap() -> None:
-    background = random_rgba(*FRAME, seed=9)[:3]
-    patches = rendered(*crowd(6))
+    """All at once, one after the other, and in 8 bits."""
+    background = levels_of(random_rgba(*FRAME, seed=9)[:3])
+    foregrounds, matrices, centres = crowd(6)
+    matrix, center = torch.stack(matrices), torch.tensor(centres, dtype=torch.float64)
+    rectangles = rectangles_of(foregrounds, matrix, center, FRAME, 1.0)
+    pixels = rendered_over(foregrounds, matrix, center, rectangles, FRAME)
+    patches = patches_of(pixels, rectangles)
     layers = [
         (over_frame(patch.color, patch, FRAME).numpy(), over_frame(patch.alpha, patch, FRAME)[0].numpy())
         for patch in patches
     ]
-    np.testing.assert_allclose(blend(background, patches).numpy(), reference.blend(background.numpy(), layers))
+    expected = reference.blend(background.numpy(), layers)
+    np.testing.assert_allclose(blend(background, patches).numpy(), expected)
+    np.testing.assert_allclose(composites([background], pixels, PixelFormat())[0].numpy(), expected)
+    (in_levels,) = composites([(background * 255).byte()], pixels, PixelFormat())
+    np.testing.assert_allclose(in_levels.numpy() / 255, expected, atol=0.501 / 255)
 
 
 def test_pixels_outside_the_rectangles_and_the_inputs_are_untouched_bit_for_bit() -> None:
@@ -168,13 +181,12 @@ def test_the_mask_clean_up_keeps_the_area(rotation: float, scale_x: float, scale
     assert float(patch.mask.sum()) == pytest.approx(float(matrix.det().abs() * rgba[3].sum()), rel=0.03)
 
 
-@pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("sigma", [0.0, 0.8])
 @pytest.mark.parametrize(
     ("count", "seed", "outlined"), [(1, 0, False), (1, 1, False), (2, 2, False), (1, 1, True), (2, 2, True)]
 )
 def test_the_composite_has_the_right_gradient_in_the_unit_parameters(
-    count: int, seed: int, outlined: bool, sigma: float, batched: bool
+    count: int, seed: int, outlined: bool, sigma: float
 ) -> None:
     size = (9, 11)
     foregrounds = [random_rgba(4 + index, 5, seed + index) for index in range(count)]
@@ -192,8 +204,10 @@ def test_the_composite_has_the_right_gradient_in_the_unit_parameters(
 
     def composite(unit: Tensor) -> Tensor:
         placed = place(WIDE.physical(unit), geometry, WIDE.keep_inside)
-        rectangles = covered_rectangles(placed.detached_cpu(), [size] * count, sigma)
-        return blend(background, render(foregrounds, placed.matrix, placed.center, rectangles, sigma, batched))
+        known = Placement(*(own.detach() for own in placed.parts()))
+        rectangles = covered_rectangles(known, [size] * count, sigma)
+        pixels = rendered_over(foregrounds, placed.matrix, placed.center, rectangles, size, sigma)
+        return composites([background], pixels, PixelFormat())[0]
 
     composed = composite(unit)
     (gradient,) = torch.autograd.grad(composed.square().sum() if outlined else composed[0, 4].sum(), unit)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from factories import (
@@ -27,7 +28,7 @@ from torch.nn import functional as F
 from terse_aug import ForegroundBank, PixelFormat, Robustness, Terse, TerseWarning
 from terse_aug.compositing.compose import Composites, Paste
 from terse_aug.compositing.label_correction import PastedObject
-from terse_aug.compositing.render import Rectangle
+from terse_aug.compositing.patches import Rectangle
 from terse_aug.models import ClassifierAdapter, TorchvisionAdapter
 from terse_aug.policies import Adversarial, Critic
 from terse_aug.training.perturbation import PerturbationBall, object_pixels, tiled
@@ -114,8 +115,8 @@ def test_what_lies_outside_the_range_is_not_moved_farther_out() -> None:
 def test_object_pixels_are_masks_or_boxes_without_decoys_and_with_pastes() -> None:
     image = torch.zeros(3, 8, 8)
     boxes = torch.tensor([[0.0, 0.5, 4, 4], [5.0, 5, 7, 7]])
-    decoy = PastedObject(Rectangle(0, 0, 2, 2), torch.ones(2, 2, dtype=torch.bool), None, 4.0)
-    paste = PastedObject(Rectangle(5, 5, 7, 7), torch.eye(2, dtype=torch.bool), 1, 4.0)
+    decoy = PastedObject(Rectangle(0, 0, 2, 2), np.ones((2, 2), np.bool_), None, 4.0)
+    paste = PastedObject(Rectangle(5, 5, 7, 7), np.eye(2, dtype=np.bool_), 1, 4.0)
 
     def found(**masks: Tensor) -> Tensor:
         return object_pixels(image, {"boxes": boxes, **masks}, [Paste(0, "", 1, torch.zeros(7), 1, 0)], [decoy, paste])

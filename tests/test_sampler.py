@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import backward, every_image, make_bank, make_batch, make_detector, make_foreground, policy_with
+from factories import (
+    backward,
+    every_image,
+    make_bank,
+    make_batch,
+    make_detector,
+    make_foreground,
+    policy_with,
+    unrecorded,
+)
 
 from terse_aug import BackgroundPool, ForegroundBank, ForegroundLoader, Terse
 from terse_aug.policies import Critic, Random
@@ -221,11 +230,13 @@ def test_a_class_that_the_detector_finds_hard_is_pasted_more(tiny_bank: Foregrou
 
 
 @pytest.mark.parametrize("policy", ["random", "adversarial", "critic"])
-@pytest.mark.parametrize(("name", "forwards"), [("fasterrcnn", 0), ("retinanet", 4)])
+@pytest.mark.parametrize(("recorded", "forwards"), [(True, 0), (False, 4)])
 def test_hardness_is_recorded_from_the_training_forward_or_an_extra_one(
-    tiny_bank: ForegroundBank, policy: str, name: str, forwards: int
+    tiny_bank: ForegroundBank, policy: str, recorded: bool, forwards: int
 ) -> None:
-    detector = make_detector(name)
+    detector = make_detector("retinanet")
+    if not recorded:
+        unrecorded(detector)
     terse = learning_terse(tiny_bank, policy, 2, detector)
     for step in range(4):
         terse.step(backward(detector(*terse(*make_batch(step)))))

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from terse_aug import PARAMETERS, Foreground, ForegroundBank, PasteConfig, PixelFormat, Terse, TransformRanges
 from terse_aug.compositing.compose import compose
+from terse_aug.compositing.layers import RenderSettings
 from terse_aug.compositing.plan import PastePlan
-from terse_aug.compositing.warp import RenderSettings
 from terse_aug.policies import VIEW_SIDE, CriticPolicy, Views
 from terse_aug.policies.base import VIEW_NUMBERS, VIEW_SHAPE, VIEWS
 from terse_aug.policies.views import view_maker

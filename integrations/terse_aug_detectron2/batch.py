@@ -34,7 +34,7 @@ class Needs:
 
 
 def to_samples(batch: Sequence[Item], device: torch.device, needs: Needs) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """Images float ``[3, H, W]`` in 0 to 255 and the mapper's channel order, and their targets, on a device.
+    """Images ``[3, H, W]``, uint8 or float in 0 to 255, in the mapper's channel order, and their targets, on a device.
 
     Args:
         batch: as a mapper returns it.
@@ -48,10 +48,16 @@ def to_samples(batch: Sequence[Item], device: torch.device, needs: Needs) -> tup
     images, targets = [], []
     for number, item in enumerate(batch):
         _check_item(number, item)
-        images.append(item["image"].to(device).float())
+        images.append(item["image"].to(device))
         instances = item["instances"].to(device)
         targets.append(_empty(needs, instances) | _target(instances, f"image {number} of the batch"))
     return images, targets
+
+
+def objects_of(batch: Sequence[Item]) -> list[dict[str, Any]]:
+    """Targets of a batch with boxes and labels alone, as they are."""
+    objects = (item["instances"] for item in batch)
+    return [{"boxes": own.gt_boxes.tensor, "labels": own.gt_classes} for own in objects]
 
 
 def from_samples(batch: Sequence[Item], images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]]) -> list[Item]:

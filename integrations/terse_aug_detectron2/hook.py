@@ -18,10 +18,11 @@ from torch.utils.hooks import RemovableHandle
 from terse_aug import ForegroundBank
 from terse_aug.integration import TerseSettings, TrainingHook, is_due
 from terse_aug.structures.keypoints import keypoint_flip_order
-from terse_aug_detectron2.batch import Item, Needs, from_samples, sampled_foregrounds_of, to_samples
+from terse_aug_detectron2.batch import Item, Needs, from_samples, objects_of, sampled_foregrounds_of, to_samples
 from terse_aug_detectron2.classes import class_labels, keypoint_flips, open_bank
 from terse_aug_detectron2.config import chosen_seed, terse_node, terse_settings
-from terse_aug_detectron2.model import Detectron2Adapter, total
+from terse_aug_detectron2.model import Detectron2Adapter, known_total
+from terse_aug_detectron2.workers import WorkerComposites, records_of, without_records
 
 _LOGGER = logging.getLogger("detectron2.terse_aug")
 _LOGGED_IMAGE = "terse_aug/composites"
@@ -58,6 +59,7 @@ class TerseHook(TrainingHook, HookBase):
         loss_scale: factor of each loss before ``backward`` in your own loop; that of a ``GradScaler`` is added.
         log_period: iterations between two logs of the metrics under ``terse_aug/``; 0 for none.
         image_period: iterations between two images of composites; 0 for none.
+        compose_in_workers: make composites in the data loader's workers, where the policy allows it (``random``).
         settings: ``paste``, ``sampler``, ``backgrounds``, ``distractors`` and ``robustness``, see
             :class:`terse_aug.integration.TerseSettings`.
 
@@ -79,6 +81,7 @@ class TerseHook(TrainingHook, HookBase):
         loss_scale: float = 1.0,
         log_period: int = 20,
         image_period: int = 500,
+        compose_in_workers: bool = True,
         **settings: Any,
     ) -> None:
         super().__init__(
@@ -93,7 +96,7 @@ class TerseHook(TrainingHook, HookBase):
         self.bank = bank if isinstance(bank, ForegroundBank) else ForegroundBank.open(bank)
         keypoint_flip_order(self.bank.keypoint_names, keypoint_flips)  # a wrong name is an error before training
         self._keypoint_flips, self._own_loss_scale, self._loss_scale = keypoint_flips, loss_scale, loss_scale
-        self._needs = Needs()
+        self._needs, self._workers = Needs(), WorkerComposites(self, compose_in_workers)
         self._handle: RemovableHandle | None = None
         self._other_hooks: list[HookBase] = []
         self._logged_image: Any = None
@@ -129,6 +132,7 @@ class TerseHook(TrainingHook, HookBase):
             loss_scale=node.LOSS_SCALE,
             log_period=node.LOG_PERIOD,
             image_period=node.IMAGE_PERIOD,
+            compose_in_workers=node.COMPOSE_IN_WORKERS,
         )
 
     def paste(self, batch: Sequence[Item]) -> list[Item]:
@@ -141,19 +145,25 @@ class TerseHook(TrainingHook, HookBase):
             ValueError: the batch has annotations that pasting cannot correct.
         """
         self._recording = False
-        inner = self._inner
-        images, targets = to_samples(batch, self.device, self._needs)
-        composites, corrected = self.paste_on(
-            images,
-            targets,
-            sampled_foregrounds_of(batch),
-            mixed_precision=hasattr(inner, "grad_scaler"),
-            dtype=getattr(inner, "precision", None),
-        )
+        inner, records = self._inner, records_of(batch)
+        if records is not None:
+            composed = without_records(batch)
+            self.terse([item["image"] for item in batch], objects_of(batch), records)
+        else:
+            images, targets = to_samples(batch, self.device, self._needs)
+            composites, corrected = self.paste_on(
+                images,
+                targets,
+                sampled_foregrounds_of(batch),
+                mixed_precision=hasattr(inner, "grad_scaler"),
+                dtype=getattr(inner, "precision", None),
+            )
+            composed = from_samples(batch, composites, corrected)
         self._recording = True
         if is_due(self.trainer.iter, self.image_period) and comm.is_main_process():
-            self._logged_image = self.drawn_composites(composites, corrected).transpose(2, 0, 1)
-        return from_samples(batch, composites, corrected)
+            drawn = self.drawn_composites(*to_samples(composed, self.device, self._needs))
+            self._logged_image = drawn.transpose(2, 0, 1)
+        return composed
 
     def before_train(self) -> None:
         """Make ``Terse`` for the trainer's model, move before all other hooks, load a saved state."""
@@ -176,9 +186,11 @@ class TerseHook(TrainingHook, HookBase):
         )
         self._move_first()
         if self.trainer.start_iter > 0 or self.saved_state is not None:
-            self.load(self.saved_state or self._state_in_checkpoint(), _LOGGER)
+            self.load(self.saved_state or _state_in_checkpoint(self), _LOGGER)
             self.saved_state = None
+        self.log_feedback(_LOGGER)
         self._handle = inner.model.register_forward_hook(_LossRecorder(self._record))
+        self._workers.begin(getattr(inner, "data_loader", None), vars(inner).get(_iterator_name(inner)), self._needs)
         if hasattr(inner, "reset_data_loader"):
             inner.reset_data_loader = self._reset_data_loader
 
@@ -207,6 +219,7 @@ class TerseHook(TrainingHook, HookBase):
         name = _iterator_name(inner)
         if isinstance(wrapped := vars(inner).get(name), _PastingIterator):
             setattr(inner, name, wrapped.source)
+        self._workers.end()
         registered_since = [hook for hook in self.trainer._hooks if hook not in self._other_hooks]
         self.trainer._hooks = self._other_hooks + registered_since
         self._recording = False
@@ -246,26 +259,18 @@ class TerseHook(TrainingHook, HookBase):
     def _reset_data_loader(self, builder: Callable[[], Any]) -> None:
         """In place of the trainer's own, so that the batches of a new data loader are pasted on too."""
         inner = self._inner
-        inner.__class__.reset_data_loader(inner, builder)
-        self._wrap_iterator()
 
-    def _state_in_checkpoint(self) -> Mapping[str, Any] | None:
-        """The state in the checkpoint that the trainer was resumed from before this hook was registered."""
-        # With a lazy config the trainer has no checkpointer, but a hook of the main process does.
-        owners = [self.trainer, *self.trainer._hooks]
-        checkpointer = next((owner.checkpointer for owner in owners if hasattr(owner, "checkpointer")), None)
-        state: Mapping[str, Any] | None = None
-        if comm.is_main_process() and checkpointer is not None and checkpointer.has_checkpoint():
-            path = checkpointer.path_manager.get_local_path(checkpointer.get_checkpoint_file())
-            trainer = torch.load(path, map_location="cpu").get("trainer", {})
-            if trainer.get("iteration") == self.trainer.start_iter - 1:
-                state = trainer.get("hooks", {}).get(type(self).__qualname__)
-        found: Mapping[str, Any] | None = comm.all_gather(state)[0]
-        return found
+        def built() -> Any:
+            loader = builder()
+            self._workers.begin(loader, None, self._needs)
+            return loader
+
+        inner.__class__.reset_data_loader(inner, built)
+        self._wrap_iterator()
 
     def _record(self, module: nn.Module, output: Any) -> None:
         if self._recording and module.training:
-            self.record_loss(total(output))
+            self.record_loss(known_total(output))
 
     def _log(self) -> None:
         storage = self.trainer.storage
@@ -282,6 +287,21 @@ class TerseHook(TrainingHook, HookBase):
             storage._vis_data = [entry for entry in storage._vis_data if entry[0] != _LOGGED_IMAGE]
             storage.put_image(_LOGGED_IMAGE, self._logged_image)
             self._logged_image = None
+
+
+def _state_in_checkpoint(hook: HookBase) -> Mapping[str, Any] | None:
+    """The state in the checkpoint that the trainer was resumed from before the hook was registered."""
+    # With a lazy config the trainer has no checkpointer, but a hook of the main process does.
+    owners = [hook.trainer, *hook.trainer._hooks]
+    checkpointer = next((owner.checkpointer for owner in owners if hasattr(owner, "checkpointer")), None)
+    state: Mapping[str, Any] | None = None
+    if comm.is_main_process() and checkpointer is not None and checkpointer.has_checkpoint():
+        path = checkpointer.path_manager.get_local_path(checkpointer.get_checkpoint_file())
+        trainer = torch.load(path, map_location="cpu").get("trainer", {})
+        if trainer.get("iteration") == hook.trainer.start_iter - 1:
+            state = trainer.get("hooks", {}).get(type(hook).__qualname__)
+    found: Mapping[str, Any] | None = comm.all_gather(state)[0]
+    return found
 
 
 class _LossRecorder:

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from detectron2.modeling import GeneralizedRCNN, PanopticFPN, ProposalNetwork, SemanticSegmentor
+from detectron2.modeling import FCOS, GeneralizedRCNN, PanopticFPN, ProposalNetwork, RetinaNet, SemanticSegmentor
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, ROIHeads
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from terse_aug.models import Detections, DetectorAdapter, Proposals, RoIHead, RoIHeadRecorder
+from terse_aug.models import (
+    Detections,
+    DetectorAdapter,
+    PredictionRecorder,
+    Predictions,
+    PredictionSource,
+    Proposals,
+    RoIHead,
+    RoIHeadRecorder,
+    conv_levels,
+    flat_levels,
+)
 from terse_aug_detectron2.batch import Needs, from_samples
 
+_LOGGER = logging.getLogger("detectron2.terse_aug")
 _NO_INSTANCES = {"instances": Instances((0, 0))}
 
 
@@ -58,14 +71,19 @@ class Detectron2Adapter(DetectorAdapter):
     def detections(self, images: Sequence[Tensor], targets: Sequence[Any]) -> list[Detections]:
         """See :class:`terse_aug.models.DetectorAdapter`."""
         batch = [{"image": image, "height": image.shape[-2], "width": image.shape[-1]} for image in images]
-        if isinstance(self.model, GeneralizedRCNN):  # no masks of the image's size
+        if getattr(type(self.model), "inference", None) is GeneralizedRCNN.inference:  # no masks of the image's size
             found = self.model.inference(batch, do_postprocess=False)
         else:
             found = [result["instances"] for result in self.model(batch)]
         return [Detections(own.pred_boxes.tensor, own.pred_classes, own.scores) for own in found]
 
-    def record_forward(self) -> RoIHeadRecorder | None:
-        """See :class:`terse_aug.models.RecordsTrainingForward`; for Fast R-CNN heads and a cascade's first stage."""
+    def record_forward(self) -> RoIHeadRecorder | PredictionRecorder | None:
+        """See :class:`terse_aug.models.RecordsTrainingForward`; for Fast R-CNN heads and a cascade's first stage,
+        RetinaNet and FCOS."""
+        # A subclass that predicts in another way is not recorded.
+        inference = getattr(type(self.model), "forward_inference", None)
+        if inference in (RetinaNet.forward_inference, FCOS.forward_inference):
+            return PredictionRecorder(_dense_source(self.model), self.iou_threshold)
         heads = getattr(self.model, "roi_heads", None)
         pooler = getattr(heads, "box_pooler", getattr(heads, "pooler", None))
         predictor: Any = getattr(heads, "box_predictor", None)
@@ -107,6 +125,24 @@ def _sigmoid(output: tuple[Tensor, Tensor]) -> Tensor:
     return output[0].detach().float().sigmoid()
 
 
+def _dense_source(model: Any) -> PredictionSource:
+    outputs = {
+        "head": (model.head, lambda output: output),
+        "anchors": (model.anchor_generator, lambda output: [boxes.tensor for boxes in output]),
+    }
+
+    def decode(kept: Mapping[str, Any]) -> Predictions:
+        logits, deltas, *centerness = kept["head"]
+        anchors = torch.cat(kept["anchors"]).float()
+        flat = flat_levels(deltas, 4).float()
+        boxes = model.box2box_transform.apply_deltas(flat.flatten(0, 1), anchors.repeat(len(flat), 1))
+        quality = flat_levels(centerness[0], 1)[..., 0].float().sigmoid() if centerness else None
+        levels = conv_levels(logits, model.num_classes)
+        return Predictions(boxes.view_as(flat), levels, quality=quality, exponent=0.5 if centerness else 1.0)
+
+    return PredictionSource(model, _annotated_boxes, outputs, decode)
+
+
 @contextlib.contextmanager
 def _loss_normalizer_restored(model: nn.Module) -> Iterator[None]:
     """RetinaNet and FCOS divide their loss by a running mean that every training forward updates."""
@@ -123,6 +159,15 @@ def total(losses: Mapping[str, Tensor] | Tensor) -> Tensor:
     """The sum of the losses of a model, as the trainers compute it."""
     parts = [losses] if isinstance(losses, Tensor) else list(losses.values())
     return torch.stack([part.float().reshape(()) for part in parts]).sum()
+
+
+def known_total(losses: Any) -> Tensor | None:
+    """As :func:`total`; ``None`` for a model whose trainer adds up its losses in another way."""
+    try:
+        return total(losses)
+    except Exception as error:
+        _LOGGER.debug("the loss cannot be read", exc_info=error)
+        return None
 
 
 def _needs(model: nn.Module) -> Needs:

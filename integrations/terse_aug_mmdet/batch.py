@@ -29,15 +29,21 @@ class PathWithForegrounds(str):
 
 
 def to_samples(batch: Mapping[str, Any], device: torch.device) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """Images float ``[3, H, W]`` in 0 to 255 as the pipeline has loaded them, and their targets, on a device.
+    """Images ``[3, H, W]``, uint8 or float in 0 to 255, as the pipeline has loaded them, and targets, on a device.
 
     Raises:
         ValueError: the batch is not from ``PackDetInputs``, or has annotations that pasting cannot correct: semantic
             maps, precomputed proposals, rotated boxes, or unknown fields of instances.
     """
     inputs, samples = _parts(batch)
-    images = [image.to(device).float() for image in inputs]
+    images = [image.to(device) for image in inputs]
     return images, [_target(sample, f"image {number} of the batch", device) for number, sample in enumerate(samples)]
+
+
+def objects_of(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Targets of a batch with boxes and labels alone, as they are."""
+    objects = (sample.gt_instances for sample in batch["data_samples"])
+    return [{"boxes": own.bboxes, "labels": own.labels} for own in objects]
 
 
 def put_back(

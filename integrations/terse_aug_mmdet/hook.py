@@ -14,8 +14,9 @@ from torch import Tensor
 
 from terse_aug.integration import TerseSettings, TrainingHook, is_due
 from terse_aug_mmdet.bank import class_names, open_bank
-from terse_aug_mmdet.batch import put_back, sampled_foregrounds_of, to_samples
+from terse_aug_mmdet.batch import objects_of, put_back, sampled_foregrounds_of, to_samples
 from terse_aug_mmdet.model import MMDetAdapter
+from terse_aug_mmdet.workers import compose_in_workers, records_of
 
 KEY = "terse_aug"
 """Key of the policy's state in a checkpoint."""
@@ -50,6 +51,7 @@ class TerseHook(TrainingHook, Hook):
         input_format: of the images as the pipeline loads them, ``"BGR"``, MMDetection's default, or ``"RGB"``.
         interval: iterations between two logs of the metrics under ``train/terse_aug/``; 0 for none.
         image_interval: iterations between two images of composites for the visualizer; 0 for none.
+        compose_in_workers: make composites in the data loader's workers, where the policy allows it (``random``).
         settings: ``paste``, ``sampler``, ``backgrounds``, ``distractors`` and ``robustness``, see
             :class:`terse_aug.integration.TerseSettings`.
 
@@ -70,6 +72,7 @@ class TerseHook(TrainingHook, Hook):
         input_format: str = "BGR",
         interval: int = 50,
         image_interval: int = 500,
+        compose_in_workers: bool = True,
         **settings: Any,
     ) -> None:
         super().__init__(
@@ -81,7 +84,7 @@ class TerseHook(TrainingHook, Hook):
         )
         self._bank, self._enabled, self._drop_unknown = bank, enabled, drop_unknown_classes
         self._classes = None if classes is None else tuple(classes)
-        self._loss_scale, self._log_due = 1.0, False
+        self._loss_scale, self._log_due, self._in_workers = 1.0, False, compose_in_workers
 
     def before_train(self, runner: Any) -> None:
         """Make ``Terse`` for the runner's model and data set, and load a saved state."""
@@ -109,30 +112,35 @@ class TerseHook(TrainingHook, Hook):
             )
         if runner.iter > 0:
             self.load(self.saved_state, runner.logger)
+        self.log_feedback(runner.logger)
         self.saved_state = None  # of a checkpoint that only the weights were loaded from
+        if self._in_workers:
+            compose_in_workers(runner, self)
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Replace the images by composites, in MMEngine's own dictionary."""
         if not self.started:
             return
-        images, targets = to_samples(data_batch, self.device)
         wrapper = runner.optim_wrapper
-        composites, corrected = self.paste_on(
-            images,
-            targets,
-            sampled_foregrounds_of(data_batch),
-            mixed_precision=hasattr(wrapper, "cast_dtype"),
-            dtype=getattr(wrapper, "cast_dtype", None),
-        )
-        put_back(data_batch, composites, corrected, self.terse.replaced)
+        if (records := records_of(data_batch)) is not None:
+            self.terse(data_batch["inputs"], objects_of(data_batch), records)
+        else:
+            images, targets = to_samples(data_batch, self.device)
+            composites, corrected = self.paste_on(
+                images,
+                targets,
+                sampled_foregrounds_of(data_batch),
+                mixed_precision=hasattr(wrapper, "cast_dtype"),
+                dtype=getattr(wrapper, "cast_dtype", None),
+            )
+            put_back(data_batch, composites, corrected, self.terse.replaced)
         scaler = getattr(wrapper, "loss_scaler", None)
         # The factor of mmengine.optim.OptimWrapper.scale_loss, before it counts the batch.
         scale = scaler.get_scale() if scaler is not None else 1.0
         self._loss_scale = float(wrapper.scale_loss(torch.ones(()))) * scale
         if is_due(runner.iter, self.image_period):
-            runner.visualizer.add_image(
-                _LOGGED_IMAGE, self.drawn_composites(composites, corrected), step=runner.iter + 1
-            )
+            drawn = self.drawn_composites(*to_samples(data_batch, self.device))
+            runner.visualizer.add_image(_LOGGED_IMAGE, drawn, step=runner.iter + 1)
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Mapping[str, Tensor] | None = None
@@ -140,8 +148,7 @@ class TerseHook(TrainingHook, Hook):
         """Update the policy, if the optimizer has made a step."""
         if not self.started:
             return
-        assert outputs is not None
-        self.record_loss(outputs["loss"])
+        self.record_loss((outputs or {}).get("loss"))
         self._log_due |= is_due(runner.iter, self.log_period)
         if not runner.optim_wrapper.should_update():
             return

@@ -4,27 +4,44 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from mmdet.models.dense_heads import SSDHead
 from mmdet.models.detectors import RPN
 from mmdet.models.roi_heads import (
     CascadeRoIHead,
+    DoubleHeadRoIHead,
     DynamicRoIHead,
+    GridRoIHead,
+    HybridTaskCascadeRoIHead,
     MaskScoringRoIHead,
     PointRendRoIHead,
     StandardRoIHead,
 )
 from mmdet.models.task_modules.assigners import BaseAssigner
-from mmdet.models.task_modules.samplers import BaseSampler, RandomSampler
+from mmdet.models.task_modules.samplers import (
+    BaseSampler,
+    CombinedSampler,
+    InstanceBalancedPosSampler,
+    IoUBalancedNegSampler,
+    RandomSampler,
+)
 from mmdet.structures import DetDataSample
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
-from terse_aug.models import Detections, DetectorAdapter, Proposals, RoIHead, RoIHeadRecorder
+from terse_aug.models import (
+    Detections,
+    DetectorAdapter,
+    PredictionRecorder,
+    Proposals,
+    RoIHead,
+    RoIHeadRecorder,
+)
 from terse_aug_mmdet.batch import with_instances
-from terse_aug_mmdet.dense_head import DenseHead, has_supported_head, patched_ssd_heads
-from terse_aug_mmdet.scores import as_tensor, boxes_of
+from terse_aug_mmdet.boxes import boxes_of
+from terse_aug_mmdet.recording import annotated_boxes, prediction_source
 
 
 class MMDetAdapter(DetectorAdapter):
@@ -59,7 +76,7 @@ class MMDetAdapter(DetectorAdapter):
     def detections(self, images: Sequence[Tensor], targets: Sequence[Any]) -> list[Detections]:
         """See :class:`terse_aug.models.DetectorAdapter`."""
         self.check_input()
-        with patched_ssd_heads(self.model):
+        with _patched_ssd_heads(self.model):
             data = self.model.data_preprocessor(_batch(images, targets), False)
             samples = self.model.predict(data["inputs"], data["data_samples"], rescale=False)
         found = [sample.pred_instances for sample in samples]
@@ -77,11 +94,12 @@ class MMDetAdapter(DetectorAdapter):
                 "policy 'random', 'adversarial' or 'paper', and no robustness training"
             )
 
-    def record_forward(self) -> RoIHeadRecorder | DenseHead | None:
+    def record_forward(self) -> RoIHeadRecorder | PredictionRecorder | None:
         """See :class:`terse_aug.models.RecordsTrainingForward`; for one-stage detectors with a head of
-        :mod:`terse_aug_mmdet.dense_head` and two-stage ones of ``_ROI_HEADS``, of a cascade the first stage."""
-        if has_supported_head(self.model):
-            return DenseHead(self.model, self.iou_threshold)
+        :mod:`terse_aug_mmdet.dense_head`, those with queries of :mod:`terse_aug_mmdet.query_head`, and two-stage ones
+        of ``_ROI_HEADS``, of a cascade the first stage."""
+        if (source := prediction_source(self.model)) is not None:
+            return PredictionRecorder(source, self.iou_threshold)
         heads: Any = getattr(self.model, "roi_head", None)
         if type(heads) not in _ROI_HEADS:
             return None
@@ -90,11 +108,12 @@ class MMDetAdapter(DetectorAdapter):
             pooler, predictor = pooler[0], predictor[0]
         sampler = heads.bbox_sampler[0] if isinstance(heads.bbox_sampler, list) else heads.bbox_sampler
         # OHEM's, for one, classifies candidates of its own before.
-        if predictor.custom_activation or not predictor.with_cls or type(sampler) is not RandomSampler:
+        other_scores = getattr(predictor, "custom_activation", False) or not getattr(predictor, "with_cls", True)
+        if other_scores or type(sampler) not in _SAMPLERS:
             return None
         roi_head = RoIHead(
             model=self.model,
-            annotated_boxes=_annotated_boxes,
+            annotated_boxes=annotated_boxes,
             pooler=pooler,
             sampled_proposals=_sampled_proposals,
             predictor=predictor,
@@ -103,13 +122,12 @@ class MMDetAdapter(DetectorAdapter):
         return RoIHeadRecorder(roi_head, self.iou_threshold)
 
 
-_ROI_HEADS = (StandardRoIHead, MaskScoringRoIHead, PointRendRoIHead, DynamicRoIHead, CascadeRoIHead)
+_ROI_HEADS = (
+    *(StandardRoIHead, MaskScoringRoIHead, PointRendRoIHead, DynamicRoIHead, GridRoIHead, DoubleHeadRoIHead),
+    *(CascadeRoIHead, HybridTaskCascadeRoIHead),
+)
 """Their proposals are pooled and classified once in a training forward; subclasses may do otherwise."""
-
-
-def _annotated_boxes(inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> list[Tensor]:
-    samples = keywords["data_samples"] if "data_samples" in keywords else inputs[1]
-    return [as_tensor(sample.gt_instances.bboxes) for sample in samples]
+_SAMPLERS = (RandomSampler, CombinedSampler, InstanceBalancedPosSampler, IoUBalancedNegSampler)
 
 
 def _sampled_proposals(inputs: tuple[Any, ...]) -> Proposals:
@@ -120,6 +138,19 @@ def _sampled_proposals(inputs: tuple[Any, ...]) -> Proposals:
 def _softmax(output: tuple[Tensor, ...]) -> Tensor:
     """As the head predicts, whatever its loss."""
     return output[0].detach().float().softmax(-1)
+
+
+@contextlib.contextmanager
+def _patched_ssd_heads(model: nn.Module) -> Iterator[None]:
+    """Give every SSDHead the ``loss_cls`` that mmdet 3.3.0 reads from all anchor heads in prediction; it has none."""
+    lacking = [part for part in model.modules() if isinstance(part, SSDHead) and not hasattr(part, "loss_cls")]
+    for head in lacking:
+        head.loss_cls = None
+    try:
+        yield
+    finally:
+        for head in lacking:
+            del head.loss_cls
 
 
 @contextlib.contextmanager
@@ -165,5 +196,6 @@ def _batch(images: Sequence[Tensor], targets: Sequence[Any]) -> dict[str, Any]:
     for image, target in zip(images, targets, strict=True):
         shape = (image.shape[-2], image.shape[-1])
         meta = {"img_shape": shape, "ori_shape": shape, "scale_factor": (1.0, 1.0), "img_id": 0, "img_path": ""}
+        meta["border"] = (0, 0, 0, 0)  # CenterNet's and CornerNet's own pipelines pad images
         samples.append(with_instances(DetDataSample(metainfo=meta), target, image))
     return {"inputs": list(images), "data_samples": samples}

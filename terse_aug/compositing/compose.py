@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from terse_aug.bank import Foreground
-from terse_aug.compositing.decoys import decoy_pastes
 from terse_aug.compositing.geometry import frame_of, paste_geometry, place_unit
-from terse_aug.compositing.label_correction import PastedObject, correct_target
-from terse_aug.compositing.occludees import place_occludees
+from terse_aug.compositing.image_labels import ImageLabels, label_image, label_on_device
+from terse_aug.compositing.label_correction import PastedObject
+from terse_aug.compositing.layers import Layer, RenderSettings, layers_of
+from terse_aug.compositing.patches import Patch, blend
 from terse_aug.compositing.plan import AuxiliaryObjects, PastePlan
-from terse_aug.compositing.render import Patch, blend
-from terse_aug.compositing.warp import RenderSettings, warp_objects
-from terse_aug.structures.annotations import Target
+from terse_aug.compositing.render import composites, render
+from terse_aug.compositing.render_cpu import render_8bit
+from terse_aug.structures.annotations import Target, repair_boxes
 from terse_aug.transforms import Placement
-
-Layer = tuple[Patch, PastedObject]
+from terse_aug.utils.transfer import Reading, to_cpu
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,13 @@ class Composites:
     """The outcome of :func:`compose`.
 
     Attributes:
-        images: B tensors float ``[3, H, W]``; with a graph where the proposal had one.
+        images: B tensors ``[3, H, W]``, float or uint8; with a graph where the proposal had one.
         targets: B corrected targets.
         pastes: for each image its pastes, the last in front, occludees first; without distractors and decoys.
         dropped: counts by reason.
         visible: for each image the pixels of everything that was pasted, decoys first.
+        unit: float ``[M, P]``, the transforms in the unit cube, on the CPU.
+        largest: absolute value of each float image on a device, NaN where it is not finite; empty for others.
         backgrounds: by image that was replaced, the index of its background in the pool.
     """
 
@@ -65,6 +67,8 @@ class Composites:
     pastes: list[list[Paste]]
     dropped: Counter[str]
     visible: list[list[PastedObject]]
+    unit: Tensor
+    largest: list[float]
     backgrounds: dict[int, int] = field(default_factory=dict)
 
     def labelled(self, image: int) -> list[Paste]:
@@ -79,6 +83,7 @@ def compose(
     unit: Tensor,
     settings: RenderSettings,
     placement: Placement | None = None,
+    boxes: Reading | None = None,
 ) -> Composites:
     """Paste the foregrounds of a plan with the given transforms.
 
@@ -91,12 +96,13 @@ def compose(
         unit: float ``[M, P]`` in [0, 1].
         settings: how to render.
         placement: of the transforms, where it is known already.
+        boxes: those of the targets, for decoys, where they are on their way to the CPU already.
 
     Returns:
         Composites, differentiable in ``unit``. Images without pastes are the input tensors themselves.
     """
     with full_precision(images[0].device):
-        return _compose(images, targets, plan, unit, settings, placement)
+        return _compose(images, targets, plan, unit, settings, placement, boxes)
 
 
 def full_precision(device: torch.device) -> torch.autocast:
@@ -111,90 +117,99 @@ def _compose(
     unit: Tensor,
     settings: RenderSettings,
     placement: Placement | None,
+    boxes: Reading | None,
 ) -> Composites:
     dropped: Counter[str] = Counter()
-    frames = [frame_of(image) for image in images]
+    frames, device = [frame_of(image) for image in images], images[0].device
     if placement is None:
-        placement = _place(plan, unit, frames, settings)
-    unlabelled = decoy_pastes(plan.decoys, images, targets, settings, dropped)
-    for where, layer in _distractors(plan.distractors, frames, unit, settings, dropped):
-        unlabelled.setdefault(where, []).append(layer)
-    objects = _objects(plan, placement, frames, settings, dropped)
-    occludee_unit, occludees = _occludees(plan.occludees, placement, frames, settings, dropped)
-    unit, occludee_unit = unit.detach().cpu(), occludee_unit.cpu()
-    composites = Composites([], [], [], dropped, [])
-    for number, (image, target) in enumerate(zip(images, targets, strict=True)):
-        own = [row for row, of in enumerate(plan.image_of) if of == number and row in objects]
-        behind = [row for row in occludees if plan.occludees.occluded_by[row] in own]
-        covers = unlabelled.get(number, [])
-        layers = covers + [occludees[row] for row in behind] + [objects[row] for row in own]
-        visible = [pasted for _, pasted in layers]
-        composites.visible.append(visible)
-        if not layers:
-            composites.images.append(image)
-            composites.targets.append(target)
-            composites.pastes.append([])
-            continue
-        composites.images.append(blend(image, [patch for patch, _ in layers]))
-        correction = correct_target(target, frames[number], visible, settings.paste.min_visibility)
-        dropped.update(correction.dropped)
-        composites.targets.append(correction.target)
-        rows = iter(correction.rows[len(covers) :])
-        pastes = [_paste(plan.occludees, row, occludee_unit[row], next(rows), None) for row in behind]
-        composites.pastes.append(pastes + [_paste(plan, row, unit[row], next(rows), row) for row in own])
-    return replace(composites, dropped=+dropped)
+        own = [frames[image] for image in plan.image_of]
+        geometry = paste_geometry(plan.foregrounds, plan.flipped, own, torch.zeros(0, dtype=unit.dtype)).to(unit.device)
+        placement = place_unit(unit, geometry, settings.paste.ranges)
+    learning = placement.matrix.requires_grad
+    unit, *known = to_cpu([unit, *placement.parts()])
+    boxes = boxes or Reading([target["boxes"] for target in targets] if plan.decoys else [])
+    objects = [repair_boxes({"boxes": own}, *frames[image])[0]["boxes"] for image, own in enumerate(boxes.values())]
+    layers, occludee_unit = layers_of(plan, Placement(*known), frames, objects, settings, dropped)
+    numbers = [[row for row, layer in enumerate(layers) if layer.image == image] for image in range(len(images))]
+    largest: list[float] = []
+    composed = list(images)
+    if device.type == "cpu" and not learning:
+        patches = _patches(layers, images, settings)
+        masks = [patch.mask for patch in patches]
+        labels = [
+            label_image(target, own, layers, masks, frame, settings)
+            for target, own, frame in zip(targets, numbers, frames, strict=True)
+        ]
+        composed = [
+            blend(image, [patches[row] for row in own.layers]) if own.layers else image
+            for image, own in zip(images, labels, strict=True)
+        ]
+    else:
+        rendered = None
+        if layers:
+            sigma, bgr = settings.paste.edge_blur_sigma, settings.pixel_format.bgr
+            rendered = render(layers, placement if learning else None, frames, sigma, bgr, device)
+            composed = composites(images, rendered, settings.pixel_format)
+        if device.type == "cpu":
+            masks = [] if rendered is None else [own.numpy() for own in rendered.pixels.patches(rendered.mask)]
+            labels = [
+                label_image(target, own, layers, masks, frame, settings)
+                for target, own, frame in zip(targets, numbers, frames, strict=True)
+            ]
+        else:
+            labels, largest = label_on_device(images, targets, layers, rendered, frames, settings)
+    found = _result(plan, unit, occludee_unit, images, composed, layers, labels, dropped)
+    return replace(found, largest=largest)
 
 
-def _place(
-    objects: PastePlan[Foreground] | AuxiliaryObjects,
-    unit: Tensor,
-    frames: Sequence[tuple[int, int]],
-    settings: RenderSettings,
-) -> Placement:
-    own = [frames[image] for image in objects.image_of]
-    return place_unit(unit, paste_geometry(objects.foregrounds, objects.flipped, own, unit), settings.paste.ranges)
-
-
-def _objects(
-    objects: PastePlan[Foreground] | AuxiliaryObjects,
-    placement: Placement,
-    frames: Sequence[tuple[int, int]],
-    settings: RenderSettings,
-    dropped: Counter[str],
-) -> dict[int, Layer]:
-    own = [frames[image] for image in objects.image_of]
-    return warp_objects(objects.foregrounds, objects.flipped, placement, own, settings, dropped)
-
-
-def _distractors(
-    distractors: AuxiliaryObjects,
-    frames: Sequence[tuple[int, int]],
-    like: Tensor,
-    settings: RenderSettings,
-    dropped: Counter[str],
-) -> list[tuple[int, Layer]]:
-    """Image and layer of the distractors with a visible pixel; the others are counted."""
-    if not len(distractors):
+def _patches(layers: Sequence[Layer], images: Sequence[Tensor], settings: RenderSettings) -> list[Patch]:
+    """The layers rendered by OpenCV."""
+    if not layers:
         return []
-    placement = _place(distractors, distractors.unit.to(like.device), frames, settings)
-    visible = _objects(distractors, placement, frames, settings, Counter())
-    dropped["distractor_not_shown"] += len(distractors) - len(visible)
-    return [
-        (distractors.image_of[row], (patch, replace(pasted, label=None))) for row, (patch, pasted) in visible.items()
-    ]
+    reductions = torch.tensor([layer.reduction for layer in layers])[:, None]
+    patches = render_8bit(
+        [layer.reduced for layer in layers],
+        torch.stack([layer.matrix for layer in layers]) * reductions,
+        torch.stack([layer.center for layer in layers]),
+        [layer.rectangle for layer in layers],
+        settings.paste.edge_blur_sigma,
+        settings.pixel_format,
+    )
+    for row, layer in enumerate(layers):
+        if layer.source is not None:
+            image, place = layer.source
+            patches[row] = replace(patches[row], color=place.of(images[image].detach()))
+    return patches
 
 
-def _occludees(
-    occludees: AuxiliaryObjects,
-    pastes: Placement,
-    frames: Sequence[tuple[int, int]],
-    settings: RenderSettings,
+def _result(
+    plan: PastePlan[Foreground],
+    unit: Tensor,
+    occludee_unit: Tensor,
+    images: Sequence[Tensor],
+    composed: Sequence[Tensor],
+    layers: Sequence[Layer],
+    labels: Sequence[ImageLabels],
     dropped: Counter[str],
-) -> tuple[Tensor, dict[int, Layer]]:
-    if not len(occludees):
-        return occludees.unit, {}
-    unit, placement = place_occludees(occludees, pastes, frames, settings.paste.ranges)
-    return unit, _objects(occludees, placement, frames, settings, dropped)
+) -> Composites:
+    pastes: list[list[Paste]] = []
+    kinds: Counter[str] = Counter()
+    for own in labels:
+        dropped.update(own.dropped)
+        found = []
+        for number, target_row in zip(own.layers, own.rows, strict=True):
+            layer = layers[number]
+            kinds[layer.kind] += 1
+            if layer.kind == "occludee":
+                found.append(_paste(plan.occludees, layer.row, occludee_unit[layer.row], target_row, None))
+            elif layer.kind == "paste":
+                found.append(_paste(plan, layer.row, unit[layer.row], target_row, layer.row))
+        pastes.append(found)
+    dropped["decoy_without_background"] += len(plan.decoys) - kinds["decoy"]
+    dropped["distractor_not_shown"] += len(plan.distractors) - kinds["distractor"]
+    shown = [new if own.layers else image for image, new, own in zip(images, composed, labels, strict=True)]
+    targets, visible = [own.target for own in labels], [own.visible for own in labels]
+    return Composites(shown, targets, pastes, +dropped, visible, unit, [])
 
 
 def _paste(

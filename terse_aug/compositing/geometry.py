@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terse_aug.bank import Foreground
-from terse_aug.structures.pixel_format import PixelFormat
 from terse_aug.transforms import PasteGeometry, Placement, TransformRanges, place
 
 
@@ -103,21 +102,6 @@ def reduced_foreground(foreground: Foreground, scale: float) -> NDArray[np.uint8
     height, width = rgba.shape[:2]
     factor = 2.0 ** math.floor(math.log2(1 / max(scale, 1e-6)))
     return _area_averaged(rgba, (max(round(width / factor), 1), max(round(height / factor), 1)))
-
-
-def foreground_tensor(rgba: NDArray[np.uint8], pixel_format: PixelFormat, like: Tensor) -> Tensor:
-    """A foreground uint8 ``[h, w, 4]`` as the renderer takes it: float ``[4, h, w]``.
-
-    Args:
-        rgba: the foreground.
-        pixel_format: of the background.
-        like: gives dtype and device.
-    """
-    planes = torch.from_numpy(np.array(rgba.transpose(2, 0, 1), order="C")).to(like.device)
-    scaled = planes.to(like.dtype).mul_(1 / 255)
-    if pixel_format.identity:
-        return scaled
-    return torch.cat([pixel_format.encode(scaled[:3]), scaled[3:]])
 
 
 def _area_averaged(rgba: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -11,11 +11,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from terse_aug.compositing.mask_extents import Extent, count_pixels, extent_of, extents_of
-from terse_aug.compositing.render import Rectangle
+from terse_aug.compositing.mask_extents import Extent, Mask, MaskChange, count_pixels, extent_of, extents_of
+from terse_aug.compositing.patches import Rectangle
 from terse_aug.structures.annotations import OBJECT_FIELDS, Target
 from terse_aug.utils.memory import zeros
 
@@ -26,14 +28,14 @@ class PastedObject:
 
     Attributes:
         rectangle: the pixels it was blended into.
-        mask: bool ``[h, w]`` over the rectangle: the pixels that show it.
+        mask: bool ``[h, w]`` over the rectangle: the pixels that show it; an array, because slices of it are cheaper.
         label: class index, or ``None`` for a decoy, which covers but is not annotated.
         full_area: pixels it would show with nothing in front and no frame.
         keypoints: float ``[k, 3]`` in image pixels, or ``None``.
     """
 
     rectangle: Rectangle
-    mask: Tensor
+    mask: Mask
     label: int | None
     full_area: float
     keypoints: Tensor | None = None
@@ -46,17 +48,23 @@ class Correction:
     Attributes:
         target: the corrected annotation, the surviving original objects first and in order.
         rows: for each paste, its row in ``target``, or ``None`` where it has no label.
+        kept: rows of the original objects that are kept.
         dropped: counts: ``occluded`` (an original object hidden beyond the threshold),
             ``paste_hidden`` (a pasted object hidden or cut off beyond it).
     """
 
     target: Target
     rows: list[int | None]
+    kept: list[int]
     dropped: Counter[str]
 
 
 def correct_target(
-    target: Target, size: tuple[int, int], pastes: Sequence[PastedObject], min_visibility: float
+    target: Target,
+    size: tuple[int, int],
+    pastes: Sequence[PastedObject],
+    min_visibility: float,
+    changes: Sequence[MaskChange] | None = None,
 ) -> Correction:
     """Bring an annotation in step with an image onto which objects were pasted.
 
@@ -67,19 +75,20 @@ def correct_target(
     visible keypoints that a paste covers become labelled but not visible.
 
     Args:
-        target: a checked sample target; left untouched.
+        target: a checked sample target on the CPU; left untouched.
         size: (H, W).
         pastes: in the order of pasting, the last in front.
         min_visibility: fraction in [0, 1].
+        changes: for each object that of its mask, for a target whose masks stay on a device.
 
     Returns:
         The corrected target, with the fields that ``target`` has and no others.
     """
     labelled = [index for index, paste in enumerate(pastes) if paste.label is not None]
     pasted = _pasted_rows(target, [pastes[index] for index in labelled], size)
-    cover = _Cover.around(pastes, target["boxes"].device)
+    cover = _Cover.around(pastes)
     shown = _show_pastes(pastes, pasted.get("keypoints"), cover)
-    originals = _hide_originals(target, size, cover)
+    originals = _hide_originals(target, size, cover, changes)
     kept = [row for row, view in enumerate(originals) if not view.touched or view.enough(min_visibility)]
     added = [row for row, view in enumerate(shown) if view.enough(min_visibility)]
     corrected = dict(target)
@@ -91,7 +100,7 @@ def correct_target(
     _write_views(corrected, views, size)
     row_of = {labelled[row]: new for new, row in enumerate(added, start=len(kept))}
     dropped = Counter(occluded=len(originals) - len(kept), paste_hidden=len(labelled) - len(added))
-    return Correction(corrected, [row_of.get(index) for index in range(len(pastes))], +dropped)
+    return Correction(corrected, [row_of.get(index) for index in range(len(pastes))], kept, +dropped)
 
 
 @dataclass(frozen=True)
@@ -103,16 +112,18 @@ class _View:
         area: pixels.
         full_area: pixels it would show uncovered.
         window: what ``mask`` covers.
-        mask: ``[h, w]``; ``None`` for an object without one.
+        mask: ``[h, w]``; ``None`` for an object without one, or where it is elsewhere.
         touched: whether a paste covers some of it, or it is one.
+        counted: whether its area is the number of its pixels.
     """
 
     box: list[float]
     area: int
     full_area: float
     window: Rectangle
-    mask: Tensor | None
+    mask: Mask | None
     touched: bool = True
+    counted: bool = True
 
     def enough(self, min_visibility: float) -> bool:
         return self.area > 0 and self.area >= min_visibility * self.full_area
@@ -123,10 +134,10 @@ class _Cover:
     """The pixels that pastes cover, as a map over the rectangle around all of them: bool ``[h, w]``."""
 
     frame: Rectangle
-    covered: Tensor
+    covered: NDArray[np.bool_]
 
     @classmethod
-    def around(cls, pastes: Sequence[PastedObject], device: torch.device) -> _Cover:
+    def around(cls, pastes: Sequence[PastedObject]) -> _Cover:
         """A map for these pastes on which nothing is covered yet."""
         boxes = [paste.rectangle for paste in pastes if not paste.rectangle.empty] or [Rectangle(0, 0, 0, 0)]
         frame = Rectangle(
@@ -135,29 +146,11 @@ class _Cover:
             max(box.bottom for box in boxes),
             max(box.right for box in boxes),
         )
-        shape = (frame.bottom - frame.top, frame.right - frame.left)
-        return cls(frame, torch.zeros(shape, dtype=torch.bool, device=device))
+        return cls(frame, np.zeros((frame.bottom - frame.top, frame.right - frame.left), np.bool_))
 
-    def within(self, rectangle: Rectangle) -> Tensor:
+    def within(self, rectangle: Rectangle) -> NDArray[np.bool_]:
         """The view ``[h, w]`` of a rectangle inside the frame."""
-        return self.covered[_within(rectangle, self.frame)]
-
-
-def _within(inner: Rectangle, outer: Rectangle) -> tuple[slice, slice]:
-    """Slices of ``inner`` in an array that covers ``outer``."""
-    return (
-        slice(inner.top - outer.top, inner.bottom - outer.top),
-        slice(inner.left - outer.left, inner.right - outer.left),
-    )
-
-
-def _overlap(first: Rectangle, second: Rectangle) -> Rectangle:
-    return Rectangle(
-        max(first.top, second.top),
-        max(first.left, second.left),
-        min(first.bottom, second.bottom),
-        min(first.right, second.right),
-    )
+        return self.covered[rectangle.within(self.frame)]
 
 
 def _pasted_rows(target: Target, pastes: Sequence[PastedObject], size: tuple[int, int]) -> Target:
@@ -216,7 +209,8 @@ def _show_pastes(pastes: Sequence[PastedObject], keypoints: Tensor | None, cover
                 _cover_keypoints(keypoints[last - len(views)], cover)
             views.append(_paste_view(paste, cover))
         if not paste.rectangle.empty:
-            cover.within(paste.rectangle).logical_or_(paste.mask)
+            covered = cover.within(paste.rectangle)
+            covered |= paste.mask
     return views[::-1]
 
 
@@ -229,33 +223,46 @@ def _paste_view(paste: PastedObject, cover: _Cover) -> _View:
     return _View(extent.box, extent.pixels, paste.full_area, window, visible)
 
 
-def _hide_originals(target: Target, size: tuple[int, int], cover: _Cover) -> list[_View]:
+def _hide_originals(
+    target: Target, size: tuple[int, int], cover: _Cover, changes: Sequence[MaskChange] | None
+) -> list[_View]:
     """The views of the objects that were there before.
 
     An object whose mask is empty, as some data sets write a missing one, counts like one without a mask.
     """
     boxes = target["boxes"].tolist()
     regions = [_pixels_of(box, size) for box in boxes]
+    if changes is not None:
+        return [
+            _changed_view(box, change) if change.before else _box_view(box, region, cover)
+            for box, region, change in zip(boxes, regions, changes, strict=True)
+        ]
     if "masks" not in target:
         return [_box_view(box, region, cover) for box, region in zip(boxes, regions, strict=True)]
-    extents = extents_of(target["masks"], regions)
+    masks = target["masks"].numpy()
     return [
         _mask_view(box, mask, extent, cover) if extent.pixels else _box_view(box, region, cover)
-        for box, mask, extent, region in zip(boxes, target["masks"], extents, regions, strict=True)
+        for box, mask, extent, region in zip(boxes, masks, extents_of(masks, regions), regions, strict=True)
     ]
 
 
-def _mask_view(box: list[float], mask: Tensor, extent: Extent, cover: _Cover) -> _View:
+def _changed_view(box: list[float], change: MaskChange) -> _View:
+    """The view of an object whose mask is elsewhere."""
+    after, touched = change.after, change.after.pixels != change.before
+    return _View(after.box if touched else box, after.pixels, change.before, after.window, None, touched)
+
+
+def _mask_view(box: list[float], mask: Mask, extent: Extent, cover: _Cover) -> _View:
     """The view of an object with a mask ``[H, W]``."""
-    window, overlap = extent.window, _overlap(extent.window, cover.frame)
+    window, overlap = extent.window, extent.window.overlap(cover.frame)
     whole = _View(box, extent.pixels, extent.pixels, window, window.of(mask), touched=False)
     if overlap.empty:
         return whole
-    left = overlap.of(mask) * (~cover.within(overlap)).view(mask.dtype)
-    if torch.equal(left, overlap.of(mask)):
+    left = overlap.of(mask) * ~cover.within(overlap)
+    if np.array_equal(left, overlap.of(mask)):
         return whole
-    visible = window.of(mask).clone()
-    visible[_within(overlap, window)] = left
+    visible = window.of(mask).copy()
+    visible[overlap.within(window)] = left
     rest = extent_of(visible, window)
     return _View(rest.box, rest.pixels, extent.pixels, window, visible)
 
@@ -266,14 +273,14 @@ def _box_view(box: list[float], region: Rectangle, cover: _Cover) -> _View:
     A side of the box moves only where all pixels along it are covered; the others keep their coordinates.
     """
     shape = (region.bottom - region.top, region.right - region.left)
-    whole, overlap = Extent(region, shape[0] * shape[1]), _overlap(region, cover.frame)
+    whole, overlap = Extent(region, shape[0] * shape[1]), region.overlap(cover.frame)
     if overlap.empty or not count_pixels(cover.within(overlap)):
-        return _View(box, whole.pixels, whole.pixels, region, None, touched=False)
-    visible = torch.ones(shape, dtype=torch.bool, device=cover.covered.device)
-    visible[_within(overlap, region)] = ~cover.within(overlap)
+        return _View(box, whole.pixels, whole.pixels, region, None, touched=False, counted=False)
+    visible = np.ones(shape, np.bool_)
+    visible[overlap.within(region)] = ~cover.within(overlap)
     rest = extent_of(visible, region)
     moved = [old if side == limit else side for old, side, limit in zip(box, rest.box, whole.box, strict=True)]
-    return _View(moved, rest.pixels, whole.pixels, region, None)
+    return _View(moved, rest.pixels, whole.pixels, region, None, counted=False)
 
 
 def _pixels_of(box: list[float], size: tuple[int, int]) -> Rectangle:
@@ -294,10 +301,10 @@ def _taken(values: Tensor, rows: Sequence[int]) -> Tensor:
 def _write_views(corrected: Target, views: Sequence[_View], size: tuple[int, int]) -> None:
     """Write boxes, areas and masks of all objects."""
     if "masks" in corrected:
-        masks = corrected["masks"] = zeros((len(views), *size), corrected["masks"])
-        for mask, view in zip(masks, views, strict=True):
+        corrected["masks"] = zeros((len(views), *size), corrected["masks"])
+        for mask, view in zip(corrected["masks"].numpy(), views, strict=True):
             if view.mask is not None:
-                view.window.of(mask).copy_(view.mask)
+                view.window.of(mask)[:] = view.mask
     touched = [row for row, view in enumerate(views) if view.touched]
     if not touched:
         return
@@ -307,7 +314,7 @@ def _write_views(corrected: Target, views: Sequence[_View], size: tuple[int, int
         area = corrected["area"]
         for row in touched:
             fraction = views[row].area / max(views[row].full_area, 1)
-            area[row] = views[row].area if views[row].mask is not None else area[row] * fraction
+            area[row] = views[row].area if views[row].counted else area[row] * fraction
 
 
 def _cover_keypoints(keypoints: Tensor, cover: _Cover) -> None:
@@ -325,5 +332,6 @@ def _cover_keypoints(keypoints: Tensor, cover: _Cover) -> None:
     y = keypoints[..., 1].floor().long() - cover.frame.top
     height, width = cover.covered.shape
     inside = (x >= 0) & (y >= 0) & (x < width) & (y < height)
-    hidden = inside & cover.covered[y.clamp(0, height - 1), x.clamp(0, width - 1)] & (keypoints[..., 2] == 2)
+    covered = torch.from_numpy(cover.covered)[y.clamp(0, height - 1), x.clamp(0, width - 1)]
+    hidden = inside & covered & (keypoints[..., 2] == 2)
     keypoints[..., 2].masked_fill_(hidden, 1)

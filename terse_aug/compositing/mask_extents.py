@@ -1,4 +1,4 @@
-"""Bounding rectangles and areas of masks.
+"""Bounding rectangles and areas of masks on the CPU.
 
 Shape letters: n masks, H and W the image.
 """
@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from terse_aug.compositing.render import Rectangle
+from terse_aug.compositing.patches import Rectangle
+
+Mask = NDArray[Any]
+"""bool or uint8 ``[..., H, W]``."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +32,26 @@ class Extent:
         return [float(side) for side in (self.window.left, self.window.top, self.window.right, self.window.bottom)]
 
 
-def extents_of(masks: Tensor, regions: Sequence[Rectangle]) -> list[Extent]:
+@dataclass(frozen=True)
+class MaskChange:
+    """What pasting does to a mask that is not on the CPU.
+
+    Attributes:
+        before: pixels.
+        after: what is left of it.
+    """
+
+    before: int
+    after: Extent
+
+
+def extents_of(masks: Mask, regions: Sequence[Rectangle]) -> list[Extent]:
     """The extent of each of bool or uint8 ``[n, H, W]``.
 
     Args:
         masks: of the objects.
         regions: the pixels of their boxes, where all of a mask is expected; one that is elsewhere takes longer.
     """
-    if masks.device.type != "cpu":
-        return extents_at_once(masks)
     found = []
     for mask, region in zip(masks, regions, strict=True):
         height, width = mask.shape
@@ -53,12 +68,9 @@ def extents_of(masks: Tensor, regions: Sequence[Rectangle]) -> list[Extent]:
     return found
 
 
-def extent_of(mask: Tensor, window: Rectangle) -> Extent:
+def extent_of(mask: Mask, window: Rectangle) -> Extent:
     """The extent of bool or uint8 ``[h, w]`` over the rectangle ``window``."""
-    if mask.device.type != "cpu":
-        (extent,) = extents_at_once(mask[None])
-        return Extent(_moved(extent.window, window), extent.pixels)
-    left, top, width, height = cv2.boundingRect(mask.view(torch.uint8).numpy())
+    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
     tight = Rectangle(top, left, top + height, left + width)
     return Extent(_moved(tight, window), 0 if tight.empty else count_pixels(tight.of(mask)))
 
@@ -69,19 +81,6 @@ def _moved(rectangle: Rectangle, window: Rectangle) -> Rectangle:
     return Rectangle(rectangle.top + y, rectangle.left + x, rectangle.bottom + y, rectangle.right + x)
 
 
-def extents_at_once(masks: Tensor) -> list[Extent]:
-    """As :func:`extents_of`, with a single synchronization with the device."""
-    masks = masks.bool()
-    sides = []
-    for line in (masks.any(2), masks.any(1)):  # rows, columns
-        first, after = line.byte().argmax(1), line.shape[1] - line.flip(1).byte().argmax(1)
-        sides += [first, torch.where(line.any(1), after, first)]
-    rows = torch.stack([*sides, masks.flatten(1).sum(1)], 1).tolist()
-    return [Extent(Rectangle(top, left, bottom, right), pixels) for top, bottom, left, right, pixels in rows]
-
-
-def count_pixels(mask: Tensor) -> int:
+def count_pixels(mask: Mask) -> int:
     """The number of pixels that are set in bool or uint8 ``[h, w]``, which has some."""
-    if mask.device.type == "cpu":  # torch's sum of bytes there goes through int64
-        return int(cv2.countNonZero(mask.view(torch.uint8).numpy()))
-    return int(mask.count_nonzero())
+    return int(cv2.countNonZero(mask.view(np.uint8)))

@@ -1,295 +1,230 @@
-"""Warp foregrounds, soften their edges and blend them into backgrounds.
+"""Renders all layers of a batch at once, on any device, differentiable in the transforms.
 
-Pure functions, differentiable in the transform parameters. The work is proportional to the pasted area: only the
-rectangle that a paste covers is computed.
+The pixels of all rectangles are one list, so that the number of kernel launches does not depend on that of the pastes.
+No step waits for the device. Without a gradient a CPU has :mod:`terse_aug.compositing.render_cpu` instead.
 
-Shape letters: M pastes, H and W the background, h and w a rectangle of it.
+The mask clean-up is the paper's (TERSE, CVPR 2019, section 3.1: subtract a scalar, ReLU, renormalise, blur) with a ramp
+in place of the binarisation, so that it has a gradient.
+
+Shape letters: L layers, R rows of all rectangles with their margins, N pixels of all rows, S overlaps of a layer.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from terse_aug.compositing.layers import Frames, Layer
+from terse_aug.compositing.patches import RAMP_HIGH, RAMP_LOW, blur_radius, gaussian_weights
+from terse_aug.compositing.pixel_list import FIELDS, PixelList, SamplingLines, atlas
 from terse_aug.structures.pixel_format import PixelFormat
 from terse_aug.transforms import Placement
-from terse_aug.utils.memory import empty
+from terse_aug.utils.transfer import to_device
 
-_RAMP_LOW, _RAMP_HIGH = 0.25, 0.75
-"""The mask clean-up maps this interval of the warped mask to [0, 1]. It is symmetric, so the area where alpha
-exceeds one half is the area where the warped mask does."""
+_SLOPE = 1 / (RAMP_HIGH - RAMP_LOW)
 
 
 @dataclass(frozen=True)
-class Rectangle:
-    """A rectangle of whole background pixels: rows ``top`` to ``bottom``, columns ``left`` to ``right``.
-
-    The lower bounds belong to it, the upper do not.
-    """
-
-    top: int
-    left: int
-    bottom: int
-    right: int
-
-    @property
-    def empty(self) -> bool:
-        """Whether it holds no pixel."""
-        return self.bottom <= self.top or self.right <= self.left
-
-    def of(self, array: Tensor) -> Tensor:
-        """The view ``[..., h, w]`` of this rectangle in an array ``[..., H, W]`` over the background."""
-        return array[..., self.top : self.bottom, self.left : self.right]
-
-
-@dataclass(frozen=True)
-class Patch:
-    """What one paste puts into a background.
+class Rendered:
+    """The pixels of all layers.
 
     Attributes:
-        rectangle: where.
-        color: ``[3, h, w]``, float in the range of the background, or 8-bit RGB levels, which take a quarter of the
-            memory until they are blended.
-        alpha: float ``[1, h, w]`` in [0, 1].
-        pixels: the background's format, for levels.
+        pixels: where they are.
+        rows: int32 ``[len(FIELDS) + 3 S, N]``, for each pixel the values of its row.
+        channels: int64 ``[3, 1]``, 0 to 2; the type of places among all values.
+        zero: float ``[1]``.
+        numbers: int32 ``[N]``, ascending from minus the margin.
+        column: int32 ``[N]`` in its row.
+        inner: bool ``[N]``, whether it is no margin.
+        color: float ``[3, N]``, levels 0 to 255 in the channel order of the images.
+        alpha: float ``[N]``; 0 in margins and in layers that are left out.
+        mask: bool ``[N]``, whether it shows the layer's object.
+        has_decoys: whether some layers are decoys.
     """
 
-    rectangle: Rectangle
+    pixels: PixelList
+    rows: Tensor
+    channels: Tensor
+    zero: Tensor
+    numbers: Tensor
+    column: Tensor
+    inner: Tensor
     color: Tensor
     alpha: Tensor
-    pixel_format: PixelFormat = field(default_factory=PixelFormat)
+    mask: Tensor
+    has_decoys: bool
+
+    def row(self, name: str) -> Tensor:
+        """One of ``FIELDS`` for each pixel, int32 ``[N]``."""
+        return self.rows[FIELDS.index(name)]
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether rectangles overlap."""
+        return len(self.rows) > len(FIELDS)
 
     @cached_property
-    def mask(self) -> Tensor:
-        """bool ``[h, w]``: the pixels that count as the object (alpha above one half)."""
-        alpha = self.alpha.detach()[0]
-        if alpha.device.type == "cpu":  # numpy compares in a quarter of the time
-            return torch.from_numpy(alpha.numpy() > 0.5)
-        return alpha > 0.5
+    def _later(self) -> tuple[Tensor, Tensor]:
+        """Pixels of later layers at the same place: int32 ``[S, N]`` in the list, and whether there is one."""
+        low, high, distance = self.rows[len(FIELDS) :].view(-1, 3, len(self.column)).unbind(1)
+        inside = (self.column >= low) & (self.column < high)
+        return torch.where(inside, self.numbers + distance, 0), inside
 
-    def float_color(self) -> Tensor:
-        """``color`` as float ``[3, h, w]`` in the range of the background."""
-        if self.color.is_floating_point():
-            return self.color
-        return self.pixel_format.encode(self.color.float().mul_(1 / 255))
-
-
-def covered_rectangles(
-    placement: Placement, frame_sizes: Sequence[tuple[int, int]], edge_sigma: float
-) -> list[Rectangle]:
-    """The pixels that each paste can touch, cut at the frame.
-
-    Args:
-        placement: of M pastes.
-        frame_sizes: (height, width) of each paste's background.
-        edge_sigma: see :func:`render`.
-
-    Returns:
-        M rectangles; an empty one where the paste lies outside the frame.
-    """
-    # The bilinear edge fades outside the foreground, over a fraction of one of its own pixels: many when enlarged.
-    fringe = placement.matrix.abs().sum(-1) * (0.5 - _RAMP_LOW)
-    reach = placement.half_size + fringe + _blur_radius(edge_sigma) + 1
-    low = (placement.box_center - reach).floor().tolist()
-    high = (placement.box_center + reach).ceil().tolist()
-    rectangles = []
-    for (left, top), (right, bottom), (height, width) in zip(low, high, frame_sizes, strict=True):
-        rectangles.append(
-            Rectangle(
-                top=min(max(int(top), 0), height),
-                left=min(max(int(left), 0), width),
-                bottom=max(min(int(bottom), height), 0),
-                right=max(min(int(right), width), 0),
-            )
-        )
-    return rectangles
+    def of_later(self, values: Tensor) -> Tensor:
+        """Values ``[N]`` of the later layers at each pixel's place, ``[S, N]``; 0 where there is none."""
+        index, inside = self._later
+        return values.index_select(0, index.flatten()).view(index.shape) * inside
 
 
 def render(
-    foregrounds: Sequence[Tensor],
-    matrix: Tensor,
-    center: Tensor,
-    rectangles: Sequence[Rectangle],
-    edge_sigma: float,
-    batched: bool = False,
-) -> list[Patch]:
+    layers: Sequence[Layer], placement: Placement | None, frames: Frames, sigma: float, bgr: bool, device: torch.device
+) -> Rendered:
     """Warp foregrounds into their rectangles: bilinear, mask clean-up, Gaussian edge.
 
-    The mask clean-up is the paper's (TERSE, CVPR 2019, section 3.1: subtract a scalar, ReLU, renormalise, blur)
-    with a ramp in place of the binarisation, so that it has a gradient.
-
     Args:
-        foregrounds: M tensors float ``[4, fh, fw]``, RGB in any range and alpha in [0, 1].
-        matrix: float ``[M, 2, 2]`` from :func:`terse_aug.transforms.place`.
-        center: float ``[M, 2]``.
-        rectangles: M rectangles, none of them empty.
-        edge_sigma: standard deviation of the edge's Gaussian in background pixels; 0 leaves the ramp.
-        batched: warp all foregrounds in one padded batch (few kernel launches, for a GPU) instead of one by one
-            (no wasted pixels, for a CPU). The result is the same.
-
-    Returns:
-        M patches, differentiable in ``matrix`` and ``center``.
+        layers: L, at least one, ordered by image and in the order of pasting.
+        placement: of the pastes, with a graph; ``None`` where no gradient is needed.
+        frames: of the images.
+        sigma: standard deviation of the edge's Gaussian in background pixels; 0 leaves the ramp.
+        bgr: whether the first channel of the images is blue.
+        device: of the images.
     """
-    groups = [list(range(len(foregrounds)))] if batched else [[index] for index in range(len(foregrounds))]
-    groups = list(filter(None, groups))
-    canvases = [_canvas([foregrounds[index] for index in group]) for group in groups]
-    radius = _blur_radius(edge_sigma)
-    canvas_sizes = [canvas.shape[-2:] for canvas, group in zip(canvases, groups, strict=True) for _ in group]
-    own_sizes = [foreground.shape[-2:] for foreground in foregrounds]
-    start, steps = sampling_lines(matrix, center, rectangles, radius, own_sizes)
-    to_unit = matrix.new_tensor([[2 / width, 2 / height] for height, width in canvas_sizes]).view(-1, 2)
-    start, steps = (start + 1) * to_unit - 1, steps * to_unit[:, :, None]  # in a canvas that begins with its frame
-    patches: dict[int, Patch] = {}
-    for group, canvas in zip(groups, canvases, strict=True):
-        rows_of = slice(group[0], group[-1] + 1)
-        grid = _sampling_grid(start[rows_of], steps[rows_of], rectangles[rows_of], radius)
-        warped = F.grid_sample(canvas, grid, mode="bilinear", padding_mode="border", align_corners=False)
-        alpha = gaussian_blur(clean_up(warped[:, 3:]), edge_sigma)
-        for row, index in enumerate(group):
-            rectangle = rectangles[index]
-            height, width = rectangle.bottom - rectangle.top, rectangle.right - rectangle.left
-            rows, columns = slice(radius, radius + height), slice(radius, radius + width)
-            patches[index] = Patch(rectangle, warped[row, :3, rows, columns], alpha[row, :, :height, :width])
-    return [patches[index] for index in range(len(foregrounds))]
-
-
-def blend(background: Tensor, patches: Sequence[Patch]) -> Tensor:
-    """Alpha-blend patches into a copy of the background, the last one in front.
-
-    Args:
-        background: float ``[3, H, W]``, left untouched.
-        patches: in the range of the background.
-
-    Returns:
-        float ``[3, H, W]``, equal to the background where no patch is.
-    """
-    composite = empty(background.shape, background).copy_(background)
-    for patch in patches:
-        region = patch.rectangle.of(composite)
-        color, alpha = patch.float_color().to(region.dtype), patch.alpha.to(region.dtype)
-        if color.requires_grad or alpha.requires_grad:
-            # A copy, because the backward wants the region as it was and later patches write over it.
-            region.copy_(torch.lerp(region.clone(), color, alpha))
-        else:
-            region.lerp_(color, alpha)
-    return composite
-
-
-def clean_up(alpha: Tensor) -> Tensor:
-    """The ramp of the mask clean-up, see :func:`render`: warped alpha to alpha, both in [0, 1]."""
-    return (alpha - _RAMP_LOW).div_(_RAMP_HIGH - _RAMP_LOW).clamp(0, 1)
-
-
-def gaussian_blur(alpha: Tensor, sigma: float) -> Tensor:
-    """Blur by two passes of a sampled and normalised Gaussian, cut at two standard deviations.
-
-    Args:
-        alpha: float ``[M, 1, h + 2r, w + 2r]`` with ``r = ceil(2 sigma)``.
-        sigma: standard deviation in pixels; 0 returns ``alpha``.
-
-    Returns:
-        float ``[M, 1, h, w]``: only pixels whose whole neighbourhood is known, so that an object which the frame
-        cuts does not fade there.
-    """
-    if sigma == 0:
-        return alpha
+    pixels = PixelList.of(layers, frames, blur_radius(sigma))
+    image, corners = atlas([layer.reduced for layer in layers], bgr)
+    sampling = SamplingLines(layers, corners, image.shape[:2], pixels.margin)
     weights = gaussian_weights(sigma)
-    return _weighted_sum(_weighted_sum(alpha, weights, -2), weights, -1)
+    parts = [
+        torch.from_numpy(image),
+        torch.from_numpy(pixels.rows),
+        sampling.known(layers),
+        torch.tensor([weights, [_SLOPE / 255 * weight for weight in weights]], dtype=layers[0].matrix.dtype),
+        torch.arange(-pixels.margin, pixels.margin + 1, dtype=torch.int32),
+        torch.arange(3),
+        torch.zeros(1),
+        *_kinds(layers),
+        *(sampling.inputs(layers) if placement is not None else ()),
+    ]
+    levels, rows, lines, gaussian, taps, channels, zero, parents, is_decoy, *inputs = to_device(parts, device)
+    if placement is not None:
+        lines = sampling.with_graph(lines, placement, inputs)
+    numbers = torch.arange(-pixels.margin, pixels.count - pixels.margin, dtype=torch.int32, device=device)
+    rows = rows.index_select(1, torch.repeat_interleave(rows[FIELDS.index("width")], output_size=pixels.count))
+    first, widths, row, low, high, layer = rows[:6]
+    column = numbers - first
+    own = lines.index_select(1, layer)
+    point = torch.addcmul(torch.addcmul(own[:2], own[2:4], column), own[4:6], row)
+    grid = point.clamp(own[6:8], own[8:]).t()[None, None]
+    planes = levels.permute(2, 0, 1)[None].to(grid.dtype)
+    warped = F.grid_sample(planes, grid, mode="bilinear", padding_mode="border", align_corners=False)[0, :, 0]
+    alpha = _cleaned(warped[3], numbers, widths, taps, gaussian)
+    inner = (column >= low) & (column < high)
+    alpha = alpha * inner
+    mask = alpha.detach() > 0.5
+    shown = _shown(mask, layer, len(layers), parents, is_decoy)
+    return Rendered(
+        pixels,
+        rows,
+        channels[:, None],
+        zero,
+        numbers,
+        column,
+        inner,
+        warped[:3],
+        alpha * shown,
+        mask & shown,
+        len(is_decoy) > 0,
+    )
 
 
-def gaussian_weights(sigma: float) -> list[float]:
-    """A sampled Gaussian, cut at two standard deviations: ``2 ceil(2 sigma) + 1`` weights that add up to 1."""
-    radius = _blur_radius(sigma)
-    weights = [math.exp(-(offset**2) / (2 * sigma**2)) if offset else 1.0 for offset in range(-radius, radius + 1)]
-    return [weight / sum(weights) for weight in weights]
-
-
-def _weighted_sum(values: Tensor, weights: Sequence[float], dim: int) -> Tensor:
-    """Correlate along one dimension, valid part only.
-
-    Sums of shifted views: a convolution would be set up anew for every patch size, which costs a CPU more than
-    the blur itself.
-    """
-    length = values.shape[dim] - len(weights) + 1
-    total = values.narrow(dim, 0, length) * weights[0]
-    for offset, weight in enumerate(weights[1:], start=1):
-        total.add_(values.narrow(dim, offset, length), alpha=weight)  # a sum's backward does not need its terms
-    return total
-
-
-def _blur_radius(sigma: float) -> int:
-    return math.ceil(2 * sigma)
-
-
-def inverse_2x2(matrix: Tensor) -> Tensor:
-    """Inverse of 2x2 matrices in closed form: no solver call, and it has a gradient on every device."""
-    a, b, c, d = matrix.flatten(1).unbind(1)
-    return torch.stack([d, -b, -c, a], 1).view(-1, 2, 2) / (a * d - b * c)[:, None, None]
-
-
-def _canvas(foregrounds: Sequence[Tensor]) -> Tensor:
-    """Stack foregrounds with a frame of transparent pixels in the colour of their border.
-
-    The frame lets a bilinear edge fade in alpha without fading to black in colour.
-
-    Returns:
-        ``[m, 4, height + 2, width + 2]`` with the common (largest) size.
-    """
-    sizes = [(foreground.shape[-2], foreground.shape[-1]) for foreground in foregrounds]
-    height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
-    padded = []
-    for foreground, (own_height, own_width) in zip(foregrounds, sizes, strict=True):
-        # The frame is made once for all four channels; then it loses its alpha.
-        framed = F.pad(foreground[None], (1, width - own_width + 1, 1, height - own_height + 1), mode="replicate")
-        for edge in (
-            framed[:, 3, :1],
-            framed[:, 3, own_height + 1 :],
-            framed[:, 3, :, :1],
-            framed[:, 3, :, own_width + 1 :],
-        ):
-            edge.zero_()
-        padded.append(framed)
-    return padded[0] if len(padded) == 1 else torch.cat(padded)
-
-
-def sampling_lines(
-    matrix: Tensor, center: Tensor, rectangles: Sequence[Rectangle], margin: int, sizes: Sequence[Sequence[int]]
-) -> tuple[Tensor, Tensor]:
-    """Where the first pixel of each rectangle samples its foreground, and how far the next ones are.
+def composites(images: Sequence[Tensor], rendered: Rendered, pixel_format: PixelFormat) -> list[Tensor]:
+    """Images with their layers blended in, views of one tensor.
 
     Args:
-        matrix: ``[M, 2, 2]``.
-        center: ``[M, 2]``.
-        rectangles: M rectangles.
-        margin: pixels added around each of them.
-        sizes: height, width and whatever else of each foreground.
+        images: of one type and device, left untouched; uint8 only where no gradient is needed.
+        rendered: their layers.
+        pixel_format: of float images.
+    """
+    # One more value at the end, where margins look: one of an image may be NaN.
+    canvas = torch.cat([*(image.detach().flatten() for image in images), rendered.zero.to(images[0].dtype)])
+    places = torch.addcmul(rendered.row("base") + rendered.column, rendered.channels, rendered.row("plane"))
+    places = torch.where(rendered.inner, places, len(canvas) - 1).flatten()
+    behind = canvas.index_select(0, places).view(3, -1)
+    color = rendered.color if canvas.dtype == torch.uint8 else pixel_format.encode_levels(rendered.color[:, None])[:, 0]
+    if rendered.has_decoys:
+        plane = rendered.row("source_plane")
+        source = torch.addcmul(rendered.row("source") + rendered.column, rendered.channels, plane)
+        background = canvas.index_select(0, source.clamp(0, len(canvas) - 1).flatten()).view(3, -1)
+        color = torch.where(plane > 0, background.to(color.dtype).nan_to_num(0.0, 0.0, 0.0), color)
+    # The weights of a pixel's layers and of its background add up to 1: a sum needs no order.
+    added = (color - behind) * (rendered.alpha * _passed_on(rendered))
+    if canvas.dtype == torch.uint8:
+        total = torch.zeros(canvas.shape, dtype=added.dtype, device=canvas.device)
+        total.index_put_((places,), added.flatten(), accumulate=True)
+        levels = (behind + total.index_select(0, places).view(3, -1)).round_().clamp_(0, 255)
+        canvas.index_put_((places,), levels.to(torch.uint8).flatten())  # layers that meet have the same value
+    else:
+        canvas.index_put_((places,), added.to(canvas.dtype).flatten(), accumulate=True)
+    found, start = [], 0
+    for image in images:
+        part, start = canvas[start : start + image.numel()], start + image.numel()
+        found.append(part.view(image.shape).to(image.dtype))
+    return found
+
+
+def _kinds(layers: Sequence[Layer]) -> tuple[Tensor, Tensor]:
+    """The layer that each occludee depends on, or its own number, and whether it is a decoy; empty without any."""
+    row_of = {layer.row: number for number, layer in enumerate(layers) if layer.kind == "paste"}
+    parents = [number if layer.occluder is None else row_of[layer.occluder] for number, layer in enumerate(layers)]
+    is_decoy = [layer.kind == "decoy" for layer in layers]
+    return (
+        torch.tensor(parents if any(layer.kind == "occludee" for layer in layers) else [], dtype=torch.long),
+        torch.tensor(is_decoy if any(is_decoy) else [], dtype=torch.bool),
+    )
+
+
+def _passed_on(rendered: Rendered) -> Tensor | float:
+    """How much later layers let through of each pixel."""
+    if not rendered.overlaps:
+        return 1.0
+    opacity = rendered.of_later(rendered.alpha)
+    if not opacity.requires_grad:
+        return (1 - opacity).prod(0)
+    # A sum of logarithms: the backward of a product synchronizes.
+    return torch.log1p(-opacity.clamp(max=1 - 1e-6)).sum(0).exp()
+
+
+def _shown(mask: Tensor, layer: Tensor, count: int, parents: Tensor, is_decoy: Tensor) -> Tensor:
+    """For each pixel whether its layer has a visible one, and so has the paste in front of an occludee."""
+    visible = torch.zeros(count, dtype=torch.int32, device=mask.device).index_add_(0, layer, mask.int()) > 0
+    if len(is_decoy):
+        visible = visible | is_decoy
+    if len(parents):
+        visible = visible & visible.index_select(0, parents)
+    return visible.index_select(0, layer)
+
+
+def _cleaned(alpha: Tensor, numbers: Tensor, widths: Tensor, taps: Tensor, gaussian: Tensor) -> Tensor:
+    """Ramp, and blur by a pass along rows and one along columns; not defined in margins.
+
+    Args:
+        alpha: float ``[N]``, warped, 0 to 255.
+        numbers: int32 ``[N]``, ascending from minus half the Gaussian.
+        widths: int32 ``[N]``, of the rows.
+        taps: int32 ``[n]``, offsets of the Gaussian.
+        gaussian: float ``[2, n]``, its weights, and the same over the ramp's length.
 
     Returns:
-        In pixels of the foreground, x before y: ``[M, 2]``, and ``[M, 2, 2]`` with a column for a step to the right and
-        one for a step down.
+        float ``[N]`` in [0, 1].
     """
-    inverse = inverse_2x2(matrix)
-    corner = matrix.new_tensor([[r.left - margin + 0.5, r.top - margin + 0.5] for r in rectangles]).view(-1, 2)
-    middle = matrix.new_tensor([[width / 2, height / 2] for height, width, *_ in sizes]).view(-1, 2)
-    return (inverse @ (corner - center).unsqueeze(-1)).squeeze(-1) + middle, inverse
-
-
-def _sampling_grid(start: Tensor, steps: Tensor, rectangles: Sequence[Rectangle], margin: int) -> Tensor:
-    """Where the pixels of each rectangle look in the canvas, in grid_sample's coordinates.
-
-    Returns:
-        ``[m, h + 2 margin, w + 2 margin, 2]`` for the largest h and w.
-    """
-    height = max(rectangle.bottom - rectangle.top for rectangle in rectangles)
-    width = max(rectangle.right - rectangle.left for rectangle in rectangles)
-    columns = torch.arange(width + 2 * margin, dtype=start.dtype, device=start.device)
-    rows = torch.arange(height + 2 * margin, dtype=start.dtype, device=start.device)
-    along_columns = steps[:, :, 0, None] * columns
-    along_rows = steps[:, :, 1, None] * rows + start[:, :, None]
-    return (along_rows[:, :, :, None] + along_columns[:, :, None, :]).permute(0, 2, 3, 1)
+    count, length = len(taps), len(alpha) - len(taps) + 1
+    ramp = F.hardtanh(alpha, 255 * RAMP_LOW, 255 * RAMP_HIGH)
+    along = ramp.unfold(0, count, 1) @ gaussian[0]
+    # The numbers of the pixels above and below; ``along`` begins half a Gaussian after the list.
+    near = torch.addcmul(numbers, taps[:, None], widths).clamp(0, length - 1)
+    across = along.index_select(0, near.flatten()).view(count, -1)
+    return across.t() @ gaussian[1] - RAMP_LOW * _SLOPE

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from terse_aug.compositing.render import Patch, Rectangle, clean_up, gaussian_weights, sampling_lines
+from terse_aug.compositing.patches import Patch, Rectangle, clean_up, gaussian_weights, sampling_lines
 from terse_aug.structures.pixel_format import PixelFormat
 
 _RAMP = clean_up(torch.arange(256) / 255).numpy()
@@ -43,7 +43,7 @@ def render_8bit(
         center: float ``[M, 2]``.
         rectangles: M rectangles, none of them empty.
         edge_sigma: as in :func:`~terse_aug.compositing.render.render`.
-        pixels: format of the background.
+        pixel_format: of the background.
 
     Returns:
         M patches, colours as levels.
@@ -74,7 +74,7 @@ def _patch(
         inverse_map: ``[2, 3]``, from indices of the rectangle with its margin to indices of the foreground.
         rectangle: of the background.
         weights: of the blur, one for each offset from ``-margin`` to ``margin``.
-        pixels: format of the background.
+        pixel_format: of the background.
     """
     margin = len(weights) // 2
     height, width = rectangle.bottom - rectangle.top, rectangle.right - rectangle.left
@@ -89,7 +89,7 @@ def _patch(
         borderMode=cv2.BORDER_CONSTANT,
     )
     planes = np.empty((4, *size), np.uint8)
-    cv2.split(warped, list(planes))
+    cv2.split(warped, [planes[channel] for channel in ((2, 1, 0, 3) if pixel_format.bgr else (0, 1, 2, 3))])
     inner = np.s_[..., margin : margin + height, margin : margin + width]
     alpha = cv2.LUT(planes[3], _RAMP)
     if margin:

@@ -20,6 +20,7 @@ from terse_aug.samplers import DrawRequest, Sampler
 from terse_aug.structures.annotations import take_objects
 from terse_aug.structures.pixel_format import PixelFormat
 from terse_aug.structures.validation import ValidatedBatch
+from terse_aug.utils.transfer import to_device
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 _CACHE = 32
@@ -164,9 +165,16 @@ def put_on_backgrounds(
             dropped["background_unreadable"] += 1
             warnings["background_unreadable"] = _UNREADABLE.format(pool.name(place), error)
             continue
-        levels = torch.from_numpy(crop).to(image.device).permute(2, 0, 1)
-        images[number] = pixel_format.encode(levels.float() / 255).to(image.dtype).contiguous()
+        (images[number],) = to_device([_encoded(crop, image.dtype, pixel_format)], image.device)
         targets[number] = take_objects(targets[number], [])
         replaced[number] = place
     changed = replace(batch, images=images, targets=targets, dropped=dropped, warnings=warnings)
     return changed, replaced, foregrounds
+
+
+def _encoded(rgb: NDArray[np.uint8], dtype: torch.dtype, pixel_format: PixelFormat) -> Tensor:
+    """uint8 ``[h, w, 3]``, RGB, as an image ``[3, h, w]`` of this type."""
+    levels = torch.from_numpy(rgb).permute(2, 0, 1)
+    if dtype == torch.uint8:
+        return (levels.flip(0) if pixel_format.bgr else levels).contiguous()
+    return pixel_format.encode(levels.float() / 255).to(dtype).contiguous()

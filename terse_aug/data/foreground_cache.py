@@ -57,6 +57,11 @@ class ForegroundCache:
     def __len__(self) -> int:
         return len(self._bank)
 
+    @property
+    def keypoint_count(self) -> int:
+        """Keypoints of each foreground; 0 without."""
+        return len(self._bank.keypoint_names)
+
     @cached_property
     def bank_identity(self) -> str:
         """See :attr:`terse_aug.ForegroundBank.identity`; computed once, because a large selection takes its time."""

@@ -93,10 +93,11 @@ class ForegroundLoader:
     """Draws and decodes the foregrounds of an image. Call it once for each image, in the data set or its transform::
 
         def __getitem__(self, index):
-            return image, target, self.foreground_loader()
+            return image, target, self.foreground_loader(index.number)
 
-    What is drawn is a function of the seed, the rank, the worker's own seed (torch gives it, another one in every
-    epoch) and the number of calls in it; the global random state is left alone.
+    What is drawn is a function of the seed, the rank and the number of the sample, see
+    :class:`terse_aug.NumberedSampler`; or, without a number, of the worker's own seed (torch gives it, another one in
+    every epoch) and the number of calls in it. The global random state is left alone.
 
     Args:
         bank: the one that :class:`~terse_aug.Terse` has.
@@ -135,12 +136,19 @@ class ForegroundLoader:
         self._rank = rank()
         self._calls = 0
 
-    def __call__(self) -> SampledForegrounds:
-        """The foregrounds of the next image."""
-        worker = get_worker_info()
-        own_seed = 0 if worker is None else worker.seed
-        generator = generator_for(self.seed, self._rank, "foregrounds", own_seed, self._calls)
-        self._calls += 1
+    def __call__(self, number: int | None = None) -> SampledForegrounds:
+        """The foregrounds of the next image.
+
+        Args:
+            number: of the sample in the run.
+        """
+        if number is None:
+            worker = get_worker_info()
+            keys: tuple[int, ...] = (0 if worker is None else worker.seed, self._calls)
+            self._calls += 1
+        else:
+            keys = (number,)
+        generator = generator_for(self.seed, self._rank, "foregrounds", *keys)
         pastes, decoy_count = draw_counts(self.paste, generator)
         on_background = draws_background(self._background_probability, generator)
         if on_background and not pastes:

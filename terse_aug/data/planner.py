@@ -6,7 +6,7 @@ Shape letters: B images, M pastes, P transform parameters.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -29,6 +29,7 @@ from terse_aug.structures.pixel_format import PixelFormat
 from terse_aug.structures.validation import ValidatedBatch
 from terse_aug.transforms import PARAMETERS
 from terse_aug.utils.distributed import rank, rank_count
+from terse_aug.utils.transfer import Reading
 
 _DECOY_TRIES = 8
 
@@ -48,11 +49,13 @@ class PlannedBatch:
         batch: some images replaced by backgrounds.
         plan: the pastes, before the policy has chosen among foregrounds.
         backgrounds: by image that was replaced, the index of its background in the pool.
+        boxes: of the objects of each image, on their way to the CPU if decoys need them.
     """
 
     batch: ValidatedBatch
     plan: PastePlan[ForegroundLike]
-    backgrounds: dict[int, int] = field(default_factory=dict)
+    backgrounds: dict[int, int]
+    boxes: Reading
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,8 @@ class PastePlanner:
                 batch, self.pool, self.paste, self.pixel_format, sampler, self._request, generator, sampled
             )
         plan = self._draw(batch.usable, sampler, generator, sampled, drawn_with_background)
-        return PlannedBatch(batch, plan, backgrounds)
+        boxes = Reading([target["boxes"] for target in batch.targets] if plan.decoys else [])
+        return PlannedBatch(batch, plan, backgrounds, boxes)
 
     def chosen(self, plan: PastePlan[ForegroundLike], rows: Tensor | None) -> PastePlan[Foreground]:
         """The plan with whole foregrounds, and only with the given rows where the policy has chosen."""

@@ -17,6 +17,14 @@ from terse_aug.models.classifier import NO_CLASS, ClassifierAdapter, class_of
 from terse_aug.models.forward_hooks import ForwardHooks
 from terse_aug.models.input_gradients import input_gradients
 from terse_aug.models.isolated_forward import isolated_forward
+from terse_aug.models.predictions import (
+    PredictionRecorder,
+    Predictions,
+    PredictionSource,
+    conv_levels,
+    flat_levels,
+    levels_of,
+)
 from terse_aug.models.regressor import RegressorAdapter
 from terse_aug.models.roi_head import Proposals, RoIHead, RoIHeadRecorder
 from terse_aug.models.segmenter import SegmenterAdapter, label_map
@@ -46,6 +54,9 @@ __all__ = [
     "GivesClassProbabilities",
     "GivesInputGradients",
     "ModelAdapter",
+    "PredictionRecorder",
+    "PredictionSource",
+    "Predictions",
     "Proposals",
     "Recorder",
     "RecordsTrainingForward",
@@ -57,7 +68,10 @@ __all__ = [
     "as_model",
     "best_scores",
     "class_of",
+    "conv_levels",
+    "flat_levels",
     "input_gradients",
     "isolated_forward",
     "label_map",
+    "levels_of",
 ]

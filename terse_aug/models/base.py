@@ -85,10 +85,18 @@ class Recorder(Protocol):
     """Records what a model predicts in its training forward; see :class:`RecordsTrainingForward`.
 
     An exception of its hooks must not reach the model: it may be kept in an attribute ``error``, and is warned about.
+    An attribute ``complete`` that is true says that a recorded score is never NaN, which saves looking.
     """
 
-    def scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor] | None:
+    def scores(
+        self, images: Sequence[Tensor], targets: Sequence[Target], rows: Sequence[Sequence[int]] | None = None
+    ) -> list[Tensor] | None:
         """:meth:`ModelAdapter.object_scores` from the recorded training forward of these targets.
+
+        Args:
+            images: composites that the model was trained on.
+            targets: theirs.
+            rows: of each image the objects whose scores are needed, all by default; others may be NaN.
 
         Returns:
             For each object float ``[N]`` in [0, 1], NaN where nothing was recorded; ``None`` without a forward of

@@ -3,7 +3,7 @@
 A two-stage detector classifies proposals in every training forward. Of the proposals that overlap an object, the best
 score of its class stands for a detection's. Annotated boxes, which detectors mix among their proposals, do not count:
 they are not available at inference.
-Shape letters: B images, N objects of an image, r proposals of an image, R of all images, K columns.
+Shape letters: B images, N objects and P proposals of an image at most, R proposals of all images, K columns.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_iou
 
 from terse_aug.models.forward_hooks import Arguments, ForwardHooks
+from terse_aug.models.padding import PaddedObjects, overlaps, padded_index, scale_factors
+from terse_aug.models.predictions import matching_boxes
 from terse_aug.structures.annotations import Target
 
 _BOX_TOLERANCE = 0.01
@@ -47,17 +48,6 @@ class Proposals:
             return list(self.of_image)
         counts: list[int] = torch.bincount(self.of_image.long(), minlength=images).tolist()
         return counts
-
-    def in_composites(self, images: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """For each image its boxes ``[r, 4]``, and the factors ``[4]`` that scale them to pixels of the composite."""
-        found = []
-        for number, own in enumerate(torch.split(self.boxes, self.counts(len(images)))):
-            factors = own.new_ones(4, dtype=torch.float32)
-            if self.sizes is not None:
-                (height, width), image = self.sizes[number], images[number]
-                factors = torch.tensor([image.shape[-1] / width, image.shape[-2] / height]).repeat(2).to(factors)
-            found.append((own, factors))
-        return found
 
 
 @dataclass(frozen=True)
@@ -111,15 +101,17 @@ class RoIHeadRecorder(ForwardHooks[_Record]):
 
     def start_record(self, inputs: Arguments, keywords: Mapping[str, Any]) -> _Record:
         """With the annotated boxes."""
-        return _Record([boxes.detach() for boxes in self._roi_head.annotated_boxes(inputs, keywords)])
+        return _Record(self._roi_head.annotated_boxes(inputs, keywords))
 
-    def scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor] | None:
+    def scores(
+        self, images: Sequence[Tensor], targets: Sequence[Target], rows: Sequence[Sequence[int]] | None = None
+    ) -> list[Tensor] | None:
         """See :class:`terse_aug.models.Recorder`.
 
         An object that no proposal overlaps is missed: 0. One whose proposals were not sampled is unknown: NaN.
         """
         for record in self.records:
-            if record.probabilities is not None and _is_of(record, targets):
+            if record.probabilities is not None and matching_boxes(record.annotated_boxes, images, targets):
                 return self._scores(record, images, targets)
         return None
 
@@ -142,43 +134,75 @@ class RoIHeadRecorder(ForwardHooks[_Record]):
     def _scores(self, record: _Record, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
         assert record.sampled is not None
         assert record.probabilities is not None
-        sampled = record.sampled.in_composites(images)
-        probabilities = torch.split(record.probabilities, record.sampled.counts(len(images)))
-        proposals = None if record.all_proposals is None else record.all_proposals.in_composites(images)
-        scores = []
-        for number, target in enumerate(targets):
-            objects = target["boxes"].float()
-            near, annotated = _near(*sampled[number], objects, self._iou_threshold)
-            own_class = probabilities[number].float()[:, target["labels"]].T
-            best = torch.where(near, own_class, 0.0)
-            best = best.amax(1) if best.shape[1] else own_class.new_zeros(len(own_class))
-            # Without all proposals: if the object's annotated box was sampled, others near it would have been, too.
-            missed = annotated.any(1)
-            if proposals is not None:
-                missed = ~_near(*proposals[number], objects, self._iou_threshold)[0].any(1)
-            scores.append(torch.where(near.any(1) | missed, best, torch.nan))
-        return scores
+        objects = PaddedObjects.of(targets)
+        sampled = _Padded.of(record.sampled, len(images))
+        near, annotated = _near(sampled, record.sampled.sizes, objects, images, self._iou_threshold)
+        columns = record.probabilities.shape[1]
+        probabilities = sampled.pad(record.probabilities.float())
+        index = objects.labels.clamp(0, columns - 1)[:, None].expand(-1, probabilities.shape[1], -1)
+        own_class = probabilities.gather(2, index).transpose(1, 2)
+        known = (objects.labels >= 0) & (objects.labels < columns)
+        own_class = torch.where(known[:, :, None], own_class, 0.0)
+        # A box of score 0 for objects without any.
+        best = nn.functional.pad(torch.where(near, own_class, 0.0), (0, 1)).amax(2)
+        # Without all proposals: if the object's annotated box was sampled, others near it would have been, too.
+        missed = annotated.any(2)
+        if record.all_proposals is not None:
+            proposals = _Padded.of(record.all_proposals, len(images))
+            missed = ~_near(proposals, record.all_proposals.sizes, objects, images, self._iou_threshold)[0].any(2)
+        return objects.split(torch.where(near.any(2) | missed, best, torch.nan))
 
 
-def _near(boxes: Tensor, factors: Tensor, objects: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
-    """Which proposals belong to which objects, and which are an object's annotated box; bool ``[N, r]``.
+@dataclass(frozen=True)
+class _Padded:
+    """Proposals of all images in one tensor, with empty boxes where an image has fewer.
+
+    Attributes:
+        boxes: float ``[B, P, 4]`` in the model's pixels.
+        index: ``[B, P]``, rows of the proposals.
+    """
+
+    boxes: Tensor
+    index: Tensor
+
+    @classmethod
+    def of(cls, proposals: Proposals, images: int) -> _Padded:
+        counts = proposals.counts(images)
+        index = padded_index([range(count) for count in counts], counts)
+        index = index.to(proposals.boxes.device, non_blocking=proposals.boxes.device.type != "mps")
+        return cls(_padded(proposals.boxes, index), index)
+
+    def pad(self, values: Tensor) -> Tensor:
+        """Values ``[R, K]`` of the proposals as ``[B, P, K]``."""
+        return _padded(values, self.index)
+
+
+def _padded(values: Tensor, index: Tensor) -> Tensor:
+    return torch.cat([values, values.new_zeros(1, values.shape[1])])[index]
+
+
+def _near(
+    proposals: _Padded,
+    sizes: Sequence[tuple[int, int]] | None,
+    objects: PaddedObjects,
+    images: Sequence[Tensor],
+    iou_threshold: float,
+) -> tuple[Tensor, Tensor]:
+    """Which proposals belong to which objects, and which are an object's annotated box; bool ``[B, N, P]``.
 
     Args:
-        boxes: of the proposals, ``[r, 4]`` in the model's pixels.
-        factors: ``[4]``, which scale them to the composite's.
-        objects: ``[N, 4]`` in the composite's.
+        proposals: in the model's pixels.
+        sizes: of the images in the model, if they differ from the composites'.
+        objects: in the composites' pixels.
+        images: the composites.
         iou_threshold: a proposal belongs to an object from this overlap on.
     """
+    boxes, own = proposals.boxes, objects.boxes.to(proposals.boxes.device)
+    if sizes is not None:
+        shown = [(image.shape[-2], image.shape[-1]) for image in images]
+        own = own * scale_factors(sizes, shown).to(boxes.device, non_blocking=boxes.device.type != "mps")
     # Under autocast, a detector's annotated boxes are rounded as its proposals are.
-    rounded = (objects / factors).to(boxes.dtype).float()
-    annotated = ((rounded[:, None] - boxes.float()).abs() <= _BOX_TOLERANCE).all(2)
-    return (box_iou(objects, boxes.float() * factors) >= iou_threshold) & ~annotated.any(0), annotated
-
-
-def _is_of(record: _Record, targets: Sequence[Target]) -> bool:
-    """The record is of a forward of these targets."""
-    boxes = [target["boxes"] for target in targets]
-    if [own.shape for own in record.annotated_boxes] != [own.shape for own in boxes]:
-        return False
-    annotated, expected = torch.cat(list(record.annotated_boxes)), torch.cat(boxes)
-    return torch.allclose(annotated.to(expected), expected)
+    rounded = own.to(boxes.dtype).float()
+    annotated = ((rounded[:, :, None] - boxes[:, None].float()).abs() <= _BOX_TOLERANCE).all(3)
+    near = overlaps(own, boxes.float()) >= iou_threshold
+    return near & ~annotated.any(1, keepdim=True), annotated

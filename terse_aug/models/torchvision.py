@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.ssd import SSD
 
 from terse_aug.models.base import Detections, DetectorAdapter
 from terse_aug.models.forward_hooks import Arguments
+from terse_aug.models.predictions import PredictionRecorder, Predictions, PredictionSource, levels_of
 from terse_aug.models.roi_head import Proposals, RoIHead, RoIHeadRecorder
 from terse_aug.structures.annotations import Target
 
@@ -40,8 +43,13 @@ class TorchvisionAdapter(DetectorAdapter):
         """See :class:`DetectorAdapter`."""
         return [Detections(found["boxes"], found["labels"], found["scores"]) for found in self.model(list(images))]
 
-    def record_forward(self) -> RoIHeadRecorder | None:
-        """See :class:`RecordsTrainingForward`; for torchvision's ``roi_heads`` (Faster, Mask, Keypoint R-CNN)."""
+    def record_forward(self) -> RoIHeadRecorder | PredictionRecorder | None:
+        """See :class:`RecordsTrainingForward`; for torchvision's ``roi_heads`` (Faster, Mask, Keypoint R-CNN),
+        RetinaNet, FCOS and SSD."""
+        for kind, decode in _DENSE.items():
+            # A subclass that predicts in another way is not recorded.
+            if getattr(type(self.model), "postprocess_detections", None) is kind.postprocess_detections:
+                return PredictionRecorder(_source(self.model, decode), self.iou_threshold)
         heads: Any = getattr(self.model, "roi_heads", None)
         if type(heads) is not RoIHeads:
             return None
@@ -66,6 +74,41 @@ def _annotated_boxes(inputs: Arguments, keywords: Mapping[str, Any]) -> list[Ten
 def _proposals(inputs: Arguments) -> Proposals:
     """From the arguments of the pooler or of the head: features, boxes, sizes."""
     return Proposals.by_image(inputs[1], inputs[2])
+
+
+def _source(model: Any, decode: Callable[[Mapping[str, Any]], Predictions]) -> PredictionSource:
+    outputs = {
+        "sizes": (model.transform, lambda output: output[0].image_sizes),
+        "head": (model.head, lambda output: output),
+        "anchors": (model.anchor_generator, torch.stack),
+    }
+    return PredictionSource(model, _annotated_boxes, outputs, lambda kept: decode({**kept, "coder": model.box_coder}))
+
+
+def _retinanet(kept: Mapping[str, Any]) -> Predictions:
+    boxes = _decoded(kept["coder"].decode_single, kept)
+    return Predictions(boxes, levels_of(kept["head"]["cls_logits"]), sizes=kept["sizes"])
+
+
+def _fcos(kept: Mapping[str, Any]) -> Predictions:
+    head = kept["head"]
+    quality = head["bbox_ctrness"].float().sigmoid()[..., 0]
+    boxes = _decoded(kept["coder"].decode, kept)
+    return Predictions(boxes, levels_of(head["cls_logits"]), quality=quality, exponent=0.5, sizes=kept["sizes"])
+
+
+def _ssd(kept: Mapping[str, Any]) -> Predictions:
+    boxes = _decoded(kept["coder"].decode_single, kept)
+    return Predictions(boxes, levels_of(kept["head"]["cls_logits"]), "softmax", sizes=kept["sizes"])
+
+
+def _decoded(decode: Callable[[Tensor, Tensor], Tensor], kept: Mapping[str, Any]) -> Tensor:
+    """Boxes ``[B, Q, 4]`` of the head's regression."""
+    regression, anchors = kept["head"]["bbox_regression"].float(), kept["anchors"].float()
+    return decode(regression.flatten(0, 1), anchors.flatten(0, 1)).view_as(regression)
+
+
+_DENSE: Mapping[Any, Callable[[Mapping[str, Any]], Predictions]] = {RetinaNet: _retinanet, FCOS: _fcos, SSD: _ssd}
 
 
 def _label_range(model: nn.Module) -> tuple[int, int | None]:

@@ -15,6 +15,7 @@ from terse_aug.config import Adversarial, Paper
 from terse_aug.policies.base import Policy, PolicyContext, Proposal
 from terse_aug.policies.synthesizer import Synthesizer
 from terse_aug.utils.random import isolated_global_rng
+from terse_aug.utils.transfer import to_device
 
 _QUADRATURE_POINTS, _QUADRATURE_LIMIT = 65, 16.0
 
@@ -42,14 +43,15 @@ class AdversarialPolicy(Policy):
 
     def propose(self, context: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
         """See :meth:`Policy.propose`."""
-        device = context.image_of.device
+        device = context.device
         noise = torch.rand(len(context.image_of), self._parameter_count, generator=generator)
         mask = self._dropout_mask(len(context.image_of), generator) if learning else None
+        (noise,) = to_device([noise], device)
         with torch.set_grad_enabled(learning), torch.autocast(device.type, enabled=False):
-            outputs = self._distribution(context, None if mask is None else mask.to(device))
+            outputs = self._distribution(context, mask)
         leaves = tuple(output.detach().requires_grad_(learning) for output in outputs)
         location, log_spread = leaves
-        value = location + log_spread.exp() * torch.logit(noise.to(device), eps=1e-6)
+        value = location + log_spread.exp() * torch.logit(noise, eps=1e-6)
         proposal = Proposal(torch.sigmoid(value), _log_density(value.detach(), *(leaf.detach() for leaf in leaves)))
         if learning:
             proposal.leaves, proposal.outputs = leaves, outputs
@@ -80,8 +82,9 @@ class AdversarialPolicy(Policy):
         assert context.backgrounds is not None
         assert context.foregrounds is not None
         assert context.base_size is not None
+        image_of, *masks = to_device([context.image_of, *([] if mask is None else [mask])], context.device)
         location, log_spread = self.synthesizer(
-            context.backgrounds, context.image_of, context.foregrounds, context.base_size, mask
+            context.backgrounds, image_of, context.foregrounds, context.base_size, *masks
         )
         return location, log_spread
 

@@ -32,9 +32,9 @@ class Views:
         images: float ``[C, M, *VIEW_SHAPE]`` in [0, 1]. Each of ``VIEWS``, a window around the paste and the whole
             image stretched to a square, has RGB with the paste on it, its alpha, a map of the objects that are there
             already, and where the image is.
-        numbers: float ``[C, M, VIEW_NUMBERS]``, about [-1, 1]: the transform, and center and size of the object's
-            bounding box relative to the image.
-        placement: of the candidates, ``C * M`` rows.
+        numbers: float ``[C, M, VIEW_NUMBERS]`` on the device of the images, about [-1, 1]: the transform, and center
+            and size of the object's bounding box relative to the image.
+        placement: of the candidates, ``C * M`` rows, on the CPU.
     """
 
     images: Tensor
@@ -49,15 +49,16 @@ class PolicyContext:
     For a policy that chooses among foregrounds (:attr:`Policy.foreground_candidates`), M counts all of them.
 
     Attributes:
-        image_of: int64 ``[M]``, the background of each paste, ascending.
+        image_of: int64 ``[M]``, the background of each paste, ascending; on the CPU.
         image_count: B.
-        labels: int64 ``[M]``, the class of each foreground.
+        labels: int64 ``[M]``, the class of each foreground; on the CPU.
+        device: of the images and of thumbnails and views.
         backgrounds: float ``[B, 4, T, T]``, RGB in [0, 1] and a map of where objects are already; only for policies
             with ``uses_thumbnails``, else ``None``.
         foregrounds: float ``[M, 4, T, T]``, RGB in [0, 1] and alpha, the longer side filling nine tenths; likewise.
         base_size: float ``[M, 2]``, width and height at scale 1 as fractions of the background's; likewise.
-        views: from candidates, float ``[C, M, P]`` in the unit cube, to their views; only for policies with
-            ``uses_views``.
+        views: from candidates, float ``[C, M, P]`` in the unit cube on the CPU, to their views; only for policies
+            with ``uses_views``.
         detector_loss: composes the batch with float ``[M, P]`` transforms in the unit cube and returns the detector's
             loss of each image ``[B]``, without gradients: infinite where it is not finite, NaN where no paste is
             visible and there was no forward; only for policies with ``needs_model``.
@@ -66,6 +67,7 @@ class PolicyContext:
     image_of: Tensor
     image_count: int
     labels: Tensor
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     backgrounds: Tensor | None = None
     foregrounds: Tensor | None = None
     base_size: Tensor | None = None
@@ -78,14 +80,15 @@ class Proposal:
     """What a policy proposes.
 
     Attributes:
-        unit: float ``[M, P]`` in [0, 1]. With ``learning`` it carries a graph that ends at ``leaves``.
-        log_density: float ``[M]``, log q(p) with respect to the uniform density on the unit cube.
+        unit: float ``[M, P]`` in [0, 1], on the CPU unless a network on a device gives it. With ``learning`` it carries
+            a graph that ends at ``leaves``, of a policy that learns from gradients.
+        log_density: float ``[M]``, log q(p) with respect to the uniform density on the unit cube; likewise.
         leaves: tensors at which the detector's backward leaves dLoss / d leaf, for :meth:`Policy.objective`.
         outputs: the tensors that the leaves are detached copies of, with the policy's own graph.
         replay_data: what goes into the replay buffer together with the hardness, once that is known.
         rows: int64, on the CPU: for each paste the row of the context whose foreground was chosen, where there were
             several; M then counts the pastes.
-        placement: of ``unit``, where the policy has computed it.
+        placement: of ``unit``, on the same device, where the policy has computed it.
         extra_forwards: detector forwards of one image each that the choice has cost.
         metrics: values for the log.
     """
@@ -147,6 +150,8 @@ class Policy(nn.Module):
     """Whether ``propose`` calls ``context.views``."""
     needs_model = False
     """Whether ``propose`` calls ``context.detector_loss``."""
+    in_workers = False
+    """Whether ``propose`` is a function of its arguments alone, so that it can run in a data loader's workers."""
 
     def propose(self, context: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
         """Propose transforms.
@@ -172,7 +177,7 @@ class Policy(nn.Module):
 
         Args:
             proposal: one that was made with ``learning``.
-            hardness: float ``[M]`` in [0, 1], one minus the detector's probability; NaN where not known.
+            hardness: float ``[M]`` in [0, 1], one minus the detector's probability; NaN where not known; on the CPU.
             class_probabilities: float ``[M, K]``, the detector's probability of every class, rows of NaN where not
                 known; ``None`` where it gives only that of the object's class. Only for a policy with ``classes``,
                 which is K.
@@ -188,9 +193,6 @@ class Policy(nn.Module):
         raise NotImplementedError
 
 
-def uniform_proposal(
-    count: int, generator: torch.Generator, device: torch.device, rows: Tensor | None = None
-) -> Proposal:
-    """Transforms drawn uniformly from the allowed ranges."""
-    unit = torch.rand(count, len(PARAMETERS), generator=generator).to(device)
-    return Proposal(unit, torch.zeros(count, device=device), rows=rows)
+def uniform_proposal(count: int, generator: torch.Generator, rows: Tensor | None = None) -> Proposal:
+    """Transforms drawn uniformly from the allowed ranges, on the CPU."""
+    return Proposal(torch.rand(count, len(PARAMETERS), generator=generator), torch.zeros(count), rows=rows)

@@ -28,11 +28,11 @@ class BestOfNPolicy(Policy):
         """See :meth:`Policy.propose`. A candidate with a loss that is not finite is never chosen."""
         if context.detector_loss is None:
             raise ValueError("policy best-of-n needs forwards of the detector: give Terse(model=detector)")
-        count, device = len(context.image_of), context.image_of.device
-        units = [uniform_proposal(count, generator, device).unit for _ in range(self.candidates)]
+        count = len(context.image_of)
+        units = [uniform_proposal(count, generator).unit for _ in range(self.candidates)]
         if self.candidates == 1 or count == 0:
             return Proposal(units[0], torch.zeros_like(units[0][:, 0]))
-        losses = torch.stack([context.detector_loss(unit) for unit in units]).to(device)
+        losses = torch.stack([context.detector_loss(unit) for unit in units]).cpu()
         hardest = losses.nan_to_num(nan=-torch.inf, posinf=-torch.inf).argmax(0)
-        unit = torch.stack(units)[hardest[context.image_of], torch.arange(count, device=device)]
+        unit = torch.stack(units)[hardest[context.image_of], torch.arange(count)]
         return Proposal(unit, torch.zeros_like(unit[:, 0]), extra_forwards=int((~losses.isnan()).sum()))

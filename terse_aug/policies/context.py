@@ -12,15 +12,16 @@ from torch import Tensor
 from terse_aug.bank import Foreground
 from terse_aug.compositing.compose import compose
 from terse_aug.compositing.geometry import ForegroundLike
+from terse_aug.compositing.layers import RenderSettings
 from terse_aug.compositing.plan import PastePlan
-from terse_aug.compositing.warp import RenderSettings
 from terse_aug.data.foreground_cache import THUMBNAIL_SIDE
 from terse_aug.data.planner import PlannedBatch
 from terse_aug.models import ModelAdapter
 from terse_aug.policies.base import Policy, PolicyContext
-from terse_aug.policies.thumbnails import background_thumbnail, foreground_thumbnails
+from terse_aug.policies.thumbnails import background_thumbnails, foreground_thumbnails
 from terse_aug.policies.views import view_maker
 from terse_aug.structures.annotations import Target
+from terse_aug.utils.transfer import to_device
 
 
 def make_context(
@@ -43,11 +44,11 @@ def make_context(
         ValueError: the policy needs the detector, and there is none.
     """
     plan, images, targets = planned.plan, planned.batch.images, planned.batch.targets
-    device = images[0].device
     context = PolicyContext(
-        torch.tensor(plan.image_of, dtype=torch.long, device=device),
+        torch.tensor(plan.image_of, dtype=torch.long),
         len(images),
-        torch.tensor([foreground.label for foreground in plan.foregrounds], dtype=torch.long, device=device),
+        torch.tensor([foreground.label for foreground in plan.foregrounds], dtype=torch.long),
+        images[0].device,
     )
     if policy.uses_thumbnails:
         context = _with_thumbnails(context, plan, images, targets, settings)
@@ -68,22 +69,15 @@ def _with_thumbnails(
     targets: Sequence[Target],
     settings: RenderSettings,
 ) -> PolicyContext:
-    device = images[0].device
-    backgrounds = [
-        background_thumbnail(image, target, settings.pixel_format, THUMBNAIL_SIDE)
-        for image, target in zip(images, targets, strict=True)
-    ]
+    backgrounds = background_thumbnails(images, targets, settings.pixel_format, THUMBNAIL_SIDE)
     base_sizes = []
     for foreground, image in zip(plan.foregrounds, plan.image_of, strict=True):
         height, width = images[image].shape[-2:]
         factor = foreground.relative_size * math.sqrt(height * width) / max(foreground.size)
         base_sizes.append((factor * foreground.size[0] / width, factor * foreground.size[1] / height))
-    return dataclasses.replace(
-        context,
-        backgrounds=torch.stack(backgrounds),
-        foregrounds=foreground_thumbnails(plan.foregrounds, plan.flipped).to(device),
-        base_size=torch.tensor(base_sizes, device=device).view(-1, 2),
-    )
+    arrays = [foreground_thumbnails(plan.foregrounds, plan.flipped), torch.tensor(base_sizes).view(-1, 2)]
+    foregrounds, base_size = to_device(arrays, context.device)
+    return dataclasses.replace(context, backgrounds=backgrounds, foregrounds=foregrounds, base_size=base_size)
 
 
 def _detector_loss(
@@ -98,12 +92,13 @@ def _detector_loss(
     def loss(unit: Tensor) -> Tensor:
         """One forward for each image that shows a paste: the others have no choice, or are not finite."""
         candidates = compose(images, targets, plan, unit, settings)
-        losses = torch.full((len(images),), torch.nan, device=unit.device)
+        losses = torch.full((len(images),), torch.nan, device=images[0].device)
         pasted = [number for number, pastes in enumerate(candidates.pastes) if pastes]
         if not pasted:
             return losses
         computed = detector.image_losses(
-            [candidates.images[index] for index in pasted], [candidates.targets[index] for index in pasted]
+            settings.pixel_format.as_float([candidates.images[index] for index in pasted]),
+            [candidates.targets[index] for index in pasted],
         )
         # NaN marks images without a forward; a loss that is not finite becomes infinite.
         losses[pasted] = computed.to(losses).nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)

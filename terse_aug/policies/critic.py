@@ -38,6 +38,7 @@ from terse_aug.policies.base import (
 )
 from terse_aug.transforms import PARAMETERS
 from terse_aug.utils.random import isolated_global_rng
+from terse_aug.utils.transfer import to_device
 
 _REPLAY_BATCH = 64
 _BISECTIONS = 24
@@ -144,33 +145,36 @@ class CriticPolicy(Policy):
     def propose(self, context: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
         """See :meth:`Policy.propose`; the density is estimated from the candidates."""
         assert context.views is not None
-        device, count = context.image_of.device, len(context.image_of) // self.foreground_candidates
+        device, count = context.device, len(context.image_of) // self.foreground_candidates
         shape = (self.candidates, count, self.foreground_candidates, len(PARAMETERS))
-        units = torch.rand(shape, generator=generator).to(device)
+        units = torch.rand(shape, generator=generator)
         units[..., self._fixed] = units[:1, :, :1, self._fixed]
-        draw = torch.rand(count, generator=generator).to(device)
+        draw = torch.rand(count, generator=generator)
         if count == 0:
             return Proposal(units[0, :, 0], draw)
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             views = context.views(units.flatten(1, 2))
-            log_odds = self._log_odds(self.network(views), context.labels)
+            # On the CPU from here on: choosing takes many small steps.
+            log_odds = self._log_odds(self.network(views).cpu(), context.labels)
             # One column of all candidates for each paste.
             every = log_odds.view(shape[:3]).transpose(1, 2).flatten(0, 1)
             probabilities = torch.softmax(every * _sharpness(every, self.target_hardness, 1 / self.temperature), 0)
         chosen = _drawn(probabilities, draw)
-        pastes = torch.arange(count, device=device)
+        pastes = torch.arange(count)
         candidate, foreground = chosen // self.foreground_candidates, chosen % self.foreground_candidates
         rows = pastes * self.foreground_candidates + foreground
         proposal = Proposal(
             units[candidate, pastes, foreground],
             (probabilities[chosen, pastes] * len(probabilities)).log(),
-            rows=rows.cpu() if self.foreground_candidates > 1 else None,
+            rows=rows if self.foreground_candidates > 1 else None,
             placement=views.placement and views.placement.rows(candidate * len(context.image_of) + rows),
         )
         if learning:
-            images = (views.images[candidate, rows] * 255).round().to(torch.uint8)
             predicted = log_odds[candidate, rows].sigmoid()
-            proposal.replay_data = (images, views.numbers[candidate, rows], predicted, context.labels[rows])
+            labels = context.labels[rows]
+            candidate, rows = to_device([candidate, rows], device)
+            images = (views.images[candidate, rows] * 255).round().to(torch.uint8)
+            proposal.replay_data = (images, views.numbers[candidate, rows], predicted, labels)
             proposal.metrics["hardness_gain"] = float(predicted.mean() - every.sigmoid().mean())
         return proposal
 
@@ -181,17 +185,19 @@ class CriticPolicy(Policy):
         proposal.metrics |= _prediction_metrics(predicted[known], hardness[known].to(predicted))
         start, capacity = int(self.replay_count), len(self.replay_labels)
         known = known[-capacity:]  # more than there is room for would overwrite one another
-        places = (torch.arange(len(known), device=known.device) + start) % capacity
+        self.replay_count += len(known)
+        places = (torch.arange(len(known)) + start) % capacity
+        arrays = [known, places, hardness[known].float(), labels[known]]
+        known, places, hardness, labels = to_device(arrays, self.replay_labels.device)
         self.replay_images[places] = images[known]
         self.replay_numbers[places] = numbers[known].to(self.replay_numbers)
-        self.replay_hardness[places] = hardness[known].to(self.replay_hardness)
-        self.replay_labels[places] = labels[known]
+        self.replay_hardness[places] = hardness.to(self.replay_hardness)
+        self.replay_labels[places] = labels
         if self.classes is not None:
             rows = torch.zeros(len(known), self.classes, device=known.device)
             if class_probabilities is not None:
                 rows = class_probabilities[known]
             self.replay_probabilities[places] = rows.nan_to_num(nan=0.0).to(self.replay_probabilities)
-        self.replay_count += len(known)
 
     def replay_loss(self, generator: torch.Generator) -> Tensor | None:
         """Cross-entropy of the predictions over a sample of the replay buffer."""

@@ -26,10 +26,10 @@ class PaperPolicy(AdversarialPolicy):
 
     def propose(self, context: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
         """See :meth:`Policy.propose`; the density of a point is infinite."""
-        device, count = context.image_of.device, len(context.image_of)
+        device, count = context.device, len(context.image_of)
         mask = self._dropout_mask(count, generator)
         with torch.set_grad_enabled(learning), torch.autocast(device.type, enabled=False):
-            location, _ = self._distribution(context, None if mask is None else mask.to(device))
+            location, _ = self._distribution(context, mask)
         leaf = location.detach().requires_grad_(learning)
         proposal = Proposal(torch.sigmoid(leaf), torch.full((count,), torch.inf, device=device))
         if learning:

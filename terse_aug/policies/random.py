@@ -10,6 +10,8 @@ from terse_aug.policies.base import Policy, PolicyContext, Proposal, uniform_pro
 class RandomPolicy(Policy):
     """Transforms drawn uniformly from the allowed ranges."""
 
+    in_workers = True
+
     def propose(self, context: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
         """See :meth:`Policy.propose`."""
-        return uniform_proposal(len(context.image_of), generator, context.image_of.device)
+        return uniform_proposal(len(context.image_of), generator)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,27 +14,38 @@ from terse_aug.compositing.geometry import ForegroundLike
 from terse_aug.data.foreground_cache import THUMBNAIL_SIDE, small_image
 from terse_aug.structures.annotations import Target
 from terse_aug.structures.pixel_format import PixelFormat
+from terse_aug.utils.transfer import to_device
 
 
-def background_thumbnail(image: Tensor, target: Target, pixel_format: PixelFormat, side: int) -> Tensor:
-    """An image stretched to a square: RGB in [0, 1] by area averaging, and a map of the boxes of its objects.
+def background_thumbnails(
+    images: Sequence[Tensor], targets: Sequence[Target], pixel_format: PixelFormat, side: int
+) -> Tensor:
+    """Images stretched to squares: RGB in [0, 1] by area averaging, and a map of the boxes of their objects.
 
     Args:
-        image: float ``[3, H, W]``.
-        target: its target.
-        pixel_format: of the image.
+        images: B tensors ``[3, H, W]``, float or uint8.
+        targets: of the images.
+        pixel_format: of the images.
         side: of the square, pixels.
 
     Returns:
-        float ``[4, side, side]``.
+        float ``[B, 4, side, side]``.
     """
-    small = F.adaptive_avg_pool2d(image.detach().float()[None], side)[0]
-    occupied = torch.zeros(1, side, side, device=image.device)
-    scale = target["boxes"].new_tensor([side / image.shape[-1], side / image.shape[-2]] * 2)
-    for left, top, right, bottom in (target["boxes"].detach() * scale).tolist():
-        occupied[0, math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right)] = 1
+    device, levels = images[0].device, images[0].dtype == torch.uint8
+    small = torch.stack([F.adaptive_avg_pool2d(image.detach().float(), side) for image in images])
     # An image that is not finite gets no pastes, but a NaN would reach a policy's weights all the same.
-    return torch.cat([pixel_format.decode(small).nan_to_num(0.0, 1.0, 0.0).clamp(0, 1), occupied])
+    color = pixel_format.decode(small, levels).nan_to_num(0.0, 1.0, 0.0).clamp(0, 1)
+    boxes = torch.cat([target["boxes"].detach().float() for target in targets])
+    scales = [[side / image.shape[-1], side / image.shape[-2]] * 2 for image in images]
+    counts = [len(target["boxes"]) for target in targets]
+    of_box = [scale for scale, count in zip(scales, counts, strict=True) for _ in range(count)]
+    pixels = torch.arange(side, dtype=torch.float32)
+    of_box_there, pixels = to_device([torch.tensor(of_box).view(-1, 4), pixels], device)
+    scaled = (boxes * of_box_there)[:, :, None]
+    covered = ((pixels >= scaled[:, :2].floor()) & (pixels < scaled[:, 2:].ceil())).float()
+    # An outer product for each box, added up over those of an image.
+    maps = [columns_rows[:, 1].T @ columns_rows[:, 0] for columns_rows in covered.split_with_sizes(counts)]
+    return torch.cat([color, torch.stack(maps)[:, None].clamp_(max=1)], 1)
 
 
 def foreground_thumbnails(foregrounds: Sequence[ForegroundLike], flipped: Sequence[bool]) -> Tensor:

@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from terse_aug.compositing.geometry import ForegroundLike, frame_of, paste_geometry, place_unit
+from terse_aug.compositing.layers import RenderSettings
+from terse_aug.compositing.patches import inverse_2x2
 from terse_aug.compositing.plan import PastePlan
-from terse_aug.compositing.render import inverse_2x2
-from terse_aug.compositing.warp import RenderSettings
 from terse_aug.data.foreground_cache import FOREGROUND_FILL
 from terse_aug.policies.base import VIEW_SHAPE, VIEW_SIDE, Views
-from terse_aug.policies.thumbnails import background_thumbnail, foreground_thumbnails
+from terse_aug.policies.thumbnails import background_thumbnails, foreground_thumbnails
 from terse_aug.structures.annotations import Target
+from terse_aug.utils.transfer import to_device
 
 _WINDOW = 1.5
 """Side of the local view relative to the longer side of the paste: some of its surroundings belong to how it looks."""
@@ -44,6 +45,7 @@ def view_maker(
     @torch.no_grad()
     def make_views(unit: Tensor) -> Views:
         count, pastes = unit.shape[:2]
+        device = images[0].device
         frames = [frame_of(images[number]) for number in plan.image_of]
         geometry = paste_geometry(plan.foregrounds, plan.flipped, frames, unit)
         geometry = geometry.rows(torch.arange(pastes).repeat(count))
@@ -53,15 +55,22 @@ def view_maker(
         numbers = torch.cat([flat * 2 - 1, 2 * center / frame - 1, 2 * half_size / frame], 1)
         pasted = sorted(set(plan.image_of))
         reduced = _reduced([images[number] for number in pasted], [targets[number] for number in pasted], settings)
-        image_rows = [pasted.index(number) for number in plan.image_of]
-        thumbnails = foreground_thumbnails(plan.foregrounds, [False] * pastes).to(unit)
+        thumbnails = foreground_thumbnails(plan.foregrounds, [False] * pastes)
         to_thumbnail = FOREGROUND_FILL * 2 / geometry.foreground_sizes.amax(1)
         to_foreground = inverse_2x2(placement.matrix).mT * to_thumbnail[:, None, None]
-        views = unit.new_empty(count, pastes, *VIEW_SHAPE)
+        before = _nth_of_image(plan.image_of)
+        rows, nth = torch.tensor([pasted.index(number) for number in plan.image_of]).long(), torch.tensor(before).long()
+        steps = (torch.arange(VIEW_SIDE, dtype=unit.dtype) + 0.5) * (2 / VIEW_SIDE) - 1
+        square = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).flatten(0, 1)
+        arrays = [numbers, center, half_size, frame, placement.center, to_foreground, thumbnails, rows, nth, square]
+        numbers, center, half_size, frame, origin, to_foreground, thumbnails, rows, nth, square = to_device(
+            arrays, device
+        )
+        views = torch.empty(count, pastes, *VIEW_SHAPE, dtype=unit.dtype, device=device)
 
         def fill(view: Tensor, points: Tensor, background: Tensor) -> None:
             """Fill a view ``[C, M, 6, V, V]`` at points ``[C * M, V * V, 2]``; background: ``[C or 1, M, 5, V, V]``."""
-            sampled = (points - placement.center[:, None]) @ to_foreground
+            sampled = (points - origin[:, None]) @ to_foreground
             sampled = sampled.view(count, pastes, VIEW_SIDE * VIEW_SIDE, 1, 2).transpose(0, 1).flatten(1, 2)
             front = F.grid_sample(thumbnails, sampled, mode="bilinear", padding_mode="zeros", align_corners=False)
             front = front.view(pastes, 4, count, VIEW_SIDE, VIEW_SIDE).permute(2, 0, 1, 3, 4)
@@ -71,41 +80,32 @@ def view_maker(
             view[:, :, 4:] = background[:, :, 3:]
 
         half_window = (half_size.amax(1) * _WINDOW)[:, None].expand(-1, 2)
-        points = _grid_points(center, half_window)
+        points = center[:, None] + square * half_window[:, None]
         in_image = (2 * points / frame[:, None] - 1).view(count, pastes, VIEW_SIDE, VIEW_SIDE, 2)
-        fill(views[:, :, 0], points, _sample_images(in_image, image_rows, reduced))
-        small = F.adaptive_avg_pool2d(reduced, VIEW_SIDE).to(unit)[image_rows]
-        fill(views[:, :, 1], _grid_points(frame / 2, frame / 2), small[None])
+        fill(views[:, :, 0], points, _sample_images(in_image, rows, nth, max(before, default=0) + 1, reduced))
+        small = F.adaptive_avg_pool2d(reduced, VIEW_SIDE).to(unit.dtype).index_select(0, rows)
+        whole = (frame / 2)[:, None]
+        fill(views[:, :, 1], whole + square * whole, small[None])
         return Views(views, numbers.view(count, pastes, -1), placement)
 
     return make_views
 
 
-def _grid_points(center: Tensor, half_size: Tensor) -> Tensor:
-    """Centers of a view's pixels in image pixels, ``[N, V * V, 2]``, from its center and half its size, ``[N, 2]``."""
-    steps = (torch.arange(VIEW_SIDE, device=center.device, dtype=center.dtype) + 0.5) * (2 / VIEW_SIDE) - 1
-    square = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).flatten(0, 1)
-    return center[:, None] + square * half_size[:, None]
-
-
 def _reduced(images: Sequence[Tensor], targets: Sequence[Target], settings: RenderSettings) -> Tensor:
     """Images stretched to squares: RGB, a map of the objects on them, and ones, ``[B, 5, S, S]``."""
     side = min(_REDUCED_SIDE, max(max(frame_of(image)) for image in images))
-    backgrounds = torch.stack(
-        [
-            background_thumbnail(image, target, settings.pixel_format, side)
-            for image, target in zip(images, targets, strict=True)
-        ]
-    )
+    backgrounds = background_thumbnails(images, targets, settings.pixel_format, side)
     return torch.cat([backgrounds, torch.ones_like(backgrounds[:, :1])], 1)
 
 
-def _sample_images(points: Tensor, image_of: Sequence[int], images: Tensor) -> Tensor:
+def _sample_images(points: Tensor, rows: Tensor, nth: Tensor, most: int, images: Tensor) -> Tensor:
     """Sample every paste's own image; zeros outside of it.
 
     Args:
         points: float ``[C, M, V, V, 2]`` in grid_sample's coordinates of the whole image.
-        image_of: M, ascending.
+        rows: int64 ``[M]``, the image of each paste, ascending.
+        nth: int64 ``[M]``, how many pastes before it are on the same image.
+        most: pastes on one image.
         images: ``[B, c, S, S]``.
 
     Returns:
@@ -113,12 +113,10 @@ def _sample_images(points: Tensor, image_of: Sequence[int], images: Tensor) -> T
     """
     count, channels = len(points), images.shape[1]
     # All pastes of an image are sampled in one row of a padded batch: one call, and no copy of an image.
-    nth = _nth_of_image(image_of)
-    most = max(nth, default=0) + 1
     padded = points.new_full((len(images), most, count * VIEW_SIDE, VIEW_SIDE, 2), -2.0)
-    padded[image_of, nth] = points.transpose(0, 1).flatten(1, 2)
+    padded[rows, nth] = points.transpose(0, 1).flatten(1, 2)
     sampled = F.grid_sample(images.to(points), padded.flatten(1, 2), padding_mode="zeros", align_corners=False)
-    by_paste: Tensor = sampled.view(-1, channels, most, count, VIEW_SIDE, VIEW_SIDE)[image_of, :, nth]
+    by_paste: Tensor = sampled.view(-1, channels, most, count, VIEW_SIDE, VIEW_SIDE)[rows, :, nth]
     return by_paste.permute(2, 0, 1, 3, 4)
 
 

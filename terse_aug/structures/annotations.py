@@ -1,6 +1,6 @@
 """The contract of a sample. It is checked once, by :func:`check_samples`; everything else relies on it.
 
-images: float ``[3, H, W]``, targets: a dictionary of ``boxes`` float ``[N, 4]`` (XYXY, pixels), ``labels`` int
+images: float or uint8 ``[3, H, W]``, targets: a dictionary of ``boxes`` float ``[N, 4]`` (XYXY, pixels), ``labels`` int
 ``[N]`` and, where present, ``masks`` bool or uint8 of 0 and 1 ``[N, H, W]``, ``keypoints`` float ``[N, k, 3]`` (x, y,
 visibility), ``ids`` int ``[N]``, ``area`` float ``[N]``, ``iscrowd`` ``[N]``. Other entries are passed through.
 """
@@ -47,6 +47,10 @@ def check_samples(images: Sequence[Tensor], targets: Sequence[Target]) -> None:
         raise ValueError(f"expected one target per image, got {len(images)} images and {len(targets)} targets")
     for index, (image, target) in enumerate(zip(images, targets, strict=True)):
         _check_image(index, image)
+        same_kind = (image.dtype == torch.uint8) == (images[0].dtype == torch.uint8)
+        if image.device != images[0].device or not same_kind:
+            expected, got = f"{images[0].dtype} on {images[0].device}", f"{image.dtype} on {image.device}"
+            raise ValueError(f"image {index}: expected {expected}, as the first image is, got {got}")
         _check_target(index, image, target)
 
 
@@ -54,11 +58,8 @@ def _check_image(index: int, image: Tensor) -> None:
     if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
         shape = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
         raise ValueError(f"image {index}: expected a tensor [3, H, W], got {shape}")
-    if not image.is_floating_point():
-        raise ValueError(
-            f"image {index}: expected a float tensor, got {image.dtype}; "
-            "convert it (image / 255) before calling Terse, or declare its range with pixel_format="
-        )
+    if not (image.is_floating_point() or image.dtype == torch.uint8):
+        raise ValueError(f"image {index}: expected a float or uint8 tensor, got {image.dtype}")
 
 
 def _check_target(index: int, image: Tensor, target: Target) -> None:

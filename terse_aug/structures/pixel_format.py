@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """How a pixel is encoded: ``value = (rgb * scale - mean) / std``, channels in the format's order.
+    """How a pixel of a float image is encoded: ``value = (rgb * scale - mean) / std``, channels in the format's order.
+
+    An 8-bit image has levels 0 to 255 in the same channel order.
 
     Attributes:
         scale: 1 for images in [0, 1], 255 for images in [0, 255].
@@ -31,6 +36,11 @@ class PixelFormat:
             raise ValueError(f"expected scale and std above 0, got scale {self.scale}, std {self.std}")
 
     @property
+    def plain(self) -> bool:
+        """Whether nothing is subtracted and the standard deviation is 1."""
+        return self.mean == (0.0, 0.0, 0.0) and self.std == (1.0, 1.0, 1.0)
+
+    @property
     def identity(self) -> bool:
         """Whether images are plain RGB in [0, 1]."""
         return self == PixelFormat()
@@ -39,20 +49,66 @@ class PixelFormat:
         """RGB in [0, 1] to this format, both ``[..., 3, h, w]``."""
         if self.identity:
             return rgb
-        ordered = rgb.flip(-3) if self.bgr else rgb
-        return (ordered * self.scale - self._column(self.mean, rgb)) / self._column(self.std, rgb)
+        return self._normalized(rgb.flip(-3) if self.bgr else rgb)
 
-    def decode(self, image: Tensor) -> Tensor:
-        """This format to RGB in [0, 1], both ``[..., 3, h, w]``."""
-        if self.identity:
+    def encode_levels(self, levels: Tensor) -> Tensor:
+        """8-bit levels in this format's channel order, or the same as float, to float in this format."""
+        scaled = (levels if levels.is_floating_point() else levels.float()) * (1 / 255)
+        if self.scale == 1 and self.plain:
+            return scaled
+        return self._normalized(scaled)
+
+    def as_float(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """Images in this format; those that are not 8-bit are given back."""
+        return [self.encode_levels(image) if image.dtype == torch.uint8 else image for image in images]
+
+    def decode(self, image: Tensor, levels: bool = False) -> Tensor:
+        """This format to RGB in [0, 1], both ``[..., 3, h, w]``.
+
+        Args:
+            image: float, or uint8.
+            levels: whether float values are levels 0 to 255, as means of 8-bit pixels are.
+        """
+        if levels or image.dtype == torch.uint8:
+            rgb = image.float() * (1 / 255)
+        elif self.identity:
             return image
-        rgb = (image * self._column(self.std, image) + self._column(self.mean, image)) / self.scale
+        elif self.plain:
+            rgb = image / self.scale
+        else:
+            rgb = (image * self._column(self.std, image) + self._column(self.mean, image)) / self.scale
         return rgb.flip(-3) if self.bgr else rgb
+
+    def mismatch(self, images: Sequence[Tensor], largest: Sequence[float] = ()) -> str:
+        """A text to warn of, where values of float images cannot be in this format; else empty.
+
+        Args:
+            images: of a batch.
+            largest: absolute value of each, where it is known.
+        """
+        if not images[0].is_floating_point():
+            return ""
+        known = largest or [float(image.detach().abs().max()) for image in images]
+        value = max((value for value in known if math.isfinite(value)), default=0.0)
+        ends = [(end - mean) / std for mean, std in zip(self.mean, self.std, strict=True) for end in (0.0, self.scale)]
+        most = max(map(abs, ends))
+        if value == 0 or most / 50 < value < most * 1.05:
+            return ""
+        return (
+            f"the largest value of the first batch is {value:.4g}, but pixel_format says that images have values up to "
+            f"{most:.4g}: foregrounds will be too dark or too bright; give Terse(pixel_format=PixelFormat(...)) with "
+            "the range, mean and standard deviation of your images"
+        )
 
     def limits(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Black and white in this format, each ``[3, 1, 1]``."""
         mean, std = self._column(self.mean, like), self._column(self.std, like)
         return -mean / std, (self.scale - mean) / std
+
+    def _normalized(self, scaled: Tensor) -> Tensor:
+        if self.plain:
+            return scaled * self.scale
+        return (scaled * self.scale - self._column(self.mean, scaled)) / self._column(self.std, scaled)
 
     @staticmethod
     def _column(values: tuple[float, float, float], like: Tensor) -> Tensor:

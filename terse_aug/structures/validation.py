@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ _LEFT_OUT = {
     "image_not_finite": "{} image(s) with NaN or infinity: nothing is pasted on them",
     "box_degenerate": "{} object(s) with a box without area or not finite: left out of the targets",
     "box_outside": "{} object(s) with a box outside the image: left out of the targets",
+    "paste_too_small": "{} paste(s) below min_side: left out; the images are small or the scale range is low",
     "box_clipped": "{} object(s) with a box that reaches more than a pixel beyond the image: clipped to it",
 }
 
@@ -25,7 +26,7 @@ class ValidatedBatch:
     """A batch that keeps to the contract of :mod:`terse_aug.structures.annotations`.
 
     Attributes:
-        images: B tensors float ``[3, H, W]``, the caller's own.
+        images: B tensors ``[3, H, W]``, float or uint8, the caller's own.
         targets: B targets, copies where they were repaired.
         usable: for each image whether it can be pasted on.
         dropped: counts of what was left out or clipped, by reason.
@@ -38,11 +39,18 @@ class ValidatedBatch:
     dropped: Counter[str]
     warnings: dict[str, str]
 
+    def usable_given(self, largest: Sequence[float]) -> list[bool]:
+        """``usable`` where the largest absolute values of images on a device are known; empty for others."""
+        return [math.isfinite(value) for value in largest] if largest else self.usable
+
 
 def validate_batch(
     images: Sequence[Tensor] | Tensor, targets: Sequence[Target], keypoint_count: int = 0
 ) -> ValidatedBatch:
     """Check a batch, repair its boxes, and find out which images can be pasted on.
+
+    Values on a device are left for :func:`terse_aug.compositing.compose.compose`, which does the same: reading them
+    here would wait for the device.
 
     Args:
         images: B images.
@@ -60,21 +68,25 @@ def validate_batch(
     if keypoint_count:
         targets = [_with_keypoints(index, target, keypoint_count) for index, target in enumerate(targets)]
     dropped: Counter[str] = Counter()
-    # One synchronization with the device for all images.
-    sums = torch.stack([image.detach().sum(dtype=torch.float32) for image in images]).tolist()
-    usable = [math.isfinite(total) for total in sums]
-    dropped["image_not_finite"] = usable.count(False)
-    for index, image in enumerate(images):
-        targets[index], repaired = repair_boxes(targets[index], image.shape[-2], image.shape[-1])
-        dropped.update(repaired)
-    dropped = +dropped
-    warnings = {reason: text.format(dropped[reason]) for reason, text in _LEFT_OUT.items() if dropped[reason]}
+    usable = [True] * len(images)
+    if images[0].device.type == "cpu":
+        for index, image in enumerate(images):
+            if image.is_floating_point():
+                usable[index] = math.isfinite(float(image.detach().sum(dtype=torch.float32)))
+            targets[index], repaired = repair_boxes(targets[index], image.shape[-2], image.shape[-1])
+            dropped.update(repaired)
+    warnings: dict[str, str] = {}
     for name in sorted({name for target in targets for name in unknown_object_fields(target)}):
         warnings[f"field {name}"] = (
             f"the field {name!r} seems to have an entry per object; it is passed through unchanged and no "
             f"longer matches the objects. Fields that follow them are {', '.join(OBJECT_FIELDS)}"
         )
-    return ValidatedBatch(images, targets, usable, dropped, warnings)
+    return ValidatedBatch(images, targets, usable, +dropped, warnings)
+
+
+def left_out_warnings(dropped: Mapping[str, int]) -> dict[str, str]:
+    """Texts to warn of once about what was left out or clipped, by reason."""
+    return {reason: text.format(dropped[reason]) for reason, text in _LEFT_OUT.items() if dropped.get(reason)}
 
 
 def _with_keypoints(index: int, target: Target, count: int) -> Target:

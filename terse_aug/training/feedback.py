@@ -6,6 +6,7 @@ training forward, or from an extra forward in the iterations in which the policy
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Sequence
 
@@ -15,6 +16,8 @@ from terse_aug.compositing.compose import Composites
 from terse_aug.models import ModelAdapter, Recorder, RecordsTrainingForward
 from terse_aug.policies import Policy
 from terse_aug.samplers import Sampler
+from terse_aug.structures.pixel_format import PixelFormat
+from terse_aug.training.feedback_source import describe_feedback, reason_of, why_not_recorded
 from terse_aug.training.hardness import Outcomes, PendingBatch, extra_forward_hardness, recorded_hardness
 from terse_aug.training.metrics import Metrics
 from terse_aug.utils.warnings import WarnOnce
@@ -23,14 +26,20 @@ _MOST = 64
 _MOST_WITH_IMAGES = 16
 """Batches whose composites are kept, because they may need an extra forward."""
 
-_STILL_FAILED = (
+_LOGGER = logging.getLogger("terse_aug")
+
+_STILL_EXTRA = (
     "in the run that this one resumes, hooks on the detector have failed; hardness comes from an extra forward every "
     "update_interval iterations, so that the run ends as if it had not been stopped; a new Terse would use hooks again"
 )
-_FAILED = (
+_EXTRA = (
     "the hardness of the pastes could not be recorded from the detector's training forward ({}); from now on it comes "
     "from an extra forward every update_interval iterations"
 )
+_NO_MORE = "an extra forward of the detector failed ({}); from now on there are none, and {}"
+_STILL_NO_MORE = "in the run that this one resumes, an extra forward of the detector has failed; there are none, and {}"
+_RANDOM = "pastes are random"
+_RECORDED = "batches whose hardness is not recorded from the training forward are not learned from"
 _NO_SOURCE = "{} learns from hardness: give Terse(model=detector), or call observe() before step()"
 
 
@@ -43,20 +52,27 @@ class FeedbackBuffer:
         sampler: gets the hardness of each class, if it learns.
         metrics: counts extra forwards.
         warn: warns once.
+        pixel_format: of what the detector takes.
 
     Attributes:
         batches: for the policy.
     """
 
     def __init__(
-        self, model: ModelAdapter | None, policy: Policy, sampler: Sampler, metrics: Metrics, warn: WarnOnce
+        self,
+        model: ModelAdapter | None,
+        policy: Policy,
+        sampler: Sampler,
+        metrics: Metrics,
+        warn: WarnOnce,
+        pixel_format: PixelFormat,
     ) -> None:
         self._model, self._policy, self._sampler = model, policy, sampler
-        self._metrics, self._warn = metrics, warn
+        self._metrics, self._warn, self._pixel_format = metrics, warn, pixel_format
         self.batches: list[PendingBatch] = []
         self._last: PendingBatch | None = None
         self._for_sampler: list[PendingBatch] = []
-        self._supplied = False
+        self._supplied = self._was_supplied = self._logged = False
         # In a list, so that a batch that was not trained on to the end releases the model's hooks too.
         self._recorders: list[Recorder] = []
         weakref.finalize(self, _close, self._recorders)
@@ -64,8 +80,9 @@ class FeedbackBuffer:
     def add(self, pending: PendingBatch) -> None:
         """Keep a batch for the policy's next update; the oldest are dropped if ``step`` is not called."""
         self.batches.append(pending)
+        waiting = [kept for kept in self.batches if kept.loss is None]
         with_images = [kept for kept in self.batches if kept.composites is not None]
-        for kept, most in ((self.batches, _MOST), (with_images, _MOST_WITH_IMAGES)):
+        for kept, most in ((waiting, _MOST), (with_images, _MOST_WITH_IMAGES)):
             if len(kept) > most:
                 self.batches.remove(kept[0])
                 self._count_dropped(most)
@@ -97,8 +114,8 @@ class FeedbackBuffer:
         """
         pending, self._last = self._last, None
         if pending is not None:
-            if (error := recorded_hardness(pending)) is not None:
-                self._hooks_failed(repr(error))
+            if (error := recorded_hardness(pending, policy_is_due or sampler_is_due)) is not None:
+                self._hooks_failed(error)
             if self._sampler.learns and pending.hardness is not None:
                 self._sampler.record(*pending.by_class())
             elif sampler_is_due:
@@ -119,8 +136,7 @@ class FeedbackBuffer:
             ValueError: there is no model, and nothing was supplied since the last step.
         """
         self._check_source(f"policy {policy_name}")
-        if self._model is not None:
-            self._count_forwards(extra_forward_hardness(self.batches, self._model, self._policy.classes))
+        self._run_extra_forwards(self.batches)
 
     def update_sampler(self, run_forwards: bool, device: torch.device) -> None:
         """Update the sampler with the hardness of the classes.
@@ -135,20 +151,49 @@ class FeedbackBuffer:
         self._check_source(f"sampler {type(self._sampler).__name__}")
         batches, self._for_sampler = self._for_sampler, []
         if run_forwards and self._model is not None:
-            self._count_forwards(extra_forward_hardness(batches, self._model, self._policy.classes))
+            self._run_extra_forwards(batches)
             for pending in batches:
                 self._sampler.record(*pending.by_class())
         self._sampler.update(device)
 
-    def end_iteration(self) -> None:
-        """Drop the batches: policy and sampler have learned from them."""
-        self.batches.clear()
-        self._supplied = False
+    def extra_forward_failed(self, error: Exception) -> None:
+        """Count the failure of an extra forward, and warn once. Feedback never ends a training."""
+        self._metrics.counts["feedback_failed"] += 1
+        _LOGGER.debug("an extra forward failed", exc_info=error)
+        self._warn.warn("extra_forward", _NO_MORE.format(reason_of(error), self._consequence()))
+
+    def is_missing(self) -> bool:
+        """Whether the policy needs feedback that there is none of, because extra forwards have failed."""
+        needed = self._policy.needs_model or (self._policy.learns and self._policy.learns_from == "hardness")
+        if not (needed and self._failed) or (self._was_supplied and not self._policy.needs_model):
+            return False
+        self._warn.warn("extra_forward", _STILL_NO_MORE.format(self._consequence()))
+        return self._policy.needs_model or not self._is_recorded()
+
+    def log_sources(self, logger: logging.Logger = _LOGGER) -> None:
+        """Log once where feedback comes from and what it costs.
+
+        Args:
+            logger: of a framework; by default ``logging.getLogger("terse_aug")``.
+        """
+        if self._logged:
+            return
+        self._logged = True
+        needs_hardness = self._policy.learns_from == "hardness" or self._sampler.learns
+        why = why_not_recorded(self._model) if needs_hardness else None
+        for line in describe_feedback(self._model, self._policy, self._sampler, self._metrics.counts, why):
+            logger.info("%s", line)
+
+    def end_iteration(self, keep_batches: bool) -> None:
+        """Drop the batches, unless the policy has not learned from them yet."""
+        if not keep_batches:
+            self.batches.clear()
+        self._was_supplied, self._supplied = self._supplied, False
 
     def reset(self) -> None:
         """Drop everything, before another state is loaded."""
         if self._last is not None:
-            recorded_hardness(self._last)
+            recorded_hardness(self._last, False)
         self._last = None
         self.batches.clear()
         self._for_sampler = []
@@ -158,23 +203,50 @@ class FeedbackBuffer:
         if self._model is None and not self._supplied:
             raise ValueError(_NO_SOURCE.format(learner))
 
+    @property
+    def _failed(self) -> bool:
+        """Whether an extra forward has failed, which is counted together with hooks that have."""
+        return self._metrics.counts["feedback_failed"] > self._metrics.counts["hooks_failed"]
+
+    def _is_recorded(self) -> bool:
+        return not self._metrics.counts["hooks_failed"] and why_not_recorded(self._model) is None
+
+    def _consequence(self) -> str:
+        return _RECORDED if self._is_recorded() and not self._policy.needs_model else _RANDOM
+
+    def _run_extra_forwards(self, batches: Sequence[PendingBatch]) -> None:
+        if self._model is None:
+            return
+        for pending in batches:
+            if self._failed:
+                return
+            try:
+                forwards = extra_forward_hardness(pending, self._model, self._policy.classes, self._pixel_format)
+                self._metrics.counts["extra_forwards"] += forwards
+            except Exception as error:
+                pending.hardness = None
+                self.extra_forward_failed(error)
+
     def _record(self, pending: PendingBatch) -> None:
         if not isinstance(self._model, RecordsTrainingForward):
             return
         # A counter, so that a resumed run does not use hooks where the run before had stopped using them.
         if self._metrics.counts["hooks_failed"]:
-            self._warn.warn("hooks", _STILL_FAILED)
+            self._warn.warn("hooks", _STILL_EXTRA)
             return
         try:
             pending.recorder = self._model.record_forward()
         except Exception as error:
-            self._hooks_failed(str(error))
+            self._hooks_failed(error)
         if pending.recorder is not None:
             self._recorders.append(pending.recorder)
 
-    def _hooks_failed(self, why: str) -> None:
-        self._metrics.counts["hooks_failed"] = 1
-        self._warn.warn("hooks", _FAILED.format(why))
+    def _hooks_failed(self, error: Exception) -> None:
+        if not self._metrics.counts["hooks_failed"]:
+            self._metrics.counts["hooks_failed"] = 1
+            self._metrics.counts["feedback_failed"] += 1
+        _LOGGER.debug("recording the training forward failed", exc_info=error)
+        self._warn.warn("hooks", _EXTRA.format(reason_of(error)))
 
     def _count_dropped(self, most: int) -> None:
         self._metrics.counts["dropped/graph"] += 1
@@ -183,9 +255,6 @@ class FeedbackBuffer:
             f"Terse was called more than {most} times since the last step(), and the oldest batches are not "
             f"learned from: call step() after backward(), at the latest every {most} batches",
         )
-
-    def _count_forwards(self, forwards: int) -> None:
-        self._metrics.counts["extra_forwards"] += forwards
 
 
 def _close(recorders: Sequence[Recorder]) -> None:

@@ -16,6 +16,8 @@ from terse_aug.compositing.compose import Composites
 from terse_aug.models import GivesClassProbabilities, ModelAdapter, Recorder
 from terse_aug.policies import Proposal
 from terse_aug.structures.annotations import Target
+from terse_aug.structures.pixel_format import PixelFormat
+from terse_aug.utils.transfer import to_device
 
 _SLACK = 1e-3  # rounding of low precision
 _SUM_SLACK = 0.05  # of many roundings
@@ -38,6 +40,7 @@ class PendingBatch:
         recorder: of the training forward, while it runs.
         hardness: float ``[M]`` in [0, 1], NaN where not known; ``None`` as long as nothing is known.
         class_probabilities: float ``[M, K]``, NaN where not known; ``None`` if the model does not give them.
+        loss: of the iteration in which the detector was trained on it, a scalar.
     """
 
     proposal: Proposal
@@ -49,30 +52,37 @@ class PendingBatch:
     recorder: Recorder | None = None
     hardness: Tensor | None = None
     class_probabilities: Tensor | None = None
+    loss: Tensor | None = None
 
     def store(self, outcomes: Outcomes, classes: int | None) -> None:
         """Take the outcomes of the proposal's pastes; NaN for those without a label.
 
         Args:
-            outcomes: at least for the images with a labelled paste.
+            outcomes: at least for the images with a labelled paste; class probabilities for all of these or for none.
             classes: columns that the policy learns from; ``None`` if it learns from hardness alone.
         """
         assert self.composites is not None
-        count, device = len(self.proposal.unit), self.proposal.unit.device
-        self.hardness = torch.full((count,), float("nan"), device=device)
+        count, device = len(self.proposal.unit), self.composites.images[0].device
+        self.hardness = torch.full((count,), torch.nan, device=device)
         self.class_probabilities = None
-        for image in range(len(self.composites.pastes)):
-            labelled = self.composites.labelled(image)
-            if not labelled:
-                continue
-            rows, numbers = [paste.row for paste in labelled], [paste.number for paste in labelled]
-            hardness, probabilities = outcomes[image]
-            self.hardness[numbers] = hardness.detach()[rows].to(self.hardness).clamp(0, 1)
-            if probabilities is not None and classes is not None:
-                if self.class_probabilities is None:
-                    shape = (count, probabilities.shape[1])
-                    self.class_probabilities = torch.full(shape, float("nan"), device=device)
-                self.class_probabilities[numbers] = probabilities.detach()[rows].to(self.hardness).clamp(0, 1)
+        with_pastes = [image for image in range(len(self.composites.pastes)) if self.composites.labelled(image)]
+        if not with_pastes:
+            return
+        rows, numbers, first = [], [], 0
+        for image in with_pastes:
+            for paste in self.composites.labelled(image):
+                rows.append(first + (paste.row or 0))
+                numbers.append(paste.number)
+            first += len(outcomes[image][0])
+        # Of the whole batch at once: each copy of indices to a device costs as much as a launch.
+        (index,) = to_device([torch.tensor([rows, numbers])], device)
+        known = torch.cat([outcomes[image][0].detach().to(self.hardness) for image in with_pastes])
+        self.hardness[index[1]] = known[index[0]].clamp(0, 1)
+        given = [own for own in (outcomes[image][1] for image in with_pastes) if own is not None]
+        if given and classes is not None:
+            every = torch.cat([own.detach().to(known) for own in given])
+            self.class_probabilities = torch.full((count, every.shape[1]), torch.nan, device=device)
+            self.class_probabilities[index[1]] = every[index[0]].clamp(0, 1)
 
     def by_class(self) -> tuple[list[int], list[float]]:
         """Label and hardness of the pastes whose hardness is known."""
@@ -117,8 +127,12 @@ def supplied_outcomes(
     )
 
 
-def recorded_hardness(pending: PendingBatch) -> Exception | None:
+def recorded_hardness(pending: PendingBatch, alternative: bool) -> Exception | None:
     """Give a batch what its recorder has recorded, unless the hardness is known already; release the model.
+
+    Args:
+        pending: the batch.
+        alternative: whether there will be an extra forward if nothing is known; to find out synchronizes with a device.
 
     Returns:
         The error, if recording has failed; the hardness is not known then.
@@ -127,12 +141,18 @@ def recorded_hardness(pending: PendingBatch) -> Exception | None:
     if recorder is None:
         return None
     try:
-        if pending.hardness is None and pending.composites is not None:
-            scores = recorder.scores(pending.composites.images, pending.composites.targets)
+        composites = pending.composites
+        if pending.hardness is None and composites is not None:
+            rows = [
+                [paste.row for paste in composites.labelled(number) if paste.row is not None]
+                for number in range(len(composites.pastes))
+            ]
+            scores = recorder.scores(composites.images, composites.targets, rows)
             if scores is not None:
                 pending.store({number: (1 - own, None) for number, own in enumerate(scores)}, None)
                 known = pending.hardness
-                if known is not None and bool(known.isnan().all()):
+                unsure = alternative and not getattr(recorder, "complete", False)
+                if unsure and known is not None and bool(known.isnan().all()):
                     pending.hardness = None
     except Exception as error:
         pending.hardness = None
@@ -143,22 +163,20 @@ def recorded_hardness(pending: PendingBatch) -> Exception | None:
     return hook_error
 
 
-def extra_forward_hardness(pending_batches: Sequence[PendingBatch], model: ModelAdapter, classes: int | None) -> int:
-    """Run an extra forward for the pastes whose hardness is not known; returns the number of images."""
-    count = 0
-    for pending in pending_batches:
-        composites = pending.composites
-        if pending.hardness is not None or composites is None:
-            continue
-        images = [number for number in range(len(composites.pastes)) if composites.labelled(number)]
-        if not images:
-            continue
-        outcomes = extra_forward_outcomes(
-            [composites.images[number] for number in images], [composites.targets[number] for number in images], model
-        )
-        pending.store(dict(zip(images, outcomes, strict=True)), classes)
-        count += len(images)
-    return count
+def extra_forward_hardness(
+    pending: PendingBatch, model: ModelAdapter, classes: int | None, pixel_format: PixelFormat
+) -> int:
+    """Run an extra forward for a batch's pastes, if their hardness is not known; returns the number of images."""
+    composites = pending.composites
+    if pending.hardness is not None or composites is None:
+        return 0
+    images = [number for number in range(len(composites.pastes)) if composites.labelled(number)]
+    if not images:
+        return 0
+    composed = pixel_format.as_float([composites.images[number] for number in images])
+    outcomes = extra_forward_outcomes(composed, [composites.targets[number] for number in images], model)
+    pending.store(dict(zip(images, outcomes, strict=True)), classes)
+    return len(images)
 
 
 def extra_forward_outcomes(

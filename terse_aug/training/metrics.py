@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from terse_aug.compositing.compose import Composites
 from terse_aug.compositing.geometry import ForegroundLike
 from terse_aug.compositing.plan import PastePlan
-from terse_aug.policies import Proposal
 from terse_aug.transforms import PARAMETERS
 from terse_aug.utils.warnings import TerseWarning
 
@@ -38,6 +37,7 @@ COUNTERS = (
     "random_fallback",
     "non_finite_losses",
     "hooks_failed",
+    "feedback_failed",
     "dropped/occluded",
     "dropped/paste_hidden",
     "dropped/paste_too_small",
@@ -72,6 +72,21 @@ def std_ratios(unit: Tensor) -> dict[str, float]:
     return dict(zip(PARAMETERS, ratios.tolist(), strict=True))
 
 
+def batch_counts(plan: PastePlan[ForegroundLike], composites: Composites) -> Counter[str]:
+    """What the counters grow by for a batch of composites."""
+    pastes = [paste for own in composites.pastes for paste in own]
+    counts = Counter({f"dropped/{reason}": count for reason, count in composites.dropped.items()})
+    counts["images"] = len(composites.images)
+    counts["composites"] = sum(bool(own) for own in composites.pastes)
+    counts["objects_pasted"] = len(pastes)
+    counts["objects_labelled"] = sum(paste.row is not None for paste in pastes)
+    counts["decoys"] = len(plan.decoys) - composites.dropped["decoy_without_background"]
+    counts["backgrounds"] = len(composites.backgrounds)
+    counts["occludees"] = sum(paste.number is None for paste in pastes)
+    counts["distractors"] = len(plan.distractors) - composites.dropped["distractor_not_shown"]
+    return counts
+
+
 class Metrics(nn.Module):
     """What has happened in a run.
 
@@ -94,23 +109,17 @@ class Metrics(nn.Module):
         old = self._averages.get(name, value)
         self._averages[name] = _AVERAGE_DECAY * old + (1 - _AVERAGE_DECAY) * value
 
-    def track_batch(self, plan: PastePlan[ForegroundLike], proposal: Proposal, composites: Composites) -> None:
-        """Count a batch of composites."""
-        counts, pastes = self.counts, [paste for own in composites.pastes for paste in own]
-        counts["calls"] += 1
-        counts["images"] += len(composites.images)
-        counts["composites"] += sum(bool(own) for own in composites.pastes)
-        counts["objects_pasted"] += len(pastes)
-        counts["objects_labelled"] += sum(paste.row is not None for paste in pastes)
-        counts["decoys"] += len(plan.decoys) - composites.dropped["decoy_without_background"]
-        counts["backgrounds"] += len(composites.backgrounds)
-        counts["occludees"] += sum(paste.number is None for paste in pastes)
-        counts["distractors"] += len(plan.distractors) - composites.dropped["distractor_not_shown"]
-        counts["extra_forwards"] += proposal.extra_forwards
-        for reason, count in composites.dropped.items():
-            counts[f"dropped/{reason}"] += count
-        if len(proposal.unit):
-            self.add_transforms(proposal.unit.detach().cpu())
+    def add_batch(self, counts: Mapping[str, int], unit: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            counts: see :func:`batch_counts`.
+            unit: float ``[M, P]``, its transforms in the unit cube, on the CPU.
+        """
+        self.counts["calls"] += 1
+        self.counts.update(counts)
+        if len(unit):
+            self.add_transforms(unit)
 
     def add_transforms(self, unit: Tensor) -> None:
         """Update the running moments with transforms ``[M, P]`` in the unit cube, on the CPU."""

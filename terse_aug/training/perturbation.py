@@ -80,7 +80,7 @@ def object_pixels(image: Tensor, target: Target, pastes: Sequence[Paste], visibl
         where[max(int(top), 0) : -int(-bottom // 1), max(int(left), 0) : -int(-right // 1)] = True
     for own in visible:
         region = own.rectangle.of(where)
-        region[own.mask.to(region.device)] = own.label is not None
+        region[torch.from_numpy(own.mask).to(region.device)] = own.label is not None
     return where
 
 

@@ -23,6 +23,8 @@ from terse_aug.utils.distributed import rank
 from terse_aug.utils.random import generator_for
 from terse_aug.utils.warnings import WarnOnce
 
+_MOST_UNREAD = 64
+"""Losses or batches that are left on a device at most before they are read."""
 _RANDOM_FALLBACK = "the policy is not updated, and pastes are random until an update succeeds"
 _NO_GRADIENT = (
     "no gradient reached the composites, so the policy is not updated: call backward() on the detector's loss before "
@@ -56,9 +58,11 @@ class PolicyTrainer(nn.Module):
         super().__init__()
         self.updater = PolicyUpdater(policy, seed, pixel_format)
         self.sampler = sampler
-        self.feedback = FeedbackBuffer(model, policy, sampler, metrics, warn)
+        self.feedback = FeedbackBuffer(model, policy, sampler, metrics, warn, pixel_format)
         # In a tuple, so that nn.Module does not register it: Terse saves it.
         self._shared, self._warn = (metrics,), warn
+        self._losses: list[Tensor] = []
+        self._non_finite = False  # whether a loss was, since pastes were last switched to random
 
     @property
     def _metrics(self) -> Metrics:
@@ -79,11 +83,22 @@ class PolicyTrainer(nn.Module):
         return self._policy_is_due() and torch.is_grad_enabled()
 
     def propose(self, context: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
-        """The policy's proposal; a random one during the fallback, except in an iteration with an update."""
-        if self._metrics.counts["random_fallback"] and self.policy.learns and not self._policy_is_due():
-            first = torch.arange(0, len(context.image_of), self.policy.foreground_candidates)
-            return uniform_proposal(len(first), generator, context.image_of.device, first)
-        return self.policy.propose(context, generator, learning)
+        """The policy's proposal; a random one where feedback is missing, and, in an iteration without an update, during
+        the fallback."""
+        fallback = self._metrics.counts["random_fallback"] and self.policy.learns and not self._policy_is_due()
+        if fallback or self.feedback.is_missing():
+            return self._random_proposal(context, generator)
+        if not self.policy.needs_model:
+            return self.policy.propose(context, generator, learning)
+        try:
+            return self.policy.propose(context, generator, learning)
+        except Exception as error:  # of its forwards of the detector
+            self.feedback.extra_forward_failed(error)
+            return self._random_proposal(context, generator)
+
+    def _random_proposal(self, context: PolicyContext, generator: torch.Generator) -> Proposal:
+        first = torch.arange(0, len(context.image_of), self.policy.foreground_candidates)
+        return uniform_proposal(len(first), generator, first)
 
     def watch(
         self, batch: ValidatedBatch, proposal: Proposal, composites: Composites, shown: Composites, learning: bool
@@ -113,28 +128,74 @@ class PolicyTrainer(nn.Module):
         self.feedback.end_batch(self._policy_is_due(), self._sampler_is_due())
 
     def step(
-        self, losses: Mapping[str, Tensor] | Tensor | float, loss_scale: float, seed: int, device: torch.device
+        self, losses: Mapping[str, Tensor] | Tensor | float | None, loss_scale: float, seed: int, device: torch.device
     ) -> None:
         """Update what is due. Arguments as in :meth:`terse_aug.Terse.step`; ``seed`` of what is drawn."""
-        finite = self._track_loss(_total(losses))
+        if losses is not None:
+            self._losses.append(_total(losses))
         self.end_batch()
-        learns_hardness = self.policy.learns_from == "hardness" and finite
-        if learns_hardness and self._policy_is_due():
+        for pending in self.feedback.batches if losses is not None else ():
+            pending.loss = self._losses[-1] if pending.loss is None else pending.loss
+        policy_is_due, sampler_is_due = self._policy_is_due(), self._sampler_is_due()
+        on_device = bool(self._losses) and self._losses[-1].device.type != "cpu"
+        reads = policy_is_due or sampler_is_due or not on_device or self._has_many()
+        finite = (self._read_losses() if reads else True) or losses is None
+        if self._non_finite and reads:
+            self._metrics.counts["random_fallback"], self._non_finite = int(self.policy.learns), False
+        if policy_is_due and finite and self.policy.learns_from == "hardness":
             self.feedback.run_extra_forwards(type(self.policy).__name__)
-        if self._sampler_is_due():
+        if sampler_is_due:
             self.feedback.update_sampler(finite, device)
         with full_precision(device):
-            if learns_hardness:
-                self._track_averages(self.updater.add_to_replay(self.feedback.batches))
-            if self._policy_is_due():
+            if reads and self.policy.learns_from == "hardness":
+                self._add_to_replay(self.feedback.batches)
+            if policy_is_due:
                 generator = generator_for(seed, rank(), "update", self._metrics.counts["iterations"])
                 result = self.updater.update(self.feedback.batches, finite, loss_scale, device, generator)
                 self._track_update(result, finite)
-        self.feedback.end_iteration()
+        self.feedback.end_iteration(keep_batches=not reads and self.policy.learns_from == "hardness")
         self._metrics.counts["iterations"] += 1
+
+    def read_values(self) -> None:
+        """Read losses and hardness that are still on the device: before metrics or a state are given."""
+        if not self._losses:
+            return
+        device = self._losses[-1].device
+        self._read_losses()
+        if self.policy.learns_from == "hardness":
+            batches = self.feedback.batches
+            with full_precision(device):
+                self._add_to_replay([pending for pending in batches if pending.loss is not None])
+            batches[:] = [pending for pending in batches if pending.loss is None]
+
+    def _has_many(self) -> bool:
+        """Whether much is waiting to be read from a device."""
+        return max(len(self._losses), len(self.feedback.batches)) >= _MOST_UNREAD
+
+    def _add_to_replay(self, batches: Sequence[PendingBatch]) -> None:
+        for values in self.updater.add_to_replay(batches):
+            self._track_averages(values)
+
+    def _read_losses(self) -> bool:
+        """Track the losses since they were last read, by one synchronization; whether the last one is finite.
+
+        Batches whose loss is not finite are dropped, if the policy learns from hardness.
+        """
+        if not self._losses:
+            return True
+        there = [loss for loss in self._losses if loss.device.type != "cpu"]
+        read = iter(torch.stack(there).tolist() if there else ())
+        values = [float(loss) if loss.device.type == "cpu" else next(read) for loss in self._losses]
+        bad = [loss for loss, value in zip(self._losses, values, strict=True) if not self._track_loss(value)]
+        if self.policy.learns_from == "hardness":
+            kept = [own for own in self.feedback.batches if all(own.loss is not loss for loss in bad)]
+            self.feedback.batches[:] = kept
+        self._losses.clear()
+        return math.isfinite(values[-1])
 
     def _load_from_state_dict(self, *arguments: Any, **more: Any) -> None:
         self.feedback.reset()
+        self._losses.clear()
         super()._load_from_state_dict(*arguments, **more)
 
     def _policy_is_due(self) -> bool:
@@ -144,12 +205,12 @@ class PolicyTrainer(nn.Module):
         return self.sampler.learns and self._metrics.counts["iterations"] % self.sampler.update_interval == 0
 
     def _track_loss(self, loss: float) -> bool:
-        """Whether the loss is finite; switches to random pastes if it is not."""
+        """Whether the loss is finite."""
         if math.isfinite(loss):
             self._metrics.average("loss", loss)
             return True
         self._metrics.counts["non_finite_losses"] += 1
-        self._metrics.counts["random_fallback"] = int(self.policy.learns)
+        self._non_finite = True
         self._warn.warn("loss", f"the loss is {loss}; {_RANDOM_FALLBACK if self.policy.learns else 'it is left out'}")
         return False
 
@@ -175,11 +236,9 @@ class PolicyTrainer(nn.Module):
             self._warn.warn("gradient", f"a loss or gradient is not finite on some rank; {_RANDOM_FALLBACK}")
 
 
-def _total(losses: Mapping[str, Tensor] | Tensor | float) -> float:
+def _total(losses: Mapping[str, Tensor] | Tensor | float) -> Tensor:
     parts: Sequence[Tensor | float] = list(losses.values()) if isinstance(losses, Mapping) else [losses]
     for part in parts:
         if isinstance(part, Tensor) and part.numel() != 1:
             raise ValueError(f"losses: expected each to be one number, got {list(part.shape)}; reduce it first")
-    # Added up before they are read: one synchronization with the device, however many losses.
-    total = sum(part.detach().float() if isinstance(part, Tensor) else part for part in parts)
-    return float(total)
+    return torch.as_tensor(sum(part.detach().float() if isinstance(part, Tensor) else part for part in parts)).view(())

@@ -26,6 +26,7 @@ from terse_aug.training.discriminator import PatchDiscriminator, discriminator_l
 from terse_aug.training.hardness import PendingBatch
 from terse_aug.utils.distributed import sum_over_ranks, sum_tensors_over_ranks
 from terse_aug.utils.optimizer import BufferedAdam
+from terse_aug.utils.transfer import to_cpu
 
 _GAN_BETAS = (0.5, 0.999)
 
@@ -92,7 +93,7 @@ class PolicyUpdater(nn.Module):
             for leaf, gradient in zip(proposal.leaves, gradients, strict=True)
         )
         proposal.metrics["realism"] = -float(loss.detach())
-        real = [target["boxes"] for target in targets]
+        real = [_inside(target["boxes"].detach(), image) for target, image in zip(targets, images, strict=True)]
         crops = object_crops([self._pixel_format.decode(image.detach()) for image in images], real)
         pending.real = crops[crops.isfinite().flatten(1).all(1)]
         pending.composite = crops_pasted.detach()
@@ -122,17 +123,19 @@ class PolicyUpdater(nn.Module):
             return self._replay(loss_finite, device, generator)
         return self._ascend(pending_batches, loss_finite, loss_scale, device)
 
-    def add_to_replay(self, pending_batches: Sequence[PendingBatch]) -> dict[str, float]:
+    def add_to_replay(self, pending_batches: Sequence[PendingBatch]) -> list[dict[str, float]]:
         """Add the batches whose hardness is known to the policy's replay buffer.
 
         Returns:
-            Values for the log.
+            Values for the log, of each batch.
         """
-        values: dict[str, float] = {}
-        for pending in pending_batches:
-            if pending.hardness is not None and not bool(pending.hardness.isnan().all()):
-                self.policy.add_to_replay(pending.proposal, pending.hardness, pending.class_probabilities)
-                values |= pending.proposal.metrics
+        values: list[dict[str, float]] = []
+        known = [pending for pending in pending_batches if pending.hardness is not None]
+        read = to_cpu([pending.hardness for pending in known if pending.hardness is not None])
+        for pending, hardness in zip(known, read, strict=True):
+            if not bool(hardness.isnan().all()):
+                self.policy.add_to_replay(pending.proposal, hardness, pending.class_probabilities)
+                values.append(pending.proposal.metrics)
         return values
 
     def _replay(self, loss_finite: bool, device: torch.device, generator: torch.Generator) -> UpdateResult:
@@ -210,8 +213,8 @@ class PolicyUpdater(nn.Module):
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         sum_tensors_over_ranks(gradients)
-        for gradient in gradients:
-            gradient.div_(ranks)
+        if ranks != 1:
+            torch._foreach_div_(gradients, ranks)
         norm = float(nn.utils.clip_grad_norm_(parameters, self.policy.max_gradient_norm))
         if not math.isfinite(norm):
             self.zero_grad(set_to_none=True)
@@ -242,6 +245,13 @@ class PolicyUpdater(nn.Module):
         (ranks,) = sum_over_ranks([float(seen)], device)
         if ranks:
             self._descend(discriminator, optimizer, ranks)
+
+
+def _inside(boxes: Tensor, image: Tensor) -> Tensor:
+    """The boxes with an area inside the image: those on a device have not been repaired."""
+    frame = boxes.new_tensor([image.shape[-1], image.shape[-2]])
+    shown = torch.minimum(boxes[:, 2:], frame) - boxes[:, :2].clamp(min=0)
+    return boxes[(shown > 0).all(1)]
 
 
 def _pasted_boxes(target: Target, pastes: Sequence[Paste]) -> Tensor:

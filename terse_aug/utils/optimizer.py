@@ -43,9 +43,10 @@ class BufferedAdam(nn.Module):
 
     def step(self) -> None:
         """Update the parameters that have a gradient, and clear the gradients."""
+        steps = self.steps.cpu().float()
         for index, parameter in enumerate(self._parameters_in_order):
             moments = {name: getattr(self, f"{name}_{index}") for name in _MOMENTS}
-            self._adam.state[parameter] = {"step": self.steps.cpu().float(), **moments}
+            self._adam.state[parameter] = {"step": steps.clone(), **moments}
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
         self.steps += 1

@@ -17,6 +17,7 @@ from torchvision.ops import clip_boxes_to_image
 from torchvision.utils import draw_bounding_boxes, draw_keypoints, draw_segmentation_masks
 
 from terse_aug.structures.annotations import Target, check_samples
+from terse_aug.structures.pixel_format import PixelFormat
 from terse_aug.viz.images import ORANGE, SKY_BLUE, Color, RGBImage, resize_within
 from terse_aug.viz.text import font_of, printable
 
@@ -43,7 +44,7 @@ def draw_sample(
     without area, not finite, or outside the image is skipped.
 
     Args:
-        image: float ``[3, H, W]``, RGB in [0, 1], on any device; values beyond are clipped.
+        image: ``[3, H, W]``, RGB, uint8 or float in [0, 1], on any device; values beyond are clipped.
         target: ``boxes`` float ``[N, 4]`` XYXY in pixels, ``labels`` int ``[N]``, optionally ``masks``, ``keypoints``
             and ``ids``, as :class:`terse_aug.Terse` takes and returns them.
         classes: name of each label; others are drawn as numbers.
@@ -59,7 +60,8 @@ def draw_sample(
     check_samples([image], [target])
     if beyond := sorted(row for row in pasted_rows if not 0 <= row < len(target["boxes"])):
         raise ValueError(f"expected pasted rows below {len(target['boxes'])}, got {beyond}")
-    levels = torch.nan_to_num(image.detach().float().cpu()).clamp(0, 1).mul(255).round().to(torch.uint8)
+    color = PixelFormat().decode(image.detach()).float().cpu()
+    levels = torch.nan_to_num(color).clamp(0, 1).mul(255).round().to(torch.uint8)
     pixels = torch.from_numpy(resize_within(levels.permute(1, 2, 0).contiguous().numpy(), _SMALLEST, _LARGEST))
     height, width = pixels.shape[:2]
     scale = torch.tensor([width / image.shape[2], height / image.shape[1]])

@@ -1,8 +1,6 @@
-"""Boxes and scores of MMDetection's detections."""
+"""Boxes of MMDetection as tensors."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from mmdet.structures.bbox import BaseBoxes
@@ -10,16 +8,9 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
-from terse_aug.models import best_scores
-
-
-def scores_of(found: InstanceData, target: Any, iou_threshold: float) -> Tensor:
-    """See :func:`terse_aug.models.best_scores`."""
-    return best_scores(boxes_of(found), found.labels, found.scores, target, iou_threshold)
-
 
 def boxes_of(found: InstanceData) -> Tensor:
-    """Boxes of the detections, ``[n, 4]``; of their masks where a model predicts masks only (SOLO)."""
+    """Boxes of detections, ``[n, 4]``; of their masks where a model predicts masks only (SOLO)."""
     boxes = as_tensor(found.bboxes)
     if "masks" in found and len(boxes) and not bool((boxes[:, 2:] > boxes[:, :2]).any()):
         masks = torch.as_tensor(found.masks).bool()

@@ -1,0 +1,109 @@
+"""Composites that are made in the workers of Detectron2's data loaders."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from inspect import GEN_CREATED, getgeneratorstate, isgenerator
+from typing import Any
+
+import torch
+from detectron2.data.common import ToIterableDataset
+
+from terse_aug import Composer, CompositeRecord, NumberedSampler
+from terse_aug.data.numbered_dataset import RECORD_KEY, NumberedDataset
+from terse_aug.integration import TrainingHook
+from terse_aug_detectron2.batch import Item, Needs, from_samples, to_samples
+
+_LOGGER = logging.getLogger("detectron2.terse_aug")
+_BEGUN = (
+    "Composites are made in the training process: the data loader's iterator was made before the hook began, and its "
+    "workers cannot be given anything."
+)
+_UNKNOWN = (
+    "Composites are made in the training process: the data loader is not one of build_detection_train_loader with a "
+    "data set and a sampler."
+)
+_CPU = torch.device("cpu")
+
+
+class ItemComposer:
+    """Composes what a mapper returns.
+
+    Args:
+        composer: of ``Terse``.
+        needs: see :func:`terse_aug_detectron2.batch.to_samples`.
+    """
+
+    def __init__(self, composer: Composer, needs: Needs) -> None:
+        self._composer, self._needs = composer, needs
+
+    def __call__(self, item: Item, number: int) -> Item:
+        """The composed item, with its record."""
+        images, targets = to_samples([item], _CPU, self._needs)
+        image, target, record = self._composer(images[0], targets[0], number)
+        (composed,) = from_samples([item], [image], [target])
+        return composed | {RECORD_KEY: record}
+
+
+class WorkerComposites:
+    """Lets the workers of a trainer's data loader compose, where they can; else the log has the reason.
+
+    Args:
+        hook: whose ``Terse`` composes.
+        enabled: without it nothing is changed.
+    """
+
+    def __init__(self, hook: TrainingHook, enabled: bool) -> None:
+        self._hook, self._enabled = hook, enabled
+        self._part: Any = None
+        self._before: dict[str, Any] = {}
+
+    def begin(self, loader: Any, iterator: Any, needs: Needs) -> None:
+        """Let a loader compose its samples, in iterators that are made from now on.
+
+        Args:
+            loader: of ``build_detection_train_loader``; others are left alone.
+            iterator: of the loader, if it was made already.
+            needs: see :func:`terse_aug_detectron2.batch.to_samples`.
+        """
+        if not self._enabled or (composer := self._hook.worker_composer(_LOGGER)) is None:
+            return
+        part = _sampled_part(loader)
+        if part is None or (_has_begun(iterator) and part is not self._part):
+            _LOGGER.info(_UNKNOWN if part is None else _BEGUN)
+            return
+        self.end()
+        self._part, self._before = part, {"dataset": part.dataset, "sampler": part.sampler}
+        part.dataset = NumberedDataset(part.dataset, ItemComposer(composer, needs))
+        part.sampler = NumberedSampler(part.sampler, self._hook.terse.image_count)
+
+    def end(self) -> None:
+        """Leave the loader as it was; an iterator of it whose workers have begun continues to compose."""
+        if self._part is not None:
+            vars(self._part).update(self._before)
+
+
+def records_of(batch: Sequence[Item]) -> list[CompositeRecord] | None:
+    """The records of a batch that was composed in the workers."""
+    records = [item.get(RECORD_KEY) for item in batch]
+    return [own for own in records if own is not None] if None not in records else None
+
+
+def without_records(batch: Sequence[Item]) -> list[Item]:
+    """The batch for the model."""
+    return [{key: value for key, value in item.items() if key != RECORD_KEY} for item in batch]
+
+
+def _sampled_part(loader: Any) -> ToIterableDataset | None:
+    """The part of a loader that has a data set and a sampler."""
+    part = loader
+    while part is not None and not isinstance(part, ToIterableDataset):
+        own = getattr(part, "__dict__", {})
+        part = own.get("dataset", own.get("_dataset"))
+    return part
+
+
+def _has_begun(iterator: Any) -> bool:
+    """Whether an iterator of a data loader may have workers: a generator has none before its first batch."""
+    return iterator is not None and not (isgenerator(iterator) and getgeneratorstate(iterator) == GEN_CREATED)

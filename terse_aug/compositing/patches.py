@@ -1,0 +1,200 @@
+"""Patches: what a paste puts into a rectangle of its background, and what all renderers share.
+
+Shape letters: M pastes, H and W the background, h and w a rectangle of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from terse_aug.structures.pixel_format import PixelFormat
+from terse_aug.transforms import Placement
+from terse_aug.utils.memory import empty
+
+RAMP_LOW, RAMP_HIGH = 0.25, 0.75
+"""The mask clean-up maps this interval of the warped mask to [0, 1]. It is symmetric, so the area where alpha
+exceeds one half is the area where the warped mask does."""
+
+
+Array = TypeVar("Array", Tensor, NDArray[Any])
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """A rectangle of whole background pixels: rows ``top`` to ``bottom``, columns ``left`` to ``right``.
+
+    The lower bounds belong to it, the upper do not.
+    """
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @property
+    def empty(self) -> bool:
+        """Whether it holds no pixel."""
+        return self.bottom <= self.top or self.right <= self.left
+
+    def within(self, outer: Rectangle) -> tuple[slice, slice]:
+        """Slices of this rectangle in an array over another one."""
+        return (
+            slice(self.top - outer.top, self.bottom - outer.top),
+            slice(self.left - outer.left, self.right - outer.left),
+        )
+
+    def overlap(self, other: Rectangle) -> Rectangle:
+        """What two rectangles share; may be empty."""
+        return Rectangle(
+            max(self.top, other.top),
+            max(self.left, other.left),
+            min(self.bottom, other.bottom),
+            min(self.right, other.right),
+        )
+
+    def of(self, array: Array) -> Array:
+        """The view ``[..., h, w]`` of this rectangle in an array ``[..., H, W]`` over the background."""
+        view: Array = array[..., self.top : self.bottom, self.left : self.right]
+        return view
+
+
+@dataclass(frozen=True)
+class Patch:
+    """What one paste puts into a background.
+
+    Attributes:
+        rectangle: where.
+        color: ``[3, h, w]``, channels in the order of the background: 8-bit levels, or float in its range.
+        alpha: float ``[1, h, w]`` in [0, 1].
+        pixel_format: of the background, if that is float.
+    """
+
+    rectangle: Rectangle
+    color: Tensor
+    alpha: Tensor
+    pixel_format: PixelFormat = field(default_factory=PixelFormat)
+
+    @cached_property
+    def mask(self) -> NDArray[np.bool_]:
+        """bool ``[h, w]``: the pixels that count as the object (alpha above one half)."""
+        return self.alpha[0].numpy() > 0.5
+
+    def color_like(self, region: Tensor) -> Tensor:
+        """``color`` in the type and range of a region of the background."""
+        if self.color.is_floating_point() or region.dtype == torch.uint8:
+            return self.color.to(region.dtype)
+        return self.pixel_format.encode_levels(self.color).to(region.dtype)
+
+
+def covered_rectangles(
+    placement: Placement, frame_sizes: Sequence[tuple[int, int]], edge_sigma: float
+) -> list[Rectangle]:
+    """The pixels that each paste can touch, cut at the frame.
+
+    Args:
+        placement: of M pastes.
+        frame_sizes: (height, width) of each paste's background.
+        edge_sigma: see :func:`~terse_aug.compositing.render.render`.
+
+    Returns:
+        M rectangles; an empty one where the paste lies outside the frame.
+    """
+    # The bilinear edge fades outside the foreground, over a fraction of one of its own pixels: many when enlarged.
+    fringe = placement.matrix.abs().sum(-1) * (0.5 - RAMP_LOW)
+    reach = placement.half_size + fringe + blur_radius(edge_sigma) + 1
+    low = (placement.box_center - reach).floor().tolist()
+    high = (placement.box_center + reach).ceil().tolist()
+    rectangles = []
+    for (left, top), (right, bottom), (height, width) in zip(low, high, frame_sizes, strict=True):
+        rectangles.append(
+            Rectangle(
+                top=min(max(int(top), 0), height),
+                left=min(max(int(left), 0), width),
+                bottom=max(min(int(bottom), height), 0),
+                right=max(min(int(right), width), 0),
+            )
+        )
+    return rectangles
+
+
+def blend(background: Tensor, patches: Sequence[Patch]) -> Tensor:
+    """Alpha-blend patches into a copy of the background on a CPU, the last one in front.
+
+    Args:
+        background: float or uint8 ``[3, H, W]``, left untouched.
+        patches: for this background.
+
+    Returns:
+        ``[3, H, W]``, equal to the background where no patch is.
+    """
+    composite = empty(background.shape, background).copy_(background)
+    levels = composite.numpy() if composite.dtype == torch.uint8 else None
+    for patch in patches:
+        if levels is not None:
+            _blend_levels(patch.rectangle.of(levels), patch.color.numpy(), patch.alpha[0].numpy())
+        else:
+            region = patch.rectangle.of(composite)
+            region.lerp_(patch.color_like(region), patch.alpha.to(region.dtype))
+    return composite
+
+
+def _blend_levels(region: NDArray[np.uint8], color: NDArray[np.uint8], alpha: NDArray[np.float32]) -> None:
+    """Blend 8-bit levels ``[3, h, w]`` in place."""
+    behind = 1 - alpha
+    for plane, front in zip(region, color, strict=True):
+        plane[:] = cv2.blendLinear(plane, front, behind, alpha).reshape(plane.shape)
+
+
+def clean_up(alpha: Tensor) -> Tensor:
+    """The ramp of the mask clean-up, see :mod:`terse_aug.compositing.render`: warped alpha to alpha, in [0, 1]."""
+    return (alpha - RAMP_LOW).div_(RAMP_HIGH - RAMP_LOW).clamp(0, 1)
+
+
+def gaussian_weights(sigma: float) -> list[float]:
+    """A sampled Gaussian, cut at two standard deviations: ``2 ceil(2 sigma) + 1`` weights that add up to 1."""
+    radius = blur_radius(sigma)
+    weights = [math.exp(-(offset**2) / (2 * sigma**2)) if offset else 1.0 for offset in range(-radius, radius + 1)]
+    return [weight / sum(weights) for weight in weights]
+
+
+def blur_radius(sigma: float) -> int:
+    """How far the Gaussian reaches, pixels."""
+    return math.ceil(2 * sigma)
+
+
+def inverse_2x2(matrix: Tensor) -> Tensor:
+    """Inverse of 2x2 matrices in closed form: no solver call, and it has a gradient on every device."""
+    a, b, c, d = matrix.flatten(1).unbind(1)
+    return torch.stack([d, -b, -c, a], 1).view(-1, 2, 2) / (a * d - b * c)[:, None, None]
+
+
+def sampling_lines(
+    matrix: Tensor, center: Tensor, rectangles: Sequence[Rectangle], margin: int, sizes: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor]:
+    """Where the first pixel of each rectangle samples its foreground, and how far the next ones are.
+
+    Args:
+        matrix: ``[M, 2, 2]``.
+        center: ``[M, 2]``.
+        rectangles: M rectangles.
+        margin: pixels added around each of them.
+        sizes: height, width and whatever else of each foreground.
+
+    Returns:
+        In pixels of the foreground, x before y: ``[M, 2]``, and ``[M, 2, 2]`` with a column for a step to the right and
+        one for a step down.
+    """
+    inverse = inverse_2x2(matrix)
+    corner = matrix.new_tensor([[r.left - margin + 0.5, r.top - margin + 0.5] for r in rectangles]).view(-1, 2)
+    middle = matrix.new_tensor([[width / 2, height / 2] for height, width, *_ in sizes]).view(-1, 2)
+    return (inverse @ (corner - center).unsqueeze(-1)).squeeze(-1) + middle, inverse

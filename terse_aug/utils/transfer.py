@@ -1,0 +1,87 @@
+"""Copies between CPU and device: many arrays in one piece, because each copy has a fixed cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_ALIGNMENT = 16
+
+
+def to_device(arrays: Sequence[NDArray[Any] | Tensor], device: torch.device) -> list[Tensor]:
+    """Arrays or tensors of the CPU on a device, by one copy that is not waited for; on a CPU no copy is made.
+
+    Args:
+        arrays: of any shapes and types.
+        device: where to.
+    """
+    tensors = [own if isinstance(own, Tensor) else torch.from_numpy(own) for own in arrays]
+    if device.type == "cpu" or not tensors:
+        return tensors
+    sizes = [own.numel() * own.element_size() for own in tensors]
+    starts = [0]
+    for size in sizes:
+        starts.append(-(-(starts[-1] + size) // _ALIGNMENT) * _ALIGNMENT)
+    buffer = _pinned(starts[-1], device)
+    for own, start, size in zip(tensors, starts, sizes, strict=False):
+        buffer[start : start + size] = own.contiguous().view(-1).view(torch.uint8)
+    there = buffer.to(device, non_blocking=device.type != "mps")
+    return [
+        there[start : start + size].view(own.dtype).view(own.shape)
+        for own, start, size in zip(tensors, starts, sizes, strict=False)
+    ]
+
+
+def _pinned(count: int, device: torch.device) -> Tensor:
+    """Bytes on the CPU that a device reads and writes while the program goes on."""
+    buffer = torch.empty(count, dtype=torch.uint8)
+    return buffer if device.type == "mps" else buffer.pin_memory()
+
+
+class Reading:
+    """Tensors on their way to the CPU by one copy, which the program does not wait for until it needs them.
+
+    Args:
+        tensors: all on the same device; on the CPU they are taken as they are.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = [own.detach() for own in tensors]
+        self._event: torch.Event | None = None
+        if not self._tensors or self._tensors[0].device.type == "cpu":
+            return
+        # The widest types first, so that each begins at a multiple of its size.
+        self._order = sorted(range(len(self._tensors)), key=lambda number: -self._tensors[number].element_size())
+        pieces = [self._tensors[number].contiguous().view(-1).view(torch.uint8) for number in self._order]
+        packed, device = torch.cat(pieces), self._tensors[0].device
+        self._buffer = _pinned(len(packed), device)
+        self._buffer.copy_(packed, non_blocking=device.type != "mps")
+        self._event = torch.Event(device)
+        self._event.record()
+
+    def values(self) -> list[Tensor]:
+        """The tensors on the CPU, without a graph; waits for the device if they have not arrived."""
+        if self._event is None:
+            return self._tensors
+        if not self._event.query():
+            self._event.synchronize()
+        found: dict[int, Tensor] = {}
+        start = 0
+        for number in self._order:
+            own = self._tensors[number]
+            end = start + own.numel() * own.element_size()
+            found[number], start = self._buffer[start:end].view(own.dtype).view(own.shape), end
+        return [found[number] for number in range(len(self._tensors))]
+
+
+def to_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors on the CPU, without a graph; by one copy, the one synchronization, where they are on a device.
+
+    Args:
+        tensors: all on the same device.
+    """
+    return Reading(tensors).values()

@@ -1,0 +1,387 @@
+"""Terse on a simulated accelerator: no tensors of two devices are mixed, results are those of the CPU, and counts.
+
+``python tests/test_accelerator.py`` prints a table of launches, synchronisations and copies.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from factories import (
+    DETECTORS,
+    EIGHT_BIT,
+    KEYPOINTS,
+    make_bank,
+    make_batch,
+    make_detector,
+    make_foreground,
+    policy_with,
+)
+from torch import Tensor, nn
+
+from terse_aug import BackgroundPool, Distractors, ForegroundBank, PasteConfig, Robustness, Terse
+
+pytest.importorskip("simulated_accelerator", exc_type=ImportError)  # not every torch has such devices
+from simulated_accelerator import DEVICE, Counts, SimulatedEvent, SimulatedTensor, counted
+
+POLICIES = ("random", "best-of-n", "critic", "adversarial", "paper")
+FIELDS: tuple[tuple[str, ...], ...] = ((), ("masks",), ("masks", "keypoints"))
+CASES = [("random", fields) for fields in FIELDS] + [(policy, FIELDS[2]) for policy in POLICIES[1:]]
+SIZES = ((540, 450), (450, 540), (480, 512), (512, 480), (540, 540), (430, 550), (560, 448), (500, 470))
+
+LIMITS = {  # synchronisations and launches at most, of images on the device, with boxes alone
+    "random": {"forward": (2, 60), "plain step": (0, 10)},
+    "critic": {"forward": (2, 150), "plain step": (0, 150)},
+    "adversarial": {"update forward": (3, 250), "forward": (2, 250), "plain step": (0, 10)},
+    "paper": {"update forward": (3, 250), "forward": (2, 250), "plain step": (0, 10)},
+}
+MASKS = 60
+"""More launches for masks of 8 images of different sizes."""
+
+
+@dataclass
+class Iteration:
+    """One iteration of training; of ``detector``, its forward and backward, only the hooks of Terse count."""
+
+    pastes: int
+    updated: bool
+    forward: Counts
+    detector: Counts
+    step: Counts
+
+
+def coloured_bank(folder: Path, keypoints: bool = False) -> ForegroundBank:
+    """Six foregrounds of usual size."""
+    points = torch.tensor([[60.0, 20, 2], [30, 40, 2], [90, 40, 2]]).numpy() if keypoints else None
+    foregrounds = [make_foreground(seed, 1 + seed % 2, side=120, keypoints=points) for seed in range(6)]
+    return make_bank(folder, foregrounds, keypoint_names=KEYPOINTS if keypoints else ())
+
+
+def moved(targets: list[dict[str, Tensor]], device: torch.device) -> list[dict[str, Tensor]]:
+    return [{name: value.to(device) for name, value in target.items()} for target in targets]
+
+
+class Training:
+    """A small detector of torchvision and Terse on a device."""
+
+    def __init__(
+        self,
+        bank: ForegroundBank,
+        policy: str,
+        device: torch.device,
+        paste: PasteConfig | None = None,
+        detector: str = "fasterrcnn",
+        parts: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.device, self.detector = device, make_detector(detector).to(device)
+        chosen = policy_with(policy, **settings)
+        self.terse = Terse(bank, chosen, model=self.detector, paste=paste, seed=1, **(parts or {})).to(device)
+        self.optimizer = torch.optim.SGD(self.detector.parameters(), lr=1e-3)
+        self.composites: list[Tensor] = []
+        self.targets: list[dict[str, Tensor]] = []
+
+    def iterate(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> Iteration:
+        images, targets = [image.to(self.device) for image in images], moved(targets, self.device)
+        updates = self.terse.metrics()["updates"]
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            with counted() as forward:
+                composites, corrected = self.terse(images, targets)
+            pastes = sum(map(len, self.terse.pastes))
+            with counted() as detector:
+                losses = self.detector(composites, corrected)
+                torch.stack(list(losses.values())).sum().backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            with counted() as step:
+                self.terse.step(losses)
+        self.composites, self.targets = [image.detach() for image in composites], corrected
+        return Iteration(pastes, self.terse.metrics()["updates"] > updates, forward, detector, step)
+
+
+def measure(
+    policy: str,
+    fields: tuple[str, ...] = (),
+    objects: tuple[int, int] | None = None,
+    sizes: tuple[tuple[int, int], ...] = SIZES,
+    iterations: int = 2,
+) -> list[Iteration]:
+    """Counts of each iteration on images that are on the device; policies that learn update in the first.
+
+    Args:
+        policy: its name, with its default settings.
+        fields: of ``masks`` and ``keypoints``; boxes are always there.
+        objects: pasted on every image; by default as many as by default.
+        sizes: height and width of each image; by default 8 of about 540 x 450.
+        iterations: how many.
+    """
+    paste = PasteConfig() if objects is None else PasteConfig(objects=objects, paste_probability=1.0, decoys=(0, 0))
+    with tempfile.TemporaryDirectory() as folder:
+        training = Training(coloured_bank(Path(folder), "keypoints" in fields), policy, DEVICE, paste)
+        flags = dict.fromkeys(fields, True)
+        return [training.iterate(*make_batch(seed, sizes, 3, **flags)) for seed in range(iterations)]
+
+
+def table(policies: tuple[str, ...] = POLICIES) -> str:
+    """Counts as a table in Markdown: launches / synchronisations / copies to the device."""
+    lines = ["| policy | fields | pastes | update | forward | hooks | step |", "|---|---|---|---|---|---|---|"]
+    for policy in policies:
+        for fields in FIELDS:
+            for one in measure(policy, fields):
+                cells = [policy, " ".join(("boxes", *fields)), one.pastes, "yes" if one.updated else "no"]
+                for counts in (one.forward, one.detector, one.step):
+                    kinds = ("launches", "synchronisations", "copies")
+                    from_hooks = counts is one.detector
+                    own = [counts.of_package(kind) if from_hooks else getattr(counts, kind) for kind in kinds]
+                    cells.append(" / ".join(map(str, own)))
+                lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+# The simulator.
+
+
+def ones(*shape: int) -> Tensor:
+    return torch.ones(shape, device=DEVICE)
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda: ones(3) + torch.ones(3),
+        lambda: torch.ones(3).mul_(ones(3)),
+        lambda: torch.ones(()).add_(ones()),
+        lambda: torch.cat([ones(3), torch.ones(3)]),
+        lambda: torch.stack([ones(), torch.ones(())]),
+        lambda: torch.where(ones(3) > 0, torch.ones(3), ones(3)),
+        lambda: torch.ones(3)[torch.zeros(1, dtype=torch.long, device=DEVICE)],
+        lambda: torch.add(ones(3), ones(3), out=torch.ones(3)),
+        lambda: nn.functional.linear(ones(2, 3), torch.ones(4, 3)),
+        lambda: torch.rand(3, device=DEVICE, generator=torch.Generator()),
+        lambda: ones(3).uniform_(generator=torch.Generator()),
+    ],
+)
+def test_tensors_of_two_devices_are_not_mixed(mix: Callable[[], Tensor]) -> None:
+    with pytest.raises(RuntimeError, match=r"same device|device type for generator"):
+        mix()
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [  # launches, synchronisations, copies to the device, blocking ones, reads that do not wait
+        (lambda x: x.add(1).mul_(torch.tensor(2.0)), (2, 0, 0, 0, 0)),
+        (lambda x: [part.detach() for part in x.view(3, 2).T[None, :1].expand(4, 1, 3).unbind()], (0, 0, 0, 0, 0)),
+        (lambda x: x.clone().unsqueeze_(0).transpose_(1, 2) + ones(1, 3, 2), (3, 0, 0, 0, 0)),
+        (lambda x: torch.stack([x.new_zeros(2, 3), torch.zeros(2, 3, device=DEVICE)]), (3, 0, 0, 0, 0)),
+        (lambda x: torch.empty(3, device=DEVICE), (0, 0, 0, 0, 0)),
+        (lambda x: x[:0] + 1, (0, 0, 0, 0, 0)),
+        (lambda x: torch._foreach_mul([x, x, x], 2.0), (1, 0, 0, 0, 0)),
+        (lambda x: x.cpu(), (0, 1, 0, 0, 0)),
+        (lambda x: x.tolist(), (0, 1, 0, 0, 0)),
+        (lambda x: float(x[0, 0]) + x[0, 1].item(), (0, 2, 0, 0, 0)),
+        (lambda x: bool((x > 0).all()), (2, 1, 0, 0, 0)),
+        (lambda x: torch.equal(x, x), (1, 1, 0, 0, 0)),
+        (lambda x: x.nonzero(), (1, 1, 0, 0, 0)),
+        (lambda x: x[x > 0], (2, 1, 0, 0, 0)),
+        (lambda x: x.unique(), (1, 1, 0, 0, 0)),
+        (lambda x: x.__setitem__(x > 0, 2.0), (2, 0, 0, 0, 0)),
+        (lambda x: x.repeat_interleave(torch.tensor([1, 2], device=DEVICE), 0), (2, 1, 1, 1, 0)),
+        (lambda x: x.repeat_interleave(torch.tensor([1, 2], device=DEVICE), 0, output_size=3), (2, 0, 1, 1, 0)),
+        (lambda x: torch.zeros(2, 3).copy_(x), (0, 1, 0, 0, 0)),
+        (lambda x: torch.zeros(2, 3).copy_(x, non_blocking=True), (0, 1, 0, 0, 0)),
+        (lambda x: torch.zeros(2, 3).pin_memory().copy_(x, non_blocking=True), (0, 0, 0, 0, 1)),
+        (lambda x: x.to("cpu", non_blocking=True), (0, 0, 0, 0, 1)),
+        (lambda x: x.new_tensor([1.0]), (0, 0, 1, 1, 0)),
+        (lambda x: torch.as_tensor([1, 2], device=DEVICE), (0, 0, 1, 1, 0)),
+        (lambda x: torch.zeros(3).pin_memory().to(DEVICE, non_blocking=True), (0, 0, 1, 0, 0)),
+        (lambda x: x[torch.tensor([1])], (1, 0, 1, 1, 0)),
+        (lambda x: x[[1, 0]], (1, 0, 1, 1, 0)),
+    ],
+)
+def test_what_is_counted(run: Callable[[Tensor], Any], expected: tuple[int, ...]) -> None:
+    x = ones(2, 3)
+    with counted() as counts:
+        run(x)
+    found = (counts.launches, counts.synchronisations, counts.copies, counts.blocking_copies, counts.reads)
+    assert found == expected
+    assert sum(counts.by_op.values()) == counts.launches
+
+
+@pytest.mark.parametrize("delay", [0, 2])
+def test_values_that_nobody_waits_for_arrive_with_an_event(delay: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SimulatedEvent, "delay", delay)
+    early, numbers = ones(3).to("cpu", non_blocking=True), ones(3).long().to("cpu", non_blocking=True)
+    event = torch.Event(DEVICE)
+    event.record()
+    late = ones(3).to("cpu", non_blocking=True)
+    for _ in range(delay):
+        assert not event.query()
+    assert early.isnan().all()
+    assert (numbers > 1).all()
+    assert event.query()
+    assert early.tolist() == numbers.tolist() == [1, 1, 1]
+    assert late.isnan().all()
+    ones(1).item()
+    assert late.tolist() == [1, 1, 1]
+
+
+def test_a_network_trains_as_on_the_cpu() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        on_cpu = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+        batches = torch.rand(3, 2, 3, 8, 8)
+    networks = [on_cpu, copy.deepcopy(on_cpu)]
+    parameters = list(networks[1].parameters())
+    optimizers = [torch.optim.Adam(network.parameters(), 1e-2) for network in networks]
+    networks[1].to(DEVICE)
+    assert all(own is before for own, before in zip(networks[1].parameters(), parameters, strict=True))
+    for batch in batches:
+        for network, optimizer, images in zip(networks, optimizers, (batch, batch.to(DEVICE)), strict=True):
+            optimizer.zero_grad()
+            grid = nn.functional.affine_grid(images.new_tensor([[[1.0, 0, 0.1], [0, 1, 0]]] * 2), [2, 3, 8, 8], False)
+            network(nn.functional.grid_sample(images, grid, align_corners=False)).square().mean().backward()
+            optimizer.step()
+    file = io.BytesIO()
+    torch.save(networks[1].state_dict(), file)
+    file.seek(0)
+    assert all(isinstance(value, SimulatedTensor) for value in networks[1].state_dict().values())
+    loaded = copy.deepcopy(networks[1])
+    loaded.load_state_dict(torch.load(file, weights_only=False))
+    for own, other in zip(loaded.cpu().state_dict().values(), on_cpu.state_dict().values(), strict=True):
+        torch.testing.assert_close(own, other)
+
+
+def test_writing_to_a_view_is_differentiated() -> None:
+    leaf = ones(4).requires_grad_()
+    values = leaf * 2
+    values[1:3].mul_(3)
+    values[torch.tensor([0])] = 5 * leaf[3:]
+    values.sum().backward()
+    assert leaf.grad is not None
+    assert leaf.grad.tolist() == [0, 6, 6, 7]
+    leaf.data = ones(2) * 7
+    assert (leaf + 1).tolist() == [8, 8]
+
+
+# Terse.
+
+
+@pytest.mark.parametrize(("policy", "fields"), CASES)
+def test_batches_are_those_of_the_cpu(tmp_path: Path, policy: str, fields: tuple[str, ...]) -> None:
+    bank = coloured_bank(tmp_path, "keypoints" in fields)
+    check_equal_on_both(bank, policy, fields, update_interval=1, discriminator_weight=0.1)
+
+
+@pytest.mark.parametrize("detector", DETECTORS[1:])
+def test_every_detector_of_torchvision_gives_feedback(tmp_path: Path, detector: str) -> None:
+    bank = coloured_bank(tmp_path, keypoints=True)
+    metrics = check_equal_on_both(bank, "critic", FIELDS[2], detector=detector, update_interval=1)
+    assert metrics["hardness"] > 0
+
+
+@pytest.mark.parametrize("policy", ["random", "critic", "adversarial"])
+def test_parts_are_not_mixed(tmp_path: Path, policy: str) -> None:
+    parts = {
+        "sampler": "hardness",
+        "backgrounds": BackgroundPool([torch.full((3, 120, 140), 0.4)], probability=0.4),
+        "distractors": Distractors(make_bank(tmp_path, [make_foreground(9, label=7)]), count=(1, 2)),
+        "robustness": Robustness(steps=2),
+    }
+    settings = {"update_interval": 1, "foreground_candidates": 2}
+    metrics = check_equal_on_both(coloured_bank(tmp_path), policy, ("masks",), parts=parts, exact=False, **settings)
+    assert metrics["robustness/images"] == 3
+
+
+def check_equal_on_both(
+    bank: ForegroundBank, policy: str, fields: tuple[str, ...], exact: bool = True, **settings: Any
+) -> dict[str, float]:
+    """Train on the CPU and on the device and compare the first iteration; returns the metrics."""
+    paste = PasteConfig(objects=(2, 3), occluded_object_probability=0.5)
+    runs = [Training(bank, policy, device, paste, **settings) for device in (torch.device("cpu"), DEVICE)]
+    batch = make_batch(0, ((128, 160), (144, 128), (128, 128)), 2, **dict.fromkeys(fields, True))
+    if fields == ("masks",):  # of both types
+        batch[1][:] = [target | {"masks": target["masks"].bool()} for target in batch[1]]
+    on_cpu, simulated = (run.iterate(*batch) for run in runs)
+    assert simulated.pastes == on_cpu.pastes > 4
+    assert simulated.updated == on_cpu.updated == runs[0].terse.policy.learns
+    for expected, image in zip(*(run.composites for run in runs), strict=True):
+        assert isinstance(image, SimulatedTensor)
+        # OpenCV renders composites without a gradient on the CPU, to 8 bits.
+        if exact:
+            torch.testing.assert_close(image.cpu(), expected, rtol=0, atol=EIGHT_BIT)
+    for expected, target in zip(*(run.targets for run in runs), strict=True):
+        assert all(isinstance(value, SimulatedTensor) for value in target.values())
+        _check_target({name: value.cpu() for name, value in target.items()}, expected)
+    expected_metrics, metrics = (run.terse.metrics() for run in runs)
+    for values in (metrics, expected_metrics):
+        values.pop("robustness/loss_gain", None)  # what a random network's loss gains depends on every rounding
+    assert metrics == pytest.approx(expected_metrics, rel=0.02, abs=0.02)
+    assert runs[1].iterate(*batch).updated == simulated.updated
+    return metrics
+
+
+def _check_target(target: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Equal but for rounding: a mask ends where alpha is one half, so a box may end one pixel further."""
+    assert target.keys() == expected.keys()
+    torch.testing.assert_close(target["boxes"], expected["boxes"], rtol=0, atol=1)
+    assert torch.equal(target["labels"], expected["labels"])
+    if "keypoints" in target:
+        torch.testing.assert_close(target["keypoints"], expected["keypoints"], rtol=0, atol=0.01)
+    if "masks" in target:
+        different = (target["masks"] != expected["masks"]).flatten(1).sum(1)
+        assert (different <= 0.02 * expected["masks"].flatten(1).sum(1) + 1).all()
+
+
+def test_counts_name_the_line_of_the_package() -> None:
+    first = measure("random", sizes=((64, 80),) * 2, iterations=1)[0]
+    lines = first.forward.origins["synchronisations"]
+    assert sum(lines.values()) == first.forward.of_package("synchronisations") == first.forward.synchronisations
+    assert any(line.startswith("utils/transfer.py:") for line in lines)
+    assert first.detector.launches > 100
+    assert first.detector.of_package("launches") == 0
+
+
+@pytest.mark.parametrize("fields", FIELDS)
+@pytest.mark.parametrize("policy", LIMITS)
+def test_counts_are_within_limits(policy: str, fields: tuple[str, ...]) -> None:
+    update, plain = measure(policy, fields)
+    assert update.updated == (policy != "random")
+    assert not plain.updated
+    parts = {"forward": plain.forward, "update forward": update.forward, "plain step": plain.step}
+    over = []
+    for name, (synchronisations, launches) in LIMITS[policy].items():
+        found, most = parts[name], launches + (MASKS if fields and "forward" in name else 0)
+        if found.synchronisations > synchronisations or found.launches > most:
+            over.append(
+                f"{name}: {found.synchronisations} synchronisations, {found.launches} launches: {found.origins}"
+            )
+    assert not over
+
+
+def test_random_waits_once_without_decoys() -> None:
+    """Decoys need boxes of the targets before anything is rendered."""
+    assert measure("random", ("masks",), (2, 3))[1].forward.synchronisations == 1
+
+
+@pytest.mark.parametrize("policy", LIMITS)
+def test_counts_do_not_grow_with_the_number_of_pastes(policy: str) -> None:
+    few, many = (measure(policy, ("masks",), (number, number), ((160, 200),) * 4) for number in (2, 8))
+    assert sum(one.pastes for one in many) > 3 * sum(one.pastes for one in few)
+    for one, other in zip(few, many, strict=True):
+        for own, more in ((one.forward, other.forward), (one.step, other.step)):
+            assert more.synchronisations <= own.synchronisations
+            assert more.copies <= own.copies
+            assert more.launches <= own.launches
+
+
+if __name__ == "__main__":
+    print(table())
