@@ -247,12 +247,14 @@ def grey_batch(count: int) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     return [torch.full((3, 32, 32), 0.25)] * count, make_batch(sizes=((32, 32),) * count, objects=0)[1]
 
 
-def play(bank: ForegroundBank, policy: str, kl_weight: float = 0.0, seed: int = 0) -> tuple[Terse, Tensor]:
+def play(
+    bank: ForegroundBank, policy: str, kl_weight: float = 0.0, seed: int = 0, iterations: int = 30
+) -> tuple[Terse, Tensor]:
     """Play against the ramp; returns the module and transforms proposed at the end, ``[n, P]``."""
     settings = policy_with(policy, kl_weight=kl_weight, update_interval=1, learning_rate=1e-2)
     terse = Terse(bank, settings, paste=every_image(objects=(2, 2), ranges=PLACES), seed=seed)
     detector = RampLoss()
-    for _ in range(30):
+    for _ in range(iterations):
         terse.step(backward(detector(*terse(*grey_batch(4)))))
     found = [terse.compose(*grey_batch(4), seed=number) for number in range(8)]
     return terse, torch.stack([paste.unit for one in found for pastes in one.pastes for paste in pastes])
@@ -264,12 +266,11 @@ def white_bank(tmp_path_factory: pytest.TempPathFactory) -> ForegroundBank:
 
 
 def test_with_low_kl_weight_the_adversarial_policy_moves_to_where_the_loss_is_high(white_bank: ForegroundBank) -> None:
-    """How far it gets depends on rounding: of 18 seeds the means along x are 0.63 to 0.95, 0.86 on average. Along y
-    nothing pulls, and where a policy ends there depends on rounding alone, so the pull itself is checked."""
-    units = [play(white_bank, "adversarial", kl_weight=0.05, seed=seed)[1] for seed in range(3)]
-    means = [float(unit[:, TRANSLATE_X].mean()) for unit in units]
-    assert min(means) > 0.6
-    assert sum(means) / len(means) > 0.7
+    """Along y nothing pulls: where a policy ends there depends on rounding, so the pull itself is checked."""
+    units = [play(white_bank, "adversarial", kl_weight=0.05, seed=seed, iterations=60)[1] for seed in range(3)]
+    for unit in units:
+        assert float(unit[:, TRANSLATE_X].mean()) > 0.75
+        assert float(unit[:, TRANSLATE_X].std()) < 0.8 * math.sqrt(1 / 12)
     across, down = (float(torch.cat(units)[:, column].mean()) - 0.5 for column in (TRANSLATE_X, TRANSLATE_Y))
     assert abs(down) < across
 
