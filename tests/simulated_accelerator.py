@@ -266,11 +266,7 @@ def _is_pinned(value: Tensor, device: Any = None) -> bool:
 
 
 class SimulatedEvent:
-    """Knows which reads were started before it.
-
-    ``delay`` is how many queries are answered with no: all of them until something synchronises, since a device that is
-    busy answers so.
-    """
+    """Knows which reads were started before it; ``delay`` is how many queries get a no, as of a busy device."""
 
     delay = 1 << 30
 

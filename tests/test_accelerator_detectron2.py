@@ -8,7 +8,7 @@ import pytest
 from frameworks import QUIET_DETECTRON2, need_detectron2
 
 need_detectron2()
-pytest.importorskip("simulated_accelerator", exc_type=ImportError)
+pytest.importorskip("simulated_accelerator", reason="this torch has no devices made in Python", exc_type=ImportError)
 from detectron2_factories import (  # noqa: F401 - fixtures
     KeepStorage,
     Watched,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from terse_aug import ForegroundBank, PasteConfig, Terse, TransformRanges
 
-pytest.importorskip("simulated_accelerator", exc_type=ImportError)  # not every torch has such devices
+pytest.importorskip("simulated_accelerator", reason="this torch has no devices made in Python", exc_type=ImportError)
 from simulated_accelerator import DEVICE
 
 pytestmark = pytest.mark.filterwarnings("ignore::terse_aug.utils.warnings.TerseWarning")

@@ -11,7 +11,7 @@ import pytest
 from frameworks import QUIET_MMDET, need_mmdet
 
 need_mmdet()
-pytest.importorskip("simulated_accelerator", exc_type=ImportError)
+pytest.importorskip("simulated_accelerator", reason="this torch has no devices made in Python", exc_type=ImportError)
 from mmdet_factories import bank, data, made, narrowed, pipeline, settings, shipped  # noqa: F401 - fixtures
 from simulated_accelerator import NAME, SimulatedTensor
 from torch import Tensor
