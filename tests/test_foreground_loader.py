@@ -128,7 +128,9 @@ def test_what_is_pasted_was_sampled_in_the_worker_and_nothing_is_read_here(
             assert {paste.index for paste in pastes} <= set(sample.objects)
             assert len(pastes) <= len(sample.objects) // sample.foreground_candidates
             assert all(paste.label == 3 - int(bank.labels[paste.index]) for paste in pastes)
-            assert len(target["boxes"]) >= sum(paste.row is not None for paste in pastes)
+            rows = {paste.row: paste.label for paste in pastes if paste.row is not None}
+            assert len(rows) == sum(paste.row is not None for paste in pastes)
+            assert all(int(target["labels"][row]) == label for row, label in rows.items())
             pasted += len(pastes)
     assert pasted
     assert not reads
