@@ -30,6 +30,7 @@ from terse_aug.utils.distributed import rank
 from terse_aug.utils.random import derived_seed, generator_for
 from terse_aug.utils.warnings import WarnOnce
 
+_THERE = "compose there: terse(images, targets)"
 Origin = tuple[int, tuple[int, ...] | None, int]
 """See :func:`origin_of`."""
 
@@ -247,20 +248,42 @@ def origin_of(drawn_from: int, sampler: Sampler, seed: int) -> Origin:
     return drawn_from, None if allowed is None else tuple(allowed), seed
 
 
+def check_ahead(policy: Policy, sampler: Sampler, robust: bool) -> None:
+    """Refuse what cannot be composed while the detector trains on the batch before.
+
+    Args:
+        policy: of ``Terse``.
+        sampler: of ``Terse``.
+        robust: whether composites are perturbed.
+
+    Raises:
+        ValueError: naming what cannot.
+    """
+    if not (policy.in_workers or policy.ahead):
+        raise ValueError(
+            f"policy: {type(policy).__name__} needs what the training process knows only after the iteration before; "
+            f"{_THERE}, or use policy 'random' or 'critic'"
+        )
+    _check_sampler(sampler, robust, "is known only after it")
+
+
 def _check(sampler: Sampler, policy: Policy, robust: bool) -> None:
-    there = "compose there: terse(images, targets)"
     if not policy.in_workers:
         raise ValueError(
             f"policy: {type(policy).__name__} needs the state of the training process, which the data loader's "
-            f"workers do not have; {there}, or use policy 'random'"
+            f"workers do not have; {_THERE}, or use policy 'random'"
         )
+    _check_sampler(sampler, robust, "the data loader's workers do not know")
+
+
+def _check_sampler(sampler: Sampler, robust: bool, unknown: str) -> None:
     if not sampler.in_workers:
         raise ValueError(
-            f"sampler: {type(sampler).__name__} depends on what was pasted before, which the data loader's workers do "
-            f"not know; {there}, or use another sampler"
+            f"sampler: {type(sampler).__name__} depends on what was pasted before, which {unknown}; {_THERE}, or use "
+            "another sampler"
         )
     if robust:
         raise ValueError(
             "robustness: composites are perturbed in the training process, where it has to be known which of their "
-            f"pixels were pasted; {there}"
+            f"pixels were pasted; {_THERE}"
         )

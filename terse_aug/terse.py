@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from terse_aug.bank import ForegroundBank
-from terse_aug.composer import ComposedBatch, ComposedBatches, Composer, CompositeRecord, composites_of
+from terse_aug.batch_composer import BatchComposer, ComposedAhead, Join, Split, join_batch, split_batch
+from terse_aug.composer import (
+    ComposedBatches,
+    Composer,
+    CompositeRecord,
+    check_ahead,
+)
 from terse_aug.compositing.compose import Composites, Paste
 from terse_aug.compositing.layers import RenderSettings
 from terse_aug.config import PasteConfig, PolicySettings, Robustness, policy_settings
@@ -22,17 +27,14 @@ from terse_aug.data.foreground_cache import ForegroundCache
 from terse_aug.data.planner import PastePlanner, bound_sampler
 from terse_aug.models import ModelAdapter, as_model
 from terse_aug.policies import Policy, make_policy
-from terse_aug.policies.context import make_context
 from terse_aug.samplers import Sampler
 from terse_aug.structures.annotations import Target
 from terse_aug.structures.keypoints import Flips, keypoint_flip_order
 from terse_aug.structures.pixel_format import PixelFormat
-from terse_aug.structures.validation import validate_batch
 from terse_aug.training.hardness import supplied_outcomes
-from terse_aug.training.metrics import COUNTERS, ROBUSTNESS_COUNTERS, Metrics, batch_counts
+from terse_aug.training.metrics import COUNTERS, ROBUSTNESS_COUNTERS, Metrics
 from terse_aug.training.policy_trainer import PolicyTrainer
 from terse_aug.training.robustness import Perturber
-from terse_aug.utils.distributed import rank
 from terse_aug.utils.random import generator_for
 from terse_aug.utils.warnings import WarnOnce
 
@@ -115,8 +117,9 @@ class Terse(nn.Module):
         self.perturber: Perturber | None = None
         if robustness is not None:
             self.perturber = Perturber(robustness, self.pixel_format, self.model, self.counters)
-        self._needs_float = robustness is not None or (chosen.learns and chosen.learns_from == "gradient")
-        self._last: Composites | ComposedBatch | None = None
+        self._composer = BatchComposer(
+            self.trainer, self.planner, self._rendering, self.model, self.perturber, self.counters, self._warn
+        )
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)
         self.register_state_dict_pre_hook(_read_values)  # type: ignore[no-untyped-call]
         self._anchor: Tensor
@@ -137,6 +140,11 @@ class Terse(nn.Module):
         return self._model[0]
 
     @property
+    def device(self) -> torch.device:
+        """Of the policy, and of batches that are composed ahead."""
+        return self._anchor.device
+
+    @property
     def image_count(self) -> int:
         """Images that were composed on this rank, counted over all epochs and resumed runs."""
         return self.counters.counts["images"]
@@ -144,12 +152,12 @@ class Terse(nn.Module):
     @property
     def pastes(self) -> list[list[Paste]]:
         """The pastes of each image of the last :meth:`forward` in training mode, until :meth:`step`."""
-        return self._last.pastes if self._last else []
+        return self._composer.last.pastes if self._composer.last else []
 
     @property
     def replaced(self) -> dict[int, int]:
         """Index in the background pool of the images of the last :meth:`forward` that were replaced."""
-        return self._last.backgrounds if self._last else {}
+        return self._composer.last.backgrounds if self._composer.last else {}
 
     def forward(
         self, images: Sequence[Tensor] | Tensor, targets: Sequence[Target], from_workers: Sequence[Any] | None = None
@@ -171,36 +179,19 @@ class Terse(nn.Module):
             ValueError: the batch does not keep to the contract above, or what the workers gave does not fit.
         """
         self.trainer.end_batch()
-        self._last = None
+        self._composer.last = None
         if not self.training:
             return images if isinstance(images, Tensor) else list(images), list(targets)
         self.trainer.feedback.log_sources()
         started = time.perf_counter()
         if from_workers and isinstance(from_workers[0], CompositeRecord):
-            self._last = self._composed.batch(from_workers, targets, self.seed)
+            composed = self._composer.last = self._composed.batch(from_workers, targets, self.seed)
             self.seconds += time.perf_counter() - started
-            return images, self._last.targets  # type: ignore[return-value]  # as they are
-        call = self.counters.counts["calls"]
-        generator = generator_for(self.seed, rank(), "paste", call)
-        learning = self.trainer.learns_from_batch()
-        batch = validate_batch(images, targets, len(self.bank.keypoint_names))
-        if self._needs_float:
-            batch = replace(batch, images=self.pixel_format.as_float(batch.images))
-        with torch.no_grad():
-            planned = self.planner.plan(batch, self.sampler, generator, from_workers)
-            context = make_context(planned, self._rendering, self.policy, self.model, self.planner.chosen)
-        proposal = self.trainer.propose(context, generator, learning)
-        shown = composites = composites_of(planned, proposal, self.planner, self._rendering, self._warn.warn_all)
-        if call == 0 and (text := self.pixel_format.mismatch(batch.images, composites.largest)):
-            self._warn.warn("pixel_format", text)
-        if self.perturber is not None:
-            shown = self.perturber.perturbed(composites, batch.usable_given(composites.largest), self.seed, call)
-        self.trainer.watch(planned.batch, proposal, composites, shown, learning)
-        self.counters.counts["extra_forwards"] += proposal.extra_forwards
-        self.counters.add_batch(batch_counts(planned.plan, composites), composites.unit)
-        self._last = shown
+            return images, composed.targets  # type: ignore[return-value]  # as they are
+        prepared = self._composer.prepare(images, targets, from_workers, self.trainer.turn(self.seed))
+        composites = self._composer.keep(prepared)
         self.seconds += time.perf_counter() - started
-        return torch.stack(shown.images) if isinstance(images, Tensor) else shown.images, shown.targets
+        return torch.stack(composites.images) if isinstance(images, Tensor) else composites.images, composites.targets
 
     def step(self, losses: Mapping[str, Tensor] | Tensor | float | None, loss_scale: float = 1.0) -> None:
         """Update policy and sampler; call it once per iteration, after the detector's ``backward``. A loss or gradient
@@ -215,8 +206,8 @@ class Terse(nn.Module):
             ValueError: a loss that is not one number, or hardness is needed without model or :meth:`observe`.
         """
         started = time.perf_counter()
-        self.trainer.step(losses, loss_scale, self.seed, self._anchor.device)
-        self._last = None
+        self.trainer.step(losses, loss_scale, self.seed, self.device)
+        self._composer.last = None
         self.seconds += time.perf_counter() - started
 
     def observe(
@@ -235,9 +226,9 @@ class Terse(nn.Module):
         Raises:
             ValueError: no batch was pasted on, both or neither are given, or wrong shapes or values.
         """
-        if self._last is None:
+        if self._composer.last is None:
             raise ValueError("observe: expected a call of Terse in training mode before, whose objects these are")
-        outcomes = supplied_outcomes(hardness, class_probabilities, self._last.targets, self.policy.classes)
+        outcomes = supplied_outcomes(hardness, class_probabilities, self._composer.last.targets, self.policy.classes)
         self.trainer.feedback.supply(outcomes)
 
     def composer(self) -> Composer:
@@ -248,6 +239,23 @@ class Terse(nn.Module):
         """
         robust = self.perturber is not None
         return Composer(self.planner, self.sampler, self.policy, self._rendering, self.seed, robust)
+
+    def ahead(self, loader: Iterable[Any], split: Split = split_batch, join: Join = join_batch) -> ComposedAhead:
+        """A data loader whose batches are composed ahead, by ``random`` and ``critic``, in place of :meth:`forward`::
+
+            for images, targets in terse.ahead(loader):
+
+        While the detector trains on a batch, a thread composes the next one on the CPU; it comes out on Terse's device.
+
+        Args:
+            loader: of batches ``(images, targets)`` or ``(images, targets, from_workers)`` on the CPU.
+            split, join: for other batches: gives the arguments of :meth:`forward`; makes a batch of composites.
+
+        Raises:
+            ValueError: another policy, sampler ``hardness`` or ``balanced``, or robustness.
+        """
+        check_ahead(self.policy, self.sampler, self.perturber is not None)
+        return ComposedAhead(self, self._composer, loader, split, join)
 
     def restrict_labels(self, labels: Iterable[int] | None) -> None:
         """Paste only foregrounds with some labels, ``None`` for all; not a part of the state.
@@ -274,14 +282,9 @@ class Terse(nn.Module):
         Raises:
             ValueError: ``policy`` is the name of one that learns and is not in use: it would be untrained.
         """
-        chosen = _requested_policy(self, policy, self._settings).to(self._anchor.device)
+        chosen = _requested_policy(self, policy, self._settings).to(self.device)
         generator = generator_for(self.seed, "compose", seed)
-        with torch.no_grad():
-            batch = validate_batch(images, targets, len(self.bank.keypoint_names))
-            planned = self.planner.for_policy(chosen).plan(batch, self.sampler.snapshot(), generator)
-            context = make_context(planned, self._rendering, chosen, self.model, self.planner.chosen)
-            proposal = chosen.propose(context, generator, learning=False)
-            return composites_of(planned, proposal, self.planner, self._rendering, self._warn.warn_all)
+        return self._composer.inspect(images, targets, chosen, generator)
 
     def metrics(self) -> dict[str, float]:
         """Counters, running averages and diversity, by name."""

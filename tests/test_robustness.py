@@ -90,10 +90,10 @@ def test_every_pixel_keeps_within_epsilon_and_the_range_and_labels_stay(tiny_ban
     images, targets = make_batch(masks=True)
     images = [form.encode(image * 2) for image in images]  # up to white
     clean, moved, terse = pair(tiny_bank, Gradients(1.0), (images, targets), form, steps=3)
-    assert terse._last is not None
+    assert terse._composer.last is not None
     used: dict[float, float] = {}
     for number, (before, after) in enumerate(zip(clean, moved, strict=True)):
-        where, shown = pixels_of_objects(terse._last, number), form.decode(after)
+        where, shown = pixels_of_objects(terse._composer.last, number), form.decode(after)
         distance = (shown - form.decode(before)).abs().amax(0)
         for region, epsilon in ((where, OBJECTS), (~where, BACKGROUND)):
             farthest = float(distance[region].max())

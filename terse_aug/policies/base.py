@@ -152,6 +152,8 @@ class Policy(nn.Module):
     """Whether ``propose`` calls ``context.detector_loss``."""
     in_workers = False
     """Whether ``propose`` is a function of its arguments alone, so that it can run in a data loader's workers."""
+    ahead = False
+    """Whether ``propose`` is a function of its arguments and the parameters alone, so that a copy can do it ahead."""
 
     def propose(self, context: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
         """Propose transforms.

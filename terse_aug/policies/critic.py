@@ -106,6 +106,7 @@ class CriticPolicy(Policy):
     learns = True
     learns_from = "hardness"
     uses_views = True
+    ahead = True
 
     def __init__(
         self, settings: Critic | None = None, seed: int = 0, classes: int | None = None, capacity: int = 1024
@@ -181,6 +182,8 @@ class CriticPolicy(Policy):
     def add_to_replay(self, proposal: Proposal, hardness: Tensor, class_probabilities: Tensor | None = None) -> None:
         """See :meth:`Policy.add_to_replay`; the oldest pastes are overwritten."""
         images, numbers, predicted, labels = proposal.replay_data
+        if images.device.type == "cpu":  # composed ahead of a device
+            images, numbers = to_device([images, numbers], self.replay_labels.device)
         known = (~hardness.isnan()).nonzero()[:, 0]
         proposal.metrics |= _prediction_metrics(predicted[known], hardness[known].to(predicted))
         start, capacity = int(self.replay_count), len(self.replay_labels)

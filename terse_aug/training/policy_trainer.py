@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from terse_aug.policies import Policy, PolicyContext, Proposal, uniform_proposal
 from terse_aug.samplers import Sampler
 from terse_aug.structures.pixel_format import PixelFormat
 from terse_aug.structures.validation import ValidatedBatch
+from terse_aug.training.acting import ActingPolicy, Turn
 from terse_aug.training.feedback import FeedbackBuffer
 from terse_aug.training.hardness import PendingBatch
 from terse_aug.training.metrics import Metrics
@@ -57,6 +59,7 @@ class PolicyTrainer(nn.Module):
     ) -> None:
         super().__init__()
         self.updater = PolicyUpdater(policy, seed, pixel_format)
+        self.acting = ActingPolicy(policy)
         self.sampler = sampler
         self.feedback = FeedbackBuffer(model, policy, sampler, metrics, warn, pixel_format)
         # In a tuple, so that nn.Module does not register it: Terse saves it.
@@ -82,19 +85,40 @@ class PolicyTrainer(nn.Module):
             self._warn.warn("no_gradient", _NO_GRADIENT)
         return self._policy_is_due() and torch.is_grad_enabled()
 
-    def propose(self, context: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
-        """The policy's proposal; a random one where feedback is missing, and, in an iteration without an update, during
-        the fallback."""
+    def turn(self, seed: int) -> Turn:
+        """How the next batch is composed; ``seed`` of what is drawn."""
+        return self._turn(self.policy, self.sampler, seed, self._is_random())
+
+    def turn_ahead(self, seed: int) -> Turn:
+        """How the next batch is composed while the detector trains on the one before; ``seed`` of what is drawn."""
+        acting, random = self.acting.policy(), self.acting.random(self._is_random())
+        return self._turn(acting, copy.copy(self.sampler), seed, random)
+
+    def advance(self) -> None:
+        """A batch that was composed ahead is trained on: bring the policy that composes the next one up to date."""
+        self.acting.advance(self._metrics.counts["iterations"], self._is_random())
+
+    def _turn(self, policy: Policy, sampler: Sampler, seed: int, random: bool) -> Turn:
+        call = self._metrics.counts["calls"]
+        generator = generator_for(seed, rank(), "paste", call)
+        return Turn(call, policy, sampler, seed, generator, self.learns_from_batch(), random)
+
+    def _is_random(self) -> bool:
+        """Where feedback is missing, and, in an iteration without an update, during the fallback."""
         fallback = self._metrics.counts["random_fallback"] and self.policy.learns and not self._policy_is_due()
-        if fallback or self.feedback.is_missing():
-            return self._random_proposal(context, generator)
-        if not self.policy.needs_model:
-            return self.policy.propose(context, generator, learning)
+        return bool(fallback) or self.feedback.is_missing()
+
+    def propose(self, context: PolicyContext, turn: Turn) -> Proposal:
+        """The proposal for a batch."""
+        if turn.random:
+            return self._random_proposal(context, turn.generator)
+        if not turn.policy.needs_model:
+            return turn.policy.propose(context, turn.generator, turn.learning)
         try:
-            return self.policy.propose(context, generator, learning)
+            return turn.policy.propose(context, turn.generator, turn.learning)
         except Exception as error:  # of its forwards of the detector
             self.feedback.extra_forward_failed(error)
-            return self._random_proposal(context, generator)
+            return self._random_proposal(context, turn.generator)
 
     def _random_proposal(self, context: PolicyContext, generator: torch.Generator) -> Proposal:
         first = torch.arange(0, len(context.image_of), self.policy.foreground_candidates)
@@ -222,6 +246,7 @@ class PolicyTrainer(nn.Module):
         counts = self._metrics.counts
         if result.made:
             counts["updates"] += 1
+            self.acting.updated(counts["iterations"])
             counts["random_fallback"] = 0
             self._track_averages(result.values)
             return

@@ -19,21 +19,41 @@ def to_device(arrays: Sequence[NDArray[Any] | Tensor], device: torch.device) -> 
         arrays: of any shapes and types.
         device: where to.
     """
-    tensors = [own if isinstance(own, Tensor) else torch.from_numpy(own) for own in arrays]
-    if device.type == "cpu" or not tensors:
-        return tensors
-    sizes = [own.numel() * own.element_size() for own in tensors]
-    starts = [0]
-    for size in sizes:
-        starts.append(-(-(starts[-1] + size) // _ALIGNMENT) * _ALIGNMENT)
-    buffer = _pinned(starts[-1], device)
-    for own, start, size in zip(tensors, starts, sizes, strict=False):
-        buffer[start : start + size] = own.contiguous().view(-1).view(torch.uint8)
-    there = buffer.to(device, non_blocking=device.type != "mps")
-    return [
-        there[start : start + size].view(own.dtype).view(own.shape)
-        for own, start, size in zip(tensors, starts, sizes, strict=False)
-    ]
+    return Upload(arrays, device).send()
+
+
+class Upload:
+    """Arrays or tensors of the CPU, packed for one copy to a device; on a CPU nothing is packed.
+
+    Args:
+        arrays: of any shapes and types.
+        device: where to.
+    """
+
+    def __init__(self, arrays: Sequence[NDArray[Any] | Tensor], device: torch.device) -> None:
+        self._tensors = [own if isinstance(own, Tensor) else torch.from_numpy(own) for own in arrays]
+        self._device = device
+        self._buffer: Tensor | None = None
+        if device.type == "cpu" or not self._tensors:
+            return
+        sizes = [own.numel() * own.element_size() for own in self._tensors]
+        self._starts = [0]
+        for size in sizes:
+            self._starts.append(-(-(self._starts[-1] + size) // _ALIGNMENT) * _ALIGNMENT)
+        buffer = _pinned(self._starts[-1], device)
+        for own, start, size in zip(self._tensors, self._starts, sizes, strict=False):
+            buffer[start : start + size] = own.contiguous().view(-1).view(torch.uint8)
+        self._buffer = buffer
+
+    def send(self) -> list[Tensor]:
+        """The tensors on the device, by one copy that is not waited for."""
+        if self._buffer is None:
+            return self._tensors
+        there = self._buffer.to(self._device, non_blocking=self._device.type != "mps")
+        return [
+            there[start : start + own.numel() * own.element_size()].view(own.dtype).view(own.shape)
+            for own, start in zip(self._tensors, self._starts, strict=False)
+        ]
 
 
 def _pinned(count: int, device: torch.device) -> Tensor:

@@ -1,0 +1,250 @@
+"""Composes batches in the training process: when they are needed, or one batch ahead in a thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from terse_aug.composer import ComposedBatch, composites_of
+from terse_aug.compositing.compose import Composites
+from terse_aug.compositing.layers import RenderSettings
+from terse_aug.data.planner import PastePlanner, PlannedBatch
+from terse_aug.models import ModelAdapter
+from terse_aug.policies import Policy, Proposal
+from terse_aug.policies.context import make_context
+from terse_aug.structures.annotations import Target
+from terse_aug.structures.validation import validate_batch
+from terse_aug.training.acting import Turn
+from terse_aug.training.metrics import Metrics, batch_counts
+from terse_aug.training.policy_trainer import PolicyTrainer
+from terse_aug.training.robustness import Perturber
+from terse_aug.utils.transfer import Upload
+from terse_aug.utils.warnings import WarnOnce
+
+if TYPE_CHECKING:
+    from terse_aug.terse import Terse
+
+Split = Callable[[Any], tuple[Any, ...]]
+"""From a batch of a data loader to the arguments of :meth:`terse_aug.Terse.forward`."""
+Join = Callable[[Any, list[Tensor], list[Target]], Any]
+"""From a batch of a data loader, its composites and their targets to the batch for the detector."""
+
+
+@dataclass(frozen=True)
+class PreparedBatch:
+    """A batch that was composed, and that nothing in the training process knows of yet.
+
+    Attributes:
+        planned: what was pasted, and on what.
+        proposal: of the policy.
+        composites: made from it.
+        turn: how it was composed.
+        upload: of the composites to the device of the detector, if they are composed ahead of it.
+        seconds: that composing took.
+    """
+
+    planned: PlannedBatch
+    proposal: Proposal
+    composites: Composites
+    turn: Turn
+    upload: CompositeUpload | None = None
+    seconds: float = 0.0
+
+
+class CompositeUpload:
+    """Composites that were made on the CPU, packed for one copy to a device.
+
+    Args:
+        composites: with images and targets on the CPU.
+        device: where to.
+    """
+
+    def __init__(self, composites: Composites, device: torch.device) -> None:
+        self._composites = composites
+        self._names = [[name for name, own in one.items() if isinstance(own, Tensor)] for one in composites.targets]
+        pairs = zip(composites.targets, self._names, strict=True)
+        self._upload = Upload([*composites.images, *(one[name] for one, names in pairs for name in names)], device)
+
+    def composites(self) -> Composites:
+        """The composites on the device."""
+        sent = iter(self._upload.send())
+        images = [next(sent) for _ in self._composites.images]
+        pairs = zip(self._composites.targets, self._names, strict=True)
+        targets = [{**target, **{name: next(sent) for name in names}} for target, names in pairs]
+        return replace(self._composites, images=images, targets=targets)
+
+
+class BatchComposer:
+    """Composes batches, and keeps what training needs to know of them.
+
+    Args:
+        trainer: of ``Terse``.
+        planner: of ``Terse``.
+        rendering: of ``Terse``.
+        model: of ``Terse``.
+        perturber: of ``Terse``.
+        metrics: of ``Terse``.
+        warn: warns once.
+
+    Attributes:
+        last: the batch that the detector is being trained on.
+    """
+
+    def __init__(
+        self,
+        trainer: PolicyTrainer,
+        planner: PastePlanner,
+        rendering: RenderSettings,
+        model: ModelAdapter | None,
+        perturber: Perturber | None,
+        metrics: Metrics,
+        warn: WarnOnce,
+    ) -> None:
+        # Not a module, so that trainer and metrics stay parts of ``Terse`` alone.
+        self._trainer, self._planner, self._rendering = trainer, planner, rendering
+        self._model, self._perturber, self._metrics, self._warn = model, perturber, metrics, warn
+        self.last: Composites | ComposedBatch | None = None
+        policy = trainer.policy
+        self._as_float = perturber is not None or (policy.learns and policy.learns_from == "gradient")
+
+    def prepare(
+        self,
+        images: Sequence[Tensor] | Tensor,
+        targets: Sequence[Target],
+        from_workers: Sequence[Any] | None,
+        turn: Turn,
+    ) -> PreparedBatch:
+        """Compose a batch; nothing that training depends on is changed.
+
+        Args:
+            images, targets, from_workers: see :meth:`terse_aug.Terse.forward`.
+            turn: how.
+
+        Raises:
+            ValueError: see :meth:`terse_aug.Terse.forward`.
+        """
+        pixel_format = self._rendering.pixel_format
+        batch = validate_batch(images, targets, self._planner.cache.keypoint_count)
+        if self._as_float:
+            batch = replace(batch, images=pixel_format.as_float(batch.images))
+        with torch.no_grad():
+            planned = self._planner.plan(batch, turn.sampler, turn.generator, from_workers)
+            context = make_context(planned, self._rendering, turn.policy, self._model, self._planner.chosen)
+        proposal = self._trainer.propose(context, turn)
+        composites = composites_of(planned, proposal, self._planner, self._rendering, self._warn.warn_all)
+        if turn.call == 0 and (text := pixel_format.mismatch(batch.images, composites.largest)):
+            self._warn.warn("pixel_format", text)
+        return PreparedBatch(planned, proposal, composites, turn)
+
+    def inspect(
+        self, images: Sequence[Tensor], targets: Sequence[Target], policy: Policy, generator: torch.Generator
+    ) -> Composites:
+        """Composites that leave no trace; see :meth:`terse_aug.Terse.compose`."""
+        batch = validate_batch(images, targets, self._planner.cache.keypoint_count)
+        with torch.no_grad():
+            planned = self._planner.for_policy(policy).plan(batch, self._trainer.sampler.snapshot(), generator)
+            context = make_context(planned, self._rendering, policy, self._model, self._planner.chosen)
+            proposal = policy.propose(context, generator, learning=False)
+            return composites_of(planned, proposal, self._planner, self._rendering, self._warn.warn_all)
+
+    def keep(self, prepared: PreparedBatch) -> Composites:
+        """Count a batch and keep what is learned from it, before the detector is trained on it.
+
+        Returns:
+            What the detector is trained on: the composites, perturbed with robustness.
+        """
+        planned, proposal, turn = prepared.planned, prepared.proposal, prepared.turn
+        shown = composites = prepared.composites
+        if self._perturber is not None:
+            usable = planned.batch.usable_given(composites.largest)
+            shown = self._perturber.perturbed(composites, usable, turn.seed, turn.call)
+        self._trainer.watch(planned.batch, proposal, composites, shown, turn.learning)
+        self._metrics.counts["extra_forwards"] += proposal.extra_forwards
+        self._metrics.add_batch(batch_counts(planned.plan, composites), composites.unit)
+        self.last = shown
+        return shown
+
+
+class ComposedAhead:
+    """A data loader whose batches are composed on the CPU, in a thread, while the detector trains on the one before.
+
+    Made by :meth:`terse_aug.Terse.ahead`. A batch that was composed when the loop is left early is dropped.
+
+    Args:
+        terse: whose batches these are.
+        composer: of ``Terse``.
+        loader: of batches on the CPU.
+        split: see :data:`Split`.
+        join: see :data:`Join`.
+    """
+
+    def __init__(self, terse: Terse, composer: BatchComposer, loader: Iterable[Any], split: Split, join: Join) -> None:
+        self._terse, self._composer, self._loader = terse, composer, loader
+        self._split, self._join = split, join
+
+    def __len__(self) -> int:
+        """Batches of the loader."""
+        return len(self._loader)  # type: ignore[arg-type]  # a loader without a length raises TypeError, as it does
+
+    def __iter__(self) -> Iterator[Any]:
+        """Composites, in the form of the loader's batches, on the device of ``Terse``."""
+        source, terse = iter(self._loader), self._terse
+        terse.trainer.feedback.log_sources()
+        with ThreadPoolExecutor(1, "terse_aug") as thread:
+            coming = thread.submit(self._next, source, self._turn())
+            while True:
+                started = time.perf_counter()
+                if (found := coming.result()) is None:
+                    return
+                batch, prepared = found
+                if prepared is not None:
+                    # What was waited for the loader is not time in Terse.
+                    started = max(started, time.perf_counter() - prepared.seconds)
+                    batch = self._delivered(batch, prepared)
+                    terse.seconds += time.perf_counter() - started
+                coming = thread.submit(self._next, source, self._turn())
+                yield batch
+
+    def _turn(self) -> Turn | None:
+        return self._terse.trainer.turn_ahead(self._terse.seed) if self._terse.training else None
+
+    def _next(self, source: Iterator[Any], turn: Turn | None) -> tuple[Any, PreparedBatch | None] | None:
+        """The loader's next batch, composed; ``None`` at its end."""
+        try:
+            batch = next(source)
+        except StopIteration:
+            return None
+        if turn is None:
+            return batch, None
+        images, targets, from_workers = self._split(batch)
+        if images[0].device.type != "cpu":
+            raise ValueError(f"expected images on the CPU, where they are composed ahead, got {images[0].device}")
+        started = time.perf_counter()
+        prepared = self._composer.prepare(images, targets, from_workers, turn)
+        upload = CompositeUpload(prepared.composites, self._terse.device)
+        return batch, replace(prepared, upload=upload, seconds=time.perf_counter() - started)
+
+    def _delivered(self, batch: Any, prepared: PreparedBatch) -> Any:
+        """The batch as the detector is trained on it."""
+        assert prepared.upload is not None
+        trainer = self._terse.trainer
+        trainer.end_batch()
+        composites = self._composer.keep(replace(prepared, composites=prepared.upload.composites()))
+        trainer.advance()
+        return self._join(batch, composites.images, composites.targets)
+
+
+def split_batch(batch: Sequence[Any]) -> tuple[Any, ...]:
+    """Images, targets, and what the workers gave if there is anything, of a batch ``(images, targets)``."""
+    return (*batch, None) if len(batch) == 2 else tuple(batch)
+
+
+def join_batch(batch: Sequence[Any], images: list[Tensor], targets: list[Target]) -> tuple[Any, list[Target]]:
+    """Images and targets in the form of the batch."""
+    return torch.stack(images) if isinstance(batch[0], Tensor) else images, targets

@@ -1,0 +1,124 @@
+"""Who proposes the transforms of a batch: the policy, or a copy of it for batches that are composed ahead."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from terse_aug.policies import Policy
+from terse_aug.samplers import Sampler
+from terse_aug.utils.transfer import Reading
+
+_DELAY = 2
+"""Iterations after which a copy from a device has long arrived, so that nothing waits for it."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """How one batch is composed.
+
+    Attributes:
+        call: number of the batch on this rank, counted over resumed runs.
+        policy: proposes the transforms.
+        sampler: draws the foregrounds.
+        seed: of ``Terse``.
+        generator: the only source of randomness.
+        learning: whether the policy will learn from the batch.
+        random: whether transforms are random instead, because feedback is missing or an update has failed.
+    """
+
+    call: int
+    policy: Policy
+    sampler: Sampler
+    seed: int
+    generator: torch.Generator
+    learning: bool
+    random: bool
+
+
+class ActingPolicy(nn.Module):
+    """A copy of a policy on the CPU, for batches that are composed while the policy is updated.
+
+    It has the parameters of an update ``_DELAY`` iterations or more ago. Which update that is depends on the number of
+    iterations alone, and a saved state has its parameters: a resumed run proposes what the run before would have.
+
+    Args:
+        policy: the one that is trained.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        # In tuples, so that nn.Module does not register them: the state has what is needed.
+        self._trained = (policy,)
+        self._copy: tuple[Policy] | None = None
+        self._loaded: list[Tensor] = []
+        self._coming: list[tuple[int, Reading]] = []
+        self._random: bool | None = None
+
+    def policy(self) -> Policy:
+        """The copy; until :meth:`advance` nothing changes it."""
+        if self._copy is None:
+            self._copy = (copy.deepcopy(self._trained[0]).cpu(),)
+            self._set(self._loaded)
+        return self._copy[0]
+
+    def random(self, now: bool) -> bool:
+        """Whether transforms are random: as it was at the last :meth:`advance`, or ``now`` before the first one."""
+        self._random = now if self._random is None else self._random
+        return self._random
+
+    def advance(self, iteration: int, random: bool) -> None:
+        """Bring the copy up to date, while no batch is composed.
+
+        Args:
+            iteration: the present one.
+            random: whether transforms are random from now on.
+        """
+        self._random = random
+        arrived = [reading for made, reading in self._coming if iteration - made >= _DELAY]
+        if arrived:
+            self._coming = self._coming[len(arrived) :]
+            self._set(arrived[-1].values())
+
+    def updated(self, iteration: int) -> None:
+        """The policy was updated in an iteration."""
+        if self._copy is not None:
+            self._coming.append((iteration, Reading(_parameters(self._trained[0]))))
+
+    def _set(self, parameters: list[Tensor]) -> None:
+        assert self._copy is not None
+        with torch.no_grad():
+            for own, value in zip(self._copy[0].parameters(), parameters, strict=False):
+                own.copy_(value)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        if self._random is None:  # no batch was composed ahead
+            return
+        versions = [(-1, self._loaded if self._copy is None else _parameters(self._copy[0]))]
+        versions += [(made, reading.values()) for made, reading in self._coming]
+        destination[prefix + "random"] = torch.tensor(self._random)
+        destination[prefix + "iterations"] = torch.tensor([made for made, _ in versions])
+        for number, (_, parameters) in enumerate(versions):
+            for row, value in enumerate(parameters):
+                destination[f"{prefix}{number}.{row}"] = value
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+        self._copy, self._loaded, self._coming, self._random = None, [], [], None
+        if prefix + "random" not in state_dict:
+            return
+        self._random = bool(state_dict[prefix + "random"])
+        count = len(list(self._trained[0].parameters()))
+        versions = [
+            (made, [state_dict[f"{prefix}{number}.{row}"].detach().clone() for row in range(count)])
+            for number, made in enumerate(state_dict[prefix + "iterations"].tolist())
+        ]
+        self._loaded = versions[0][1]
+        self._coming = [(made, Reading(values)) for made, values in versions[1:]]
+
+
+def _parameters(policy: Policy) -> list[Tensor]:
+    return [own.detach().clone() for own in policy.parameters()]
