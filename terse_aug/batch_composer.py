@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,6 @@ class PreparedBatch:
         composites: made from it.
         turn: how it was composed.
         upload: of the composites to the device of the detector, if they are composed ahead of it.
-        seconds: that composing took.
     """
 
     planned: PlannedBatch
@@ -54,7 +53,6 @@ class PreparedBatch:
     composites: Composites
     turn: Turn
     upload: CompositeUpload | None = None
-    seconds: float = 0.0
 
 
 class CompositeUpload:
@@ -194,50 +192,43 @@ class ComposedAhead:
 
     def __iter__(self) -> Iterator[Any]:
         """Composites, in the form of the loader's batches, on the device of ``Terse``."""
-        source, terse = iter(self._loader), self._terse
-        terse.trainer.feedback.log_sources()
+        self._terse.trainer.feedback.log_sources()
+        waiting: list[tuple[Any, Future[PreparedBatch] | None]] = []
         with ThreadPoolExecutor(1, "terse_aug") as thread:
-            coming = thread.submit(self._next, source, self._turn())
-            while True:
-                started = time.perf_counter()
-                if (found := coming.result()) is None:
-                    return
-                batch, prepared = found
-                if prepared is not None:
-                    # What was waited for the loader is not time in Terse.
-                    started = max(started, time.perf_counter() - prepared.seconds)
-                    batch = self._delivered(batch, prepared)
-                    terse.seconds += time.perf_counter() - started
-                coming = thread.submit(self._next, source, self._turn())
-                yield batch
+            # The loader is used in this thread: what it draws from global generators stays in one order.
+            for batch in self._loader:
+                ready = [self._delivered(*one) for one in waiting]
+                waiting = [(batch, self._submit(batch, thread))]
+                yield from ready
+            yield from [self._delivered(*one) for one in waiting]
 
-    def _turn(self) -> Turn | None:
-        return self._terse.trainer.turn_ahead(self._terse.seed) if self._terse.training else None
-
-    def _next(self, source: Iterator[Any], turn: Turn | None) -> tuple[Any, PreparedBatch | None] | None:
-        """The loader's next batch, composed; ``None`` at its end."""
-        try:
-            batch = next(source)
-        except StopIteration:
+    def _submit(self, batch: Any, thread: Executor) -> Future[PreparedBatch] | None:
+        """Begin to compose a batch; ``None`` if it passes through."""
+        if not self._terse.training:
             return None
-        if turn is None:
-            return batch, None
         images, targets, from_workers = self._split(batch)
         if images[0].device.type != "cpu":
             raise ValueError(f"expected images on the CPU, where they are composed ahead, got {images[0].device}")
-        started = time.perf_counter()
-        prepared = self._composer.prepare(images, targets, from_workers, turn)
-        upload = CompositeUpload(prepared.composites, self._terse.device)
-        return batch, replace(prepared, upload=upload, seconds=time.perf_counter() - started)
+        turn = self._terse.trainer.turn_ahead(self._terse.seed)
+        return thread.submit(self._prepared, images, targets, from_workers, turn)
 
-    def _delivered(self, batch: Any, prepared: PreparedBatch) -> Any:
+    def _prepared(self, images: Any, targets: Any, from_workers: Any, turn: Turn) -> PreparedBatch:
+        prepared = self._composer.prepare(images, targets, from_workers, turn)
+        return replace(prepared, upload=CompositeUpload(prepared.composites, self._terse.device))
+
+    def _delivered(self, batch: Any, coming: Future[PreparedBatch] | None) -> Any:
         """The batch as the detector is trained on it."""
+        if coming is None:
+            return batch
+        started, trainer = time.perf_counter(), self._terse.trainer
+        prepared = coming.result()
         assert prepared.upload is not None
-        trainer = self._terse.trainer
         trainer.end_batch()
         composites = self._composer.keep(replace(prepared, composites=prepared.upload.composites()))
         trainer.advance()
-        return self._join(batch, composites.images, composites.targets)
+        joined = self._join(batch, composites.images, composites.targets)
+        self._terse.seconds += time.perf_counter() - started
+        return joined
 
 
 def split_batch(batch: Sequence[Any]) -> tuple[Any, ...]:
