@@ -28,7 +28,7 @@ from terse_aug import Robustness, Terse
 from terse_aug.bank import ForegroundBank
 
 _BATCHES = 4
-_MAKERS = {
+MAKERS = {
     "mobilenet": detection.fasterrcnn_mobilenet_v3_large_320_fpn,
     "resnet50": detection.fasterrcnn_resnet50_fpn,
 }
@@ -53,10 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    model = _MAKERS[options.detector](
+    model = MAKERS[options.detector](
         weights=None, weights_backbone=None, num_classes=3, min_size=options.side, max_size=options.side
     ).train()
-    batches = _batches(options.side, options.batch)
+    batches = make_batches(options.side, options.batch)
     with tempfile.TemporaryDirectory() as folder:
         steps = _steps(model, step_bank(Path(folder)), options.arms)
         arms = {name: (partial(step.prepared, batches), step) for name, step in steps.items()}
@@ -107,7 +107,8 @@ def _steps(model: nn.Module, bank: ForegroundBank, arms: Sequence[str]) -> dict[
     return {"none": _Step(model, None)} | {arm: _Step(model, own, arm == _IN_WORKERS) for arm, own in terse.items()}
 
 
-def _batches(side: int, size: int) -> list[Batch]:
+def make_batches(side: int, size: int) -> list[Batch]:
+    """Batches of float images with boxes."""
     generator = np.random.default_rng(0)
     batches: list[Batch] = []
     for _ in range(_BATCHES):
@@ -132,7 +133,7 @@ def _report(times: dict[str, Times], inside: dict[str, float], options: argparse
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     made = step_parser(__doc__, batch=4, cycles=10)
-    made.add_argument("--detector", choices=sorted(_MAKERS), default="mobilenet")
+    made.add_argument("--detector", choices=sorted(MAKERS), default="mobilenet")
     made.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(POLICIES), help="beside none")
     made.add_argument("--warmup", type=int, default=1, help="cycles before the timed ones")
     return made.parse_args(arguments)
