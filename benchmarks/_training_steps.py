@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from torch.utils.data import DataLoader, Dataset
 
 from benchmarks._drawn_images import DrawnImage, draw_image, make_foreground, write_bank
-from benchmarks._timing import Summary, Times, parser, show, surroundings, write_json
+from benchmarks._timing import Summary, Times, interleaved, parser, show, surroundings, write_json
 from terse_aug import ForegroundBank
 from terse_aug.config import Adversarial, BestOfN, Critic, PolicySettings, Random
 
@@ -35,6 +36,11 @@ OBJECTS, IMAGES = 3, 8
 """Objects on an image of the data set, and images in it."""
 
 _FOREGROUNDS = 32
+_LOADED, _ROUNDS = 64, 8
+"""Images of a timed pass through a data loader, and passes."""
+
+Load = tuple[Callable[[int], Any], Callable[[Any], Any]]
+"""From a number to what is loaded, and what loads it."""
 
 
 def step_parser(description: str | None, batch: int, cycles: int) -> argparse.ArgumentParser:
@@ -44,6 +50,14 @@ def step_parser(description: str | None, batch: int, cycles: int) -> argparse.Ar
     made.add_argument("--batch", type=int, default=batch, help="images per step")
     made.add_argument("--cycles", type=int, default=cycles, help=f"timed cycles of {CYCLE} steps")
     made.add_argument("--threads", type=int, default=0, help="torch's threads; 0: all cores")
+    return made
+
+
+def framework_parser(description: str | None) -> argparse.ArgumentParser:
+    """The parser of a benchmark of a framework."""
+    made = step_parser(description, batch=2, cycles=4)
+    made.add_argument("--loading-only", action="store_true", help="no training steps")
+    made.add_argument("--workers", type=int, default=2, help="of the data loaders whose throughput is measured")
     return made
 
 
@@ -99,10 +113,41 @@ def report_steps(
     }
 
 
+class _Loaded(Dataset[Any]):
+    """A data set of what is loaded."""
+
+    def __init__(self, load: Load) -> None:
+        self._prepare, self._load = load
+
+    def __len__(self) -> int:
+        return _LOADED
+
+    def __getitem__(self, index: int) -> Any:
+        return self._load(self._prepare(index))
+
+
+def time_loading(loaders: Mapping[str, Load], workers: int, batch: int) -> dict[str, Times]:
+    """Time passes through data loaders with workers, in turn; seconds of one image.
+
+    Args:
+        loaders: by name.
+        workers: of each loader; they live from pass to pass.
+        batch: images of a batch.
+    """
+    arms: dict[str, tuple[Callable[[int], Any], Callable[[Any], Any]]] = {}
+    for name, load in loaders.items():
+        options = {"num_workers": workers, "persistent_workers": True, "collate_fn": list}
+        loader: DataLoader[Any] = DataLoader(_Loaded(load), batch, **options)  # type: ignore[arg-type]  # mixed values
+        arms[name] = (lambda _, loader=loader: loader), (lambda loader: sum(1 for _ in loader))  # type: ignore[misc]
+    times = interleaved(arms, _ROUNDS, 1)
+    return {name: Times([value / _LOADED for value in arm.wall], arm.cpu) for name, arm in times.items()}
+
+
 def report_framework(
     detector: str,
     steps: Mapping[str, Times],
     loading: Mapping[str, Times],
+    throughput: Mapping[str, Times],
     inside: Mapping[str, float],
     options: argparse.Namespace,
     more: Mapping[str, Any],
@@ -113,16 +158,24 @@ def report_framework(
         detector: for the title.
         steps: by arm.
         loading: times of loading an image, by what loads it.
+        throughput: likewise, with workers.
         inside: milliseconds of a step by Terse's own clock, by arm.
         options: of the command line.
         more: for JSON.
     """
     title = f"{detector}, {options.side} px, batch {options.batch}, {options.cycles} cycles of {CYCLE} steps"
-    content = report_steps(title, steps, {"in Terse": inside})
+    content = report_steps(title, steps, {"in Terse": inside}) if steps else {}
     summaries = {name: Summary.of(arm.wall) for name, arm in loading.items()}
     rows = [(name, f"{own.median:.2f}", f"{own.low:.2f} to {own.high:.2f}") for name, own in summaries.items()]
     show("Loading an image in one process", ("", "ms", "quartiles"), rows)
     content["loading_ms"] = {name: {"median": round(own.median, 4)} | own.spread() for name, own in summaries.items()}
+    summaries = {name: Summary.of(arm.wall) for name, arm in throughput.items()}
+    rows = [
+        (name, f"{1e3 / own.median:.1f}", f"{1e3 / own.high:.1f} to {1e3 / own.low:.1f}")
+        for name, own in summaries.items()
+    ]
+    show(f"Loading with {options.workers} workers", ("", "images a second", "quartiles"), rows)
+    content["images_per_second"] = {name: round(1e3 / own.median, 2) for name, own in summaries.items()}
     content["ms_in_terse"] = {name: round(value, 4) for name, value in inside.items()}
     content |= {**more, "side": options.side, "batch": options.batch}
     write_json(options.json, content | surroundings())

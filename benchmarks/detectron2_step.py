@@ -33,9 +33,10 @@ from benchmarks._training_steps import (
     IMAGES,
     POLICIES,
     SOURCE_SIDE,
+    framework_parser,
     report_framework,
     step_bank,
-    step_parser,
+    time_loading,
     write_photographs,
 )
 from terse_aug import ForegroundBank, PixelFormat, Terse
@@ -66,14 +67,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         records, bank = _records(Path(name)), step_bank(Path(name)).relabel({"first": 0, "second": 1})
         mappers = {"DatasetMapper": DatasetMapper(cfg, is_train=True)}
         mappers["TerseMapper"] = TerseMapper(mappers["DatasetMapper"], bank)
-        arms = {name: _Arm(model, bank, records, mappers, policy, options) for name, policy in ARMS.items()}
+        chosen = {} if options.loading_only else ARMS
+        arms = {name: _Arm(model, bank, records, mappers, policy, options) for name, policy in chosen.items()}
         steps = interleaved({name: arm.pair() for name, arm in arms.items()}, CYCLE * options.cycles, CYCLE)
         composer = ItemComposer(Terse(bank, pixel_format=PixelFormat(scale=255.0, bgr=True)).composer(), Needs())
         numbers, plain = itertools.count(), mappers["DatasetMapper"]
         loaders = mappers | {"composed": lambda record: composer(plain(record), next(numbers))}
-        loading = interleaved({name: _loader(mapper, records) for name, mapper in loaders.items()}, 40, 8)
+        loads = {name: _loader(mapper, records) for name, mapper in loaders.items()}
+        loading = interleaved(loads, 40, 8)
+        throughput = time_loading(loads, options.workers, options.batch)
     inside = {name: arm.milliseconds_in_terse() for name, arm in arms.items()}
-    report_framework("R50-FPN", steps, loading, inside, options, {})
+    report_framework("R50-FPN", steps, loading, throughput, inside, options, {})
 
 
 class _Arm:
@@ -154,7 +158,7 @@ def _records(folder: Path) -> list[Record]:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    made = step_parser(__doc__, batch=2, cycles=4)
+    made = framework_parser(__doc__)
     made.add_argument("--device", default="cpu", help="cpu, cuda")
     return made.parse_args(arguments)
 

@@ -39,9 +39,10 @@ from benchmarks._training_steps import (
     OBJECTS,
     POLICIES,
     SOURCE_SIDE,
+    framework_parser,
     report_framework,
     step_bank,
-    step_parser,
+    time_loading,
     write_photographs,
 )
 from terse_aug import ForegroundBank, PixelFormat, Terse
@@ -71,19 +72,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "TersePaste": _with(plain, {"type": "TersePaste", **pasting}),
             "CopyPaste": _with_copy_paste(plain),
         }
-        arms = {"none": _Arm(model, datasets["none"], None, name, options)}
-        arms["CopyPaste"] = _Arm(model, datasets["CopyPaste"], None, name, options)
-        for arm, policy in POLICIES.items():
-            settings = pasting | {"policy": {"type": type(policy).__name__, **asdict(policy)}}
-            dataset = _with(plain, {"type": "TersePaste", **settings})
-            arms[arm] = _Arm(model, dataset, {"type": "TerseHook", **settings}, name, options)
+        arms = {} if options.loading_only else _arms(model, datasets, pasting, name, options)
         rounds = CYCLE * options.cycles
         steps = interleaved({name: (arm.load, arm.step) for name, arm in arms.items()}, rounds, CYCLE)
         loaders = {name: _loader(dataset) for name, dataset in datasets.items()}
         loaders["composed"] = _composing_loader(loaders["none"], bank)
         loading = interleaved(loaders, 40, 8)
+        throughput = time_loading(loaders, options.workers, options.batch)
         inside = {name: arm.milliseconds_in_terse() for name, arm in arms.items()}
-    report_framework(options.detector, steps, loading, inside, options, {"detector": options.detector})
+    report_framework(options.detector, steps, loading, throughput, inside, options, {"detector": options.detector})
+
+
+def _arms(
+    model: nn.Module,
+    datasets: Mapping[str, dict[str, Any]],
+    pasting: dict[str, Any],
+    folder: str,
+    options: argparse.Namespace,
+) -> dict[str, _Arm]:
+    arms = {name: _Arm(model, datasets[name], None, folder, options) for name in ("none", "CopyPaste")}
+    for arm, policy in POLICIES.items():
+        settings = pasting | {"policy": {"type": type(policy).__name__, **asdict(policy)}}
+        dataset = _with(datasets["none"], {"type": "TersePaste", **settings})
+        arms[arm] = _Arm(model, dataset, {"type": "TerseHook", **settings}, folder, options)
+    return arms
 
 
 @TRANSFORMS.register_module()
@@ -237,7 +249,7 @@ def _annotation(drawn: DrawnImage, row: int) -> dict[str, Any]:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    made = step_parser(__doc__, batch=2, cycles=4)
+    made = framework_parser(__doc__)
     made.add_argument("--detector", choices=list(CONFIGS), default="faster-rcnn")
     return made.parse_args(arguments)
 
