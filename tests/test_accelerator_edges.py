@@ -155,6 +155,24 @@ def test_losses_of_two_devices_and_unknown_ones_are_read(bank: ForegroundBank) -
     assert metrics["non_finite_losses"] == 0
 
 
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_a_gradient_that_is_not_finite_is_found_when_it_is_read(bank: ForegroundBank, device: torch.device) -> None:
+    terse = Terse(bank, policy_with("adversarial", update_interval=1), seed=1, paste=PASTE).to(device)
+    before = [own.detach().clone() for own in terse.parameters()]
+    images, targets = make_batch(0, SIZES, 1)
+    there = [{name: value.to(device) for name, value in target.items()} for target in targets]
+    for factor in (torch.inf, 1.0):
+        composites, _ = terse([image.to(device) for image in images], there)
+        (torch.stack([own.square().mean() for own in composites]).sum() * factor).backward()
+        terse.step(1.0)
+        metrics = terse.metrics()
+        unchanged = all(torch.equal(own, old) for own, old in zip(terse.parameters(), before, strict=True))
+        assert unchanged is (factor == torch.inf)
+        assert (metrics["skipped_updates"], metrics["updates"]) == (1, int(factor == 1))
+    terse.state_dict()
+    assert terse.metrics()["random_fallback"] == 0
+
+
 def test_reading_values_does_not_change_what_is_pasted(bank: ForegroundBank) -> None:
     losses = [1.0, float("nan"), 1.0, 1.0, 1.0, 1.0]
     terse, read = (trained(bank, DEVICE, losses, read) for read in (False, True))
