@@ -85,6 +85,16 @@ def test_decoys_alone_are_pasted_by_a_policy_that_learns_from_gradients(tmp_path
     assert (False, True) in shown
 
 
+def test_targets_of_two_devices_are_refused(bank: ForegroundBank) -> None:
+    images, targets = make_batch(0, SIZES, 1)
+    there = [image.to(DEVICE) for image in images]
+    targets[1] = {name: value.to(DEVICE) for name, value in targets[1].items()}
+    with pytest.raises(ValueError, match="target 1: expected it on cpu, as the first target is, got one on simulated"):
+        Terse(bank, seed=1).to(DEVICE)(there, targets)
+    with pytest.raises(ValueError, match="boxes is on simulated:0, its image on cpu; move both"):
+        Terse(bank, seed=1)(images, targets[1:2] + targets[:1] + targets[2:])
+
+
 def test_masks_of_both_types_keep_theirs(bank: ForegroundBank) -> None:
     images, targets = make_batch(3, SIZES, 2, masks=True)
     targets[0]["masks"] = targets[0]["masks"].bool()

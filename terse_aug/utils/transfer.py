@@ -16,12 +16,14 @@ def to_device(arrays: Sequence[NDArray[Any] | Tensor], device: torch.device) -> 
     """Arrays or tensors of the CPU on a device, by one copy that is not waited for; on a CPU no copy is made.
 
     Args:
-        arrays: of any shapes and types.
+        arrays: of any shapes and types; those that are on the device already are taken as they are.
         device: where to.
     """
-    tensors = [own if isinstance(own, Tensor) else torch.from_numpy(own) for own in arrays]
-    if device.type == "cpu" or not tensors:
-        return tensors
+    found = [own if isinstance(own, Tensor) else torch.from_numpy(own) for own in arrays]
+    here = [number for number, own in enumerate(found) if own.device.type == "cpu"]
+    if device.type == "cpu" or not here:
+        return found
+    tensors = [found[number] for number in here]
     sizes = [own.numel() * own.element_size() for own in tensors]
     starts = [0]
     for size in sizes:
@@ -30,10 +32,9 @@ def to_device(arrays: Sequence[NDArray[Any] | Tensor], device: torch.device) -> 
     for own, start, size in zip(tensors, starts, sizes, strict=False):
         buffer[start : start + size] = own.contiguous().view(-1).view(torch.uint8)
     there = buffer.to(device, non_blocking=device.type != "mps")
-    return [
-        there[start : start + size].view(own.dtype).view(own.shape)
-        for own, start, size in zip(tensors, starts, sizes, strict=False)
-    ]
+    for number, own, start, size in zip(here, tensors, starts, sizes, strict=False):
+        found[number] = there[start : start + size].view(own.dtype).view(own.shape)
+    return found
 
 
 def _pinned(count: int, device: torch.device) -> Tensor:
