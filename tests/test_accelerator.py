@@ -41,7 +41,7 @@ LIMITS = {  # synchronisations and launches at most, of images on the device and
     "adversarial": {"update forward": (2, 250), "forward": (2, 250), "plain step": (0, 4), "update step": (1, 140)},
     "paper": {"update forward": (2, 250), "forward": (2, 250), "plain step": (0, 4), "update step": (1, 90)},
 }
-BOXES, MASKS = 1, 58
+BOXES, MASKS = 1, 40
 """More synchronisations of ``random`` for decoys, and more launches for masks of 8 images of different sizes, if the
 targets are on the device, too."""
 
