@@ -119,10 +119,13 @@ class FeedbackBuffer:
         if pending is not None:
             if (error := recorded_hardness(pending)) is not None:
                 self._hooks_failed(error)
+            due = policy_is_due or sampler_is_due
+            if due and pending.hardness is not None and pending.hardness.device.type == "cpu":
+                pending.check_recorded()
             if pending.hardness is None:
                 if not policy_is_due and self._policy.learns_from == "hardness" and self.batches[-1:] == [pending]:
                     self.batches.pop()  # there will be no extra forward for it
-            elif pending.sure or not (policy_is_due or sampler_is_due):
+            elif pending.sure or not due:
                 pending.composites = None
             if sampler_is_due or (self._sampler.learns and pending.hardness is not None):
                 self._append(self._for_sampler, pending)
@@ -139,8 +142,9 @@ class FeedbackBuffer:
             policy_is_due: see :meth:`end_batch`.
         """
         for pending in self.waiting():
-            if not pending.sure and pending.composites is not None and pending.hardness is not None:
-                pending.hardness = None if bool(pending.hardness.isnan().all()) else pending.hardness
+            pending.check_recorded()
+            if pending.hardness is not None:
+                pending.composites = None
         if not policy_is_due and self._policy.learns_from == "hardness":
             self.batches[:] = [pending for pending in self.batches if pending.hardness is not None]
 

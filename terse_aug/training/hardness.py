@@ -41,7 +41,7 @@ class PendingBatch:
         hardness: float ``[M]`` in [0, 1], NaN where not known; ``None`` as long as nothing is known. On the device
             until :class:`~terse_aug.training.policy_trainer.PolicyTrainer` has read it.
         labels: of the pastes that have one, by row in the proposal; known together with the hardness.
-        sure: whether a hardness that is NaN for all pastes is known not to be found by another forward.
+        sure: whether an extra forward would find no more.
         class_probabilities: float ``[M, K]``, NaN where not known; ``None`` if the model does not give them.
         loss: of the iteration in which the detector was trained on it, a scalar.
     """
@@ -89,6 +89,12 @@ class PendingBatch:
             every = torch.cat([own.detach().to(known) for own in given])
             self.class_probabilities = torch.full((count, every.shape[1]), torch.nan, device=device)
             self.class_probabilities[index[1]] = every[index[0]].clamp(0, 1)
+
+    def check_recorded(self) -> None:
+        """Find out whether anything was recorded; waits for the device if the hardness is there."""
+        if self.hardness is not None and not self.sure:
+            self.sure = not bool(self.hardness.isnan().all())
+            self.hardness = self.hardness if self.sure else None
 
     def by_class(self) -> tuple[list[int], list[float]]:
         """Label and hardness of the pastes whose hardness is known."""

@@ -39,6 +39,8 @@ def to_device(arrays: Sequence[NDArray[Any] | Tensor], device: torch.device) -> 
 
 def _pinned(count: int, device: torch.device) -> Tensor:
     """Bytes on the CPU that a device reads and writes while the program goes on."""
+    if device.type == "cuda":
+        return torch.empty(count, dtype=torch.uint8, pin_memory=True)
     buffer = torch.empty(count, dtype=torch.uint8)
     return buffer if device.type == "mps" else buffer.pin_memory()
 
