@@ -37,9 +37,9 @@ SIZES = ((540, 450), (450, 540), (480, 512), (512, 480), (540, 540), (430, 550),
 
 LIMITS = {  # synchronisations and launches at most, of images on the device and targets on the CPU
     "random": {"forward": (1, 60), "plain step": (0, 4)},
-    "critic": {"forward": (2, 150), "plain step": (0, 120), "update step": (1, 420)},
-    "adversarial": {"update forward": (2, 250), "forward": (2, 250), "plain step": (0, 4), "update step": (1, 140)},
-    "paper": {"update forward": (2, 250), "forward": (2, 250), "plain step": (0, 4), "update step": (1, 90)},
+    "critic": {"forward": (2, 150), "plain step": (0, 110), "update step": (1, 420)},
+    "adversarial": {"update forward": (2, 210), "forward": (2, 190), "plain step": (0, 4), "update step": (1, 135)},
+    "paper": {"update forward": (2, 190), "forward": (2, 170), "plain step": (0, 4), "update step": (1, 90)},
 }
 BOXES, MASKS = 1, 40
 """More synchronisations of ``random`` for decoys, and more launches for masks of 8 images of different sizes, if the
