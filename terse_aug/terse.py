@@ -167,13 +167,15 @@ class Terse(nn.Module):
         Args:
             images: B tensors ``[3, H, W]`` of any sizes, or one ``[B, 3, H, W]``, uint8 or float; left untouched.
             targets: B dictionaries: ``boxes`` float ``[N, 4]`` XYXY pixels, ``labels`` int ``[N]``, optionally
-                ``masks``, ``keypoints``, ``ids``, ``area``, ``iscrowd``; left untouched.
+                ``masks``, ``keypoints``, ``ids``, ``area``, ``iscrowd``; left untouched. With images on a device they
+                are best left on the CPU: that saves waiting for the device.
             from_workers: B results of a :class:`~terse_aug.ForegroundLoader` in the data loader's workers; or B records
                 of :meth:`composer`, if the batch was composed there: it is counted and passed on as it is.
 
         Returns:
-            Composites and corrected targets in the form of the input; float with robustness, and where a policy learns
-            from gradients (``adversarial``, ``paper``), whose composites carry a graph in an iteration with an update.
+            Composites and corrected targets in the form of the input, on the device of the images; float with
+            robustness, and where a policy learns from gradients (``adversarial``, ``paper``), whose composites carry a
+            graph in an iteration with an update.
 
         Raises:
             ValueError: the batch does not keep to the contract above, or what the workers gave does not fit.
@@ -295,7 +297,7 @@ class Terse(nn.Module):
 def _read_values(terse: nn.Module, prefix: str, keep_vars: bool) -> None:
     """Read what is still on the device, before a state is saved."""
     assert isinstance(terse, Terse)
-    terse.trainer.read_values()
+    terse.trainer.read_values(settle=True)
 
 
 def _requested_policy(

@@ -7,7 +7,8 @@ first ``backward`` of the process, as pytest does when it collects: autograd cou
 - launches: operators below autograd that compute something. Views, metadata and empty tensors are free, a ``foreach``
   operator is one; so is one that CUDA runs in several kernels (sort, convolution): the counts are a lower bound;
 - synchronisations: the host waits for a value: copies to the CPU, ``item``, ``tolist``, shapes that depend on values;
-- copies to the device; those without ``non_blocking`` also apart, since CUDA waits for the stream there, too;
+- copies to the device; those without ``non_blocking`` or from memory that is not pinned also apart, since CUDA may
+  wait for the stream there, too;
 - reads: copies to the CPU that do not wait. Their values are poison (NaN, or the largest integer) until an event that
   was recorded after them (``torch.Event(device)``) is queried or waited for, or anything else synchronises.
 
@@ -237,7 +238,7 @@ def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     if target.numel():
         count("launches", "copy_", int(here and (there or target.dtype != source.dtype)))
         count("copies", "copy_", int(not here))
-        count("blocking_copies", "copy_", int(not here and not non_blocking))
+        count("blocking_copies", "copy_", int(not here and not (non_blocking and _is_pinned(source))))
     if here and not there:
         _read(target, not (non_blocking and _is_pinned(target)), "copy_")
     return target

@@ -85,6 +85,16 @@ def test_decoys_alone_are_pasted_by_a_policy_that_learns_from_gradients(tmp_path
     assert (False, True) in shown
 
 
+def test_targets_of_two_devices_are_refused(bank: ForegroundBank) -> None:
+    images, targets = make_batch(0, SIZES, 1)
+    there = [image.to(DEVICE) for image in images]
+    targets[1] = {name: value.to(DEVICE) for name, value in targets[1].items()}
+    with pytest.raises(ValueError, match="target 1: expected it on cpu, as the first target is, got one on simulated"):
+        Terse(bank, seed=1).to(DEVICE)(there, targets)
+    with pytest.raises(ValueError, match="boxes is on simulated:0, its image on cpu; move both"):
+        Terse(bank, seed=1)(images, targets[1:2] + targets[:1] + targets[2:])
+
+
 def test_masks_of_both_types_keep_theirs(bank: ForegroundBank) -> None:
     images, targets = make_batch(3, SIZES, 2, masks=True)
     targets[0]["masks"] = targets[0]["masks"].bool()
@@ -153,6 +163,24 @@ def test_losses_of_two_devices_and_unknown_ones_are_read(bank: ForegroundBank) -
     metrics = trained(bank, DEVICE, [1.0, 3, None, 2.0, None, 1.0, 4, None, None]).metrics()
     assert metrics["updates"] == 3
     assert metrics["non_finite_losses"] == 0
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_a_gradient_that_is_not_finite_is_found_when_it_is_read(bank: ForegroundBank, device: torch.device) -> None:
+    terse = Terse(bank, policy_with("adversarial", update_interval=1), seed=1, paste=PASTE).to(device)
+    before = [own.detach().clone() for own in terse.parameters()]
+    images, targets = make_batch(0, SIZES, 1)
+    there = [{name: value.to(device) for name, value in target.items()} for target in targets]
+    for factor in (torch.inf, 1.0):
+        composites, _ = terse([image.to(device) for image in images], there)
+        (torch.stack([own.square().mean() for own in composites]).sum() * factor).backward()
+        terse.step(1.0)
+        metrics = terse.metrics()
+        unchanged = all(torch.equal(own, old) for own, old in zip(terse.parameters(), before, strict=True))
+        assert unchanged is (factor == torch.inf)
+        assert (metrics["skipped_updates"], metrics["updates"]) == (1, int(factor == 1))
+    terse.state_dict()
+    assert terse.metrics()["random_fallback"] == 0
 
 
 def test_reading_values_does_not_change_what_is_pasted(bank: ForegroundBank) -> None:

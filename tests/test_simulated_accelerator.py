@@ -68,6 +68,7 @@ def test_tensors_of_two_devices_are_not_mixed(mix: Callable[[], Tensor]) -> None
         (lambda x: x.new_tensor([1.0]), (0, 0, 1, 1, 0)),
         (lambda x: torch.as_tensor([1, 2], device=DEVICE), (0, 0, 1, 1, 0)),
         (lambda x: torch.zeros(3).pin_memory().to(DEVICE, non_blocking=True), (0, 0, 1, 0, 0)),
+        (lambda x: torch.zeros(3).to(DEVICE, non_blocking=True), (0, 0, 1, 1, 0)),
         (lambda x: x[torch.tensor([1])], (1, 0, 1, 1, 0)),
         (lambda x: x[[1, 0]], (1, 0, 1, 1, 0)),
     ],

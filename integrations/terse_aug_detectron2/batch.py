@@ -34,7 +34,7 @@ class Needs:
 
 
 def to_samples(batch: Sequence[Item], device: torch.device, needs: Needs) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """Images ``[3, H, W]``, uint8 or float in 0 to 255, in the mapper's channel order, and their targets, on a device.
+    """Images ``[3, H, W]``, uint8 or float in 0 to 255, in the mapper's channel order, on a device; and their targets.
 
     Args:
         batch: as a mapper returns it.
@@ -49,7 +49,7 @@ def to_samples(batch: Sequence[Item], device: torch.device, needs: Needs) -> tup
     for number, item in enumerate(batch):
         _check_item(number, item)
         images.append(item["image"].to(device))
-        instances = item["instances"].to(device)
+        instances = item["instances"]
         targets.append(_empty(needs, instances) | _target(instances, f"image {number} of the batch"))
     return images, targets
 

@@ -29,7 +29,7 @@ class PathWithForegrounds(str):
 
 
 def to_samples(batch: Mapping[str, Any], device: torch.device) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """Images ``[3, H, W]``, uint8 or float in 0 to 255, as the pipeline has loaded them, and targets, on a device.
+    """Images ``[3, H, W]``, uint8 or float in 0 to 255, as the pipeline has loaded them, on a device; and targets.
 
     Raises:
         ValueError: the batch is not from ``PackDetInputs``, or has annotations that pasting cannot correct: semantic
@@ -37,7 +37,7 @@ def to_samples(batch: Mapping[str, Any], device: torch.device) -> tuple[list[Ten
     """
     inputs, samples = _parts(batch)
     images = [image.to(device) for image in inputs]
-    return images, [_target(sample, f"image {number} of the batch", device) for number, sample in enumerate(samples)]
+    return images, [_target(sample, f"image {number} of the batch") for number, sample in enumerate(samples)]
 
 
 def objects_of(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -86,7 +86,7 @@ def _parts(batch: Mapping[str, Any]) -> tuple[Any, Any]:
     return inputs, samples
 
 
-def _target(sample: DetDataSample, where: str, device: torch.device) -> dict[str, Any]:
+def _target(sample: DetDataSample, where: str) -> dict[str, Any]:
     if "gt_sem_seg" in sample:
         raise ValueError(
             f"{where} has a semantic map (gt_sem_seg), which pasting does not correct: panoptic and semantic "
@@ -106,9 +106,9 @@ def _target(sample: DetDataSample, where: str, device: torch.device) -> dict[str
     if isinstance(boxes, BaseBoxes) and not isinstance(boxes, HorizontalBoxes):
         raise ValueError(f"{where}: expected upright boxes (HorizontalBoxes), got {type(boxes).__name__}")
     plain = boxes.tensor if isinstance(boxes, BaseBoxes) else boxes
-    target = {"boxes": plain.to(device).float(), "labels": instances.labels.to(device)}
+    target = {"boxes": plain.float(), "labels": instances.labels}
     if "masks" in instances:
-        target["masks"] = _masks(instances.masks, device)
+        target["masks"] = _masks(instances.masks, plain.device)
     return target
 
 

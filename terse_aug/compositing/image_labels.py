@@ -93,11 +93,11 @@ def label_on_device(
     """The labels of a batch on a device: everything that is needed comes to the CPU in one piece, and goes back so.
 
     Boxes are repaired here, and nothing is pasted on images that are not finite: to know either earlier would take
-    another synchronization.
+    another synchronization. Masks on the device stay there.
 
     Args:
         images: before pasting.
-        targets: of the images.
+        targets: of the images, on their device or on the CPU.
         layers: of the batch.
         rendered: the layers; ``None`` without any.
         frames: of the images.
@@ -106,10 +106,10 @@ def label_on_device(
     Returns:
         Labels, and the largest absolute value of each float image, NaN or infinite where one is.
     """
-    stack = None
-    if rendered is not None and any("masks" in target for target in targets):
+    stack, on_cpu = None, targets[0]["boxes"].device.type == "cpu"
+    if rendered is not None and not on_cpu and any("masks" in target for target in targets):
         stack = MaskStack(targets, frames, rendered)
-    names = [[name for name in OBJECT_FIELDS if name in target and name != "masks"] for target in targets]
+    names = [[name for name in OBJECT_FIELDS if name in target and (on_cpu or name != "masks")] for target in targets]
     wanted = [target[name] for target, own in zip(targets, names, strict=True) for name in own]
     wanted += [] if stack is None else [stack.changes]
     wanted += [] if rendered is None else [rendered.mask]
@@ -126,7 +126,7 @@ def label_on_device(
         numbers = [row for row, layer in enumerate(layers) if layer.image == number and finite[number]]
         known = None if stack is None or changes is None else stack.changes_of(number, changes)
         labels.append(_label(fields, target, numbers, layers, masks, frames[number], settings, known))
-    return _sent_back(labels, targets, names, stack, len(layers)), largest
+    return _sent_back(labels, targets, names, stack, len(layers), images[0].device), largest
 
 
 def _label(
@@ -139,7 +139,7 @@ def _label(
     settings: RenderSettings,
     changes: Sequence[MaskChange] | None,
 ) -> ImageLabels:
-    """Labels of one image on the CPU, without masks; ``target`` itself where nothing has changed."""
+    """Labels of one image on the CPU, with the masks if these are there; ``target`` itself if nothing has changed."""
     # The rows of the objects ride along as a field, so that it is known which of them repairing leaves out.
     count = len(fields["boxes"])
     repaired, dropped = repair_boxes(fields | {"ids": torch.arange(count)}, *frame)
@@ -163,14 +163,16 @@ def _sent_back(
     names: Sequence[Sequence[str]],
     stack: MaskStack | None,
     layer_count: int,
+    device: torch.device,
 ) -> list[ImageLabels]:
     """The labels with their targets on the device."""
     changed = [
-        number for number, (own, target) in enumerate(zip(labels, targets, strict=True)) if own.target is not target
+        number
+        for number, (own, target) in enumerate(zip(labels, targets, strict=True))
+        if own.target is not target or target["boxes"].device != device
     ]
     if not changed:
         return list(labels)
-    device = targets[0]["boxes"].device
     there = iter(to_device([labels[number].target[name] for number in changed for name in names[number]], device))
     found = list(labels)
     masks: Mapping[int, Tensor] = {}
@@ -185,7 +187,7 @@ def _sent_back(
         target = dict(targets[number]) | {name: next(there) for name in names[number]}
         if number in masks:
             target["masks"] = masks[number]
-        elif "masks" in target:
+        elif "masks" in target and "masks" not in names[number]:
             (rows,) = to_device([torch.tensor(labels[number].kept, dtype=torch.long)], device)
             target["masks"] = target["masks"].index_select(0, rows)
         own = labels[number]

@@ -29,7 +29,7 @@ class MaskStack:
         rendered: layers, all of them in front of the objects.
 
     Attributes:
-        changes: int ``[T, 6]`` on the device: pixels before, then top, left, bottom, right and pixels of what is left.
+        changes: int ``[T, 6]`` on the device: pixels before, and of what is left those of :func:`extents_at_once`.
     """
 
     def __init__(self, targets: Sequence[Target], frames: Frames, rendered: Rendered) -> None:
@@ -42,14 +42,13 @@ class MaskStack:
             self._rows[number], total = range(total, total + len(own)), total + len(own)
         self._types = {number: own.dtype for number, own in masks.items()}
         self._masks = _padded(list(masks.values()), self._size)
-        cells = rendered.row("cell") + rendered.column
-        cover = _marked(len(frames) * self._size[0] * self._size[1], torch.where(rendered.mask, cells, -1))
+        self._cells = rendered.row("cell") + rendered.column + 1
+        free = _marked(len(frames) * self._size[0] * self._size[1], (self._cells * rendered.mask).long(), False)
         images = torch.tensor([number for number, own in masks.items() for _ in range(len(own))], dtype=torch.long)
         (images,) = to_device([images], self._masks.device)
-        hidden = cover.view(len(frames), *self._size).index_select(0, images)
-        self._left = self._masks.bool() & ~hidden
-        before = self._masks.bool().flatten(1).sum(1, keepdim=True)
-        self.changes = torch.cat([before, extents_at_once(self._left)], 1)
+        self._left = self._masks * free.view(len(frames), *self._size).index_select(0, images)
+        before = self._masks.count_nonzero((1, 2))
+        self.changes = torch.cat([before[:, None], extents_at_once(self._left)], 1)
 
     def changes_of(self, image: int, changes: Tensor) -> list[MaskChange] | None:
         """Those of an image's objects, ``None`` if it has no masks.
@@ -61,10 +60,7 @@ class MaskStack:
         if image not in self._rows:
             return None
         rows = changes[self._rows[image].start : self._rows[image].stop].tolist()
-        return [
-            MaskChange(before, Extent(Rectangle(top, left, bottom, right), pixels))
-            for before, top, left, bottom, right, pixels in rows
-        ]
+        return [MaskChange(before, extent_in(self._size, values)) for before, *values in rows]
 
     def corrected(
         self, corrections: Mapping[int, Correction], layers: Mapping[int, Sequence[int]], count: int
@@ -78,36 +74,35 @@ class MaskStack:
         """
         kept: list[int] = []
         places: list[int] = []
-        row_of_layer, total = [-1] * count, 0
+        height, width = self._size
+        # From the cells of a layer in a map of all images to those in the stack; before its beginning for none.
+        shifts, total = [-len(self._frames) * height * width] * count, 0
         spans = {}
         for image, correction in corrections.items():
             spans[image] = slice(total, total + len(correction.target["boxes"]))
             kept += [self._rows[image][row] for row in correction.kept]
             places += range(total, total + len(correction.kept))
             for layer, row in zip(layers[image], correction.rows, strict=True):
-                row_of_layer[layer] = -1 if row is None else total + row
+                if row is not None:
+                    shifts[layer] = (total + row - image) * height * width
             total = spans[image].stop
-        arrays = [torch.tensor(kept).long(), torch.tensor(places).long(), torch.tensor(row_of_layer).long()]
-        rows, destinations, stack_rows = to_device(arrays, self._masks.device)
-        stack = self._pasted(stack_rows, total).to(self._masks.dtype)
-        left = self._left if self._masks.dtype == torch.bool else self._masks * self._left
-        stack.index_copy_(0, destinations, left.index_select(0, rows))
+        arrays = [torch.tensor(own, dtype=torch.long) for own in (kept, places, shifts)]
+        rows, destinations, there = to_device(arrays, self._masks.device)
+        stack = self._pasted(there, total).to(self._masks.dtype)
+        stack.index_copy_(0, destinations, self._left.index_select(0, rows))
         return {
             image: stack[span, : self._frames[image][0], : self._frames[image][1]].to(self._types[image])
             for image, span in spans.items()
         }
 
-    def _pasted(self, rows: Tensor, total: int) -> Tensor:
-        """bool ``[total, H, W]``: the visible pixels of each layer, at its row; -1 for none."""
+    def _pasted(self, shifts: Tensor, total: int) -> Tensor:
+        """bool ``[total, H, W]``: the visible pixels of each layer, shifted by ``[L]`` cells."""
         rendered, (height, width) = self._rendered, self._size
-        layer = rendered.row("layer")
         visible = rendered.mask
         if rendered.overlaps:
-            visible = visible & ~rendered.of_later(visible).any(0)
-        row = rows.index_select(0, layer)
-        image = rendered.row("image")
-        place = rendered.row("cell") + rendered.column + (row - image) * (height * width)
-        return _marked(total * height * width, torch.where(visible & (row >= 0), place, -1)).view(-1, height, width)
+            visible = visible > rendered.of_later(visible).any(0)
+        places = (self._cells + shifts.index_select(0, rendered.row("layer"))) * visible
+        return _marked(total * height * width, places.clamp_(min=0), True).view(-1, height, width)
 
 
 def _padded(masks: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
@@ -124,19 +119,27 @@ def _padded(masks: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
 
 
 def extents_at_once(masks: Tensor) -> Tensor:
-    """Top, left, bottom and right of the pixels set in bool ``[T, H, W]``, 0 where none are, and their number."""
-    sides: dict[str, Tensor] = {}
-    for axis, (low, high) in ((2, ("top", "bottom")), (1, ("left", "right"))):
-        line = masks.any(axis)
-        after = torch.arange(1, line.shape[1] + 1, device=masks.device)
-        end = (line * after).amax(1)
-        sides[high] = end
-        sides[low] = torch.where(line, after - 1, end[:, None]).amin(1)
-    pixels = masks.flatten(1).sum(1)
-    return torch.stack([sides["top"], sides["left"], sides["bottom"], sides["right"], pixels], 1)
+    """Distances of what is set in ``[T, H, W]`` from the sides, and its pixels; see :func:`extent_in`.
+
+    Returns:
+        int ``[T, 5]``: of the last row from above the image and of the first from below, likewise of columns, number.
+    """
+    weights = [torch.stack([torch.arange(1, side + 1), torch.arange(side, 0, -1)]) for side in masks.shape[1:]]
+    far = [
+        (masks.any(axis)[:, None] * weight).amax(2)
+        for axis, weight in zip((2, 1), to_device(weights, masks.device), strict=True)
+    ]
+    return torch.cat([*far, masks.count_nonzero((1, 2))[:, None]], 1)
 
 
-def _marked(count: int, places: Tensor) -> Tensor:
-    """bool ``[count]``: set at these places; -1 for none."""
-    marks = torch.zeros(count + 1, dtype=torch.bool, device=places.device)
-    return marks.index_fill_(0, (places + 1).long(), True)[1:]
+def extent_in(size: tuple[int, int], values: Sequence[int]) -> Extent:
+    """What :func:`extents_at_once` has found of a mask of some size; an empty rectangle at 0 where nothing is set."""
+    bottom, from_below, right, from_right, pixels = values
+    top, left = (size[0] - from_below, size[1] - from_right) if pixels else (0, 0)
+    return Extent(Rectangle(top, left, bottom, right), pixels)
+
+
+def _marked(count: int, places: Tensor, mark: bool) -> Tensor:
+    """bool ``[count]``: ``mark`` at these places, counted from 1, and not elsewhere; 0 for none."""
+    marks = torch.full((count + 1,), not mark, device=places.device)
+    return marks.index_fill_(0, places, mark)[1:]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from terse_aug.structures.annotations import Target
+from terse_aug.utils.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class PaddedObjects:
         boxes = torch.cat([target["boxes"].float() for target in targets])
         labels = torch.cat([target["labels"].long() for target in targets])
         index = padded_index([range(count) for count in counts] if rows is None else rows, counts)
-        index = index.to(boxes.device, non_blocking=boxes.device.type != "mps")
+        (index,) = to_device([index], boxes.device)
         boxes, labels = (torch.cat([own, own.new_zeros(1, *own.shape[1:])])[index] for own in (boxes, labels))
         return cls(boxes, labels, index, counts)
 

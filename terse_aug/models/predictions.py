@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from terse_aug.models.forward_hooks import Arguments, ForwardHooks
 from terse_aug.models.padding import PaddedObjects, overlaps, scale_factors
 from terse_aug.structures.annotations import Target
+from terse_aug.utils.transfer import to_device
 
 _PAIRS_ON_CPU, _PAIRS = 2**22, 2**26
 """Pairs of an object and a box that are compared at once: a few megabytes or gigabytes of memory."""
@@ -227,8 +228,8 @@ def _best(predictions: Predictions, objects: PaddedObjects, sizes: Sizes, shown:
     boxes, device = predictions.boxes.float(), predictions.boxes.device
     if predictions.clip:
         limits = torch.tensor([[width, height] for height, width in sizes], dtype=torch.float32).repeat(1, 2)
-        boxes = torch.minimum(boxes.clamp(min=0), limits[:, None].to(device, non_blocking=device.type != "mps"))
-    own = objects.boxes.to(device) * scale_factors(sizes, shown).to(device, non_blocking=device.type != "mps")
+        boxes = torch.minimum(boxes.clamp(min=0), to_device([limits[:, None]], device)[0])
+    own = objects.boxes.to(device) * to_device([scale_factors(sizes, shown)], device)[0]
     labels = objects.labels.to(device)
     pairs = _PAIRS_ON_CPU if device.type == "cpu" else _PAIRS
     step = max(1, pairs // (labels.shape[1] * boxes.shape[1]))

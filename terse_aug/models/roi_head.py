@@ -19,6 +19,7 @@ from terse_aug.models.forward_hooks import Arguments, ForwardHooks
 from terse_aug.models.padding import PaddedObjects, overlaps, padded_index, scale_factors
 from terse_aug.models.predictions import matching_boxes
 from terse_aug.structures.annotations import Target
+from terse_aug.utils.transfer import to_device
 
 _BOX_TOLERANCE = 0.01
 
@@ -168,8 +169,7 @@ class _Padded:
     @classmethod
     def of(cls, proposals: Proposals, images: int) -> _Padded:
         counts = proposals.counts(images)
-        index = padded_index([range(count) for count in counts], counts)
-        index = index.to(proposals.boxes.device, non_blocking=proposals.boxes.device.type != "mps")
+        (index,) = to_device([padded_index([range(count) for count in counts], counts)], proposals.boxes.device)
         return cls(_padded(proposals.boxes, index), index)
 
     def pad(self, values: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ def _near(
     boxes, own = proposals.boxes, objects.boxes.to(proposals.boxes.device)
     if sizes is not None:
         shown = [(image.shape[-2], image.shape[-1]) for image in images]
-        own = own * scale_factors(sizes, shown).to(boxes.device, non_blocking=boxes.device.type != "mps")
+        own = own * to_device([scale_factors(sizes, shown)], boxes.device)[0]
     # Under autocast, a detector's annotated boxes are rounded as its proposals are.
     rounded = own.to(boxes.dtype).float()
     annotated = ((rounded[:, :, None] - boxes[:, None].float()).abs() <= _BOX_TOLERANCE).all(3)

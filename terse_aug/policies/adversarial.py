@@ -63,7 +63,7 @@ class AdversarialPolicy(Policy):
         count = max(len(location), 1)
         ascent = sum(((g * out).sum() for g, out in zip(gradients, proposal.outputs, strict=True)), start=0.0)
         divergence = divergence_from_uniform(location, log_spread).sum()
-        proposal.metrics["divergence"] = float(divergence.detach()) / count
+        proposal.metrics["divergence"] = divergence.detach() / count
         return (self.kl_weight * divergence - ascent) / count
 
     @property
@@ -103,7 +103,8 @@ def divergence_from_uniform(location: Tensor, log_spread: Tensor) -> Tensor:
     Returns:
         float ``[...]``, 0 at location 0 and log_spread 0, to the rule's accuracy at least 0.
     """
-    noise = torch.linspace(-_QUADRATURE_LIMIT, _QUADRATURE_LIMIT, _QUADRATURE_POINTS).to(location)
+    points = torch.linspace(-_QUADRATURE_LIMIT, _QUADRATURE_LIMIT, _QUADRATURE_POINTS, dtype=location.dtype)
+    (noise,) = to_device([points], location.device)
     density = torch.softmax(-F.softplus(noise) - F.softplus(-noise), 0)
     value = location[..., None] + log_spread.exp()[..., None] * noise
     cross = (density * (F.softplus(value) + F.softplus(-value))).sum(-1)

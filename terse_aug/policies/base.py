@@ -90,7 +90,7 @@ class Proposal:
             several; M then counts the pastes.
         placement: of ``unit``, on the same device, where the policy has computed it.
         extra_forwards: detector forwards of one image each that the choice has cost.
-        metrics: values for the log.
+        metrics: values for the log, numbers or scalars on the device.
     """
 
     unit: Tensor
@@ -101,7 +101,7 @@ class Proposal:
     rows: Tensor | None = None
     placement: Placement | None = None
     extra_forwards: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, Tensor | float] = field(default_factory=dict)
 
 
 class Policy(nn.Module):

@@ -19,6 +19,7 @@ Shape letters: C candidates, M pastes, K classes.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -143,6 +144,12 @@ class CriticPolicy(Policy):
         self.replay_labels: Tensor
         self.replay_count: Tensor
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CriticPolicy:
+        """Move everything but the count, which is read in every update."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.replay_count = self.replay_count.cpu()
+        return self
+
     def propose(self, context: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
         """See :meth:`Policy.propose`; the density is estimated from the candidates."""
         assert context.views is not None
@@ -207,7 +214,8 @@ class CriticPolicy(Policy):
         filled = min(int(self.replay_count), len(self.replay_labels))
         if filled == 0:
             return None
-        sample = torch.randint(filled, (_REPLAY_BATCH,), generator=generator).to(self.replay_labels.device)
+        drawn = torch.randint(filled, (_REPLAY_BATCH,), generator=generator)
+        (sample,) = to_device([drawn], self.replay_labels.device)
         images, labels = self.replay_images[sample].float() / 255, self.replay_labels[sample]
         with torch.autocast(images.device.type, enabled=False):
             outputs = self.network(Views(images[None], self.replay_numbers[sample][None]))[0]

@@ -40,7 +40,7 @@ def background_thumbnails(
     counts = [len(target["boxes"]) for target in targets]
     of_box = [scale for scale, count in zip(scales, counts, strict=True) for _ in range(count)]
     pixels = torch.arange(side, dtype=torch.float32)
-    of_box_there, pixels = to_device([torch.tensor(of_box).view(-1, 4), pixels], device)
+    of_box_there, pixels, boxes = to_device([torch.tensor(of_box).view(-1, 4), pixels, boxes], device)
     scaled = (boxes * of_box_there)[:, :, None]
     covered = ((pixels >= scaled[:, :2].floor()) & (pixels < scaled[:, 2:].ceil())).float()
     # An outer product for each box, added up over those of an image.

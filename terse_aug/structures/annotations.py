@@ -2,7 +2,8 @@
 
 images: float or uint8 ``[3, H, W]``, targets: a dictionary of ``boxes`` float ``[N, 4]`` (XYXY, pixels), ``labels`` int
 ``[N]`` and, where present, ``masks`` bool or uint8 of 0 and 1 ``[N, H, W]``, ``keypoints`` float ``[N, k, 3]`` (x, y,
-visibility), ``ids`` int ``[N]``, ``area`` float ``[N]``, ``iscrowd`` ``[N]``. Other entries are passed through.
+visibility), ``ids`` int ``[N]``, ``area`` float ``[N]``, ``iscrowd`` ``[N]``. Other entries are passed through. All
+targets are on the device of the images, or on the CPU.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ def check_samples(images: Sequence[Tensor], targets: Sequence[Target]) -> None:
             expected, got = f"{images[0].dtype} on {images[0].device}", f"{image.dtype} on {image.device}"
             raise ValueError(f"image {index}: expected {expected}, as the first image is, got {got}")
         _check_target(index, image, target)
+        if target["boxes"].device != targets[0]["boxes"].device:
+            on = f"on {targets[0]['boxes'].device}, as the first target is, got one on {target['boxes'].device}"
+            raise ValueError(f"target {index}: expected it {on}")
 
 
 def _check_image(index: int, image: Tensor) -> None:
@@ -83,7 +87,7 @@ def _check_field(where: str, name: str, image: Tensor, target: Target) -> None:
     if len(shape) != len(expected) or any(isinstance(n, int) and n != m for n, m in zip(expected, shape, strict=True)):
         wanted = ", ".join(map(str, expected))
         raise ValueError(f"{where}: expected {name} of shape [{wanted}], got {shape}")
-    if value.device != image.device:
+    if value.device != target["boxes"].device or value.device not in (image.device, torch.device("cpu")):
         raise ValueError(f"{where}: {name} is on {value.device}, its image on {image.device}; move both")
     # torchvision's tv_tensors have an attribute for the format of their boxes.
     if name == "boxes" and (box_format := getattr(getattr(value, "format", None), "name", "XYXY")) != "XYXY":

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from terse_aug.utils.random import isolated_global_rng
+from terse_aug.utils.transfer import to_device
 
 CROP = 64
 """Side of the crops that it judges, pixels."""
@@ -74,7 +75,7 @@ def object_crops(images: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         float ``[R, 3, CROP, CROP]``, R the sum of all R_b, differentiable in the images.
     """
     crops = []
-    for image, own in zip(images, boxes, strict=True):
+    for image, own in zip(images, to_device(boxes, images[0].device), strict=True):
         if len(own):
             crops.append(roi_align(image[None].float(), [_with_context(own.float())], CROP, aligned=True))
     return torch.cat(crops) if crops else torch.zeros(0, 3, CROP, CROP)

@@ -71,7 +71,7 @@ class FeedbackBuffer:
         self._metrics, self._warn, self._pixel_format = metrics, warn, pixel_format
         self.batches: list[PendingBatch] = []
         self._last: PendingBatch | None = None
-        self._for_sampler: list[PendingBatch] = []
+        self._for_sampler: list[PendingBatch] = []  # that it has not recorded yet
         self._supplied = self._was_supplied = self._logged = False
         # In a list, so that a batch that was not trained on to the end releases the model's hooks too.
         self._recorders: list[Recorder] = []
@@ -79,12 +79,15 @@ class FeedbackBuffer:
 
     def add(self, pending: PendingBatch) -> None:
         """Keep a batch for the policy's next update; the oldest are dropped if ``step`` is not called."""
-        self.batches.append(pending)
-        waiting = [kept for kept in self.batches if kept.loss is None]
-        with_images = [kept for kept in self.batches if kept.composites is not None]
+        self._append(self.batches, pending)
+
+    def _append(self, batches: list[PendingBatch], pending: PendingBatch) -> None:
+        batches.append(pending)
+        waiting = [kept for kept in batches if kept.loss is None]
+        with_images = [kept for kept in batches if kept.composites is not None]
         for kept, most in ((waiting, _MOST), (with_images, _MOST_WITH_IMAGES)):
             if len(kept) > most:
-                self.batches.remove(kept[0])
+                batches.remove(kept[0])
                 self._count_dropped(most)
 
     def watch(self, pending: PendingBatch, composites: Composites) -> None:
@@ -106,7 +109,7 @@ class FeedbackBuffer:
             self._last.store(outcomes, self._policy.classes)
 
     def end_batch(self, policy_is_due: bool, sampler_is_due: bool) -> None:
-        """The detector has been trained on the last batch: read what was recorded, release the model.
+        """The detector has been trained on the last batch: take what was recorded, release the model.
 
         Args:
             policy_is_due: whether the policy is updated in this iteration, with extra forwards for what is not known.
@@ -114,20 +117,45 @@ class FeedbackBuffer:
         """
         pending, self._last = self._last, None
         if pending is not None:
-            if (error := recorded_hardness(pending, policy_is_due or sampler_is_due)) is not None:
+            if (error := recorded_hardness(pending)) is not None:
                 self._hooks_failed(error)
-            if self._sampler.learns and pending.hardness is not None:
-                self._sampler.record(*pending.by_class())
-            elif sampler_is_due:
-                self._for_sampler.append(pending)
-                if len(self._for_sampler) > _MOST_WITH_IMAGES:
-                    del self._for_sampler[0]
-                    self._count_dropped(_MOST_WITH_IMAGES)
+            due = policy_is_due or sampler_is_due
+            if due and pending.hardness is not None and pending.hardness.device.type == "cpu":
+                pending.check_recorded()
+            if pending.hardness is None:
+                if not policy_is_due and self._policy.learns_from == "hardness" and self.batches[-1:] == [pending]:
+                    self.batches.pop()  # there will be no extra forward for it
+            elif pending.sure or not due:
+                pending.composites = None
+            if sampler_is_due or (self._sampler.learns and pending.hardness is not None):
+                self._append(self._for_sampler, pending)
+        self._recorders.clear()
+
+    def waiting(self) -> list[PendingBatch]:
+        """The batches that policy or sampler have not learned from yet."""
+        return list(dict.fromkeys([*self.batches, *self._for_sampler]))
+
+    def check_recorded(self, policy_is_due: bool) -> None:
+        """Find out of which batches nothing was recorded, after their hardness was read: they need an extra forward.
+
+        Args:
+            policy_is_due: see :meth:`end_batch`.
+        """
+        for pending in self.waiting():
+            pending.check_recorded()
             if pending.hardness is not None:
                 pending.composites = None
-            elif not policy_is_due and self._policy.learns_from == "hardness" and self.batches[-1:] == [pending]:
-                self.batches.pop()  # there will be no extra forward for it
-        self._recorders.clear()
+        if not policy_is_due and self._policy.learns_from == "hardness":
+            self.batches[:] = [pending for pending in self.batches if pending.hardness is not None]
+
+    def record_for_sampler(self) -> None:
+        """Give the sampler the hardness that was read."""
+        batches, self._for_sampler = self._for_sampler, []
+        for pending in batches:
+            if pending.composites is not None:
+                self._for_sampler.append(pending)  # it may need an extra forward
+            else:
+                self._sampler.record(*pending.by_class())
 
     def run_extra_forwards(self, policy_name: str) -> None:
         """Get the hardness that is not known from extra forwards, for the policy.
@@ -150,10 +178,10 @@ class FeedbackBuffer:
         """
         self._check_source(f"sampler {type(self._sampler).__name__}")
         batches, self._for_sampler = self._for_sampler, []
-        if run_forwards and self._model is not None:
+        if run_forwards:
             self._run_extra_forwards(batches)
-            for pending in batches:
-                self._sampler.record(*pending.by_class())
+        for pending in batches:
+            self._sampler.record(*pending.by_class())
         self._sampler.update(device)
 
     def extra_forward_failed(self, error: Exception) -> None:
@@ -193,7 +221,7 @@ class FeedbackBuffer:
     def reset(self) -> None:
         """Drop everything, before another state is loaded."""
         if self._last is not None:
-            recorded_hardness(self._last, False)
+            recorded_hardness(self._last)
         self._last = None
         self.batches.clear()
         self._for_sampler = []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -38,7 +38,10 @@ class PendingBatch:
         composite: crops of pasted objects, detached, likewise.
         composites: the batch as the detector is trained on it, kept while the hardness is not known.
         recorder: of the training forward, while it runs.
-        hardness: float ``[M]`` in [0, 1], NaN where not known; ``None`` as long as nothing is known.
+        hardness: float ``[M]`` in [0, 1], NaN where not known; ``None`` as long as nothing is known. On the device
+            until :class:`~terse_aug.training.policy_trainer.PolicyTrainer` has read it.
+        labels: of the pastes that have one, by row in the proposal; known together with the hardness.
+        sure: whether an extra forward would find no more.
         class_probabilities: float ``[M, K]``, NaN where not known; ``None`` if the model does not give them.
         loss: of the iteration in which the detector was trained on it, a scalar.
     """
@@ -53,6 +56,8 @@ class PendingBatch:
     hardness: Tensor | None = None
     class_probabilities: Tensor | None = None
     loss: Tensor | None = None
+    labels: dict[int, int] = field(default_factory=dict)
+    sure: bool = True
 
     def store(self, outcomes: Outcomes, classes: int | None) -> None:
         """Take the outcomes of the proposal's pastes; NaN for those without a label.
@@ -68,14 +73,15 @@ class PendingBatch:
         with_pastes = [image for image in range(len(self.composites.pastes)) if self.composites.labelled(image)]
         if not with_pastes:
             return
-        rows, numbers, first = [], [], 0
+        rows, first = [], 0
+        self.labels = {}
         for image in with_pastes:
             for paste in self.composites.labelled(image):
                 rows.append(first + (paste.row or 0))
-                numbers.append(paste.number)
+                self.labels[paste.number or 0] = paste.label
             first += len(outcomes[image][0])
         # Of the whole batch at once: each copy of indices to a device costs as much as a launch.
-        (index,) = to_device([torch.tensor([rows, numbers])], device)
+        (index,) = to_device([torch.tensor([rows, list(self.labels)])], device)
         known = torch.cat([outcomes[image][0].detach().to(self.hardness) for image in with_pastes])
         self.hardness[index[1]] = known[index[0]].clamp(0, 1)
         given = [own for own in (outcomes[image][1] for image in with_pastes) if own is not None]
@@ -84,17 +90,17 @@ class PendingBatch:
             self.class_probabilities = torch.full((count, every.shape[1]), torch.nan, device=device)
             self.class_probabilities[index[1]] = every[index[0]].clamp(0, 1)
 
+    def check_recorded(self) -> None:
+        """Find out whether anything was recorded; waits for the device if the hardness is there."""
+        if self.hardness is not None and not self.sure:
+            self.sure = not bool(self.hardness.isnan().all())
+            self.hardness = self.hardness if self.sure else None
+
     def by_class(self) -> tuple[list[int], list[float]]:
         """Label and hardness of the pastes whose hardness is known."""
-        labels: list[int] = []
-        values: list[float] = []
-        if self.hardness is not None and self.composites is not None:
-            hardness = self.hardness.tolist()
-            for paste in (paste for pastes in self.composites.pastes for paste in pastes):
-                if paste.number is not None and not math.isnan(hardness[paste.number]):
-                    labels.append(paste.label)
-                    values.append(hardness[paste.number])
-        return labels, values
+        hardness = [] if self.hardness is None else self.hardness.tolist()
+        known = [number for number in self.labels if hardness and not math.isnan(hardness[number])]
+        return [self.labels[number] for number in known], [hardness[number] for number in known]
 
 
 def supplied_outcomes(
@@ -127,12 +133,8 @@ def supplied_outcomes(
     )
 
 
-def recorded_hardness(pending: PendingBatch, alternative: bool) -> Exception | None:
+def recorded_hardness(pending: PendingBatch) -> Exception | None:
     """Give a batch what its recorder has recorded, unless the hardness is known already; release the model.
-
-    Args:
-        pending: the batch.
-        alternative: whether there will be an extra forward if nothing is known; to find out synchronizes with a device.
 
     Returns:
         The error, if recording has failed; the hardness is not known then.
@@ -150,10 +152,7 @@ def recorded_hardness(pending: PendingBatch, alternative: bool) -> Exception | N
             scores = recorder.scores(composites.images, composites.targets, rows)
             if scores is not None:
                 pending.store({number: (1 - own, None) for number, own in enumerate(scores)}, None)
-                known = pending.hardness
-                unsure = alternative and not getattr(recorder, "complete", False)
-                if unsure and known is not None and bool(known.isnan().all()):
-                    pending.hardness = None
+                pending.sure = getattr(recorder, "complete", False)
     except Exception as error:
         pending.hardness = None
         return error

@@ -23,6 +23,7 @@ from terse_aug.training.metrics import Metrics
 from terse_aug.training.updates import PolicyUpdater, UpdateResult
 from terse_aug.utils.distributed import rank
 from terse_aug.utils.random import generator_for
+from terse_aug.utils.transfer import to_cpu
 from terse_aug.utils.warnings import WarnOnce
 
 _MOST_UNREAD = 64
@@ -64,8 +65,10 @@ class PolicyTrainer(nn.Module):
         self.feedback = FeedbackBuffer(model, policy, sampler, metrics, warn, pixel_format)
         # In a tuple, so that nn.Module does not register it: Terse saves it.
         self._shared, self._warn = (metrics,), warn
+        # What has not been read yet, and what ``random_fallback`` becomes in the next iteration in which it is.
         self._losses: list[Tensor] = []
-        self._non_finite = False  # whether a loss was, since pastes were last switched to random
+        self._results: list[UpdateResult] = []
+        self._fallback: int | None = None
 
     @property
     def _metrics(self) -> Metrics:
@@ -158,14 +161,17 @@ class PolicyTrainer(nn.Module):
         if losses is not None:
             self._losses.append(_total(losses))
         self.end_batch()
-        for pending in self.feedback.batches if losses is not None else ():
+        for pending in self.feedback.waiting() if losses is not None else ():
             pending.loss = self._losses[-1] if pending.loss is None else pending.loss
         policy_is_due, sampler_is_due = self._policy_is_due(), self._sampler_is_due()
         on_device = bool(self._losses) and self._losses[-1].device.type != "cpu"
         reads = policy_is_due or sampler_is_due or not on_device or self._has_many()
-        finite = (self._read_losses() if reads else True) or losses is None
-        if self._non_finite and reads:
-            self._metrics.counts["random_fallback"], self._non_finite = int(self.policy.learns), False
+        finite = True
+        if reads:
+            finite = self._read() or losses is None
+            self._settle_fallback()
+            self.feedback.check_recorded(policy_is_due)
+            self.feedback.record_for_sampler()
         if policy_is_due and finite and self.policy.learns_from == "hardness":
             self.feedback.run_extra_forwards(type(self.policy).__name__)
         if sampler_is_due:
@@ -177,49 +183,71 @@ class PolicyTrainer(nn.Module):
                 generator = generator_for(seed, rank(), "update", self._metrics.counts["iterations"])
                 result = self.updater.update(self.feedback.batches, finite, loss_scale, device, generator)
                 self._track_update(result, finite)
+                if device.type == "cpu":
+                    self._read()
+                    self._settle_fallback()
         self.feedback.end_iteration(keep_batches=not reads and self.policy.learns_from == "hardness")
         self._metrics.counts["iterations"] += 1
 
-    def read_values(self) -> None:
-        """Read losses and hardness that are still on the device: before metrics or a state are given."""
-        if not self._losses:
+    def read_values(self, settle: bool = False) -> None:
+        """Read losses, hardness and gradients that are still on the device: before metrics or a state are given.
+
+        Args:
+            settle: switch to random pastes at once if one is not finite, so that a resumed run does so, too.
+        """
+        unread = [*self._losses, *(result.norms for result in self._results)]
+        if not unread:
             return
-        device = self._losses[-1].device
-        self._read_losses()
+        self._read()
+        if settle:
+            self._settle_fallback()
+        self.feedback.record_for_sampler()
         if self.policy.learns_from == "hardness":
             batches = self.feedback.batches
-            with full_precision(device):
+            with full_precision(unread[-1].device):
                 self._add_to_replay([pending for pending in batches if pending.loss is not None])
             batches[:] = [pending for pending in batches if pending.loss is None]
 
     def _has_many(self) -> bool:
         """Whether much is waiting to be read from a device."""
-        return max(len(self._losses), len(self.feedback.batches)) >= _MOST_UNREAD
+        return max(len(self._losses), len(self.feedback.waiting())) >= _MOST_UNREAD
 
     def _add_to_replay(self, batches: Sequence[PendingBatch]) -> None:
         for values in self.updater.add_to_replay(batches):
             self._track_averages(values)
 
-    def _read_losses(self) -> bool:
-        """Track the losses since they were last read, by one synchronization; whether the last one is finite.
+    def _read(self) -> bool:
+        """Bring all that is still on the device to the CPU, by one synchronization; whether the last loss is finite.
 
-        Batches whose loss is not finite are dropped, if the policy learns from hardness.
+        Losses and updates are tracked. Batches whose loss is not finite are dropped, if the policy learns from
+        hardness.
         """
-        if not self._losses:
-            return True
-        there = [loss for loss in self._losses if loss.device.type != "cpu"]
-        read = iter(torch.stack(there).tolist() if there else ())
-        values = [float(loss) if loss.device.type == "cpu" else next(read) for loss in self._losses]
-        bad = [loss for loss, value in zip(self._losses, values, strict=True) if not self._track_loss(value)]
+        losses, results = self._losses, self._results
+        self._losses, self._results = [], []
+        batches = [pending for pending in self.feedback.waiting() if pending.hardness is not None]
+        values = [torch.as_tensor(value) for result in results for value in result.values.values()]
+        parts = [*losses, *(result.norms for result in results), *values]
+        read = iter(to_cpu([*parts, *(own.hardness for own in batches if own.hardness is not None)]))
+        read_losses = [float(next(read)) for _ in losses]
+        finite = [bool(next(read).isfinite().all()) for _ in results]
+        for result, own_finite in zip(results, finite, strict=True):
+            self._track_steps({name: float(next(read)) for name in result.values}, own_finite)
+        for pending in batches:
+            pending.hardness = next(read)
+        bad = [loss for loss, value in zip(losses, read_losses, strict=True) if not self._track_loss(value)]
         if self.policy.learns_from == "hardness":
             kept = [own for own in self.feedback.batches if all(own.loss is not loss for loss in bad)]
             self.feedback.batches[:] = kept
-        self._losses.clear()
-        return math.isfinite(values[-1])
+        return not losses or math.isfinite(read_losses[-1])
+
+    def _settle_fallback(self) -> None:
+        """Switch to random pastes or back, not whenever values happen to be read."""
+        if self._fallback is not None:
+            self._metrics.counts["random_fallback"], self._fallback = self._fallback, None
 
     def _load_from_state_dict(self, *arguments: Any, **more: Any) -> None:
         self.feedback.reset()
-        self._losses.clear()
+        self._losses, self._results, self._fallback = [], [], None
         super()._load_from_state_dict(*arguments, **more)
 
     def _policy_is_due(self) -> bool:
@@ -234,29 +262,38 @@ class PolicyTrainer(nn.Module):
             self._metrics.average("loss", loss)
             return True
         self._metrics.counts["non_finite_losses"] += 1
-        self._non_finite = True
+        self._fallback = int(self.policy.learns)
         self._warn.warn("loss", f"the loss is {loss}; {_RANDOM_FALLBACK if self.policy.learns else 'it is left out'}")
         return False
 
-    def _track_averages(self, values: Mapping[str, float]) -> None:
+    def _track_averages(self, values: Mapping[str, Tensor | float]) -> None:
         for name, value in values.items():
-            self._metrics.average(name, value)
+            self._metrics.average(name, float(value))
 
     def _track_update(self, result: UpdateResult, loss_finite: bool) -> None:
         counts = self._metrics.counts
-        if result.made:
-            counts["updates"] += 1
+        if not result.reason:
             self.acting.updated(counts["iterations"])
             counts["random_fallback"] = 0
-            self._track_averages(result.values)
-            return
-        if result.reason == "nothing_pasted":
-            return
-        counts["skipped_updates"] += 1
-        if result.reason == "no_gradient":
+            self._results.append(result)
+        elif result.reason == "no_gradient":
+            counts["skipped_updates"] += 1
             self._warn.warn("no_gradient", _NO_GRADIENT)
+        elif result.reason == "not_finite":
+            self._track_skipped(loss_finite)
+            self._settle_fallback()
+
+    def _track_steps(self, values: Mapping[str, float], finite: bool) -> None:
+        """Track an update whose gradients have been read."""
+        if not finite:
+            self._track_skipped(True)
             return
-        counts["random_fallback"] = 1
+        self._metrics.counts["updates"] += 1
+        self._track_averages(values)
+
+    def _track_skipped(self, loss_finite: bool) -> None:
+        self._metrics.counts["skipped_updates"] += 1
+        self._fallback = 1
         if loss_finite:
             self._warn.warn("gradient", f"a loss or gradient is not finite on some rank; {_RANDOM_FALLBACK}")
 

@@ -11,7 +11,6 @@ A policy that learns from hardness descends its own prediction error instead.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -33,11 +32,17 @@ _GAN_BETAS = (0.5, 0.999)
 
 @dataclass
 class UpdateResult:
-    """Whether an update was made, the reason if not, and values for the log."""
+    """What came of an update.
 
-    made: bool
+    Attributes:
+        reason: why no update was made; empty if one was, unless a gradient was not finite.
+        values: for the log, by name: numbers and scalars on the device.
+        norms: of the gradients of all optimizer steps, ``[n]``, on the device; those that are not finite were not made.
+    """
+
     reason: str = ""
-    values: dict[str, float] = field(default_factory=dict)
+    values: dict[str, Tensor | float] = field(default_factory=dict)
+    norms: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
 class PolicyUpdater(nn.Module):
@@ -92,7 +97,7 @@ class PolicyUpdater(nn.Module):
             torch.zeros_like(leaf) if gradient is None else gradient
             for leaf, gradient in zip(proposal.leaves, gradients, strict=True)
         )
-        proposal.metrics["realism"] = -float(loss.detach())
+        proposal.metrics["realism"] = -loss.detach()
         real = [_inside(target["boxes"].detach(), image) for target, image in zip(targets, images, strict=True)]
         crops = object_crops([self._pixel_format.decode(image.detach()) for image in images], real)
         pending.real = crops[crops.isfinite().flatten(1).all(1)]
@@ -123,13 +128,13 @@ class PolicyUpdater(nn.Module):
             return self._replay(loss_finite, device, generator)
         return self._ascend(pending_batches, loss_finite, loss_scale, device)
 
-    def add_to_replay(self, pending_batches: Sequence[PendingBatch]) -> list[dict[str, float]]:
+    def add_to_replay(self, pending_batches: Sequence[PendingBatch]) -> list[dict[str, Tensor | float]]:
         """Add the batches whose hardness is known to the policy's replay buffer.
 
         Returns:
             Values for the log, of each batch.
         """
-        values: list[dict[str, float]] = []
+        values: list[dict[str, Tensor | float]] = []
         known = [pending for pending in pending_batches if pending.hardness is not None]
         read = to_cpu([pending.hardness for pending in known if pending.hardness is not None])
         for pending, hardness in zip(known, read, strict=True):
@@ -141,72 +146,64 @@ class PolicyUpdater(nn.Module):
     def _replay(self, loss_finite: bool, device: torch.device, generator: torch.Generator) -> UpdateResult:
         """Update a policy that learns from hardness on its replay buffer."""
         assert self.policy_optimizer is not None
-        (ranks_failed,) = sum_over_ranks([float(not loss_finite)], device)
-        if ranks_failed:
-            return UpdateResult(False, "not_finite")
-        values: dict[str, float] = {}
+        objective = self.policy.replay_loss(generator)
+        ranks_failed, ranks = sum_over_ranks([float(not loss_finite), float(objective is not None)], device)
+        if ranks_failed or not ranks:
+            return UpdateResult("not_finite" if ranks_failed else "nothing_pasted")
+        norms: list[Tensor] = []
         for _ in range(self.policy.replay_updates):
             self.zero_grad(set_to_none=True)
-            objective = self.policy.replay_loss(generator)
+            if norms:
+                objective = self.policy.replay_loss(generator)
             if objective is not None:
                 torch.autograd.backward(objective)
-            (ranks,) = sum_over_ranks([float(objective is not None)], device)
-            if not ranks:
-                self.zero_grad(set_to_none=True)
-                return UpdateResult(False, "nothing_pasted", values)
-            if not self._descend(self.policy, self.policy_optimizer, ranks, values):
-                return UpdateResult(False, "not_finite", values)
-        return UpdateResult(True, values=values)
+            norms.append(self._descend(self.policy, self.policy_optimizer, ranks))
+        return UpdateResult("", {"gradient_norm": norms[-1]}, torch.stack(norms))
 
     def _ascend(
         self, pending_batches: Sequence[PendingBatch], loss_finite: bool, loss_scale: float, device: torch.device
     ) -> UpdateResult:
         """Ascend the detector's loss along the gradient that its backward left."""
         assert self.policy_optimizer is not None
-        values: dict[str, float] = {}
-        reached, finite = self._accumulate(pending_batches, loss_finite, loss_scale, values)
-        ranks_reached, ranks_failed = sum_over_ranks([float(reached), float(not finite)], device)
-        if ranks_failed:
+        values: dict[str, Tensor | float] = {}
+        reached = loss_finite and self._accumulate(pending_batches, loss_scale, values)
+        ranks_reached, ranks_failed = sum_over_ranks([float(reached), float(not loss_finite)], device)
+        if ranks_failed or not ranks_reached:
             self.zero_grad(set_to_none=True)
-            return UpdateResult(False, "not_finite", values)
-        if not ranks_reached:
-            self.zero_grad(set_to_none=True)
-            return UpdateResult(False, "no_gradient" if pending_batches else "nothing_pasted", values)
-        if not self._descend(self.policy, self.policy_optimizer, ranks_reached, values):
-            return UpdateResult(False, "not_finite", values)
+            missing = "no_gradient" if pending_batches else "nothing_pasted"
+            return UpdateResult("not_finite" if ranks_failed else missing, values)
+        norm = self._descend(self.policy, self.policy_optimizer, ranks_reached)
         if self.discriminator is not None and self.discriminator_optimizer is not None:
             self._train_discriminator(pending_batches, self.discriminator, self.discriminator_optimizer, values, device)
-        return UpdateResult(True, values=values)
+        return UpdateResult("", values | {"gradient_norm": norm}, norm[None])
 
     def _accumulate(
-        self, pending_batches: Sequence[PendingBatch], loss_finite: bool, loss_scale: float, values: dict[str, float]
-    ) -> tuple[bool, bool]:
-        """Fill the policy's gradients; whether the detector's reached it, and whether all is finite."""
-        reached, finite = False, loss_finite
+        self, pending_batches: Sequence[PendingBatch], loss_scale: float, values: dict[str, Tensor | float]
+    ) -> bool:
+        """Fill the policy's gradients; whether the detector's reached it.
+
+        One that is not finite makes the policy's norm so, on all ranks.
+        """
+        reached = False
         for pending in pending_batches:
-            if any(leaf.grad is None for leaf in pending.proposal.leaves) or not finite:
+            if any(leaf.grad is None for leaf in pending.proposal.leaves):
                 continue
             scale = pending.image_count / loss_scale
             gradients = [leaf.grad * scale for leaf in pending.proposal.leaves if leaf.grad is not None]
-            finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
-            if not finite:
-                break
             if pending.realism_gradients:
                 weight = self.policy.discriminator_weight * len(pending.proposal.unit)
                 gradients = [g - weight * r for g, r in zip(gradients, pending.realism_gradients, strict=True)]
             torch.autograd.backward(self.policy.objective(pending.proposal, tuple(gradients)) / len(pending_batches))
             values.update(pending.proposal.metrics)
             reached = True
-        return reached, finite
+        return reached
 
-    def _descend(
-        self,
-        module: nn.Module,
-        optimizer: BufferedAdam,
-        ranks: float,
-        values: dict[str, float] | None = None,
-    ) -> bool:
-        """Average the gradients over the ranks that have any, clip them and step; false if they are not finite."""
+    def _descend(self, module: nn.Module, optimizer: BufferedAdam, ranks: float) -> Tensor:
+        """Average the gradients over the ranks that have any, clip them and step, unless they are not finite.
+
+        Returns:
+            Their norm, which is not waited for.
+        """
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         for parameter in parameters:
             if parameter.grad is None:
@@ -215,21 +212,16 @@ class PolicyUpdater(nn.Module):
         sum_tensors_over_ranks(gradients)
         if ranks != 1:
             torch._foreach_div_(gradients, ranks)
-        norm = float(nn.utils.clip_grad_norm_(parameters, self.policy.max_gradient_norm))
-        if not math.isfinite(norm):
-            self.zero_grad(set_to_none=True)
-            return False
-        if values is not None:
-            values["gradient_norm"] = norm
-        optimizer.step()
-        return True
+        norm: Tensor = nn.utils.clip_grad_norm_(parameters, self.policy.max_gradient_norm)
+        optimizer.step(skip=~norm.isfinite())
+        return norm
 
     def _train_discriminator(
         self,
         pending_batches: Sequence[PendingBatch],
         discriminator: PatchDiscriminator,
         optimizer: BufferedAdam,
-        values: dict[str, float],
+        values: dict[str, Tensor | float],
         device: torch.device,
     ) -> None:
         discriminator.zero_grad(set_to_none=True)
@@ -240,7 +232,7 @@ class PolicyUpdater(nn.Module):
             with torch.autocast(device.type, enabled=False):
                 loss = discriminator_loss(discriminator(pending.real), discriminator(pending.composite))
             torch.autograd.backward(loss)
-            values["discriminator_loss"] = float(loss.detach())
+            values["discriminator_loss"] = loss.detach()
             seen = True
         (ranks,) = sum_over_ranks([float(seen)], device)
         if ranks:

@@ -30,7 +30,8 @@ class BufferedAdam(nn.Module):
         betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
         super().__init__()
-        self._adam = torch.optim.Adam(list(parameters), lr=learning_rate, betas=betas)
+        # Fused: the only kind that can leave out a step without asking the device first.
+        self._adam = torch.optim.Adam(list(parameters), lr=learning_rate, betas=betas, fused=True)
         for index, parameter in enumerate(self._parameters_in_order):
             for name in _MOMENTS:
                 self.register_buffer(f"{name}_{index}", torch.zeros_like(parameter))
@@ -41,12 +42,18 @@ class BufferedAdam(nn.Module):
     def _parameters_in_order(self) -> list[nn.Parameter]:
         return list(self._adam.param_groups[0]["params"])
 
-    def step(self) -> None:
-        """Update the parameters that have a gradient, and clear the gradients."""
-        steps = self.steps.cpu().float()
-        for index, parameter in enumerate(self._parameters_in_order):
+    def step(self, skip: torch.Tensor | None = None) -> None:
+        """Update the parameters that have a gradient, and clear the gradients.
+
+        Args:
+            skip: bool scalar on the device of the parameters; where it is true nothing changes. It is not waited for.
+        """
+        parameters = self._parameters_in_order
+        steps = self.steps.float().repeat(len(parameters))
+        for index, (parameter, step) in enumerate(zip(parameters, steps.unbind(), strict=True)):
             moments = {name: getattr(self, f"{name}_{index}") for name in _MOMENTS}
-            self._adam.state[parameter] = {"step": steps.clone(), **moments}
+            self._adam.state[parameter] = {"step": step, **moments}
+        self._adam.found_inf = None if skip is None else skip.float()  # type: ignore[attr-defined]  # a GradScaler's
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
-        self.steps += 1
+        self.steps += 1 if skip is None else ~skip

@@ -16,10 +16,14 @@ def to_device(arrays: Sequence[NDArray[Any] | Tensor], device: torch.device) -> 
     """Arrays or tensors of the CPU on a device, by one copy that is not waited for; on a CPU no copy is made.
 
     Args:
-        arrays: of any shapes and types.
+        arrays: of any shapes and types; those that are on the device already are taken as they are.
         device: where to.
     """
-    return Upload(arrays, device).send()
+    found = [own if isinstance(own, Tensor) else torch.from_numpy(own) for own in arrays]
+    here = [number for number, own in enumerate(found) if own.device.type == "cpu"]
+    for number, own in zip(here, Upload([found[number] for number in here], device).send(), strict=True):
+        found[number] = own
+    return found
 
 
 class Upload:
@@ -58,6 +62,8 @@ class Upload:
 
 def _pinned(count: int, device: torch.device) -> Tensor:
     """Bytes on the CPU that a device reads and writes while the program goes on."""
+    if device.type == "cuda":
+        return torch.empty(count, dtype=torch.uint8, pin_memory=True)
     buffer = torch.empty(count, dtype=torch.uint8)
     return buffer if device.type == "mps" else buffer.pin_memory()
 
@@ -66,18 +72,19 @@ class Reading:
     """Tensors on their way to the CPU by one copy, which the program does not wait for until it needs them.
 
     Args:
-        tensors: all on the same device; on the CPU they are taken as they are.
+        tensors: on one device; those on the CPU are taken as they are.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = [own.detach() for own in tensors]
         self._event: torch.Event | None = None
-        if not self._tensors or self._tensors[0].device.type == "cpu":
+        there = [number for number, own in enumerate(self._tensors) if own.device.type != "cpu"]
+        if not there:
             return
         # The widest types first, so that each begins at a multiple of its size.
-        self._order = sorted(range(len(self._tensors)), key=lambda number: -self._tensors[number].element_size())
+        self._order = sorted(there, key=lambda number: -self._tensors[number].element_size())
         pieces = [self._tensors[number].contiguous().view(-1).view(torch.uint8) for number in self._order]
-        packed, device = torch.cat(pieces), self._tensors[0].device
+        packed, device = torch.cat(pieces), self._tensors[there[0]].device
         self._buffer = _pinned(len(packed), device)
         self._buffer.copy_(packed, non_blocking=device.type != "mps")
         self._event = torch.Event(device)
@@ -89,19 +96,18 @@ class Reading:
             return self._tensors
         if not self._event.query():
             self._event.synchronize()
-        found: dict[int, Tensor] = {}
-        start = 0
+        found, start = list(self._tensors), 0
         for number in self._order:
             own = self._tensors[number]
             end = start + own.numel() * own.element_size()
             found[number], start = self._buffer[start:end].view(own.dtype).view(own.shape), end
-        return [found[number] for number in range(len(self._tensors))]
+        return found
 
 
 def to_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Tensors on the CPU, without a graph; by one copy, the one synchronization, where they are on a device.
 
     Args:
-        tensors: all on the same device.
+        tensors: on one device or the CPU.
     """
     return Reading(tensors).values()
