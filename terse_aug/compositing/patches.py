@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, TypeVar
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terse_aug.structures.pixel_format import PixelFormat
-from terse_aug.transforms import Placement
+from terse_aug.transforms import Placement, library_of
 from terse_aug.utils.memory import empty
 
 RAMP_LOW, RAMP_HIGH = 0.25, 0.75
@@ -29,8 +29,7 @@ exceeds one half is the area where the warped mask does."""
 Array = TypeVar("Array", Tensor, NDArray[Any])
 
 
-@dataclass(frozen=True)
-class Rectangle:
+class Rectangle(NamedTuple):
     """A rectangle of whole background pixels: rows ``top`` to ``bottom``, columns ``left`` to ``right``.
 
     The lower bounds belong to it, the upper do not.
@@ -102,7 +101,7 @@ def covered_rectangles(
     """The pixels that each paste can touch, cut at the frame.
 
     Args:
-        placement: of M pastes.
+        placement: of M pastes, NumPy arrays.
         frame_sizes: (height, width) of each paste's background.
         edge_sigma: see :func:`~terse_aug.compositing.render.render`.
 
@@ -110,21 +109,12 @@ def covered_rectangles(
         M rectangles; an empty one where the paste lies outside the frame.
     """
     # The bilinear edge fades outside the foreground, over a fraction of one of its own pixels: many when enlarged.
-    fringe = placement.matrix.abs().sum(-1) * (0.5 - RAMP_LOW)
+    fringe = abs(placement.matrix).sum(-1) * (0.5 - RAMP_LOW)
     reach = placement.half_size + fringe + blur_radius(edge_sigma) + 1
-    low = (placement.box_center - reach).floor().tolist()
-    high = (placement.box_center + reach).ceil().tolist()
-    rectangles = []
-    for (left, top), (right, bottom), (height, width) in zip(low, high, frame_sizes, strict=True):
-        rectangles.append(
-            Rectangle(
-                top=min(max(int(top), 0), height),
-                left=min(max(int(left), 0), width),
-                bottom=max(min(int(bottom), height), 0),
-                right=max(min(int(right), width), 0),
-            )
-        )
-    return rectangles
+    limits = np.array(frame_sizes).reshape(-1, 2)
+    low = np.floor((placement.box_center - reach)[:, ::-1]).clip(0, limits).astype(np.int64)
+    high = np.ceil((placement.box_center + reach)[:, ::-1]).clip(0, limits).astype(np.int64)
+    return [Rectangle(*ends) for ends in np.concatenate([low, high], 1).tolist()]
 
 
 def blend(background: Tensor, patches: Sequence[Patch]) -> Tensor:
@@ -160,11 +150,12 @@ def clean_up(alpha: Tensor) -> Tensor:
     return (alpha - RAMP_LOW).div_(RAMP_HIGH - RAMP_LOW).clamp(0, 1)
 
 
-def gaussian_weights(sigma: float) -> list[float]:
+@lru_cache(maxsize=8)
+def gaussian_weights(sigma: float) -> tuple[float, ...]:
     """A sampled Gaussian, cut at two standard deviations: ``2 ceil(2 sigma) + 1`` weights that add up to 1."""
     radius = blur_radius(sigma)
     weights = [math.exp(-(offset**2) / (2 * sigma**2)) if offset else 1.0 for offset in range(-radius, radius + 1)]
-    return [weight / sum(weights) for weight in weights]
+    return tuple(weight / sum(weights) for weight in weights)
 
 
 def blur_radius(sigma: float) -> int:
@@ -172,29 +163,8 @@ def blur_radius(sigma: float) -> int:
     return math.ceil(2 * sigma)
 
 
-def inverse_2x2(matrix: Tensor) -> Tensor:
+def inverse_2x2(matrix: Array) -> Array:
     """Inverse of 2x2 matrices in closed form: no solver call, and it has a gradient on every device."""
-    a, b, c, d = matrix.flatten(1).unbind(1)
-    return torch.stack([d, -b, -c, a], 1).view(-1, 2, 2) / (a * d - b * c)[:, None, None]
-
-
-def sampling_lines(
-    matrix: Tensor, center: Tensor, rectangles: Sequence[Rectangle], margin: int, sizes: Sequence[Sequence[int]]
-) -> tuple[Tensor, Tensor]:
-    """Where the first pixel of each rectangle samples its foreground, and how far the next ones are.
-
-    Args:
-        matrix: ``[M, 2, 2]``.
-        center: ``[M, 2]``.
-        rectangles: M rectangles.
-        margin: pixels added around each of them.
-        sizes: height, width and whatever else of each foreground.
-
-    Returns:
-        In pixels of the foreground, x before y: ``[M, 2]``, and ``[M, 2, 2]`` with a column for a step to the right and
-        one for a step down.
-    """
-    inverse = inverse_2x2(matrix)
-    corner = matrix.new_tensor([[r.left - margin + 0.5, r.top - margin + 0.5] for r in rectangles]).view(-1, 2)
-    middle = matrix.new_tensor([[width / 2, height / 2] for height, width, *_ in sizes]).view(-1, 2)
-    return (inverse @ (corner - center).unsqueeze(-1)).squeeze(-1) + middle, inverse
+    a, b, c, d = matrix.reshape(-1, 4).T
+    inverse: Array = library_of(matrix).stack([d, -b, -c, a], -1).reshape(-1, 2, 2) / (a * d - b * c)[:, None, None]
+    return inverse

@@ -6,16 +6,15 @@ Shape letters: M pastes, h and w a rectangle of the background.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from terse_aug.compositing.patches import Patch, Rectangle, clean_up, gaussian_weights, sampling_lines
+from terse_aug.compositing.patches import Patch, Rectangle, clean_up, gaussian_weights, inverse_2x2
 from terse_aug.structures.pixel_format import PixelFormat
 
 _RAMP = clean_up(torch.arange(256) / 255).numpy()
@@ -24,8 +23,8 @@ _RAMP = clean_up(torch.arange(256) / 255).numpy()
 
 def render_8bit(
     foregrounds: Sequence[NDArray[np.uint8]],
-    matrix: Tensor,
-    center: Tensor,
+    matrix: NDArray[Any],
+    center: NDArray[Any],
     rectangles: Sequence[Rectangle],
     edge_sigma: float,
     pixel_format: PixelFormat,
@@ -40,7 +39,7 @@ def render_8bit(
     Args:
         foregrounds: M foregrounds uint8 ``[fh, fw, 4]``, RGBA.
         matrix: float ``[M, 2, 2]`` from :func:`terse_aug.transforms.place`.
-        center: float ``[M, 2]``.
+        center: float ``[M, 2]``, likewise.
         rectangles: M rectangles, none of them empty.
         edge_sigma: as in :func:`~terse_aug.compositing.render.render`.
         pixel_format: of the background.
@@ -49,14 +48,20 @@ def render_8bit(
         M patches, colours as levels.
     """
     weights = np.array(gaussian_weights(edge_sigma))
-    start, steps = sampling_lines(
-        matrix, center, rectangles, len(weights) // 2, [foreground.shape for foreground in foregrounds]
-    )
+    margin = len(weights) // 2
+    inverse = inverse_2x2(matrix.astype(np.float64))
+    # The blur carries alpha this far out of the foreground, in its own pixels, and there has to be a colour for it.
+    reach = np.ceil(margin * abs(inverse).sum(2).max(1)).astype(np.int64) + 2
+    corner = np.array([(own.left, own.top) for own in rectangles]) - margin + 0.5
+    middle = np.array([own.shape[1::-1] for own in foregrounds]) / 2 + reach[:, None]
     # Indices are half a pixel less than the positions of the pixels' centres.
-    inverse_maps = torch.cat([steps, start[:, :, None] - 0.5], 2).double().numpy()
+    start = inverse @ (corner - center)[:, :, None] + middle[:, :, None] - 0.5
+    inverse_maps = np.concatenate([inverse, start], 2)
     return [
-        _patch(foreground, inverse_map, rectangle, weights, pixel_format)
-        for foreground, inverse_map, rectangle in zip(foregrounds, inverse_maps, rectangles, strict=True)
+        _patch(_framed(foreground, own_reach), inverse_map, rectangle, weights, pixel_format)
+        for foreground, own_reach, inverse_map, rectangle in zip(
+            foregrounds, reach.tolist(), inverse_maps, rectangles, strict=True
+        )
     ]
 
 
@@ -70,7 +75,7 @@ def _patch(
     """One patch.
 
     Args:
-        foreground: uint8 ``[fh, fw, 4]``.
+        foreground: uint8 ``[fh, fw, 4]``, in a frame that is wide enough.
         inverse_map: ``[2, 3]``, from indices of the rectangle with its margin to indices of the foreground.
         rectangle: of the background.
         weights: of the blur, one for each offset from ``-margin`` to ``margin``.
@@ -79,11 +84,9 @@ def _patch(
     margin = len(weights) // 2
     height, width = rectangle.bottom - rectangle.top, rectangle.right - rectangle.left
     size = (height + 2 * margin, width + 2 * margin)
-    # The blur carries alpha this far out of the foreground, in its own pixels, and there has to be a colour for it.
-    reach = math.ceil(margin * np.abs(inverse_map[:, :2]).sum(1).max()) + 2
     warped = cv2.warpAffine(
-        _framed(foreground, reach),
-        inverse_map + np.array([0, 0, reach]),
+        foreground,
+        inverse_map,
         size[::-1],
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_CONSTANT,
