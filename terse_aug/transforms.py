@@ -85,9 +85,9 @@ class TransformRanges:
     @cached_property
     def _limits(self) -> NDArray[np.float64]:
         """``[2, P]``: low and high ends, logarithms for the scales."""
-        ends: NDArray[np.float64] = np.array([getattr(self, name) for name in PARAMETERS], np.float64)
-        ends[_LOGARITHMIC] = np.log(ends[_LOGARITHMIC])
-        return ends.transpose()
+        limits = np.array([getattr(self, name) for name in PARAMETERS], np.float64).T
+        limits[:, _LOGARITHMIC] = np.log(limits[:, _LOGARITHMIC])
+        return np.ascontiguousarray(limits)
 
     def physical(self, unit: Array) -> Array:
         """Map points of the unit cube to parameter values.

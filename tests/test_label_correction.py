@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from terse_aug.compositing.label_correction import Correction, PastedObject, correct_target
-from terse_aug.compositing.mask_extents import extents_of
+from terse_aug.compositing.mask_extents import extent_of
 from terse_aug.compositing.mask_stack import extents_at_once
 from terse_aug.compositing.patches import Rectangle
 from terse_aug.structures.annotations import OBJECT_FIELDS, Target
@@ -249,8 +249,7 @@ def test_an_object_whose_mask_is_empty_counts_as_filling_its_box() -> None:
 @many
 @given(case=cases(with_masks=True))
 def test_extents_are_the_same_for_a_device_as_on_the_cpu(case: Case) -> None:
-    everywhere = [Rectangle(0, 0, *case.size)] * len(case.target["masks"])
-    extents = extents_of(case.target["masks"].numpy(), everywhere)
+    extents = [extent_of(mask, Rectangle(0, 0, *case.size)) for mask in case.target["masks"].numpy()]
     expected = [[own.window.top, own.window.left, own.window.bottom, own.window.right, own.pixels] for own in extents]
     assert extents_at_once(case.target["masks"].bool()).tolist() == expected
 
