@@ -84,10 +84,10 @@ class TransformRanges:
 
     @cached_property
     def _limits(self) -> NDArray[np.float64]:
-        """``[2, P]``: low and high ends, logarithms for the scales."""
-        limits = np.array([getattr(self, name) for name in PARAMETERS], np.float64).T
-        limits[:, _LOGARITHMIC] = np.log(limits[:, _LOGARITHMIC])
-        return np.ascontiguousarray(limits)
+        """``[2, P]``: low ends and lengths of the ranges, of the logarithms for the scales."""
+        ends = np.array([getattr(self, name) for name in PARAMETERS], np.float64)
+        ends[_LOGARITHMIC] = np.log(ends[_LOGARITHMIC])
+        return np.stack([ends[:, 0], ends[:, 1] - ends[:, 0]])
 
     def physical(self, unit: Array) -> Array:
         """Map points of the unit cube to parameter values.
@@ -99,8 +99,8 @@ class TransformRanges:
             float ``[..., P]`` in the units above, differentiable in ``unit``; uniform points give uniform
             values (uniform logarithms for the scales).
         """
-        ((low, high),) = arrays_like([self._limits], unit)
-        values = low + unit * (high - low)
+        ((low, length),) = arrays_like([self._limits], unit)
+        values = low + unit * length
         before, after, library = slice(0, _LOGARITHMIC.start), slice(_LOGARITHMIC.stop, None), library_of(unit)
         scales = library.exp(values[..., _LOGARITHMIC])
         return library.concatenate([values[..., before], scales, values[..., after]], -1)
@@ -189,9 +189,10 @@ def place(physical: Array, geometry: PasteGeometry, keep_inside: float) -> Place
     rotation, shear, scale, scale_x, scale_y = physical[:, :5].T
     radians = rotation * (math.pi / 180)
     cosine, sine = library.cos(radians), library.sin(radians)
-    turn = library.stack([cosine, cosine * shear - sine, sine, sine * shear + cosine], -1).reshape(-1, 2, 2)
-    size = library.stack([scale_x * geometry.flip, scale_y], -1) * (scale * geometry.base_scale)[:, None]
-    matrix = turn * size[:, None]
+    scale = scale * geometry.base_scale
+    x, y = scale_x * geometry.flip * scale, scale_y * scale
+    columns = [cosine * x, sine * x, (cosine * shear - sine) * y, (sine * shear + cosine) * y]
+    matrix = library.concatenate(columns).reshape(2, 2, -1).swapaxes(0, 2)
     if geometry.outlines is None:
         half_size = (abs(matrix) @ (geometry.foreground_sizes / 2)[:, :, None])[:, :, 0]
         offset = library.zeros_like(half_size)

@@ -86,7 +86,8 @@ class Patch:
     @cached_property
     def mask(self) -> NDArray[np.bool_]:
         """bool ``[h, w]``: the pixels that count as the object (alpha above one half)."""
-        return self.alpha[0].numpy() > 0.5
+        alpha: NDArray[np.float32] = self.alpha.numpy()[0]
+        return alpha > 0.5
 
     def color_like(self, region: Tensor) -> Tensor:
         """``color`` in the type and range of a region of the background."""
@@ -127,22 +128,19 @@ def blend(background: Tensor, patches: Sequence[Patch]) -> Tensor:
     Returns:
         ``[3, H, W]``, equal to the background where no patch is.
     """
+    if background.dtype == torch.uint8:
+        levels = background.numpy().copy()
+        for patch in patches:
+            region, alpha = patch.rectangle.of(levels), patch.alpha.numpy()[0]
+            behind = 1 - alpha
+            for plane, front in zip(region, patch.color.numpy(), strict=True):
+                cv2.blendLinear(plane, front, behind, alpha, plane)
+        return torch.from_numpy(levels)
     composite = empty(background.shape, background).copy_(background)
-    levels = composite.numpy() if composite.dtype == torch.uint8 else None
     for patch in patches:
-        if levels is not None:
-            _blend_levels(patch.rectangle.of(levels), patch.color.numpy(), patch.alpha[0].numpy())
-        else:
-            region = patch.rectangle.of(composite)
-            region.lerp_(patch.color_like(region), patch.alpha.to(region.dtype))
+        region = patch.rectangle.of(composite)
+        region.lerp_(patch.color_like(region), patch.alpha.to(region.dtype))
     return composite
-
-
-def _blend_levels(region: NDArray[np.uint8], color: NDArray[np.uint8], alpha: NDArray[np.float32]) -> None:
-    """Blend 8-bit levels ``[3, h, w]`` in place."""
-    behind = 1 - alpha
-    for plane, front in zip(region, color, strict=True):
-        plane[:] = cv2.blendLinear(plane, front, behind, alpha).reshape(plane.shape)
 
 
 def clean_up(alpha: Tensor) -> Tensor:
