@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -173,8 +172,8 @@ def _patches(layers: Sequence[Layer], images: Sequence[Tensor], settings: Render
         return []
     patches = render_8bit(
         [layer.reduced for layer in layers],
-        np.stack([layer.matrix * layer.reduction for layer in layers]),
-        np.stack([layer.center for layer in layers]),
+        [(layer.matrix * layer.reduction).tolist() for layer in layers],
+        [layer.center.tolist() for layer in layers],
         [layer.rectangle for layer in layers],
         settings.paste.edge_blur_sigma,
         settings.pixel_format,

@@ -103,8 +103,8 @@ def correct_target(
         views = [originals[row] for row in kept] + [shown[row] for row in added]
         corrected["masks"] = _masks(views, size, target["masks"].numpy().dtype)
     row_of = {labelled[row]: new for new, row in enumerate(added, start=len(kept))}
-    dropped = Counter(occluded=len(originals) - len(kept), paste_hidden=len(labelled) - len(added))
-    return Correction(corrected, [row_of.get(index) for index in range(len(pastes))], kept, +dropped)
+    dropped = {"occluded": len(originals) - len(kept), "paste_hidden": len(labelled) - len(added)}
+    return Correction(corrected, [row_of.get(index) for index in range(len(pastes))], kept, +Counter(dropped))
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class _Cover:
         """Mark what a paste covers."""
         if not paste.rectangle.empty:
             free = self.within(paste.rectangle)
-            free &= paste.mask.view(np.uint8) - np.uint8(1)
+            cv2.bitwise_and(free, paste.mask.view(np.uint8) - np.uint8(1), free)
 
 
 def _field_values(

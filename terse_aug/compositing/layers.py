@@ -6,6 +6,7 @@ All of it is computed on the CPU. Shape letters: M pastes, L layers, P transform
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -143,16 +144,16 @@ def _layers(
     rectangles = covered_rectangles(
         placement, [frames[image] for image in objects.image_of], settings.paste.edge_blur_sigma
     )
-    scales = np.sqrt((placement.matrix**2).sum(1))
-    sizes = np.array([foreground.size for foreground in objects.foregrounds])
     layers = []
-    for row, (side, scale) in enumerate(zip((scales * sizes).max(1).tolist(), scales.max(1).tolist(), strict=True)):
-        if side < settings.paste.min_side:
+    for row, (foreground, (first, second)) in enumerate(
+        zip(objects.foregrounds, placement.matrix.tolist(), strict=True)
+    ):
+        scales = [math.hypot(*column) for column in zip(first, second, strict=True)]
+        if max(map(operator.mul, scales, foreground.size)) < settings.paste.min_side:
             dropped["paste_too_small"] += 1
         elif rectangles[row].empty:
             dropped["paste_outside"] += 1
         else:
-            foreground = objects.foregrounds[row]
             layers.append(
                 Layer(
                     kind,
@@ -163,7 +164,7 @@ def _layers(
                     placement.matrix[row],
                     placement.center[row],
                     rectangles[row],
-                    reduced_foreground(foreground, scale),
+                    reduced_foreground(foreground, max(scales)),
                 )
             )
     return layers

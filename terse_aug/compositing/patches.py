@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terse_aug.structures.pixel_format import PixelFormat
-from terse_aug.transforms import Placement, library_of
+from terse_aug.transforms import Placement
 from terse_aug.utils.memory import empty
 
 RAMP_LOW, RAMP_HIGH = 0.25, 0.75
@@ -109,13 +109,19 @@ def covered_rectangles(
     Returns:
         M rectangles; an empty one where the paste lies outside the frame.
     """
-    # The bilinear edge fades outside the foreground, over a fraction of one of its own pixels: many when enlarged.
-    fringe = abs(placement.matrix).sum(-1) * (0.5 - RAMP_LOW)
-    reach = placement.half_size + fringe + blur_radius(edge_sigma) + 1
-    limits = np.array(frame_sizes).reshape(-1, 2)
-    low = np.floor((placement.box_center - reach)[:, ::-1]).clip(0, limits).astype(np.int64)
-    high = np.ceil((placement.box_center + reach)[:, ::-1]).clip(0, limits).astype(np.int64)
-    return [Rectangle(*ends) for ends in np.concatenate([low, high], 1).tolist()]
+    rectangles = []
+    parts = (own.tolist() for own in (placement.box_center, placement.half_size, placement.matrix))
+    for center, half_size, matrix, frame in zip(*parts, frame_sizes, strict=True):
+        low, high = [], []
+        for middle, half, row, limit in zip(center, half_size, matrix, frame[::-1], strict=True):
+            # The bilinear edge fades outside the foreground, over a fraction of one of its own pixels: many when
+            # enlarged.
+            fringe = (abs(row[0]) + abs(row[1])) * (0.5 - RAMP_LOW)
+            reach = half + fringe + blur_radius(edge_sigma) + 1
+            low.append(min(max(math.floor(middle - reach), 0), limit))
+            high.append(max(min(math.ceil(middle + reach), limit), 0))
+        rectangles.append(Rectangle(low[1], low[0], high[1], high[0]))
+    return rectangles
 
 
 def blend(background: Tensor, patches: Sequence[Patch]) -> Tensor:
@@ -161,8 +167,7 @@ def blur_radius(sigma: float) -> int:
     return math.ceil(2 * sigma)
 
 
-def inverse_2x2(matrix: Array) -> Array:
+def inverse_2x2(matrix: Tensor) -> Tensor:
     """Inverse of 2x2 matrices in closed form: no solver call, and it has a gradient on every device."""
-    a, b, c, d = matrix.reshape(-1, 4).T
-    inverse: Array = library_of(matrix).stack([d, -b, -c, a], -1).reshape(-1, 2, 2) / (a * d - b * c)[:, None, None]
-    return inverse
+    a, b, c, d = matrix.flatten(1).unbind(1)
+    return torch.stack([d, -b, -c, a], 1).view(-1, 2, 2) / (a * d - b * c)[:, None, None]

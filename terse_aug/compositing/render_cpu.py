@@ -6,15 +6,15 @@ Shape letters: M pastes, h and w a rectangle of the background.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from terse_aug.compositing.patches import Patch, Rectangle, clean_up, gaussian_weights, inverse_2x2
+from terse_aug.compositing.patches import Patch, Rectangle, clean_up, gaussian_weights
 from terse_aug.structures.pixel_format import PixelFormat
 
 _RAMP = clean_up(torch.arange(256) / 255).numpy()
@@ -23,8 +23,8 @@ _RAMP = clean_up(torch.arange(256) / 255).numpy()
 
 def render_8bit(
     foregrounds: Sequence[NDArray[np.uint8]],
-    matrix: NDArray[Any],
-    center: NDArray[Any],
+    matrix: Sequence[Sequence[Sequence[float]]],
+    center: Sequence[Sequence[float]],
     rectangles: Sequence[Rectangle],
     edge_sigma: float,
     pixel_format: PixelFormat,
@@ -38,8 +38,8 @@ def render_8bit(
 
     Args:
         foregrounds: M foregrounds uint8 ``[fh, fw, 4]``, RGBA.
-        matrix: float ``[M, 2, 2]`` from :func:`terse_aug.transforms.place`.
-        center: float ``[M, 2]``, likewise.
+        matrix: ``[M, 2, 2]`` from :func:`terse_aug.transforms.place`, as lists.
+        center: ``[M, 2]``, likewise.
         rectangles: M rectangles, none of them empty.
         edge_sigma: as in :func:`~terse_aug.compositing.render.render`.
         pixel_format: of the background.
@@ -48,26 +48,14 @@ def render_8bit(
         M patches, colours as levels.
     """
     weights = np.array(gaussian_weights(edge_sigma))
-    margin = len(weights) // 2
-    inverse = inverse_2x2(matrix.astype(np.float64))
-    # The blur carries alpha this far out of the foreground, in its own pixels, and there has to be a colour for it.
-    reach = np.ceil(margin * abs(inverse).sum(2).max(1)).astype(np.int64) + 2
-    corner = np.array([(own.left, own.top) for own in rectangles]) - margin + 0.5
-    middle = np.array([own.shape[1::-1] for own in foregrounds]) / 2 + reach[:, None]
-    # Indices are half a pixel less than the positions of the pixels' centres.
-    start = inverse @ (corner - center)[:, :, None] + middle[:, :, None] - 0.5
-    inverse_maps = np.concatenate([inverse, start], 2)
-    return [
-        _patch(_framed(foreground, own_reach), inverse_map, rectangle, weights, pixel_format)
-        for foreground, own_reach, inverse_map, rectangle in zip(
-            foregrounds, reach.tolist(), inverse_maps, rectangles, strict=True
-        )
-    ]
+    places = zip(foregrounds, matrix, center, rectangles, strict=True)
+    return [_patch(*place, weights, pixel_format) for place in places]
 
 
 def _patch(
     foreground: NDArray[np.uint8],
-    inverse_map: NDArray[np.float64],
+    matrix: Sequence[Sequence[float]],
+    center: Sequence[float],
     rectangle: Rectangle,
     weights: NDArray[np.float64],
     pixel_format: PixelFormat,
@@ -75,8 +63,9 @@ def _patch(
     """One patch.
 
     Args:
-        foreground: uint8 ``[fh, fw, 4]``, in a frame that is wide enough.
-        inverse_map: ``[2, 3]``, from indices of the rectangle with its margin to indices of the foreground.
+        foreground: uint8 ``[fh, fw, 4]``.
+        matrix: 2 rows of 2.
+        center: x and y.
         rectangle: of the background.
         weights: of the blur, one for each offset from ``-margin`` to ``margin``.
         pixel_format: of the background.
@@ -84,8 +73,23 @@ def _patch(
     margin = len(weights) // 2
     height, width = rectangle.bottom - rectangle.top, rectangle.right - rectangle.left
     size = (height + 2 * margin, width + 2 * margin)
+    # Plain numbers: on four of them an array costs more than the arithmetic.
+    (a, b), (c, d) = matrix
+    determinant = a * d - b * c
+    inverse = ((d / determinant, -b / determinant), (-c / determinant, a / determinant))
+    # The blur carries alpha this far out of the foreground, in its own pixels, and there has to be a colour for it.
+    reach = math.ceil(margin * max(abs(x) + abs(y) for x, y in inverse)) + 2
+    # From indices of the rectangle with its margin to those of the framed foreground; they are half a pixel less than
+    # the positions of the pixels' centres.
+    right, down = rectangle.left - margin + 0.5 - center[0], rectangle.top - margin + 0.5 - center[1]
+    inverse_map = np.array(
+        [
+            (x, y, x * right + y * down + side / 2 + reach - 0.5)
+            for (x, y), side in zip(inverse, foreground.shape[1::-1], strict=True)
+        ]
+    )
     warped = cv2.warpAffine(
-        foreground,
+        _framed(foreground, reach),
         inverse_map,
         size[::-1],
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
