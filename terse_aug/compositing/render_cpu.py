@@ -97,11 +97,11 @@ def _patch(
     )
     planes = np.empty((4, *size), np.uint8)
     cv2.split(warped, [planes[channel] for channel in ((2, 1, 0, 3) if pixel_format.bgr else (0, 1, 2, 3))])
-    inner = np.s_[..., margin : margin + height, margin : margin + width]
+    inner = np.s_[:, margin : margin + height, margin : margin + width]
     alpha = cv2.LUT(planes[3], _RAMP)
     if margin:
         alpha = cv2.sepFilter2D(alpha, cv2.CV_32F, weights, weights)
-    return Patch(rectangle, torch.from_numpy(planes[:3][inner]), torch.from_numpy(alpha[inner])[None], pixel_format)
+    return Patch(rectangle, torch.from_numpy(planes[:3][inner]), torch.from_numpy(alpha[None][inner]), pixel_format)
 
 
 def _framed(foreground: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:

@@ -126,7 +126,9 @@ class Metrics(nn.Module):
         """Update the running moments with transforms ``[M, P]`` in the unit cube, on the CPU."""
         values = unit.numpy().astype(np.float64)
         self._moments *= _MOMENTS_DECAY
-        self._moments += [np.full(len(PARAMETERS), len(values)), values.sum(0), (values * values).sum(0)]
+        self._moments[0] += len(values)
+        self._moments[1] += values.sum(0)
+        self._moments[2] += (values * values).sum(0)
 
     def std_ratios(self) -> dict[str, float]:
         """Standard deviation of each transform parameter over about the last fifty calls, relative to uniform.
