@@ -197,6 +197,7 @@ def _result(
 ) -> Composites:
     pastes: list[list[Paste]] = []
     kinds: Counter[str] = Counter()
+    units, occludee_units = unit.unbind(), occludee_unit.unbind()
     for own in labels:
         dropped.update(own.dropped)
         found = []
@@ -204,9 +205,9 @@ def _result(
             layer = layers[number]
             kinds[layer.kind] += 1
             if layer.kind == "occludee":
-                found.append(_paste(plan.occludees, layer.row, occludee_unit[layer.row], target_row, None))
+                found.append(_paste(plan.occludees, layer.row, occludee_units[layer.row], target_row, None))
             elif layer.kind == "paste":
-                found.append(_paste(plan, layer.row, unit[layer.row], target_row, layer.row))
+                found.append(_paste(plan, layer.row, units[layer.row], target_row, layer.row))
         pastes.append(found)
     dropped["decoy_without_background"] += len(plan.decoys) - kinds["decoy"]
     dropped["distractor_not_shown"] += len(plan.distractors) - kinds["distractor"]

@@ -6,7 +6,6 @@ Shape letters: N objects before, K pastes, H and W the image.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from terse_aug.compositing.mask_extents import Extent, Mask, MaskChange, count_pixels, extent_of, window_of
+from terse_aug.compositing.mask_extents import (
+    Extent,
+    Mask,
+    MaskChange,
+    count_pixels,
+    extent_of,
+    pixels_of_box,
+    window_of,
+)
 from terse_aug.compositing.patches import Rectangle
 from terse_aug.structures.annotations import Target
 
@@ -260,7 +267,7 @@ def _hide_originals(
     An object whose mask is empty, as some data sets write a missing one, counts like one without a mask.
     """
     boxes = target["boxes"].tolist()
-    regions = [_pixels_of(box, size) for box in boxes]
+    regions = [pixels_of_box(box, size) for box in boxes]
     if changes is not None:
         return [
             _changed_view(box, change) if change.before else _box_view(box, region, cover)
@@ -313,16 +320,6 @@ def _box_view(box: list[float], region: Rectangle, cover: _Cover) -> _View:
     rest = extent_of(visible, region)
     moved = [old if side == limit else side for old, side, limit in zip(box, rest.box, whole.box, strict=True)]
     return _View(moved, rest.pixels, whole.pixels, region, None, counted=False)
-
-
-def _pixels_of(box: list[float], size: tuple[int, int]) -> Rectangle:
-    """The pixels whose center lies in a box, at least one."""
-    height, width = size
-    left = min(max(math.ceil(box[0] - 0.5), 0), width - 1)
-    top = min(max(math.ceil(box[1] - 0.5), 0), height - 1)
-    right = min(max(math.ceil(box[2] - 0.5), left + 1), width)
-    bottom = min(max(math.ceil(box[3] - 0.5), top + 1), height)
-    return Rectangle(top, left, bottom, right)
 
 
 def _masks(views: Sequence[_View], size: tuple[int, int], dtype: np.dtype[Any]) -> Tensor:

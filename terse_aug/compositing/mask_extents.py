@@ -5,6 +5,7 @@ Shape letters: n masks, H and W the image.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,3 +72,13 @@ def extent_of(mask: Mask, window: Rectangle) -> Extent:
 def count_pixels(mask: Mask) -> int:
     """The number of pixels that are set in bool or uint8 ``[h, w]``, which has some."""
     return int(cv2.countNonZero(mask.view(np.uint8)))
+
+
+def pixels_of_box(box: list[float], size: tuple[int, int]) -> Rectangle:
+    """The pixels whose center lies in a box, at least one."""
+    height, width = size
+    left = min(max(math.ceil(box[0] - 0.5), 0), width - 1)
+    top = min(max(math.ceil(box[1] - 0.5), 0), height - 1)
+    right = min(max(math.ceil(box[2] - 0.5), left + 1), width)
+    bottom = min(max(math.ceil(box[3] - 0.5), top + 1), height)
+    return Rectangle(top, left, bottom, right)
