@@ -102,7 +102,7 @@ def correct_target(
     added = [row for row, view in enumerate(shown) if view.enough(min_visibility)]
     corrected = dict(target)
     for name, values in _field_values(target, originals, kept, objects, shown, added).items():
-        corrected[name] = target[name].new_tensor(values).view(-1, *target[name].shape[1:])
+        corrected[name] = target[name].new_tensor(values) if values else target[name][:0]
     if keypoints is not None:
         corrected["keypoints"] = torch.cat([target["keypoints"][kept], keypoints[added]])
         _cover_keypoints(corrected["keypoints"][: len(kept)], cover)
@@ -111,7 +111,8 @@ def correct_target(
         corrected["masks"] = _masks(views, size, target["masks"].numpy().dtype)
     row_of = {labelled[row]: new for new, row in enumerate(added, start=len(kept))}
     dropped = {"occluded": len(originals) - len(kept), "paste_hidden": len(labelled) - len(added)}
-    return Correction(corrected, [row_of.get(index) for index in range(len(pastes))], kept, +Counter(dropped))
+    dropped = {reason: count for reason, count in dropped.items() if count}
+    return Correction(corrected, [row_of.get(index) for index in range(len(pastes))], kept, Counter(dropped))
 
 
 @dataclass(frozen=True)
@@ -174,10 +175,9 @@ class _Cover:
         """The view ``[h, w]`` of a rectangle inside the frame."""
         return self.free[rectangle.within(self.frame)]
 
-    def visible(self, mask: Mask, rectangle: Rectangle) -> NDArray[np.uint8]:
+    def visible(self, mask: Mask, rectangle: Rectangle) -> Mask:
         """What is visible of a bool or uint8 mask ``[h, w]`` over a rectangle inside the frame."""
-        visible = cv2.bitwise_and(mask.view(np.uint8), self.within(rectangle))
-        return np.asarray(visible, np.uint8).reshape(mask.shape)
+        return cv2.bitwise_and(mask.view(np.uint8), self.within(rectangle))
 
     def add(self, paste: PastedObject) -> None:
         """Mark what a paste covers."""
@@ -198,9 +198,8 @@ def _field_values(
 
     Fresh ids are negative and none that the image has: real ids are not negative, so pastes can be recognized.
     """
-    before: dict[str, list[Any]] = {
-        name: target[name].tolist() for name in ("labels", "ids", "area", "iscrowd") if name in target
-    }
+    names = ("labels", "ids", "area", "iscrowd")
+    before: dict[str, list[Any]] = {name: target[name].tolist() for name in names if name in target}
     lowest = min([0, *before.get("ids", [])])
     pasted = {
         "labels": [pastes[row].label for row in added],
@@ -324,7 +323,6 @@ def _box_view(box: list[float], region: Rectangle, cover: _Cover) -> _View:
 
 def _masks(views: Sequence[_View], size: tuple[int, int], dtype: np.dtype[Any]) -> Tensor:
     """The masks of objects, ``[n, H, W]``."""
-    # By NumPy, for the reason given in terse_aug.utils.memory.
     masks = np.zeros((len(views), *size), dtype)
     for mask, view in zip(masks.view(np.uint8), views, strict=True):
         if view.mask is not None:
