@@ -1,5 +1,8 @@
 """The transform of a paste: its parameters, their allowed ranges, and the affine map they stand for.
 
+Everything here takes tensors, with or without a graph, or NumPy arrays, and returns the same: on small arrays a call of
+NumPy takes a fraction of the time of one of torch.
+
 Shape letters: M pastes, P = len(PARAMETERS).
 """
 
@@ -8,13 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from numbers import Real
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from terse_aug.utils.transfer import to_device
+
+Array: TypeAlias = Any
+"""A tensor or a NumPy array."""
 
 PARAMETERS = ("rotation", "shear", "scale", "scale_x", "scale_y", "translate_x", "translate_y")
 """Names of the columns of a transform, in order."""
@@ -73,7 +82,14 @@ class TransformRanges:
         if not (isinstance(self.keep_inside, Real) and 0 <= self.keep_inside <= 1):
             raise ValueError(f"keep_inside: expected a fraction within [0, 1], got {self.keep_inside}")
 
-    def physical(self, unit: Tensor) -> Tensor:
+    @cached_property
+    def _limits(self) -> NDArray[np.float64]:
+        """``[2, P]``: low ends and lengths of the ranges, of the logarithms for the scales."""
+        ends = np.array([getattr(self, name) for name in PARAMETERS], np.float64)
+        ends[_LOGARITHMIC] = np.log(ends[_LOGARITHMIC])
+        return np.stack([ends[:, 0], ends[:, 1] - ends[:, 0]])
+
+    def physical(self, unit: Array) -> Array:
         """Map points of the unit cube to parameter values.
 
         Args:
@@ -83,13 +99,23 @@ class TransformRanges:
             float ``[..., P]`` in the units above, differentiable in ``unit``; uniform points give uniform
             values (uniform logarithms for the scales).
         """
-        ends = [getattr(self, name) for name in PARAMETERS]
-        ends[_LOGARITHMIC] = [(math.log(low), math.log(high)) for low, high in ends[_LOGARITHMIC]]
-        (limits,) = to_device([torch.tensor(ends, dtype=unit.dtype)], unit.device)
-        low, high = limits.unbind(-1)
-        values = low + unit * (high - low)
-        before, after = slice(0, _LOGARITHMIC.start), slice(_LOGARITHMIC.stop, None)
-        return torch.cat([values[..., before], values[..., _LOGARITHMIC].exp(), values[..., after]], -1)
+        ((low, length),) = arrays_like([self._limits], unit)
+        values = low + unit * length
+        before, after, library = slice(0, _LOGARITHMIC.start), slice(_LOGARITHMIC.stop, None), library_of(unit)
+        scales = library.exp(values[..., _LOGARITHMIC])
+        return library.concatenate([values[..., before], scales, values[..., after]], -1)
+
+
+def library_of(array: Array) -> Any:
+    """torch or NumPy. Only what both have under the same name is used of it."""
+    return torch if isinstance(array, Tensor) else np
+
+
+def arrays_like(arrays: Sequence[NDArray[Any]], like: Array) -> list[Array]:
+    """Arrays in the kind, type and device of another one; to a device by one copy."""
+    if isinstance(like, Tensor):
+        return to_device([torch.from_numpy(own).to(like.dtype) for own in arrays], like.device)
+    return [own.astype(like.dtype, copy=False) for own in arrays]
 
 
 def _is_pair_of_numbers(value: object) -> bool:
@@ -98,7 +124,7 @@ def _is_pair_of_numbers(value: object) -> bool:
 
 @dataclass(frozen=True)
 class PasteGeometry:
-    """Sizes that a placement depends on besides the transform parameters; all tensors have one row per paste.
+    """Sizes that a placement depends on besides the transform parameters; all arrays have one row per paste.
 
     Attributes:
         foreground_sizes: float ``[M, 2]``, width and height of the foreground in its own pixels.
@@ -109,23 +135,16 @@ class PasteGeometry:
             object; ``None`` where the object fills its rectangle.
     """
 
-    foreground_sizes: Tensor
-    frame_sizes: Tensor
-    base_scale: Tensor
-    flip: Tensor
-    outlines: Tensor | None = None
+    foreground_sizes: Array
+    frame_sizes: Array
+    base_scale: Array
+    flip: Array
+    outlines: Array | None = None
 
-    def to(self, device: torch.device) -> PasteGeometry:
-        """The same on a device."""
-        own = [self.foreground_sizes, self.frame_sizes, self.base_scale, self.flip]
-        return PasteGeometry(*to_device(own if self.outlines is None else [*own, self.outlines], device))
-
-    def rows(self, index: Sequence[int] | Tensor) -> PasteGeometry:
-        """The geometry of some of the pastes."""
-        chosen = torch.as_tensor(index, dtype=torch.long, device=self.base_scale.device)
-        outlines = None if self.outlines is None else self.outlines[chosen]
-        sizes, frames = self.foreground_sizes[chosen], self.frame_sizes[chosen]
-        return PasteGeometry(sizes, frames, self.base_scale[chosen], self.flip[chosen], outlines)
+    def rows(self, index: Array) -> PasteGeometry:
+        """The geometry of some of the pastes, by an array of their numbers of the same kind."""
+        values = (getattr(self, own.name) for own in fields(self))
+        return PasteGeometry(*(own if own is None else own[index] for own in values))
 
 
 @dataclass(frozen=True)
@@ -139,22 +158,21 @@ class Placement:
         half_size: float ``[M, 2]``, half the sides of that box.
     """
 
-    matrix: Tensor
-    center: Tensor
-    box_center: Tensor
-    half_size: Tensor
+    matrix: Array
+    center: Array
+    box_center: Array
+    half_size: Array
 
-    def parts(self) -> list[Tensor]:
-        """The tensors, in order."""
-        return [getattr(self, own.name) for own in fields(self)]
+    def parts(self) -> list[Array]:
+        """The arrays, in order."""
+        return [self.matrix, self.center, self.box_center, self.half_size]
 
-    def rows(self, index: Sequence[int] | Tensor) -> Placement:
-        """The placement of some of the pastes."""
-        chosen = torch.as_tensor(index, dtype=torch.long, device=self.matrix.device)
-        return Placement(*(getattr(self, own.name)[chosen] for own in fields(self)))
+    def rows(self, index: Array) -> Placement:
+        """The placement of some of the pastes, by an array of their numbers of the same kind, or a slice."""
+        return Placement(*(own[index] for own in self.parts()))
 
 
-def place(physical: Tensor, geometry: PasteGeometry, keep_inside: float) -> Placement:
+def place(physical: Array, geometry: PasteGeometry, keep_inside: float) -> Placement:
     """The affine maps from foregrounds to backgrounds.
 
     ``matrix = Rotation @ Shear @ diag(scale_x, scale_y) * scale * base_scale``.
@@ -167,25 +185,27 @@ def place(physical: Tensor, geometry: PasteGeometry, keep_inside: float) -> Plac
     Returns:
         The maps, differentiable in ``physical``.
     """
-    rotation, shear, scale, scale_x, scale_y = physical[:, :5].unbind(-1)
+    library = library_of(physical)
+    rotation, shear, scale, scale_x, scale_y = physical[:, :5].T
     radians = rotation * (math.pi / 180)
-    cosine, sine = radians.cos(), radians.sin()
-    turn = torch.stack([cosine, cosine * shear - sine, sine, sine * shear + cosine], -1).view(-1, 2, 2)
-    size = torch.stack([scale_x * geometry.flip, scale_y], -1) * (scale * geometry.base_scale)[:, None]
-    matrix = turn * size[:, None]
+    cosine, sine = library.cos(radians), library.sin(radians)
+    scale = scale * geometry.base_scale
+    x, y = scale_x * geometry.flip * scale, scale_y * scale
+    columns = [cosine * x, sine * x, (cosine * shear - sine) * y, (sine * shear + cosine) * y]
+    matrix = library.concatenate(columns).reshape(2, 2, -1).swapaxes(0, 2)
     if geometry.outlines is None:
-        half_size = (matrix.abs() @ (geometry.foreground_sizes / 2)[:, :, None])[:, :, 0]
-        offset = torch.zeros_like(half_size)
+        half_size = (abs(matrix) @ (geometry.foreground_sizes / 2)[:, :, None])[:, :, 0]
+        offset = library.zeros_like(half_size)
     else:
-        corners = geometry.outlines @ matrix.mT
-        low, high = corners.amin(1), corners.amax(1)
+        corners = geometry.outlines @ matrix.swapaxes(1, 2)
+        low, high = library.amin(corners, 1), library.amax(corners, 1)
         half_size, offset = (high - low) / 2, (high + low) / 2
     lowest, free = center_range(half_size, geometry, keep_inside)
     box_center = lowest + physical[:, 5:] * free
     return Placement(matrix, box_center - offset, box_center, half_size)
 
 
-def center_range(half_size: Tensor, geometry: PasteGeometry, keep_inside: float) -> tuple[Tensor, Tensor]:
+def center_range(half_size: Array, geometry: PasteGeometry, keep_inside: float) -> tuple[Array, Array]:
     """The lowest allowed center of a bounding box and the length of its range, both float ``[M, 2]`` pixels."""
-    lowest = torch.minimum(keep_inside * half_size, geometry.frame_sizes / 2)
+    lowest = library_of(half_size).minimum(keep_inside * half_size, geometry.frame_sizes / 2)
     return lowest, geometry.frame_sizes - 2 * lowest

@@ -38,7 +38,8 @@ def rectangles_of(
 ) -> list[Any]:
     sizes = torch.tensor([[rgba.shape[2], rgba.shape[1]] for rgba in foregrounds], dtype=matrix.dtype)
     half_size = (matrix.abs() @ (sizes / 2)[:, :, None])[:, :, 0]
-    return covered_rectangles(Placement(matrix, center, center, half_size), [size] * len(foregrounds), sigma)
+    placement = Placement(*(own.numpy() for own in (matrix, center, center, half_size)))
+    return covered_rectangles(placement, [size] * len(foregrounds), sigma)
 
 
 def layers_of(
@@ -47,7 +48,7 @@ def layers_of(
     """Layers of one image, for foregrounds ``[4, h, w]`` in [0, 1]; without a graph, such as may be all edge."""
     kind = "paste" if matrix.requires_grad else "decoy"
     made = [foreground_of(rgba) for rgba in foregrounds]
-    places = zip(made, matrix.detach().cpu(), center.detach().cpu(), rectangles, strict=True)
+    places = zip(made, matrix.detach().cpu().numpy(), center.detach().cpu().numpy(), rectangles, strict=True)
     return [
         Layer(kind, row, 0, own, False, turned, middle, rectangle, own.rgba)
         for row, (own, turned, middle, rectangle) in enumerate(places)

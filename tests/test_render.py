@@ -162,10 +162,10 @@ def test_pixels_outside_the_rectangles_and_the_inputs_are_untouched_bit_for_bit(
 
 
 def test_the_rectangle_of_a_paste_outside_the_frame_is_empty() -> None:
-    half = torch.tensor([[2.0, 2.0]])
+    half = np.array([[2.0, 2.0]])
     for center in ([-9.0, 5.0], [5.0, -9.0], [99.0, 5.0], [5.0, 99.0]):
-        at = torch.tensor([center])
-        assert covered_rectangles(Placement(torch.eye(2)[None], at, at, half), [FRAME], 1.0)[0].empty
+        at = np.array([center])
+        assert covered_rectangles(Placement(np.eye(2)[None], at, at, half), [FRAME], 1.0)[0].empty
 
 
 @pytest.mark.parametrize("sigma", [0.0, 1.0])
@@ -204,7 +204,7 @@ def test_the_composite_has_the_right_gradient_in_the_unit_parameters(
 
     def composite(unit: Tensor) -> Tensor:
         placed = place(WIDE.physical(unit), geometry, WIDE.keep_inside)
-        known = Placement(*(own.detach() for own in placed.parts()))
+        known = Placement(*(own.detach().numpy() for own in placed.parts()))
         rectangles = covered_rectangles(known, [size] * count, sigma)
         pixels = rendered_over(foregrounds, placed.matrix, placed.center, rectangles, size, sigma)
         return composites([background], pixels, PixelFormat())[0]

@@ -53,7 +53,7 @@ def pastes(draw: st.DrawFn) -> tuple[list[Patch], list[Patch], tuple[int, int], 
     rectangles = rectangles_of([planes], matrix, center, size, sigma)
     exact = patches_of(rendered_over([planes], matrix, center, rectangles, size, sigma), rectangles)
     exact = [Patch(own.rectangle, pixels.encode(own.color), own.alpha) for own in exact]
-    return exact, render_8bit([rgba], matrix.float(), center.float(), rectangles, sigma, pixels), size, pixels
+    return exact, render_8bit([rgba], matrix.numpy(), center.numpy(), rectangles, sigma, pixels), size, pixels
 
 
 @settings(max_examples=300, deadline=None)

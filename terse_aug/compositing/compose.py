@@ -121,15 +121,19 @@ def _compose(
 ) -> Composites:
     dropped: Counter[str] = Counter()
     frames, device = [frame_of(image) for image in images], images[0].device
-    if placement is None:
-        own = [frames[image] for image in plan.image_of]
-        geometry = paste_geometry(plan.foregrounds, plan.flipped, own, torch.zeros(0, dtype=unit.dtype)).to(unit.device)
-        placement = place_unit(unit, geometry, settings.paste.ranges)
-    learning = placement.matrix.requires_grad
-    unit, *known = to_cpu([unit, *placement.parts()])
+    own_frames, ranges = [frames[image] for image in plan.image_of], settings.paste.ranges
+    if placement is None and unit.requires_grad and torch.is_grad_enabled():
+        placement = place_unit(unit, paste_geometry(plan.foregrounds, plan.flipped, own_frames, unit), ranges)
+    learning = placement is not None and placement.matrix.requires_grad
+    unit, *parts = to_cpu([unit] if placement is None else [unit, *placement.parts()])
+    if parts:
+        known = Placement(*(own.numpy() for own in parts))
+    else:
+        geometry = paste_geometry(plan.foregrounds, plan.flipped, own_frames, unit.numpy())
+        known = place_unit(unit.numpy(), geometry, ranges)
     boxes = boxes or Reading([target["boxes"] for target in targets] if plan.decoys else [])
     objects = [repair_boxes({"boxes": own}, *frames[image])[0]["boxes"] for image, own in enumerate(boxes.values())]
-    layers, occludee_unit = layers_of(plan, Placement(*known), frames, objects, settings, dropped)
+    layers, occludee_unit = layers_of(plan, known, frames, objects, settings, dropped)
     numbers = [[row for row, layer in enumerate(layers) if layer.image == image] for image in range(len(images))]
     largest: list[float] = []
     composed = list(images)
@@ -166,11 +170,10 @@ def _patches(layers: Sequence[Layer], images: Sequence[Tensor], settings: Render
     """The layers rendered by OpenCV."""
     if not layers:
         return []
-    reductions = torch.tensor([layer.reduction for layer in layers])[:, None]
     patches = render_8bit(
         [layer.reduced for layer in layers],
-        torch.stack([layer.matrix for layer in layers]) * reductions,
-        torch.stack([layer.center for layer in layers]),
+        [(layer.matrix * layer.reduction).tolist() for layer in layers],
+        [layer.center.tolist() for layer in layers],
         [layer.rectangle for layer in layers],
         settings.paste.edge_blur_sigma,
         settings.pixel_format,
@@ -194,6 +197,7 @@ def _result(
 ) -> Composites:
     pastes: list[list[Paste]] = []
     kinds: Counter[str] = Counter()
+    units, occludee_units = unit.unbind(), occludee_unit.unbind()
     for own in labels:
         dropped.update(own.dropped)
         found = []
@@ -201,9 +205,9 @@ def _result(
             layer = layers[number]
             kinds[layer.kind] += 1
             if layer.kind == "occludee":
-                found.append(_paste(plan.occludees, layer.row, occludee_unit[layer.row], target_row, None))
+                found.append(_paste(plan.occludees, layer.row, occludee_units[layer.row], target_row, None))
             elif layer.kind == "paste":
-                found.append(_paste(plan, layer.row, unit[layer.row], target_row, layer.row))
+                found.append(_paste(plan, layer.row, units[layer.row], target_row, layer.row))
         pastes.append(found)
     dropped["decoy_without_background"] += len(plan.decoys) - kinds["decoy"]
     dropped["distractor_not_shown"] += len(plan.distractors) - kinds["distractor"]

@@ -27,11 +27,12 @@ def free_placement(decoy: Decoy, frame: tuple[int, int], boxes: Tensor, paste: P
         paste: settings.
     """
     count, objects = len(decoy.units), boxes.tolist()
-    geometry = paste_geometry([decoy.foreground] * count, [False] * count, [frame] * count, decoy.units)
-    placement = place_unit(decoy.units, geometry, paste.ranges)
+    units = decoy.units.numpy()
+    geometry = paste_geometry([decoy.foreground] * count, [False] * count, [frame] * count, units)
+    placement = place_unit(units, geometry, paste.ranges)
     for row, rectangle in enumerate(covered_rectangles(placement, [frame] * count, paste.edge_blur_sigma)):
         if not overlaps_object(rectangle, objects):
-            return placement.rows([row])
+            return placement.rows(slice(row, row + 1))
     return None
 
 

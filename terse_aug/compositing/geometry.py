@@ -11,12 +11,11 @@ from typing import Protocol
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from terse_aug.bank import Foreground
-from terse_aug.transforms import PasteGeometry, Placement, TransformRanges, place
+from terse_aug.transforms import Array, PasteGeometry, Placement, TransformRanges, arrays_like, place
 
 
 class ForegroundLike(Protocol):
@@ -45,7 +44,7 @@ def frame_of(image: Tensor) -> tuple[int, int]:
 
 
 def paste_geometry(
-    foregrounds: Sequence[ForegroundLike], flipped: Sequence[bool], frames: Sequence[tuple[int, int]], like: Tensor
+    foregrounds: Sequence[ForegroundLike], flipped: Sequence[bool], frames: Sequence[tuple[int, int]], like: Array
 ) -> PasteGeometry:
     """Sizes and outlines of M pastes.
 
@@ -53,36 +52,30 @@ def paste_geometry(
         foregrounds: M foregrounds.
         flipped: M flags.
         frames: (H, W) of each paste's background.
-        like: gives dtype and device.
+        like: a tensor or a NumPy array, which gives kind, dtype and device.
     """
-    sizes = [foreground.size for foreground in foregrounds]
-    base_scales = [
-        foreground.relative_size * math.sqrt(height * width) / max(size)
-        for foreground, size, (height, width) in zip(foregrounds, sizes, frames, strict=True)
-    ]
-    return PasteGeometry(
-        like.new_tensor(sizes).view(-1, 2),
-        like.new_tensor([(width, height) for height, width in frames]).view(-1, 2),
-        like.new_tensor(base_scales),
-        like.new_tensor([-1.0 if flag else 1.0 for flag in flipped]),
-        _padded([foreground.outline for foreground in foregrounds], like),
-    )
+    rows = []
+    for foreground, flag, (height, width) in zip(foregrounds, flipped, frames, strict=True):
+        size = foreground.size
+        base_scale = foreground.relative_size * math.sqrt(height * width) / max(size)
+        rows.append((*size, width, height, base_scale, -1.0 if flag else 1.0))
+    outlines = [_padded([foreground.outline for foreground in foregrounds])] if rows else []
+    values, *outlines = arrays_like([np.array(rows, np.float64).reshape(-1, 6), *outlines], like)
+    return PasteGeometry(values[:, :2], values[:, 2:4], values[:, 4], values[:, 5], *outlines)
 
 
-def place_unit(unit: Tensor, geometry: PasteGeometry, ranges: TransformRanges) -> Placement:
+def place_unit(unit: Array, geometry: PasteGeometry, ranges: TransformRanges) -> Placement:
     """Where pastes land, for transforms float ``[M, P]`` in the unit cube; differentiable in them."""
     return place(ranges.physical(unit), geometry, ranges.keep_inside)
 
 
-def _padded(outlines: Sequence[NDArray[np.float32]], like: Tensor) -> Tensor | None:
-    """Outlines ``[n_i, 2]`` as one tensor ``[M, n, 2]``: the last point of the shorter ones is repeated."""
-    if not outlines:
-        return None
+def _padded(outlines: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Outlines ``[n_i, 2]`` as one array ``[M, n, 2]``: the last point of the shorter ones is repeated."""
     filled = np.empty((len(outlines), max(map(len, outlines)), 2), np.float32)
     for own, outline in zip(filled, outlines, strict=True):
         own[: len(outline)] = outline
         own[len(outline) :] = outline[-1]
-    return torch.from_numpy(filled).to(like)
+    return filled
 
 
 def reduced_foreground(foreground: Foreground, scale: float) -> NDArray[np.uint8]:

@@ -6,20 +6,28 @@ Shape letters: N objects before, K pastes, H and W the image.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from terse_aug.compositing.mask_extents import Extent, Mask, MaskChange, count_pixels, extent_of, extents_of
+from terse_aug.compositing.mask_extents import (
+    Extent,
+    Mask,
+    MaskChange,
+    count_pixels,
+    extent_of,
+    pixels_of_box,
+    window_of,
+)
 from terse_aug.compositing.patches import Rectangle
-from terse_aug.structures.annotations import OBJECT_FIELDS, Target
-from terse_aug.utils.memory import zeros
+from terse_aug.structures.annotations import Target
 
 
 @dataclass(frozen=True)
@@ -85,22 +93,26 @@ def correct_target(
         The corrected target, with the fields that ``target`` has and no others.
     """
     labelled = [index for index, paste in enumerate(pastes) if paste.label is not None]
-    pasted = _pasted_rows(target, [pastes[index] for index in labelled], size)
+    objects = [pastes[index] for index in labelled]
     cover = _Cover.around(pastes)
-    shown = _show_pastes(pastes, pasted.get("keypoints"), cover)
+    keypoints = _pasted_keypoints(target["keypoints"], objects, size) if "keypoints" in target else None
+    shown = _show_pastes(pastes, keypoints, cover)
     originals = _hide_originals(target, size, cover, changes)
     kept = [row for row, view in enumerate(originals) if not view.touched or view.enough(min_visibility)]
     added = [row for row, view in enumerate(shown) if view.enough(min_visibility)]
     corrected = dict(target)
-    for name, rows in pasted.items():
-        corrected[name] = torch.cat([_taken(target[name], kept), _taken(rows, added)])
-    if "keypoints" in target:
+    for name, values in _field_values(target, originals, kept, objects, shown, added).items():
+        corrected[name] = target[name].new_tensor(values) if values else target[name][:0]
+    if keypoints is not None:
+        corrected["keypoints"] = torch.cat([target["keypoints"][kept], keypoints[added]])
         _cover_keypoints(corrected["keypoints"][: len(kept)], cover)
-    views = [originals[row] for row in kept] + [shown[row] for row in added]
-    _write_views(corrected, views, size)
+    if "masks" in target:
+        views = [originals[row] for row in kept] + [shown[row] for row in added]
+        corrected["masks"] = _masks(views, size, target["masks"].numpy().dtype)
     row_of = {labelled[row]: new for new, row in enumerate(added, start=len(kept))}
-    dropped = Counter(occluded=len(originals) - len(kept), paste_hidden=len(labelled) - len(added))
-    return Correction(corrected, [row_of.get(index) for index in range(len(pastes))], kept, +dropped)
+    dropped = {"occluded": len(originals) - len(kept), "paste_hidden": len(labelled) - len(added)}
+    dropped = {reason: count for reason, count in dropped.items() if count}
+    return Correction(corrected, [row_of.get(index) for index in range(len(pastes))], kept, Counter(dropped))
 
 
 @dataclass(frozen=True)
@@ -112,7 +124,7 @@ class _View:
         area: pixels.
         full_area: pixels it would show uncovered.
         window: what ``mask`` covers.
-        mask: ``[h, w]``; ``None`` for an object without one, or where it is elsewhere.
+        mask: uint8 ``[h, w]``; ``None`` for an object without one, or where it is elsewhere.
         touched: whether a paste covers some of it, or it is one.
         counted: whether its area is the number of its pixels.
     """
@@ -128,13 +140,24 @@ class _View:
     def enough(self, min_visibility: float) -> bool:
         return self.area > 0 and self.area >= min_visibility * self.full_area
 
+    def area_given(self, before: float) -> float:
+        """The value of its field ``area``, given that before pasting."""
+        if not self.touched:
+            return before
+        return self.area if self.counted else before * (self.area / max(self.full_area, 1))
+
 
 @dataclass(frozen=True)
 class _Cover:
-    """The pixels that pastes cover, as a map over the rectangle around all of them: bool ``[h, w]``."""
+    """The pixels that pastes cover, as a map over the rectangle around all of them.
+
+    Attributes:
+        frame: the rectangle.
+        free: uint8 ``[h, w]``: 0 where a paste covers, else 255, so that ANDed with a mask it leaves what is visible.
+    """
 
     frame: Rectangle
-    covered: NDArray[np.bool_]
+    free: NDArray[np.uint8]
 
     @classmethod
     def around(cls, pastes: Sequence[PastedObject]) -> _Cover:
@@ -146,35 +169,49 @@ class _Cover:
             max(box.bottom for box in boxes),
             max(box.right for box in boxes),
         )
-        return cls(frame, np.zeros((frame.bottom - frame.top, frame.right - frame.left), np.bool_))
+        return cls(frame, np.full((frame.bottom - frame.top, frame.right - frame.left), 255, np.uint8))
 
-    def within(self, rectangle: Rectangle) -> NDArray[np.bool_]:
+    def within(self, rectangle: Rectangle) -> NDArray[np.uint8]:
         """The view ``[h, w]`` of a rectangle inside the frame."""
-        return self.covered[rectangle.within(self.frame)]
+        return self.free[rectangle.within(self.frame)]
+
+    def visible(self, mask: Mask, rectangle: Rectangle) -> Mask:
+        """What is visible of a bool or uint8 mask ``[h, w]`` over a rectangle inside the frame."""
+        return cv2.bitwise_and(mask.view(np.uint8), self.within(rectangle))
+
+    def add(self, paste: PastedObject) -> None:
+        """Mark what a paste covers."""
+        if not paste.rectangle.empty:
+            free = self.within(paste.rectangle)
+            cv2.bitwise_and(free, paste.mask.view(np.uint8) - np.uint8(1), free)
 
 
-def _pasted_rows(target: Target, pastes: Sequence[PastedObject], size: tuple[int, int]) -> Target:
-    """A row for each paste in every per-object field but the masks; boxes and areas still zero."""
-    rows = {}
-    for name in OBJECT_FIELDS:
-        if name not in target or name == "masks":
-            continue
-        value = target[name]
-        if name == "labels":
-            rows[name] = value.new_tensor([paste.label for paste in pastes])
-        elif name == "ids":
-            rows[name] = _fresh_ids(value, len(pastes))
-        elif name == "keypoints":
-            rows[name] = _pasted_keypoints(value, pastes, size)
-        else:
-            rows[name] = value.new_zeros((len(pastes), *value.shape[1:]))
-    return rows
+def _field_values(
+    target: Target,
+    originals: Sequence[_View],
+    kept: Sequence[int],
+    pastes: Sequence[PastedObject],
+    shown: Sequence[_View],
+    added: Sequence[int],
+) -> dict[str, list[Any]]:
+    """The values of every per-object field but masks and keypoints: of the objects that are kept, then of the pastes.
 
-
-def _fresh_ids(ids: Tensor, added: int) -> Tensor:
-    """Negative ids that no object of the image has: real ids are not negative, so pasted objects can be recognized."""
-    lowest = min(0, int(ids.min())) if len(ids) else 0
-    return torch.arange(lowest - 1, lowest - 1 - added, -1, dtype=ids.dtype, device=ids.device)
+    Fresh ids are negative and none that the image has: real ids are not negative, so pastes can be recognized.
+    """
+    names = ("labels", "ids", "area", "iscrowd")
+    before: dict[str, list[Any]] = {name: target[name].tolist() for name in names if name in target}
+    lowest = min([0, *before.get("ids", [])])
+    pasted = {
+        "labels": [pastes[row].label for row in added],
+        "ids": [lowest - 1 - row for row in added],
+        "area": [shown[row].area for row in added],
+        "iscrowd": [0] * len(added),
+    }
+    if "area" in before:
+        before["area"] = [view.area_given(area) for view, area in zip(originals, before["area"], strict=True)]
+    values = {name: [own[row] for row in kept] + pasted[name] for name, own in before.items()}
+    values["boxes"] = [originals[row].box for row in kept] + [shown[row].box for row in added]
+    return values
 
 
 def _pasted_keypoints(keypoints: Tensor, pastes: Sequence[PastedObject], size: tuple[int, int]) -> Tensor:
@@ -208,17 +245,15 @@ def _show_pastes(pastes: Sequence[PastedObject], keypoints: Tensor | None, cover
             if keypoints is not None:
                 _cover_keypoints(keypoints[last - len(views)], cover)
             views.append(_paste_view(paste, cover))
-        if not paste.rectangle.empty:
-            covered = cover.within(paste.rectangle)
-            covered |= paste.mask
+        cover.add(paste)
     return views[::-1]
 
 
 def _paste_view(paste: PastedObject, cover: _Cover) -> _View:
     window = paste.rectangle
     if window.empty:
-        return _View([0.0] * 4, 0, paste.full_area, window, paste.mask)
-    visible = paste.mask & ~cover.within(window)
+        return _View([0.0] * 4, 0, paste.full_area, window, None)
+    visible = cover.visible(paste.mask, window)
     extent = extent_of(visible, window)
     return _View(extent.box, extent.pixels, paste.full_area, window, visible)
 
@@ -231,7 +266,7 @@ def _hide_originals(
     An object whose mask is empty, as some data sets write a missing one, counts like one without a mask.
     """
     boxes = target["boxes"].tolist()
-    regions = [_pixels_of(box, size) for box in boxes]
+    regions = [pixels_of_box(box, size) for box in boxes]
     if changes is not None:
         return [
             _changed_view(box, change) if change.before else _box_view(box, region, cover)
@@ -239,10 +274,10 @@ def _hide_originals(
         ]
     if "masks" not in target:
         return [_box_view(box, region, cover) for box, region in zip(boxes, regions, strict=True)]
-    masks = target["masks"].numpy()
+    masks = target["masks"].numpy().view(np.uint8)
     return [
-        _mask_view(box, mask, extent, cover) if extent.pixels else _box_view(box, region, cover)
-        for box, mask, extent, region in zip(boxes, masks, extents_of(masks, regions), regions, strict=True)
+        _mask_view(box, mask, region, cover) or _box_view(box, region, cover)
+        for box, mask, region in zip(boxes, masks, regions, strict=True)
     ]
 
 
@@ -252,19 +287,22 @@ def _changed_view(box: list[float], change: MaskChange) -> _View:
     return _View(after.box if touched else box, after.pixels, change.before, after.window, None, touched)
 
 
-def _mask_view(box: list[float], mask: Mask, extent: Extent, cover: _Cover) -> _View:
-    """The view of an object with a mask ``[H, W]``."""
-    window, overlap = extent.window, extent.window.overlap(cover.frame)
-    whole = _View(box, extent.pixels, extent.pixels, window, window.of(mask), touched=False)
+def _mask_view(box: list[float], mask: Mask, region: Rectangle, cover: _Cover) -> _View | None:
+    """The view of an object with a mask ``[H, W]``; ``None`` if that is empty."""
+    window, pixels = window_of(mask, region)
+    if not pixels:
+        return None
+    whole = _View(box, pixels, pixels, window, window.of(mask), touched=False)
+    overlap = window.overlap(cover.frame)
     if overlap.empty:
         return whole
-    left = overlap.of(mask) * ~cover.within(overlap)
-    if np.array_equal(left, overlap.of(mask)):
+    left = cover.visible(overlap.of(mask), overlap)
+    if count_pixels(left) == count_pixels(overlap.of(mask)):
         return whole
     visible = window.of(mask).copy()
     visible[overlap.within(window)] = left
     rest = extent_of(visible, window)
-    return _View(rest.box, rest.pixels, extent.pixels, window, visible)
+    return _View(rest.box, rest.pixels, pixels, window, visible)
 
 
 def _box_view(box: list[float], region: Rectangle, cover: _Cover) -> _View:
@@ -274,47 +312,22 @@ def _box_view(box: list[float], region: Rectangle, cover: _Cover) -> _View:
     """
     shape = (region.bottom - region.top, region.right - region.left)
     whole, overlap = Extent(region, shape[0] * shape[1]), region.overlap(cover.frame)
-    if overlap.empty or not count_pixels(cover.within(overlap)):
+    if overlap.empty or cover.within(overlap).all():
         return _View(box, whole.pixels, whole.pixels, region, None, touched=False, counted=False)
-    visible = np.ones(shape, np.bool_)
-    visible[overlap.within(region)] = ~cover.within(overlap)
+    visible = np.ones(shape, np.uint8)
+    visible[overlap.within(region)] = cover.within(overlap)
     rest = extent_of(visible, region)
     moved = [old if side == limit else side for old, side, limit in zip(box, rest.box, whole.box, strict=True)]
     return _View(moved, rest.pixels, whole.pixels, region, None, counted=False)
 
 
-def _pixels_of(box: list[float], size: tuple[int, int]) -> Rectangle:
-    """The pixels whose center lies in a box, at least one."""
-    height, width = size
-    left = min(max(math.ceil(box[0] - 0.5), 0), width - 1)
-    top = min(max(math.ceil(box[1] - 0.5), 0), height - 1)
-    right = min(max(math.ceil(box[2] - 0.5), left + 1), width)
-    bottom = min(max(math.ceil(box[3] - 0.5), top + 1), height)
-    return Rectangle(top, left, bottom, right)
-
-
-def _taken(values: Tensor, rows: Sequence[int]) -> Tensor:
-    """These rows, which ascend."""
-    return values if len(rows) == len(values) else values[list(rows)]
-
-
-def _write_views(corrected: Target, views: Sequence[_View], size: tuple[int, int]) -> None:
-    """Write boxes, areas and masks of all objects."""
-    if "masks" in corrected:
-        corrected["masks"] = zeros((len(views), *size), corrected["masks"])
-        for mask, view in zip(corrected["masks"].numpy(), views, strict=True):
-            if view.mask is not None:
-                view.window.of(mask)[:] = view.mask
-    touched = [row for row, view in enumerate(views) if view.touched]
-    if not touched:
-        return
-    boxes = corrected["boxes"]
-    boxes[touched] = boxes.new_tensor([views[row].box for row in touched])
-    if "area" in corrected:
-        area = corrected["area"]
-        for row in touched:
-            fraction = views[row].area / max(views[row].full_area, 1)
-            area[row] = views[row].area if views[row].counted else area[row] * fraction
+def _masks(views: Sequence[_View], size: tuple[int, int], dtype: np.dtype[Any]) -> Tensor:
+    """The masks of objects, ``[n, H, W]``."""
+    masks = np.zeros((len(views), *size), dtype)
+    for mask, view in zip(masks.view(np.uint8), views, strict=True):
+        if view.mask is not None:
+            view.window.of(mask)[:] = view.mask
+    return torch.from_numpy(masks)
 
 
 def _cover_keypoints(keypoints: Tensor, cover: _Cover) -> None:
@@ -330,8 +343,8 @@ def _cover_keypoints(keypoints: Tensor, cover: _Cover) -> None:
         return
     x = keypoints[..., 0].floor().long() - cover.frame.left
     y = keypoints[..., 1].floor().long() - cover.frame.top
-    height, width = cover.covered.shape
+    height, width = cover.free.shape
     inside = (x >= 0) & (y >= 0) & (x < width) & (y < height)
-    covered = torch.from_numpy(cover.covered)[y.clamp(0, height - 1), x.clamp(0, width - 1)]
-    hidden = inside & covered & (keypoints[..., 2] == 2)
+    free = torch.from_numpy(cover.free)[y.clamp(0, height - 1), x.clamp(0, width - 1)]
+    hidden = inside & (free == 0) & (keypoints[..., 2] == 2)
     keypoints[..., 2].masked_fill_(hidden, 1)

@@ -6,10 +6,11 @@ All of it is computed on the CPU. Shape letters: M pastes, L layers, P transform
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -62,7 +63,7 @@ class Layer:
         foreground: of which it is made, or whose shape a decoy has.
         flipped: whether it is flipped left to right.
         matrix: float ``[2, 2]``, see :class:`terse_aug.transforms.Placement`.
-        center: float ``[2]``.
+        center: float ``[2]``, likewise.
         rectangle: the pixels that it can touch; not empty.
         reduced: the foreground at the size that is rendered, uint8 ``[h, w, 4]``.
         source: of a decoy, the image and the rectangle that its pixels come from.
@@ -74,8 +75,8 @@ class Layer:
     image: int
     foreground: Foreground
     flipped: bool
-    matrix: Tensor
-    center: Tensor
+    matrix: NDArray[Any]
+    center: NDArray[Any]
     rectangle: Rectangle
     reduced: NDArray[np.uint8]
     source: tuple[int, Rectangle] | None = None
@@ -100,7 +101,7 @@ def layers_of(
 
     Args:
         plan: M pastes.
-        pastes: their placement, on the CPU without a graph.
+        pastes: their placement, NumPy arrays.
         frames: of the images.
         boxes: for each image those of its objects, on the CPU; used by decoys only.
         settings: how to render.
@@ -113,9 +114,9 @@ def layers_of(
     ignored: Counter[str] = Counter()
     distractors = plan.distractors
     if len(distractors):
-        own = [frames[image] for image in distractors.image_of]
-        geometry = paste_geometry(distractors.foregrounds, distractors.flipped, own, distractors.unit)
-        placement = place_unit(distractors.unit, geometry, settings.paste.ranges)
+        own, units = [frames[image] for image in distractors.image_of], distractors.unit.numpy()
+        geometry = paste_geometry(distractors.foregrounds, distractors.flipped, own, units)
+        placement = place_unit(units, geometry, settings.paste.ranges)
         layers += _layers("distractor", distractors, placement, frames, settings, ignored)
     objects = _layers("paste", plan, pastes, frames, settings, dropped)
     unit = plan.occludees.unit
@@ -143,16 +144,16 @@ def _layers(
     rectangles = covered_rectangles(
         placement, [frames[image] for image in objects.image_of], settings.paste.edge_blur_sigma
     )
-    scales = placement.matrix.norm(dim=1)
-    sizes = placement.matrix.new_tensor([foreground.size for foreground in objects.foregrounds])
     layers = []
-    for row, (side, scale) in enumerate(zip((scales * sizes).amax(1).tolist(), scales.amax(1).tolist(), strict=True)):
-        if side < settings.paste.min_side:
+    for row, (foreground, (first, second)) in enumerate(
+        zip(objects.foregrounds, placement.matrix.tolist(), strict=True)
+    ):
+        scales = [math.hypot(*column) for column in zip(first, second, strict=True)]
+        if max(map(operator.mul, scales, foreground.size)) < settings.paste.min_side:
             dropped["paste_too_small"] += 1
         elif rectangles[row].empty:
             dropped["paste_outside"] += 1
         else:
-            foreground = objects.foregrounds[row]
             layers.append(
                 Layer(
                     kind,
@@ -163,7 +164,7 @@ def _layers(
                     placement.matrix[row],
                     placement.center[row],
                     rectangles[row],
-                    reduced_foreground(foreground, scale),
+                    reduced_foreground(foreground, max(scales)),
                 )
             )
     return layers
@@ -218,7 +219,7 @@ def _uncut_area(layer: Layer, frame: tuple[int, int], visible: int) -> float:
     The visible ones, times the opaque pixels of the foreground for each that lies inside the image: blurring and
     reducing take the same fraction from the inside as from the whole.
     """
-    turned, center, limits = layer.matrix.numpy().T, layer.center.numpy(), np.array(frame[::-1])
+    turned, center, limits = layer.matrix.T, layer.center, np.array(frame[::-1])
     corners = layer.foreground.outline @ turned + center
     if (corners >= 0).all() and (corners <= limits).all():
         return visible
@@ -241,10 +242,8 @@ def _keypoints(layer: Layer, flip_order: tuple[int, ...]) -> Tensor | None:
     foreground = layer.foreground
     if foreground.keypoints is None:
         return None
-    points = torch.from_numpy(foreground.keypoints.copy()).to(layer.matrix.dtype)
-    height, width = foreground.rgba.shape[:2]
-    middle = torch.tensor([width / 2, height / 2], dtype=points.dtype)
-    points[:, :2] = (points[:, :2] - middle) @ layer.matrix.T + layer.center
+    points = foreground.keypoints.astype(layer.matrix.dtype)
+    points[:, :2] = (points[:, :2] - np.array(foreground.size) / 2) @ layer.matrix.T + layer.center
     if layer.flipped and flip_order:
         points = points[list(flip_order)]
-    return points
+    return torch.from_numpy(points)

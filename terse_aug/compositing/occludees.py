@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,25 +23,23 @@ def place_occludees(
 
     Args:
         occludees: K objects; their translation is relative to that bounding box.
-        pastes: placement of the M pastes, on the device to compute on; no gradient is passed to them.
+        pastes: placement of the M pastes, NumPy arrays.
         frames: (H, W) of each image.
         ranges: of the transforms; a center outside of them is moved to the nearest one inside.
 
     Returns:
-        Transforms float ``[K, P]`` in [0, 1], and the placement.
+        Transforms float ``[K, P]`` in [0, 1], and the placement, NumPy arrays.
     """
-    unit = occludees.unit.to(pastes.matrix.device)
+    unit = occludees.unit.numpy()
     geometry = paste_geometry(
         occludees.foregrounds, occludees.flipped, [frames[image] for image in occludees.image_of], unit
     )
     half_size = place_unit(unit, geometry, ranges).half_size
-    box_center, box_half_size = (
-        values.detach()[occludees.occluded_by] for values in (pastes.box_center, pastes.half_size)
-    )
-    center = box_center + (2 * unit[:, 5:] - 1) * box_half_size
+    before = pastes.rows(occludees.occluded_by)
+    center = before.box_center + (2 * unit[:, 5:] - 1) * before.half_size
     lowest, free = center_range(half_size, geometry, ranges.keep_inside)
-    fraction = (center - lowest) / free.clamp(min=1e-6)
-    low, high = unit.new_tensor([ranges.translate_x, ranges.translate_y]).unbind(-1)
-    translation = ((fraction - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
-    unit = torch.cat([unit[:, :5], translation], 1)
-    return unit, place_unit(unit, geometry, ranges)
+    fraction = (center - lowest) / np.maximum(free, 1e-6)
+    low, high = np.array([ranges.translate_x, ranges.translate_y], unit.dtype).T
+    translation = ((fraction - low) / np.maximum(high - low, 1e-6)).clip(0, 1)
+    unit = np.concatenate([unit[:, :5], translation], 1)
+    return torch.from_numpy(unit), place_unit(unit, geometry, ranges)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, TypeVar
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -29,8 +29,7 @@ exceeds one half is the area where the warped mask does."""
 Array = TypeVar("Array", Tensor, NDArray[Any])
 
 
-@dataclass(frozen=True)
-class Rectangle:
+class Rectangle(NamedTuple):
     """A rectangle of whole background pixels: rows ``top`` to ``bottom``, columns ``left`` to ``right``.
 
     The lower bounds belong to it, the upper do not.
@@ -87,7 +86,8 @@ class Patch:
     @cached_property
     def mask(self) -> NDArray[np.bool_]:
         """bool ``[h, w]``: the pixels that count as the object (alpha above one half)."""
-        return self.alpha[0].numpy() > 0.5
+        alpha: NDArray[np.float32] = self.alpha.numpy()[0]
+        return alpha > 0.5
 
     def color_like(self, region: Tensor) -> Tensor:
         """``color`` in the type and range of a region of the background."""
@@ -102,28 +102,25 @@ def covered_rectangles(
     """The pixels that each paste can touch, cut at the frame.
 
     Args:
-        placement: of M pastes.
+        placement: of M pastes, NumPy arrays.
         frame_sizes: (height, width) of each paste's background.
         edge_sigma: see :func:`~terse_aug.compositing.render.render`.
 
     Returns:
         M rectangles; an empty one where the paste lies outside the frame.
     """
-    # The bilinear edge fades outside the foreground, over a fraction of one of its own pixels: many when enlarged.
-    fringe = placement.matrix.abs().sum(-1) * (0.5 - RAMP_LOW)
-    reach = placement.half_size + fringe + blur_radius(edge_sigma) + 1
-    low = (placement.box_center - reach).floor().tolist()
-    high = (placement.box_center + reach).ceil().tolist()
     rectangles = []
-    for (left, top), (right, bottom), (height, width) in zip(low, high, frame_sizes, strict=True):
-        rectangles.append(
-            Rectangle(
-                top=min(max(int(top), 0), height),
-                left=min(max(int(left), 0), width),
-                bottom=max(min(int(bottom), height), 0),
-                right=max(min(int(right), width), 0),
-            )
-        )
+    parts = (own.tolist() for own in (placement.box_center, placement.half_size, placement.matrix))
+    for center, half_size, matrix, frame in zip(*parts, frame_sizes, strict=True):
+        low, high = [], []
+        for middle, half, row, limit in zip(center, half_size, matrix, frame[::-1], strict=True):
+            # The bilinear edge fades outside the foreground, over a fraction of one of its own pixels: many when
+            # enlarged.
+            fringe = (abs(row[0]) + abs(row[1])) * (0.5 - RAMP_LOW)
+            reach = half + fringe + blur_radius(edge_sigma) + 1
+            low.append(min(max(math.floor(middle - reach), 0), limit))
+            high.append(max(min(math.ceil(middle + reach), limit), 0))
+        rectangles.append(Rectangle(low[1], low[0], high[1], high[0]))
     return rectangles
 
 
@@ -137,22 +134,19 @@ def blend(background: Tensor, patches: Sequence[Patch]) -> Tensor:
     Returns:
         ``[3, H, W]``, equal to the background where no patch is.
     """
+    if background.dtype == torch.uint8:
+        levels = background.numpy().copy()
+        for patch in patches:
+            region, alpha = patch.rectangle.of(levels), patch.alpha.numpy()[0]
+            behind = 1 - alpha
+            for plane, front in zip(region, patch.color.numpy(), strict=True):
+                cv2.blendLinear(plane, front, behind, alpha, plane)
+        return torch.from_numpy(levels)
     composite = empty(background.shape, background).copy_(background)
-    levels = composite.numpy() if composite.dtype == torch.uint8 else None
     for patch in patches:
-        if levels is not None:
-            _blend_levels(patch.rectangle.of(levels), patch.color.numpy(), patch.alpha[0].numpy())
-        else:
-            region = patch.rectangle.of(composite)
-            region.lerp_(patch.color_like(region), patch.alpha.to(region.dtype))
+        region = patch.rectangle.of(composite)
+        region.lerp_(patch.color_like(region), patch.alpha.to(region.dtype))
     return composite
-
-
-def _blend_levels(region: NDArray[np.uint8], color: NDArray[np.uint8], alpha: NDArray[np.float32]) -> None:
-    """Blend 8-bit levels ``[3, h, w]`` in place."""
-    behind = 1 - alpha
-    for plane, front in zip(region, color, strict=True):
-        plane[:] = cv2.blendLinear(plane, front, behind, alpha).reshape(plane.shape)
 
 
 def clean_up(alpha: Tensor) -> Tensor:
@@ -160,11 +154,12 @@ def clean_up(alpha: Tensor) -> Tensor:
     return (alpha - RAMP_LOW).div_(RAMP_HIGH - RAMP_LOW).clamp(0, 1)
 
 
-def gaussian_weights(sigma: float) -> list[float]:
+@lru_cache(maxsize=8)
+def gaussian_weights(sigma: float) -> tuple[float, ...]:
     """A sampled Gaussian, cut at two standard deviations: ``2 ceil(2 sigma) + 1`` weights that add up to 1."""
     radius = blur_radius(sigma)
     weights = [math.exp(-(offset**2) / (2 * sigma**2)) if offset else 1.0 for offset in range(-radius, radius + 1)]
-    return [weight / sum(weights) for weight in weights]
+    return tuple(weight / sum(weights) for weight in weights)
 
 
 def blur_radius(sigma: float) -> int:
@@ -176,25 +171,3 @@ def inverse_2x2(matrix: Tensor) -> Tensor:
     """Inverse of 2x2 matrices in closed form: no solver call, and it has a gradient on every device."""
     a, b, c, d = matrix.flatten(1).unbind(1)
     return torch.stack([d, -b, -c, a], 1).view(-1, 2, 2) / (a * d - b * c)[:, None, None]
-
-
-def sampling_lines(
-    matrix: Tensor, center: Tensor, rectangles: Sequence[Rectangle], margin: int, sizes: Sequence[Sequence[int]]
-) -> tuple[Tensor, Tensor]:
-    """Where the first pixel of each rectangle samples its foreground, and how far the next ones are.
-
-    Args:
-        matrix: ``[M, 2, 2]``.
-        center: ``[M, 2]``.
-        rectangles: M rectangles.
-        margin: pixels added around each of them.
-        sizes: height, width and whatever else of each foreground.
-
-    Returns:
-        In pixels of the foreground, x before y: ``[M, 2]``, and ``[M, 2, 2]`` with a column for a step to the right and
-        one for a step down.
-    """
-    inverse = inverse_2x2(matrix)
-    corner = matrix.new_tensor([[r.left - margin + 0.5, r.top - margin + 0.5] for r in rectangles]).view(-1, 2)
-    middle = matrix.new_tensor([[width / 2, height / 2] for height, width, *_ in sizes]).view(-1, 2)
-    return (inverse @ (corner - center).unsqueeze(-1)).squeeze(-1) + middle, inverse

@@ -177,7 +177,7 @@ class SamplingLines:
     def __init__(
         self, layers: Sequence[Layer], corners: Sequence[tuple[int, int]], atlas_size: Sequence[int], margin: int
     ) -> None:
-        dtype = layers[0].matrix.dtype
+        dtype = torch.from_numpy(layers[0].matrix).dtype
         to_unit = torch.tensor([2 / atlas_size[1], 2 / atlas_size[0]], dtype=dtype)
         offsets = torch.tensor(corners, dtype=dtype)
         sizes = torch.tensor([own.reduced.shape[1::-1] for own in layers], dtype=dtype)
@@ -190,8 +190,8 @@ class SamplingLines:
     def known(self, layers: Sequence[Layer]) -> Tensor:
         """Float ``[10, L]`` for the places that layers have."""
         reductions = torch.tensor([layer.reduction for layer in layers], dtype=self._pixel.dtype)
-        matrix = torch.stack([layer.matrix for layer in layers]) * reductions[:, None]
-        center = torch.stack([layer.center for layer in layers])
+        matrix = torch.from_numpy(np.stack([layer.matrix for layer in layers])) * reductions[:, None]
+        center = torch.from_numpy(np.stack([layer.center for layer in layers]))
         return _lines(matrix, center, self._pixel, self._shift, self._to_unit, self._limits)
 
     def inputs(self, layers: Sequence[Layer]) -> list[Tensor]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Generic, TypeVar
 
 import torch
@@ -41,6 +42,7 @@ class AuxiliaryObjects:
     occluded_by: list[int]
 
     @classmethod
+    @cache
     def none(cls) -> AuxiliaryObjects:
         """No objects."""
         return cls([], [], [], [], torch.zeros(0, len(PARAMETERS)), [])

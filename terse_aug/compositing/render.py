@@ -97,12 +97,12 @@ def render(
     pixels = PixelList.of(layers, frames, blur_radius(sigma))
     image, corners = atlas([layer.reduced for layer in layers], bgr)
     sampling = SamplingLines(layers, corners, image.shape[:2], pixels.margin)
-    weights = gaussian_weights(sigma)
+    weights, known = gaussian_weights(sigma), sampling.known(layers)
     parts = [
         torch.from_numpy(image),
         torch.from_numpy(pixels.rows),
-        sampling.known(layers),
-        torch.tensor([weights, [_SLOPE / 255 * weight for weight in weights]], dtype=layers[0].matrix.dtype),
+        known,
+        torch.tensor([weights, [_SLOPE / 255 * weight for weight in weights]], dtype=known.dtype),
         torch.arange(-pixels.margin, pixels.margin + 1, dtype=torch.int32),
         torch.arange(3),
         torch.zeros(1),

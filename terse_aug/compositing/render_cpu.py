@@ -13,9 +13,8 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from terse_aug.compositing.patches import Patch, Rectangle, clean_up, gaussian_weights, sampling_lines
+from terse_aug.compositing.patches import Patch, Rectangle, clean_up, gaussian_weights
 from terse_aug.structures.pixel_format import PixelFormat
 
 _RAMP = clean_up(torch.arange(256) / 255).numpy()
@@ -24,8 +23,8 @@ _RAMP = clean_up(torch.arange(256) / 255).numpy()
 
 def render_8bit(
     foregrounds: Sequence[NDArray[np.uint8]],
-    matrix: Tensor,
-    center: Tensor,
+    matrix: Sequence[Sequence[Sequence[float]]],
+    center: Sequence[Sequence[float]],
     rectangles: Sequence[Rectangle],
     edge_sigma: float,
     pixel_format: PixelFormat,
@@ -39,8 +38,8 @@ def render_8bit(
 
     Args:
         foregrounds: M foregrounds uint8 ``[fh, fw, 4]``, RGBA.
-        matrix: float ``[M, 2, 2]`` from :func:`terse_aug.transforms.place`.
-        center: float ``[M, 2]``.
+        matrix: ``[M, 2, 2]`` from :func:`terse_aug.transforms.place`, as lists.
+        center: ``[M, 2]``, likewise.
         rectangles: M rectangles, none of them empty.
         edge_sigma: as in :func:`~terse_aug.compositing.render.render`.
         pixel_format: of the background.
@@ -49,20 +48,14 @@ def render_8bit(
         M patches, colours as levels.
     """
     weights = np.array(gaussian_weights(edge_sigma))
-    start, steps = sampling_lines(
-        matrix, center, rectangles, len(weights) // 2, [foreground.shape for foreground in foregrounds]
-    )
-    # Indices are half a pixel less than the positions of the pixels' centres.
-    inverse_maps = torch.cat([steps, start[:, :, None] - 0.5], 2).double().numpy()
-    return [
-        _patch(foreground, inverse_map, rectangle, weights, pixel_format)
-        for foreground, inverse_map, rectangle in zip(foregrounds, inverse_maps, rectangles, strict=True)
-    ]
+    places = zip(foregrounds, matrix, center, rectangles, strict=True)
+    return [_patch(*place, weights, pixel_format) for place in places]
 
 
 def _patch(
     foreground: NDArray[np.uint8],
-    inverse_map: NDArray[np.float64],
+    matrix: Sequence[Sequence[float]],
+    center: Sequence[float],
     rectangle: Rectangle,
     weights: NDArray[np.float64],
     pixel_format: PixelFormat,
@@ -71,7 +64,8 @@ def _patch(
 
     Args:
         foreground: uint8 ``[fh, fw, 4]``.
-        inverse_map: ``[2, 3]``, from indices of the rectangle with its margin to indices of the foreground.
+        matrix: 2 rows of 2.
+        center: x and y.
         rectangle: of the background.
         weights: of the blur, one for each offset from ``-margin`` to ``margin``.
         pixel_format: of the background.
@@ -79,22 +73,35 @@ def _patch(
     margin = len(weights) // 2
     height, width = rectangle.bottom - rectangle.top, rectangle.right - rectangle.left
     size = (height + 2 * margin, width + 2 * margin)
+    # Plain numbers: on four of them an array costs more than the arithmetic.
+    (a, b), (c, d) = matrix
+    determinant = a * d - b * c
+    inverse = ((d / determinant, -b / determinant), (-c / determinant, a / determinant))
     # The blur carries alpha this far out of the foreground, in its own pixels, and there has to be a colour for it.
-    reach = math.ceil(margin * np.abs(inverse_map[:, :2]).sum(1).max()) + 2
+    reach = math.ceil(margin * max(abs(x) + abs(y) for x, y in inverse)) + 2
+    # From indices of the rectangle with its margin to those of the framed foreground; they are half a pixel less than
+    # the positions of the pixels' centres.
+    right, down = rectangle.left - margin + 0.5 - center[0], rectangle.top - margin + 0.5 - center[1]
+    inverse_map = np.array(
+        [
+            (x, y, x * right + y * down + side / 2 + reach - 0.5)
+            for (x, y), side in zip(inverse, foreground.shape[1::-1], strict=True)
+        ]
+    )
     warped = cv2.warpAffine(
         _framed(foreground, reach),
-        inverse_map + np.array([0, 0, reach]),
+        inverse_map,
         size[::-1],
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_CONSTANT,
     )
     planes = np.empty((4, *size), np.uint8)
     cv2.split(warped, [planes[channel] for channel in ((2, 1, 0, 3) if pixel_format.bgr else (0, 1, 2, 3))])
-    inner = np.s_[..., margin : margin + height, margin : margin + width]
+    inner = np.s_[:, margin : margin + height, margin : margin + width]
     alpha = cv2.LUT(planes[3], _RAMP)
     if margin:
         alpha = cv2.sepFilter2D(alpha, cv2.CV_32F, weights, weights)
-    return Patch(rectangle, torch.from_numpy(planes[:3][inner]), torch.from_numpy(alpha[inner])[None], pixel_format)
+    return Patch(rectangle, torch.from_numpy(planes[:3][inner]), torch.from_numpy(alpha[None][inner]), pixel_format)
 
 
 def _framed(foreground: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:

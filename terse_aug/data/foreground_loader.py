@@ -149,7 +149,7 @@ class ForegroundLoader:
         else:
             keys = (number,)
         generator = generator_for(self.seed, self._rank, "foregrounds", *keys)
-        pastes, decoy_count = draw_counts(self.paste, generator)
+        ((pastes, decoy_count),) = draw_counts(self.paste, 1, generator)
         on_background = draws_background(self._background_probability, generator)
         if on_background and not pastes:
             pastes = draw_count_on_background(self.paste, generator)
@@ -185,13 +185,17 @@ def check_loader_settings(paste: PasteConfig, sampler: Sampler, background_proba
         )
 
 
-def draw_counts(paste: PasteConfig, generator: torch.Generator) -> tuple[int, int]:
-    """Number of pastes on an image, 0 if it gets none; and number of decoys if it gets any."""
-    pasted = float(torch.rand((), generator=generator)) < paste.paste_probability
+def draw_counts(paste: PasteConfig, images: int, generator: torch.Generator) -> list[tuple[int, int]]:
+    """For each image the number of pastes, 0 if it gets none; and the number of decoys if it gets any."""
+    pasted, *fractions = torch.rand(3, images, generator=generator).tolist()
     pastes, decoys = (
-        int(torch.randint(low, high + 1, (), generator=generator)) for low, high in (paste.objects, paste.decoys)
+        [low + int(fraction * (high + 1 - low)) for fraction in own]
+        for own, (low, high) in zip(fractions, (paste.objects, paste.decoys), strict=True)
     )
-    return pastes if pasted else 0, decoys
+    return [
+        (count if fraction < paste.paste_probability else 0, decoy_count)
+        for fraction, count, decoy_count in zip(pasted, pastes, decoys, strict=True)
+    ]
 
 
 def draws_background(probability: float, generator: torch.Generator) -> bool:

@@ -23,6 +23,7 @@ from terse_aug.data.foreground_loader import (
     SampledForegrounds,
     check_count_on_backgrounds,
     check_sampled_foregrounds,
+    draw_counts,
 )
 from terse_aug.samplers import DrawRequest, ForegroundIndex, Sampler, make_sampler
 from terse_aug.structures.pixel_format import PixelFormat
@@ -167,12 +168,15 @@ class PastePlanner:
             drawn: foregrounds that were drawn together with a background, by image.
         """
         per_paste = self.foreground_candidates
-        counts, decoy_counts = self._counts(usable, generator, sampled)
+        both = draw_counts(self.paste, len(usable), generator)
+        if sampled is not None:
+            both = [(len(own.objects) // own.foreground_candidates, len(own.decoys)) for own in sampled]
         counts = {
-            image: len(drawn[image]) // per_paste if image in drawn else counts[image]
+            image: len(drawn[image]) // per_paste if image in drawn else both[image][0]
             for image, usable_here in enumerate(usable)
-            if image in drawn or (usable_here and counts[image])
+            if image in drawn or (usable_here and both[image][0])
         }
+        decoy_counts = [decoys for _, decoys in both]
         decoys = self._decoys(counts, decoy_counts, usable, generator, sampled)
         own = [image for image in counts if image not in drawn and sampled is None]
         fresh = iter(sampler.draw(self._request([counts[image] for image in own]), generator))
@@ -181,7 +185,8 @@ class PastePlanner:
             given = drawn.get(image, None if sampled is None else sampled[image].objects)
             indices += [next(fresh) for _ in range(count * per_paste)] if given is None else given
         image_of = [image for image, count in counts.items() for _ in range(count * per_paste)]
-        flipped = (torch.rand(len(image_of), generator=generator) < self.paste.flip_probability).tolist()
+        fractions = torch.rand(len(image_of), generator=generator).tolist()
+        flipped = [fraction < self.paste.flip_probability for fraction in fractions]
         read = self.cache.foreground if per_paste == 1 else self.cache.thumbnail
         foregrounds: Sequence[ForegroundLike] = [read(index) for index in indices]
         plan = PastePlan(image_of, indices, foregrounds, flipped, decoys)
@@ -195,19 +200,6 @@ class PastePlanner:
             occludees = draw_occludees(self.cache, sampler.foregrounds, images, labels, allowed, self.paste, generator)
             plan = replace(plan, occludees=occludees)
         return plan
-
-    def _counts(
-        self, usable: Sequence[bool], generator: torch.Generator, sampled: Sequence[SampledForegrounds] | None
-    ) -> tuple[dict[int, int], list[int]]:
-        """Number of pastes, by image, and of decoys of each image."""
-        shape = (len(usable),)
-        pasted = torch.rand(len(usable), generator=generator) < self.paste.paste_probability
-        counts = torch.randint(self.paste.objects[0], self.paste.objects[1] + 1, shape, generator=generator)
-        decoys = torch.randint(self.paste.decoys[0], self.paste.decoys[1] + 1, shape, generator=generator)
-        if sampled is not None:
-            of_image = {image: len(own.objects) // own.foreground_candidates for image, own in enumerate(sampled)}
-            return of_image, [len(own.decoys) for own in sampled]
-        return dict(enumerate((counts * pasted).tolist())), decoys.tolist()
 
     def _decoys(
         self,

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,9 +46,9 @@ def make_context(
     """
     plan, images, targets = planned.plan, planned.batch.images, planned.batch.targets
     context = PolicyContext(
-        torch.tensor(plan.image_of, dtype=torch.long),
+        torch.from_numpy(np.array(plan.image_of, np.int64)),
         len(images),
-        torch.tensor([foreground.label for foreground in plan.foregrounds], dtype=torch.long),
+        torch.from_numpy(np.array([foreground.label for foreground in plan.foregrounds], np.int64)),
         images[0].device,
     )
     if policy.uses_thumbnails:

@@ -73,22 +73,24 @@ def _check_target(index: int, image: Tensor, target: Target) -> None:
     for name in ("boxes", "labels"):
         if name not in target:
             raise ValueError(f"{where}: the field {name!r} is missing; it has {sorted(target)}")
+    boxes = target["boxes"]
+    device = boxes.device if isinstance(boxes, Tensor) else image.device
+    count = boxes.shape[0] if isinstance(boxes, Tensor) and boxes.ndim else "N"
     for name in OBJECT_FIELDS:
         if name in target:
-            _check_field(where, name, image, target)
+            _check_field(where, name, image, target[name], count, device)
 
 
-def _check_field(where: str, name: str, image: Tensor, target: Target) -> None:
-    value = target[name]
+def _check_field(where: str, name: str, image: Tensor, value: Any, count: int | str, device: torch.device) -> None:
     if not isinstance(value, Tensor):
         raise ValueError(f"{where}: expected {name} to be a tensor, got {type(value).__name__}")
-    shape = list(value.shape)
-    expected = _expected_shape(name, target["boxes"], image)
-    if len(shape) != len(expected) or any(isinstance(n, int) and n != m for n, m in zip(expected, shape, strict=True)):
+    shape = tuple(value.shape)
+    expected = _expected_shape(name, count, image)
+    if shape != expected and not (name == "keypoints" and len(shape) == 3 and shape[::2] == expected[::2]):
         wanted = ", ".join(map(str, expected))
-        raise ValueError(f"{where}: expected {name} of shape [{wanted}], got {shape}")
-    if value.device != target["boxes"].device or value.device not in (image.device, torch.device("cpu")):
-        raise ValueError(f"{where}: {name} is on {value.device}, its image on {image.device}; move both")
+        raise ValueError(f"{where}: expected {name} of shape [{wanted}], got {list(shape)}")
+    if value.device != device or device not in (image.device, torch.device("cpu")):
+        raise ValueError(f"{where}: {name} is on {value.device}, its image on {device}; move both")
     # torchvision's tv_tensors have an attribute for the format of their boxes.
     if name == "boxes" and (box_format := getattr(getattr(value, "format", None), "name", "XYXY")) != "XYXY":
         raise ValueError(f"{where}: expected boxes as XYXY, got {box_format}; convert them before calling Terse")
@@ -97,9 +99,8 @@ def _check_field(where: str, name: str, image: Tensor, target: Target) -> None:
         raise ValueError(f"{where}: expected {name} to be {kind} tensor, got {value.dtype}")
 
 
-def _expected_shape(name: str, boxes: Tensor, image: Tensor) -> tuple[int | str, ...]:
+def _expected_shape(name: str, count: int | str, image: Tensor) -> tuple[int | str, ...]:
     """Sizes; a letter where any will do."""
-    count = boxes.shape[0] if boxes.ndim else "N"
     if name == "masks":
         return (count, *image.shape[1:])
     if name == "keypoints":

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -102,7 +103,7 @@ class Metrics(nn.Module):
         self._names = tuple(names)
         self.counts: Counter[str] = Counter()
         self._averages: dict[str, float] = {}
-        self._moments = torch.zeros(3, len(PARAMETERS), dtype=torch.float64)
+        self._moments = np.zeros((3, len(PARAMETERS)))
 
     def average(self, name: str, value: float) -> None:
         """Update the running average of ``name`` with a finite value."""
@@ -123,9 +124,11 @@ class Metrics(nn.Module):
 
     def add_transforms(self, unit: Tensor) -> None:
         """Update the running moments with transforms ``[M, P]`` in the unit cube, on the CPU."""
-        values = unit.double()
-        new = torch.stack([torch.ones_like(values), values, values.square()]).sum(1)
-        self._moments = _MOMENTS_DECAY * self._moments + new
+        values = unit.numpy().astype(np.float64)
+        self._moments *= _MOMENTS_DECAY
+        self._moments[0] += len(values)
+        self._moments[1] += values.sum(0)
+        self._moments[2] += (values * values).sum(0)
 
     def std_ratios(self) -> dict[str, float]:
         """Standard deviation of each transform parameter over about the last fifty calls, relative to uniform.
@@ -135,7 +138,7 @@ class Metrics(nn.Module):
         weight, first, second = self._moments
         if float(weight[0]) == 0:
             return {}
-        ratios = (second / weight - (first / weight) ** 2).clamp(min=0).sqrt() / _UNIFORM_STD
+        ratios = np.sqrt((second / weight - (first / weight) ** 2).clip(0)) / _UNIFORM_STD
         return dict(zip(PARAMETERS, ratios.tolist(), strict=True))
 
     def summary(self) -> dict[str, float]:
@@ -154,7 +157,7 @@ class Metrics(nn.Module):
             destination[f"{prefix}count/{name}"] = torch.tensor(self.counts[name])
         for name, value in self._averages.items():
             destination[f"{prefix}average/{name}"] = torch.tensor(value, dtype=torch.float64)
-        destination[prefix + "transform_moments"] = self._moments.clone()
+        destination[prefix + "transform_moments"] = torch.from_numpy(self._moments.copy())
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing_keys: list[str], *_: Any
@@ -170,7 +173,7 @@ class Metrics(nn.Module):
         missing = [name for name, value in counts.items() if value is None]
         if moments is None or moments.shape != self._moments.shape:
             missing.append("transform_moments")
-            moments = torch.zeros_like(self._moments)
+            moments = torch.zeros(self._moments.shape)
         unknown = sorted(own.keys() - averages.keys())
         if missing or unknown:
             warnings.warn(
@@ -181,4 +184,4 @@ class Metrics(nn.Module):
             )
         self.counts = Counter({name: int(value) for name, value in counts.items() if value is not None})
         self._averages = {name.removeprefix("average/"): float(value) for name, value in averages.items()}
-        self._moments = moments.cpu().double().clone()
+        self._moments = moments.cpu().double().numpy().copy()
