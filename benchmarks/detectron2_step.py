@@ -98,7 +98,8 @@ class _Arm:
             for number in range(IMAGES)
         ]
         self._trainer = SimpleTrainer(model, _Endless(batches), torch.optim.SGD(model.parameters(), lr=0.0))
-        self._hook = None if policy is None else TerseHook(bank, policy, seed=0)
+        # In the loop: a thread would compose during the steps of other arms.
+        self._hook = None if policy is None else TerseHook(bank, policy, seed=0, compose_ahead=False)
         self._trainer.register_hooks([self._hook])
         self._trainer.iter = self._trainer.start_iter = 0
         self._trainer.storage = EventStorage(0)

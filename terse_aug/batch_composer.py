@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -61,11 +61,15 @@ class CompositeUpload:
     Args:
         composites: with images and targets on the CPU.
         device: where to.
+        on_cpu: fields of the targets that stay on the CPU.
     """
 
-    def __init__(self, composites: Composites, device: torch.device) -> None:
+    def __init__(self, composites: Composites, device: torch.device, on_cpu: Collection[str]) -> None:
         self._composites = composites
-        self._names = [[name for name, own in one.items() if isinstance(own, Tensor)] for one in composites.targets]
+        self._names = [
+            [name for name, own in one.items() if isinstance(own, Tensor) and name not in on_cpu]
+            for one in composites.targets
+        ]
         pairs = zip(composites.targets, self._names, strict=True)
         self._upload = Upload([*composites.images, *(one[name] for one, names in pairs for name in names)], device)
 
@@ -180,17 +184,26 @@ class ComposedAhead:
         loader: of batches on the CPU.
         split: see :data:`Split`.
         join: see :data:`Join`.
+        on_cpu: fields of the targets that stay on the CPU.
     """
 
-    def __init__(self, terse: Terse, composer: BatchComposer, loader: Iterable[Any], split: Split, join: Join) -> None:
+    def __init__(
+        self,
+        terse: Terse,
+        composer: BatchComposer,
+        loader: Iterable[Any],
+        split: Split,
+        join: Join,
+        on_cpu: Collection[str],
+    ) -> None:
         self._terse, self._composer, self._loader = terse, composer, loader
-        self._split, self._join = split, join
+        self._split, self._join, self._on_cpu = split, join, on_cpu
 
     def __len__(self) -> int:
         """Batches of the loader."""
         return len(self._loader)  # type: ignore[arg-type]  # a loader without a length raises TypeError, as it does
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Generator[Any, None, None]:
         """Composites, in the form of the loader's batches, on the device of ``Terse``."""
         self._terse.trainer.feedback.log_sources()
         waiting: list[tuple[Any, Future[PreparedBatch] | None]] = []
@@ -206,15 +219,14 @@ class ComposedAhead:
         """Begin to compose a batch; ``None`` if it passes through."""
         if not self._terse.training:
             return None
+        return thread.submit(self._prepared, batch, self._terse.trainer.turn_ahead(self._terse.seed))
+
+    def _prepared(self, batch: Any, turn: Turn) -> PreparedBatch:
         images, targets, from_workers = self._split(batch)
         if images[0].device.type != "cpu":
             raise ValueError(f"expected images on the CPU, where they are composed ahead, got {images[0].device}")
-        turn = self._terse.trainer.turn_ahead(self._terse.seed)
-        return thread.submit(self._prepared, images, targets, from_workers, turn)
-
-    def _prepared(self, images: Any, targets: Any, from_workers: Any, turn: Turn) -> PreparedBatch:
         prepared = self._composer.prepare(images, targets, from_workers, turn)
-        return replace(prepared, upload=CompositeUpload(prepared.composites, self._terse.device))
+        return replace(prepared, upload=CompositeUpload(prepared.composites, self._terse.device, self._on_cpu))
 
     def _delivered(self, batch: Any, coming: Future[PreparedBatch] | None) -> Any:
         """The batch as the detector is trained on it."""

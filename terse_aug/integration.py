@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from terse_aug.bank import ForegroundBank
-from terse_aug.composer import Composer
 from terse_aug.config import PasteConfig, Robustness, policy_settings, settings_from
 from terse_aug.data.auxiliary_objects import Distractors
 from terse_aug.data.background_pool import BackgroundPool
@@ -224,14 +223,6 @@ class TrainingHook:
     def log_feedback(self, logger: logging.Logger) -> None:
         """Log where feedback comes from and what it costs, after :meth:`load`; the logger is the framework's."""
         self.terse.trainer.feedback.log_sources(logger)
-
-    def worker_composer(self, logger: logging.Logger) -> Composer | None:
-        """For the data loader's workers; ``None``, and the reason in the log, where they cannot compose."""
-        try:
-            return self.terse.composer()
-        except ValueError as error:
-            logger.info("Composites are made in the training process. %s", error)
-            return None
 
     def record_loss(self, loss: Tensor | None) -> None:
         """Record the detector's loss on a batch, a scalar; ``None``, which is warned about once, if it is unknown."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -242,7 +242,9 @@ class Terse(nn.Module):
         robust = self.perturber is not None
         return Composer(self.planner, self.sampler, self.policy, self._rendering, self.seed, robust)
 
-    def ahead(self, loader: Iterable[Any], split: Split = split_batch, join: Join = join_batch) -> ComposedAhead:
+    def ahead(
+        self, loader: Iterable[Any], split: Split = split_batch, join: Join = join_batch, on_cpu: Collection[str] = ()
+    ) -> ComposedAhead:
         """A data loader whose batches are composed ahead, by ``random`` and ``critic``, in place of :meth:`forward`::
 
             for images, targets in terse.ahead(loader):
@@ -251,13 +253,15 @@ class Terse(nn.Module):
 
         Args:
             loader: of batches ``(images, targets)`` or ``(images, targets, from_workers)`` on the CPU.
-            split, join: for other batches: gives the arguments of :meth:`forward`; makes a batch of composites.
+            split, join: for other batches: gives the arguments of :meth:`forward`, in the thread; makes a batch of
+                composites.
+            on_cpu: fields of the targets that stay on the CPU.
 
         Raises:
             ValueError: another policy, sampler ``hardness`` or ``balanced``, or robustness.
         """
         check_ahead(self.policy, self.sampler, self.perturber is not None)
-        return ComposedAhead(self, self._composer, loader, split, join)
+        return ComposedAhead(self, self._composer, loader, split, join, on_cpu)
 
     def restrict_labels(self, labels: Iterable[int] | None) -> None:
         """Paste only foregrounds with some labels, ``None`` for all; not a part of the state.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from factories import make_bank
 
 from terse_aug import ForegroundBank
 from terse_aug.bank import BankWriter
+from terse_aug.batch_composer import BatchComposer
 
 
 @pytest.fixture(scope="session")
@@ -94,3 +96,17 @@ def distractors(tmp_path: Path) -> ForegroundBank:
         out.add(coloured(6, 1))
         out.add(coloured(7, 2, relative_size=0.5))
     return ForegroundBank.open(tmp_path / "distractors.bank")
+
+
+@pytest.fixture
+def composing_threads(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names of the threads of the training process that compose."""
+    names: set[str] = set()
+    prepare = BatchComposer.prepare
+
+    def recorded(self: BatchComposer, *arguments: Any) -> Any:
+        names.add(threading.current_thread().name)
+        return prepare(self, *arguments)
+
+    monkeypatch.setattr(BatchComposer, "prepare", recorded)
+    return names

@@ -33,7 +33,9 @@ pytestmark = QUIET_DETECTRON2
         ("retinanet", "critic"),
     ],
 )
-def test_detectron2_trains_on_a_device(dataset: str, tmp_path: Path, model: str, policy: str) -> None:
+def test_detectron2_trains_on_a_device(
+    dataset: str, tmp_path: Path, composing_threads: set[str], model: str, policy: str
+) -> None:
     cfg = tiny_cfg(model, dataset, tmp_path, tiny_bank(tmp_path, keypoints=model == "keypoint_fpn"), policy=policy)
     cfg.SOLVER.MAX_ITER, cfg.MODEL.DEVICE = 2, str(DEVICE)
     trainer, hook = trainer_with_hook(cfg, KeepStorage)
@@ -45,4 +47,10 @@ def test_detectron2_trains_on_a_device(dataset: str, tmp_path: Path, model: str,
     assert metrics["dropped/graph"] == metrics["non_finite_losses"] == 0
     for module in (trainer.model, hook.terse.policy):
         assert all(isinstance(parameter, SimulatedTensor) for parameter in module.parameters())
-    assert any(len(one["instances"]) for batch in seen.batches for one in batch if "instances" in one)
+    entered = [one for batch in seen.batches for one in batch if "instances" in one]
+    assert any(len(one["instances"]) for one in entered)
+    if policy == "critic":
+        assert composing_threads == {"terse_aug_0"}
+        for one in entered:
+            fields = (getattr(own, "tensor", own) for own in one["instances"].get_fields().values())
+            assert all(own.device == DEVICE for own in (one["image"], *fields))

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from frameworks import QUIET_MMDET, need_mmdet
 
 need_mmdet()
 pytest.importorskip("simulated_accelerator", reason="this torch has no devices made in Python", exc_type=ImportError)
 from mmdet_factories import bank, data, made, narrowed, pipeline, settings, shipped  # noqa: F401 - fixtures
-from simulated_accelerator import NAME, SimulatedTensor
+from mmengine.hooks import Hook
+from simulated_accelerator import DEVICE, NAME, SimulatedTensor
 from torch import Tensor
 
 from terse_aug import ForegroundBank
@@ -45,6 +47,19 @@ class OnHeldData:
         return run
 
 
+class Devices(Hook):
+    """Where images and boxes are when they enter the model."""
+
+    priority = "LOWEST"
+
+    def __init__(self) -> None:
+        self.found: set[torch.device] = set()
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        self.found |= {image.device for image in data_batch["inputs"]}
+        self.found |= {sample.gt_instances.bboxes.tensor.device for sample in data_batch["data_samples"]}
+
+
 @pytest.mark.parametrize(
     ("model", "policy"),
     [
@@ -56,7 +71,13 @@ class OnHeldData:
     ],
 )
 def test_mmdet_trains_on_a_device(
-    data: Path, bank: ForegroundBank, tmp_path: Path, model: str, policy: str, monkeypatch: pytest.MonkeyPatch
+    data: Path,
+    bank: ForegroundBank,
+    tmp_path: Path,
+    composing_threads: set[str],
+    model: str,
+    policy: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("mmengine.runner.runner.get_device", lambda: NAME)
     structures = sys.modules["mmengine.structures.instance_data"]  # it lists the types of an index
@@ -67,6 +88,7 @@ def test_mmdet_trains_on_a_device(
     terse = settings(bank, policy)
     steps = pipeline({"type": "TersePaste", **terse}, masks=model == "Mask R-CNN")
     runner, hook = made(data, tmp_path, 2, terse, model=narrowed(shipped(CONFIGS[model])), pipeline=steps)
+    runner.register_hook(watch := Devices())
     runner.train()
     metrics = hook.terse.metrics()
     assert metrics["iterations"] == 2
@@ -74,3 +96,6 @@ def test_mmdet_trains_on_a_device(
     assert metrics["dropped/graph"] == metrics["non_finite_losses"] == 0
     for module in (runner.model, hook.terse.policy):
         assert all(isinstance(parameter, SimulatedTensor) for parameter in module.parameters())
+    if policy == "critic":
+        assert composing_threads == {"terse_aug_0"}
+        assert watch.found == {DEVICE}

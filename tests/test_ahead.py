@@ -196,3 +196,17 @@ def test_on_a_device_nothing_is_waited_for_and_batches_are_those_of_the_cpu(tmp_
         assert number != 1 or step.synchronisations == 0
     assert on_device.terse.metrics()["updates"] == 2
     assert on_device.terse.metrics()["extra_forwards"] == 0
+
+
+def test_batches_are_split_in_the_thread_and_fields_may_stay_on_the_cpu(tmp_path: Path) -> None:
+    threads = []
+
+    def split(batch: Any) -> tuple[Any, ...]:
+        threads.append(threading.current_thread().name)
+        return (*batch, None)
+
+    terse = make_terse(coloured_bank(tmp_path), "random").to(DEVICE)
+    for images, targets in terse.ahead(batches(0, 2), split, on_cpu=("masks",)):
+        assert all(own.device == DEVICE for own in (*images, *(target["boxes"] for target in targets)))
+        assert all(target["masks"].device.type == "cpu" for target in targets)
+    assert threads == ["terse_aug_0"] * 2

@@ -186,6 +186,7 @@ class Detectron2(Framework):
             log.removeHandler(recorder)
         if bank is not None and hook is not None:
             run.terse = hook.terse
+        del run.loaded[len(run.entered) :]  # the batch that was composed ahead of the last one
         run.weights = weights_of(trainer.model)
         return run
 

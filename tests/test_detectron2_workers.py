@@ -149,15 +149,16 @@ def test_grouping_by_aspect_ratio_changes_batches_but_no_composite(configured: C
 
 @pytest.mark.parametrize(
     ("terse", "reason"),
-    [({"policy": "critic"}, "policy: CriticPolicy"), ({"sampler": "balanced"}, "sampler: BalancedSampler")],
+    [({"policy": "adversarial"}, "policy: AdversarialPolicy"), ({"sampler": "balanced"}, "sampler: BalancedSampler")],
 )
-def test_what_needs_the_training_process_is_composed_there(
+def test_what_needs_the_iteration_before_is_composed_in_the_loop(
     configured: Configure, caplog: pytest.LogCaptureFixture, terse: dict[str, Any], reason: str
 ) -> None:
     logging.getLogger("detectron2.terse_aug").propagate = True
     with caplog.at_level(logging.INFO, "detectron2.terse_aug"):
         _, hook, _ = train(configured(0, **terse), 2)
-    assert [reason in record.message for record in caplog.records if "training process" in record.message] == [True]
+    messages = [record.message for record in caplog.records if "Composites are made" in record.message]
+    assert [("training loop" in own, reason in own) for own in messages] == [(True, True)]
     assert hook.terse.metrics()["objects_pasted"] > 0
 
 
@@ -172,14 +173,15 @@ def test_a_loader_that_has_begun_is_left_alone(
     trainer.register_hooks([hook])
     with caplog.at_level(logging.INFO, "detectron2.terse_aug"):
         trainer.train(0, 2)
-    assert sum("made before the hook began" in record.message for record in caplog.records) == 1
+    messages = [record.message for record in caplog.records if "Composites are made" in record.message]
+    assert [("by a thread" in own, "made before the hook began" in own) for own in messages] == [(True, True)]
     assert hook.terse.metrics()["images"] == 4
 
 
 def test_it_can_be_switched_off_and_leaves_the_loader_as_it_was(configured: Configure) -> None:
     counts = []
     for enabled in (True, False):
-        trainer, hook, _ = train(configured(0, compose_in_workers=enabled), 2)
+        trainer, hook, _ = train(configured(0, compose_ahead=enabled), 2)
         part = trainer._trainer.data_loader
         while hasattr(part, "dataset"):
             assert type(part.dataset).__name__ != "NumberedDataset"

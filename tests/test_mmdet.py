@@ -33,7 +33,6 @@ from mmengine.runner import Runner
 
 from terse_aug import ForegroundBank
 from terse_aug_mmdet import MMDetAdapter, TerseHook
-from terse_aug_mmdet.batch import sampled_foregrounds_of
 
 pytestmark = QUIET_MMDET
 
@@ -133,12 +132,12 @@ def test_it_continues_through_the_mode_switch_of_yolox(
     resized: set[tuple[int, int]] = set()
 
     class Watch(Hook):
-        priority = "VERY_HIGH"
+        priority = "LOWEST"
 
         def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
             # Mosaic's images have the size already that single ones are resized to.
             mixed.append({sample.scale_factor for sample in data_batch["data_samples"]} == {(1.0, 1.0)})
-            drawn.append([index for sample in sampled_foregrounds_of(data_batch) or () for index in sample.objects])
+            drawn.append([own.index for pastes in hook.terse.pastes for own in pastes])
 
         def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
             pasted.append(hook.terse.metrics()["objects_pasted"])

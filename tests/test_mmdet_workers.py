@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from factories import weights_of
+from framework_runs import LogRecorder
 from frameworks import QUIET_MMDET, need_mmdet
 
 need_mmdet()
@@ -48,7 +48,7 @@ class Watch(Hook):
 def train(
     data: Path, out: Path, bank: ForegroundBank, iterations: int = 4, workers: int = 0, **changes: Any
 ) -> tuple[Runner, TerseHook, list[Any]]:
-    terse = settings(bank, "random", **{"paste": PASTE} | changes.pop("terse", {}))
+    terse = settings(bank, **{"policy": "random", "paste": PASTE} | changes.pop("terse", {}))
     runner, hook = made(data, out, iterations, terse, workers=workers, **changes)
     runner.register_hook(watch := Watch())
     runner.train()
@@ -99,24 +99,20 @@ def test_data_sets_inside_others_and_switched_pipelines_are_composed(
 
 @pytest.mark.parametrize(
     ("terse", "reason"),
-    [({"policy": "critic"}, "policy: CriticPolicy"), ({"sampler": "balanced"}, "sampler: BalancedSampler")],
+    [({"policy": "adversarial"}, "policy: AdversarialPolicy"), ({"sampler": "balanced"}, "sampler: BalancedSampler")],
 )
-def test_what_needs_the_training_process_is_composed_there(
+def test_what_needs_the_iteration_before_is_composed_in_the_loop(
     data: Path, bank: ForegroundBank, tmp_path: Path, terse: dict[str, Any], reason: str
 ) -> None:
     texts: list[str] = []
-
-    class Texts(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            texts.append(record.getMessage())
-
     runner, hook = made(data, tmp_path, 1, settings(bank, **{"policy": "random", **terse}), log_level="INFO")
-    runner.logger.addHandler(Texts(logging.INFO))
+    runner.logger.addHandler(LogRecorder(texts))
     runner.train()
-    assert [reason in text for text in texts if "in the training process" in text] == [True]
+    messages = [text for text in texts if "Composites are made" in text]
+    assert [("training loop" in own, reason in own) for own in messages] == [(True, True)]
     assert hook.terse.metrics()["objects_pasted"] > 0
 
 
 def test_it_can_be_switched_off(data: Path, bank: ForegroundBank, tmp_path: Path) -> None:
-    found = [train(data, tmp_path, bank, 1, terse={"compose_in_workers": own})[2] for own in (True, False)]
+    found = [train(data, tmp_path, bank, 1, terse={"compose_ahead": own})[2] for own in (True, False)]
     assert found[0] != found[1]

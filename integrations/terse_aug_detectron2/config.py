@@ -19,7 +19,10 @@ GENERAL_KEYS: Keys = {
     "ENABLED": (False, "without it TerseHook.from_config returns None, and TerseMapper.from_config the given mapper"),
     "BANK": ("", "path of the foreground bank, made by `terse-aug bank build`"),
     "SEED": (-1, "of everything drawn; -1: cfg.SEED, or a fresh one if that is negative too"),
-    "COMPOSE_IN_WORKERS": (True, "make composites in the data loader's workers, where the policy allows it (random)"),
+    "COMPOSE_AHEAD": (
+        True,
+        "make composites before they are needed: in the loader's workers (random) or a thread (critic)",
+    ),
     "DROP_UNKNOWN_CLASSES": (False, "leave out foregrounds of classes that the data set does not have; else an error"),
     "LOSS_SCALE": (1.0, "factor of each loss before backward in your own loop: 1 / n to accumulate n batches"),
     "LOG_PERIOD": (20, "iterations between two logs of the metrics under terse_aug/; 0: none"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from terse_aug.structures.keypoints import keypoint_flip_order
 from terse_aug_detectron2.batch import Item, Needs, from_samples, objects_of, sampled_foregrounds_of, to_samples
 from terse_aug_detectron2.classes import class_labels, keypoint_flips, open_bank
 from terse_aug_detectron2.config import chosen_seed, terse_node, terse_settings
+from terse_aug_detectron2.iterator import PastingIterator, iterator_name
 from terse_aug_detectron2.model import Detectron2Adapter, known_total
 from terse_aug_detectron2.workers import WorkerComposites, records_of, without_records
 
@@ -59,7 +60,8 @@ class TerseHook(TrainingHook, HookBase):
         loss_scale: factor of each loss before ``backward`` in your own loop; that of a ``GradScaler`` is added.
         log_period: iterations between two logs of the metrics under ``terse_aug/``; 0 for none.
         image_period: iterations between two images of composites; 0 for none.
-        compose_in_workers: make composites in the data loader's workers, where the policy allows it (``random``).
+        compose_ahead: make composites before the training process needs them: in the data loader's workers
+            (``random``), or by a thread (``critic``). Else in the training loop, on the model's device.
         settings: ``paste``, ``sampler``, ``backgrounds``, ``distractors`` and ``robustness``, see
             :class:`terse_aug.integration.TerseSettings`.
 
@@ -81,7 +83,7 @@ class TerseHook(TrainingHook, HookBase):
         loss_scale: float = 1.0,
         log_period: int = 20,
         image_period: int = 500,
-        compose_in_workers: bool = True,
+        compose_ahead: bool = True,
         **settings: Any,
     ) -> None:
         super().__init__(
@@ -96,7 +98,7 @@ class TerseHook(TrainingHook, HookBase):
         self.bank = bank if isinstance(bank, ForegroundBank) else ForegroundBank.open(bank)
         keypoint_flip_order(self.bank.keypoint_names, keypoint_flips)  # a wrong name is an error before training
         self._keypoint_flips, self._own_loss_scale, self._loss_scale = keypoint_flips, loss_scale, loss_scale
-        self._needs, self._workers = Needs(), WorkerComposites(self, compose_in_workers)
+        self._needs, self._workers = Needs(), WorkerComposites(self, compose_ahead)
         self._handle: RemovableHandle | None = None
         self._other_hooks: list[HookBase] = []
         self._logged_image: Any = None
@@ -132,7 +134,7 @@ class TerseHook(TrainingHook, HookBase):
             loss_scale=node.LOSS_SCALE,
             log_period=node.LOG_PERIOD,
             image_period=node.IMAGE_PERIOD,
-            compose_in_workers=node.COMPOSE_IN_WORKERS,
+            compose_ahead=node.COMPOSE_AHEAD,
         )
 
     def paste(self, batch: Sequence[Item]) -> list[Item]:
@@ -159,6 +161,10 @@ class TerseHook(TrainingHook, HookBase):
                 dtype=getattr(inner, "precision", None),
             )
             composed = from_samples(batch, composites, corrected)
+        return self._entering(composed)
+
+    def _entering(self, composed: list[Item]) -> list[Item]:
+        """A batch of composites that enters the model next."""
         self._recording = True
         if is_due(self.trainer.iter, self.image_period) and comm.is_main_process():
             drawn = self.drawn_composites(*to_samples(composed, self.device, self._needs))
@@ -190,7 +196,7 @@ class TerseHook(TrainingHook, HookBase):
             self.saved_state = None
         self.log_feedback(_LOGGER)
         self._handle = inner.model.register_forward_hook(_LossRecorder(self._record))
-        self._workers.begin(getattr(inner, "data_loader", None), vars(inner).get(_iterator_name(inner)), self._needs)
+        self._workers.begin(getattr(inner, "data_loader", None), vars(inner).get(iterator_name(inner)), self._needs)
         if hasattr(inner, "reset_data_loader"):
             inner.reset_data_loader = self._reset_data_loader
 
@@ -216,9 +222,7 @@ class TerseHook(TrainingHook, HookBase):
         self._handle = None
         inner = self._inner
         vars(inner).pop("reset_data_loader", None)
-        name = _iterator_name(inner)
-        if isinstance(wrapped := vars(inner).get(name), _PastingIterator):
-            setattr(inner, name, wrapped.source)
+        self._unwrap_iterator()
         self._workers.end()
         registered_since = [hook for hook in self.trainer._hooks if hook not in self._other_hooks]
         self.trainer._hooks = self._other_hooks + registered_since
@@ -252,9 +256,23 @@ class TerseHook(TrainingHook, HookBase):
 
     def _wrap_iterator(self) -> None:
         inner = self._inner
-        name = _iterator_name(inner)
-        if name in vars(inner) and not isinstance(vars(inner)[name], _PastingIterator):
-            setattr(inner, name, _PastingIterator(inner._data_loader_iter, self))
+        name = iterator_name(inner)
+        if name not in vars(inner) or isinstance(vars(inner)[name], PastingIterator):
+            return
+        source, ahead = inner._data_loader_iter, None
+        if self._workers.thread:
+            ahead = iter(self.terse.ahead(source, self._samples_of, from_samples))
+        setattr(inner, name, PastingIterator(source, ahead, self.paste if ahead is None else self._entering))
+
+    def _unwrap_iterator(self) -> None:
+        name = iterator_name(self._inner)
+        if isinstance(wrapped := vars(self._inner).get(name), PastingIterator):
+            wrapped.close()
+            setattr(self._inner, name, wrapped.source)
+
+    def _samples_of(self, batch: Sequence[Item]) -> tuple[Any, ...]:
+        """The arguments of ``Terse.forward``, on the CPU."""
+        return (*to_samples(batch, torch.device("cpu"), self._needs), sampled_foregrounds_of(batch))
 
     def _reset_data_loader(self, builder: Callable[[], Any]) -> None:
         """In place of the trainer's own, so that the batches of a new data loader are pasted on too."""
@@ -265,6 +283,7 @@ class TerseHook(TrainingHook, HookBase):
             self._workers.begin(loader, None, self._needs)
             return loader
 
+        self._unwrap_iterator()
         inner.__class__.reset_data_loader(inner, built)
         self._wrap_iterator()
 
@@ -316,18 +335,3 @@ class _LossRecorder:
 
     def __reduce__(self) -> tuple[type[_LossRecorder], tuple[()]]:
         return _LossRecorder, ()
-
-
-class _PastingIterator(Iterator[list[Item]]):
-    """A data loader's iterator that returns composites."""
-
-    def __init__(self, source: Iterator[list[Item]], hook: TerseHook) -> None:
-        self.source, self._hook = source, hook
-
-    def __next__(self) -> list[Item]:
-        return self._hook.paste(next(self.source))
-
-
-def _iterator_name(trainer: Any) -> str:
-    """Where a trainer keeps the iterator of its loader: made when it is first used; in the release v0.6 at once."""
-    return "_data_loader_iter_obj" if "_data_loader_iter_obj" in vars(trainer) else "_data_loader_iter"

@@ -13,17 +13,12 @@ from detectron2.data.common import ToIterableDataset
 from terse_aug import Composer, CompositeRecord, NumberedSampler
 from terse_aug.data.numbered_dataset import RECORD_KEY, NumberedDataset
 from terse_aug.integration import TrainingHook
+from terse_aug.where_to_compose import thread_composes
 from terse_aug_detectron2.batch import Item, Needs, from_samples, to_samples
 
 _LOGGER = logging.getLogger("detectron2.terse_aug")
-_BEGUN = (
-    "Composites are made in the training process: the data loader's iterator was made before the hook began, and its "
-    "workers cannot be given anything."
-)
-_UNKNOWN = (
-    "Composites are made in the training process: the data loader is not one of build_detection_train_loader with a "
-    "data set and a sampler."
-)
+_BEGUN = "The data loader's iterator was made before the hook began, and its workers cannot be given anything."
+_UNKNOWN = "The data loader is not one of build_detection_train_loader with a data set and a sampler."
 _CPU = torch.device("cpu")
 
 
@@ -47,36 +42,42 @@ class ItemComposer:
 
 
 class WorkerComposites:
-    """Lets the workers of a trainer's data loader compose, where they can; else the log has the reason.
+    """Lets the workers of a trainer's data loader compose, where they can; else a thread or the training loop composes.
 
     Args:
         hook: whose ``Terse`` composes.
-        enabled: without it nothing is changed.
+        enabled: without it nothing is changed, and the training loop composes.
+
+    Attributes:
+        thread: whether a thread is to compose.
     """
 
     def __init__(self, hook: TrainingHook, enabled: bool) -> None:
         self._hook, self._enabled = hook, enabled
+        self.thread = False
         self._part: Any = None
         self._before: dict[str, Any] = {}
 
     def begin(self, loader: Any, iterator: Any, needs: Needs) -> None:
-        """Let a loader compose its samples, in iterators that are made from now on.
+        """Let a loader compose its samples, in iterators that are made from now on; the log says who composes.
 
         Args:
             loader: of ``build_detection_train_loader``; others are left alone.
             iterator: of the loader, if it was made already.
             needs: see :func:`terse_aug_detectron2.batch.to_samples`.
         """
-        if not self._enabled or (composer := self._hook.worker_composer(_LOGGER)) is None:
-            return
-        part = _sampled_part(loader)
-        if part is None or (_has_begun(iterator) and part is not self._part):
-            _LOGGER.info(_UNKNOWN if part is None else _BEGUN)
-            return
-        self.end()
-        self._part, self._before = part, {"dataset": part.dataset, "sampler": part.sampler}
-        part.dataset = NumberedDataset(part.dataset, ItemComposer(composer, needs))
-        part.sampler = NumberedSampler(part.sampler, self._hook.terse.image_count)
+        part, terse = _sampled_part(loader), self._hook.terse
+
+        def in_workers(composer: Composer) -> str:
+            if part is None or (_has_begun(iterator) and part is not self._part):
+                return _UNKNOWN if part is None else _BEGUN
+            self.end()
+            self._part, self._before = part, {"dataset": part.dataset, "sampler": part.sampler}
+            part.dataset = NumberedDataset(part.dataset, ItemComposer(composer, needs))
+            part.sampler = NumberedSampler(part.sampler, terse.image_count)
+            return ""
+
+        self.thread = thread_composes(terse, self._enabled, in_workers, _LOGGER)
 
     def end(self) -> None:
         """Leave the loader as it was; an iterator of it whose workers have begun continues to compose."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from mmengine.hooks import Hook
 from torch import Tensor
 
 from terse_aug.integration import TerseSettings, TrainingHook, is_due
+from terse_aug.where_to_compose import thread_composes
+from terse_aug_mmdet.ahead import LoopAhead
 from terse_aug_mmdet.bank import class_names, open_bank
 from terse_aug_mmdet.batch import objects_of, put_back, sampled_foregrounds_of, to_samples
 from terse_aug_mmdet.model import MMDetAdapter
@@ -51,7 +54,8 @@ class TerseHook(TrainingHook, Hook):
         input_format: of the images as the pipeline loads them, ``"BGR"``, MMDetection's default, or ``"RGB"``.
         interval: iterations between two logs of the metrics under ``train/terse_aug/``; 0 for none.
         image_interval: iterations between two images of composites for the visualizer; 0 for none.
-        compose_in_workers: make composites in the data loader's workers, where the policy allows it (``random``).
+        compose_ahead: make composites before the training process needs them: in the data loader's workers
+            (``random``), or by a thread (``critic``). Else in the training loop, on the model's device.
         settings: ``paste``, ``sampler``, ``backgrounds``, ``distractors`` and ``robustness``, see
             :class:`terse_aug.integration.TerseSettings`.
 
@@ -72,7 +76,7 @@ class TerseHook(TrainingHook, Hook):
         input_format: str = "BGR",
         interval: int = 50,
         image_interval: int = 500,
-        compose_in_workers: bool = True,
+        compose_ahead: bool = True,
         **settings: Any,
     ) -> None:
         super().__init__(
@@ -84,7 +88,9 @@ class TerseHook(TrainingHook, Hook):
         )
         self._bank, self._enabled, self._drop_unknown = bank, enabled, drop_unknown_classes
         self._classes = None if classes is None else tuple(classes)
-        self._loss_scale, self._log_due, self._in_workers = 1.0, False, compose_in_workers
+        self._loss_scale, self._log_due = 1.0, False
+        self._compose_ahead = compose_ahead
+        self._ahead: LoopAhead | None = None
 
     def before_train(self, runner: Any) -> None:
         """Make ``Terse`` for the runner's model and data set, and load a saved state."""
@@ -114,15 +120,28 @@ class TerseHook(TrainingHook, Hook):
             self.load(self.saved_state, runner.logger)
         self.log_feedback(runner.logger)
         self.saved_state = None  # of a checkpoint that only the weights were loaded from
-        if self._in_workers:
-            compose_in_workers(runner, self)
+        in_workers = partial(compose_in_workers, runner, terse)
+        by_thread = thread_composes(terse, self._compose_ahead, in_workers, runner.logger)
+        self._ahead = LoopAhead(runner.train_loop, terse) if by_thread else None
+
+    def before_train_epoch(self, runner: Any) -> None:
+        """Let a thread compose the batches of the epoch, if it can."""
+        if self._ahead is not None:
+            self._ahead.begin_epoch()
+
+    def after_train(self, runner: Any) -> None:
+        """Leave the training loop as it was."""
+        if self._ahead is not None:
+            self._ahead.end()
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Replace the images by composites, in MMEngine's own dictionary."""
+        """Replace the images by composites, in MMEngine's own dictionary, if a thread has not done it."""
         if not self.started:
             return
         wrapper = runner.optim_wrapper
-        if (records := records_of(data_batch)) is not None:
+        if self._ahead is not None and self._ahead.is_composed(data_batch):
+            pass
+        elif (records := records_of(data_batch)) is not None:
             self.terse(data_batch["inputs"], objects_of(data_batch), records)
         else:
             images, targets = to_samples(data_batch, self.device)

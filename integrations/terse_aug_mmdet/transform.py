@@ -13,7 +13,7 @@ from terse_aug.integration import SAMPLED_KEY, TerseSettings
 from terse_aug_mmdet.bank import open_bank
 from terse_aug_mmdet.batch import PathWithForegrounds
 
-_ARGUMENTS_OF_HOOK = ("input_format", "interval", "image_interval", "compose_in_workers")
+_ARGUMENTS_OF_HOOK = ("input_format", "interval", "image_interval", "compose_ahead")
 
 
 @TRANSFORMS.register_module()

@@ -8,17 +8,16 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from terse_aug import Composer, CompositeRecord, NumberedSampler
+from terse_aug import Composer, CompositeRecord, NumberedSampler, Terse
 from terse_aug.data.numbered_dataset import RECORD_KEY, NumberedDataset
-from terse_aug.integration import TrainingHook
 from terse_aug_mmdet.batch import put_back, to_samples
 
 _CPU = torch.device("cpu")
 _BEGUN = (
-    "Composites are made in the training process: the data loader's iterator was made before the hook began, and its "
-    "workers cannot be given anything. Make the runner by Runner.from_cfg."
+    "The data loader's iterator was made before the hook began, and its workers cannot be given anything. Make the "
+    "runner by Runner.from_cfg."
 )
-_UNKNOWN = "Composites are made in the training process: the data loader has no sampler of indices."
+_UNKNOWN = "The data loader has no sampler of indices."
 
 
 class SampleComposer:
@@ -44,23 +43,22 @@ class SampleComposer:
         return packed | {name: value[0] for name, value in batch.items()}
 
 
-def compose_in_workers(runner: Any, hook: TrainingHook) -> None:
-    """Let the training's data loader compose its samples, where it can; else the log has the reason.
+def compose_in_workers(runner: Any, terse: Terse, composer: Composer) -> str:
+    """Let the training's data loader compose its samples; the reason if it cannot, else an empty text.
 
     The data set is wrapped, not its pipeline changed: this holds for data sets inside others, and for a pipeline that
     is switched during training.
 
     Args:
         runner: before its training.
-        hook: whose ``Terse`` composes, after its state was loaded.
+        terse: of the hook, after its state was loaded.
+        composer: of ``terse``.
     """
-    if (composer := hook.worker_composer(runner.logger)) is None:
-        return
-    terse, loop, settings = hook.terse, runner.train_loop, runner.cfg.get("train_dataloader")
+    loop, settings = runner.train_loop, runner.cfg.get("train_dataloader")
     by_iterations = hasattr(loop, "dataloader_iterator")
     if loop.dataloader.batch_sampler is None:
-        runner.logger.info(_UNKNOWN)
-    elif by_iterations and isinstance(settings, Mapping):
+        return _UNKNOWN
+    if by_iterations and isinstance(settings, Mapping):
         # Its iterator was made with the loop, and its workers have taken from the sampler: both are made anew. In a
         # resumed run it begins with the first batch, and MMEngine skips those that were trained on.
         dataset = NumberedDataset(_data_set(loop.dataloader), SampleComposer(composer, terse.image_count))
@@ -72,11 +70,12 @@ def compose_in_workers(runner: Any, hook: TrainingHook) -> None:
         _number(loop.dataloader, 0)
         loop.dataloader_iterator = type(loop.dataloader_iterator)(loop.dataloader)
     elif by_iterations or getattr(loop.dataloader, "_iterator", None) is not None:
-        runner.logger.info(_BEGUN)
+        return _BEGUN
     else:
         dataset = NumberedDataset(_data_set(loop.dataloader), SampleComposer(composer, 0))
         vars(loop.dataloader)["dataset"] = dataset  # torch allows no assignment
         _number(loop.dataloader, lambda: terse.image_count)
+    return ""
 
 
 def records_of(batch: Mapping[str, Any]) -> list[CompositeRecord] | None:

@@ -108,10 +108,10 @@ class ActingPolicy(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
         self._copy, self._loaded, self._coming, self._random = None, [], [], None
-        if prefix + "random" not in state_dict:
-            return
-        self._random = bool(state_dict[prefix + "random"])
         count = len(list(self._trained[0].parameters()))
+        if any(prefix + name not in state_dict for name in ("random", *(f"0.{row}" for row in range(count)))):
+            return  # none, or that of another policy, which is refused for its own parameters
+        self._random = bool(state_dict[prefix + "random"])
         versions = [
             (made, [state_dict[f"{prefix}{number}.{row}"].detach().clone() for row in range(count)])
             for number, made in enumerate(state_dict[prefix + "iterations"].tolist())

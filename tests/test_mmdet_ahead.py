@@ -1,0 +1,70 @@
+"""MMDetection's trainings with composites that a thread makes, one batch ahead."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from frameworks import QUIET_MMDET, need_mmdet
+
+need_mmdet()
+from mmdet_factories import bank, by_epochs, data, made, settings  # noqa: F401 - fixtures
+from mmengine.hooks import Hook
+from test_mmdet_workers import PIPELINE, same, train
+from torch.utils.data import DataLoader
+
+from terse_aug import ForegroundBank
+
+pytestmark = [*QUIET_MMDET, pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")]
+
+CRITIC = {"policy": {"type": "critic", "update_interval": 1, "learning_rate": 0.1, "temperature": 0.01}}
+
+
+@pytest.mark.parametrize("epochs", [False, True])
+def test_critic_composes_in_a_thread_and_resumes_from_a_checkpoint_of_the_loop(
+    data: Path, bank: ForegroundBank, tmp_path: Path, composing_threads: set[str], epochs: bool
+) -> None:
+    by: dict[str, Any] = {"pipeline": PIPELINE, "terse": CRITIC} | (by_epochs(2) if epochs else {})
+    saving = {"type": "CheckpointHook", "interval": 1 if epochs else 2, "by_epoch": epochs}
+    runner, hook, entered = train(data, tmp_path, bank, hooks=[saving], **by)
+    assert composing_threads == {"terse_aug_0"}
+    metrics = hook.terse.metrics()
+    assert metrics["updates"] == metrics["iterations"] == runner.iter
+    assert metrics["images"] == len(entered)
+    assert metrics["hardness"] > 0
+    assert metrics["extra_forwards"] == metrics["skipped_updates"] == 0
+    saved = str(tmp_path / ("epoch_1.pth" if epochs else "iter_2.pth"))
+    resumed, own, rest = train(data, tmp_path, bank, workers=2, load_from=saved, resume=True, **by)
+    assert 0 < len(rest) < len(entered)
+    assert rest == entered[-len(rest) :]
+    assert own.terse.metrics() == metrics
+    assert same(runner.model, resumed.model)
+
+
+@pytest.mark.parametrize("policy", ["random", "critic"])
+def test_it_can_be_switched_off(
+    data: Path, bank: ForegroundBank, tmp_path: Path, composing_threads: set[str], policy: str
+) -> None:
+    train(data, tmp_path, bank, 1, terse={"policy": policy, "compose_ahead": False})
+    assert composing_threads == {"MainThread"}
+
+
+@pytest.mark.parametrize("epochs", [False, True])
+def test_after_training_the_loop_is_as_it_was(data: Path, bank: ForegroundBank, tmp_path: Path, epochs: bool) -> None:
+    threads, kinds = set(threading.enumerate()), set()
+
+    class Look(Hook):
+        def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+            kinds.add(type(runner.train_loop.dataloader))
+
+    runner, hook = made(data, tmp_path, 2, settings(bank), **(by_epochs(2) if epochs else {}))
+    runner.register_hook(Look())
+    loop = runner.build_train_loop(runner._train_loop)
+    runner._train_loop, iterator = loop, getattr(loop, "dataloader_iterator", None)
+    runner.train()
+    assert kinds == {DataLoader} == {type(loop.dataloader)}
+    assert getattr(loop, "dataloader_iterator", None) is iterator
+    assert set(threading.enumerate()) <= threads
+    assert hook.terse.metrics()["iterations"] == runner.iter
