@@ -7,7 +7,6 @@ import json
 import math
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,16 +14,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks._finetune_example import DetectionDataset, encode_mask
 from terse_aug import PasteConfig, TransformRanges
 from terse_aug.bank import read_image
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "examples" / "torchvision"))
-from detection.datasets import DetectionDataset, encode_mask  # noqa: E402  # the example's own modules
 
 Image = NDArray[np.uint8]
 Objects = Sequence[tuple[int, NDArray[np.bool_]]]
@@ -76,7 +71,7 @@ class CachedDataset(DetectionDataset):
 
 
 def prepare(name: str, data: Path, out: Path, images: tuple[int, int] | None = None, side: int | None = None) -> Path:
-    """Write a data set into ``out`` unless it is there: ``images``, ``train.json``, ``test.json``; returns its folder."""
+    """Write a data set into ``out`` unless it is there: ``images``, ``train.json``, ``test.json``; its folder."""
     kind = DATA_SETS[name]
     images, side = images or kind.images, side or kind.side
     folder = out / f"{name}-{side}px-{images[0]}-{images[1]}"
@@ -301,18 +296,3 @@ DATA_SETS = {
     ),
 }
 """By name."""
-
-
-def real_targets(dataset: DetectionDataset) -> list[dict[str, Any]]:
-    """The target of each image, with its size as ``(height, width)`` under ``size``."""
-    found = []
-    for index in range(len(dataset)):
-        image, target = dataset[index]
-        found.append(target | {"size": tuple(image.shape[-2:])})
-    return found
-
-
-def seeded(seed: int, *keys: int) -> torch.Generator:
-    """A generator for (seed, keys)."""
-    state = np.random.SeedSequence([seed, *keys]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))

@@ -102,8 +102,8 @@ class Judge:
 
     def __init__(self, detector: nn.Module, real: Any, seed: int) -> None:
         self.detector, self._real = detector, real
-        self._forward = TrainingForward(detector)
         self._generator = torch.Generator().manual_seed(seed)
+        self._forward: TrainingForward | None = None
         self._mean: TrainingForward | None = None
         self._reference: Tensor | None = None
         self._age = 0
@@ -138,7 +138,7 @@ class Judge:
         if self._made is None or (gradients and not self._made[1].numel()):
             self.extra_forwards += len(composites)
             images, targets = [own.image for own in composites], [own.target for own in composites]
-            self._made = self._forward(images, targets, gradients)
+            self._made = self._training_forward(images, targets, gradients)
         return self._made
 
     def mean_losses(self, composites: Sequence[Composite]) -> dict[str, Tensor]:
@@ -166,9 +166,16 @@ class Judge:
                     break
             images, targets = zip(*samples, strict=True)
             self.extra_forwards += len(samples)
-            gradient = self._forward(images, targets, gradients=True)[1].sum(0)
+            gradient = self._training_forward(images, targets, True)[1].sum(0)
             self._reference, self._age = gradient / gradient.norm().clamp(min=1e-12), 0
         return self._reference
+
+    def _training_forward(
+        self, images: Sequence[Tensor], targets: Sequence[Target], gradients: bool
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        if self._forward is None:
+            self._forward = TrainingForward(self.detector)
+        return self._forward(images, targets, gradients)
 
     def density(self) -> Density:
         """Of size and place of the real objects."""

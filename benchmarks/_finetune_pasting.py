@@ -10,14 +10,13 @@ from typing import Any, Protocol
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks._finetune_data import DATA_SETS, CachedDataset, DataSet, annotation
+from benchmarks._finetune_example import as_coco
 from benchmarks._finetune_measures import Judge, Target
 from benchmarks._finetune_oracles import CHOICES, Oracle, measures_of
-from detection.datasets import as_coco
 from terse_aug import BackgroundPool, ForegroundBank, PasteConfig, Terse
 from terse_aug.bank import ExtractionRules, build_from_coco
 from terse_aug.config import POLICY_SETTINGS
@@ -217,5 +216,3 @@ def with_long_tail(content: dict[str, Any]) -> dict[str, Any]:
         for own in group[: max(1, round(len(group) * _TAIL**place))]
     ]
     return content | {"annotations": kept}
-
-

@@ -19,11 +19,16 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 
 from benchmarks._finetune_data import DATA_SETS, CachedDataset, open_split
+from benchmarks._finetune_example import (
+    Evaluator,
+    TrainingOrder,
+    learning_rate,
+    models,
+    seed_iteration,
+    set_learning_rate,
+    training_batches,
+)
 from benchmarks._finetune_pasting import NoPasting, Pasting, make_pasting
-from detection import models
-from detection.evaluation import Evaluator
-from detection.loading import TrainingOrder, seed_iteration, training_batches
-from detection.schedule import learning_rate, set_learning_rate
 
 BATCH = 4
 FINE_TUNING_RATE = 0.002
