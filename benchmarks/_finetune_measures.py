@@ -199,7 +199,13 @@ class Density:
     def log(self, points: Tensor) -> Tensor:
         """Log density ``[m]`` of points ``[m, d]``, up to a constant."""
         squared = torch.cdist(points / self._bandwidth, self._points, compute_mode="donot_use_mm_for_euclid_dist") ** 2
-        return torch.logsumexp(-squared / 2, 1)
+        return torch.logsumexp(-squared / 2, 1) - math.log(len(self._points))
+
+    def of(self, points: Tensor) -> Density:
+        """The density of other points, with the same bandwidth."""
+        other = copy.copy(self)
+        other._points = points / self._bandwidth
+        return other
 
 
 def _size_and_place(boxes: Tensor, image: Tensor) -> Tensor:

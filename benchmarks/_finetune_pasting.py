@@ -17,6 +17,7 @@ from benchmarks._finetune_data import DATA_SETS, CachedDataset, DataSet, annotat
 from benchmarks._finetune_example import as_coco
 from benchmarks._finetune_measures import Judge, Target
 from benchmarks._finetune_oracles import CHOICES, Oracle, measures_of
+from benchmarks._finetune_policies import Matched, box_features
 from terse_aug import BackgroundPool, ForegroundBank, PasteConfig, Terse
 from terse_aug.bank import ExtractionRules, build_from_coco
 from terse_aug.config import POLICY_SETTINGS
@@ -24,6 +25,8 @@ from terse_aug.config import POLICY_SETTINGS
 SETTINGS = ("right", "wide", "unrelated", "bad-masks", "long-tail")
 POLICY_ARMS = {"random": "random", "random-again": "random", "critic": "critic"}
 """Arms that are policies of the library; ``random-again`` differs from ``random`` in the seed of pasting alone."""
+MATCHED_ARMS = {"matched": (0, 1, 2, 3), "matched-size": (0, 1), "matched-height": (1,)}
+"""Columns of :func:`benchmarks._finetune_policies.box_features` that are matched with those of real objects."""
 _DAMAGED = 5  # one in so many
 _TAIL = 0.6  # each class has so many times the foregrounds of the one before it
 
@@ -88,7 +91,7 @@ def split_arm(arm: str, choose: str = "transforms") -> tuple[str, str]:
     name, _, own = arm.partition("@")
     choice = own or choose
     oracle = measures_of(name) is not None
-    known = name == "none" or name in POLICY_ARMS or name in POLICY_SETTINGS or oracle
+    known = name == "none" or name in POLICY_ARMS or name in MATCHED_ARMS or name in POLICY_SETTINGS or oracle
     if not known or choice not in CHOICES or (own and not oracle):
         raise ValueError(f"there is no arm {arm!r}")
     return name, choice
@@ -129,9 +132,13 @@ def make_pasting(
         return NoPasting()
     kind = DATA_SETS[data_set]
     pool = BackgroundPool([str(path) for path in kind.backgrounds(data)], 0.5) if settings == "unrelated" else None
+    policy: Any = POLICY_ARMS.get(name, name if name in POLICY_SETTINGS else "random")
+    if name in MATCHED_ARMS:
+        samples = (training_set[index] for index in range(len(training_set)))
+        policy = Matched(box_features(samples), MATCHED_ARMS[name])
     terse = Terse(
         open_bank(settings, folder, kind.classes),
-        POLICY_ARMS.get(name, name if name in POLICY_SETTINGS else "random"),
+        policy,
         model=detector,
         classes=kind.classes,
         seed=seed + (1_000_003 if name == "random-again" else 0),
