@@ -30,6 +30,8 @@ from benchmarks._finetune_example import (
 )
 from benchmarks._finetune_pasting import NoPasting, Pasting, make_pasting
 
+VERSION = 1
+"""Of the runs: increased when the same flags give other results, so that old and new runs are not mixed."""
 BATCH = 4
 FINE_TUNING_RATE = 0.002
 _BASELINE_RATE = 0.02 / 16 * BATCH
@@ -117,6 +119,7 @@ class Setup:
     def arguments(self) -> dict[str, Any]:
         """What identifies runs that may be compared."""
         return {
+            "version": VERSION,
             "data set": self.folder.name,
             "detector": self.detector,
             "baseline iterations": self.baseline_iterations,
@@ -148,7 +151,7 @@ def baseline(setup: Setup, seed: int) -> Path:
     def rate(iteration: int) -> float:
         return learning_rate(iteration, setup.baseline_iterations, _BASELINE_RATE, warmup, "cosine")
 
-    found = _train(setup, detector, NoPasting(), seed, setup.baseline_iterations, rate, 6)
+    found = _train(setup, detector, NoPasting(), seed, setup.baseline_iterations, rate, 6, path.stem)
     part = path.with_suffix(".part")
     torch.save(detector.state_dict(), part)
     write_json(report, {"arguments": wanted, **found})
@@ -182,8 +185,12 @@ def _train(
     iterations: int,
     rate: Callable[[int], float],
     evaluations: int,
+    label: str = "",
 ) -> dict[str, Any]:
-    """Train in place; AP on the way and at the end. The order of images and flips depends on the seed alone."""
+    """Train in place; AP on the way, printed after a label if there is one, and at the end.
+
+    The order of images and flips depends on the seed alone.
+    """
     optimizer = torch.optim.SGD(
         [own for own in detector.parameters() if own.requires_grad], rate(0), momentum=0.9, weight_decay=1e-4
     )
@@ -205,6 +212,8 @@ def _train(
         if iteration + 1 in due:
             seconds += time.process_time() - started
             curve.append({"iteration": iteration + 1} | setup.evaluate(detector))
+            if label:
+                print(f"{label}, iteration {iteration + 1}: AP {curve[-1]['AP']:.1f}", flush=True)
             started = time.process_time()
     return curve[-1] | {"curve": curve, "extra forwards": pasting.extra_forwards, "CPU seconds": round(seconds, 1)}
 
