@@ -240,4 +240,5 @@ def test_a_short_run_is_resumed_and_reported(
     assert rows["unrelated", "agree@backgrounds"]["extra forwards"] > 0 == rows["unrelated", "random"]["extra forwards"]
     assert "## Settings: bad-masks" in (tmp_path / "summary.md").read_text()
     with pytest.raises(SystemExit, match="was run with"):
-        finetune.main([*flags, "--arms", "random", "--iterations", "3"])
+        finetune.main([*flags, "--arms", "critic", "--iterations", "3"])
+    assert not list(tmp_path.rglob("critic*"))
