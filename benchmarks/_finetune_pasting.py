@@ -22,8 +22,8 @@ from terse_aug.bank import ExtractionRules, build_from_coco
 from terse_aug.config import POLICY_SETTINGS
 
 SETTINGS = ("right", "wide", "unrelated", "bad-masks", "long-tail")
-AGAIN = "random-again"
-"""The arm that differs from ``random`` in the seed of pasting alone."""
+POLICY_ARMS = {"random": "random", "random-again": "random", "critic": "critic"}
+"""Arms that are policies of the library; ``random-again`` differs from ``random`` in the seed of pasting alone."""
 _DAMAGED = 5  # one in so many
 _TAIL = 0.6  # each class has so many times the foregrounds of the one before it
 
@@ -88,7 +88,7 @@ def split_arm(arm: str, choose: str = "transforms") -> tuple[str, str]:
     name, _, own = arm.partition("@")
     choice = own or choose
     oracle = measures_of(name) is not None
-    known = oracle or name in ("none", AGAIN, *POLICY_SETTINGS)
+    known = name == "none" or name in POLICY_ARMS or name in POLICY_SETTINGS or oracle
     if not known or choice not in CHOICES or (own and not oracle):
         raise ValueError(f"there is no arm {arm!r}")
     return name, choice
@@ -131,10 +131,10 @@ def make_pasting(
     pool = BackgroundPool([str(path) for path in kind.backgrounds(data)], 0.5) if settings == "unrelated" else None
     terse = Terse(
         open_bank(settings, folder, kind.classes),
-        name if name in POLICY_SETTINGS else "random",
+        POLICY_ARMS.get(name, name if name in POLICY_SETTINGS else "random"),
         model=detector,
         classes=kind.classes,
-        seed=seed + (1_000_003 if name == AGAIN else 0),
+        seed=seed + (1_000_003 if name == "random-again" else 0),
         paste=paste_settings(settings, kind),
         backgrounds=pool,
     )
