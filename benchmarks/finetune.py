@@ -38,6 +38,9 @@ from benchmarks._finetune_oracles import CHOICES
 from benchmarks._finetune_pasting import SETTINGS, full_name
 from benchmarks._finetune_training import Setup, baseline, check_same, fine_tune, write_json
 
+_SEEDS = 1000
+"""More than there are fine-tuning seeds of a baseline."""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing, then write and print the results."""
@@ -105,7 +108,8 @@ def _run_pair(setup: Setup, settings: Sequence[str], arms: Sequence[str], number
             path = _done(setup, own, arm, number, seed)
             if path.exists():
                 continue
-            found = fine_tune(setup, weights, own, arm, seed)
+            # Pairs of different baselines are independent, too: each has its own order of images and pastes.
+            found = fine_tune(setup, weights, own, arm, seed + _SEEDS * number)
             identity = {"settings": own if arm != "none" else "", "arm": arm, "baseline": number, "seed": seed}
             write_json(path, {"arguments": setup.arguments() | identity} | found)
             print(f"{path.stem} {own}: AP {found['AP']:.1f}, {found['CPU seconds']:.0f} s", flush=True)
