@@ -153,8 +153,8 @@ def _penn_fudan(data: Path, side: int, images: tuple[int, int]) -> tuple[Split, 
 def _coco_people(data: Path, side: int, images: tuple[int, int]) -> tuple[Split, Split]:
     def read(split: str, count: int) -> Split:
         source = json.loads((data / "coco_mini" / "annotations" / f"instances_{split}.json").read_bytes())
-        wanted = lambda own: own["category_id"] == PERSON and not own["iscrowd"]  # noqa: E731
-        source["annotations"] = [own for own in source["annotations"] if wanted(own)]
+        people = [own for own in source["annotations"] if own["category_id"] == PERSON]
+        source["annotations"] = [own for own in people if not own["iscrowd"]]
         source["categories"] = [{"id": PERSON, "name": "person"}]
         dataset = DetectionDataset(source, data / "coco_mini" / split, keep_empty=True, limit=count)
         for image, target in (dataset[index] for index in range(len(dataset))):

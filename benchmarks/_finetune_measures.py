@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
 
 from terse_aug.models.base import best_scores
 from terse_aug.models.isolated_forward import isolated_forward
@@ -58,37 +59,46 @@ class TrainingForward:
     def __call__(
         self, images: Sequence[Tensor], targets: Sequence[Target], gradients: bool = False
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Forward each image by itself, all with the same draw of proposals.
+        """Losses and gradients of each image by itself, all with the same draw of proposals.
 
-        Only the last layers are differentiated, so that a gradient costs two matrix products for each.
+        Images of one size share the forward of the backbone. Only the last layers are differentiated, so that a
+        gradient costs two matrix products for each.
 
         Returns:
             The losses by name ``[N]``, and the gradients ``[N, P]`` of their sum, or ``[N, 0]``.
         """
-        losses, found = [], []
+        losses: list[dict[str, Tensor]] = [{} for _ in images]
+        found = [torch.zeros(0) for _ in images]
         with isolated_forward(self.detector, training=True):
             for parameter in self._last:
                 parameter.requires_grad_(gradients)
-            for image, target in zip(images, targets, strict=True):
-                with isolated_global_rng(0):
-                    own = self._losses(image, target, gradients)
-                if gradients:
-                    with torch.enable_grad():
-                        whole = torch.stack(list(own.values())).sum()
-                    parts = torch.autograd.grad(whole, self._last)
-                    found.append(torch.cat([part.flatten() for part in parts]))
-                losses.append({name: loss.detach() for name, loss in own.items()})
-        by_name = {name: torch.stack([own[name] for own in losses]) for name in losses[0]}
-        return by_name, torch.stack(found) if gradients else torch.zeros(len(images), 0)
+            for group in _of_one_size(images):
+                boxes = [{name: targets[number][name] for name in ("boxes", "labels")} for number in group]
+                batch, boxes = self.detector.transform([images[number] for number in group], boxes)
+                features = self.detector.backbone(batch.tensors)
+                for place, number in enumerate(group):
+                    image = ImageList(batch.tensors[place : place + 1], batch.image_sizes[place : place + 1])
+                    own = {name: level[place : place + 1] for name, level in features.items()}
+                    with isolated_global_rng(0), torch.set_grad_enabled(gradients):
+                        losses[number] = self._losses(image, own, boxes[place : place + 1])
+                        if gradients:
+                            whole = torch.stack(list(losses[number].values())).sum()
+                            parts = torch.autograd.grad(whole, self._last)
+                            found[number] = torch.cat([part.flatten() for part in parts])
+        return {name: torch.stack([own[name].detach() for own in losses]) for name in losses[0]}, torch.stack(found)
 
-    def _losses(self, image: Tensor, target: Target, gradients: bool) -> dict[str, Tensor]:
-        own = [{name: target[name] for name in ("boxes", "labels")}]
-        batch, own = self.detector.transform([image], own)
-        features = self.detector.backbone(batch.tensors)
-        with torch.set_grad_enabled(gradients):
-            proposals, losses = self.detector.rpn(batch, features, own)
-            _, more = self.detector.roi_heads(features, proposals, batch.image_sizes, own)
+    def _losses(self, image: ImageList, features: dict[str, Tensor], boxes: list[Target]) -> dict[str, Tensor]:
+        proposals, losses = self.detector.rpn(image, features, boxes)
+        _, more = self.detector.roi_heads(features, proposals, image.image_sizes, boxes)
         return losses | more
+
+
+def _of_one_size(images: Sequence[Tensor]) -> list[list[int]]:
+    """Numbers of the images, grouped by size."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, image in enumerate(images):
+        groups.setdefault(tuple(image.shape), []).append(number)
+    return list(groups.values())
 
 
 class Judge:
@@ -151,8 +161,14 @@ class Judge:
     def detections(self, composites: Sequence[Composite]) -> list[Target]:
         """Detections of the detector."""
         self.extra_forwards += len(composites)
+        images = [own.image for own in composites]
+        found: list[Target] = [{} for _ in images]
         with isolated_forward(self.detector, training=False):
-            return [self.detector([own.image])[0] for own in composites]
+            for group in _of_one_size(images):
+                outputs = self.detector([images[number] for number in group])
+                for number, output in zip(group, outputs, strict=True):
+                    found[number] = output
+        return found
 
     def reference(self) -> Tensor:
         """The normalised gradient ``[P]`` of some real images outside the batch, renewed now and then."""

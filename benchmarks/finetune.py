@@ -38,6 +38,9 @@ from benchmarks._finetune_oracles import CHOICES
 from benchmarks._finetune_pasting import SETTINGS, full_name
 from benchmarks._finetune_training import Setup, baseline, check_same, fine_tune, write_json
 
+_SEEDS = 1000
+"""More than there are fine-tuning seeds of a baseline."""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing, then write and print the results."""
@@ -48,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         raise SystemExit(f"--arms: {error}") from error
     setup = _setup(args)
+    _finished(setup)
     if not args.report:
         for seed in args.seeds:
             for number in args.baselines:
@@ -102,13 +106,12 @@ def _run_pair(setup: Setup, settings: Sequence[str], arms: Sequence[str], number
     for own in settings:
         for arm in arms:
             path = _done(setup, own, arm, number, seed)
-            wanted = setup.arguments() | {"settings": own if arm != "none" else "", "arm": arm}
-            wanted |= {"baseline": number, "seed": seed}
             if path.exists():
-                check_same(path, wanted)
                 continue
-            found = fine_tune(setup, weights, own, arm, seed)
-            write_json(path, {"arguments": wanted} | found)
+            # Pairs of different baselines are independent, too: each has its own order of images and pastes.
+            found = fine_tune(setup, weights, own, arm, seed + _SEEDS * number)
+            identity = {"settings": own if arm != "none" else "", "arm": arm, "baseline": number, "seed": seed}
+            write_json(path, {"arguments": setup.arguments() | identity} | found)
             print(f"{path.stem} {own}: AP {found['AP']:.1f}, {found['CPU seconds']:.0f} s", flush=True)
 
 
@@ -118,14 +121,23 @@ def _done(setup: Setup, settings: str, arm: str, number: int, seed: int) -> Path
     return folder / f"{arm}-baseline{number}-seed{seed}.json"
 
 
-def _report(setup: Setup) -> None:
-    """Write and print the summary of all finished runs in the folder."""
+def _finished(setup: Setup) -> dict[tuple[str, str], dict[tuple[int, int], Any]]:
+    """The results of all finished runs in the folder, by settings and arm, and by pair.
+
+    Raises:
+        SystemExit: a run was made with other settings.
+    """
     runs: dict[tuple[str, str], dict[tuple[int, int], Any]] = {}
     for path in sorted((setup.out / "runs").glob("*/*.json"), key=lambda own: own.stat().st_mtime):
-        found = json.loads(path.read_text())
-        own = found["arguments"]
-        check_same(path, own | setup.arguments())
+        own = json.loads(path.read_text())["arguments"]
+        found = check_same(path, own | setup.arguments())
         runs.setdefault((own["settings"], own["arm"]), {})[own["baseline"], own["seed"]] = found
+    return runs
+
+
+def _report(setup: Setup) -> None:
+    """Write and print the summary of all finished runs in the folder."""
+    runs = _finished(setup)
     curves = {}
     for path in sorted((setup.out / "baselines").glob("*.json")):
         found = json.loads(path.read_text())

@@ -102,17 +102,23 @@ def test_an_image_agrees_most_with_itself(parts: SimpleNamespace, detector: nn.M
     torch.testing.assert_close(product, cosine * norms)
 
 
+def reseed(*_: Any) -> None:
+    torch.manual_seed(0)
+
+
 def test_gradients_are_those_of_training(parts: SimpleNamespace, detector: nn.Module) -> None:
     image, target = real_sample(0)
     forward = parts.measures.TrainingForward(detector)
-    losses, gradients = forward([image], [target], gradients=True)
+    others = [real_sample(1), (torch.rand(3, 80, 64), target)]  # of the same size and of another
+    losses, gradients = forward([image, *(own for own, _ in others)], [target, *(own for _, own in others)], True)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
         for module in detector.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
+        hook = detector.transform.register_forward_hook(reseed)  # it draws a number, too
         own = detector([image], [target])
         sum(own.values()).backward()
+        hook.remove()
         detector.train()
     predictor, head = detector.roi_heads.box_predictor, detector.rpn.head
     layers = [predictor.cls_score, predictor.bbox_pred, head.cls_logits, head.bbox_pred]
@@ -240,4 +246,5 @@ def test_a_short_run_is_resumed_and_reported(
     assert rows["unrelated", "agree@backgrounds"]["extra forwards"] > 0 == rows["unrelated", "random"]["extra forwards"]
     assert "## Settings: bad-masks" in (tmp_path / "summary.md").read_text()
     with pytest.raises(SystemExit, match="was run with"):
-        finetune.main([*flags, "--arms", "random", "--iterations", "3"])
+        finetune.main([*flags, "--arms", "critic", "--iterations", "3"])
+    assert not list(tmp_path.rglob("critic*"))
