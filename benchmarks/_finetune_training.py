@@ -1,0 +1,238 @@
+"""Detectors of :mod:`benchmarks.finetune`, their baselines, and one fine-tuning."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.models import detection as torchvision_detection
+from torchvision.models import mobilenet_v2
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+
+from benchmarks._finetune_data import DATA_SETS, CachedDataset, open_split
+from benchmarks._finetune_example import (
+    Evaluator,
+    TrainingOrder,
+    learning_rate,
+    models,
+    seed_iteration,
+    set_learning_rate,
+    training_batches,
+)
+from benchmarks._finetune_pasting import NoPasting, Pasting, make_pasting
+
+VERSION = 1
+"""Of the runs: increased when the same flags give other results, so that old and new runs are not mixed."""
+BATCH = 4
+FINE_TUNING_RATE = 0.002
+_BASELINE_RATE = 0.02 / 16 * BATCH
+_DEVICE = torch.device("cpu")
+
+
+def fasterrcnn_mobilenet_v2_small(*, num_classes: int, min_size: int, max_size: int, **_: Any) -> nn.Module:
+    """The example's detector with half the pyramid's channels, a quarter of the dense layers and smaller anchors.
+
+    For images of about 128 px: there it takes a quarter of the time.
+    """
+    stages = {"3": "0", "6": "1", "13": "2", "18": "3"}
+    backbone = BackboneWithFPN(
+        mobilenet_v2(weights=None).features, stages, in_channels_list=[24, 32, 96, 1280], out_channels=64
+    )
+    sizes = ((16,), (32,), (64,), (128,), (256,))
+    return torchvision_detection.FasterRCNN(
+        backbone,
+        min_size=min_size,
+        max_size=max_size,
+        rpn_anchor_generator=AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
+        box_head=TwoMLPHead(64 * 7 * 7, 256),
+        box_predictor=FastRCNNPredictor(256, num_classes),
+        rpn_pre_nms_top_n_train=200,
+        rpn_post_nms_top_n_train=200,
+        rpn_pre_nms_top_n_test=200,
+        rpn_post_nms_top_n_test=100,
+        box_batch_size_per_image=64,
+    )
+
+
+models.MODELS["fasterrcnn_mobilenet_v2_small"] = models.ModelKind(
+    fasterrcnn_mobilenet_v2_small, image_size=(128, 256), frozen=("0", "1", "2", "3")
+)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that arms have in common.
+
+    Attributes:
+        data: folder of the real data.
+        out: folder of this benchmark's output.
+        data_set: name.
+        folder: of the prepared data set.
+        side: shorter side of its images, pixels.
+        detector: name in the example's ``MODELS``.
+        baseline_iterations: of the baseline.
+        iterations: of fine-tuning.
+        evaluations: of a fine-tuning, evenly spaced, the last at its end.
+        candidates: of an oracle.
+    """
+
+    data: Path
+    out: Path
+    data_set: str
+    folder: Path
+    side: int
+    detector: str
+    baseline_iterations: int
+    iterations: int
+    evaluations: int = 4
+    candidates: int = 4
+    _opened: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def weights(self) -> Path:
+        """ImageNet weights of the backbone."""
+        return self.data / "weights" / "mobilenet_v2.pth"
+
+    def split(self, name: str) -> CachedDataset:
+        """The images of ``train`` or ``test``."""
+        if name not in self._opened:
+            self._opened[name] = open_split(self.folder, name, DATA_SETS[self.data_set].classes)
+        found: CachedDataset = self._opened[name]
+        return found
+
+    def evaluate(self, detector: nn.Module) -> dict[str, Any]:
+        """COCO's measures of boxes on the test images, in per cent."""
+        if "evaluator" not in self._opened:
+            self._opened["evaluator"] = Evaluator(self.split("test"))
+        measures: dict[str, Any] = self._opened["evaluator"].measure(detector, _DEVICE, BATCH, 0)["box"]
+        return measures
+
+    def arguments(self) -> dict[str, Any]:
+        """What identifies runs that may be compared."""
+        return {
+            "version": VERSION,
+            "data set": self.folder.name,
+            "detector": self.detector,
+            "baseline iterations": self.baseline_iterations,
+            "iterations": self.iterations,
+            "evaluations": self.evaluations,
+            "candidates": self.candidates,
+            "learning rate": FINE_TUNING_RATE,
+            "batch": BATCH,
+        }
+
+    def build(self) -> nn.Module:
+        """The detector with ImageNet weights in its backbone."""
+        return models.build(self.detector, self.split("train"), (self.side, 2 * self.side), self.weights)
+
+
+def baseline(setup: Setup, seed: int) -> Path:
+    """The weights of a baseline, trained without pasting if they are not there; its AP is in the JSON beside them."""
+    path = setup.out / "baselines" / f"baseline{seed}.pt"
+    wanted = {key: value for key, value in setup.arguments().items() if key in _OF_BASELINE} | {"seed": seed}
+    report = path.with_suffix(".json")
+    if path.exists():
+        check_same(report, wanted)
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    detector = setup.build()
+    warmup = min(200, setup.baseline_iterations // 8)
+
+    def rate(iteration: int) -> float:
+        return learning_rate(iteration, setup.baseline_iterations, _BASELINE_RATE, warmup, "cosine")
+
+    found = _train(setup, detector, NoPasting(), seed, setup.baseline_iterations, rate, 6, path.stem)
+    part = path.with_suffix(".part")
+    torch.save(detector.state_dict(), part)
+    write_json(report, {"arguments": wanted, **found})
+    os.replace(part, path)
+    return path
+
+
+_OF_BASELINE = ("data set", "detector", "baseline iterations", "batch")
+
+
+def fine_tune(setup: Setup, weights: Path, settings: str, arm: str, seed: int) -> dict[str, Any]:
+    """Fine-tune a baseline by an arm; the results."""
+    torch.manual_seed(seed)
+    detector = setup.build()
+    detector.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    training_set = setup.split("train")
+    place = (setup.data_set, setup.folder, setup.data)
+    pasting = make_pasting(arm, settings, *place, detector, training_set, seed, setup.candidates)
+
+    def rate(iteration: int) -> float:
+        return learning_rate(iteration, setup.iterations, FINE_TUNING_RATE, 0, "cosine")
+
+    return _train(setup, detector, pasting, seed, setup.iterations, rate, setup.evaluations)
+
+
+def _train(
+    setup: Setup,
+    detector: nn.Module,
+    pasting: Pasting,
+    seed: int,
+    iterations: int,
+    rate: Callable[[int], float],
+    evaluations: int,
+    label: str = "",
+) -> dict[str, Any]:
+    """Train in place; AP on the way, printed after a label if there is one, and at the end.
+
+    The order of images and flips depends on the seed alone.
+    """
+    optimizer = torch.optim.SGD(
+        [own for own in detector.parameters() if own.requires_grad], rate(0), momentum=0.9, weight_decay=1e-4
+    )
+    dataset = setup.split("train")
+    order = TrainingOrder(len(dataset), BATCH, seed, 0, iterations, flip=DATA_SETS[setup.data_set].flip)
+    due = {round(iterations * (step + 1) / evaluations) for step in range(evaluations)}
+    curve, seconds = [], 0.0
+    detector.train()
+    started = time.process_time()
+    for iteration, (images, targets) in enumerate(training_batches(dataset, order, 0, pin_memory=False)):
+        seed_iteration(seed, iteration)
+        set_learning_rate(optimizer, rate(iteration))
+        images, targets = pasting(images, targets)
+        losses = detector(images, targets)
+        sum(losses.values()).backward()
+        optimizer.step()
+        pasting.step(losses)
+        optimizer.zero_grad()
+        if iteration + 1 in due:
+            seconds += time.process_time() - started
+            curve.append({"iteration": iteration + 1} | setup.evaluate(detector))
+            if label:
+                print(f"{label}, iteration {iteration + 1}: AP {curve[-1]['AP']:.1f}", flush=True)
+            started = time.process_time()
+    return curve[-1] | {"curve": curve, "extra forwards": pasting.extra_forwards, "CPU seconds": round(seconds, 1)}
+
+
+def check_same(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """The content of a finished run's file.
+
+    Raises:
+        SystemExit: it was run with other settings.
+    """
+    found: dict[str, Any] = json.loads(path.read_text())
+    if found["arguments"] != wanted:
+        raise SystemExit(f"{path} was run with {found['arguments']}, not {wanted}; choose another --out")
+    return found
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(part, path)
