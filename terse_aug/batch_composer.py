@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,15 +20,12 @@ from terse_aug.policies import Policy, Proposal
 from terse_aug.policies.context import make_context
 from terse_aug.structures.annotations import Target
 from terse_aug.structures.validation import validate_batch
-from terse_aug.training.acting import Turn
+from terse_aug.training.acting import Turn, propose
 from terse_aug.training.metrics import Metrics, batch_counts
 from terse_aug.training.policy_trainer import PolicyTrainer
 from terse_aug.training.robustness import Perturber
 from terse_aug.utils.transfer import Upload
 from terse_aug.utils.warnings import WarnOnce
-
-if TYPE_CHECKING:
-    from terse_aug.terse import Terse
 
 Split = Callable[[Any], tuple[Any, ...]]
 """From a batch of a data loader to the arguments of :meth:`terse_aug.Terse.forward`."""
@@ -138,7 +135,7 @@ class BatchComposer:
         with torch.no_grad():
             planned = self._planner.plan(batch, turn.sampler, turn.generator, from_workers)
             context = make_context(planned, self._rendering, turn.policy, self._model, self._planner.chosen)
-        proposal = self._trainer.propose(context, turn)
+        proposal = propose(context, turn, self._trainer.feedback.extra_forward_failed)
         composites = composites_of(planned, proposal, self._planner, self._rendering, self._warn.warn_all)
         if turn.call == 0 and (text := pixel_format.mismatch(batch.images, composites.largest)):
             self._warn.warn("pixel_format", text)
@@ -154,6 +151,21 @@ class BatchComposer:
             context = make_context(planned, self._rendering, policy, self._model, self._planner.chosen)
             proposal = policy.propose(context, generator, learning=False)
             return composites_of(planned, proposal, self._planner, self._rendering, self._warn.warn_all)
+
+    def compose(
+        self,
+        images: Sequence[Tensor] | Tensor,
+        targets: Sequence[Target],
+        from_workers: Sequence[Any] | None,
+        turn: Turn,
+    ) -> list[Tensor] | Tensor:
+        """:meth:`prepare` and :meth:`keep` a batch; returns its images in the form of the input."""
+        composites = self.keep(self.prepare(images, targets, from_workers, turn))
+        return torch.stack(composites.images) if isinstance(images, Tensor) else composites.images
+
+    def targets(self) -> list[Target]:
+        """Of the batch that the detector is being trained on."""
+        return self.last.targets if self.last else []
 
     def keep(self, prepared: PreparedBatch) -> Composites:
         """Count a batch and keep what is learned from it, before the detector is trained on it.
@@ -173,6 +185,15 @@ class BatchComposer:
         return shown
 
 
+class HasTrainer(Protocol):
+    """What composing ahead uses of ``Terse``."""
+
+    training: bool
+    seed: int
+    seconds: float
+    trainer: PolicyTrainer
+
+
 class ComposedAhead:
     """A data loader whose batches are composed on the CPU, in a thread, while the detector trains on the one before.
 
@@ -181,6 +202,7 @@ class ComposedAhead:
     Args:
         terse: whose batches these are.
         composer: of ``Terse``.
+        device: of ``Terse``.
         loader: of batches on the CPU.
         split: see :data:`Split`.
         join: see :data:`Join`.
@@ -189,14 +211,15 @@ class ComposedAhead:
 
     def __init__(
         self,
-        terse: Terse,
+        terse: HasTrainer,
         composer: BatchComposer,
+        device: torch.device,
         loader: Iterable[Any],
         split: Split,
         join: Join,
         on_cpu: Collection[str],
     ) -> None:
-        self._terse, self._composer, self._loader = terse, composer, loader
+        self._terse, self._composer, self._device, self._loader = terse, composer, device, loader
         self._split, self._join, self._on_cpu = split, join, on_cpu
 
     def __len__(self) -> int:
@@ -226,7 +249,7 @@ class ComposedAhead:
         if images[0].device.type != "cpu":
             raise ValueError(f"expected images on the CPU, where they are composed ahead, got {images[0].device}")
         prepared = self._composer.prepare(images, targets, from_workers, turn)
-        return replace(prepared, upload=CompositeUpload(prepared.composites, self._terse.device, self._on_cpu))
+        return replace(prepared, upload=CompositeUpload(prepared.composites, self._device, self._on_cpu))
 
     def _delivered(self, batch: Any, coming: Future[PreparedBatch] | None) -> Any:
         """The batch as the detector is trained on it."""

@@ -140,11 +140,6 @@ class Terse(nn.Module):
         return self._model[0]
 
     @property
-    def device(self) -> torch.device:
-        """Of the policy, and of batches that are composed ahead."""
-        return self._anchor.device
-
-    @property
     def image_count(self) -> int:
         """Images that were composed on this rank, counted over all epochs and resumed runs."""
         return self.counters.counts["images"]
@@ -186,14 +181,13 @@ class Terse(nn.Module):
             return images if isinstance(images, Tensor) else list(images), list(targets)
         self.trainer.feedback.log_sources()
         started = time.perf_counter()
+        found: Any = images
         if from_workers and isinstance(from_workers[0], CompositeRecord):
-            composed = self._composer.last = self._composed.batch(from_workers, targets, self.seed)
-            self.seconds += time.perf_counter() - started
-            return images, composed.targets  # type: ignore[return-value]  # as they are
-        prepared = self._composer.prepare(images, targets, from_workers, self.trainer.turn(self.seed))
-        composites = self._composer.keep(prepared)
+            self._composer.last = self._composed.batch(from_workers, targets, self.seed)
+        else:
+            found = self._composer.compose(images, targets, from_workers, self.trainer.turn(self.seed))
         self.seconds += time.perf_counter() - started
-        return torch.stack(composites.images) if isinstance(images, Tensor) else composites.images, composites.targets
+        return found, self._composer.targets()
 
     def step(self, losses: Mapping[str, Tensor] | Tensor | float | None, loss_scale: float = 1.0) -> None:
         """Update policy and sampler; call it once per iteration, after the detector's ``backward``. A loss or gradient
@@ -208,7 +202,7 @@ class Terse(nn.Module):
             ValueError: a loss that is not one number, or hardness is needed without model or :meth:`observe`.
         """
         started = time.perf_counter()
-        self.trainer.step(losses, loss_scale, self.seed, self.device)
+        self.trainer.step(losses, loss_scale, self.seed, self._anchor.device)
         self._composer.last = None
         self.seconds += time.perf_counter() - started
 
@@ -230,7 +224,7 @@ class Terse(nn.Module):
         """
         if self._composer.last is None:
             raise ValueError("observe: expected a call of Terse in training mode before, whose objects these are")
-        outcomes = supplied_outcomes(hardness, class_probabilities, self._composer.last.targets, self.policy.classes)
+        outcomes = supplied_outcomes(hardness, class_probabilities, self._composer.targets(), self.policy.classes)
         self.trainer.feedback.supply(outcomes)
 
     def composer(self) -> Composer:
@@ -253,15 +247,14 @@ class Terse(nn.Module):
 
         Args:
             loader: of batches ``(images, targets)`` or ``(images, targets, from_workers)`` on the CPU.
-            split, join: for other batches: gives the arguments of :meth:`forward`, in the thread; makes a batch of
-                composites.
+            split, join: for other batches: arguments of :meth:`forward`, in the thread; a batch of the composites.
             on_cpu: fields of the targets that stay on the CPU.
 
         Raises:
             ValueError: another policy, sampler ``hardness`` or ``balanced``, or robustness.
         """
         check_ahead(self.policy, self.sampler, self.perturber is not None)
-        return ComposedAhead(self, self._composer, loader, split, join, on_cpu)
+        return ComposedAhead(self, self._composer, self._anchor.device, loader, split, join, on_cpu)
 
     def restrict_labels(self, labels: Iterable[int] | None) -> None:
         """Paste only foregrounds with some labels, ``None`` for all; not a part of the state.
@@ -288,7 +281,7 @@ class Terse(nn.Module):
         Raises:
             ValueError: ``policy`` is the name of one that learns and is not in use: it would be untrained.
         """
-        chosen = _requested_policy(self, policy, self._settings).to(self.device)
+        chosen = _requested_policy(self, policy, self._settings).to(self._anchor.device)
         generator = generator_for(self.seed, "compose", seed)
         return self._composer.inspect(images, targets, chosen, generator)
 

@@ -24,9 +24,10 @@ FLOORS = (
     {"policies"},
     {"training"},
     {"composer"},
+    {"batch_composer"},
     {"terse"},
     {"preview", "evaluation"},
-    {"lockstep", "cli", "integration"},
+    {"lockstep", "cli", "integration", "where_to_compose"},
 )
 """Rooms of ``terse_aug`` from the ground up. A module imports from its own room and from lower floors only."""
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

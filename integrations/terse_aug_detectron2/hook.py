@@ -21,7 +21,7 @@ from terse_aug.structures.keypoints import keypoint_flip_order
 from terse_aug_detectron2.batch import Item, Needs, from_samples, objects_of, sampled_foregrounds_of, to_samples
 from terse_aug_detectron2.classes import class_labels, keypoint_flips, open_bank
 from terse_aug_detectron2.config import chosen_seed, terse_node, terse_settings
-from terse_aug_detectron2.iterator import PastingIterator, iterator_name
+from terse_aug_detectron2.iterator import iterator_name, unwrap_iterator, wrap_iterator
 from terse_aug_detectron2.model import Detectron2Adapter, known_total
 from terse_aug_detectron2.workers import WorkerComposites, records_of, without_records
 
@@ -222,7 +222,7 @@ class TerseHook(TrainingHook, HookBase):
         self._handle = None
         inner = self._inner
         vars(inner).pop("reset_data_loader", None)
-        self._unwrap_iterator()
+        unwrap_iterator(self._inner)
         self._workers.end()
         registered_since = [hook for hook in self.trainer._hooks if hook not in self._other_hooks]
         self.trainer._hooks = self._other_hooks + registered_since
@@ -255,20 +255,8 @@ class TerseHook(TrainingHook, HookBase):
         self.trainer._hooks = [self, *others]
 
     def _wrap_iterator(self) -> None:
-        inner = self._inner
-        name = iterator_name(inner)
-        if name not in vars(inner) or isinstance(vars(inner)[name], PastingIterator):
-            return
-        source, ahead = inner._data_loader_iter, None
-        if self._workers.thread:
-            ahead = iter(self.terse.ahead(source, self._samples_of, from_samples))
-        setattr(inner, name, PastingIterator(source, ahead, self.paste if ahead is None else self._entering))
-
-    def _unwrap_iterator(self) -> None:
-        name = iterator_name(self._inner)
-        if isinstance(wrapped := vars(self._inner).get(name), PastingIterator):
-            wrapped.close()
-            setattr(self._inner, name, wrapped.source)
+        terse = self.terse if self._workers.thread else None
+        wrap_iterator(self._inner, terse, self._samples_of, self.paste if terse is None else self._entering)
 
     def _samples_of(self, batch: Sequence[Item]) -> tuple[Any, ...]:
         """The arguments of ``Terse.forward``, on the CPU."""
@@ -283,7 +271,7 @@ class TerseHook(TrainingHook, HookBase):
             self._workers.begin(loader, None, self._needs)
             return loader
 
-        self._unwrap_iterator()
+        unwrap_iterator(self._inner)
         inner.__class__.reset_data_loader(inner, built)
         self._wrap_iterator()
 
@@ -294,18 +282,18 @@ class TerseHook(TrainingHook, HookBase):
     def _log(self) -> None:
         storage = self.trainer.storage
         if is_due(self.trainer.iter, self.log_period):
-            # Detectron2 prints whatever has "loss" in its name among the detector's own.
-            logged = {
-                re.sub("_loss(es)?", "", name).replace("/loss_", "/").replace("/loss", "/start"): value
-                for name, value in self.logged_metrics().items()
-                if name != "loss"
-            }
-            storage.put_scalars(smoothing_hint=False, **{f"terse_aug/{name}": value for name, value in logged.items()})
+            storage.put_scalars(smoothing_hint=False, **_renamed(self.logged_metrics()))
         if self._logged_image is not None:
             # One at a time: without a writer for images they would pile up.
             storage._vis_data = [entry for entry in storage._vis_data if entry[0] != _LOGGED_IMAGE]
             storage.put_image(_LOGGED_IMAGE, self._logged_image)
             self._logged_image = None
+
+
+def _renamed(metrics: Mapping[str, float]) -> dict[str, float]:
+    """For the log, without ``loss`` in the names: Detectron2 prints whatever has it among the detector's own."""
+    names = {name: re.sub("_loss(es)?", "", name).replace("/loss_", "/").replace("/loss", "/start") for name in metrics}
+    return {f"terse_aug/{names[name]}": value for name, value in metrics.items() if name != "loss"}
 
 
 def _state_in_checkpoint(hook: HookBase) -> Mapping[str, Any] | None:

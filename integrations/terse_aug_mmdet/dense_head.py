@@ -96,7 +96,9 @@ def _tood(head: Any, outputs: Sequence[Any]) -> Predictions:
 
 
 def _yolox(head: Any, outputs: Sequence[Any]) -> Predictions:
+    """A place predicts its likeliest class only."""
     scores, regressions, objectness = outputs
+    scores = [own.masked_fill(own < own.amax(1, keepdim=True), -torch.inf) for own in scores]
     boxes = head._bbox_decode(_priors(head, scores, with_stride=True), flat_levels(regressions, 4).float())
     quality = flat_levels(objectness, 1)[..., 0].float().sigmoid()
     return replace(_sigmoid(head, scores, boxes), quality=quality, clip=False)

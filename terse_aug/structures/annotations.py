@@ -90,7 +90,7 @@ def _check_field(where: str, name: str, image: Tensor, value: Any, count: int | 
         wanted = ", ".join(map(str, expected))
         raise ValueError(f"{where}: expected {name} of shape [{wanted}], got {list(shape)}")
     if value.device != device or device not in (image.device, torch.device("cpu")):
-        raise ValueError(f"{where}: {name} is on {value.device}, its image on {device}; move both")
+        raise ValueError(f"{where}: {name} is on {value.device}, its image on {image.device}; move both")
     # torchvision's tv_tensors have an attribute for the format of their boxes.
     if name == "boxes" and (box_format := getattr(getattr(value, "format", None), "name", "XYXY")) != "XYXY":
         raise ValueError(f"{where}: expected boxes as XYXY, got {box_format}; convert them before calling Terse")

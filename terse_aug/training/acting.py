@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from terse_aug.policies import Policy
+from terse_aug.policies import Policy, PolicyContext, Proposal, uniform_proposal
 from terse_aug.samplers import Sampler
 from terse_aug.utils.transfer import Reading
 
@@ -118,6 +119,25 @@ class ActingPolicy(nn.Module):
         ]
         self._loaded = versions[0][1]
         self._coming = [(made, Reading(values)) for made, values in versions[1:]]
+
+
+def propose(context: PolicyContext, turn: Turn, failed: Callable[[Exception], None]) -> Proposal:
+    """The proposal for a batch; a random one if a forward of the detector fails.
+
+    Args:
+        context: what is composed.
+        turn: how.
+        failed: called with the error of a forward.
+    """
+    if not turn.random:
+        try:
+            return turn.policy.propose(context, turn.generator, turn.learning)
+        except Exception as error:
+            if not turn.policy.needs_model:
+                raise
+            failed(error)
+    first = torch.arange(0, len(context.image_of), turn.policy.foreground_candidates)
+    return uniform_proposal(len(first), turn.generator, first)
 
 
 def _parameters(policy: Policy) -> list[Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from terse_aug.compositing.compose import Composites, full_precision
 from terse_aug.models import ModelAdapter
-from terse_aug.policies import Policy, PolicyContext, Proposal, uniform_proposal
+from terse_aug.policies import Policy, Proposal
 from terse_aug.samplers import Sampler
 from terse_aug.structures.pixel_format import PixelFormat
 from terse_aug.structures.validation import ValidatedBatch
@@ -110,22 +110,6 @@ class PolicyTrainer(nn.Module):
         """Where feedback is missing, and, in an iteration without an update, during the fallback."""
         fallback = self._metrics.counts["random_fallback"] and self.policy.learns and not self._policy_is_due()
         return bool(fallback) or self.feedback.is_missing()
-
-    def propose(self, context: PolicyContext, turn: Turn) -> Proposal:
-        """The proposal for a batch."""
-        if turn.random:
-            return self._random_proposal(context, turn.generator)
-        if not turn.policy.needs_model:
-            return turn.policy.propose(context, turn.generator, turn.learning)
-        try:
-            return turn.policy.propose(context, turn.generator, turn.learning)
-        except Exception as error:  # of its forwards of the detector
-            self.feedback.extra_forward_failed(error)
-            return self._random_proposal(context, turn.generator)
-
-    def _random_proposal(self, context: PolicyContext, generator: torch.Generator) -> Proposal:
-        first = torch.arange(0, len(context.image_of), self.policy.foreground_candidates)
-        return uniform_proposal(len(first), generator, first)
 
     def watch(
         self, batch: ValidatedBatch, proposal: Proposal, composites: Composites, shown: Composites, learning: bool
