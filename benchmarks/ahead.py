@@ -2,9 +2,9 @@
 
 ``python -m benchmarks.ahead --json F --batch 8 --threads 1 [--detector mobilenet]``
 
-The training step of :mod:`benchmarks.step` with 8-bit images. A timed call is a loop over four batches, so that all
-that the thread does is in the time of its own loop; the first batch of each loop is waited for. All arms train the
-same detector with a learning rate of 0.
+The training step of :mod:`benchmarks.step` with 8-bit images and 64 proposals of an image. A timed call is a loop over
+four batches, so that all that the thread does is in the time of its own loop; the first batch of each loop is waited
+for. All arms train the same detector with a learning rate of 0.
 """
 
 from __future__ import annotations
@@ -35,7 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cv2.setNumThreads(options.threads)
     torch.manual_seed(0)
     model = MAKERS[options.detector](
-        weights=None, weights_backbone=None, num_classes=3, min_size=options.side, max_size=options.side
+        weights=None,
+        weights_backbone=None,
+        num_classes=3,
+        min_size=options.side,
+        max_size=options.side,
+        box_batch_size_per_image=64,
     ).train()
     batches = [
         ([(image * 255).to(torch.uint8) for image in images], targets)
