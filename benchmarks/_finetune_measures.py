@@ -171,7 +171,7 @@ class Judge:
         return found
 
     def reference(self) -> Tensor:
-        """The normalised gradient ``[P]`` of some real images outside the batch, renewed now and then."""
+        """The normalised gradient ``[P]`` of some real images, outside the batch when they are drawn, now and then."""
         if self._reference is None or self._age >= _RENEWED_EVERY:
             samples = []
             for index in torch.randperm(len(self._real), generator=self._generator).tolist():

@@ -159,7 +159,7 @@ def baseline(setup: Setup, seed: int) -> Path:
     return path
 
 
-_OF_BASELINE = ("data set", "detector", "baseline iterations", "batch")
+_OF_BASELINE = ("version", "data set", "detector", "baseline iterations", "batch")
 
 
 def fine_tune(setup: Setup, weights: Path, settings: str, arm: str, seed: int) -> dict[str, Any]:

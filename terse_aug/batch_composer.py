@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from terse_aug.composer import ComposedBatch, composites_of
+from terse_aug.composer import ComposedBatch, CompositeRecord, composites_of
 from terse_aug.compositing.compose import Composites
 from terse_aug.compositing.layers import RenderSettings
 from terse_aug.data.planner import PastePlanner, PlannedBatch
@@ -49,34 +50,52 @@ class PreparedBatch:
     proposal: Proposal
     composites: Composites
     turn: Turn
-    upload: CompositeUpload | None = None
+    upload: BatchUpload | None = None
 
 
-class CompositeUpload:
-    """Composites that were made on the CPU, packed for one copy to a device.
+class BatchUpload:
+    """A batch on the CPU, packed for one copy to a device.
 
     Args:
-        composites: with images and targets on the CPU.
+        images: on the CPU.
+        targets: likewise.
         device: where to.
-        on_cpu: fields of the targets that stay on the CPU.
+        on_cpu: fields of the targets that stay.
     """
 
-    def __init__(self, composites: Composites, device: torch.device, on_cpu: Collection[str]) -> None:
-        self._composites = composites
+    def __init__(
+        self, images: Sequence[Tensor], targets: Sequence[Target], device: torch.device, on_cpu: Collection[str]
+    ) -> None:
+        self._count, self._targets = len(images), targets
         self._names = [
-            [name for name, own in one.items() if isinstance(own, Tensor) and name not in on_cpu]
-            for one in composites.targets
+            [name for name, own in target.items() if isinstance(own, Tensor) and name not in on_cpu]
+            for target in targets
         ]
-        pairs = zip(composites.targets, self._names, strict=True)
-        self._upload = Upload([*composites.images, *(one[name] for one, names in pairs for name in names)], device)
+        fields = [target[name] for target, names in zip(targets, self._names, strict=True) for name in names]
+        self._upload = Upload([*images, *fields], device)
 
-    def composites(self) -> Composites:
-        """The composites on the device."""
+    def send(self) -> tuple[list[Tensor], list[Target]]:
+        """The batch on the device."""
         sent = iter(self._upload.send())
-        images = [next(sent) for _ in self._composites.images]
-        pairs = zip(self._composites.targets, self._names, strict=True)
-        targets = [{**target, **{name: next(sent) for name in names}} for target, names in pairs]
-        return replace(self._composites, images=images, targets=targets)
+        images = [next(sent) for _ in range(self._count)]
+        pairs = zip(self._targets, self._names, strict=True)
+        return images, [{**target, **{name: next(sent) for name in names}} for target, names in pairs]
+
+
+class _Lock:
+    """A lock that has no state to copy."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: Any) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type[_Lock], tuple[()]]:
+        return _Lock, ()
 
 
 class BatchComposer:
@@ -109,6 +128,7 @@ class BatchComposer:
         self._trainer, self._planner, self._rendering = trainer, planner, rendering
         self._model, self._perturber, self._metrics, self._warn = model, perturber, metrics, warn
         self.last: Composites | ComposedBatch | None = None
+        self._lock = _Lock()  # of what the planner caches
         policy = trainer.policy
         self._as_float = perturber is not None or (policy.learns and policy.learns_from == "gradient")
 
@@ -132,11 +152,12 @@ class BatchComposer:
         batch = validate_batch(images, targets, self._planner.cache.keypoint_count)
         if self._as_float:
             batch = replace(batch, images=pixel_format.as_float(batch.images))
-        with torch.no_grad():
-            planned = self._planner.plan(batch, turn.sampler, turn.generator, from_workers)
-            context = make_context(planned, self._rendering, turn.policy, self._model, self._planner.chosen)
-        proposal = propose(context, turn, self._trainer.feedback.extra_forward_failed)
-        composites = composites_of(planned, proposal, self._planner, self._rendering, self._warn.warn_all)
+        with self._lock:
+            with torch.no_grad():
+                planned = self._planner.plan(batch, turn.sampler, turn.generator, from_workers)
+                context = make_context(planned, self._rendering, turn.policy, self._model, self._planner.chosen)
+            proposal = propose(context, turn, self._trainer.feedback.extra_forward_failed)
+            composites = composites_of(planned, proposal, self._planner, self._rendering, self._warn.warn_all)
         if turn.call == 0 and (text := pixel_format.mismatch(batch.images, composites.largest)):
             self._warn.warn("pixel_format", text)
         return PreparedBatch(planned, proposal, composites, turn)
@@ -146,7 +167,7 @@ class BatchComposer:
     ) -> Composites:
         """Composites that leave no trace; see :meth:`terse_aug.Terse.compose`."""
         batch = validate_batch(images, targets, self._planner.cache.keypoint_count)
-        with torch.no_grad():
+        with self._lock, torch.no_grad():
             planned = self._planner.for_policy(policy).plan(batch, self._trainer.sampler.snapshot(), generator)
             context = make_context(planned, self._rendering, policy, self._model, self._planner.chosen)
             proposal = policy.propose(context, generator, learning=False)
@@ -246,22 +267,30 @@ class ComposedAhead:
 
     def _prepared(self, batch: Any, turn: Turn) -> PreparedBatch:
         images, targets, from_workers = self._split(batch)
-        if images[0].device.type != "cpu":
+        if len(images) and images[0].device.type != "cpu":
             raise ValueError(f"expected images on the CPU, where they are composed ahead, got {images[0].device}")
+        if from_workers and isinstance(from_workers[0], CompositeRecord):
+            raise ValueError("the batch was composed in the workers: call terse(images, targets, records) instead")
         prepared = self._composer.prepare(images, targets, from_workers, turn)
-        return replace(prepared, upload=CompositeUpload(prepared.composites, self._device, self._on_cpu))
+        return replace(prepared, upload=self._upload(prepared.composites.images, prepared.composites.targets))
+
+    def _upload(self, images: Sequence[Tensor], targets: Sequence[Target]) -> BatchUpload:
+        return BatchUpload(images, targets, self._device, self._on_cpu)
 
     def _delivered(self, batch: Any, coming: Future[PreparedBatch] | None) -> Any:
         """The batch as the detector is trained on it."""
-        if coming is None:
-            return batch
         started, trainer = time.perf_counter(), self._terse.trainer
-        prepared = coming.result()
-        assert prepared.upload is not None
+        prepared = None if coming is None else coming.result()
         trainer.end_batch()
-        composites = self._composer.keep(replace(prepared, composites=prepared.upload.composites()))
+        if prepared is None:
+            images, targets, _ = self._split(batch)
+            self._composer.last = None
+            return self._join(batch, *self._upload(images, targets).send())
+        assert prepared.upload is not None
+        images, targets = prepared.upload.send()
+        self._composer.keep(replace(prepared, composites=replace(prepared.composites, images=images, targets=targets)))
         trainer.advance()
-        joined = self._join(batch, composites.images, composites.targets)
+        joined = self._join(batch, images, targets)
         self._terse.seconds += time.perf_counter() - started
         return joined
 

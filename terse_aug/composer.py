@@ -259,7 +259,7 @@ def check_ahead(policy: Policy, sampler: Sampler, robust: bool) -> None:
     Raises:
         ValueError: naming what cannot.
     """
-    if not (policy.in_workers or policy.ahead):
+    if not (policy.in_workers or policy.ahead) or (policy.learns and policy.learns_from == "gradient"):
         raise ValueError(
             f"policy: {type(policy).__name__} needs what the training process knows only after the iteration before; "
             f"{_THERE}, or use policy 'random' or 'critic'"

@@ -294,7 +294,7 @@ class Terse(nn.Module):
 def _read_values(terse: nn.Module, prefix: str, keep_vars: bool) -> None:
     """Read what is still on the device, before a state is saved."""
     assert isinstance(terse, Terse)
-    terse.trainer.read_values(settle=True)
+    terse.trainer.read_values()
 
 
 def _requested_policy(

@@ -171,16 +171,44 @@ def test_a_gradient_that_is_not_finite_is_found_when_it_is_read(bank: Foreground
     before = [own.detach().clone() for own in terse.parameters()]
     images, targets = make_batch(0, SIZES, 1)
     there = [{name: value.to(device) for name, value in target.items()} for target in targets]
-    for factor in (torch.inf, 1.0):
+    for factor in (torch.inf, 1.0, 1.0):
         composites, _ = terse([image.to(device) for image in images], there)
         (torch.stack([own.square().mean() for own in composites]).sum() * factor).backward()
         terse.step(1.0)
         metrics = terse.metrics()
         unchanged = all(torch.equal(own, old) for own, old in zip(terse.parameters(), before, strict=True))
         assert unchanged is (factor == torch.inf)
-        assert (metrics["skipped_updates"], metrics["updates"]) == (1, int(factor == 1))
-    terse.state_dict()
+        assert metrics["skipped_updates"] == 1
+    assert metrics["updates"] == 2
     assert terse.metrics()["random_fallback"] == 0
+
+
+@pytest.mark.parametrize("saved_after", [None, 1, 4])
+@pytest.mark.parametrize(
+    ("device", "expected"), [(DEVICES[0], "01110111011100"), (DEVICES[1], "00000111011101")], ids=str
+)
+def test_pastes_are_random_from_a_failed_update_to_the_next_that_succeeds(
+    bank: ForegroundBank, device: torch.device, expected: str, saved_after: int | None
+) -> None:
+    """On a device from when it is read; a run that is saved and resumed is no different."""
+
+    def fresh() -> Terse:
+        return Terse(bank, policy_with("adversarial", update_interval=4), seed=1, paste=PASTE).to(device)
+
+    terse, random = fresh(), ""
+    for iteration in range(len(expected)):
+        images, targets = make_batch(iteration, SIZES, 1)
+        there = [{name: value.to(device) for name, value in target.items()} for target in targets]
+        random += str(int(terse.trainer.turn(0).random))
+        composites, _ = terse([image.to(device) for image in images], there)
+        loss = torch.stack([own.square().mean() for own in composites]).sum()
+        if loss.requires_grad:
+            (loss * (torch.inf if iteration < 12 else 1.0)).backward()
+        terse.step(loss.detach())
+        if iteration == saved_after:
+            state, terse = terse.state_dict(), fresh()
+            terse.load_state_dict(state)
+    assert random == expected
 
 
 def test_reading_values_does_not_change_what_is_pasted(bank: ForegroundBank) -> None:

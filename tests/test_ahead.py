@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from test_accelerator import coloured_bank
 from torch import Tensor
 
 from terse_aug import ForegroundBank, Robustness, Terse
-from terse_aug.policies import Critic
+from terse_aug.policies import AdversarialPolicy, Critic
 
 STOP, END = 5, 9
 SIZES = ((64, 80), (72, 64), (64, 64))
@@ -121,17 +120,41 @@ def test_what_the_critic_learns_has_an_effect_on_later_batches(tiny_bank: Foregr
 
 
 def test_the_next_batch_is_composed_while_the_loop_has_the_one_before(tiny_bank: ForegroundBank) -> None:
-    taken = [threading.Event() for _ in range(END)]
+    begun = [threading.Event() for _ in range(END)]
 
-    def loader() -> Iterator[Any]:
-        for event, batch in zip(taken, batches(), strict=True):
-            event.set()
-            yield batch
+    def split(batch: Any) -> tuple[Any, ...]:
+        begun[batch[1]].set()
+        return (*batch[0], None)
 
-    for number, _ in enumerate(make_terse(tiny_bank, "random").ahead(loader())):
+    loader = list(zip(batches(), range(END), strict=True))
+    loop = make_terse(tiny_bank, "random").ahead(loader, split, lambda batch, images, targets: (images, targets))
+    for number, _ in enumerate(loop):
         if number + 1 < END:
-            assert taken[number + 1].wait(timeout=30)
-            assert not any(event.is_set() for event in taken[number + 2 :])
+            assert begun[number + 1].wait(timeout=30)
+            assert not any(event.is_set() for event in begun[number + 2 :])
+
+
+@pytest.mark.parametrize("evaluating", [False, True])
+def test_updates_without_composing_ahead_leave_no_copies(tiny_bank: ForegroundBank, evaluating: bool) -> None:
+    """And the loop ahead that follows begins with the network as it is then."""
+    terse = make_terse(tiny_bank, "critic", seed=3, model=make_detector("fasterrcnn"))
+    trained: list[list[Tensor]] = []
+
+    def train(loop: Any) -> None:
+        for _, targets in loop:
+            if terse.pastes:
+                observe_hardness(terse, targets, 0.9)
+            terse.step(torch.tensor(1.0))
+            trained.append([own.detach().clone() for own in terse.policy.parameters()])
+
+    train(terse.ahead(batches(0, 2)))
+    sizes = []
+    for _ in range(2):
+        train(terse.train(not evaluating).ahead(batches()) if evaluating else (terse(*own) for own in batches()))
+        sizes.append(len(terse.state_dict()))
+    assert sizes[0] == sizes[1]
+    next(iter(terse.train().ahead(batches())))
+    assert all_equal(list(terse.trainer.acting.policy().parameters()), trained[-2])
 
 
 @pytest.mark.parametrize(
@@ -151,6 +174,31 @@ def test_what_needs_the_iteration_before_is_refused(
         terse.ahead([])
 
 
+def test_a_policy_that_learns_from_gradients_is_refused_whatever_it_says(tiny_bank: ForegroundBank) -> None:
+    class Ahead(AdversarialPolicy):
+        ahead = True
+
+    with pytest.raises(ValueError, match=r"policy: Ahead.*compose there"):
+        Terse(tiny_bank, Ahead()).ahead([])
+
+
+def test_composites_for_inspection_do_not_disturb_the_thread(tiny_bank: ForegroundBank) -> None:
+    plain, watched = (make_terse(tiny_bank, "critic", seed=3, foreground_candidates=2) for _ in range(2))
+    for (images, _), (expected, _) in zip(watched.ahead(batches()), plain.ahead(batches()), strict=True):
+        watched.compose(*make_batch(77))
+        assert all_equal(list(images), list(expected))
+
+
+def test_records_and_an_empty_batch_are_refused(tiny_bank: ForegroundBank) -> None:
+    terse = make_terse(tiny_bank, "random")
+    images, targets = make_batch()
+    *_, record = terse.composer()(images[0], targets[0], 0)
+    with pytest.raises(ValueError, match="composed in the workers"):
+        list(terse.ahead([(images[:1], targets[:1], [record])]))
+    with pytest.raises(ValueError, match="at least one image"):
+        list(terse.ahead([([], [])]))
+
+
 def test_bad_input_is_an_error_of_the_loop_and_leaves_no_thread(tiny_bank: ForegroundBank) -> None:
     before = threading.active_count()
     good, (images, targets) = make_batch(0), make_batch(1)
@@ -167,6 +215,8 @@ def test_bad_input_is_an_error_of_the_loop_and_leaves_no_thread(tiny_bank: Foreg
 def test_evaluation_mode_passes_batches_through_and_stacked_ones_stay_stacked(tiny_bank: ForegroundBank) -> None:
     terse, batch = make_terse(tiny_bank, "random").eval(), make_batch()
     assert list(terse.ahead([batch])) == [batch]
+    ((composites, targets),) = make_terse(tiny_bank, "random").to(DEVICE).eval().ahead([batch])
+    assert all(own.device == DEVICE for own in (*composites, *(target["boxes"] for target in targets)))
     images, targets = make_batch(sizes=((64, 64), (64, 64)))
     ((composites, _),) = terse.train().ahead([(torch.stack(images), targets)])
     assert isinstance(composites, Tensor)

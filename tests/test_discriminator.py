@@ -14,13 +14,14 @@ from factories import (
     every_image,
     make_bank,
     make_batch,
+    make_terse,
     parameters_of,
     train_step,
     white_disc,
 )
 from torch import nn
 
-from terse_aug import PARAMETERS, ForegroundBank, PixelFormat, Terse, TransformRanges
+from terse_aug import PARAMETERS, ForegroundBank, PixelFormat, Terse, TerseWarning, TransformRanges
 from terse_aug.policies import Adversarial, Paper
 from terse_aug.training.discriminator import CROP, PatchDiscriminator, discriminator_loss, object_crops, realism_loss
 
@@ -144,3 +145,15 @@ def test_without_real_objects_it_is_not_updated(tiny_bank: ForegroundBank) -> No
     assert all_equal(before, parameters_of(terse.trainer.updater.discriminator))
     train_step(terse, RampLoss(), objects=1)
     assert not all_equal(before, parameters_of(terse.trainer.updater.discriminator))
+
+
+def test_it_is_not_updated_where_the_policy_is_not(tiny_bank: ForegroundBank) -> None:
+    terse = make_terse(tiny_bank, discriminator_weight=0.5)
+    assert terse.trainer.updater.discriminator is not None
+    before = [own.clone() for own in parameters_of(terse.trainer.updater.discriminator)]
+    composites, _ = terse(*make_batch())
+    (torch.stack([own.mean() for own in composites]).sum() * torch.inf).backward()
+    with pytest.warns(TerseWarning, match="gradient is not finite"):
+        terse.step(1.0)
+    assert terse.metrics()["skipped_updates"] == 1
+    assert all_equal(parameters_of(terse.trainer.updater.discriminator), before)

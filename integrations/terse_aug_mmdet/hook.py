@@ -120,6 +120,8 @@ class TerseHook(TrainingHook, Hook):
             self.load(self.saved_state, runner.logger)
         self.log_feedback(runner.logger)
         self.saved_state = None  # of a checkpoint that only the weights were loaded from
+        if self._ahead is not None:
+            self._ahead.end()  # of a training that an error has ended
         in_workers = partial(compose_in_workers, runner, terse)
         by_thread = thread_composes(terse, self._compose_ahead, in_workers, runner.logger)
         self._ahead = LoopAhead(runner.train_loop, terse) if by_thread else None

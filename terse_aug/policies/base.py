@@ -153,7 +153,8 @@ class Policy(nn.Module):
     in_workers = False
     """Whether ``propose`` is a function of its arguments alone, so that it can run in a data loader's workers."""
     ahead = False
-    """Whether ``propose`` is a function of its arguments and the parameters alone, so that a copy can do it ahead."""
+    """Whether ``propose`` is a function of its arguments and the parameters alone, so that a copy can do it ahead; not
+    for a policy that learns from gradients."""
 
     def propose(self, context: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
         """Propose transforms.

@@ -59,6 +59,7 @@ class ActingPolicy(nn.Module):
         self._loaded: list[Tensor] = []
         self._coming: list[tuple[int, Reading]] = []
         self._random: bool | None = None
+        self._advanced = 0
 
     def policy(self) -> Policy:
         """The copy; until :meth:`advance` nothing changes it."""
@@ -72,6 +73,10 @@ class ActingPolicy(nn.Module):
         self._random = now if self._random is None else self._random
         return self._random
 
+    def is_behind(self, iteration: int) -> bool:
+        """Whether batches were composed elsewhere since the last :meth:`advance`."""
+        return iteration - self._advanced > 1
+
     def advance(self, iteration: int, random: bool) -> None:
         """Bring the copy up to date, while no batch is composed.
 
@@ -79,7 +84,7 @@ class ActingPolicy(nn.Module):
             iteration: the present one.
             random: whether transforms are random from now on.
         """
-        self._random = random
+        self._random, self._advanced = random, iteration
         arrived = [reading for made, reading in self._coming if iteration - made >= _DELAY]
         if arrived:
             self._coming = self._coming[len(arrived) :]
@@ -88,6 +93,9 @@ class ActingPolicy(nn.Module):
     def updated(self, iteration: int) -> None:
         """The policy was updated in an iteration."""
         if self._copy is not None:
+            # Of those that have arrived only the last can be of use.
+            arrived = sum(iteration - made >= _DELAY for made, _ in self._coming)
+            self._coming = self._coming[max(arrived - 1, 0) :]
             self._coming.append((iteration, Reading(_parameters(self._trained[0]))))
 
     def _set(self, parameters: list[Tensor]) -> None:
@@ -99,7 +107,7 @@ class ActingPolicy(nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         if self._random is None:  # no batch was composed ahead
             return
-        versions = [(-1, self._loaded if self._copy is None else _parameters(self._copy[0]))]
+        versions = [(self._advanced, self._loaded if self._copy is None else _parameters(self._copy[0]))]
         versions += [(made, reading.values()) for made, reading in self._coming]
         destination[prefix + "random"] = torch.tensor(self._random)
         destination[prefix + "iterations"] = torch.tensor([made for made, _ in versions])
@@ -108,7 +116,7 @@ class ActingPolicy(nn.Module):
                 destination[f"{prefix}{number}.{row}"] = value
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-        self._copy, self._loaded, self._coming, self._random = None, [], [], None
+        self._copy, self._loaded, self._coming, self._random, self._advanced = None, [], [], None, 0
         count = len(list(self._trained[0].parameters()))
         if any(prefix + name not in state_dict for name in ("random", *(f"0.{row}" for row in range(count)))):
             return  # none, or that of another policy, which is refused for its own parameters
@@ -117,7 +125,7 @@ class ActingPolicy(nn.Module):
             (made, [state_dict[f"{prefix}{number}.{row}"].detach().clone() for row in range(count)])
             for number, made in enumerate(state_dict[prefix + "iterations"].tolist())
         ]
-        self._loaded = versions[0][1]
+        self._advanced, self._loaded = versions[0]
         self._coming = [(made, Reading(values)) for made, values in versions[1:]]
 
 

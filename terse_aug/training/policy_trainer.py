@@ -94,6 +94,8 @@ class PolicyTrainer(nn.Module):
 
     def turn_ahead(self, seed: int) -> Turn:
         """How the next batch is composed while the detector trains on the one before; ``seed`` of what is drawn."""
+        if self.acting.is_behind(self._metrics.counts["iterations"]):
+            self.advance()
         acting, random = self.acting.policy(), self.acting.random(self._is_random())
         return self._turn(acting, copy.copy(self.sampler), seed, random)
 
@@ -173,18 +175,12 @@ class PolicyTrainer(nn.Module):
         self.feedback.end_iteration(keep_batches=not reads and self.policy.learns_from == "hardness")
         self._metrics.counts["iterations"] += 1
 
-    def read_values(self, settle: bool = False) -> None:
-        """Read losses, hardness and gradients that are still on the device: before metrics or a state are given.
-
-        Args:
-            settle: switch to random pastes at once if one is not finite, so that a resumed run does so, too.
-        """
+    def read_values(self) -> None:
+        """Read losses, hardness and gradients that are still on the device: before metrics or a state are given."""
         unread = [*self._losses, *(result.norms for result in self._results)]
         if not unread:
             return
         self._read()
-        if settle:
-            self._settle_fallback()
         self.feedback.record_for_sampler()
         if self.policy.learns_from == "hardness":
             batches = self.feedback.batches
@@ -229,10 +225,16 @@ class PolicyTrainer(nn.Module):
         if self._fallback is not None:
             self._metrics.counts["random_fallback"], self._fallback = self._fallback, None
 
-    def _load_from_state_dict(self, *arguments: Any, **more: Any) -> None:
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._fallback is not None:
+            destination[prefix + "fallback"] = torch.tensor(self._fallback)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         self.feedback.reset()
-        self._losses, self._results, self._fallback = [], [], None
-        super()._load_from_state_dict(*arguments, **more)
+        fallback = state_dict.pop(prefix + "fallback", None)
+        self._losses, self._results, self._fallback = [], [], None if fallback is None else int(fallback)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def _policy_is_due(self) -> bool:
         return self.policy.learns and self._metrics.counts["iterations"] % self.policy.update_interval == 0
@@ -258,7 +260,6 @@ class PolicyTrainer(nn.Module):
         counts = self._metrics.counts
         if not result.reason:
             self.acting.updated(counts["iterations"])
-            counts["random_fallback"] = 0
             self._results.append(result)
         elif result.reason == "no_gradient":
             counts["skipped_updates"] += 1
@@ -272,6 +273,7 @@ class PolicyTrainer(nn.Module):
         if not finite:
             self._track_skipped(True)
             return
+        self._fallback = 0
         self._metrics.counts["updates"] += 1
         self._track_averages(values)
 

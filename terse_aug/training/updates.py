@@ -37,7 +37,8 @@ class UpdateResult:
     Attributes:
         reason: why no update was made; empty if one was, unless a gradient was not finite.
         values: for the log, by name: numbers and scalars on the device.
-        norms: of the gradients of all optimizer steps, ``[n]``, on the device; those that are not finite were not made.
+        norms: of the policy's gradients in all its steps, ``[n]``, on the device; steps whose norm is not finite were
+            not made.
     """
 
     reason: str = ""
@@ -174,7 +175,8 @@ class PolicyUpdater(nn.Module):
             return UpdateResult("not_finite" if ranks_failed else missing, values)
         norm = self._descend(self.policy, self.policy_optimizer, ranks_reached)
         if self.discriminator is not None and self.discriminator_optimizer is not None:
-            self._train_discriminator(pending_batches, self.discriminator, self.discriminator_optimizer, values, device)
+            networks = self.discriminator, self.discriminator_optimizer
+            self._train_discriminator(pending_batches, *networks, ~norm.isfinite(), values, device)
         return UpdateResult("", values | {"gradient_norm": norm}, norm[None])
 
     def _accumulate(
@@ -198,8 +200,9 @@ class PolicyUpdater(nn.Module):
             reached = True
         return reached
 
-    def _descend(self, module: nn.Module, optimizer: BufferedAdam, ranks: float) -> Tensor:
-        """Average the gradients over the ranks that have any, clip them and step, unless they are not finite.
+    def _descend(self, module: nn.Module, optimizer: BufferedAdam, ranks: float, skip: Tensor | None = None) -> Tensor:
+        """Average the gradients over the ranks that have any, clip them and step, unless they are not finite or
+        ``skip`` is true.
 
         Returns:
             Their norm, which is not waited for.
@@ -213,7 +216,8 @@ class PolicyUpdater(nn.Module):
         if ranks != 1:
             torch._foreach_div_(gradients, ranks)
         norm: Tensor = nn.utils.clip_grad_norm_(parameters, self.policy.max_gradient_norm)
-        optimizer.step(skip=~norm.isfinite())
+        failed = ~norm.isfinite()
+        optimizer.step(skip=failed if skip is None else failed | skip)
         return norm
 
     def _train_discriminator(
@@ -221,6 +225,7 @@ class PolicyUpdater(nn.Module):
         pending_batches: Sequence[PendingBatch],
         discriminator: PatchDiscriminator,
         optimizer: BufferedAdam,
+        skip: Tensor,
         values: dict[str, Tensor | float],
         device: torch.device,
     ) -> None:
@@ -236,7 +241,7 @@ class PolicyUpdater(nn.Module):
             seen = True
         (ranks,) = sum_over_ranks([float(seen)], device)
         if ranks:
-            self._descend(discriminator, optimizer, ranks)
+            self._descend(discriminator, optimizer, ranks, skip)
 
 
 def _inside(boxes: Tensor, image: Tensor) -> Tensor:
