@@ -36,8 +36,8 @@ OBJECTS, IMAGES = 3, 8
 """Objects on an image of the data set, and images in it."""
 
 _FOREGROUNDS = 32
-_LOADED, _ROUNDS = 64, 8
-"""Images of a timed pass through a data loader, and passes."""
+_PASSES = 8
+"""Timed passes through a data loader."""
 
 Load = tuple[Callable[[int], Any], Callable[[Any], Any]]
 """From a number to what is loaded, and what loads it."""
@@ -57,6 +57,7 @@ def framework_parser(description: str | None) -> argparse.ArgumentParser:
     """The parser of a benchmark of a framework."""
     made = step_parser(description, batch=2, cycles=4)
     made.add_argument("--loading-only", action="store_true", help="no training steps")
+    made.add_argument("--loaded", type=int, default=64, help="images of a pass through a data loader")
     made.add_argument("--workers", type=int, default=2, help="of the data loaders whose throughput is measured")
     return made
 
@@ -116,31 +117,32 @@ def report_steps(
 class _Loaded(Dataset[Any]):
     """A data set of what is loaded."""
 
-    def __init__(self, load: Load) -> None:
-        self._prepare, self._load = load
+    def __init__(self, load: Load, images: int) -> None:
+        (self._prepare, self._load), self._images = load, images
 
     def __len__(self) -> int:
-        return _LOADED
+        return self._images
 
     def __getitem__(self, index: int) -> Any:
         return self._load(self._prepare(index))
 
 
-def time_loading(loaders: Mapping[str, Load], workers: int, batch: int) -> dict[str, Times]:
-    """Time passes through data loaders with workers, in turn; seconds of one image.
+def time_loading(loaders: Mapping[str, Load], options: argparse.Namespace) -> dict[str, Times]:
+    """Time passes through data loaders with workers, which live from pass to pass, in turn; seconds of one image.
 
     Args:
         loaders: by name.
-        workers: of each loader; they live from pass to pass.
-        batch: images of a batch.
+        options: of :func:`framework_parser`.
     """
     arms: dict[str, tuple[Callable[[int], Any], Callable[[Any], Any]]] = {}
     for name, load in loaders.items():
-        options = {"num_workers": workers, "persistent_workers": True, "collate_fn": list}
-        loader: DataLoader[Any] = DataLoader(_Loaded(load), batch, **options)  # type: ignore[arg-type]  # mixed values
+        data, workers = _Loaded(load, options.loaded), options.workers
+        loader: DataLoader[Any] = DataLoader(
+            data, options.batch, num_workers=workers, persistent_workers=workers > 0, collate_fn=list
+        )
         arms[name] = (lambda _, loader=loader: loader), (lambda loader: sum(1 for _ in loader))  # type: ignore[misc]
-    times = interleaved(arms, _ROUNDS, 1)
-    return {name: Times([value / _LOADED for value in arm.wall], arm.cpu) for name, arm in times.items()}
+    times = interleaved(arms, _PASSES, 1)
+    return {name: Times([value / options.loaded for value in arm.wall], arm.cpu) for name, arm in times.items()}
 
 
 def report_framework(

@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         loaders = mappers | {"composed": lambda record: composer(plain(record), next(numbers))}
         loads = {name: _loader(mapper, records) for name, mapper in loaders.items()}
         loading = interleaved(loads, 40, 8)
-        throughput = time_loading(loads, options.workers, options.batch)
+        throughput = time_loading(loads, options)
     inside = {name: arm.milliseconds_in_terse() for name, arm in arms.items()}
     report_framework("R50-FPN", steps, loading, throughput, inside, options, {})
 

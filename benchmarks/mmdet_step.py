@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         loaders = {name: _loader(dataset) for name, dataset in datasets.items()}
         loaders["composed"] = _composing_loader(loaders["none"], bank)
         loading = interleaved(loaders, 40, 8)
-        throughput = time_loading(loaders, options.workers, options.batch)
+        throughput = time_loading(loaders, options)
         inside = {name: arm.milliseconds_in_terse() for name, arm in arms.items()}
     report_framework(options.detector, steps, loading, throughput, inside, options, {"detector": options.detector})
 

@@ -122,7 +122,7 @@ def test_robustness_training_is_compared_with_none(run: Any, tmp_path: Path) -> 
 def test_mmdet_step_reports_ratios_and_loading(root: Path, tmp_path: Path) -> None:
     need_mmdet()
     out = tmp_path / "f.json"
-    size = ["--cycles", "1", "--side", "64", "--batch", "1", "--detector", "rtmdet-tiny"]
+    size = ["--cycles", "1", "--side", "64", "--batch", "1", "--loaded", "2", "--detector", "rtmdet-tiny"]
     finished = run_apart(root, "mmdet_step", "--json", str(out), *size)  # MMDetection replaces pycocotools for all
     assert finished.returncode == 0, finished.stderr
     content = json.loads(out.read_text())
@@ -131,6 +131,7 @@ def test_mmdet_step_reports_ratios_and_loading(root: Path, tmp_path: Path) -> No
     assert content["ms_in_terse"]["none"] == content["ms_in_terse"]["CopyPaste"] == 0
     assert content["ms_in_terse"]["random"] > 0
     assert set(content["loading_ms"]) == {"none", "TersePaste", "CopyPaste", "composed"}
+    assert all(value > 0 for value in content["images_per_second"].values())
 
 
 @pytest.mark.parametrize("framework", ["torchvision", "detectron2", "mmdet"])
