@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,15 @@ class _Loaded(Dataset[Any]):
         return self._load(self._prepare(index))
 
 
+def _same(loader: DataLoader[Any], turn: int) -> DataLoader[Any]:
+    return loader
+
+
+def _pass(loader: DataLoader[Any]) -> None:
+    for _ in loader:
+        pass
+
+
 def time_loading(loaders: Mapping[str, Load], options: argparse.Namespace) -> dict[str, Times]:
     """Time passes through data loaders with workers, which live from pass to pass, in turn; seconds of one image.
 
@@ -140,7 +150,7 @@ def time_loading(loaders: Mapping[str, Load], options: argparse.Namespace) -> di
         loader: DataLoader[Any] = DataLoader(
             data, options.batch, num_workers=workers, persistent_workers=workers > 0, collate_fn=list
         )
-        arms[name] = (lambda _, loader=loader: loader), (lambda loader: sum(1 for _ in loader))  # type: ignore[misc]
+        arms[name] = partial(_same, loader), _pass
     times = interleaved(arms, _PASSES, 1)
     return {name: Times([value / options.loaded for value in arm.wall], arm.cpu) for name, arm in times.items()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from test_accelerator import coloured_bank
 from torch import Tensor
 
 from terse_aug import ForegroundBank, Robustness, Terse
+from terse_aug.data.planner import PastePlanner
 from terse_aug.policies import AdversarialPolicy, Critic
 
 STOP, END = 5, 9
@@ -182,11 +184,28 @@ def test_a_policy_that_learns_from_gradients_is_refused_whatever_it_says(tiny_ba
         Terse(tiny_bank, Ahead()).ahead([])
 
 
-def test_composites_for_inspection_do_not_disturb_the_thread(tiny_bank: ForegroundBank) -> None:
+def test_composites_for_inspection_do_not_disturb_the_thread(
+    tiny_bank: ForegroundBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the planner caches is used by one thread at a time."""
     plain, watched = (make_terse(tiny_bank, "critic", seed=3, foreground_candidates=2) for _ in range(2))
-    for (images, _), (expected, _) in zip(watched.ahead(batches()), plain.ahead(batches()), strict=True):
+    expected = [list(images) for images, _ in plain.ahead(batches())]
+    plan, active, most = PastePlanner.plan, [0], [0]
+
+    def slow(*arguments: Any, **more: Any) -> Any:
+        active[0] += 1
+        most[0] = max(most[0], active[0])
+        time.sleep(0.05)
+        try:
+            return plan(*arguments, **more)
+        finally:
+            active[0] -= 1
+
+    monkeypatch.setattr(PastePlanner, "plan", slow)
+    for (images, _), own in zip(watched.ahead(batches()), expected, strict=True):
         watched.compose(*make_batch(77))
-        assert all_equal(list(images), list(expected))
+        assert all_equal(list(images), own)
+    assert most == [1]
 
 
 def test_records_and_an_empty_batch_are_refused(tiny_bank: ForegroundBank) -> None:

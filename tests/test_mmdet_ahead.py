@@ -68,3 +68,27 @@ def test_after_training_the_loop_is_as_it_was(data: Path, bank: ForegroundBank, 
     assert getattr(loop, "dataloader_iterator", None) is iterator
     assert set(threading.enumerate()) <= threads
     assert hook.terse.metrics()["iterations"] == runner.iter
+
+
+def test_a_training_that_an_error_has_ended_is_begun_again_without_the_thread_of_before(
+    data: Path, bank: ForegroundBank, tmp_path: Path
+) -> None:
+    class Fail(Hook):
+        failed = False
+
+        def after_train_iter(self, *_: Any, **__: Any) -> None:
+            if not self.failed:
+                self.failed = True
+                raise RuntimeError("stopped")
+
+    runner, hook = made(data, tmp_path, 3, settings(bank, "critic"))
+    runner.register_hook(Fail(), priority="LOWEST")
+    with pytest.raises(RuntimeError, match="stopped"):
+        runner.train()
+    before = hook.terse
+    calls = before.metrics()["calls"]
+    assert calls > 0
+    runner.train()
+    assert hook.terse is not before
+    assert before.metrics()["calls"] == calls
+    assert hook.terse.metrics()["calls"] > 0

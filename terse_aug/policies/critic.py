@@ -146,7 +146,7 @@ class CriticPolicy(Policy):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CriticPolicy:
         """Move everything but the count, which is read in every update."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own has no types
         self.replay_count = self.replay_count.cpu()
         return self
 
