@@ -17,16 +17,14 @@ from benchmarks._finetune_data import DATA_SETS, CachedDataset, DataSet, annotat
 from benchmarks._finetune_example import as_coco
 from benchmarks._finetune_measures import Judge, Target
 from benchmarks._finetune_oracles import CHOICES, Oracle, measures_of
-from benchmarks._finetune_policies import Matched, box_features
 from terse_aug import BackgroundPool, ForegroundBank, PasteConfig, Terse
 from terse_aug.bank import ExtractionRules, build_from_coco
 from terse_aug.config import POLICY_SETTINGS
+from terse_aug.samplers import SAMPLERS
 
 SETTINGS = ("right", "wide", "unrelated", "bad-masks", "long-tail")
 POLICY_ARMS = {"random": "random", "random-again": "random", "critic": "critic"}
 """Arms that are policies of the library; ``random-again`` differs from ``random`` in the seed of pasting alone."""
-MATCHED_ARMS = {"matched": (0, 1, 2, 3), "matched-size": (0, 1), "matched-height": (1,)}
-"""Columns of :func:`benchmarks._finetune_policies.box_features` that are matched with those of real objects."""
 _DAMAGED = 5  # one in so many
 _TAIL = 0.6  # each class has so many times the foregrounds of the one before it
 
@@ -83,7 +81,7 @@ class PolicyPasting:
 
 
 def split_arm(arm: str, choose: str = "transforms") -> tuple[str, str]:
-    """Name and choice of an arm such as ``agree@backgrounds``.
+    """Name and choice of an arm such as ``agree@backgrounds``; ``random.reliable`` names policy and sampler.
 
     Raises:
         ValueError: there is no such arm or choice.
@@ -91,7 +89,9 @@ def split_arm(arm: str, choose: str = "transforms") -> tuple[str, str]:
     name, _, own = arm.partition("@")
     choice = own or choose
     oracle = measures_of(name) is not None
-    known = name == "none" or name in POLICY_ARMS or name in MATCHED_ARMS or name in POLICY_SETTINGS or oracle
+    policy, _, sampler = name.partition(".")
+    known = name == "none" or policy in POLICY_ARMS or policy in POLICY_SETTINGS or oracle
+    known &= not sampler or sampler in SAMPLERS
     if not known or choice not in CHOICES or (own and not oracle):
         raise ValueError(f"there is no arm {arm!r}")
     return name, choice
@@ -132,10 +132,8 @@ def make_pasting(
         return NoPasting()
     kind = DATA_SETS[data_set]
     pool = BackgroundPool([str(path) for path in kind.backgrounds(data)], 0.5) if settings == "unrelated" else None
-    policy: Any = POLICY_ARMS.get(name, name if name in POLICY_SETTINGS else "random")
-    if name in MATCHED_ARMS:
-        samples = (training_set[index] for index in range(len(training_set)))
-        policy = Matched(box_features(samples), MATCHED_ARMS[name])
+    policy, _, sampler = name.partition(".")
+    policy = POLICY_ARMS.get(policy, policy if policy in POLICY_SETTINGS else "random")
     terse = Terse(
         open_bank(settings, folder, kind.classes),
         policy,
@@ -143,6 +141,7 @@ def make_pasting(
         classes=kind.classes,
         seed=seed + (1_000_003 if name == "random-again" else 0),
         paste=paste_settings(settings, kind),
+        sampler=sampler or "uniform",
         backgrounds=pool,
     )
     measures = measures_of(name)

@@ -15,6 +15,7 @@ from terse_aug import config as settings
 DETECTRON2_NODES = {
     "PasteConfig": "TERSE.PASTE",
     "TransformRanges": "TERSE.PASTE.RANGES",
+    "Matched": "TERSE.POLICY.MATCHED",
     "BestOfN": "TERSE.POLICY.BEST_OF_N",
     "Critic": "TERSE.POLICY.CRITIC",
     "Adversarial": "TERSE.POLICY.ADVERSARIAL",

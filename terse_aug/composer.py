@@ -262,7 +262,7 @@ def check_ahead(policy: Policy, sampler: Sampler, robust: bool) -> None:
     if not (policy.in_workers or policy.ahead) or (policy.learns and policy.learns_from == "gradient"):
         raise ValueError(
             f"policy: {type(policy).__name__} needs what the training process knows only after the iteration before; "
-            f"{_THERE}, or use policy 'random' or 'critic'"
+            f"{_THERE}, or use policy 'random', 'matched' or 'critic'"
         )
     _check_sampler(sampler, robust, "is known only after it")
 

@@ -75,6 +75,20 @@ class BestOfN:
         _check_whole("candidates", self.candidates, 1)
 
 
+@dataclass(frozen=True)
+class Matched:
+    """Policy ``matched``: pastes have about the size and place of real objects, which it learns from the batches.
+
+    Raises:
+        ValueError: a value is outside its range.
+    """
+
+    candidates: int = setting(16, "random transforms for a paste, of which that nearest to a real object is chosen")
+
+    def __post_init__(self) -> None:
+        _check_whole("candidates", self.candidates, 1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Trained:
     """What all policies with a network have."""
@@ -175,9 +189,10 @@ class Paper(_Synthesizer):
     """
 
 
-PolicySettings = Random | BestOfN | Critic | Adversarial | Paper
+PolicySettings = Random | Matched | BestOfN | Critic | Adversarial | Paper
 POLICY_SETTINGS: dict[str, type[PolicySettings]] = {
     "random": Random,
+    "matched": Matched,
     "best-of-n": BestOfN,
     "critic": Critic,
     "adversarial": Adversarial,

@@ -308,6 +308,6 @@ def _requested_policy(
         if settings == in_use or (isinstance(policy, str) and type(settings) is type(in_use)):
             return terse.policy
     chosen = make_policy(policy, terse.seed, class_count(terse.model))
-    if chosen.learns and not isinstance(policy, Policy):
+    if chosen.state_dict() and not isinstance(policy, Policy):
         raise ValueError(f"policy {policy!r} has learned nothing here: pass a trained Policy, or None")
     return chosen

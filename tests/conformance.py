@@ -18,6 +18,7 @@ from PIL import Image
 from terse_aug import ForegroundBank, PasteConfig
 from terse_aug.cli import main
 from terse_aug.config import POLICY_SETTINGS
+from terse_aug.policies import MatchedPolicy
 from terse_aug.samplers import RaritySampler
 
 PASTE = [field.name for field in dataclasses.fields(PasteConfig)]
@@ -124,6 +125,18 @@ class Conformance:
         assert (first.metrics["updates"], last.metrics["updates"]) == (1, 6)
         pairs = zip(first.terse.policy.parameters(), last.terse.policy.parameters(), strict=True)
         assert any(not torch.equal(own, other) for own, other in pairs)
+
+    def test_the_real_boxes_reach_the_policy(self, framework: Framework, tmp_path: Path) -> None:
+        run = framework.train(tmp_path, 3, terse=settings("matched"))
+        assert run.terse is not None
+        policy = run.terse.policy
+        assert isinstance(policy, MatchedPolicy)
+        real = [own for own in chain(*run.loaded) if len(own.boxes)]
+        sizes = [own.boxes.new_tensor(own.image.shape[:0:-1]).repeat(2) for own in real]
+        expected = torch.cat([own.boxes / size for own, size in zip(real, sizes, strict=True)]).cpu()
+        assert len(expected) == int(policy.count) > 3
+        torch.testing.assert_close(policy.boxes[: len(expected)], expected.float())
+        assert len(policy.labels[: len(expected)].unique()) == len(framework.classes)
 
     def test_a_seed_gives_the_same_run_and_another_seed_another(
         self, framework: Framework, tmp_path: Path, whole: Trainings

@@ -31,7 +31,7 @@ def test_composites_and_the_update_under_autocast_are_those_without(tiny_bank: F
     assert all_equal(*seen)
 
 
-@pytest.mark.parametrize("policy", ["random", "best-of-n", "critic", "adversarial", "paper"])
+@pytest.mark.parametrize("policy", ["random", "matched", "best-of-n", "critic", "adversarial", "paper"])
 def test_training_under_autocast_updates_policy_and_detector(tiny_bank: ForegroundBank, policy: str) -> None:
     detector = make_detector("fasterrcnn")
     terse = make_terse(tiny_bank, policy, model=detector, discriminator_weight=0.1)

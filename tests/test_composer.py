@@ -205,6 +205,7 @@ def test_texts_are_warned_of_once_in_the_training_process(tiny_bank: ForegroundB
     ("arguments", "reason"),
     [
         ({"policy": "critic"}, "policy: CriticPolicy"),
+        ({"policy": "matched"}, "policy: MatchedPolicy"),
         ({"sampler": "balanced"}, "sampler: BalancedSampler"),
         ({"robustness": Robustness()}, "robustness"),
     ],

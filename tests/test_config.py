@@ -12,7 +12,7 @@ import pytest
 from terse_aug import PasteConfig, Robustness, Terse, TransformRanges
 from terse_aug.cli.flags import add_flags, flat_settings, with_flags
 from terse_aug.config import POLICY_SETTINGS, policy_settings, settings_from
-from terse_aug.policies import Adversarial, BestOfN, Critic, Paper, Random, RandomPolicy, make_policy
+from terse_aug.policies import Adversarial, BestOfN, Critic, Matched, Paper, Random, RandomPolicy, make_policy
 
 SETTINGS = (PasteConfig, *POLICY_SETTINGS.values(), Robustness, TransformRanges)
 
@@ -54,6 +54,7 @@ VALUES: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
     },
     Adversarial: {"kl_weight": NOT_NEGATIVE, **SYNTHESIZER},
     Paper: SYNTHESIZER,
+    Matched: {"candidates": WHOLE_FROM_1},
     Robustness: {
         "epsilon_object": FRACTION,
         "epsilon_background": FRACTION,
@@ -134,7 +135,10 @@ def test_a_dictionary_has_the_settings_of_the_policy() -> None:
     assert policy_settings({"type": "Critic", "target_hardness": 0.5}) == Critic(target_hardness=0.5)
     for wrong, message in (
         ({"type": "Random", "candidates": 2}, r"unknown settings \['candidates'\] of Random"),
-        ("adversary", "policy: expected one of random, best-of-n, critic, adversarial, paper, got 'adversary'"),
+        (
+            "adversary",
+            "policy: expected one of random, matched, best-of-n, critic, adversarial, paper, got 'adversary'",
+        ),
         ({}, "policy: expected one of random, .* got ''"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -16,6 +16,7 @@ from terse_aug.policies import (
     AdversarialPolicy,
     BestOfN,
     BestOfNPolicy,
+    MatchedPolicy,
     Paper,
     PaperPolicy,
     Policy,
@@ -58,7 +59,7 @@ def disturbed_policy(kl_weight: float = 0.3, dropout: float = 0.0, size: float =
     return disturb(AdversarialPolicy(Adversarial(kl_weight=kl_weight, dropout=dropout)), size)
 
 
-@pytest.mark.parametrize("name", ["random", "best-of-n", "critic", "adversarial", "paper"])
+@pytest.mark.parametrize("name", ["random", "matched", "best-of-n", "critic", "adversarial", "paper"])
 def test_a_policy_proposes_one_point_of_the_unit_cube_per_paste_and_repeats_itself(
     name: str, tiny_bank: ForegroundBank
 ) -> None:
@@ -72,7 +73,7 @@ def test_a_policy_proposes_one_point_of_the_unit_cube_per_paste_and_repeats_itse
     assert torch.equal(*units)
 
 
-@pytest.mark.parametrize("policy", [RandomPolicy(), AdversarialPolicy(), PaperPolicy()])
+@pytest.mark.parametrize("policy", [RandomPolicy(), MatchedPolicy(), AdversarialPolicy(), PaperPolicy()])
 @pytest.mark.parametrize("learning", [False, True])
 def test_a_context_without_pastes_gets_an_empty_proposal(policy: Policy, learning: bool) -> None:
     assert policy.propose(make_context(pastes=0), torch.Generator(), learning).unit.shape == (0, len(PARAMETERS))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from terse_aug.preview import (
     STATE_KEY,
     Facts,
     LabelledImages,
+    RejectionCounts,
     SavedPolicy,
+    add_boxes,
     open_coco,
     open_masks,
     preview_samples,
@@ -30,6 +33,8 @@ from terse_aug.preview import (
 from terse_aug.terse import Terse
 from terse_aug.viz.text import printable
 
+_IMAGES_WITH_BOXES = 64
+"""From which a policy that needs real boxes gets them, without a saved state."""
 _SUFFIXES = {"out": HTML, "png": (".png",)}
 
 
@@ -50,7 +55,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     add("--count", type=int, default=12, metavar="N", help="images to show (default: %(default)s)")
     add("--seed", type=int, default=0, help="of everything drawn (default: %(default)s)")
     add("--image-size", type=int, metavar="PX", help="resize images to this shorter side (default: original size)")
-    add("--policy", help="random, critic, adversarial or paper, which has to be named (default: as --state, or random)")
+    policies = "random, matched, critic, adversarial or paper, which has to be named (default: as --state, or random)"
+    add("--policy", help=policies)
     state = f"trained policy: torch.save of terse.state_dict(), or a checkpoint with it under {STATE_KEY!r}"
     add("--state", type=Path, metavar="FILE", help=state)
     sampler = "uniform, rarity, hardness, balanced, or class weights as dog=3,cat=0.5 (default: %(default)s)"
@@ -76,6 +82,9 @@ def _preview(arguments: argparse.Namespace) -> int:
     policy = _policy(settings, saved, arguments.seed)
     with ForegroundBank.open(arguments.bank) as bank:
         data = _open_data(arguments)
+        if policy.uses_boxes and saved is None:
+            # What cannot be read is counted when it is shown.
+            add_boxes(policy, replace(data, dropped=RejectionCounts()).choose(_IMAGES_WITH_BOXES, arguments.seed))
         terse = _terse(arguments, bank, data, policy, paste)
         samples = data.choose(arguments.count, arguments.seed)
         if arguments.image_size is not None:
@@ -121,7 +130,7 @@ def _policy_name(settings: PolicySettings) -> str:
 def _policy(settings: PolicySettings, saved: SavedPolicy | None, seed: int) -> Policy:
     policy = make_policy(settings, seed, saved.classes if saved else None)
     if saved is not None:
-        if not policy.learns:
+        if not policy.state_dict():
             raise ValueError(f"--policy {_policy_name(settings)} does not learn: leave out --state or --policy")
         saved.load_into(policy)
     return policy
@@ -193,11 +202,13 @@ def _facts(
 ) -> Facts:
     bank, name = terse.bank, _policy_name(settings)
     trained = f", state {arguments.state}" if arguments.state else " (not trained: no --state)"
+    if terse.policy.uses_boxes and not arguments.state:
+        trained = f" (boxes of up to {_IMAGES_WITH_BOXES} of the images)"
     about = {
         "bank": f"{arguments.bank} ({len(bank)} foregrounds of {listed(bank.categories.values())})",
         "images": f"{data.origin} ({shown} of {len(data.names)})",
         "image size": f"shorter side {arguments.image_size} px" if arguments.image_size else "original",
-        "policy": name + (trained if terse.policy.learns else ""),
+        "policy": name + (trained if terse.policy.state_dict() else ""),
         "sampler": arguments.sampler,
         "seed": str(arguments.seed),
     }

@@ -11,6 +11,7 @@ from terse_aug.config import (
     Adversarial,
     BestOfN,
     Critic,
+    Matched,
     Paper,
     PolicySettings,
     Random,
@@ -20,11 +21,13 @@ from terse_aug.policies.adversarial import AdversarialPolicy, divergence_from_un
 from terse_aug.policies.base import VIEW_SIDE, Policy, PolicyContext, Proposal, Views, uniform_proposal
 from terse_aug.policies.best_of_n import BestOfNPolicy
 from terse_aug.policies.critic import CriticPolicy
+from terse_aug.policies.matched import MatchedPolicy
 from terse_aug.policies.paper import PaperPolicy
 from terse_aug.policies.random import RandomPolicy
 
 POLICIES: dict[type[PolicySettings], Callable[[Any, int, int | None], Policy]] = {
     Random: lambda settings, seed, classes: RandomPolicy(),
+    Matched: lambda settings, seed, classes: MatchedPolicy(settings),
     BestOfN: lambda settings, seed, classes: BestOfNPolicy(settings),
     Critic: CriticPolicy,
     Adversarial: lambda settings, seed, classes: AdversarialPolicy(settings, seed),
@@ -39,7 +42,7 @@ def make_policy(
     """A policy from its name or settings, or the given one.
 
     Args:
-        policy: a name (random, best-of-n, critic, adversarial, paper), settings, a dictionary
+        policy: a name (random, matched, best-of-n, critic, adversarial, paper), settings, a dictionary
             ``{"type": "Critic", ...}``, or a policy.
         seed: of initial weights.
         classes: number of classes, where the model gives the probabilities of all; else ``None``.
@@ -64,6 +67,8 @@ __all__ = [
     "BestOfNPolicy",
     "Critic",
     "CriticPolicy",
+    "Matched",
+    "MatchedPolicy",
     "Paper",
     "PaperPolicy",
     "Policy",

@@ -59,6 +59,8 @@ class PolicyContext:
         base_size: float ``[M, 2]``, width and height at scale 1 as fractions of the background's; likewise.
         views: from candidates, float ``[C, M, P]`` in the unit cube on the CPU, to their views; only for policies
             with ``uses_views``.
+        boxes: from candidates, likewise, to their bounding boxes, float ``[C, M, 4]``, XYXY as fractions of the image
+            and not clipped to it, on the CPU; only for policies with ``uses_boxes``.
         detector_loss: composes the batch with float ``[M, P]`` transforms in the unit cube and returns the detector's
             loss of each image ``[B]``, without gradients: infinite where it is not finite, NaN where no paste is
             visible and there was no forward; only for policies with ``needs_model``.
@@ -72,6 +74,7 @@ class PolicyContext:
     foregrounds: Tensor | None = None
     base_size: Tensor | None = None
     views: Callable[[Tensor], Views] | None = None
+    boxes: Callable[[Tensor], Tensor] | None = None
     detector_loss: Callable[[Tensor], Tensor] | None = None
 
 
@@ -148,13 +151,15 @@ class Policy(nn.Module):
     """Whether ``propose`` uses the thumbnails in the context."""
     uses_views = False
     """Whether ``propose`` calls ``context.views``."""
+    uses_boxes = False
+    """Whether ``propose`` calls ``context.boxes``, and :meth:`add_real_boxes` is called with every batch."""
     needs_model = False
     """Whether ``propose`` calls ``context.detector_loss``."""
     in_workers = False
     """Whether ``propose`` is a function of its arguments alone, so that it can run in a data loader's workers."""
     ahead = False
-    """Whether ``propose`` is a function of its arguments and the parameters alone, so that a copy can do it ahead; not
-    for a policy that learns from gradients."""
+    """Whether ``propose`` is a function of its arguments and :meth:`acting_state` alone, so that a copy can do it
+    ahead; not for a policy that learns from gradients."""
 
     def propose(self, context: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
         """Propose transforms.
@@ -163,6 +168,19 @@ class Policy(nn.Module):
             context: what is to be composed.
             generator: the only source of randomness, on the CPU.
             learning: whether the policy will learn from this proposal.
+        """
+        raise NotImplementedError
+
+    def acting_state(self) -> list[Tensor]:
+        """What ``propose`` depends on, of a policy with ``ahead``: the parameters, unless a subclass says otherwise."""
+        return list(self.parameters())
+
+    def add_real_boxes(self, boxes: Tensor, labels: Tensor) -> None:
+        """Learn where the real objects of a batch are; only for a policy with ``uses_boxes``.
+
+        Args:
+            boxes: float ``[n, 4]``, XYXY as fractions of their image, within [0, 1], on the CPU.
+            labels: int64 ``[n]``, likewise.
         """
         raise NotImplementedError
 

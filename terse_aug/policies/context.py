@@ -12,7 +12,7 @@ from torch import Tensor
 
 from terse_aug.bank import Foreground
 from terse_aug.compositing.compose import compose
-from terse_aug.compositing.geometry import ForegroundLike
+from terse_aug.compositing.geometry import ForegroundLike, frame_of, paste_geometry, place_unit
 from terse_aug.compositing.layers import RenderSettings
 from terse_aug.compositing.plan import PastePlan
 from terse_aug.data.foreground_cache import THUMBNAIL_SIDE
@@ -55,12 +55,32 @@ def make_context(
         context = _with_thumbnails(context, plan, images, targets, settings)
     if policy.uses_views:
         context = dataclasses.replace(context, views=view_maker(plan, images, targets, settings))
+    if policy.uses_boxes:
+        context = dataclasses.replace(context, boxes=_boxes(plan, images, settings))
     if policy.needs_model:
         if detector is None:
             raise ValueError("this policy needs forwards of the detector: give Terse(model=detector)")
         loss = _detector_loss(whole(plan, None), images, targets, settings, detector)
         context = dataclasses.replace(context, detector_loss=loss)
     return context
+
+
+def _boxes(
+    plan: PastePlan[ForegroundLike], images: Sequence[Tensor], settings: RenderSettings
+) -> Callable[[Tensor], Tensor]:
+    """From candidates to their bounding boxes, see :class:`PolicyContext`."""
+
+    def boxes(unit: Tensor) -> Tensor:
+        count, pastes = unit.shape[:2]
+        flat = unit.flatten(0, 1).numpy()
+        frames = [frame_of(images[number]) for number in plan.image_of]
+        geometry = paste_geometry(plan.foregrounds, plan.flipped, frames, flat)
+        geometry = geometry.rows(np.tile(np.arange(pastes), count))
+        placement = place_unit(flat, geometry, settings.paste.ranges)
+        ends = np.stack([placement.box_center - placement.half_size, placement.box_center + placement.half_size], 1)
+        return torch.from_numpy(ends / geometry.frame_sizes[:, None]).view(count, pastes, 4)
+
+    return boxes
 
 
 def _with_thumbnails(

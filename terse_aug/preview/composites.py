@@ -11,9 +11,12 @@ from itertools import islice
 import torch
 
 from terse_aug.compositing.compose import Paste
+from terse_aug.policies import Policy
 from terse_aug.preview.data import Sample
 from terse_aug.structures.annotations import Target, repair_boxes
+from terse_aug.structures.validation import validate_batch
 from terse_aug.terse import Terse
+from terse_aug.training.real_boxes import real_boxes
 from terse_aug.transforms import PARAMETERS, TransformRanges
 from terse_aug.utils.random import derived_seed
 from terse_aug.utils.warnings import TerseWarning
@@ -127,6 +130,12 @@ def preview_samples(terse: Terse, samples: Iterable[Sample], classes: Mapping[in
             composite = Sample(sample.name, image, target)
             pairs.append(_pair(terse, classes, sample, composite, pastes, number in composites.backgrounds))
     return Preview(pairs, dropped)
+
+
+def add_boxes(policy: Policy, samples: Iterable[Sample]) -> None:
+    """Show a policy with ``uses_boxes`` where the real objects of samples are."""
+    for sample in samples:
+        policy.add_real_boxes(*real_boxes(validate_batch([sample.image], [sample.target])))
 
 
 def _pair(

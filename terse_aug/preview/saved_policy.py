@@ -59,7 +59,9 @@ class SavedPolicy:
 
     @property
     def name(self) -> str:
-        """``critic``, or else ``adversarial``; the state of ``paper`` has the same names as that of ``adversarial``."""
+        """Of the policy; ``adversarial`` for ``paper`` too, whose state has the same names."""
+        if "boxes" in self.state:
+            return "matched"
         return "critic" if any(name.startswith("network.") for name in self.state) else "adversarial"
 
     @property

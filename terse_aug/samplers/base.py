@@ -205,8 +205,9 @@ class Sampler(nn.Module):
         other.restrict(None)
         return other
 
-    def record(self, labels: Sequence[int], hardness: Sequence[float]) -> None:
-        """Record the class and the hardness, in [0, 1], of pastes; for samplers that learn."""
+    def record(self, foregrounds: Sequence[int], hardness: Sequence[float]) -> None:
+        """Record the foreground, as :meth:`draw` returned it, and the hardness, in [0, 1], of pastes; for samplers that
+        learn."""
         raise NotImplementedError
 
     def update(self, device: torch.device) -> None:

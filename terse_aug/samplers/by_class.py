@@ -193,11 +193,10 @@ class HardnessSampler(ClassSampler):
         weights: Tensor = (1 - self.floor) * means / means.sum() + self.floor / len(means)
         return weights
 
-    def record(self, labels: Sequence[int], hardness: Sequence[float]) -> None:
+    def record(self, foregrounds: Sequence[int], hardness: Sequence[float]) -> None:
         """See :meth:`Sampler.record`."""
-        columns = {label: number for number, label in enumerate(self.foregrounds.classes)}
-        for label, value in zip(labels, hardness, strict=True):
-            self._recorded[:, columns[label]] += torch.tensor([value, 1.0], dtype=torch.float64)
+        values = torch.tensor([hardness, [1.0] * len(hardness)], dtype=torch.float64)
+        self._recorded.index_add_(1, self.foregrounds.class_of[list(foregrounds)], values)
 
     def update(self, device: torch.device) -> None:
         """See :meth:`Sampler.update`."""

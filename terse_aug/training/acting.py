@@ -44,8 +44,9 @@ class Turn:
 class ActingPolicy(nn.Module):
     """A copy of a policy on the CPU, for batches that are composed while the policy is updated.
 
-    It has the parameters of an update ``_DELAY`` iterations or more ago. Which update that is depends on the number of
-    iterations alone, and a saved state has its parameters: a resumed run proposes what the run before would have.
+    It has the :meth:`~terse_aug.policies.Policy.acting_state` of an update ``_DELAY`` iterations or more ago. Which
+    update that is depends on the number of iterations alone, and a saved state has it too: a resumed run proposes what
+    the run before would have.
 
     Args:
         policy: the one that is trained.
@@ -96,18 +97,18 @@ class ActingPolicy(nn.Module):
             # Of those that have arrived only the last can be of use.
             arrived = sum(iteration - made >= _DELAY for made, _ in self._coming)
             self._coming = self._coming[max(arrived - 1, 0) :]
-            self._coming.append((iteration, Reading(_parameters(self._trained[0]))))
+            self._coming.append((iteration, Reading(_acting_state(self._trained[0]))))
 
-    def _set(self, parameters: list[Tensor]) -> None:
+    def _set(self, values: list[Tensor]) -> None:
         assert self._copy is not None
         with torch.no_grad():
-            for own, value in zip(self._copy[0].parameters(), parameters, strict=False):
+            for own, value in zip(self._copy[0].acting_state(), values, strict=False):
                 own.copy_(value)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         if self._random is None:  # no batch was composed ahead
             return
-        versions = [(self._advanced, self._loaded if self._copy is None else _parameters(self._copy[0]))]
+        versions = [(self._advanced, self._loaded if self._copy is None else _acting_state(self._copy[0]))]
         versions += [(made, reading.values()) for made, reading in self._coming]
         destination[prefix + "random"] = torch.tensor(self._random)
         destination[prefix + "iterations"] = torch.tensor([made for made, _ in versions])
@@ -117,7 +118,7 @@ class ActingPolicy(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
         self._copy, self._loaded, self._coming, self._random, self._advanced = None, [], [], None, 0
-        count = len(list(self._trained[0].parameters()))
+        count = len(self._trained[0].acting_state())
         if any(prefix + name not in state_dict for name in ("random", *(f"0.{row}" for row in range(count)))):
             return  # none, or that of another policy, which is refused for its own parameters
         self._random = bool(state_dict[prefix + "random"])
@@ -148,5 +149,5 @@ def propose(context: PolicyContext, turn: Turn, failed: Callable[[Exception], No
     return uniform_proposal(len(first), turn.generator, first)
 
 
-def _parameters(policy: Policy) -> list[Tensor]:
-    return [own.detach().clone() for own in policy.parameters()]
+def _acting_state(policy: Policy) -> list[Tensor]:
+    return [own.detach().clone() for own in policy.acting_state()]

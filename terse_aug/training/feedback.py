@@ -49,7 +49,7 @@ class FeedbackBuffer:
     Args:
         model: the detector, if there is one.
         policy: learns from ``batches``.
-        sampler: gets the hardness of each class, if it learns.
+        sampler: gets the hardness of what it drew, if it learns.
         metrics: counts extra forwards.
         warn: warns once.
         pixel_format: of what the detector takes.
@@ -155,7 +155,7 @@ class FeedbackBuffer:
             if pending.composites is not None:
                 self._for_sampler.append(pending)  # it may need an extra forward
             else:
-                self._sampler.record(*pending.by_class())
+                self._sampler.record(*pending.by_foreground())
 
     def run_extra_forwards(self, policy_name: str) -> None:
         """Get the hardness that is not known from extra forwards, for the policy.
@@ -167,7 +167,7 @@ class FeedbackBuffer:
         self._run_extra_forwards(self.batches)
 
     def update_sampler(self, run_forwards: bool, device: torch.device) -> None:
-        """Update the sampler with the hardness of the classes.
+        """Update the sampler with the hardness of what it drew.
 
         Args:
             run_forwards: whether to run extra forwards for what is not known.
@@ -181,7 +181,7 @@ class FeedbackBuffer:
         if run_forwards:
             self._run_extra_forwards(batches)
         for pending in batches:
-            self._sampler.record(*pending.by_class())
+            self._sampler.record(*pending.by_foreground())
         self._sampler.update(device)
 
     def extra_forward_failed(self, error: Exception) -> None:

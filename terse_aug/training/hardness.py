@@ -40,7 +40,8 @@ class PendingBatch:
         recorder: of the training forward, while it runs.
         hardness: float ``[M]`` in [0, 1], NaN where not known; ``None`` as long as nothing is known. On the device
             until :class:`~terse_aug.training.policy_trainer.PolicyTrainer` has read it.
-        labels: of the pastes that have one, by row in the proposal; known together with the hardness.
+        foregrounds: index in the bank, by row in the proposal, of the pastes with a label; known together with the
+            hardness.
         sure: whether an extra forward would find no more.
         class_probabilities: float ``[M, K]``, NaN where not known; ``None`` if the model does not give them.
         loss: of the iteration in which the detector was trained on it, a scalar.
@@ -56,7 +57,7 @@ class PendingBatch:
     hardness: Tensor | None = None
     class_probabilities: Tensor | None = None
     loss: Tensor | None = None
-    labels: dict[int, int] = field(default_factory=dict)
+    foregrounds: dict[int, int] = field(default_factory=dict)
     sure: bool = True
 
     def store(self, outcomes: Outcomes, classes: int | None) -> None:
@@ -74,14 +75,14 @@ class PendingBatch:
         if not with_pastes:
             return
         rows, first = [], 0
-        self.labels = {}
+        self.foregrounds = {}
         for image in with_pastes:
             for paste in self.composites.labelled(image):
                 rows.append(first + (paste.row or 0))
-                self.labels[paste.number or 0] = paste.label
+                self.foregrounds[paste.number or 0] = paste.index
             first += len(outcomes[image][0])
         # Of the whole batch at once: each copy of indices to a device costs as much as a launch.
-        (index,) = to_device([torch.tensor([rows, list(self.labels)])], device)
+        (index,) = to_device([torch.tensor([rows, list(self.foregrounds)])], device)
         known = torch.cat([outcomes[image][0].detach().to(self.hardness) for image in with_pastes])
         self.hardness[index[1]] = known[index[0]].clamp(0, 1)
         given = [own for own in (outcomes[image][1] for image in with_pastes) if own is not None]
@@ -96,11 +97,11 @@ class PendingBatch:
             self.sure = not bool(self.hardness.isnan().all())
             self.hardness = self.hardness if self.sure else None
 
-    def by_class(self) -> tuple[list[int], list[float]]:
-        """Label and hardness of the pastes whose hardness is known."""
+    def by_foreground(self) -> tuple[list[int], list[float]]:
+        """Index in the bank and hardness of the pastes whose hardness is known."""
         hardness = [] if self.hardness is None else self.hardness.tolist()
-        known = [number for number in self.labels if hardness and not math.isnan(hardness[number])]
-        return [self.labels[number] for number in known], [hardness[number] for number in known]
+        known = [number for number in self.foregrounds if hardness and not math.isnan(hardness[number])]
+        return [self.foregrounds[number] for number in known], [hardness[number] for number in known]
 
 
 def supplied_outcomes(

@@ -20,6 +20,7 @@ from terse_aug.training.acting import ActingPolicy, Turn
 from terse_aug.training.feedback import FeedbackBuffer
 from terse_aug.training.hardness import PendingBatch
 from terse_aug.training.metrics import Metrics
+from terse_aug.training.real_boxes import real_boxes
 from terse_aug.training.updates import PolicyUpdater, UpdateResult
 from terse_aug.utils.distributed import rank
 from terse_aug.utils.random import generator_for
@@ -116,7 +117,7 @@ class PolicyTrainer(nn.Module):
     def watch(
         self, batch: ValidatedBatch, proposal: Proposal, composites: Composites, shown: Composites, learning: bool
     ) -> None:
-        """Keep what the next update needs of a batch, and record the detector's forward on it.
+        """Keep what policy and next update need of a batch, and record the detector's forward on it.
 
         Args:
             batch: before pasting.
@@ -126,6 +127,9 @@ class PolicyTrainer(nn.Module):
                 composites, realism that of the others.
             learning: see :meth:`learns_from_batch`.
         """
+        if self.policy.uses_boxes:
+            self.policy.add_real_boxes(*real_boxes(batch))
+            self.acting.updated(self._metrics.counts["iterations"])
         if not any(composites.pastes):
             return
         if learning and (proposal.leaves or proposal.replay_data):

@@ -1,0 +1,208 @@
+"""Policy ``matched``: boxes of pastes are distributed like those of real objects of their class."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from factories import all_equal, every_image, make_bank, make_batch, make_foreground
+from torch import Tensor
+
+from terse_aug import PARAMETERS, BackgroundPool, ForegroundBank, PasteConfig, Terse, TransformRanges
+from terse_aug.policies import Matched, MatchedPolicy
+from terse_aug.preview import Sample, add_boxes
+
+WIDE = TransformRanges(scale=(0.1, 3), rotation=(-45, 45), keep_inside=1)
+SIZES = ((300, 400), (400, 300), (360, 360))
+WIDTH, HEIGHT = (0.1, 0.4), (0.2, 0.25)
+"""Mean width and height of the objects of the two classes, as fractions of the image."""
+FOOT = 0.9
+TRANSLATE_X, TRANSLATE_Y = PARAMETERS.index("translate_x"), PARAMETERS.index("translate_y")
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory: pytest.TempPathFactory) -> ForegroundBank:
+    """Two classes of equal foregrounds."""
+    foregrounds = [make_foreground(seed, 1 + seed % 2, side=60, relative_size=0.4) for seed in range(6)]
+    return make_bank(tmp_path_factory.mktemp("bank"), foregrounds)
+
+
+def street(seed: int, classes: int = 2) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Small and large objects that stand on the ground, each class of its own size, on every place across."""
+    generator = torch.Generator().manual_seed(seed)
+    images, targets = [], []
+    for height, width in SIZES:
+        labels = torch.arange(4) % classes + 1
+        spread = 1 + 0.1 * torch.randn(4, 2, generator=generator)
+        size = torch.stack([torch.tensor(WIDTH)[labels - 1], torch.tensor(HEIGHT)[labels - 1]], 1) * spread
+        across = size[:, 0] / 2 + torch.rand(4, generator=generator) * (1 - size[:, 0])
+        foot = FOOT + 0.02 * torch.randn(4, generator=generator)
+        boxes = torch.stack([across - size[:, 0] / 2, foot - size[:, 1], across + size[:, 0] / 2, foot], 1).clamp(0, 1)
+        images.append(torch.zeros(3, height, width, dtype=torch.uint8))
+        targets.append({"boxes": boxes * torch.tensor([width, height] * 2), "labels": labels})
+    return images, targets
+
+
+def make(bank: ForegroundBank, policy: Any = "matched", **more: Any) -> Terse:
+    return Terse(bank, policy, paste=every_image(ranges=WIDE, objects=(2, 2)), seed=1, **more)
+
+
+def pasted(terse: Terse, batches: range, classes: int = 2) -> tuple[Tensor, Tensor]:
+    """Boxes of pastes as fractions of their images, and their labels."""
+    boxes, labels = [], []
+    for number in batches:
+        images, targets = terse(*street(number, classes))
+        for image, target, pastes in zip(images, targets, terse.pastes, strict=True):
+            rows = [paste.row for paste in pastes if paste.row is not None]
+            boxes.append(target["boxes"][rows] / torch.tensor([image.shape[2], image.shape[1]] * 2))
+            labels.append(target["labels"][rows])
+        terse.step(torch.tensor(1.0))
+    return torch.cat(boxes), torch.cat(labels)
+
+
+def area(boxes: Tensor) -> Tensor:
+    return ((boxes[:, 2:] - boxes[:, :2]).prod(1)).sqrt()
+
+
+def test_pastes_get_the_size_and_the_place_of_real_objects_of_their_class(bank: ForegroundBank) -> None:
+    terse = make(bank)
+    pasted(terse, range(6))
+    boxes, labels = pasted(terse, range(6, 46))
+    foot = boxes[:, 3]
+    assert foot.mean() == pytest.approx(FOOT, abs=0.02)
+    assert foot.std() < 0.05
+    across = (boxes[:, 0] + boxes[:, 2]) / 2
+    assert across.std() > 0.2
+    for label in (1, 2):
+        own = area(boxes[labels == label])
+        real = (WIDTH[label - 1] * HEIGHT[label - 1]) ** 0.5
+        assert own.median() == pytest.approx(real, rel=0.15)
+        assert own.log().std() < 0.35
+    random, _ = pasted(make(bank, "random"), range(6, 46))
+    assert area(random).log().std() > 0.6
+    assert random[:, 3].std() > 0.15
+
+
+def test_a_class_without_enough_real_objects_is_pasted_like_all_of_them(bank: ForegroundBank) -> None:
+    terse = make(bank)
+    pasted(terse, range(6), classes=1)
+    boxes, labels = pasted(terse, range(6, 26), classes=1)
+    first, second = (area(boxes[labels == label]).median() for label in (1, 2))
+    assert float(first / second) == pytest.approx(1, abs=0.2)
+
+
+def test_before_there_are_real_objects_transforms_are_random(bank: ForegroundBank) -> None:
+    """Nor do crowds count, nor images that a background has replaced."""
+    images, targets = street(0)
+    crowds = [target | {"iscrowd": torch.ones(4, dtype=torch.long)} for target in targets]
+    room = [torch.zeros(3, 64, 64, dtype=torch.uint8)]
+    for batch, backgrounds in (((images, crowds), None), ((images, targets), BackgroundPool(room, 1.0))):
+        matched, random = (make(bank, policy, backgrounds=backgrounds) for policy in ("matched", "random"))
+        for _ in range(3):
+            assert all_equal(list(matched(*batch)[0]), list(random(*batch)[0]))
+            for terse in (matched, random):
+                terse.step(torch.tensor(1.0))
+
+
+def test_ranges_are_kept(bank: ForegroundBank) -> None:
+    ranges = TransformRanges(scale=(1, 1), scale_x=(1, 1), scale_y=(1, 1), rotation=(0, 0), translate_y=(0.1, 0.2))
+    terse, free = (
+        Terse(bank, "matched", paste=every_image(ranges=own, objects=(2, 2)), seed=1)
+        for own in (ranges, TransformRanges())
+    )
+    for one in (terse, free):
+        pasted(one, range(6))
+    boxes, _ = pasted(terse, range(6, 16))
+    assert boxes[:, 3].max() < 0.75
+    assert area(boxes).log().std() < 0.1
+    assert pasted(free, range(6, 16))[0][:, 3].mean() > 0.8
+
+
+def test_of_more_candidates_one_comes_nearer(bank: ForegroundBank) -> None:
+    spreads = []
+    for candidates in (1, 64):
+        terse = make(bank, Matched(candidates=candidates))
+        pasted(terse, range(6))
+        boxes, labels = pasted(terse, range(6, 36))
+        spreads.append(max(float(area(boxes[labels == label]).log().std()) for label in (1, 2)))
+    assert spreads[1] < 0.5 * spreads[0]
+
+
+def test_the_oldest_boxes_are_forgotten() -> None:
+    policy = MatchedPolicy(capacity=20)
+    for first, count in ((0.1, 15), (0.2, 15), (0.3, 45)):
+        corner = torch.full((count, 2), first)
+        policy.add_real_boxes(torch.cat([corner, corner + 0.1], 1), torch.ones(count, dtype=torch.long))
+    assert policy.boxes[:, 0].tolist() == pytest.approx([0.3] * 20)
+    with pytest.raises(ValueError, match="capacity: expected at least 1, got 0"):
+        MatchedPolicy(capacity=0)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_resumed_run_pastes_what_the_run_before_would_have(bank: ForegroundBank, tmp_path: Path, ahead: bool) -> None:
+    def train(terse: Terse, batches: range) -> list[Tensor]:
+        seen: list[Tensor] = []
+        loader = [street(number) for number in batches]
+        for images, _ in terse.ahead(loader) if ahead else itertools.starmap(terse, loader):
+            seen += list(images)
+            terse.step(torch.tensor(1.0))
+        return seen
+
+    whole, stopped, resumed = (make(bank) for _ in range(3))
+    expected = train(whole, range(8))
+    before = train(stopped, range(5))
+    torch.save(stopped.state_dict(), tmp_path / "state.pt")
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert all_equal(before + train(resumed, range(5, 8)), expected)
+    assert all_equal(*(list(run.state_dict().values()) for run in (resumed, whole)))
+
+
+def test_what_is_learned_reaches_batches_composed_ahead(bank: ForegroundBank) -> None:
+    terse, feet = make(bank), []
+    for images, targets in terse.ahead([street(number) for number in range(30)]):
+        for image, target, pastes in zip(images, targets, terse.pastes, strict=True):
+            feet.append([float(target["boxes"][paste.row][3]) / image.shape[1] for paste in pastes if paste.row])
+        terse.step(torch.tensor(1.0))
+    late = torch.tensor([foot for own in feet[30:] for foot in own])
+    assert late.mean() == pytest.approx(FOOT, abs=0.02)
+    assert late.std() < 0.05
+
+
+def test_a_policy_that_has_seen_no_boxes_is_not_composed_with_by_name(bank: ForegroundBank) -> None:
+    random, matched = make(bank, "random"), make(bank)
+    with pytest.raises(ValueError, match="has learned nothing here"):
+        random.compose(*street(0), policy="matched")
+    pasted(matched, range(6))
+    found = matched.compose(*street(0), policy="matched", seed=3)
+    assert all_equal(found.images, matched.compose(*street(0), seed=3).images)
+    rows = [paste.row for paste in found.pastes[0] if paste.row is not None]
+    assert float((found.targets[0]["boxes"][rows][:, 3] / SIZES[0][0]).mean()) == pytest.approx(FOOT, abs=0.1)
+
+
+def test_a_preview_uses_the_boxes_of_the_samples(bank: ForegroundBank) -> None:
+    terse = make(bank)
+    for number in range(3):
+        add_boxes(terse.policy, [Sample(str(number), *sample) for sample in zip(*street(number), strict=True)])
+    boxes = terse.compose(*street(3)).targets[0]["boxes"]
+    assert float((boxes[:, 3] / SIZES[0][0]).min()) > FOOT - 0.15
+
+
+def test_objects_as_small_as_a_point_do_no_harm(bank: ForegroundBank) -> None:
+    terse = make(bank)
+    images, targets = make_batch(sizes=SIZES)
+    dot = torch.tensor([[5.0, 5, 5.001, 5.001]]).repeat(40, 1)
+    for _ in range(3):
+        _, found = terse(images, [{"boxes": dot, "labels": torch.ones(40, dtype=torch.long)} for _ in targets])
+        terse.step(torch.tensor(1.0))
+        assert all(target["boxes"].isfinite().all() for target in found)
+
+
+def test_paste_config_without_objects_pastes_nothing(bank: ForegroundBank) -> None:
+    terse = Terse(bank, "matched", paste=PasteConfig(objects=(0, 0), decoys=(0, 0)), seed=1)
+    for number in range(8):
+        images, _ = terse(*street(number))
+        assert all_equal(list(images), street(number)[0])
+        terse.step(torch.tensor(1.0))
