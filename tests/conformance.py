@@ -134,9 +134,9 @@ class Conformance:
         real = [own for own in chain(*run.loaded) if len(own.boxes)]
         sizes = [own.boxes.new_tensor(own.image.shape[:0:-1]).repeat(2) for own in real]
         expected = torch.cat([own.boxes / size for own, size in zip(real, sizes, strict=True)]).cpu()
-        assert int(policy.count) == len(expected) > 3
-        torch.testing.assert_close(policy.boxes[: len(expected)], expected.float())
-        assert len(policy.labels[: len(expected)].unique()) == len(framework.classes)
+        assert int(policy.real.count) == len(expected) > 3
+        torch.testing.assert_close(policy.real.boxes[: len(expected)], expected.float())
+        assert len(policy.real.labels[: len(expected)].unique()) == len(framework.classes)
 
     def test_a_seed_gives_the_same_run_and_another_seed_another(
         self, framework: Framework, tmp_path: Path, whole: Trainings

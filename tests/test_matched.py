@@ -135,8 +135,8 @@ def test_the_oldest_boxes_are_forgotten() -> None:
     policy = MatchedPolicy(capacity=20)
     for first, count in ((0.1, 15), (0.2, 15), (0.3, 45)):
         corner = torch.full((count, 2), first)
-        policy.add_real_boxes(torch.cat([corner, corner + 0.1], 1), torch.ones(count, dtype=torch.long))
-    assert policy.boxes[:, 0].tolist() == pytest.approx([0.3] * 20)
+        policy.add_boxes(torch.cat([corner, corner + 0.1], 1), torch.ones(count, dtype=torch.long))
+    assert policy.real.boxes[:, 0].tolist() == pytest.approx([0.3] * 20)
     with pytest.raises(ValueError, match="capacity: expected at least 1, got 0"):
         MatchedPolicy(capacity=0)
 

@@ -152,7 +152,7 @@ class Policy(nn.Module):
     uses_views = False
     """Whether ``propose`` calls ``context.views``."""
     uses_boxes = False
-    """Whether ``propose`` calls ``context.boxes``, and :meth:`add_real_boxes` is called with every batch."""
+    """Whether ``propose`` calls ``context.boxes``, and :meth:`add_boxes` is called with every batch."""
     needs_model = False
     """Whether ``propose`` calls ``context.detector_loss``."""
     in_workers = False
@@ -175,12 +175,13 @@ class Policy(nn.Module):
         """What ``propose`` depends on, of a policy with ``ahead``: the parameters, unless a subclass says otherwise."""
         return list(self.parameters())
 
-    def add_real_boxes(self, boxes: Tensor, labels: Tensor) -> None:
+    def add_boxes(self, boxes: Tensor, labels: Tensor, proposal: Proposal | None = None) -> None:
         """Learn where the real objects of a batch are; only for a policy with ``uses_boxes``.
 
         Args:
             boxes: float ``[n, 4]``, XYXY as fractions of their image, within [0, 1], on the CPU.
             labels: int64 ``[n]``, likewise.
+            proposal: that was made for the batch.
         """
         raise NotImplementedError
 

@@ -135,7 +135,7 @@ def preview_samples(terse: Terse, samples: Iterable[Sample], classes: Mapping[in
 def add_boxes(policy: Policy, samples: Iterable[Sample]) -> None:
     """Show a policy with ``uses_boxes`` where the real objects of samples are."""
     for sample in samples:
-        policy.add_real_boxes(*real_boxes(validate_batch([sample.image], [sample.target])))
+        policy.add_boxes(*real_boxes(validate_batch([sample.image], [sample.target])))
 
 
 def _pair(

@@ -128,7 +128,7 @@ class PolicyTrainer(nn.Module):
             learning: see :meth:`learns_from_batch`.
         """
         if self.policy.uses_boxes:
-            self.policy.add_real_boxes(*real_boxes(batch))
+            self.policy.add_boxes(*real_boxes(batch), proposal)
             self.acting.updated(self._metrics.counts["iterations"])
         if not any(composites.pastes):
             return
