@@ -231,6 +231,7 @@ def composites_of(
     with torch.set_grad_enabled(bool(proposal.leaves)):
         found = compose(batch.images, batch.targets, plan, proposal.unit, rendering, proposal.placement, planned.boxes)
     found.dropped.update(batch.dropped)
+    found.dropped["paste_overlaps"] += len(planned.plan.indices) // planner.foreground_candidates - len(plan.indices)
     found.dropped["image_not_finite"] += batch.usable_given(found.largest).count(False)
     found.backgrounds.update(planned.backgrounds)
     warn(batch.warnings | left_out_warnings(found.dropped))

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from terse_aug import PARAMETERS, BackgroundPool, ForegroundBank, PasteConfig, Terse, TransformRanges
 from terse_aug.policies import Matched, MatchedPolicy
-from terse_aug.preview import Sample, add_boxes
+from terse_aug.policies.matched import BoxMemory
+from terse_aug.policies.real_objects import RealObjects, overlap_fractions
+from terse_aug.preview import Sample, learn_boxes
 
 WIDE = TransformRanges(scale=(0.1, 3), rotation=(-45, 45), keep_inside=1)
 SIZES = ((300, 400), (400, 300), (360, 360))
@@ -132,13 +134,71 @@ def test_of_more_candidates_one_comes_nearer(bank: ForegroundBank) -> None:
 
 
 def test_the_oldest_boxes_are_forgotten() -> None:
-    policy = MatchedPolicy(capacity=20)
-    for first, count in ((0.1, 15), (0.2, 15), (0.3, 45)):
-        corner = torch.full((count, 2), first)
-        policy.add_boxes(torch.cat([corner, corner + 0.1], 1), torch.ones(count, dtype=torch.long))
-    assert policy.real.boxes[:, 0].tolist() == pytest.approx([0.3] * 20)
+    memory = BoxMemory(20)
+    for label, count in ((1, 15), (2, 15), (3, 45), (4, 5)):
+        corner = torch.full((count, 2), label / 10)
+        labels = torch.full((count,), label)
+        memory.add(torch.cat([corner, corner + 0.1], 1), labels, labels)
+    assert sorted(memory.labels.tolist()) == [3] * 15 + [4] * 5
+    assert [len(memory.features(label)) for label in (None, 2, 3, 4)] == [20, 0, 15, 5]
+    assert memory.frequencies().tolist() == pytest.approx([own / 26 for own in (1, 1, 1, 16, 6, 1)])
     with pytest.raises(ValueError, match="capacity: expected at least 1, got 0"):
         MatchedPolicy(capacity=0)
+
+
+def crowded(seed: int, overlapping: bool) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Two objects on each image, one over a part of the other or in the other half."""
+    generator = torch.Generator().manual_seed(seed)
+    images, targets = street(seed)
+    for image, target in zip(images, targets, strict=True):
+        height, width = image.shape[1:]
+        corner = torch.rand(2, 2, generator=generator) * torch.tensor([0.3, 0.8]) + torch.tensor([[0.0, 0], [0.5, 0]])
+        if overlapping:
+            corner[1] = corner[0] + 0.05 + 0.08 * torch.rand(2, generator=generator)
+        boxes = torch.cat([corner, corner + 0.2], 1).clamp(0, 1)
+        target |= {"boxes": boxes * torch.tensor([width, height] * 2), "labels": torch.tensor([1, 2])}
+    return images, targets
+
+
+@pytest.mark.parametrize("overlapping", [False, True])
+def test_pastes_overlap_other_objects_no_more_often_than_real_ones_do(bank: ForegroundBank, overlapping: bool) -> None:
+    found, terse = [], make(bank)
+    for number in range(40):
+        _, targets = terse(*crowded(number, overlapping))
+        for target, pastes in zip(targets, terse.pastes, strict=True):
+            rows = [paste.row for paste in pastes if paste.row is not None]
+            boxes = target["boxes"]
+            if number >= 10 and rows:
+                shared = overlap_fractions(boxes[rows], boxes)
+                shared[torch.arange(len(rows)), rows] = 0
+                found += (shared.amax(1) > 0.1).tolist()
+        terse.step(torch.tensor(1.0))
+    assert len(found) > 10
+    rate, metrics = sum(found) / len(found), terse.metrics()
+    assert rate > 0.25 if overlapping else rate < 0.15  # at random 0.42 and 0.46
+    assert metrics["dropped/paste_overlaps"] + metrics["objects_pasted"] == 40 * 3 * 2
+    assert metrics["dropped/paste_overlaps"] < 30 if overlapping else metrics["dropped/paste_overlaps"] > 50
+
+
+def test_overlaps_are_relative_to_the_smaller_box_and_to_others_of_the_image() -> None:
+    boxes = torch.tensor([[0.0, 0, 0.4, 0.4], [0.2, 0, 0.3, 0.1], [0.5, 0.5, 0.9, 0.9], [0, 0, 0.4, 0.4]])
+    objects = RealObjects(boxes, torch.ones(4, dtype=torch.long), torch.tensor([0, 0, 0, 1]))
+    assert objects.overlaps().tolist() == pytest.approx([1, 1, 0, 0])
+    half = torch.tensor([[0.2, 0.0, 0.6, 0.4]])
+    assert overlap_fractions(half, boxes)[0].tolist() == pytest.approx([0.5, 1, 0, 0.5], abs=1e-6)
+
+
+def test_an_object_behind_a_paste_that_is_left_out_is_left_out_too(bank: ForegroundBank) -> None:
+    paste = every_image(ranges=WIDE, objects=(3, 3), occluded_object_probability=1.0)
+    terse = Terse(bank, "matched", paste=paste, seed=1)
+    for number in range(25):
+        terse(*crowded(number, False))
+        assert all(
+            sum(own.number is None for own in pastes) == sum(own.number is not None for own in pastes)
+            for pastes in terse.pastes
+        )
+        terse.step(torch.tensor(1.0))
+    assert terse.metrics()["dropped/paste_overlaps"] > 20
 
 
 @pytest.mark.parametrize("ahead", [False, True])
@@ -184,8 +244,8 @@ def test_a_policy_that_has_seen_no_boxes_is_not_composed_with_by_name(bank: Fore
 
 def test_a_preview_uses_the_boxes_of_the_samples(bank: ForegroundBank) -> None:
     terse = make(bank)
-    for number in range(3):
-        add_boxes(terse.policy, [Sample(str(number), *sample) for sample in zip(*street(number), strict=True)])
+    samples = [sample for number in range(3) for sample in zip(*street(number), strict=True)]
+    learn_boxes(terse, [Sample(str(number), image / 255, target) for number, (image, target) in enumerate(samples)])
     boxes = terse.compose(*street(3)).targets[0]["boxes"]
     assert float((boxes[:, 3] / SIZES[0][0]).min()) > FOOT - 0.15
 

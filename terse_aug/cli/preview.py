@@ -22,7 +22,7 @@ from terse_aug.preview import (
     LabelledImages,
     RejectionCounts,
     SavedPolicy,
-    add_boxes,
+    learn_boxes,
     open_coco,
     open_masks,
     preview_samples,
@@ -82,10 +82,10 @@ def _preview(arguments: argparse.Namespace) -> int:
     policy = _policy(settings, saved, arguments.seed)
     with ForegroundBank.open(arguments.bank) as bank:
         data = _open_data(arguments)
+        terse = _terse(arguments, bank, data, policy, paste)
         if policy.uses_boxes and saved is None:
             # What cannot be read is counted when it is shown.
-            add_boxes(policy, replace(data, dropped=RejectionCounts()).choose(_IMAGES_WITH_BOXES, arguments.seed))
-        terse = _terse(arguments, bank, data, policy, paste)
+            learn_boxes(terse, replace(data, dropped=RejectionCounts()).choose(_IMAGES_WITH_BOXES, arguments.seed))
         samples = data.choose(arguments.count, arguments.seed)
         if arguments.image_size is not None:
             samples = (resize_sample(sample, arguments.image_size) for sample in samples)

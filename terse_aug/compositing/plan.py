@@ -50,6 +50,19 @@ class AuxiliaryObjects:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def occluded_by_some(self, pastes: Sequence[int]) -> AuxiliaryObjects:
+        """The occludees of some pastes, which are numbered anew in the given order."""
+        number_of = {paste: number for number, paste in enumerate(pastes)}
+        kept = [row for row, paste in enumerate(self.occluded_by) if paste in number_of]
+        return AuxiliaryObjects(
+            [self.image_of[row] for row in kept],
+            [self.indices[row] for row in kept],
+            [self.foregrounds[row] for row in kept],
+            [self.flipped[row] for row in kept],
+            self.unit[kept],
+            [number_of[self.occluded_by[row]] for row in kept],
+        )
+
 
 @dataclass(frozen=True)
 class Decoy:

@@ -130,7 +130,7 @@ class PastePlanner:
         return PlannedBatch(batch, plan, backgrounds, boxes)
 
     def chosen(self, plan: PastePlan[ForegroundLike], rows: Tensor | None) -> PastePlan[Foreground]:
-        """The plan with whole foregrounds, and only with the given rows where the policy has chosen."""
+        """The plan with whole foregrounds, and only with the rows that the policy has chosen, if it has."""
         kept: list[int] = list(range(len(plan.indices))) if rows is None else rows.tolist()
         foregrounds = [
             own if isinstance(own, Foreground) else self.cache.foreground(index)
@@ -144,7 +144,7 @@ class PastePlanner:
             [plan.flipped[row] for row in kept],
             plan.decoys,
             plan.distractors,
-            plan.occludees,
+            plan.occludees.occluded_by_some([row // self.foreground_candidates for row in kept]),
         )
 
     def _request(self, counts: Sequence[int]) -> DrawRequest:

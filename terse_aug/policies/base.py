@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from terse_aug.policies.real_objects import RealObjects
 from terse_aug.transforms import PARAMETERS, Placement
 
 VIEW_SIDE = 32
@@ -61,6 +62,7 @@ class PolicyContext:
             with ``uses_views``.
         boxes: from candidates, likewise, to their bounding boxes, float ``[C, M, 4]``, XYXY as fractions of the image
             and not clipped to it, on the CPU; only for policies with ``uses_boxes``.
+        real: the real objects of the batch; likewise.
         detector_loss: composes the batch with float ``[M, P]`` transforms in the unit cube and returns the detector's
             loss of each image ``[B]``, without gradients: infinite where it is not finite, NaN where no paste is
             visible and there was no forward; only for policies with ``needs_model``.
@@ -75,6 +77,7 @@ class PolicyContext:
     base_size: Tensor | None = None
     views: Callable[[Tensor], Views] | None = None
     boxes: Callable[[Tensor], Tensor] | None = None
+    real: RealObjects | None = None
     detector_loss: Callable[[Tensor], Tensor] | None = None
 
 
@@ -88,9 +91,10 @@ class Proposal:
         log_density: float ``[M]``, log q(p) with respect to the uniform density on the unit cube; likewise.
         leaves: tensors at which the detector's backward leaves dLoss / d leaf, for :meth:`Policy.objective`.
         outputs: the tensors that the leaves are detached copies of, with the policy's own graph.
-        replay_data: what goes into the replay buffer together with the hardness, once that is known.
-        rows: int64, on the CPU: for each paste the row of the context whose foreground was chosen, where there were
-            several; M then counts the pastes.
+        replay_data: what goes into the replay buffer together with the hardness, once that is known; or what
+            :meth:`Policy.add_boxes` takes.
+        rows: int64, ascending, on the CPU: the rows of the context that are pasted, where there were several
+            foregrounds for a paste or pastes are left out; M then counts the pastes.
         placement: of ``unit``, on the same device, where the policy has computed it.
         extra_forwards: detector forwards of one image each that the choice has cost.
         metrics: values for the log, numbers or scalars on the device.
@@ -152,7 +156,7 @@ class Policy(nn.Module):
     uses_views = False
     """Whether ``propose`` calls ``context.views``."""
     uses_boxes = False
-    """Whether ``propose`` calls ``context.boxes``, and :meth:`add_boxes` is called with every batch."""
+    """Whether ``propose`` uses boxes of candidates and of real objects; :meth:`add_boxes` is called after it."""
     needs_model = False
     """Whether ``propose`` calls ``context.detector_loss``."""
     in_workers = False
@@ -175,14 +179,8 @@ class Policy(nn.Module):
         """What ``propose`` depends on, of a policy with ``ahead``: the parameters, unless a subclass says otherwise."""
         return list(self.parameters())
 
-    def add_boxes(self, boxes: Tensor, labels: Tensor, proposal: Proposal | None = None) -> None:
-        """Learn where the real objects of a batch are; only for a policy with ``uses_boxes``.
-
-        Args:
-            boxes: float ``[n, 4]``, XYXY as fractions of their image, within [0, 1], on the CPU.
-            labels: int64 ``[n]``, likewise.
-            proposal: that was made for the batch.
-        """
+    def add_boxes(self, proposal: Proposal) -> None:
+        """Learn from the boxes that ``propose`` has put into ``replay_data``; only for a policy with ``uses_boxes``."""
         raise NotImplementedError
 
     def objective(self, proposal: Proposal, gradients: tuple[Tensor, ...]) -> Tensor:

@@ -19,6 +19,7 @@ from terse_aug.data.foreground_cache import THUMBNAIL_SIDE
 from terse_aug.data.planner import PlannedBatch
 from terse_aug.models import ModelAdapter
 from terse_aug.policies.base import Policy, PolicyContext
+from terse_aug.policies.real_objects import RealObjects
 from terse_aug.policies.thumbnails import background_thumbnails, foreground_thumbnails
 from terse_aug.policies.views import view_maker
 from terse_aug.structures.annotations import Target
@@ -56,7 +57,8 @@ def make_context(
     if policy.uses_views:
         context = dataclasses.replace(context, views=view_maker(plan, images, targets, settings))
     if policy.uses_boxes:
-        context = dataclasses.replace(context, boxes=_boxes(plan, images, settings))
+        real = RealObjects.of(images, targets)
+        context = dataclasses.replace(context, boxes=_boxes(plan, images, settings), real=real)
     if policy.needs_model:
         if detector is None:
             raise ValueError("this policy needs forwards of the detector: give Terse(model=detector)")

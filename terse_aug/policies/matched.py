@@ -1,35 +1,39 @@
-"""Policy ``matched``: pastes have about the size and place of real objects of their class.
+"""Policy ``matched``: pastes have about the size, the place and the overlaps of real objects.
 
-Of some random transforms one is drawn so that the bounding boxes of pastes are distributed like those of real objects:
-with probability ~ density of its box among real boxes / density among random ones (sampling importance resampling,
-Rubin 1987). Where random boxes are distributed like real ones, nothing is chosen; where ranges are wide, much is. There
-is no network and no forward of the detector.
+Of some random transforms one is drawn so that the bounding boxes of pastes are distributed like those of real objects
+of the class: with probability ~ density of its box among real boxes / density among random ones (sampling importance
+resampling, Rubin 1987). Where random boxes are distributed like real ones, nothing is chosen; where ranges are wide,
+much is. Pastes that overlap other objects more than real objects overlap each other are left out. There is no
+network and no forward of the detector.
 Shape letters: C candidates, M pastes, P transform parameters, n boxes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from terse_aug.config import Matched
 from terse_aug.policies.base import Policy, PolicyContext, Proposal, uniform_proposal
+from terse_aug.policies.real_objects import RealObjects, overlap_fractions
 from terse_aug.transforms import PARAMETERS
 
 _FEWEST = 16
 """With fewer real objects of a class, those of all classes are used; with fewer of these, transforms are random."""
-_MOST = 512
-"""Boxes that a density is estimated from, the most recent ones."""
+_MOST = 256
+"""Boxes that a density is estimated from."""
 _LEAST = 1e-3
 """Side of a box, as a fraction of the image, so that its logarithm is finite; standard deviation of a feature."""
+_OVERLAPS = torch.tensor([0.0, 0.1, 0.25, 0.5, 0.75])
+"""Upper ends of the bins of overlap; the first is for none, after the last one comes one more."""
 _POSITION = [PARAMETERS.index("translate_x"), PARAMETERS.index("translate_y")]
 
 
 class BoxMemory(nn.Module):
-    """The most recent boxes and their labels.
+    """The most recent boxes, each with the bin of its overlap and its label.
 
     Args:
         capacity: how many.
@@ -38,9 +42,11 @@ class BoxMemory(nn.Module):
     def __init__(self, capacity: int) -> None:
         super().__init__()
         self.register_buffer("boxes", torch.zeros(capacity, 4))
+        self.register_buffer("bins", torch.zeros(capacity, dtype=torch.long))
         self.register_buffer("labels", torch.zeros(capacity, dtype=torch.long))
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
         self.boxes: Tensor
+        self.bins: Tensor
         self.labels: Tensor
         self.count: Tensor
 
@@ -48,20 +54,29 @@ class BoxMemory(nn.Module):
         """Stays on the CPU, where transforms are proposed."""
         return self
 
-    def add(self, boxes: Tensor, labels: Tensor) -> None:
-        """Add boxes ``[n, 4]`` and labels ``[n]``; the oldest are overwritten."""
-        boxes, labels = boxes[-len(self.boxes) :], labels[-len(self.boxes) :]
-        places = (torch.arange(len(boxes)) + self.count) % len(self.boxes)
-        self.boxes[places], self.labels[places] = boxes.to(self.boxes), labels
-        self.count += len(boxes)
+    def add(self, boxes: Tensor, bins: Tensor, labels: Tensor) -> None:
+        """Add boxes float ``[n, 4]``, bins and labels int64 ``[n]``; the oldest are overwritten."""
+        start = max(len(boxes) - len(self.boxes), 0)
+        places = (torch.arange(len(boxes) - start) + self.count) % len(self.boxes)
+        self.boxes[places], self.bins[places], self.labels[places] = boxes[start:], bins[start:], labels[start:]
+        self.count += len(places)
 
     def features(self, label: int | None = None) -> Tensor:
-        """:func:`box_features` ``[n, 4]`` of a class, or of all, the most recent first, at most 512."""
-        known = min(int(self.count), len(self.boxes))
-        recent = (self.count - 1 - torch.arange(known)) % len(self.boxes)
+        """:func:`box_features` float ``[n, 4]`` of a class, or of all; of more than 256 some, evenly over time."""
+        rows = torch.arange(self._known())
         if label is not None:
-            recent = recent[self.labels[recent] == label]
-        return box_features(self.boxes[recent[:_MOST]])
+            rows = rows[self.labels[: len(rows)] == label]
+        if len(rows) > _MOST:
+            rows = rows[torch.arange(_MOST) * len(rows) // _MOST]
+        return box_features(self.boxes[rows])
+
+    def frequencies(self) -> Tensor:
+        """Of the bins of overlap, float ``[6]``, above 0: one more box is counted in each."""
+        counts = self.bins[: self._known()].bincount(minlength=len(_OVERLAPS) + 1) + 1.0
+        return counts / counts.sum()
+
+    def _known(self) -> int:
+        return min(int(self.count), len(self.boxes))
 
 
 class MatchedPolicy(Policy):
@@ -69,11 +84,12 @@ class MatchedPolicy(Policy):
 
     Densities are Gaussian kernel estimates with Scott's bandwidth for the real boxes, in the logarithms of width and
     height, the center across and the lower edge, all relative to the image. Half of the candidates are moved to the
-    place of a real object, and their boxes are counted as random ones.
+    place of a real object, and their boxes are counted as random ones. The overlap of an object is the largest part
+    that its box and another one share, relative to the smaller one; its frequencies are those in six bins.
 
     Args:
-        settings: see :class:`terse_aug.policies.Matched`; one candidate is the random policy.
-        capacity: real boxes that are kept, and random ones, at least 1.
+        settings: see :class:`terse_aug.policies.Matched`; one candidate is the random policy but for what is left out.
+        capacity: real boxes that are kept, at least 1.
 
     Raises:
         ValueError: a number is outside its range.
@@ -87,47 +103,98 @@ class MatchedPolicy(Policy):
         if capacity < 1:
             raise ValueError(f"capacity: expected at least 1, got {capacity}")
         self.candidates = (settings or Matched()).candidates
-        self.real, self.random = BoxMemory(capacity), BoxMemory(capacity)
+        self.real, self.random, self.chosen = (BoxMemory(capacity) for _ in range(3))
 
     def acting_state(self) -> list[Tensor]:
         """See :meth:`Policy.acting_state`."""
         return list(self.buffers())
 
-    def add_boxes(self, boxes: Tensor, labels: Tensor, proposal: Proposal | None = None) -> None:
+    def add_boxes(self, proposal: Proposal) -> None:
         """See :meth:`Policy.add_boxes`."""
-        self.real.add(boxes, labels)
-        if proposal is not None and proposal.replay_data:
-            self.random.add(*proposal.replay_data)
+        rows = iter(proposal.replay_data)
+        for memory, boxes in zip((self.real, self.random, self.chosen), rows, strict=False):
+            memory.add(boxes, next(rows), next(rows))
 
     def propose(self, context: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
         """See :meth:`Policy.propose`."""
-        pastes = len(context.image_of)
+        assert context.real is not None
+        real, pastes = context.real, len(context.image_of)
+        seen = (real.boxes, _bins(real.overlaps()), real.labels)
         if not pastes or int(self.real.count) < _FEWEST:
-            return uniform_proposal(pastes, generator)
+            proposal = uniform_proposal(pastes, generator)
+            proposal.replay_data = seen
+            return proposal
+        known = {label: self._known(label) for label in sorted(set(context.labels.tolist()))}
+        units, boxes = self._candidates(context, known, generator)
+        log_weights = torch.empty(units.shape[:2])
+        for label, samples in known.items():
+            own = context.labels == label
+            features = box_features(boxes[:, own])
+            log_weights[:, own] = _log_ratio(features.flatten(0, 1), *samples).view(features.shape[:2])
+        draws = torch.rand(2, pastes, generator=generator)
+        bins, chosen, kept = self._chosen(boxes, log_weights, context.image_of, real, draws)
+        every = torch.arange(pastes)
+        labels = context.labels.repeat(self.candidates)
+        own_box = (boxes[chosen, every], bins[chosen, every], context.labels)
+        return Proposal(
+            units[chosen, every][kept],
+            torch.zeros(len(kept)),
+            rows=kept if len(kept) < pastes else None,
+            replay_data=(*seen, boxes.flatten(0, 1), bins.flatten(), labels, *own_box),
+        )
+
+    def _candidates(
+        self, context: PolicyContext, known: Mapping[int, tuple[Tensor, Tensor]], generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Transforms float ``[C, M, P]`` and their boxes ``[C, M, 4]``; ``known`` as of :meth:`_known`, by label."""
         assert context.boxes is not None
+        pastes = len(context.labels)
         units = torch.rand(self.candidates, pastes, len(PARAMETERS), generator=generator)
         places = torch.rand(self.candidates // 2, pastes, generator=generator)
-        draw = torch.rand(pastes, generator=generator)
         ends = torch.stack([units, units])
         ends[0][..., _POSITION], ends[1][..., _POSITION] = 0.0, 1.0
         # A box moves linearly with the translation, and does not change its size.
         first, last = context.boxes(ends.flatten(0, 1)).view(2, *units.shape[:2], 4)
-        chosen = torch.empty(pastes, dtype=torch.long)
-        boxes = torch.empty_like(first)
-        for label in sorted(set(context.labels.tolist())):
-            own = context.labels == label
-            real, random = self._known(label)
-            moved = real[(places[:, own] * len(real)).long()]
-            units[: len(places), own, _POSITION[0] :] = _translation(
-                first[: len(places), own], last[: len(places), own], moved
-            )
-            boxes[:, own] = first[:, own] + units[:, own][..., [*_POSITION, *_POSITION]] * (last - first)[:, own]
-            features = box_features(boxes[:, own])
-            weights = _log_ratio(features.flatten(0, 1), real, random).view(features.shape[:2]).softmax(0)
-            chosen[own] = (weights.cumsum(0) < draw[own]).sum(0).clamp(max=self.candidates - 1)
-        labels = context.labels.repeat(self.candidates)
-        unit = units[chosen, torch.arange(pastes)]
-        return Proposal(unit, torch.zeros(pastes), replay_data=(boxes.flatten(0, 1), labels))
+        for paste, label in enumerate(context.labels.tolist()):
+            real, _ = known[label]
+            moved = real[(places[:, paste] * len(real)).long()]
+            own = slice(len(places)), paste
+            units[own][:, _POSITION] = _translation(first[own], last[own], moved)
+        return units, first + units[..., [*_POSITION, *_POSITION]] * (last - first)
+
+    def _chosen(
+        self, boxes: Tensor, log_weights: Tensor, image_of: Tensor, real: RealObjects, draws: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Choose a candidate for each paste, one paste after the other.
+
+        Args:
+            boxes: of the candidates, float ``[C, M, 4]``.
+            log_weights: of their sizes and places ``[C, M]``.
+            image_of: int64 ``[M]``.
+            real: objects of the batch.
+            draws: uniform, float ``[2, M]``.
+
+        Returns:
+            The bins of overlap ``[C, M]``, the chosen candidates ``[M]``, and which pastes are not left out.
+        """
+        natural = self.real.frequencies()
+        ratio = natural / self.random.frequencies()
+        # Of overlaps as large or larger; 1 for none, so that only pastes that overlap too often are left out.
+        accepted = _tail(natural) / _tail(self.chosen.frequencies())
+        bins, chosen = torch.empty(log_weights.shape, dtype=torch.long), torch.empty(len(image_of), dtype=torch.long)
+        placed: dict[int, Tensor] = {}
+        kept = []
+        for paste, image in enumerate(image_of.tolist()):
+            others = placed.setdefault(image, real.boxes[real.image_of == image])
+            overlaps = overlap_fractions(boxes[:, paste].clamp(0, 1), others)
+            bins[:, paste] = _bins(overlaps.amax(1)) if len(others) else 0
+            weights = (log_weights[:, paste] + ratio[bins[:, paste]].log()).softmax(0)
+            best = int((weights.cumsum(0) < draws[0, paste]).sum().clamp(max=self.candidates - 1))
+            chosen[paste] = best
+            if draws[1, paste] < accepted[bins[best, paste]]:
+                kept.append(paste)
+                placed[image] = torch.cat([others, boxes[best, paste][None].clamp(0, 1)])
+        return bins, chosen, torch.tensor(kept, dtype=torch.long)
 
     def _known(self, label: int) -> tuple[Tensor, Tensor]:
         """Features of real and of random boxes of a class, or of all."""
@@ -141,6 +208,16 @@ def box_features(boxes: Tensor) -> Tensor:
     """Logarithms of width and height, center across and lower edge of boxes, float ``[..., 4]``."""
     size = (boxes[..., 2:] - boxes[..., :2]).clamp(min=_LEAST).log()
     return torch.cat([size, (boxes[..., :1] + boxes[..., 2:3]) / 2, boxes[..., 3:]], -1)
+
+
+def _tail(frequencies: Tensor) -> Tensor:
+    """Of each bin and those after it."""
+    return frequencies.flip(0).cumsum(0).flip(0)
+
+
+def _bins(overlaps: Tensor) -> Tensor:
+    """The bins of overlaps, int64 in [0, 5]."""
+    return torch.bucketize(overlaps, _OVERLAPS)
 
 
 def _translation(first: Tensor, last: Tensor, features: Tensor) -> Tensor:
@@ -159,9 +236,8 @@ def _log_ratio(points: Tensor, real: Tensor, random: Tensor) -> Tensor:
     """Log of the density of features ``[n, 4]`` among real ones, minus that among random ones and themselves."""
     # Scott (1992): n ** (-1 / (d + 4)) standard deviations in d dimensions. The same for both, so that their bias is.
     bandwidth = real.std(0).clamp(min=_LEAST) * len(real) ** (-1 / 8)
-    return _log_density(points / bandwidth, real / bandwidth) - _log_density(
-        points / bandwidth, torch.cat([points, random]) / bandwidth
-    )
+    samples = torch.cat([points, random])
+    return _log_density(points / bandwidth, real / bandwidth) - _log_density(points / bandwidth, samples / bandwidth)
 
 
 def _log_density(points: Tensor, samples: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ The parts of ``terse-aug preview``, for reports and training logs.
 """
 
 from terse_aug.preview.batch import draw_batch
-from terse_aug.preview.composites import Pair, PasteNote, Preview, add_boxes, preview_samples
+from terse_aug.preview.composites import Pair, PasteNote, Preview, learn_boxes, preview_samples
 from terse_aug.preview.data import LabelledImages, RejectionCounts, Sample, resize_sample
 from terse_aug.preview.page import Facts, render_html, render_png
 from terse_aug.preview.readers import open_coco, open_masks
@@ -24,10 +24,10 @@ __all__ = [
     "RejectionCounts",
     "Sample",
     "SavedPolicy",
-    "add_boxes",
     "contact_sheet",
     "draw_batch",
     "draw_sample",
+    "learn_boxes",
     "open_coco",
     "open_masks",
     "preview_samples",

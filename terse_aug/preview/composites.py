@@ -11,12 +11,9 @@ from itertools import islice
 import torch
 
 from terse_aug.compositing.compose import Paste
-from terse_aug.policies import Policy
 from terse_aug.preview.data import Sample
 from terse_aug.structures.annotations import Target, repair_boxes
-from terse_aug.structures.validation import validate_batch
 from terse_aug.terse import Terse
-from terse_aug.training.real_boxes import real_boxes
 from terse_aug.transforms import PARAMETERS, TransformRanges
 from terse_aug.utils.random import derived_seed
 from terse_aug.utils.warnings import TerseWarning
@@ -132,10 +129,13 @@ def preview_samples(terse: Terse, samples: Iterable[Sample], classes: Mapping[in
     return Preview(pairs, dropped)
 
 
-def add_boxes(policy: Policy, samples: Iterable[Sample]) -> None:
-    """Show a policy with ``uses_boxes`` where the real objects of samples are."""
+def learn_boxes(terse: Terse, samples: Iterable[Sample]) -> None:
+    """Let a policy with ``uses_boxes`` learn from the boxes of samples, as in training."""
     for sample in samples:
-        policy.add_boxes(*real_boxes(validate_batch([sample.image], [sample.target])))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TerseWarning)
+            terse([sample.image], [sample.target])
+            terse.step(None)
 
 
 def _pair(

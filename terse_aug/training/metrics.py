@@ -43,6 +43,7 @@ COUNTERS = (
     "dropped/paste_hidden",
     "dropped/paste_too_small",
     "dropped/paste_outside",
+    "dropped/paste_overlaps",
     "dropped/decoy_without_background",
     "dropped/box_degenerate",
     "dropped/box_outside",

@@ -20,7 +20,6 @@ from terse_aug.training.acting import ActingPolicy, Turn
 from terse_aug.training.feedback import FeedbackBuffer
 from terse_aug.training.hardness import PendingBatch
 from terse_aug.training.metrics import Metrics
-from terse_aug.training.real_boxes import real_boxes
 from terse_aug.training.updates import PolicyUpdater, UpdateResult
 from terse_aug.utils.distributed import rank
 from terse_aug.utils.random import generator_for
@@ -128,7 +127,7 @@ class PolicyTrainer(nn.Module):
             learning: see :meth:`learns_from_batch`.
         """
         if self.policy.uses_boxes:
-            self.policy.add_boxes(*real_boxes(batch), proposal)
+            self.policy.add_boxes(proposal)
             self.acting.updated(self._metrics.counts["iterations"])
         if not any(composites.pastes):
             return
