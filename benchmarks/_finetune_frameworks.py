@@ -1,6 +1,6 @@
 """What the detectors of Detectron2 and MMDetection in :mod:`benchmarks.finetune` have in common.
 
-Shape letters: H, W height and width of a padded image.
+Shape letters: N images, C channels, H and W height and width.
 """
 
 from __future__ import annotations

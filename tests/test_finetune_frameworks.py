@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,6 +115,24 @@ def test_objects_are_pasted_in_random_alone(run: SimpleNamespace) -> None:
     assert max(pasted["random"]) <= 3
 
 
+def test_without_pastes_arms_train_the_same_detector(run: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = run.data.DATA_SETS["mnist-coco"]
+    changed = replace(kind, flip=True, paste=replace(kind.paste, paste_probability=0))
+    monkeypatch.setitem(run.data.DATA_SETS, "mnist-coco", changed)
+    weights = run.out / "baselines" / "baseline0.pt"
+
+    def trained(arm: str) -> dict[str, Tensor]:
+        found = run.training.Training(run.setup, 5, 3, 0.002, 0, 1, weights=weights, settings="right", arm=arm)
+        state: dict[str, Tensor] = run.module.train(found)[1]
+        return state
+
+    none = trained("none")
+    assert any(not torch.equal(value, none[name]) for name, value in torch.load(weights, weights_only=True).items())
+    for arm in ("random", "critic"):
+        own = trained(arm)
+        assert all(torch.equal(value, own[name]) for name, value in none.items())
+
+
 def test_arms_and_settings_that_cannot_be_are_refused(run: SimpleNamespace) -> None:
     for arm in ("agree", "loss@backgrounds"):
         with pytest.raises(SystemExit, match=f"'{arm}' is an oracle, which torchvision alone has"):
@@ -122,8 +141,10 @@ def test_arms_and_settings_that_cannot_be_are_refused(run: SimpleNamespace) -> N
         run.main([*run.flags, "--detector", "fasterrcnn_mobilenet_v2_fpn"])
     other = {"detectron2": "mmdet", "mmdet": "detectron2"}[run.framework]
     for own in ("torchvision", other):
-        with pytest.raises(SystemExit, match="was run with"):
-            run.main([own if flag == run.framework else flag for flag in run.flags])
+        flags = [own if flag == run.framework else flag for flag in run.flags]
+        for more in ([], ["--report"]):
+            with pytest.raises(SystemExit, match="was run with"):
+                run.main([*flags, *more])
 
 
 def test_the_hook_has_the_settings_of_the_core(run: SimpleNamespace, tmp_path: Path) -> None:
