@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mmdet.registry import HOOKS, MODELS
+from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
@@ -66,7 +66,6 @@ class StagesOfMobileNetV2(MobileNetStages):
         return tuple(own.contiguous() for own in super().forward(images))
 
 
-@HOOKS.register_module(force=True)
 class _Evaluation(Hook):
     """Evaluates on the way."""
 
