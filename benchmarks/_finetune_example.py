@@ -8,6 +8,7 @@ sys.path.insert(0, str(ROOT / "examples" / "torchvision"))
 from detection import models  # noqa: E402
 from detection.datasets import DetectionDataset, as_coco, encode_mask  # noqa: E402
 from detection.evaluation import Evaluator  # noqa: E402
+from detection.frozen_norm import freeze_batch_norm  # noqa: E402
 from detection.loading import TrainingOrder, seed_iteration, training_batches  # noqa: E402
 from detection.schedule import learning_rate, set_learning_rate  # noqa: E402
 
@@ -17,6 +18,7 @@ __all__ = [
     "TrainingOrder",
     "as_coco",
     "encode_mask",
+    "freeze_batch_norm",
     "learning_rate",
     "models",
     "seed_iteration",

@@ -103,6 +103,26 @@ def full_name(arm: str, choose: str) -> str:
     return f"{name}@{choice}" if measures_of(name) and choice != "transforms" else name
 
 
+def policy_of(name: str) -> tuple[str, str]:
+    """Policy and sampler of an arm that is neither ``none`` nor an oracle; of ``none`` the default ones.
+
+    Args:
+        name: of the arm.
+
+    Raises:
+        ValueError: it is an oracle.
+    """
+    if measures_of(name.partition("@")[0]) is not None:
+        raise ValueError(f"{name!r} is an oracle, which torchvision alone has; take none, random or another policy")
+    policy, _, sampler = name.partition(".")
+    return POLICY_ARMS.get(policy, policy if policy in POLICY_SETTINGS else "random"), sampler or "uniform"
+
+
+def seed_of_pasting(name: str, seed: int) -> int:
+    """The seed of an arm's pasting, from that of the pair."""
+    return seed + (1_000_003 if name == "random-again" else 0)
+
+
 def make_pasting(
     arm: str,
     settings: str,
@@ -132,19 +152,18 @@ def make_pasting(
         return NoPasting()
     kind = DATA_SETS[data_set]
     pool = BackgroundPool([str(path) for path in kind.backgrounds(data)], 0.5) if settings == "unrelated" else None
-    policy, _, sampler = name.partition(".")
-    policy = POLICY_ARMS.get(policy, policy if policy in POLICY_SETTINGS else "random")
+    measures = measures_of(name)
+    policy, sampler = ("random", "uniform") if measures else policy_of(name)
     terse = Terse(
         open_bank(settings, folder, kind.classes),
         policy,
         model=detector,
         classes=kind.classes,
-        seed=seed + (1_000_003 if name == "random-again" else 0),
+        seed=seed_of_pasting(name, seed),
         paste=paste_settings(settings, kind),
-        sampler=sampler or "uniform",
+        sampler=sampler,
         backgrounds=pool,
     )
-    measures = measures_of(name)
     if measures is None:
         return PolicyPasting(terse)
     return Oracle(terse, Judge(detector, training_set, seed), measures, candidates, choice, seed)

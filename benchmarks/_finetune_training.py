@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,16 @@ from benchmarks._finetune_example import (
     set_learning_rate,
     training_batches,
 )
-from benchmarks._finetune_pasting import NoPasting, Pasting, make_pasting
+from benchmarks._finetune_pasting import make_pasting
 
 VERSION = 1
 """Of the runs: increased when the same flags give other results, so that old and new runs are not mixed."""
 BATCH = 4
 FINE_TUNING_RATE = 0.002
 _BASELINE_RATE = 0.02 / 16 * BATCH
+SMALL = "fasterrcnn_mobilenet_v2_small"
+"""The detector that all frameworks have."""
+FRAMEWORKS = ("torchvision", "detectron2", "mmdet")
 _DEVICE = torch.device("cpu")
 
 
@@ -63,7 +66,7 @@ def fasterrcnn_mobilenet_v2_small(*, num_classes: int, min_size: int, max_size: 
     )
 
 
-models.MODELS["fasterrcnn_mobilenet_v2_small"] = models.ModelKind(
+models.MODELS[SMALL] = models.ModelKind(
     fasterrcnn_mobilenet_v2_small, image_size=(128, 256), frozen=("0", "1", "2", "3")
 )
 
@@ -83,6 +86,7 @@ class Setup:
         iterations: of fine-tuning.
         evaluations: of a fine-tuning, evenly spaced, the last at its end.
         candidates: of an oracle.
+        framework: that trains, one of ``FRAMEWORKS``.
     """
 
     data: Path
@@ -95,6 +99,7 @@ class Setup:
     iterations: int
     evaluations: int = 4
     candidates: int = 4
+    framework: str = FRAMEWORKS[0]
     _opened: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -118,7 +123,8 @@ class Setup:
 
     def arguments(self) -> dict[str, Any]:
         """What identifies runs that may be compared."""
-        return {
+        own = {} if self.framework == FRAMEWORKS[0] else {"framework": self.framework}
+        return own | {
             "version": VERSION,
             "data set": self.folder.name,
             "detector": self.detector,
@@ -135,6 +141,74 @@ class Setup:
         return models.build(self.detector, self.split("train"), (self.side, 2 * self.side), self.weights)
 
 
+@dataclass(frozen=True)
+class Training:
+    """One training of a detector.
+
+    Attributes:
+        setup: what it has in common with others.
+        seed: of the order of images, flips, and all that is drawn.
+        iterations: how many.
+        peak: learning rate after the warm-up; from there it falls to 0, a cosine.
+        warmup: iterations until then.
+        evaluations: on the way, evenly spaced, the last at the end.
+        weights: of the detector that it starts from; by default ImageNet's in the backbone.
+        settings: of pasting.
+        arm: what pastes.
+        label: AP on the way is printed after it; by default it is not printed.
+    """
+
+    setup: Setup
+    seed: int
+    iterations: int
+    peak: float
+    warmup: int
+    evaluations: int
+    weights: Path | None = None
+    settings: str = ""
+    arm: str = "none"
+    label: str = ""
+
+    def rate(self, iteration: int) -> float:
+        """Learning rate of an iteration, counted from 0."""
+        return learning_rate(iteration, self.iterations, self.peak, self.warmup, "cosine")
+
+
+class Progress:
+    """AP of a detector on the way, and the CPU time of its training.
+
+    Args:
+        training: of the detector.
+        detector: takes and returns what torchvision's detectors do.
+    """
+
+    def __init__(self, training: Training, detector: nn.Module) -> None:
+        self._training, self._detector = training, detector
+        count = training.evaluations
+        self._due = {round(training.iterations * (step + 1) / count) for step in range(count)}
+        self._curve: list[dict[str, Any]] = []
+        self._seconds, self._started = 0.0, time.process_time()
+
+    def begin(self) -> None:
+        """Training begins now."""
+        self._started = time.process_time()
+
+    def step(self, iteration: int) -> None:
+        """An iteration, counted from 0, is done: evaluate if it is time."""
+        if iteration + 1 not in self._due:
+            return
+        self._seconds += time.process_time() - self._started
+        self._curve.append({"iteration": iteration + 1} | self._training.setup.evaluate(self._detector))
+        if self._training.label:
+            print(f"{self._training.label}, iteration {iteration + 1}: AP {self._curve[-1]['AP']:.1f}", flush=True)
+        self._started = time.process_time()
+
+    def result(self, extra_forwards: int) -> dict[str, Any]:
+        """The last measures, those on the way, and the cost of training."""
+        costs = {"extra forwards": extra_forwards, "CPU seconds": round(self._seconds, 1)}
+        return self._curve[-1] | {"curve": self._curve} | costs
+
+
 def baseline(setup: Setup, seed: int) -> Path:
     """The weights of a baseline, trained without pasting if they are not there; its AP is in the JSON beside them."""
     path = setup.out / "baselines" / f"baseline{seed}.pt"
@@ -144,78 +218,59 @@ def baseline(setup: Setup, seed: int) -> Path:
         check_same(report, wanted)
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(seed)
-    detector = setup.build()
-    warmup = min(200, setup.baseline_iterations // 8)
-
-    def rate(iteration: int) -> float:
-        return learning_rate(iteration, setup.baseline_iterations, _BASELINE_RATE, warmup, "cosine")
-
-    found = _train(setup, detector, NoPasting(), seed, setup.baseline_iterations, rate, 6, path.stem)
+    iterations = setup.baseline_iterations
+    warmup = min(200, iterations // 8)
+    found, state = _run(Training(setup, seed, iterations, _BASELINE_RATE, warmup, 6, label=path.stem))
     part = path.with_suffix(".part")
-    torch.save(detector.state_dict(), part)
+    torch.save(state, part)
     write_json(report, {"arguments": wanted, **found})
     os.replace(part, path)
     return path
 
 
-_OF_BASELINE = ("version", "data set", "detector", "baseline iterations", "batch")
+_OF_BASELINE = ("version", "framework", "data set", "detector", "baseline iterations", "batch")
 
 
 def fine_tune(setup: Setup, weights: Path, settings: str, arm: str, seed: int) -> dict[str, Any]:
     """Fine-tune a baseline by an arm; the results."""
+    length = setup.iterations, FINE_TUNING_RATE, 0, setup.evaluations
+    return _run(Training(setup, seed, *length, weights=weights, settings=settings, arm=arm))[0]
+
+
+def _run(training: Training) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Results of a training, and the detector's state."""
+    framework = training.setup.framework
+    train = _train if framework == FRAMEWORKS[0] else import_module(f"benchmarks._finetune_{framework}").train
+    found: tuple[dict[str, Any], dict[str, Any]] = train(training)
+    return found
+
+
+def _train(training: Training) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train torchvision's detector; the order of images and flips depends on the seed alone."""
+    setup, seed, iterations = training.setup, training.seed, training.iterations
     torch.manual_seed(seed)
-    detector = setup.build()
-    detector.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    training_set = setup.split("train")
+    detector, dataset = setup.build(), setup.split("train")
+    if training.weights is not None:
+        detector.load_state_dict(torch.load(training.weights, map_location="cpu", weights_only=True))
     place = (setup.data_set, setup.folder, setup.data)
-    pasting = make_pasting(arm, settings, *place, detector, training_set, seed, setup.candidates)
-
-    def rate(iteration: int) -> float:
-        return learning_rate(iteration, setup.iterations, FINE_TUNING_RATE, 0, "cosine")
-
-    return _train(setup, detector, pasting, seed, setup.iterations, rate, setup.evaluations)
-
-
-def _train(
-    setup: Setup,
-    detector: nn.Module,
-    pasting: Pasting,
-    seed: int,
-    iterations: int,
-    rate: Callable[[int], float],
-    evaluations: int,
-    label: str = "",
-) -> dict[str, Any]:
-    """Train in place; AP on the way, printed after a label if there is one, and at the end.
-
-    The order of images and flips depends on the seed alone.
-    """
+    pasting = make_pasting(training.arm, training.settings, *place, detector, dataset, seed, setup.candidates)
     optimizer = torch.optim.SGD(
-        [own for own in detector.parameters() if own.requires_grad], rate(0), momentum=0.9, weight_decay=1e-4
+        [own for own in detector.parameters() if own.requires_grad], training.rate(0), momentum=0.9, weight_decay=1e-4
     )
-    dataset = setup.split("train")
     order = TrainingOrder(len(dataset), BATCH, seed, 0, iterations, flip=DATA_SETS[setup.data_set].flip)
-    due = {round(iterations * (step + 1) / evaluations) for step in range(evaluations)}
-    curve, seconds = [], 0.0
-    detector.train()
-    started = time.process_time()
+    progress = Progress(training, detector.train())
+    progress.begin()
     for iteration, (images, targets) in enumerate(training_batches(dataset, order, 0, pin_memory=False)):
         seed_iteration(seed, iteration)
-        set_learning_rate(optimizer, rate(iteration))
+        set_learning_rate(optimizer, training.rate(iteration))
         images, targets = pasting(images, targets)
         losses = detector(images, targets)
         sum(losses.values()).backward()
         optimizer.step()
         pasting.step(losses)
         optimizer.zero_grad()
-        if iteration + 1 in due:
-            seconds += time.process_time() - started
-            curve.append({"iteration": iteration + 1} | setup.evaluate(detector))
-            if label:
-                print(f"{label}, iteration {iteration + 1}: AP {curve[-1]['AP']:.1f}", flush=True)
-            started = time.process_time()
-    return curve[-1] | {"curve": curve, "extra forwards": pasting.extra_forwards, "CPU seconds": round(seconds, 1)}
+        progress.step(iteration)
+    return progress.result(pasting.extra_forwards), detector.state_dict()
 
 
 def check_same(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,10 @@ half of the images are replaced by photographs that have nothing to do with the 
 the foregrounds is badly cut and, of several classes, a fifth mislabelled; in ``long-tail`` classes of the bank have
 ever fewer foregrounds. The arm ``none`` has no settings and is in the table of each.
 
+``--framework detectron2`` and ``mmdet`` do the same through the adapters: that framework's own detector, as close to
+torchvision's as its parts allow, its training loop and data loading, and the hook with the settings a user would write.
+Arms there: ``none``, ``random``, ``random-again``, and any policy of the library. Each framework has its own ``--out``.
+
 ``--report`` only writes ``summary.json`` and ``summary.md`` of what is finished.
 """
 
@@ -35,11 +39,13 @@ import torch
 from benchmarks import _finetune_report as report
 from benchmarks._finetune_data import DATA_SETS, prepare
 from benchmarks._finetune_oracles import CHOICES
-from benchmarks._finetune_pasting import SETTINGS, full_name
-from benchmarks._finetune_training import Setup, baseline, check_same, fine_tune, write_json
+from benchmarks._finetune_pasting import SETTINGS, full_name, policy_of
+from benchmarks._finetune_training import FRAMEWORKS, SMALL, Setup, baseline, check_same, fine_tune, write_json
 
 _SEEDS = 1000
 """More than there are fine-tuning seeds of a baseline."""
+_OF_RUN = ("settings", "arm", "baseline", "seed")
+"""What tells the runs of a setup apart."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     try:
         arms = [full_name(arm, args.choose) for arm in args.arms]
+        if args.framework != FRAMEWORKS[0]:
+            for arm in arms:
+                policy_of(arm)
     except ValueError as error:
         raise SystemExit(f"--arms: {error}") from error
     setup = _setup(args)
@@ -63,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the real data sets")
     parser.add_argument("--data-set", choices=list(DATA_SETS), required=True)
+    parser.add_argument("--framework", choices=FRAMEWORKS, default=FRAMEWORKS[0], help="default: torchvision")
     parser.add_argument("--out", type=Path, required=True, help="folder for baselines, runs and summaries")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=["right"], help="default: right")
     parser.add_argument("--arms", nargs="+", default=["none", "random", "critic"], help="default: none random critic")
@@ -85,6 +95,10 @@ def _setup(args: argparse.Namespace) -> Setup:
     kind = DATA_SETS[args.data_set]
     images = tuple(args.images) if args.images else kind.images
     side = args.side or kind.side
+    own = args.framework == FRAMEWORKS[0]
+    detector = args.detector or (kind.detector if own else SMALL)
+    if not own and detector != SMALL:
+        raise SystemExit(f"--detector: {args.framework} has {SMALL} alone, got {detector}")
     args.out.mkdir(parents=True, exist_ok=True)
     return Setup(
         data=args.data,
@@ -92,11 +106,12 @@ def _setup(args: argparse.Namespace) -> Setup:
         data_set=args.data_set,
         folder=prepare(args.data_set, args.data, args.out, images, side),
         side=side,
-        detector=args.detector or kind.detector,
+        detector=detector,
         baseline_iterations=args.baseline_iterations or kind.iterations[0],
         iterations=args.iterations or kind.iterations[1],
         evaluations=args.evaluations,
         candidates=args.candidates,
+        framework=args.framework,
     )
 
 
@@ -110,7 +125,7 @@ def _run_pair(setup: Setup, settings: Sequence[str], arms: Sequence[str], number
                 continue
             # Pairs of different baselines are independent, too: each has its own order of images and pastes.
             found = fine_tune(setup, weights, own, arm, seed + _SEEDS * number)
-            identity = {"settings": own if arm != "none" else "", "arm": arm, "baseline": number, "seed": seed}
+            identity = dict(zip(_OF_RUN, ("" if arm == "none" else own, arm, number, seed), strict=True))
             write_json(path, {"arguments": setup.arguments() | identity} | found)
             print(f"{path.stem} {own}: AP {found['AP']:.1f}, {found['CPU seconds']:.0f} s", flush=True)
 
@@ -130,7 +145,7 @@ def _finished(setup: Setup) -> dict[tuple[str, str], dict[tuple[int, int], Any]]
     runs: dict[tuple[str, str], dict[tuple[int, int], Any]] = {}
     for path in sorted((setup.out / "runs").glob("*/*.json"), key=lambda own: own.stat().st_mtime):
         own = json.loads(path.read_text())["arguments"]
-        found = check_same(path, own | setup.arguments())
+        found = check_same(path, {key: own[key] for key in _OF_RUN} | setup.arguments())
         runs.setdefault((own["settings"], own["arm"]), {})[own["baseline"], own["seed"]] = found
     return runs
 
