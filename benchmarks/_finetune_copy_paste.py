@@ -80,7 +80,7 @@ def _fitted(image: Tensor, target: Target, height: int, width: int) -> tuple[Ten
     """A sample cropped, or filled with black, to another size; objects that are cut away are left out."""
     pad = (0, width - image.shape[-1], 0, height - image.shape[-2])
     masks = F.pad(target["masks"], pad)
-    kept = masks.flatten(1).any(1)
+    kept = masks.bool().flatten(1).any(1)
     return F.pad(image, pad), {name: own[kept] for name, own in (("masks", masks), ("labels", target["labels"]))} | {
         "boxes": target["boxes"][kept]
     }

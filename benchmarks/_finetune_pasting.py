@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks._finetune_copy_paste import CopyPastePasting
 from benchmarks._finetune_data import DATA_SETS, CachedDataset, DataSet, annotation
 from benchmarks._finetune_example import as_coco
 from benchmarks._finetune_measures import Judge, Target
@@ -25,6 +26,8 @@ from terse_aug.samplers import SAMPLERS
 SETTINGS = ("right", "wide", "unrelated", "bad-masks", "long-tail")
 POLICY_ARMS = {"random": "random", "random-again": "random", "critic": "critic"}
 """Arms that are policies of the library; ``random-again`` differs from ``random`` in the seed of pasting alone."""
+WITHOUT_SETTINGS = ("none", "copy-paste")
+"""Arms that are the same whatever the settings."""
 _DAMAGED = 5  # one in so many
 _TAIL = 0.6  # each class has so many times the foregrounds of the one before it
 
@@ -81,7 +84,7 @@ class PolicyPasting:
 
 
 def split_arm(arm: str, choose: str = "transforms") -> tuple[str, str]:
-    """Name and choice of an arm such as ``agree@backgrounds``; ``random.reliable`` names policy and sampler.
+    """Name and choice of an arm such as ``agree@backgrounds``; ``random.rarity`` names policy and sampler.
 
     Raises:
         ValueError: there is no such arm or choice.
@@ -90,7 +93,7 @@ def split_arm(arm: str, choose: str = "transforms") -> tuple[str, str]:
     choice = own or choose
     oracle = measures_of(name) is not None
     policy, _, sampler = name.partition(".")
-    known = name == "none" or policy in POLICY_ARMS or policy in POLICY_SETTINGS or oracle
+    known = name in WITHOUT_SETTINGS or policy in POLICY_ARMS or policy in POLICY_SETTINGS or oracle
     known &= not sampler or sampler in SAMPLERS
     if not known or choice not in CHOICES or (own and not oracle):
         raise ValueError(f"there is no arm {arm!r}")
@@ -104,14 +107,16 @@ def full_name(arm: str, choose: str) -> str:
 
 
 def policy_of(name: str) -> tuple[str, str]:
-    """Policy and sampler of an arm that is neither ``none`` nor an oracle; of ``none`` the default ones.
+    """Policy and sampler of an arm that is no oracle; of ``none`` the default ones.
 
     Args:
         name: of the arm.
 
     Raises:
-        ValueError: it is an oracle.
+        ValueError: it is an oracle, or ``copy-paste``.
     """
+    if name == "copy-paste":
+        raise ValueError("'copy-paste' runs in torchvision alone; take none, random or another policy")
     if measures_of(name.partition("@")[0]) is not None:
         raise ValueError(f"{name!r} is an oracle, which torchvision alone has; take none, random or another policy")
     policy, _, sampler = name.partition(".")
@@ -150,6 +155,8 @@ def make_pasting(
     name, choice = split_arm(arm)
     if name == "none":
         return NoPasting()
+    if name == "copy-paste":
+        return CopyPastePasting(training_set, seed, DATA_SETS[data_set].flip)
     kind = DATA_SETS[data_set]
     pool = BackgroundPool([str(path) for path in kind.backgrounds(data)], 0.5) if settings == "unrelated" else None
     measures = measures_of(name)

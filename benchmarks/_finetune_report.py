@@ -11,7 +11,7 @@ MEASURES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 COSTS = ("extra forwards", "CPU seconds")
 Pair = tuple[int, int]
 Runs = Mapping[tuple[str, str], Mapping[Pair, Mapping[str, Any]]]
-"""By settings and arm, by baseline and seed, the results. The settings of ``none`` are empty."""
+"""By settings and arm, by baseline and seed, the results. Of arms without settings these are empty."""
 
 
 def summarise(runs: Runs, baselines: Mapping[int, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -21,7 +21,7 @@ def summarise(runs: Runs, baselines: Mapping[int, Mapping[str, Any]]) -> list[di
         arms = [arm for own, arm in runs if own in (settings, "")]
         random = runs.get((settings, "random"), {})
         for arm in dict.fromkeys(arms):
-            own = runs[("" if arm == "none" else settings, arm)]
+            own = runs.get((settings, arm)) or runs[("", arm)]
             row: dict[str, Any] = {"settings": settings, "arm": arm, "pairs": [list(pair) for pair in sorted(own)]}
             for name in (*MEASURES, *COSTS):
                 row[name] = _mean([result[name] for result in own.values()])

@@ -8,16 +8,17 @@ so that the command can be stopped and started again, and pairs or arms can be a
     python -m benchmarks.finetune --data shared/data --data-set mnist-coco --settings right wide \\
         --arms none random critic loss agree --baselines 0 1 --seeds 0 1 2 --out runs/mnist-coco
 
-Arms: ``none``, ``random``, ``random-again`` (another seed of pasting: the noise of a pair), any policy of the library,
-and oracles, which compose ``--candidates`` random composites of each image and train on the one that a measure likes
-most: ``loss``, ``class-loss``, ``box-loss``, ``ap-pasted``, ``ap-all``, ``agree``, ``agree-cosine``, ``learnable``,
-``least-overlap``, ``plausible``, see :mod:`benchmarks._finetune_measures`; ``agree+loss`` adds ranks (``agree-hard``).
+Arms: ``none``, ``copy-paste`` (mmdet's), ``random``, ``random-again`` (another seed of pasting: the noise of a pair),
+any policy of the library (``matched.rarity`` with a sampler), and oracles, which compose ``--candidates`` random
+composites of each image and train on the one that a measure likes most: ``loss``, ``class-loss``, ``box-loss``,
+``ap-pasted``, ``ap-all``, ``agree``, ``agree-cosine``, ``learnable``, ``least-overlap``, ``plausible``, see
+:mod:`benchmarks._finetune_measures`; ``agree+loss`` adds ranks (``agree-hard``).
 The candidates differ in ``--choose``, or by arm: ``agree@backgrounds``.
 
 Settings: ``right`` fit the data set; ``wide`` has scale 0.1 to 3 and rotation of 45 degrees each way; in ``unrelated``
 half of the images are replaced by photographs that have nothing to do with the data set; in ``bad-masks`` a fifth of
 the foregrounds is badly cut and, of several classes, a fifth mislabelled; in ``long-tail`` classes of the bank have
-ever fewer foregrounds. The arm ``none`` has no settings and is in the table of each.
+ever fewer foregrounds. The arms ``none`` and ``copy-paste`` have no settings and are in the table of each.
 
 ``--framework detectron2`` and ``mmdet`` do the same through the adapters: that framework's own detector, as close to
 torchvision's as its parts allow, its training loop and data loading, and the hook with the settings a user would write.
@@ -39,7 +40,7 @@ import torch
 from benchmarks import _finetune_report as report
 from benchmarks._finetune_data import DATA_SETS, prepare
 from benchmarks._finetune_oracles import CHOICES
-from benchmarks._finetune_pasting import SETTINGS, full_name, policy_of
+from benchmarks._finetune_pasting import SETTINGS, WITHOUT_SETTINGS, full_name, policy_of
 from benchmarks._finetune_training import FRAMEWORKS, SMALL, Setup, baseline, check_same, fine_tune, write_json
 
 _SEEDS = 1000
@@ -125,14 +126,14 @@ def _run_pair(setup: Setup, settings: Sequence[str], arms: Sequence[str], number
                 continue
             # Pairs of different baselines are independent, too: each has its own order of images and pastes.
             found = fine_tune(setup, weights, own, arm, seed + _SEEDS * number)
-            identity = dict(zip(_OF_RUN, ("" if arm == "none" else own, arm, number, seed), strict=True))
+            identity = dict(zip(_OF_RUN, ("" if arm in WITHOUT_SETTINGS else own, arm, number, seed), strict=True))
             write_json(path, {"arguments": setup.arguments() | identity} | found)
             print(f"{path.stem} {own}: AP {found['AP']:.1f}, {found['CPU seconds']:.0f} s", flush=True)
 
 
 def _done(setup: Setup, settings: str, arm: str, number: int, seed: int) -> Path:
     """The file of a run."""
-    folder = setup.out / "runs" / ("none" if arm == "none" else settings)
+    folder = setup.out / "runs" / ("none" if arm in WITHOUT_SETTINGS else settings)
     return folder / f"{arm}-baseline{number}-seed{seed}.json"
 
 

@@ -196,7 +196,9 @@ def test_names_of_arms(parts: SimpleNamespace) -> None:
     assert parts.pasting.full_name("agree", "all") == "agree@all"
     assert parts.pasting.full_name("agree+loss@backgrounds", "transforms") == "agree+loss@backgrounds"
     assert parts.pasting.full_name("random", "all") == "random"
-    for wrong in ("nothing", "loss@sideways", "random@all", "loss+critic"):
+    assert parts.pasting.policy_of("matched.rarity") == ("matched", "rarity")
+    assert parts.pasting.policy_of("random-again") == ("random", "uniform")
+    for wrong in ("nothing", "loss@sideways", "random@all", "loss+critic", "random.sideways", "copy-paste.rarity"):
         with pytest.raises(ValueError, match="there is no arm"):
             parts.pasting.full_name(wrong, "transforms")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from example_modules import importable
@@ -248,3 +249,32 @@ def renamed(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor
             value = value[4:]
         found[names[own] + key.removeprefix(own)] = value
     return found
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 80)])
+def test_copy_paste_is_that_of_mmdet(size: tuple[int, int]) -> None:
+    """Objects of the other image, bright here, keep their place and their mask; mmdet pastes none, some or all."""
+    need_mmdet()
+    height, width = size
+
+    def sample(value: float, corner: int, shape: tuple[int, int]) -> tuple[Tensor, dict[str, Any]]:
+        masks = torch.zeros(1, *shape, dtype=torch.uint8)
+        masks[:, corner : corner + 12, corner : corner + 12] = 1
+        box = torch.tensor([[corner, corner, corner + 12, corner + 12]], dtype=torch.float32)
+        image = torch.zeros(3, *shape) + value * masks
+        return image, {"boxes": box, "labels": torch.tensor([round(value * 10)]), "masks": masks, "image_id": corner}
+
+    with importable(Path(__file__).parents[1], "benchmarks", "detection"):
+        module = import_module("benchmarks._finetune_copy_paste")
+    pasting = module.CopyPastePasting([sample(0.9, 24, (64, 64))], 0, False)
+    before, counts = np.random.get_state()[1].tolist(), []  # noqa: NPY002 - mmdet draws from it
+    for _ in range(12):
+        (image,), (target,) = pasting(*([own] for own in sample(0.3, 4, (height, width))))
+        assert image.shape[1:] == target["masks"].shape[1:] == (height, width)
+        counts.append(len(target["labels"]))
+        assert target["labels"].tolist() == [3, 9][: counts[-1]]
+        if counts[-1] == 2:
+            assert target["boxes"][1].tolist() == [24, 24, 36, 36]
+            torch.testing.assert_close(image[:, target["masks"][1].bool()], torch.full((3, 144), 0.9))
+    assert set(counts) == {1, 2}
+    assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
