@@ -239,7 +239,7 @@ class Terse(nn.Module):
     def ahead(
         self, loader: Iterable[Any], split: Split = split_batch, join: Join = join_batch, on_cpu: Collection[str] = ()
     ) -> ComposedAhead:
-        """A data loader whose batches are composed ahead (``random``, ``matched``, ``critic``), in place of :meth:`forward`::
+        """A data loader composed ahead by ``random``, ``matched`` or ``critic``, in place of :meth:`forward`::
 
             for images, targets in terse.ahead(loader):
 
