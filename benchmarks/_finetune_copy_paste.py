@@ -82,7 +82,7 @@ def _fitted(image: Tensor, target: Target, height: int, width: int) -> tuple[Ten
     masks = F.pad(target["masks"], pad)
     kept = masks.bool().flatten(1).any(1)
     return F.pad(image, pad), {name: own[kept] for name, own in (("masks", masks), ("labels", target["labels"]))} | {
-        "boxes": target["boxes"][kept]
+        "boxes": torch.minimum(target["boxes"][kept], torch.tensor([width, height] * 2))
     }
 
 

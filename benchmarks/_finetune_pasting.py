@@ -92,9 +92,9 @@ def split_arm(arm: str, choose: str = "transforms") -> tuple[str, str]:
     name, _, own = arm.partition("@")
     choice = own or choose
     oracle = measures_of(name) is not None
-    policy, _, sampler = name.partition(".")
+    policy, dot, sampler = name.partition(".")
     known = name in WITHOUT_SETTINGS or policy in POLICY_ARMS or policy in POLICY_SETTINGS or oracle
-    known &= not sampler or sampler in SAMPLERS
+    known &= not dot or sampler in SAMPLERS
     if not known or choice not in CHOICES or (own and not oracle):
         raise ValueError(f"there is no arm {arm!r}")
     return name, choice
@@ -125,7 +125,7 @@ def policy_of(name: str) -> tuple[str, str]:
 
 def seed_of_pasting(name: str, seed: int) -> int:
     """The seed of an arm's pasting, from that of the pair."""
-    return seed + (1_000_003 if name == "random-again" else 0)
+    return seed + (1_000_003 if name.partition(".")[0] == "random-again" else 0)
 
 
 def make_pasting(

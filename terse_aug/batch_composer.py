@@ -167,11 +167,12 @@ class BatchComposer:
     ) -> Composites:
         """Composites that leave no trace; see :meth:`terse_aug.Terse.compose`."""
         batch = validate_batch(images, targets, self._planner.cache.keypoint_count)
+        planner = self._planner.for_policy(policy)
         with self._lock, torch.no_grad():
-            planned = self._planner.for_policy(policy).plan(batch, self._trainer.sampler.snapshot(), generator)
-            context = make_context(planned, self._rendering, policy, self._model, self._planner.chosen)
+            planned = planner.plan(batch, self._trainer.sampler.snapshot(), generator)
+            context = make_context(planned, self._rendering, policy, self._model, planner.chosen)
             proposal = policy.propose(context, generator, learning=False)
-            return composites_of(planned, proposal, self._planner, self._rendering, self._warn.warn_all)
+            return composites_of(planned, proposal, planner, self._rendering, self._warn.warn_all)
 
     def compose(
         self,

@@ -83,7 +83,7 @@ class Matched:
         ValueError: a value is outside its range.
     """
 
-    candidates: int = setting(32, "random transforms for a paste, from which one is drawn")
+    candidates: int = setting(32, "transforms for a paste, from which one is drawn")
 
     def __post_init__(self) -> None:
         _check_whole("candidates", self.candidates, 1)

@@ -53,7 +53,7 @@ class Terse(nn.Module):
             terse.step(losses)
 
     In evaluation mode batches pass through unchanged. The state of rank 0 resumes a distributed run; equal to the bit
-    with ``critic`` or a learning sampler it is if each rank saves and loads its own.
+    with ``matched``, ``critic`` or a learning sampler it is if each rank saves and loads its own.
 
     Args:
         bank: the foregrounds.

@@ -198,7 +198,16 @@ def test_names_of_arms(parts: SimpleNamespace) -> None:
     assert parts.pasting.full_name("random", "all") == "random"
     assert parts.pasting.policy_of("matched.rarity") == ("matched", "rarity")
     assert parts.pasting.policy_of("random-again") == ("random", "uniform")
-    for wrong in ("nothing", "loss@sideways", "random@all", "loss+critic", "random.sideways", "copy-paste.rarity"):
+    assert parts.pasting.seed_of_pasting("random-again.rarity", 3) != parts.pasting.seed_of_pasting("random.rarity", 3)
+    for wrong in (
+        "nothing",
+        "loss@sideways",
+        "random@all",
+        "loss+critic",
+        "random.sideways",
+        "random.",
+        "copy-paste.rarity",
+    ):
         with pytest.raises(ValueError, match="there is no arm"):
             parts.pasting.full_name(wrong, "transforms")
 

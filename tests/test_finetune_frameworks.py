@@ -266,7 +266,7 @@ def test_copy_paste_is_that_of_mmdet(size: tuple[int, int]) -> None:
 
     with importable(Path(__file__).parents[1], "benchmarks", "detection"):
         module = import_module("benchmarks._finetune_copy_paste")
-    pasting = module.CopyPastePasting([sample(0.9, 24, (64, 64))], 0, False)
+    pasting = module.CopyPastePasting([sample(0.9, 40, (64, 64))], 0, False)
     before, counts = np.random.get_state()[1].tolist(), []  # noqa: NPY002 - mmdet draws from it
     for _ in range(12):
         (image,), (target,) = pasting(*([own] for own in sample(0.3, 4, (height, width))))
@@ -274,7 +274,8 @@ def test_copy_paste_is_that_of_mmdet(size: tuple[int, int]) -> None:
         counts.append(len(target["labels"]))
         assert target["labels"].tolist() == [3, 9][: counts[-1]]
         if counts[-1] == 2:
-            assert target["boxes"][1].tolist() == [24, 24, 36, 36]
-            torch.testing.assert_close(image[:, target["masks"][1].bool()], torch.full((3, 144), 0.9))
+            bottom = min(52, height)  # cut off with the image that it is from
+            assert target["boxes"][1].tolist() == [40, 40, 52, bottom]
+            torch.testing.assert_close(image[:, target["masks"][1].bool()], torch.full((3, 12 * (bottom - 40)), 0.9))
     assert set(counts) == {1, 2}
     assert np.random.get_state()[1].tolist() == before  # noqa: NPY002

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from factories import all_equal, every_image, make_bank, make_batch, make_foregr
 from torch import Tensor
 
 from terse_aug import PARAMETERS, BackgroundPool, ForegroundBank, PasteConfig, Terse, TransformRanges
-from terse_aug.policies import Matched, MatchedPolicy
+from terse_aug.policies import Critic, Matched, MatchedPolicy, PolicyContext, make_policy
 from terse_aug.policies.matched import BoxMemory
 from terse_aug.policies.real_objects import RealObjects, overlap_fractions
 from terse_aug.preview import Sample, learn_boxes
@@ -180,12 +181,43 @@ def test_pastes_overlap_other_objects_no_more_often_than_real_ones_do(bank: Fore
     assert metrics["dropped/paste_overlaps"] < 30 if overlapping else metrics["dropped/paste_overlaps"] > 50
 
 
+def test_pastes_overlap_as_often_as_real_objects_where_room_is_scarce() -> None:
+    """Chosen boxes overlap in four of five cases, real ones in one of five: what is left does as often."""
+    generator = torch.Generator().manual_seed(0)
+    policy = MatchedPolicy(Matched(candidates=1))
+    corner = torch.rand(200, 2, generator=generator) * 0.5
+    boxes, none = torch.cat([corner, corner + 0.4], 1), torch.zeros(200, dtype=torch.long)
+    policy.real.add(boxes, (torch.arange(200) % 5 == 0).long() * 5, none)
+    overlapped = 0, 0
+    for _ in range(60):
+        others = RealObjects(torch.tensor([[0.0, 0, 0.8, 1]]).repeat(10, 1), none[:10], torch.arange(10))
+        inside = torch.rand(1, 10, 1, generator=generator) < 0.8
+        chosen = torch.where(inside, torch.tensor([0.0, 0.2, 0.8, 0.6]), torch.tensor([0.8, 0.2, 1.0, 0.6]))
+        context = PolicyContext(torch.arange(10), 10, none[:10], boxes=lambda unit: chosen.repeat(len(unit), 1, 1))  # noqa: B023
+        proposal = policy.propose(dataclasses.replace(context, real=others), generator, False)
+        kept = inside[0, :, 0] if proposal.rows is None else inside[0, proposal.rows, 0]
+        policy.chosen.add(*proposal.replay_data[6:])
+        overlapped = overlapped[0] + int(kept.sum()), overlapped[1] + len(kept)
+    assert overlapped[0] / overlapped[1] == pytest.approx(0.2, abs=0.06)
+    assert overlapped[1] < 200
+
+
 def test_overlaps_are_relative_to_the_smaller_box_and_to_others_of_the_image() -> None:
     boxes = torch.tensor([[0.0, 0, 0.4, 0.4], [0.2, 0, 0.3, 0.1], [0.5, 0.5, 0.9, 0.9], [0, 0, 0.4, 0.4]])
     objects = RealObjects(boxes, torch.ones(4, dtype=torch.long), torch.tensor([0, 0, 0, 1]))
     assert objects.overlaps().tolist() == pytest.approx([1, 1, 0, 0])
     half = torch.tensor([[0.2, 0.0, 0.6, 0.4]])
     assert overlap_fractions(half, boxes)[0].tolist() == pytest.approx([0.5, 1, 0, 0.5], abs=1e-6)
+
+
+def test_a_composition_by_another_policy_keeps_what_is_behind_its_pastes(bank: ForegroundBank) -> None:
+    """The policies draw different numbers of foregrounds for a paste."""
+    paste = every_image(objects=(2, 2), occluded_object_probability=1.0)
+    policies: list[Any] = ["random", Critic(foreground_candidates=4)]
+    for own, other in (policies, policies[::-1]):
+        found = Terse(bank, own, paste=paste, seed=1).compose(*street(0), policy=make_policy(other, 0))
+        assert found.dropped["paste_overlaps"] == 0
+        assert [sum(one.number is None for one in pastes) for pastes in found.pastes] == [2, 2, 2]
 
 
 def test_an_object_behind_a_paste_that_is_left_out_is_left_out_too(bank: ForegroundBank) -> None:
@@ -218,6 +250,12 @@ def test_a_resumed_run_pastes_what_the_run_before_would_have(bank: ForegroundBan
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert all_equal(before + train(resumed, range(5, 8)), expected)
     assert all_equal(*(list(run.state_dict().values()) for run in (resumed, whole)))
+
+
+def test_copies_for_batches_ahead_do_not_pile_up_without_steps(bank: ForegroundBank) -> None:
+    terse = make(bank)
+    for _ in terse.ahead([street(number) for number in range(12)]):
+        assert len(terse.trainer.acting._coming) <= 3
 
 
 def test_what_is_learned_reaches_batches_composed_ahead(bank: ForegroundBank) -> None:
@@ -255,9 +293,11 @@ def test_objects_as_small_as_a_point_do_no_harm(bank: ForegroundBank) -> None:
     images, targets = make_batch(sizes=SIZES)
     dot = torch.tensor([[5.0, 5, 5.001, 5.001]]).repeat(40, 1)
     for _ in range(3):
-        _, found = terse(images, [{"boxes": dot, "labels": torch.ones(40, dtype=torch.long)} for _ in targets])
+        terse(images, [{"boxes": dot, "labels": torch.ones(40, dtype=torch.long)} for _ in targets])
+        units = [paste.unit for pastes in terse.pastes for paste in pastes]
+        assert all(bool(((unit >= 0) & (unit <= 1)).all()) for unit in units)
         terse.step(torch.tensor(1.0))
-        assert all(target["boxes"].isfinite().all() for target in found)
+    assert int(terse.policy.real.count) == 3 * 40 * len(SIZES)  # type: ignore[union-attr]  # a MatchedPolicy
 
 
 def test_paste_config_without_objects_pastes_nothing(bank: ForegroundBank) -> None:

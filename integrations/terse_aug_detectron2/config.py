@@ -21,7 +21,7 @@ GENERAL_KEYS: Keys = {
     "SEED": (-1, "of everything drawn; -1: cfg.SEED, or a fresh one if that is negative too"),
     "COMPOSE_AHEAD": (
         True,
-        "make composites before they are needed: in the loader's workers (random) or a thread (critic)",
+        "make composites before they are needed: in the loader's workers (random) or a thread (matched, critic)",
     ),
     "DROP_UNKNOWN_CLASSES": (False, "leave out foregrounds of classes that the data set does not have; else an error"),
     "LOSS_SCALE": (1.0, "factor of each loss before backward in your own loop: 1 / n to accumulate n batches"),

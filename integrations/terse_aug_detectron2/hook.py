@@ -61,7 +61,7 @@ class TerseHook(TrainingHook, HookBase):
         log_period: iterations between two logs of the metrics under ``terse_aug/``; 0 for none.
         image_period: iterations between two images of composites; 0 for none.
         compose_ahead: make composites before the training process needs them: in the data loader's workers
-            (``random``), or by a thread (``critic``). Else in the training loop, on the model's device.
+            (``random``), or by a thread (``matched``, ``critic``). Else in the training loop, on the model's device.
         settings: ``paste``, ``sampler``, ``backgrounds``, ``distractors`` and ``robustness``, see
             :class:`terse_aug.integration.TerseSettings`.
 

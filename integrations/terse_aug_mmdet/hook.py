@@ -55,7 +55,7 @@ class TerseHook(TrainingHook, Hook):
         interval: iterations between two logs of the metrics under ``train/terse_aug/``; 0 for none.
         image_interval: iterations between two images of composites for the visualizer; 0 for none.
         compose_ahead: make composites before the training process needs them: in the data loader's workers
-            (``random``), or by a thread (``critic``). Else in the training loop, on the model's device.
+            (``random``), or by a thread (``matched``, ``critic``). Else in the training loop, on the model's device.
         settings: ``paste``, ``sampler``, ``backgrounds``, ``distractors`` and ``robustness``, see
             :class:`terse_aug.integration.TerseSettings`.
 
@@ -114,7 +114,7 @@ class TerseHook(TrainingHook, Hook):
         if terse.policy.needs_model and runner.distributed:
             raise ValueError(
                 "policy 'best-of-n' needs the loss of single images, which many of MMDetection's heads average over "
-                "all ranks: with several processes use critic, adversarial or random"
+                "all ranks: with several processes use matched, critic, adversarial or random"
             )
         if runner.iter > 0:
             self.load(self.saved_state, runner.logger)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from terse_aug.preview import (
     STATE_KEY,
     Facts,
     LabelledImages,
-    RejectionCounts,
     SavedPolicy,
     learn_boxes,
     open_coco,
@@ -84,8 +82,8 @@ def _preview(arguments: argparse.Namespace) -> int:
         data = _open_data(arguments)
         terse = _terse(arguments, bank, data, policy, paste)
         if policy.uses_boxes and saved is None:
-            # What cannot be read is counted when it is shown.
-            learn_boxes(terse, replace(data, dropped=RejectionCounts()).choose(_IMAGES_WITH_BOXES, arguments.seed))
+            # From data of its own, so that what is left out there is not counted.
+            learn_boxes(terse, _open_data(arguments).choose(_IMAGES_WITH_BOXES, arguments.seed))
         samples = data.choose(arguments.count, arguments.seed)
         if arguments.image_size is not None:
             samples = (resize_sample(sample, arguments.image_size) for sample in samples)
@@ -203,7 +201,7 @@ def _facts(
     bank, name = terse.bank, _policy_name(settings)
     trained = f", state {arguments.state}" if arguments.state else " (not trained: no --state)"
     if terse.policy.uses_boxes and not arguments.state:
-        trained = f" (boxes of up to {_IMAGES_WITH_BOXES} of the images)"
+        trained = f" (learned from up to {_IMAGES_WITH_BOXES} of the images)"
     about = {
         "bank": f"{arguments.bank} ({len(bank)} foregrounds of {listed(bank.categories.values())})",
         "images": f"{data.origin} ({shown} of {len(data.names)})",

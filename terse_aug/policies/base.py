@@ -156,7 +156,8 @@ class Policy(nn.Module):
     uses_views = False
     """Whether ``propose`` calls ``context.views``."""
     uses_boxes = False
-    """Whether ``propose`` uses boxes of candidates and of real objects; :meth:`add_boxes` is called after it."""
+    """Whether ``propose`` uses boxes of candidates and of real objects; :meth:`add_boxes` is then called with the
+    proposal of each batch that is trained on."""
     needs_model = False
     """Whether ``propose`` calls ``context.detector_loss``."""
     in_workers = False

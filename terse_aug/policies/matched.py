@@ -3,8 +3,8 @@
 Of some random transforms one is drawn so that the bounding boxes of pastes are distributed like those of real objects
 of the class: with probability ~ density of its box among real boxes / density among random ones (sampling importance
 resampling, Rubin 1987). Where random boxes are distributed like real ones, nothing is chosen; where ranges are wide,
-much is. Pastes that overlap other objects more than real objects overlap each other are left out. There is no
-network and no forward of the detector.
+much is. Pastes are left out at random, so that they overlap other objects no more often than real objects overlap each
+other (rejection sampling). There is no network and no forward of the detector.
 Shape letters: C candidates, M pastes, P transform parameters, n boxes.
 """
 
@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from terse_aug.config import Matched
 from terse_aug.policies.base import Policy, PolicyContext, Proposal, uniform_proposal
@@ -41,10 +42,10 @@ class BoxMemory(nn.Module):
 
     def __init__(self, capacity: int) -> None:
         super().__init__()
-        self.register_buffer("boxes", torch.zeros(capacity, 4))
-        self.register_buffer("bins", torch.zeros(capacity, dtype=torch.long))
-        self.register_buffer("labels", torch.zeros(capacity, dtype=torch.long))
-        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+        self.register_buffer("boxes", torch.zeros(capacity, 4, device="cpu"))
+        self.register_buffer("bins", torch.zeros(capacity, dtype=torch.long, device="cpu"))
+        self.register_buffer("labels", torch.zeros(capacity, dtype=torch.long, device="cpu"))
+        self.register_buffer("count", torch.zeros((), dtype=torch.long, device="cpu"))
         self.boxes: Tensor
         self.bins: Tensor
         self.labels: Tensor
@@ -66,9 +67,7 @@ class BoxMemory(nn.Module):
         rows = torch.arange(self._known())
         if label is not None:
             rows = rows[self.labels[: len(rows)] == label]
-        if len(rows) > _MOST:
-            rows = rows[torch.arange(_MOST) * len(rows) // _MOST]
-        return box_features(self.boxes[rows])
+        return box_features(self.boxes[_thinned(rows)])
 
     def frequencies(self) -> Tensor:
         """Of the bins of overlap, float ``[6]``, above 0: one more box is counted in each."""
@@ -111,9 +110,12 @@ class MatchedPolicy(Policy):
 
     def add_boxes(self, proposal: Proposal) -> None:
         """See :meth:`Policy.add_boxes`."""
-        rows = iter(proposal.replay_data)
-        for memory, boxes in zip((self.real, self.random, self.chosen), rows, strict=False):
-            memory.add(boxes, next(rows), next(rows))
+        data = proposal.replay_data
+        if data:
+            self.real.add(*data[:3])
+        if len(data) > 3:
+            self.random.add(*data[3:6])
+            self.chosen.add(*data[6:])
 
     def propose(self, context: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
         """See :meth:`Policy.propose`."""
@@ -127,10 +129,11 @@ class MatchedPolicy(Policy):
         known = {label: self._known(label) for label in sorted(set(context.labels.tolist()))}
         units, boxes = self._candidates(context, known, generator)
         log_weights = torch.empty(units.shape[:2])
-        for label, samples in known.items():
-            own = context.labels == label
-            features = box_features(boxes[:, own])
-            log_weights[:, own] = _log_ratio(features.flatten(0, 1), *samples).view(features.shape[:2])
+        with torch.autocast("cpu", enabled=False):
+            for label, samples in known.items():
+                own = context.labels == label
+                features = box_features(boxes[:, own])
+                log_weights[:, own] = _log_ratio(features.flatten(0, 1), *samples).view(features.shape[:2])
         draws = torch.rand(2, pastes, generator=generator)
         bins, chosen, kept = self._chosen(boxes, log_weights, context.image_of, real, draws)
         every = torch.arange(pastes)
@@ -146,7 +149,7 @@ class MatchedPolicy(Policy):
     def _candidates(
         self, context: PolicyContext, known: Mapping[int, tuple[Tensor, Tensor]], generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Transforms float ``[C, M, P]`` and their boxes ``[C, M, 4]``; ``known`` as of :meth:`_known`, by label."""
+        """Transforms float ``[C, M, P]`` and their boxes ``[C, M, 4]``, clipped; ``known`` as of :meth:`_known`."""
         assert context.boxes is not None
         pastes = len(context.labels)
         units = torch.rand(self.candidates, pastes, len(PARAMETERS), generator=generator)
@@ -155,12 +158,13 @@ class MatchedPolicy(Policy):
         ends[0][..., _POSITION], ends[1][..., _POSITION] = 0.0, 1.0
         # A box moves linearly with the translation, and does not change its size.
         first, last = context.boxes(ends.flatten(0, 1)).view(2, *units.shape[:2], 4)
-        for paste, label in enumerate(context.labels.tolist()):
-            real, _ = known[label]
-            moved = real[(places[:, paste] * len(real)).long()]
-            own = slice(len(places)), paste
-            units[own][:, _POSITION] = _translation(first[own], last[own], moved)
-        return units, first + units[..., [*_POSITION, *_POSITION]] * (last - first)
+        half = slice(len(places))
+        for label, (real, _) in known.items():
+            own = context.labels == label
+            wanted = real[(places[:, own] * len(real)).long()]
+            units[half, own, _POSITION[0] : _POSITION[1] + 1] = _translation(first[half, own], last[half, own], wanted)
+        # Clipped, as those of real objects are.
+        return units, (first + units[..., [*_POSITION, *_POSITION]] * (last - first)).clamp(0, 1)
 
     def _chosen(
         self, boxes: Tensor, log_weights: Tensor, image_of: Tensor, real: RealObjects, draws: Tensor
@@ -168,7 +172,7 @@ class MatchedPolicy(Policy):
         """Choose a candidate for each paste, one paste after the other.
 
         Args:
-            boxes: of the candidates, float ``[C, M, 4]``.
+            boxes: of the candidates, float ``[C, M, 4]`` within [0, 1].
             log_weights: of their sizes and places ``[C, M]``.
             image_of: int64 ``[M]``.
             real: objects of the batch.
@@ -178,22 +182,22 @@ class MatchedPolicy(Policy):
             The bins of overlap ``[C, M]``, the chosen candidates ``[M]``, and which pastes are not left out.
         """
         natural = self.real.frequencies()
-        ratio = natural / self.random.frequencies()
-        # Of overlaps as large or larger; 1 for none, so that only pastes that overlap too often are left out.
-        accepted = _tail(natural) / _tail(self.chosen.frequencies())
+        ratio, chosen_before = natural / self.random.frequencies(), self.chosen.frequencies()
+        # Relative to pastes that overlap nothing, which are never left out.
+        accepted = (natural / natural[0]) / (chosen_before / chosen_before[0])
         bins, chosen = torch.empty(log_weights.shape, dtype=torch.long), torch.empty(len(image_of), dtype=torch.long)
         placed: dict[int, Tensor] = {}
         kept = []
         for paste, image in enumerate(image_of.tolist()):
             others = placed.setdefault(image, real.boxes[real.image_of == image])
-            overlaps = overlap_fractions(boxes[:, paste].clamp(0, 1), others)
+            overlaps = overlap_fractions(boxes[:, paste], others)
             bins[:, paste] = _bins(overlaps.amax(1)) if len(others) else 0
             weights = (log_weights[:, paste] + ratio[bins[:, paste]].log()).softmax(0)
             best = int((weights.cumsum(0) < draws[0, paste]).sum().clamp(max=self.candidates - 1))
             chosen[paste] = best
             if draws[1, paste] < accepted[bins[best, paste]]:
                 kept.append(paste)
-                placed[image] = torch.cat([others, boxes[best, paste][None].clamp(0, 1)])
+                placed[image] = torch.cat([others, boxes[best, paste][None]])
         return bins, chosen, torch.tensor(kept, dtype=torch.long)
 
     def _known(self, label: int) -> tuple[Tensor, Tensor]:
@@ -208,11 +212,6 @@ def box_features(boxes: Tensor) -> Tensor:
     """Logarithms of width and height, center across and lower edge of boxes, float ``[..., 4]``."""
     size = (boxes[..., 2:] - boxes[..., :2]).clamp(min=_LEAST).log()
     return torch.cat([size, (boxes[..., :1] + boxes[..., 2:3]) / 2, boxes[..., 3:]], -1)
-
-
-def _tail(frequencies: Tensor) -> Tensor:
-    """Of each bin and those after it."""
-    return frequencies.flip(0).cumsum(0).flip(0)
 
 
 def _bins(overlaps: Tensor) -> Tensor:
@@ -236,11 +235,20 @@ def _log_ratio(points: Tensor, real: Tensor, random: Tensor) -> Tensor:
     """Log of the density of features ``[n, 4]`` among real ones, minus that among random ones and themselves."""
     # Scott (1992): n ** (-1 / (d + 4)) standard deviations in d dimensions. The same for both, so that their bias is.
     bandwidth = real.std(0).clamp(min=_LEAST) * len(real) ** (-1 / 8)
-    samples = torch.cat([points, random])
-    return _log_density(points / bandwidth, real / bandwidth) - _log_density(points / bandwidth, samples / bandwidth)
+    center = real.mean(0)
+    scaled, real, random = ((own - center) / bandwidth for own in (points, real, torch.cat([points, random])))
+    among_real = _exponents(scaled, real).logsumexp(1) - math.log(len(real))
+    random = _thinned(random)
+    # Its own kernel, of exponent 0, so that no point is infinitely rare.
+    among_random = F.pad(_exponents(scaled, random), (0, 1)).logsumexp(1) - math.log(len(random) + 1)
+    return among_real - among_random
 
 
-def _log_density(points: Tensor, samples: Tensor) -> Tensor:
-    # Minus half of the squared distances.
-    exponents = points @ samples.T - points.square().sum(1, keepdim=True) / 2 - samples.square().sum(1) / 2
-    return exponents.logsumexp(1) - math.log(len(samples))
+def _exponents(points: Tensor, samples: Tensor) -> Tensor:
+    """Minus half of the squared distances, float ``[n, m]``."""
+    return points @ samples.T - points.square().sum(1, keepdim=True) / 2 - samples.square().sum(1) / 2
+
+
+def _thinned(rows: Tensor) -> Tensor:
+    """At most 256 rows, evenly."""
+    return rows if len(rows) <= _MOST else rows[torch.arange(_MOST) * len(rows) // _MOST]

@@ -52,9 +52,11 @@ class RealObjects:
 
     def overlaps(self) -> Tensor:
         """:func:`overlap_fractions` of each object with the others of its image, float ``[n]``."""
-        apart = self.image_of[:, None] != self.image_of[None]
-        apart.fill_diagonal_(True)
-        return overlap_fractions(self.boxes, self.boxes).masked_fill(apart, 0).amax(1) if len(apart) else torch.zeros(0)
+        found = [torch.zeros(0)]
+        for image in sorted(set(self.image_of.tolist())):
+            boxes = self.boxes[self.image_of == image]
+            found.append(overlap_fractions(boxes, boxes).fill_diagonal_(0).amax(1))
+        return torch.cat(found)
 
 
 def overlap_fractions(boxes: Tensor, others: Tensor) -> Tensor:

@@ -135,7 +135,6 @@ def learn_boxes(terse: Terse, samples: Iterable[Sample]) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TerseWarning)
             terse([sample.image], [sample.target])
-            terse.step(None)
 
 
 def _pair(

@@ -25,6 +25,7 @@ _REASONS = {
     "paste_hidden": "pasted objects hidden or cut off beyond min_visibility: no label",
     "paste_too_small": "pastes smaller than min_side: left out",
     "paste_outside": "pastes outside the image: left out",
+    "paste_overlaps": "pastes that policy matched leaves out: real objects overlap less often",
     "distractor_not_shown": "distractors outside the image or smaller than min_side: left out",
     "background_unreadable": "backgrounds that cannot be read: the original image is kept",
     "decoy_without_background": "decoys without a place free of objects: left out",

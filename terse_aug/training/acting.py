@@ -96,7 +96,7 @@ class ActingPolicy(nn.Module):
         if self._copy is not None:
             # Of those that have arrived only the last can be of use.
             arrived = sum(iteration - made >= _DELAY for made, _ in self._coming)
-            self._coming = self._coming[max(arrived - 1, 0) :]
+            self._coming = [own for own in self._coming[max(arrived - 1, 0) :] if own[0] != iteration]
             self._coming.append((iteration, Reading(_acting_state(self._trained[0]))))
 
     def _set(self, values: list[Tensor]) -> None:
