@@ -13,20 +13,17 @@ from terse_aug import ForegroundBank, Robustness, Terse
 from terse_aug.models import ClassifierAdapter
 
 
-@pytest.mark.parametrize("policy", ["random", "matched", "adversarial"])
+@pytest.mark.parametrize("policy", ["random", "adversarial"])
 def test_composites_and_the_update_under_autocast_are_those_without(tiny_bank: ForegroundBank, policy: str) -> None:
     """Matrix products in bfloat16 would move pastes by pixels."""
     seen = []
     for enabled in (False, True):
         terse = make_terse(tiny_bank, policy, discriminator_weight=0.1)
-        if policy == "matched":  # it needs real boxes first
-            terse(*make_batch(2, objects=12))
-            terse.step(1.0)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             images, targets = terse(*make_batch())
             composites = terse.compose(*make_batch(1))
         assert all(image.dtype == torch.float32 for image in images)
-        losses = backward(RampLoss()(images, targets)) if policy != "matched" else 1.0
+        losses = backward(RampLoss()(images, targets))
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             terse.step(losses)
         boxes = [target["boxes"] for target in targets]

@@ -252,6 +252,14 @@ def test_a_resumed_run_pastes_what_the_run_before_would_have(bank: ForegroundBan
     assert all_equal(*(list(run.state_dict().values()) for run in (resumed, whole)))
 
 
+def test_autocast_changes_nothing(bank: ForegroundBank) -> None:
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            found.append(pasted(make(bank), range(8))[0])
+    assert torch.equal(*found)
+
+
 def test_copies_for_batches_ahead_do_not_pile_up_without_steps(bank: ForegroundBank) -> None:
     terse = make(bank)
     for _ in terse.ahead([street(number) for number in range(12)]):
