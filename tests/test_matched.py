@@ -14,7 +14,7 @@ from torch import Tensor
 
 from terse_aug import PARAMETERS, BackgroundPool, ForegroundBank, PasteConfig, Terse, TransformRanges
 from terse_aug.policies import Critic, Matched, MatchedPolicy, PolicyContext, make_policy
-from terse_aug.policies.matched import BoxMemory
+from terse_aug.policies.matched import BoxMemory, box_features
 from terse_aug.policies.real_objects import RealObjects, overlap_fractions
 from terse_aug.preview import Sample, learn_boxes
 
@@ -139,9 +139,9 @@ def test_the_oldest_boxes_are_forgotten() -> None:
     for label, count in ((1, 15), (2, 15), (3, 45), (4, 5)):
         corner = torch.full((count, 2), label / 10)
         labels = torch.full((count,), label)
-        memory.add(torch.cat([corner, corner + 0.1], 1), labels, labels)
+        memory.add(box_features(torch.cat([corner, corner + 0.1], 1)), labels, labels)
     assert sorted(memory.labels.tolist()) == [3] * 15 + [4] * 5
-    assert [len(memory.features(label)) for label in (None, 2, 3, 4)] == [20, 0, 15, 5]
+    assert [len(memory.of_class(label)) for label in (None, 2, 3, 4)] == [20, 0, 15, 5]
     assert memory.frequencies().tolist() == pytest.approx([own / 26 for own in (1, 1, 1, 16, 6, 1)])
     with pytest.raises(ValueError, match="capacity: expected at least 1, got 0"):
         MatchedPolicy(capacity=0)
@@ -187,7 +187,7 @@ def test_pastes_overlap_as_often_as_real_objects_where_room_is_scarce() -> None:
     policy = MatchedPolicy(Matched(candidates=1))
     corner = torch.rand(200, 2, generator=generator) * 0.5
     boxes, none = torch.cat([corner, corner + 0.4], 1), torch.zeros(200, dtype=torch.long)
-    policy.real.add(boxes, (torch.arange(200) % 5 == 0).long() * 5, none)
+    policy.real.add(box_features(boxes), (torch.arange(200) % 5 == 0).long() * 5, none)
     overlapped = 0, 0
     for _ in range(60):
         others = RealObjects(torch.tensor([[0.0, 0, 0.8, 1]]).repeat(10, 1), none[:10], torch.arange(10))

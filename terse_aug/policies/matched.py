@@ -34,7 +34,7 @@ _POSITION = [PARAMETERS.index("translate_x"), PARAMETERS.index("translate_y")]
 
 
 class BoxMemory(nn.Module):
-    """The most recent boxes, each with the bin of its overlap and its label.
+    """The most recent boxes, as :func:`box_features`, each with the bin of its overlap and its label.
 
     Args:
         capacity: how many.
@@ -42,11 +42,11 @@ class BoxMemory(nn.Module):
 
     def __init__(self, capacity: int) -> None:
         super().__init__()
-        self.register_buffer("boxes", torch.zeros(capacity, 4, device="cpu"))
+        self.register_buffer("features", torch.zeros(capacity, 4, device="cpu"))
         self.register_buffer("bins", torch.zeros(capacity, dtype=torch.long, device="cpu"))
         self.register_buffer("labels", torch.zeros(capacity, dtype=torch.long, device="cpu"))
         self.register_buffer("count", torch.zeros((), dtype=torch.long, device="cpu"))
-        self.boxes: Tensor
+        self.features: Tensor
         self.bins: Tensor
         self.labels: Tensor
         self.count: Tensor
@@ -55,19 +55,19 @@ class BoxMemory(nn.Module):
         """Stays on the CPU, where transforms are proposed."""
         return self
 
-    def add(self, boxes: Tensor, bins: Tensor, labels: Tensor) -> None:
-        """Add boxes float ``[n, 4]``, bins and labels int64 ``[n]``; the oldest are overwritten."""
-        start = max(len(boxes) - len(self.boxes), 0)
-        places = (torch.arange(len(boxes) - start) + self.count) % len(self.boxes)
-        self.boxes[places], self.bins[places], self.labels[places] = boxes[start:], bins[start:], labels[start:]
+    def add(self, features: Tensor, bins: Tensor, labels: Tensor) -> None:
+        """Add features float ``[n, 4]``, bins and labels int64 ``[n]``; the oldest are overwritten."""
+        start = max(len(labels) - len(self.labels), 0)
+        places = (torch.arange(len(labels) - start) + self.count) % len(self.labels)
+        self.features[places], self.bins[places], self.labels[places] = features[start:], bins[start:], labels[start:]
         self.count += len(places)
 
-    def features(self, label: int | None = None) -> Tensor:
-        """:func:`box_features` float ``[n, 4]`` of a class, or of all; of more than 256 some, evenly over time."""
+    def of_class(self, label: int | None) -> Tensor:
+        """Features float ``[n, 4]`` of a class, or of all (``None``); of more than 256 some, evenly over time."""
         rows = torch.arange(self._known())
         if label is not None:
             rows = rows[self.labels[: len(rows)] == label]
-        return box_features(self.boxes[_thinned(rows)])
+        return self.features[_thinned(rows)]
 
     def frequencies(self) -> Tensor:
         """Of the bins of overlap, float ``[6]``, above 0: one more box is counted in each."""
@@ -75,7 +75,7 @@ class BoxMemory(nn.Module):
         return counts / counts.sum()
 
     def _known(self) -> int:
-        return min(int(self.count), len(self.boxes))
+        return min(int(self.count), len(self.labels))
 
 
 class MatchedPolicy(Policy):
@@ -121,29 +121,29 @@ class MatchedPolicy(Policy):
         """See :meth:`Policy.propose`."""
         assert context.real is not None
         real, pastes = context.real, len(context.image_of)
-        seen = (real.boxes, _bins(real.overlaps()), real.labels)
+        seen = (box_features(real.boxes), _bins(real.overlaps()), real.labels)
         if not pastes or int(self.real.count) < _FEWEST:
             proposal = uniform_proposal(pastes, generator)
             proposal.replay_data = seen
             return proposal
         known = {label: self._known(label) for label in sorted(set(context.labels.tolist()))}
         units, boxes = self._candidates(context, known, generator)
-        log_weights = torch.empty(units.shape[:2])
+        features, log_weights = box_features(boxes), torch.empty(units.shape[:2])
         with torch.autocast("cpu", enabled=False):
             for label, samples in known.items():
                 own = context.labels == label
-                features = box_features(boxes[:, own])
-                log_weights[:, own] = _log_ratio(features.flatten(0, 1), *samples).view(features.shape[:2])
+                points = features[:, own]
+                log_weights[:, own] = _log_ratio(points.flatten(0, 1), *samples).view(points.shape[:2])
         draws = torch.rand(2, pastes, generator=generator)
         bins, chosen, kept = self._chosen(boxes, log_weights, context.image_of, real, draws)
         every = torch.arange(pastes)
         labels = context.labels.repeat(self.candidates)
-        own_box = (boxes[chosen, every], bins[chosen, every], context.labels)
+        own_box = (features[chosen, every], bins[chosen, every], context.labels)
         return Proposal(
             units[chosen, every][kept],
             torch.zeros(len(kept)),
             rows=kept if len(kept) < pastes else None,
-            replay_data=(*seen, boxes.flatten(0, 1), bins.flatten(), labels, *own_box),
+            replay_data=(*seen, features.flatten(0, 1), bins.flatten(), labels, *own_box),
         )
 
     def _candidates(
@@ -158,11 +158,11 @@ class MatchedPolicy(Policy):
         ends[0][..., _POSITION], ends[1][..., _POSITION] = 0.0, 1.0
         # A box moves linearly with the translation, and does not change its size.
         first, last = context.boxes(ends.flatten(0, 1)).view(2, *units.shape[:2], 4)
-        half = slice(len(places))
+        wanted = torch.empty(*places.shape, 2)
         for label, (real, _) in known.items():
             own = context.labels == label
-            wanted = real[(places[:, own] * len(real)).long()]
-            units[half, own, _POSITION[0] : _POSITION[1] + 1] = _translation(first[half, own], last[half, own], wanted)
+            wanted[:, own] = real[(places[:, own] * len(real)).long()][..., 2:]
+        units[: len(places)][..., _POSITION] = _translation(first[: len(places)], last[: len(places)], wanted)
         # Clipped, as those of real objects are.
         return units, (first + units[..., [*_POSITION, *_POSITION]] * (last - first)).clamp(0, 1)
 
@@ -202,16 +202,20 @@ class MatchedPolicy(Policy):
 
     def _known(self, label: int) -> tuple[Tensor, Tensor]:
         """Features of real and of random boxes of a class, or of all."""
-        real = self.real.features(label)
+        real = self.real.of_class(label)
         if len(real) >= _FEWEST:
-            return real, self.random.features(label)
-        return self.real.features(), self.random.features()
+            return real, self.random.of_class(label)
+        return self.real.of_class(None), self.random.of_class(None)
 
 
 def box_features(boxes: Tensor) -> Tensor:
     """Logarithms of width and height, center across and lower edge of boxes, float ``[..., 4]``."""
-    size = (boxes[..., 2:] - boxes[..., :2]).clamp(min=_LEAST).log()
-    return torch.cat([size, (boxes[..., :1] + boxes[..., 2:3]) / 2, boxes[..., 3:]], -1)
+    return torch.cat([(boxes[..., 2:] - boxes[..., :2]).clamp(min=_LEAST).log(), _place(boxes)], -1)
+
+
+def _place(boxes: Tensor) -> Tensor:
+    """Center across and lower edge of boxes, float ``[..., 2]``."""
+    return torch.cat([(boxes[..., :1] + boxes[..., 2:3]) / 2, boxes[..., 3:]], -1)
 
 
 def _bins(overlaps: Tensor) -> Tensor:
@@ -219,16 +223,17 @@ def _bins(overlaps: Tensor) -> Tensor:
     return torch.bucketize(overlaps, _OVERLAPS)
 
 
-def _translation(first: Tensor, last: Tensor, features: Tensor) -> Tensor:
-    """Translations, float ``[..., 2]`` in [0, 1], that move boxes to the place of others, as near as is allowed.
+def _translation(first: Tensor, last: Tensor, place: Tensor) -> Tensor:
+    """Translations, float ``[..., 2]`` in [0, 1], that move boxes to a place, as near as is allowed.
 
     Args:
         first: boxes at translation 0, float ``[..., 4]``.
         last: at translation 1.
-        features: of the others.
+        place: :func:`_place` of others, float ``[..., 2]``.
     """
-    start, way = box_features(first)[..., 2:], (box_features(last) - box_features(first))[..., 2:]
-    return ((features[..., 2:] - start) / torch.where(way > 0, way, torch.inf)).clamp(0, 1)
+    start = _place(first)
+    way = _place(last) - start
+    return ((place - start) / torch.where(way > 0, way, torch.inf)).clamp(0, 1)
 
 
 def _log_ratio(points: Tensor, real: Tensor, random: Tensor) -> Tensor:

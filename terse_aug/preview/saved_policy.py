@@ -60,7 +60,7 @@ class SavedPolicy:
     @property
     def name(self) -> str:
         """Of the policy; ``adversarial`` for ``paper`` too, whose state has the same names."""
-        if "real.boxes" in self.state:
+        if "real.features" in self.state:
             return "matched"
         return "critic" if any(name.startswith("network.") for name in self.state) else "adversarial"
 
