@@ -26,6 +26,7 @@ from terse_aug.policies import (
     divergence_from_uniform,
     uniform_proposal,
 )
+from terse_aug.policies.real_objects import RealObjects
 
 TRANSLATE_X, TRANSLATE_Y = PARAMETERS.index("translate_x"), PARAMETERS.index("translate_y")
 CPU = torch.device("cpu")
@@ -44,6 +45,8 @@ def make_context(images: int = 2, pastes: int = 5) -> PolicyContext:
         backgrounds=torch.rand(images, 4, 32, 32, generator=generator),
         foregrounds=torch.rand(pastes, 4, 32, 32, generator=generator),
         base_size=torch.rand(pastes, 2, generator=generator),
+        boxes=lambda unit: torch.rand(*unit.shape[:2], 4, generator=generator),
+        real=RealObjects(torch.rand(0, 4), torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long)),
     )
 
 
