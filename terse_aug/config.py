@@ -77,7 +77,7 @@ class BestOfN:
 
 @dataclass(frozen=True)
 class Matched:
-    """Policy ``matched``: pastes have about the size and place of real objects, which it learns from the batches.
+    """Policy ``matched``: pastes have about the size, place and overlaps of real objects, learned from the batches.
 
     Raises:
         ValueError: a value is outside its range.
