@@ -15,13 +15,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from terse_aug.models.base import best_scores
+from terse_aug.models.base import IOU_THRESHOLDS, best_scores
 from terse_aug.models.isolated_forward import isolated_forward
 from terse_aug.utils.random import isolated_global_rng
 
 Target = dict[str, Any]
-OVERLAPS = tuple(0.5 + 0.05 * step for step in range(10))
-"""Of COCO's AP."""
 _EMA_DECAY = 0.99
 _REAL_IMAGES, _RENEWED_EVERY = 8, 4
 
@@ -262,8 +260,8 @@ def _ap_lost(judge: Judge, composites: Sequence[Composite], rows: Sequence[list[
     found = judge.detections(composites)
     values = []
     for own, output, chosen in zip(composites, found, rows, strict=True):
-        scores = [best_scores(output["boxes"], output["labels"], output["scores"], own.target, t) for t in OVERLAPS]
-        values.append((1 - torch.stack(scores)[:, chosen]).mean())
+        scores = best_scores(output["boxes"], output["labels"], output["scores"], own.target, IOU_THRESHOLDS)
+        values.append((1 - scores[chosen]).mean())
     return torch.stack(values)
 
 

@@ -213,7 +213,7 @@ class Terse(nn.Module):
         that learn from hardness. Call it between ``forward`` and ``step``, with one of the two arguments.
 
         Args:
-            hardness: for each image float ``[N]`` in [0, 1], one minus the model's probability of each object in the
+            hardness: for each image float ``[N]`` in [0, 1], one minus the model's score of each object in the
                 targets that :meth:`forward` returned; NaN where it is not known.
             class_probabilities: for each image float ``[N, K]``, rows that sum to 1: the model's probability of every
                 class, label k in column k; a row of NaN where it is not known. They teach more than hardness if the

@@ -13,20 +13,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import box_iou
 
 
-def best_scores(boxes: Tensor, scores: Tensor, objects: Tensor, labels: Tensor, iou_threshold: float) -> list[float]:
-    """For each object the best score of its class among the boxes that overlap it.
+def best_scores(
+    boxes: Tensor, scores: Tensor, objects: Tensor, labels: Tensor, iou_thresholds: tuple[float, ...]
+) -> list[float]:
+    """For each object the best score of its class among the boxes that overlap it, averaged over least overlaps.
 
     Args:
         boxes: ``[Q, 4]``.
         scores: ``[Q, K]``.
         objects: ``[N, 4]``.
         labels: ``[N]``.
-        iou_threshold: least overlap.
+        iou_thresholds: least overlaps.
     """
     found = []
     for own, label in zip(objects.double(), labels.tolist(), strict=True):
-        near = box_iou(own[None], boxes.double())[0] >= iou_threshold
-        found.append(float(scores[near, label].max()) if bool(near.any()) else 0.0)
+        overlap, own_class = box_iou(own[None], boxes.double())[0], scores[:, label]
+        best = [max([0.0, *own_class[overlap >= least].tolist()]) for least in iou_thresholds]
+        found.append(sum(best) / len(best))
     return found
 
 
@@ -39,6 +42,37 @@ def decoded_deltas(anchors: Tensor, deltas: Tensor, weights: Any = (1.0, 1.0, 1.
     center = center + torch.stack([dx, dy], 1) * size
     size = size * torch.stack([dw, dh], 1).clamp(max=limit).exp()
     return torch.cat([center - size / 2, center + size / 2], 1)
+
+
+def refined_scores(
+    proposals: Tensor,
+    probabilities: Tensor,
+    regression: Tensor,
+    objects: Tensor,
+    labels: Tensor,
+    size: tuple[int, int],
+    iou_thresholds: tuple[float, ...],
+) -> list[float]:
+    """As :func:`best_scores`, of the proposals as an RoI head refines them; annotated boxes among them do not count.
+
+    Args:
+        proposals: ``[P, 4]``.
+        probabilities: ``[P, K]``.
+        regression: ``[P, 4]``, or ``[P, 4 * K]`` for each class.
+        objects: ``[N, 4]``.
+        labels: ``[N]``.
+        size: (height, width) of the image in the model.
+        iou_thresholds: least overlaps.
+    """
+    other = box_iou(proposals, objects).amax(1) < 0.99
+    proposals, probabilities, regression = proposals[other], probabilities[other], regression[other]
+    scores = []
+    for own, label in zip(objects, labels, strict=True):
+        column = 4 * int(label) if regression.shape[1] > 4 else 0
+        refined = decoded_deltas(proposals, regression[:, column : column + 4], (10.0, 10.0, 5.0, 5.0))
+        refined = torch.minimum(refined.clamp(min=0), torch.tensor([size[1], size[0]] * 2))
+        scores += best_scores(refined, probabilities, own[None], label[None], iou_thresholds)
+    return scores
 
 
 def decoded_distances(anchors: Tensor, distances: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ def test_a_score_is_that_of_a_detection_of_the_same_class_in_the_same_place() ->
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10], [20, 20, 30, 30]])
     target = {"boxes": boxes, "labels": torch.tensor([0, 1, 2, 0])}
     (scores,) = detector.object_scores([torch.zeros(3, 40, 50)], [target])
-    assert scores.tolist() == pytest.approx([0.6, 0.9, 0.0, 0.0])
+    assert scores.tolist() == pytest.approx([(7 * 0.6 + 3 * 0.4) / 10, 0.9, 0.0, 0.0])
     assert (detector.first_label, detector.label_limit) == (0, 3)
 
 
@@ -117,7 +117,7 @@ def test_the_recorded_score_is_the_probability_of_the_object_s_class(
     with torch.no_grad():
         layer.weight.zero_()
         layer.bias.copy_(torch.tensor([0.7, 0.1, 0.2]).logit() if sigmoid else torch.tensor([0.7, 0.1, 0.2]).log())
-    recorder = Detectron2Adapter(model, iou_threshold=1e-6).record_forward()
+    recorder = Detectron2Adapter(model, iou_thresholds=(1e-6,)).record_forward()
     assert recorder is not None
     batch = [item(count, gt_masks=BitMasks(torch.ones(count, 40, 50).bool())) for count in (2, 1)]
     images, targets = to_samples(batch, torch.device("cpu"), Needs(masks=True))

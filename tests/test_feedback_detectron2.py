@@ -16,6 +16,7 @@ from feedback_reference import (
     counted_reads,
     decoded_deltas,
     decoded_distances,
+    refined_scores,
     trained,
 )
 from frameworks import QUIET_DETECTRON2, need_detectron2
@@ -23,6 +24,7 @@ from frameworks import QUIET_DETECTRON2, need_detectron2
 need_detectron2()
 from detectron2.engine import DefaultTrainer
 from detectron2.modeling import GeneralizedRCNN
+from detectron2.structures import BitMasks
 from detectron2.utils.events import EventStorage
 from detectron2_factories import bank, dataset, item, tiny_cfg, trainer_with_hook  # noqa: F401 - fixtures
 from test_detectron2_models import lazy_fcos
@@ -35,7 +37,8 @@ from terse_aug_detectron2.batch import Needs, from_samples, to_samples
 pytestmark = QUIET_DETECTRON2
 
 NAMES = ("retinanet", "fcos")
-IOU = 0.2
+IOU = (0.1, 0.2, 0.4)
+MANY = tuple(0.01 * step for step in range(1, 100))
 
 
 def detector_of(name: str, dataset: str, folder: Path) -> Any:
@@ -44,7 +47,7 @@ def detector_of(name: str, dataset: str, folder: Path) -> Any:
     model: Any = lazy_fcos() if name == "fcos" else DefaultTrainer.build_model(tiny_cfg("retinanet", dataset, folder))
     with torch.no_grad():
         for parameter in model.head.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
+            parameter.add_(0.3 * torch.randn_like(parameter))
     return model.train()
 
 
@@ -105,6 +108,38 @@ def test_recording_changes_neither_losses_nor_gradients_nor_the_random_state(
             losses = lambda model=model: list(model(from_samples(items, images, targets)).values())  # noqa: E731
             found.append(trained(model, losses, adapter.record_forward if record else None))
     assert_same_training(*found)
+
+
+@pytest.mark.parametrize("name", ["mask_fpn", "cascade_fpn"])
+def test_proposals_are_compared_as_the_head_refines_them(name: str, dataset: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model: Any = DefaultTrainer.build_model(tiny_cfg(name, dataset, tmp_path)).train()
+    predictor = model.roi_heads.box_predictor
+    predictor = predictor[0] if isinstance(predictor, nn.ModuleList) else predictor
+    with torch.no_grad():
+        for part in (predictor.cls_score, predictor.bbox_pred):
+            part.weight.zero_()
+            part.bias.copy_(torch.tensor([4.0, -3, 2, -1, -2, 3, -1, 2])[: len(part.bias)])
+    batch = [item(count, gt_masks=BitMasks(torch.ones(count, 40, 50).bool())) for count in (2, 1)]
+    images, targets = to_samples(batch, torch.device("cpu"), Needs(masks=True))
+    kept: dict[str, list[Any]] = {"boxes": [], "output": []}
+    pooler = model.roi_heads.box_pooler
+    pooler.register_forward_pre_hook(lambda module, inputs: kept["boxes"].append([own.tensor for own in inputs[1]]))
+    predictor.register_forward_hook(lambda module, inputs, output: kept["output"].append(output))
+    recorder = Detectron2Adapter(model, MANY).record_forward()
+    assert recorder is not None
+    with EventStorage(0):
+        model(from_samples(batch, images, targets))
+    boxes = kept["boxes"][0]
+    logits, regression = (own.detach().split([len(own) for own in boxes]) for own in kept["output"][0])
+    expected = []
+    for number, target in enumerate(targets):
+        predicted = (boxes[number], logits[number].softmax(1), regression[number])
+        expected += refined_scores(*predicted, target["boxes"], target["labels"], (40, 50), MANY)
+    recorded = torch.cat(recorder.scores(images, targets) or [])
+    known = ~recorded.isnan()
+    assert recorded[known].tolist() == pytest.approx(torch.tensor(expected)[known].tolist(), abs=1e-4)
+    assert float(recorded[known].max()) > 0
 
 
 class OtherInference(GeneralizedRCNN):

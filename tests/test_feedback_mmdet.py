@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from factories import counts_of
-from feedback_reference import assert_same_training, best_scores, counted_reads, trained
+from feedback_reference import assert_same_training, best_scores, counted_reads, refined_scores, trained
 from frameworks import QUIET_MMDET, need_mmdet
 
 need_mmdet()
@@ -70,7 +70,7 @@ TWO_STAGES = {
 }
 QUERIES = 20
 SIDE = 96
-IOU = dict.fromkeys(("RepPoints", "CenterNet, update", "CondInst", "BoxInst"), 1e-3)
+IOU = dict.fromkeys(("RepPoints", "CenterNet, update", "CondInst", "BoxInst"), (1e-3, 0.01))
 """Random boxes hardly overlap an object by half."""
 
 
@@ -134,8 +134,8 @@ def losses_of(model: Any, images: Any, targets: Any) -> list[Tensor]:
     return [one for own in found.values() for one in (own if isinstance(own, list) else [own])]
 
 
-def recorded_scores(model: Any, images: Any, targets: Any, iou: float, kind: type) -> list[float]:
-    recorder = MMDetAdapter(model, len(CLASSES), iou_threshold=iou).record_forward()
+def recorded_scores(model: Any, images: Any, targets: Any, iou: tuple[float, ...], kind: type) -> list[float]:
+    recorder = MMDetAdapter(model, len(CLASSES), iou_thresholds=iou).record_forward()
     assert isinstance(recorder, kind)
     with isolated_forward(model, True):
         losses_of(model, images, targets)
@@ -152,7 +152,7 @@ def recorded_scores(model: Any, images: Any, targets: Any, iou: float, kind: typ
 def test_the_recorded_score_is_that_of_the_models_own_prediction_without_suppression(name: str) -> None:
     model = model_of(ONE_STAGE[name])
     images, targets = batch()
-    recorded = recorded_scores(model, images, targets, IOU.get(name, 0.05), PredictionRecorder)
+    recorded = recorded_scores(model, images, targets, IOU.get(name, (0.05, 0.1)), PredictionRecorder)
     assert len({f"{score:.4g}" for score in recorded} - {"0"}) > 1
     nothing = {"type": "nms", "iou_threshold": 1.0}
     model.bbox_head.test_cfg.update(score_thr=-1.0, nms_pre=100_000, max_per_img=100_000, nms=nothing)
@@ -160,7 +160,8 @@ def test_the_recorded_score_is_that_of_the_models_own_prediction_without_suppres
     model.bbox_head.with_score_voting = False
     if name == "Guided Anchoring":  # its masked convolution needs a GPU in evaluation mode
         model.bbox_head.forward = _outputs_in_training(model.bbox_head)
-    predicted = MMDetAdapter(model, len(CLASSES), iou_threshold=IOU.get(name, 0.05)).object_scores(images, targets)
+    adapter = MMDetAdapter(model, len(CLASSES), IOU.get(name, (0.05, 0.1)))
+    predicted = adapter.object_scores(images, targets)
     assert recorded == pytest.approx(torch.cat(predicted).tolist(), abs=1e-4)
 
 
@@ -168,7 +169,7 @@ def test_the_recorded_score_is_that_of_the_models_own_prediction_without_suppres
 def test_the_recorded_score_is_that_of_the_best_query(name: str) -> None:
     model = model_of(WITH_QUERIES[name])
     images, targets = batch()
-    recorded = recorded_scores(model, images, targets, 0.02, PredictionRecorder)
+    recorded = recorded_scores(model, images, targets, (0.02, 0.04), PredictionRecorder)
     assert len({f"{score:.4g}" for score in recorded} - {"0"}) > 1
     # In evaluation mode there are neither denoising nor dense queries.
     head = model.roi_head.bbox_head[-1] if hasattr(model, "roi_head") else model.bbox_head
@@ -192,7 +193,7 @@ def test_the_recorded_score_is_that_of_the_best_query(name: str) -> None:
             own_boxes = own_boxes.clamp(0, SIDE)
         assert len(own_boxes) == QUERIES
         scores = own_logits.sigmoid() if head.loss_cls.use_sigmoid else own_logits.softmax(1)
-        expected += best_scores(own_boxes, scores, target["boxes"], target["labels"], 0.02)
+        expected += best_scores(own_boxes, scores, target["boxes"], target["labels"], (0.02, 0.04))
     assert recorded == pytest.approx(expected, abs=1e-4)
 
 
@@ -204,8 +205,34 @@ def test_the_recorded_score_is_the_probability_of_the_object_s_class(name: str) 
     with torch.no_grad():
         layer.weight.zero_()
         layer.bias.copy_(torch.tensor([0.7, 0.1, 0.2]).log())
-    recorded = recorded_scores(model, *batch(), 1e-6, RoIHeadRecorder)
+    recorded = recorded_scores(model, *batch(), (1e-6,), RoIHeadRecorder)
     assert recorded == pytest.approx([0.7, 0.1, 0.7] * 2, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["Libra R-CNN", "HTC"])
+def test_proposals_are_compared_as_the_head_refines_them(name: str) -> None:
+    model = model_of(TWO_STAGES[name])
+    images, targets = batch()
+    pooler, head = model.roi_head.bbox_roi_extractor, model.roi_head.bbox_head
+    if isinstance(head, torch.nn.ModuleList):
+        pooler, head = pooler[0], head[0]
+    with torch.no_grad():
+        head.fc_reg.weight.mul_(100)
+        head.fc_cls.weight.mul_(3)
+    kept: dict[str, list[Any]] = {"rois": [], "output": []}
+    pooler.register_forward_pre_hook(lambda module, inputs: kept["rois"].append(inputs[1].detach()))
+    head.register_forward_hook(lambda module, inputs, output: kept["output"].append(output))
+    thresholds = (0.1, 0.2, 0.4)
+    recorded = recorded_scores(model, images, targets, thresholds, RoIHeadRecorder)
+    expected = []
+    for number, target in enumerate(targets):
+        own = kept["rois"][0][:, 0] == number
+        logits, regression = (output.detach()[own] for output in kept["output"][0])
+        predicted = (kept["rois"][0][own, 1:], logits.softmax(1), regression)
+        expected += refined_scores(*predicted, target["boxes"], target["labels"], (SIDE, SIDE), thresholds)
+    known = [place for place, score in enumerate(recorded) if score == score]
+    assert [recorded[place] for place in known] == pytest.approx([expected[place] for place in known], abs=1e-4)
+    assert max(recorded[place] for place in known) > 0
 
 
 @pytest.mark.parametrize(

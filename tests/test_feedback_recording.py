@@ -25,7 +25,7 @@ from terse_aug.policies import Critic
 NAMES = ("retinanet", "fcos", "ssd")
 SIZES = ((64, 80), (150, 120))
 """The models take the first as it is, or stretch it, and shrink the second."""
-IOU = 0.3
+IOU = (0.2, 0.3, 0.5)
 
 
 def detector_of(name: str) -> Any:
@@ -150,11 +150,11 @@ def test_objects_of_unknown_classes_and_images_without_objects_or_boxes() -> Non
         {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long()},
         {"boxes": objects, "labels": torch.tensor([0, -1, 2, 0])},
     ]
-    none, found = best_predictions(Predictions(boxes, levels_of(logits)), images, targets, 0.5)
+    none, found = best_predictions(Predictions(boxes, levels_of(logits)), images, targets, (0.5,))
     assert none.shape == (0,)
     assert found.tolist() == pytest.approx([torch.tensor(2.0).sigmoid().item(), 0.0, 0.0, 0.0])
     nothing = Predictions(boxes[:, :0], levels_of(logits[:, :0]))
-    assert best_predictions(nothing, images, targets, 0.5)[1].tolist() == [0.0] * 4
+    assert best_predictions(nothing, images, targets, (0.5,))[1].tolist() == [0.0] * 4
 
 
 def test_a_roi_head_is_recorded_without_reading_from_the_device() -> None:

@@ -76,7 +76,7 @@ def test_every_iteration_is_learned_from_without_extra_forward(
 
 def test_accumulated_batches_are_each_recorded(tiny_bank: ForegroundBank) -> None:
     detector = constant_detector()
-    terse = critic(tiny_bank, TorchvisionAdapter(detector, 1e-6))
+    terse = critic(tiny_bank, TorchvisionAdapter(detector, (1e-6,)))
     expected = []
     for seed, probabilities in enumerate((CONSTANT, [0.5, 0.1, 0.4])):
         predict_constant(detector, probabilities)

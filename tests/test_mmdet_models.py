@@ -152,7 +152,7 @@ def test_a_model_trains_with_it(
 def _records(model: Any, images: list[torch.Tensor], targets: list[Any]) -> bool:
     """Whether scores are recorded from a training forward; if they are, they have to be right."""
     # None of RTMDet's random boxes overlaps an object.
-    adapter = MMDetAdapter(model, len(CLASSES), iou_threshold=0.0 if type(model).__name__ == "RTMDet" else 1e-6)
+    adapter = MMDetAdapter(model, len(CLASSES), iou_thresholds=(0.0 if type(model).__name__ == "RTMDet" else 1e-6,))
     recorder = adapter.record_forward()
     if recorder is None:
         return False
@@ -233,7 +233,7 @@ def test_scores_of_a_model_that_resizes_its_batches_are_in_pixels_of_the_composi
     targets = [{"boxes": boxes, "labels": torch.tensor([0, 1])}, {"boxes": boxes[:1], "labels": torch.tensor([1])}]
     for size in ((64, 96), (160, 192)):
         resize._input_size = size
-        adapter = MMDetAdapter(model, len(CLASSES), iou_threshold=0.01)
+        adapter = MMDetAdapter(model, len(CLASSES), iou_thresholds=(0.01,))
         recorder = adapter.record_forward()
         assert recorder is not None
         batch = model.data_preprocessor(_batch(images, targets), True)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from factories import make_detector
+from feedback_reference import refined_scores
 from roi_head_samples import (
     CONSTANT,
     ROI_HEADS,
@@ -21,9 +22,11 @@ from torchvision.ops import box_iou
 
 from terse_aug.models import RoIHeadRecorder, TorchvisionAdapter
 
+THRESHOLDS = (0.2, 0.3, 0.4)
 
-def recorder_of(detector: nn.Module, iou_threshold: float = 0.5) -> RoIHeadRecorder:
-    recorder = TorchvisionAdapter(detector, iou_threshold).record_forward()
+
+def recorder_of(detector: nn.Module, iou_thresholds: tuple[float, ...] = (0.5,)) -> RoIHeadRecorder:
+    recorder = TorchvisionAdapter(detector, iou_thresholds).record_forward()
     assert recorder is not None
     return recorder
 
@@ -35,13 +38,14 @@ def recorded(recorder: RoIHeadRecorder, images: list[Tensor], targets: list[dict
 
 
 @pytest.mark.parametrize("name", ROI_HEADS)
-def test_scores_are_the_best_of_the_proposals_on_an_object(name: str) -> None:
-    """Compared with a loop over the proposals."""
+def test_scores_are_the_best_of_the_refined_proposals_on_an_object(name: str) -> None:
+    """Compared with a loop over the proposals and thresholds."""
     detector: Any = make_detector(name)
     images, targets = batch(name)
     with torch.no_grad():  # random weights predict much the same for all
         detector.roi_heads.box_predictor.cls_score.weight.mul_(30)
-    recorder = recorder_of(detector, 0.3)
+        detector.roi_heads.box_predictor.bbox_pred.weight.mul_(30)
+    recorder = recorder_of(detector, THRESHOLDS)
     seen: dict[str, Any] = {}
     heads = detector.roi_heads
     heads.box_head.register_forward_hook(lambda module, inputs, output: seen.update(features=output))
@@ -49,21 +53,22 @@ def test_scores_are_the_best_of_the_proposals_on_an_object(name: str) -> None:
     heads.register_forward_pre_hook(lambda module, inputs: seen.update(proposed=[own.clone() for own in inputs[1]]))
     train_forward(detector, images, targets)
     scores = recorded(recorder, images, targets)
-    probabilities = heads.box_predictor(seen["features"])[0].detach().softmax(1).split([len(b) for b in seen["boxes"]])
+    counts = [len(own) for own in seen["boxes"]]
+    logits, regression = (own.detach() for own in heads.box_predictor(seen["features"]))
+    probabilities, regressions = logits.softmax(1).split(counts), regression.split(counts)
     resized, _ = detector.transform(images, targets)
     kinds = set()
     for number, (target, own) in enumerate(zip(targets, scores, strict=True)):
-        boxes = target["boxes"] * resized.image_sizes[number][0] / images[number].shape[-2]
-        overlaps = box_iou(boxes, seen["boxes"][number])
-        proposed = box_iou(boxes, seen["proposed"][number]).amax(1) >= 0.3
-        for row, label in enumerate(target["labels"]):
-            best = -1.0
-            for column, probability in enumerate(probabilities[number]):
-                if overlaps[:, column].max() <= 0.99 and overlaps[row, column] >= 0.3:
-                    best = max(best, float(probability[label]))
-            kinds.add("near" if best >= 0 else "unknown" if proposed[row] else "missed")
-            expected = best if best >= 0 else float("nan") if proposed[row] else 0.0
-            assert float(own[row]) == pytest.approx(expected, abs=1e-4, nan_ok=True)
+        size, proposals = resized.image_sizes[number], seen["boxes"][number]
+        boxes = target["boxes"] * size[0] / images[number].shape[-2]
+        near = (box_iou(boxes, proposals)[:, box_iou(proposals, boxes).amax(1) < 0.99] >= THRESHOLDS[0]).any(1)
+        proposed = box_iou(boxes, seen["proposed"][number]).amax(1) >= THRESHOLDS[0]
+        predicted = (probabilities[number], regressions[number])
+        expected = refined_scores(proposals, *predicted, boxes, target["labels"], size, THRESHOLDS)
+        for row in range(len(boxes)):
+            kinds.add("near" if near[row] else "unknown" if proposed[row] else "missed")
+            found = float("nan") if proposed[row] and not near[row] else expected[row]
+            assert float(own[row]) == pytest.approx(found, abs=1e-4, nan_ok=True)
     assert {"near", "missed"} <= kinds
 
 
@@ -101,7 +106,7 @@ def test_annotated_boxes_are_distinguished_from_proposals_of_low_precision(
 def test_only_the_training_forward_of_the_same_targets_counts() -> None:
     detector = constant_detector()
     images, targets = batch()
-    recorder = recorder_of(detector, 1e-6)
+    recorder = recorder_of(detector, (1e-6,))
     assert recorder.scores(images, targets) is None
     detector.eval()(images)
     assert recorder.scores(images, targets) is None

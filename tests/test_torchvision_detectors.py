@@ -131,7 +131,7 @@ class Predicting(nn.Module):
         return [self.prediction for _ in images]
 
 
-def test_the_score_of_an_object_is_that_of_the_best_overlapping_detection_of_its_class() -> None:
+def test_the_score_of_an_object_is_the_mean_over_overlaps_of_the_best_detection_of_its_class() -> None:
     model = Predicting(
         boxes=[[0.0, 0, 10, 10], [1, 0, 11, 10], [0, 0, 10, 10], [40, 40, 50, 50]],
         labels=[1, 1, 2, 1],
@@ -139,7 +139,16 @@ def test_the_score_of_an_object_is_that_of_the_best_overlapping_detection_of_its
     )
     targets = [{"boxes": torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30]]), "labels": torch.tensor([1, 1])}]
     (scores,) = TorchvisionAdapter(model).object_scores([torch.zeros(3, 64, 64)], targets)
+    # The likelier box overlaps by 0.82: it counts for seven of ten thresholds, the exact one for three.
+    assert scores.tolist() == pytest.approx([(7 * 0.6 + 3 * 0.3) / 10, 0.0])
+    (scores,) = TorchvisionAdapter(model, (0.5,)).object_scores([torch.zeros(3, 64, 64)], targets)
     assert scores.tolist() == pytest.approx([0.6, 0.0])
+
+
+@pytest.mark.parametrize("thresholds", [(), (0.5, 0.5), (0.6, 0.5), (-0.1,), (0.5, 1.1)])
+def test_wrong_thresholds_are_refused(thresholds: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="iou_thresholds"):
+        TorchvisionAdapter(make_detector("fcos"), thresholds)
 
 
 @pytest.mark.parametrize("name", DETECTORS)

@@ -15,6 +15,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from terse_aug.models import (
+    IOU_THRESHOLDS,
     Detections,
     DetectorAdapter,
     PredictionRecorder,
@@ -39,7 +40,7 @@ class Detectron2Adapter(DetectorAdapter):
 
     Args:
         model: as a trainer has it; DistributedDataParallel is unwrapped.
-        iou_threshold: a detection belongs to an object from this overlap on.
+        iou_thresholds: see :class:`terse_aug.models.DetectorAdapter`.
 
     Raises:
         ValueError: a panoptic or semantic segmentation model, or one that only proposes boxes.
@@ -47,8 +48,8 @@ class Detectron2Adapter(DetectorAdapter):
 
     first_label = 0
 
-    def __init__(self, model: nn.Module, iou_threshold: float = 0.5) -> None:
-        super().__init__(model, iou_threshold)
+    def __init__(self, model: nn.Module, iou_thresholds: Sequence[float] = IOU_THRESHOLDS) -> None:
+        super().__init__(model, iou_thresholds)
         if isinstance(self.model, ProposalNetwork):
             raise ValueError("ProposalNetwork proposes boxes without classes, which have no hardness; not supported")
         if isinstance(self.model, PanopticFPN | SemanticSegmentor) or "Panoptic" in type(self.model).__name__:
@@ -83,7 +84,7 @@ class Detectron2Adapter(DetectorAdapter):
         # A subclass that predicts in another way is not recorded.
         inference = getattr(type(self.model), "forward_inference", None)
         if inference in (RetinaNet.forward_inference, FCOS.forward_inference):
-            return PredictionRecorder(_dense_source(self.model), self.iou_threshold)
+            return PredictionRecorder(_dense_source(self.model), self.iou_thresholds)
         heads = getattr(self.model, "roi_heads", None)
         pooler = getattr(heads, "box_pooler", getattr(heads, "pooler", None))
         predictor: Any = getattr(heads, "box_predictor", None)
@@ -98,10 +99,11 @@ class Detectron2Adapter(DetectorAdapter):
             sampled_proposals=_sampled_proposals,
             predictor=predictor,
             probabilities=_sigmoid if predictor.use_sigmoid_ce else _softmax,
+            refined=lambda output, boxes: predictor.box2box_transform.apply_deltas(output[1].float(), boxes.float()),
             head=heads,
             all_proposals=_all_proposals,
         )
-        return RoIHeadRecorder(roi_head, self.iou_threshold)
+        return RoIHeadRecorder(roi_head, self.iou_thresholds)
 
 
 def _annotated_boxes(inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mmdet.models.dense_heads import SSDHead
@@ -20,6 +20,7 @@ from mmdet.models.roi_heads import (
     StandardRoIHead,
 )
 from mmdet.models.task_modules.assigners import BaseAssigner
+from mmdet.models.task_modules.coders import BucketingBBoxCoder
 from mmdet.models.task_modules.samplers import (
     BaseSampler,
     CombinedSampler,
@@ -32,6 +33,7 @@ from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
 from terse_aug.models import (
+    IOU_THRESHOLDS,
     Detections,
     DetectorAdapter,
     PredictionRecorder,
@@ -40,7 +42,7 @@ from terse_aug.models import (
     RoIHeadRecorder,
 )
 from terse_aug_mmdet.batch import with_instances
-from terse_aug_mmdet.boxes import boxes_of
+from terse_aug_mmdet.boxes import as_tensor, boxes_of
 from terse_aug_mmdet.recording import annotated_boxes, prediction_source
 
 
@@ -50,7 +52,7 @@ class MMDetAdapter(DetectorAdapter):
     Args:
         model: as a runner has it; a distributed wrapper is unwrapped.
         classes: number of classes; labels are 0 to ``classes - 1``.
-        iou_threshold: a detection belongs to an object from this overlap on.
+        iou_thresholds: see :class:`terse_aug.models.DetectorAdapter`.
 
     Raises:
         ValueError: a model that only proposes boxes; in every forward, one that needs a text with every image.
@@ -58,9 +60,11 @@ class MMDetAdapter(DetectorAdapter):
 
     first_label = 0
 
-    def __init__(self, model: nn.Module, classes: int | None = None, iou_threshold: float = 0.5) -> None:
+    def __init__(
+        self, model: nn.Module, classes: int | None = None, iou_thresholds: Sequence[float] = IOU_THRESHOLDS
+    ) -> None:
         inner: Any = model.module if is_model_wrapper(model) else model
-        super().__init__(inner, iou_threshold)
+        super().__init__(inner, iou_thresholds)
         if isinstance(self.model, RPN):
             raise ValueError("RPN proposes boxes without classes, which have no hardness; not supported")
         self.label_limit = classes
@@ -99,7 +103,7 @@ class MMDetAdapter(DetectorAdapter):
         :mod:`terse_aug_mmdet.dense_head`, those with queries of :mod:`terse_aug_mmdet.query_head`, and two-stage ones
         of ``_ROI_HEADS``, of a cascade the first stage."""
         if (source := prediction_source(self.model)) is not None:
-            return PredictionRecorder(source, self.iou_threshold)
+            return PredictionRecorder(source, self.iou_thresholds)
         heads: Any = getattr(self.model, "roi_head", None)
         if type(heads) not in _ROI_HEADS:
             return None
@@ -118,8 +122,9 @@ class MMDetAdapter(DetectorAdapter):
             sampled_proposals=_sampled_proposals,
             predictor=predictor,
             probabilities=_softmax,
+            refined=_refinement(predictor),
         )
-        return RoIHeadRecorder(roi_head, self.iou_threshold)
+        return RoIHeadRecorder(roi_head, self.iou_thresholds)
 
 
 _ROI_HEADS = (
@@ -138,6 +143,20 @@ def _sampled_proposals(inputs: tuple[Any, ...]) -> Proposals:
 def _softmax(output: tuple[Tensor, ...]) -> Tensor:
     """As the head predicts, whatever its loss."""
     return output[0].detach().float().softmax(-1)
+
+
+def _refinement(head: Any) -> Callable[[Any, Tensor], Tensor] | None:
+    """How a head refines its proposals; ``None`` if it does not, such as that of Grid R-CNN."""
+    if not getattr(head, "with_reg", False):
+        return None
+
+    def refined(output: Sequence[Any], boxes: Tensor) -> Tensor:
+        regression = output[1]
+        if isinstance(head.bbox_coder, BucketingBBoxCoder):
+            return as_tensor(head.bbox_coder.decode(boxes.float(), [part.float() for part in regression])[0])
+        return as_tensor(head.bbox_coder.decode(boxes.float(), regression.float()))
+
+    return refined
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from terse_aug.terse import Terse
 
 MISSED_BELOW = 0.5
-"""An object counts as missed where the model's probability of it is below this (TERSE, CVPR 2019, section 4)."""
+"""An object counts as missed where the model's score of it is below this (TERSE, CVPR 2019, section 4)."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Probe:
     """Hardness and diversity of the labelled pastes for which the model gives a score.
 
     Attributes:
-        scores: float ``[n]`` in [0, 1], the model's probability of each pasted object; its hardness is one minus this.
+        scores: float ``[n]`` in [0, 1], the model's score of each pasted object; its hardness is one minus this.
         unit: float ``[n, P]``, the transforms in the unit cube.
         labels: int64 ``[n]``, the classes.
         composites: float ``[b, 3, 32, 32]``, the composites with such a paste, reduced.
@@ -41,7 +41,11 @@ class Probe:
 
     @property
     def missed_fraction(self) -> float:
-        """Fraction of the pasted objects that the model misses; NaN where there are none."""
+        """Fraction of the pasted objects that the model misses; NaN where there are none.
+
+        In the paper a detector's score is its probability: :class:`~terse_aug.models.DetectorAdapter` with
+        ``iou_thresholds=(0.5,)``.
+        """
         return float((self.scores < MISSED_BELOW).float().mean())
 
     @property

@@ -3,6 +3,7 @@
 from torch import nn
 
 from terse_aug.models.base import (
+    IOU_THRESHOLDS,
     BaseAdapter,
     Detections,
     DetectorAdapter,
@@ -45,6 +46,7 @@ def as_model(model: nn.Module | ModelAdapter) -> ModelAdapter:
 
 
 __all__ = [
+    "IOU_THRESHOLDS",
     "NO_CLASS",
     "BaseAdapter",
     "ClassifierAdapter",

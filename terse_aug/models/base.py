@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -16,8 +17,12 @@ from torchvision.ops import box_iou
 
 from terse_aug.models.input_gradients import input_gradients
 from terse_aug.models.isolated_forward import isolated_forward
+from terse_aug.models.padding import mean_best_scores
 from terse_aug.structures.annotations import Target
 from terse_aug.utils.random import isolated_global_rng
+
+IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
+"""COCO's overlaps from 0.5 to 0.95, over which AP is averaged."""
 
 
 @runtime_checkable
@@ -40,9 +45,10 @@ class ModelAdapter(Protocol):
         ...
 
     def object_scores(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
-        """The predicted probability of each annotated object, float ``[N]`` in [0, 1]; NaN where it is unknown.
+        """How well each annotated object is predicted, float ``[N]`` in [0, 1]; NaN where it is unknown.
 
-        The paper's hardness is one minus this.
+        Hardness is one minus this. Of a classifier it is the probability of the object's class, as in the paper; of a
+        detector see :class:`DetectorAdapter`.
         """
         ...
 
@@ -170,14 +176,24 @@ class Detections(NamedTuple):
 class DetectorAdapter(BaseAdapter):
     """Base class of adapters for detectors.
 
+    The score of an object is the mean over IoU thresholds of the best score among the detections of its class that
+    overlap it by at least the threshold. One minus this is the object's part of the AP that a detector lacks: both a
+    low probability and a box that does not fit count.
+
     Args:
         model: DistributedDataParallel is unwrapped.
-        iou_threshold: a detection belongs to an object from this overlap on.
+        iou_thresholds: ascending, in [0, 1]; those of COCO's AP by default. ``(0.5,)`` leaves localization out.
+
+    Raises:
+        ValueError: thresholds that are not ascending or out of range.
     """
 
-    def __init__(self, model: nn.Module, iou_threshold: float = 0.5) -> None:
+    def __init__(self, model: nn.Module, iou_thresholds: Sequence[float] = IOU_THRESHOLDS) -> None:
         super().__init__(model)
-        self.iou_threshold = iou_threshold
+        self.iou_thresholds = tuple(iou_thresholds)
+        ascending = all(low < high for low, high in pairwise(self.iou_thresholds))
+        if not (self.iou_thresholds and ascending and 0 <= self.iou_thresholds[0] <= self.iou_thresholds[-1] <= 1):
+            raise ValueError(f"iou_thresholds: expected ascending numbers from 0 to 1, got {iou_thresholds}")
 
     @abstractmethod
     def detections(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Detections]:
@@ -207,20 +223,21 @@ class DetectorAdapter(BaseAdapter):
         """See :class:`ModelAdapter` and :func:`best_scores`; 0 below the model's own score threshold."""
         with isolated_forward(self.model, False, device=images[0].device), self.forward_context():
             found = self.detections(images, targets)
-        return [best_scores(*own, target, self.iou_threshold) for own, target in zip(found, targets, strict=True)]
+        return [best_scores(*own, target, self.iou_thresholds) for own, target in zip(found, targets, strict=True)]
 
 
-def best_scores(boxes: Tensor, labels: Tensor, scores: Tensor, target: Target, iou_threshold: float) -> Tensor:
-    """The highest score of a detection of each object's class that overlaps it, float ``[N]``; 0 without one.
+def best_scores(
+    boxes: Tensor, labels: Tensor, scores: Tensor, target: Target, iou_thresholds: Sequence[float]
+) -> Tensor:
+    """The score of each object, see :class:`DetectorAdapter`, float ``[N]``.
 
     Args:
         boxes: of the detections, float ``[n, 4]`` XYXY.
         labels: int ``[n]``.
         scores: float ``[n]``.
         target: annotated ``boxes`` and ``labels``.
-        iou_threshold: a detection belongs to an object from this overlap on.
+        iou_thresholds: see :class:`DetectorAdapter`.
     """
     same_class = target["labels"][:, None] == labels[None]
-    overlapping = box_iou(target["boxes"].float(), boxes.to(target["boxes"].device).float()) >= iou_threshold
-    candidates = (same_class & overlapping) * scores.float()
-    return torch.cat([candidates, candidates.new_zeros(len(candidates), 1)], 1).amax(1)
+    overlap = box_iou(target["boxes"].float(), boxes.to(target["boxes"].device).float())
+    return mean_best_scores(overlap, same_class * scores.float(), iou_thresholds)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from terse_aug.structures.annotations import Target
-from terse_aug.utils.transfer import to_device
+from terse_aug.utils.transfer import constant, to_device
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,25 @@ def scale_factors(to: Sequence[tuple[float, float]], from_: Sequence[tuple[float
 
 
 def overlaps(objects: Tensor, boxes: Tensor) -> Tensor:
-    """The IoU ``[B, N, P]`` of objects ``[B, N, 4]`` with boxes ``[B, P, 4]``."""
-    left, top, right, bottom = objects[:, :, :, None].unbind(2)
-    x1, y1, x2, y2 = boxes.transpose(1, 2).contiguous()[:, None].unbind(2)
-    common = torch.minimum(right, x2).sub_(torch.maximum(left, x1)).clamp_(min=0)
-    common *= torch.minimum(bottom, y2).sub_(torch.maximum(top, y1)).clamp_(min=0)
-    union = (right - left) * (bottom - top) + (x2 - x1) * (y2 - y1) - common
+    """The IoU ``[B, N, P]`` of objects ``[B, N, 4]`` with boxes ``[B, P, 4]``, or ``[B, N, P, 4]``, those of each."""
+    # Coordinates first, so that the largest tensors are contiguous.
+    own = objects[:, :, None].movedim(3, 1)
+    other = (boxes[:, None] if boxes.dim() == 3 else boxes).movedim(3, 1).contiguous()
+    sides = torch.minimum(own[:, 2:], other[:, 2:]).sub_(torch.maximum(own[:, :2], other[:, :2])).clamp_(min=0)
+    common = sides[:, 0] * sides[:, 1]
+    union = (own[:, 2:] - own[:, :2]).prod(1) + (other[:, 2:] - other[:, :2]).prod(1) - common
     return common.div_(union)
+
+
+def mean_best_scores(overlap: Tensor, scores: Tensor, iou_thresholds: Sequence[float]) -> Tensor:
+    """The mean over thresholds of the best score of a box that overlaps by at least as much, ``[...]``; 0 without one.
+
+    Args:
+        overlap: IoU of an object with boxes, float ``[..., P]``.
+        scores: of the boxes for the object's class, float ``[..., P]`` in [0, 1].
+        iou_thresholds: T of them, ascending.
+    """
+    limits = constant(tuple(iou_thresholds), overlap.device)
+    reached = torch.bucketize(overlap.nan_to_num(), limits, right=True)
+    best = scores.new_zeros((*scores.shape[:-1], len(iou_thresholds) + 1)).scatter_reduce(-1, reached, scores, "amax")
+    return best.flip(-1)[..., :-1].cummax(-1).values.mean(-1)

@@ -1,6 +1,7 @@
 """Object scores from all boxes that a detector predicts in its training forward, before non-maximum suppression.
 
-Of the boxes that overlap an object, the best score of the object's class counts: another box hardly ever suppresses it.
+Of the boxes that overlap an object by a threshold, the best score of the object's class counts, since another box
+hardly ever suppresses it; an object's score is the mean over thresholds.
 Shape letters: B images, N objects of an image, Q boxes, K classes, S positions of a level, A boxes of a position.
 """
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from terse_aug.models.forward_hooks import Arguments, ForwardHooks
-from terse_aug.models.padding import PaddedObjects, overlaps, scale_factors
+from terse_aug.models.padding import PaddedObjects, mean_best_scores, overlaps, scale_factors
 from terse_aug.structures.annotations import Target
 from terse_aug.utils.transfer import to_device
 
@@ -90,10 +91,10 @@ def best_predictions(
     predictions: Predictions,
     images: Sequence[Tensor],
     targets: Sequence[Target],
-    iou_threshold: float,
+    iou_thresholds: Sequence[float],
     rows: Sequence[Sequence[int]] | None = None,
 ) -> list[Tensor]:
-    """The best score of each object's class among the boxes that overlap it, float ``[N]``; 0 without one.
+    """The score of each object, see :func:`mean_best_scores`, float ``[N]``.
 
     Nothing is read from the device, and the number of operations does not depend on the number of objects.
 
@@ -101,14 +102,14 @@ def best_predictions(
         predictions: for the images.
         images: composites, of which the sizes are used.
         targets: annotated ``boxes`` and ``labels``.
-        iou_threshold: a box belongs to an object from this overlap on.
+        iou_thresholds: see :class:`DetectorAdapter`.
         rows: of each image the objects whose scores are needed, all by default; others are NaN.
     """
     objects = PaddedObjects.of(targets, rows)
     sizes = [(image.shape[-2], image.shape[-1]) for image in images]
     if 0 in (objects.index.numel(), predictions.boxes.shape[1]):
         return objects.split(torch.zeros_like(objects.index, dtype=torch.float32))
-    best = _best(predictions, objects, predictions.sizes or sizes, sizes, iou_threshold)
+    best = _best(predictions, objects, predictions.sizes or sizes, sizes, iou_thresholds)
     return objects.split(best.to(objects.boxes))
 
 
@@ -174,15 +175,15 @@ class PredictionRecorder(ForwardHooks[_Record]):
 
     Args:
         source: of the predictions.
-        iou_threshold: a box belongs to an object from this overlap on.
+        iou_thresholds: see :class:`DetectorAdapter`.
     """
 
     complete = True
     """See :class:`terse_aug.models.Recorder`."""
 
-    def __init__(self, source: PredictionSource, iou_threshold: float) -> None:
+    def __init__(self, source: PredictionSource, iou_thresholds: Sequence[float]) -> None:
         super().__init__(source.model)
-        self._source, self._iou_threshold = source, iou_threshold
+        self._source, self._iou_thresholds = source, iou_thresholds
         for name, (module, kept) in source.outputs.items():
             self.on_output(module, _keeper(name, kept))
         for name, (module, kept) in source.inputs.items():
@@ -200,7 +201,7 @@ class PredictionRecorder(ForwardHooks[_Record]):
         for record in self.records:
             complete = {*self._source.outputs, *self._source.inputs} <= record.kept.keys()
             if complete and matching_boxes(record.boxes, images, targets, record.kept.get("annotation_sizes")):
-                return best_predictions(self._source.decode(record.kept), images, targets, self._iou_threshold, rows)
+                return best_predictions(self._source.decode(record.kept), images, targets, self._iou_thresholds, rows)
         return None
 
 
@@ -223,8 +224,10 @@ def detached(output: Any) -> Any:
     return output
 
 
-def _best(predictions: Predictions, objects: PaddedObjects, sizes: Sizes, shown: Sizes, iou_threshold: float) -> Tensor:
-    """The best scores ``[B, N]``; the overlap does not depend on the pixels in which it is measured."""
+def _best(
+    predictions: Predictions, objects: PaddedObjects, sizes: Sizes, shown: Sizes, iou_thresholds: Sequence[float]
+) -> Tensor:
+    """The scores ``[B, N]``; the overlap does not depend on the pixels in which it is measured."""
     boxes, device = predictions.boxes.float(), predictions.boxes.device
     if predictions.clip:
         limits = torch.tensor([[width, height] for height, width in sizes], dtype=torch.float32).repeat(1, 2)
@@ -236,6 +239,6 @@ def _best(predictions: Predictions, objects: PaddedObjects, sizes: Sizes, shown:
     best = []
     for first in range(0, len(boxes), step):
         chunk = slice(first, first + step)
-        near = overlaps(own[chunk], boxes[chunk]) >= iou_threshold
-        best.append(torch.where(near, predictions.scores(chunk, labels[chunk]), 0.0).amax(2))
+        overlap = overlaps(own[chunk], boxes[chunk])
+        best.append(mean_best_scores(overlap, predictions.scores(chunk, labels[chunk]), iou_thresholds))
     return torch.cat(best)

@@ -11,11 +11,12 @@ from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.ssd import SSD
 
-from terse_aug.models.base import Detections, DetectorAdapter
+from terse_aug.models.base import IOU_THRESHOLDS, Detections, DetectorAdapter
 from terse_aug.models.forward_hooks import Arguments
 from terse_aug.models.predictions import PredictionRecorder, Predictions, PredictionSource, levels_of
 from terse_aug.models.roi_head import Proposals, RoIHead, RoIHeadRecorder
 from terse_aug.structures.annotations import Target
+from terse_aug.utils.transfer import constant
 
 _MODEL_FIELDS = ("boxes", "labels", "masks", "keypoints")
 
@@ -26,11 +27,11 @@ class TorchvisionAdapter(DetectorAdapter):
     Args:
         model: for example ``torchvision.models.detection.fasterrcnn_resnet50_fpn()``; DistributedDataParallel is
             unwrapped.
-        iou_threshold: a detection belongs to an object from this overlap on.
+        iou_thresholds: see :class:`DetectorAdapter`.
     """
 
-    def __init__(self, model: nn.Module, iou_threshold: float = 0.5) -> None:
-        super().__init__(model, iou_threshold)
+    def __init__(self, model: nn.Module, iou_thresholds: Sequence[float] = IOU_THRESHOLDS) -> None:
+        super().__init__(model, iou_thresholds)
         self.first_label, self.label_limit = _label_range(self.model)
 
     def losses(self, images: Sequence[Tensor], targets: Sequence[Target]) -> Tensor:
@@ -49,7 +50,7 @@ class TorchvisionAdapter(DetectorAdapter):
         for kind, decode in _DENSE.items():
             # A subclass that predicts in another way is not recorded.
             if getattr(type(self.model), "postprocess_detections", None) is kind.postprocess_detections:
-                return PredictionRecorder(_source(self.model, decode), self.iou_threshold)
+                return PredictionRecorder(_source(self.model, decode), self.iou_thresholds)
         heads: Any = getattr(self.model, "roi_heads", None)
         if type(heads) is not RoIHeads:
             return None
@@ -60,10 +61,11 @@ class TorchvisionAdapter(DetectorAdapter):
             sampled_proposals=_proposals,
             predictor=heads.box_predictor,
             probabilities=lambda output: output[0].detach().float().softmax(-1),
+            refined=lambda output, boxes: _refined(heads.box_coder, output[1].float(), boxes.float()),
             head=heads,
             all_proposals=_proposals,
         )
-        return RoIHeadRecorder(roi_head, self.iou_threshold)
+        return RoIHeadRecorder(roi_head, self.iou_thresholds)
 
 
 def _annotated_boxes(inputs: Arguments, keywords: Mapping[str, Any]) -> list[Tensor]:
@@ -74,6 +76,22 @@ def _annotated_boxes(inputs: Arguments, keywords: Mapping[str, Any]) -> list[Ten
 def _proposals(inputs: Arguments) -> Proposals:
     """From the arguments of the pooler or of the head: features, boxes, sizes."""
     return Proposals.by_image(inputs[1], inputs[2])
+
+
+def _refined(coder: Any, regression: Tensor, proposals: Tensor) -> Tensor:
+    """As ``BoxCoder.decode_single``, which waits for the device, since it copies constants to it.
+
+    Args:
+        coder: with the weights.
+        regression: ``[R, K * 4]``.
+        proposals: ``[R, 4]``.
+    """
+    by_class = regression.view(len(regression), regression.shape[1] // 4, 4)
+    shift, growth = torch.split(by_class / constant(tuple(coder.weights), regression.device), 2, 2)
+    size = (proposals[:, 2:] - proposals[:, :2])[:, None]
+    center = torch.addcmul(proposals[:, None, :2] + size / 2, shift, size)
+    half = growth.clamp(max=coder.bbox_xform_clip).exp() * (size / 2)
+    return torch.cat([center - half, center + half], 2).flatten(1)
 
 
 def _source(model: Any, decode: Callable[[Mapping[str, Any]], Predictions]) -> PredictionSource:

@@ -125,7 +125,7 @@ class Policy(nn.Module):
     and of one that learns from hardness::
 
         proposal = policy.propose(context, generator, learning)
-        hardness = 1 - detector's probability of each object in compose(plan, proposal.unit)
+        hardness = 1 - detector's score of each object in compose(plan, proposal.unit)
         policy.add_to_replay(proposal, hardness, class_probabilities)
         policy.replay_loss(generator).backward()   # replay_updates times
         optimizer.step()
@@ -198,7 +198,7 @@ class Policy(nn.Module):
 
         Args:
             proposal: one that was made with ``learning``.
-            hardness: float ``[M]`` in [0, 1], one minus the detector's probability; NaN where not known; on the CPU.
+            hardness: float ``[M]`` in [0, 1], one minus the detector's score; NaN where not known; on the CPU.
             class_probabilities: float ``[M, K]``, the detector's probability of every class, rows of NaN where not
                 known; ``None`` where it gives only that of the object's class. Only for a policy with ``classes``,
                 which is K.

@@ -152,9 +152,9 @@ _DECAY = 0.99
 class HardnessSampler(ClassSampler):
     """Draws classes more often whose pastes the detector finds hard at present.
 
-    The weight of a class is the mean hardness (one minus the detector's probability) of about its last hundred pastes,
-    shrunk towards the mean of all classes by ten pastes of that; all are equal at first. Every class keeps at least the
-    fraction ``floor`` of what it would have if all were equal. The means are the same on all ranks and saved.
+    The weight of a class is the mean hardness of about its last hundred pastes, shrunk towards the mean of all classes
+    by ten pastes of that; all are equal at first. Every class keeps at least the fraction ``floor`` of what it would
+    have if all were equal. The means are the same on all ranks and saved.
 
     Args:
         floor: in [0, 1]; 1 makes all classes equally frequent.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -24,6 +25,12 @@ def to_device(arrays: Sequence[NDArray[Any] | Tensor], device: torch.device) -> 
     for number, own in zip(here, Upload([found[number] for number in here], device).send(), strict=True):
         found[number] = own
     return found
+
+
+@lru_cache(maxsize=64)
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers as float32 on a device, where they stay: a copy in every iteration would cost as much as their use."""
+    return to_device([torch.tensor(values, dtype=torch.float32)], device)[0]
 
 
 class Upload:
