@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks._finetune_data import CachedDataset
+from benchmarks._finetune_example import to_device
 from benchmarks._finetune_measures import Target
 
 _PROBABILITY = 0.75
@@ -38,10 +39,11 @@ class CopyPastePasting:
         self._training_set, self._flip = training_set, flip
         self._random = np.random.default_rng(seed)
 
-    def __call__(self, images: Sequence[Tensor], targets: Sequence[Target]) -> tuple[list[Tensor], list[Target]]:
-        """Composites and their targets."""
-        pasted = [self._pasted(*sample) for sample in zip(images, targets, strict=True)]
-        return [image for image, _ in pasted], [target for _, target in pasted]
+    def __call__(self, images: Sequence[Tensor], targets: Sequence[Target]) -> tuple[Any, Any]:
+        """Composites and their targets; mmdet's transform works on the CPU."""
+        here = to_device(list(images), list(targets), torch.device("cpu"))
+        pasted = [self._pasted(*sample) for sample in zip(*here, strict=True)]
+        return to_device([image for image, _ in pasted], [target for _, target in pasted], images[0].device)
 
     def step(self, losses: Any) -> None:
         """Nothing to do."""

@@ -9,7 +9,7 @@ from detection import models  # noqa: E402
 from detection.datasets import DetectionDataset, as_coco, encode_mask  # noqa: E402
 from detection.evaluation import Evaluator  # noqa: E402
 from detection.frozen_norm import freeze_batch_norm  # noqa: E402
-from detection.loading import TrainingOrder, seed_iteration, training_batches  # noqa: E402
+from detection.loading import TrainingOrder, seed_iteration, to_device, training_batches  # noqa: E402
 from detection.schedule import learning_rate, set_learning_rate  # noqa: E402
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "models",
     "seed_iteration",
     "set_learning_rate",
+    "to_device",
     "training_batches",
 ]

@@ -170,7 +170,7 @@ def make_pasting(
         paste=paste_settings(settings, kind),
         sampler=sampler,
         backgrounds=pool,
-    )
+    ).to(next(detector.parameters()).device)
     if measures is None:
         return PolicyPasting(terse)
     return Oracle(terse, Judge(detector, training_set, seed), measures, candidates, choice, seed)

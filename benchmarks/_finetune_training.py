@@ -26,6 +26,7 @@ from benchmarks._finetune_example import (
     models,
     seed_iteration,
     set_learning_rate,
+    to_device,
     training_batches,
 )
 from benchmarks._finetune_pasting import make_pasting
@@ -38,7 +39,6 @@ _BASELINE_RATE = 0.02 / 16 * BATCH
 SMALL = "fasterrcnn_mobilenet_v2_small"
 """The detector that all frameworks have."""
 FRAMEWORKS = ("torchvision", "detectron2", "mmdet")
-_DEVICE = torch.device("cpu")
 
 
 def fasterrcnn_mobilenet_v2_small(*, num_classes: int, min_size: int, max_size: int, **_: Any) -> nn.Module:
@@ -87,6 +87,8 @@ class Setup:
         evaluations: of a fine-tuning, evenly spaced, the last at its end.
         candidates: of an oracle.
         framework: that trains, one of ``FRAMEWORKS``.
+        device: that trains.
+        backbone: file of weights; by default ImageNet's of MobileNetV2 in ``data``.
     """
 
     data: Path
@@ -100,12 +102,14 @@ class Setup:
     evaluations: int = 4
     candidates: int = 4
     framework: str = FRAMEWORKS[0]
+    device: str = "cpu"
+    backbone: Path | None = None
     _opened: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def weights(self) -> Path:
-        """ImageNet weights of the backbone."""
-        return self.data / "weights" / "mobilenet_v2.pth"
+        """Of the backbone, before the baseline."""
+        return self.backbone or self.data / "weights" / "mobilenet_v2.pth"
 
     def split(self, name: str) -> CachedDataset:
         """The images of ``train`` or ``test``."""
@@ -118,12 +122,15 @@ class Setup:
         """COCO's measures of boxes on the test images, in per cent."""
         if "evaluator" not in self._opened:
             self._opened["evaluator"] = Evaluator(self.split("test"))
-        measures: dict[str, Any] = self._opened["evaluator"].measure(detector, _DEVICE, BATCH, 0)["box"]
+        device = torch.device(self.device)
+        measures: dict[str, Any] = self._opened["evaluator"].measure(detector, device, BATCH, 0)["box"]
         return measures
 
     def arguments(self) -> dict[str, Any]:
         """What identifies runs that may be compared."""
         own = {} if self.framework == FRAMEWORKS[0] else {"framework": self.framework}
+        own |= {} if self.device == "cpu" else {"device": self.device}
+        own |= {} if self.backbone is None else {"backbone": self.backbone.name}
         return own | {
             "version": VERSION,
             "data set": self.folder.name,
@@ -137,8 +144,9 @@ class Setup:
         }
 
     def build(self) -> nn.Module:
-        """The detector with ImageNet weights in its backbone."""
-        return models.build(self.detector, self.split("train"), (self.side, 2 * self.side), self.weights)
+        """The detector with trained weights in its backbone."""
+        detector = models.build(self.detector, self.split("train"), (self.side, 2 * self.side), self.weights)
+        return detector.to(self.device)
 
 
 @dataclass(frozen=True)
@@ -228,7 +236,7 @@ def baseline(setup: Setup, seed: int) -> Path:
     return path
 
 
-_OF_BASELINE = ("version", "framework", "data set", "detector", "baseline iterations", "batch")
+_OF_BASELINE = ("version", "framework", "device", "backbone", "data set", "detector", "baseline iterations", "batch")
 
 
 def fine_tune(setup: Setup, weights: Path, settings: str, arm: str, seed: int) -> dict[str, Any]:
@@ -251,7 +259,7 @@ def _train(training: Training) -> tuple[dict[str, Any], dict[str, Any]]:
     torch.manual_seed(seed)
     detector, dataset = setup.build(), setup.split("train")
     if training.weights is not None:
-        detector.load_state_dict(torch.load(training.weights, map_location="cpu", weights_only=True))
+        detector.load_state_dict(torch.load(training.weights, map_location=setup.device, weights_only=True))
     place = (setup.data_set, setup.folder, setup.data)
     pasting = make_pasting(training.arm, training.settings, *place, detector, dataset, seed, setup.candidates)
     optimizer = torch.optim.SGD(
@@ -263,7 +271,7 @@ def _train(training: Training) -> tuple[dict[str, Any], dict[str, Any]]:
     for iteration, (images, targets) in enumerate(training_batches(dataset, order, 0, pin_memory=False)):
         seed_iteration(seed, iteration)
         set_learning_rate(optimizer, training.rate(iteration))
-        images, targets = pasting(images, targets)
+        images, targets = pasting(*to_device(images, targets, torch.device(setup.device)))
         losses = detector(images, targets)
         sum(losses.values()).backward()
         optimizer.step()

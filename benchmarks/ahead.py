@@ -1,4 +1,4 @@
-"""Time that policy ``critic`` takes in the training thread: composed in the training loop, and ahead in a thread.
+"""Time that a policy takes in the training thread: composed in the training loop, and ahead in a thread.
 
 ``python -m benchmarks.ahead --json F --batch 8 --threads 1 [--detector mobilenet]``
 
@@ -23,8 +23,11 @@ from benchmarks._timing import interleaved, surroundings, write_json
 from benchmarks._training_steps import CYCLE, POLICIES, report_steps, step_bank, step_parser
 from benchmarks.step import MAKERS, Batch, make_batches
 from terse_aug import Terse
+from terse_aug.config import Matched, PolicySettings
 
-ARMS = ("none", "critic", "critic_ahead")
+SETTINGS: dict[str, PolicySettings] = {"critic": POLICIES["critic_k4"], "matched": Matched()}
+_AHEAD = "_ahead"
+ARMS = ("none", *(policy + kind for policy in SETTINGS for kind in ("", _AHEAD)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -48,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     with tempfile.TemporaryDirectory() as folder:
         bank = step_bank(Path(folder))
-        terse = {arm: Terse(bank, POLICIES["critic_k4"], model=model) for arm in ARMS[1:]}
+        terse = {arm: Terse(bank, SETTINGS[arm.removesuffix(_AHEAD)], model=model) for arm in ARMS[1:]}
         loops = {arm: _Loop(model, terse.get(arm), arm) for arm in ARMS}
         arms: dict[str, tuple[Callable[[int], Any], Callable[[Any], Any]]] = {
             arm: (lambda _: batches, loop) for arm, loop in loops.items()
@@ -65,7 +68,7 @@ class _Loop:
     """A training loop without ``Terse``, with it, or composed ahead."""
 
     def __init__(self, model: nn.Module, terse: Terse | None, arm: str) -> None:
-        self._model, self._terse, self._ahead = model, terse, arm == "critic_ahead"
+        self._model, self._terse, self._ahead = model, terse, arm.endswith(_AHEAD)
         self._images = 0
 
     def __call__(self, batches: Sequence[Batch]) -> None:

@@ -24,6 +24,11 @@ ever fewer foregrounds. The arms ``none`` and ``copy-paste`` have no settings an
 torchvision's as its parts allow, its training loop and data loading, and the hook with the settings a user would write.
 Arms there: ``none``, ``random``, ``random-again``, and any policy of the library. Each framework has its own ``--out``.
 
+On a GPU, with weights of the backbone at hand::
+
+    python -m benchmarks.finetune --data shared/data --data-set penn-fudan --device cuda --side 480 \\
+        --detector fasterrcnn_resnet50_fpn --weights resnet50.pth --arms none copy-paste random matched --out runs/gpu
+
 ``--report`` only writes ``summary.json`` and ``summary.md`` of what is finished.
 """
 
@@ -88,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--side", type=int, help="shorter side of images, pixels; default: the data set's")
     parser.add_argument("--images", type=int, nargs=2, metavar=("TRAIN", "TEST"), help="default: the data set's")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="such as cuda; default: cpu")
+    parser.add_argument("--weights", type=Path, help="of the backbone; default: those of MobileNetV2 in --data")
     parser.add_argument("--report", action="store_true", help="only summarise finished runs")
     return parser
 
@@ -100,6 +107,8 @@ def _setup(args: argparse.Namespace) -> Setup:
     detector = args.detector or (kind.detector if own else SMALL)
     if not own and detector != SMALL:
         raise SystemExit(f"--detector: {args.framework} has {SMALL} alone, got {detector}")
+    if not own and (args.device != "cpu" or args.weights):
+        raise SystemExit(f"--device and --weights: {args.framework} has the CPU and the default weights alone")
     args.out.mkdir(parents=True, exist_ok=True)
     return Setup(
         data=args.data,
@@ -113,6 +122,8 @@ def _setup(args: argparse.Namespace) -> Setup:
         evaluations=args.evaluations,
         candidates=args.candidates,
         framework=args.framework,
+        device=args.device,
+        backbone=args.weights,
     )
 
 
