@@ -12,6 +12,7 @@ from mmengine.registry import init_default_scope
 
 from terse_aug import ForegroundBank
 from terse_aug.bank import BuildReport, build_from_coco, segmentation_as_json
+from terse_aug.data.class_mapping import relabelled_for_framework
 from terse_aug.integration import coco_content
 
 
@@ -24,7 +25,7 @@ def open_bank(path: str | Path, classes: Sequence[str] | None, drop_unknown: boo
     bank = ForegroundBank.open(path)
     if classes is None:
         return bank
-    return bank.relabel(list(classes), unknown="drop" if drop_unknown else "error")
+    return relabelled_for_framework(bank, list(classes), drop_unknown, "drop_unknown_classes=True")
 
 
 def build_from_mmdet(config: str | Path | Config | Mapping[str, Any], out: str | Path, **options: Any) -> BuildReport:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from terse_aug.bank import ForegroundBank
+from terse_aug.bank import ForegroundBank, UnknownClassesError
 from terse_aug.config import PasteConfig
 from terse_aug.models import GivesClassProbabilities, ModelAdapter
 
@@ -17,6 +17,26 @@ def relabelled_bank(bank: ForegroundBank, classes: Sequence[str] | Mapping[str, 
     if classes is None:
         return bank
     return bank.relabel(classes) if isinstance(classes, Mapping) else bank.relabel(classes, offset=1)
+
+
+def relabelled_for_framework(
+    bank: ForegroundBank, classes: Sequence[str] | Mapping[str, int], drop_unknown: bool, option: str
+) -> ForegroundBank:
+    """The bank with the labels of a framework's data set.
+
+    Args:
+        bank: the foregrounds.
+        classes: names from label 0 on, or a mapping from name to label.
+        drop_unknown: whether foregrounds of other classes are left out.
+        option: of the framework, that leaves them out.
+
+    Raises:
+        ValueError: the bank has other classes that are not left out, or no others; it names the option.
+    """
+    try:
+        return bank.relabel(classes, unknown="drop" if drop_unknown else "error")
+    except UnknownClassesError as error:
+        raise error.with_option(option) from None
 
 
 def class_count(model: ModelAdapter | None) -> int | None:
