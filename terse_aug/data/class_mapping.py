@@ -9,12 +9,24 @@ from terse_aug.config import PasteConfig
 from terse_aug.models import GivesClassProbabilities, ModelAdapter
 
 
-def relabelled_bank(bank: ForegroundBank, classes: Sequence[str] | Mapping[str, int] | None) -> ForegroundBank:
+def relabelled_bank(
+    bank: ForegroundBank, classes: Sequence[str] | Mapping[str, int] | None, with_model: bool
+) -> ForegroundBank:
     """The bank with the detector's labels: class names from label 1 on, as torchvision has them, or a mapping.
 
     To leave categories out, relabel the bank before.
+
+    Raises:
+        ValueError: nothing says whether label 0 of the bank is a class.
     """
     if classes is None:
+        if not with_model and 0 in bank.categories:
+            known = {name: label for label, name in bank.categories.items()}
+            raise ValueError(
+                f"the bank has label 0 ({bank.categories[0]!r}), which is the background of torchvision's detectors. "
+                "Give Terse(model=detector), so that it is known; or classes=[...], the detector's class names from "
+                f"label 1 on; or, where labels begin at 0, a mapping: classes={known}"
+            )
         return bank
     return bank.relabel(classes) if isinstance(classes, Mapping) else bank.relabel(classes, offset=1)
 
