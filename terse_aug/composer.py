@@ -18,6 +18,7 @@ from torch.utils.data import get_worker_info
 
 from terse_aug.compositing.compose import Composites, Paste, compose
 from terse_aug.compositing.layers import RenderSettings
+from terse_aug.data.foreground_loader import SampledForegrounds
 from terse_aug.data.planner import PastePlanner, PlannedBatch
 from terse_aug.policies import Policy, Proposal
 from terse_aug.policies.context import make_context
@@ -135,6 +136,16 @@ class Composer:
             batch.unknown_fields[0],
         )
         return composites.images[0], composites.targets[0], record
+
+    def check_unused(self, sampled: SampledForegrounds) -> None:
+        """Refuse foregrounds that a transform has sampled beside this composer, if its settings are others.
+
+        They are not pasted; whoever chose these settings expects them to be.
+
+        Raises:
+            ValueError: naming the difference.
+        """
+        self._planner.check_sampled([sampled], 1, self._sampler)
 
     def _use_one_thread(self) -> None:
         """In a worker OpenCV uses one thread, as torch does: the workers are the threads."""

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from terse_aug import ForegroundBank
+from terse_aug.hook_presence import add_hook
 from terse_aug.integration import TerseSettings, TrainingHook, is_due
 from terse_aug.structures.keypoints import keypoint_flip_order
 from terse_aug_detectron2.batch import Item, Needs, from_samples, objects_of, sampled_foregrounds_of, to_samples
@@ -107,6 +108,7 @@ class TerseHook(TrainingHook, HookBase):
         self._other_hooks: list[HookBase] = []
         self._logged_image: Any = None
         self._recording = False
+        add_hook(self)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> TerseHook | None:

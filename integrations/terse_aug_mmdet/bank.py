@@ -8,6 +8,7 @@ from typing import Any
 
 from mmdet.registry import DATASETS
 from mmengine.config import Config
+from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 
 from terse_aug import ForegroundBank
@@ -34,7 +35,8 @@ def build_from_mmdet(config: str | Path | Config | Mapping[str, Any], out: str |
     Labels are those of the data set, from 0 on, and the class names those of its ``metainfo``.
 
     Args:
-        config: a config or its file, whose ``train_dataloader.dataset`` is used; or the ``dataset`` itself.
+        config: a config or its file, or the name of one that a package ships (``mmdet::faster_rcnn/...``), whose
+            ``train_dataloader.dataset`` is used; or the ``dataset`` itself.
         out: the bank to write.
         options: of :func:`terse_aug.bank.build_from_coco`.
 
@@ -90,7 +92,8 @@ def _annotation(entry: Mapping[str, Any]) -> dict[str, Any]:
 def _datasets(config: str | Path | Config | Mapping[str, Any]) -> list[Any]:
     """The data sets inside whatever repeats, concatenates or mixes them."""
     if isinstance(config, str | Path):
-        config = Config.fromfile(str(config))
+        # `mmdet::faster_rcnn/...` is one of the configs that a package ships.
+        config = get_config(str(config)) if "::" in str(config) else Config.fromfile(str(config))
     init_default_scope(config.get("default_scope") or "mmdet")
     settings = config["train_dataloader"]["dataset"] if "train_dataloader" in config else config
     return [DATASETS.build({**own, "pipeline": []}) for own in _innermost(settings)]

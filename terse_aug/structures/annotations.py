@@ -95,7 +95,9 @@ def _check_field(where: str, name: str, image: Tensor, value: Any, count: int | 
     expected = _expected_shape(name, count, image)
     if shape != expected and not (name == "keypoints" and len(shape) == 3 and shape[::2] == expected[::2]):
         wanted = ", ".join(map(str, expected))
-        raise ValueError(f"{where}: expected {name} of shape [{wanted}], got {list(shape)}")
+        rotated = name == "boxes" and len(shape) == 2 and shape[1] in (5, 8)
+        hint = ": rotated boxes are not supported, because a paste hides upright parts of them" if rotated else ""
+        raise ValueError(f"{where}: expected {name} of shape [{wanted}], got {list(shape)}{hint}")
     if value.device != device or device not in (image.device, torch.device("cpu")):
         raise ValueError(f"{where}: {name} is on {value.device}, its image on {image.device}; move both")
     # torchvision's tv_tensors have an attribute for the format of their boxes.
