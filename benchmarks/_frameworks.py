@@ -206,7 +206,7 @@ class MMDetection(Framework):
         options += ["default_hooks.checkpoint.interval=1000000"]
         options += ["optim_wrapper.type=AmpOptimWrapper"] if self.args.amp else []
         if run.arm in POLICIES:
-            for part in ("custom_hooks.0", "train_dataloader.dataset.pipeline.4"):
+            for part in ("default_hooks.terse", "train_dataloader.dataset.pipeline.4"):
                 options += [f"{part}.policy.type={run.arm}", f"{part}.bank={self._bank(run.images)}"]
             options += self.args.options
         train = [sys.executable, self._script("train.py"), self._config(run.arm)]

@@ -70,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         chosen = {} if options.loading_only else ARMS
         arms = {name: _Arm(model, bank, records, mappers, policy, options) for name, policy in chosen.items()}
         steps = interleaved({name: arm.pair() for name, arm in arms.items()}, CYCLE * options.cycles, CYCLE)
-        composer = ItemComposer(Terse(bank, pixel_format=PixelFormat(scale=255.0, bgr=True)).composer(), Needs())
+        terse = Terse(bank, classes={"first": 0, "second": 1}, pixel_format=PixelFormat(scale=255.0, bgr=True))
+        composer = ItemComposer(terse.composer(), Needs())
         numbers, plain = itertools.count(), mappers["DatasetMapper"]
         loaders = mappers | {"composed": lambda record: composer(plain(record), next(numbers))}
         loads = {name: _loader(mapper, records) for name, mapper in loaders.items()}

@@ -175,7 +175,8 @@ def _composing_loader(
     plain: tuple[Callable[[int], int], Callable[[int], Any]], bank: ForegroundBank
 ) -> tuple[Callable[[int], int], Callable[[int], Any]]:
     """With the composing of policy ``random``."""
-    terse = Terse(bank.relabel(_CLASSES), pixel_format=PixelFormat(scale=255.0, bgr=True))
+    labels = {name: label for label, name in enumerate(_CLASSES)}
+    terse = Terse(bank, classes=labels, pixel_format=PixelFormat(scale=255.0, bgr=True))
     composer, numbers = SampleComposer(terse.composer(), 0), itertools.count()
     turn, load = plain
     return turn, lambda index: composer(load(index), next(numbers))

@@ -18,11 +18,13 @@ from torch.utils.data import get_worker_info
 
 from terse_aug.compositing.compose import Composites, Paste, compose
 from terse_aug.compositing.layers import RenderSettings
+from terse_aug.data.foreground_loader import SampledForegrounds
 from terse_aug.data.planner import PastePlanner, PlannedBatch
 from terse_aug.policies import Policy, Proposal
 from terse_aug.policies.context import make_context
 from terse_aug.samplers import Sampler
 from terse_aug.structures.annotations import Target
+from terse_aug.structures.object_fields import Lengths, check_unknown_fields
 from terse_aug.structures.validation import left_out_warnings, validate_batch
 from terse_aug.training.metrics import Metrics, batch_counts
 from terse_aug.transforms import PARAMETERS
@@ -46,6 +48,7 @@ class CompositeRecord:
         pastes: the fields of each :class:`terse_aug.Paste`.
         background: index in the background pool of the image that replaced it; ``None`` if it was not replaced.
         warnings: texts to warn of once, by kind.
+        unknown_fields: of the target, see :mod:`terse_aug.structures.object_fields`.
     """
 
     origin: Origin
@@ -54,6 +57,7 @@ class CompositeRecord:
     pastes: list[tuple[int, str, int, list[float], int | None, int | None]]
     background: int | None
     warnings: dict[str, str]
+    unknown_fields: Lengths
 
 
 class Composer:
@@ -129,8 +133,19 @@ class Composer:
             ],
             composites.backgrounds.get(0),
             warnings,
+            batch.unknown_fields[0],
         )
         return composites.images[0], composites.targets[0], record
+
+    def check_unused(self, sampled: SampledForegrounds) -> None:
+        """Refuse foregrounds that a transform has sampled beside this composer, if its settings are others.
+
+        They are not pasted; whoever chose these settings expects them to be.
+
+        Raises:
+            ValueError: naming the difference.
+        """
+        self._planner.check_sampled([sampled], 1, self._sampler)
 
     def _use_one_thread(self) -> None:
         """In a worker OpenCV uses one thread, as torch does: the workers are the threads."""
@@ -192,7 +207,8 @@ class ComposedBatches:
             seed: of ``Terse``.
 
         Raises:
-            ValueError: they are not of this batch, or were made by a composer with other settings.
+            ValueError: they are not of this batch, were made by a composer with other settings, or the targets have
+                an unknown field per object.
         """
         if len(records) != len(targets):
             raise ValueError(f"expected a record for each of {len(targets)} images, got {len(records)}")
@@ -206,6 +222,7 @@ class ComposedBatches:
                     f"in the composer, {origin} in Terse: make the composer by terse.composer(), after loading a "
                     "state and after restrict_labels"
                 )
+        check_unknown_fields([own.unknown_fields for own in records])
         counts: Counter[str] = Counter()
         for own in records:
             counts.update(own.counts)

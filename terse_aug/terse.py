@@ -61,7 +61,7 @@ class Terse(nn.Module):
         model: the detector (a torchvision model, or a :class:`~terse_aug.models.ModelAdapter`); needed by ``best-of-n``
             and robustness, and by ``critic`` and sampler ``hardness`` unless :meth:`observe` is called. No submodule.
         classes: the detector's class names, from label 1 on, or a mapping from name to label, to match the bank's by
-            name; without it the bank's category ids are the labels.
+            name; without it the bank's category ids are the labels, which begin at 1 unless there is a ``model``.
         seed: what is drawn is a function of (seed, rank, number of calls); the global random state is left alone.
         paste: what is pasted and how it is blended.
         sampler: which foregrounds are drawn: a name in ``SAMPLERS``, weights of classes as ``"dog=3,cat=0.5"``, or a
@@ -96,7 +96,7 @@ class Terse(nn.Module):
         self.seed, self.seconds = seed, 0.0
         self._settings = None if isinstance(policy, Policy) else policy_settings(policy)
         self.paste, self.pixel_format = paste or PasteConfig(), pixel_format or PixelFormat()
-        self.bank = relabelled_bank(bank, classes)
+        self.bank = relabelled_bank(bank, classes, model is not None)
         # In a tuple, so that nn.Module does not register the detector.
         self._model = (None if model is None else as_model(model),)
         chosen = make_policy(policy, seed, class_count(self.model))

@@ -217,3 +217,12 @@ def test_reading_values_does_not_change_what_is_pasted(bank: ForegroundBank) -> 
     assert terse.metrics()["non_finite_losses"] == read.metrics()["non_finite_losses"] == 1
     for name, value in terse.policy.state_dict().items():
         assert torch.equal(value.cpu(), read.policy.state_dict()[name].cpu()), name
+
+
+@pytest.mark.parametrize("boxes_on", DEVICES, ids=str)
+def test_boxes_of_another_format_are_refused_on_a_device_too(bank: ForegroundBank, boxes_on: torch.device) -> None:
+    images, targets = make_batch(0, SIZES, 2)
+    relative = [target | {"boxes": target["boxes"] / 100} for target in targets]
+    there = [{name: value.to(boxes_on) for name, value in target.items()} for target in relative]
+    with pytest.raises(ValueError, match="expected boxes as XYXY in pixels, got boxes between 0 and 1"):
+        Terse(bank, paste=PASTE).to(DEVICE)([image.to(DEVICE) for image in images], there)

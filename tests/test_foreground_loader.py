@@ -72,9 +72,10 @@ def test_any_worker_gives_whole_foregrounds(tmp_path: Path, workers: int, start:
 
 
 def test_an_image_may_get_none(tiny_bank: ForegroundBank) -> None:
-    sample = pickle.loads(pickle.dumps(ForegroundLoader(tiny_bank, paste=PasteConfig(objects=(0, 0), decoys=(0, 0)))()))
+    paste = every_image(objects=(0, 0), decoys=(0, 0))
+    sample = pickle.loads(pickle.dumps(ForegroundLoader(tiny_bank, paste=paste)()))
     assert (sample.objects, sample.decoys, sample.foregrounds) == ([], [], {})
-    images, _ = Terse(tiny_bank, "random", paste=every_image(objects=(0, 0)))(*make_batch(), [sample] * 2)
+    images, _ = Terse(tiny_bank, "random", paste=paste)(*make_batch(), [sample] * 2)
     assert all(torch.equal(own, before) for own, before in zip(images, make_batch()[0], strict=True))
 
 

@@ -27,7 +27,8 @@ FLOORS = (
     {"batch_composer"},
     {"terse"},
     {"preview", "evaluation"},
-    {"lockstep", "cli", "integration", "where_to_compose"},
+    {"lockstep", "cli", "integration", "where_to_compose", "hook_presence"},
+    {"__main__"},
 )
 """Rooms of ``terse_aug`` from the ground up. A module imports from its own room and from lower floors only."""
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -76,13 +76,13 @@ def test_an_arm_of_the_benchmark_has_the_config_of_its_name(
         data = data.dataset
     assert data.ann_file == "data/train_60.json"
     assert (
-        ("TersePaste" in steps)
+        ("terse_aug_mmdet.TersePaste" in steps)
         == (arm == "critic")
-        == ("TerseHook" in [hook.type for hook in cfg.get("custom_hooks", [])])
+        == ("terse_aug_mmdet.TerseHook" in [hook.type for hook in cfg.default_hooks.values()])
     )
     if arm == "critic":
-        for part in (data.pipeline[-2], cfg.custom_hooks[0]):
-            assert part.type.startswith("Terse")
+        for part in (data.pipeline[-2], cfg.default_hooks.terse):
+            assert part.type.startswith("terse_aug_mmdet.Terse")
             assert (part.policy.type, Path(part.bank).name) == ("critic", "people-60.bank")
 
 

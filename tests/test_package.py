@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from importlib import import_module
@@ -23,6 +24,17 @@ def test_every_public_name_is_there_and_no_other() -> None:
         assert not home or getattr(import_module(home), name) is everything[name]
     with pytest.raises(AttributeError, match="module 'terse_aug' has no attribute 'missing'"):
         terse_aug.missing  # noqa: B018
+
+
+def test_the_package_runs_as_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_bank(tmp_path / "a.bank")
+    monkeypatch.setattr(sys, "argv", ["python -m terse_aug", "bank", "info", str(tmp_path / "a.bank")])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("terse_aug", run_name="__main__")
+    assert end.value.code == 0
+    assert "foregrounds" in capsys.readouterr().out
 
 
 def test_a_bank_is_built_read_and_shown_without_torch(tmp_path: Path) -> None:

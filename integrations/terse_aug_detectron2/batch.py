@@ -46,7 +46,7 @@ def to_samples(batch: Sequence[Item], device: torch.device, needs: Needs) -> tup
             proposals, rotated boxes, or unknown fields of instances.
     """
     images, targets = [], []
-    for number, item in enumerate(batch):
+    for number, item in enumerate(checked_items(batch)):
         _check_item(number, item)
         images.append(item["image"].to(device))
         instances = item["instances"]
@@ -72,7 +72,21 @@ def from_samples(batch: Sequence[Item], images: Sequence[Tensor], targets: Seque
 
 def sampled_foregrounds_of(batch: Sequence[Item]) -> list[SampledForegrounds] | None:
     """What the mapper has sampled, if all images have it."""
-    return common_foregrounds(item.get(SAMPLED_KEY) for item in batch)
+    return common_foregrounds(item.get(SAMPLED_KEY) for item in checked_items(batch))
+
+
+def checked_items(batch: Sequence[Any]) -> Sequence[Item]:
+    """A batch, whose items are dictionaries.
+
+    Raises:
+        ValueError: they are not, as where a mapper returns several views of an image.
+    """
+    if other := [type(item).__name__ for item in batch if not isinstance(item, Mapping)]:
+        raise ValueError(
+            f"expected a batch of dictionaries, one for each image, got {type(batch).__name__} of {other[0]}: batches "
+            "of several views of each image, as semi-supervised training has them, are not supported"
+        )
+    return batch
 
 
 def as_bitmasks(instances: Instances) -> Instances:
@@ -126,7 +140,9 @@ def _target(instances: Instances, where: str) -> dict[str, Any]:
         )
     boxes = instances.gt_boxes
     if type(boxes) is not Boxes:
-        raise ValueError(f"{where}: expected upright boxes (Boxes), got {type(boxes).__name__}")
+        raise ValueError(
+            f"{where}: expected upright boxes (Boxes), got {type(boxes).__name__}: rotated boxes are not supported"
+        )
     target: dict[str, Any] = {"boxes": boxes.tensor, "labels": instances.gt_classes}
     if instances.has("gt_masks"):
         masks = instances.gt_masks

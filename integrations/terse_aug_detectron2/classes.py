@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from terse_aug import ForegroundBank
+from terse_aug.data.class_mapping import relabelled_for_framework
 from terse_aug_detectron2.config import terse_node
 
 
@@ -36,6 +38,56 @@ def _names(dataset: str) -> list[str] | None:
     return names
 
 
+class LabelledBank:
+    """A bank with the labels of a data set that is not known yet.
+
+    Args:
+        bank: the foregrounds, or their path.
+        classes: class names of the data set from label 0 on, a mapping from name to label, or ``None``: the bank's
+            labels are those of the data set.
+
+    Attributes:
+        bank: with these labels.
+
+    Raises:
+        ValueError: it cannot be opened, or has classes that are not among these.
+    """
+
+    def __init__(self, bank: ForegroundBank | str, classes: Sequence[str] | Mapping[str, int] | None) -> None:
+        opened = bank if isinstance(bank, ForegroundBank) else ForegroundBank.open(bank)
+        self.bank = opened if classes is None else opened.relabel(classes)
+        self._names_may_differ = isinstance(classes, Mapping)
+        self._by_number = classes is None and not isinstance(bank, ForegroundBank)
+
+    def check(self, trainer: Any) -> None:
+        """Compare names label by label with those of a trainer's data sets.
+
+        Args:
+            trainer: with the config of a ``DefaultTrainer``, which names the data sets; others do not know them.
+
+        Raises:
+            ValueError: a label has another name in a data set; or the bank is from a file, and no names are known.
+        """
+        datasets = getattr(getattr(getattr(trainer, "cfg", None), "DATASETS", None), "TRAIN", ())
+        known = [MetadataCatalog.get(own).get("thing_classes") for own in datasets if own in DatasetCatalog]
+        compared = [list(names) for names in known if names]
+        if self._by_number and not compared:
+            raise ValueError(
+                f"the trainer does not know the data set's class names, so those of the bank, {self.bank.categories}, "
+                "cannot be matched: give TerseHook(classes=[...]) with the data set's class names in the order of "
+                "their labels"
+            )
+        for names in [] if self._names_may_differ else compared:
+            theirs = {label: name.strip() for label, name in enumerate(names)}
+            wrong = {label: name for label, name in self.bank.categories.items() if theirs.get(label) != name.strip()}
+            if wrong:
+                raise ValueError(
+                    f"the bank's labels are not the data set's: the bank has {wrong}, the data set {theirs}. Give "
+                    "TerseHook(classes=[...]) with the data set's class names, and those of the bank are matched with "
+                    "them; or classes={'name in the bank': label}, if names are to differ"
+                )
+
+
 def open_bank(cfg: CfgNode) -> ForegroundBank:
     """The bank of ``cfg.TERSE`` with the data set's labels.
 
@@ -58,7 +110,7 @@ def open_bank(cfg: CfgNode) -> ForegroundBank:
             f"the bank's keypoints are {bank.keypoint_names}, the data set's {keypoints}: build the bank from "
             "annotations with the same keypoints, in the same order"
         )
-    return bank.relabel(classes, unknown="drop" if node.DROP_UNKNOWN_CLASSES else "error")
+    return relabelled_for_framework(bank, classes, node.DROP_UNKNOWN_CLASSES, "TERSE.DROP_UNKNOWN_CLASSES True")
 
 
 def keypoint_flips(cfg: CfgNode) -> list[tuple[str, str]] | None:

@@ -16,10 +16,11 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from terse_aug import ForegroundBank
+from terse_aug.hook_presence import add_hook
 from terse_aug.integration import TerseSettings, TrainingHook, is_due
 from terse_aug.structures.keypoints import keypoint_flip_order
 from terse_aug_detectron2.batch import Item, Needs, from_samples, objects_of, sampled_foregrounds_of, to_samples
-from terse_aug_detectron2.classes import class_labels, keypoint_flips, open_bank
+from terse_aug_detectron2.classes import LabelledBank, class_labels, keypoint_flips, open_bank
 from terse_aug_detectron2.config import chosen_seed, terse_node, terse_settings
 from terse_aug_detectron2.iterator import iterator_name, unwrap_iterator, wrap_iterator
 from terse_aug_detectron2.model import Detectron2Adapter, known_total
@@ -51,8 +52,10 @@ class TerseHook(TrainingHook, HookBase):
     the trainer, by the trainer's checkpointer; ``model`` in a checkpoint holds the detector's weights only.
 
     Args:
-        bank: the foregrounds, with the data set's labels (``bank.relabel(thing_classes)``); or the path of a bank
-            whose category ids are these labels.
+        bank: the foregrounds, or the path of a bank.
+        classes: the data set's class names in the order of their labels, or a mapping from name to label: the bank's
+            are matched by name. Without it the bank's labels are those of the data set; the names are compared where
+            the trainer has a config with ``DATASETS.TRAIN``, and a path needs one of the two.
         policy: see :class:`terse_aug.integration.TerseSettings`.
         seed: of everything drawn, the same on every rank; by default a fresh one.
         input_format: of the images, ``"BGR"`` or ``"RGB"``; by default the model's own, else ``BGR``.
@@ -77,6 +80,7 @@ class TerseHook(TrainingHook, HookBase):
         bank: ForegroundBank | str,
         policy: Any = "random",
         *,
+        classes: Sequence[str] | Mapping[str, int] | None = None,
         seed: int | None = None,
         input_format: str | None = None,
         keypoint_flips: Sequence[tuple[str, str]] | None = None,
@@ -95,7 +99,8 @@ class TerseHook(TrainingHook, HookBase):
         )
         if not loss_scale > 0:
             raise ValueError(f"loss_scale: expected a number above 0, got {loss_scale}")
-        self.bank = bank if isinstance(bank, ForegroundBank) else ForegroundBank.open(bank)
+        self._labelled = LabelledBank(bank, classes)
+        self.bank = self._labelled.bank
         keypoint_flip_order(self.bank.keypoint_names, keypoint_flips)  # a wrong name is an error before training
         self._keypoint_flips, self._own_loss_scale, self._loss_scale = keypoint_flips, loss_scale, loss_scale
         self._needs, self._workers = Needs(), WorkerComposites(self, compose_ahead)
@@ -103,6 +108,7 @@ class TerseHook(TrainingHook, HookBase):
         self._other_hooks: list[HookBase] = []
         self._logged_image: Any = None
         self._recording = False
+        add_hook(self)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> TerseHook | None:
@@ -112,16 +118,10 @@ class TerseHook(TrainingHook, HookBase):
             ValueError: a value outside its range, a bank that cannot be opened or does not fit the data set, or a
                 model that is not supported.
         """
-        node, architecture = terse_node(cfg), cfg.MODEL.META_ARCHITECTURE
+        node = terse_node(cfg)
         if not node.ENABLED:
             return None
-        if "Panoptic" in architecture or architecture == "SemanticSegmentor":
-            raise ValueError(
-                f"TERSE.ENABLED with {architecture}: it learns from semantic maps, which pasting does not correct; "
-                "panoptic and semantic segmentation are not supported"
-            )
-        if cfg.VIS_PERIOD > 0:
-            raise ValueError(_NO_VISUALIZATION)
+        _check_supported(cfg)
         settings = terse_settings(cfg)
         if settings.distractors is not None:
             settings.distractors.check_classes(class_labels(cfg.DATASETS.TRAIN) or ())
@@ -177,6 +177,7 @@ class TerseHook(TrainingHook, HookBase):
         detector = Detectron2Adapter(inner.model)
         if getattr(detector.model, "vis_period", 0) > 0:
             raise ValueError(_NO_VISUALIZATION)
+        self._labelled.check(self.trainer)
         if self.started and self.saved_state is None:
             self.saved_state = self.saved()  # training continues
         self._needs = detector.needs
@@ -288,6 +289,17 @@ class TerseHook(TrainingHook, HookBase):
             storage._vis_data = [entry for entry in storage._vis_data if entry[0] != _LOGGED_IMAGE]
             storage.put_image(_LOGGED_IMAGE, self._logged_image)
             self._logged_image = None
+
+
+def _check_supported(cfg: CfgNode) -> None:
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    if "Panoptic" in architecture or architecture == "SemanticSegmentor":
+        raise ValueError(
+            f"TERSE.ENABLED with {architecture}: it learns from semantic maps, which pasting does not correct; "
+            "panoptic and semantic segmentation are not supported"
+        )
+    if cfg.VIS_PERIOD > 0:
+        raise ValueError(_NO_VISUALIZATION)
 
 
 def _renamed(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -11,8 +11,9 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 
 from terse_aug import ForegroundBank, ForegroundLoader
+from terse_aug.hook_presence import HookCheck
 from terse_aug.integration import SAMPLED_KEY, TerseSettings
-from terse_aug_detectron2.batch import Item, as_bitmasks
+from terse_aug_detectron2.batch import Item, as_bitmasks, checked_items
 from terse_aug_detectron2.classes import open_bank
 from terse_aug_detectron2.config import chosen_seed, terse_node, terse_settings
 
@@ -31,7 +32,8 @@ class TerseMapper:
             def build_train_loader(cls, cfg):
                 return build_detection_train_loader(cfg, mapper=TerseMapper.from_config(cfg))
 
-    The hook pastes them. Without this mapper the hook reads them itself, in the training process.
+    The hook pastes them; without it, which is warned about, nothing is pasted. Without this mapper the hook reads them
+    itself, in the training process.
 
     Args:
         mapper: Detectron2's ``DatasetMapper`` or your own; where it returns ``None``, so does this.
@@ -48,7 +50,7 @@ class TerseMapper:
         self, mapper: Mapper, bank: ForegroundBank | str, policy: Any = "random", *, seed: int = 0, **settings: Any
     ) -> None:
         bank = bank if isinstance(bank, ForegroundBank) else ForegroundBank.open(bank)
-        self.mapper = mapper
+        self.mapper, self._check_hook = mapper, HookCheck("TerseMapper", "trainer.register_hooks([TerseHook...])")
         self.foreground_loader: ForegroundLoader = TerseSettings(policy, **settings).foreground_loader(bank, seed)
 
     @classmethod
@@ -85,7 +87,9 @@ class TerseMapper:
         item = self.mapper(dataset_dict)
         if item is None:
             return None
+        checked_items([item])
         if "instances" in item:
             item["instances"] = as_bitmasks(item["instances"])
+        self._check_hook()
         item[SAMPLED_KEY] = self.foreground_loader()
         return item

@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 from detectron2.modeling import FCOS, GeneralizedRCNN, PanopticFPN, ProposalNetwork, RetinaNet, SemanticSegmentor
-from detectron2.modeling.roi_heads import FastRCNNOutputLayers, ROIHeads
+from detectron2.modeling.roi_heads import (
+    CascadeROIHeads,
+    FastRCNNOutputLayers,
+    Res5ROIHeads,
+    ROIHeads,
+    StandardROIHeads,
+)
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
@@ -85,12 +91,12 @@ class Detectron2Adapter(DetectorAdapter):
         inference = getattr(type(self.model), "forward_inference", None)
         if inference in (RetinaNet.forward_inference, FCOS.forward_inference):
             return PredictionRecorder(_dense_source(self.model), self.iou_thresholds)
-        heads = getattr(self.model, "roi_heads", None)
+        heads: Any = getattr(self.model, "roi_heads", None)
         pooler = getattr(heads, "box_pooler", getattr(heads, "pooler", None))
         predictor: Any = getattr(heads, "box_predictor", None)
         if isinstance(predictor, nn.ModuleList):
             predictor = predictor[0]
-        if not isinstance(heads, ROIHeads) or pooler is None or type(predictor) is not FastRCNNOutputLayers:
+        if not _pools_once(heads) or pooler is None or type(predictor) is not FastRCNNOutputLayers:
             return None
         roi_head = RoIHead(
             model=self.model,
@@ -104,6 +110,22 @@ class Detectron2Adapter(DetectorAdapter):
             all_proposals=_all_proposals,
         )
         return RoIHeadRecorder(roi_head, self.iou_thresholds)
+
+
+def _pools_once(heads: Any) -> bool:
+    """Whether RoI heads pool their sampled proposals, and nothing else before, by Detectron2's own methods."""
+    for kind, methods in _ROI_HEADS.items():
+        if isinstance(heads, kind):
+            return all(getattr(type(heads), name) is getattr(kind, name) for name in methods)
+    return False
+
+
+_ROI_HEADS: dict[type[ROIHeads], tuple[str, ...]] = {
+    CascadeROIHeads: ("forward", "_forward_box", "_run_stage"),
+    StandardROIHeads: ("forward", "_forward_box"),
+    Res5ROIHeads: ("forward", "_shared_roi_transform"),
+}
+"""Detectron2's RoI heads, and the methods in which they pool and classify proposals."""
 
 
 def _annotated_boxes(inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> list[Tensor]:

@@ -14,7 +14,7 @@ from terse_aug import Composer, CompositeRecord, NumberedSampler
 from terse_aug.data.numbered_dataset import RECORD_KEY, NumberedDataset
 from terse_aug.integration import TrainingHook
 from terse_aug.where_to_compose import thread_composes
-from terse_aug_detectron2.batch import Item, Needs, from_samples, to_samples
+from terse_aug_detectron2.batch import Item, Needs, checked_items, from_samples, sampled_foregrounds_of, to_samples
 
 _LOGGER = logging.getLogger("detectron2.terse_aug")
 _BEGUN = "The data loader's iterator was made before the hook began, and its workers cannot be given anything."
@@ -35,6 +35,8 @@ class ItemComposer:
 
     def __call__(self, item: Item, number: int) -> Item:
         """The composed item, with its record."""
+        for sampled in sampled_foregrounds_of([item]) or ():
+            self._composer.check_unused(sampled)
         images, targets = to_samples([item], _CPU, self._needs)
         image, target, record = self._composer(images[0], targets[0], number)
         (composed,) = from_samples([item], [image], [target])
@@ -87,7 +89,7 @@ class WorkerComposites:
 
 def records_of(batch: Sequence[Item]) -> list[CompositeRecord] | None:
     """The records of a batch that was composed in the workers."""
-    records = [item.get(RECORD_KEY) for item in batch]
+    records = [item.get(RECORD_KEY) for item in checked_items(batch)]
     return [own for own in records if own is not None] if None not in records else None
 
 

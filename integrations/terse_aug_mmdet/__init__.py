@@ -2,14 +2,13 @@
 
 In a config::
 
-    custom_imports = dict(imports=["terse_aug_mmdet"])
     terse = dict(bank="people.bank")
+    default_hooks = dict(terse=dict(type="terse_aug_mmdet.TerseHook", **terse))
     train_pipeline = [
         ...,
-        dict(type="TersePaste", **terse),       # anywhere between the loading and the packing
+        dict(type="terse_aug_mmdet.TersePaste", **terse),       # anywhere between the loading and the packing
         dict(type="PackDetInputs"),
     ]
-    custom_hooks = [dict(type="TerseHook", **terse)]
 """
 
 from terse_aug_mmdet.bank import build_from_mmdet

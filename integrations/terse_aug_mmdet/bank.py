@@ -8,10 +8,12 @@ from typing import Any
 
 from mmdet.registry import DATASETS
 from mmengine.config import Config
+from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 
 from terse_aug import ForegroundBank
 from terse_aug.bank import BuildReport, build_from_coco, segmentation_as_json
+from terse_aug.data.class_mapping import relabelled_for_framework
 from terse_aug.integration import coco_content
 
 
@@ -24,7 +26,7 @@ def open_bank(path: str | Path, classes: Sequence[str] | None, drop_unknown: boo
     bank = ForegroundBank.open(path)
     if classes is None:
         return bank
-    return bank.relabel(list(classes), unknown="drop" if drop_unknown else "error")
+    return relabelled_for_framework(bank, list(classes), drop_unknown, "drop_unknown_classes=True")
 
 
 def build_from_mmdet(config: str | Path | Config | Mapping[str, Any], out: str | Path, **options: Any) -> BuildReport:
@@ -33,7 +35,8 @@ def build_from_mmdet(config: str | Path | Config | Mapping[str, Any], out: str |
     Labels are those of the data set, from 0 on, and the class names those of its ``metainfo``.
 
     Args:
-        config: a config or its file, whose ``train_dataloader.dataset`` is used; or the ``dataset`` itself.
+        config: a config or its file, or the name of one that a package ships (``mmdet::faster_rcnn/...``), whose
+            ``train_dataloader.dataset`` is used; or the ``dataset`` itself.
         out: the bank to write.
         options: of :func:`terse_aug.bank.build_from_coco`.
 
@@ -89,7 +92,8 @@ def _annotation(entry: Mapping[str, Any]) -> dict[str, Any]:
 def _datasets(config: str | Path | Config | Mapping[str, Any]) -> list[Any]:
     """The data sets inside whatever repeats, concatenates or mixes them."""
     if isinstance(config, str | Path):
-        config = Config.fromfile(str(config))
+        # `mmdet::faster_rcnn/...` is one of the configs that a package ships.
+        config = get_config(str(config)) if "::" in str(config) else Config.fromfile(str(config))
     init_default_scope(config.get("default_scope") or "mmdet")
     settings = config["train_dataloader"]["dataset"] if "train_dataloader" in config else config
     return [DATASETS.build({**own, "pipeline": []}) for own in _innermost(settings)]

@@ -75,7 +75,28 @@ def sampled_foregrounds_of(batch: Mapping[str, Any]) -> list[SampledForegrounds]
     )
 
 
+def check_batch(batch: Any) -> None:
+    """Refuse a batch that is no dictionary of images, as semi-supervised training has them.
+
+    Raises:
+        ValueError: saying what it is.
+    """
+    inputs = batch.get("inputs") if isinstance(batch, Mapping) else None
+    branches = inputs if isinstance(inputs, Mapping) else next(iter(inputs), None) if isinstance(inputs, list) else None
+    if isinstance(branches, Mapping):
+        raise ValueError(
+            f"the batch has branches, {sorted(branches)}, as MultiBranch makes them for semi-supervised training: not "
+            "supported"
+        )
+    if not isinstance(batch, Mapping):
+        raise ValueError(
+            f"expected a batch that is a dictionary of inputs and data_samples, as from PackDetInputs, got "
+            f"{type(batch).__name__}: batches of several views of each image are not supported"
+        )
+
+
 def _parts(batch: Mapping[str, Any]) -> tuple[Any, Any]:
+    check_batch(batch)
     inputs: Any = batch.get("inputs")
     samples: Any = batch.get("data_samples")
     if not isinstance(inputs, Tensor | list | tuple) or not isinstance(samples, list | tuple):
@@ -104,7 +125,10 @@ def _target(sample: DetDataSample, where: str) -> dict[str, Any]:
         )
     boxes = instances.bboxes
     if isinstance(boxes, BaseBoxes) and not isinstance(boxes, HorizontalBoxes):
-        raise ValueError(f"{where}: expected upright boxes (HorizontalBoxes), got {type(boxes).__name__}")
+        raise ValueError(
+            f"{where}: expected upright boxes (HorizontalBoxes), got {type(boxes).__name__}: rotated boxes are not "
+            "supported"
+        )
     plain = boxes.tensor if isinstance(boxes, BaseBoxes) else boxes
     target = {"boxes": plain.float(), "labels": instances.labels}
     if "masks" in instances:

@@ -13,6 +13,7 @@ from mmengine.dist import broadcast
 from mmengine.hooks import Hook
 from torch import Tensor
 
+from terse_aug.hook_presence import add_hook
 from terse_aug.integration import TerseSettings, TrainingHook, is_due
 from terse_aug.where_to_compose import thread_composes
 from terse_aug_mmdet.ahead import LoopAhead
@@ -38,8 +39,9 @@ class TerseHook(TrainingHook, Hook):
 
     ::
 
-        custom_hooks = [dict(type="TerseHook", bank="people.bank")]
+        default_hooks = dict(terse=dict(type="terse_aug_mmdet.TerseHook", bank="people.bank"))
 
+    Merged like this, a config keeps the ``custom_hooks`` and ``custom_imports`` of its base. There may be one only.
     The bank's classes are matched with those of the data set by name. The policy's state is saved and resumed with
     that of the optimizer (``terse_aug`` in a checkpoint); ``state_dict`` holds the detector's weights only.
 
@@ -91,11 +93,15 @@ class TerseHook(TrainingHook, Hook):
         self._loss_scale, self._log_due = 1.0, False
         self._compose_ahead = compose_ahead
         self._ahead: LoopAhead | None = None
+        if enabled:
+            add_hook(self)
 
     def before_train(self, runner: Any) -> None:
         """Make ``Terse`` for the runner's model and data set, and load a saved state."""
         if not self._enabled:
             return
+        if any(isinstance(hook, TerseHook) and hook._enabled and hook is not self for hook in runner.hooks):
+            raise ValueError("two TerseHooks are enabled, which would both paste on every batch: leave one of them out")
         classes = class_names(runner.train_dataloader.dataset.metainfo)
         if self._classes not in (None, classes):
             raise ValueError(f"classes: expected the data set's, {classes}, got {self._classes}")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mmdet.models.dense_heads import SSDHead
-from mmdet.models.detectors import RPN
+from mmdet.models.detectors import RPN, SemiBaseDetector
 from mmdet.models.roi_heads import (
     CascadeRoIHead,
     DoubleHeadRoIHead,
@@ -55,7 +55,8 @@ class MMDetAdapter(DetectorAdapter):
         iou_thresholds: see :class:`terse_aug.models.DetectorAdapter`.
 
     Raises:
-        ValueError: a model that only proposes boxes; in every forward, one that needs a text with every image.
+        ValueError: a model that only proposes boxes, or a semi-supervised one; in every forward, one that needs a text
+            with every image.
     """
 
     first_label = 0
@@ -67,6 +68,11 @@ class MMDetAdapter(DetectorAdapter):
         super().__init__(inner, iou_thresholds)
         if isinstance(self.model, RPN):
             raise ValueError("RPN proposes boxes without classes, which have no hardness; not supported")
+        if isinstance(self.model, SemiBaseDetector):
+            raise ValueError(
+                f"{type(self.model).__name__} learns from batches in branches, some of them without annotations: "
+                "semi-supervised training is not supported"
+            )
         self.label_limit = classes
 
     def losses(self, images: Sequence[Tensor], targets: Sequence[Any]) -> Tensor:

@@ -9,10 +9,12 @@ from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
 
 from terse_aug import ForegroundLoader
+from terse_aug.hook_presence import HookCheck
 from terse_aug.integration import SAMPLED_KEY, TerseSettings
 from terse_aug_mmdet.bank import open_bank
 from terse_aug_mmdet.batch import PathWithForegrounds
 
+_HOOK = 'default_hooks = dict(terse=dict(type="terse_aug_mmdet.TerseHook", bank=...))'
 _ARGUMENTS_OF_HOOK = ("input_format", "interval", "image_interval", "compose_ahead")
 
 
@@ -24,7 +26,7 @@ class TersePaste(BaseTransform):
     ``PackDetInputs``). Added keys: ``terse_foregrounds``, for pipelines whose ``meta_keys`` name it.
 
     Place it anywhere between loading and packing; after ``Mosaic``, ``MixUp`` and others that combine several images.
-    Without it the hook reads the foregrounds itself.
+    Without it the hook reads the foregrounds itself; without the hook, which is warned about, nothing is pasted.
 
     Args:
         bank: path of the bank, as for the hook.
@@ -55,7 +57,7 @@ class TersePaste(BaseTransform):
         if drop_unknown_classes and classes is None:
             raise ValueError("drop_unknown_classes: expected classes=, the data set's class names, with it")
         chosen.check_for_workers()
-        self._bank = str(bank)
+        self._bank, self._check_hook = str(bank), HookCheck("TersePaste", _HOOK)
         self._loader: ForegroundLoader | None = None
         if enabled:
             # The runner has seeded torch by its own seed.
@@ -73,6 +75,7 @@ class TersePaste(BaseTransform):
             raise ValueError(f"TersePaste has to be {place} in the pipeline; it got {sorted(results)}")
         if self._loader is None:
             return results
+        self._check_hook()
         path = PathWithForegrounds(results.get("img_path") or "")
         path.sampled_foregrounds = self._loader()
         results["img_path"], results[SAMPLED_KEY] = path, path.sampled_foregrounds

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from terse_aug import Composer, CompositeRecord, NumberedSampler, Terse
 from terse_aug.data.numbered_dataset import RECORD_KEY, NumberedDataset
-from terse_aug_mmdet.batch import put_back, to_samples
+from terse_aug_mmdet.batch import check_batch, put_back, sampled_foregrounds_of, to_samples
 
 _CPU = torch.device("cpu")
 _BEGUN = (
@@ -35,7 +35,10 @@ class SampleComposer:
         """The composed sample, with its record."""
         if number < self._first:
             return packed
+        check_batch(packed)
         batch: dict[str, Any] = {name: [packed[name]] for name in ("inputs", "data_samples") if name in packed}
+        for sampled in sampled_foregrounds_of(batch) or ():
+            self._composer.check_unused(sampled)
         images, targets = to_samples(batch, _CPU)
         image, target, record = self._composer(images[0], targets[0], number)
         put_back(batch, [image], [target], () if record.background is None else [0])
@@ -80,6 +83,7 @@ def compose_in_workers(runner: Any, terse: Terse, composer: Composer) -> str:
 
 def records_of(batch: Mapping[str, Any]) -> list[CompositeRecord] | None:
     """The records of a batch that was composed in the workers; they are removed from it."""
+    check_batch(batch)
     samples = batch.get("data_samples")
     if not isinstance(samples, list | tuple) or not all(RECORD_KEY in sample for sample in samples):
         return None

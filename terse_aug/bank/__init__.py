@@ -22,6 +22,7 @@ from terse_aug.bank.readers.voc import build_from_voc
 from terse_aug.bank.readers.yolo import build_from_yolo
 from terse_aug.bank.segmenters.box import BOX_MASK_METHODS, BoxMaskMethod, BoxMasks
 from terse_aug.bank.segmenters.plain_background import PlainBackground
+from terse_aug.bank.selection import UnknownClassesError
 from terse_aug.bank.storage.writer import BankWriter
 from terse_aug.structures.foreground import Foreground
 
@@ -38,6 +39,7 @@ __all__ = [
     "ForegroundBank",
     "NoAlphaError",
     "PlainBackground",
+    "UnknownClassesError",
     "build_from_coco",
     "build_from_labelme",
     "build_from_masks",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import operator
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +10,39 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+class UnknownClassesError(ValueError):
+    """A bank has categories that a detector lacks.
+
+    Args:
+        lacking: names that the detector lacks.
+        known: names of the detector.
+        some_left: whether the bank has other categories, so that leaving these out helps.
+        option: how their foregrounds are left out.
+    """
+
+    def __init__(
+        self,
+        lacking: Sequence[str],
+        known: Sequence[str],
+        some_left: bool,
+        option: str = 'bank.relabel(..., unknown="drop")',
+    ) -> None:
+        advice = (
+            f"Add them to the detector, or leave their foregrounds out with {option}"
+            if some_left
+            else f"None of the bank's categories would be left, so {option} cannot help: check the names"
+        )
+        super().__init__(
+            f"the bank has categories that the detector lacks: {listed(_with_guess(name, known) for name in lacking)}; "
+            f"the detector knows: {listed(known)}. {advice}"
+        )
+        self._parts = lacking, known, some_left
+
+    def with_option(self, option: str) -> UnknownClassesError:
+        """The same error, where another option leaves foregrounds out."""
+        return UnknownClassesError(*self._parts, option)
 
 
 class Relabelling(NamedTuple):
@@ -85,15 +119,7 @@ def relabelling(
     plain = {label: name.strip() for label, name in categories.items()}
     lacking = {label: name for label, name in plain.items() if name not in known}
     if lacking and (not drop_unknown or len(lacking) == len(plain)):
-        advice = (
-            'Add them to the detector, or leave their foregrounds out with bank.relabel(..., unknown="drop")'
-            if len(lacking) < len(plain)
-            else 'None of the bank\'s categories would be left, so unknown="drop" cannot help: check the names'
-        )
-        raise ValueError(
-            f"the bank has categories that the detector lacks: {listed(lacking.values())}; "
-            f"the detector knows: {listed(known)}. {advice}"
-        )
+        raise UnknownClassesError(list(lacking.values()), list(known), len(lacking) < len(plain))
     names: dict[int, list[str]] = {}
     for name in (name for label, name in plain.items() if label not in lacking):
         names.setdefault(known[name], []).append(name)
@@ -115,3 +141,10 @@ def listed(names: Iterable[str]) -> str:
     """Names for a sentence, the first twenty at most."""
     every = list(names)
     return ", ".join(every[:20]) + (f" and {len(every) - 20} more" if len(every) > 20 else "")
+
+
+def _with_guess(name: str, known: Iterable[str]) -> str:
+    """A name, and the one of those known that differs by case, spelling of spaces, or a typo."""
+    plain = {own.casefold().replace("_", " ").replace("-", " "): own for own in known}
+    near = difflib.get_close_matches(name.casefold().replace("_", " ").replace("-", " "), plain, 1, 0.75)
+    return f"{name} (did you mean {plain[near[0]]}?)" if near else name

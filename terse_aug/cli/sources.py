@@ -63,7 +63,7 @@ def _build_from_mmdet(config: Path, out: Path, **options: Any) -> BuildReport:
     """Build a bank from the training data set of an MMDetection config.
 
     Args:
-        config: the config file.
+        config: the config file, or one that a package ships (mmdet::faster_rcnn/NAME.py).
         out: the bank to write.
         options: see :class:`AnnotationOptions`.
     """

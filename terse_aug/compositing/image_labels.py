@@ -16,6 +16,7 @@ from terse_aug.compositing.mask_extents import Mask, MaskChange
 from terse_aug.compositing.mask_stack import MaskStack
 from terse_aug.compositing.render import Rendered
 from terse_aug.structures.annotations import OBJECT_FIELDS, Target, repair_boxes
+from terse_aug.structures.box_format import check_box_format
 from terse_aug.utils.transfer import to_cpu, to_device
 
 
@@ -105,6 +106,9 @@ def label_on_device(
 
     Returns:
         Labels, and the largest absolute value of each float image, NaN or infinite where one is.
+
+    Raises:
+        ValueError: boxes on the device that are not XYXY in pixels.
     """
     stack, on_cpu = None, targets[0]["boxes"].device.type == "cpu"
     if rendered is not None and not on_cpu and any("masks" in target for target in targets):
@@ -121,8 +125,10 @@ def label_on_device(
     changes = None if stack is None else here.pop()
     values = iter(here)
     labels = []
-    for number, (target, own) in enumerate(zip(targets, names, strict=True)):
-        fields = {name: next(values) for name in own}
+    every = [{name: next(values) for name in own} for own in names]
+    if not on_cpu:
+        check_box_format([fields["boxes"].detach().float().numpy() for fields in every], frames)
+    for number, (target, fields) in enumerate(zip(targets, every, strict=True)):
         numbers = [row for row, layer in enumerate(layers) if layer.image == number and finite[number]]
         known = None if stack is None or changes is None else stack.changes_of(number, changes)
         labels.append(_label(fields, target, numbers, layers, masks, frames[number], settings, known))

@@ -4,19 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from terse_aug.bank import ForegroundBank
+from terse_aug.bank import ForegroundBank, UnknownClassesError
 from terse_aug.config import PasteConfig
 from terse_aug.models import GivesClassProbabilities, ModelAdapter
 
 
-def relabelled_bank(bank: ForegroundBank, classes: Sequence[str] | Mapping[str, int] | None) -> ForegroundBank:
+def relabelled_bank(
+    bank: ForegroundBank, classes: Sequence[str] | Mapping[str, int] | None, with_model: bool
+) -> ForegroundBank:
     """The bank with the detector's labels: class names from label 1 on, as torchvision has them, or a mapping.
 
     To leave categories out, relabel the bank before.
+
+    Raises:
+        ValueError: nothing says whether label 0 of the bank is a class.
     """
     if classes is None:
+        if not with_model and 0 in bank.categories:
+            known = {name: label for label, name in bank.categories.items()}
+            raise ValueError(
+                f"the bank has label 0 ({bank.categories[0]!r}), which is the background of torchvision's detectors. "
+                "Give Terse(model=detector), so that it is known; or classes=[...], the detector's class names from "
+                f"label 1 on; or, where labels begin at 0, a mapping: classes={known}"
+            )
         return bank
     return bank.relabel(classes) if isinstance(classes, Mapping) else bank.relabel(classes, offset=1)
+
+
+def relabelled_for_framework(
+    bank: ForegroundBank, classes: Sequence[str] | Mapping[str, int], drop_unknown: bool, option: str
+) -> ForegroundBank:
+    """The bank with the labels of a framework's data set.
+
+    Args:
+        bank: the foregrounds.
+        classes: names from label 0 on, or a mapping from name to label.
+        drop_unknown: whether foregrounds of other classes are left out.
+        option: of the framework, that leaves them out.
+
+    Raises:
+        ValueError: the bank has other classes that are not left out, or no others; it names the option.
+    """
+    try:
+        return bank.relabel(classes, unknown="drop" if drop_unknown else "error")
+    except UnknownClassesError as error:
+        raise error.with_option(option) from None
 
 
 def class_count(model: ModelAdapter | None) -> int | None:

@@ -21,11 +21,16 @@ _PLAIN_FIELDS = (
     "foreground_candidates",
     "sampler",
     "background_probability",
+    "counts",
     "on_background",
     "objects",
     "decoys",
 )
 _NO_PIXELS = np.zeros((0, 0, 4), np.uint8)
+
+
+Counts = tuple[float, tuple[int, int], tuple[int, int]]
+"""Settings of :class:`terse_aug.PasteConfig` that decide how much is pasted."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class SampledForegrounds:
         foreground_candidates: foregrounds for one paste, from which the policy chooses one.
         sampler: identity of the sampler that has drawn them.
         background_probability: that it was drawn with.
+        counts: ``paste_probability``, ``objects`` and ``decoys`` that it was drawn with.
         on_background: whether the image is to be replaced by one of the background pool.
         objects: indices of the foregrounds, ``foreground_candidates`` in a row for each paste.
         decoys: indices of the foregrounds that decoys have the shape of.
@@ -49,6 +55,7 @@ class SampledForegrounds:
     foreground_candidates: int
     sampler: str
     background_probability: float
+    counts: Counts
     on_background: bool
     objects: list[int]
     decoys: list[int]
@@ -162,6 +169,7 @@ class ForegroundLoader:
             self.foreground_candidates,
             self._sampler.identity,
             self._background_probability,
+            counts_of(self.paste),
             on_background,
             objects,
             decoys,
@@ -183,6 +191,12 @@ def check_loader_settings(paste: PasteConfig, sampler: Sampler, background_proba
             "not know: let Terse draw the foregrounds itself, without ForegroundLoader (in Detectron2 without "
             "TerseMapper, in MMDetection without TersePaste)"
         )
+
+
+def counts_of(paste: PasteConfig) -> Counts:
+    """The settings that :func:`draw_counts` draws with."""
+    (fewest, most), (fewest_decoys, most_decoys) = paste.objects, paste.decoys
+    return paste.paste_probability, (fewest, most), (fewest_decoys, most_decoys)
 
 
 def draw_counts(paste: PasteConfig, images: int, generator: torch.Generator) -> list[tuple[int, int]]:
@@ -225,6 +239,7 @@ def check_sampled_foregrounds(
     foreground_candidates: int,
     sampler: Sampler,
     background_probability: float,
+    paste: PasteConfig,
 ) -> None:
     """Refuse foregrounds that were not drawn for this batch, bank and settings.
 
@@ -235,6 +250,7 @@ def check_sampled_foregrounds(
         foreground_candidates: of its policy.
         sampler: of ``Terse``.
         background_probability: of its background pool; 0 without one.
+        paste: of ``Terse``.
 
     Raises:
         ValueError: naming the image and the difference; or what may be pasted was restricted after they were drawn.
@@ -251,13 +267,14 @@ def check_sampled_foregrounds(
             "foreground_candidates": (foreground_candidates, own.foreground_candidates),
             "background_probability": (background_probability, own.background_probability),
             "sampler": (sampler.identity, own.sampler),
+            "paste_probability, objects, decoys": (counts_of(paste), own.counts),
         }
         for name, (wanted, got) in expected.items():
             if wanted != got:
                 raise ValueError(
-                    f"{where}: {name}: expected {wanted}, as Terse has, got {got}; give ForegroundLoader the policy, "
-                    "sampler and backgrounds of Terse, or Terse no sampled foregrounds if its sampler draws in the "
-                    "training process only"
+                    f"{where}: {name}: expected {wanted}, as Terse has, got {got}; give ForegroundLoader (TerseMapper, "
+                    "TersePaste) the policy, paste, sampler and backgrounds of Terse (TerseHook), or Terse no sampled "
+                    "foregrounds if its sampler draws in the training process only"
                 )
     if sampler.allowed_labels is not None:
         raise ValueError(

@@ -114,9 +114,7 @@ class PastePlanner:
             ValueError: sampled foregrounds of another batch, bank or setting.
         """
         if sampled is not None:
-            probability = 0.0 if self.pool is None else self.pool.probability
-            identity, count = self.cache.bank_identity, len(batch.images)
-            check_sampled_foregrounds(sampled, count, identity, self.foreground_candidates, sampler, probability)
+            self.check_sampled(sampled, len(batch.images), sampler)
             for own in sampled:
                 self.cache.put_decoded(own.foregrounds)
         backgrounds: dict[int, int] = {}
@@ -128,6 +126,12 @@ class PastePlanner:
         plan = self._draw(batch.usable, sampler, generator, sampled, drawn_with_background)
         boxes = Reading([target["boxes"] for target in batch.targets] if plan.decoys else [])
         return PlannedBatch(batch, plan, backgrounds, boxes)
+
+    def check_sampled(self, sampled: Sequence[SampledForegrounds], images: int, sampler: Sampler) -> None:
+        """Refuse foregrounds of another bank or other settings, see :func:`check_sampled_foregrounds`."""
+        probability = 0.0 if self.pool is None else self.pool.probability
+        identity, candidates = self.cache.bank_identity, self.foreground_candidates
+        check_sampled_foregrounds(sampled, images, identity, candidates, sampler, probability, self.paste)
 
     def chosen(self, plan: PastePlan[ForegroundLike], rows: Tensor | None) -> PastePlan[Foreground]:
         """The plan with whole foregrounds, and only with the rows that the policy has chosen, if it has."""

@@ -33,6 +33,12 @@ _KINDS: dict[str, tuple[str, tuple[torch.dtype, ...]]] = {
 }
 """Types of the fields that would otherwise be corrupted silently: pasted ids are negative, for one."""
 
+_CONVERSIONS = {
+    1: ": one channel; a gray image becomes RGB by image.expand(3, -1, -1)",
+    4: ": four channels; leave out alpha, or what is beyond RGB, by image[:3]",
+}
+"""What to do, by the number of channels."""
+
 
 def check_samples(images: Sequence[Tensor], targets: Sequence[Target]) -> None:
     """Refuse what cannot be a batch of samples.
@@ -61,7 +67,8 @@ def check_samples(images: Sequence[Tensor], targets: Sequence[Target]) -> None:
 def _check_image(index: int, image: Tensor) -> None:
     if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
         shape = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
-        raise ValueError(f"image {index}: expected a tensor [3, H, W], got {shape}")
+        advice = _CONVERSIONS.get(image.shape[0], "") if isinstance(image, Tensor) and image.ndim == 3 else ""
+        raise ValueError(f"image {index}: expected a tensor [3, H, W], got {shape}{advice}")
     if not (image.is_floating_point() or image.dtype == torch.uint8):
         raise ValueError(f"image {index}: expected a float or uint8 tensor, got {image.dtype}")
 
@@ -88,7 +95,9 @@ def _check_field(where: str, name: str, image: Tensor, value: Any, count: int | 
     expected = _expected_shape(name, count, image)
     if shape != expected and not (name == "keypoints" and len(shape) == 3 and shape[::2] == expected[::2]):
         wanted = ", ".join(map(str, expected))
-        raise ValueError(f"{where}: expected {name} of shape [{wanted}], got {list(shape)}")
+        rotated = name == "boxes" and len(shape) == 2 and shape[1] in (5, 8)
+        hint = ": rotated boxes are not supported, because a paste hides upright parts of them" if rotated else ""
+        raise ValueError(f"{where}: expected {name} of shape [{wanted}], got {list(shape)}{hint}")
     if value.device != device or device not in (image.device, torch.device("cpu")):
         raise ValueError(f"{where}: {name} is on {value.device}, its image on {image.device}; move both")
     # torchvision's tv_tensors have an attribute for the format of their boxes.
@@ -106,24 +115,6 @@ def _expected_shape(name: str, count: int | str, image: Tensor) -> tuple[int | s
     if name == "keypoints":
         return (count, "k", 3)
     return (count, 4) if name == "boxes" else (count,)
-
-
-def unknown_object_fields(target: Target) -> list[str]:
-    """Names of tensors that seem to have an entry per object, but are none of the fields that follow the pixels.
-
-    A target with a single object is skipped: an image's id has one entry, too. So are sizes of the image, which have
-    two or three.
-    """
-    count = len(target["boxes"])
-    return [
-        name
-        for name, value in target.items()
-        if name not in OBJECT_FIELDS
-        and not (name.endswith(("size", "shape")) and tuple(value.shape) in ((2,), (3,)))
-        and isinstance(value, Tensor)
-        and value.ndim
-        and len(value) == count > 1
-    ]
 
 
 def repair_boxes(target: Target, height: int, width: int) -> tuple[Target, Counter[str]]:

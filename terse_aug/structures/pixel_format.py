@@ -90,14 +90,20 @@ class PixelFormat:
             return ""
         known = largest or [float(image.detach().abs().max()) for image in images]
         value = max((value for value in known if math.isfinite(value)), default=0.0)
+        # On a device only what is read anyway is known.
+        lowest = 0.0 if largest else min(float(image.detach().min()) for image in images)
         ends = [(end - mean) / std for mean, std in zip(self.mean, self.std, strict=True) for end in (0.0, self.scale)]
-        most = max(map(abs, ends))
-        if value == 0 or most / 50 < value < most * 1.05:
+        most, least = max(map(abs, ends)), min(ends)
+        kind = "largest" if value and not most / 50 < value < most * 1.05 else ""
+        # Resizing may go below black by some tenths; images in [-1, 1] have no value that is too large.
+        if not kind and math.isfinite(lowest) and lowest < least - (max(ends) - least) / 4:
+            kind, value = "lowest", lowest
+        if not kind:
             return ""
         return (
-            f"the largest value of the first batch is {value:.4g}, but pixel_format says that images have values up to "
-            f"{most:.4g}: foregrounds will be too dark or too bright; give Terse(pixel_format=PixelFormat(...)) with "
-            "the range, mean and standard deviation of your images"
+            f"the {kind} value of the first batch is {value:.4g}, but pixel_format says that images have values of "
+            f"{least:.4g} to {max(ends):.4g}: foregrounds will be too dark or too bright; give "
+            "Terse(pixel_format=PixelFormat(...)) with the range, mean and standard deviation of your images"
         )
 
     def limits(self, like: Tensor) -> tuple[Tensor, Tensor]:

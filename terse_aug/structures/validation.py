@@ -10,11 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from terse_aug.structures.annotations import OBJECT_FIELDS, Target, check_samples, repair_boxes, unknown_object_fields
+from terse_aug.structures.annotations import Target, check_samples, repair_boxes
+from terse_aug.structures.box_format import check_box_format
+from terse_aug.structures.object_fields import Lengths, check_unknown_fields, unknown_fields
 
 _LEFT_OUT = {
     "image_not_finite": "{} image(s) with NaN or infinity: nothing is pasted on them",
-    "box_degenerate": "{} object(s) with a box without area or not finite: left out of the targets",
+    "box_degenerate": "{} object(s) with a box without area or not finite: left out of the targets; expected XYXY in "
+    "pixels, see torchvision.ops.box_convert for boxes in another format",
     "box_outside": "{} object(s) with a box outside the image: left out of the targets",
     "paste_too_small": "{} paste(s) below min_side: left out; the images are small or the scale range is low",
     "box_clipped": "{} object(s) with a box that reaches more than a pixel beyond the image: clipped to it",
@@ -31,6 +34,7 @@ class ValidatedBatch:
         usable: for each image whether it can be pasted on.
         dropped: counts of what was left out or clipped, by reason.
         warnings: texts to warn of once, by kind.
+        unknown_fields: of each target, see :mod:`terse_aug.structures.object_fields`.
     """
 
     images: list[Tensor]
@@ -38,6 +42,7 @@ class ValidatedBatch:
     usable: list[bool]
     dropped: Counter[str]
     warnings: dict[str, str]
+    unknown_fields: Sequence[Lengths]
 
     def usable_given(self, largest: Sequence[float]) -> list[bool]:
         """``usable`` where the largest absolute values of images on a device are known; empty for others."""
@@ -58,13 +63,19 @@ def validate_batch(
         keypoint_count: of the foregrounds that will be pasted; 0 where they have none.
 
     Raises:
-        ValueError: the batch is empty, does not keep to the contract of :mod:`terse_aug.structures.annotations`, or
-            has another number of keypoints than the foregrounds.
+        ValueError: the batch is empty, does not keep to the contract of :mod:`terse_aug.structures.annotations`, has
+            boxes in another format or an unknown field per object, or another number of keypoints than the
+            foregrounds.
     """
     images, targets = list(images), list(targets)
     if not images:
         raise ValueError("expected at least one image, got an empty batch")
     check_samples(images, targets)
+    if targets[0]["boxes"].device.type == "cpu":
+        boxes = [target["boxes"].detach().float().numpy() for target in targets]
+        check_box_format(boxes, [(image.shape[-2], image.shape[-1]) for image in images])
+    lengths = [unknown_fields(target) for target in targets]
+    warnings = check_unknown_fields(lengths)
     if keypoint_count:
         targets = [_with_keypoints(index, target, keypoint_count) for index, target in enumerate(targets)]
     dropped: Counter[str] = Counter()
@@ -75,13 +86,7 @@ def validate_batch(
                 usable[index] = math.isfinite(float(image.detach().sum(dtype=torch.float32)))
             targets[index], repaired = repair_boxes(targets[index], image.shape[-2], image.shape[-1])
             dropped.update(repaired)
-    warnings: dict[str, str] = {}
-    for name in sorted({name for target in targets for name in unknown_object_fields(target)}):
-        warnings[f"field {name}"] = (
-            f"the field {name!r} seems to have an entry per object; it is passed through unchanged and no "
-            f"longer matches the objects. Fields that follow them are {', '.join(OBJECT_FIELDS)}"
-        )
-    return ValidatedBatch(images, targets, usable, +dropped, warnings)
+    return ValidatedBatch(images, targets, usable, +dropped, warnings, lengths)
 
 
 def left_out_warnings(dropped: Mapping[str, int]) -> dict[str, str]:
