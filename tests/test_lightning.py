@@ -57,7 +57,9 @@ def collate(samples: list[Any]) -> tuple[list[Tensor], list[Any]]:
 
 def loader() -> DataLoader[Any]:
     batches = [make_batch(seed) for seed in range(4)]
-    samples: Any = [(image, target) for images, targets in batches for image, target in zip(images, targets, strict=True)]
+    samples: Any = [
+        (image, target) for images, targets in batches for image, target in zip(images, targets, strict=True)
+    ]
     return DataLoader(samples, batch_size=2, collate_fn=collate)
 
 

@@ -70,7 +70,9 @@ def _lw_detr() -> dict[str, Any]:
     windows = {"window_block_indices": [0], "num_windows": 4, "pretrain_image_size": 64}
     vit = transformers.LwDetrViTConfig(**_VIT, **windows, out_indices=[1, 2])
     heads = {"decoder_self_attention_heads": 2, "decoder_cross_attention_heads": 2}
-    return _SMALL | _GROUPS | heads | {"backbone_config": vit, "projector_scale_factors": [1.0], "hidden_expansion": 0.5}
+    return (
+        _SMALL | _GROUPS | heads | {"backbone_config": vit, "projector_scale_factors": [1.0], "hidden_expansion": 0.5}
+    )
 
 
 def _rf_detr() -> dict[str, Any]:
@@ -221,4 +223,3 @@ def trainer(
         callbacks=[watch, *([] if terse is None else [terse])],
     )
     return made, watch
-

@@ -50,7 +50,9 @@ class Layout:
             sides = torch.stack([kept.any(2).sum(1), kept.any(1).sum(1), kept.sum((1, 2))], 1).tolist()
             for number, (height, width, area) in enumerate(sides):
                 if area != height * width or not bool(kept[number, 0, 0]):
-                    raise ValueError(f"pixel_mask of image {number}: expected 0 for padding at the right and bottom alone")
+                    raise ValueError(
+                        f"pixel_mask of image {number}: expected 0 for padding at the right and bottom alone"
+                    )
             shown = [(height, width) for height, width, _ in sides]
         sizes = [label.get("size") for label in batch["labels"]]
         reference = [whole if own is None else _pair(own) for own in sizes]
@@ -169,8 +171,13 @@ def _label(label: Mapping[str, Any], target: Mapping[str, Any], size: tuple[int,
         masks = torch.nn.functional.pad(masks, (0, right, 0, bottom))
         own["masks"] = masks.to(label["masks"].dtype) if "masks" in label else masks
     kept = {name: value for name, value in label.items() if name in _OF_IMAGE and name != SAMPLED_KEY}
-    # Image processors give a dictionary of their own, with a method that moves it to a device.
-    return type(label)({**kept, **own})
+    return like(label, {**kept, **own})
+
+
+def like(label: Mapping[str, Any], values: dict[str, Any]) -> Any:
+    """Values in a dictionary of the same type: image processors have one of their own, which moves to a device."""
+    kind: Any = type(label)
+    return kind(values)
 
 
 def _scale(size: tuple[int, int], like: Tensor) -> Tensor:

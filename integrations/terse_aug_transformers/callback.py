@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -29,8 +29,8 @@ _NO_BATCH = (
     "batch, which terse-aug does not support; let the model compute its loss"
 )
 _OTHER_RUN = (
-    "%s belongs to another run than the checkpoint that training is resumed from: the policy starts untrained. The state "
-    "is looked for in output_dir; for a checkpoint in another folder give TerseCallback(resume_from=folder)."
+    "%s belongs to another run than the checkpoint that training is resumed from: the policy starts untrained. The "
+    "state is looked for in output_dir; for a checkpoint in another folder give TerseCallback(resume_from=folder)."
 )
 
 
@@ -80,7 +80,7 @@ class TerseCallback(TrainingHook, TrainerCallback):
             image_period=0,
         )
         self._bank, self._image_processor, self._enabled = bank, image_processor, enabled
-        self._unknown, self._resume_from = "drop" if drop_unknown_classes else "error", resume_from
+        self._drop_unknown, self._resume_from = drop_unknown_classes, resume_from
         self._handles: list[RemovableHandle] = []
         self._expected, self._pasted = False, False
         self._scale, self._precision = 1.0, (False, torch.float16)
@@ -111,8 +111,9 @@ class TerseCallback(TrainingHook, TrainerCallback):
         adapter = TransformersAdapter(model)
         if self.settings.distractors is not None:
             self.settings.distractors.check_classes(adapter.classes)
+        unknown: Literal["drop", "error"] = "drop" if self._drop_unknown else "error"
         self.start(
-            ForegroundBank.open(self._bank).relabel(list(adapter.classes), unknown=self._unknown),
+            ForegroundBank.open(self._bank).relabel(list(adapter.classes), unknown=unknown),
             adapter,
             args.device,
             seed=args.seed,

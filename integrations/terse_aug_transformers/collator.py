@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from terse_aug_transformers.batch import Layout, boxes_in_pixels
+from terse_aug_transformers.batch import Layout, boxes_in_pixels, like
 
 
 def collate_detection(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -68,4 +68,4 @@ def _padded_label(label: Mapping[str, Any], image: Tensor, height: int, width: i
     own["size"] = torch.tensor([height, width])
     if "masks" in label:
         own["masks"] = pad(label["masks"], _padding(label["masks"], height, width))
-    return type(label)({**label, **own})
+    return like(label, {**label, **own})

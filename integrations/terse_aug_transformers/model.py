@@ -43,8 +43,8 @@ class TransformersAdapter(DetectorAdapter):
         names = set(inspect.signature(type(self.model).forward).parameters)
         if not {"pixel_values", "labels"} <= names or "input_ids" in names:
             raise ValueError(
-                f"{type(self.model).__name__}: expected a detector that takes pixel_values and labels with class_labels "
-                f"and boxes, such as RTDetrForObjectDetection, and no text; it takes {', '.join(sorted(names))}"
+                f"{type(self.model).__name__}: expected a detector that takes pixel_values and labels with boxes and "
+                f"class_labels, such as RTDetrForObjectDetection, and no text; it takes {', '.join(sorted(names))}"
             )
         self._takes_mask = "pixel_mask" in names
         self.label_limit = int(self.model.config.num_labels)
@@ -61,7 +61,9 @@ class TransformersAdapter(DetectorAdapter):
         predictions = self._predictions(_kept(self._output(images)))
         height, width = (max(image.shape[side] for image in images) for side in (-2, -1))
         logits = predictions.logits[0][:, 0].transpose(1, 2).float()
-        scores = logits.sigmoid() if predictions.activation == "sigmoid" else logits.softmax(-1)[..., : self.label_limit]
+        scores = (
+            logits.sigmoid() if predictions.activation == "sigmoid" else logits.softmax(-1)[..., : self.label_limit]
+        )
         count, classes = scores.shape[1:]
         labels = scores.new_tensor(range(classes)).long().repeat(count)
         boxes = predictions.boxes * predictions.boxes.new_tensor([width, height] * 2)

@@ -95,7 +95,6 @@ class ForwardHooks(ABC, Generic[Record]):
             raise
 
 
-
 class _Hook:
     """A hook before or after a module's forward; copies of it do nothing."""
 
