@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from terse_aug import ForegroundBank, PixelFormat
 from terse_aug.integration import TerseSettings, TrainingHook
+from terse_aug.utils.modules import uncompiled
 from terse_aug_transformers.batch import put_back, to_samples
 from terse_aug_transformers.model import TransformersAdapter
 
@@ -265,7 +266,9 @@ class _ModelHook:
     def __init__(self, call: Callable[..., Any] | None = None) -> None:
         self._call = call
 
+    @uncompiled
     def __call__(self, *values: Any) -> Any:
+        """With what the module was called with, and after it with its output."""
         return None if self._call is None else self._call(*values)
 
     def __reduce__(self) -> tuple[type[_ModelHook], tuple[()]]:
