@@ -39,7 +39,7 @@ def callback(bank: ForegroundBank | str, policy: str = "random", **more: Any) ->
 def test_off_means_off(bank: ForegroundBank, tmp_path: Path) -> None:
     runs = []
     for terse in (None, callback(bank, "critic", enabled=False), callback(bank, "critic")):
-        training, watch = trainer(tmp_path, 3, terse)
+        training, watch = trainer(tmp_path, 2, terse, "RT-DETR")
         training.train()
         runs.append((watch.losses, weights_of(training.model)))
     without, off, on = runs
@@ -47,7 +47,7 @@ def test_off_means_off(bank: ForegroundBank, tmp_path: Path) -> None:
     assert all_equal(without[1], off[1])
 
 
-@pytest.mark.parametrize("policy", ["random", "matched", "critic", "adversarial", "best-of-n"])
+@pytest.mark.parametrize("policy", ["random", "matched", "critic", "adversarial"])
 def test_rt_detr_is_trained_with_every_policy(bank: ForegroundBank, tmp_path: Path, policy: str) -> None:
     terse = callback(bank, policy)
     training, watch = trainer(tmp_path, 4, terse, "RT-DETR")
@@ -127,18 +127,17 @@ def test_a_model_with_masks_learns_from_those_of_the_pastes(bank: ForegroundBank
         assert bool(label["masks"].flatten(1).any(1).all())
 
 
-@pytest.mark.parametrize("policy", ["critic", "adversarial"])
-def test_a_resumed_run_equals_an_uninterrupted_one(bank: ForegroundBank, tmp_path: Path, policy: str) -> None:
-    saving = {"save_strategy": "steps", "save_steps": 3}
-    whole_callback, rest_callback = callback(bank, policy), callback(bank, policy)
-    whole, watched = trainer(tmp_path, 5, whole_callback, **saving)
+def test_a_resumed_run_equals_an_uninterrupted_one(bank: ForegroundBank, tmp_path: Path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    whole_callback, rest_callback = callback(bank, "critic"), callback(bank, "critic")
+    whole, watched = trainer(tmp_path, 3, whole_callback, "RT-DETR", **saving)
     whole.train()
-    checkpoint = str(tmp_path / "checkpoint-3")
+    checkpoint = str(tmp_path / "checkpoint-2")
     # Trainer itself does not find all weights of RT-DETR in its checkpoints (transformers 5.24).
     model = RTDetrForObjectDetection.from_pretrained(checkpoint)
-    rest, resumed = trainer(tmp_path, 5, rest_callback, model, **saving)
+    rest, resumed = trainer(tmp_path, 3, rest_callback, model, **saving)
     rest.train(resume_from_checkpoint=checkpoint)
-    assert resumed.losses == watched.losses[3:]
+    assert resumed.losses == watched.losses[2:]
     assert all_equal(weights_of(whole.model), weights_of(rest.model))
     state = rest_callback.terse.state_dict()
     for name, value in whole_callback.terse.state_dict().items():

@@ -208,7 +208,7 @@ def arguments(out: Path, steps: int, **changes: Any) -> TrainingArguments:
 
 
 def trainer(
-    out: Path, steps: int, terse: TerseCallback | None, model: str | nn.Module = "RT-DETR", **changes: Any
+    out: Path, steps: int, terse: TerseCallback | None, model: str | nn.Module = "DETR", **changes: Any
 ) -> tuple[Trainer, Watch]:
     """A Trainer and what watches it. Changes are of the arguments, except ``data``, ``evaluated`` and ``processor``."""
     watch, processor = Watch(), changes.pop("processor", None) or square_processor()
