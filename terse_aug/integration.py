@@ -163,7 +163,8 @@ class TrainingHook:
             RuntimeError: before training, or the hook is not enabled.
         """
         if self._terse is None:
-            raise RuntimeError("TerseHook has not begun, or is not enabled: register it with a trainer and train")
+            name = type(self).__name__
+            raise RuntimeError(f"{name} has not begun, or is not enabled: register it with a trainer and train")
         return self._terse
 
     def start(
@@ -173,10 +174,11 @@ class TrainingHook:
         device: torch.device,
         *,
         seed: int,
-        bgr: bool,
+        bgr: bool = False,
+        pixel_format: PixelFormat | None = None,
         keypoint_flips: Flips | None = None,
     ) -> Terse:
-        """Make ``Terse`` for images in 0 to 255.
+        """Make ``Terse``.
 
         Args:
             bank: with the data set's labels.
@@ -184,6 +186,7 @@ class TrainingHook:
             device: of the model.
             seed: used if the hook was given none.
             bgr: whether the first channel is blue.
+            pixel_format: of the images; by default values of 0 to 255.
             keypoint_flips: see :class:`terse_aug.Terse`.
         """
         self.device = device
@@ -192,7 +195,7 @@ class TrainingHook:
             **self.settings.arguments(),
             model=model,
             seed=seed if self.seed is None else self.seed,
-            pixel_format=PixelFormat(scale=255.0, bgr=bgr),
+            pixel_format=pixel_format or PixelFormat(scale=255.0, bgr=bgr),
             keypoint_flips=keypoint_flips,
         ).to(device)
         self._clock = (time.perf_counter(), 0.0)

@@ -35,11 +35,12 @@ from terse_aug.training.hardness import supplied_outcomes
 from terse_aug.training.metrics import COUNTERS, ROBUSTNESS_COUNTERS, Metrics
 from terse_aug.training.policy_trainer import PolicyTrainer
 from terse_aug.training.robustness import Perturber
+from terse_aug.utils.modules import SelfContainedModule, uncompiled
 from terse_aug.utils.random import generator_for
 from terse_aug.utils.warnings import WarnOnce
 
 
-class Terse(nn.Module):
+class Terse(SelfContainedModule):
     """Pastes foregrounds onto a batch; its policy can learn from the detector's loss where to paste them.
 
     ::
@@ -49,11 +50,11 @@ class Terse(nn.Module):
             images, targets = terse(images, targets)
             losses = detector(images, targets)
             sum(losses.values()).backward()
-            optimizer.step(); optimizer.zero_grad()
-            terse.step(losses)
+            optimizer.step(); optimizer.zero_grad(); terse.step(losses)
 
-    In evaluation mode batches pass through unchanged. The state of rank 0 resumes a distributed run; equal to the bit
-    with ``matched``, ``critic`` or a learning sampler it is if each rank saves and loads its own.
+    In evaluation mode batches pass through unchanged. In a compiled function a call is a break of the graph. A module
+    that holds it has its state, but none of its parameters. The state of rank 0 resumes a distributed run; equal to the
+    bit with ``matched``, ``critic`` or a learning sampler it is if each rank saves and loads its own.
 
     Args:
         bank: the foregrounds.
@@ -109,17 +110,14 @@ class Terse(nn.Module):
         self.planner = PastePlanner(self.paste, self.pixel_format, cache, several, mixed, backgrounds, distractors)
         flip_order = keypoint_flip_order(self.bank.keypoint_names, keypoint_flips)
         self._rendering = RenderSettings(self.paste, self.pixel_format, flip_order)
-        self.counters = Metrics((*COUNTERS, *(ROBUSTNESS_COUNTERS if robustness else ())))
-        self._warn = WarnOnce()
+        self.counters, self._warn = Metrics((*COUNTERS, *(ROBUSTNESS_COUNTERS if robustness else ()))), WarnOnce()
         bound = bound_sampler(sampler, self.bank, seed, chosen.foreground_candidates, backgrounds)
         self.trainer = PolicyTrainer(chosen, bound, self.model, self.pixel_format, seed, self.counters, self._warn)
         self._composed = ComposedBatches(self.planner, bound, self.counters, self._warn)
-        self.perturber: Perturber | None = None
-        if robustness is not None:
-            self.perturber = Perturber(robustness, self.pixel_format, self.model, self.counters)
-        self._composer = BatchComposer(
-            self.trainer, self.planner, self._rendering, self.model, self.perturber, self.counters, self._warn
-        )
+        arguments = self.pixel_format, self.model, self.counters
+        self.perturber = None if robustness is None else Perturber(robustness, *arguments)
+        composed = self.trainer, self.planner, self._rendering, self.model, self.perturber
+        self._composer = BatchComposer(*composed, self.counters, self._warn)
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)
         self.register_state_dict_pre_hook(_read_values)  # type: ignore[no-untyped-call]
         self._anchor: Tensor
@@ -154,6 +152,7 @@ class Terse(nn.Module):
         """Index in the background pool of the images of the last :meth:`forward` that were replaced."""
         return self._composer.last.backgrounds if self._composer.last else {}
 
+    @uncompiled
     def forward(
         self, images: Sequence[Tensor] | Tensor, targets: Sequence[Target], from_workers: Sequence[Any] | None = None
     ) -> tuple[list[Tensor] | Tensor, list[Target]]:
@@ -189,6 +188,7 @@ class Terse(nn.Module):
         self.seconds += time.perf_counter() - started
         return found, self._composer.targets()
 
+    @uncompiled
     def step(self, losses: Mapping[str, Tensor] | Tensor | float | None, loss_scale: float = 1.0) -> None:
         """Update policy and sampler; call it once per iteration, after the detector's ``backward``. A loss or gradient
         that is not finite skips the update, on all ranks; pastes are random until one succeeds.
@@ -206,6 +206,7 @@ class Terse(nn.Module):
         self._composer.last = None
         self.seconds += time.perf_counter() - started
 
+    @uncompiled
     def observe(
         self, hardness: Sequence[Tensor] | None = None, *, class_probabilities: Sequence[Tensor] | None = None
     ) -> None:
@@ -233,8 +234,8 @@ class Terse(nn.Module):
         Raises:
             ValueError: another policy than ``random``, sampler ``hardness`` or ``balanced``, or robustness.
         """
-        robust = self.perturber is not None
-        return Composer(self.planner, self.sampler, self.policy, self._rendering, self.seed, robust)
+        parts = self.planner, self.sampler, self.policy, self._rendering, self.seed
+        return Composer(*parts, robust=self.perturber is not None)
 
     def ahead(
         self, loader: Iterable[Any], split: Split = split_batch, join: Join = join_batch, on_cpu: Collection[str] = ()

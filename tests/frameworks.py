@@ -51,3 +51,33 @@ QUIET_MMDET = [
     pytest.mark.filterwarnings("ignore:pkg_resources is deprecated:UserWarning"),
 ]
 """Marks for a test module: MMDetection does too."""
+
+
+def need_transformers() -> None:
+    """Skip a test module where transformers or its Trainer's accelerate is not installed."""
+    for name in ("transformers", "accelerate"):
+        pytest.importorskip(name, reason=f"{name} is not installed", exc_type=ImportError)
+
+
+QUIET_TRANSFORMERS = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
+]
+"""Marks for a test module: transformers and accelerate use deprecated functions of torch."""
+
+
+def need_lightning() -> None:
+    """Skip a test module where Lightning is not installed; import it without its warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytest.importorskip("lightning.pytorch", reason="Lightning is not installed", exc_type=ImportError)
+
+
+QUIET_LIGHTNING = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The number of training batches:UserWarning"),
+]
+"""Marks for a test module: Lightning gives advice on data loaders."""

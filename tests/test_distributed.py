@@ -187,7 +187,35 @@ def _robustness(rank: int, bank: ForegroundBank) -> dict[str, Any]:
     return {"start": start, "end": parameters_of(detector), "passes": passes, "metrics": terse.metrics()}
 
 
+class Whole(nn.Module):
+    """A detector and its Terse in one module, as a person wraps it."""
+
+    def __init__(self, bank: ForegroundBank) -> None:
+        super().__init__()
+        self.detector = make_detector("retinanet")
+        self.terse = Terse(bank, Critic(update_interval=1), paste=every_image(), model=self.detector)
+
+    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = self.detector(*self.terse(images, targets))
+        return found
+
+
+def _inside(rank: int, bank: ForegroundBank) -> dict[str, Any]:
+    """The wrapper waits for gradients of all parameters, and gives all ranks the buffers of the first."""
+    whole = Whole(bank)
+    wrapped = nn.parallel.DistributedDataParallel(whole)
+    optimizer = torch.optim.SGD(wrapped.parameters(), lr=1e-3, weight_decay=0.1)
+    for step in range(4):
+        losses = backward(wrapped(*make_batch(1000 * rank + step, sizes=((64, 64),))))
+        optimizer.step()
+        optimizer.zero_grad()
+        whole.terse.step(losses)
+    replay = dict(whole.terse.policy.named_buffers())["replay_numbers"]
+    return {"policy": parameters_of(whole.terse.policy), "replay": replay, "metrics": whole.terse.metrics()}
+
+
 SCENARIOS = {
+    "in the wrapped module": _inside,
     "training": _train,
     "one loss is not finite": _one_bad_loss,
     "one rank has nothing pasted": _nothing_on_one_rank,
@@ -254,6 +282,17 @@ def test_the_critic_learns_the_same_on_all_ranks_from_data_of_their_own(ranks: l
     assert all_equal(first["end"], second["end"])
     assert first["metrics"]["updates"] == second["metrics"]["updates"] == 3
     assert first["metrics"]["skipped_updates"] == second["metrics"]["skipped_updates"] == 1
+
+
+def test_a_wrapped_module_may_hold_terse(ranks: list[dict[str, Any]]) -> None:
+    first, second = (rank["in the wrapped module"] for rank in ranks)
+    for own in (first, second):
+        assert [own["metrics"][name] for name in ("updates", "extra_forwards", "feedback_failed")] == [4, 0, 0]
+    assert all_equal(first["policy"], second["policy"])
+    # Each rank has its own pastes in its memory, from the first one on.
+    known = first["replay"].any(1) & second["replay"].any(1)
+    assert int(known.sum()) >= 4
+    assert not (first["replay"] == second["replay"]).all(1)[known].any()
 
 
 @pytest.mark.parametrize(

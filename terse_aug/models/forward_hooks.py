@@ -39,7 +39,7 @@ class ForwardHooks(ABC, Generic[Record]):
     def __init__(self, model: nn.Module) -> None:
         self.records = []
         self._active = True
-        self._handles = (model.register_forward_pre_hook(self._begin, with_kwargs=True),)
+        self._handles = (model.register_forward_pre_hook(self.begin, with_kwargs=True),)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -47,6 +47,20 @@ class ForwardHooks(ABC, Generic[Record]):
     @abstractmethod
     def start_record(self, inputs: Arguments, keywords: Mapping[str, Any]) -> Record | None:
         """A record for a forward, from the model's arguments; ``None`` for a forward that is not recorded."""
+
+    def begin(self, module: nn.Module, inputs: Arguments, keywords: Mapping[str, Any]) -> None:
+        """A forward begins. The model's hook calls it; for a forward that runs already, the caller does."""
+        if not self._active or not self._handles:
+            return
+        self.current = None
+        if not module.training or len(self.records) == _MAX_RECORDS or self.error is not None:
+            return
+        try:
+            self.current = self.start_record(inputs, keywords)
+        except Exception as error:  # the model may be called with other arguments
+            self.error = error
+        if self.current is not None:
+            self.records.append(self.current)
 
     def on_input(self, module: nn.Module, add: Callable[[Record, Arguments], None]) -> None:
         """Call ``add(record, arguments)`` before each forward of a module."""
@@ -79,19 +93,6 @@ class ForwardHooks(ABC, Generic[Record]):
         except Exception:
             self.close()  # removes the hooks registered before
             raise
-
-    def _begin(self, module: nn.Module, inputs: Arguments, keywords: Mapping[str, Any]) -> None:
-        if not self._active:
-            return
-        self.current = None
-        if not module.training or len(self.records) == _MAX_RECORDS or self.error is not None:
-            return
-        try:
-            self.current = self.start_record(inputs, keywords)
-        except Exception as error:  # the model may be called with other arguments
-            self.error = error
-        if self.current is not None:
-            self.records.append(self.current)
 
 
 class _Hook:
