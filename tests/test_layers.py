@@ -27,6 +27,7 @@ FLOORS = (
     {"batch_composer"},
     {"terse"},
     {"preview", "evaluation"},
+    {"export"},
     {"lockstep", "cli", "integration", "where_to_compose"},
 )
 """Rooms of ``terse_aug`` from the ground up. A module imports from its own room and from lower floors only."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -82,6 +82,10 @@ class LabelledImages:
             RejectedObject: the image or its mask is missing, damaged or of another size than annotated.
         """
         return self._readers[index]()
+
+    def only(self, index: int) -> LabelledImages:
+        """The data set of one image, with the same ``dropped``: small enough to be sent to another process."""
+        return replace(self, names=[self.names[index]], _readers=[self._readers[index]])
 
     def choose(self, count: int, seed: int) -> Iterator[Sample]:
         """Up to ``count`` random samples, in the order of the data set.
