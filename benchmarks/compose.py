@@ -36,12 +36,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_in_one_thread()
     images, masks = options.data / "PNGImages", options.data / "PedMasks"
     with tempfile.TemporaryDirectory() as folder:
-        bank = Path(folder) / "x.bank"
-        build_from_masks(images, masks, bank)
-        terse = Terse(ForegroundBank.open(bank), classes={"person": 1})
-        data = open_masks(images, masks)
+        bank, data = Path(folder) / "x.bank", open_masks(images, masks)
         data.names = data.names[: options.images]
-        arms = _arms(terse, data, images, masks, Path(folder) / "out")
+        build_from_masks(images, masks, bank, image_list=data.names)
+        terse = Terse(ForegroundBank.open(bank), classes={"person": 1})
+        arms = _arms(terse, data, Path(folder) / "out")
         times = interleaved({name: (lambda turn: turn, work) for name, work in arms.items()}, options.rounds, 1)
     count = len(data.names)
     per_core = {name: [count / own for own in times[name].cpu] for name in arms}
@@ -59,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_json(options.json, content | surroundings())
 
 
-def _arms(terse: Terse, data: LabelledImages, images: Path, masks: Path, out: Path) -> dict[str, Callable[[int], Any]]:
+def _arms(terse: Terse, data: LabelledImages, out: Path) -> dict[str, Callable[[int], Any]]:
     composer, indices = terse.composer(), range(len(data.names))
     in_memory = [data.read(index) for index in indices]
 
@@ -72,7 +71,7 @@ def _arms(terse: Terse, data: LabelledImages, images: Path, masks: Path, out: Pa
         def write(turn: int) -> None:
             shutil.rmtree(out, ignore_errors=True)
             export = ExportSettings(format=labels, image_format=pixels)
-            report = write_composites(terse, data, out, export, images=images, labels=masks, jobs=1)
+            report = write_composites(terse, data, out, export, jobs=1)
             assert report.images == len(indices)
 
         return write

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -201,9 +200,9 @@ def test_wrong_arguments_are_one_line_and_nothing_is_written(
 
 
 def test_only_the_same_run_goes_on_in_a_folder(
-    data: Data, at_progress: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    at_progress: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
+    data, out = Data(tmp_path / "own"), tmp_path / "out"
     out.mkdir()
     codes = []
     at_progress(3, lambda: codes.append(main(data.arguments(out))))
@@ -215,7 +214,8 @@ def test_only_the_same_run_goes_on_in_a_folder(
     assert "differs in paste.ranges.scale (there [0.5, 1.5], here [1.0, 1.0]), seed (there 3, here 4)" in (
         capsys.readouterr().err
     )
-    os.utime(data.json, ns=(0, 0))
+    data.content["annotations"][0]["bbox"][0] += 1
+    data.json.write_text(json.dumps(data.content))
     assert main(data.arguments(out)) == 2
     assert "another run, which differs in images and labels" in capsys.readouterr().err
     assert files_of(out) == written
@@ -254,20 +254,19 @@ def test_an_error_at_the_start_leaves_an_empty_folder_empty(data: Data, tmp_path
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        write_composites(
-            terse, samples, tmp_path, ExportSettings(), images=data.images, labels=data.json, progress=full
-        )
+        write_composites(terse, samples, tmp_path, ExportSettings(), progress=full)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has other names")
 def test_names_that_lead_out_of_the_folder_stay_in_it(tmp_path: Path) -> None:
     data = Data(tmp_path / "own")
-    outside = data.folder / "outside.png"
+    outside = data.folder / "elsewhere" / "outside.png"
+    outside.parent.mkdir()
     (data.images / "a.png").rename(outside)
-    data.content["images"][0] |= {"file_name": "../outside.png"}
+    data.content["images"][0] |= {"file_name": "../elsewhere/outside.png"}
     data.json.write_text(json.dumps(data.content))
     before = set(tmp_path.rglob("*"))
     out = data.compose("out")
     assert all(path == out or path.is_relative_to(out) for path in set(tmp_path.rglob("*")) - before)
-    assert (out / "images" / "outside_composite1.jpg").is_file()
+    assert (out / "images" / "elsewhere" / "outside_composite1.jpg").is_file()

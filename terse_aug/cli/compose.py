@@ -43,8 +43,6 @@ def _compose(arguments: argparse.Namespace) -> int:
             data,
             arguments.out,
             export,
-            images=arguments.images,
-            labels=arguments.masks or arguments.annotations,
             image_size=arguments.image_size,
             validation=arguments.val,
             jobs=arguments.jobs,

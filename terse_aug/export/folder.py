@@ -60,13 +60,12 @@ class OutputFolder:
             ValueError: it is no folder, holds something else or another run, or another process writes to it.
         """
         is_new = not self.path.exists()
-        known = self._known()
-        if known is not None:
-            self._check_same(known["run"], identity)
+        self._known(identity)
         self._state.mkdir(parents=True, exist_ok=True)
         lock = open_locked(self._state / "lock", create=True)
         if lock is None and sys.platform != "win32":
             raise ValueError(f"{self.path}: another process writes to it")
+        known = self._known(identity)  # once more, as another process may have written it until then
         finished = None if known is None else known.get("report")
         try:
             self._remove_partial_files()
@@ -86,8 +85,8 @@ class OutputFolder:
             ):
                 self._remove_all(is_new)
 
-    def _known(self) -> dict[str, Any] | None:
-        """The content of the run file; ``None`` for a new or empty folder."""
+    def _known(self, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The content of the run file, if it is of the same run; ``None`` for a new or empty folder."""
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"there is no folder {self.path.parent} to write {self.path.name} to")
         if not self.path.exists():
@@ -103,11 +102,12 @@ class OutputFolder:
                 )
             return None
         try:
-            known = json.loads(file.read_bytes())
-            known["run"].items()
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            known: dict[str, Any] = json.loads(file.read_bytes())
+            run = dict(known["run"])
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file} was not written by terse-aug compose; choose another folder") from error
-        return dict(known)
+        self._check_same(run, identity)
+        return known
 
     def _check_same(self, known: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
         known, given = _flat(known), _flat(json.loads(_json(identity)))

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -123,7 +122,6 @@ class ComposeTask:
         folder: where to.
         export: what is written.
         image_size: images are resized to this shorter side, pixels; ``None`` to leave them.
-        originals: folder of the images, to copy or link them.
         image_count: of the data set.
         numbers: YOLO's class number of each label.
     """
@@ -132,7 +130,6 @@ class ComposeTask:
     folder: OutputFolder
     export: ExportSettings
     image_size: int | None
-    originals: Path
     image_count: int
     numbers: Mapping[int, int]
 
@@ -212,7 +209,7 @@ class ComposeTask:
 
     def _write_original(self, levels: Tensor, item: ImageItem) -> str:
         """Copy or link an image if its file shows the raster that its labels refer to, else encode it; its name."""
-        file = self.originals / item.data.names[0]
+        file = item.data.files[0][0]
         suffix = file.suffix.lower()
         if suffix not in _READ_BY_TRAINERS or image_size(file) != (levels.shape[1], levels.shape[2]):
             name = f"{item.stems[0]}.{self.export.image_format}"

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,7 +20,6 @@ from terse_aug._version import __version__
 from terse_aug.bank.build.chunks import identity_of
 from terse_aug.bank.build.report import Progress
 from terse_aug.bank.build.workers import check_jobs, run_in_order
-from terse_aug.bank.inputs.folders import visible_files
 from terse_aug.export.folder import OutputFolder
 from terse_aug.export.labels import class_numbers
 from terse_aug.export.names import output_stems
@@ -43,8 +43,6 @@ def write_composites(
     out: str | Path,
     export: ExportSettings | None = None,
     *,
-    images: str | Path,
-    labels: str | Path,
     image_size: int | None = None,
     validation: str | Path | None = None,
     jobs: int | None = None,
@@ -61,8 +59,6 @@ def write_composites(
         data: the images.
         out: folder to write; new, empty, or that of the same run.
         export: what is written.
-        images: folder of the images, which the names of ``data`` are relative to.
-        labels: file or folder that the labels are read from; a run is not resumed if it or the images have changed.
         image_size: resize images to this shorter side, pixels.
         validation: folder of validation images to name in YOLO's ``data.yaml``.
         jobs: number of processes; by default one for each core, at most 8, if the run takes long enough.
@@ -74,15 +70,15 @@ def write_composites(
         OSError, KeyboardInterrupt, ChildProcessError: the disk is full or cannot be written, interrupted, or a process
             died; the message says how many files are kept.
     """
-    export, images, labels = export or ExportSettings(), Path(images), Path(labels)
+    export = export or ExportSettings()
     check_jobs(jobs)
     folder, val = OutputFolder(Path(out)), None if validation is None else Path(validation).resolve()
-    _check_places(folder.path, images, labels, export, val)
+    _check_places(folder.path, data, export, val)
     numbers = class_numbers(data.classes)
-    task = ComposeTask(ComposeNumbered(terse), folder, export, image_size, images, len(data.names), numbers)
+    task = ComposeTask(ComposeNumbered(terse), folder, export, image_size, len(data.names), numbers)
     common = _CommonFiles(folder, _Source.of(data, export), export, val, terse.bank.keypoint_names)
     about = {"image_size": image_size, "validation": None if val is None else str(val)}
-    identity = run_identity(terse, data, images, labels) | asdict(export) | about
+    identity = run_identity(terse, data) | asdict(export) | about
     report = ExportReport.of(folder.path, data.dropped)
     with folder.opened(identity) as finished:
         if finished is not None:
@@ -155,9 +151,8 @@ class _Source:
         return [ImageItem(self.data.only(index), index, self.stems[index], [copy for _, copy in chunk])]
 
 
-def run_identity(terse: Terse, data: LabelledImages, images: Path, labels: Path) -> dict[str, Any]:
+def run_identity(terse: Terse, data: LabelledImages) -> dict[str, Any]:
     """What composites depend on beside the export settings: the same for the same run, for JSON."""
-    files = [images / name for name in data.names] + (visible_files(labels) if labels.is_dir() else [labels])
     about: dict[str, Any] = {
         "version": __version__,
         "bank": terse.bank.identity,
@@ -167,7 +162,7 @@ def run_identity(terse: Terse, data: LabelledImages, images: Path, labels: Path)
         "paste": asdict(terse.paste),
         "sampler": terse.sampler.identity,
         "seed": terse.seed,
-        "images and labels": identity_of({}, data.names, files),
+        "images and labels": identity_of({}, [data.names, data.labels], chain.from_iterable(data.files)),
     }
     if (pool := terse.planner.pool) is not None:
         names = [pool.name(number) for number in range(len(pool))]
@@ -188,10 +183,10 @@ def _policy_identity(policy: Policy) -> str:
     return f"{type(policy).__name__} {hashlib.blake2b(content.getvalue(), digest_size=8).hexdigest()}"
 
 
-def _check_places(out: Path, images: Path, labels: Path, export: ExportSettings, validation: Path | None) -> None:
-    for name, place in (("images", images), ("labels", labels)):
-        if place.is_dir() and out.resolve().is_relative_to(place.resolve()):
-            raise ValueError(f"{out}: expected a folder outside of that of the {name}, {place}")
+def _check_places(out: Path, data: LabelledImages, export: ExportSettings, validation: Path | None) -> None:
+    for folder in {file.parent for files in data.files for file in files}:
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{out}: expected a folder outside of that of the images, {folder}")
     if validation is not None and export.format == "coco":
         raise ValueError("validation images are named in YOLO's data.yaml; format coco has none")
     if validation is not None and not validation.is_dir():
