@@ -11,6 +11,7 @@ from terse_aug._version import __version__
 if TYPE_CHECKING:
     from terse_aug import bank as bank
     from terse_aug import evaluation as evaluation
+    from terse_aug import export as export
     from terse_aug import lockstep as lockstep
     from terse_aug import models as models
     from terse_aug import policies as policies
@@ -70,7 +71,7 @@ _HOMES = {
     "utils.warnings": ("TerseWarning",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_PARTS = ("bank", "evaluation", "lockstep", "models", "policies", "preview", "samplers")
+_PARTS = ("bank", "evaluation", "export", "lockstep", "models", "policies", "preview", "samplers")
 
 
 if not TYPE_CHECKING:  # to a type checker it would mean that every name is there

@@ -26,7 +26,7 @@ import terse_aug
 from terse_aug.bank import BoxMasks, Foreground, build_from_coco, build_from_masks, build_from_products, build_from_rgba
 from terse_aug.bank.build.chunks import ExtractionTask, Source
 from terse_aug.bank.build.report import BuildLog
-from terse_aug.bank.build.workers import extract_in_order
+from terse_aug.bank.build.workers import run_in_order
 from terse_aug.bank.segmenters.box import box_alpha
 
 
@@ -103,7 +103,7 @@ class Odd:
 def run_odd(units: list[Any], jobs: int | None) -> list[str]:
     source = Source(units, Odd(), {})
     task = ExtractionTask(source.extractor, {}, {1: "cat"}, 0)
-    done = list(extract_in_order(task, source, source.chunks(), jobs, lambda own: None))
+    done = list(run_in_order(task, source, source.chunks(), jobs, lambda own: None))
     return [bytes(record[16:].split(b"\xff")[0]).decode() for cut in done for record in cut.records]
 
 

@@ -137,7 +137,7 @@ def test_only_the_same_build_is_resumed(
     is_warned = not resumed and not callable(changes.get("boxes"))
     warning = pytest.warns(UserWarning, match="from the start: an unfinished build") if is_warned else nullcontext()
     with warning, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("terse_aug.bank.build.pipeline.extract_in_order", interrupted)
+        patch.setattr("terse_aug.bank.build.pipeline.run_in_order", interrupted)
         with pytest.raises(KeyboardInterrupt):
             build_many(many, out, **changes)
     assert left.read_bytes() == killed.read_bytes(), "until its first chunk is done, another build changes nothing"

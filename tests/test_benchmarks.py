@@ -205,6 +205,15 @@ def test_building_is_compared_with_decoding(run: Any, data_root: Path, tmp_path:
     assert found["bank_mb"]["jobs 1"] == found["bank_mb"]["jobs 2"] != found["bank_mb"]["grabcut, jobs 2"]
 
 
+def test_writing_composites_is_compared_with_training(run: Any, data_root: Path, tmp_path: Path) -> None:
+    few = ["--data", str(data_root / "penn_fudan"), "--images", "2", "--rounds", "1"]
+    content = run("compose", tmp_path / "f.json", *few)
+    written = {"coco, jpg", "coco, png", "yolo, jpg", "yolo-seg, jpg"}
+    assert set(content["per core"]) == {"composing", "training"} | written
+    assert content["ratio to training"]["training"] == {"median": 1, "least": 1, "most": 1}
+    assert all(own["least"] > 0 for own in content["ratio to training"].values())
+
+
 @pytest.mark.usefixtures("root")
 def test_the_numpy_arm_pastes() -> None:
     from benchmarks._copy_paste_peers import numpy_arm

@@ -27,6 +27,7 @@ FLOORS = (
     {"batch_composer"},
     {"terse"},
     {"preview", "evaluation"},
+    {"export"},
     {"lockstep", "cli", "integration", "where_to_compose", "hook_presence"},
     {"__main__"},
 )

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-COMMANDS = ("bank", "preview")
+COMMANDS = ("bank", "preview", "compose")
 
 _USER_ERROR = 2
 _INTERRUPTED = 130

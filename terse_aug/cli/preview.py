@@ -39,6 +39,17 @@ _SUFFIXES = {"out": HTML, "png": (".png",)}
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add ``preview`` to the commands."""
     parser = subparsers.add_parser("preview", help="show images with objects of a bank pasted on, and their labels")
+    add_data_flags(parser)
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="HTML", help="the page to write")
+    add("--png", type=Path, metavar="PNG", help="also write the contact sheet as an image")
+    add("--count", type=int, default=12, metavar="N", help="images to show (default: %(default)s)")
+    add_composing_flags(parser)
+    parser.set_defaults(run=_preview)
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the bank, of labelled images and of the classes, see :func:`open_data`."""
     add = parser.add_argument
     add("bank", type=Path, help="the bank file")
     add("--images", type=Path, required=True, metavar="DIR", help="folder of images to paste on")
@@ -48,9 +59,11 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     add("--category", default="person", metavar="NAME", help="with --masks: of all objects (default: %(default)s)")
     classes = "categories of the bank to paste; NAME=OTHER where the images' labels call it OTHER (default: all)"
     add("--classes", nargs="+", metavar="NAME", help=classes)
-    add("--out", type=Path, required=True, metavar="HTML", help="the page to write")
-    add("--png", type=Path, metavar="PNG", help="also write the contact sheet as an image")
-    add("--count", type=int, default=12, metavar="N", help="images to show (default: %(default)s)")
+
+
+def add_composing_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of what is drawn and how it is pasted, see :func:`composing_terse`."""
+    add = parser.add_argument
     add("--seed", type=int, default=0, help="of everything drawn (default: %(default)s)")
     add("--image-size", type=int, metavar="PX", help="resize images to this shorter side (default: original size)")
     policies = "random, matched, critic, adversarial or paper, which has to be named (default: as --state, or random)"
@@ -67,23 +80,12 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     for name, kind in POLICY_SETTINGS.items():
         if kind is not BestOfN:
             add_flags(parser.add_argument_group(f"settings of the policy {name}"), kind(), name)
-    parser.set_defaults(run=_preview)
 
 
 def _preview(arguments: argparse.Namespace) -> int:
     outputs = _outputs(arguments)
-    if arguments.image_size is not None and arguments.image_size < 1:
-        raise ValueError(f"--image-size: expected at least 1 px, got {arguments.image_size}")
-    paste = with_flags(PasteConfig(), arguments)
-    saved = None if arguments.state is None else SavedPolicy.read(arguments.state)
-    settings = _policy_settings(arguments, saved)
-    policy = _policy(settings, saved, arguments.seed)
     with ForegroundBank.open(arguments.bank) as bank:
-        data = _open_data(arguments)
-        terse = _terse(arguments, bank, data, policy, paste)
-        if policy.uses_boxes and saved is None:
-            # From data of its own, so that what is left out there is not counted.
-            learn_boxes(terse, _open_data(arguments).choose(_IMAGES_WITH_BOXES, arguments.seed))
+        terse, settings, data = composing_terse(arguments, bank, _IMAGES_WITH_BOXES)
         samples = data.choose(arguments.count, arguments.seed)
         if arguments.image_size is not None:
             samples = (resize_sample(sample, arguments.image_size) for sample in samples)
@@ -103,7 +105,36 @@ def _outputs(arguments: argparse.Namespace) -> dict[str, Path]:
     return {name: checked_output(f"--{name}", path, _SUFFIXES[name]) for name, path in outputs.items()}
 
 
-def _open_data(arguments: argparse.Namespace) -> LabelledImages:
+def composing_terse(
+    arguments: argparse.Namespace, bank: ForegroundBank, images_with_boxes: int
+) -> tuple[Terse, PolicySettings, LabelledImages]:
+    """``Terse`` with the policy that is asked for, its settings, and the labelled images.
+
+    Args:
+        arguments: of :func:`add_data_flags` and :func:`add_composing_flags`.
+        bank: the foregrounds.
+        images_with_boxes: from which a policy that needs real boxes gets them, without a saved state.
+
+    Raises:
+        ValueError: an argument is outside its range, or does not fit another.
+        OSError: a file cannot be read.
+    """
+    if arguments.image_size is not None and arguments.image_size < 1:
+        raise ValueError(f"--image-size: expected at least 1 px, got {arguments.image_size}")
+    paste = with_flags(PasteConfig(), arguments)
+    saved = None if arguments.state is None else SavedPolicy.read(arguments.state)
+    settings = _policy_settings(arguments, saved)
+    policy = _policy(settings, saved, arguments.seed)
+    data = open_data(arguments)
+    terse = _terse(arguments, bank, data, policy, paste)
+    if policy.uses_boxes and saved is None:
+        # From data of its own, so that what is left out there is not counted.
+        learn_boxes(terse, open_data(arguments).choose(images_with_boxes, arguments.seed))
+    return terse, settings, data
+
+
+def open_data(arguments: argparse.Namespace) -> LabelledImages:
+    """The images of :func:`add_data_flags`."""
     if arguments.masks is not None:
         return open_masks(arguments.images, arguments.masks, arguments.category)
     return open_coco(arguments.annotations, arguments.images)
@@ -113,7 +144,7 @@ def _policy_settings(arguments: argparse.Namespace, saved: SavedPolicy | None) -
     default = policy_settings(arguments.policy or (saved.name if saved else "random"))
     name = _policy_name(default)
     if isinstance(default, BestOfN):
-        raise ValueError(f"--policy {name} needs a detector, which a preview does not have; use random or critic")
+        raise ValueError(f"--policy {name} needs a detector, which there is none of here; use random or critic")
     for other in POLICY_SETTINGS.keys() - {name}:
         given = [flag for flag in vars(arguments) if flag.startswith(other + "_")]
         if given:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,17 +64,23 @@ class LabelledImages:
         classes: name of every label.
         names: of the image files.
         dropped: images and objects that are left out, by reason; reading adds to it.
+        files: each image file, and others that are read with it.
+        labels: what else each sample is made of, for JSON: samples are the same if their files and labels are.
     """
 
     origin: str
     classes: dict[int, str]
     names: list[str] = field(default_factory=list)
     dropped: RejectionCounts = field(default_factory=RejectionCounts)
+    files: list[tuple[Path, ...]] = field(default_factory=list)
+    labels: list[Any] = field(default_factory=list)
     _readers: list[Callable[[], Sample]] = field(default_factory=list)
 
-    def add(self, name: str, reader: Callable[[], Sample]) -> None:
+    def add(self, name: str, reader: Callable[[], Sample], files: tuple[Path, ...], labels: Any = None) -> None:
         """Add an image; ``reader`` reads it, or raises :class:`~terse_aug.bank.extract.RejectedObject`."""
         self.names.append(name)
+        self.files.append(files)
+        self.labels.append(labels)
         self._readers.append(reader)
 
     def read(self, index: int) -> Sample:
@@ -82,6 +90,12 @@ class LabelledImages:
             RejectedObject: the image or its mask is missing, damaged or of another size than annotated.
         """
         return self._readers[index]()
+
+    def only(self, index: int) -> LabelledImages:
+        """The data set of one image, with the same ``dropped``: small enough to be sent to another process."""
+        one = slice(index, index + 1)
+        names, readers = self.names[one], self._readers[one]
+        return replace(self, names=names, files=self.files[one], labels=self.labels[one], _readers=readers)
 
     def choose(self, count: int, seed: int) -> Iterator[Sample]:
         """Up to ``count`` random samples, in the order of the data set.

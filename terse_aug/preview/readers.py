@@ -57,7 +57,7 @@ def open_coco(annotations: str | Path, images: str | Path) -> LabelledImages:
         name = _found(files, file_name(record))
         if (folder / name).is_file():
             read = partial(_read_coco, folder / name, record, objects.get(key, []), fields, found.dropped)
-            found.add(name, read)
+            found.add(name, read, (folder / name,), [record, objects.get(key, [])])
         else:
             found.dropped.add(_MISSING, name)
     if not found.names:
@@ -84,7 +84,7 @@ def open_masks(images: str | Path, masks: str | Path, category: str = "person") 
     found = LabelledImages(f"{images} with {masks}", {1: category})
     for image in find_images(image_folder, mask_folder, ImageList(None), BuildLog(found.dropped))[0]:
         assert image.mask is not None
-        found.add(image.name, partial(_read_masks, image.path, image.mask))
+        found.add(image.name, partial(_read_masks, image.path, image.mask), (image.path, image.mask))
     if not found.names:
         raise ValueError(f"no image of {images} has a mask in {masks}: " + found.rejections())
     return found

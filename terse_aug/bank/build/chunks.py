@@ -102,7 +102,7 @@ class ExtractionTask:
         settings = None if source.settings is None else {**source.settings, **names}
         return cls(source.extractor, settings, writer.categories, len(writer.keypoint_names))
 
-    def extract(self, items: Sequence[Any], on_image: Callable[[int], None] | None = None) -> ExtractedChunk:
+    def run(self, items: Sequence[Any], on_image: Callable[[int], None] | None = None) -> ExtractedChunk:
         """Extract the objects of a chunk; the same in whatever process.
 
         Args:

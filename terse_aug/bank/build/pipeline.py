@@ -15,7 +15,7 @@ from terse_aug.bank.build.chunks import ExtractionTask, Source
 from terse_aug.bank.build.contact_sheets import Locate, check_target, write_sheets
 from terse_aug.bank.build.partial_build import PartialBuild
 from terse_aug.bank.build.report import BY_MASK, BuildLog, BuildReport, EvenSample, Progress, ReasonCounts
-from terse_aug.bank.build.workers import check_jobs, extract_in_order
+from terse_aug.bank.build.workers import check_jobs, run_in_order
 from terse_aug.bank.extract import DEFAULT_RULES, ExtractionRules
 from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.storage.writer import BankWriter, check_place
@@ -174,7 +174,7 @@ def _fill(writer: BankWriter, source: Source, partial: PartialBuild, log: BuildL
     if resumed:
         report_progress(log.resumed, total)
     is_resumable = task.settings is not None
-    rest = extract_in_order(
+    rest = run_in_order(
         task, source, chunks[resumed:], options.jobs, lambda done: report_progress(log.resumed + done, total)
     )
     with closing(rest):

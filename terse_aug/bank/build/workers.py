@@ -1,4 +1,4 @@
-"""Extraction in several processes, its results in order.
+"""Work on chunks of images in several processes, its results in order: of a bank's build, and of composites.
 
 On loky rather than joblib: joblib's generator keeps all results that are not yet consumed, so memory would grow where
 the disk is slower than the workers. Processes are spawned and not forked: a fork would copy locks that other threads
@@ -14,16 +14,14 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import cloudpickle
 import cv2
 import loky
 from loky.process_executor import BrokenProcessPool
-
-from terse_aug.bank.build.chunks import ExtractedChunk, ExtractionTask, Source
 
 MAX_DEFAULT_JOBS = 8
 """Largest number of processes that is chosen where the user gives none."""
@@ -35,6 +33,36 @@ _PARENT_CHECK_SECONDS = 0.5
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """One thread in each process, unless the user's environment sets these variables."""
 _ADVICE = "leave out what is no number, text, list, mapping or array"
+
+
+class ChunkResult(Protocol):
+    """What comes of a chunk; ``images`` of it are done."""
+
+    @property
+    def images(self) -> int:
+        """How many."""
+
+
+Result = TypeVar("Result", bound=ChunkResult)
+Result_co = TypeVar("Result_co", bound=ChunkResult, covariant=True)
+
+
+class ChunkTask(Protocol[Result_co]):
+    """What is done with each chunk. It is sent to worker processes."""
+
+    @property
+    def settings(self) -> Mapping[str, Any] | None:
+        """``None`` where a function of the user's is involved, which several processes might not stand."""
+
+    def run(self, items: Sequence[Any], on_image: Callable[[int], None] | None = None) -> Result_co:
+        """Do it; ``on_image`` is called with the number of images done."""
+
+
+class ChunkSource(Protocol):
+    """What the chunks are of."""
+
+    def prepared(self, chunk: Sequence[Any]) -> list[Any]:
+        """The items of a chunk as the task is given them."""
 
 
 class _CannotShareWork(Exception):
@@ -51,24 +79,27 @@ def check_jobs(jobs: int | None) -> None:
         raise ValueError(f"expected jobs of at least 1 process, or None for an automatic number, got {jobs!r}")
 
 
-def extract_in_order(
-    task: ExtractionTask,
-    source: Source,
+def run_in_order(
+    task: ChunkTask[Result],
+    source: ChunkSource,
     chunks: Sequence[Sequence[Any]],
     jobs: int | None,
     on_images: Callable[[int], None],
-) -> Generator[ExtractedChunk, None, None]:
-    """Extract chunks, in this process or in others; close the iterator to stop them.
+    worthwhile_seconds: float = _WORTHWHILE_SECONDS,
+) -> Generator[Result, None, None]:
+    """Do a task with chunks, in this process or in others; close the iterator to stop them.
 
     Two or three chunks for each process are in memory at a time.
 
     Args:
-        task: how to extract.
+        task: what to do.
         source: what the chunks are of.
         chunks: some of its chunks.
         jobs: number of processes. With ``None`` this process begins, and others (one per core, at most 8) are started
-            once the work has taken a second and will take four more; not where a function of the user's is involved.
+            once the work has taken a second and will take ``worthwhile_seconds`` more; not where a function of the
+            user's is involved.
         on_images: called with the number of images of these chunks that are done.
+        worthwhile_seconds: see ``jobs``.
 
     Warns:
         UserWarning: this process does the rest, or some images, since others cannot.
@@ -80,9 +111,9 @@ def extract_in_order(
     wanted, started = _process_count(task, jobs), time.perf_counter()
     while rest:
         seconds = time.perf_counter() - started
-        is_worthwhile = seconds >= _TRIAL_SECONDS and seconds / max(done, 1) * (total - done) >= _WORTHWHILE_SECONDS
+        is_worthwhile = seconds >= _TRIAL_SECONDS and seconds / max(done, 1) * (total - done) >= worthwhile_seconds
         if wanted > 1 and (jobs is not None or is_worthwhile):
-            for chunk in _extract_in_processes(task, source, rest, min(wanted, len(rest))):
+            for chunk in _run_in_processes(task, source, rest, min(wanted, len(rest))):
                 done += chunk.images
                 yield chunk
                 on_images(done)
@@ -90,12 +121,12 @@ def extract_in_order(
             continue
         items, before = source.prepared(rest.popleft()), done
         # mypy cannot infer a lambda with a default
-        chunk = task.extract(items, lambda count, before=before: on_images(before + count))  # type: ignore[misc]
+        chunk = task.run(items, lambda count, before=before: on_images(before + count))  # type: ignore[misc]
         done += chunk.images
         yield chunk
 
 
-def _process_count(task: ExtractionTask, jobs: int | None) -> int:
+def _process_count(task: ChunkTask[Any], jobs: int | None) -> int:
     if multiprocessing.current_process().daemon:  # which may have no children
         return 1
     if jobs is not None:
@@ -103,10 +134,10 @@ def _process_count(task: ExtractionTask, jobs: int | None) -> int:
     return 1 if task.settings is None else min(loky.cpu_count(), MAX_DEFAULT_JOBS)
 
 
-def _extract_in_processes(
-    task: ExtractionTask, source: Source, rest: deque[Sequence[Any]], jobs: int
-) -> Iterator[ExtractedChunk]:
-    """Extract chunks in other processes, or here what they cannot have; where they cannot work, fill ``rest``."""
+def _run_in_processes(
+    task: ChunkTask[Result], source: ChunkSource, rest: deque[Sequence[Any]], jobs: int
+) -> Iterator[Result]:
+    """Do chunks in other processes, or here what they cannot have; where they cannot work, fill ``rest``."""
     ahead: deque[tuple[Sequence[Any], Any]] = deque()
     is_warned = False
     try:
@@ -115,12 +146,12 @@ def _extract_in_processes(
                 while rest and len(ahead) <= _CHUNKS_AHEAD_PER_JOB * jobs:
                     items = _pickled_images(source.prepared(rest[0]))
                     with _starting():
-                        ahead.append((rest[0], executor.submit(_extract, items)))
+                        ahead.append((rest[0], executor.submit(_run, items)))
                     rest.popleft()
                 try:
                     chunk = ahead[0][1].result()
                 except _CannotShareImages as reason:
-                    chunk = task.extract(source.prepared(ahead[0][0]))
+                    chunk = task.run(source.prepared(ahead[0][0]))
                     if not is_warned:
                         warnings.warn(f"{reason}, so this process extracts these images; {_ADVICE}", stacklevel=2)
                     is_warned = True
@@ -131,8 +162,7 @@ def _extract_in_processes(
         warnings.warn(f"{reason}, so one process does the rest; jobs=1 (--jobs 1) avoids this warning", stacklevel=2)
     except BrokenProcessPool as error:
         raise ChildProcessError(
-            "a process that extracts objects died, most likely because memory ran out: use fewer processes "
-            "(jobs, --jobs)"
+            "a process died, most likely because memory ran out: use fewer processes (jobs, --jobs)"
         ) from error
 
 
@@ -163,7 +193,7 @@ def _starting() -> Iterator[None]:
         raise _CannotShareWork(f"processes cannot be started ({_named(error)})") from error
 
 
-def _pickled(task: ExtractionTask) -> bytes:
+def _pickled(task: ChunkTask[Any]) -> bytes:
     try:
         return bytes(cloudpickle.dumps(task))
     except Exception as error:  # whatever a user's function raises
@@ -181,7 +211,7 @@ def _named(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-_task: ExtractionTask | _CannotShareWork
+_task: ChunkTask[Any] | _CannotShareWork
 
 
 def _begin(parent: int, task: bytes) -> None:
@@ -195,7 +225,7 @@ def _begin(parent: int, task: bytes) -> None:
         _task = _CannotShareWork(f"boxes cannot be loaded in other processes ({_named(error)})")
 
 
-def _extract(images: bytes | _CannotShareImages) -> ExtractedChunk:
+def _run(images: bytes | _CannotShareImages) -> Any:
     for reason in (_task, images):
         if isinstance(reason, Exception):
             raise reason
@@ -204,7 +234,7 @@ def _extract(images: bytes | _CannotShareImages) -> ExtractedChunk:
     except Exception as error:  # whatever a module raises that is imported for it
         raise _CannotShareImages(f"annotations cannot be loaded in other processes ({_named(error)})") from error
     assert not isinstance(_task, Exception)
-    return _task.extract(items)
+    return _task.run(items)
 
 
 def _end_with(parent: int) -> None:
