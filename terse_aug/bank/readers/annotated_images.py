@@ -19,7 +19,7 @@ from terse_aug.bank.inputs.coco_json import CocoAnnotations, annotated_side, rej
 from terse_aug.bank.inputs.file_names import FileFinder
 from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.images import read_image_like
-from terse_aug.bank.inputs.masks import MaskInFile, has_mask, segmentation_to_mask
+from terse_aug.bank.inputs.masks import NO_MASK, MaskInFile, has_mask, segmentation_as_json, segmentation_to_mask
 from terse_aug.bank.inputs.repair import Repairs, clip_box, repair_annotation
 from terse_aug.bank.segmenters.box import BoxMaskMethod, BoxMasks
 from terse_aug.structures.foreground import Foreground
@@ -142,7 +142,8 @@ class _Extractor:
             try:
                 foreground, method = self._extract(repair_annotation(entry, repairs), pixels, source, repairs)
             except RejectedObject as reason:
-                log.drop(str(reason), source, shown=rejected_sample(image, entry))
+                made = {} if reason.mask is None else {"segmentation": segmentation_as_json(reason.mask > 0)}
+                log.drop(str(reason), source, shown=rejected_sample(image, entry | made))
                 continue
             log.repair(repairs, source)
             log.mask_sources[method] += 1
@@ -177,9 +178,12 @@ class _Extractor:
             mask = segmentation_to_mask(entry.get("segmentation"), *pixels.shape[:2])
             return extract_from_image(pixels, mask, annotation, self.rules), BY_MASK
         if annotation.box is None:
-            raise RejectedObject("neither a mask nor a box to make one of")
+            raise RejectedObject(NO_MASK)
         mask, method = self.boxes.alpha(pixels, annotation.box)
-        return extract_from_image(pixels, mask, annotation, self.rules, soft=True), method
+        try:
+            return extract_from_image(pixels, mask, replace(annotation, box=None), self.rules, soft=True), method
+        except RejectedObject as reason:
+            raise RejectedObject(str(reason), mask) from reason
 
 
 def _box(box: Any) -> tuple[float, float, float, float] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -65,10 +66,7 @@ class PlainBackground:
             RejectedObject: the background is not plain, or nothing stands out from it.
         """
         height, width = image.shape[:2]
-        scale = min(1.0, _WORKING_SIDE / max(height, width))
-        size = (max(8, round(width * scale)), max(8, round(height * scale)))
-        small = image if size == (width, height) else np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
-        small = small.astype(np.uint8, copy=False)
+        small = _working_size(image)
         distance, spread = background_distance(small)
         if spread > self.max_spread:
             raise RejectedObject(
@@ -77,14 +75,55 @@ class PlainBackground:
         mask = _foreground_mask(distance, spread)
         if self.refine:
             mask = _refine(small, mask)
-        parts = connected_parts(mask)
-        if not parts:
-            raise RejectedObject(_NOTHING)
-        largest = max(area for area, _ in parts)
-        masks = [part for area, part in parts if area >= _MIN_PART_AREA * largest]
+        masks = _without_specks(mask)
         if not self.split:
             masks = [np.logical_or.reduce(masks)]
         return [soft_alpha(part, (width, height)) for part in masks]
+
+    def alphas_of_mask(self, image: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+        """The objects of a given mask, refined and split as the settings say; else the mask as it is.
+
+        Args:
+            image: uint8 ``[H, W, 3]``, RGB.
+            alpha: uint8 ``[H, W]``, 0 to 255.
+
+        Returns:
+            As :meth:`alphas`.
+
+        Raises:
+            RejectedObject: nothing is left of the mask.
+        """
+        if self.refine:
+            small = _working_size(image)
+            masks = _without_specks(_refine(small, _solid(cv2.resize(alpha, small.shape[1::-1]))))
+            alpha = soft_alpha(np.logical_or.reduce(masks), image.shape[1::-1])
+        if not self.split:
+            return [alpha]
+        solid = _solid(alpha)
+        # Soft edges of two objects may touch: what is not solid belongs to the nearest part.
+        _, nearest = cv2.distanceTransformWithLabels(1 - solid, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_CCOMP)
+        return [np.where(nearest == nearest[part][0], alpha, np.uint8(0)) for part in _without_specks(solid)]
+
+
+def _solid(alpha: Any) -> NDArray[np.uint8]:
+    return np.asarray(alpha > 127, np.uint8)
+
+
+def _working_size(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """An image scaled down to the side that it is segmented at, 8 px at least."""
+    height, width = image.shape[:2]
+    scale = min(1.0, _WORKING_SIDE / max(height, width))
+    size = (max(8, round(width * scale)), max(8, round(height * scale)))
+    return image if size == (width, height) else np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+
+
+def _without_specks(mask: NDArray[np.uint8]) -> list[NDArray[np.bool_]]:
+    """The connected parts of a mask, from left to right, of at least a twentieth of the largest."""
+    parts = connected_parts(mask)
+    if not parts:
+        raise RejectedObject(_NOTHING)
+    largest = max(area for area, _ in parts)
+    return [part for area, part in parts if area >= _MIN_PART_AREA * largest]
 
 
 def background_distance(image: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
