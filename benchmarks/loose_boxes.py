@@ -41,10 +41,11 @@ _Objects = Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_]]]
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     args = _parser().parse_args(argv)
+    used = slice(args.first, None, args.every)
     kinds = {
-        "COCO-mini": (_coco(args.data / "coco_mini", args.every), 1.0),
-        "Penn-Fudan": (_penn_fudan(args.data / "penn_fudan", args.every), 1 / 3),
-        "flowers": (_flowers(args.data / "flowers", args.every), 0.5),
+        "COCO-mini": (_coco(args.data / "coco_mini", used), 1.0),
+        "Penn-Fudan": (_penn_fudan(args.data / "penn_fudan", used), 1 / 3),
+        "flowers": (_flowers(args.data / "flowers", used), 0.5),
     }
     rows = [row | {"data": kind} for kind, (objects, scale) in kinds.items() for row in _measure(objects, scale)]
     tight = [row for row in rows if row["enlarged"] == 1]
@@ -64,27 +65,28 @@ def _parser() -> argparse.ArgumentParser:
     made = parser(__doc__)
     made.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the three data sets")
     made.add_argument("--every", type=int, default=4, metavar="N", help="use each n-th image (default: %(default)s)")
+    made.add_argument("--first", type=int, default=0, metavar="N", help="from this one on (default: %(default)s)")
     return made
 
 
-def _coco(folder: Path, every: int) -> _Objects:
+def _coco(folder: Path, used: slice) -> _Objects:
     for part in ("train2017", "val2017"):
         content = json.loads((folder / "annotations" / f"instances_{part}.json").read_bytes())
-        for image in content["images"][::every]:
+        for image in content["images"][used]:
             pixels = read_image(folder / part / image["file_name"])
             for entry in content["annotations"]:
                 if entry["image_id"] == image["id"] and not entry.get("iscrowd") and entry.get("segmentation"):
                     yield pixels, segmentation_to_mask(entry["segmentation"], *pixels.shape[:2]) > 0
 
 
-def _penn_fudan(folder: Path, every: int) -> _Objects:
-    for path in sorted((folder / "PedMasks").iterdir())[::every]:
+def _penn_fudan(folder: Path, used: slice) -> _Objects:
+    for path in sorted((folder / "PedMasks").iterdir())[used]:
         pixels, numbers = read_image(folder / "PNGImages" / path.name.replace("_mask", "")), read_index_mask(path)
         yield from ((pixels, numbers == number) for number in np.unique(numbers) if number)
 
 
-def _flowers(folder: Path, every: int) -> _Objects:
-    for path in sorted((folder / "trimaps").iterdir())[::every]:
+def _flowers(folder: Path, used: slice) -> _Objects:
+    for path in sorted((folder / "trimaps").iterdir())[used]:
         yield read_image(next((folder / "images").glob(f"{path.stem}.*"))), np.asarray(Image.open(path)) == 255
 
 

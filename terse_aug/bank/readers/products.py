@@ -17,6 +17,7 @@ from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, 
 from terse_aug.bank.inputs.folders import ListedImage, check_folders, check_relative_size, class_labels, find_images
 from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.images import NoAlphaError, read_image, read_mask, read_rgba
+from terse_aug.bank.inputs.masks import segmentation_as_json
 from terse_aug.bank.readers.other_formats import names_other_formats
 from terse_aug.bank.segmenters.mask_polarity import object_alpha
 from terse_aug.bank.segmenters.plain_background import PlainBackground
@@ -116,17 +117,22 @@ class _Extractor:
             else:
                 alphas, mask_source = _alphas_on_background(pixels, self.background), _BY_BACKGROUND
         except RejectedObject as reason:
-            log.drop(str(reason), image.name, shown=RejectedSample(image.path, image.name))
+            log.drop(str(reason), image.name, shown=_sample(image, image.name, reason.mask))
             return
         for number, alpha in enumerate(alphas, 1):
             source = image.name if len(alphas) == 1 else f"{image.name}#{number}"
             try:
                 foreground = extract_from_image(pixels, alpha, Annotation(label, source), self.rules, soft=True)
             except RejectedObject as reason:
-                log.drop(str(reason), source, shown=RejectedSample(image.path, source))
+                log.drop(str(reason), source, shown=_sample(image, source, alpha))
             else:
                 log.mask_sources[mask_source] += 1
                 yield replace(foreground, relative_size=self.relative_size)
+
+
+def _sample(image: ListedImage, caption: str, mask: NDArray[np.uint8] | None) -> RejectedSample:
+    segmentation = None if mask is None else segmentation_as_json(mask > 0)
+    return RejectedSample(image.path, caption, segmentation=segmentation)
 
 
 def _read_opaque(path: Path) -> NDArray[np.uint8]:

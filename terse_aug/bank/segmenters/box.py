@@ -30,7 +30,8 @@ _MIN_PART_AREA = 0.1
 _MAX_HOLE_AREA = 0.02
 _HISTOGRAM_BINS = 8
 _SOFT_RIM = 0.15
-_MIN_SHRINKAGE = 1 / 3
+_MIN_SHRINKAGE = 0.65
+"""Of a box's sides: masks that are much smaller are little more than the middle that was marked as object."""
 _MIN_WITHIN_BOX = 0.5
 _NO_SURROUNDINGS = "box fills the image: GrabCut has no surroundings to learn from"
 
@@ -49,7 +50,7 @@ class BoxMasks:
     """
 
     method: str | BoxMaskMethod
-    min_quality: float = 0.3
+    min_quality: float = 0.35
     fallback: str | None = None
 
     def __post_init__(self) -> None:
@@ -198,7 +199,7 @@ def grabcut_quality(image: NDArray[np.uint8], mask: NDArray[np.uint8], box: Box)
 def grabcut_fit_and_contrast(image: NDArray[np.uint8], mask: NDArray[np.uint8], box: Box) -> tuple[float, float]:
     """How well a mask, uint8 ``[H, W]``, fits the box (px) of an image, and how it differs from what is around it.
 
-    Fit is the IoU of the mask's tight box with the given one, shrunk about its centre to the same area (to a third of
+    Fit is the IoU of the mask's tight box with the given one, shrunk about its centre to the same area (to 0.65 of
     its sides at most): boxes may be loose, above all about small objects, but leave similar room on all sides.
     Contrast is the Hellinger distance, ``sqrt(1 - sum sqrt(p q))`` (Bhattacharyya 1943), of the colour histograms
     inside the mask and around it, within the box and its margin. Both are in [0, 1], and 0 for an empty mask.
@@ -222,7 +223,7 @@ def grabcut_fit_and_contrast(image: NDArray[np.uint8], mask: NDArray[np.uint8], 
 
 
 def _shrunk(box: Box, area: float) -> Box:
-    """A box shrunk about its centre to an area in px, to a third of its sides at most."""
+    """A box shrunk about its centre to an area in px, to 0.65 of its sides at most."""
     x, y, width, height = box
     factor = min(max(math.sqrt(area / (width * height)), _MIN_SHRINKAGE), 1.0)
     return x + width * (1 - factor) / 2, y + height * (1 - factor) / 2, width * factor, height * factor

@@ -26,7 +26,9 @@ _MIN_HOLE_AREA = 0.002
 _MIN_PART_AREA = 0.05
 _REFINED_BAND = 0.02
 _GRABCUT_ITERATIONS = 3
+_LOWER_THRESHOLD = 0.5
 _NOTHING = "nothing stands out from the background"
+_POOR = "mask is poor: quality below {:g} (min_quality), since parts of the object have the background's colour"
 
 
 @dataclass(frozen=True)
@@ -38,18 +40,23 @@ class PlainBackground:
             L*a*b*, where about 2 is just visible) are rejected.
         refine: refine outlines by GrabCut.
         split: parts that do not touch are separate objects; else they are one object, without specks.
+        min_quality: in [0, 1]; images are rejected whose mask has a lower :func:`mask_stability`, as those of white
+            objects on white, of which only scraps differ from the background.
 
     Raises:
-        ValueError: ``max_spread`` is not above 0.
+        ValueError: ``max_spread`` is not above 0, or ``min_quality`` is not within 0 to 1.
     """
 
     max_spread: float = 5.0
     refine: bool = False
     split: bool = False
+    min_quality: float = 0.7
 
     def __post_init__(self) -> None:
         if not self.max_spread > 0:
             raise ValueError(f"expected max_spread above 0, got {self.max_spread}")
+        if not 0 <= self.min_quality <= 1:
+            raise ValueError(f"expected min_quality within 0 to 1, got {self.min_quality}")
 
     def alphas(self, image: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
         """The objects of an image, from left to right, as alpha: uint8 ``[H, W]`` each, 0 to 255, soft at the edge.
@@ -63,7 +70,7 @@ class PlainBackground:
             image: uint8 ``[H, W, 3]``, RGB.
 
         Raises:
-            RejectedObject: the background is not plain, or nothing stands out from it.
+            RejectedObject: the background is not plain, nothing stands out from it, or the mask is poor.
         """
         height, width = image.shape[:2]
         small = _working_size(image)
@@ -73,6 +80,9 @@ class PlainBackground:
                 f"background is not plain: spread of its colour above {self.max_spread:g} (max_spread)"
             )
         mask = _foreground_mask(distance, spread)
+        if mask_stability(distance, spread) < self.min_quality:
+            poor = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
+            raise RejectedObject(_POOR.format(self.min_quality), np.asarray(poor, np.uint8))
         if self.refine:
             mask = _refine(small, mask)
         masks = _without_specks(mask)
@@ -167,7 +177,7 @@ def _quadratic_terms(down: NDArray[np.float64], across: NDArray[np.float64]) -> 
 
 def _foreground_mask(distance: NDArray[np.float32], spread: float) -> NDArray[np.uint8]:
     """0 and 1: what is not background; rejects an image that is all background."""
-    threshold = min(max(_DISTANCE_PER_SPREAD * spread, _MIN_DISTANCE), _MAX_DISTANCE)
+    threshold = _threshold(spread)
     like_background = (distance < threshold).astype(np.uint8)
     mask = 1 - _connected_to_border(like_background)
     if not mask.any():
@@ -179,6 +189,32 @@ def _foreground_mask(distance: NDArray[np.float32], spread: float) -> NDArray[np
             float(distance[hole].mean()) < _HOLE_DISTANCE * threshold
         ):
             mask[hole] = 0
+    return _tidy(mask, distance)
+
+
+def mask_stability(distance: NDArray[np.float32], spread: float) -> float:
+    """How little the mask depends on the least distance of colours that counts as object, in [0, 1].
+
+    It is the IoU of the masks at that distance and at half of it, without holes. Where an object has nearly the
+    colour of the background, the second is much larger.
+
+    Args:
+        distance: float32 ``[H, W]``, from :func:`background_distance`.
+        spread: likewise.
+    """
+    first, second = (
+        _tidy(1 - _connected_to_border((distance < factor * _threshold(spread)).astype(np.uint8)), distance) > 0
+        for factor in (1.0, _LOWER_THRESHOLD)
+    )
+    return float((first & second).sum() / max((first | second).sum(), 1))
+
+
+def _threshold(spread: float) -> float:
+    return min(max(_DISTANCE_PER_SPREAD * spread, _MIN_DISTANCE), _MAX_DISTANCE)
+
+
+def _tidy(mask: NDArray[np.uint8], distance: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Without a halo and specks."""
     return np.asarray(cv2.morphologyEx(remove_halo(mask, distance), cv2.MORPH_OPEN, disc(1)), dtype=np.uint8)
 
 
