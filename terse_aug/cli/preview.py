@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from terse_aug.bank import ForegroundBank
 from terse_aug.bank.selection import listed
 from terse_aug.cli.flags import add_flags, flat_settings, setting_text, with_flags
+from terse_aug.cli.labels import add_label_flags, open_labels
 from terse_aug.cli.output import HTML, checked_output, write_whole
 from terse_aug.config import POLICY_SETTINGS, PasteConfig, PolicySettings, policy_settings
 from terse_aug.data.auxiliary_objects import Distractors
@@ -21,8 +23,6 @@ from terse_aug.preview import (
     LabelledImages,
     SavedPolicy,
     learn_boxes,
-    open_coco,
-    open_masks,
     preview_samples,
     render_html,
     render_png,
@@ -41,11 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser("preview", help="show images with objects of a bank pasted on, and their labels")
     add = parser.add_argument
     add("bank", type=Path, help="the bank file")
-    add("--images", type=Path, required=True, metavar="DIR", help="folder of images to paste on")
-    labels = parser.add_mutually_exclusive_group(required=True)
-    labels.add_argument("--annotations", type=Path, metavar="JSON", help="their labels: a COCO file")
-    labels.add_argument("--masks", type=Path, metavar="DIR", help="their labels: instance masks (Penn-Fudan)")
-    add("--category", default="person", metavar="NAME", help="with --masks: of all objects (default: %(default)s)")
+    add_label_flags(parser)
     classes = "categories of the bank to paste; NAME=OTHER where the images' labels call it OTHER (default: all)"
     add("--classes", nargs="+", metavar="NAME", help=classes)
     add("--out", type=Path, required=True, metavar="HTML", help="the page to write")
@@ -79,21 +75,24 @@ def _preview(arguments: argparse.Namespace) -> int:
     settings = _policy_settings(arguments, saved)
     policy = _policy(settings, saved, arguments.seed)
     with ForegroundBank.open(arguments.bank) as bank:
-        data = _open_data(arguments)
+        data = open_labels(arguments)
         terse = _terse(arguments, bank, data, policy, paste)
         if policy.uses_boxes and saved is None:
             # From data of its own, so that what is left out there is not counted.
-            learn_boxes(terse, _open_data(arguments).choose(_IMAGES_WITH_BOXES, arguments.seed))
+            learn_boxes(terse, open_labels(arguments).choose(_IMAGES_WITH_BOXES, arguments.seed))
         samples = data.choose(arguments.count, arguments.seed)
         if arguments.image_size is not None:
             samples = (resize_sample(sample, arguments.image_size) for sample in samples)
         preview = preview_samples(terse, samples, data.classes, arguments.seed)
-        facts = _facts(arguments, terse, settings, data, len(preview.pairs))
+        hint = preview.size_hint(terse.paste.ranges.scale)
+        facts = replace(_facts(arguments, terse, settings, data, len(preview.pairs)), hint=hint)
     write_whole(outputs["out"], render_html(preview, facts).encode("utf-8"))
     if "png" in outputs:
         write_whole(outputs["png"], render_png(preview, facts))
     counts = ", ".join(f"{count} {name}" for name, count in preview.counts.items())
     print(printable(f"{' and '.join(map(str, outputs.values()))}: {counts}"))
+    if hint:
+        print(hint)
     return 0
 
 
@@ -101,12 +100,6 @@ def _outputs(arguments: argparse.Namespace) -> dict[str, Path]:
     """The files to write."""
     outputs = {name: path for name in _SUFFIXES if (path := getattr(arguments, name)) is not None}
     return {name: checked_output(f"--{name}", path, _SUFFIXES[name]) for name, path in outputs.items()}
-
-
-def _open_data(arguments: argparse.Namespace) -> LabelledImages:
-    if arguments.masks is not None:
-        return open_masks(arguments.images, arguments.masks, arguments.category)
-    return open_coco(arguments.annotations, arguments.images)
 
 
 def _policy_settings(arguments: argparse.Namespace, saved: SavedPolicy | None) -> PolicySettings:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ class AnnotationOptions(BuildOptions):
         boxes: how masks of objects that have a box only are made: ``"grabcut"``, ``"ellipse"``, ``"box"``, a function
             of image and box such as a segmentation model, or :class:`BoxMasks`. By default these objects are rejected.
             With a function, ``jobs`` is 1 by default, and each of more processes has a copy of it.
+        only_read: end with the annotations instead of building, for :func:`read_annotations`.
 
     Raises:
         ValueError: a category or a method is unknown.
@@ -41,6 +43,7 @@ class AnnotationOptions(BuildOptions):
 
     categories: Collection[str] | None = None
     boxes: BoxMasks | str | BoxMaskMethod | None = None
+    only_read: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,6 +53,38 @@ class AnnotationOptions(BuildOptions):
     def box_masks(self) -> BoxMasks | None:
         """``boxes`` as :class:`BoxMasks`."""
         return self.boxes if self.boxes is None or isinstance(self.boxes, BoxMasks) else BoxMasks(self.boxes)
+
+
+class ReadAnnotations(NamedTuple):
+    """Annotations, the folder of their images, and what was rejected and repaired in reading beside ``data.log``."""
+
+    data: CocoAnnotations
+    folder: Path
+    log: BuildLog
+
+
+class _OnlyRead(Exception):
+    def __init__(self, annotations: ReadAnnotations):
+        super().__init__("annotations were read, and no bank is built")
+        self.annotations = annotations
+
+
+def read_annotations(build: Callable[..., Any], **arguments: Any) -> ReadAnnotations:
+    """Read what a ``build_from_<source>`` would build a bank from, without building it.
+
+    Args:
+        build: the function, whose ``**options`` are :class:`AnnotationOptions`.
+        arguments: its arguments, without ``out``.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``build``.
+    """
+    with TemporaryDirectory() as folder:
+        try:
+            build(out=Path(folder) / "unused.bank", only_read=True, **arguments)
+        except _OnlyRead as end:
+            return end.annotations
+    raise ValueError("expected a source of annotated images, got one without annotations")
 
 
 def build_from_annotations(
@@ -70,6 +105,8 @@ def build_from_annotations(
         options: of the user.
         before: what was rejected and repaired in reading.
     """
+    if options.only_read:
+        raise _OnlyRead(ReadAnnotations(data, folder, before or BuildLog()))
     rules, boxes, image_list = options.rules, options.box_masks, ImageList(options.image_list)
     selected = data.select_categories(options.categories)
     keypoint_names = data.keypoint_names(selected)

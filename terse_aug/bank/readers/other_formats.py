@@ -17,7 +17,7 @@ _SOURCE_OF = {
     "COCO": "coco",
     "COCO panoptic": "panoptic",
     "CVAT for images": "cvat",
-    "Label Studio": "labelstudio",
+    "Label Studio": "label-studio",
     "LabelMe": "labelme",
     "Pascal VOC": "voc",
     "SA-1B": "sa1b",
@@ -32,7 +32,7 @@ def names_other_formats(build: Callable[Arguments, Result]) -> Callable[Argument
 
     Only ``ValueError`` and ``FileNotFoundError`` are extended, and nothing is read unless one of them occurs.
     """
-    source = build.__name__.removeprefix("build_from_")
+    source = build.__name__.removeprefix("build_from_").replace("_", "-")
     signature = inspect.signature(build)
 
     @functools.wraps(build)
