@@ -71,7 +71,7 @@ class Pair:
         lost: a line for every original object without a label in the composite, or one for a replaced image.
         original_sizes: size of each original object, the longer side of its box over the square root of the image's
             area.
-        pasted_sizes: of each pasted object with a label, likewise.
+        pasted_sizes: of each pasted object, likewise, with what lies beyond the image.
     """
 
     name: str
@@ -186,14 +186,19 @@ def _pair(
         tuple(_note(paste, composite.target, classes, terse.paste.ranges) for paste in pastes),
         (_REPLACED,) if replaced else tuple(_lost(original, composite.target, classes)),
         _sizes(original),
-        _sizes(composite, sorted(rows)),
+        tuple(_pasted_size(terse, paste) for paste in pastes),
     )
 
 
-def _sizes(sample: Sample, rows: Sequence[int] | None = None) -> tuple[float, ...]:
-    boxes = sample.target["boxes"] if rows is None else sample.target["boxes"][list(rows)]
+def _sizes(sample: Sample) -> tuple[float, ...]:
+    boxes = sample.target["boxes"]
     longer = (boxes[:, 2:] - boxes[:, :2]).amax(1) if len(boxes) else boxes.new_zeros(0)
     return tuple((longer / math.sqrt(sample.image.shape[1] * sample.image.shape[2])).tolist())
+
+
+def _pasted_size(terse: Terse, paste: Paste) -> float:
+    scale = terse.paste.ranges.physical(paste.unit)[PARAMETERS.index("scale")]
+    return float(terse.bank.relative_sizes[paste.index] * float(scale))
 
 
 def _note(paste: Paste, target: Target, classes: Mapping[int, str], ranges: TransformRanges) -> PasteNote:

@@ -97,7 +97,7 @@ def _png_title(preview: Preview, facts: Facts) -> str:
 
 
 def _dropped(preview: Preview) -> list[tuple[str, int]]:
-    return [(_REASONS.get(reason, reason), count) for reason, count in sorted(preview.dropped.items())]
+    return [(_REASONS.get(reason, reason), count) for reason, count in sorted(preview.dropped.items()) if count]
 
 
 def _listed(counts: Mapping[str, int]) -> str:
