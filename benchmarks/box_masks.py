@@ -28,7 +28,7 @@ from terse_aug.bank.inputs.masks import segmentation_to_mask
 from terse_aug.bank.segmenters.box import box_alpha, ellipse_alpha, grabcut_mask, grabcut_quality
 
 BOX_MASK_METHODS = ("grabcut", "ellipse", "box")
-THRESHOLDS = (0.0, 0.3, 0.5, 0.7)
+THRESHOLDS = (0.0, 0.35, 0.5, 0.7)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -71,10 +71,13 @@ def _objects(annotations: Path, images: Path) -> Iterator[dict[str, Any]]:
     content, rules = json.loads(annotations.read_bytes()), ExtractionRules()
     files = {image["id"]: images / image["file_name"] for image in content["images"]}
     names = {category["id"]: category["name"] for category in content["categories"]}
-    for entry in content["annotations"]:
+    known: dict[int, NDArray[np.uint8]] = {}
+    for entry in sorted(content["annotations"], key=lambda entry: entry["image_id"]):
         if entry.get("iscrowd") or not entry.get("segmentation") or min(entry["bbox"][2:]) < rules.min_side:
             continue
-        pixels = read_image(files[entry["image_id"]])
+        if entry["image_id"] not in known:
+            known = {entry["image_id"]: read_image(files[entry["image_id"]])}
+        pixels = known[entry["image_id"]]
         truth = segmentation_to_mask(entry["segmentation"], *pixels.shape[:2]) > 0
         if truth.sum() < rules.min_area:
             continue

@@ -257,8 +257,8 @@ def test_wrong_calls_are_refused(tmp_path: Path) -> None:
     root, out, no = tmp_path / "products", tmp_path / "out.bank", tmp_path / "no"
     with pytest.raises(ValueError, match="relative_size"):
         build_from_products(root, out, relative_size=0)
-    with pytest.raises(ValueError, match="one of them"):
-        build_from_products(root, out, masks=tmp_path, background=PlainBackground())
+    with pytest.raises(ValueError, match="max_spread is for images without masks"):
+        build_from_products(root, out, masks=tmp_path, background=PlainBackground(max_spread=3, split=True))
     for folder, more in ((root, {"masks": no}), (root, {"image_list": no}), (no, {})):
         with pytest.raises(FileNotFoundError):
             build_from_products(folder, out, **more)
@@ -290,4 +290,4 @@ def test_the_command_builds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert np.allclose(bank.relative_sizes, 0.2)
     assert main([*arguments, *out, "--masks", str(tmp_path / "masks")]) == 0
     assert "1  mask, object white" in capsys.readouterr().out
-    assert main([*arguments, *out, "--masks", str(tmp_path / "masks"), "--refine"]) == 2
+    assert main([*arguments, *out, "--masks", str(tmp_path / "masks"), "--max-spread", "4"]) == 2

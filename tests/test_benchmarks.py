@@ -169,6 +169,14 @@ def test_masks_of_boxes_are_compared_with_the_true_ones(run: Any, data_root: Pat
         assert 0 <= found["all"][method]["10th percentile"] <= found["all"][method]["mean"] <= 1
 
 
+def test_masks_in_loose_boxes_are_measured(run: Any, tmp_path: Path, data_root: Path) -> None:
+    """Of the sets with more than 100 images."""
+    found = run("loose_boxes", tmp_path / "f.json", "--data", str(data_root), "--every", "400", "--first", "100")
+    assert {row["data"] for row in found["masks"]} == {"Penn-Fudan", "flowers"}
+    loose = found["all, enlarged to 1.25"]
+    assert 0 <= loose["quality"]["good"] <= loose["quality"]["kept"] <= loose["masks"] < len(found["masks"])
+
+
 def test_the_report_of_a_made_bank_is_measured(run: Any, tmp_path: Path) -> None:
     content = run("bank_report", tmp_path / "f.json", "--foregrounds", "300", "--classes", "4")
     assert (content["foregrounds"], content["classes"]) == (300, 4)

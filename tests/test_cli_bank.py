@@ -37,7 +37,7 @@ def test_build_coco_prints_what_was_kept_and_rejected(sample: CocoSample, capsys
     assert printed.err == ""  # no bar where stderr is no terminal
     assert "1 foregrounds" in printed.out
     assert "1  car" in printed.out
-    assert "masks are missing (such as annotation 2 (image 7, category 90))" in printed.out
+    assert "(--boxes grabcut) cuts such objects out (such as a.png#2 (toothbrush))" in printed.out
 
 
 def test_options_reach_the_builder(sample: CocoSample) -> None:

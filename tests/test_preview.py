@@ -94,7 +94,7 @@ def test_page_is_self_contained_and_escapes(data: Data) -> None:
     assert torch.equal(random_state, torch.get_rng_state())
     assert not re.search(r"https?:|url\(|<link|@import|<script", page)
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
-    assert len(sources) == page.count(' alt="') == 6
+    assert len(sources) == page.count(' alt="') == 9
     assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
     assert html.escape(SCRIPT) in page
     assert "<b>source" not in page

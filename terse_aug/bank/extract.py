@@ -21,7 +21,15 @@ _MAX_SIDE_HELP = "foregrounds whose longer side exceeds it, in px, are scaled do
 
 
 class RejectedObject(Exception):
-    """An object that is left out; the message is the reason, the same for all objects of its kind."""
+    """An object that is left out; the message is the reason, the same for all objects of its kind.
+
+    Attributes:
+        mask: uint8 ``[H, W]``, 0 outside the object, if one was made for it; to be drawn.
+    """
+
+    def __init__(self, reason: str, mask: NDArray[np.uint8] | None = None):
+        super().__init__(reason)
+        self.mask = mask
 
 
 @dataclass(frozen=True)
@@ -33,8 +41,8 @@ class ExtractionRules:
         min_side: smallest height and width of the tight box in px; smaller objects are rejected.
         max_side: foregrounds whose longer side exceeds it, in px, are scaled down to it; their relative size does not
             change. ``None`` keeps the size.
-        min_box_agreement: smallest IoU of the mask's tight box with the annotated box, where there is one;
-            objects below it are rejected.
+        min_box_agreement: smallest IoU of an annotated mask's tight box with the annotated box, where there is one;
+            objects below it are rejected. A mask that was made of the box may be much smaller.
         drop_truncated: reject objects that touch the border of their image and so are probably truncated by it.
 
     Raises:
@@ -70,7 +78,7 @@ class Annotation:
     Attributes:
         label: category id.
         source: where the object is found: file name and object.
-        box: annotated box, or ``None``.
+        box: annotated box that the mask has to agree with, or ``None``.
         keypoints: float32 ``[k, 3]`` in px of the image, or ``None``.
     """
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from terse_aug.bank import ForegroundBank
 from terse_aug.bank.selection import listed
 from terse_aug.cli.flags import add_flags, flat_settings, setting_text, with_flags
+from terse_aug.cli.labels import add_label_flags, open_labels
 from terse_aug.cli.output import HTML, checked_output, write_whole
 from terse_aug.config import POLICY_SETTINGS, PasteConfig, PolicySettings, policy_settings
 from terse_aug.data.auxiliary_objects import Distractors
@@ -21,8 +23,6 @@ from terse_aug.preview import (
     LabelledImages,
     SavedPolicy,
     learn_boxes,
-    open_coco,
-    open_masks,
     preview_samples,
     render_html,
     render_png,
@@ -49,14 +49,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the bank, of labelled images and of the classes, see :func:`open_data`."""
+    """Add the flags of the bank, of labelled images and of the classes, see :func:`~terse_aug.cli.labels.open_labels`."""
     add = parser.add_argument
     add("bank", type=Path, help="the bank file")
-    add("--images", type=Path, required=True, metavar="DIR", help="folder of images to paste on")
-    labels = parser.add_mutually_exclusive_group(required=True)
-    labels.add_argument("--annotations", type=Path, metavar="JSON", help="their labels: a COCO file")
-    labels.add_argument("--masks", type=Path, metavar="DIR", help="their labels: instance masks (Penn-Fudan)")
-    add("--category", default="person", metavar="NAME", help="with --masks: of all objects (default: %(default)s)")
+    add_label_flags(parser)
     classes = "categories of the bank to paste; NAME=OTHER where the images' labels call it OTHER (default: all)"
     add("--classes", nargs="+", metavar="NAME", help=classes)
 
@@ -90,12 +86,15 @@ def _preview(arguments: argparse.Namespace) -> int:
         if arguments.image_size is not None:
             samples = (resize_sample(sample, arguments.image_size) for sample in samples)
         preview = preview_samples(terse, samples, data.classes, arguments.seed)
-        facts = _facts(arguments, terse, settings, data, len(preview.pairs))
+        hint = preview.size_hint(terse.paste.ranges.scale)
+        facts = replace(_facts(arguments, terse, settings, data, len(preview.pairs)), hint=hint)
     write_whole(outputs["out"], render_html(preview, facts).encode("utf-8"))
     if "png" in outputs:
         write_whole(outputs["png"], render_png(preview, facts))
     counts = ", ".join(f"{count} {name}" for name, count in preview.counts.items())
     print(printable(f"{' and '.join(map(str, outputs.values()))}: {counts}"))
+    if hint:
+        print(hint)
     return 0
 
 
@@ -125,19 +124,12 @@ def composing_terse(
     saved = None if arguments.state is None else SavedPolicy.read(arguments.state)
     settings = _policy_settings(arguments, saved)
     policy = _policy(settings, saved, arguments.seed)
-    data = open_data(arguments)
+    data = open_labels(arguments)
     terse = _terse(arguments, bank, data, policy, paste)
     if policy.uses_boxes and saved is None:
         # From data of its own, so that what is left out there is not counted.
-        learn_boxes(terse, open_data(arguments).choose(images_with_boxes, arguments.seed))
+        learn_boxes(terse, open_labels(arguments).choose(images_with_boxes, arguments.seed))
     return terse, settings, data
-
-
-def open_data(arguments: argparse.Namespace) -> LabelledImages:
-    """The images of :func:`add_data_flags`."""
-    if arguments.masks is not None:
-        return open_masks(arguments.images, arguments.masks, arguments.category)
-    return open_coco(arguments.annotations, arguments.images)
 
 
 def _policy_settings(arguments: argparse.Namespace, saved: SavedPolicy | None) -> PolicySettings:

@@ -28,8 +28,14 @@ Build = Callable[..., BuildReport]
 
 _BOXES = BoxMasks("grabcut")
 _FLAG_NAMES = {"categories": "category", "modules": "import"}
-_SHARED = {"out", "rules", "overwrite", "progress", "boxes"}
+_SHARED = {"out", "rules", "overwrite", "progress", "boxes", "only_read"}
 """Arguments whose flags do not follow from their types."""
+
+
+def annotation_sources() -> dict[str, Build]:
+    """The builders of all sources of annotated images, by name."""
+    own = {name: reader.build for name, reader in READERS.items() if reader.options is AnnotationOptions}
+    return own | {"detectron2": _build_from_detectron2, "mmdet": _build_from_mmdet}
 
 
 def add_parsers(sources: argparse._SubParsersAction[Any]) -> None:
@@ -95,7 +101,7 @@ def add_source(
     help_texts = documented(build.__doc__, "Args")
     for name, parameter in parameters.items():
         if name not in _SHARED:
-            _add_flag(parser, name, parameter.annotation, parameter.default, help_texts.get(name, ""))
+            add_flag(parser, name, parameter.annotation, parameter.default, help_texts.get(name, ""))
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the bank to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bank")
     names = list(parameters)
@@ -112,7 +118,7 @@ def _add_options(parser: argparse.ArgumentParser, options: type[BuildOptions]) -
     }
     for setting in dataclasses.fields(options):
         if setting.name not in _SHARED:
-            _add_flag(parser, setting.name, str(setting.type), setting.default, help_texts.get(setting.name, ""))
+            add_flag(parser, setting.name, str(setting.type), setting.default, help_texts.get(setting.name, ""))
     if issubclass(options, AnnotationOptions):
         add = parser.add_argument_group("objects with a box only").add_argument
         add("--boxes", choices=BOX_MASK_METHODS, help="make masks of boxes (default: reject them)")
@@ -121,7 +127,12 @@ def _add_options(parser: argparse.ArgumentParser, options: type[BuildOptions]) -
         add("--fallback", choices=("ellipse", "box"), help="make masks so where GrabCut fails (default: reject)")
 
 
-def _add_flag(parser: argparse.ArgumentParser, name: str, annotation: str, default: Any, help_text: str) -> None:
+def flag_of(name: str) -> str:
+    """The flag of an argument of a builder."""
+    return "--" + _FLAG_NAMES.get(name, name).replace("_", "-")
+
+
+def add_flag(parser: argparse._ActionsContainer, name: str, annotation: str, default: Any, help_text: str) -> None:
     """Add the flag of an argument, by its annotation as text."""
     if annotation.startswith("PlainBackground"):
         add_flags(parser, PlainBackground())
@@ -141,7 +152,7 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, annotation: str, defau
         kwargs["default"] = default
     elif default is not None and annotation != "bool":
         kwargs |= {"default": default, "help": kwargs["help"] + " (default: %(default)s)"}
-    parser.add_argument("--" + _FLAG_NAMES.get(name, name).replace("_", "-"), **kwargs)
+    parser.add_argument(flag_of(name), **kwargs)
 
 
 def _run(build: Build, names: list[str], arguments: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from terse_aug.preview.batch import draw_batch
 from terse_aug.preview.composites import Pair, PasteNote, Preview, learn_boxes, preview_samples
 from terse_aug.preview.data import LabelledImages, RejectionCounts, Sample, resize_sample
 from terse_aug.preview.page import Facts, render_html, render_png
-from terse_aug.preview.readers import open_coco, open_masks
+from terse_aug.preview.readers import open_annotations, open_coco, open_masks
 from terse_aug.preview.saved_policy import STATE_KEY, SavedPolicy
 from terse_aug.viz.contact_sheet import contact_sheet
 from terse_aug.viz.drawing import ORIGINAL_COLOR, PASTED_COLOR, draw_sample
@@ -28,6 +28,7 @@ __all__ = [
     "draw_batch",
     "draw_sample",
     "learn_boxes",
+    "open_annotations",
     "open_coco",
     "open_masks",
     "preview_samples",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from statistics import median
 
 import torch
 
@@ -25,6 +27,10 @@ _UNITS = {"rotation": "°", "scale": "x", "scale_x": "x", "scale_y": "x"}
 _HIDDEN_PASTE = "no label: hidden or cut off beyond min_visibility"
 _HIDDEN_ORIGINAL = "label dropped: hidden beyond min_visibility"
 _REPLACED = "a background of the pool in place of the image and its objects"
+_NO_OBJECTS: Target = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+_LARGE = 0.5
+"""Size of an object that fills much of an image, for images without objects to compare with."""
+_FAR_LARGER = 2.0
 _BAD_BOX = "not used: its box has no area or lies outside the image"
 
 
@@ -58,19 +64,26 @@ class Pair:
         name: of the image file.
         original: uint8 ``[H, W, 3]``.
         composite: uint8 ``[H, W, 3]``.
+        plain: the composite with nothing drawn on it, likewise.
         original_objects: number of objects by class name.
         composite_objects: likewise.
         pastes: in the order of pasting, the last in front.
         lost: a line for every original object without a label in the composite, or one for a replaced image.
+        original_sizes: size of each original object, the longer side of its box over the square root of the image's
+            area.
+        pasted_sizes: of each pasted object, likewise, with what lies beyond the image.
     """
 
     name: str
     original: RGBImage
     composite: RGBImage
+    plain: RGBImage
     original_objects: dict[str, int]
     composite_objects: dict[str, int]
     pastes: tuple[PasteNote, ...]
     lost: tuple[str, ...]
+    original_sizes: tuple[float, ...] = ()
+    pasted_sizes: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,6 +108,22 @@ class Preview:
             "pastes": len(pastes),
             "labelled pastes": sum(not paste.problem for paste in pastes),
         }
+
+    def size_hint(self, scale: tuple[float, float]) -> str:
+        """What to do where pasted objects are far larger than those of the images, as of close-ups; else empty.
+
+        Args:
+            scale: the range of the scale that was used.
+        """
+        own = [size for pair in self.pairs for size in pair.original_sizes]
+        pasted = [size for pair in self.pairs for size in pair.pasted_sizes]
+        usual = median(own) if own else _LARGE
+        if not pasted or median(pasted) < _FAR_LARGER * usual:
+            return ""
+        ratio = median(pasted) / usual
+        low, high = (float(f"{value / ratio:.2g}") for value in scale)
+        objects = f"objects of the images (median of {len(own)})" if own else "half of the image"
+        return f"pasted objects are {ratio:.1f} times as large as {objects}: consider --scale {low:g} {high:g}"
 
 
 def preview_samples(terse: Terse, samples: Iterable[Sample], classes: Mapping[int, str], seed: int = 0) -> Preview:
@@ -151,11 +180,25 @@ def _pair(
         original.name,
         draw_sample(decode(original.image), original.target, classes),
         draw_sample(decode(composite.image), composite.target, classes, rows),
+        draw_sample(decode(composite.image), _NO_OBJECTS, classes),
         _class_counts(original.target, classes),
         _class_counts(composite.target, classes),
         tuple(_note(paste, composite.target, classes, terse.paste.ranges) for paste in pastes),
         (_REPLACED,) if replaced else tuple(_lost(original, composite.target, classes)),
+        _sizes(original),
+        tuple(_pasted_size(terse, paste) for paste in pastes),
     )
+
+
+def _sizes(sample: Sample) -> tuple[float, ...]:
+    boxes = sample.target["boxes"]
+    longer = (boxes[:, 2:] - boxes[:, :2]).amax(1) if len(boxes) else boxes.new_zeros(0)
+    return tuple((longer / math.sqrt(sample.image.shape[1] * sample.image.shape[2])).tolist())
+
+
+def _pasted_size(terse: Terse, paste: Paste) -> float:
+    scale = terse.paste.ranges.physical(paste.unit)[PARAMETERS.index("scale")]
+    return float(terse.bank.relative_sizes[paste.index] * float(scale))
 
 
 def _note(paste: Paste, target: Target, classes: Mapping[int, str], ranges: TransformRanges) -> PasteNote:

@@ -20,6 +20,7 @@ from terse_aug.viz.images import RGBImage
 from terse_aug.viz.text import printable
 
 _JPEG_QUALITY = 88
+_UNCHANGED = "unchanged: nothing pasted"
 _REASONS = {
     "occluded": "original objects hidden beyond min_visibility: label dropped",
     "paste_hidden": "pasted objects hidden or cut off beyond min_visibility: no label",
@@ -43,12 +44,14 @@ class Facts:
         settings: every setting, by name.
         changed: those that are not at their default.
         left_out: images and objects of the data set that are not shown, by reason.
+        hint: what to change, if something is odd.
     """
 
     about: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     changed: Mapping[str, str] = field(default_factory=dict)
     left_out: RejectionCounts = field(default_factory=RejectionCounts)
+    hint: str = ""
 
 
 def render_html(preview: Preview, facts: Facts) -> str:
@@ -66,17 +69,17 @@ def render_html(preview: Preview, facts: Facts) -> str:
 
 
 def render_png(preview: Preview, facts: Facts) -> bytes:
-    """The preview as a PNG file: two pairs of original and composite in a row.
+    """The preview as a PNG file: two times original, composite, and composite with its labels in a row.
 
     Raises:
         ValueError: the preview has no pairs.
     """
     images, captions = [], []
     for pair in preview.pairs:
-        images += [pair.original, pair.composite]
+        images += [pair.original, pair.plain, pair.composite]
         notes = [paste.text for paste in pair.pastes] + list(pair.lost)
-        captions += [f"{printable(pair.name)}\n{_listed(pair.original_objects)}", "\n".join(notes) or "nothing pasted"]
-    columns = 4 if len(preview.pairs) > 1 else 2
+        captions += [f"{printable(pair.name)}\n{_listed(pair.original_objects)}", "", "\n".join(notes) or _UNCHANGED]
+    columns = 6 if len(preview.pairs) > 1 else 3
     sheet = contact_sheet(images, columns, captions, title=_png_title(preview, facts))
     return _encoded(sheet, "PNG")
 
@@ -88,12 +91,13 @@ def _png_title(preview: Preview, facts: Facts) -> str:
     lines.append(_listed(preview.counts))
     lines += [f"{count} {reason}" for reason, count in _dropped(preview)]
     lines += [f"left out of the data set: {line}" for line in facts.left_out.lines()]
-    lines.append("Left the original, right the composite. Original objects blue, pasted objects orange.")
+    lines += [facts.hint] * bool(facts.hint)
+    lines.append("From left: original, composite, its labels. Original objects blue, pasted objects orange.")
     return "\n".join(lines)
 
 
 def _dropped(preview: Preview) -> list[tuple[str, int]]:
-    return [(_REASONS.get(reason, reason), count) for reason, count in sorted(preview.dropped.items())]
+    return [(_REASONS.get(reason, reason), count) for reason, count in sorted(preview.dropped.items()) if count]
 
 
 def _listed(counts: Mapping[str, int]) -> str:
@@ -103,6 +107,8 @@ def _listed(counts: Mapping[str, int]) -> str:
 def _alt_text(pair: Pair, which: str) -> str:
     if which == "original":
         return f"{pair.name} with its labels: {_listed(pair.original_objects)}"
+    if which == "plain":
+        return f"Composite of {pair.name}, nothing drawn on it"
     pasted = ", ".join(paste.title for paste in pair.pastes) or "nothing"
     return f"Composite of {pair.name}, pasted: {pasted}; labels: {_listed(pair.composite_objects)}"
 

@@ -1,9 +1,9 @@
-"""Reads labelled images from COCO JSON or instance masks, by the same rules as a bank is built from them."""
+"""Reads labelled images of all annotation formats, by the same rules as a bank is built from them."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,8 @@ from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.images import read_image_like, read_index_mask
 from terse_aug.bank.inputs.masks import has_mask, segmentation_to_mask
 from terse_aug.bank.inputs.repair import repair_annotation
+from terse_aug.bank.readers.annotated_images import read_annotations
+from terse_aug.bank.readers.coco import build_from_coco
 from terse_aug.preview.data import LabelledImages, Sample
 from terse_aug.structures.annotations import Target
 
@@ -45,10 +47,31 @@ def open_coco(annotations: str | Path, images: str | Path) -> LabelledImages:
         FileNotFoundError: the JSON or the folder does not exist.
         ValueError: the file is no COCO JSON of instances, it lists no images, or none of them is in the folder.
     """
-    coco, folder = CocoAnnotations.read(Path(annotations)), _existing_folder(images)
+    coco, folder, _ = read_annotations(build_from_coco, annotations=annotations, images=_existing_folder(images))
+    return _labelled_images(coco, folder, str(annotations))
+
+
+def open_annotations(build: Callable[..., Any], **arguments: Any) -> LabelledImages:
+    """The images of any format, with the objects that a bank would be built from, as in :func:`open_coco`.
+
+    Args:
+        build: the function that builds a bank from the format, such as :func:`terse_aug.bank.build_from_voc`.
+        arguments: its arguments, without ``out``.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``build``; and none of the images is in its folder.
+    """
+    data, folder, log = read_annotations(build, **arguments)
+    given = ", ".join(f"{name} {value}" for name, value in arguments.items())
+    found = _labelled_images(data, folder, given)
+    found.dropped.merge(log.rejected)
+    return found
+
+
+def _labelled_images(coco: CocoAnnotations, folder: Path, annotations: str) -> LabelledImages:
     if not coco.images:
         raise ValueError(f"{annotations} lists no images")
-    found = LabelledImages(f"{images} with {annotations}", coco.categories)
+    found = LabelledImages(f"{folder} with {annotations}", coco.categories)
     found.dropped.merge(coco.log.rejected)
     objects = _objects_by_image(coco, found.dropped)
     fields = CocoFields.of(coco, objects, found.dropped)
@@ -62,7 +85,7 @@ def open_coco(annotations: str | Path, images: str | Path) -> LabelledImages:
             found.dropped.add(_MISSING, name)
     if not found.names:
         raise ValueError(
-            f"none of the {len(coco.images)} images of {annotations} is in {images} "
+            f"none of the {len(coco.images)} images of {annotations} is in {folder} "
             f"(such as {found.dropped.examples[_MISSING][0]})"
         )
     return found
@@ -160,7 +183,10 @@ def _read_coco(
 
 def _coco_object(entry: dict[str, Any], number: int, fields: CocoFields, size: tuple[int, ...]) -> dict[str, Any]:
     """One row of the target; ``number`` replaces an id that is not a whole number."""
-    box = entry.get("bbox")
+    box, segmentation, mask = entry.get("bbox"), entry.get("segmentation"), None
+    if fields.masks or (box is None and has_mask(segmentation)):
+        mask = segmentation_to_mask(segmentation, size[0], size[1])
+        box = list(tight_box(mask) or ()) if box is None else box
     if not _numbers(box, 4):
         raise RejectedObject("box is not x, y, width, height")
     left, top, width, height = box  # type: ignore[misc]  # _numbers checks it
@@ -171,7 +197,7 @@ def _coco_object(entry: dict[str, Any], number: int, fields: CocoFields, size: t
         "id": identity if isinstance(identity, int) and 0 <= identity < _LARGEST else number,
     }
     if fields.masks:
-        row["mask"] = segmentation_to_mask(entry["segmentation"], size[0], size[1])
+        row["mask"] = mask
     if fields.keypoint_count:
         points = entry.get("keypoints") or [0] * (3 * fields.keypoint_count)
         if not _numbers(points, 3 * fields.keypoint_count):

@@ -20,14 +20,14 @@ from terse_aug.bank.inputs.coco_entries import (
     resolve_references,
 )
 from terse_aug.bank.inputs.image_list import NOT_LISTED, ImageList
-from terse_aug.bank.inputs.masks import NO_MASK, as_json, has_mask, segmentation_as_json
+from terse_aug.bank.inputs.masks import BOX_ONLY, NO_MASK, as_json, has_mask, segmentation_as_json
 from terse_aug.bank.inputs.repair import Repairs, as_whole_number
 from terse_aug.bank.selection import listed
 from terse_aug.viz.text import printable
 
 _LISTS = ("images", "annotations", "categories")
 _CROWD = "crowd region, not one object (iscrowd)"
-_SHOWN = (_CROWD, NO_MASK)
+_SHOWN = (_CROWD, BOX_ONLY, NO_MASK)
 """Reasons whose rejected samples are shown; the others follow from the user's choice."""
 
 
@@ -127,12 +127,12 @@ class CocoAnnotations:
         on_list = {key: file_name(image) in image_list for key, image in self.images.items()}
         groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
         for entry in self.objects:
-            image_id, category_id = entry.get("image_id"), entry.get("category_id")
+            image_id = entry.get("image_id")
             reason = self._rejection(entry, selected, on_list, boxes)
             if reason is None:
                 groups[image_id].append(entry)
             else:
-                where = f"annotation {entry.get('id')} (image {image_id}, category {category_id})"
+                where = self._place(entry)
                 shown = rejected_sample(self.images[image_id], entry) if reason in _SHOWN else None
                 log.drop(reason, where, shown=shown)
         image_list.report_unmatched(log)
@@ -152,7 +152,19 @@ class CocoAnnotations:
             return NOT_LISTED
         if entry.get("iscrowd"):
             return _CROWD
-        return None if has_mask(entry.get("segmentation")) or (boxes and entry.get("bbox")) else NO_MASK
+        if has_mask(entry.get("segmentation")) or (boxes and entry.get("bbox")):
+            return None
+        return BOX_ONLY if entry.get("bbox") else NO_MASK
+
+    def _place(self, entry: Mapping[str, Any]) -> str:
+        """Where a user finds an annotation: by file and class where its ids lead there."""
+        image, category = entry.get("image_id"), entry.get("category_id")
+        if not isinstance(image, int | float | str) or image not in self.images:
+            return f"annotation {entry.get('id')} (image_id {image}, category_id {category})"
+        name = f"category_id {category}"
+        if isinstance(category, int | float) and category in self.raw_categories:
+            name = self.raw_categories[int(category)]["name"]
+        return f"{file_name(self.images[image])}#{entry.get('id')} ({name})"
 
 
 def annotated_side(image: Mapping[str, Any], name: str, repairs: Repairs) -> int:

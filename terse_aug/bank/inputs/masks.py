@@ -16,7 +16,8 @@ from pycocotools import mask as coco_mask
 from terse_aug.bank.extract import RejectedObject
 from terse_aug.bank.inputs.images import read_color_mask, read_index_mask
 
-NO_MASK = "no mask: the annotation has a box only and `boxes` is not given; masks are missing"
+BOX_ONLY = 'no mask: the annotation has a box only; boxes="grabcut" (--boxes grabcut) cuts such objects out'
+NO_MASK = "no mask, and no box to make one of"
 _DAMAGED_RLE = "RLE is damaged"
 _DEGENERATE = "polygon is degenerate: fewer than 3 points or an odd number of coordinates"
 # pycocotools traces a polygon's outline pixel by pixel: a wild coordinate would use all memory.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from terse_aug.bank.inputs.coco_json import CocoAnnotations, annotated_side, rej
 from terse_aug.bank.inputs.file_names import FileFinder
 from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.images import read_image_like
-from terse_aug.bank.inputs.masks import MaskInFile, has_mask, segmentation_to_mask
+from terse_aug.bank.inputs.masks import NO_MASK, MaskInFile, has_mask, segmentation_as_json, segmentation_to_mask
 from terse_aug.bank.inputs.repair import Repairs, clip_box, repair_annotation
 from terse_aug.bank.segmenters.box import BoxMaskMethod, BoxMasks
 from terse_aug.structures.foreground import Foreground
@@ -34,6 +35,7 @@ class AnnotationOptions(BuildOptions):
         boxes: how masks of objects that have a box only are made: ``"grabcut"``, ``"ellipse"``, ``"box"``, a function
             of image and box such as a segmentation model, or :class:`BoxMasks`. By default these objects are rejected.
             With a function, ``jobs`` is 1 by default, and each of more processes has a copy of it.
+        only_read: end with the annotations instead of building, for :func:`read_annotations`.
 
     Raises:
         ValueError: a category or a method is unknown.
@@ -41,6 +43,7 @@ class AnnotationOptions(BuildOptions):
 
     categories: Collection[str] | None = None
     boxes: BoxMasks | str | BoxMaskMethod | None = None
+    only_read: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,6 +53,38 @@ class AnnotationOptions(BuildOptions):
     def box_masks(self) -> BoxMasks | None:
         """``boxes`` as :class:`BoxMasks`."""
         return self.boxes if self.boxes is None or isinstance(self.boxes, BoxMasks) else BoxMasks(self.boxes)
+
+
+class ReadAnnotations(NamedTuple):
+    """Annotations, the folder of their images, and what was rejected and repaired in reading beside ``data.log``."""
+
+    data: CocoAnnotations
+    folder: Path
+    log: BuildLog
+
+
+class _OnlyRead(Exception):
+    def __init__(self, annotations: ReadAnnotations):
+        super().__init__("annotations were read, and no bank is built")
+        self.annotations = annotations
+
+
+def read_annotations(build: Callable[..., Any], **arguments: Any) -> ReadAnnotations:
+    """Read what a ``build_from_<source>`` would build a bank from, without building it.
+
+    Args:
+        build: the function, whose ``**options`` are :class:`AnnotationOptions`.
+        arguments: its arguments, without ``out``.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``build``.
+    """
+    with TemporaryDirectory() as folder:
+        try:
+            build(out=Path(folder) / "unused.bank", only_read=True, **arguments)
+        except _OnlyRead as end:
+            return end.annotations
+    raise ValueError("expected a source of annotated images, got one without annotations")
 
 
 def build_from_annotations(
@@ -70,6 +105,8 @@ def build_from_annotations(
         options: of the user.
         before: what was rejected and repaired in reading.
     """
+    if options.only_read:
+        raise _OnlyRead(ReadAnnotations(data, folder, before or BuildLog()))
     rules, boxes, image_list = options.rules, options.box_masks, ImageList(options.image_list)
     selected = data.select_categories(options.categories)
     keypoint_names = data.keypoint_names(selected)
@@ -142,7 +179,8 @@ class _Extractor:
             try:
                 foreground, method = self._extract(repair_annotation(entry, repairs), pixels, source, repairs)
             except RejectedObject as reason:
-                log.drop(str(reason), source, shown=rejected_sample(image, entry))
+                made = {} if reason.mask is None else {"segmentation": segmentation_as_json(reason.mask > 0)}
+                log.drop(str(reason), source, shown=rejected_sample(image, entry | made))
                 continue
             log.repair(repairs, source)
             log.mask_sources[method] += 1
@@ -177,9 +215,12 @@ class _Extractor:
             mask = segmentation_to_mask(entry.get("segmentation"), *pixels.shape[:2])
             return extract_from_image(pixels, mask, annotation, self.rules), BY_MASK
         if annotation.box is None:
-            raise RejectedObject("neither a mask nor a box to make one of")
+            raise RejectedObject(NO_MASK)
         mask, method = self.boxes.alpha(pixels, annotation.box)
-        return extract_from_image(pixels, mask, annotation, self.rules, soft=True), method
+        try:
+            return extract_from_image(pixels, mask, replace(annotation, box=None), self.rules, soft=True), method
+        except RejectedObject as reason:
+            raise RejectedObject(str(reason), mask) from reason
 
 
 def _box(box: Any) -> tuple[float, float, float, float] | None:

@@ -10,8 +10,10 @@ from terse_aug.bank.build.report import BuildReport
 from terse_aug.bank.inputs.coco_json import CocoAnnotations
 from terse_aug.bank.inputs.folders import check_folders
 from terse_aug.bank.readers.annotated_images import AnnotationOptions, build_from_annotations
+from terse_aug.bank.readers.other_formats import names_other_formats
 
 
+@names_other_formats
 def build_from_coco(
     annotations: str | Path | Mapping[str, Any], images: str | Path, out: str | Path, **options: Any
 ) -> BuildReport:

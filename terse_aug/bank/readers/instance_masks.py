@@ -17,11 +17,13 @@ from terse_aug.bank.inputs.folders import ListedImage, check_folders, find_image
 from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.images import read_image_like, read_index_mask
 from terse_aug.bank.inputs.masks import MaskInFile
+from terse_aug.bank.readers.other_formats import names_other_formats
 from terse_aug.structures.foreground import Foreground
 
 _LABEL = 1
 
 
+@names_other_formats
 def build_from_masks(
     images: str | Path, masks: str | Path, out: str | Path, *, category: str = "person", **options: Any
 ) -> BuildReport:

@@ -29,10 +29,12 @@ from terse_aug.bank.readers.annotation_collector import (
     ellipse_to_polygon,
     points_to_polygon,
 )
+from terse_aug.bank.readers.other_formats import names_other_formats
 
 _MAX_SIDE = 2**15
 
 
+@names_other_formats
 def build_from_labelme(
     folder: str | Path,
     out: str | Path,

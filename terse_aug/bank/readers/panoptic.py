@@ -14,8 +14,10 @@ from terse_aug.bank.inputs.folders import check_folders
 from terse_aug.bank.inputs.masks import MaskInFile
 from terse_aug.bank.inputs.repair import Malformed, Repairs, as_whole_number, find_id
 from terse_aug.bank.readers.annotated_images import AnnotationOptions, build_from_annotations
+from terse_aug.bank.readers.other_formats import names_other_formats
 
 
+@names_other_formats
 def build_from_panoptic(
     annotations: str | Path, masks: str | Path, images: str | Path, out: str | Path, **options: Any
 ) -> BuildReport:

@@ -17,13 +17,17 @@ from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, 
 from terse_aug.bank.inputs.folders import ListedImage, check_folders, check_relative_size, class_labels, find_images
 from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.images import NoAlphaError, read_image, read_mask, read_rgba
+from terse_aug.bank.inputs.masks import segmentation_as_json
+from terse_aug.bank.readers.other_formats import names_other_formats
 from terse_aug.bank.segmenters.mask_polarity import object_alpha
 from terse_aug.bank.segmenters.plain_background import PlainBackground
 from terse_aug.structures.foreground import Foreground
 
 _BY_BACKGROUND = "plain background"
+_SETTINGS_OF_MASKS = ("refine", "split")
 
 
+@names_other_formats
 def build_from_products(
     folder: str | Path,
     out: str | Path,
@@ -46,7 +50,8 @@ def build_from_products(
         out: the bank to write.
         masks: folder of masks NAME.png or NAME_mask.png of any image format, in the same subfolders or in none; grey
             values are alpha. It may be the folder of images, or lie in it.
-        background: how objects are separated from the background if there are no masks.
+        background: how objects are separated from the background. With masks, ``split`` and ``refine`` apply to them,
+            and the other settings have no meaning.
         category: class of images in no subfolder.
         relative_size: longer side of every object over the square root of its background's area, which a product's
             image does not show.
@@ -54,26 +59,35 @@ def build_from_products(
 
     Raises:
         FileNotFoundError: a folder does not exist.
-        ValueError: ``relative_size`` is not above 0, or both ``masks`` and ``background`` are given.
+        ValueError: ``relative_size`` is not above 0, or ``masks`` and settings without meaning for them are given.
         FileExistsError, ValueError, OSError: as :class:`BuildOptions`.
     """
     settings = BuildOptions.checked(out, options)
     check_relative_size(relative_size)
-    if masks is not None and background is not None:
-        raise ValueError(
-            f"expected masks or background settings ({', '.join(asdict(background))}), got both; leave out one of them"
-        )
+    background = background or PlainBackground()
+    if masks is not None:
+        _check_settings_of_masks(background)
     root, mask_root = Path(folder), None if masks is None else Path(masks)
     check_folders(root, mask_root)
-    log, rules, background = BuildLog(), settings.rules, background or PlainBackground()
+    log, rules = BuildLog(), settings.rules
     images, all_images = find_images(root, mask_root, ImageList(settings.image_list), log)
     label_of, categories = class_labels(root, all_images, category)
     items = [(image, label_of[image.path]) for image in images]
-    mask_settings = asdict(background) if mask_root is None else {"masks": mask_root.name}
+    if mask_root is None:
+        mask_settings = asdict(background)
+    else:
+        mask_settings = {"masks": mask_root.name} | {name: getattr(background, name) for name in _SETTINGS_OF_MASKS}
     record = {"from": "products", "folder": root.name} | mask_settings | vars(rules)
     extractor = _Extractor(background, rules, relative_size)
     source = Source(items, extractor, record | {"relative_size": relative_size}, log)
     return settings.build(out, source, record, categories)
+
+
+def _check_settings_of_masks(background: PlainBackground) -> None:
+    default = asdict(PlainBackground())
+    changed = {name for name, value in asdict(background).items() if value != default[name]}
+    if unused := sorted(changed - {*_SETTINGS_OF_MASKS}):
+        raise ValueError(f"expected masks or {', '.join(unused)}, got both; {unused[0]} is for images without masks")
 
 
 _Item = tuple[ListedImage, int]
@@ -98,21 +112,27 @@ class _Extractor:
         try:
             pixels = _read_opaque(image.path)
             if image.mask is not None:
-                alphas, mask_source = _read_alpha(image.mask, pixels)
+                alpha, mask_source = _read_alpha(image.mask, pixels)
+                alphas = self.background.alphas_of_mask(pixels, alpha)
             else:
                 alphas, mask_source = _alphas_on_background(pixels, self.background), _BY_BACKGROUND
         except RejectedObject as reason:
-            log.drop(str(reason), image.name, shown=RejectedSample(image.path, image.name))
+            log.drop(str(reason), image.name, shown=_sample(image, image.name, reason.mask))
             return
         for number, alpha in enumerate(alphas, 1):
             source = image.name if len(alphas) == 1 else f"{image.name}#{number}"
             try:
                 foreground = extract_from_image(pixels, alpha, Annotation(label, source), self.rules, soft=True)
             except RejectedObject as reason:
-                log.drop(str(reason), source, shown=RejectedSample(image.path, source))
+                log.drop(str(reason), source, shown=_sample(image, source, alpha))
             else:
                 log.mask_sources[mask_source] += 1
                 yield replace(foreground, relative_size=self.relative_size)
+
+
+def _sample(image: ListedImage, caption: str, mask: NDArray[np.uint8] | None) -> RejectedSample:
+    segmentation = None if mask is None else segmentation_as_json(mask > 0)
+    return RejectedSample(image.path, caption, segmentation=segmentation)
 
 
 def _read_opaque(path: Path) -> NDArray[np.uint8]:
@@ -126,15 +146,14 @@ def _read_opaque(path: Path) -> NDArray[np.uint8]:
     return read_image(path)
 
 
-def _read_alpha(path: Path, pixels: NDArray[np.uint8]) -> tuple[list[NDArray[np.uint8]], str]:
+def _read_alpha(path: Path, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], str]:
     try:
         mask = read_mask(path)
     except ValueError as error:
         raise RejectedObject("mask file cannot be read") from error
     if mask.shape != pixels.shape[:2]:
         raise RejectedObject("mask file and image differ in size")
-    alpha, polarity = object_alpha(mask, pixels)
-    return [alpha], polarity
+    return object_alpha(mask, pixels)
 
 
 def _alphas_on_background(pixels: NDArray[np.uint8], background: PlainBackground) -> list[NDArray[np.uint8]]:

@@ -17,11 +17,13 @@ from terse_aug.bank.extract import ExtractionRules, RejectedObject, finish_foreg
 from terse_aug.bank.inputs.folders import check_folders, check_relative_size, class_labels, visible_files
 from terse_aug.bank.inputs.image_list import NOT_LISTED, ImageList
 from terse_aug.bank.inputs.images import NoAlphaError, read_rgba
+from terse_aug.bank.readers.other_formats import names_other_formats
 from terse_aug.structures.foreground import Foreground
 
 _SUFFIXES = (".png", ".webp", ".tif", ".tiff")
 
 
+@names_other_formats
 def build_from_rgba(
     folder: str | Path,
     out: str | Path,

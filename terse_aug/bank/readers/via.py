@@ -15,8 +15,10 @@ from terse_aug.bank.inputs.folders import check_folders
 from terse_aug.bank.inputs.repair import TEXT_NUMBER, Malformed, Repairs, as_number, class_name, contains_text
 from terse_aug.bank.readers.annotated_images import AnnotationOptions
 from terse_aug.bank.readers.annotation_collector import AnnotationCollector, ellipse_to_polygon, points_to_polygon
+from terse_aug.bank.readers.other_formats import names_other_formats
 
 
+@names_other_formats
 def build_from_via(
     file: str | Path,
     images: str | Path,

@@ -13,12 +13,14 @@ from terse_aug.bank.inputs.masks import MaskInFile
 from terse_aug.bank.inputs.repair import SWAPPED_CORNERS, Malformed, Repairs, as_number, class_name
 from terse_aug.bank.readers.annotated_images import AnnotationOptions
 from terse_aug.bank.readers.annotation_collector import SHARED_IMAGE, AnnotationCollector
+from terse_aug.bank.readers.other_formats import names_other_formats
 
 _FOLDERS = ("Annotations", "JPEGImages", "SegmentationObject")
 _LIST_FOLDERS = ("Main", "Segmentation", "Layout")
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".webp", ".tif", ".tiff")
 
 
+@names_other_formats
 def build_from_voc(
     root: str | Path,
     out: str | Path,

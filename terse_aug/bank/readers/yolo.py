@@ -17,11 +17,13 @@ from terse_aug.bank.inputs.images import image_size, is_color_image
 from terse_aug.bank.inputs.repair import SPACED_NAME, Malformed, as_number
 from terse_aug.bank.readers.annotated_images import AnnotationOptions
 from terse_aug.bank.readers.annotation_collector import AnnotationCollector
+from terse_aug.bank.readers.other_formats import names_other_formats
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 _NAME_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names")
 
 
+@names_other_formats
 def build_from_yolo(
     images: str | Path,
     out: str | Path,

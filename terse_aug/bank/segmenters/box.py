@@ -30,6 +30,9 @@ _MIN_PART_AREA = 0.1
 _MAX_HOLE_AREA = 0.02
 _HISTOGRAM_BINS = 8
 _SOFT_RIM = 0.15
+_MIN_SHRINKAGE = 0.65
+"""Of a box's sides: masks that are much smaller are little more than the middle that was marked as object."""
+_MIN_WITHIN_BOX = 0.5
 _NO_SURROUNDINGS = "box fills the image: GrabCut has no surroundings to learn from"
 
 
@@ -47,7 +50,7 @@ class BoxMasks:
     """
 
     method: str | BoxMaskMethod
-    min_quality: float = 0.3
+    min_quality: float = 0.35
     fallback: str | None = None
 
     def __post_init__(self) -> None:
@@ -78,7 +81,7 @@ class BoxMasks:
         _check_box(box, image.shape)
         if not isinstance(self.method, str):
             try:
-                return _check_mask(self.method(image, box), image.shape), self.name
+                return _check_mask(self.method(image, box), image.shape, box), self.name
             except RejectedObject:
                 raise
             except Exception as error:
@@ -88,7 +91,7 @@ class BoxMasks:
         try:
             mask = grabcut_mask(image, box)
             if grabcut_quality(image, mask, box) < self.min_quality:
-                raise RejectedObject(f"GrabCut's mask is poor: quality below {self.min_quality:g} (min_quality)")
+                raise RejectedObject(f"GrabCut's mask is poor: quality below {self.min_quality:g} (min_quality)", mask)
         except RejectedObject:
             if self.fallback is None:
                 raise
@@ -189,28 +192,41 @@ def _remove_specks(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def grabcut_quality(image: NDArray[np.uint8], mask: NDArray[np.uint8], box: Box) -> float:
-    """Quality of a mask, uint8 ``[H, W]``, that GrabCut found in a box (px) of an image, in [0, 1]: fit times contrast.
+    """Quality of a mask that GrabCut found in a box, in [0, 1]: the product of :func:`grabcut_fit_and_contrast`."""
+    return math.prod(grabcut_fit_and_contrast(image, mask, box))
 
-    Fit is the IoU of the mask's tight box with the given one. Contrast is the Hellinger distance, ``sqrt(1 - sum
-    sqrt(p q))`` (Bhattacharyya 1943), of the colour histograms inside the mask and around it, within the box and
-    its margin.
+
+def grabcut_fit_and_contrast(image: NDArray[np.uint8], mask: NDArray[np.uint8], box: Box) -> tuple[float, float]:
+    """How well a mask, uint8 ``[H, W]``, fits the box (px) of an image, and how it differs from what is around it.
+
+    Fit is the IoU of the mask's tight box with the given one, shrunk about its centre to the same area (to 0.65 of
+    its sides at most): boxes may be loose, above all about small objects, but leave similar room on all sides.
+    Contrast is the Hellinger distance, ``sqrt(1 - sum sqrt(p q))`` (Bhattacharyya 1943), of the colour histograms
+    inside the mask and around it, within the box and its margin. Both are in [0, 1], and 0 for an empty mask.
     """
     tight = tight_box(mask)
     if tight is None:
-        return 0.0
+        return 0.0, 0.0
     left, top, right, bottom = _pixel_corners(box, image.shape)
-    fit = box_iou((left, top, right - left, bottom - top), tight)
+    fit = box_iou(_shrunk((left, top, right - left, bottom - top), tight[2] * tight[3]), tight)
     x0, y0 = min(left, tight[0]), min(top, tight[1])
     x1, y1 = max(right, tight[0] + tight[2]), max(bottom, tight[1] + tight[3])
     margin = max(_MIN_MARGIN, round(_MARGIN * max(x1 - x0, y1 - y0)))
     window = np.s_[max(y0 - margin, 0) : y1 + margin, max(x0 - margin, 0) : x1 + margin]
     inside = mask[window] > 0
     if inside.all():
-        return 0.0
+        return fit, 0.0
     weights = np.array([_HISTOGRAM_BINS**2, _HISTOGRAM_BINS, 1])
     bins = (image[window] // (256 // _HISTOGRAM_BINS)).astype(np.int64) @ weights
     own, around = (np.bincount(bins[part], minlength=_HISTOGRAM_BINS**3) / part.sum() for part in (inside, ~inside))
-    return float(fit * math.sqrt(max(0.0, 1 - np.sqrt(own * around).sum())))
+    return fit, math.sqrt(max(0.0, 1 - float(np.sqrt(own * around).sum())))
+
+
+def _shrunk(box: Box, area: float) -> Box:
+    """A box shrunk about its centre to an area in px, to 0.65 of its sides at most."""
+    x, y, width, height = box
+    factor = min(max(math.sqrt(area / (width * height)), _MIN_SHRINKAGE), 1.0)
+    return x + width * (1 - factor) / 2, y + height * (1 - factor) / 2, width * factor, height * factor
 
 
 def _check_box(box: Box, shape: tuple[int, ...]) -> None:
@@ -233,10 +249,14 @@ def _pixel_corners(box: Box, shape: tuple[int, ...]) -> tuple[int, int, int, int
     return left, top, right, bottom
 
 
-def _check_mask(mask: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """A mask from a user's function as alpha."""
+def _check_mask(mask: Any, shape: tuple[int, ...], box: Box) -> NDArray[np.uint8]:
+    """A mask from a user's function as alpha; it may be smaller than the box, but has to be in it."""
     array = np.asarray(mask.detach().cpu() if hasattr(mask, "detach") else mask)  # a tensor, of any device
     if array.shape != shape[:2] or array.dtype not in (bool, np.uint8):
         raise RejectedObject("the function returned no mask of the image's size, bool or uint8")
     alpha = array.astype(np.uint8)
+    left, top, right, bottom = _pixel_corners(box, shape)
+    within, whole = np.count_nonzero(alpha[top:bottom, left:right]), np.count_nonzero(alpha)
+    if within < _MIN_WITHIN_BOX * whole:
+        raise RejectedObject("most of the function's mask lies outside the box", alpha)
     return alpha if alpha.max(initial=0) > 1 else 255 * alpha
