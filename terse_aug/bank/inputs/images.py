@@ -31,6 +31,11 @@ class NoAlphaError(ValueError):
     """The image file has no alpha channel, and so no mask."""
 
 
+def load_image(path: str | Path) -> Image.Image:
+    """The decoded pixels as stored, in their mode, with their ``format``; errors as :func:`read_image`."""
+    return _load(path)[0]
+
+
 def read_image(path: str | Path) -> NDArray[np.uint8]:
     """Read an image as a viewer shows it: EXIF orientation applied, 16-bit grey scaled to 8 bit.
 
