@@ -66,8 +66,7 @@ def build_from_masks(
 
     Raises:
         FileNotFoundError: a folder or the label map does not exist.
-        ValueError: class masks or names are given without a label map; the label map cannot be read.
-        FileExistsError, ValueError, OSError: as :class:`BuildOptions`.
+        ValueError: class masks or names without a label map, or one that cannot be read; and as :class:`BuildOptions`.
     """
     settings = BuildOptions.checked(out, options)
     image_folder, mask_folder = Path(images), Path(masks)
@@ -78,20 +77,19 @@ def build_from_masks(
         raise ValueError("expected a label map (--label-map) with class masks or names, which it gives the classes of")
     log, rules = BuildLog(), settings.rules
     found, all_images = find_images(image_folder, mask_folder, ImageList(settings.image_list), log)
-    if classes is None:
-        label_of, categories = class_labels(image_folder, all_images, category or _UNNAMED, NO_CLASSES)
-        if category is not None:
-            label_of, categories = dict.fromkeys(label_of, 1), {1: category}
+    label_of: dict[Path, int] = {}
+    if category is not None:
+        label_of, categories = dict.fromkeys(all_images, 1), {1: category}
+    elif classes is None:
+        label_of, categories = class_labels(image_folder, all_images, _UNNAMED, NO_CLASSES)
     else:
-        chosen = classes.class_names() if names is None else list(names)
-        label_of, categories = {}, dict(enumerate(chosen, 1))
+        categories = dict(enumerate(classes.class_names() if names is None else names, 1))
     items = [_Item(image, label_of.get(image.path), _class_mask(image, mask_folder, class_folder)) for image in found]
     dark = most_are_dark([image.mask for image in found if image.mask is not None])
     record = {"from": "masks", "images": image_folder.name, "split": split, "dark": dark, **vars(rules)}
     known = None if classes is None else _Classes(classes, {name: label for label, name in categories.items()})
-    identity = record | {"classes": None if classes is None else sorted(classes.names.items())}
     extractor = _Extractor(rules, known, known is not None and class_folder is None, split, dark)
-    source = Source(items, extractor, identity, log)
+    source = Source(items, extractor, record | {"classes": classes and sorted(classes.names.items())}, log)
     return settings.build(out, source, record, categories)
 
 

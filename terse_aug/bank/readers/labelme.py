@@ -43,8 +43,7 @@ def build_from_labelme(
 ) -> BuildReport:
     """Build a bank from LabelMe's JSON files: polygons, circles and masks have masks, rectangles boxes only.
 
-    Polygons and circles of one label with the same ``group_id`` are one object in several parts. Lines and points are
-    rejected.
+    Shapes of one label with the same ``group_id`` are one object in several parts. Lines and points are rejected.
 
     Args:
         folder: folder of the JSON files, searched at any depth.
@@ -120,7 +119,6 @@ def _size(content: dict[str, Any]) -> tuple[int, int] | None:
 def _read_shapes(
     shapes: list[Any], image: int, size: tuple[int, int] | None, file: str, collector: AnnotationCollector
 ) -> None:
-    groups: dict[Any, list[list[float]]] = {}
     for row, shape in enumerate(shapes, 1):
         where = f"{file}, shape {row}"
         repairs: Repairs = set()
@@ -133,14 +131,9 @@ def _read_shapes(
         if any(contains_text(point) for point in shape["points"]):
             repairs.add(TEXT_NUMBER)
         collector.log.repair(repairs, where)
-        group, polygons = shape.get("group_id"), converted.get("segmentation")
-        if not isinstance(group, int | str) or group == "" or not isinstance(polygons, list):
-            collector.add_object(image, label, row, **converted)
-        elif (label, group) in groups:
-            groups[label, group].extend(polygons)
-        else:
-            groups[label, group] = polygons
-            collector.add_object(image, label, row, segmentation=polygons)
+        group = shape.get("group_id")
+        group = group if isinstance(group, int | str) and group != "" else None
+        collector.add_part(image, label, group, row, **converted)
 
 
 def _convert(shape: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
