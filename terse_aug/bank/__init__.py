@@ -11,6 +11,7 @@ from terse_aug.bank.inputs.images import NoAlphaError, read_image, read_rgba
 from terse_aug.bank.inputs.masks import segmentation_as_json
 from terse_aug.bank.readers.annotated_images import AnnotationOptions
 from terse_aug.bank.readers.coco import build_from_coco
+from terse_aug.bank.readers.cvat import build_from_cvat
 from terse_aug.bank.readers.instance_masks import build_from_masks
 from terse_aug.bank.readers.labelme import build_from_labelme
 from terse_aug.bank.readers.panoptic import build_from_panoptic
@@ -39,6 +40,7 @@ __all__ = [
     "NoAlphaError",
     "PlainBackground",
     "build_from_coco",
+    "build_from_cvat",
     "build_from_labelme",
     "build_from_masks",
     "build_from_panoptic",

@@ -19,6 +19,7 @@ from terse_aug.bank.build.pipeline import BuildOptions
 from terse_aug.bank.build.report import BuildReport
 from terse_aug.bank.readers.annotated_images import AnnotationOptions
 from terse_aug.bank.readers.coco import build_from_coco
+from terse_aug.bank.readers.cvat import build_from_cvat
 from terse_aug.bank.readers.instance_masks import build_from_masks
 from terse_aug.bank.readers.labelme import build_from_labelme
 from terse_aug.bank.readers.panoptic import build_from_panoptic
@@ -54,6 +55,7 @@ READERS = {
     "voc": Reader(build_from_voc, AnnotationOptions),
     "yolo": Reader(build_from_yolo, AnnotationOptions),
     "labelme": Reader(build_from_labelme, AnnotationOptions),
+    "cvat": Reader(build_from_cvat, AnnotationOptions),
     "via": Reader(build_from_via, AnnotationOptions),
     "panoptic": Reader(build_from_panoptic, AnnotationOptions),
 }

@@ -17,6 +17,8 @@ from terse_aug.bank.readers.annotated_images import AnnotationOptions, build_fro
 
 SHARED_IMAGE = "image belongs to another annotation file"
 """Reason to reject the objects of an annotation file."""
+SHOWS_NO_OBJECT = "shape is a line or a point, which shows no object"
+"""Reason to reject a shape."""
 
 
 @dataclass

@@ -25,6 +25,7 @@ from terse_aug.bank.inputs.repair import TEXT_NUMBER, Malformed, Repairs, as_num
 from terse_aug.bank.readers.annotated_images import AnnotationOptions
 from terse_aug.bank.readers.annotation_collector import (
     SHARED_IMAGE,
+    SHOWS_NO_OBJECT,
     AnnotationCollector,
     ellipse_to_polygon,
     points_to_polygon,
@@ -155,7 +156,7 @@ def _convert(shape: dict[str, Any], size: tuple[int, int] | None) -> dict[str, A
     if kind == "mask":
         return {"segmentation": _decode_mask(shape.get("mask"), points, size)}
     if kind in ("line", "linestrip", "point", "points"):
-        raise Malformed("shape is a line or a point, which shows no object")
+        raise Malformed(SHOWS_NO_OBJECT)
     raise Malformed("shape of an unknown kind")
 
 

@@ -14,7 +14,12 @@ from terse_aug.bank.build.report import BuildReport
 from terse_aug.bank.inputs.folders import check_folders
 from terse_aug.bank.inputs.repair import TEXT_NUMBER, Malformed, Repairs, as_number, class_name, contains_text
 from terse_aug.bank.readers.annotated_images import AnnotationOptions
-from terse_aug.bank.readers.annotation_collector import AnnotationCollector, ellipse_to_polygon, points_to_polygon
+from terse_aug.bank.readers.annotation_collector import (
+    SHOWS_NO_OBJECT,
+    AnnotationCollector,
+    ellipse_to_polygon,
+    points_to_polygon,
+)
 
 
 def build_from_via(
@@ -159,4 +164,4 @@ def _convert(region: Any, repairs: Repairs) -> dict[str, Any]:
     if kind == "ellipse":
         x, y, radius_x, radius_y = (as_number(shape.get(key)) for key in ("cx", "cy", "rx", "ry"))
         return {"segmentation": [ellipse_to_polygon(x, y, radius_x, radius_y, as_number(shape.get("theta", 0)))]}
-    raise Malformed("shape is a line or a point, which shows no object")
+    raise Malformed(SHOWS_NO_OBJECT)
