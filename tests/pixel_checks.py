@@ -53,14 +53,14 @@ def polygon(points: Sequence[Sequence[float]]) -> Mask:
 
 
 def alpha_in_place(pixels: NDArray[np.uint8], rgba: NDArray[np.uint8]) -> Mask:
-    """The mask of a foreground at the only place where its colours are those of the image."""
-    visible = rgba[..., 3] > 0
-    row, column = np.argwhere(visible)[0]
+    """The mask of a foreground at the only place where its colours are those of the image, but at its softest edge."""
+    visible, solid = rgba[..., 3] > 0, rgba[..., 3] >= 128
+    row, column = np.argwhere(solid)[0]
     for top, left in np.argwhere((pixels == rgba[row, column, :3]).all(2)) - [row, column]:
         if top < 0 or left < 0:
             continue
         window = pixels[top : top + rgba.shape[0], left : left + rgba.shape[1]]
-        if window.shape[:2] == visible.shape and (window[visible] == rgba[visible][:, :3]).all():
+        if window.shape[:2] == visible.shape and (window[solid] == rgba[solid][:, :3]).all():
             mask = np.zeros(pixels.shape[:2], bool)
             mask[top : top + rgba.shape[0], left : left + rgba.shape[1]] = visible
             return mask

@@ -60,7 +60,7 @@ def test_shapes_of_cvat(tmp_path: Path) -> None:
         mask_xml(RING, label=" ring "),
         '<ellipse label="disk" cx="40" cy="60" rx="15" ry="15" rotation="30"/>',
         '<ellipse label="oval" cx="60.5" cy="50.5" rx="30" ry="12" rotation="90"/>',
-        '<box label="turned" xtl="40" ytl="30" xbr="100" ybr="60" rotation="30"><attribute name="a">b</attribute></box>',
+        '<box label="turned" xtl="40" ytl="30" xbr="100" ybr="60" rotation="30"><attribute name="a"/></box>',
     )
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     oval = ((columns - 60) / 12) ** 2 + ((rows - 50) / 30) ** 2 <= 1

@@ -13,6 +13,7 @@ from terse_aug.bank.readers.annotated_images import AnnotationOptions
 from terse_aug.bank.readers.coco import build_from_coco
 from terse_aug.bank.readers.cvat import build_from_cvat
 from terse_aug.bank.readers.instance_masks import build_from_masks
+from terse_aug.bank.readers.label_studio import build_from_label_studio
 from terse_aug.bank.readers.labelme import build_from_labelme
 from terse_aug.bank.readers.panoptic import build_from_panoptic
 from terse_aug.bank.readers.products import build_from_products
@@ -41,6 +42,7 @@ __all__ = [
     "PlainBackground",
     "build_from_coco",
     "build_from_cvat",
+    "build_from_label_studio",
     "build_from_labelme",
     "build_from_masks",
     "build_from_panoptic",

@@ -21,6 +21,7 @@ from terse_aug.bank.readers.annotated_images import AnnotationOptions
 from terse_aug.bank.readers.coco import build_from_coco
 from terse_aug.bank.readers.cvat import build_from_cvat
 from terse_aug.bank.readers.instance_masks import build_from_masks
+from terse_aug.bank.readers.label_studio import build_from_label_studio
 from terse_aug.bank.readers.labelme import build_from_labelme
 from terse_aug.bank.readers.panoptic import build_from_panoptic
 from terse_aug.bank.readers.products import build_from_products
@@ -55,6 +56,7 @@ READERS = {
     "voc": Reader(build_from_voc, AnnotationOptions),
     "yolo": Reader(build_from_yolo, AnnotationOptions),
     "labelme": Reader(build_from_labelme, AnnotationOptions),
+    "label-studio": Reader(build_from_label_studio, AnnotationOptions),
     "cvat": Reader(build_from_cvat, AnnotationOptions),
     "via": Reader(build_from_via, AnnotationOptions),
     "panoptic": Reader(build_from_panoptic, AnnotationOptions),
