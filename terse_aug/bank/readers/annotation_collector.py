@@ -85,6 +85,19 @@ class AnnotationCollector:
                 self.reject(reason, f"{images[entry['image_id']]}, object {entry['id']}", entry["image_id"])
         self._objects = [entry for entry in self._objects if entry["image_id"] not in images]
 
+    def reject_shared_images(self, files_of_image: Mapping[str, Sequence[tuple[int, Path]]]) -> None:
+        """Reject images that annotation files of several subfolders share because their own are missing.
+
+        ``files_of_image`` has, by image, the number of each and the file that annotates it.
+        """
+        used = self.images_with_objects()
+        shared: dict[int, str] = {}
+        for files in files_of_image.values():
+            with_objects = [(number, file) for number, file in files if number in used]
+            if len({file.parent for _, file in with_objects}) > 1:
+                shared |= {number: file.as_posix() for number, file in with_objects}
+        self.reject_images(shared, SHARED_IMAGE)
+
     def images_with_objects(self) -> set[int]:
         """Numbers of the images that have objects."""
         return {entry["image_id"] for entry in self._objects}
@@ -142,13 +155,18 @@ def join_parts(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _extent(mask: Any) -> list[float] | None:
     """The box of a polygon or of a mask in run lengths; ``None`` if it is broken or empty."""
     if isinstance(mask, list):
-        xs, ys = mask[::2], mask[1::2]
-        return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)] if ys else None
+        return around_points(mask) if len(mask) > 1 else None
     try:
         tight = tight_box(segmentation_to_mask(mask, *mask["size"]))
     except RejectedObject:
         return None
     return None if tight is None else [*map(float, tight)]
+
+
+def around_points(points: Sequence[float]) -> list[float]:
+    """The box, x, y, width, height, around points x, y, x, y, ..."""
+    xs, ys = points[::2], points[1::2]
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
 
 
 def _around(boxes: Sequence[Sequence[float]]) -> list[float]:

@@ -24,7 +24,6 @@ from terse_aug.bank.inputs.masks import segmentation_as_json
 from terse_aug.bank.inputs.repair import TEXT_NUMBER, Malformed, Repairs, as_number, class_name, contains_text
 from terse_aug.bank.readers.annotated_images import AnnotationOptions
 from terse_aug.bank.readers.annotation_collector import (
-    SHARED_IMAGE,
     SHOWS_NO_OBJECT,
     AnnotationCollector,
     ellipse_to_polygon,
@@ -78,7 +77,7 @@ def build_from_labelme(
         _read_shapes(content["shapes"], number, size, path.name, collector)
         if is_substitute:
             files_of_image[name].append((number, path.relative_to(folder)))
-    _reject_shared_images(files_of_image, collector)
+    collector.reject_shared_images(files_of_image)
     return collector.build("labelme", folder.name, images or folder, out, settings)
 
 
@@ -96,17 +95,6 @@ def _find_image(path: Path, content: dict[str, Any], folder: Path, images: Path 
     # Not resolved: a link keeps its own name.
     name = Path(os.path.relpath(file, root)).as_posix() if file.startswith(root + os.sep) else file
     return name, base != bases[0]
-
-
-def _reject_shared_images(files_of_image: dict[str, list[tuple[int, Path]]], collector: AnnotationCollector) -> None:
-    """Reject images that JSON files of several subfolders share because their own are missing."""
-    used = collector.images_with_objects()
-    shared: dict[int, str] = {}
-    for files in files_of_image.values():
-        with_objects = [(number, file) for number, file in files if number in used]
-        if len({file.parent for _, file in with_objects}) > 1:
-            shared |= {number: file.as_posix() for number, file in with_objects}
-    collector.reject_images(shared, SHARED_IMAGE)
 
 
 def _size(content: dict[str, Any]) -> tuple[int, int] | None:
