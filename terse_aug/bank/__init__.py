@@ -15,6 +15,7 @@ from terse_aug.bank.readers.cvat import build_from_cvat
 from terse_aug.bank.readers.instance_masks import build_from_masks
 from terse_aug.bank.readers.label_studio import build_from_label_studio
 from terse_aug.bank.readers.labelme import build_from_labelme
+from terse_aug.bank.readers.object_masks import build_from_object_masks
 from terse_aug.bank.readers.panoptic import build_from_panoptic
 from terse_aug.bank.readers.products import build_from_products
 from terse_aug.bank.readers.rgba import build_from_rgba
@@ -45,6 +46,7 @@ __all__ = [
     "build_from_label_studio",
     "build_from_labelme",
     "build_from_masks",
+    "build_from_object_masks",
     "build_from_panoptic",
     "build_from_products",
     "build_from_rgba",

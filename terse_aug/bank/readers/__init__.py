@@ -23,6 +23,7 @@ from terse_aug.bank.readers.cvat import build_from_cvat
 from terse_aug.bank.readers.instance_masks import build_from_masks
 from terse_aug.bank.readers.label_studio import build_from_label_studio
 from terse_aug.bank.readers.labelme import build_from_labelme
+from terse_aug.bank.readers.object_masks import build_from_object_masks
 from terse_aug.bank.readers.panoptic import build_from_panoptic
 from terse_aug.bank.readers.products import build_from_products
 from terse_aug.bank.readers.rgba import build_from_rgba
@@ -50,6 +51,7 @@ _NO_BOXES = ("min_box_agreement",)
 READERS = {
     "coco": Reader(build_from_coco, AnnotationOptions),
     "masks": Reader(build_from_masks, BuildOptions, _NO_BOXES),
+    "object-masks": Reader(build_from_object_masks, BuildOptions, _NO_BOXES),
     "rgba": Reader(build_from_rgba, BuildOptions, (*_NO_BOXES, "drop_truncated")),
     "products": Reader(build_from_products, BuildOptions, _NO_BOXES),
     "video": Reader(build_from_video, None, _NO_BOXES),
