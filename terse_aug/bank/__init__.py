@@ -19,6 +19,7 @@ from terse_aug.bank.readers.object_masks import build_from_object_masks
 from terse_aug.bank.readers.panoptic import build_from_panoptic
 from terse_aug.bank.readers.products import build_from_products
 from terse_aug.bank.readers.rgba import build_from_rgba
+from terse_aug.bank.readers.sa1b import build_from_sa1b
 from terse_aug.bank.readers.via import build_from_via
 from terse_aug.bank.readers.video import build_from_video
 from terse_aug.bank.readers.voc import build_from_voc
@@ -50,6 +51,7 @@ __all__ = [
     "build_from_panoptic",
     "build_from_products",
     "build_from_rgba",
+    "build_from_sa1b",
     "build_from_via",
     "build_from_video",
     "build_from_voc",

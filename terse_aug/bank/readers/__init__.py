@@ -27,6 +27,7 @@ from terse_aug.bank.readers.object_masks import build_from_object_masks
 from terse_aug.bank.readers.panoptic import build_from_panoptic
 from terse_aug.bank.readers.products import build_from_products
 from terse_aug.bank.readers.rgba import build_from_rgba
+from terse_aug.bank.readers.sa1b import build_from_sa1b
 from terse_aug.bank.readers.via import build_from_via
 from terse_aug.bank.readers.video import build_from_video
 from terse_aug.bank.readers.voc import build_from_voc
@@ -61,6 +62,7 @@ READERS = {
     "label-studio": Reader(build_from_label_studio, AnnotationOptions),
     "cvat": Reader(build_from_cvat, AnnotationOptions),
     "via": Reader(build_from_via, AnnotationOptions),
+    "sa1b": Reader(build_from_sa1b, BuildOptions),
     "panoptic": Reader(build_from_panoptic, AnnotationOptions),
 }
 """Sources by their names on the command line."""

@@ -13,7 +13,7 @@ from terse_aug.bank.extract import RejectedObject, tight_box
 from terse_aug.bank.inputs.coco_json import CocoAnnotations, rejected_sample
 from terse_aug.bank.inputs.masks import segmentation_to_mask
 from terse_aug.bank.inputs.repair import Malformed, as_number
-from terse_aug.bank.readers.annotated_images import AnnotationOptions, build_from_annotations
+from terse_aug.bank.readers.annotated_images import EMBEDDED, AnnotationOptions, build_from_annotations
 
 SHARED_IMAGE = "image belongs to another annotation file"
 """Reason to reject the objects of an annotation file."""
@@ -45,10 +45,13 @@ class AnnotationCollector:
             raise ValueError(f"expected a list of class names, each once, got {names!r}")
         return cls({name: label for label, name in enumerate(names, 1)})
 
-    def add_image(self, name: str, height: int | None = None, width: int | None = None) -> int:
-        """Add an image; returns its number."""
+    def add_image(
+        self, name: str, height: int | None = None, width: int | None = None, embedded_in: Path | None = None
+    ) -> int:
+        """Add an image, which may be in a JSON file as ``imageData``; returns its number."""
         size = {"height": height, "width": width} if height and width else {}
-        self._images.append({"id": len(self._images), "file_name": name, **size})
+        place = {} if embedded_in is None else {EMBEDDED: embedded_in}
+        self._images.append({"id": len(self._images), "file_name": name, **size, **place})
         return len(self._images) - 1
 
     def add_object(self, image: int, category: str, number: int | str, **shape: Any) -> None:

@@ -26,11 +26,16 @@ from terse_aug.bank.readers.annotated_images import AnnotationOptions
 from terse_aug.bank.readers.annotation_collector import (
     SHOWS_NO_OBJECT,
     AnnotationCollector,
+    around_points,
     ellipse_to_polygon,
     points_to_polygon,
 )
 
 _MAX_SIDE = 2**15
+_NO_CLASSES = ("__ignore__", "_background_")
+"""Labels of LabelMe for regions to ignore, and for what is no object."""
+_QUADRILATERALS = ("rotation", "quadrilateral", "oriented_rectangle")
+"""Kinds of shapes with four corners, of LabelMe and X-AnyLabeling."""
 
 
 def build_from_labelme(
@@ -43,7 +48,9 @@ def build_from_labelme(
 ) -> BuildReport:
     """Build a bank from LabelMe's JSON files: polygons, circles and masks have masks, rectangles boxes only.
 
-    Shapes of one label with the same ``group_id`` are one object in several parts. Lines and points are rejected.
+    Rotated rectangles and quadrilaterals are polygons. Shapes of one label with the same ``group_id`` are one object in
+    several parts. Lines, points, and shapes labelled ``__ignore__`` or ``_background_`` are rejected. An image that is
+    in the JSON file (``imageData``) is used if there is no file of it.
 
     Args:
         folder: folder of the JSON files, searched at any depth.
@@ -73,7 +80,11 @@ def build_from_labelme(
             continue
         size = _size(content)
         name, is_substitute = _find_image(path, content, folder, images)
-        number = collector.add_image(name, *(size or ()))
+        # The image in the JSON file is its own; a file of another folder may not be.
+        is_embedded = bool(content.get("imageData")) and (is_substitute or not is_file((images or folder) / name))
+        is_substitute &= not is_embedded
+        height, width = size or (None, None)
+        number = collector.add_image(name, height, width, path if is_embedded else None)
         _read_shapes(content["shapes"], number, size, path.name, collector)
         if is_substitute:
             files_of_image[name].append((number, path.relative_to(folder)))
@@ -113,6 +124,8 @@ def _read_shapes(
         repairs: Repairs = set()
         try:
             label = class_name(shape.get("label") if isinstance(shape, dict) else None, repairs)
+            if label in _NO_CLASSES:
+                raise Malformed(f"marked as no object ({label})")
             converted = _convert(shape, size)
         except Malformed as reason:
             collector.reject(str(reason), where, image)
@@ -131,8 +144,13 @@ def _convert(shape: dict[str, Any], size: tuple[int, int] | None) -> dict[str, A
     points = points_to_polygon(shape.get("points"))
     if kind == "polygon":
         return {"segmentation": [points]}
-    if kind == "rectangle" and len(points) == 8:  # all four corners
-        points = [min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2])]
+    if kind in _QUADRILATERALS or (kind == "rectangle" and len(points) == 8 and not _is_upright(points)):
+        if len(points) != 8:
+            raise Malformed(f"{kind} is not four points")
+        return {"segmentation": [points]}
+    if kind == "rectangle" and len(points) == 8:
+        left, top, width, height = around_points(points)
+        points = [left, top, left + width, top + height]
     if kind in ("rectangle", "circle", "mask") and len(points) != 4:
         raise Malformed(f"{kind} is not two points")
     if kind == "rectangle":
@@ -146,6 +164,16 @@ def _convert(shape: dict[str, Any], size: tuple[int, int] | None) -> dict[str, A
     if kind in ("line", "linestrip", "point", "points"):
         raise Malformed(SHOWS_NO_OBJECT)
     raise Malformed("shape of an unknown kind")
+
+
+def _is_upright(points: list[float]) -> bool:
+    """Whether four corners are those of their box, each once, up to a pixel."""
+    left, top, width, height = around_points(points)
+    corners = [(u, v) for u in (left, left + width) for v in (top, top + height)]
+    found: set[tuple[float, float]] = set()
+    for x, y in zip(points[::2], points[1::2], strict=True):
+        found |= {(u, v) for u, v in corners if max(abs(x - u), abs(y - v)) <= 1}
+    return len(found) == 4
 
 
 def _decode_mask(encoded: Any, points: list[float], size: tuple[int, int] | None) -> Any:

@@ -40,7 +40,8 @@ def build_from_via(
         images: folder of the images.
         out: the bank to write.
         attribute: attribute of the regions whose value is the class (of a checkbox the only option that is set); by
-            default the one with most values. If no attribute has a value, the class is ``object``.
+            default the one with most values. If no attribute has a value, the class is the one of ``categories``
+            (--category), or else ``object``.
         names: class names, labelled 1, 2, ... in this order; by default those that occur, sorted.
         options: see :class:`AnnotationOptions`.
 
@@ -62,12 +63,14 @@ def build_from_via(
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         raise ValueError(f"{file}: expected an export of VIA (JSON or CSV of version 1 or 2): {error!r}") from error
     class_attribute = _class_attribute(attribute, [region for _, regions in entries for region in regions], file)
+    category = _category_without_attribute(settings) if class_attribute is None else ""
     for name, regions in entries:
         image = collector.add_image(name)
         for row, region in enumerate(regions, 1):
             repairs: Repairs = set()
             try:
-                collector.add_object(image, _class(region, class_attribute, repairs), row, **_convert(region, repairs))
+                label = category or _class(region, class_attribute, repairs)
+                collector.add_object(image, label, row, **_convert(region, repairs))
             except Malformed as reason:
                 collector.reject(str(reason), f"{name}, region {row}", image)
             else:
@@ -129,9 +132,16 @@ def _attributes(region: Any) -> Mapping[str, Any]:
     return attributes if isinstance(attributes, Mapping) else {}
 
 
+def _category_without_attribute(options: AnnotationOptions) -> str:
+    """The class of all regions where no attribute has one."""
+    names = options.categories
+    names = [names] if isinstance(names, str) else ["object"] if names is None else list(names)
+    if len(names) != 1:
+        raise ValueError(f"no region has an attribute with its class: expected one category (--category), got {names}")
+    return names[0]
+
+
 def _class(region: Any, attribute: str | None, repairs: Repairs) -> str:
-    if attribute is None:
-        return "object"
     if attribute not in _attributes(region):
         raise Malformed("region without the attribute of the class")
     value = region["region_attributes"][attribute]
