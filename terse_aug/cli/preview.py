@@ -45,7 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     labels = parser.add_mutually_exclusive_group(required=True)
     labels.add_argument("--annotations", type=Path, metavar="JSON", help="their labels: a COCO file")
     labels.add_argument("--masks", type=Path, metavar="DIR", help="their labels: instance masks (Penn-Fudan)")
-    add("--category", default="person", metavar="NAME", help="with --masks: of all objects (default: %(default)s)")
+    add("--category", default="object", metavar="NAME", help="with --masks: of all objects (default: %(default)s)")
     classes = "categories of the bank to paste; NAME=OTHER where the images' labels call it OTHER (default: all)"
     add("--classes", nargs="+", metavar="NAME", help=classes)
     add("--out", type=Path, required=True, metavar="HTML", help="the page to write")

@@ -68,7 +68,7 @@ def open_coco(annotations: str | Path, images: str | Path) -> LabelledImages:
     return found
 
 
-def open_masks(images: str | Path, masks: str | Path, category: str = "person") -> LabelledImages:
+def open_masks(images: str | Path, masks: str | Path, category: str = "object") -> LabelledImages:
     """Images with instance masks (Penn-Fudan): 0 is background, every other number one object with that id.
 
     Args:
