@@ -54,7 +54,7 @@ def test_what_does_not_match_is_counted(folders: tuple[Path, Path], tmp_path: Pa
     Image.fromarray(gradient(60, 80)).save(masks / "colour_mask.png")
     listed = [path.stem for path in images.iterdir() if path.stem != "unlisted"] + ["gone"]
     report = build_from_masks(images, masks, tmp_path / "out.bank", image_list=listed)
-    assert report.kept == {"person": 2}
+    assert report.kept == {"object": 2}
     assert report.rejected == {
         "image without a mask of its name": 1,
         "mask without an image of its name": 1,
@@ -69,7 +69,7 @@ def test_what_does_not_match_is_counted(folders: tuple[Path, Path], tmp_path: Pa
 def test_real_penn_fudan(data_root: Path, tmp_path: Path) -> None:
     images, masks = data_root / "penn_fudan" / "PNGImages", data_root / "penn_fudan" / "PedMasks"
     report = build_from_masks(images, masks, tmp_path / "out.bank", rules=EVERY)
-    assert (report.kept, report.rejected) == ({"person": 423}, {})
+    assert (report.kept, report.rejected) == ({"object": 423}, {})
     with ForegroundBank.open(report.path) as bank:
         name, number = bank[200].source.split("#")
         mask = np.asarray(Image.open(masks / name.replace(".png", "_mask.png"))) == int(number)

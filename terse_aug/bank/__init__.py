@@ -11,11 +11,15 @@ from terse_aug.bank.inputs.images import NoAlphaError, read_image, read_rgba
 from terse_aug.bank.inputs.masks import segmentation_as_json
 from terse_aug.bank.readers.annotated_images import AnnotationOptions
 from terse_aug.bank.readers.coco import build_from_coco
+from terse_aug.bank.readers.cvat import build_from_cvat
 from terse_aug.bank.readers.instance_masks import build_from_masks
+from terse_aug.bank.readers.label_studio import build_from_label_studio
 from terse_aug.bank.readers.labelme import build_from_labelme
+from terse_aug.bank.readers.object_masks import build_from_object_masks
 from terse_aug.bank.readers.panoptic import build_from_panoptic
 from terse_aug.bank.readers.products import build_from_products
 from terse_aug.bank.readers.rgba import build_from_rgba
+from terse_aug.bank.readers.sa1b import build_from_sa1b
 from terse_aug.bank.readers.via import build_from_via
 from terse_aug.bank.readers.video import build_from_video
 from terse_aug.bank.readers.voc import build_from_voc
@@ -41,11 +45,15 @@ __all__ = [
     "PlainBackground",
     "UnknownClassesError",
     "build_from_coco",
+    "build_from_cvat",
+    "build_from_label_studio",
     "build_from_labelme",
     "build_from_masks",
+    "build_from_object_masks",
     "build_from_panoptic",
     "build_from_products",
     "build_from_rgba",
+    "build_from_sa1b",
     "build_from_via",
     "build_from_video",
     "build_from_voc",

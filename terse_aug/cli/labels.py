@@ -13,7 +13,7 @@ from terse_aug.cli.sources import add_flag, annotation_sources, flag_of
 from terse_aug.preview import LabelledImages, open_annotations, open_coco, open_masks
 
 _OF_MASKS = ("images", "masks", "category")
-_CATEGORY = "person"
+_CATEGORY = "object"
 
 
 def add_label_flags(parser: argparse.ArgumentParser) -> None:

@@ -49,7 +49,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the bank, of labelled images and of the classes, see :func:`~terse_aug.cli.labels.open_labels`."""
+    """Add the flags of the bank, of labelled images (:func:`~terse_aug.cli.labels.open_labels`) and of classes."""
     add = parser.add_argument
     add("bank", type=Path, help="the bank file")
     add_label_flags(parser)

@@ -91,7 +91,7 @@ def _labelled_images(coco: CocoAnnotations, folder: Path, annotations: str) -> L
     return found
 
 
-def open_masks(images: str | Path, masks: str | Path, category: str = "person") -> LabelledImages:
+def open_masks(images: str | Path, masks: str | Path, category: str = "object") -> LabelledImages:
     """Images with instance masks (Penn-Fudan): 0 is background, every other number one object with that id.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,13 +36,18 @@ def visible_files(root: Path) -> list[Path]:
     return [root / path for path in sorted(visible, key=lambda path: path.as_posix())]
 
 
-def class_labels(root: Path, files: Iterable[Path], category: str) -> tuple[dict[Path, int], dict[int, str]]:
+def class_labels(
+    root: Path, files: Iterable[Path], category: str, without: Collection[str] = ()
+) -> tuple[dict[Path, int], dict[int, str]]:
     """Labels of files, and names of the labels 1, 2, ..., in the order of the names.
 
     A file's class is the subfolder of ``root`` that it lies in, at any depth, or ``category`` for a file in no
-    subfolder.
+    subfolder. Subfolders of the names ``without``, in small letters, are no classes.
     """
-    class_of = {path: (*path.relative_to(root).parts[:-1], category)[0] for path in files}
+    folders = {
+        path: [part for part in path.relative_to(root).parts[:-1] if part.lower() not in without] for path in files
+    }
+    class_of = {path: (*parts, category)[0] for path, parts in folders.items()}
     label_of = {name: label for label, name in enumerate(sorted(set(class_of.values())), 1)}
     return {path: label_of[name] for path, name in class_of.items()}, {label: name for name, label in label_of.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import warnings
 import zlib
@@ -31,6 +32,11 @@ class NoAlphaError(ValueError):
     """The image file has no alpha channel, and so no mask."""
 
 
+def load_image(path: str | Path) -> Image.Image:
+    """The decoded pixels as stored, in their mode, with their ``format``; errors as :func:`read_image`."""
+    return _load(path)[0]
+
+
 def read_image(path: str | Path) -> NDArray[np.uint8]:
     """Read an image as a viewer shows it: EXIF orientation applied, 16-bit grey scaled to 8 bit.
 
@@ -48,13 +54,14 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     return _oriented(_to_rgb(image, path), orientation)
 
 
-def read_image_like(path: str | Path, height: int, width: int) -> NDArray[np.uint8]:
+def read_image_like(path: str | Path, height: int, width: int, data: bytes | None = None) -> NDArray[np.uint8]:
     """Read an image in the raster that annotations of ``height`` x ``width`` refer to; otherwise as :func:`read_image`.
 
     Annotations do not record whether they refer to the stored raster or to the one with the EXIF orientation applied,
-    which labelling tools show. The stored raster is returned if only that one has the annotated size.
+    which labelling tools show. The stored raster is returned if only that one has the annotated size. ``data`` is the
+    content of the image file, if it is not at ``path``.
     """
-    image, orientation = _load(path)
+    image, orientation = _load(path, data)
     rgb = _to_rgb(image, path)
     stored_fits = rgb.shape[:2] == (height, width)
     oriented_fits = rgb.shape[1::-1] == (height, width)
@@ -157,15 +164,15 @@ def is_file(path: str | Path) -> bool:
         return False
 
 
-def _load(path: str | Path) -> tuple[Image.Image, int]:
-    """The decoded image and its EXIF orientation, 1 to 8."""
-    if not is_file(path):
+def _load(path: str | Path, data: bytes | None = None) -> tuple[Image.Image, int]:
+    """The decoded image and its EXIF orientation, 1 to 8; of a file, or of its content."""
+    if data is None and not is_file(path):
         raise FileNotFoundError(f"no image file at {path}")
     try:
         with warnings.catch_warnings():
             # Pillow warns about TIFF and EXIF tags that do not affect the pixels.
             warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
-            with Image.open(path) as image:
+            with Image.open(path if data is None else io.BytesIO(data)) as image:
                 image.load()
                 copied = image.copy()
                 copied.format = image.format  # copy() drops it, and _to_rgb needs it

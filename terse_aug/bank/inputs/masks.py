@@ -62,8 +62,8 @@ def segmentation_to_mask(segmentation: Any, height: int, width: int) -> NDArray[
 
     Args:
         segmentation: polygons ``[[x, y, x, y, ...], ...]`` in px; or an RLE of ``size`` and ``counts``, the latter a
-            list or compressed to text; or a list of RLEs of one object; or a :class:`MaskInFile`. Degenerate
-            polygons beside valid ones are ignored.
+            list or compressed to text; or a list with RLEs among the parts of one object; or a :class:`MaskInFile`.
+            Degenerate polygons beside valid ones are ignored.
         height: of the image in px.
         width: of the image in px.
 
@@ -78,8 +78,10 @@ def segmentation_to_mask(segmentation: Any, height: int, width: int) -> NDArray[
         return _from_run_lengths(_checked_run_lengths(segmentation, height, width), height, width)
     if not isinstance(segmentation, list):
         raise RejectedObject("segmentation is neither polygons nor RLE")
-    if all(isinstance(part, dict) for part in segmentation):
-        parts = [segmentation_to_mask(part, height, width) for part in segmentation]
+    if any(isinstance(part, dict) for part in segmentation):
+        parts = [
+            segmentation_to_mask(part if isinstance(part, dict) else [part], height, width) for part in segmentation
+        ]
         merged_parts: NDArray[np.uint8] = np.bitwise_or.reduce(parts)
         return merged_parts
     polygons = _valid_polygons(segmentation, height, width)

@@ -112,18 +112,23 @@ def repair_annotation(entry: dict[str, Any], repairs: Repairs) -> dict[str, Any]
 
 
 def repair_segmentation(segmentation: Any, repairs: Repairs) -> Any:
-    """Polygons as ``[[x, y, x, y, ...], ...]`` without repeated points, or an RLE of whole numbers, or several."""
+    """Polygons as ``[[x, y, x, y, ...], ...]`` without repeated points, or RLEs of whole numbers, or both in a list."""
     if isinstance(segmentation, str):
         segmentation = _parse_json(segmentation, repairs)
     if isinstance(segmentation, dict):
         return _repair_rle(segmentation, repairs)
     if not isinstance(segmentation, list):
         return segmentation
-    if segmentation and all(isinstance(part, dict) for part in segmentation):
-        return [_repair_rle(part, repairs) for part in segmentation]
+    if any(isinstance(part, dict) for part in segmentation):
+        rles = [_repair_rle(part, repairs) for part in segmentation if isinstance(part, dict)]
+        others = [part for part in segmentation if not isinstance(part, dict)]
+        polygons = repair_segmentation(others, repairs) if others else []
+        if any(map(_is_degenerate, polygons)):
+            repairs.add(DEGENERATE_PART)
+        return rles + [polygon for polygon in polygons if not _is_degenerate(polygon)]
     segmentation = parse_text(segmentation, repairs)
     repaired = [_without_repetition(polygon, repairs) for polygon in _flat_polygons(segmentation, repairs)]
-    valid = [polygon for polygon in repaired if not (isinstance(polygon, list) and 0 < len(polygon) < 6)]
+    valid = [polygon for polygon in repaired if not _is_degenerate(polygon)]
     if valid and len(valid) < len(repaired):
         repairs.add(DEGENERATE_PART)
         repaired = valid
@@ -224,6 +229,10 @@ def _flat_polygons(segmentation: list[Any], repairs: Repairs) -> list[Any]:
     return [
         [value for point in polygon for value in point] if _is_pairs(polygon) else polygon for polygon in segmentation
     ]
+
+
+def _is_degenerate(polygon: Any) -> bool:
+    return isinstance(polygon, list) and 0 < len(polygon) < 6
 
 
 def _is_pairs(points: Any) -> bool:

@@ -19,11 +19,15 @@ from terse_aug.bank.build.pipeline import BuildOptions
 from terse_aug.bank.build.report import BuildReport
 from terse_aug.bank.readers.annotated_images import AnnotationOptions
 from terse_aug.bank.readers.coco import build_from_coco
+from terse_aug.bank.readers.cvat import build_from_cvat
 from terse_aug.bank.readers.instance_masks import build_from_masks
+from terse_aug.bank.readers.label_studio import build_from_label_studio
 from terse_aug.bank.readers.labelme import build_from_labelme
+from terse_aug.bank.readers.object_masks import build_from_object_masks
 from terse_aug.bank.readers.panoptic import build_from_panoptic
 from terse_aug.bank.readers.products import build_from_products
 from terse_aug.bank.readers.rgba import build_from_rgba
+from terse_aug.bank.readers.sa1b import build_from_sa1b
 from terse_aug.bank.readers.via import build_from_via
 from terse_aug.bank.readers.video import build_from_video
 from terse_aug.bank.readers.voc import build_from_voc
@@ -48,13 +52,17 @@ _NO_BOXES = ("min_box_agreement",)
 READERS = {
     "coco": Reader(build_from_coco, AnnotationOptions),
     "masks": Reader(build_from_masks, BuildOptions, _NO_BOXES),
+    "object-masks": Reader(build_from_object_masks, BuildOptions, _NO_BOXES),
     "rgba": Reader(build_from_rgba, BuildOptions, (*_NO_BOXES, "drop_truncated")),
     "products": Reader(build_from_products, BuildOptions, _NO_BOXES),
     "video": Reader(build_from_video, None, _NO_BOXES),
     "voc": Reader(build_from_voc, AnnotationOptions),
     "yolo": Reader(build_from_yolo, AnnotationOptions),
     "labelme": Reader(build_from_labelme, AnnotationOptions),
+    "label-studio": Reader(build_from_label_studio, AnnotationOptions),
+    "cvat": Reader(build_from_cvat, AnnotationOptions),
     "via": Reader(build_from_via, AnnotationOptions),
+    "sa1b": Reader(build_from_sa1b, BuildOptions),
     "panoptic": Reader(build_from_panoptic, AnnotationOptions),
 }
 """Sources by their names on the command line."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +26,9 @@ from terse_aug.bank.inputs.masks import NO_MASK, MaskInFile, has_mask, segmentat
 from terse_aug.bank.inputs.repair import Repairs, clip_box, repair_annotation
 from terse_aug.bank.segmenters.box import BoxMaskMethod, BoxMasks
 from terse_aug.structures.foreground import Foreground
+
+EMBEDDED = "embedded_in"
+"""Key of an image that is not in a file of its own: path of the JSON file that has it as ``imageData`` (LabelMe)."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,8 @@ class _ImageObjects(NamedTuple):
 
     @classmethod
     def find(cls, image: dict[str, Any], objects: list[dict[str, Any]], files: FileFinder) -> _ImageObjects:
+        if EMBEDDED in image:
+            return cls(image, objects, file_name(image), None)
         try:
             return cls(image, objects, *files.find(file_name(image)))
         except LookupError as error:
@@ -158,7 +165,7 @@ class _Extractor:
     def files(self, item: _ImageObjects) -> Iterator[Path]:
         """The image, and mask files."""
         if item.name is not None:
-            yield self.folder / item.name
+            yield item.image.get(EMBEDDED, self.folder / item.name)
         masks = (entry.get("segmentation") for entry in item.objects)
         yield from dict.fromkeys(mask.path for mask in masks if isinstance(mask, MaskInFile))
 
@@ -193,7 +200,8 @@ class _Extractor:
         repairs |= {item.difference} if item.difference else set()
         height, width = (annotated_side(item.image, side, repairs) for side in ("height", "width"))
         try:
-            pixels = read_image_like(self.folder / item.name, height, width)
+            data = _embedded_image(item.image[EMBEDDED]) if EMBEDDED in item.image else None
+            pixels = read_image_like(self.folder / item.name, height, width, data)
         except FileNotFoundError as error:
             raise RejectedObject("image file is missing") from error
         except ValueError as error:
@@ -221,6 +229,14 @@ class _Extractor:
             return extract_from_image(pixels, mask, replace(annotation, box=None), self.rules, soft=True), method
         except RejectedObject as reason:
             raise RejectedObject(str(reason), mask) from reason
+
+
+def _embedded_image(path: Path) -> bytes:
+    """The content of the image file in ``imageData`` of a JSON file."""
+    try:
+        return base64.b64decode(json.loads(path.read_bytes())["imageData"], validate=True)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: imageData is no image in base64") from error
 
 
 def _box(box: Any) -> tuple[float, float, float, float] | None:

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from terse_aug.bank.build.report import BuildLog, BuildReport
+from terse_aug.bank.extract import RejectedObject, tight_box
 from terse_aug.bank.inputs.coco_json import CocoAnnotations, rejected_sample
+from terse_aug.bank.inputs.masks import segmentation_to_mask
 from terse_aug.bank.inputs.repair import Malformed, as_number
-from terse_aug.bank.readers.annotated_images import AnnotationOptions, build_from_annotations
+from terse_aug.bank.readers.annotated_images import EMBEDDED, AnnotationOptions, build_from_annotations
 
 SHARED_IMAGE = "image belongs to another annotation file"
 """Reason to reject the objects of an annotation file."""
+SHOWS_NO_OBJECT = "shape is a line or a point, which shows no object"
+"""Reason to reject a shape."""
 
 
 @dataclass
@@ -30,6 +34,7 @@ class AnnotationCollector:
     log: BuildLog = field(default_factory=BuildLog)
     _images: list[dict[str, Any]] = field(default_factory=list)
     _objects: list[dict[str, Any]] = field(default_factory=list)
+    _groups: dict[Any, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def with_names(cls, names: Sequence[str] | None) -> AnnotationCollector:
@@ -40,10 +45,13 @@ class AnnotationCollector:
             raise ValueError(f"expected a list of class names, each once, got {names!r}")
         return cls({name: label for label, name in enumerate(names, 1)})
 
-    def add_image(self, name: str, height: int | None = None, width: int | None = None) -> int:
-        """Add an image; returns its number."""
+    def add_image(
+        self, name: str, height: int | None = None, width: int | None = None, embedded_in: Path | None = None
+    ) -> int:
+        """Add an image, which may be in a JSON file as ``imageData``; returns its number."""
         size = {"height": height, "width": width} if height and width else {}
-        self._images.append({"id": len(self._images), "file_name": name, **size})
+        place = {} if embedded_in is None else {EMBEDDED: embedded_in}
+        self._images.append({"id": len(self._images), "file_name": name, **size, **place})
         return len(self._images) - 1
 
     def add_object(self, image: int, category: str, number: int | str, **shape: Any) -> None:
@@ -53,6 +61,20 @@ class AnnotationCollector:
             return
         known = {key: value for key, value in shape.items() if value is not None}
         self._objects.append({"id": number, "image_id": image, "category": category, "iscrowd": 0} | known)
+
+    def add_part(self, image: int, category: str, group: Any, number: int | str, **shape: Any) -> None:
+        """Add an object, or a part of it if one of its image and category has the same group; ``None`` for no group.
+
+        Polygons and masks of a group are its mask. A box that holds all of them is the box of the object; another box
+        beside them is a part of its mask.
+        """
+        if group is None or (self.names is not None and category not in self.names):
+            self.add_object(image, category, number, **shape)
+        elif (known := self._groups.get((image, category, group))) is None:
+            self.add_object(image, category, number, parts=[shape])
+            self._groups[image, category, group] = self._objects[-1]
+        else:
+            known["parts"].append(shape)
 
     def reject(self, reason: str, where: str, image: int, **shape: Any) -> None:
         """Count an object of an image that cannot be used; ``bbox`` and ``segmentation`` as far as they are known."""
@@ -65,6 +87,19 @@ class AnnotationCollector:
             if entry["image_id"] in images:
                 self.reject(reason, f"{images[entry['image_id']]}, object {entry['id']}", entry["image_id"])
         self._objects = [entry for entry in self._objects if entry["image_id"] not in images]
+
+    def reject_shared_images(self, files_of_image: Mapping[str, Sequence[tuple[int, Path]]]) -> None:
+        """Reject images that annotation files of several subfolders share because their own are missing.
+
+        ``files_of_image`` has, by image, the number of each and the file that annotates it.
+        """
+        used = self.images_with_objects()
+        shared: dict[int, str] = {}
+        for files in files_of_image.values():
+            with_objects = [(number, file) for number, file in files if number in used]
+            if len({file.parent for _, file in with_objects}) > 1:
+                shared |= {number: file.as_posix() for number, file in with_objects}
+        self.reject_images(shared, SHARED_IMAGE)
 
     def images_with_objects(self) -> set[int]:
         """Numbers of the images that have objects."""
@@ -86,6 +121,9 @@ class AnnotationCollector:
         if not self._objects:
             why = "; ".join(line.strip() for line in self.log.rejected.lines()) or "there is none"
             raise ValueError(f"{name}: expected annotated objects, found none that can be read: {why}")
+        for entry in self._groups.values():
+            entry.update(join_parts(entry.pop("parts")))
+        self._groups.clear()
         labels = self.names
         if labels is None:
             labels = {own: label for label, own in enumerate(sorted({own["category"] for own in self._objects}), 1)}
@@ -97,6 +135,63 @@ class AnnotationCollector:
         data = CocoAnnotations.parse(content, name)
         record = {"from": kind, "annotations": name}
         return build_from_annotations(data, folder, out, record, options, self.log)
+
+
+def join_parts(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One ``segmentation``, ``bbox``, or both, of the parts of an object, which have one of them each."""
+    masks: list[Any] = []
+    for part in parts:
+        own = part.get("segmentation") or []
+        masks += own if isinstance(own, list) else [own]
+    boxes = [part["bbox"] for part in parts if part.get("bbox") is not None]
+    if not masks:
+        return {"bbox": _around(boxes)} if boxes else {}
+    if not boxes:
+        return {"segmentation": masks}
+    extents = [extent for mask in masks if (extent := _extent(mask)) is not None]
+    around = _around(extents) if extents else None
+    holding = [box for box in boxes if around is not None and _holds(box, around)]
+    masks += [box_to_polygon(*box) for box in boxes if box not in holding]
+    return {"segmentation": masks} | ({"bbox": holding[0]} if len(holding) == len(boxes) == 1 else {})
+
+
+def _extent(mask: Any) -> list[float] | None:
+    """The box of a polygon or of a mask in run lengths; ``None`` if it is broken or empty."""
+    if isinstance(mask, list):
+        return around_points(mask) if len(mask) > 1 else None
+    try:
+        tight = tight_box(segmentation_to_mask(mask, *mask["size"]))
+    except RejectedObject:
+        return None
+    return None if tight is None else [*map(float, tight)]
+
+
+def around_points(points: Sequence[float]) -> list[float]:
+    """The box, x, y, width, height, around points x, y, x, y, ..."""
+    xs, ys = points[::2], points[1::2]
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+
+
+def _around(boxes: Sequence[Sequence[float]]) -> list[float]:
+    left, top = min(box[0] for box in boxes), min(box[1] for box in boxes)
+    right, bottom = max(box[0] + box[2] for box in boxes), max(box[1] + box[3] for box in boxes)
+    return [left, top, right - left, bottom - top]
+
+
+def _holds(outer: Sequence[float], inner: Sequence[float]) -> bool:
+    """Whether a box holds another, up to two pixels, as drawn by hand."""
+    both = _around([outer, inner])
+    return both[2] <= outer[2] + 2 and both[3] <= outer[3] + 2
+
+
+def box_to_polygon(x: float, y: float, width: float, height: float, angle: float = 0.0) -> list[float]:
+    """The corners of a box: x, y, width, height in px, and its rotation about its centre in radians, clockwise."""
+    across, down = (math.cos(angle), math.sin(angle)), (-math.sin(angle), math.cos(angle))
+    points: list[float] = []
+    for right, below in ((-1, -1), (1, -1), (1, 1), (-1, 1)):
+        for middle, along, other in zip((x + width / 2, y + height / 2), across, down, strict=True):
+            points.append(middle + right * width / 2 * along + below * height / 2 * other)
+    return points
 
 
 def points_to_polygon(points: Any) -> list[float]:

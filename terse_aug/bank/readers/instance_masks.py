@@ -1,90 +1,224 @@
-"""Images and instance masks of the same names, as in Penn-Fudan."""
+"""Images and masks of the same names, as in Penn-Fudan: numbers, colours, or black and white."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from terse_aug.bank.build.chunks import Source
 from terse_aug.bank.build.pipeline import BuildOptions
 from terse_aug.bank.build.report import BuildLog, BuildReport, RejectedSample
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
-from terse_aug.bank.inputs.folders import ListedImage, check_folders, find_images
+from terse_aug.bank.inputs.folders import ListedImage, check_folders, class_labels, find_images
 from terse_aug.bank.inputs.image_list import ImageList
-from terse_aug.bank.inputs.images import read_image_like, read_index_mask
-from terse_aug.bank.inputs.masks import MaskInFile
+from terse_aug.bank.inputs.images import read_image_like
+from terse_aug.bank.inputs.label_map import LabelMap
+from terse_aug.bank.inputs.mask_files import ObjectNumbers, most_are_dark, read_object_numbers
+from terse_aug.bank.inputs.masks import segmentation_as_json
 from terse_aug.bank.readers.other_formats import names_other_formats
 from terse_aug.structures.foreground import Foreground
 
-_LABEL = 1
+NO_CLASSES = (
+    *("train", "training", "val", "valid", "validation", "test", "testing", "all", "data", "default"),
+    *("images", "image", "imgs", "img", "jpegimages", "pngimages", "photos", "photographs", "masks", "mask"),
+)
+"""Names of folders that are no classes."""
+_UNNAMED = "object"
 
 
 @names_other_formats
 def build_from_masks(
-    images: str | Path, masks: str | Path, out: str | Path, *, category: str = "person", **options: Any
+    images: str | Path,
+    masks: str | Path,
+    out: str | Path,
+    *,
+    category: str | None = None,
+    split: bool = False,
+    label_map: str | Path | None = None,
+    class_masks: str | Path | None = None,
+    names: Sequence[str] | None = None,
+    **options: Any,
 ) -> BuildReport:
     """Build a bank from a folder of images and one of instance masks of the same names (Penn-Fudan).
 
     Both folders may be the same if masks have the ``_mask``; masks may lie in the same subfolders or in none. In a
-    mask, 0 is background and every other number one object. ``rules.min_box_agreement`` has no effect.
+    mask, 0 or black is background, and every other number or colour one object. In a mask of two values the object may
+    be dark on white: what has most of the border is background, as in most masks of the folder.
+    ``rules.min_box_agreement`` has no effect.
 
     Args:
         images: folder of images NAME.png, of any image format.
-        masks: folder of masks NAME_mask.png or NAME.png: one integer channel, or a palette whose indices count.
+        masks: folder of masks NAME_mask.png or NAME.png: one integer channel, a palette whose indices count, or RGB.
         out: the bank to write.
-        category: class of all objects; its label is 1.
+        category: class of all objects; by default that of the label map, or else the subfolder that an image lies in
+            (of other names than train, val, test or images), or else object.
+        split: make connected parts of a number or colour objects of their own, as for semantic masks.
+        label_map: text file of the classes of colours or numbers, which makes the masks semantic: lines NAME:R,G,B as
+            in CVAT's labelmap.txt, or names with numbers. It is found by itself beside a folder SegmentationClass.
+        class_masks: folder of semantic masks of the same names, for the classes of objects; by default
+            SegmentationClass beside SegmentationObject.
+        names: classes of the label map to use, labelled 1, 2, ... in this order; by default all.
         options: see :class:`BuildOptions`.
 
     Raises:
-        FileNotFoundError: a folder does not exist.
-        FileExistsError, ValueError, OSError: as :class:`BuildOptions`.
+        FileNotFoundError: a folder or the label map does not exist.
+        ValueError: class masks or names without a label map, or one that cannot be read; and as :class:`BuildOptions`.
     """
     settings = BuildOptions.checked(out, options)
     image_folder, mask_folder = Path(images), Path(masks)
-    check_folders(image_folder, mask_folder, content="images")
+    class_folder, map_path = _find_classes(mask_folder, class_masks, label_map, category)
+    check_folders(image_folder, mask_folder, class_folder, content="images")
+    classes = None if map_path is None else LabelMap.read(map_path)
+    if classes is None and (class_folder is not None or names is not None):
+        raise ValueError("expected a label map (--label-map) with class masks or names, which it gives the classes of")
     log, rules = BuildLog(), settings.rules
-    items, _ = find_images(image_folder, mask_folder, ImageList(settings.image_list), log)
-    record = {"from": "masks", "images": image_folder.name, **vars(rules)}
-    return settings.build(out, Source(items, _Extractor(rules), record, log), record, {_LABEL: category})
+    found, all_images = find_images(image_folder, mask_folder, ImageList(settings.image_list), log)
+    label_of: dict[Path, int] = {}
+    if category is not None:
+        label_of, categories = dict.fromkeys(all_images, 1), {1: category}
+    elif classes is None:
+        label_of, categories = class_labels(image_folder, all_images, _UNNAMED, NO_CLASSES)
+    else:
+        categories = dict(enumerate(classes.class_names() if names is None else names, 1))
+    items = [_Item(image, label_of.get(image.path), _class_mask(image, mask_folder, class_folder)) for image in found]
+    dark = most_are_dark([image.mask for image in found if image.mask is not None])
+    record = {"from": "masks", "images": image_folder.name, "split": split, "dark": dark, **vars(rules)}
+    known = None if classes is None else _Classes(classes, {name: label for label, name in categories.items()})
+    extractor = _Extractor(rules, known, known is not None and class_folder is None, split, dark)
+    source = Source(items, extractor, record | {"classes": classes and sorted(classes.names.items())}, log)
+    return settings.build(out, source, record, categories)
+
+
+def _find_classes(
+    masks: Path, class_masks: str | Path | None, label_map: str | Path | None, category: str | None
+) -> tuple[Path | None, Path | None]:
+    """The folder of class masks and the label map, as given or, in the layout of Pascal VOC, as found."""
+    folder, path = (None if given is None else Path(given) for given in (class_masks, label_map))
+    if category is not None and (folder or path):
+        raise ValueError("expected category or label_map, got both: the label map names the classes")
+    beside = masks.parent / "labelmap.txt"
+    if category is None and path is None and beside.is_file() and (folder or masks.name.startswith("Segmentation")):
+        path = beside
+    by_class = masks.with_name("SegmentationClass")
+    if path is not None and folder is None and masks.name == "SegmentationObject" and by_class.is_dir():
+        folder = by_class
+    return folder, path
+
+
+def _class_mask(image: ListedImage, masks: Path, class_masks: Path | None) -> Path | None:
+    assert image.mask is not None
+    return None if class_masks is None else class_masks / image.mask.relative_to(masks)
+
+
+class _Item(NamedTuple):
+    """An image with its mask, its class if all its objects have one, and its semantic mask."""
+
+    image: ListedImage
+    label: int | None
+    class_mask: Path | None
+
+
+@dataclass(frozen=True)
+class _Classes:
+    """Classes by numbers of semantic masks."""
+
+    map: LabelMap
+    labels: dict[str, int]
+
+    def label(self, number: int) -> int:
+        """The label of a number; rejects one without."""
+        name = self.map.names.get(number)
+        if self.map.is_background(number):
+            raise RejectedObject("class mask shows background")
+        if name is None:
+            raise RejectedObject("number or colour is not in the label map")
+        if name not in self.labels:
+            raise RejectedObject("class is not in `names`")
+        return self.labels[name]
 
 
 @dataclass(frozen=True)
 class _Extractor:
-    """Extracts the objects of pairs of image and mask."""
+    """Extracts the objects of pairs of image and mask.
+
+    Masks are ``semantic`` if their numbers are classes, not objects.
+    """
 
     rules: ExtractionRules
+    classes: _Classes | None
+    semantic: bool
+    split: bool
+    dark: bool
 
-    def files(self, item: ListedImage) -> tuple[Path, Path]:
-        """Both files."""
-        assert item.mask is not None
-        return item.path, item.mask
+    def files(self, item: _Item) -> list[Path]:
+        """The image and its masks."""
+        return [path for path in (item.image.path, item.image.mask, item.class_mask) if path is not None]
 
-    def objects(self, item: ListedImage, log: BuildLog) -> Iterator[Foreground]:
+    def objects(self, item: _Item, log: BuildLog) -> Iterator[Foreground]:
         """The foregrounds of an image."""
-        image_path, mask_path = self.files(item)
+        path, name = item.image.path, item.image.name
         try:
-            numbers = read_index_mask(mask_path)
-            image = read_image_like(image_path, *numbers.shape)
+            image, mask, semantic = self._read(item, log)
         except ValueError as error:
             log.drop("image or mask cannot be read", str(error))
             return
-        if image.shape[:2] != numbers.shape:
-            sizes = "image {}x{}, mask {}x{}".format(*image.shape[:2], *numbers.shape)
-            where = f"{item.name}: {sizes}"
-            log.drop("image and mask differ in size", where, shown=RejectedSample(image_path, where))
+        except RejectedObject as reason:
+            where = str(reason.__cause__ or name)
+            log.drop(str(reason), where, shown=RejectedSample(path, where))
             return
-        objects = [number for number in np.unique(numbers).tolist() if number]
+        objects = list(self._parts(mask))
         if not objects:
-            log.drop("mask has no object", mask_path.name, shown=RejectedSample(image_path, mask_path.name))
-        for number in objects:
-            source = f"{item.name}#{number}"
-            mask = (numbers == number).astype(np.uint8)
+            where = item.image.mask.name if item.image.mask is not None else name
+            log.drop("mask has no object", where, shown=RejectedSample(path, where))
+        for number, own_name, part in objects:
+            source = f"{name}#{own_name}"
             try:
-                yield extract_from_image(image, mask, Annotation(_LABEL, source), self.rules)
+                label = self._label(item, number, part, semantic)
+                yield extract_from_image(image, part, Annotation(label, source), self.rules)
             except RejectedObject as reason:
-                shown = RejectedSample(image_path, source, segmentation=MaskInFile(mask_path, number))
+                shown = RejectedSample(path, source, segmentation=segmentation_as_json(part))
                 log.drop(str(reason), source, shown=shown)
+
+    def _read(self, item: _Item, log: BuildLog) -> tuple[NDArray[np.uint8], ObjectNumbers, NDArray[np.int32] | None]:
+        """Pixels, mask, and semantic mask."""
+        assert item.image.mask is not None
+        colors = self.classes is not None and self.classes.map.colors
+        mask = read_object_numbers(item.image.mask, colors and self.semantic)
+        if not self.semantic:
+            mask, repair = mask.with_object_white(self.dark)
+            log.repair([repair] if repair else [], item.image.name)
+        image = read_image_like(item.image.path, *mask.numbers.shape)
+        semantic = None if item.class_mask is None else read_object_numbers(item.class_mask, colors).numbers
+        for other in (mask.numbers, semantic):
+            if other is not None and image.shape[:2] != other.shape:
+                sizes = "image {}x{}, mask {}x{}".format(*image.shape[:2], *other.shape)
+                raise RejectedObject("image and mask differ in size") from ValueError(f"{item.image.name}: {sizes}")
+        return image, mask, semantic
+
+    def _parts(self, mask: ObjectNumbers) -> Iterator[tuple[int, str, NDArray[np.uint8]]]:
+        """Number, name and mask, uint8 0 and 1, of each object."""
+        for number in np.unique(mask.numbers).tolist():
+            if self.classes.map.is_background(number) if self.classes and self.semantic else number == 0:
+                continue
+            whole = (mask.numbers == number).astype(np.uint8)
+            if not self.split:
+                yield number, str(number), whole
+                continue
+            count, parts = cv2.connectedComponents(whole, connectivity=8)
+            for part in range(1, count):
+                yield number, f"{number}.{part}", (parts == part).astype(np.uint8)
+
+    def _label(self, item: _Item, number: int, part: NDArray[np.uint8], semantic: NDArray[np.int32] | None) -> int:
+        if self.classes is None:
+            assert item.label is not None
+            return item.label
+        if semantic is not None:
+            found, counts = np.unique(semantic[part > 0], return_counts=True)
+            number = int(found[counts.argmax()])
+        return self.classes.label(number)

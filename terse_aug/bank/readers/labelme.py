@@ -24,14 +24,19 @@ from terse_aug.bank.inputs.masks import segmentation_as_json
 from terse_aug.bank.inputs.repair import TEXT_NUMBER, Malformed, Repairs, as_number, class_name, contains_text
 from terse_aug.bank.readers.annotated_images import AnnotationOptions
 from terse_aug.bank.readers.annotation_collector import (
-    SHARED_IMAGE,
+    SHOWS_NO_OBJECT,
     AnnotationCollector,
+    around_points,
     ellipse_to_polygon,
     points_to_polygon,
 )
 from terse_aug.bank.readers.other_formats import names_other_formats
 
 _MAX_SIDE = 2**15
+_NO_CLASSES = ("__ignore__", "_background_")
+"""Labels of LabelMe for regions to ignore, and for what is no object."""
+_QUADRILATERALS = ("rotation", "quadrilateral", "oriented_rectangle")
+"""Kinds of shapes with four corners, of LabelMe and X-AnyLabeling."""
 
 
 @names_other_formats
@@ -45,8 +50,9 @@ def build_from_labelme(
 ) -> BuildReport:
     """Build a bank from LabelMe's JSON files: polygons, circles and masks have masks, rectangles boxes only.
 
-    Polygons and circles of one label with the same ``group_id`` are one object in several parts. Lines and points are
-    rejected.
+    Rotated rectangles and quadrilaterals are polygons. Shapes of one label with the same ``group_id`` are one object in
+    several parts. Lines, points, and shapes labelled ``__ignore__`` or ``_background_`` are rejected. An image that is
+    in the JSON file (``imageData``) is used if there is no file of it.
 
     Args:
         folder: folder of the JSON files, searched at any depth.
@@ -76,11 +82,15 @@ def build_from_labelme(
             continue
         size = _size(content)
         name, is_substitute = _find_image(path, content, folder, images)
-        number = collector.add_image(name, *(size or ()))
+        # The image in the JSON file is its own; a file of another folder may not be.
+        is_embedded = bool(content.get("imageData")) and (is_substitute or not is_file((images or folder) / name))
+        is_substitute &= not is_embedded
+        height, width = size or (None, None)
+        number = collector.add_image(name, height, width, path if is_embedded else None)
         _read_shapes(content["shapes"], number, size, path.name, collector)
         if is_substitute:
             files_of_image[name].append((number, path.relative_to(folder)))
-    _reject_shared_images(files_of_image, collector)
+    collector.reject_shared_images(files_of_image)
     return collector.build("labelme", folder.name, images or folder, out, settings)
 
 
@@ -100,17 +110,6 @@ def _find_image(path: Path, content: dict[str, Any], folder: Path, images: Path 
     return name, base != bases[0]
 
 
-def _reject_shared_images(files_of_image: dict[str, list[tuple[int, Path]]], collector: AnnotationCollector) -> None:
-    """Reject images that JSON files of several subfolders share because their own are missing."""
-    used = collector.images_with_objects()
-    shared: dict[int, str] = {}
-    for files in files_of_image.values():
-        with_objects = [(number, file) for number, file in files if number in used]
-        if len({file.parent for _, file in with_objects}) > 1:
-            shared |= {number: file.as_posix() for number, file in with_objects}
-    collector.reject_images(shared, SHARED_IMAGE)
-
-
 def _size(content: dict[str, Any]) -> tuple[int, int] | None:
     try:
         height, width = int(as_number(content.get("imageHeight"))), int(as_number(content.get("imageWidth")))
@@ -122,12 +121,13 @@ def _size(content: dict[str, Any]) -> tuple[int, int] | None:
 def _read_shapes(
     shapes: list[Any], image: int, size: tuple[int, int] | None, file: str, collector: AnnotationCollector
 ) -> None:
-    groups: dict[Any, list[list[float]]] = {}
     for row, shape in enumerate(shapes, 1):
         where = f"{file}, shape {row}"
         repairs: Repairs = set()
         try:
             label = class_name(shape.get("label") if isinstance(shape, dict) else None, repairs)
+            if label in _NO_CLASSES:
+                raise Malformed(f"marked as no object ({label})")
             converted = _convert(shape, size)
         except Malformed as reason:
             collector.reject(str(reason), where, image)
@@ -135,14 +135,9 @@ def _read_shapes(
         if any(contains_text(point) for point in shape["points"]):
             repairs.add(TEXT_NUMBER)
         collector.log.repair(repairs, where)
-        group, polygons = shape.get("group_id"), converted.get("segmentation")
-        if not isinstance(group, int | str) or group == "" or not isinstance(polygons, list):
-            collector.add_object(image, label, row, **converted)
-        elif (label, group) in groups:
-            groups[label, group].extend(polygons)
-        else:
-            groups[label, group] = polygons
-            collector.add_object(image, label, row, segmentation=polygons)
+        group = shape.get("group_id")
+        group = group if isinstance(group, int | str) and group != "" else None
+        collector.add_part(image, label, group, row, **converted)
 
 
 def _convert(shape: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
@@ -151,8 +146,13 @@ def _convert(shape: dict[str, Any], size: tuple[int, int] | None) -> dict[str, A
     points = points_to_polygon(shape.get("points"))
     if kind == "polygon":
         return {"segmentation": [points]}
-    if kind == "rectangle" and len(points) == 8:  # all four corners
-        points = [min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2])]
+    if kind in _QUADRILATERALS or (kind == "rectangle" and len(points) == 8 and not _is_upright(points)):
+        if len(points) != 8:
+            raise Malformed(f"{kind} is not four points")
+        return {"segmentation": [points]}
+    if kind == "rectangle" and len(points) == 8:
+        left, top, width, height = around_points(points)
+        points = [left, top, left + width, top + height]
     if kind in ("rectangle", "circle", "mask") and len(points) != 4:
         raise Malformed(f"{kind} is not two points")
     if kind == "rectangle":
@@ -164,8 +164,18 @@ def _convert(shape: dict[str, Any], size: tuple[int, int] | None) -> dict[str, A
     if kind == "mask":
         return {"segmentation": _decode_mask(shape.get("mask"), points, size)}
     if kind in ("line", "linestrip", "point", "points"):
-        raise Malformed("shape is a line or a point, which shows no object")
+        raise Malformed(SHOWS_NO_OBJECT)
     raise Malformed("shape of an unknown kind")
+
+
+def _is_upright(points: list[float]) -> bool:
+    """Whether four corners are those of their box, each once, up to a pixel."""
+    left, top, width, height = around_points(points)
+    corners = [(u, v) for u in (left, left + width) for v in (top, top + height)]
+    found: set[tuple[float, float]] = set()
+    for x, y in zip(points[::2], points[1::2], strict=True):
+        found |= {(u, v) for u, v in corners if max(abs(x - u), abs(y - v)) <= 1}
+    return len(found) == 4
 
 
 def _decode_mask(encoded: Any, points: list[float], size: tuple[int, int] | None) -> Any:

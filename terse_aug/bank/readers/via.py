@@ -14,7 +14,12 @@ from terse_aug.bank.build.report import BuildReport
 from terse_aug.bank.inputs.folders import check_folders
 from terse_aug.bank.inputs.repair import TEXT_NUMBER, Malformed, Repairs, as_number, class_name, contains_text
 from terse_aug.bank.readers.annotated_images import AnnotationOptions
-from terse_aug.bank.readers.annotation_collector import AnnotationCollector, ellipse_to_polygon, points_to_polygon
+from terse_aug.bank.readers.annotation_collector import (
+    SHOWS_NO_OBJECT,
+    AnnotationCollector,
+    ellipse_to_polygon,
+    points_to_polygon,
+)
 from terse_aug.bank.readers.other_formats import names_other_formats
 
 
@@ -37,7 +42,8 @@ def build_from_via(
         images: folder of the images.
         out: the bank to write.
         attribute: attribute of the regions whose value is the class (of a checkbox the only option that is set); by
-            default the one with most values. If no attribute has a value, the class is ``object``.
+            default the one with most values. If no attribute has a value, the class is the one of ``categories``
+            (--category), or else ``object``.
         names: class names, labelled 1, 2, ... in this order; by default those that occur, sorted.
         options: see :class:`AnnotationOptions`.
 
@@ -59,12 +65,14 @@ def build_from_via(
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         raise ValueError(f"{file}: expected an export of VIA (JSON or CSV of version 1 or 2): {error!r}") from error
     class_attribute = _class_attribute(attribute, [region for _, regions in entries for region in regions], file)
+    category = _category_without_attribute(settings) if class_attribute is None else ""
     for name, regions in entries:
         image = collector.add_image(name)
         for row, region in enumerate(regions, 1):
             repairs: Repairs = set()
             try:
-                collector.add_object(image, _class(region, class_attribute, repairs), row, **_convert(region, repairs))
+                label = category or _class(region, class_attribute, repairs)
+                collector.add_object(image, label, row, **_convert(region, repairs))
             except Malformed as reason:
                 collector.reject(str(reason), f"{name}, region {row}", image)
             else:
@@ -126,9 +134,16 @@ def _attributes(region: Any) -> Mapping[str, Any]:
     return attributes if isinstance(attributes, Mapping) else {}
 
 
+def _category_without_attribute(options: AnnotationOptions) -> str:
+    """The class of all regions where no attribute has one."""
+    names = options.categories
+    names = [names] if isinstance(names, str) else ["object"] if names is None else list(names)
+    if len(names) != 1:
+        raise ValueError(f"no region has an attribute with its class: expected one category (--category), got {names}")
+    return names[0]
+
+
 def _class(region: Any, attribute: str | None, repairs: Repairs) -> str:
-    if attribute is None:
-        return "object"
     if attribute not in _attributes(region):
         raise Malformed("region without the attribute of the class")
     value = region["region_attributes"][attribute]
@@ -161,4 +176,4 @@ def _convert(region: Any, repairs: Repairs) -> dict[str, Any]:
     if kind == "ellipse":
         x, y, radius_x, radius_y = (as_number(shape.get(key)) for key in ("cx", "cy", "rx", "ry"))
         return {"segmentation": [ellipse_to_polygon(x, y, radius_x, radius_y, as_number(shape.get("theta", 0)))]}
-    raise Malformed("shape is a line or a point, which shows no object")
+    raise Malformed(SHOWS_NO_OBJECT)

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from terse_aug.bank.build.report import BuildReport
-from terse_aug.bank.inputs.images import is_file
+from terse_aug.bank.extract import box_iou, tight_box
+from terse_aug.bank.inputs.images import is_color_image
+from terse_aug.bank.inputs.mask_files import color_number, read_object_numbers
 from terse_aug.bank.inputs.masks import MaskInFile
 from terse_aug.bank.inputs.repair import SWAPPED_CORNERS, Malformed, Repairs, as_number, class_name
 from terse_aug.bank.readers.annotated_images import AnnotationOptions
-from terse_aug.bank.readers.annotation_collector import SHARED_IMAGE, AnnotationCollector
+from terse_aug.bank.readers.annotation_collector import (
+    SHARED_IMAGE,
+    AnnotationCollector,
+    around_points,
+    box_to_polygon,
+)
 from terse_aug.bank.readers.other_formats import names_other_formats
+from terse_aug.bank.readers.voc_layout import VocLayout, has_own_file
 
-_FOLDERS = ("Annotations", "JPEGImages", "SegmentationObject")
-_LIST_FOLDERS = ("Main", "Segmentation", "Layout")
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".webp", ".tif", ".tiff")
+_LEAST_AGREEMENT = 0.5
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 @names_other_formats
@@ -25,22 +35,30 @@ def build_from_voc(
     root: str | Path,
     out: str | Path,
     *,
+    annotations: str | Path | None = None,
+    images: str | Path | None = None,
     split: str | None = None,
     difficult: bool = False,
     names: Sequence[str] | None = None,
     **options: Any,
 ) -> BuildReport:
-    """Build a bank from a folder in the layout of Pascal VOC (VOC2012 devkit, section 3).
+    """Build a bank from a folder in the layout of Pascal VOC (VOC2012 devkit, section 3), or with other folder names.
 
-    The n-th object of ``Annotations/NAME.xml`` is the one of number n in ``SegmentationObject/NAME.png``, if there is
-    such a file; else it has a box only. Boxes count from 1 and include their last pixel. Masks that disagree with their
-    box are rejected (``rules.min_box_agreement``).
+    The n-th object of ``Annotations/NAME.xml`` is the one of number n, or of VOC's n-th colour, in
+    ``SegmentationObject/NAME.png``, if there is such a file; else it has a box only. Boxes count from 1 and include
+    their last pixel. Rotated boxes (``robndbox``) and polygons have masks. Masks that disagree with their box are
+    rejected (``rules.min_box_agreement``); colours are then searched for the object of the box.
 
     Args:
         root: folder with Annotations, JPEGImages and, for masks, SegmentationObject.
         out: the bank to write.
-        split: a list in ImageSets/Main (or else Segmentation or Layout), such as train, or with its folder, such as
-            Segmentation/train; all images by default. Images that the list of a class marks with -1 are not used.
+        annotations: folder of the XML files, at any depth; by default Annotations, xmls or labels in any capitals, or
+            else the root.
+        images: folder of the images, in the same subfolders or in none; by default JPEGImages, images or imgs in any
+            capitals, or else beside the XML files.
+        split: a list in ImageSets/Main (or else Segmentation, Layout, or the root), such as train, or with its folder,
+            such as Segmentation/train; all images by default. Images that the list of a class marks with -1 are not
+            used.
         difficult: use objects that are marked as difficult.
         names: class names, labelled 1, 2, ... in this order; by default those that occur, sorted.
         options: see :class:`AnnotationOptions`.
@@ -51,94 +69,111 @@ def build_from_voc(
     """
     settings = AnnotationOptions.checked(out, options)
     root = Path(root)
-    annotations, images, masks = (root / name for name in _FOLDERS)
-    for folder in (annotations, images):
-        if not folder.is_dir():
-            raise FileNotFoundError(f"expected a folder in the layout of Pascal VOC, {root} has no {folder.name}")
+    layout = VocLayout.find(root, *(None if given is None else Path(given) for given in (annotations, images)))
     collector = AnnotationCollector.with_names(names)
-    for path in _xml_files(root, annotations, split, collector):
+    files_of_image: dict[str, list[tuple[int, Path]]] = defaultdict(list)
+    used = set()
+    for path in layout.xml_files(split, collector.log):
         try:
             tree = ElementTree.parse(path).getroot()
         except (ElementTree.ParseError, UnicodeDecodeError, OSError, LookupError, ValueError) as error:
             collector.log.drop("XML file cannot be read", f"{path.name}: {error}")
             continue
-        mask = masks / f"{path.stem}.png"
-        _read_objects(tree, path, images, mask if is_file(mask) else None, difficult, collector)
-    return collector.build("voc", root.name, images, out, settings)
-
-
-def _xml_files(root: Path, annotations: Path, split: str | None, collector: AnnotationCollector) -> list[Path]:
+        if tree.tag != "annotation" and tree.find("object") is None:
+            source = "CVAT, which source cvat reads" if tree.tag == "annotations" else "another format than VOC's"
+            collector.log.drop(f"XML file of {source}", path.name)
+            continue
+        name, image, is_substitute = _read_objects(tree, path, layout, difficult, collector)
+        used.add(name)
+        if is_substitute:
+            files_of_image[name].append((image, path.relative_to(layout.annotations)))
+    collector.reject_shared_images(files_of_image)
     if split is None:
-        return sorted(annotations.glob("*.xml"))
-    lists = [root / "ImageSets" / folder / f"{split}.txt" for folder in ([""] if "/" in split else _LIST_FOLDERS)]
-    path = next((path for path in lists if is_file(path)), None)
-    if path is None:
-        raise FileNotFoundError(f"expected one of {', '.join(str(path) for path in lists)}, found none")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    names = [line if is_file(annotations / f"{line}.xml") else _listed_name(line) for line in lines]
-    files = []
-    for name in dict.fromkeys(name for name in names if name):
-        if is_file(path := annotations / f"{name}.xml"):
-            files.append(path)
-        else:
-            collector.log.drop("image of the split has no XML file", name)
-    return files
-
-
-def _listed_name(line: str) -> str:
-    """The name on a line of a list, which may contain a space; empty if the image does not show the list's class."""
-    parts = line.rsplit(maxsplit=1)
-    if len(parts) == 2 and parts[1] in ("-1", "0", "1"):
-        return "" if parts[1] == "-1" else parts[0].strip()
-    return line
+        layout.count_unused(used, collector.log)
+    return collector.build("voc", root.name, layout.images, out, settings)
 
 
 def _read_objects(
-    tree: ElementTree.Element,
-    path: Path,
-    images: Path,
-    mask: Path | None,
-    difficult: bool,
-    collector: AnnotationCollector,
-) -> None:
+    tree: ElementTree.Element, path: Path, layout: VocLayout, difficult: bool, collector: AnnotationCollector
+) -> tuple[str, int, bool]:
+    """Add an image with its objects; returns its name and number, and whether it is of another subfolder."""
     written_name = (tree.findtext("filename") or "").strip()
-    name = _image_name(path, written_name, images)
-    if written_name and name != written_name:
+    name, is_substitute = layout.image(path, written_name)
+    if written_name and Path(name).name != Path(written_name).name:
         collector.log.repair(["image has the name of its XML file and not that in it"], path.name)
     image = collector.add_image(name, _side(tree, "height"), _side(tree, "width"))
-    has_own_file = _has_own_file(name, path)
+    belongs_to_other = has_own_file(name, path)
+    mask = layout.mask(path)
+    masks = None if mask is None else _InstanceMask(mask)
     for row, entry in enumerate(tree.findall("object"), 1):
         where = f"{path.name}, object {row}"
         repairs: Repairs = set()
-        if has_own_file:
+        if belongs_to_other:
             collector.reject(SHARED_IMAGE, where, image)
             continue
         try:
-            category, box = class_name(entry.findtext("name"), repairs), _box(entry, repairs)
+            category, shape = class_name(entry.findtext("name"), repairs), _shape(entry, repairs)
         except Malformed as reason:
             collector.reject(str(reason), where, image)
             continue
         if not difficult and (entry.findtext("difficult") or "0").strip() == "1":
-            collector.reject("marked as difficult", where, image, bbox=box)
+            collector.reject("marked as difficult", where, image, **shape)
             continue
         collector.log.repair(repairs, where)
-        collector.add_object(image, category, row, bbox=box, segmentation=mask and MaskInFile(mask, row))
+        if masks is not None:
+            box = shape.get("bbox") or around_points(shape["segmentation"][0])
+            shape = {"bbox": box, "segmentation": masks.find(row, box) or shape.get("segmentation")}
+        collector.add_object(image, category, row, **shape)
+    return name, image, is_substitute
 
 
-def _image_name(path: Path, written_name: str, images: Path) -> str:
-    """The name in the XML file; or that of the file itself, if the written one does not exist, as in exports of another
-    machine, or belongs to another XML file that this one is a copy of.
-    """
-    if written_name and is_file(images / written_name) and not _has_own_file(written_name, path):
-        return written_name
-    own_names = (f"{path.stem}{suffix}" for suffix in _SUFFIXES)
-    return next((name for name in own_names if is_file(images / name)), written_name or f"{path.stem}.jpg")
+class _InstanceMask:
+    """A file with the masks of all objects of an image, by numbers or, as CVAT writes it, by colours."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._boxes: dict[int, list[float]] | None = None
+        self._claimed: set[int] = set()
+        if is_color_image(path):
+            self._boxes = _boxes_by_color(path)
+
+    def find(self, row: int, box: list[float]) -> MaskInFile | None:
+        """The mask of the n-th object: number n; of colours, the n-th if it fits the box, or else the best that does.
+
+        CVAT's XML files list boxes only, so that their numbers may differ.
+        """
+        if self._boxes is None:
+            return MaskInFile(self._path, row)
+        agreements = {
+            color: box_iou((own[0], own[1], own[2], own[3]), (box[0], box[1], box[2], box[3]))
+            for color, own in self._boxes.items()
+            if color not in self._claimed
+        }
+        best = voc_color(row)
+        if agreements.get(best, 0) < _LEAST_AGREEMENT:
+            best = max(agreements, key=lambda color: agreements[color], default=best)
+        if agreements.get(best, 0) < _LEAST_AGREEMENT:
+            return None
+        self._claimed.add(best)
+        return MaskInFile(self._path, best, colors=True)
 
 
-def _has_own_file(image: str, path: Path) -> bool:
-    """Whether an image has an XML file of its name other than ``path``."""
-    stem = Path(image).stem
-    return stem != path.stem and is_file(path.with_name(f"{stem}.xml"))
+def _boxes_by_color(path: Path) -> dict[int, list[float]]:
+    try:
+        numbers = read_object_numbers(path, colors=True).numbers
+    except ValueError:
+        return {}
+    boxes = ((color, tight_box((numbers == color).astype(np.uint8))) for color in np.unique(numbers).tolist() if color)
+    return {color: [*map(float, box)] for color, box in boxes if box is not None}
+
+
+def voc_color(number: int) -> int:
+    """The colour of a number in Pascal VOC's colour map (VOClabelcolormap.m of the devkit), as R + 256 G + 65536 B."""
+    channels = [0, 0, 0]
+    for bit in range(8):
+        for channel in range(3):
+            channels[channel] |= (number >> (3 * bit + channel) & 1) << (7 - bit)
+    return color_number(*channels)
 
 
 def _side(tree: ElementTree.Element, name: str) -> int | None:
@@ -149,12 +184,32 @@ def _side(tree: ElementTree.Element, name: str) -> int | None:
         return None
 
 
-def _box(entry: ElementTree.Element, repairs: Repairs) -> list[float]:
-    corners = [entry.findtext(f"bndbox/{name}") for name in ("xmin", "ymin", "xmax", "ymax")]
-    if None in corners:
+def _shape(entry: ElementTree.Element, repairs: Repairs) -> dict[str, Any]:
+    """The shape of an object as ``segmentation`` or ``bbox`` of COCO; rotated boxes and polygons count from 0."""
+    if (polygon := entry.find("polygon")) is not None:
+        return {"segmentation": [_polygon(polygon)]}
+    rotated = entry.find("robndbox")
+    if rotated is not None:
+        x, y, width, height, angle = _numbers(rotated, ("cx", "cy", "w", "h", "angle"))
+        return {"segmentation": [box_to_polygon(x - width / 2, y - height / 2, width, height, angle)]}
+    box = entry.find("bndbox")
+    if box is None:
         raise Malformed("object without a box")
-    left, top, right, bottom = (as_number((corner or "").strip()) for corner in corners)
+    left, top, right, bottom = _numbers(box, _CORNERS)
     if left > right or top > bottom:
         repairs.add(SWAPPED_CORNERS)
     left, right, top, bottom = min(left, right), max(left, right), min(top, bottom), max(top, bottom)
-    return [left - 1, top - 1, right - left + 1, bottom - top + 1]
+    return {"bbox": [left - 1, top - 1, right - left + 1, bottom - top + 1]}
+
+
+def _numbers(entry: ElementTree.Element, names: Sequence[str]) -> list[float]:
+    texts = [entry.findtext(name) for name in names]
+    if None in texts:
+        raise Malformed("object without a box")
+    return [as_number((text or "").strip()) for text in texts]
+
+
+def _polygon(polygon: ElementTree.Element) -> list[float]:
+    """The points x1, y1, x2, y2, ..., as Roboflow writes them."""
+    count = sum(1 for child in polygon if child.tag.startswith("x"))
+    return _numbers(polygon, [f"{axis}{number}" for number in range(1, count + 1) for axis in "xy"])
