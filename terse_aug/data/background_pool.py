@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from terse_aug.bank.inputs.image_endings import is_image_name
 from terse_aug.bank.inputs.images import read_image
 from terse_aug.config import PasteConfig, check_fraction
 from terse_aug.data.foreground_loader import SampledForegrounds, draw_count_on_background, draws_background
@@ -22,7 +23,6 @@ from terse_aug.structures.pixel_format import PixelFormat
 from terse_aug.structures.validation import ValidatedBatch
 from terse_aug.utils.transfer import to_device
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 _CACHE = 32
 _SMALLEST_CROP = 0.6
 _UNREADABLE = "background {} cannot be read; the image keeps its own: {}"
@@ -51,7 +51,7 @@ class BackgroundPool:
             folder = Path(source)
             if not folder.is_dir():
                 raise ValueError(f"backgrounds: expected a folder or a sequence of images, got {str(source)!r}")
-            files = (path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+            files = (path for path in folder.rglob("*") if is_image_name(path) and path.is_file())
             source = sorted(files)
         self._images: list[Path | NDArray[np.uint8]] = [_checked(number, own) for number, own in enumerate(source)]
         if not self._images:

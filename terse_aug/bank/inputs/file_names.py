@@ -12,9 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from terse_aug.bank.inputs.image_endings import is_image_name
 from terse_aug.bank.inputs.images import is_color_image, is_file
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
 _SAME_FORMAT = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
 _OTHER_EXTENSION = "file name with another extension or none"
@@ -179,7 +178,7 @@ def _encode(text: str, codec: str) -> bytes:
 def _file_stems(name: str) -> set[str]:
     """Of a file: its name without the extension of an image."""
     paths = (PurePosixPath(decoding) for decoding in _decodings(name))
-    return {path.with_suffix("").as_posix() for path in paths if path.suffix in IMAGE_SUFFIXES}
+    return {path.with_suffix("").as_posix() for path in paths if is_image_name(path)}
 
 
 def _name_stems(name: str) -> set[str]:

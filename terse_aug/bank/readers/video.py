@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from terse_aug.bank.build.pipeline import build
 from terse_aug.bank.build.report import BY_MASK, BuildLog, BuildReport, Progress
 from terse_aug.bank.extract import DEFAULT_RULES, Annotation, ExtractionRules, RejectedObject, extract_from_image
-from terse_aug.bank.inputs.file_names import IMAGE_SUFFIXES
 from terse_aug.bank.inputs.folders import check_folders, outside, visible_files
+from terse_aug.bank.inputs.image_endings import is_image_name
 from terse_aug.bank.inputs.images import read_image, read_index_mask
 from terse_aug.bank.segmenters.motion import median_background, moving_object_alphas
 from terse_aug.bank.storage.writer import BankWriter
@@ -218,7 +218,7 @@ class Frames:
 
     @cached_property
     def _images(self) -> list[Path]:
-        images = [path for path in visible_files(self.place) if path.suffix.lower() in IMAGE_SUFFIXES]
+        images = [path for path in visible_files(self.place) if is_image_name(path)]
         return images if self.masks is None else outside(self.place, images, self.masks)
 
     def _read_file(self, log: BuildLog) -> Iterator[Frame]:

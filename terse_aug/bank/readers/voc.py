@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from terse_aug.bank.build.report import BuildReport
+from terse_aug.bank.inputs.image_endings import image_endings
 from terse_aug.bank.inputs.images import is_file
 from terse_aug.bank.inputs.masks import MaskInFile
 from terse_aug.bank.inputs.repair import SWAPPED_CORNERS, Malformed, Repairs, as_number, class_name
+from terse_aug.bank.inputs.text_files import read_text
 from terse_aug.bank.readers.annotated_images import AnnotationOptions
 from terse_aug.bank.readers.annotation_collector import SHARED_IMAGE, AnnotationCollector
 
 _FOLDERS = ("Annotations", "JPEGImages", "SegmentationObject")
 _LIST_FOLDERS = ("Main", "Segmentation", "Layout")
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def build_from_voc(
@@ -72,7 +73,7 @@ def _xml_files(root: Path, annotations: Path, split: str | None, collector: Anno
     path = next((path for path in lists if is_file(path)), None)
     if path is None:
         raise FileNotFoundError(f"expected one of {', '.join(str(path) for path in lists)}, found none")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    lines = [line.strip() for line in read_text(path).splitlines()]
     names = [line if is_file(annotations / f"{line}.xml") else _listed_name(line) for line in lines]
     files = []
     for name in dict.fromkeys(name for name in names if name):
@@ -129,7 +130,7 @@ def _image_name(path: Path, written_name: str, images: Path) -> str:
     """
     if written_name and is_file(images / written_name) and not _has_own_file(written_name, path):
         return written_name
-    own_names = (f"{path.stem}{suffix}" for suffix in _SUFFIXES)
+    own_names = (path.stem + suffix for ending in image_endings() for suffix in (ending, ending.upper()))
     return next((name for name in own_names if is_file(images / name)), written_name or f"{path.stem}.jpg")
 
 
