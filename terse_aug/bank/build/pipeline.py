@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from terse_aug.bank.build.chunks import ExtractionTask, Source
 from terse_aug.bank.build.contact_sheets import Locate, check_target, write_sheets
 from terse_aug.bank.build.partial_build import PartialBuild
-from terse_aug.bank.build.report import BY_MASK, BuildLog, BuildReport, EvenSample, Progress, ReasonCounts
+from terse_aug.bank.build.report import BY_MASK, BuildLog, BuildReport, EvenSample, Progress
 from terse_aug.bank.build.workers import check_jobs, extract_in_order
 from terse_aug.bank.extract import DEFAULT_RULES, ExtractionRules
 from terse_aug.bank.inputs.image_list import ImageList
@@ -134,13 +134,13 @@ def build(
     log = BuildLog()
     with writer:
         fill(log)
-        if rejected_sheet is not None:
+        if rejected_sheet is not None and (writer.count or log.rejected.counts):
             kept: EvenSample[int] = EvenSample()
             for number in range(writer.count):
                 kept.add(number)
             write_sheets(rejected_sheet, log.sections(writer.read(kept.items()), writer.count), locate)
         if not writer.count:
-            raise ValueError(_nothing_kept(writer.path, log.rejected))
+            raise ValueError(_nothing_kept(writer.path, log))
         mask_sources = dict(log.mask_sources.most_common()) or {BY_MASK: writer.count}
         counted = {name: dict(sorted(getattr(log, name).counts.items())) for name in ("rejected", "repaired")}
         writer.built = built | counted | {"mask_sources": mask_sources}
@@ -200,6 +200,7 @@ def _by_name(counts: Counter[int], categories: Mapping[int, str]) -> dict[str, i
     return dict(by_name)
 
 
-def _nothing_kept(path: Path, rejected: ReasonCounts) -> str:
-    reasons = [line.strip() for line in rejected.lines()]
-    return f"no foreground was kept, so no bank is written to {path}; rejected: " + ("; ".join(reasons) or "nothing")
+def _nothing_kept(path: Path, log: BuildLog) -> str:
+    reasons = [line.strip() for line in log.rejected.lines()]
+    nothing = f"nothing, since there is no annotated object ({log.images} images with annotations)"
+    return f"no foreground was kept, so no bank is written to {path}; rejected: " + ("; ".join(reasons) or nothing)

@@ -24,6 +24,9 @@ BROKEN_FILE = (
     Image.DecompressionBombError,
 )
 """What pillow raises on broken files, found by truncating files and flipping bytes of each format."""
+TOO_LARGE = "image has more pixels than pillow's limit (PIL.Image.MAX_IMAGE_PIXELS, --max-image-pixels)"
+"""Reason to reject the objects of an image."""
+_CANNOT_BE_READ = "cannot be read as an image"
 _COLOR_MODES = ("RGB", "RGBA", "CMYK", "YCbCr")
 
 
@@ -128,16 +131,21 @@ def read_color_mask(path: str | Path) -> NDArray[np.int32]:
     return numbers
 
 
-def image_size(path: str | Path) -> tuple[int, int] | None:
-    """Height and width in px of an image as a viewer shows it, without decoding it; ``None`` if it cannot be read."""
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Height and width in px of an image as a viewer shows it, without decoding it; errors as :func:`read_image`."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
             with Image.open(path) as image:
                 width, height = image.size
                 return (width, height) if _orientation(image) in _ROTATED_ORIENTATIONS else (height, width)
-    except BROKEN_FILE:
-        return None
+    except BROKEN_FILE as error:
+        raise ValueError(f"{path}: {_CANNOT_BE_READ} ({type(error).__name__}: {error})") from error
+
+
+def why_unreadable(error: ValueError, otherwise: str) -> str:
+    """The reason to reject the objects of an image that the functions of this module cannot read."""
+    return TOO_LARGE if isinstance(error.__cause__, Image.DecompressionBombError) else otherwise
 
 
 def is_color_image(path: str | Path) -> bool:
@@ -171,7 +179,7 @@ def _load(path: str | Path) -> tuple[Image.Image, int]:
                 copied.format = image.format  # copy() drops it, and _to_rgb needs it
                 return copied, _orientation(image)
     except BROKEN_FILE as error:
-        raise ValueError(f"{path}: cannot be read as an image ({type(error).__name__}: {error})") from error
+        raise ValueError(f"{path}: {_CANNOT_BE_READ} ({type(error).__name__}: {error})") from error
 
 
 def _orientation(image: Image.Image) -> int:

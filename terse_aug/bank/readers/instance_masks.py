@@ -15,7 +15,7 @@ from terse_aug.bank.build.report import BuildLog, BuildReport, RejectedSample
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
 from terse_aug.bank.inputs.folders import ListedImage, check_folders, find_images
 from terse_aug.bank.inputs.image_list import ImageList
-from terse_aug.bank.inputs.images import read_image_like, read_index_mask
+from terse_aug.bank.inputs.images import read_image_like, read_index_mask, why_unreadable
 from terse_aug.bank.inputs.masks import MaskInFile
 from terse_aug.structures.foreground import Foreground
 
@@ -68,7 +68,7 @@ class _Extractor:
             numbers = read_index_mask(mask_path)
             image = read_image_like(image_path, *numbers.shape)
         except ValueError as error:
-            log.drop("image or mask cannot be read", str(error))
+            log.drop(why_unreadable(error, "image or mask cannot be read"), str(error))
             return
         if image.shape[:2] != numbers.shape:
             sizes = "image {}x{}, mask {}x{}".format(*image.shape[:2], *numbers.shape)

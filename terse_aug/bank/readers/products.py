@@ -16,7 +16,7 @@ from terse_aug.bank.build.report import BuildLog, BuildReport, RejectedSample
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
 from terse_aug.bank.inputs.folders import ListedImage, check_folders, check_relative_size, class_labels, find_images
 from terse_aug.bank.inputs.image_list import ImageList
-from terse_aug.bank.inputs.images import NoAlphaError, read_image, read_mask, read_rgba
+from terse_aug.bank.inputs.images import NoAlphaError, read_image, read_mask, read_rgba, why_unreadable
 from terse_aug.bank.segmenters.mask_polarity import object_alpha
 from terse_aug.bank.segmenters.plain_background import PlainBackground
 from terse_aug.structures.foreground import Foreground
@@ -122,7 +122,7 @@ def _read_opaque(path: Path) -> NDArray[np.uint8]:
     except NoAlphaError:
         pass
     except ValueError as error:
-        raise RejectedObject("image cannot be read") from error
+        raise RejectedObject(why_unreadable(error, "image cannot be read")) from error
     return read_image(path)
 
 

@@ -17,7 +17,7 @@ from terse_aug.bank.extract import ExtractionRules, RejectedObject, finish_foreg
 from terse_aug.bank.inputs.folders import check_folders, check_relative_size, class_labels, visible_files
 from terse_aug.bank.inputs.image_endings import is_image_name
 from terse_aug.bank.inputs.image_list import NOT_LISTED, ImageList
-from terse_aug.bank.inputs.images import NoAlphaError, read_rgba
+from terse_aug.bank.inputs.images import NoAlphaError, read_rgba, why_unreadable
 from terse_aug.structures.foreground import Foreground
 
 
@@ -97,7 +97,7 @@ def _read_tight(path: Path) -> NDArray[np.uint8]:
     except NoAlphaError as error:
         raise RejectedObject("no alpha channel") from error
     except ValueError as error:
-        raise RejectedObject("image cannot be read") from error
+        raise RejectedObject(why_unreadable(error, "image cannot be read")) from error
     alpha = rgba[..., 3]
     if alpha.min() == 255:
         raise RejectedObject("alpha is opaque everywhere")

@@ -18,7 +18,7 @@ from terse_aug.bank.build.report import BY_MASK, BuildLog, BuildReport, Progress
 from terse_aug.bank.extract import DEFAULT_RULES, Annotation, ExtractionRules, RejectedObject, extract_from_image
 from terse_aug.bank.inputs.folders import check_folders, outside, visible_files
 from terse_aug.bank.inputs.image_endings import is_image_name
-from terse_aug.bank.inputs.images import read_image, read_index_mask
+from terse_aug.bank.inputs.images import read_image, read_index_mask, why_unreadable
 from terse_aug.bank.segmenters.motion import median_background, moving_object_alphas
 from terse_aug.bank.storage.writer import BankWriter
 from terse_aug.structures.foreground import Foreground
@@ -198,8 +198,8 @@ class Frames:
             name = path.relative_to(self.place).as_posix()
             try:
                 yield name, read_image(path)
-            except ValueError:
-                log.drop(_UNREADABLE, name)
+            except ValueError as error:
+                log.drop(why_unreadable(error, _UNREADABLE), name)
 
     def mask_path(self, name: str) -> Path:
         """Path of a frame's mask: in the same subfolder, or in none; rejects one that may belong to another frame."""

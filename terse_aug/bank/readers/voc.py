@@ -68,7 +68,11 @@ def build_from_voc(
 
 def _xml_files(root: Path, annotations: Path, split: str | None, collector: AnnotationCollector) -> list[Path]:
     if split is None:
-        return sorted(annotations.glob("*.xml"))
+        files = sorted(annotations.glob("*.xml"))
+        for deeper in sorted(set(annotations.rglob("*.xml")) - set(files)):
+            where = str(deeper.relative_to(annotations))
+            collector.log.drop("XML file lies in a subfolder, which is not searched", where)
+        return files
     lists = [root / "ImageSets" / folder / f"{split}.txt" for folder in ([""] if "/" in split else _LIST_FOLDERS)]
     path = next((path for path in lists if is_file(path)), None)
     if path is None:

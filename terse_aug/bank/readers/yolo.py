@@ -14,7 +14,7 @@ from terse_aug.bank.build.report import BuildLog, BuildReport
 from terse_aug.bank.inputs.file_names import match_names
 from terse_aug.bank.inputs.folders import check_folders
 from terse_aug.bank.inputs.image_endings import is_image_name
-from terse_aug.bank.inputs.images import image_size, is_color_image
+from terse_aug.bank.inputs.images import image_size, is_color_image, why_unreadable
 from terse_aug.bank.inputs.repair import SPACED_NAME, Malformed, as_number
 from terse_aug.bank.inputs.text_files import check_encoding, read_text
 from terse_aug.bank.readers.annotated_images import AnnotationOptions
@@ -151,9 +151,10 @@ class _LineReader:
         except (ValueError, OSError):
             self._collector.log.drop("label file is no text", text.name)
             return
-        size = image_size(image)
-        if size is None:
-            self._collector.log.drop("image file cannot be read", image.name)
+        try:
+            size = image_size(image)
+        except ValueError as error:
+            self._collector.log.drop(why_unreadable(error, "image file cannot be read"), image.name)
             return
         number = self._collector.add_image(name, *size)
         for row, line in enumerate(lines, 1):
