@@ -155,7 +155,7 @@ class _Extractor:
         repairs |= {item.difference} if item.difference else set()
         height, width = (annotated_side(item.image, side, repairs) for side in ("height", "width"))
         try:
-            pixels = read_image_like(self.folder / item.name, height, width)
+            pixels = read_image_like(self.folder / item.name, height, width, self.rules.levels, repairs)
         except FileNotFoundError as error:
             raise RejectedObject("image file is missing") from error
         except ValueError as error:

@@ -17,6 +17,7 @@ from terse_aug.bank.inputs.folders import ListedImage, check_folders, find_image
 from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.images import read_image_like, read_index_mask, why_unreadable
 from terse_aug.bank.inputs.masks import MaskInFile
+from terse_aug.bank.inputs.repair import Repairs
 from terse_aug.structures.foreground import Foreground
 
 _LABEL = 1
@@ -66,10 +67,12 @@ class _Extractor:
         image_path, mask_path = self.files(item)
         try:
             numbers = read_index_mask(mask_path)
-            image = read_image_like(image_path, *numbers.shape)
+            notes: Repairs = set()
+            image = read_image_like(image_path, numbers.shape[0], numbers.shape[1], self.rules.levels, notes)
         except ValueError as error:
             log.drop(why_unreadable(error, "image or mask cannot be read"), str(error))
             return
+        log.repair(notes, item.name)
         if image.shape[:2] != numbers.shape:
             sizes = "image {}x{}, mask {}x{}".format(*image.shape[:2], *numbers.shape)
             where = f"{item.name}: {sizes}"

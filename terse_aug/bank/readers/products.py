@@ -17,6 +17,7 @@ from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, 
 from terse_aug.bank.inputs.folders import ListedImage, check_folders, check_relative_size, class_labels, find_images
 from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.images import NoAlphaError, read_image, read_mask, read_rgba, why_unreadable
+from terse_aug.bank.inputs.repair import Repairs
 from terse_aug.bank.segmenters.mask_polarity import object_alpha
 from terse_aug.bank.segmenters.plain_background import PlainBackground
 from terse_aug.structures.foreground import Foreground
@@ -96,7 +97,9 @@ class _Extractor:
         """The foregrounds of an image."""
         image, label = item
         try:
-            pixels = _read_opaque(image.path)
+            notes: Repairs = set()
+            pixels = _read_opaque(image.path, self.rules, notes)
+            log.repair(notes, image.name)
             if image.mask is not None:
                 alphas, mask_source = _read_alpha(image.mask, pixels)
             else:
@@ -115,7 +118,7 @@ class _Extractor:
                 yield replace(foreground, relative_size=self.relative_size)
 
 
-def _read_opaque(path: Path) -> NDArray[np.uint8]:
+def _read_opaque(path: Path, rules: ExtractionRules, notes: Repairs) -> NDArray[np.uint8]:
     try:
         if read_rgba(path)[..., 3].min() < 255:
             raise RejectedObject("image has transparency: build from it with source rgba")
@@ -123,7 +126,7 @@ def _read_opaque(path: Path) -> NDArray[np.uint8]:
         pass
     except ValueError as error:
         raise RejectedObject(why_unreadable(error, "image cannot be read")) from error
-    return read_image(path)
+    return read_image(path, rules.levels, notes)
 
 
 def _read_alpha(path: Path, pixels: NDArray[np.uint8]) -> tuple[list[NDArray[np.uint8]], str]:

@@ -18,6 +18,7 @@ from terse_aug.bank.inputs.folders import check_folders, check_relative_size, cl
 from terse_aug.bank.inputs.image_endings import is_image_name
 from terse_aug.bank.inputs.image_list import NOT_LISTED, ImageList
 from terse_aug.bank.inputs.images import NoAlphaError, read_rgba, why_unreadable
+from terse_aug.bank.inputs.repair import Repairs
 from terse_aug.structures.foreground import Foreground
 
 
@@ -86,14 +87,17 @@ class _Extractor:
         """The foreground of a file, if there is one."""
         path, name, label = item
         try:
-            yield finish_foreground(Foreground(_read_tight(path), label, name, self.relative_size), self.rules)
+            notes: Repairs = set()
+            rgba = _read_tight(path, self.rules, notes)
+            log.repair(notes, name)
+            yield finish_foreground(Foreground(rgba, label, name, self.relative_size), self.rules)
         except RejectedObject as reason:
             log.drop(str(reason), name, shown=RejectedSample(path, name))
 
 
-def _read_tight(path: Path) -> NDArray[np.uint8]:
+def _read_tight(path: Path, rules: ExtractionRules, notes: Repairs) -> NDArray[np.uint8]:
     try:
-        rgba = read_rgba(path)
+        rgba = read_rgba(path, rules.levels, notes)
     except NoAlphaError as error:
         raise RejectedObject("no alpha channel") from error
     except ValueError as error:
