@@ -81,6 +81,7 @@ def test_segmentations_of_all_forms(sample: CocoSample, segmentation: object) ->
         ({"segmentation": None}, "no mask: the annotation has a box only"),
         ({"segmentation": []}, "no mask: the annotation has a box only"),
         ({"iscrowd": 1}, "crowd"),
+        ({"ignore": 1}, "marked to be ignored"),
         ({"segmentation": [[1, 2, 3, 4]]}, "fewer than 3 points"),
         ({"segmentation": [[10, 10, 50, 10, 50, float("nan")]]}, "no list of finite numbers"),
         ({"segmentation": [[1, 1, 1e9, 1, 1e9, 1e9]]}, "far outside"),

@@ -130,7 +130,7 @@ def test_files_that_are_no_images_take_no_label(tmp_path: Path) -> None:
     (folder / "notes" / "a.txt").write_text("x")
     report = build_from_rgba(folder, tmp_path / "out.bank")
     assert ForegroundBank.open(report.path).categories == {1: "cup", 2: "person"}
-    assert report.rejected == {"not a PNG, WebP or TIFF file": 2}
+    assert report.rejected == {"not an image file": 2}
 
 
 def test_unusable_files_are_counted(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_unusable_files_are_counted(tmp_path: Path) -> None:
     save(folder / "clear.png", alpha=0)
     save(folder / "small.png", np.s_[3:6, 3:6])
     Image.fromarray(gradient(9, 9)).save(folder / "flat.png")
-    Image.fromarray(gradient(9, 9)).save(folder / "photo.jpg")
+    (folder / "notes.txt").write_text("x")
     Image.fromarray(np.full((20, 17000, 4), 255, np.uint8) - np.uint8([0, 0, 0, 1])).save(folder / "wide.png")
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (folder / ".hidden").write_text("")
@@ -151,7 +151,7 @@ def test_unusable_files_are_counted(tmp_path: Path) -> None:
     assert report.kept == {"object": 1}
     assert sorted(report.rejected.values()) == [1] * 9
     reasons = " ".join(report.rejected)
-    for reason in ("no alpha", "opaque", "transparent", "min_area", "be read", "not a PNG", "image_list", "16384 px"):
+    for reason in ("no alpha", "opaque", "transparent", "min_area", "be read", "not an im", "image_list", "16384 px"):
         assert reason in reasons
 
 

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from terse_aug.bank.inputs.deep_images import Levels, check_levels
 from terse_aug.structures.foreground import MAX_SIDE, Foreground
 
 Box = tuple[float, float, float, float]
@@ -44,6 +45,8 @@ class ExtractionRules:
         min_box_agreement: smallest IoU of an annotated mask's tight box with the annotated box, where there is one;
             objects below it are rejected. A mask that was made of the box may be much smaller.
         drop_truncated: reject objects that touch the border of their image and so are probably truncated by it.
+        black_16bit: value of 16-bit images that is black.
+        white_16bit: value of 16-bit images that is white: 4095 for 12 bits, 16383 for 14.
 
     Raises:
         ValueError: a number is out of range.
@@ -54,6 +57,8 @@ class ExtractionRules:
     max_side: int | None = field(default=512, metadata={"help": _MAX_SIDE_HELP})
     min_box_agreement: float = 0.5
     drop_truncated: bool = False
+    black_16bit: int = 0
+    white_16bit: int = 65535
 
     def __post_init__(self) -> None:
         if self.min_area < 1 or self.min_side < 1:
@@ -66,6 +71,12 @@ class ExtractionRules:
             raise ValueError(f"expected max_side of at most {MAX_SIDE} px, got {self.max_side}")
         if not 0 <= self.min_box_agreement <= 1:
             raise ValueError(f"expected min_box_agreement within 0 to 1, got {self.min_box_agreement}")
+        check_levels(*self.levels)
+
+    @property
+    def levels(self) -> Levels:
+        """Black and white of 16-bit images."""
+        return Levels(self.black_16bit, self.white_16bit)
 
 
 DEFAULT_RULES = ExtractionRules()

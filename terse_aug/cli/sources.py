@@ -20,6 +20,7 @@ from terse_aug.bank import (
     ExtractionRules,
     PlainBackground,
 )
+from terse_aug.bank.inputs.pillow_settings import limited_pixels
 from terse_aug.bank.readers import READERS
 from terse_aug.cli.flags import add_flags, documented, with_flags
 from terse_aug.cli.output import progress_bar
@@ -104,6 +105,8 @@ def add_source(
             add_flag(parser, name, parameter.annotation, parameter.default, help_texts.get(name, ""))
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the bank to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bank")
+    pixels = "largest image in pixels; 0 for any size, which may use all memory (default: pillow's limit, 178956970)"
+    parser.add_argument("--max-image-pixels", type=int, metavar="N", help=pixels)
     names = list(parameters)
     if options is not None:
         _add_options(parser, options)
@@ -166,7 +169,7 @@ def _run(build: Build, names: list[str], arguments: argparse.Namespace) -> int:
     if "background" in names:
         background = with_flags(PlainBackground(), arguments)
         values["background"] = None if background == PlainBackground() else background
-    with progress_bar() as show:
+    with limited_pixels(arguments.max_image_pixels), progress_bar() as show:
         values["progress"] = lambda done, total: show("extracting", done, total)
         report = build(**values)
     print(report.summary())

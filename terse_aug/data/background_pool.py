@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from terse_aug.bank.inputs.deep_images import Levels, check_levels
+from terse_aug.bank.inputs.image_endings import is_image_name
 from terse_aug.bank.inputs.images import read_image
 from terse_aug.config import PasteConfig, check_fraction
 from terse_aug.data.foreground_loader import SampledForegrounds, draw_count_on_background, draws_background
@@ -22,10 +24,10 @@ from terse_aug.structures.pixel_format import PixelFormat
 from terse_aug.structures.validation import ValidatedBatch
 from terse_aug.utils.transfer import to_device
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 _CACHE = 32
 _SMALLEST_CROP = 0.6
 _UNREADABLE = "background {} cannot be read; the image keeps its own: {}"
+_DIM = "background {} has 16 bits and uses fewer, so it is dark: give black_16bit and white_16bit of BackgroundPool"
 
 Source = str | Path | Sequence[str | Path | Tensor]
 
@@ -39,19 +41,26 @@ class BackgroundPool:
         source: a folder, whose image files at any depth are used in the order of their names; or a sequence of
             paths and of RGB tensors ``[3, H, W]``, uint8 or float in [0, 1].
         probability: fraction of the images that are replaced, 0 to 1.
+        black_16bit: value of 16-bit images that is black.
+        white_16bit: value of 16-bit images that is white: 4095 for 12 bits, 16383 for 14.
 
     Raises:
-        ValueError: there is no image, a tensor has another shape or range, or the probability is outside its range.
+        ValueError: there is no image, a tensor has another shape or range, or a number is outside its range.
     """
 
-    def __init__(self, source: Source, probability: float = 0.5) -> None:
+    def __init__(
+        self, source: Source, probability: float = 0.5, black_16bit: int = 0, white_16bit: int = 65535
+    ) -> None:
         check_fraction("probability", probability)
+        check_levels(black_16bit, white_16bit)
+        self._levels = Levels(black_16bit, white_16bit)
+        self._dim: set[int] = set()
         self.probability = probability
         if isinstance(source, str | Path):
             folder = Path(source)
             if not folder.is_dir():
                 raise ValueError(f"backgrounds: expected a folder or a sequence of images, got {str(source)!r}")
-            files = (path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+            files = (path for path in folder.rglob("*") if is_image_name(path) and path.is_file())
             source = sorted(files)
         self._images: list[Path | NDArray[np.uint8]] = [_checked(number, own) for number, own in enumerate(source)]
         if not self._images:
@@ -65,6 +74,10 @@ class BackgroundPool:
         """Path of an image, or its number."""
         own = self._images[index]
         return str(own) if isinstance(own, Path) else f"number {index}"
+
+    def is_dim(self, index: int) -> bool:
+        """Whether an image that was read has 16 bits of which it uses fewer, and so is dark."""
+        return index in self._dim
 
     def crop(self, index: int, height: int, width: int, generator: torch.Generator) -> NDArray[np.uint8]:
         """A random part of an image, scaled to a size without distortion: its sides are 0.6 to 1 of what would fit.
@@ -91,7 +104,9 @@ class BackgroundPool:
         own = self._images[index]
         if not isinstance(own, Path):
             return own
-        image = self._cache[index] if index in self._cache else read_image(own)
+        notes: set[str] = set()
+        image = self._cache[index] if index in self._cache else read_image(own, self._levels, notes)
+        self._dim |= {index} if notes else set()
         self._cache[index] = image
         self._cache.move_to_end(index)
         if len(self._cache) > _CACHE:
@@ -165,6 +180,8 @@ def put_on_backgrounds(
             dropped["background_unreadable"] += 1
             warnings["background_unreadable"] = _UNREADABLE.format(pool.name(place), error)
             continue
+        if pool.is_dim(place):
+            warnings["background_dim"] = _DIM.format(pool.name(place))
         (images[number],) = to_device([_encoded(crop, image.dtype, pixel_format)], image.device)
         targets[number] = take_objects(targets[number], [])
         replaced[number] = place

@@ -17,7 +17,7 @@ from torch import Tensor
 from terse_aug.bank.build.report import BuildLog, ReasonCounts
 from terse_aug.bank.extract import RejectedObject, tight_box
 from terse_aug.bank.inputs.coco_entries import file_name
-from terse_aug.bank.inputs.coco_json import CocoAnnotations, annotated_side
+from terse_aug.bank.inputs.coco_json import IGNORED, CocoAnnotations, annotated_side
 from terse_aug.bank.inputs.file_names import FileFinder
 from terse_aug.bank.inputs.folders import find_images
 from terse_aug.bank.inputs.image_list import ImageList
@@ -152,6 +152,8 @@ def _objects_by_image(coco: CocoAnnotations, dropped: ReasonCounts) -> dict[Any,
             dropped.add("object of a category that is not in the JSON", where)
         elif entry.get("iscrowd"):
             dropped.add("crowd region, not one object (iscrowd)", where)
+        elif entry.get("ignore"):
+            dropped.add(IGNORED, where)
         else:
             groups[entry["image_id"]].append(entry)
     return groups

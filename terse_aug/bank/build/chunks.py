@@ -16,6 +16,7 @@ import PIL
 from terse_aug._version import __version__
 from terse_aug.bank.build.report import BuildLog
 from terse_aug.bank.inputs.masks import MaskInFile
+from terse_aug.bank.inputs.pillow_settings import PillowSettings
 from terse_aug.bank.storage.index import IndexColumns
 from terse_aug.bank.storage.record import FORMAT_VERSION, encode_record
 from terse_aug.bank.storage.writer import BankWriter, check_foreground
@@ -133,9 +134,11 @@ class ExtractionTask:
 def identity_of(settings: Mapping[str, Any], items: Iterable[Any], files: Iterable[Path]) -> str | None:
     """A hash of all that the foregrounds of some images depend on: settings, items, and the status of files.
 
-    It is ``None`` where something is neither a number, text, list, mapping, path, bytes nor array.
+    Pillow's settings belong to it. It is ``None`` where something is neither a number, text, list, mapping, path, bytes
+    nor array.
     """
-    content = [_VERSIONS, dict(settings), list(items), [_file_status(path) for path in files]]
+    versions = [*_VERSIONS, PillowSettings.of_this_process().record]
+    content = [versions, dict(settings), list(items), [_file_status(path) for path in files]]
     try:
         return hashlib.blake2b(json.dumps(content, default=plain_value).encode(), digest_size=16).hexdigest()
     except (TypeError, ValueError, RecursionError):

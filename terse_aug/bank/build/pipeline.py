@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from terse_aug.bank.build.chunks import ExtractionTask, Source
 from terse_aug.bank.build.contact_sheets import Locate, check_target, write_sheets
 from terse_aug.bank.build.partial_build import PartialBuild
-from terse_aug.bank.build.report import BY_MASK, BuildLog, BuildReport, EvenSample, Progress, ReasonCounts
+from terse_aug.bank.build.report import BY_MASK, BuildLog, BuildReport, EvenSample, Progress
 from terse_aug.bank.build.workers import check_jobs, run_in_order
 from terse_aug.bank.extract import DEFAULT_RULES, ExtractionRules
+from terse_aug.bank.inputs.deep_images import DIM_16BIT
 from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.storage.writer import BankWriter, check_place
 
@@ -125,6 +126,9 @@ def build(
     the method by which each mask was made, unless all were annotated. The other arguments are those of
     :meth:`BuildOptions.build`; what is rejected is drawn at ``rejected_sheet``.
 
+    Warns:
+        UserWarning: 16-bit images are dark, since they use fewer bits.
+
     Raises:
         FileExistsError, FileNotFoundError: the sheets cannot go where they are wanted.
         ValueError: nothing was kept; the message says why.
@@ -134,14 +138,16 @@ def build(
     log = BuildLog()
     with writer:
         fill(log)
-        if rejected_sheet is not None:
+        if rejected_sheet is not None and (writer.count or log.rejected.counts):
             kept: EvenSample[int] = EvenSample()
             for number in range(writer.count):
                 kept.add(number)
             write_sheets(rejected_sheet, log.sections(writer.read(kept.items()), writer.count), locate)
         if not writer.count:
-            raise ValueError(_nothing_kept(writer.path, log.rejected))
+            raise ValueError(_nothing_kept(writer.path, log))
         mask_sources = dict(log.mask_sources.most_common()) or {BY_MASK: writer.count}
+        if dim := log.repaired.counts[DIM_16BIT]:
+            warnings.warn(f"{dim} images of {writer.path}: {DIM_16BIT}", stacklevel=4)
         counted = {name: dict(sorted(getattr(log, name).counts.items())) for name in ("rejected", "repaired")}
         writer.built = built | counted | {"mask_sources": mask_sources}
     return BuildReport(
@@ -200,6 +206,8 @@ def _by_name(counts: Counter[int], categories: Mapping[int, str]) -> dict[str, i
     return dict(by_name)
 
 
-def _nothing_kept(path: Path, rejected: ReasonCounts) -> str:
-    reasons = [line.strip() for line in rejected.lines()]
-    return f"no foreground was kept, so no bank is written to {path}; rejected: " + ("; ".join(reasons) or "nothing")
+def _nothing_kept(path: Path, log: BuildLog) -> str:
+    reasons = [line.strip() for line in log.rejected.lines()]
+    reasons += [f"{dim}  {DIM_16BIT}"] if (dim := log.repaired.counts[DIM_16BIT]) else []
+    nothing = f"nothing, since there is no annotated object ({log.images} images with annotations)"
+    return f"no foreground was kept, so no bank is written to {path}; rejected: " + ("; ".join(reasons) or nothing)

@@ -23,6 +23,8 @@ import cv2
 import loky
 from loky.process_executor import BrokenProcessPool
 
+from terse_aug.bank.inputs.pillow_settings import PillowSettings
+
 MAX_DEFAULT_JOBS = 8
 """Largest number of processes that is chosen where the user gives none."""
 
@@ -141,7 +143,7 @@ def _run_in_processes(
     ahead: deque[tuple[Sequence[Any], Any]] = deque()
     is_warned = False
     try:
-        with _executor(jobs, _pickled(task)) as executor:
+        with _executor(jobs, _pickled(task), _pickled_settings()) as executor:
             while rest or ahead:
                 while rest and len(ahead) <= _CHUNKS_AHEAD_PER_JOB * jobs:
                     items = _pickled_images(source.prepared(rest[0]))
@@ -167,11 +169,12 @@ def _run_in_processes(
 
 
 @contextmanager
-def _executor(jobs: int, task: bytes) -> Iterator[Any]:
+def _executor(jobs: int, task: bytes, settings: bytes) -> Iterator[Any]:
     """Processes that end with the block, however it is left, or with this process."""
     threads = {name: os.environ.get(name, "1") for name in _THREAD_VARIABLES}
     with _starting():
-        executor = loky.ProcessPoolExecutor(jobs, initializer=_begin, initargs=(os.getpid(), task), env=threads)
+        arguments = (os.getpid(), task, settings)
+        executor = loky.ProcessPoolExecutor(jobs, initializer=_begin, initargs=arguments, env=threads)
     try:
         yield executor
     except BaseException:
@@ -200,6 +203,13 @@ def _pickled(task: ChunkTask[Any]) -> bytes:
         raise _CannotShareWork(f"boxes cannot be sent to other processes ({_named(error)})") from error
 
 
+def _pickled_settings() -> bytes:
+    try:
+        return bytes(cloudpickle.dumps(PillowSettings.of_this_process()))
+    except Exception as error:  # whatever a plug-in raises
+        raise _CannotShareWork(f"pillow's plug-ins cannot be sent to other processes ({_named(error)})") from error
+
+
 def _pickled_images(items: list[Any]) -> bytes | _CannotShareImages:
     try:
         return bytes(cloudpickle.dumps(items))
@@ -214,15 +224,18 @@ def _named(error: Exception) -> str:
 _task: ChunkTask[Any] | _CannotShareWork
 
 
-def _begin(parent: int, task: bytes) -> None:
+def _begin(parent: int, task: bytes, settings: bytes) -> None:
     global _task
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the parent ends this process
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     cv2.setNumThreads(1)  # OpenCV ignores the variables
+    loaded = "pillow's plug-ins"
     try:
+        cloudpickle.loads(settings).apply()
+        loaded = "boxes"
         _task = cloudpickle.loads(task)
     except Exception as error:  # raised in here, it would look like the death of a process
-        _task = _CannotShareWork(f"boxes cannot be loaded in other processes ({_named(error)})")
+        _task = _CannotShareWork(f"{loaded} cannot be loaded in other processes ({_named(error)})")
 
 
 def _run(images: bytes | _CannotShareImages) -> Any:

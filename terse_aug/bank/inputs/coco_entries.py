@@ -85,7 +85,7 @@ def read_categories(entries: list[dict[str, Any]], log: BuildLog) -> dict[int, d
 def resolve_references(
     objects: Iterable[dict[str, Any]], images: Entries, categories: dict[int, dict[str, Any]], log: BuildLog
 ) -> list[dict[str, Any]]:
-    """Annotations with the ids that images and categories have, and with a number for ``iscrowd``.
+    """Annotations with the ids that images and categories have, and with numbers for ``iscrowd`` and ``ignore``.
 
     An annotation whose category is ambiguous is counted and left out.
     """
@@ -128,7 +128,7 @@ def _find_name(name: str, categories: dict[int, dict[str, Any]]) -> int | None:
 def _resolve(
     entry: dict[str, Any], images: Entries, meanings: dict[str, tuple[int, str] | None], log: BuildLog
 ) -> dict[str, Any] | None:
-    image, category, crowd = entry.get("image_id"), entry.get("category_id"), entry.get("iscrowd", 0)
+    image, category = entry.get("image_id"), entry.get("category_id")
     repairs: Repairs = set()
     changed: dict[str, Any] = {}
     known = find_id(image, images, repairs)
@@ -141,7 +141,8 @@ def _resolve(
             return None
         changed["category_id"] = meaning[0]
         repairs.add(meaning[1])
-    if contains_text(crowd):
-        changed["iscrowd"] = as_whole_number(crowd, repairs)
+    for flag in ("iscrowd", "ignore"):
+        if contains_text(entry.get(flag)):
+            changed[flag] = as_whole_number(entry[flag], repairs)
     log.repair(repairs, f"annotation {entry.get('id')}")
     return entry | changed if changed else entry

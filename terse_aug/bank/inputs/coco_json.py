@@ -25,6 +25,9 @@ from terse_aug.bank.inputs.repair import Repairs, as_whole_number
 from terse_aug.bank.selection import listed
 from terse_aug.viz.text import printable
 
+IGNORED = "object that is marked to be ignored (ignore)"
+"""Reason to reject an object: MMDetection leaves it out, too."""
+
 _LISTS = ("images", "annotations", "categories")
 _CROWD = "crowd region, not one object (iscrowd)"
 _SHOWN = (_CROWD, BOX_ONLY, NO_MASK)
@@ -150,6 +153,8 @@ class CocoAnnotations:
             return "category is not in `categories`"
         if not on_list[image_id]:
             return NOT_LISTED
+        if entry.get("ignore"):
+            return IGNORED
         if entry.get("iscrowd"):
             return _CROWD
         if has_mask(entry.get("segmentation")) or (boxes and entry.get("bbox")):

@@ -12,12 +12,12 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from terse_aug.bank.inputs.image_endings import is_image_name
 from terse_aug.bank.inputs.images import is_color_image, is_file
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
 _SAME_FORMAT = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
 _OTHER_EXTENSION = "file name with another extension or none"
+_SEVERAL = "file name that differs in several ways"
 _CODECS = ("cp1252", "latin-1", "cp437", "mac_roman")
 """Which UTF-8 is misread as: by Windows, by old programs, by unzip and by old Macs."""
 
@@ -89,7 +89,8 @@ class FileFinder:
             return name, None
         if match.name is None:
             raise LookupError(match.reason)
-        if self._photographs and match.reason == _OTHER_EXTENSION and not self._is_photograph(name, match.name):
+        may_differ = self._photographs and match.reason in (_OTHER_EXTENSION, _SEVERAL)  # in its format
+        if may_differ and not self._is_photograph(name, match.name):
             raise LookupError(f"{match.reason}, which may be a mask or another image")
         return match.name, match.reason
 
@@ -160,6 +161,12 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", _composed(name).casefold())
 
 
+def _unquoted(name: str) -> set[str]:
+    """A name, and what it was before its characters were written as percent codes, once or twice."""
+    once = unquote(name, errors="surrogateescape")
+    return {name, once, unquote(once, errors="surrogateescape")}
+
+
 def _decodings(name: str) -> set[str]:
     """A name, and what it was before bytes of one encoding were decoded as another."""
     decodings = {name}
@@ -179,7 +186,7 @@ def _encode(text: str, codec: str) -> bytes:
 def _file_stems(name: str) -> set[str]:
     """Of a file: its name without the extension of an image."""
     paths = (PurePosixPath(decoding) for decoding in _decodings(name))
-    return {path.with_suffix("").as_posix() for path in paths if path.suffix in IMAGE_SUFFIXES}
+    return {path.with_suffix("").as_posix() for path in paths if is_image_name(path)}
 
 
 def _name_stems(name: str) -> set[str]:
@@ -191,6 +198,12 @@ def _tails(name: str) -> set[str]:
     """All ends of a path."""
     parts = [part for part in _folded(name).split("/") if part not in ("", "..")]
     return {"/".join(parts[start:]) for start in range(len(parts))}
+
+
+def _ends(name: str, stems: Callable[[str], set[str]]) -> set[str]:
+    """All ends of a path, without percent codes, damage by encodings, and extension."""
+    plain = {stem for own in _unquoted(name) for stem in stems(own)}
+    return {end for stem in plain for end in _tails(stem)}
 
 
 Candidates = Callable[[Iterable[str], Iterable[str]], dict[str, set[str]]]
@@ -218,12 +231,28 @@ def _same_tail(names: Iterable[str], files: Iterable[str]) -> dict[str, set[str]
     return {name: longer[name] | shorter[name] for name in longer}
 
 
+def _same_in_several_ways(names: Iterable[str], files: Iterable[str]) -> dict[str, set[str]]:
+    """As :func:`_same_tail`, of names that may differ in all other ways, too."""
+    files = list(files)
+
+    def of_file(file: str) -> set[str]:
+        return {_folded(stem) for own in _unquoted(file) for stem in _file_stems(own)}
+
+    def of_name(name: str) -> set[str]:
+        return {_folded(stem) for own in _unquoted(name) for stem in _name_stems(own)}
+
+    longer = _same(lambda name: _ends(name, _name_stems), of_file)(names, files)
+    shorter = _same(of_name, lambda file: _ends(file, _file_stems))(names, files)
+    return {name: longer[name] | shorter[name] for name in longer}
+
+
 _DIFFERENCES: tuple[tuple[str, Candidates], ...] = (
     ("file name with other slashes or space around it", _same(lambda name: {_with_slashes(name)})),
     ("file name in another Unicode form", _same(lambda name: {_composed(name)})),
     ("file name in other capitals", _same(lambda name: {_folded(name)})),
-    ("file name in percent codes", _same(lambda name: {_folded(unquote(name))}, lambda name: {_folded(name)})),
+    ("file name in percent codes", _same(lambda name: {_folded(own) for own in _unquoted(name)})),
     ("file name in another encoding", _same(_decodings)),
     (_OTHER_EXTENSION, _same(_name_stems, _file_stems)),
     ("file lies in another folder than in its name", _same_tail),
+    (_SEVERAL, _same_in_several_ways),
 )

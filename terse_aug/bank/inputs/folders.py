@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from terse_aug.bank.build.report import BuildLog, RejectedSample
-from terse_aug.bank.inputs.file_names import IMAGE_SUFFIXES, match_names
+from terse_aug.bank.inputs.file_names import match_names
+from terse_aug.bank.inputs.image_endings import is_image_name
 from terse_aug.bank.inputs.image_list import NOT_LISTED, ImageList
 
 _MASK_SUFFIX = "_mask"
-_SUFFIXES = (*IMAGE_SUFFIXES, ".pbm")
 
 
 def check_folders(*folders: Path | None, content: str = "files") -> None:
@@ -116,7 +116,7 @@ def outside(root: Path, files: Iterable[Path], other: Path) -> list[Path]:
 
 
 def _images(root: Path) -> list[Path]:
-    return [path for path in visible_files(root) if path.suffix.lower() in _SUFFIXES]
+    return [path for path in visible_files(root) if is_image_name(path)]
 
 
 def _match_masks(image_stems: Iterable[str], stem_of: dict[Path, str], log: BuildLog) -> dict[str, Path]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from terse_aug.bank.build.report import BuildLog
+from terse_aug.bank.inputs.text_files import read_text
 
 NOT_LISTED = "image is not in `image_list`"
 """Reason to reject the objects of an image."""
@@ -59,8 +60,5 @@ def _normalized(name: str) -> PurePosixPath:
 def _read_lines(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"expected a text file of image names at {path}, found none")
-    try:
-        stripped = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"expected a text file of image names, got {path}, which is not UTF-8 text") from error
+    stripped = [line.strip() for line in read_text(path).splitlines()]
     return [line for line in stripped if line and not line.startswith("#")]

@@ -12,6 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from terse_aug.bank.inputs.deep_images import (
+    FULL_RANGE,
+    Levels,
+    dim_note,
+    is_deep_color,
+    mark_deep_color,
+    read_deep_color,
+    to_8_bits,
+)
+from terse_aug.bank.inputs.repair import Repairs
+
 _ORIENTATION_TAG = 0x0112
 _ROTATED_ORIENTATIONS = (5, 6, 7, 8)
 BROKEN_FILE = (
@@ -25,6 +36,9 @@ BROKEN_FILE = (
     Image.DecompressionBombError,
 )
 """What pillow raises on broken files, found by truncating files and flipping bytes of each format."""
+TOO_LARGE = "image has more pixels than pillow's limit (PIL.Image.MAX_IMAGE_PIXELS, --max-image-pixels)"
+"""Reason to reject the objects of an image."""
+_CANNOT_BE_READ = "cannot be read as an image"
 _COLOR_MODES = ("RGB", "RGBA", "CMYK", "YCbCr")
 
 
@@ -37,11 +51,16 @@ def load_image(path: str | Path) -> Image.Image:
     return _load(path)[0]
 
 
-def read_image(path: str | Path) -> NDArray[np.uint8]:
+def read_image(path: str | Path, levels: Levels = FULL_RANGE, notes: Repairs | None = None) -> NDArray[np.uint8]:
     """Read an image as a viewer shows it: EXIF orientation applied, 16-bit grey scaled to 8 bit.
 
     Grey, palette, CMYK and other modes are converted to RGB. An alpha channel is ignored; the colour under
     it is kept as stored.
+
+    Args:
+        path: of the file.
+        levels: values of 16-bit images that are black and white.
+        notes: where it is noted that a 16-bit image is dark, because it uses fewer bits.
 
     Returns:
         uint8 ``[H, W, 3]``, RGB.
@@ -51,10 +70,17 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
         ValueError: the file is no image, is damaged, or holds values with no known range (32-bit, float).
     """
     image, orientation = _load(path)
-    return _oriented(_to_rgb(image, path), orientation)
+    return _oriented(_to_rgb(image, path, levels, notes), orientation)
 
 
-def read_image_like(path: str | Path, height: int, width: int, data: bytes | None = None) -> NDArray[np.uint8]:
+def read_image_like(
+    path: str | Path,
+    height: int,
+    width: int,
+    levels: Levels = FULL_RANGE,
+    notes: Repairs | None = None,
+    data: bytes | None = None,
+) -> NDArray[np.uint8]:
     """Read an image in the raster that annotations of ``height`` x ``width`` refer to; otherwise as :func:`read_image`.
 
     Annotations do not record whether they refer to the stored raster or to the one with the EXIF orientation applied,
@@ -62,7 +88,7 @@ def read_image_like(path: str | Path, height: int, width: int, data: bytes | Non
     content of the image file, if it is not at ``path``.
     """
     image, orientation = _load(path, data)
-    rgb = _to_rgb(image, path)
+    rgb = _to_rgb(image, path, levels, notes)
     stored_fits = rgb.shape[:2] == (height, width)
     oriented_fits = rgb.shape[1::-1] == (height, width)
     if orientation in _ROTATED_ORIENTATIONS and stored_fits and not oriented_fits:
@@ -70,10 +96,11 @@ def read_image_like(path: str | Path, height: int, width: int, data: bytes | Non
     return _oriented(rgb, orientation)
 
 
-def read_rgba(path: str | Path) -> NDArray[np.uint8]:
+def read_rgba(path: str | Path, levels: Levels = FULL_RANGE, notes: Repairs | None = None) -> NDArray[np.uint8]:
     """Read an image with transparency, EXIF orientation applied.
 
     Palettes with transparent entries, grey with alpha, and premultiplied TIFF are converted to straight RGBA.
+    Arguments are those of :func:`read_image`.
 
     Returns:
         uint8 ``[H, W, 4]``, RGB and straight alpha.
@@ -86,7 +113,10 @@ def read_rgba(path: str | Path) -> NDArray[np.uint8]:
     image, orientation = _load(path)
     if not image.has_transparency_data:
         raise NoAlphaError(f"{path}: expected an image with an alpha channel, got mode {image.mode}")
-    return _oriented(np.asarray(image.convert("RGBA")), orientation)
+    rgba = np.asarray(image.convert("RGBA"))
+    if is_deep_color(image):
+        rgba = np.dstack([_deep_to_rgb(image, path, levels, notes), rgba[..., 3]])
+    return _oriented(rgba, orientation)
 
 
 def read_index_mask(path: str | Path) -> NDArray[np.int32]:
@@ -135,16 +165,21 @@ def read_color_mask(path: str | Path) -> NDArray[np.int32]:
     return numbers
 
 
-def image_size(path: str | Path) -> tuple[int, int] | None:
-    """Height and width in px of an image as a viewer shows it, without decoding it; ``None`` if it cannot be read."""
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Height and width in px of an image as a viewer shows it, without decoding it; errors as :func:`read_image`."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
             with Image.open(path) as image:
                 width, height = image.size
                 return (width, height) if _orientation(image) in _ROTATED_ORIENTATIONS else (height, width)
-    except BROKEN_FILE:
-        return None
+    except BROKEN_FILE as error:
+        raise ValueError(f"{path}: {_CANNOT_BE_READ} ({type(error).__name__}: {error})") from error
+
+
+def why_unreadable(error: ValueError, otherwise: str) -> str:
+    """The reason to reject the objects of an image that the functions of this module cannot read."""
+    return TOO_LARGE if isinstance(error.__cause__, Image.DecompressionBombError) else otherwise
 
 
 def is_color_image(path: str | Path) -> bool:
@@ -173,12 +208,13 @@ def _load(path: str | Path, data: bytes | None = None) -> tuple[Image.Image, int
             # Pillow warns about TIFF and EXIF tags that do not affect the pixels.
             warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
             with Image.open(path if data is None else io.BytesIO(data)) as image:
+                mark_deep_color(image)
                 image.load()
                 copied = image.copy()
                 copied.format = image.format  # copy() drops it, and _to_rgb needs it
                 return copied, _orientation(image)
     except BROKEN_FILE as error:
-        raise ValueError(f"{path}: cannot be read as an image ({type(error).__name__}: {error})") from error
+        raise ValueError(f"{path}: {_CANNOT_BE_READ} ({type(error).__name__}: {error})") from error
 
 
 def _orientation(image: Image.Image) -> int:
@@ -189,9 +225,13 @@ def _orientation(image: Image.Image) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
-def _to_rgb(image: Image.Image, path: str | Path) -> NDArray[np.uint8]:
+def _to_rgb(
+    image: Image.Image, path: str | Path, levels: Levels = FULL_RANGE, notes: Repairs | None = None
+) -> NDArray[np.uint8]:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return _grey16_to_rgb(np.asarray(image), path)
+        return _grey16_to_rgb(np.asarray(image), path, levels, notes)
+    if is_deep_color(image):
+        return _deep_to_rgb(image, path, levels, notes)
     if image.mode in ("I", "F"):
         raise ValueError(f"{path}: expected 8 or 16 bits per channel, got mode {image.mode}; convert it first")
     if image.has_transparency_data:  # a direct conversion loses transparent palette entries
@@ -199,12 +239,24 @@ def _to_rgb(image: Image.Image, path: str | Path) -> NDArray[np.uint8]:
     return np.asarray(image.convert("RGB"))
 
 
-def _grey16_to_rgb(grey: NDArray[np.generic], path: str | Path) -> NDArray[np.uint8]:
+def _deep_to_rgb(image: Image.Image, path: str | Path, levels: Levels, notes: Repairs | None) -> NDArray[np.uint8]:
+    if levels != FULL_RANGE:
+        return read_deep_color(path, levels)
+    rgb = np.asarray(image.convert("RGB"))
+    if notes is not None:
+        notes |= dim_note(256 * int(rgb.max(initial=0)), levels)
+    return rgb
+
+
+def _grey16_to_rgb(
+    grey: NDArray[np.generic], path: str | Path, levels: Levels, notes: Repairs | None
+) -> NDArray[np.uint8]:
     wide = grey.astype(np.int64)
     if wide.size and (wide.min() < 0 or wide.max() > 65535):
         raise ValueError(f"{path}: expected 16-bit values, got up to {wide.max()}; convert the image first")
-    narrow = ((wide * 255 + 32767) // 65535).astype(np.uint8)
-    return np.repeat(narrow[..., None], 3, axis=2)
+    if notes is not None:
+        notes |= dim_note(int(wide.max(initial=0)), levels)
+    return np.repeat(to_8_bits(wide, levels)[..., None], 3, axis=2)
 
 
 def _oriented(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:

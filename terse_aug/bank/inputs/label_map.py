@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from terse_aug.bank.inputs.mask_files import color_number
+from terse_aug.bank.inputs.text_files import read_text
 
 _COLOR = re.compile(r"(?<!\d)(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})(?!\d)")
 _NUMBER = re.compile(r"^(\d+)[\s,;:]+(\S.*)$|^(.*\S)[\s,;:]+(\d+)$")
@@ -41,10 +42,7 @@ class LabelMap:
         """
         if not path.is_file():
             raise FileNotFoundError(f"expected a file of class names and colours at {path}, found none")
-        try:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: expected a text file of class names and colours ({error})") from error
+        lines = [line.strip() for line in read_text(path).splitlines()]
         rows = [(number, line) for number, line in enumerate(lines, 1) if line and not line.startswith("#")]
         if any(_COLOR.search(line) for _, line in rows):
             rows = rows[1:] if not any(map(str.isdigit, rows[0][1])) else rows  # titles of a CSV

@@ -21,7 +21,7 @@ from terse_aug.bank.inputs.coco_entries import file_name
 from terse_aug.bank.inputs.coco_json import CocoAnnotations, annotated_side, rejected_sample
 from terse_aug.bank.inputs.file_names import FileFinder
 from terse_aug.bank.inputs.image_list import ImageList
-from terse_aug.bank.inputs.images import read_image_like
+from terse_aug.bank.inputs.images import read_image_like, why_unreadable
 from terse_aug.bank.inputs.masks import NO_MASK, MaskInFile, has_mask, segmentation_as_json, segmentation_to_mask
 from terse_aug.bank.inputs.repair import Repairs, clip_box, repair_annotation
 from terse_aug.bank.segmenters.box import BoxMaskMethod, BoxMasks
@@ -201,11 +201,12 @@ class _Extractor:
         height, width = (annotated_side(item.image, side, repairs) for side in ("height", "width"))
         try:
             data = _embedded_image(item.image[EMBEDDED]) if EMBEDDED in item.image else None
-            pixels = read_image_like(self.folder / item.name, height, width, data)
+            path = self.folder / item.name
+            pixels = read_image_like(path, height, width, self.rules.levels, repairs, data)
         except FileNotFoundError as error:
             raise RejectedObject("image file is missing") from error
         except ValueError as error:
-            raise RejectedObject("image file cannot be read") from error
+            raise RejectedObject(why_unreadable(error, "image file cannot be read")) from error
         if height and width and pixels.shape[:2] != (height, width):
             sizes = f"{item.name}: file {pixels.shape[0]}x{pixels.shape[1]}, JSON {height}x{width}"
             raise RejectedObject("image file has another size than annotated") from ValueError(sizes)

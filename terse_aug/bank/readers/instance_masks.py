@@ -17,10 +17,11 @@ from terse_aug.bank.build.report import BuildLog, BuildReport, RejectedSample
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
 from terse_aug.bank.inputs.folders import ListedImage, check_folders, class_labels, find_images
 from terse_aug.bank.inputs.image_list import ImageList
-from terse_aug.bank.inputs.images import read_image_like
+from terse_aug.bank.inputs.images import read_image_like, why_unreadable
 from terse_aug.bank.inputs.label_map import LabelMap
 from terse_aug.bank.inputs.mask_files import ObjectNumbers, most_are_dark, read_object_numbers
 from terse_aug.bank.inputs.masks import segmentation_as_json
+from terse_aug.bank.inputs.repair import Repairs
 from terse_aug.bank.readers.other_formats import names_other_formats
 from terse_aug.structures.foreground import Foreground
 
@@ -164,9 +165,11 @@ class _Extractor:
         """The foregrounds of an image."""
         path, name = item.image.path, item.image.name
         try:
-            image, mask, semantic = self._read(item, log)
+            notes: Repairs = set()
+            image, mask, semantic = self._read(item, log, notes)
+            log.repair(notes, name)
         except ValueError as error:
-            log.drop("image or mask cannot be read", str(error))
+            log.drop(why_unreadable(error, "image or mask cannot be read"), str(error))
             return
         except RejectedObject as reason:
             where = str(reason.__cause__ or name)
@@ -185,7 +188,9 @@ class _Extractor:
                 shown = RejectedSample(path, source, segmentation=segmentation_as_json(part))
                 log.drop(str(reason), source, shown=shown)
 
-    def _read(self, item: _Item, log: BuildLog) -> tuple[NDArray[np.uint8], ObjectNumbers, NDArray[np.int32] | None]:
+    def _read(
+        self, item: _Item, log: BuildLog, notes: Repairs
+    ) -> tuple[NDArray[np.uint8], ObjectNumbers, NDArray[np.int32] | None]:
         """Pixels, mask, and semantic mask."""
         assert item.image.mask is not None
         colors = self.classes is not None and self.classes.map.colors
@@ -193,7 +198,8 @@ class _Extractor:
         if not self.semantic:
             mask, repair = mask.with_object_white(self.dark)
             log.repair([repair] if repair else [], item.image.name)
-        image = read_image_like(item.image.path, *mask.numbers.shape)
+        height, width = mask.numbers.shape
+        image = read_image_like(item.image.path, height, width, self.rules.levels, notes)
         semantic = None if item.class_mask is None else read_object_numbers(item.class_mask, colors).numbers
         for other in (mask.numbers, semantic):
             if other is not None and image.shape[:2] != other.shape:

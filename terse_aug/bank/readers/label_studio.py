@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terse_aug.bank.build.report import BuildLog, BuildReport
-from terse_aug.bank.inputs.file_names import IMAGE_SUFFIXES
 from terse_aug.bank.inputs.folders import check_folders, visible_files
+from terse_aug.bank.inputs.image_endings import is_image_name
 from terse_aug.bank.inputs.masks import segmentation_as_json
 from terse_aug.bank.inputs.repair import Malformed, Repairs, as_number, class_name
 from terse_aug.bank.readers.annotated_images import AnnotationOptions
@@ -92,7 +92,7 @@ def _image_of(task: Any) -> str:
     if not isinstance(data, dict):
         raise Malformed("task without data")
     texts = {key: value for key, value in data.items() if isinstance(value, str) and value.strip()}
-    found = [own for own in map(_path, texts.values()) if own.lower().endswith(IMAGE_SUFFIXES)]
+    found = [own for own in map(_path, texts.values()) if is_image_name(own)]
     if "image" in texts:
         return _path(texts["image"])
     if len(found) != 1:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from terse_aug.bank.build.report import BuildReport
 from terse_aug.bank.inputs.folders import check_folders
+from terse_aug.bank.inputs.image_endings import image_endings
 from terse_aug.bank.inputs.images import BROKEN_FILE, is_file
 from terse_aug.bank.inputs.masks import segmentation_as_json
 from terse_aug.bank.inputs.repair import TEXT_NUMBER, Malformed, Repairs, as_number, class_name, contains_text
@@ -101,7 +102,7 @@ def _find_image(path: Path, content: dict[str, Any], folder: Path, images: Path 
     """
     written_name = str(content.get("imagePath") or "").replace("\\", "/")
     bases = [path.parent] if images is None else [images / path.parent.relative_to(folder), images]
-    names = [written_name, Path(written_name).name, *(path.stem + suffix for suffix in (".jpg", ".png", ".jpeg"))]
+    names = [written_name, Path(written_name).name, *(path.stem + suffix for suffix in image_endings())]
     places = [(base / name, base) for base in bases for name in names if name]
     place, base = next(((place, base) for place, base in places if is_file(place)), places[0])
     file, root = os.path.abspath(place), os.path.abspath(images or folder)

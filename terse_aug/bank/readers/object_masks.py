@@ -14,12 +14,13 @@ from terse_aug.bank.build.chunks import Source
 from terse_aug.bank.build.pipeline import BuildOptions
 from terse_aug.bank.build.report import BuildLog, BuildReport, RejectedSample
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
-from terse_aug.bank.inputs.file_names import IMAGE_SUFFIXES
 from terse_aug.bank.inputs.folders import check_folders, outside, visible_files
+from terse_aug.bank.inputs.image_endings import is_image_name
 from terse_aug.bank.inputs.image_list import NOT_LISTED, ImageList
-from terse_aug.bank.inputs.images import read_image_like
+from terse_aug.bank.inputs.images import read_image_like, why_unreadable
 from terse_aug.bank.inputs.mask_files import most_are_dark, read_object_numbers
 from terse_aug.bank.inputs.masks import segmentation_as_json
+from terse_aug.bank.inputs.repair import Repairs
 from terse_aug.structures.foreground import Foreground
 
 _LABEL = 1
@@ -77,7 +78,7 @@ class _Item(NamedTuple):
 
 
 def _images(folder: Path) -> list[Path]:
-    return [path for path in visible_files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+    return [path for path in visible_files(folder) if is_image_name(path)]
 
 
 def _beside(root: Path, log: BuildLog) -> list[_Item]:
@@ -153,9 +154,12 @@ class _Extractor:
             try:
                 mask, repair = read_object_numbers(path).with_object_white(self.dark)
                 if image is None:
-                    image = read_image_like(item.path, *mask.numbers.shape)
+                    notes: Repairs = set()
+                    height, width = mask.numbers.shape
+                    image = read_image_like(item.path, height, width, self.rules.levels, notes)
+                    log.repair(notes, item.name)
             except ValueError as error:
-                log.drop("image or mask cannot be read", str(error))
+                log.drop(why_unreadable(error, "image or mask cannot be read"), str(error))
                 continue
             segmentation = None
             try:

@@ -102,5 +102,5 @@ class _SegmentReader:
         if not self.is_thing[category]:
             raise Malformed("stuff, not an object")
         self.log.repair(repairs, where)
-        kept = {key: segment[key] for key in ("bbox", "iscrowd") if key in segment}
+        kept = {key: segment[key] for key in ("bbox", "iscrowd", "ignore") if key in segment}
         return kept | {"id": number, "category_id": category, "segmentation": MaskInFile(mask, number, colors=True)}

@@ -16,8 +16,9 @@ from terse_aug.bank.build.report import BuildLog, BuildReport, RejectedSample
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
 from terse_aug.bank.inputs.folders import ListedImage, check_folders, check_relative_size, class_labels, find_images
 from terse_aug.bank.inputs.image_list import ImageList
-from terse_aug.bank.inputs.images import NoAlphaError, read_image, read_mask, read_rgba
+from terse_aug.bank.inputs.images import NoAlphaError, read_image, read_mask, read_rgba, why_unreadable
 from terse_aug.bank.inputs.masks import segmentation_as_json
+from terse_aug.bank.inputs.repair import Repairs
 from terse_aug.bank.readers.other_formats import names_other_formats
 from terse_aug.bank.segmenters.mask_polarity import object_alpha
 from terse_aug.bank.segmenters.plain_background import PlainBackground
@@ -110,7 +111,9 @@ class _Extractor:
         """The foregrounds of an image."""
         image, label = item
         try:
-            pixels = _read_opaque(image.path)
+            notes: Repairs = set()
+            pixels = _read_opaque(image.path, self.rules, notes)
+            log.repair(notes, image.name)
             if image.mask is not None:
                 alpha, mask_source = _read_alpha(image.mask, pixels)
                 alphas = self.background.alphas_of_mask(pixels, alpha)
@@ -135,15 +138,15 @@ def _sample(image: ListedImage, caption: str, mask: NDArray[np.uint8] | None) ->
     return RejectedSample(image.path, caption, segmentation=segmentation)
 
 
-def _read_opaque(path: Path) -> NDArray[np.uint8]:
+def _read_opaque(path: Path, rules: ExtractionRules, notes: Repairs) -> NDArray[np.uint8]:
     try:
         if read_rgba(path)[..., 3].min() < 255:
             raise RejectedObject("image has transparency: build from it with source rgba")
     except NoAlphaError:
         pass
     except ValueError as error:
-        raise RejectedObject("image cannot be read") from error
-    return read_image(path)
+        raise RejectedObject(why_unreadable(error, "image cannot be read")) from error
+    return read_image(path, rules.levels, notes)
 
 
 def _read_alpha(path: Path, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], str]:

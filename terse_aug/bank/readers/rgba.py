@@ -15,12 +15,12 @@ from terse_aug.bank.build.pipeline import BuildOptions
 from terse_aug.bank.build.report import BuildLog, BuildReport, RejectedSample
 from terse_aug.bank.extract import ExtractionRules, RejectedObject, finish_foreground, remove_faint_alpha, tight_box
 from terse_aug.bank.inputs.folders import check_folders, check_relative_size, class_labels, visible_files
+from terse_aug.bank.inputs.image_endings import is_image_name
 from terse_aug.bank.inputs.image_list import NOT_LISTED, ImageList
-from terse_aug.bank.inputs.images import NoAlphaError, read_rgba
+from terse_aug.bank.inputs.images import NoAlphaError, read_rgba, why_unreadable
+from terse_aug.bank.inputs.repair import Repairs
 from terse_aug.bank.readers.other_formats import names_other_formats
 from terse_aug.structures.foreground import Foreground
-
-_SUFFIXES = (".png", ".webp", ".tif", ".tiff")
 
 
 @names_other_formats
@@ -32,7 +32,7 @@ def build_from_rgba(
     relative_size: float = 0.3,
     **options: Any,
 ) -> BuildReport:
-    """Build a bank from PNG, WebP or TIFF files with transparency.
+    """Build a bank from image files with transparency (PNG, WebP, TIFF and others).
 
     Files in a subfolder, at any depth, are of the class that it is named after. Labels are 1, 2, ... in the order of
     the class names. ``rules.min_box_agreement`` has no effect.
@@ -58,14 +58,14 @@ def build_from_rgba(
     root, image_list = Path(folder), ImageList(settings.image_list)
     check_folders(root, content="RGBA images")
     files = visible_files(root)
-    label_of, categories = class_labels(root, (p for p in files if p.suffix.lower() in _SUFFIXES), category)
+    label_of, categories = class_labels(root, (p for p in files if is_image_name(p)), category)
     log, items = BuildLog(), []
     for path in files:
         name = path.relative_to(root).as_posix()
         if name not in image_list:
             log.drop(NOT_LISTED, name, shown=RejectedSample(path, name))
         elif path not in label_of:
-            log.drop("not a PNG, WebP or TIFF file", name, shown=RejectedSample(path, name))
+            log.drop("not an image file", name, shown=RejectedSample(path, name))
         else:
             items.append((path, name, label_of[path]))
     image_list.report_unmatched(log)
@@ -89,18 +89,21 @@ class _Extractor:
         """The foreground of a file, if there is one."""
         path, name, label = item
         try:
-            yield finish_foreground(Foreground(_read_tight(path), label, name, self.relative_size), self.rules)
+            notes: Repairs = set()
+            rgba = _read_tight(path, self.rules, notes)
+            log.repair(notes, name)
+            yield finish_foreground(Foreground(rgba, label, name, self.relative_size), self.rules)
         except RejectedObject as reason:
             log.drop(str(reason), name, shown=RejectedSample(path, name))
 
 
-def _read_tight(path: Path) -> NDArray[np.uint8]:
+def _read_tight(path: Path, rules: ExtractionRules, notes: Repairs) -> NDArray[np.uint8]:
     try:
-        rgba = read_rgba(path)
+        rgba = read_rgba(path, rules.levels, notes)
     except NoAlphaError as error:
         raise RejectedObject("no alpha channel") from error
     except ValueError as error:
-        raise RejectedObject("image cannot be read") from error
+        raise RejectedObject(why_unreadable(error, "image cannot be read")) from error
     alpha = rgba[..., 3]
     if alpha.min() == 255:
         raise RejectedObject("alpha is opaque everywhere")

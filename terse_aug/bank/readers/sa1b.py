@@ -15,9 +15,9 @@ from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, 
 from terse_aug.bank.inputs.file_names import FileFinder
 from terse_aug.bank.inputs.folders import check_folders
 from terse_aug.bank.inputs.image_list import NOT_LISTED, ImageList
-from terse_aug.bank.inputs.images import read_image_like
+from terse_aug.bank.inputs.images import read_image_like, why_unreadable
 from terse_aug.bank.inputs.masks import segmentation_to_mask
-from terse_aug.bank.inputs.repair import Malformed, as_number
+from terse_aug.bank.inputs.repair import Malformed, Repairs, as_number
 from terse_aug.structures.foreground import Foreground
 
 _LABEL = 1
@@ -100,12 +100,14 @@ class _Extractor:
             log.drop(_NOT_SA1B, f"{item.annotations.name}: {error!r}")
             return
         try:
-            pixels = read_image_like(item.image, *size)
+            notes: Repairs = set()
+            pixels = read_image_like(item.image, *size, self.rules.levels, notes)
+            log.repair(notes, item.name)
         except FileNotFoundError:
             log.drop("image file is missing", item.name, len(entries))
             return
         except ValueError as error:
-            log.drop("image file cannot be read", str(error), len(entries))
+            log.drop(why_unreadable(error, "image file cannot be read"), str(error), len(entries))
             return
         for row, entry in enumerate(entries, 1):
             entry = entry if isinstance(entry, dict) else {}

@@ -13,6 +13,7 @@ from typing import Any
 from terse_aug.bank.build.report import BuildReport
 from terse_aug.bank.inputs.folders import check_folders
 from terse_aug.bank.inputs.repair import TEXT_NUMBER, Malformed, Repairs, as_number, class_name, contains_text
+from terse_aug.bank.inputs.text_files import read_text
 from terse_aug.bank.readers.annotated_images import AnnotationOptions
 from terse_aug.bank.readers.annotation_collector import (
     SHOWS_NO_OBJECT,
@@ -59,7 +60,7 @@ def build_from_via(
     check_folders(images, content="images")
     collector = AnnotationCollector.with_names(names)
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_text(file)
         read = _read_csv if file.suffix.lower() == ".csv" else _read_json
         entries = list(read(text, collector))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from terse_aug.bank.build.pipeline import build
 from terse_aug.bank.build.report import BY_MASK, BuildLog, BuildReport, Progress
 from terse_aug.bank.extract import DEFAULT_RULES, Annotation, ExtractionRules, RejectedObject, extract_from_image
-from terse_aug.bank.inputs.file_names import IMAGE_SUFFIXES
+from terse_aug.bank.inputs.deep_images import FULL_RANGE, Levels
 from terse_aug.bank.inputs.folders import check_folders, outside, visible_files
-from terse_aug.bank.inputs.images import read_image, read_index_mask
+from terse_aug.bank.inputs.image_endings import is_image_name
+from terse_aug.bank.inputs.images import read_image, read_index_mask, why_unreadable
+from terse_aug.bank.inputs.repair import Repairs
 from terse_aug.bank.segmenters.motion import median_background, moving_object_alphas
 from terse_aug.bank.storage.writer import BankWriter
 from terse_aug.structures.foreground import Foreground
@@ -74,7 +76,7 @@ def build_from_video(
     if every < 1:
         raise ValueError(f"expected every of at least 1 frame, got {every}")
     mask_folder = None if masks is None else Path(masks)
-    frames = Frames(Path(video), every, mask_folder)
+    frames = Frames(Path(video), every, mask_folder, rules.levels)
     total = frames.count()
     check_folders(mask_folder, content="masks")
     writer = BankWriter(out, {_LABEL: category}, overwrite=overwrite)
@@ -169,6 +171,7 @@ class Frames:
     place: Path
     every: int
     masks: Path | None = None
+    levels: Levels = FULL_RANGE
 
     def count(self) -> int:
         """Number of frames; of a file according to its header, which may be wrong.
@@ -196,10 +199,12 @@ class Frames:
             return
         for path in self._images[:: self.every]:
             name = path.relative_to(self.place).as_posix()
+            notes: Repairs = set()
             try:
-                yield name, read_image(path)
-            except ValueError:
-                log.drop(_UNREADABLE, name)
+                yield name, read_image(path, self.levels, notes)
+                log.repair(notes, name)
+            except ValueError as error:
+                log.drop(why_unreadable(error, _UNREADABLE), name)
 
     def mask_path(self, name: str) -> Path:
         """Path of a frame's mask: in the same subfolder, or in none; rejects one that may belong to another frame."""
@@ -218,7 +223,7 @@ class Frames:
 
     @cached_property
     def _images(self) -> list[Path]:
-        images = [path for path in visible_files(self.place) if path.suffix.lower() in IMAGE_SUFFIXES]
+        images = [path for path in visible_files(self.place) if is_image_name(path)]
         return images if self.masks is None else outside(self.place, images, self.masks)
 
     def _read_file(self, log: BuildLog) -> Iterator[Frame]:

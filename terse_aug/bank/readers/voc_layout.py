@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from terse_aug.bank.build.report import BuildLog
+from terse_aug.bank.inputs.image_endings import image_endings, is_image_name
 from terse_aug.bank.inputs.images import is_file
+from terse_aug.bank.inputs.text_files import read_text
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".webp", ".tif", ".tiff")
 _XML_FOLDERS = ("Annotations", "Annotation", "xmls", "xml", "labels", "label")
 _IMAGE_FOLDERS = ("JPEGImages", "images", "image", "imgs", "img", "photos")
 _LIST_FOLDERS = ("ImageSets/Main", "ImageSets/Segmentation", "ImageSets/Layout", "ImageSets", ".")
@@ -55,7 +56,7 @@ class VocLayout:
         path = next((path for path in lists if is_file(path)), None)
         if path is None:
             raise FileNotFoundError(f"expected one of {', '.join(str(path) for path in lists)}, found none")
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line.strip() for line in read_text(path).splitlines()]
         by_name = self._by_name(files)
         names = [line if line in by_name else _listed_name(line) for line in lines]
         found = []
@@ -80,7 +81,7 @@ class VocLayout:
         another machine, or belongs to another XML file that this one is a copy of.
         """
         bases = dict.fromkeys((self._beside(self.images, path), path.parent, self.images))
-        own_names = [f"{path.stem}{suffix}" for suffix in _SUFFIXES]
+        own_names = [path.stem + suffix for ending in image_endings() for suffix in (ending, ending.upper())]
         is_own = written_name and not has_own_file(written_name, path)
         for at, base in enumerate(bases):
             for name in [written_name, *own_names] if is_own else own_names:
@@ -100,7 +101,7 @@ class VocLayout:
         paths = {(self.images / name).resolve() for name in used}
         for folder in sorted({path.parent for path in paths if path.parent.is_dir()}):
             for path in sorted(folder.iterdir()):
-                if path.suffix in _SUFFIXES and path.resolve() not in paths:
+                if is_image_name(path) and path.resolve() not in paths:
                     log.drop("image without an XML file", path.name)
 
     def _beside(self, folder: Path, path: Path) -> Path:
