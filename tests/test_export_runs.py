@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import numpy as np
 import pytest
 import torch
 from export_samples import NAMES, Data, coco_of, files_of
 from factories import every_image, make_bank, make_foreground
 from PIL import Image
 
-from terse_aug import ForegroundBank, Terse
+from terse_aug import ForegroundBank, PasteConfig, Terse
+from terse_aug.bank.inputs.images import read_image
 from terse_aug.cli import main
 from terse_aug.cli.output import progress_bar
 from terse_aug.export import ExportSettings, write_composites
@@ -159,9 +161,30 @@ def test_policies_compose_the_same_in_another_process(data: Data, policy: str) -
     assert not all(torch.equal(found.image, first[0].image) for found in first)
 
 
-def test_matched_learns_from_the_images(data: Data) -> None:
-    written = coco_of(data.compose("matched", "--policy", "matched", "--copies", "3"))
-    assert any("pasted_from" in entry for entry in written["annotations"])
+def test_matched_has_learned_from_the_images_before(tmp_path: Path) -> None:
+    data = Data(tmp_path / "own")
+    for kind, name in (("images", "id"), ("annotations", "image_id")):
+        again = [own | {name: own[name] + turn} for turn in (10, 20) for own in data.content[kind]]
+        data.content[kind] += [own | {"id": number} for number, own in enumerate(again, 10)] if name != "id" else again
+    data.json.write_text(json.dumps(data.content))
+    out = data.compose("out", "--policy", "matched", "--image-format", "png")
+    written = [read_image(out / "images" / image["file_name"]) for image in coco_of(out)["images"]]
+    bank = ForegroundBank.open(data.bank).select(categories=[1, 2])
+    paste = PasteConfig(paste_probability=1, objects=(2, 4))
+    terse = Terse(bank, "matched", seed=3, classes={"cat": 9, "dog": 4}, paste=paste)
+
+    def equal() -> list[bool]:
+        samples = open_coco(data.json, data.images)
+        found = []
+        for number, pixels in enumerate(written):
+            sample = samples.read(number)
+            composed = ComposeNumbered(terse)((sample.image * 255).byte(), sample.target, number)
+            found.append(np.array_equal(pixels, composed.image.permute(1, 2, 0)))
+        return found
+
+    assert not all(equal())
+    learn_boxes(terse, open_coco(data.json, data.images).choose(512, 3))
+    assert all(equal())
 
 
 @pytest.mark.parametrize(
@@ -186,17 +209,22 @@ def test_matched_learns_from_the_images(data: Data) -> None:
     ],
 )
 def test_wrong_arguments_are_one_line_and_nothing_is_written(
-    data: Data, more: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    data: Data,
+    more: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(data.folder)
     before = files_of(data.folder)
-    assert main(data.arguments(data.folder / "new", *more)) == 2
+    assert main(data.arguments(tmp_path / "new", *more)) == 2
     printed = capsys.readouterr().err
     assert printed.startswith("error: ")
     assert printed.count("\n") == 1
     assert message in printed
     assert files_of(data.folder) == before
-    assert not (data.folder / "new").exists()
+    assert not (tmp_path / "new").exists()
 
 
 def test_only_the_same_run_goes_on_in_a_folder(
