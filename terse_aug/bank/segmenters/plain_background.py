@@ -40,8 +40,8 @@ class PlainBackground:
             L*a*b*, where about 2 is just visible) are rejected.
         refine: refine outlines by GrabCut.
         split: parts that do not touch are separate objects; else they are one object, without specks.
-        min_quality: in [0, 1]; images are rejected whose mask has a lower :func:`mask_stability`, as those of white
-            objects on white, of which only scraps differ from the background.
+        min_quality: in [0, 1]; images are rejected whose mask depends more on the least difference of colours that
+            counts as object, as those of white objects on white, of which only scraps differ from the background.
 
     Raises:
         ValueError: ``max_spread`` is not above 0, or ``min_quality`` is not within 0 to 1.
