@@ -63,7 +63,7 @@ def test_what_cannot_be_used_is_counted(tmp_path: Path) -> None:
         "RLE is damaged",
         "box is not x, y, width, height",
         "mask and box disagree: IoU below 0.5 (min_box_agreement)",
-        "no mask: the annotation has a box only and `boxes` is not given; masks are missing",
+        "no mask, and no box to make one of",
     ]
 
 

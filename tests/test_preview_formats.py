@@ -97,7 +97,7 @@ def test_boxes_of_objects_with_masks_only_are_those_of_the_masks(tmp_path: Path)
         (["--images", "."], "expected --annotations for --source coco"),
         (["--images", ".", "--annotations", "a.json", "--root", "."], "--root: not allowed with --source coco"),
         (["--source", "voc"], "expected --root for --source voc"),
-        (["--source", "voc", "--root", ".", "--images", "."], "--images: not allowed with --source voc"),
+        (["--source", "voc", "--root", ".", "--masks", "."], "--masks: not allowed with --source voc"),
         (["--source", "rgba"], "invalid choice: 'rgba'"),
         (["--images", ".", "--annotations", "labelme/scene.json"], "use source labelme"),
     ],
