@@ -235,15 +235,19 @@ def test_every_pair_within_seven_bits_is_found(seed: int) -> None:
     assert found.comparisons < 400 * 399 / 2
 
 
-def test_groups_are_linked_in_chains_and_thumbnails_decide() -> None:
-    bits = np.array([0, 0b111111, 0b111111111111, 1 << 40, 0], np.uint64)
-    thumbnails = np.zeros((5, 8, 8, 4), np.uint8)
-    thumbnails[4] = 9
-    assert [group.tolist() for group in find_near_duplicates(bits, thumbnails).groups] == [[0, 1, 2, 3]]
-    with_more = find_near_duplicates(bits, thumbnails, difference=9)
-    assert [group.tolist() for group in with_more.groups] == [[0, 1, 2, 3, 4]]
-    apart = find_near_duplicates(np.tile(bits, 2), np.concatenate([thumbnails, thumbnails + 100]))
-    assert [group.tolist() for group in apart.groups] == [[0, 1, 2, 3], [5, 6, 7, 8]]
+def test_groups_are_no_chains_and_thumbnails_decide() -> None:
+    bits = np.array([0, 0b111111, 0b111111111111, 1 << 40, 0], np.uint64)  # the third is near the second only
+    thumbnails = np.full((5, 8, 8, 4), 255, np.uint8)
+    thumbnails[4] = 255 - 24  # in three of four channels
+    thumbnails[..., 3] = 255
+    assert [group.tolist() for group in find_near_duplicates(bits, thumbnails).groups] == [[0, 1, 3]]
+    with_more = find_near_duplicates(bits, thumbnails, difference=18)
+    assert [group.tolist() for group in with_more.groups] == [[0, 1, 3, 4]]
+    others = thumbnails - np.array([100, 100, 100, 0], np.uint8)
+    apart = find_near_duplicates(np.tile(bits, 2), np.concatenate([thumbnails, others]))
+    assert [group.tolist() for group in apart.groups] == [[0, 1, 3], [5, 6, 8]]
+    two_groups = find_near_duplicates(bits[[1, 0, 0, 2, 2]], np.full((5, 8, 8, 4), 255, np.uint8))
+    assert [group.tolist() for group in two_groups.groups] == [[0, 1, 2, 3, 4]]  # its first is near all of them
 
 
 def test_a_search_that_ends_early_reports_how_far_it_came() -> None:

@@ -60,6 +60,7 @@ def test_confidence_and_track_id_are_left_out(
         ([POLYGON_LINE + " .91 1", POLYGON_LINE + " .72 0"], 0),  # or five points
         ([POLYGON_LINE + " .91"], 0),  # or a box and a keypoint
         ([TRIANGLE, POLYGON_LINE + " .91 2"], 1),  # polygons, and a coordinate twice as large as the image
+        ([POLYGON_LINE, POLYGON_LINE + " .5", TRIANGLE + " .5"], 1),  # a coordinate is missing in polygons
         (["0 32 24 80 24 80 72", POLYGON_LINE], 1),  # pixels
         (["0 60 50 40 40", BOX_LINE], 1),
     ],

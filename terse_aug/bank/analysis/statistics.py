@@ -153,7 +153,7 @@ def bank_statistics(
         generator = np.random.default_rng([seed, number, 2])
         classes.append(_class_statistics(name, own, bank, measures, drawn[number], thumbnails, generator))
     report_progress("duplicates", 0, 1)
-    near_duplicates = find_near_duplicates(measures.bits, measures.thumbnails)
+    near_duplicates = find_near_duplicates(measures.bits, measures.thumbnails, bank.sizes)
     hashes, centers = measures.pixel_hashes, bank.centers
     return BankStatistics(
         info=bank.info(),

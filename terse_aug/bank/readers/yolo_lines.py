@@ -67,8 +67,8 @@ class LineLayout:
             if any(values[-1] > 1 for values in even):
                 return cls(extra=(2, 1, 0), odd_polygons=True)
             return cls(unclear=True, odd_polygons=len(odd) > 1)
-        # Keypoints with a confidence have the same number in every line, polygons have not.
-        return cls(odd_polygons=len(odd) > 1)
+        # Keypoints with a confidence are as many in every line. Beside polygons an odd line lacks a coordinate.
+        return cls(odd_polygons=len(odd) > 1 and not even)
 
     def shape(self, values: Values) -> tuple[Values, str | None]:
         """The four numbers of a box or the coordinates of a polygon, as fractions; and what is repaired.
