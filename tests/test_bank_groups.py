@@ -83,4 +83,5 @@ def test_polygons_beside_run_lengths_are_repaired() -> None:
     rle = {"size": [4, 4], "counts": [4, 4, 8]}
     mixed = [rle, [[0, 0], [2, 0], [2, 2]], [0, 0, 1, 1]]
     assert repair_segmentation(mixed, repairs) == [rle, [0, 0, 2, 0, 2, 2]]
+    assert repair_segmentation([rle, [0, 0, 1, 1]], repairs) == [rle]
     assert len(repairs) == 2

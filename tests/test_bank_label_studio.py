@@ -107,7 +107,7 @@ def test_json_min(tmp_path: Path) -> None:
         ("/data/upload/1/0a1b2c3d-a.png", "0a1b2c3d-a.png"),
         ("/data/upload/1/0a1b2c3d-a.png", "a.png"),
         ("/data/local-files/?d=my%20set/a.png", "my set/a.png"),
-        ("https://host/my%20set/a.png?X-Amz-Date=1", "my set/a.png"),
+        ("https://host/bucket/my%20set/a.png?X-Amz-Date=1", "my set/a.png"),
         ("s3://bucket/a.png", "a.png"),
         ("C:\\data\\a.png", "a.png"),
     ],

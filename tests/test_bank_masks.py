@@ -122,7 +122,8 @@ def test_void_of_a_palette_and_transparency_are_background(tmp_path: Path) -> No
     indices = Image.fromarray(np.where(THIRD, 255, FIRST + 2 * SECOND).astype(np.uint8), mode="P")
     indices.putpalette([0, 0, 0, *RED, *GREEN, *([9] * 3 * 252), *VOID])
     assert_masks(build(tmp_path / "palette", {"a.png": indices}), noise(), {"object": [FIRST, SECOND]})
-    rgba = np.dstack([colored((FIRST, RED), ground=(9, 9, 9)), black_and_white(FIRST)])
+    hidden = colored((FIRST, RED), (THIRD, (5, 60, 7)), ground=(9, 9, 9))  # transparent, and of any colour
+    rgba = np.dstack([hidden, black_and_white(FIRST)])
     assert_masks(build(tmp_path / "rgba", {"a.png": rgba}), noise(), {"object": [FIRST]})
 
 

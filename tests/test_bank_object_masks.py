@@ -83,3 +83,12 @@ def test_masks_of_any_kind_and_what_cannot_be_used(tmp_path: Path) -> None:
         "fewer than 100 px visible (min_area)": 1,
         "image or mask cannot be read": 1,
     }
+
+
+def test_a_dark_object_at_the_border_follows_the_other_masks(tmp_path: Path) -> None:
+    masks = [FIRST, SECOND, rectangle(0, 0, WIDTH, 70)]
+    save_image(tmp_path / "images" / "a.png", noise())
+    for number, mask in enumerate(masks):
+        save_image(tmp_path / "masks" / "a" / f"{number}.png", np.where(mask, np.uint8(0), np.uint8(255)))
+    report = build_from_object_masks(tmp_path / "images", tmp_path / "out.bank", masks=tmp_path / "masks")
+    assert_masks(report, noise(), {"object": masks})
