@@ -37,7 +37,7 @@ def test_formats_by_file_say_whether_files_or_their_objects_are_missing(tmp_path
     ):
         with pytest.raises(ValueError, match="annotations of 1 images are empty"):
             build(*arguments, tmp_path / "out.bank")
-        with pytest.raises(ValueError, match="there is no file"):
+        with pytest.raises(ValueError, match="there is none in any file"):
             build(tmp_path / "empty", tmp_path / "out.bank", **empty)
 
 

@@ -119,7 +119,8 @@ class AnnotationCollector:
             ValueError: there is no object; and as :class:`AnnotationOptions`.
         """
         if not self._objects:
-            nothing = f"the annotations of {len(self._images)} images are empty" if self._images else "there is no file"
+            count = len(self._images)
+            nothing = f"the annotations of {count} images are empty" if count else "there is none in any file"
             why = "; ".join(line.strip() for line in self.log.rejected.lines()) or nothing
             raise ValueError(f"{name}: expected annotated objects, found none that can be read: {why}")
         for entry in self._groups.values():
