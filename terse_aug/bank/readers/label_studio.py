@@ -26,15 +26,17 @@ from terse_aug.bank.readers.annotation_collector import (
     ellipse_to_polygon,
     points_to_polygon,
 )
+from terse_aug.bank.readers.other_formats import names_other_formats
 
 UPLOADED = "file name with the prefix that Label Studio gives to uploads"
 """A repair."""
 _PREFIX = re.compile(r"^[0-9a-f]{8}-(?=.)")
-_LOCAL_FILES = "/data/local-files/?"
+_LOCAL_FILES = "data/local-files/?"
 """Label Studio's address of a file of its own computer, followed by ``d=folder/image.jpg``."""
 _SOLID = 128
 
 
+@names_other_formats
 def build_from_label_studio(
     file: str | Path, images: str | Path, out: str | Path, *, names: Sequence[str] | None = None, **options: Any
 ) -> BuildReport:

@@ -21,6 +21,7 @@ from terse_aug.bank.inputs.images import read_image_like, why_unreadable
 from terse_aug.bank.inputs.mask_files import most_are_dark, read_object_numbers
 from terse_aug.bank.inputs.masks import segmentation_as_json
 from terse_aug.bank.inputs.repair import Repairs
+from terse_aug.bank.readers.other_formats import names_other_formats
 from terse_aug.structures.foreground import Foreground
 
 _LABEL = 1
@@ -28,6 +29,7 @@ _MASK_FOLDER = "masks"
 _SEPARATORS = "_-. "
 
 
+@names_other_formats
 def build_from_object_masks(
     images: str | Path, out: str | Path, *, masks: str | Path | None = None, category: str = "object", **options: Any
 ) -> BuildReport:
