@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         bank, data = Path(folder) / "x.bank", open_masks(images, masks)
         data.names = data.names[: options.images]
-        build_from_masks(images, masks, bank, image_list=data.names)
+        build_from_masks(images, masks, bank, category="person", image_list=data.names)
         terse = Terse(ForegroundBank.open(bank), classes={"person": 1})
         arms = _arms(terse, data, Path(folder) / "out")
         times = interleaved({name: (lambda turn: turn, work) for name, work in arms.items()}, options.rounds, 1)

@@ -18,16 +18,16 @@ TRIANGLE = [[10, 10], [60, 20], [30, 70]]
 RING = disk(90, 40, 20) & ~disk(90, 40, 8)
 
 
-def brush(mask: Mask, literal: bool = False) -> list[int]:
+def brush(mask: Mask, literal: bool = False, word: int = 8) -> list[int]:
     """A mask as Label Studio writes it, of the four channels of an image: equal runs, or value by value."""
-    values = np.repeat(np.where(mask, 255, 0).ravel(), 4)
-    bits = f"{values.size:032b}{7:05b}" + "".join(f"{size - 1:04b}" for size in (3, 4, 8, 16))
+    values = np.repeat(np.where(mask, 2**word - 1, 0).ravel(), 4)
+    bits = f"{values.size:032b}{word - 1:05b}" + "".join(f"{size - 1:04b}" for size in (3, 4, 8, 16))
     for value, run in groupby(values.tolist()):
         length = len(list(run))
         while length > 0:
             part = min(length, 8 if literal else 2**16)
-            bits += "0" + "00" + f"{part - 1:03b}" + f"{value:08b}" * part if literal else ""
-            bits += "" if literal else "1" + "11" + f"{part - 1:016b}" + f"{value:08b}"
+            bits += "0" + "00" + f"{part - 1:03b}" + f"{value:0{word}b}" * part if literal else ""
+            bits += "" if literal else "1" + "11" + f"{part - 1:016b}" + f"{value:0{word}b}"
             length -= part
     bits += "0" * (-len(bits) % 8)
     return [int(bits[at : at + 8], 2) for at in range(0, len(bits), 8)]
@@ -109,12 +109,21 @@ def test_json_min(tmp_path: Path) -> None:
         ("/data/local-files/?d=my%20set/a.png", "my set/a.png"),
         ("https://host/bucket/my%20set/a.png?X-Amz-Date=1", "my set/a.png"),
         ("s3://bucket/a.png", "a.png"),
+        ("s3://bucket/my set#1/a?%20b.png", "my set#1/a?%20b.png"),
+        ("/data/local-files/?d=my#1.png", "my#1.png"),
+        ("https://host/a.png?d=300#top", "a.png"),
         ("C:\\data\\a.png", "a.png"),
     ],
 )
 def test_images_are_found(address: str, file: str, tmp_path: Path) -> None:
     report = build(tmp_path, task(region("brushlabels", "ring", "b", rle=brush(RING)), image=address), file)
     assert report.kept == {"ring": 1}
+
+
+def test_a_name_with_a_number_sign_is_no_other_image(tmp_path: Path) -> None:
+    ring = region("brushlabels", "ring", "b", rle=brush(RING))
+    with pytest.raises(ValueError, match=r"1 +image file is missing"):
+        build(tmp_path, task(ring, image="s3://bucket/my#1.png"), "my.png")
 
 
 def test_uploads_of_the_same_name_are_not_confused(tmp_path: Path) -> None:
@@ -135,6 +144,8 @@ def test_one_annotation_of_a_task_is_used_and_the_rest_is_counted(tmp_path: Path
         ring,
         region("keypointlabels", "a", "k", x=3, y=4, width=1),
         region("brushlabels", "a", "r", rle=brush(RING)[:40]),
+        region("brushlabels", "a", "w", rle=brush(RING, word=12)),
+        region("brushlabels", "a", "v", rle=brush(RING, word=1)),
         region("brushlabels", "a", "s", rle=brush(RING[:50])),
         {"type": "choices", "id": "z", "value": {"choices": ["day"]}},
         {"type": "relation", "from_id": "a", "to_id": "b"},
@@ -149,7 +160,7 @@ def test_one_annotation_of_a_task_is_used_and_the_rest_is_counted(tmp_path: Path
         "annotation that was skipped by its annotator": 1,
         "region of another annotation of the same task": 2,
         "shape is a line or a point, which shows no object": 1,
-        "run lengths of the brush are damaged": 1,
+        "run lengths of the brush are damaged": 3,
         "brush and image differ in size": 1,
         "result that is no region, such as a class of the whole image": 1,
         "result that is no region, such as a relation": 1,

@@ -92,3 +92,32 @@ def test_a_dark_object_at_the_border_follows_the_other_masks(tmp_path: Path) -> 
         save_image(tmp_path / "masks" / "a" / f"{number}.png", np.where(mask, np.uint8(0), np.uint8(255)))
     report = build_from_object_masks(tmp_path / "images", tmp_path / "out.bank", masks=tmp_path / "masks")
     assert_masks(report, noise(), {"object": masks})
+
+
+def test_images_of_one_name_have_their_masks_in_common(tmp_path: Path) -> None:
+    for seed, name in enumerate(("a.png", "a.bmp", "b.png", "c.png", "c.bmp")):
+        save_image(tmp_path / "images" / name, noise(seed))
+    for name in ("a_1.png", "b_1.png"):
+        save_image(tmp_path / "masks" / name, WHITE[0])
+    report = build_from_object_masks(tmp_path / "images", tmp_path / "out.bank", masks=tmp_path / "masks")
+    assert_masks(report, noise(2), {"object": [FIRST]})
+    assert report.rejected == {
+        "image has its masks in common with another of its name": 2,
+        "image without masks": 2,
+    }
+
+
+def test_images_and_masks_in_one_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    save_image(folder / "a.png", noise())
+    save_image(folder / "b.png", noise(1))
+    for name, mask in zip(("a_1.png", "a/2.png"), WHITE, strict=True):
+        save_image(folder / name, mask)
+    report = build_from_object_masks(folder, tmp_path / "out.bank", masks=folder)
+    assert_masks(report, noise(), {"object": [FIRST, SECOND]})
+    assert report.rejected == {"image without masks": 1}
+    save_image(folder / "b_cat.png", noise(2))  # of the image b or of another
+    save_image(folder / "b_cat_0.png", WHITE[0])
+    report = build_from_object_masks(folder, tmp_path / "b.bank", masks=folder)
+    assert_masks(report, noise(), {"object": [FIRST, SECOND]})
+    assert report.rejected == {"file may be an image or a mask of one": 2, "image without masks": 1}

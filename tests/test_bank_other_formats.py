@@ -12,10 +12,15 @@ from PIL import Image
 
 from terse_aug.bank import (
     build_from_coco,
+    build_from_cvat,
+    build_from_label_studio,
     build_from_labelme,
     build_from_masks,
+    build_from_object_masks,
     build_from_panoptic,
+    build_from_sa1b,
     build_from_via,
+    build_from_video,
     build_from_voc,
     build_from_yolo,
 )
@@ -76,6 +81,12 @@ def test_other_files_are_not_recognized(tmp_path: Path, content: str) -> None:
         (lambda path, out: build_from_voc(path.parent, out), "COCO", "coco"),
         (lambda path, out: build_from_yolo(path.parent, out), "Pascal VOC", "voc"),
         (lambda path, out: build_from_masks(path.parent, path.parent, out), "YOLO", "yolo"),
+        (lambda path, out: build_from_cvat(path, path.parent, out), "Pascal VOC", "voc"),
+        (lambda path, out: build_from_label_studio(path, path.parent, out), "LabelMe", "labelme"),
+        (lambda path, out: build_from_sa1b(path.parent, out), "LabelMe", "labelme"),
+        (lambda path, out: build_from_sa1b(path.parent, out), "Pascal VOC", "voc"),
+        (lambda path, out: build_from_object_masks(path.parent, out), "COCO", "coco"),
+        (lambda path, out: build_from_video(path.parent, out), "COCO", "coco"),
         (lambda path, out: build_from_coco(path, path.parent, out), "COCO results", None),
     ],
 )
@@ -94,6 +105,24 @@ def test_errors_in_files_of_the_right_format_name_no_other(tmp_path: Path) -> No
     written(tmp_path, "YOLO")
     with pytest.raises(ValueError, match="no such categories") as caught:
         build_from_coco(path, path.parent, tmp_path / "a.bank", categories=["dog"])
+    assert "has the format" not in str(caught.value)
+
+
+def test_only_paths_are_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path, "LabelMe")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no annotated object") as caught:
+        build_from_masks("empty", "empty", "a.bank", category="deep")
+    assert "has the format" not in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["images", "image_list"])
+def test_an_error_about_a_missing_file_names_no_format(tmp_path: Path, missing: str) -> None:
+    path = written(tmp_path, "LabelMe")
+    arguments: dict[str, Any] = {"images": path.parent, missing: tmp_path / "missing"}
+    with pytest.raises(FileNotFoundError, match="missing, found none") as caught:
+        build_from_label_studio(path, out=tmp_path / "a.bank", **arguments)
     assert "has the format" not in str(caught.value)
 
 

@@ -108,3 +108,11 @@ def test_the_command_splits_and_refines_masks(tmp_path: Path) -> None:
         assert [foreground.source for foreground in bank] == ["a.png#1", "a.png#2"]
         assert {name: bank.info()["built"][name] for name in ("split", "refine")} == {"split": True, "refine": True}
     assert main([*build, "--min-quality", "0.5", "--out", str(tmp_path / "b.bank")]) == 2
+
+
+@pytest.mark.parametrize("kind", ["F", "I"])
+def test_images_without_a_known_range_are_counted(tmp_path: Path, kind: str) -> None:
+    save(tmp_path / "cups" / "a.png", photograph(cups(90), BROWN))
+    Image.fromarray(np.zeros((HEIGHT, WIDTH), np.float32)).convert(kind).save(tmp_path / "cups" / "b.tif")
+    report = build_from_products(tmp_path / "cups", tmp_path / "out.bank")
+    assert (report.kept, report.rejected) == ({"object": 1}, {"image cannot be read": 1})

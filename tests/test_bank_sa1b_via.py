@@ -13,6 +13,7 @@ from pixel_checks import HEIGHT, WIDTH, Mask, assert_masks, disk, noise, rectang
 from pycocotools import mask as coco_mask
 
 from terse_aug.bank import build_from_sa1b
+from terse_aug.bank.readers.sa1b import OTHER_NAME
 
 FIRST, SECOND = disk(30, 30, 15), rectangle(60, 20, 30, 40)
 
@@ -43,6 +44,37 @@ def test_masks_of_sa1b(tmp_path: Path) -> None:
     (tmp_path / "sa_1.png").rename(tmp_path / "images" / "sa_1.png")
     report = build_from_sa1b(tmp_path / "set", tmp_path / "b.bank", images=tmp_path / "images", image_list=["sa_1"])
     assert_masks(report, noise(), {"object": [FIRST, SECOND]})
+
+
+def test_the_image_is_the_one_that_the_json_names(tmp_path: Path) -> None:
+    content = {"image": {"width": WIDTH, "height": HEIGHT, "file_name": "photo.bmp"}, "annotations": []}
+    for number, (mask, sort) in enumerate(((FIRST, False), (SECOND, True))):  # annotations may come first
+        content["annotations"] = [annotation(mask) | {"segments": [0] * 5000}]
+        (tmp_path / f"{number}.json").write_text(json.dumps(content, sort_keys=sort))
+    write(tmp_path, "sa_1", annotation(FIRST))
+    (tmp_path / "sa_1.json").rename(tmp_path / "sa_2.json")  # as its image
+    save_image(tmp_path / "photo.bmp", noise())
+    save_image(tmp_path / "0.jpg", noise(1))
+    report = build_from_sa1b(tmp_path, tmp_path / "out.bank")
+    assert_masks(report, noise(), {"object": [FIRST, SECOND]})
+    assert report.rejected == {"image file is missing": 1}
+    save_image(tmp_path / "sa_2.png", noise())
+    report = build_from_sa1b(tmp_path, tmp_path / "b.bank")
+    assert_masks(report, noise(), {"object": [FIRST, SECOND, FIRST]})
+    assert report.repaired[OTHER_NAME] == 1
+
+
+def test_hidden_files_are_no_annotations(tmp_path: Path) -> None:
+    write(tmp_path, "sa_1", annotation(FIRST))
+    save_image(tmp_path / "sa_1.png", noise())
+    (tmp_path / "._sa_1.json").write_bytes(b"\0\5\x16\7")
+    assert build_from_sa1b(tmp_path, tmp_path / "out.bank").rejected == {}
+
+
+def test_a_folder_without_json_files(tmp_path: Path) -> None:
+    save_image(tmp_path / "sa_1.png", noise())
+    with pytest.raises(FileNotFoundError, match="no JSON file"):
+        build_from_sa1b(tmp_path, tmp_path / "out.bank")
 
 
 def test_what_cannot_be_used_is_counted(tmp_path: Path) -> None:

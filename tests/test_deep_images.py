@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from pathlib import Path
 
 import cv2
@@ -17,6 +19,7 @@ from terse_aug.bank import (
     ExtractionRules,
     ForegroundBank,
     build_from_coco,
+    build_from_labelme,
     build_from_products,
     build_from_rgba,
     build_from_video,
@@ -103,3 +106,15 @@ def test_values_beyond_the_range_are_clipped_and_wrong_ranges_refused(tmp_path: 
         ExtractionRules(black_16bit=5, white_16bit=5)
     with pytest.raises(ValueError, match="black_16bit < white_16bit"):
         BackgroundPool(tmp_path, white_16bit=2**16)
+
+
+def test_an_image_within_a_labelme_file_has_its_range(tmp_path: Path) -> None:
+    pixels = save(gradient(40, 60), tmp_path / "color.png")
+    data = base64.b64encode((tmp_path / "color.png").read_bytes()).decode()
+    (tmp_path / "json").mkdir()
+    shape = {"label": "a", "points": [[10, 5], [50, 5], [50, 35], [10, 35]]}
+    content = {"imagePath": "a.png", "imageHeight": 40, "imageWidth": 60, "imageData": data, "shapes": [shape]}
+    (tmp_path / "json" / "a.json").write_text(json.dumps(content))
+    report = build_from_labelme(tmp_path / "json", tmp_path / "out.bank", rules=RULES)
+    found = ForegroundBank.open(report.path)[0].rgba[..., :3].astype(int)
+    np.testing.assert_allclose(found, pixels[5:35, 10:50], atol=1)

@@ -63,7 +63,7 @@ def test_folder_readers_and_the_pool_use_every_image(tmp_path: Path) -> None:
         save(np.pad(np.ones((20, 30), np.uint8), ((10, 50), (40, 50))), tmp_path / "masks" / f"s{number}.png")
     assert build_from_products(tmp_path / "products", tmp_path / "a.bank").kept == {"object": len(ENDINGS)}
     report = build_from_masks(tmp_path / "images", tmp_path / "masks", tmp_path / "b.bank")
-    assert report.kept == {"person": len(ENDINGS)}
+    assert report.kept == {"object": len(ENDINGS)}
     assert len(BackgroundPool(tmp_path / "images")) == len(ENDINGS)
 
 

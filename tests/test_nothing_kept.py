@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from annotated_samples import BOTH, as_labelme, as_voc, as_yolo, make_sample
+from annotated_samples import as_labelme, as_yolo, make_sample
 from bank_samples import CocoSample
 
-from terse_aug.bank import build_from_coco, build_from_labelme, build_from_masks, build_from_voc, build_from_yolo
+from terse_aug.bank import build_from_coco, build_from_labelme, build_from_masks, build_from_yolo
 from terse_aug.preview.readers import open_coco
 
 
@@ -39,19 +39,6 @@ def test_formats_by_file_say_whether_files_or_their_objects_are_missing(tmp_path
             build(*arguments, tmp_path / "out.bank")
         with pytest.raises(ValueError, match="there is none in any file"):
             build(tmp_path / "empty", tmp_path / "out.bank", **empty)
-
-
-def test_xml_files_in_subfolders_are_counted(tmp_path: Path) -> None:
-    root = as_voc(make_sample(tmp_path))
-    annotations = root / "Annotations"
-    (annotations / "more").mkdir()
-    (annotations / "more" / "b.xml").write_text((annotations / "scene.xml").read_text())
-    report = build_from_voc(root, tmp_path / "out.bank")
-    subfolder = "XML file lies in a subfolder, which is not searched"
-    assert (report.kept, report.rejected) == (BOTH, {subfolder: 1})
-    (annotations / "scene.xml").unlink()
-    with pytest.raises(ValueError, match=subfolder):
-        build_from_voc(root, tmp_path / "other.bank")
 
 
 def test_ignored_objects_are_left_out_of_banks_and_previews(tmp_path: Path) -> None:

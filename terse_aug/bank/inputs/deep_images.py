@@ -44,13 +44,16 @@ def is_deep_color(image: Image.Image) -> bool:
     return bool(image.info.get(_IS_DEEP_COLOR))
 
 
-def read_deep_color(path: str | Path, levels: Levels) -> NDArray[np.uint8]:
+def read_deep_color(path: str | Path, levels: Levels, data: bytes | None = None) -> NDArray[np.uint8]:
     """A color image of 16 bits a channel, of which pillow keeps the upper 8: uint8 ``[H, W, 3]``, RGB, as stored.
+
+    ``data`` is the content of the image file, if it is not at ``path``.
 
     Raises:
         ValueError: OpenCV cannot read it.
     """
-    values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    content = np.fromfile(path, np.uint8) if data is None else np.frombuffer(data, np.uint8)
+    values = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
     if values is None or values.dtype != np.uint16 or values.ndim != 3:
         raise ValueError(f"{path}: cannot be read with 16 bits a channel; convert it to 8 bits")
     return to_8_bits(np.asarray(values)[..., 2::-1], levels)

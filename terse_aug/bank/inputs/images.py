@@ -88,7 +88,7 @@ def read_image_like(
     content of the image file, if it is not at ``path``.
     """
     image, orientation = _load(path, data)
-    rgb = _to_rgb(image, path, levels, notes)
+    rgb = _to_rgb(image, path, levels, notes, data)
     stored_fits = rgb.shape[:2] == (height, width)
     oriented_fits = rgb.shape[1::-1] == (height, width)
     if orientation in _ROTATED_ORIENTATIONS and stored_fits and not oriented_fits:
@@ -226,12 +226,16 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(
-    image: Image.Image, path: str | Path, levels: Levels = FULL_RANGE, notes: Repairs | None = None
+    image: Image.Image,
+    path: str | Path,
+    levels: Levels = FULL_RANGE,
+    notes: Repairs | None = None,
+    data: bytes | None = None,
 ) -> NDArray[np.uint8]:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return _grey16_to_rgb(np.asarray(image), path, levels, notes)
     if is_deep_color(image):
-        return _deep_to_rgb(image, path, levels, notes)
+        return _deep_to_rgb(image, path, levels, notes, data)
     if image.mode in ("I", "F"):
         raise ValueError(f"{path}: expected 8 or 16 bits per channel, got mode {image.mode}; convert it first")
     if image.has_transparency_data:  # a direct conversion loses transparent palette entries
@@ -239,9 +243,11 @@ def _to_rgb(
     return np.asarray(image.convert("RGB"))
 
 
-def _deep_to_rgb(image: Image.Image, path: str | Path, levels: Levels, notes: Repairs | None) -> NDArray[np.uint8]:
+def _deep_to_rgb(
+    image: Image.Image, path: str | Path, levels: Levels, notes: Repairs | None, data: bytes | None = None
+) -> NDArray[np.uint8]:
     if levels != FULL_RANGE:
-        return read_deep_color(path, levels)
+        return read_deep_color(path, levels, data)
     rgb = np.asarray(image.convert("RGB"))
     if notes is not None:
         notes |= dim_note(256 * int(rgb.max(initial=0)), levels)

@@ -22,10 +22,12 @@ from terse_aug.bank.readers.annotation_collector import (
     ellipse_to_polygon,
     points_to_polygon,
 )
+from terse_aug.bank.readers.other_formats import names_other_formats
 
 _TRACK = "track of a video: export it as CVAT for images"
 
 
+@names_other_formats
 def build_from_cvat(
     file: str | Path, images: str | Path, out: str | Path, *, names: Sequence[str] | None = None, **options: Any
 ) -> BuildReport:

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,13 +26,17 @@ from terse_aug.bank.readers.annotation_collector import (
     ellipse_to_polygon,
     points_to_polygon,
 )
+from terse_aug.bank.readers.other_formats import names_other_formats
 
 UPLOADED = "file name with the prefix that Label Studio gives to uploads"
 """A repair."""
 _PREFIX = re.compile(r"^[0-9a-f]{8}-(?=.)")
+_LOCAL_FILES = "data/local-files/?"
+"""Label Studio's address of a file of its own computer, followed by ``d=folder/image.jpg``."""
 _SOLID = 128
 
 
+@names_other_formats
 def build_from_label_studio(
     file: str | Path, images: str | Path, out: str | Path, *, names: Sequence[str] | None = None, **options: Any
 ) -> BuildReport:
@@ -101,13 +105,16 @@ def _image_of(task: Any) -> str:
 
 
 def _path(address: str) -> str:
-    parts = urlsplit(address.strip().replace("\\", "/"))
-    local = parse_qs(parts.query).get("d")  # /data/local-files/?d=folder/image.jpg
-    if local:
-        return local[0].lstrip("/")
-    if not parts.query and "://" not in address:
-        return address.strip().replace("\\", "/").lstrip("/")
-    return unquote(parts.path).lstrip("/")
+    """The path in an address. Only addresses of the web end in ? or # and more; elsewhere names may contain both."""
+    address = address.strip().replace("\\", "/")
+    _, _, query = address.partition(_LOCAL_FILES)
+    if names := parse_qs(query).get("d"):
+        return names[0].lstrip("/")
+    scheme, is_address, rest = address.partition("://")
+    if not is_address:
+        return address.lstrip("/")
+    path = rest.partition("/")[2].lstrip("/")
+    return unquote(re.split("[?#]", path)[0]) if scheme.lower() in ("http", "https") else path
 
 
 def _without_prefix(path: str, files: Iterable[str]) -> str:
@@ -228,6 +235,8 @@ def _decode_brush(rle: Any, height: int, width: int) -> NDArray[np.uint8]:
 
     count, word = read(32), read(5) + 1
     sizes = [read(4) + 1 for _ in range(4)]
+    if word != 8:
+        raise Malformed("run lengths of the brush are damaged")
     if count != 4 * height * width:
         raise Malformed("brush and image differ in size")
     values = np.zeros(count, np.uint8)
@@ -235,6 +244,6 @@ def _decode_brush(rle: Any, height: int, width: int) -> NDArray[np.uint8]:
     while done < count:
         same, length = read(1), read(sizes[read(2)]) + 1
         end = min(done + length, count)
-        values[done:end] = read(word) if same else [read(word) & 255 for _ in range(end - done)]
+        values[done:end] = read(word) if same else [read(word) for _ in range(end - done)]
         done = end
     return (values[3::4] >= _SOLID).reshape(height, width).astype(np.uint8)

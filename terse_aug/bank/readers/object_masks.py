@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from terse_aug.bank.inputs.images import read_image_like, why_unreadable
 from terse_aug.bank.inputs.mask_files import most_are_dark, read_object_numbers
 from terse_aug.bank.inputs.masks import segmentation_as_json
 from terse_aug.bank.inputs.repair import Repairs
+from terse_aug.bank.readers.other_formats import names_other_formats
 from terse_aug.structures.foreground import Foreground
 
 _LABEL = 1
@@ -28,6 +29,7 @@ _MASK_FOLDER = "masks"
 _SEPARATORS = "_-. "
 
 
+@names_other_formats
 def build_from_object_masks(
     images: str | Path, out: str | Path, *, masks: str | Path | None = None, category: str = "object", **options: Any
 ) -> BuildReport:
@@ -41,7 +43,7 @@ def build_from_object_masks(
         images: folder of the images, searched at any depth.
         out: the bank to write.
         masks: folder of the masks, in a folder named after the image (NAME/*.png) or with names that begin with it
-            (NAME_1.png), in the same subfolders or in none.
+            (NAME_1.png), in the same subfolders or in none. It may be the folder of images.
         category: class of all objects; its label is 1.
         options: see :class:`BuildOptions`.
 
@@ -58,6 +60,9 @@ def build_from_object_masks(
     for item in found:
         if item.name not in image_list:
             log.drop(NOT_LISTED, item.name)
+        elif item.masks and item.is_rival:
+            reason = "image has its masks in common with another of its name"
+            log.drop(reason, item.name, shown=RejectedSample(item.path, item.name))
         elif not item.masks:
             log.drop("image without masks", item.name, shown=RejectedSample(item.path, item.name))
         else:
@@ -70,11 +75,15 @@ def build_from_object_masks(
 
 
 class _Item(NamedTuple):
-    """An image, its name relative to the folder of images, and the masks of its objects."""
+    """An image, its name relative to the folder of images, and the masks of its objects.
+
+    A rival is an image whose name differs from another's in the extension only.
+    """
 
     path: Path
     name: str
     masks: tuple[Path, ...]
+    is_rival: bool = False
 
 
 def _images(folder: Path) -> list[Path]:
@@ -105,34 +114,70 @@ def _beside(root: Path, log: BuildLog) -> list[_Item]:
 
 def _named(root: Path, mask_root: Path, log: BuildLog) -> list[_Item]:
     """Images with the masks that are named after them."""
-    images = outside(root, _images(root), mask_root)
-    stems = {path.relative_to(root).with_suffix("").as_posix(): path for path in images}
-    flat: dict[str, list[str]] = defaultdict(list)
-    for stem in stems:
-        flat[stem.rpartition("/")[2]].append(stem)
-    keys = {stem: stem for stem in stems} | {last: own[0] for last, own in flat.items() if len(own) == 1}
+    if mask_root.resolve() == root.resolve():
+        images, masks = _of_one_folder(root, log)
+    else:
+        images, masks = outside(root, _images(root), mask_root), outside(mask_root, _images(mask_root), root)
+    by_stem: dict[str, list[Path]] = defaultdict(list)
+    for path in images:
+        by_stem[_stem(root, path)].append(path)
+    keys = _keys(by_stem)
     masks_of: dict[str, list[Path]] = defaultdict(list)
-    for path in outside(mask_root, _images(mask_root), root):
-        owner = _owner(path.relative_to(mask_root), keys)
+    for path in masks:
+        owner = next(_owners(path.relative_to(mask_root), keys), None)
         if owner is None:
             log.drop("mask without an image of its name", path.name)
         else:
             masks_of[owner].append(path)
     return [
-        _Item(path, path.relative_to(root).as_posix(), tuple(masks_of.get(stem, ()))) for stem, path in stems.items()
+        _Item(path, path.relative_to(root).as_posix(), tuple(masks_of.get(stem, ())), len(rivals) > 1)
+        for stem, rivals in by_stem.items()
+        for path in rivals
     ]
 
 
-def _owner(mask: Path, keys: dict[str, str]) -> str | None:
-    """The image that a mask is named after: by its folder, or else by the longest beginning of its name."""
+def _of_one_folder(root: Path, log: BuildLog) -> tuple[list[Path], list[Path]]:
+    """The images and the masks of one folder: a mask is named after another file, which is named after none."""
+    files = _images(root)
+    stem_of = {path: _stem(root, path) for path in files}
+    keys = _keys(stem_of.values())
+    owners = {
+        path: next((own for own in _owners(path.relative_to(root), keys) if own != stem), None)
+        for path, stem in stem_of.items()
+    }
+    images = [path for path in files if owners[path] is None]
+    image_stems = {stem_of[path] for path in images}
+    owning = set(owners.values())
+    masks = []
+    for path in files:
+        if owners[path] is not None and (stem_of[path] in owning or owners[path] not in image_stems):
+            name = path.relative_to(root).as_posix()
+            log.drop("file may be an image or a mask of one", name, shown=RejectedSample(path, name))
+        elif owners[path] is not None:
+            masks.append(path)
+    return images, masks
+
+
+def _stem(root: Path, path: Path) -> str:
+    return path.relative_to(root).with_suffix("").as_posix()
+
+
+def _keys(stems: Iterable[str]) -> dict[str, str]:
+    """Images by their names without extension, and by the last parts of these that only one has."""
+    stems = dict.fromkeys(stems)
+    flat = Counter(stem.rpartition("/")[2] for stem in stems)
+    return {last: stem for stem in stems if flat[last := stem.rpartition("/")[2]] == 1} | {stem: stem for stem in stems}
+
+
+def _owners(mask: Path, keys: dict[str, str]) -> Iterator[str]:
+    """The images that a mask may be named after: by its folder, or else by the longest beginning of its name."""
     for parent in mask.parents:
         if parent.as_posix() in keys:
-            return keys[parent.as_posix()]
+            yield keys[parent.as_posix()]
     name = mask.with_suffix("").as_posix()
     for end in range(len(name), 0, -1):
         if (end == len(name) or name[end] in _SEPARATORS) and name[:end] in keys:
-            return keys[name[:end]]
-    return None
+            yield keys[name[:end]]
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from terse_aug.bank.inputs.formats import Recognized, recognize
 
@@ -24,16 +25,17 @@ _SOURCE_OF = {
     "VIA": "via",
     "YOLO": "yolo",
 }
-_NOT_INPUTS = ("out", "names")
 
 
 def names_other_formats(build: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Decorate a ``build_from_<source>``: if it fails, and its files have another format, the error names the source.
 
+    Files are looked for in the arguments that are annotated as ``Path``. Errors about a missing one name no source.
     Only ``ValueError`` and ``FileNotFoundError`` are extended, and nothing is read unless one of them occurs.
     """
     source = build.__name__.removeprefix("build_from_").replace("_", "-")
     signature = inspect.signature(build)
+    inputs = [name for name, own in signature.parameters.items() if "Path" in str(own.annotation) and name != "out"]
 
     @functools.wraps(build)
     def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
@@ -41,14 +43,23 @@ def names_other_formats(build: Callable[Arguments, Result]) -> Callable[Argument
             return build(*args, **kwargs)
         except (ValueError, FileNotFoundError) as error:
             given = signature.bind_partial(*args, **kwargs).arguments
-            paths = [own for name, own in given.items() if name not in _NOT_INPUTS and isinstance(own, str | Path)]
-            hint = _hint(source, [found for path in paths for found in recognize(Path(path))])
+            if isinstance(error, FileNotFoundError) and _missing(given, *inputs):
+                raise
+            texts = [given[name] for name in inputs if isinstance(given.get(name), str | Path)]
+            paths = [Path(text) for text in texts if os.path.exists(text)]
+            hint = _hint(source, [found for path in paths for found in recognize(path)])
             if not hint:
                 raise
             kind = ValueError if isinstance(error, ValueError) else FileNotFoundError
             raise kind(f"{error}. {hint}") from error
 
     return checked
+
+
+def _missing(given: Mapping[str, Any], *inputs: str) -> bool:
+    """Whether a file or folder among the arguments, or the text file of ``image_list``, does not exist."""
+    paths = [*(given.get(name) for name in inputs), given.get("options", {}).get("image_list")]
+    return any(isinstance(path, str | Path) and not os.path.exists(path) for path in paths)
 
 
 def _hint(source: str, found: list[Recognized]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -140,13 +141,12 @@ def _sample(image: ListedImage, caption: str, mask: NDArray[np.uint8] | None) ->
 
 def _read_opaque(path: Path, rules: ExtractionRules, notes: Repairs) -> NDArray[np.uint8]:
     try:
-        if read_rgba(path)[..., 3].min() < 255:
-            raise RejectedObject("image has transparency: build from it with source rgba")
-    except NoAlphaError:
-        pass
+        with contextlib.suppress(NoAlphaError):
+            if read_rgba(path)[..., 3].min() < 255:
+                raise RejectedObject("image has transparency: build from it with source rgba")
+        return read_image(path, rules.levels, notes)
     except ValueError as error:
         raise RejectedObject(why_unreadable(error, "image cannot be read")) from error
-    return read_image(path, rules.levels, notes)
 
 
 def _read_alpha(path: Path, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], str]:

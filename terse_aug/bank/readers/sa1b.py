@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +14,23 @@ from terse_aug.bank.build.pipeline import BuildOptions
 from terse_aug.bank.build.report import BuildLog, BuildReport, RejectedSample
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
 from terse_aug.bank.inputs.file_names import FileFinder
-from terse_aug.bank.inputs.folders import check_folders
+from terse_aug.bank.inputs.folders import check_folders, visible_files
 from terse_aug.bank.inputs.image_list import NOT_LISTED, ImageList
-from terse_aug.bank.inputs.images import read_image_like, why_unreadable
+from terse_aug.bank.inputs.images import is_file, read_image_like, why_unreadable
 from terse_aug.bank.inputs.masks import segmentation_to_mask
 from terse_aug.bank.inputs.repair import Malformed, Repairs, as_number
+from terse_aug.bank.readers.other_formats import names_other_formats
 from terse_aug.structures.foreground import Foreground
 
 _LABEL = 1
+_HEAD_BYTES = 4096
+_FILE_NAME = re.compile(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
 _NOT_SA1B = "JSON file is not of SA-1B"
+OTHER_NAME = "image has the name of its JSON file instead of the one in it"
+"""A repair."""
 
 
+@names_other_formats
 def build_from_sa1b(
     folder: str | Path,
     out: str | Path,
@@ -39,12 +46,13 @@ def build_from_sa1b(
     Args:
         folder: folder of the JSON files, searched at any depth.
         out: the bank to write.
-        images: folder of the images; by default each lies beside its JSON file.
+        images: folder of the images; by default each lies beside its JSON file. An image has the name in its JSON
+            file or, if there is no such image, that of the JSON file.
         category: class of all objects; its label is 1.
         options: see :class:`BuildOptions`.
 
     Raises:
-        FileNotFoundError: a folder does not exist.
+        FileNotFoundError: a folder does not exist, or there is no JSON file.
         FileExistsError, ValueError, OSError: as :class:`BuildOptions`.
     """
     settings = BuildOptions.checked(out, options)
@@ -52,23 +60,56 @@ def build_from_sa1b(
     image_folder = root if images is None else Path(images)
     check_folders(root, image_folder, content="JSON files")
     log, image_list = BuildLog(), ImageList(settings.image_list)
-    names = {path: path.relative_to(root).with_suffix(".jpg").as_posix() for path in sorted(root.rglob("*.json"))}
-    files = FileFinder(image_folder, names.values())
+    names = {path: _names(path, root) for path in visible_files(root) if path.suffix.lower() == ".json"}
+    if not names:
+        raise FileNotFoundError(f"expected JSON files of SA-1B in {root}, found no JSON file")
+    files = FileFinder(image_folder, [name for own in names.values() for name in own])
     items = []
-    for path, name in names.items():
-        if name not in image_list:
-            log.drop(NOT_LISTED, name)
+    for path, own in names.items():
+        listed = [name in image_list for name in own]  # of all, since the list notes which of its names are found
+        if not any(listed):
+            log.drop(NOT_LISTED, own[0])
             continue
         try:
-            found, difference = files.find(name)
+            found, differences = _find(own, image_folder, files)
         except LookupError as error:
-            log.drop(f"image file is missing, and several may be meant ({error})", name)
+            log.drop(f"image file is missing, and several may be meant ({error})", own[0])
             continue
-        log.repair([difference] if difference else [], name)
+        log.repair(differences, own[0])
         items.append(_Item(path, image_folder / found, found))
     image_list.report_unmatched(log)
     record = {"from": "sa1b", "folder": root.name, **vars(settings.rules)}
     return settings.build(out, Source(items, _Extractor(settings.rules), record, log), record, {_LABEL: category})
+
+
+def _names(path: Path, root: Path) -> list[str]:
+    """Names that the image of a JSON file may have: the one in the file, and that of the file itself."""
+    place = path.relative_to(root)
+    own, written = place.with_suffix(".jpg").as_posix(), _written_name(path)
+    return list(dict.fromkeys([(place.parent / written).as_posix(), own] if written else [own]))
+
+
+def _written_name(path: Path) -> str | None:
+    """The ``file_name`` in a JSON file, in whose beginning it usually lies, so that the masks need not be parsed."""
+    with open(path, "rb") as file:
+        head = file.read(_HEAD_BYTES).decode(errors="replace")
+    try:
+        if match := _FILE_NAME.search(head):
+            name = json.loads(match[1])
+        else:
+            name = json.loads(path.read_bytes())["image"]["file_name"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return name.strip().replace("\\", "/") if isinstance(name, str) else None
+
+
+def _find(names: list[str], folder: Path, files: FileFinder) -> tuple[str, list[str]]:
+    """The name of an image on disk, or the first of its names if there is none, and how the name differs."""
+    for name in names:
+        found, difference = files.find(name)
+        if is_file(folder / found):
+            return found, [own for own in (difference, None if name == names[0] else OTHER_NAME) if own]
+    return names[0], []
 
 
 class _Item(NamedTuple):

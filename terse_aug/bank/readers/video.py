@@ -21,6 +21,7 @@ from terse_aug.bank.inputs.folders import check_folders, outside, visible_files
 from terse_aug.bank.inputs.image_endings import is_image_name
 from terse_aug.bank.inputs.images import read_image, read_index_mask, why_unreadable
 from terse_aug.bank.inputs.repair import Repairs
+from terse_aug.bank.readers.other_formats import names_other_formats
 from terse_aug.bank.segmenters.motion import median_background, moving_object_alphas
 from terse_aug.bank.storage.writer import BankWriter
 from terse_aug.structures.foreground import Foreground
@@ -37,6 +38,7 @@ Frame = tuple[str, NDArray[np.uint8]]
 """The name of a frame, and its pixels, uint8 ``[H, W, 3]`` RGB."""
 
 
+@names_other_formats
 def build_from_video(
     video: str | Path,
     out: str | Path,
