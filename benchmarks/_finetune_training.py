@@ -31,7 +31,7 @@ from benchmarks._finetune_example import (
 )
 from benchmarks._finetune_pasting import make_pasting
 
-VERSION = 2
+VERSION = 3
 """Of the runs: increased when the same flags give other results, so that old and new runs are not mixed."""
 BATCH = 4
 FINE_TUNING_RATE = 0.002

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from terse_aug import PARAMETERS, ForegroundBank, Terse, TransformRanges, probe
 from terse_aug.evaluation.diversity import nearest_neighbour_distances, std_ratios_by_class
-from terse_aug.models import ClassifierAdapter
+from terse_aug.models import ClassifierAdapter, TorchvisionAdapter
 
 
 def test_one_transform_for_each_class_is_collapsed_by_class_and_not_as_a_whole() -> None:
@@ -101,3 +102,28 @@ def test_neighbour_distance_is_zero_for_equal_composites_and_nan_for_one(tmp_pat
     assert math.isnan(probe(pasting(), detector, batches[:1]).neighbour_distance)
     nothing = probe(pasting(objects=(0, 0)), detector, batches)
     assert len(nothing.scores) == len(nothing.composites) == sum(nothing.histogram()) == 0
+
+
+class _Loose(nn.Module):
+    """Detects ``targets``, in boxes that are too narrow by three tenths."""
+
+    targets: Any
+
+    def forward(self, images: Any) -> Any:
+        found = []
+        for target in self.targets:
+            boxes = target["boxes"].clone()
+            boxes[:, 2] -= 0.3 * (boxes[:, 2] - boxes[:, 0])
+            found.append({"boxes": boxes, "labels": target["labels"], "scores": torch.full((len(boxes),), 0.9)})
+        return found
+
+
+def test_a_box_that_fits_badly_is_not_missed(tiny_bank: ForegroundBank) -> None:
+    detector, terse = _Loose(), Terse(tiny_bank, "random", paste=every_image(objects=(2, 2)))
+    images, targets = make_batch(0, sizes=((96, 96),) * 3)
+    detector.targets = terse.compose(images, targets, seed=0).targets
+    found = probe(terse, detector, [(images, targets)])
+    assert len(found.scores) > 0
+    assert found.missed_fraction == 0
+    by_ap = probe(terse, TorchvisionAdapter(detector), [(images, targets)])
+    assert by_ap.missed_fraction == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -120,3 +120,18 @@ def test_only_the_training_forward_of_the_same_targets_counts() -> None:
     recorder.close()
     assert hooks_of(detector) == 0
     assert recorder.scores(images, targets) is None
+
+
+class _Outputs(NamedTuple):
+    scores: Tensor
+    boxes: Tensor
+
+
+def test_a_predictor_may_return_a_named_tuple() -> None:
+    detector = constant_detector()
+    images, targets = batch()
+    detector.roi_heads.box_predictor.register_forward_hook(lambda module, inputs, output: _Outputs(*output))
+    recorder = recorder_of(detector, (1e-6,))
+    train_forward(detector, images, targets)
+    assert torch.cat(recorded(recorder, images, targets)).max() > 0
+    assert recorder.error is None

@@ -19,6 +19,8 @@ from terse_aug.training.metrics import std_ratios
 if TYPE_CHECKING:
     from terse_aug.terse import Terse
 
+DETECTED_AT = (0.5,)
+"""A detection belongs to an object from this overlap on."""
 MISSED_BELOW = 0.5
 """An object counts as missed where the model's score of it is below this (TERSE, CVPR 2019, section 4)."""
 
@@ -41,11 +43,7 @@ class Probe:
 
     @property
     def missed_fraction(self) -> float:
-        """Fraction of the pasted objects that the model misses; NaN where there are none.
-
-        In the paper a detector's score is its probability: :class:`~terse_aug.models.DetectorAdapter` with
-        ``iou_thresholds=(0.5,)``.
-        """
+        """Fraction of the pasted objects that the model misses; NaN where there are none."""
         return float((self.scores < MISSED_BELOW).float().mean())
 
     @property
@@ -86,12 +84,13 @@ def probe(
 
     Args:
         terse: has bank, settings and, by default, the policy.
-        model: as for ``Terse(model=...)``; it is left as it was.
+        model: as for ``Terse(model=...)``; it is left as it was. The score of a detector that is no adapter is its
+            probability at an overlap of one half, as in the paper.
         batches: ``(images, targets)`` as for :meth:`terse_aug.Terse.forward`.
         policy: the policy to probe; ``"random"`` for the reference that others are compared with.
         seed: what is drawn is a function of it: two policies get the same foregrounds.
     """
-    adapter = as_model(model)
+    adapter = as_model(model, DETECTED_AT)
     scores = [torch.zeros(0)]
     labels: list[int] = []
     units: list[Tensor] = []

@@ -1,5 +1,7 @@
 """The model under training, as terse-aug sees it."""
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from terse_aug.models.base import (
@@ -32,8 +34,12 @@ from terse_aug.models.segmenter import SegmenterAdapter, label_map
 from terse_aug.models.torchvision import TorchvisionAdapter
 
 
-def as_model(model: nn.Module | ModelAdapter) -> ModelAdapter:
+def as_model(model: nn.Module | ModelAdapter, iou_thresholds: Sequence[float] = IOU_THRESHOLDS) -> ModelAdapter:
     """An adapter as it is, or one for a module with torchvision's detection interface.
+
+    Args:
+        model: either.
+        iou_thresholds: of the adapter for a module, see :class:`DetectorAdapter`.
 
     Raises:
         ValueError: it is neither.
@@ -41,7 +47,7 @@ def as_model(model: nn.Module | ModelAdapter) -> ModelAdapter:
     if isinstance(model, ModelAdapter):
         return model
     if isinstance(model, nn.Module):
-        return TorchvisionAdapter(model)
+        return TorchvisionAdapter(model, iou_thresholds)
     raise ValueError(f"model: expected a detector (torch.nn.Module) or a ModelAdapter, got {type(model).__name__}")
 
 

@@ -6,7 +6,7 @@ Shape letters: B images, N objects of an image, K classes, n detections of an im
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -190,7 +190,7 @@ class DetectorAdapter(BaseAdapter):
 
     def __init__(self, model: nn.Module, iou_thresholds: Sequence[float] = IOU_THRESHOLDS) -> None:
         super().__init__(model)
-        self.iou_thresholds = tuple(iou_thresholds)
+        self.iou_thresholds = tuple(iou_thresholds) if isinstance(iou_thresholds, Iterable) else ()
         ascending = all(low < high for low, high in pairwise(self.iou_thresholds))
         if not (self.iou_thresholds and ascending and 0 <= self.iou_thresholds[0] <= self.iou_thresholds[-1] <= 1):
             raise ValueError(f"iou_thresholds: expected ascending numbers from 0 to 1, got {iou_thresholds}")

@@ -214,13 +214,14 @@ def _keeper(name: str, kept: Callable[[Any], Any]) -> Callable[[_Record, Any], N
 
 
 def detached(output: Any) -> Any:
-    """Nested lists, tuples and dictionaries with all tensors detached."""
+    """Nested lists, tuples (also named ones, as plain tuples) and dictionaries with all tensors detached."""
     if isinstance(output, Tensor):
         return output.detach()
     if isinstance(output, Mapping):
         return {name: detached(part) for name, part in output.items()}
     if isinstance(output, list | tuple):
-        return type(output)(detached(part) for part in output)
+        parts = [detached(part) for part in output]
+        return parts if isinstance(output, list) else tuple(parts)
     return output
 
 

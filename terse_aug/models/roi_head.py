@@ -84,6 +84,7 @@ class _Record:
     annotated_boxes: Sequence[Tensor]
     all_proposals: Proposals | None = None
     sampled: Proposals | None = None
+    probabilities: Tensor | None = None
     output: Any = None
 
 
@@ -116,7 +117,7 @@ class RoIHeadRecorder(ForwardHooks[_Record]):
         An object that no proposal overlaps is missed. One whose proposals were not sampled is unknown: NaN.
         """
         for record in self.records:
-            if record.output is not None and matching_boxes(record.annotated_boxes, images, targets):
+            if record.probabilities is not None and matching_boxes(record.annotated_boxes, images, targets):
                 return self._scores(record, images, targets)
         return None
 
@@ -130,18 +131,20 @@ class RoIHeadRecorder(ForwardHooks[_Record]):
             record.sampled = self._roi_head.sampled_proposals(inputs)
 
     def _add_output(self, record: _Record, output: Any) -> None:
-        if record.sampled is None or record.output is not None:
+        if record.sampled is None or record.probabilities is not None:
             return
-        if len(self._roi_head.probabilities(output)) == len(record.sampled.boxes):
-            record.output = detached(output)
+        probabilities = self._roi_head.probabilities(output)
+        if len(probabilities) == len(record.sampled.boxes):
+            record.probabilities, record.output = probabilities, detached(output)
 
     def _scores(self, record: _Record, images: Sequence[Tensor], targets: Sequence[Target]) -> list[Tensor]:
         assert record.sampled is not None
+        assert record.probabilities is not None
         objects = PaddedObjects.of(targets)
         proposals = _Padded.of(record.sampled, record.all_proposals, images)
         own = objects.boxes.to(proposals.factors.device) * proposals.factors
         near, annotated = _near(proposals.boxes, own, self._iou_thresholds[0])
-        probabilities = proposals.pad(self._roi_head.probabilities(record.output).float())
+        probabilities = proposals.pad(record.probabilities.float())
         known = (objects.labels >= 0) & (objects.labels < probabilities.shape[2])
         own_class = _of_labels(probabilities[..., None], objects.labels)[..., 0]
         sampled = probabilities.shape[1]

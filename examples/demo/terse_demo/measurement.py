@@ -27,8 +27,6 @@ MISSED_BELOW = 0.5
 
 _BATCH = 16
 _LEAST_OVERLAP = 0.5
-DETECTED_AT = (_LEAST_OVERLAP,)
-"""A detection belongs to an object from this overlap on."""
 _NOTHING_FOUND = {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}
 
 
@@ -123,7 +121,7 @@ def score_objects(
         targets: their annotations.
         pasted: for each image, the rows of its target that were pasted.
     """
-    scores = TorchvisionAdapter(detector, DETECTED_AT).object_scores(images, targets)
+    scores = TorchvisionAdapter(detector, (_LEAST_OVERLAP,)).object_scores(images, targets)
     pasted = pasted or [set() for _ in images]
     scored = []
     for image, target, probabilities, rows in zip(images, targets, scores, pasted, strict=True):

@@ -10,18 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from terse_aug import ForegroundBank, PasteConfig, Probe, Terse, TransformRanges, probe
-from terse_aug.models import TorchvisionAdapter
 from terse_demo.data import CLASSES, SIZE, test_images, training_images
 from terse_demo.detector import build_detector
-from terse_demo.measurement import (
-    DETECTED_AT,
-    Evaluator,
-    Sample,
-    ScoredImage,
-    Stopwatch,
-    hardest_pairs,
-    score_composites,
-)
+from terse_demo.measurement import Evaluator, Sample, ScoredImage, Stopwatch, hardest_pairs, score_composites
 
 ARMS = ("none", "random", "critic")
 """The policy of each arm; initial weights, batches and schedule are the same in all."""
@@ -205,8 +196,7 @@ class ArmMonitor:
     def _probe(self, terse: Terse, detector: nn.Module) -> dict[str, Probe]:
         batch = tuple(zip(*self._samples, strict=True))
         rounds = [batch] * self._settings.probe_rounds
-        model = TorchvisionAdapter(detector, DETECTED_AT)
-        return {name: probe(terse, model, rounds, policy) for name, policy in _PROBED[self._result.arm].items()}
+        return {name: probe(terse, detector, rounds, policy) for name, policy in _PROBED[self._result.arm].items()}
 
     def _compare(self, iteration: int, terse: Terse, detector: nn.Module) -> None:
         by_random = score_composites(terse, detector, self._samples, "random", seed=0)
