@@ -45,6 +45,7 @@ def write(xml: Path, image: Path, *objects: str, seed: int = 0) -> NDArray[np.ui
         ("images/a.xml", "images/a.png"),
         ("train/a.xml", "train/a.png"),  # Roboflow
         ("annotations/x/y/a.xml", "images/x/y/a.png"),
+        ("train/Annotations/a.xml", "train/images/a.png"),
     ],
 )
 def test_folders_of_any_usual_name(xml: str, image: str, tmp_path: Path) -> None:
@@ -60,15 +61,13 @@ def test_folders_may_be_given_and_lists_lie_anywhere(tmp_path: Path) -> None:
     pixels = write(tmp_path / "set" / "marks" / "s" / "a.xml", tmp_path / "elsewhere" / "s" / "a.png")
     write(tmp_path / "set" / "marks" / "b.xml", tmp_path / "elsewhere" / "b.png", seed=1)
     (tmp_path / "set" / "train.txt").write_text("a\n")
-    report = build_from_voc(
-        tmp_path / "set",
-        tmp_path / "out.bank",
-        annotations=tmp_path / "set" / "marks",
-        images=tmp_path / "elsewhere",
-        split="train",
-        boxes="box",
-    )
+    folders = {"annotations": tmp_path / "set" / "marks", "images": tmp_path / "elsewhere"}
+    report = build_from_voc(tmp_path / "set", tmp_path / "out.bank", split="train", boxes="box", **folders)
     assert_masks(report, pixels, {"cat": [rectangle(*BOX)]})
+    (tmp_path / "set" / "train.txt").write_text("a.png\n")  # a list of images
+    assert (
+        build_from_voc(tmp_path / "set", tmp_path / "list.bank", split="train", boxes="box", **folders).rejected == {}
+    )
     with pytest.raises(FileNotFoundError, match="missing"):
         build_from_voc(tmp_path / "set", tmp_path / "no.bank", images=tmp_path / "missing")
 
@@ -86,10 +85,21 @@ def test_files_of_one_name_in_several_subfolders_keep_their_images(tmp_path: Pat
         build_from_voc(tmp_path / "set", tmp_path / "flat.bank", boxes="box")
 
 
+def test_a_missing_image_of_an_impossible_name_is_rejected(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    pixels = write(root / "a.xml", root / "a.png")
+    (root / "b.xml").write_text((root / "a.xml").read_text().replace("a.png", f"{'x' * 300}/b.png"))
+    report = build_from_voc(root, tmp_path / "out.bank", boxes="box")
+    assert_masks(report, pixels, {"cat": [rectangle(*BOX)]})
+    assert sum(report.rejected.values()) == 1
+
+
 def test_images_without_xml_and_xml_of_other_formats_are_counted(tmp_path: Path) -> None:
     root = tmp_path / "set"
     write(root / "a.xml", root / "a.png")
     save_image(root / "b.png", noise())
+    (root / "._a.xml").write_bytes(b"\x00\x05\x16\x07")  # of macOS
+    (root / "._a.png").write_bytes(b"\x00\x05\x16\x07")
     (root / "cvat.xml").write_text("<annotations><image/></annotations>")
     (root / "other.xml").write_text("<project/>")
     report = build_from_voc(root, tmp_path / "out.bank", boxes="box")
@@ -129,6 +139,53 @@ def test_instance_masks_in_colors(order: tuple[Mask, ...], tmp_path: Path) -> No
     report = build_from_voc(root, tmp_path / "out.bank")
     assert_masks(report, pixels, {"cat": [FIRST], "dog": [SECOND]})
     assert sum(report.rejected.values()) == 1  # a box without a mask
+
+
+def test_an_occluded_object_takes_no_mask_of_another(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    horse, person = rectangle(10, 30, 60, 60), rectangle(10, 10, 60, 20)
+    objects = [box_xml(10, 10, 60, 60, "person"), box_xml(10, 30, 60, 60, "horse")]
+    pixels = write(root / "Annotations" / "a.xml", root / "JPEGImages" / "a.png", *objects)
+    save_image(root / "SegmentationObject" / "a.png", colored(person, horse))
+    report = build_from_voc(root, tmp_path / "out.bank")
+    assert_masks(report, pixels, {"horse": [horse]})
+    hard = objects[1].replace("<bndbox>", "<difficult>1</difficult><bndbox>")
+    write(root / "Annotations" / "a.xml", root / "JPEGImages" / "a.png", objects[0], hard)
+    with pytest.raises(ValueError, match="marked as difficult"):
+        build_from_voc(root, tmp_path / "difficult.bank")
+
+
+def test_void_is_no_mask_and_a_damaged_mask_file_is_a_reason_to_reject(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    write(root / "Annotations" / "a.xml", root / "JPEGImages" / "a.png")
+    file = root / "SegmentationObject" / "a.png"
+    save_image(file, np.where(rectangle(*BOX)[..., None], np.uint8([224, 224, 192]), np.uint8(0)))
+    assert build_from_voc(root, tmp_path / "void.bank", boxes="box").mask_sources == {"box": 1}
+    save_image(file, noise(1))
+    file.write_bytes(file.read_bytes()[:-3000])
+    with pytest.raises(ValueError, match="mask file cannot be read"):
+        build_from_voc(root, tmp_path / "out.bank", boxes="box")
+
+
+@pytest.mark.parametrize("polygon", ["", "<pt><x/></pt>", "<x1>1</x1><y1>1</y1>"])
+@pytest.mark.parametrize("with_masks", [True, False])
+def test_a_polygon_without_three_points_leaves_the_box(polygon: str, with_masks: bool, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    entry = box_xml(*BOX).replace("<bndbox>", f"<polygon>{polygon}</polygon><bndbox>")
+    pixels = write(root / "Annotations" / "a.xml", root / "JPEGImages" / "a.png", entry)
+    if with_masks:
+        save_image(root / "SegmentationObject" / "a.png", colored(rectangle(*BOX)))
+    report = build_from_voc(root, tmp_path / "out.bank", boxes="box")
+    assert_masks(report, pixels, {"cat": [rectangle(*BOX)]})
+    assert sum(report.repaired.values()) == 1
+
+
+def test_polygons_of_labelme(tmp_path: Path) -> None:
+    points = [(10, 10), (60, 20), (30, 70)]
+    text = "".join(f"<pt><x>{x}</x><y>{y}</y></pt>" for x, y in points)
+    entry = f"<object><name>cat</name><polygon><username>me</username>{text}</polygon></object>"
+    pixels = write(tmp_path / "a.xml", tmp_path / "a.png", entry)
+    assert_masks(build_from_voc(tmp_path, tmp_path / "out.bank"), pixels, {"cat": [polygon(points)]}, outline=True)
 
 
 @pytest.mark.parametrize("angle", [0.0, 0.4, math.pi / 2, 2.8])

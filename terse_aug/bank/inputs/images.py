@@ -199,6 +199,14 @@ def is_file(path: str | Path) -> bool:
         return False
 
 
+def is_folder(path: str | Path) -> bool:
+    """Whether there is such a folder; false for names that none can have."""
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def _load(path: str | Path, data: bytes | None = None) -> tuple[Image.Image, int]:
     """The decoded image and its EXIF orientation, 1 to 8; of a file, or of its content."""
     if data is None and not is_file(path):

@@ -14,7 +14,8 @@ from PIL import Image
 from terse_aug.bank.inputs.images import load_image
 
 _VOID = (224, 224, 192)
-"""The colour of pixels of no class in Pascal VOC."""
+VOID_COLOR = 224 + 256 * 224 + 65536 * 192
+"""The colour, and its number, of pixels of no class in Pascal VOC."""
 _MAX_COLORS = 1000
 _LOSSY = ("JPEG", "MPO")
 _NEARLY = 32
@@ -23,7 +24,7 @@ _WHOLE_BORDER = 0.95
 
 
 DARK_OBJECT = "mask with a dark object on white"
-NO_ZERO = "mask of two values other than 0, of which the border has most of the lower"
+NO_ZERO = "mask of two values without 0; the one on most of the border was taken as background"
 """Repairs."""
 
 
@@ -63,7 +64,7 @@ class ObjectNumbers(NamedTuple):
         if not is_dark and not values[0]:
             return self, None
         numbers = np.where(self.numbers == values[0 if is_dark else 1], values[1], 0).astype(np.int32)
-        return ObjectNumbers(numbers, self.drawn), DARK_OBJECT if is_dark else NO_ZERO
+        return ObjectNumbers(numbers, self.drawn), NO_ZERO if values[0] else DARK_OBJECT
 
 
 def most_are_dark(masks: Sequence[Path]) -> bool:
@@ -79,15 +80,16 @@ def most_are_dark(masks: Sequence[Path]) -> bool:
     return 2 * sum(votes) > len(votes)
 
 
-def read_object_numbers(path: Path, colors: bool = False) -> ObjectNumbers:
+def read_object_numbers(path: Path, colors: bool = False, may_be_drawn: bool = True) -> ObjectNumbers:
     """Read a mask of one channel (numbers; of a palette the indices) or of colours.
 
     Black is background. In a mask of colours without black, the colour of most of the border is. Pascal VOC's colour of
-    pixels of no class counts as background.
+    pixels of no class counts as background. With ``colors``, neither is done, since a label map may name them.
 
     Args:
         path: the file.
         colors: read the colours of a palette or of grey values instead of the numbers.
+        may_be_drawn: whether a mask of numbers may be a picture in black and white with soft edges.
 
     Raises:
         FileNotFoundError: there is no file at ``path``.
@@ -96,14 +98,14 @@ def read_object_numbers(path: Path, colors: bool = False) -> ObjectNumbers:
     image = load_image(path)
     lossy = image.format in _LOSSY
     if image.mode in ("1", "L", "P", "I") or image.mode.startswith("I;16"):
-        if not colors and not _is_black_and_white_palette(image):
-            return _from_channel(_without_void(image), image.mode == "1", lossy, path)
+        if not colors and not (may_be_drawn and _is_black_and_white_palette(image)):
+            return _from_channel(_without_void(image), image.mode == "1", lossy, may_be_drawn, path)
     elif image.mode not in ("RGB", "RGBA", "LA", "PA"):
         raise ValueError(f"{path}: expected a mask of numbers or of colours, got mode {image.mode}")
     rgba = np.asarray(image.convert("RGBA"))
     rgb = np.where(rgba[..., 3:] > 0, rgba[..., :3], np.uint8(0))
     if not colors and (rgb == rgb[..., :1]).all():
-        return _from_channel(rgb[..., 0].astype(np.int32), False, lossy, path)
+        return _from_channel(rgb[..., 0].astype(np.int32), False, lossy, may_be_drawn, path)
     numbers: NDArray[np.int32] = rgb.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
     if lossy or (count := len(np.unique(numbers))) > _MAX_COLORS:
         found = "JPEG, which changes colours" if lossy else f"{count} colours"
@@ -111,10 +113,10 @@ def read_object_numbers(path: Path, colors: bool = False) -> ObjectNumbers:
     return ObjectNumbers(numbers if colors else _without_background(numbers))
 
 
-def _from_channel(numbers: NDArray[np.int32], bits: bool, lossy: bool, path: Path) -> ObjectNumbers:
+def _from_channel(numbers: NDArray[np.int32], bits: bool, lossy: bool, may_be_drawn: bool, path: Path) -> ObjectNumbers:
     if bits or np.isin(numbers, (0, 255)).all():
         return ObjectNumbers(np.where(numbers, 255, 0).astype(np.int32), drawn=True)
-    if numbers.max() <= 255 and _is_drawn(numbers.astype(np.uint8), lossy):
+    if may_be_drawn and numbers.max() <= 255 and _is_drawn(numbers.astype(np.uint8), lossy):
         return ObjectNumbers(np.where(numbers > 127, 255, 0).astype(np.int32), drawn=True)
     if lossy:
         raise ValueError(f"{path}: expected a number for each object, got JPEG, which changes numbers")
@@ -157,4 +159,4 @@ def _without_background(numbers: NDArray[np.int32]) -> NDArray[np.int32]:
         border = np.concatenate([numbers[0], numbers[-1], numbers[:, 0], numbers[:, -1]])
         found, counts = np.unique(border, return_counts=True)
         numbers = np.where(numbers == found[counts.argmax()], 0, numbers)
-    return np.where(numbers == color_number(*_VOID), 0, numbers)
+    return np.where(numbers == VOID_COLOR, 0, numbers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +17,12 @@ from terse_aug.bank.build.report import BuildLog, BuildReport, RejectedSample
 from terse_aug.bank.extract import Annotation, ExtractionRules, RejectedObject, extract_from_image
 from terse_aug.bank.inputs.folders import ListedImage, check_folders, class_labels, find_images
 from terse_aug.bank.inputs.image_list import ImageList
-from terse_aug.bank.inputs.images import read_image_like, why_unreadable
+from terse_aug.bank.inputs.images import is_file, read_image_like, why_unreadable
 from terse_aug.bank.inputs.label_map import LabelMap
 from terse_aug.bank.inputs.mask_files import ObjectNumbers, most_are_dark, read_object_numbers
 from terse_aug.bank.inputs.masks import segmentation_as_json
 from terse_aug.bank.inputs.repair import Repairs
+from terse_aug.bank.readers.annotation_collector import AnnotationCollector
 from terse_aug.bank.readers.other_formats import names_other_formats
 from terse_aug.structures.foreground import Foreground
 
@@ -69,15 +70,15 @@ def build_from_masks(
 
     Raises:
         FileNotFoundError: a folder or the label map does not exist.
-        ValueError: class masks or names without a label map, or one that cannot be read; and as :class:`BuildOptions`.
+        ValueError: label map or class masks are missing or wrong, or lack a class of `names`; as :class:`BuildOptions`.
     """
     settings = BuildOptions.checked(out, options)
     image_folder, mask_folder = Path(images), Path(masks)
     class_folder, map_path = _find_classes(mask_folder, class_masks, label_map, category)
     check_folders(image_folder, mask_folder, class_folder, content="images")
-    classes = None if map_path is None else LabelMap.read(map_path)
-    if classes is None and (class_folder is not None or names is not None):
+    if map_path is None and (class_folder is not None or names is not None):
         raise ValueError("expected a label map (--label-map) with class masks or names, which it gives the classes of")
+    classes = None if map_path is None else LabelMap.read(map_path)
     log, rules = BuildLog(), settings.rules
     found, all_images = find_images(image_folder, mask_folder, ImageList(settings.image_list), log)
     label_of: dict[Path, int] = {}
@@ -86,8 +87,8 @@ def build_from_masks(
     elif classes is None:
         label_of, categories = class_labels(image_folder, all_images, _UNNAMED, NO_CLASSES)
     else:
-        categories = dict(enumerate(classes.class_names() if names is None else names, 1))
-    items = [_Item(image, label_of.get(image.path), _class_mask(image, mask_folder, class_folder)) for image in found]
+        categories = _chosen(classes, names, map_path)
+    items = list(_items(found, label_of, mask_folder, class_folder, log))
     dark = most_are_dark([image.mask for image in found if image.mask is not None])
     record = {"from": "masks", "images": image_folder.name, "split": split, "dark": dark, **vars(rules)}
     known = None if classes is None else _Classes(classes, {name: label for label, name in categories.items()})
@@ -101,20 +102,46 @@ def _find_classes(
 ) -> tuple[Path | None, Path | None]:
     """The folder of class masks and the label map, as given or, in the layout of Pascal VOC, as found."""
     folder, path = (None if given is None else Path(given) for given in (class_masks, label_map))
-    if category is not None and (folder or path):
-        raise ValueError("expected category or label_map, got both: the label map names the classes")
-    beside = masks.parent / "labelmap.txt"
-    if category is None and path is None and beside.is_file() and (folder or masks.name.startswith("Segmentation")):
+    if category is not None:
+        if folder or path:
+            raise ValueError("expected category or label_map, got both: the label map names the classes")
+        return None, None
+    beside, by_class = masks.parent / "labelmap.txt", masks.with_name("SegmentationClass")
+    if path is None and beside.is_file() and (folder or masks.name.startswith("Segmentation")):
         path = beside
-    by_class = masks.with_name("SegmentationClass")
-    if path is not None and folder is None and masks.name == "SegmentationObject" and by_class.is_dir():
-        folder = by_class
-    return folder, path
+    if path is None or folder is not None or masks.name.startswith("SegmentationClass"):
+        return folder, path
+    if masks.name.startswith("SegmentationObject") and by_class.is_dir():
+        return by_class, path
+    if label_map is None:
+        raise ValueError(
+            f"expected class masks at {by_class}, with the colors of {beside}, found none; give their folder "
+            "(--class-masks), or the class of all objects (--category)"
+        )
+    return None, path
 
 
-def _class_mask(image: ListedImage, masks: Path, class_masks: Path | None) -> Path | None:
-    assert image.mask is not None
-    return None if class_masks is None else class_masks / image.mask.relative_to(masks)
+def _chosen(classes: LabelMap, names: Sequence[str] | None, path: Path | None) -> dict[int, str]:
+    """The classes of a label map, or the chosen ones, by their labels."""
+    known = classes.class_names()
+    chosen = AnnotationCollector.with_names(names).names or {name: label for label, name in enumerate(known, 1)}
+    if unknown := [name for name in chosen if name not in known]:
+        raise ValueError(f"expected names of classes in {path}, which are {', '.join(known)}; got {unknown}")
+    return {label: name for name, label in chosen.items()}
+
+
+def _items(
+    images: Sequence[ListedImage], label_of: Mapping[Path, int], masks: Path, class_masks: Path | None, log: BuildLog
+) -> Iterator[_Item]:
+    """Images with their class or class mask; those without are counted."""
+    for image in images:
+        assert image.mask is not None
+        class_mask = None if class_masks is None else class_masks / image.mask.relative_to(masks)
+        if class_mask is None or is_file(class_mask):
+            yield _Item(image, label_of.get(image.path), class_mask)
+        else:
+            reason = "image without a class mask of its name"
+            log.drop(reason, image.name, shown=RejectedSample(image.path, image.name))
 
 
 class _Item(NamedTuple):
@@ -193,14 +220,16 @@ class _Extractor:
     ) -> tuple[NDArray[np.uint8], ObjectNumbers, NDArray[np.int32] | None]:
         """Pixels, mask, and semantic mask."""
         assert item.image.mask is not None
-        colors = self.classes is not None and self.classes.map.colors
-        mask = read_object_numbers(item.image.mask, colors and self.semantic)
-        if not self.semantic:
-            mask, repair = mask.with_object_white(self.dark)
+        if self.classes is not None and self.semantic:
+            mask = ObjectNumbers(self.classes.map.read_mask(item.image.mask))
+        else:
+            mask, repair = read_object_numbers(item.image.mask).with_object_white(self.dark)
             log.repair([repair] if repair else [], item.image.name)
         height, width = mask.numbers.shape
         image = read_image_like(item.image.path, height, width, self.rules.levels, notes)
-        semantic = None if item.class_mask is None else read_object_numbers(item.class_mask, colors).numbers
+        semantic = None
+        if self.classes is not None and item.class_mask is not None:
+            semantic = self.classes.map.read_mask(item.class_mask)
         for other in (mask.numbers, semantic):
             if other is not None and image.shape[:2] != other.shape:
                 sizes = "image {}x{}, mask {}x{}".format(*image.shape[:2], *other.shape)

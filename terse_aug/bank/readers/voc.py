@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from terse_aug.bank.build.report import BuildReport
 from terse_aug.bank.extract import box_iou, tight_box
 from terse_aug.bank.inputs.images import is_color_image
-from terse_aug.bank.inputs.mask_files import color_number, read_object_numbers
+from terse_aug.bank.inputs.mask_files import VOID_COLOR, color_number, read_object_numbers
 from terse_aug.bank.inputs.masks import MaskInFile
 from terse_aug.bank.inputs.repair import SWAPPED_CORNERS, Malformed, Repairs, as_number, class_name
 from terse_aug.bank.readers.annotated_images import AnnotationOptions
@@ -104,8 +105,9 @@ def _read_objects(
     image = collector.add_image(name, _side(tree, "height"), _side(tree, "width"))
     belongs_to_other = has_own_file(name, path)
     mask = layout.mask(path)
-    masks = None if mask is None else _InstanceMask(mask)
-    for row, entry in enumerate(tree.findall("object"), 1):
+    entries = dict(enumerate(tree.findall("object"), 1))
+    masks = None if mask is None else _InstanceMask(mask, _boxes(entries))
+    for row, entry in entries.items():
         where = f"{path.name}, object {row}"
         repairs: Repairs = set()
         if belongs_to_other:
@@ -121,49 +123,61 @@ def _read_objects(
             continue
         collector.log.repair(repairs, where)
         if masks is not None:
-            box = shape.get("bbox") or around_points(shape["segmentation"][0])
-            shape = {"bbox": box, "segmentation": masks.find(row, box) or shape.get("segmentation")}
+            if masks.error is not None:
+                collector.reject("mask file cannot be read", masks.error, image, **shape)
+                continue
+            shape = {"bbox": _around(shape), "segmentation": masks.of(row) or shape.get("segmentation")}
         collector.add_object(image, category, row, **shape)
     return name, image, is_substitute
 
 
 class _InstanceMask:
-    """A file with the masks of all objects of an image, by numbers or, as CVAT writes it, by colours."""
+    """A file with the masks of all objects of an image, by numbers or, as CVAT writes it, by colours.
 
-    def __init__(self, path: Path):
+    Of colours, an object has that of its number if this fits its box. CVAT's XML files list boxes only, so that their
+    numbers may differ: the others have the colour that fits best among those that are left.
+
+    Attributes:
+        error: why a mask in colours cannot be read.
+    """
+
+    def __init__(self, path: Path, boxes: Mapping[int, list[float]]):
+        self.error: str | None = None
         self._path = path
-        self._boxes: dict[int, list[float]] | None = None
-        self._claimed: set[int] = set()
+        self._colors: dict[int, int] | None = None
         if is_color_image(path):
-            self._boxes = _boxes_by_color(path)
+            try:
+                self._colors = _match_colors(_boxes_by_color(path), boxes)
+            except ValueError as error:
+                self.error = str(error)
 
-    def find(self, row: int, box: list[float]) -> MaskInFile | None:
-        """The mask of the n-th object: number n; of colours, the n-th if it fits the box, or else the best that does.
-
-        CVAT's XML files list boxes only, so that their numbers may differ.
-        """
-        if self._boxes is None:
+    def of(self, row: int) -> MaskInFile | None:
+        """The mask of the n-th object, if there is one."""
+        if self._colors is None:
             return MaskInFile(self._path, row)
-        agreements = {
-            color: box_iou((own[0], own[1], own[2], own[3]), (box[0], box[1], box[2], box[3]))
-            for color, own in self._boxes.items()
-            if color not in self._claimed
-        }
-        best = voc_color(row)
-        if agreements.get(best, 0) < _LEAST_AGREEMENT:
-            best = max(agreements, key=lambda color: agreements[color], default=best)
-        if agreements.get(best, 0) < _LEAST_AGREEMENT:
-            return None
-        self._claimed.add(best)
-        return MaskInFile(self._path, best, colors=True)
+        return MaskInFile(self._path, self._colors[row], colors=True) if row in self._colors else None
+
+
+def _match_colors(colors: Mapping[int, list[float]], boxes: Mapping[int, list[float]]) -> dict[int, int]:
+    """Colours by numbers of objects: of all objects first their own, so that none takes that of another."""
+    found: dict[int, int] = {}
+    pairs = [
+        (color == voc_color(row), agreement, row, color)
+        for row, box in boxes.items()
+        for color, own in colors.items()
+        if (agreement := box_iou((own[0], own[1], own[2], own[3]), (box[0], box[1], box[2], box[3])))
+        >= _LEAST_AGREEMENT
+    ]
+    for _, _, row, color in sorted(pairs, key=lambda pair: pair[:2], reverse=True):
+        if row not in found and color not in found.values():
+            found[row] = color
+    return found
 
 
 def _boxes_by_color(path: Path) -> dict[int, list[float]]:
-    try:
-        numbers = read_object_numbers(path, colors=True).numbers
-    except ValueError:
-        return {}
-    boxes = ((color, tight_box((numbers == color).astype(np.uint8))) for color in np.unique(numbers).tolist() if color)
+    numbers = read_object_numbers(path, colors=True).numbers
+    colors = (color for color in np.unique(numbers).tolist() if color not in (0, VOID_COLOR))
+    boxes = ((color, tight_box((numbers == color).astype(np.uint8))) for color in colors)
     return {color: [*map(float, box)] for color, box in boxes if box is not None}
 
 
@@ -186,13 +200,17 @@ def _side(tree: ElementTree.Element, name: str) -> int | None:
 
 def _shape(entry: ElementTree.Element, repairs: Repairs) -> dict[str, Any]:
     """The shape of an object as ``segmentation`` or ``bbox`` of COCO; rotated boxes and polygons count from 0."""
-    if (polygon := entry.find("polygon")) is not None:
-        return {"segmentation": [_polygon(polygon)]}
-    rotated = entry.find("robndbox")
+    rotated, box, polygon = entry.find("robndbox"), entry.find("bndbox"), entry.find("polygon")
+    if polygon is not None:
+        points = _polygon(polygon)
+        if len(points) >= 6:
+            return {"segmentation": [points]}
+        if rotated is None and box is None:
+            raise Malformed("polygon of fewer than three points, and no box")
+        repairs.add("polygon of fewer than three points, of which the box is used")
     if rotated is not None:
         x, y, width, height, angle = _numbers(rotated, ("cx", "cy", "w", "h", "angle"))
         return {"segmentation": [box_to_polygon(x - width / 2, y - height / 2, width, height, angle)]}
-    box = entry.find("bndbox")
     if box is None:
         raise Malformed("object without a box")
     left, top, right, bottom = _numbers(box, _CORNERS)
@@ -210,6 +228,25 @@ def _numbers(entry: ElementTree.Element, names: Sequence[str]) -> list[float]:
 
 
 def _polygon(polygon: ElementTree.Element) -> list[float]:
-    """The points x1, y1, x2, y2, ..., as Roboflow writes them."""
-    count = sum(1 for child in polygon if child.tag.startswith("x"))
-    return _numbers(polygon, [f"{axis}{number}" for number in range(1, count + 1) for axis in "xy"])
+    """The points x1, y1, x2, y2, ..., as Roboflow writes them, or in elements of their own, as LabelMe does."""
+    try:
+        if points := polygon.findall("pt"):
+            return [number for point in points for number in _numbers(point, ("x", "y"))]
+        count = sum(1 for child in polygon if child.tag.startswith("x"))
+        return _numbers(polygon, [f"{axis}{number}" for number in range(1, count + 1) for axis in "xy"])
+    except Malformed:
+        return []
+
+
+def _boxes(entries: Mapping[int, ElementTree.Element]) -> dict[int, list[float]]:
+    """The boxes of the objects that have a shape, difficult ones, too, by number."""
+    boxes = {}
+    for row, entry in entries.items():
+        with suppress(Malformed):
+            boxes[row] = _around(_shape(entry, set()))
+    return boxes
+
+
+def _around(shape: Mapping[str, Any]) -> list[float]:
+    box: list[float] = shape.get("bbox") or around_points(shape["segmentation"][0])
+    return box

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from terse_aug.bank.build.report import BuildLog
 from terse_aug.bank.inputs.image_endings import image_endings, is_image_name
-from terse_aug.bank.inputs.images import is_file
+from terse_aug.bank.inputs.images import is_file, is_folder
 from terse_aug.bank.inputs.text_files import read_text
 
 _XML_FOLDERS = ("Annotations", "Annotation", "xmls", "xml", "labels", "label")
 _IMAGE_FOLDERS = ("JPEGImages", "images", "image", "imgs", "img", "photos")
+_MASK_FOLDER = "SegmentationObject"
 _LIST_FOLDERS = ("ImageSets/Main", "ImageSets/Segmentation", "ImageSets/Layout", "ImageSets", ".")
 
 
@@ -35,7 +36,7 @@ class VocLayout:
                 raise FileNotFoundError(f"expected a folder in the layout of Pascal VOC at {folder}, found none")
         if annotations is None:
             places = [*_subfolders(root, _XML_FOLDERS), root]
-            annotations = next((place for place in places if any(place.rglob("*.xml"))), None)
+            annotations = next((place for place in places if _xml_files(place)), None)
         if annotations is None:
             masks = " (without XML files, source masks reads SegmentationObject)" if _has_masks(root) else ""
             raise FileNotFoundError(
@@ -44,11 +45,11 @@ class VocLayout:
             )
         if images is None:
             images = next(iter(_subfolders(root, _IMAGE_FOLDERS)), annotations)
-        return cls(root, annotations, images, root / "SegmentationObject")
+        return cls(root, annotations, images, root / _MASK_FOLDER)
 
     def xml_files(self, split: str | None, log: BuildLog) -> list[Path]:
         """The XML files at any depth, or those of a list of names; names without one are counted."""
-        files = sorted(self.annotations.rglob("*.xml"))
+        files = _xml_files(self.annotations)
         if split is None:
             return files
         folders = ["ImageSets"] if "/" in split else _LIST_FOLDERS
@@ -59,6 +60,9 @@ class VocLayout:
         lines = [line.strip() for line in read_text(path).splitlines()]
         by_name = self._by_name(files)
         names = [line if line in by_name else _listed_name(line) for line in lines]
+        names = [
+            str(Path(name).with_suffix("")) if name not in by_name and is_image_name(name) else name for name in names
+        ]
         found = []
         for name in dict.fromkeys(name for name in names if name):
             if name in by_name:
@@ -80,33 +84,40 @@ class VocLayout:
         It has the name in the XML file; or that of the file itself, if the written one does not exist, as in exports of
         another machine, or belongs to another XML file that this one is a copy of.
         """
-        bases = dict.fromkeys((self._beside(self.images, path), path.parent, self.images))
+        own_bases = (self._beside(self.images, path), path.parent, *self._siblings(path, _IMAGE_FOLDERS))
+        bases = dict.fromkeys((*own_bases, self.images))
         own_names = [path.stem + suffix for ending in image_endings() for suffix in (ending, ending.upper())]
         is_own = written_name and not has_own_file(written_name, path)
-        for at, base in enumerate(bases):
+        for base in bases:
             for name in [written_name, *own_names] if is_own else own_names:
                 if is_file(base / name):
-                    return self._relative(base / name), at == 2
+                    return self._relative(base / name), base not in own_bases
         default = written_name or f"{path.stem}.jpg"
         parent = path.parent.relative_to(self.annotations)
-        return (parent / default).as_posix() if (self.images / parent).is_dir() else default, False
+        return (parent / default).as_posix() if is_folder(self.images / parent) else default, False
 
     def mask(self, path: Path) -> Path | None:
         """The instance mask of an XML file."""
-        places = (self._beside(self.masks, path) / f"{path.stem}.png", self.masks / f"{path.stem}.png")
-        return next((place for place in places if is_file(place)), None)
+        folders = (self._beside(self.masks, path), *self._siblings(path, (_MASK_FOLDER,)), self.masks)
+        return next((place for folder in folders if is_file(place := folder / f"{path.stem}.png")), None)
 
     def count_unused(self, used: Iterable[str], log: BuildLog) -> None:
         """Count images without an XML file, in folders of images with one."""
         paths = {(self.images / name).resolve() for name in used}
-        for folder in sorted({path.parent for path in paths if path.parent.is_dir()}):
+        for folder in sorted({path.parent for path in paths if is_folder(path.parent)}):
             for path in sorted(folder.iterdir()):
-                if is_image_name(path) and path.resolve() not in paths:
+                if is_image_name(path) and not path.name.startswith(".") and path.resolve() not in paths:
                     log.drop("image without an XML file", path.name)
 
     def _beside(self, folder: Path, path: Path) -> Path:
         """The subfolder that an XML file has."""
         return folder / path.parent.relative_to(self.annotations)
+
+    def _siblings(self, path: Path, names: Sequence[str]) -> list[Path]:
+        """Folders of these names beside the folder of an XML file, as in train/Annotations and train/images."""
+        folder = path.parent
+        is_own = folder != self.annotations and folder.name.lower() in map(str.lower, _XML_FOLDERS)
+        return _subfolders(folder.parent, names) if is_own else []
 
     def _relative(self, path: Path) -> str:
         file, root = os.path.abspath(path), os.path.abspath(self.images)  # a link keeps its own name
@@ -119,6 +130,12 @@ def has_own_file(image: str, path: Path) -> bool:
     return stem != path.stem and is_file(path.with_name(f"{stem}.xml"))
 
 
+def _xml_files(folder: Path) -> list[Path]:
+    """The XML files at any depth, without hidden ones, such as macOS writes beside every file."""
+    files = sorted(folder.rglob("*.xml"))
+    return [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+
+
 def _subfolders(root: Path, names: Sequence[str]) -> list[Path]:
     """Folders in ``root`` of these names, in the order of the names, in any capitals."""
     by_name = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()}
@@ -126,7 +143,7 @@ def _subfolders(root: Path, names: Sequence[str]) -> list[Path]:
 
 
 def _has_masks(root: Path) -> bool:
-    return (root / "SegmentationObject").is_dir()
+    return (root / _MASK_FOLDER).is_dir()
 
 
 def _listed_name(line: str) -> str:
