@@ -55,6 +55,11 @@ class Data:
             Image.fromarray(pixels).save(self.images / name)
             self.content["images"].append({"id": number, "file_name": name, "height": height, "width": width})
             self.content["annotations"] += self._annotations(number, height, width, masks)
+        self.write(self.content["annotations"])
+
+    def write(self, annotations: list[dict[str, Any]]) -> None:
+        """Write the JSON with these annotations."""
+        self.content["annotations"] = annotations
         self.json.write_text(json.dumps(self.content))
 
     @staticmethod

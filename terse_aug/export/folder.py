@@ -78,11 +78,7 @@ class OutputFolder:
                 os.close(lock)
             if finished is not None:
                 shutil.rmtree(self._state)
-            elif (
-                known is None
-                and self._state.exists()
-                and not any(self.record(number)["image"] for number in self.records())
-            ):
+            elif known is None and self._state.exists() and not self.written():
                 self._remove_all(is_new)
 
     def _known(self, identity: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -166,15 +162,19 @@ class OutputFolder:
         self.write(self._record(number), _json(record))
 
     def records(self) -> Iterator[int]:
-        """Numbers of what is done, in no order; not of images that are no longer as they were written."""
+        """Numbers of what is done, in no order; not if an image or its labels are no longer as they were written."""
         for path in self._state.glob("*.json"):
             try:
                 record = self.record(int(path.stem))
-                image, size = record["image"], record["bytes"]
+                files = record["files"].items()
             except (ValueError, KeyError):  # a crash of the system may leave an empty file
                 continue
-            if image is None or _has_size(self.images / image["file_name"], size):
+            if all(_has_size(self.path / name, size) for name, size in files):
                 yield int(path.stem)
+
+    def written(self) -> int:
+        """How many images are done: those that could not be read have a record, too."""
+        return sum(self.record(number)["image"] is not None for number in self.records())
 
     def record(self, number: int) -> dict[str, Any]:
         """The record of a number that is done."""

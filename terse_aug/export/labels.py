@@ -11,6 +11,7 @@ from pycocotools import mask as coco_mask
 from terse_aug.export.polygons import mask_to_polygon
 from terse_aug.structures.annotations import Target
 
+NO_MASKS = "format yolo-seg: expected labels with masks, got boxes only; write format yolo instead"
 _DIGITS = 3
 """Of coordinates in pixels."""
 
@@ -67,7 +68,7 @@ def yolo_lines(target: Target, size: tuple[int, int], numbers: Mapping[int, int]
         ValueError: polygons of a target without masks.
     """
     if polygons and "masks" not in target:
-        raise ValueError("format yolo-seg: expected labels with masks, got boxes only; write format yolo instead")
+        raise ValueError(NO_MASKS)
     sides = np.array([size[1], size[0]])
     lines = []
     for row, (label, box) in enumerate(zip(target["labels"].tolist(), target["boxes"].double().numpy(), strict=True)):

@@ -25,7 +25,8 @@ class ExportReport:
         megabytes: of the image files.
         rejected: images and objects of the data set that were left out, by reason.
         dropped: counts of composing by reason, see :class:`terse_aug.Composites`.
-        resumed: files that an earlier run had done.
+        resumed: images that an earlier run had written.
+        finished_before: whether an earlier run had done everything.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class ExportReport:
     rejected: RejectionCounts = field(default_factory=RejectionCounts)
     dropped: Counter[str] = field(default_factory=Counter)
     resumed: int = 0
+    finished_before: bool = False
 
     @classmethod
     def of(cls, path: Path, rejected: RejectionCounts) -> ExportReport:
@@ -74,7 +76,8 @@ class ExportReport:
         plain = {name: content[name] for name in ("images", "originals", "objects", "pasted", "megabytes")}
         counts = Counter({reason: count for reason, (count, _) in content["rejected"].items()})
         rejected = RejectionCounts(counts, {reason: examples for reason, (_, examples) in content["rejected"].items()})
-        return cls(path, **plain, rejected=rejected, dropped=Counter(content["dropped"]), resumed=plain["images"])
+        done = {"resumed": plain["images"], "finished_before": True}
+        return cls(path, **plain, rejected=rejected, dropped=Counter(content["dropped"]), **done)
 
     def summary(self) -> str:
         """A few lines for a terminal."""
@@ -82,7 +85,9 @@ class ExportReport:
         if self.originals:
             what += f" and {self.originals} images without pastes"
         lines = [f"{self.path}: {what}, {self.objects} objects ({self.pasted} pasted), {self.megabytes:.1f} MB"]
-        if self.resumed:
+        if self.finished_before:
+            lines.append("finished before: all images were written by an earlier run")
+        elif self.resumed:
             lines.append(f"resumed: {self.resumed} of {self.images} were written before")
         lines += _section("left out of the data set", self.rejected.lines())
         lines += _section("counted while composing", [f"{n} {reason}" for reason, n in self.dropped.most_common()])

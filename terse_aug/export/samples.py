@@ -146,7 +146,7 @@ class ComposeTask:
                 sample, rejected = self._read(item)
                 for copy in item.copies:
                     record: dict[str, Any] = (
-                        {"image": None, "bytes": 0} if sample is None else self._write(sample, item, copy)
+                        {"image": None, "bytes": 0, "files": {}} if sample is None else self._write(sample, item, copy)
                     )
                     # What was rejected when the image was read is counted once.
                     record["rejected"] = rejected if copy == min(1, self.export.copies) else {}
@@ -177,7 +177,7 @@ class ComposeTask:
 
         Returns:
             The record: ``image`` as an entry of a COCO JSON, ``bytes`` of its file, ``annotations`` likewise (for COCO
-            only), ``objects``, ``pasted`` (labelled pastes), ``dropped``.
+            only), ``objects``, ``pasted`` (labelled pastes), ``dropped``, and ``files`` with the size of each, bytes.
         """
         levels = (sample.image * 255).round().to(torch.uint8)
         size = (levels.shape[1], levels.shape[2])
@@ -190,9 +190,11 @@ class ComposeTask:
         else:
             composed = Composed(levels, target)
             name = self._write_original(levels, item)
+        file_size = (self.folder.images / name).stat().st_size
         record: dict[str, Any] = {
             "image": {"file_name": name, "height": size[0], "width": size[1], "composed_from": sample.name},
-            "bytes": (self.folder.images / name).stat().st_size,
+            "bytes": file_size,
+            "files": {f"images/{name}": file_size},
             "objects": len(composed.target["labels"]),
             "pasted": len(composed.sources),
             "dropped": dict(repairs + Counter(composed.dropped)),
@@ -204,7 +206,9 @@ class ComposeTask:
         else:
             lines = yolo_lines(composed.target, size, self.numbers, self.export.format == "yolo-seg")
             text = "".join(f"{line}\n" for line in lines).encode("ascii")
-            self.folder.write(self.folder.path / "labels" / f"{item.stems[copy]}.txt", text)
+            labels = f"labels/{item.stems[copy]}.txt"
+            self.folder.write(self.folder.path / labels, text)
+            record["files"][labels] = len(text)
         return record
 
     def _write_original(self, levels: Tensor, item: ImageItem) -> str:

@@ -21,7 +21,7 @@ from terse_aug.bank.build.chunks import identity_of
 from terse_aug.bank.build.report import Progress
 from terse_aug.bank.build.workers import check_jobs, run_in_order
 from terse_aug.export.folder import OutputFolder
-from terse_aug.export.labels import class_numbers
+from terse_aug.export.labels import NO_MASKS, class_numbers
 from terse_aug.export.names import output_stems
 from terse_aug.export.report import ExportReport
 from terse_aug.export.samples import ComposeNumbered, ComposeTask, ImageItem
@@ -74,6 +74,8 @@ def write_composites(
     check_jobs(jobs)
     folder, val = OutputFolder(Path(out)), None if validation is None else Path(validation).resolve()
     _check_places(folder.path, data, export, val)
+    if export.format == "yolo-seg" and data.boxes_only:
+        raise ValueError(NO_MASKS)
     numbers = class_numbers(data.classes)
     task = ComposeTask(ComposeNumbered(terse), folder, export, image_size, len(data.names), numbers)
     common = _CommonFiles(folder, _Source.of(data, export), export, val, terse.bank.keypoint_names)
@@ -82,13 +84,15 @@ def write_composites(
     report = ExportReport.of(folder.path, data.dropped)
     with folder.opened(identity) as finished:
         if finished is not None:
-            return ExportReport.from_json(folder.path, finished)
+            earlier = ExportReport.from_json(folder.path, finished)
+            _check_finished(earlier, common)
+            return earlier
         try:
             report.resumed = _compose_rest(task, common.source, jobs, progress or (lambda done, total: None))
             common.write(report)
             folder.finish(identity, report.as_json())
         except _STOPS as error:
-            if not (written := sum(1 for _ in folder.records())):
+            if not (written := folder.written()):
                 raise
             kept = f"{written} of {len(common.source)} images are written and kept: run the same again to resume"
             raise type(error)(f"{str(error) or 'interrupted'}; {kept}") from error
@@ -96,15 +100,15 @@ def write_composites(
 
 
 def _compose_rest(task: ComposeTask, source: _Source, jobs: int | None, progress: Progress) -> int:
-    """Write all files that have no record; returns how many had one."""
-    done, total = set(task.folder.records()), len(source)
+    """Write all files that have no record; returns how many images were written before."""
+    done, total, written = set(task.folder.records()), len(source), task.folder.written()
     progress(len(done), total)
     results = run_in_order(
         task, source, source.chunks(done), jobs, lambda count: progress(len(done) + count, total), _WORTHWHILE_SECONDS
     )
     with closing(results):
         deque(results, maxlen=0)
-    return len(done)
+    return written
 
 
 @dataclass(frozen=True)
@@ -184,13 +188,33 @@ def _policy_identity(policy: Policy) -> str:
 
 
 def _check_places(out: Path, data: LabelledImages, export: ExportSettings, validation: Path | None) -> None:
-    for folder in {file.parent for files in data.files for file in files}:
+    for folder in {*data.folders, *(file.parent for files in data.files for file in files)}:
         if out.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"{out}: expected a folder outside of that of the images, {folder}")
     if validation is not None and export.format == "coco":
         raise ValueError("validation images are named in YOLO's data.yaml; format coco has none")
     if validation is not None and not validation.is_dir():
         raise FileNotFoundError(f"expected a folder of validation images at {validation}, found none")
+
+
+def _check_finished(report: ExportReport, common: _CommonFiles) -> None:
+    """Check that no file of a finished run is lost; its report counts the images, some of which could not be read."""
+    folder, source = common.folder, common.source
+    lost = [] if common.path.is_file() else [common.path.name]
+    for name in ("images",) if common.export.format == "coco" else ("images", "labels"):
+        found = {path.relative_to(folder.path / name).with_suffix("").as_posix() for path in _files(folder.path / name)}
+        missing = [own[copy] for own in source.stems for copy in source.copies if own[copy] not in found]
+        count = len(missing) + report.images - len(source)
+        lost += [f"{count} of {report.images} files (such as {name}/{missing[0]})"] if count > 0 else []
+    if lost:
+        raise ValueError(
+            f"{folder.path}: the run was finished before, but {' and '.join(lost)} is missing: delete the folder, "
+            "and run the same again"
+        )
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file())
 
 
 @dataclass(frozen=True)
@@ -211,11 +235,16 @@ class _CommonFiles:
     validation: Path | None
     keypoint_names: Sequence[str]
 
+    @property
+    def path(self) -> Path:
+        """Of the file."""
+        return self.folder.path / ("annotations.json" if self.export.format == "coco" else "data.yaml")
+
     def write(self, report: ExportReport) -> None:
         """Write the file, and count all images in the report."""
         folder, data = self.folder, self.source.data
         if self.export.format == "coco":
-            with folder.writing(folder.path / "annotations.json") as path, open(path, "w", encoding="ascii") as file:
+            with folder.writing(self.path) as path, open(path, "w", encoding="ascii") as file:
                 _write_coco(file, self._counted(report), data.classes, self.keypoint_names)
         else:
             deque(self._counted(report), maxlen=0)
@@ -224,7 +253,7 @@ class _CommonFiles:
                 content["val"] = str(self.validation)
             content["names"] = {number: data.classes[label] for label, number in class_numbers(data.classes).items()}
             text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-            folder.write(folder.path / "data.yaml", text.encode("utf-8"))
+            folder.write(self.path, text.encode("utf-8"))
         if not report.images:
             raise ValueError(f"no image of {data.origin} can be used: {'; '.join(report.rejected.lines())}")
 

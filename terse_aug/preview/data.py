@@ -66,6 +66,8 @@ class LabelledImages:
         dropped: images and objects that are left out, by reason; reading adds to it.
         files: each image file, and others that are read with it.
         labels: what else each sample is made of, for JSON: samples are the same if their files and labels are.
+        folders: that the images and masks are in, at any depth.
+        boxes_only: whether there are objects, and samples have no masks of them.
     """
 
     origin: str
@@ -74,6 +76,8 @@ class LabelledImages:
     dropped: RejectionCounts = field(default_factory=RejectionCounts)
     files: list[tuple[Path, ...]] = field(default_factory=list)
     labels: list[Any] = field(default_factory=list)
+    folders: tuple[Path, ...] = ()
+    boxes_only: bool = False
     _readers: list[Callable[[], Sample]] = field(default_factory=list)
 
     def add(self, name: str, reader: Callable[[], Sample], files: tuple[Path, ...], labels: Any = None) -> None:

@@ -22,7 +22,7 @@ from terse_aug.bank.inputs.file_names import FileFinder
 from terse_aug.bank.inputs.folders import find_images
 from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.images import read_image_like, read_index_mask
-from terse_aug.bank.inputs.masks import has_mask, segmentation_to_mask
+from terse_aug.bank.inputs.masks import MaskInFile, has_mask, segmentation_to_mask
 from terse_aug.bank.inputs.repair import repair_annotation
 from terse_aug.bank.readers.annotated_images import read_annotations
 from terse_aug.bank.readers.coco import build_from_coco
@@ -48,7 +48,9 @@ def open_coco(annotations: str | Path, images: str | Path) -> LabelledImages:
         ValueError: the file is no COCO JSON of instances, it lists no images, or none of them is in the folder.
     """
     coco, folder, _ = read_annotations(build_from_coco, annotations=annotations, images=_existing_folder(images))
-    return _labelled_images(coco, folder, str(annotations))
+    found = _labelled_images(coco, folder, str(annotations))
+    found.folders = (folder,)
+    return found
 
 
 def open_annotations(build: Callable[..., Any], **arguments: Any) -> LabelledImages:
@@ -65,6 +67,9 @@ def open_annotations(build: Callable[..., Any], **arguments: Any) -> LabelledIma
     given = ", ".join(f"{name} {value}" for name, value in arguments.items())
     found = _labelled_images(data, folder, given)
     found.dropped.merge(log.rejected)
+    paths = [Path(value).resolve() for value in arguments.values() if isinstance(value, str | Path)]
+    if any(folder.resolve().is_relative_to(path) for path in paths):  # else it may hold anything beside the images
+        found.folders = (folder,)
     return found
 
 
@@ -75,12 +80,15 @@ def _labelled_images(coco: CocoAnnotations, folder: Path, annotations: str) -> L
     found.dropped.merge(coco.log.rejected)
     objects = _objects_by_image(coco, found.dropped)
     fields = CocoFields.of(coco, objects, found.dropped)
+    found.boxes_only = bool(objects) and not fields.masks
     files = FileFinder(folder, [file_name(record) for record in coco.images.values()])
     for key, record in coco.images.items():
         name = _found(files, file_name(record))
         if (folder / name).is_file():
-            read = partial(_read_coco, folder / name, record, objects.get(key, []), fields, found.dropped)
-            found.add(name, read, (folder / name,), [record, objects.get(key, [])])
+            own = objects.get(key, [])
+            read = partial(_read_coco, folder / name, record, own, fields, found.dropped)
+            masks = [entry["segmentation"] for entry in own if isinstance(entry.get("segmentation"), MaskInFile)]
+            found.add(name, read, (folder / name, *dict.fromkeys(mask.path for mask in masks)), [record, own])
         else:
             found.dropped.add(_MISSING, name)
     if not found.names:
@@ -104,7 +112,7 @@ def open_masks(images: str | Path, masks: str | Path, category: str = "object") 
         ValueError: no image has a mask of its name.
     """
     image_folder, mask_folder = _existing_folder(images), _existing_folder(masks)
-    found = LabelledImages(f"{images} with {masks}", {1: category})
+    found = LabelledImages(f"{images} with {masks}", {1: category}, folders=(image_folder, mask_folder))
     for image in find_images(image_folder, mask_folder, ImageList(None), BuildLog(found.dropped))[0]:
         assert image.mask is not None
         found.add(image.name, partial(_read_masks, image.path, image.mask), (image.path, image.mask))
