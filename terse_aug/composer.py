@@ -24,7 +24,6 @@ from terse_aug.policies import Policy, Proposal
 from terse_aug.policies.context import make_context
 from terse_aug.samplers import Sampler
 from terse_aug.structures.annotations import Target
-from terse_aug.structures.object_fields import Lengths, check_unknown_fields
 from terse_aug.structures.validation import left_out_warnings, validate_batch
 from terse_aug.training.metrics import Metrics, batch_counts
 from terse_aug.transforms import PARAMETERS
@@ -48,7 +47,6 @@ class CompositeRecord:
         pastes: the fields of each :class:`terse_aug.Paste`.
         background: index in the background pool of the image that replaced it; ``None`` if it was not replaced.
         warnings: texts to warn of once, by kind.
-        unknown_fields: of the target, see :mod:`terse_aug.structures.object_fields`.
     """
 
     origin: Origin
@@ -57,7 +55,6 @@ class CompositeRecord:
     pastes: list[tuple[int, str, int, list[float], int | None, int | None]]
     background: int | None
     warnings: dict[str, str]
-    unknown_fields: Lengths
 
 
 class Composer:
@@ -133,7 +130,6 @@ class Composer:
             ],
             composites.backgrounds.get(0),
             warnings,
-            batch.unknown_fields[0],
         )
         return composites.images[0], composites.targets[0], record
 
@@ -207,8 +203,7 @@ class ComposedBatches:
             seed: of ``Terse``.
 
         Raises:
-            ValueError: they are not of this batch, were made by a composer with other settings, or the targets have
-                an unknown field per object.
+            ValueError: they are not of this batch, or were made by a composer with other settings.
         """
         if len(records) != len(targets):
             raise ValueError(f"expected a record for each of {len(targets)} images, got {len(records)}")
@@ -222,7 +217,6 @@ class ComposedBatches:
                     f"in the composer, {origin} in Terse: make the composer by terse.composer(), after loading a "
                     "state and after restrict_labels"
                 )
-        check_unknown_fields([own.unknown_fields for own in records])
         counts: Counter[str] = Counter()
         for own in records:
             counts.update(own.counts)
@@ -251,7 +245,7 @@ def composites_of(
     found.dropped["paste_overlaps"] += len(planned.plan.indices) // planner.foreground_candidates - len(plan.indices)
     found.dropped["image_not_finite"] += batch.usable_given(found.largest).count(False)
     found.backgrounds.update(planned.backgrounds)
-    warn(batch.warnings | left_out_warnings(found.dropped))
+    warn(batch.warnings | found.warnings | left_out_warnings(found.dropped))
     return found
 
 

@@ -39,7 +39,10 @@ class HookCheck:
         self._known = True
         worker = get_worker_info()
         if not _HOOKS and (worker is None or worker.id == 0):
-            text = f"{self._name} samples foregrounds, but there is no TerseHook: nothing is pasted. Add {self._hook}"
+            text = (
+                f"{self._name} samples foregrounds, but no TerseHook was made so far: without one nothing is pasted. "
+                f"For a training add {self._hook}"
+            )
             warnings.warn(text, TerseWarning, stacklevel=3)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from factories import make_bank, make_batch, make_detector, make_foreground, policy_with
 from torch import Tensor
 
-from terse_aug import ForegroundBank, PasteConfig, Terse, TransformRanges
+from terse_aug import ForegroundBank, PasteConfig, Terse, TerseWarning, TransformRanges
 
 pytest.importorskip("simulated_accelerator", reason="this torch has no devices made in Python", exc_type=ImportError)
 from simulated_accelerator import DEVICE
@@ -226,3 +226,11 @@ def test_boxes_of_another_format_are_refused_on_a_device_too(bank: ForegroundBan
     there = [{name: value.to(boxes_on) for name, value in target.items()} for target in relative]
     with pytest.raises(ValueError, match="expected boxes as XYXY in pixels, got boxes between 0 and 1"):
         Terse(bank, paste=PASTE).to(DEVICE)([image.to(DEVICE) for image in images], there)
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_a_single_box_that_seems_relative_is_warned_about(bank: ForegroundBank, device: torch.device) -> None:
+    images, targets = make_batch(0, SIZES[:1], 1)
+    targets[0]["boxes"] = torch.tensor([[0.5, 0.5, 1.0, 1.0]])
+    with pytest.warns(TerseWarning, match="boxes between 0 and 1, relative to the image"):
+        composed(bank, device, (images, targets))

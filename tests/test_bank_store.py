@@ -176,6 +176,7 @@ def test_spaces_around_a_name_do_not_count_and_equal_names_count_together(tmp_pa
             bank.relabel(["cat", "dog", "dog "])
         with pytest.raises(ValueError, match="listed twice: cat"):
             bank.relabel({"cat": 0, "cat ": 7, "dog": 1})
+        assert bank.relabel(["N/A", "cat", "N/A", "dog"]).labels.tolist() == [3, 1, 3]
         for odd in ([1, 2], {1: "dog"}):
             with pytest.raises(ValueError, match="expected class names as text, got 1"):
                 bank.relabel(odd)

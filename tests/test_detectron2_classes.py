@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import make_bank, make_foreground
+from factories import bank_of, make_bank, make_foreground
 from frameworks import QUIET_DETECTRON2, need_detectron2
 
 need_detectron2()
@@ -67,12 +67,26 @@ def test_a_bank_from_a_file_without_any_class_names_is_refused(
 def test_names_that_the_trainers_config_knows_are_compared(cfg: CfgNode, zero_based: ForegroundBank) -> None:
     trainer = DefaultTrainer(cfg)
     trainer.register_hooks([TerseHook(zero_based)])
-    with pytest.raises(ValueError, match=r"labels are not the data set's: .*0: 'cat'.*data set \{0: 'dog'.*classes="):
+    with pytest.raises(ValueError, match=r"not the data set's: .*0: 'cat'.* of DATASETS.TRAIN \{0: 'dog'.*classes="):
         trainer.train()
     wrong_order = DefaultTrainer(cfg)
     wrong_order.register_hooks([TerseHook(zero_based, classes=["cat", "dog"])])
     with pytest.raises(ValueError, match="labels are not the data set's"):
         wrong_order.train()
+
+
+def test_given_classes_are_those_of_a_loader_that_the_config_does_not_name(cfg: CfgNode, tmp_path: Path) -> None:
+    """A config of the model zoo names its own data sets, whatever build_train_loader reads."""
+    bank = make_bank(tmp_path).relabel({"cat": 0, "dog": 1})
+    path = bank_of(tmp_path, "scratch", "dent")
+    trainer = DefaultTrainer(cfg)
+    trainer.register_hooks([hook := TerseHook(path, classes=["scratch", "dent"], seed=0)])
+    trainer.train()
+    assert hook.terse.bank.categories == {0: "scratch", 1: "dent"}
+    other = DefaultTrainer(cfg)
+    other.register_hooks([TerseHook(bank)])
+    with pytest.raises(ValueError, match=f"'{cfg.DATASETS.TRAIN[0]}' of DATASETS.TRAIN"):
+        other.train()
 
 
 @pytest.mark.parametrize("classes", [list(CLASSES), {"cat": 0, "dog": 1}], ids=["names", "on purpose"])

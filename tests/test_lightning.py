@@ -142,3 +142,53 @@ def test_metrics_are_logged(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
     text = (Path(logger.log_dir) / "metrics.csv").read_text()
     assert "terse_aug/hardness" in text.splitlines()[0]
     assert str(terse.metrics()["hardness"])[:6] in text
+
+
+class Averages(LightningModule):
+    """One weight times the images' average; with two optimizers, the second one stepped every second time."""
+
+    def __init__(self, optimizers: int = 1) -> None:
+        super().__init__()
+        self.weights = torch.nn.ParameterList(torch.ones(1) for _ in range(optimizers))
+        self.automatic_optimization = optimizers == 1
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = torch.stack([image.mean() for image in batch[0]]).mean() * sum(own.sum() for own in self.weights)
+        if not self.automatic_optimization:
+            self.manual_backward(loss)
+            for optimizer in self.optimizers()[: 1 + batch_idx % 2]:
+                optimizer.step()
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD([own], lr=1e-3) for own in self.weights]
+
+
+def run_on(module: Any, out: Path, terse: Any, **changes: Any) -> None:
+    """Train two batches on the CPU."""
+    own = {"logger": False, "enable_checkpointing": False, "limit_train_batches": 2, "max_epochs": 1}
+    Trainer(accelerator="cpu", default_root_dir=out, callbacks=[TerseCallback(terse)], **own | _QUIET | changes).fit(
+        module, loader()
+    )
+
+
+def test_a_compiled_training_step_stays_compiled(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    module, terse = Averages(), make_terse(tiny_bank, "random")
+    run_on(torch.compile(module, backend=backend), tmp_path, terse)
+    assert graphs
+    assert terse.metrics()["calls"] == 2
+    compiled = vars(module)["training_step"]
+    run_on(module, tmp_path, terse)
+    assert vars(module)["training_step"] is compiled
+
+
+def test_metrics_are_logged_by_updates_of_several_optimizers(tiny_bank: ForegroundBank, tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    run_on(Averages(2), tmp_path, make_terse(tiny_bank, "random"), logger=logger, log_every_n_steps=2)
+    assert "terse_aug/" in (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()[0]

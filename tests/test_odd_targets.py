@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -54,34 +55,51 @@ def test_boxes_in_another_format_are_refused_with_their_conversion(
     assert terse.metrics()["calls"] == (10 if kind == "xyxy" and not relative else 0)
 
 
-def test_one_relative_box_in_a_worker_is_enough(tiny_bank: ForegroundBank) -> None:
-    images, targets = batch_with([torch.tensor([[0.5, 0.5, 0.25, 0.5]])])
+def test_two_relative_boxes_in_a_worker_are_enough(tiny_bank: ForegroundBank) -> None:
+    images, targets = batch_with([torch.tensor([[0.5, 0.5, 0.25, 0.5], [0.2, 0.3, 0.1, 0.1]])])
     with pytest.raises(ValueError, match=r"between 0 and 1, .*'cxcywh'"):
         Terse(tiny_bank, paste=every_image()).composer()(images[0], targets[0], 0)
 
 
+@pytest.mark.parametrize("box", [[0.5, 0.5, 0.25, 0.5], [0.5, 0.5, 1.0, 1.0], [0.3, 0.0, 1.0, 0.8]])
+def test_a_single_box_that_seems_relative_is_warned_about(tiny_bank: ForegroundBank, box: list[float]) -> None:
+    images, targets = batch_with([torch.tensor([box])])
+    for compose in (Terse(tiny_bank, paste=every_image()), composed_in_a_worker(tiny_bank)):
+        with warnings.catch_warnings(record=True) as given:
+            warnings.simplefilter("always")
+            compose(images, targets)
+        assert sum("between 0 and 1, relative to the image" in str(own.message) for own in given) == 1
+
+
 @st.composite
 def clipped_boxes(draw: st.DrawFn) -> list[np.ndarray]:
-    """Objects from two pixels on, anywhere about two images, as a crop leaves them: slivers and empty boxes, too."""
+    """Objects from two pixels on, anywhere about two images, as a crop leaves them: slivers and empty boxes, too.
+
+    Further empty boxes are in the first pixel: placeholders.
+    """
     found = []
     for _ in range(2):
         sides = st.floats(2, 80)
         rows = draw(st.lists(st.tuples(st.floats(-20, 180), st.floats(-20, 140), sides, sides), max_size=5))
         corners = np.array([[x, y, x + w, y + h] for x, y, w, h in rows], np.float32).reshape(-1, 4)
-        found.append(corners.clip(0, [SIZE[1], SIZE[0]] * 2))
+        points = draw(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=2))
+        empty = np.array([[x, y, x, y] for x, y in points], np.float32).reshape(-1, 4)
+        found.append(np.concatenate([corners.clip(0, [SIZE[1], SIZE[0]] * 2), empty]))
     return found
 
 
 @settings(deadline=None, max_examples=100)
 @given(boxes=clipped_boxes())
 def test_valid_boxes_are_never_refused(boxes: list[np.ndarray]) -> None:
-    check_box_format(boxes, [SIZE, SIZE])
+    assert not check_box_format(boxes, [SIZE, SIZE])
 
 
 @pytest.mark.parametrize(
     "boxes",
     [
         [[0.0, 0, 0, 0]] * 3,  # padding
+        [[1.0, 1, 1, 1]],  # a placeholder
+        [[0.5, 1, 1, 1], [1, 1, 1, 1]],
         [[0.0, 0, 1, 1]],  # an object of one pixel, in the corner
         [[0.0, 0, 0.4, 0.7], [0.0, 0, 1, 0.2]],  # what a crop leaves of objects in the corner
         [[50.0, 10, 20, 40], [20, 20, 45, 45], [5, 5, 30, 30]],  # one damaged box
@@ -90,36 +108,54 @@ def test_valid_boxes_are_never_refused(boxes: list[np.ndarray]) -> None:
     ],
 )
 def test_odd_boxes_that_say_nothing_of_the_format_are_not_refused(boxes: list[list[float]]) -> None:
-    check_box_format([np.array(boxes).reshape(-1, 4)], [SIZE])
-    check_box_format([np.array([[0.2, 0.1, 0.9, 0.8]])], [(8, 8)])  # a tiny image
+    assert not check_box_format([np.array(boxes).reshape(-1, 4)], [SIZE])
+    assert not check_box_format([np.array([[0.2, 0.1, 0.9, 0.8]] * 2)], [(8, 8)])  # a tiny image
 
 
 @pytest.mark.parametrize("made", [list, tuple, np.array, lambda names: torch.arange(len(names))])
-def test_a_field_with_an_entry_per_object_is_refused(tiny_bank: ForegroundBank, made: Any) -> None:
+def test_a_field_with_an_entry_per_object_is_warned_about_once(tiny_bank: ForegroundBank, made: Any) -> None:
     terse = Terse(tiny_bank, paste=every_image(), seed=0)
-    images, targets = make_batch(objects=2)
-    _, other = make_batch(objects=1)
-    batch = [
-        target | {"names": made(["ann", "bob"][:count]), "image_id": torch.tensor([7]), "file": "ab"}
-        for target, count in ((targets[0], 2), (other[1], 1))
-    ]
-    with pytest.raises(ValueError, match=r"field 'names' of the targets has an entry per object, .*'ids'"):
-        terse(images, batch)
-    with pytest.warns(TerseWarning, match="field 'names' seems to have an entry per object"):
-        terse(images[:1], batch[:1])
+    images, batch = two_and_one()
+    for target, count in zip(batch, (2, 1), strict=True):
+        target.update({"names": made(["ann", "bob"][:count]), "image_id": torch.tensor([7]), "file": "ab"})
+    with pytest.warns(TerseWarning, match=r"field 'names' .* seems to have an entry per object.*'ids'") as given:
+        _, corrected = terse(images, batch)
+    assert len(given) == 1
+    assert corrected[0]["names"] is batch[0]["names"]
+    terse(images[:1], batch[:1])
     composer = terse.composer()
     composed = [composer(images[number], batch[number], number) for number in range(2)]
-    with pytest.raises(ValueError, match="field 'names' of the targets"):
-        terse([own[0] for own in composed], [own[1] for own in composed], [own[2] for own in composed])
-    del batch[0]["names"], batch[1]["names"]
-    terse(images, batch)
+    with pytest.warns(TerseWarning, match="field 'names' "):
+        Terse(tiny_bank, paste=every_image(), seed=0)(*(list(own) for own in zip(*composed, strict=True)))
+
+
+def test_lists_of_the_image_as_long_as_the_objects_never_end_a_training(tiny_bank: ForegroundBank) -> None:
+    images, batch = two_and_one()
+    batch[0]["present"], batch[1]["present"] = ["person", "dog"], ["person"]
+    terse = Terse(tiny_bank, paste=every_image())
+    with pytest.warns(TerseWarning, match="field 'present'"):
+        _, corrected = terse(images, batch)
+    assert [target["present"] for target in corrected] == [["person", "dog"], ["person"]]
+    other = Terse(tiny_bank, paste=every_image())
+    batch[1]["present"] = ["person", "dog"]  # as many as objects in one image by chance
+    other(images, batch)
 
 
 def test_fields_of_the_image_are_left_alone(tiny_bank: ForegroundBank) -> None:
+    images, batch = two_and_one()
+    fields = {
+        **{"size": [64, 80], "orig_shape": (64, 80), "image_id": 5, "camera": np.eye(3), "tags": ["night"]},
+        **{"scale_factor": [0.5, 0.5], "scale": (0.5, 0.5), "pad": [0, 3], "image_shape": [[1, 2], [3]]},
+    }
+    terse = Terse(tiny_bank, paste=every_image())
+    terse(images, [target | fields for target in batch])
+    terse(images[:1], [batch[0] | fields])
+
+
+def two_and_one() -> tuple[list[Tensor], list[dict[str, Any]]]:
+    """A batch of an image with two objects and one with one."""
     images, targets = make_batch(objects=2)
-    _, other = make_batch(objects=1)
-    fields = {"size": [64, 80], "orig_shape": (64, 80), "image_id": 5, "camera": np.eye(3), "tags": ["night"]}
-    Terse(tiny_bank, paste=every_image())(images, [targets[0] | fields, other[1] | fields])
+    return images, [targets[0], make_batch(objects=1)[1][1]]
 
 
 def test_label_0_without_a_model_needs_to_be_a_class_by_name(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from frameworks import QUIET_TRANSFORMERS, need_transformers
 
 need_transformers()
 
-from transformers import RTDetrForObjectDetection
+from transformers import DetrForObjectDetection, RTDetrForObjectDetection
 from transformers_factories import TinyData, make_model, padding_processor, square_processor, trainer
 
 from terse_aug import ForegroundBank, PixelFormat, Terse
@@ -112,6 +112,19 @@ def test_classes_are_matched_by_name(bank: ForegroundBank, tmp_path: Path) -> No
     assert terse.terse.bank.categories == {0: "dog", 1: "cat"}
     with pytest.raises(ValueError, match="mouse"):
         trainer(tmp_path, 1, callback(bank_of(tmp_path, "cat", "mouse")))[0].train()
+
+
+def test_names_that_the_model_repeats_matter_only_if_the_bank_has_them(bank: ForegroundBank, tmp_path: Path) -> None:
+    """As the "N/A" of models with COCO's 91 labels."""
+    config = make_model("DETR").config
+    config.id2label = {0: "N/A", 1: "dog", 2: "N/A", 3: "cat"}
+    config.label2id = {name: label for label, name in config.id2label.items()}
+    model = DetrForObjectDetection(config)
+    terse = callback(bank)
+    trainer(tmp_path, 1, terse, model)[0].train()
+    assert terse.terse.bank.categories == {1: "dog", 3: "cat"}
+    with pytest.raises(ValueError, match="listed twice: N/A"):
+        trainer(tmp_path, 1, callback(bank_of(tmp_path, "cat", "N/A")), model)[0].train()
 
 
 def test_a_model_with_masks_learns_from_those_of_the_pastes(bank: ForegroundBank, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from terse_aug.data.class_mapping import relabelled_for_framework
 from terse_aug_detectron2.config import terse_node
 
 
-def class_labels(datasets: Sequence[str]) -> dict[str, int] | None:
-    """Label by class name of the training data sets; ``None`` if they have no names.
+def class_names(datasets: Sequence[str]) -> list[str] | None:
+    """Class names of the training data sets in the order of their labels; ``None`` if they have none.
 
     Raises:
         ValueError: they do not have the same classes, or one is not registered.
@@ -25,7 +25,7 @@ def class_labels(datasets: Sequence[str]) -> dict[str, int] | None:
         return None
     if any(names != known[0] for names in known):
         raise ValueError(f"the data sets {list(datasets)} have different classes: {known}")
-    return {name: label for label, name in enumerate(known[0])}
+    return known[0]
 
 
 def _names(dataset: str) -> list[str] | None:
@@ -56,11 +56,14 @@ class LabelledBank:
     def __init__(self, bank: ForegroundBank | str, classes: Sequence[str] | Mapping[str, int] | None) -> None:
         opened = bank if isinstance(bank, ForegroundBank) else ForegroundBank.open(bank)
         self.bank = opened if classes is None else opened.relabel(classes)
-        self._names_may_differ = isinstance(classes, Mapping)
+        self._given = classes
         self._by_number = classes is None and not isinstance(bank, ForegroundBank)
 
     def check(self, trainer: Any) -> None:
         """Compare names label by label with those of a trainer's data sets.
+
+        A config may name other data sets than the trainer's loader reads. So given names are compared with those of a
+        data set that has the same names alone, perhaps in another order; a mapping is not compared at all.
 
         Args:
             trainer: with the config of a ``DefaultTrainer``, which names the data sets; others do not know them.
@@ -69,23 +72,31 @@ class LabelledBank:
             ValueError: a label has another name in a data set; or the bank is from a file, and no names are known.
         """
         datasets = getattr(getattr(getattr(trainer, "cfg", None), "DATASETS", None), "TRAIN", ())
-        known = [MetadataCatalog.get(own).get("thing_classes") for own in datasets if own in DatasetCatalog]
-        compared = [list(names) for names in known if names]
+        known = {own: MetadataCatalog.get(own).get("thing_classes") for own in datasets if own in DatasetCatalog}
+        compared = {own: [name.strip() for name in names] for own, names in known.items() if names}
         if self._by_number and not compared:
             raise ValueError(
                 f"the trainer does not know the data set's class names, so those of the bank, {self.bank.categories}, "
                 "cannot be matched: give TerseHook(classes=[...]) with the data set's class names in the order of "
                 "their labels"
             )
-        for names in [] if self._names_may_differ else compared:
-            theirs = {label: name.strip() for label, name in enumerate(names)}
+        for dataset, names in compared.items():
+            if self._given is not None and not self._is_order_of(names):
+                continue
+            theirs = dict(enumerate(names))
             wrong = {label: name for label, name in self.bank.categories.items() if theirs.get(label) != name.strip()}
             if wrong:
                 raise ValueError(
-                    f"the bank's labels are not the data set's: the bank has {wrong}, the data set {theirs}. Give "
-                    "TerseHook(classes=[...]) with the data set's class names, and those of the bank are matched with "
-                    "them; or classes={'name in the bank': label}, if names are to differ"
+                    f"the bank's labels are not the data set's: the bank has {wrong}, {dataset!r} of DATASETS.TRAIN "
+                    f"{theirs}. Give TerseHook(classes=[...]) with the class names of the data that is trained on, "
+                    "and those of the bank are matched with them; or classes={'name in the bank': label}, if names "
+                    "are to differ"
                 )
+
+    def _is_order_of(self, names: Sequence[str]) -> bool:
+        """Whether given names are those of a data set, in any order."""
+        given = self._given
+        return not isinstance(given, Mapping | None) and sorted(name.strip() for name in given) == sorted(names)
 
 
 def open_bank(cfg: CfgNode) -> ForegroundBank:
@@ -98,7 +109,7 @@ def open_bank(cfg: CfgNode) -> ForegroundBank:
     node = terse_node(cfg)
     if not node.BANK:
         raise ValueError("TERSE.BANK is empty: set it to the path of a bank, made by `terse-aug bank build ...`")
-    bank, classes = ForegroundBank.open(node.BANK), class_labels(cfg.DATASETS.TRAIN)
+    bank, classes = ForegroundBank.open(node.BANK), class_names(cfg.DATASETS.TRAIN)
     if classes is None:
         raise ValueError(
             "the data set has no class names, so those of the bank cannot be matched: set "

@@ -20,7 +20,7 @@ from terse_aug.hook_presence import add_hook
 from terse_aug.integration import TerseSettings, TrainingHook, is_due
 from terse_aug.structures.keypoints import keypoint_flip_order
 from terse_aug_detectron2.batch import Item, Needs, from_samples, objects_of, sampled_foregrounds_of, to_samples
-from terse_aug_detectron2.classes import LabelledBank, class_labels, keypoint_flips, open_bank
+from terse_aug_detectron2.classes import LabelledBank, class_names, keypoint_flips, open_bank
 from terse_aug_detectron2.config import chosen_seed, terse_node, terse_settings
 from terse_aug_detectron2.iterator import iterator_name, unwrap_iterator, wrap_iterator
 from terse_aug_detectron2.model import Detectron2Adapter, known_total
@@ -124,7 +124,7 @@ class TerseHook(TrainingHook, HookBase):
         _check_supported(cfg)
         settings = terse_settings(cfg)
         if settings.distractors is not None:
-            settings.distractors.check_classes(class_labels(cfg.DATASETS.TRAIN) or ())
+            settings.distractors.check_classes(class_names(cfg.DATASETS.TRAIN) or ())
         return cls(
             open_bank(cfg),
             **vars(settings),

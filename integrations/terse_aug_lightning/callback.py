@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
@@ -29,7 +29,9 @@ class TerseCallback(Callback):
         super().__init__()
         self.terse, self._split, self._join = terse, split, join
         self._losses: list[Tensor] = []
-        self._steps, self._scale = 0, 1.0
+        self._steps, self._updates, self._scale = 0, 0, 1.0
+        self._installed: Callable[..., Any] | None = None
+        self._previous: Callable[..., Any] | None = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Move Terse to the module's device, and put it before the module's training step."""
@@ -43,6 +45,8 @@ class TerseCallback(Callback):
             images, targets = self.terse(*self._split(batch))
             return step(self._join(batch, list(images), targets), *arguments, **keywords)
 
+        # Lightning keeps the step of a compiled module as an attribute, too.
+        self._previous, self._installed = vars(pl_module).get("training_step"), training_step
         vars(pl_module)["training_step"] = training_step
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -60,7 +64,9 @@ class TerseCallback(Callback):
         self._steps = trainer.global_step
         self.terse.step(torch.stack(self._losses).mean() if self._losses else None, self._scale)
         self._losses.clear()
-        if self._steps % trainer.log_every_n_steps == 0:
+        # Not global_step: it counts each of several optimizers.
+        self._updates += 1
+        if self._updates % trainer.log_every_n_steps == 0:
             metrics = {f"terse_aug/{name}": value for name, value in self.terse.metrics().items()}
             pl_module.log_dict(metrics, batch_size=1)
 
@@ -73,13 +79,20 @@ class TerseCallback(Callback):
         self._restore(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """Seed and state of Terse."""
-        return {"seed": self.terse.seed, "terse": self.terse.state_dict()}
+        """Seed and state of Terse, and the number of updates."""
+        return {"seed": self.terse.seed, "terse": self.terse.state_dict(), "updates": self._updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state of :meth:`state_dict`."""
         self.terse.seed = int(state_dict["seed"])
         self.terse.load_state_dict(state_dict["terse"])
+        self._updates = int(state_dict.get("updates", 0))
 
     def _restore(self, pl_module: Any) -> None:
-        vars(pl_module).pop("training_step", None)
+        own = vars(pl_module)
+        if self._installed is not None and own.get("training_step") is self._installed:
+            if self._previous is None:
+                del own["training_step"]
+            else:
+                own["training_step"] = self._previous
+        self._installed = self._previous = None

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from terse_aug.integration import SAMPLED_KEY
+from terse_aug.utils.transfer import to_cpu
 
 _OF_IMAGE = ("size", "orig_size", "image_id", SAMPLED_KEY)
 """Entries of labels that stay as they are."""
@@ -37,7 +38,8 @@ class Layout:
     def of(cls, batch: Mapping[str, Any]) -> Layout:
         """Of a batch with ``pixel_values`` ``[B, 3, H, W]``, optionally ``pixel_mask`` ``[B, H, W]``, and ``labels``.
 
-        Boxes are relative to ``size`` of the labels, which image processors set; else to the padded batch.
+        Boxes are relative to ``size`` of the labels, which image processors set; else to the padded batch. Waits for
+        the device once.
 
         Raises:
             ValueError: a mask that is not that of padding at the right and at the bottom.
@@ -45,17 +47,19 @@ class Layout:
         pixels, mask = batch["pixel_values"], batch.get("pixel_mask")
         whole = (pixels.shape[-2], pixels.shape[-1])
         shown = [whole] * len(pixels)
+        sizes = [label.get("size") for label in batch["labels"]]
+        wanted = [own for own in sizes if isinstance(own, Tensor)]
+        values = to_cpu(wanted if mask is None else [*wanted, _extents(mask)])
         if mask is not None:
-            kept = mask.bool()
-            sides = torch.stack([kept.any(2).sum(1), kept.any(1).sum(1), kept.sum((1, 2))], 1).tolist()
-            for number, (height, width, area) in enumerate(sides):
-                if area != height * width or not bool(kept[number, 0, 0]):
+            extents = values.pop().tolist()
+            for number, (height, width, area, corner) in enumerate(extents):
+                if area != height * width or not corner:
                     raise ValueError(
                         f"pixel_mask of image {number}: expected 0 for padding at the right and bottom alone"
                     )
-            shown = [(height, width) for height, width, _ in sides]
-        sizes = [label.get("size") for label in batch["labels"]]
-        reference = [whole if own is None else _pair(own) for own in sizes]
+            shown = [(height, width) for height, width, *_ in extents]
+        read = iter(values)
+        reference = [whole if own is None else _pair(next(read) if isinstance(own, Tensor) else own) for own in sizes]
         return cls(shown, reference)
 
     @property
@@ -182,6 +186,13 @@ def like(label: Mapping[str, Any], values: dict[str, Any]) -> Any:
 
 def _scale(size: tuple[int, int], like: Tensor) -> Tensor:
     return torch.tensor([size[1], size[0]] * 2, dtype=torch.float32, device=like.device)
+
+
+def _extents(mask: Tensor) -> Tensor:
+    """Rows, columns and pixels that are kept, and whether the first pixel is: int ``[B, 4]``."""
+    kept = mask.bool()
+    extents = [kept.any(2).sum(1), kept.any(1).sum(1), kept.sum((1, 2)), kept[:, 0, 0].long()]
+    return torch.stack(extents, 1)
 
 
 def _pair(size: Any) -> tuple[int, int]:

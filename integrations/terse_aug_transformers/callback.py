@@ -186,7 +186,7 @@ class TerseCallback(TrainingHook, TrainerCallback):
         mixed, dtype = self._precision
         composites, corrected = self.paste_on(images, targets, None, mixed_precision=mixed, dtype=dtype)
         composed = put_back(keywords, composites, corrected, layout)
-        self.adapter.begin_record(composed)
+        self.adapter.begin_record(composed, layout)
         self._pasted = True
         return inputs, composed
 

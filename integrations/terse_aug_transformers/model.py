@@ -20,6 +20,9 @@ from terse_aug.models import (
 )
 from terse_aug_transformers.batch import Layout, as_batch, boxes_in_pixels
 
+_LAYOUT = "terse_aug_layout"
+"""Key of the layout beside the arguments of a forward, where it is known."""
+
 
 class TransformersAdapter(DetectorAdapter):
     """A detector whose forward takes ``pixel_values`` and ``labels``, and gives ``loss``, ``logits``, ``pred_boxes``.
@@ -81,15 +84,16 @@ class TransformersAdapter(DetectorAdapter):
         self._recorder = PredictionRecorder(source, self.iou_thresholds)
         return self._recorder
 
-    def begin_record(self, keywords: Mapping[str, Any]) -> None:
+    def begin_record(self, keywords: Mapping[str, Any], layout: Layout) -> None:
         """Begin the record of a forward that runs already, and has called the hook that makes its composites.
 
         Args:
             keywords: arguments of the forward, with the composites.
+            layout: of the batch; to read it again would wait for the device.
         """
         recorder, self._recorder = self._recorder, None
         if recorder is not None:
-            recorder.begin(self.model, (), keywords)
+            recorder.begin(self.model, (), {**keywords, _LAYOUT: layout})
 
     def _output(self, images: Sequence[Tensor], targets: Sequence[Any] | None = None) -> Any:
         batch = as_batch(images, targets or [_nothing(image) for image in images], mask=self._takes_mask)
@@ -120,15 +124,16 @@ def _kept(output: Any) -> dict[str, Any]:
 
 
 def _annotated_boxes(inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> list[Tensor]:
-    return boxes_in_pixels(keywords["labels"], Layout.of(_named(inputs, keywords)))
+    return boxes_in_pixels(keywords["labels"], _layout(inputs, keywords))
 
 
 def _context(inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> dict[str, Any]:
-    return {"relative": Layout.of(_named(inputs, keywords)).relative}
+    return {"relative": _layout(inputs, keywords).relative}
 
 
-def _named(inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> dict[str, Any]:
-    return {**dict(zip(("pixel_values", "pixel_mask"), inputs, strict=False)), **keywords}
+def _layout(inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> Layout:
+    known: Layout | None = keywords.get(_LAYOUT)
+    return known or Layout.of({**dict(zip(("pixel_values", "pixel_mask"), inputs, strict=False)), **keywords})
 
 
 def _nothing(image: Tensor) -> dict[str, Tensor]:

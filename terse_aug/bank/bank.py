@@ -170,11 +170,11 @@ class ForegroundBank:
             Another bank on the same file; its :attr:`categories` has the new labels.
 
         Raises:
-            ValueError: a category is unknown, a name is listed twice, or nothing is left.
+            ValueError: a category is unknown or listed twice, or nothing is left.
         """
         if unknown not in ("error", "drop"):
             raise ValueError(f'expected unknown="error" or "drop", got {unknown!r}')
-        known = label_per_name(classes, offset)
+        known = label_per_name(classes, offset, self._categories.values())
         change = relabelling(self._labels, self._categories, known, unknown == "drop")
         view = self._view(change.positions, change.labels)
         view._categories = change.categories

@@ -88,8 +88,20 @@ def positions_of_labels(
     return np.flatnonzero(np.isin(labels, list(wanted)))
 
 
-def label_per_name(classes: Mapping[str, int] | Sequence[str], offset: int) -> dict[str, int]:
-    """The detector's label per class name, without spaces around it; ``ValueError`` for names with two labels."""
+def label_per_name(
+    classes: Mapping[str, int] | Sequence[str], offset: int, needed: Iterable[str] = ()
+) -> dict[str, int]:
+    """The detector's label per class name, without spaces around it.
+
+    Args:
+        classes: as a mapping, or names in the order of the labels. In such a list names may occur several times, as
+            the "N/A" of COCO's 91 labels, and are left out.
+        offset: label of the first name of a list.
+        needed: names of the bank.
+
+    Raises:
+        ValueError: a name with several labels in a mapping, or one of those that are needed; names that are no text.
+    """
     if isinstance(classes, str):
         raise ValueError(f"expected a list of class names or a mapping of them to labels, got {classes!r}")
     if odd := [name for name in classes if not isinstance(name, str)]:
@@ -103,10 +115,10 @@ def label_per_name(classes: Mapping[str, int] | Sequence[str], offset: int) -> d
                 raise ValueError(f"class names are listed twice: {name.strip()}")
         return known
     names = [name.strip() for name in classes]
-    twice = [name for name, times in Counter(names).items() if times > 1]
-    if twice:
-        raise ValueError(f"class names are listed twice: {listed(twice)}")
-    return {name: position + offset for position, name in enumerate(names)}
+    twice = {name for name, times in Counter(names).items() if times > 1}
+    if ambiguous := sorted(twice.intersection(name.strip() for name in needed)):
+        raise ValueError(f"class names are listed twice: {listed(ambiguous)}")
+    return {name: position + offset for position, name in enumerate(names) if name not in twice}
 
 
 def relabelling(

@@ -60,6 +60,7 @@ class Composites:
         unit: float ``[M, P]``, the transforms in the unit cube, on the CPU.
         largest: absolute value of each float image on a device, NaN where it is not finite; empty for others.
         backgrounds: by image that was replaced, the index of its background in the pool.
+        warnings: texts to warn of once, by kind, about targets on a device.
     """
 
     images: list[Tensor]
@@ -70,6 +71,7 @@ class Composites:
     unit: Tensor
     largest: list[float]
     backgrounds: dict[int, int] = field(default_factory=dict)
+    warnings: dict[str, str] = field(default_factory=dict)
 
     def labelled(self, image: int) -> list[Paste]:
         """The pastes of an image that the policy placed and that have a label."""
@@ -136,6 +138,7 @@ def _compose(
     layers, occludee_unit = layers_of(plan, known, frames, objects, settings, dropped)
     numbers = [[row for row, layer in enumerate(layers) if layer.image == image] for image in range(len(images))]
     largest: list[float] = []
+    warnings: dict[str, str] = {}
     composed = list(images)
     if device.type == "cpu" and not learning:
         patches = _patches(layers, images, settings)
@@ -161,9 +164,9 @@ def _compose(
                 for target, own, frame in zip(targets, numbers, frames, strict=True)
             ]
         else:
-            labels, largest = label_on_device(images, targets, layers, rendered, frames, settings)
+            labels, largest, warnings = label_on_device(images, targets, layers, rendered, frames, settings)
     found = _result(plan, unit, occludee_unit, images, composed, layers, labels, dropped)
-    return replace(found, largest=largest)
+    return replace(found, largest=largest, warnings=warnings)
 
 
 def _patches(layers: Sequence[Layer], images: Sequence[Tensor], settings: RenderSettings) -> list[Patch]:

@@ -90,7 +90,7 @@ def label_on_device(
     rendered: Rendered | None,
     frames: Frames,
     settings: RenderSettings,
-) -> tuple[list[ImageLabels], list[float]]:
+) -> tuple[list[ImageLabels], list[float], dict[str, str]]:
     """The labels of a batch on a device: everything that is needed comes to the CPU in one piece, and goes back so.
 
     Boxes are repaired here, and nothing is pasted on images that are not finite: to know either earlier would take
@@ -105,7 +105,8 @@ def label_on_device(
         settings: how to render.
 
     Returns:
-        Labels, and the largest absolute value of each float image, NaN or infinite where one is.
+        Labels; the largest absolute value of each float image, NaN or infinite where one is; texts to warn of once,
+        by kind.
 
     Raises:
         ValueError: boxes on the device that are not XYXY in pixels.
@@ -126,13 +127,14 @@ def label_on_device(
     values = iter(here)
     labels = []
     every = [{name: next(values) for name in own} for own in names]
+    warnings: dict[str, str] = {}
     if not on_cpu:
-        check_box_format([fields["boxes"].detach().float().numpy() for fields in every], frames)
+        warnings = check_box_format([fields["boxes"].detach().float().numpy() for fields in every], frames)
     for number, (target, fields) in enumerate(zip(targets, every, strict=True)):
         numbers = [row for row, layer in enumerate(layers) if layer.image == number and finite[number]]
         known = None if stack is None or changes is None else stack.changes_of(number, changes)
         labels.append(_label(fields, target, numbers, layers, masks, frames[number], settings, known))
-    return _sent_back(labels, targets, names, stack, len(layers), images[0].device), largest
+    return _sent_back(labels, targets, names, stack, len(layers), images[0].device), largest, warnings
 
 
 def _label(

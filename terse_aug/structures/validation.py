@@ -12,7 +12,7 @@ from torch import Tensor
 
 from terse_aug.structures.annotations import Target, check_samples, repair_boxes
 from terse_aug.structures.box_format import check_box_format
-from terse_aug.structures.object_fields import Lengths, check_unknown_fields, unknown_fields
+from terse_aug.structures.object_fields import unknown_field_warnings
 
 _LEFT_OUT = {
     "image_not_finite": "{} image(s) with NaN or infinity: nothing is pasted on them",
@@ -34,7 +34,6 @@ class ValidatedBatch:
         usable: for each image whether it can be pasted on.
         dropped: counts of what was left out or clipped, by reason.
         warnings: texts to warn of once, by kind.
-        unknown_fields: of each target, see :mod:`terse_aug.structures.object_fields`.
     """
 
     images: list[Tensor]
@@ -42,7 +41,6 @@ class ValidatedBatch:
     usable: list[bool]
     dropped: Counter[str]
     warnings: dict[str, str]
-    unknown_fields: Sequence[Lengths]
 
     def usable_given(self, largest: Sequence[float]) -> list[bool]:
         """``usable`` where the largest absolute values of images on a device are known; empty for others."""
@@ -64,18 +62,16 @@ def validate_batch(
 
     Raises:
         ValueError: the batch is empty, does not keep to the contract of :mod:`terse_aug.structures.annotations`, has
-            boxes in another format or an unknown field per object, or another number of keypoints than the
-            foregrounds.
+            boxes in another format, or another number of keypoints than the foregrounds.
     """
     images, targets = list(images), list(targets)
     if not images:
         raise ValueError("expected at least one image, got an empty batch")
     check_samples(images, targets)
+    warnings = unknown_field_warnings(targets)
     if targets[0]["boxes"].device.type == "cpu":
         boxes = [target["boxes"].detach().float().numpy() for target in targets]
-        check_box_format(boxes, [(image.shape[-2], image.shape[-1]) for image in images])
-    lengths = [unknown_fields(target) for target in targets]
-    warnings = check_unknown_fields(lengths)
+        warnings |= check_box_format(boxes, [(image.shape[-2], image.shape[-1]) for image in images])
     if keypoint_count:
         targets = [_with_keypoints(index, target, keypoint_count) for index, target in enumerate(targets)]
     dropped: Counter[str] = Counter()
@@ -86,7 +82,7 @@ def validate_batch(
                 usable[index] = math.isfinite(float(image.detach().sum(dtype=torch.float32)))
             targets[index], repaired = repair_boxes(targets[index], image.shape[-2], image.shape[-1])
             dropped.update(repaired)
-    return ValidatedBatch(images, targets, usable, +dropped, warnings, lengths)
+    return ValidatedBatch(images, targets, usable, +dropped, warnings)
 
 
 def left_out_warnings(dropped: Mapping[str, int]) -> dict[str, str]:
