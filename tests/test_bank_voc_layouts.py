@@ -57,6 +57,14 @@ def test_folders_of_any_usual_name(xml: str, image: str, tmp_path: Path) -> None
     assert (report.rejected, report.repaired) == ({}, {})
 
 
+def test_masks_of_a_split_lie_beside_its_xml_files(tmp_path: Path) -> None:
+    pixels = write(tmp_path / "train" / "Annotations" / "a.xml", tmp_path / "train" / "JPEGImages" / "a.png")
+    save_image(tmp_path / "train" / "SegmentationObject" / "a.png", colored(rectangle(*BOX)))
+    report = build_from_voc(tmp_path, tmp_path / "out.bank")
+    assert_masks(report, pixels, {"cat": [rectangle(*BOX)]})
+    assert report.mask_sources == {"mask": 1}
+
+
 def test_folders_may_be_given_and_lists_lie_anywhere(tmp_path: Path) -> None:
     pixels = write(tmp_path / "set" / "marks" / "s" / "a.xml", tmp_path / "elsewhere" / "s" / "a.png")
     write(tmp_path / "set" / "marks" / "b.xml", tmp_path / "elsewhere" / "b.png", seed=1)
@@ -153,6 +161,16 @@ def test_an_occluded_object_takes_no_mask_of_another(tmp_path: Path) -> None:
     write(root / "Annotations" / "a.xml", root / "JPEGImages" / "a.png", objects[0], hard)
     with pytest.raises(ValueError, match="marked as difficult"):
         build_from_voc(root, tmp_path / "difficult.bank")
+
+
+def test_a_color_that_fits_its_own_box_is_not_left_for_one_that_fits_better(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    front = rectangle(14, 14, 56, 56)
+    behind = rectangle(10, 10, 60, 42) & ~front
+    objects = [box_xml(10, 10, 60, 60), box_xml(14, 30, 56, 56, "dog")]  # the second too low
+    pixels = write(root / "Annotations" / "a.xml", root / "JPEGImages" / "a.png", *objects)
+    save_image(root / "SegmentationObject" / "a.png", colored(behind, front))
+    assert_masks(build_from_voc(root, tmp_path / "out.bank"), pixels, {"cat": [behind], "dog": [front]})
 
 
 def test_void_is_no_mask_and_a_damaged_mask_file_is_a_reason_to_reject(tmp_path: Path) -> None:

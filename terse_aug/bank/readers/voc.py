@@ -206,8 +206,8 @@ def _shape(entry: ElementTree.Element, repairs: Repairs) -> dict[str, Any]:
         if len(points) >= 6:
             return {"segmentation": [points]}
         if rotated is None and box is None:
-            raise Malformed("polygon of fewer than three points, and no box")
-        repairs.add("polygon of fewer than three points, of which the box is used")
+            raise Malformed("polygon of fewer than three valid points, and no box")
+        repairs.add("polygon of fewer than three valid points; the box beside it was used")
     if rotated is not None:
         x, y, width, height, angle = _numbers(rotated, ("cx", "cy", "w", "h", "angle"))
         return {"segmentation": [box_to_polygon(x - width / 2, y - height / 2, width, height, angle)]}

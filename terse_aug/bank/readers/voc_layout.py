@@ -94,7 +94,7 @@ class VocLayout:
                     return self._relative(base / name), base not in own_bases
         default = written_name or f"{path.stem}.jpg"
         parent = path.parent.relative_to(self.annotations)
-        return (parent / default).as_posix() if is_folder(self.images / parent) else default, False
+        return (parent / default).as_posix() if (self.images / parent).is_dir() else default, False
 
     def mask(self, path: Path) -> Path | None:
         """The instance mask of an XML file."""
