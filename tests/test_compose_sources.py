@@ -9,7 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from annotated_samples import AnnotatedImage, as_labelme, as_panoptic, as_via, as_voc, as_yolo, make_sample, via_regions
+from annotated_samples import (
+    HEIGHT,
+    POLYGON,
+    WIDTH,
+    AnnotatedImage,
+    as_labelme,
+    as_panoptic,
+    as_via,
+    as_voc,
+    as_yolo,
+    make_sample,
+    true_masks,
+    via_regions,
+)
 from export_samples import coco_of
 from factories import make_bank, make_foreground
 from PIL import Image
@@ -64,6 +77,23 @@ def panoptic(sample: AnnotatedImage) -> tuple[Arguments, Path]:
     return ["panoptic", "--annotations", annotations, "--masks", masks, "--images", sample.images], mask
 
 
+def masks(sample: AnnotatedImage) -> tuple[Arguments, Path]:
+    first, second = true_masks()
+    file = sample.root / "masks" / "scene.png"
+    file.parent.mkdir()
+    Image.fromarray(first + 2 * second).save(file)
+    return ["masks", "--images", sample.images, "--masks", file.parent, "--category", "dog"], file
+
+
+def cvat(sample: AnnotatedImage) -> tuple[Arguments, Path]:
+    points = ";".join(f"{x},{y}" for x, y in POLYGON)
+    text = f'<image id="0" name="scene.png" width="{WIDTH}" height="{HEIGHT}">'
+    text += f'<polygon label="cat" points="{points}" /><polygon label="dog" points="80,30;110,30;110,70" /></image>'
+    file = sample.root / "cvat.xml"
+    file.write_text(f"<annotations><version>1.1</version>{text}</annotations>")
+    return ["cvat", "--file", file, "--images", sample.images], file
+
+
 def changed(file: Path) -> None:
     """Change an annotation file: the first object is elsewhere, or is not there."""
     if file.suffix == ".png":
@@ -80,7 +110,7 @@ def changed(file: Path) -> None:
         file.write_text(file.read_text().replace("20", "25"))
 
 
-@pytest.mark.parametrize("source", [voc, yolo, labelme, via, panoptic])
+@pytest.mark.parametrize("source", [voc, yolo, labelme, via, cvat, panoptic, masks])
 def test_every_format_is_composed_and_notices_changed_labels(
     sample: AnnotatedImage,
     compose: Callable[..., int],
