@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,3 +98,36 @@ def test_files_lost_from_a_finished_folder_are_noticed(
     (out / lost).unlink()
     assert main(data.arguments(out, *YOLO)) == 2
     assert lost.removesuffix(".jpg").removesuffix(".txt") in capsys.readouterr().err
+
+
+def test_a_run_interrupted_while_it_reads_leaves_its_folder_and_says_so(
+    data: Data, unfinished: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    out = data.folder / "out"
+    unfinished(data, out)
+    before = files_of(out)
+    capsys.readouterr()
+    monkeypatch.setattr("terse_aug.cli.labels.open_coco", stop)
+    for folder, expected in ((out, f"{out} is as it was"), (data.folder / "new", "nothing was written")):
+        assert main(data.arguments(folder)) == 130
+        assert expected in capsys.readouterr().err
+    assert files_of(out) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
+@pytest.mark.parametrize("buffering", [1, -1])
+def test_a_reader_of_the_output_that_stops_is_no_error(
+    data: Data, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, buffering: int
+) -> None:
+    out = data.folder / "out"
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", buffering) as closed, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", closed)
+        assert main(data.arguments(out)) == 0
+        assert main(["bank", "info", str(out)]) == 2, "another error is one"
+    assert capsys.readouterr().err.count("error") == 1
+    assert (out / "annotations.json").is_file()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -32,9 +33,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; those of the process by default.
 
     Returns:
-        The exit code: 0; 2 for a user error, which is one line on stderr; 130 on Ctrl-C.
+        The exit code: 0, also if the reader of stdout has stopped, such as ``head``; 2 for a user error, which is one
+        line on stderr; 130 on Ctrl-C.
     """
-    given = sys.argv[1:] if argv is None else argv
+    code = 0
+    try:
+        code = _exit_code(sys.argv[1:] if argv is None else argv)
+        print(end="", flush=True)
+    except BrokenPipeError:
+        with open(os.devnull, "w") as nothing:  # for what is left in the buffer, which Python writes at its end
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
+    return code
+
+
+def _exit_code(given: Sequence[str]) -> int:
+    """Of a command; raises BrokenPipeError if the reader of stdout has stopped."""
     try:
         arguments = _parser(given[:1]).parse_args(given)
     except SystemExit as end:  # raised by argparse, for --help and errors alike
@@ -42,10 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.run(arguments))
     except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            print(flush=True)  # fails as well, unless it was another pipe
         print(f"error: {error}", file=sys.stderr)
         return _USER_ERROR
     except KeyboardInterrupt as stop:
-        print(stop.args[0] if stop.args else "interrupted; nothing was written", file=sys.stderr)
+        out = getattr(arguments, "out", None)
+        kept = f"{out} is as it was" if out is not None and out.exists() else "nothing was written"
+        print(stop.args[0] if stop.args else f"interrupted; {kept}", file=sys.stderr)
         return _INTERRUPTED
 
 

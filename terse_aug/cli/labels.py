@@ -14,15 +14,17 @@ from terse_aug.preview import LabelledImages, open_annotations, open_coco, open_
 
 _OF_MASKS = ("images", "masks", "category")
 _CATEGORY = "object"
+_NAMES = "class names in the order of their labels (default: those that occur, sorted); yolo: or the file with them"
 
 
 def add_label_flags(parser: argparse.ArgumentParser) -> None:
     """Add ``--images``, ``--annotations``, ``--masks``, ``--category``, ``--source`` and the flags of all sources."""
     add = parser.add_argument
     add("--images", type=Path, metavar="DIR", help="folder of images to paste on")
-    add("--annotations", type=Path, metavar="JSON", help="their labels: a COCO file")
+    add("--annotations", type=Path, metavar="JSON", help="their labels: a COCO file, or that of another --source")
     add("--masks", type=Path, metavar="DIR", help="their labels: instance masks (Penn-Fudan)")
-    add("--category", metavar="NAME", help=f"with --masks: of all objects (default: {_CATEGORY})")
+    category = f"of all objects, with --masks, or with via if its regions have no class (default: {_CATEGORY})"
+    add("--category", metavar="NAME", help=category)
     group = parser.add_argument_group("labels of other formats, by the flags of terse-aug bank build SOURCE")
     sources = annotation_sources()
     group.add_argument(
@@ -34,7 +36,8 @@ def add_label_flags(parser: argparse.ArgumentParser) -> None:
         for name, parameter in _parameters(build).items():
             if name not in known:
                 known.add(name)
-                add_flag(group, name, _type_of(name, parameter), None, help_texts.get(name, ""))
+                help_text = _NAMES if name == "names" else help_texts.get(name, "")
+                add_flag(group, name, _type_of(name, parameter), None, help_text)
 
 
 def open_labels(arguments: argparse.Namespace) -> LabelledImages:
@@ -51,12 +54,22 @@ def open_labels(arguments: argparse.Namespace) -> LabelledImages:
     if source == "masks":
         _check_flags(source, given, dict.fromkeys(_OF_MASKS[:2], True) | {"category": False})
         return open_masks(given["images"], given["masks"], given.get("category", _CATEGORY))
-    parameters = _parameters(sources[source])
+    parameters, category = _parameters(sources[source]), None
+    if source == "via":
+        category = given.pop("category", None)
     _check_flags(source, given, {name: own.default is own.empty for name, own in parameters.items()})
     if source == "coco":
         return open_coco(given["annotations"], given["images"])
     values = {name: _converted(value, parameters[name]) for name, value in given.items()}
-    return open_annotations(sources[source], **values)
+    if category is None:
+        return open_annotations(sources[source], **values)
+    data = open_annotations(sources[source], **values, categories=[category])
+    if [*data.classes.values()] != [category]:
+        raise ValueError(
+            f"--category {category}: expected regions without a class, got {', '.join(data.classes.values())}; "
+            "leave it out, or name the classes to paste by --classes"
+        )
+    return data
 
 
 def _parameters(build: Any) -> dict[str, inspect.Parameter]:

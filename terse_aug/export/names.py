@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 
@@ -19,13 +20,25 @@ def output_stems(names: Sequence[str], copies: int, with_originals: bool) -> lis
     Returns:
         For each image ``copies + 1`` names: that of the original (empty without originals), then of each composite.
     """
-    own = [_plain(name) for name in names]
+    own = [_plain(name) for name in _without_common_folder(names)]
     taken: set[str] = set()
     originals = [_free(stem, taken) if with_originals else "" for stem in own]
     return [
         [original, *(_free(f"{stem}_composite{copy}", taken) for copy in range(1, copies + 1))]
         for original, stem in zip(originals, own, strict=True)
     ]
+
+
+def _without_common_folder(names: Sequence[str]) -> list[str]:
+    """Names with absolute paths (of images beside the folder that is read) relative to the folder they have in common.
+
+    Paths on several drives of Windows have none, and are left as they are.
+    """
+    try:
+        folder = os.path.commonpath([os.path.dirname(name) for name in names if os.path.isabs(name)])
+    except ValueError:
+        return list(names)
+    return [os.path.relpath(name, folder) if os.path.isabs(name) else name for name in names]
 
 
 def _plain(name: str) -> str:

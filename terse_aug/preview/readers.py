@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.images import read_image_like, read_index_mask
 from terse_aug.bank.inputs.masks import MaskInFile, has_mask, segmentation_to_mask
 from terse_aug.bank.inputs.repair import repair_annotation
-from terse_aug.bank.readers.annotated_images import read_annotations
+from terse_aug.bank.readers.annotated_images import EMBEDDED, read_annotations
 from terse_aug.bank.readers.coco import build_from_coco
 from terse_aug.preview.data import LabelledImages, Sample
 from terse_aug.structures.annotations import Target
@@ -84,11 +86,12 @@ def _labelled_images(coco: CocoAnnotations, folder: Path, annotations: str) -> L
     files = FileFinder(folder, [file_name(record) for record in coco.images.values()])
     for key, record in coco.images.items():
         name = _found(files, file_name(record))
-        if (folder / name).is_file():
+        file = record.get(EMBEDDED, folder / name)
+        if file.is_file():
             own = objects.get(key, [])
-            read = partial(_read_coco, folder / name, record, own, fields, found.dropped)
+            read = partial(_read_coco, file, record, own, fields, found.dropped)
             masks = [entry["segmentation"] for entry in own if isinstance(entry.get("segmentation"), MaskInFile)]
-            found.add(name, read, (folder / name, *dict.fromkeys(mask.path for mask in masks)), [record, own])
+            found.add(name, read, (file, *dict.fromkeys(mask.path for mask in masks)), [record, own])
         else:
             found.dropped.add(_MISSING, name)
     if not found.names:
@@ -170,7 +173,8 @@ def _objects_by_image(coco: CocoAnnotations, dropped: ReasonCounts) -> dict[Any,
 def _read_coco(
     path: Path, record: dict[str, Any], entries: Sequence[dict[str, Any]], fields: CocoFields, dropped: ReasonCounts
 ) -> Sample:
-    pixels = _read_pixels(path, annotated_side(record, "height", set()), annotated_side(record, "width", set()))
+    height, width = (annotated_side(record, side, set()) for side in ("height", "width"))
+    pixels = _read_pixels(path, height, width, is_embedded=EMBEDDED in record)
     rows = []
     for number, entry in enumerate(entries, 1):
         try:
@@ -235,10 +239,11 @@ def _read_masks(image: Path, mask: Path) -> Sample:
     return Sample(image.name, _as_image(pixels), target)
 
 
-def _read_pixels(path: Path, height: int, width: int) -> NDArray[np.uint8]:
-    """An image, which has to be of the annotated size; 0 where no size is annotated."""
+def _read_pixels(path: Path, height: int, width: int, is_embedded: bool = False) -> NDArray[np.uint8]:
+    """An image, or the one in a JSON file of LabelMe, of the annotated size; 0 where no size is annotated."""
     try:
-        pixels = read_image_like(path, height, width)
+        data = base64.b64decode(json.loads(path.read_bytes())["imageData"], validate=True) if is_embedded else None
+        pixels = read_image_like(path, height, width, data=data)
     except FileNotFoundError as error:
         raise RejectedObject(_MISSING) from error
     except ValueError as error:

@@ -75,21 +75,28 @@ def build_from_yolo(
     spaced = sum(name != name.strip() for name in class_names.values())
     collector.log.repair([SPACED_NAME] * spaced, str(source)[:100])
     reader = _LineReader({number: name.strip() for number, name in class_names.items()}, encoding, collector)
-    for path, text in _pairs(images, labels, collector.log):
+    for path, text in _pairs(images, labels, collector.log, with_backgrounds=settings.only_read):
         reader.read(path, text, path.relative_to(images).as_posix())
     reader.finish(_keypoint_values(content, source), extra_values)
     return collector.build("yolo", images.name, images, out, settings)
 
 
-def _pairs(images: Path, labels: Path | None, log: BuildLog) -> Iterable[tuple[Path, Path]]:
-    """Images and their label files; those of each without the other are counted."""
+def _pairs(
+    images: Path, labels: Path | None, log: BuildLog, with_backgrounds: bool
+) -> Iterable[tuple[Path, Path | None]]:
+    """Images and their label files; those of each without the other are counted.
+
+    An image without a label file is one without objects, which is of no use for a bank.
+    """
     paths = sorted(path for path in images.rglob("*") if is_image_name(path) and path.is_file())
     texts = _find_label_files([_label_path(path, images, labels) for path in paths], log)
     images_of: dict[Path | None, list[Path]] = defaultdict(list)
     for path, text in zip(paths, texts, strict=True):
         images_of[text].append(path)
     for path, text in zip(paths, texts, strict=True):
-        if text is None:
+        if text is None and with_backgrounds:
+            yield path, None
+        elif text is None:
             log.drop("image without a label file", path.name)
         elif len(images_of[text]) > 1 and [own for own in images_of[text] if is_color_image(own)] != [path]:
             # Beside a photograph may lie its mask or its depth map.
@@ -146,12 +153,13 @@ class _LineReader:
         self._collector = collector
         self._lines: list[_Line] = []
 
-    def read(self, image: Path, text: Path, name: str) -> None:
-        """The lines of an image; ``name`` is relative to the folder of images."""
+    def read(self, image: Path, text: Path | None, name: str) -> None:
+        """The lines of an image, if it has a label file; ``name`` is relative to the folder of images."""
+        file = image.name if text is None else text.name
         try:
-            lines = read_text(text, self._encoding).splitlines()
+            lines = [] if text is None else read_text(text, self._encoding).splitlines()
         except (ValueError, OSError):
-            self._collector.log.drop("label file is no text", text.name)
+            self._collector.log.drop("label file is no text", file)
             return
         try:
             size = image_size(image)
@@ -161,7 +169,7 @@ class _LineReader:
         number = self._collector.add_image(name, *size)
         for row, line in enumerate(lines, 1):
             if parts := line.split():
-                where = f"{text.name}, line {row}"
+                where = f"{file}, line {row}"
                 try:
                     category, *values = (as_number(part) for part in parts)
                     if category != int(category) or int(category) not in self._names:
