@@ -197,3 +197,12 @@ def test_images_beside_the_folder_have_names_below_the_output(
     assert compose("labelme", "--folder", folder) == 0
     names = [own["file_name"] for own in coco_of(tmp_path / "out")["images"]]
     assert sorted(names) == ["more/other_composite1.jpg", "scene_composite1.jpg"]
+
+
+def test_a_folder_without_any_label_file_of_yolo_is_refused(
+    sample: AnnotatedImage, compose: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags, file = yolo(sample)
+    file.unlink()
+    assert compose(*flags) == 2
+    assert "image without a label file (such as scene.png)" in capsys.readouterr().err
