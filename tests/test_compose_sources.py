@@ -141,6 +141,7 @@ def test_regions_of_via_without_a_class_are_of_the_category(
     flags: Arguments = ["via", "--file", as_via(sample, regions=regions), "--images", sample.images]
     assert compose(*flags, "--category", "dog") == 0
     assert [own["name"] for own in coco_of(tmp_path / "out")["categories"]] == ["dog"]
+    assert compose(*flags, "--category", "dog", "--names", "cat", "dog", out=tmp_path / "named") == 0
     (sample.root / "classes").mkdir()
     flags[2] = as_via(AnnotatedImage(sample.root / "classes", sample.pixels))
     assert compose(*flags, "--category", "dog", out=tmp_path / "other") == 2
@@ -162,12 +163,13 @@ def test_images_in_the_files_of_labelme(
     np.testing.assert_array_equal(read_image(tmp_path / "out" / "images" / written["file_name"]), sample.pixels)
 
 
+@pytest.mark.parametrize("content", ["no image", 5])
 def test_damaged_images_in_the_files_of_labelme_are_counted(
-    sample: AnnotatedImage, compose: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    sample: AnnotatedImage, compose: Callable[..., int], capsys: pytest.CaptureFixture[str], content: object
 ) -> None:
     folder = as_labelme(sample)
     file = folder / "scene.json"
-    file.write_text(json.dumps(json.loads(file.read_bytes()) | {"imageData": "no image"}))
+    file.write_text(json.dumps(json.loads(file.read_bytes()) | {"imageData": content}))
     (sample.images / "scene.png").unlink()
     assert compose("labelme", "--folder", folder) == 2
     assert "1 image file cannot be read" in capsys.readouterr().err
@@ -195,3 +197,12 @@ def test_images_beside_the_folder_have_names_below_the_output(
     assert compose("labelme", "--folder", folder) == 0
     names = [own["file_name"] for own in coco_of(tmp_path / "out")["images"]]
     assert sorted(names) == ["more/other_composite1.jpg", "scene_composite1.jpg"]
+
+
+def test_a_folder_without_any_label_file_of_yolo_is_refused(
+    sample: AnnotatedImage, compose: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags, file = yolo(sample)
+    file.unlink()
+    assert compose(*flags) == 2
+    assert "image without a label file (such as scene.png)" in capsys.readouterr().err

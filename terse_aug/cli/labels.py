@@ -64,7 +64,7 @@ def open_labels(arguments: argparse.Namespace) -> LabelledImages:
     if category is None:
         return open_annotations(sources[source], **values)
     data = open_annotations(sources[source], **values, categories=[category])
-    if [*data.classes.values()] != [category]:
+    if set(data.classes.values()) - {category, *given.get("names", ())}:
         raise ValueError(
             f"--category {category}: expected regions without a class, got {', '.join(data.classes.values())}; "
             "leave it out, or name the classes to paste by --classes"

@@ -163,6 +163,14 @@ class OutputFolder:
 
     def records(self) -> Iterator[int]:
         """Numbers of what is done, in no order; not if an image or its labels are no longer as they were written."""
+        return (number for number, _ in self._done())
+
+    def written(self) -> int:
+        """How many images are done: those that could not be read have a record, too."""
+        return sum(has_image for _, has_image in self._done())
+
+    def _done(self) -> Iterator[tuple[int, bool]]:
+        """Numbers of what is done, and whether each is an image."""
         for path in self._state.glob("*.json"):
             try:
                 record = self.record(int(path.stem))
@@ -170,11 +178,7 @@ class OutputFolder:
             except (ValueError, KeyError):  # a crash of the system may leave an empty file
                 continue
             if all(_has_size(self.path / name, size) for name, size in files):
-                yield int(path.stem)
-
-    def written(self) -> int:
-        """How many images are done: those that could not be read have a record, too."""
-        return sum(self.record(number)["image"] is not None for number in self.records())
+                yield int(path.stem), bool(files)
 
     def record(self, number: int) -> dict[str, Any]:
         """The record of a number that is done."""

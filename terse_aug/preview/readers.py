@@ -246,7 +246,7 @@ def _read_pixels(path: Path, height: int, width: int, is_embedded: bool = False)
         pixels = read_image_like(path, height, width, data=data)
     except FileNotFoundError as error:
         raise RejectedObject(_MISSING) from error
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise RejectedObject("image file cannot be read") from error
     if height and width and pixels.shape[:2] != (height, width):
         raise RejectedObject("image file has another size than its annotation")

@@ -94,7 +94,7 @@ def _pairs(
     for path, text in zip(paths, texts, strict=True):
         images_of[text].append(path)
     for path, text in zip(paths, texts, strict=True):
-        if text is None and with_backgrounds:
+        if text is None and with_backgrounds and any(texts):
             yield path, None
         elif text is None:
             log.drop("image without a label file", path.name)
