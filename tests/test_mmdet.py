@@ -88,6 +88,7 @@ def test_with_epochs_a_resumed_run_begins_with_the_state_that_was_saved(
     runner, hook = made(data, tmp_path, 0, terse, hooks=saving, **changes, **by_epochs(2))
     whole = watch_epochs(runner, hook)
     runner.train()
+    torch.serialization.clear_safe_globals()  # as the end of another library's context of safe globals may
     again, other = made(
         data, tmp_path, 0, terse, **changes, **by_epochs(2), load_from=str(tmp_path / "epoch_1.pth"), resume=True
     )

@@ -19,6 +19,7 @@ from terse_aug.where_to_compose import thread_composes
 from terse_aug_mmdet.ahead import LoopAhead
 from terse_aug_mmdet.bank import class_names, open_bank
 from terse_aug_mmdet.batch import objects_of, put_back, sampled_foregrounds_of, to_samples
+from terse_aug_mmdet.checkpoints import allow_own_checkpoints
 from terse_aug_mmdet.model import MMDetAdapter
 from terse_aug_mmdet.workers import compose_in_workers, records_of
 
@@ -95,6 +96,10 @@ class TerseHook(TrainingHook, Hook):
         self._ahead: LoopAhead | None = None
         if enabled:
             add_hook(self)
+
+    def before_run(self, runner: Any) -> None:
+        """Allow the runner to resume: what importing this package allows, other libraries may withdraw."""
+        allow_own_checkpoints()
 
     def before_train(self, runner: Any) -> None:
         """Make ``Terse`` for the runner's model and data set, and load a saved state."""
