@@ -119,7 +119,7 @@ class Terse(SelfContainedModule):
         composed = self.trainer, self.planner, self._rendering, self.model, self.perturber
         self._composer = BatchComposer(*composed, self.counters, self._warn)
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)
-        self.register_state_dict_pre_hook(_read_values)  # type: ignore[no-untyped-call]
+        self.register_state_dict_pre_hook(_read_values)  # type: ignore[no-untyped-call]  # torch's own
         self._anchor: Tensor
 
     @property

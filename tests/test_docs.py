@@ -13,7 +13,8 @@ from frameworks import need_detectron2
 from terse_aug import config
 from terse_aug.training.metrics import COUNTERS, ROBUSTNESS_COUNTERS
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 SETTINGS = (config.PasteConfig, config.TransformRanges, config.Robustness, *config.POLICY_SETTINGS.values())
 
 
@@ -48,3 +49,15 @@ def test_every_key_of_detectron2_has_a_row(configuration: str) -> None:
 @pytest.mark.parametrize("counter", [*COUNTERS, *ROBUSTNESS_COUNTERS])
 def test_the_metrics_page_has_a_row_for_every_counter(counter: str) -> None:
     assert f"| `{counter}` |" in (DOCS / "metrics.md").read_text()
+
+
+def test_lines_of_prose_have_at_most_120_characters() -> None:
+    paths = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
+    long, in_code = [], False
+    for path in paths:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            in_code ^= line.lstrip().startswith("```")
+            if len(line) > 120 and not in_code and not line.startswith(("|", "!", ">")):
+                long.append(f"{path.relative_to(ROOT)}:{number}")
+    assert paths
+    assert not long

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +24,7 @@ from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.images import read_image_like, read_index_mask
 from terse_aug.bank.inputs.masks import MaskInFile, has_mask, segmentation_to_mask
 from terse_aug.bank.inputs.repair import repair_annotation
-from terse_aug.bank.readers.annotated_images import EMBEDDED, read_annotations
+from terse_aug.bank.readers.annotated_images import EMBEDDED, embedded_image, read_annotations
 from terse_aug.bank.readers.coco import build_from_coco
 from terse_aug.preview.data import LabelledImages, Sample
 from terse_aug.structures.annotations import Target
@@ -242,7 +240,7 @@ def _read_masks(image: Path, mask: Path) -> Sample:
 def _read_pixels(path: Path, height: int, width: int, is_embedded: bool = False) -> NDArray[np.uint8]:
     """An image, or the one in a JSON file of LabelMe, of the annotated size; 0 where no size is annotated."""
     try:
-        data = base64.b64decode(json.loads(path.read_bytes())["imageData"], validate=True) if is_embedded else None
+        data = embedded_image(path) if is_embedded else None
         pixels = read_image_like(path, height, width, data=data)
     except FileNotFoundError as error:
         raise RejectedObject(_MISSING) from error

@@ -16,6 +16,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import cloudpickle
@@ -122,10 +123,13 @@ def run_in_order(
             wanted = 1  # for what they left
             continue
         items, before = source.prepared(rest.popleft()), done
-        # mypy cannot infer a lambda with a default
-        chunk = task.run(items, lambda count, before=before: on_images(before + count))  # type: ignore[misc]
+        chunk = task.run(items, partial(_report, on_images, before))
         done += chunk.images
         yield chunk
+
+
+def _report(on_images: Callable[[int], None], before: int, count: int) -> None:
+    on_images(before + count)
 
 
 def _process_count(task: ChunkTask[Any], jobs: int | None) -> int:

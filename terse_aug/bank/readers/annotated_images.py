@@ -200,7 +200,7 @@ class _Extractor:
         repairs |= {item.difference} if item.difference else set()
         height, width = (annotated_side(item.image, side, repairs) for side in ("height", "width"))
         try:
-            data = _embedded_image(item.image[EMBEDDED]) if EMBEDDED in item.image else None
+            data = embedded_image(item.image[EMBEDDED]) if EMBEDDED in item.image else None
             path = self.folder / item.name
             pixels = read_image_like(path, height, width, self.rules.levels, repairs, data)
         except FileNotFoundError as error:
@@ -232,7 +232,7 @@ class _Extractor:
             raise RejectedObject(str(reason), mask) from reason
 
 
-def _embedded_image(path: Path) -> bytes:
+def embedded_image(path: Path) -> bytes:
     """The content of the image file in ``imageData`` of a JSON file."""
     try:
         return base64.b64decode(json.loads(path.read_bytes())["imageData"], validate=True)
