@@ -23,9 +23,9 @@ from benchmarks._timing import interleaved, surroundings, write_json
 from benchmarks._training_steps import CYCLE, POLICIES, report_steps, step_bank, step_parser
 from benchmarks.step import MAKERS, Batch, make_batches
 from terse_aug import Terse
-from terse_aug.config import Matched, PolicySettings
+from terse_aug.config import Matched, PolicySettings, Random
 
-SETTINGS: dict[str, PolicySettings] = {"critic": POLICIES["critic_k4"], "matched": Matched()}
+SETTINGS: dict[str, PolicySettings] = {"random": Random(), "critic": POLICIES["critic_k4"], "matched": Matched()}
 _AHEAD = "_ahead"
 ARMS = ("none", *(policy + kind for policy in SETTINGS for kind in ("", _AHEAD)))
 
