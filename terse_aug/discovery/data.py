@@ -100,10 +100,8 @@ def square(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     own = min(height, width)
     top, left = (height - own) // 2, (width - own) // 2
     cut = np.ascontiguousarray(pixels[top : top + own, left : left + own])
-    result: NDArray[np.uint8] = cv2.resize(
-        cut, (side, side), interpolation=cv2.INTER_AREA if own > side else cv2.INTER_LINEAR
-    )
-    return result
+    resized = cv2.resize(cut, (side, side), interpolation=cv2.INTER_AREA if own > side else cv2.INTER_LINEAR)
+    return resized.astype(np.uint8, copy=False)
 
 
 def random_crops(images: Tensor, count: int, size: int, generator: torch.Generator) -> Tensor:

@@ -34,6 +34,11 @@ class Discriminator(nn.Module):
         features = self.trunk(images)
         return self.realness(features).flatten(), self.category(features).flatten(1)
 
+    def judge(self, images: Tensor) -> Tensor:
+        """Realness alone."""
+        realness: Tensor = self.realness(self.trunk(images)).flatten()
+        return realness
+
 
 class MaskClassifier(nn.Module):
     """Reads the group of a generated mask (E_pi): the discriminator's layers on one channel, as the paper is silent."""

@@ -96,7 +96,7 @@ class BackgroundLayer(nn.Module):
         super().__init__()
         self.features = FeatureStage(settings, settings.latent)
         channels = self.features.channels
-        self.blocks = nn.Sequential(ResidualBlock(channels), ResidualBlock(channels))
+        self.blocks = nn.Sequential(*_residual_blocks(settings, channels))
         self.image = _image_head(channels)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -116,8 +116,7 @@ class ShapeStage(nn.Module):
         self.code = nn.Embedding(settings.groups, channels)
         self.blocks = nn.Sequential(
             *_convolution(channels, channels),
-            ResidualBlock(channels),
-            ResidualBlock(channels),
+            *_residual_blocks(settings, channels),
             *_convolution(channels, channels // 2),
         )
         self.mask = nn.Sequential(nn.Conv2d(channels // 2, 1, 3, padding=1), nn.Sigmoid())
@@ -138,8 +137,7 @@ class AppearanceStage(nn.Module):
         self.code = nn.Embedding(settings.categories, channels)
         self.blocks = nn.Sequential(
             *_convolution(channels, channels),
-            ResidualBlock(channels),
-            ResidualBlock(channels),
+            *_residual_blocks(settings, channels),
         )
         self.image = _image_head(channels)
 
@@ -248,6 +246,10 @@ def _convolution(channels_in: int, channels_out: int) -> list[nn.Module]:
         nn.BatchNorm2d(channels_out),
         nn.ReLU(),
     ]
+
+
+def _residual_blocks(settings: DiscoverySettings, channels: int) -> list[nn.Module]:
+    return [ResidualBlock(channels) for _ in range(settings.residual_blocks)]
 
 
 def _image_head(channels: int) -> nn.Sequential:

@@ -33,9 +33,8 @@ class DiscoverySettings:
     mask_binary_weight: float = setting(0.0, "weight of masks being 0 or 1; not in the paper")
     latent: int = setting(100, "dimensions of the public code z")
     width: int = setting(128, "generator: channels at 4 x 4 px, halved with each doubling; 1024 in the paper")
-    discriminator_width: int = setting(
-        32, "discriminator: channels of its first block, at most 16 times as many; 64 in the paper"
-    )
+    residual_blocks: int = setting(1, "generator: blocks at full resolution in each of its stages; 2 in the paper")
+    discriminator_width: int = setting(32, "discriminator: channels of its first block; 64 in the paper")
     segmenter_width: int = setting(16, "segmentation network: channels at full resolution; 64 in the paper")
     batch: int = setting(32, "images in a batch")
     learning_rate: float = setting(2e-4, "Adam step size of generator and discriminator")
@@ -105,6 +104,7 @@ _LEAST = {
     "mask_binary_weight": 0,
     "latent": 1,
     "width": 16,
+    "residual_blocks": 0,
     "discriminator_width": 4,
     "segmenter_width": 4,
     "batch": 2,
@@ -120,6 +120,7 @@ _MOST = {"size": 256, "shift": 0.5, "rotation": 180, "contrast": 1, "min_mask_ar
 _PAPER: dict[str, Any] = {
     "size": 128,
     "width": 1024,
+    "residual_blocks": 2,
     "discriminator_width": 64,
     "segmenter_width": 64,
     "rounds": 5,
