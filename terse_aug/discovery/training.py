@@ -163,9 +163,11 @@ class DiscoveryTraining:
 
     @torch.no_grad()
     def _update_average(self) -> None:
+        # Without a shorter average at the start, the initial weights would be seen for thousands of steps.
+        decay = min(self.settings.ema, (1 + self.done) / (10 + self.done))
         pairs = zip(self.average.parameters(), self.generator.parameters(), strict=True)
         for average, own in pairs:
-            average.lerp_(own, 1 - self.settings.ema)
+            average.lerp_(own, 1 - decay)
         for buffer, current in zip(self.average.buffers(), self.generator.buffers(), strict=True):
             buffer.copy_(current)
 
