@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 _BORDER = 0.08
-_SEED, _RIM = 0.5, 0.06
+_PROBABLE, _CORE, _RIM = 0.5, 0.1, 0.03
 _ITERATIONS = 5
 
 
@@ -41,11 +41,13 @@ def otsu(image: Image) -> Mask:
 
 
 def grabcut_center(image: Image) -> Mask:
-    """GrabCut, seeded with the central half as probable foreground and a rim as background."""
+    """GrabCut, seeded with a disk in the center as foreground, one around it as probable, and a rim as background."""
     height, width = image.shape[:2]
+    y, x = np.ogrid[:height, :width]
+    radius = np.hypot((y - (height - 1) / 2) / height, (x - (width - 1) / 2) / width)
     trimap = np.full((height, width), cv2.GC_PR_BGD, np.uint8)
-    top, left = (round(side * (1 - _SEED) / 2) for side in (height, width))
-    trimap[top : height - top, left : width - left] = cv2.GC_PR_FGD
+    trimap[radius < _PROBABLE] = cv2.GC_PR_FGD
+    trimap[radius < _CORE] = cv2.GC_FGD
     rim = max(round(_RIM * min(height, width)), 1)
     for edge in (trimap[:rim], trimap[-rim:], trimap[:, :rim], trimap[:, -rim:]):
         edge[:] = cv2.GC_BGD

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from discovery_samples import TINY
 
-from terse_aug.discovery import PRESETS, LayeredGenerator, Layers
+from terse_aug.discovery import PRESETS, DiscoverySettings, LayeredGenerator, Layers
 from terse_aug.discovery.discriminator import Discriminator, MaskClassifier
 from terse_aug.discovery.generator import Perturbation, draw_codes, draw_perturbation, with_contrast
 from terse_aug.discovery.health import (
     ALIKE,
     CODE_AT_CHANCE,
     EMPTY,
+    EXPLANATIONS,
     FULL,
     INVISIBLE,
     TRANSPARENT,
@@ -199,3 +201,12 @@ def test_the_papers_presets() -> None:
     }
     assert {own.size for name, own in PRESETS.items() if name in table} == {128}
     assert {own.size * own.shift for name, own in PRESETS.items() if name in table} == {16}
+
+
+def test_every_setting_has_a_row_in_the_documentation() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "generators.md").read_text()
+    for own in dataclasses.fields(DiscoverySettings):
+        assert f"| `--{own.name.replace('_', '-')}` | " in text, own.name
+        assert own.metadata["help"] in text, own.name
+    assert all(f"| `{name}` | " in text for name in EXPLANATIONS)
+    assert all(f"`{name}`" in text for name in PRESETS)
