@@ -1,14 +1,13 @@
-"""A segmentation branch on few annotated samples of a generator, against a U-Net on the same images.
+"""A segmentation branch on few annotated samples of a layered generator, against a U-Net on the same images.
 
 ::
 
-    python -m benchmarks.generators --generator layered:RUN --json F
-    python -m benchmarks.generators --photographs coco_mini --generator taught:taught.pt --json F
+    python -m benchmarks.generators --generator RUN --json F
+    python -m benchmarks.generators --generator taught --teach 2000 --json F
 
-The masks of the generator are known, stand for annotations, and are what is measured with: those of the layered
-generator's composites (the branch sees features of its colors only), or of one that was taught to draw blobs
-(:mod:`benchmarks._taught_generator`; ``--photographs`` teaches it where there is no file). 200 held-out samples. Also
-how well the disagreement of the heads tells bad masks.
+The masks of the generator's composites stand for annotations and are what is measured with; the branch sees features
+of colors only. RUN is a folder of ``terse-aug learn cutter``; ``--teach`` makes one by regression on drawn layers
+(:mod:`benchmarks._taught_layers`). 200 held-out samples. Also how well the disagreement of the heads tells bad masks.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,21 +24,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks import _taught_generator
+from benchmarks._taught_layers import teach
 from benchmarks._timing import parser, run_in_one_thread, show, surroundings, write_json
 from terse_aug.discovery.segmentation import SegmentationNetwork
 from terse_aug.generators import (
     AnnotatedSample,
     BranchEnsemble,
     BranchSettings,
-    FeatureGenerator,
     SampleKey,
     Truncation,
     learn_branch,
-    load_generator,
     uncertainty,
 )
 from terse_aug.generators.filtering import highest, mode_mask
+from terse_aug.generators.layered import CHECKPOINT, LayeredFeatures
 from terse_aug.generators.protocol import render_sample, sample_latent
 from terse_aug.utils.random import derived_seed, generator_for
 
@@ -49,19 +47,16 @@ _MASK_SHARE = (0.02, 0.98)
 _BAD = 0.6
 
 
-class KnownMasks(FeatureGenerator, Protocol):
-    """A generator whose masks are known."""
-
-    def masks(self, latents: Tensor) -> Tensor:
-        """``[B, S, S]``, 0 to 1."""
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     args = _parser().parse_args(argv)
     run_in_one_thread()
-    generator = _generator(args)
-    settings = BranchSettings(args.variant, args.width, heads=args.heads, steps=args.steps)
+    if args.teach and not (args.generator / CHECKPOINT).exists():
+        teach(args.generator, args.teach)
+    generator = LayeredFeatures.load(args.generator)
+    settings = BranchSettings(
+        args.variant, args.width, heads=args.heads, steps=args.steps, learning_rate=args.learning_rate
+    )
     truncation = Truncation(args.truncation)
     held_out = _samples(generator, _HELD_OUT_FROM, args.held_out, truncation)
     rows = []
@@ -71,39 +66,34 @@ def main(argv: Sequence[str] | None = None) -> None:
             row = _row(generator, samples[:count], held_out, settings, seed, args.unet_steps)
             rows.append(row)
             print({name: round(value, 3) for name, value in row.items() if value is not None}, flush=True)
-            content = {"command": vars(args), "rows": rows, "summary": _summary(rows, args.samples), **surroundings()}
+            content = {
+                "command": {name: str(value) for name, value in vars(args).items()},
+                "rows": rows,
+                "summary": _summary(rows, args.samples),
+                **surroundings(),
+            }
             write_json(args.json, content)
     _print(content["summary"])
 
 
 def _parser() -> argparse.ArgumentParser:
     made = parser(__doc__, json_required=True)
-    made.add_argument("--generator", required=True, metavar="NAME", help="layered:RUN or taught:FILE")
-    made.add_argument("--photographs", metavar="DIR", help="folder to teach from, where there is no FILE")
-    made.add_argument("--teach-steps", type=int, default=4000)
+    made.add_argument("--generator", type=Path, required=True, metavar="RUN", help="folder of a run of learn cutter")
+    made.add_argument("--teach", type=int, default=0, metavar="STEPS", help="teach a generator, where there is no RUN")
     made.add_argument("--samples", type=int, nargs="+", default=[5, 10, 20], help="annotated")
     made.add_argument("--held-out", type=int, default=200)
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     made.add_argument("--truncation", type=float, default=0.9)
     made.add_argument("--variant", default="supplement")
-    made.add_argument("--width", type=int, default=32)
+    made.add_argument("--width", type=int, default=16)
     made.add_argument("--heads", type=int, default=16)
-    made.add_argument("--steps", type=int, default=300, help="of each head")
-    made.add_argument("--unet-steps", type=int, default=1000)
+    made.add_argument("--steps", type=int, default=100, help="of each head")
+    made.add_argument("--learning-rate", type=float, default=3e-3, help="of each head")
+    made.add_argument("--unet-steps", type=int, default=600)
     return made
 
 
-def _generator(args: argparse.Namespace) -> KnownMasks:
-    kind, _, place = args.generator.partition(":")
-    if kind == "layered":
-        return load_generator(args.generator, "cpu")
-    if not Path(place).exists():
-        error = _taught_generator.teach(Path(args.photographs), Path(place), args.teach_steps)
-        print(f"{place}: mean absolute error {error:.1f} levels of 255", flush=True)
-    return _taught_generator.load(place)
-
-
-def _samples(generator: KnownMasks, first: int, count: int, truncation: Truncation) -> list[AnnotatedSample]:
+def _samples(generator: LayeredFeatures, first: int, count: int, truncation: Truncation) -> list[AnnotatedSample]:
     """The first samples from a number on whose masks are neither empty nor full, as an annotator would choose."""
     found: list[AnnotatedSample] = []
     number = first
@@ -120,7 +110,7 @@ def _samples(generator: KnownMasks, first: int, count: int, truncation: Truncati
 
 
 def _row(
-    generator: KnownMasks,
+    generator: LayeredFeatures,
     samples: Sequence[AnnotatedSample],
     held_out: Sequence[AnnotatedSample],
     settings: BranchSettings,
@@ -141,7 +131,7 @@ def _row(
 
 
 def _measured(
-    generator: KnownMasks, branch: BranchEnsemble, held_out: Sequence[AnnotatedSample]
+    generator: LayeredFeatures, branch: BranchEnsemble, held_out: Sequence[AnnotatedSample]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """IoU of the mode of the heads, and their disagreement, of each held-out sample."""
     overlaps, uncertainties = [], []
@@ -152,7 +142,7 @@ def _measured(
     return np.array(overlaps), np.array(uncertainties)
 
 
-def _first_head(generator: KnownMasks, branch: BranchEnsemble, held_out: Sequence[AnnotatedSample]) -> float:
+def _first_head(generator: LayeredFeatures, branch: BranchEnsemble, held_out: Sequence[AnnotatedSample]) -> float:
     alone = BranchEnsemble(branch.heads[:1], BranchSettings(), branch.record, [], 1)
     return float(_measured(generator, alone, held_out)[0].mean())
 
@@ -210,7 +200,7 @@ def _unet_overlaps(network: nn.Module, images: Tensor, masks: Tensor) -> NDArray
     return np.array([_iou(own.numpy(), true.numpy() > 0.5) for own, true in zip(found, masks, strict=True)])
 
 
-def _images(generator: KnownMasks, samples: Sequence[AnnotatedSample]) -> Tensor:
+def _images(generator: LayeredFeatures, samples: Sequence[AnnotatedSample]) -> Tensor:
     """As a U-Net takes them: what is written as PNG, float ``[N, 3, S, S]`` in [-1, 1]."""
     images = [render_sample(generator, latent, key).image for key, latent, _ in samples]
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
