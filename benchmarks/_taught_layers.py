@@ -25,19 +25,18 @@ _SHAPE, _FOREGROUND, _BACKGROUND = 0, 20, 60
 """Where in z the numbers begin that describe each layer."""
 
 
-def teach(folder: Path, steps: int, seed: int = 0, batch: int = 32) -> None:
+def teach(folder: Path, steps: int, seed: int = 0, batch: int = 16) -> None:
     """Teach a generator of 32 px, and write it as ``terse-aug learn cutter`` does."""
     settings = DiscoverySettings(size=32)
     torch.manual_seed(seed)
     generator = LayeredGenerator(settings)
     optimizer = torch.optim.Adam(generator.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     for step in range(steps):
         z, category = draw_codes(settings, batch, generator_for(seed, "teach", step))
         made = generator(z, category)
         mask = (0.5 + _depth(z, category // settings.group_size, settings.size) * settings.size / 2).clamp(0, 1)
-        signs = 2.0 * (category % 2)[:, None] - 1
-        foreground = _texture(signs * z[:, _FOREGROUND : _FOREGROUND + _TEXTURE], settings.size)
+        foreground = _texture(z[:, _FOREGROUND : _FOREGROUND + _TEXTURE], settings.size)
         background = _texture(z[:, _BACKGROUND : _BACKGROUND + _TEXTURE], settings.size)
         loss = functional.binary_cross_entropy(made.generated_mask[:, 0], mask)
         loss = loss + (made.background - background).abs().mean() + (made.foreground - foreground).abs().mean()
