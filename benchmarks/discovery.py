@@ -96,7 +96,7 @@ def _run(folder: Path, data: MeasuredImages, settings: DiscoverySettings, seed: 
     with progress_bar() as show:
         cutter = learn_cutter(data.train, settings, out=folder, seed=seed, progress=show, intervals=Intervals())
     seconds = time.perf_counter() - start
-    summary = RunFolder(folder, existing=True).summary()
+    summary = RunFolder(folder).summary()
     return {
         "seconds_of_this_call": round(seconds, 1),
         "iou": measured(data, settings.size, cutter).plain(),

@@ -126,7 +126,9 @@ class DiscoveryTraining:
         figures = self._discriminator_step(layers.composite.detach())
         realness, category_logits = self.discriminator(layers.composite)
         group = category // settings.group_size
-        group_logits, mask = self.mask_classifier(layers.generated_mask), layers.generated_mask
+        mask = layers.generated_mask
+        noise = torch.randn(mask.shape, generator=draw).to(mask) * settings.mask_noise
+        group_logits = self.mask_classifier(mask + noise)
         weighted = {
             "realism": (1.0, losses.realism_loss(realness)),
             "code_of_composite": (settings.gamma_mi, losses.code_loss(category_logits, category)),
