@@ -22,6 +22,7 @@ from terse_aug.bank import (
 )
 from terse_aug.bank.inputs.pillow_settings import limited_pixels
 from terse_aug.bank.readers import READERS
+from terse_aug.cli.cutters import open_cutter
 from terse_aug.cli.flags import add_flags, documented, with_flags
 from terse_aug.cli.output import progress_bar
 
@@ -29,7 +30,7 @@ Build = Callable[..., BuildReport]
 
 _BOXES = BoxMasks("grabcut")
 _FLAG_NAMES = {"categories": "category", "modules": "import"}
-_SHARED = {"out", "rules", "overwrite", "progress", "boxes", "only_read"}
+_SHARED = {"out", "rules", "overwrite", "progress", "boxes", "only_read", "cutter"}
 """Arguments whose flags do not follow from their types."""
 
 
@@ -103,6 +104,9 @@ def add_source(
     for name, parameter in parameters.items():
         if name not in _SHARED:
             add_flag(parser, name, parameter.annotation, parameter.default, help_texts.get(name, ""))
+    if "cutter" in parameters:
+        learned = "what cuts the objects out: a file of terse-aug learn cutter"
+        parser.add_argument("--cutter", type=Path, required=True, metavar="FILE", help=learned)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the bank to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bank")
     pixels = "largest image in pixels; 0 for any size, which may use all memory (default: pillow's limit, 178956970)"
@@ -124,10 +128,14 @@ def _add_options(parser: argparse.ArgumentParser, options: type[BuildOptions]) -
             add_flag(parser, setting.name, str(setting.type), setting.default, help_texts.get(setting.name, ""))
     if issubclass(options, AnnotationOptions):
         add = parser.add_argument_group("objects with a box only").add_argument
-        add("--boxes", choices=BOX_MASK_METHODS, help="make masks of boxes (default: reject them)")
+        methods = ",".join(BOX_MASK_METHODS)
+        boxes = "make masks of boxes, also by a cutter from terse-aug learn cutter (default: reject them)"
+        add("--boxes", metavar=f"{{{methods},FILE}}", help=boxes)
         quality = "least quality of GrabCut's masks, 0 to 1 (default: %(default)s)"
         add("--min-quality", type=float, default=_BOXES.min_quality, metavar="FRACTION", help=quality)
-        add("--fallback", choices=("ellipse", "box"), help="make masks so where GrabCut fails (default: reject)")
+        fallback = "make masks so where GrabCut fails or a cutter finds nothing (default: reject)"
+        add("--fallback", choices=("ellipse", "box"), help=fallback)
+        add("--accept-unhealthy", action="store_true", help="use a cutter that is marked as collapsed")
 
 
 def flag_of(name: str) -> str:
@@ -166,6 +174,8 @@ def _run(build: Build, names: list[str], arguments: argparse.Namespace) -> int:
     values["rules"] = with_flags(ExtractionRules(), arguments)
     if "boxes" in names:
         values["boxes"] = _box_masks(arguments)
+    if "cutter" in names:
+        values["cutter"] = open_cutter("--cutter", arguments.cutter)
     if "background" in names:
         background = with_flags(PlainBackground(), arguments)
         values["background"] = None if background == PlainBackground() else background
@@ -177,8 +187,13 @@ def _run(build: Build, names: list[str], arguments: argparse.Namespace) -> int:
 
 
 def _box_masks(arguments: argparse.Namespace) -> BoxMasks | None:
-    if arguments.boxes != "grabcut" and (arguments.fallback or arguments.min_quality != _BOXES.min_quality):
-        raise ValueError("--min-quality and --fallback are for --boxes grabcut")
-    if arguments.boxes is None:
+    boxes, is_named = arguments.boxes, arguments.boxes in (None, *BOX_MASK_METHODS)
+    has_quality = arguments.min_quality != _BOXES.min_quality
+    if boxes != "grabcut" and (has_quality or (is_named and arguments.fallback)):
+        raise ValueError("--min-quality and --fallback are for --boxes grabcut, --fallback also for cutters")
+    if is_named and arguments.accept_unhealthy:
+        raise ValueError("--accept-unhealthy is for --boxes with the file of a cutter")
+    if boxes is None:
         return None
-    return BoxMasks(arguments.boxes, arguments.min_quality, arguments.fallback)
+    method = boxes if is_named else open_cutter(f"--boxes ({', '.join(BOX_MASK_METHODS)}, or a cutter)", Path(boxes))
+    return BoxMasks(method, arguments.min_quality, arguments.fallback, arguments.accept_unhealthy)
