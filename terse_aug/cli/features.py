@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ def _scripted(path: Path) -> Any:
     import torch
 
     try:
-        return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]  # torch has no types for it
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # feature networks for FID are common in this format
+            return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]  # torch has no types
     except (RuntimeError, ValueError, OSError) as error:
         raise ValueError(
             f"{FLAG} {path}: expected a TorchScript file (torch.jit.save); for anything else give MODULE:FACTORY"
