@@ -138,13 +138,15 @@ class BoxMasks:
         except RejectedObject as reason:
             raise _FunctionFailed(str(reason)) from reason
         left, top, right, bottom = _pixel_corners(box, image.shape)
-        window = np.s_[top:bottom, left:right]
-        if alpha[window].max() < (SOLID if is_cutter else 1):
-            raise RejectedObject(f"{self.name} found nothing in the box", alpha)
-        alpha = tidy_alpha(alpha) if is_cutter else alpha
-        if np.count_nonzero(alpha[window]) < _MIN_WITHIN_BOX * np.count_nonzero(alpha):
+        solid = alpha >= (SOLID if is_cutter else 1)
+        within = np.count_nonzero(solid[top:bottom, left:right])
+        if within < _MIN_WITHIN_BOX * np.count_nonzero(solid):
             raise RejectedObject("most of the function's mask lies outside the box", alpha)
-        return alpha if is_cutter or alpha.max() > 1 else 255 * alpha
+        if not within:
+            raise RejectedObject(f"{self.name} found nothing in the box", alpha)
+        if is_cutter:
+            return tidy_alpha(alpha)
+        return alpha if alpha.max() > 1 else 255 * alpha
 
 
 class _FunctionFailed(RejectedObject):
