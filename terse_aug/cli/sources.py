@@ -24,6 +24,7 @@ from terse_aug.bank.inputs.pillow_settings import limited_pixels
 from terse_aug.bank.readers import READERS
 from terse_aug.cli.cutters import open_cutter
 from terse_aug.cli.flags import add_flags, documented, with_flags
+from terse_aug.cli.generator_source import build_from_generator
 from terse_aug.cli.output import progress_bar
 
 Build = Callable[..., BuildReport]
@@ -50,6 +51,9 @@ def add_parsers(sources: argparse._SubParsersAction[Any]) -> None:
     add_source(detectron2, _build_from_detectron2, AnnotationOptions)
     mmdet = sources.add_parser("mmdet", help="the training data set of an MMDetection config")
     add_source(mmdet, _build_from_mmdet, AnnotationOptions)
+    generator = sources.add_parser("generator", help="a generator of images and its segmentation branch")
+    unused = ("image_list", "min_box_agreement", "black_16bit", "white_16bit")
+    add_source(generator, build_from_generator, BuildOptions, unused)
 
 
 def _build_from_detectron2(
@@ -97,7 +101,10 @@ def add_source(
     options: type[BuildOptions] | None,
     unused_rules: Collection[str] = (),
 ) -> None:
-    """Add the flags of a builder, see :class:`terse_aug.bank.readers.Reader`, and set ``run`` of the parser."""
+    """Add the flags of a builder, see :class:`terse_aug.bank.readers.Reader`, and set ``run`` of the parser.
+
+    ``unused_rules`` and options of that name get none.
+    """
     parameters = dict(inspect.signature(build).parameters)
     parameters.pop("options", None)
     help_texts = documented(build.__doc__, "Args")
@@ -113,18 +120,18 @@ def add_source(
     parser.add_argument("--max-image-pixels", type=int, metavar="N", help=pixels)
     names = list(parameters)
     if options is not None:
-        _add_options(parser, options)
+        _add_options(parser, options, unused_rules)
         names += [setting.name for setting in dataclasses.fields(options)]
     add_flags(parser.add_argument_group("which objects are kept"), ExtractionRules(), without=unused_rules)
     parser.set_defaults(run=lambda arguments: _run(build, names, arguments))
 
 
-def _add_options(parser: argparse.ArgumentParser, options: type[BuildOptions]) -> None:
+def _add_options(parser: argparse.ArgumentParser, options: type[BuildOptions], unused: Collection[str]) -> None:
     help_texts = {
         name: text for part in options.__mro__ for name, text in documented(part.__doc__, "Attributes").items()
     }
     for setting in dataclasses.fields(options):
-        if setting.name not in _SHARED:
+        if setting.name not in _SHARED and setting.name not in unused:
             add_flag(parser, setting.name, str(setting.type), setting.default, help_texts.get(setting.name, ""))
     if issubclass(options, AnnotationOptions):
         add = parser.add_argument_group("objects with a box only").add_argument
