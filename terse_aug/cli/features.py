@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -39,13 +37,12 @@ def _scripted(path: Path) -> Any:
 
 
 def _made(text: str) -> Any:
-    module, separator, name = text.partition(":")
-    if not (separator and module and name):
-        raise ValueError(
-            f"{FLAG}: expected a TorchScript file or MODULE:FACTORY, got {text!r}, and there is no such file"
-        )
-    sys.path.insert(0, "")  # modules in the working directory
+    if ":" not in text:
+        raise ValueError(f"{FLAG}: expected a TorchScript file or MODULE:FACTORY, got {text!r} and no such file")
+    from terse_aug.generators.load import imported
+
+    factory = imported(text, FLAG)
     try:
-        return getattr(importlib.import_module(module), name)()
-    except Exception as error:  # whatever a user's module raises
+        return factory()
+    except Exception as error:  # whatever a user's function raises
         raise ValueError(f"{FLAG} {text}: {type(error).__name__}: {error}") from error
