@@ -115,6 +115,14 @@ def test_alpha_of_a_cutter_is_never_taken_for_a_mask_of_ones() -> None:
         BoxMasks(RedCutter(faint=100)).alpha(image, (5, 5, 20, 20))
 
 
+def test_what_is_faint_in_a_box_is_left_out() -> None:
+    image = np.full((60, 60, 3), GREEN, np.uint8)
+    image[20:40, 20:40] = RED
+    alpha, _ = BoxMasks(RedCutter(faint=60)).alpha(image, (5, 5, 50, 50))
+    assert (alpha[20:40, 20:40] == RED[0]).all()
+    assert not alpha[:16].any()
+
+
 def test_faint_surroundings_and_specks_do_not_enlarge_a_foreground() -> None:
     alpha = np.full((100, 100), 60, np.uint8)
     alpha[30:70, 30:70] = 255

@@ -102,7 +102,9 @@ def test_photographs_are_cut_out_by_a_learned_cutter(cutter: Path, tmp_path: Pat
     photograph(images / "tulip" / "a.png", ((30, 25, 40, 50),), (96, 128))
     photograph(images / "none.png", (), (96, 128))
     command = ["bank", "build", "unlabelled", "--images", str(images), "--cutter", str(cutter), "--category", "flower"]
+    torch.set_num_threads(2)
     assert main([*command, "--out", str(tmp_path / "a.bank"), "--rejected-sheet", str(tmp_path / "a.png")]) == 0
+    assert torch.get_num_threads() == 1, "of other processes as well, which round in the same way"
     found, built = opened(tmp_path / "a.bank")
     assert built["rejected"] == {"the cutter found nothing: no pixel has an alpha of 128 or more": 1}
     assert [one.source for one in found] == [*(f"{number}.png" for number in range(9)), "tulip/a.png"]
