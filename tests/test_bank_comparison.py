@@ -87,6 +87,8 @@ def test_banks_stand_side_by_side(disks: Path, crosses: Path) -> None:
     assert corners[2] == "1.00"
     assert float(rows["Center, across the image"][2]) > 0.9
     assert float(rows["Center, down the image"][2]) == 0
+    of_classes = re.findall(r'<td><span class="key( other)?"></span><bdi>(\w+)\.bank', page)
+    assert of_classes == [("", "disks"), (" other", "crosses"), (" other", "crosses")]
     assert page.count('alt="mean shape 1 of') == 2
     assert page.count('class="thumbnail"') == 5
     assert page.count("<svg") == 8

@@ -141,7 +141,7 @@ def test_a_collapsed_cutter_needs_a_flag(collapsed: Path, tmp_path: Path, capsys
     ("flags", "message"),
     [
         (["--boxes", "grabcutt"], "--boxes (grabcut, ellipse, box, or a cutter): there is no file grabcutt"),
-        (["--boxes", "boxes.json"], "boxes.json: expected a terse-aug cutter file"),
+        (["--boxes", "boxes.json"], "or a cutter): boxes.json: expected a terse-aug cutter file"),
         (["--boxes", "cutter.pt", "--min-quality", "0.5"], "--min-quality"),
         (["--boxes", "box", "--fallback", "box"], "--fallback"),
         (["--boxes", "grabcut", "--accept-unhealthy"], "--accept-unhealthy is for"),
