@@ -1,6 +1,7 @@
 """Images whose foregrounds are known, for measuring cutters that never saw a mask.
 
 ``digits``: MNIST digits cut from one photograph and put over another, so that only the shape says what is foreground.
+Both are blurred: outlines of what a photograph shows are no foreground.
 ``flowers``: photographs of flowers, those with a trimap held out for measuring.
 """
 
@@ -20,6 +21,8 @@ from terse_aug.bank import read_image
 DIGIT_SIDE = 40
 """Stored side of the digit images, for training at 32 px."""
 _MIN_SHARE, _MAX_SHARE = 0.15, 0.3
+_CROP, _BLUR_SIGMA = (0.4, 1.0), 3.0
+"""Fraction of a photograph's shorter side, and px: several colors in both layers, and no outlines but the digit's."""
 _UNDECIDED = 128
 
 
@@ -115,11 +118,12 @@ def _digit_alpha(shape: NDArray[np.uint8], draw: np.random.Generator) -> NDArray
 
 def _crop(photograph: NDArray[np.uint8], draw: np.random.Generator) -> NDArray[np.uint8]:
     height, width = photograph.shape[:2]
-    side = int(min(height, width) * draw.uniform(0.3, 0.8))
+    side = int(min(height, width) * draw.uniform(*_CROP))
     top, left = int(draw.integers(height - side + 1)), int(draw.integers(width - side + 1))
     part = photograph[top : top + side, left : left + side]
     interpolation = cv2.INTER_AREA if side > DIGIT_SIDE else cv2.INTER_LINEAR
-    return cv2.resize(part, (DIGIT_SIDE, DIGIT_SIDE), interpolation=interpolation)
+    part = cv2.resize(part, (DIGIT_SIDE, DIGIT_SIDE), interpolation=interpolation)
+    return cv2.GaussianBlur(part, (0, 0), _BLUR_SIGMA)
 
 
 def _mnist(path: Path) -> NDArray[np.uint8]:

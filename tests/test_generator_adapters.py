@@ -47,7 +47,9 @@ def test_the_layered_generator_shows_features_of_colors_and_no_others(tmp_path: 
     latent = generator.latent(key)
     assert generator.masks(latent[None]).shape == (1, 32, 32)
     before = generator.render(latent[None], torch.tensor([0]), key.truncation).features
-    assert {feature.shape[2] for feature in before} == {8, 16, 32}
+    # Three upsampling blocks of the background, and the residual blocks of background and of the foreground's colors.
+    residual = [32] * 2 * settings.residual_blocks
+    assert sorted(feature.shape[2] for feature in before) == [8, 16, 32, *residual]
     with torch.no_grad():
         for parameter in generator._model.shape.mask.parameters():
             parameter.add_(1)

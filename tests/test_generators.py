@@ -72,7 +72,8 @@ def test_a_stopped_run_resumes_to_the_bit(tmp_path: Path, monkeypatch: pytest.Mo
     assert not partial.exists()
     assert all(map(torch.equal, weights(whole), weights(resumed)))
     assert whole.fingerprint == resumed.fingerprint
-    assert len({head.levels.heads[0].weight.sum().item() for head in whole.heads}) == 2
+    first, second = (head.levels.heads[0].weight for head in whole.heads)
+    assert (first - second).abs().mean() > 0.01  # heads that start alike differ by rounding only
 
 
 def test_an_unfinished_run_of_other_settings_or_samples_is_refused(tmp_path: Path) -> None:

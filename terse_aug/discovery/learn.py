@@ -73,8 +73,8 @@ def learn_cutter(
         ValueError: too few photographs, or ``out`` holds another run.
     """
     settings, every = settings or DiscoverySettings(), intervals or Intervals()
-    photographs = read_photographs(images, settings.size, progress)
     with closing(RunFolder(out)) as folder:
+        photographs = read_photographs(images, settings.size, progress)
         run = {**settings.plain(), "seed": seed, "images": _digest(photographs)}
         state = folder.load_checkpoint(run)
         training = DiscoveryTraining(photographs.images, settings, seed, device)

@@ -47,7 +47,7 @@ def render_cutter_report(run: str | Path, measured: Agreement | None = None) -> 
     Raises:
         ValueError: it is no folder of a run.
     """
-    folder = RunFolder(run, existing=True)
+    folder = RunFolder(run)
     summary, metrics = folder.summary(), folder.metrics()
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(

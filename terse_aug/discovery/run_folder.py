@@ -24,25 +24,22 @@ class RunFolder:
     """Writes what a training leaves behind, and reads it for resuming and reports.
 
     Args:
-        path: of the folder; it is made if its parent exists.
-        existing: nothing is made.
+        path: of the folder.
 
     Raises:
         ValueError: the parent does not exist, or ``path`` is a file.
     """
 
-    def __init__(self, path: str | Path, existing: bool = False) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.parent.is_dir():
             raise ValueError(f"there is no folder {self.path.parent} for a run in {self.path}")
         if self.path.is_file():
             raise ValueError(f"{self.path}: expected a folder for a run, found a file")
-        if not existing:
-            self.path.mkdir(exist_ok=True)
         self._writer: Any = None
 
     def load_checkpoint(self, run: Mapping[str, Any]) -> dict[str, Any] | None:
-        """State of the last checkpoint; ``None`` if there is none. Metrics after it are removed.
+        """State of the last checkpoint; ``None`` if there is none, and the folder is made. Later metrics are removed.
 
         Args:
             run: plain values that have to be those of the checkpoint: settings, seed, images.
@@ -50,6 +47,7 @@ class RunFolder:
         Raises:
             ValueError: the checkpoint is damaged, or of another run; the message names the difference.
         """
+        self.path.mkdir(exist_ok=True)
         path = self.path / CHECKPOINT
         if not path.exists():
             others = [own.name for own in self.path.iterdir() if own.name not in (METRICS, SUMMARY, "tensorboard")]

@@ -31,6 +31,11 @@ class DiscoverySettings:
     mask_area_weight: float = setting(0.0, "weight of masks of less than min_mask_area; not in the paper")
     min_mask_area: float = setting(0.25, "for mask_area_weight, fraction of the image")
     mask_binary_weight: float = setting(0.0, "weight of masks being 0 or 1; not in the paper")
+    mask_noise: float = setting(
+        0.0,
+        "standard deviation of noise on masks before their group is read, so that faint marks do not do; "
+        "not in the paper",
+    )
     latent: int = setting(100, "dimensions of the public code z")
     width: int = setting(128, "generator: channels at 4 x 4 px, halved with each doubling; 1024 in the paper")
     residual_blocks: int = setting(1, "generator: blocks at full resolution in each of its stages; 2 in the paper")
@@ -102,6 +107,7 @@ _LEAST = {
     "mask_area_weight": 0,
     "min_mask_area": 0,
     "mask_binary_weight": 0,
+    "mask_noise": 0,
     "latent": 1,
     "width": 16,
     "residual_blocks": 0,

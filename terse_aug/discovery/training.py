@@ -126,7 +126,9 @@ class DiscoveryTraining:
         figures = self._discriminator_step(layers.composite.detach())
         realness, category_logits = self.discriminator(layers.composite)
         group = category // settings.group_size
-        group_logits, mask = self.mask_classifier(layers.generated_mask), layers.generated_mask
+        mask = layers.generated_mask
+        noise = torch.randn(mask.shape, generator=draw).to(mask) * settings.mask_noise
+        group_logits = self.mask_classifier(mask + noise)
         weighted = {
             "realism": (1.0, losses.realism_loss(realness)),
             "code_of_composite": (settings.gamma_mi, losses.code_loss(category_logits, category)),
@@ -163,9 +165,11 @@ class DiscoveryTraining:
 
     @torch.no_grad()
     def _update_average(self) -> None:
+        # Without a shorter average at the start, the initial weights would be seen for thousands of steps.
+        decay = min(self.settings.ema, (1 + self.done) / (10 + self.done))
         pairs = zip(self.average.parameters(), self.generator.parameters(), strict=True)
         for average, own in pairs:
-            average.lerp_(own, 1 - self.settings.ema)
+            average.lerp_(own, 1 - decay)
         for buffer, current in zip(self.average.buffers(), self.generator.buffers(), strict=True):
             buffer.copy_(current)
 
