@@ -21,6 +21,10 @@ import pytest
 import torch
 from frameworks import need_detectron2, need_mmdet
 
+from terse_aug.bank import ForegroundBank
+from terse_aug.discovery import Cutter
+from terse_aug.discovery.segmentation import SegmentationNetwork
+
 REPOSITORY = Path(__file__).parents[1]
 FEW = {"train_20": 6, "train_60": 2, "test": 2}
 """Images of Penn-Fudan that are kept of each part of the split."""
@@ -161,12 +165,21 @@ def test_masks_of_boxes_are_compared_with_the_true_ones(run: Any, data_root: Pat
     content["annotations"] = content["annotations"][:25]
     (tmp_path / "few.json").write_text(json.dumps(content))
     pair = f"{tmp_path / 'few.json'}={data_root / 'coco_mini' / 'val2017'}"
-    found = run("box_masks", tmp_path / "f.json", "--coco", pair, "--classes", "2")
+    Cutter(SegmentationNetwork(4), 32, ["mask share"]).save(tmp_path / "cutter.pt")
+    banks = tmp_path / "banks"
+    more = ["--classes", "2", "--cutter", str(tmp_path / "cutter.pt"), "--banks", str(banks)]
+    found = run("box_masks", tmp_path / "f.json", "--coco", pair, *more)
     assert 10 < found["all"]["objects"] <= 25
     assert len(found["by class"]) == 2
-    assert found["by quality"][0]["objects"] >= found["by quality"][-1]["objects"]
-    for method in ("grabcut", "ellipse", "box"):
+    assert found["by quality"][0]["objects"] >= found["by quality"][3]["objects"]
+    for method in ("grabcut", "ellipse", "box", "cutter"):
         assert 0 <= found["all"][method]["10th percentile"] <= found["all"][method]["mean"] <= 1
+        if found["banks"].get(method):
+            with ForegroundBank.open(banks / f"{method}.bank") as bank:
+                assert len(bank) == found["banks"][method]
+                assert "mask" not in bank.info()["built"]["mask_sources"]
+    assert found["banks"].keys() == {"grabcut", "ellipse", "box", "cutter"}
+    assert found["cutter"]["cutter_collapsed"] == ["mask share"]
 
 
 def test_masks_in_loose_boxes_are_measured(run: Any, tmp_path: Path, data_root: Path) -> None:

@@ -143,7 +143,8 @@ def test_every_flag_is_explained(source: str, capsys: pytest.CaptureFixture[str]
     assert "the bank to write" in text
     assert "`" not in text
     assert not re.search(r"\bfunction|\bNone\b|content of", text), "help is for the command line"
-    assert ("--min-box-agreement" in text) == (source not in ("masks", "object-masks", "rgba", "products", "video"))
+    of_their_own = ("masks", "object-masks", "rgba", "products", "unlabelled", "video")
+    assert ("--min-box-agreement" in text) == (source not in of_their_own)
     assert ("--drop-truncated" in text) == (source != "rgba")
 
 

@@ -19,6 +19,8 @@ FLOORS = (
     {"structures", "transforms"},
     {"config", "models", "viz"},
     {"bank", "samplers"},
+    {"discovery"},
+    {"generators"},
     {"compositing"},
     {"data"},
     {"policies"},

@@ -20,11 +20,13 @@ from terse_aug.bank.readers.panoptic import build_from_panoptic
 from terse_aug.bank.readers.products import build_from_products
 from terse_aug.bank.readers.rgba import build_from_rgba
 from terse_aug.bank.readers.sa1b import build_from_sa1b
+from terse_aug.bank.readers.unlabelled import build_from_unlabelled
 from terse_aug.bank.readers.via import build_from_via
 from terse_aug.bank.readers.video import build_from_video
 from terse_aug.bank.readers.voc import build_from_voc
 from terse_aug.bank.readers.yolo import build_from_yolo
 from terse_aug.bank.segmenters.box import BOX_MASK_METHODS, BoxMaskMethod, BoxMasks
+from terse_aug.bank.segmenters.cutter import ImageCutter
 from terse_aug.bank.segmenters.plain_background import PlainBackground
 from terse_aug.bank.selection import UnknownClassesError
 from terse_aug.bank.storage.writer import BankWriter
@@ -41,6 +43,7 @@ __all__ = [
     "ExtractionRules",
     "Foreground",
     "ForegroundBank",
+    "ImageCutter",
     "NoAlphaError",
     "PlainBackground",
     "UnknownClassesError",
@@ -54,6 +57,7 @@ __all__ = [
     "build_from_products",
     "build_from_rgba",
     "build_from_sa1b",
+    "build_from_unlabelled",
     "build_from_via",
     "build_from_video",
     "build_from_voc",

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-COMMANDS = ("bank", "preview", "compose")
+COMMANDS = ("bank", "preview", "compose", "learn")
 
 _USER_ERROR = 2
 _INTERRUPTED = 130

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from terse_aug.bank import ForegroundBank
-from terse_aug.bank.analysis import bank_statistics, render_report
-from terse_aug.bank.analysis.page import by_count
+from terse_aug.bank.analysis import BankStatistics, bank_statistics, render_comparison, render_report
+from terse_aug.bank.analysis.templates import by_count
 from terse_aug.cli import sources
+from terse_aug.cli.features import open_features
 from terse_aug.cli.output import HTML, checked_output, progress_bar, write_whole
 from terse_aug.viz.text import printable
 
@@ -28,6 +29,11 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     report = actions.add_parser("report", help="write an HTML report: classes, sizes, shapes, positions, duplicates")
     report.add_argument("bank", type=Path, help="the bank file")
     report.add_argument("--out", type=Path, required=True, metavar="HTML", help="the page to write")
+    report.add_argument("--compare", type=Path, metavar="BANK", help="show this bank beside the other one instead")
+    features = "with --compare: also the FID in the features of this network, a TorchScript file or MODULE:FACTORY"
+    report.add_argument("--features", metavar="NETWORK", help=features)
+    size = "side of its images in pixels (default: 128)"
+    report.add_argument("--feature-size", type=int, metavar="PX", help=size)
     samples = "foregrounds shown per class, at most 2,000 in all (default: %(default)s)"
     report.add_argument("--samples", type=int, default=8, metavar="N", help=samples)
     report.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
@@ -44,18 +50,45 @@ def _info(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     out = checked_output("--out", arguments.out, HTML)
+    if arguments.compare is None and arguments.features is not None:
+        raise ValueError("--features is for --compare: FID is a distance of two banks")
+    if arguments.features is None and arguments.feature_size is not None:
+        raise ValueError("--feature-size is for --features")
+    options = {"samples": arguments.samples, "seed": arguments.seed}
     with ForegroundBank.open(arguments.bank) as bank, progress_bar() as report_progress:
-        statistics = bank_statistics(bank, samples=arguments.samples, seed=arguments.seed, progress=report_progress)
-    page = render_report(statistics).encode("utf-8")
-    write_whole(out, page)
-    groups = statistics.near_duplicates.groups
-    print(
-        printable(
-            f"{out}: {len(statistics.sizes)} foregrounds of {len(statistics.classes)} classes, "
-            f"{sum(map(len, groups))} of them in {len(groups)} groups of near duplicates; {len(page) / 1e6:.1f} MB"
-        )
-    )
+        if arguments.compare is not None:
+            page, text = _comparison(bank, arguments, progress=report_progress, **options)
+        else:
+            statistics = bank_statistics(bank, progress=report_progress, **options)
+            page, text = render_report(statistics), _report_text(statistics)
+    content = page.encode("utf-8")
+    write_whole(out, content)
+    print(printable(f"{out}: {text}; {len(content) / 1e6:.1f} MB"))
     return 0
+
+
+def _report_text(statistics: BankStatistics) -> str:
+    groups = statistics.near_duplicates.groups
+    return (
+        f"{len(statistics.sizes)} foregrounds of {len(statistics.classes)} classes, "
+        f"{sum(map(len, groups))} of them in {len(groups)} groups of near duplicates"
+    )
+
+
+def _comparison(bank: ForegroundBank, arguments: argparse.Namespace, **options: Any) -> tuple[str, str]:
+    """The page of two banks, and a line about it."""
+    network = None if arguments.features is None else open_features(arguments.features)
+    with ForegroundBank.open(arguments.compare) as other:
+        distance = None
+        if network is not None:
+            from terse_aug.evaluation.feature_distance import feature_distance  # needs torch
+
+            side = {} if arguments.feature_size is None else {"side": arguments.feature_size}
+            shared = {"seed": options["seed"], "progress": options["progress"]}
+            distance = feature_distance(bank, other, network, arguments.features, **side, **shared)
+        page = render_comparison(bank_statistics(bank, **options), bank_statistics(other, **options), distance)
+        text = f"{len(bank)} foregrounds beside {len(other)}"
+    return page, text if distance is None else f"{text}, FID {distance.value:.4g} ({distance.network})"
 
 
 def _info_text(info: dict[str, Any]) -> str:

@@ -22,14 +22,16 @@ from terse_aug.bank import (
 )
 from terse_aug.bank.inputs.pillow_settings import limited_pixels
 from terse_aug.bank.readers import READERS
+from terse_aug.cli.cutters import open_cutter
 from terse_aug.cli.flags import add_flags, documented, with_flags
+from terse_aug.cli.generator_source import build_from_generator
 from terse_aug.cli.output import progress_bar
 
 Build = Callable[..., BuildReport]
 
 _BOXES = BoxMasks("grabcut")
 _FLAG_NAMES = {"categories": "category", "modules": "import"}
-_SHARED = {"out", "rules", "overwrite", "progress", "boxes", "only_read"}
+_SHARED = {"out", "rules", "overwrite", "progress", "boxes", "only_read", "cutter"}
 """Arguments whose flags do not follow from their types."""
 
 
@@ -49,6 +51,9 @@ def add_parsers(sources: argparse._SubParsersAction[Any]) -> None:
     add_source(detectron2, _build_from_detectron2, AnnotationOptions)
     mmdet = sources.add_parser("mmdet", help="the training data set of an MMDetection config")
     add_source(mmdet, _build_from_mmdet, AnnotationOptions)
+    generator = sources.add_parser("generator", help="a generator of images and its segmentation branch")
+    unused = ("image_list", "min_box_agreement", "black_16bit", "white_16bit")
+    add_source(generator, build_from_generator, BuildOptions, unused)
 
 
 def _build_from_detectron2(
@@ -96,38 +101,48 @@ def add_source(
     options: type[BuildOptions] | None,
     unused_rules: Collection[str] = (),
 ) -> None:
-    """Add the flags of a builder, see :class:`terse_aug.bank.readers.Reader`, and set ``run`` of the parser."""
+    """Add the flags of a builder, see :class:`terse_aug.bank.readers.Reader`, and set ``run`` of the parser.
+
+    ``unused_rules`` and options of that name get none.
+    """
     parameters = dict(inspect.signature(build).parameters)
     parameters.pop("options", None)
     help_texts = documented(build.__doc__, "Args")
     for name, parameter in parameters.items():
         if name not in _SHARED:
             add_flag(parser, name, parameter.annotation, parameter.default, help_texts.get(name, ""))
+    if "cutter" in parameters:
+        learned = "what cuts the objects out: a file of terse-aug learn cutter"
+        parser.add_argument("--cutter", type=Path, required=True, metavar="FILE", help=learned)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the bank to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bank")
     pixels = "largest image in pixels; 0 for any size, which may use all memory (default: pillow's limit, 178956970)"
     parser.add_argument("--max-image-pixels", type=int, metavar="N", help=pixels)
     names = list(parameters)
     if options is not None:
-        _add_options(parser, options)
+        _add_options(parser, options, unused_rules)
         names += [setting.name for setting in dataclasses.fields(options)]
     add_flags(parser.add_argument_group("which objects are kept"), ExtractionRules(), without=unused_rules)
     parser.set_defaults(run=lambda arguments: _run(build, names, arguments))
 
 
-def _add_options(parser: argparse.ArgumentParser, options: type[BuildOptions]) -> None:
+def _add_options(parser: argparse.ArgumentParser, options: type[BuildOptions], unused: Collection[str]) -> None:
     help_texts = {
         name: text for part in options.__mro__ for name, text in documented(part.__doc__, "Attributes").items()
     }
     for setting in dataclasses.fields(options):
-        if setting.name not in _SHARED:
+        if setting.name not in _SHARED and setting.name not in unused:
             add_flag(parser, setting.name, str(setting.type), setting.default, help_texts.get(setting.name, ""))
     if issubclass(options, AnnotationOptions):
         add = parser.add_argument_group("objects with a box only").add_argument
-        add("--boxes", choices=BOX_MASK_METHODS, help="make masks of boxes (default: reject them)")
+        methods = ",".join(BOX_MASK_METHODS)
+        boxes = "make masks of boxes, also by a cutter from terse-aug learn cutter (default: reject them)"
+        add("--boxes", metavar=f"{{{methods},FILE}}", help=boxes)
         quality = "least quality of GrabCut's masks, 0 to 1 (default: %(default)s)"
         add("--min-quality", type=float, default=_BOXES.min_quality, metavar="FRACTION", help=quality)
-        add("--fallback", choices=("ellipse", "box"), help="make masks so where GrabCut fails (default: reject)")
+        fallback = "make masks so where GrabCut fails or a cutter finds nothing (default: reject)"
+        add("--fallback", choices=("ellipse", "box"), help=fallback)
+        add("--accept-unhealthy", action="store_true", help="use a cutter that is marked as collapsed")
 
 
 def flag_of(name: str) -> str:
@@ -166,6 +181,8 @@ def _run(build: Build, names: list[str], arguments: argparse.Namespace) -> int:
     values["rules"] = with_flags(ExtractionRules(), arguments)
     if "boxes" in names:
         values["boxes"] = _box_masks(arguments)
+    if "cutter" in names:
+        values["cutter"] = open_cutter("--cutter", arguments.cutter)
     if "background" in names:
         background = with_flags(PlainBackground(), arguments)
         values["background"] = None if background == PlainBackground() else background
@@ -177,8 +194,13 @@ def _run(build: Build, names: list[str], arguments: argparse.Namespace) -> int:
 
 
 def _box_masks(arguments: argparse.Namespace) -> BoxMasks | None:
-    if arguments.boxes != "grabcut" and (arguments.fallback or arguments.min_quality != _BOXES.min_quality):
-        raise ValueError("--min-quality and --fallback are for --boxes grabcut")
-    if arguments.boxes is None:
+    boxes, is_named = arguments.boxes, arguments.boxes in (None, *BOX_MASK_METHODS)
+    has_quality = arguments.min_quality != _BOXES.min_quality
+    if boxes != "grabcut" and (has_quality or (is_named and arguments.fallback)):
+        raise ValueError("--min-quality and --fallback are for --boxes grabcut, --fallback also for cutters")
+    if is_named and arguments.accept_unhealthy:
+        raise ValueError("--accept-unhealthy is for --boxes with the file of a cutter")
+    if boxes is None:
         return None
-    return BoxMasks(arguments.boxes, arguments.min_quality, arguments.fallback)
+    method = boxes if is_named else open_cutter(f"--boxes ({', '.join(BOX_MASK_METHODS)}, or a cutter)", Path(boxes))
+    return BoxMasks(method, arguments.min_quality, arguments.fallback, arguments.accept_unhealthy)

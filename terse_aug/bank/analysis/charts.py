@@ -1,4 +1,4 @@
-"""Charts as inline SVG, in one color, which the page's style sets for light and dark. Pure functions.
+"""Charts as inline SVG, in colors that the page's style sets for light and dark. Pure functions.
 
 Not by matplotlib: its SVG has fixed colors and no tooltips, and is many times larger.
 """
@@ -27,29 +27,60 @@ def histogram(values: ArrayLike, edges: Sequence[float], ticks: Sequence[float],
         name: what is shown, for screen readers.
         unit: of the values.
     """
-    numbers = np.asarray(values, np.float64)
-    bins = np.clip(np.searchsorted(edges, numbers, "right") - 1, 0, len(edges) - 2)
-    counts = np.bincount(bins, minlength=len(edges) - 1)
-    step = _step(int(counts.max()))
-    top = step * math.ceil(counts.max() / step)
-    scale, floor = (_HEIGHT - _TOP - _BOTTOM) / top, _HEIGHT - _BOTTOM
-    bar_width = (_WIDTH - _LEFT - _RIGHT) / len(counts)
-    marks = []
+    counts = _counts(values, edges)
+    marks, scale = _axes(int(counts.max()), edges, ticks)
+    for index, count in enumerate(counts.tolist()):
+        if count:
+            place = _bar(index, len(counts), count * scale)
+            marks.append(_rectangle('class="bar"', place, f"{_range(index, edges)}{unit}: {count}"))
+    return _svg(_WIDTH, _HEIGHT, name, marks)
+
+
+def compared_histogram(
+    first: ArrayLike, second: ArrayLike, edges: Sequence[float], ticks: Sequence[float], name: str
+) -> Markup:
+    """Bars of one set of values and the outline of those of another, in per cent of each; as :func:`histogram`."""
+    shares = [100 * counts / counts.sum() for counts in (_counts(first, edges), _counts(second, edges))]
+    count = len(edges) - 1
+    marks, scale = _axes(math.ceil(max(own.max() for own in shares)), edges, ticks)
+    bars, steps = [], f"M{_LEFT} {_HEIGHT - _BOTTOM}"
+    for index, (one, other) in enumerate(zip(*(own.tolist() for own in shares), strict=True)):
+        x, y, width, height = _bar(index, count, one * scale)
+        title = f"{_range(index, edges)}: {one:.1f} %, {other:.1f} %"
+        if one:
+            bars.append(_rectangle('class="bar"', (x, y, width, height), title))
+        bars.append(_rectangle('class="hover"', _bar(index, count, _HEIGHT - _TOP - _BOTTOM), title))
+        steps += f"V{_HEIGHT - _BOTTOM - other * scale:.1f}H{x + width + 0.5:.1f}"
+    return _svg(_WIDTH, _HEIGHT, name, [*marks, *bars, f'<path class="line" d="{steps}V{_HEIGHT - _BOTTOM}"/>'])
+
+
+def _counts(values: ArrayLike, edges: Sequence[float]) -> NDArray[np.int64]:
+    bins = np.clip(np.searchsorted(edges, np.asarray(values, np.float64), "right") - 1, 0, len(edges) - 2)
+    return np.bincount(bins, minlength=len(edges) - 1)
+
+
+def _axes(largest: int, edges: Sequence[float], ticks: Sequence[float]) -> tuple[list[str], float]:
+    """Grid lines with numbers from 0 to at least the largest value, ticks, and the height of one in px."""
+    step = _step(largest)
+    top = step * math.ceil(largest / step)
+    scale, floor, marks = (_HEIGHT - _TOP - _BOTTOM) / top, _HEIGHT - _BOTTOM, []
     for level in range(0, top + 1, step):
         y = floor - level * scale
         marks.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
         marks.append(f'<text class="y" x="{_LEFT - 6}" y="{y + 4:.1f}">{short(level)}</text>')
-    for index, count in enumerate(counts.tolist()):
-        if count:
-            place = _LEFT + index * bar_width + 0.5, floor - count * scale, bar_width - 1, count * scale
-            marks.append(_rectangle('class="bar"', place, f"{_range(index, edges)}{unit}: {count}"))
     places = np.interp(ticks, edges, np.arange(len(edges)), -1, -1)
     for tick, place in zip(ticks, places.tolist(), strict=True):
         if place >= 0:
-            x = _LEFT + place * bar_width
+            x = _LEFT + place * (_WIDTH - _LEFT - _RIGHT) / (len(edges) - 1)
             marks.append(f'<path class="tick" d="M{x:.1f} {floor}v4"/>')
             marks.append(f'<text class="x" x="{x:.1f}" y="{floor + 16}">{short(tick)}</text>')
-    return _svg(_WIDTH, _HEIGHT, name, marks)
+    return marks, scale
+
+
+def _bar(index: int, count: int, height: float) -> tuple[float, float, float, float]:
+    """Left, top, width and height of a bar, one of ``count``."""
+    width = (_WIDTH - _LEFT - _RIGHT) / count
+    return _LEFT + index * width + 0.5, _HEIGHT - _BOTTOM - height, width - 1, height
 
 
 def scatter(points: NDArray[np.float32], name: str) -> Markup:

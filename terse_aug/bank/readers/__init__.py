@@ -28,6 +28,7 @@ from terse_aug.bank.readers.panoptic import build_from_panoptic
 from terse_aug.bank.readers.products import build_from_products
 from terse_aug.bank.readers.rgba import build_from_rgba
 from terse_aug.bank.readers.sa1b import build_from_sa1b
+from terse_aug.bank.readers.unlabelled import build_from_unlabelled
 from terse_aug.bank.readers.via import build_from_via
 from terse_aug.bank.readers.video import build_from_video
 from terse_aug.bank.readers.voc import build_from_voc
@@ -55,6 +56,7 @@ READERS = {
     "object-masks": Reader(build_from_object_masks, BuildOptions, _NO_BOXES),
     "rgba": Reader(build_from_rgba, BuildOptions, (*_NO_BOXES, "drop_truncated")),
     "products": Reader(build_from_products, BuildOptions, _NO_BOXES),
+    "unlabelled": Reader(build_from_unlabelled, BuildOptions, _NO_BOXES),
     "video": Reader(build_from_video, None, _NO_BOXES),
     "voc": Reader(build_from_voc, AnnotationOptions),
     "yolo": Reader(build_from_yolo, AnnotationOptions),

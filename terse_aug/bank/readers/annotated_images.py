@@ -38,8 +38,8 @@ class AnnotationOptions(BuildOptions):
     Attributes:
         categories: names of the categories to keep; all by default.
         boxes: how masks of objects that have a box only are made: ``"grabcut"``, ``"ellipse"``, ``"box"``, a function
-            of image and box such as a segmentation model, or :class:`BoxMasks`. By default these objects are rejected.
-            With a function, ``jobs`` is 1 by default, and each of more processes has a copy of it.
+            of image and box such as a cutter, or :class:`BoxMasks`. By default these objects are rejected. With a
+            function without ``fingerprint``, ``jobs`` is 1 by default, and each of more processes has a copy of it.
         only_read: end with the annotations instead of building, for :func:`read_annotations`.
 
     Raises:
@@ -125,7 +125,7 @@ def build_from_annotations(
     source = Source(
         groups,
         _Extractor(folder, rules, boxes, len(keypoint_names)),
-        None if boxes is not None and callable(boxes.method) else record,
+        record if boxes is None or boxes.is_reproducible else None,
         log,
         prepare=lambda group: _ImageObjects.find(group[0], group[1], files),
         object_count=lambda group: len(group[1]),

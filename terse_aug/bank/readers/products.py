@@ -113,7 +113,7 @@ class _Extractor:
         image, label = item
         try:
             notes: Repairs = set()
-            pixels = _read_opaque(image.path, self.rules, notes)
+            pixels = read_opaque(image.path, self.rules, notes)
             log.repair(notes, image.name)
             if image.mask is not None:
                 alpha, mask_source = _read_alpha(image.mask, pixels)
@@ -121,25 +121,27 @@ class _Extractor:
             else:
                 alphas, mask_source = _alphas_on_background(pixels, self.background), _BY_BACKGROUND
         except RejectedObject as reason:
-            log.drop(str(reason), image.name, shown=_sample(image, image.name, reason.mask))
+            log.drop(str(reason), image.name, shown=rejected_image(image, image.name, reason.mask))
             return
         for number, alpha in enumerate(alphas, 1):
             source = image.name if len(alphas) == 1 else f"{image.name}#{number}"
             try:
                 foreground = extract_from_image(pixels, alpha, Annotation(label, source), self.rules, soft=True)
             except RejectedObject as reason:
-                log.drop(str(reason), source, shown=_sample(image, source, alpha))
+                log.drop(str(reason), source, shown=rejected_image(image, source, alpha))
             else:
                 log.mask_sources[mask_source] += 1
                 yield replace(foreground, relative_size=self.relative_size)
 
 
-def _sample(image: ListedImage, caption: str, mask: NDArray[np.uint8] | None) -> RejectedSample:
+def rejected_image(image: ListedImage, caption: str, mask: NDArray[np.uint8] | None) -> RejectedSample:
+    """For a sheet: an image, what it is called there, and the mask if one was made."""
     segmentation = None if mask is None else segmentation_as_json(mask > 0)
     return RejectedSample(image.path, caption, segmentation=segmentation)
 
 
-def _read_opaque(path: Path, rules: ExtractionRules, notes: Repairs) -> NDArray[np.uint8]:
+def read_opaque(path: Path, rules: ExtractionRules, notes: Repairs) -> NDArray[np.uint8]:
+    """A photograph uint8 ``[H, W, 3]``; one that cannot be read, or has transparency, is rejected."""
     try:
         with contextlib.suppress(NoAlphaError):
             if read_rgba(path)[..., 3].min() < 255:

@@ -12,10 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terse_aug.bank.extract import Box, RejectedObject, box_iou, tight_box
-from terse_aug.bank.segmenters.operations import grabcut
+from terse_aug.bank.segmenters.cutter import (
+    SOLID,
+    as_mask,
+    check_healthy,
+    checked_alpha,
+    cutter_name,
+    cutter_record,
+    fingerprint_of,
+    tidy_alpha,
+)
+from terse_aug.bank.segmenters.operations import grabcut, remove_specks
 
 BoxMaskMethod = Callable[[NDArray[np.uint8], Box], NDArray[Any]]
-"""From an image uint8 ``[H, W, 3]`` RGB and a box to a mask ``[H, W]``: bool, 0 and 1, or alpha 0 to 255."""
+"""From an image uint8 ``[H, W, 3]`` RGB and a box to a mask ``[H, W]``: bool, 0 and 1, or alpha 0 to 255.
+
+One with an attribute ``fingerprint``, a text that is another for other masks, is a cutter: builds with it can be
+resumed, and uint8 is always alpha 0 to 255.
+"""
 
 BOX_MASK_METHODS = ("grabcut", "ellipse", "box")
 """Names of the built-in methods."""
@@ -26,8 +40,6 @@ _WORKING_SIDE = 256
 _GRABCUT_ITERATIONS = 5
 _CORE = 0.5
 _MIN_SURROUNDINGS = 0.05
-_MIN_PART_AREA = 0.1
-_MAX_HOLE_AREA = 0.02
 _HISTOGRAM_BINS = 8
 _SOFT_RIM = 0.15
 _MIN_SHRINKAGE = 0.65
@@ -41,17 +53,20 @@ class BoxMasks:
     """How masks are made of boxes.
 
     Attributes:
-        method: one of ``BOX_MASK_METHODS``, or a function of image and box, such as a segmentation model.
+        method: one of ``BOX_MASK_METHODS``, or a function of image and box, such as a cutter.
         min_quality: in [0, 1]; GrabCut's masks of a lower :func:`grabcut_quality` are not used.
-        fallback: used where GrabCut fails: ``"ellipse"``, ``"box"``, or ``None`` to reject the object.
+        fallback: used where GrabCut fails, or a function finds nothing in the box: ``"ellipse"``, ``"box"``, or
+            ``None`` to reject the object.
+        accept_unhealthy: use a cutter that is marked as collapsed.
 
     Raises:
-        ValueError: an unknown method, or a number out of range.
+        ValueError: an unknown method, a number out of range, or a collapsed cutter.
     """
 
     method: str | BoxMaskMethod
     min_quality: float = 0.35
     fallback: str | None = None
+    accept_unhealthy: bool = False
 
     def __post_init__(self) -> None:
         if not callable(self.method) and self.method not in BOX_MASK_METHODS:
@@ -62,41 +77,80 @@ class BoxMasks:
             raise ValueError(f"expected min_quality within 0 to 1, got {self.min_quality}")
         if self.fallback not in (None, "ellipse", "box"):
             raise ValueError(f"expected fallback to be ellipse, box or None, got {self.fallback!r}")
+        check_healthy(self.method, self.accept_unhealthy)
 
     @property
     def name(self) -> str:
         """Name of the method, for a report."""
         if isinstance(self.method, str):
             return self.method
+        if self.is_reproducible:
+            return cutter_name(self.method)
         return f"function {getattr(self.method, '__name__', type(self.method).__name__)}"
+
+    @property
+    def is_reproducible(self) -> bool:
+        """Whether :attr:`record` determines the masks, as it does not for functions without a fingerprint."""
+        return isinstance(self.method, str) or fingerprint_of(self.method) is not None
 
     @property
     def record(self) -> dict[str, Any]:
         """These settings in a bank's record of how it was built."""
-        grabcut = {"min_quality": self.min_quality, "fallback": self.fallback} if self.method == "grabcut" else {}
-        return {"boxes": self.name} | grabcut
+        if self.method == "grabcut":
+            return {"boxes": self.name, "min_quality": self.min_quality, "fallback": self.fallback}
+        if isinstance(self.method, str):
+            return {"boxes": self.name}
+        cutter = cutter_record(self.method) if self.is_reproducible else {}
+        return {"boxes": self.name, "fallback": self.fallback} | cutter
 
     def alpha(self, image: NDArray[np.uint8], box: Box) -> tuple[NDArray[np.uint8], str]:
         """The object's alpha, uint8 ``[H, W]`` 0 to 255, and the name of the method that made it; or it is rejected."""
         _check_box(box, image.shape)
-        if not isinstance(self.method, str):
-            try:
-                return _check_mask(self.method(image, box), image.shape, box), self.name
-            except RejectedObject:
-                raise
-            except Exception as error:
-                raise RejectedObject(f"{self.name} failed ({type(error).__name__})") from error
-        if self.method != "grabcut":
+        if isinstance(self.method, str) and self.method != "grabcut":
             return _SHAPES[self.method](image.shape, box), self.method
         try:
-            mask = grabcut_mask(image, box)
-            if grabcut_quality(image, mask, box) < self.min_quality:
-                raise RejectedObject(f"GrabCut's mask is poor: quality below {self.min_quality:g} (min_quality)", mask)
+            return (self._grabcut_alpha if self.method == "grabcut" else self._function_alpha)(image, box), self.name
+        except _FunctionFailed:
+            raise
         except RejectedObject:
             if self.fallback is None:
                 raise
             return _SHAPES[self.fallback](image.shape, box), self.fallback
-        return mask, "grabcut"
+
+    def _grabcut_alpha(self, image: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
+        mask = grabcut_mask(image, box)
+        if grabcut_quality(image, mask, box) < self.min_quality:
+            raise RejectedObject(f"GrabCut's mask is poor: quality below {self.min_quality:g} (min_quality)", mask)
+        return mask
+
+    def _function_alpha(self, image: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
+        """It may be smaller than the box, but has to be in it."""
+        assert callable(self.method)
+        try:
+            made = self.method(image, box)
+        except RejectedObject:
+            raise
+        except Exception as error:
+            raise _FunctionFailed(f"{self.name} failed ({type(error).__name__})") from error
+        is_cutter = self.is_reproducible
+        try:
+            alpha = checked_alpha(made, image.shape) if is_cutter else as_mask(made, image.shape).astype(np.uint8)
+        except RejectedObject as reason:
+            raise _FunctionFailed(str(reason)) from reason
+        left, top, right, bottom = _pixel_corners(box, image.shape)
+        solid = alpha >= (SOLID if is_cutter else 1)
+        within = np.count_nonzero(solid[top:bottom, left:right])
+        if within < _MIN_WITHIN_BOX * np.count_nonzero(solid):
+            raise RejectedObject("most of the function's mask lies outside the box", alpha)
+        if not within:
+            raise RejectedObject(f"{self.name} found nothing in the box", alpha)
+        if is_cutter:
+            return tidy_alpha(alpha)
+        return alpha if alpha.max() > 1 else 255 * alpha
+
+
+class _FunctionFailed(RejectedObject):
+    """A function of the user's raised an error, or returned no mask: no fallback hides that."""
 
 
 def ellipse_alpha(shape: tuple[int, ...], box: Box) -> NDArray[np.uint8]:
@@ -155,7 +209,7 @@ def grabcut_mask(image: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
     rows = slice(round((top - y0) * down), max(round((bottom - y0) * down), 1))
     columns = slice(round((left - x0) * across), max(round((right - x0) * across), 1))
     try:
-        mask = _remove_specks(grabcut(small, _initial_labels(small.shape, rows, columns), _GRABCUT_ITERATIONS))
+        mask = remove_specks(grabcut(small, _initial_labels(small.shape, rows, columns), _GRABCUT_ITERATIONS))
     except cv2.error as error:  # fewer pixels than the components of its mixtures
         raise RejectedObject("GrabCut failed: too few pixels in the box or around it") from error
     if scale < 1:
@@ -175,20 +229,6 @@ def _initial_labels(shape: tuple[int, ...], rows: slice, columns: slice) -> NDAr
     if (labels != cv2.GC_BGD).all():
         raise RejectedObject(_NO_SURROUNDINGS)
     return labels
-
-
-def _remove_specks(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Without small parts, and with small holes filled."""
-    count, parts, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-    if count == 1:
-        return mask
-    areas = stats[1:, cv2.CC_STAT_AREA]
-    kept = np.flatnonzero(areas >= _MIN_PART_AREA * areas.max()) + 1
-    tidy = np.isin(parts, kept).astype(np.uint8)
-    count, parts, stats, _ = cv2.connectedComponentsWithStats(1 - tidy, connectivity=4)
-    small = np.flatnonzero(stats[1:, cv2.CC_STAT_AREA] <= _MAX_HOLE_AREA * tidy.sum()) + 1
-    tidy[np.isin(parts, small)] = 1
-    return tidy
 
 
 def grabcut_quality(image: NDArray[np.uint8], mask: NDArray[np.uint8], box: Box) -> float:
@@ -247,16 +287,3 @@ def _pixel_corners(box: Box, shape: tuple[int, ...]) -> tuple[int, int, int, int
     right = min(max(math.ceil(box[0] + box[2]), left + 1), width)
     bottom = min(max(math.ceil(box[1] + box[3]), top + 1), height)
     return left, top, right, bottom
-
-
-def _check_mask(mask: Any, shape: tuple[int, ...], box: Box) -> NDArray[np.uint8]:
-    """A mask from a user's function as alpha; it may be smaller than the box, but has to be in it."""
-    array = np.asarray(mask.detach().cpu() if hasattr(mask, "detach") else mask)  # a tensor, of any device
-    if array.shape != shape[:2] or array.dtype not in (bool, np.uint8):
-        raise RejectedObject("the function returned no mask of the image's size, bool or uint8")
-    alpha = array.astype(np.uint8)
-    left, top, right, bottom = _pixel_corners(box, shape)
-    within, whole = np.count_nonzero(alpha[top:bottom, left:right]), np.count_nonzero(alpha)
-    if within < _MIN_WITHIN_BOX * whole:
-        raise RejectedObject("most of the function's mask lies outside the box", alpha)
-    return alpha if alpha.max(initial=0) > 1 else 255 * alpha

@@ -11,6 +11,8 @@ from terse_aug.bank.extract import FAINT_ALPHA
 _COLOR_BLUR = 1.0
 _EDGE_BLUR = 0.8
 _HALO_WIDTH = 0.006
+_MIN_PART_AREA = 0.1
+_MAX_HOLE_AREA = 0.02
 
 
 def disc(radius: int) -> NDArray[np.uint8]:
@@ -52,6 +54,20 @@ def remove_halo(mask: NDArray[np.uint8], distance: NDArray[np.float32]) -> NDArr
     near_edge = cv2.erode(mask, reach) < mask
     half_way = 0.5 * cv2.dilate(distance, reach)
     return np.where(near_edge & (distance < half_way), np.uint8(0), mask)
+
+
+def remove_specks(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A mask, uint8 ``[H, W]``, 0 and 1, without parts below a tenth of the largest, and with small holes filled."""
+    count, parts, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    if count == 1:
+        return mask
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    kept = np.flatnonzero(areas >= _MIN_PART_AREA * areas.max()) + 1
+    tidy = np.isin(parts, kept).astype(np.uint8)
+    count, parts, stats, _ = cv2.connectedComponentsWithStats(1 - tidy, connectivity=4)
+    small = np.flatnonzero(stats[1:, cv2.CC_STAT_AREA] <= _MAX_HOLE_AREA * tidy.sum()) + 1
+    tidy[np.isin(parts, small)] = 1
+    return tidy
 
 
 def connected_parts(mask: NDArray[np.uint8]) -> list[tuple[int, NDArray[np.bool_]]]:

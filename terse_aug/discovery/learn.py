@@ -1,0 +1,156 @@
+"""Learn a cutter from photographs without masks."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from terse_aug.discovery.cutter import Cutter
+from terse_aug.discovery.data import Photographs, read_photographs
+from terse_aug.discovery.health import Health, measure_health
+from terse_aug.discovery.run_folder import CUTTER, RunFolder
+from terse_aug.discovery.settings import DiscoverySettings
+from terse_aug.discovery.training import DiscoveryTraining
+
+Progress = Callable[[str, int, int], None]
+"""Called with a description, the number of steps done, and their total."""
+_HEALTH_SAMPLES = 512
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """After how many steps something is written.
+
+    Attributes:
+        metrics: means of losses and measures.
+        layers: a picture of the layers, and the health checks; a multiple of ``metrics``.
+        checkpoint: what a run resumes from; a multiple of ``metrics``.
+    """
+
+    metrics: int = 50
+    layers: int = 500
+    checkpoint: int = 250
+
+
+def learn_cutter(
+    images: str | Path | Iterable[NDArray[np.uint8]],
+    settings: DiscoverySettings | None = None,
+    *,
+    out: str | Path,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+    intervals: Intervals | None = None,
+) -> Cutter:
+    """Learn to cut out foregrounds; a run that was stopped resumes and gives the same result to the bit.
+
+    Args:
+        images: a folder of photographs, read at any depth, or arrays uint8 ``[H, W, 3]`` RGB. Each shows one object,
+            about in the middle.
+        settings: of networks and training; ``PRESETS`` has some.
+        out: folder of the run: checkpoint, metrics, TensorBoard's log, pictures of the layers, ``cutter.pt``.
+        seed: of everything random.
+        device: of the training.
+        progress: called after each step.
+        intervals: when something is written.
+
+    Returns:
+        The cutter; its ``collapsed`` names the health checks that failed.
+
+    Raises:
+        FileNotFoundError: there is no folder ``images``.
+        MissingPackageError: a package of ``terse-aug[learn]`` is not installed.
+        ValueError: too few photographs, or ``out`` holds another run.
+    """
+    settings, every = settings or DiscoverySettings(), intervals or Intervals()
+    with closing(RunFolder(out)) as folder:
+        photographs = read_photographs(images, settings.size, progress)
+        run = {**settings.plain(), "seed": seed, "images": _digest(photographs)}
+        state = folder.load_checkpoint(run)
+        training = DiscoveryTraining(photographs.images, settings, seed, device)
+        if state is not None:
+            training.load_state(state)
+        _train(training, photographs, folder, run, every, progress)
+        health = generator_health(training)
+        source = {"settings": settings.plain(), "seed": seed, "images": run["images"], "health": health.plain()}
+        cutter = Cutter(training.chosen, settings.size, health.collapsed, source)
+        cutter.save(folder.path / CUTTER)
+        folder.write_summary(_summary(training, photographs, health) | {"fingerprint": cutter.fingerprint})
+    return cutter
+
+
+def generator_health(training: DiscoveryTraining) -> Health:
+    """Health of the averaged generator."""
+    layers, category = training.sample(_HEALTH_SAMPLES, "health")
+    logits = None
+    if training.settings.gamma_mi:
+        training.mask_classifier.eval()
+        with torch.no_grad():
+            logits = training.mask_classifier(layers.generated_mask)
+        training.mask_classifier.train()
+    return measure_health(layers, category // training.settings.group_size, logits)
+
+
+def _train(
+    training: DiscoveryTraining,
+    photographs: Photographs,
+    folder: RunFolder,
+    run: Mapping[str, Any],
+    every: Intervals,
+    progress: Progress | None,
+) -> None:
+    total = training.settings.total_steps
+    window: dict[str, list[float]] = defaultdict(list)
+    while training.done < total:
+        for name, value in training.step().items():
+            window[name].append(value)
+        done = training.done
+        if done % every.metrics == 0 or done == total:
+            means = {name: math.fsum(values) / len(values) for name, values in window.items()}
+            _check_finite(means, done)
+            window.clear()
+            if done % every.layers == 0 or done == total:
+                folder.add_layers(done, training.sample(16, "shown")[0])
+                health = generator_health(training)
+                means |= {f"health/{name}": value for name, value in health.plain().items()}
+                folder.write_summary(_summary(training, photographs, health))
+            folder.add_metrics(done, means)
+        if done % every.checkpoint == 0 or done == total:
+            folder.save_checkpoint(run, training.state())
+        if progress is not None:
+            progress("learning to cut out", done, total)
+
+
+def _check_finite(means: Mapping[str, float], done: int) -> None:
+    for name, value in means.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name} is {value} after {done} steps: training diverged; try a lower learning_rate")
+
+
+def _summary(training: DiscoveryTraining, photographs: Photographs, health: Health) -> dict[str, Any]:
+    return {
+        "settings": training.settings.plain(),
+        "seed": training.seed,
+        "steps": training.done,
+        "total_steps": training.settings.total_steps,
+        "fingerprint": "",
+        "photographs": len(photographs.images),
+        "left_out": dict(photographs.left_out),
+        "health": health.plain(),
+        "collapsed": list(health.collapsed),
+        "segmenter_iou_on_generated": training.chosen_iou,
+    }
+
+
+def _digest(photographs: Photographs) -> str:
+    return hashlib.blake2b(photographs.images.numpy().tobytes(), digest_size=16).hexdigest()

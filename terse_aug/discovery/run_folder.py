@@ -1,0 +1,136 @@
+"""The folder of a training: checkpoint, metrics, layers as training goes on, and the cutter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from terse_aug.discovery.generator import Layers
+from terse_aug.discovery.weights_file import load_weights_file, save_weights_file
+from terse_aug.utils.packages import optional_module
+
+_KIND, _VERSION = "terse-aug cutter checkpoint", 1
+CHECKPOINT, METRICS, CUTTER, SUMMARY = "checkpoint.pt", "metrics.jsonl", "cutter.pt", "run.json"
+_SHOWN = 10
+
+
+class RunFolder:
+    """Writes what a training leaves behind, and reads it for resuming and reports.
+
+    Args:
+        path: of the folder.
+
+    Raises:
+        ValueError: the parent does not exist, or ``path`` is a file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.parent.is_dir():
+            raise ValueError(f"there is no folder {self.path.parent} for a run in {self.path}")
+        if self.path.is_file():
+            raise ValueError(f"{self.path}: expected a folder for a run, found a file")
+        self._writer: Any = None
+
+    def load_checkpoint(self, run: Mapping[str, Any]) -> dict[str, Any] | None:
+        """State of the last checkpoint; ``None`` if there is none, and the folder is made. Later metrics are removed.
+
+        Args:
+            run: plain values that have to be those of the checkpoint: settings, seed, images.
+
+        Raises:
+            ValueError: the checkpoint is damaged, or of another run; the message names the difference.
+        """
+        self.path.mkdir(exist_ok=True)
+        path = self.path / CHECKPOINT
+        if not path.exists():
+            others = [own.name for own in self.path.iterdir() if own.name not in (METRICS, SUMMARY, "tensorboard")]
+            if any(not name.startswith(("layers-", ".")) for name in others):
+                raise ValueError(f"{self.path} holds other files and no {CHECKPOINT}; give a new or empty folder")
+            (self.path / METRICS).unlink(missing_ok=True)
+            return None
+        content = load_weights_file(path, _KIND, _VERSION)
+        changed = [name for name, value in run.items() if content["run"].get(name) != value]
+        if changed:
+            name = changed[0]
+            raise ValueError(
+                f"{path}: a checkpoint of another run: {name} was {content['run'].get(name)!r}, not {run[name]!r}; "
+                "resume with the same settings, or give a new folder"
+            )
+        state: dict[str, Any] = content["state"]
+        kept = [line for line in self.metrics() if line["step"] <= state["done"]]
+        (self.path / METRICS).write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        return state
+
+    def save_checkpoint(self, run: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        """Write a checkpoint, whole or not at all."""
+        save_weights_file(self.path / CHECKPOINT, _KIND, _VERSION, {"run": dict(run), "state": dict(state)})
+
+    def add_metrics(self, step: int, figures: Mapping[str, float]) -> None:
+        """Append a line of metrics, here and in TensorBoard's log if that is installed."""
+        with open(self.path / METRICS, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **figures}) + "\n")
+        writer = self._tensorboard(step)
+        for name, value in figures.items():
+            writer.add_scalar(name, value, step)
+
+    def add_layers(self, step: int, layers: Layers) -> None:
+        """Write a picture of generated layers: composites, foregrounds, masks, backgrounds, one row for each."""
+        rows = (layers.composite, layers.foreground * layers.mask - (1 - layers.mask), layers.mask * 2 - 1)
+        sheet = np.concatenate([_row(own) for own in (*rows, layers.background)])
+        Image.fromarray(sheet).save(self.path / f"layers-{step:07d}.png")
+        self._tensorboard(step).add_image("layers", sheet, step, dataformats="HWC")
+
+    def layer_files(self) -> list[tuple[int, Path]]:
+        """Number of the step and file of the pictures of layers, ascending."""
+        return sorted((int(path.stem.partition("-")[2]), path) for path in self.path.glob("layers-*.png"))
+
+    def metrics(self) -> list[dict[str, float]]:
+        """All lines of metrics that are whole."""
+        path, lines = self.path / METRICS, []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:  # the last line of a run that was killed
+                break
+        return lines
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write what the report shows besides metrics."""
+        (self.path / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+    def summary(self) -> dict[str, Any]:
+        """What :meth:`write_summary` wrote.
+
+        Raises:
+            ValueError: there is none.
+        """
+        try:
+            content: dict[str, Any] = json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.path}: expected the folder of a run of learn cutter, with {SUMMARY}") from error
+        return content
+
+    def close(self) -> None:
+        """Close TensorBoard's log."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _tensorboard(self, step: int) -> Any:
+        if self._writer is None:
+            tensorboard = optional_module("torch.utils.tensorboard", "learn")
+            # What an interrupted run logged after its checkpoint is hidden.
+            self._writer = tensorboard.SummaryWriter(str(self.path / "tensorboard"), purge_step=step)
+        return self._writer
+
+
+def _row(images: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    pixels = ((images[:_SHOWN].cpu() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+    return np.concatenate(list(pixels.expand(-1, -1, -1, 3).numpy()), axis=1)
