@@ -155,11 +155,17 @@ def clean_up(alpha: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def gaussian_weights(sigma: float) -> tuple[float, ...]:
-    """A sampled Gaussian, cut at two standard deviations: ``2 ceil(2 sigma) + 1`` weights that add up to 1."""
+def gaussian_weights(sigma: float, margin: int = 0) -> tuple[float, ...]:
+    """A sampled Gaussian, cut at two standard deviations: weights that add up to 1, for offsets to both sides.
+
+    Args:
+        sigma: standard deviation, pixels.
+        margin: to how many pixels it is filled up with zeros.
+    """
     radius = blur_radius(sigma)
     weights = [math.exp(-(offset**2) / (2 * sigma**2)) if offset else 1.0 for offset in range(-radius, radius + 1)]
-    return tuple(weight / sum(weights) for weight in weights)
+    zeros = (0.0,) * (margin - radius)
+    return (*zeros, *(weight / sum(weights) for weight in weights), *zeros)
 
 
 def blur_radius(sigma: float) -> int:
