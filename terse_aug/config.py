@@ -8,16 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from functools import cached_property
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
-from terse_aug.transforms import PARAMETERS, PHOTOMETRIC, Array, Photometric, TransformRanges, library_of
+from terse_aug.transforms import EVERY_COLUMN, Photometric, TransformColumns, TransformRanges, checked_blends
 
 Settings = TypeVar("Settings")
-
-_EVERY = PARAMETERS + PHOTOMETRIC
-"""All parameters that a transform may have."""
 
 
 def setting(default: Any, help_text: str) -> Any:
@@ -26,7 +22,7 @@ def setting(default: Any, help_text: str) -> Any:
 
 
 @dataclass(frozen=True)
-class PasteConfig:
+class PasteConfig(TransformColumns):
     """What is pasted on an image, and how it is blended; shared by all policies.
 
     Raises:
@@ -44,7 +40,14 @@ class PasteConfig:
     )
     min_visibility: float = setting(0.25, "an object whose visible fraction is below this loses its label")
     min_side: float = setting(4.0, "a paste whose longer side would be below this many pixels is left out")
-    edge_blur_sigma: float = setting(1.0, "standard deviation of the Gaussian blur of a paste's edge, pixels")
+    blends: tuple[str, ...] = setting(
+        ("gaussian",),
+        "from which the blend of a paste, a decoy or a distractor is drawn: gaussian (its edge is blurred), alpha (it "
+        "is not), none (pixels are all paste or all background), poisson (its gradients with the background's colors)",
+    )
+    edge_blur_sigma: float = setting(
+        1.0, "standard deviation of the Gaussian blur of a paste's edge, with blend gaussian, pixels"
+    )
     ranges: TransformRanges = field(
         default=TransformRanges(), metadata={"help": "allowed range of every transform parameter"}
     )
@@ -58,32 +61,11 @@ class PasteConfig:
         for name, kind in (("ranges", TransformRanges), ("photometric", Photometric)):
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name}: expected {kind.__name__}, got {getattr(self, name)!r}")
+        object.__setattr__(self, "blends", checked_blends(self.blends))
         for name in ("paste_probability", "flip_probability", "occluded_object_probability", "min_visibility"):
             check_fraction(name, getattr(self, name))
         for name in ("edge_blur_sigma", "min_side"):
             _check_at_least(name, getattr(self, name), 0)
-
-    @cached_property
-    def columns(self) -> tuple[str, ...]:
-        """Names of the columns of a transform, in order: ``PARAMETERS``, then those that are switched on."""
-        return PARAMETERS + self.photometric.columns
-
-    def physical(self, unit: Array) -> Array:
-        """Map points of the unit cube, float ``[..., P]`` in [0, 1], to the values of :attr:`columns`."""
-        values = [self.ranges.physical(unit), self.photometric.physical(unit[..., self._photometric_columns])]
-        return library_of(unit).concatenate(values, -1)
-
-    def photometric_values(self, unit: Array) -> Array | None:
-        """The values of all photometric parameters, see :meth:`Photometric.every`; ``None`` if none is drawn.
-
-        Args:
-            unit: float ``[..., P]`` in [0, 1].
-        """
-        return self.photometric.every(unit[..., self._photometric_columns]) if self.photometric.columns else None
-
-    @property
-    def _photometric_columns(self) -> slice:
-        return slice(len(PARAMETERS), len(PARAMETERS) + len(self.photometric.columns))
 
 
 @dataclass(frozen=True)
@@ -188,8 +170,8 @@ class Critic(_Trained):
         check_fraction("target_hardness", self.target_hardness)
         _check_above_zero("temperature", self.temperature)
         fixed = self.fixed_parameters
-        if isinstance(fixed, str) or not isinstance(fixed, Iterable) or not set(fixed) <= set(_EVERY):
-            raise ValueError(f"fixed_parameters: expected a list of some of {', '.join(_EVERY)}, got {fixed!r}")
+        if isinstance(fixed, str) or not isinstance(fixed, Iterable) or not set(fixed) <= set(EVERY_COLUMN):
+            raise ValueError(f"fixed_parameters: expected a list of some of {', '.join(EVERY_COLUMN)}, got {fixed!r}")
         object.__setattr__(self, "fixed_parameters", tuple(fixed))
 
 

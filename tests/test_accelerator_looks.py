@@ -15,7 +15,7 @@ from test_accelerator import coloured_bank
 from terse_aug import PasteConfig, Photometric, Terse
 
 PHOTOMETRIC = Photometric((0.6, 1.4), (0.6, 1.4), (0.5, 1.5), (-30, 30), (0, 1), (0, 0.1))
-SETTINGS = {"photometric": {"photometric": PHOTOMETRIC}}
+SETTINGS = {"photometric": {"photometric": PHOTOMETRIC}, "blends": {"blends": ("gaussian", "alpha")}}
 """By name, settings of :class:`PasteConfig`."""
 ERROR = 4.5 / 255
 """The CPU rounds each layer to 8 bits."""
@@ -39,6 +39,14 @@ def test_composites_are_those_of_the_cpu(tmp_path: Path, name: str) -> None:
         assert float((image.cpu() - other).abs().max()) < ERROR
     for target, other in zip(targets, expected_targets, strict=True):
         torch.testing.assert_close(target["boxes"].cpu(), other["boxes"], rtol=0, atol=1)
+
+
+def test_poisson_is_refused_on_a_device(tmp_path: Path) -> None:
+    paste = PasteConfig(blends=("poisson",), paste_probability=1.0)
+    terse = Terse(coloured_bank(tmp_path), paste=paste).to(DEVICE)
+    images, targets = make_batch()
+    with pytest.raises(ValueError, match="blends: poisson is computed on the CPU"):
+        terse([image.to(DEVICE) for image in images], targets)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -38,6 +38,7 @@ VALUES: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
         "occluded_object_probability": FRACTION,
         "min_visibility": FRACTION,
         "min_side": NOT_NEGATIVE,
+        "blends": ([("none",), ["alpha", "poisson"]], [(), "alpha", ("soft",), ("none", "none"), None]),
         "edge_blur_sigma": NOT_NEGATIVE,
         "ranges": ([TransformRanges(rotation=(0, 0))], [None, {"rotation": (0, 0)}]),
         "photometric": ([Photometric(hue=(0, 9))], [None, {"hue": (0, 9)}, TransformRanges()]),
@@ -123,7 +124,7 @@ def test_settings_from_a_dictionary_are_those_of_keywords() -> None:
     photometric = Photometric(hue=(-5, 5))
     assert settings_from(PasteConfig, values) == PasteConfig(objects=(2, 4), ranges=ranges, photometric=photometric)
     for wrong, message in (
-        ({"object": (1, 2)}, r"unknown settings \['object'\] of PasteConfig; expected some of \['decoys', "),
+        ({"object": (1, 2)}, r"unknown settings \['object'\] of PasteConfig; expected some of \['blends', "),
         ({"ranges": {"size": (1, 2)}}, r"unknown settings \['size'\] of TransformRanges"),
         ({"ranges": {"scale": (2, 1)}}, "scale: expected"),
     ):

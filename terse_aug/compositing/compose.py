@@ -26,6 +26,12 @@ from terse_aug.structures.annotations import Target, repair_boxes
 from terse_aug.transforms import Placement
 from terse_aug.utils.transfer import Reading, to_cpu
 
+POISSON = (
+    "blends: poisson is computed on the CPU, and has no gradient: compose there, with terse.composer(), terse.ahead() "
+    "or images on the CPU, by a policy that does not learn from gradients; or leave poisson out"
+)
+"""Why a batch is refused."""
+
 
 @dataclass(frozen=True)
 class Paste:
@@ -176,6 +182,8 @@ def _rendered(
 ) -> tuple[Rendered, list[Tensor]]:
     """The layers on any device, and the images with them; ``learned`` are the pastes' placement and transforms."""
     paste, pixel_format, device = settings.paste, settings.pixel_format, images[0].device
+    if any(layer.blend == "poisson" for layer in layers):
+        raise ValueError(POISSON)
     placement, unit = learned or (None, None)
     frames, sigma = [frame_of(image) for image in images], paste.edge_blur_sigma
     margin = BLUR_RADIUS if "blur" in paste.columns else 0
@@ -195,6 +203,7 @@ def _patches(layers: Sequence[Layer], images: Sequence[Tensor], settings: Render
         [layer.rectangle for layer in layers],
         settings.paste.edge_blur_sigma,
         settings.pixel_format,
+        [layer.blend for layer in layers],
     )
     for row, layer in enumerate(layers):
         if layer.source is not None:

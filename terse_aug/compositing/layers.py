@@ -69,6 +69,7 @@ class Layer:
         reduced: the foreground at the size that is rendered, uint8 ``[h, w, 4]``.
         source: of a decoy, the image and the rectangle that its pixels come from.
         occluder: of an occludee, the paste in front of it.
+        blend: how it is blended in, one of ``BLENDS``.
         look: its photometric values; ``None`` where none are drawn.
     """
 
@@ -83,6 +84,7 @@ class Layer:
     reduced: NDArray[np.uint8]
     source: tuple[int, Rectangle] | None = None
     occluder: int | None = None
+    blend: str = "gaussian"
     look: Look | None = None
 
     @property
@@ -150,7 +152,7 @@ def _layers(
     rectangles = covered_rectangles(
         placement, [frames[image] for image in objects.image_of], settings.paste.edge_blur_sigma
     )
-    looks, layers = looks_of(unit, settings.paste), []
+    looks, blends, layers = looks_of(unit, settings.paste), settings.paste.blends_of(unit), []
     for row, (foreground, (first, second)) in enumerate(
         zip(objects.foregrounds, placement.matrix.tolist(), strict=True)
     ):
@@ -171,6 +173,7 @@ def _layers(
                     placement.center[row],
                     rectangles[row],
                     reduced_foreground(foreground, max(scales)),
+                    blend=blends[row],
                     look=looks[row],
                 )
             )

@@ -24,10 +24,11 @@ from terse_aug.compositing.patches import RAMP_HIGH, RAMP_LOW, blur_radius, gaus
 from terse_aug.compositing.photometric import Looks
 from terse_aug.compositing.pixel_list import FIELDS, PixelList, SamplingLines, atlas
 from terse_aug.structures.pixel_format import PixelFormat
-from terse_aug.transforms import Placement
+from terse_aug.transforms import BLENDS, Placement
 from terse_aug.utils.transfer import to_device
 
 _SLOPE = 1 / (RAMP_HIGH - RAMP_LOW)
+_GAUSSIAN, _ALPHA = BLENDS.index("gaussian"), BLENDS.index("alpha")
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def render(
         *_kinds(layers),
         *(sampling.inputs(layers) if placement is not None else ()),
     ]
-    levels, rows, lines, gaussian, taps, channels, zero, parents, is_decoy, *inputs = to_device(parts, device)
+    levels, rows, lines, gaussian, taps, channels, zero, parents, is_decoy, blend, *inputs = to_device(parts, device)
     if placement is not None:
         lines = sampling.with_graph(lines, placement, inputs)
     numbers = torch.arange(-pixels.margin, pixels.count - pixels.margin, dtype=torch.int32, device=device)
@@ -126,7 +127,7 @@ def render(
     column = numbers - first
     warped = _warped(levels, lines.index_select(1, layer), row, column)
     inner = (column >= low) & (column < high)
-    alpha = _cleaned(warped[3], numbers, widths, taps, gaussian) * inner
+    alpha = _cleaned(warped[3], numbers, widths, taps, gaussian, blend, layer) * inner
     mask = alpha.detach() > 0.5
     shown = _shown(mask, layer, len(layers), parents, is_decoy)
     return Rendered(
@@ -197,14 +198,19 @@ def composites(
     return found
 
 
-def _kinds(layers: Sequence[Layer]) -> tuple[Tensor, Tensor]:
-    """The layer that each occludee depends on, or its own number, and whether it is a decoy; empty without any."""
+def _kinds(layers: Sequence[Layer]) -> tuple[Tensor, Tensor, Tensor]:
+    """The layer that each occludee depends on, or its own number; whether it is a decoy; the number of its blend.
+
+    Each is empty without occludees, without decoys, or if all edges are blurred.
+    """
+    blends = [BLENDS.index(layer.blend) for layer in layers]
     row_of = {layer.row: number for number, layer in enumerate(layers) if layer.kind == "paste"}
     parents = [number if layer.occluder is None else row_of[layer.occluder] for number, layer in enumerate(layers)]
     is_decoy = [layer.kind == "decoy" for layer in layers]
     return (
         torch.tensor(parents if any(layer.kind == "occludee" for layer in layers) else [], dtype=torch.long),
         torch.tensor(is_decoy if any(is_decoy) else [], dtype=torch.bool),
+        torch.tensor(blends if set(blends) - {_GAUSSIAN} else [], dtype=torch.int32),
     )
 
 
@@ -229,8 +235,12 @@ def _shown(mask: Tensor, layer: Tensor, count: int, parents: Tensor, is_decoy: T
     return visible.index_select(0, layer)
 
 
-def _cleaned(alpha: Tensor, numbers: Tensor, widths: Tensor, taps: Tensor, gaussian: Tensor) -> Tensor:
+def _cleaned(
+    alpha: Tensor, numbers: Tensor, widths: Tensor, taps: Tensor, gaussian: Tensor, blend: Tensor, layer: Tensor
+) -> Tensor:
     """Ramp, and blur by a pass along rows and one along columns; not defined in margins.
+
+    With blend alpha the ramp as it is, with others a step in its middle, which has no gradient.
 
     Args:
         alpha: float ``[N]``, warped, 0 to 255.
@@ -238,6 +248,8 @@ def _cleaned(alpha: Tensor, numbers: Tensor, widths: Tensor, taps: Tensor, gauss
         widths: int32 ``[N]``, of the rows.
         taps: int32 ``[n]``, offsets of the Gaussian.
         gaussian: float ``[2, n]``, its weights, and the same over the ramp's length.
+        blend: int32 ``[L]``, see :func:`_kinds`.
+        layer: int32 ``[N]``.
 
     Returns:
         float ``[N]`` in [0, 1].
@@ -248,4 +260,9 @@ def _cleaned(alpha: Tensor, numbers: Tensor, widths: Tensor, taps: Tensor, gauss
     # The numbers of the pixels above and below; ``along`` begins half a Gaussian after the list.
     near = torch.addcmul(numbers, taps[:, None], widths).clamp(0, length - 1)
     across = along.index_select(0, near.flatten()).view(count, -1)
-    return across.t() @ gaussian[1] - RAMP_LOW * _SLOPE
+    blurred = across.t() @ gaussian[1] - RAMP_LOW * _SLOPE
+    if not len(blend):
+        return blurred
+    sharp, of_pixel = (ramp / 255 - RAMP_LOW) * _SLOPE, blend.index_select(0, layer)
+    sharp = torch.where(of_pixel == _ALPHA, sharp, (sharp > 0.5).to(sharp.dtype))
+    return torch.where(of_pixel == _GAUSSIAN, blurred, sharp)

@@ -213,6 +213,9 @@ def _transform_text(config: PasteConfig, unit: torch.Tensor) -> str:
     """For example ``rotation -3.1°, shear 0.02, scale 0.87x, ...``."""
     parts = []
     for name, value in zip(config.columns, config.physical(unit).tolist(), strict=True):
+        if name == "blend":
+            parts.append(f"blend {config.blends[int(value)]}")
+            continue
         digits = 1 if name in ("rotation", "hue") else 2
         parts.append(f"{name} {value:.{digits}f}{_UNITS.get(name, '')}")
     return ", ".join(parts)
