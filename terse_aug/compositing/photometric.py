@@ -93,51 +93,71 @@ def changed_patch(patch: Patch, look: Look, image: Tensor, paste: PasteConfig) -
     levels = color = _levels(patch.color, pixel_format)
     if photometric.changes_color:
         matrix = color_matrix(look.values, pixel_format.bgr).astype(np.float32)
-        flat = color.reshape(3, -1)
-        color = (matrix[:, :3] @ flat + matrix[:, 3:]).reshape(color.shape)
+        color = (matrix[:, :3] @ color.reshape(3, -1)).reshape(color.shape)
+        color += matrix[:, 3, None, None]
     if "blur" in photometric.columns:
         behind = _levels(patch.rectangle.of(image), pixel_format)
         sharpest = _variance(levels, patch.mask, MOST_SIGMA**2)
-        missing = _variance(behind, np.ones_like(patch.mask), 0.0) - sharpest
+        missing = _variance(behind, None, 0.0) - sharpest
         variance = float(look.values[_BLUR]) * min(max(missing, 0.0), MOST_SIGMA**2)
-        color = _blurred(color, patch.alpha.numpy()[0], variance)
+        color = _blurred(color, patch.alpha.numpy()[0], variance) if variance > 0 else color
     if "noise" in photometric.columns:
-        rows, columns = ((np.arange(n) + shift) % _TILE for n, shift in zip(color.shape[1:], look.shift, strict=True))
-        color = color + noise_tile()[:, rows[:, None], columns] * np.float32(255 * look.values[_NOISE])
+        color = color + _noise(color.shape[1:], look.shift) * np.float32(255 * look.values[_NOISE])
     color = color.clip(0, 255)
     if image.dtype == torch.uint8:
         return replace(patch, color=torch.from_numpy(np.rint(color).astype(np.uint8)))
     return replace(patch, color=pixel_format.encode_levels(torch.from_numpy(color)))
 
 
+def _noise(size: Sequence[int], shift: tuple[int, int]) -> NDArray[np.float32]:
+    """The tile from a place on, as often as needed, ``[3, h, w]``."""
+    times = [-(-(length + start) // _TILE) for length, start in zip(size, shift, strict=True)]
+    (top, left), (height, width) = shift, size
+    return np.tile(noise_tile(), (1, *times))[:, top : top + height, left : left + width]
+
+
 def _levels(color: Tensor, pixel_format: PixelFormat) -> NDArray[np.float32]:
     """Colors ``[3, h, w]`` as levels, in the same order of channels."""
-    levels = color if color.dtype == torch.uint8 else pixel_format.decode_levels(color)
-    found: NDArray[np.float32] = levels.float().nan_to_num(0.0, 0.0, 0.0).numpy()
+    levels = color if color.dtype == torch.uint8 else pixel_format.decode_levels(color).float().nan_to_num(0, 0, 0)
+    found: NDArray[np.float32] = levels.numpy().astype(np.float32)
     return found
 
 
-def _variance(levels: NDArray[np.float32], mask: NDArray[np.bool_], unknown: float) -> float:
-    """The variance of the Gaussian that would blur a sharp edge as much, square pixels; see :func:`variances`."""
-    inner = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
-    if not inner.any():
+def _variance(levels: NDArray[np.float32], mask: NDArray[np.bool_] | None, unknown: float) -> float:
+    """The variance of the Gaussian that would blur a sharp edge as much, square pixels; see :class:`_Around`."""
+    counted, count = None, max(levels.shape[1] - 2, 0) * max(levels.shape[2] - 2, 0)
+    if mask is not None:
+        inner = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
+        counted, count = inner.astype(np.float32), int(np.count_nonzero(inner))
+    if not count:
         return unknown
     first = second = 0.0
-    for along, own in ((levels[:, :, 1:-1], inner), (levels[:, 1:-1].swapaxes(1, 2), inner.T)):
-        step = np.diff(along, axis=1)
-        first += float((step[:, 1:] ** 2).sum(0)[own].sum())
-        second += float((np.diff(step, axis=1) ** 2).sum(0)[own].sum())
-    return first / (2 * (second + _FLOOR * float(inner.sum())))
+    middle = levels[:, 1:-1, 1:-1]
+    for before, after in (
+        (levels[:, 1:-1, :-2], levels[:, 1:-1, 2:]),
+        (levels[:, :-2, 1:-1], levels[:, 2:, 1:-1]),
+    ):
+        step = after - middle
+        bend = step + before
+        bend -= middle
+        if counted is not None:
+            step *= counted
+            bend *= counted
+        first, second = first + float(np.vdot(step, step)), second + float(np.vdot(bend, bend))
+    return float(first / (2 * (second + _FLOOR * count)))
 
 
 def _blurred(color: NDArray[np.float32], alpha: NDArray[np.float32], variance: float) -> NDArray[np.float32]:
     """Colors ``[3, h, w]`` blurred within what alpha ``[h, w]`` shows."""
     weights = np.exp(-(_OFFSETS**2) / (2 * variance + 1e-6))
     weights = weights / weights.sum()
-    planes = np.concatenate([color * alpha, alpha[None]]).transpose(1, 2, 0)
-    mixed = cv2.sepFilter2D(planes, cv2.CV_32F, weights, weights, borderType=cv2.BORDER_CONSTANT).transpose(2, 0, 1)
-    found: NDArray[np.float32] = mixed[:3] / mixed[3:].clip(1e-6)
-    return found
+    shown = _filtered(alpha, weights).clip(1e-6)
+    return np.stack([_filtered(plane * alpha, weights) / shown for plane in color])
+
+
+def _filtered(plane: NDArray[np.float32], weights: NDArray[Any]) -> NDArray[np.float32]:
+    mixed = cv2.sepFilter2D(plane, cv2.CV_32F, weights, weights, borderType=cv2.BORDER_CONSTANT)
+    return np.asarray(mixed, dtype=np.float32)
 
 
 # For the pixels of all layers of a batch.
