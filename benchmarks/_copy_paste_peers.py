@@ -42,18 +42,20 @@ class Arm:
 
 
 def terse_arm(
-    backgrounds: Sequence[DrawnImage], sources: Sequence[DrawnImage], folder: Path, masks: bool = True
+    backgrounds: Sequence[DrawnImage], sources: Sequence[DrawnImage], folder: Path, masks: bool = True, **paste: Any
 ) -> Arm:
     """``Terse`` with the random policy on a batch of one: uint8 tensors, foregrounds read from a bank on disk.
 
-    Scale is fixed to the foreground's own pixels; rotation, shear, flip and place are random as usual.
+    Scale is fixed to the foreground's own pixels; rotation, shear, flip and place are random as usual; ``paste`` are
+    more settings of :class:`terse_aug.PasteConfig`.
     """
     count, side = len(backgrounds[0].labels), backgrounds[0].image.shape[0]
     foregrounds = [foreground for drawn in sources for foreground in drawn.foregrounds]
     ranges = terse_aug.TransformRanges(scale=(1.0, 1.0), scale_x=(1.0, 1.0), scale_y=(1.0, 1.0), keep_inside=1.0)
+    settings: dict[str, Any] = {"objects": (count, count), "paste_probability": 1.0, "decoys": (0, 0), "ranges": ranges}
     terse = terse_aug.Terse(
-        write_bank(folder / f"objects_{side}_{'masks' if masks else 'boxes'}.bank", foregrounds, side),
-        paste=terse_aug.PasteConfig(objects=(count, count), paste_probability=1.0, decoys=(0, 0), ranges=ranges),
+        write_bank(folder / f"objects_{side}_{len(list(folder.iterdir()))}.bank", foregrounds, side),
+        paste=terse_aug.PasteConfig(**(settings | paste)),
     )
     samples = [
         (

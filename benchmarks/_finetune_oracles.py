@@ -17,7 +17,6 @@ from terse_aug.data.planner import PlannedBatch
 from terse_aug.samplers import DrawRequest
 from terse_aug.structures.annotations import take_objects
 from terse_aug.structures.validation import ValidatedBatch, validate_batch
-from terse_aug.transforms import PARAMETERS
 from terse_aug.utils.random import generator_for
 
 CHOICES = ("transforms", "foregrounds", "backgrounds", "all")
@@ -93,7 +92,9 @@ class Oracle:
                 own = self._other_foregrounds(first, self._generator("foregrounds", number))
             elif number and self.choose == "backgrounds":
                 own = self._other_backgrounds(first, batch, self._generator("backgrounds", number))
-            unit = torch.rand(len(own.plan.image_of), len(PARAMETERS), generator=self._generator("unit", key))
+            unit = torch.rand(
+                len(own.plan.image_of), len(self.terse.paste.columns), generator=self._generator("unit", key)
+            )
             found.append((own, unit))
         return found
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks._appearances import APPEARANCES
 from benchmarks._finetune_copy_paste import CopyPastePasting
 from benchmarks._finetune_data import DATA_SETS, CachedDataset, DataSet, annotation
 from benchmarks._finetune_example import as_coco
@@ -23,7 +24,7 @@ from terse_aug.bank import ExtractionRules, build_from_coco
 from terse_aug.config import POLICY_SETTINGS
 from terse_aug.samplers import SAMPLERS
 
-SETTINGS = ("right", "wide", "unrelated", "bad-masks", "long-tail")
+SETTINGS = ("right", "wide", "unrelated", "bad-masks", "long-tail", *APPEARANCES)
 POLICY_ARMS = {"random": "random", "random-again": "random", "critic": "critic"}
 """Arms that are policies of the library; ``random-again`` differs from ``random`` in the seed of pasting alone."""
 WITHOUT_SETTINGS = ("none", "copy-paste")
@@ -177,9 +178,9 @@ def make_pasting(
 
 
 def paste_settings(settings: str, kind: DataSet) -> PasteConfig:
-    """What is pasted and in which ranges."""
+    """What is pasted, in which ranges, and how it looks."""
     if settings != "wide":
-        return kind.paste
+        return replace(kind.paste, **APPEARANCES.get(settings, {}))
     return replace(kind.paste, ranges=replace(kind.paste.ranges, scale=(0.1, 3), rotation=(-45, 45)))
 
 

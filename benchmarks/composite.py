@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks._appearances import APPEARANCES
 from benchmarks._copy_paste_peers import Arm, mmdet_arm, numpy_arm, segpaste_arm, terse_arm
 from benchmarks._drawn_images import DrawnImage, draw_image
 from benchmarks._timing import (
@@ -28,12 +29,15 @@ from benchmarks._timing import (
     surroundings,
     write_json,
 )
+from terse_aug.transforms import BLENDS
 
 CASES = ((512, 3), (1024, 5))
 """(side of the image in pixels, objects pasted; as many objects are in the image before)."""
 
-ARMS = ("terse", "terse_boxes", "numpy", "mmdet", "segpaste")
-"""``terse_boxes`` corrects boxes only; all others masks, too."""
+_LOOKS: dict[str, dict[str, Any]] = {name: own for name, own in APPEARANCES.items() if name != "blends"}
+_LOOKS |= {name: {"blends": (name,)} for name in BLENDS if name != "gaussian"}
+ARMS = ("terse", "terse_boxes", "numpy", "mmdet", "segpaste", *(f"terse_{name}" for name in _LOOKS))
+"""``terse_boxes`` corrects boxes only, all others masks, too; the last ones change what pastes look like."""
 _IMAGES = 6  # of each kind, in turn, so that not everything stays in the CPU cache
 _SETTLED_FRACTION = 0.2  # of the images of a memory run, after which memory should no longer grow
 
@@ -101,6 +105,10 @@ def _arms(backgrounds: list[DrawnImage], sources: list[DrawnImage], folder: Path
         "numpy": lambda: numpy_arm(backgrounds, sources),
         "mmdet": lambda: mmdet_arm(backgrounds, sources),
         "segpaste": lambda: segpaste_arm(backgrounds, sources),
+    }
+    makers |= {
+        f"terse_{name}": lambda own=own: terse_arm(backgrounds, sources, folder, **own)  # type: ignore[misc]  # its default
+        for name, own in _LOOKS.items()
     }
     arms = {}
     for name, make in makers.items():

@@ -18,7 +18,8 @@ The candidates differ in ``--choose``, or by arm: ``agree@backgrounds``.
 Settings: ``right`` fit the data set; ``wide`` has scale 0.1 to 3 and rotation of 45 degrees each way; in ``unrelated``
 half of the images are replaced by photographs that have nothing to do with the data set; in ``bad-masks`` a fifth of
 the foregrounds is badly cut and, of several classes, a fifth mislabelled; in ``long-tail`` classes of the bank have
-ever fewer foregrounds. The arms ``none`` and ``copy-paste`` have no settings and are in the table of each.
+ever fewer foregrounds. ``photometric`` and ``blends`` are as ``right``, with what :mod:`benchmarks._appearances` has of
+that name switched on. The arms ``none`` and ``copy-paste`` have no settings and are in the table of each.
 
 ``--framework detectron2`` and ``mmdet`` do the same through the adapters: that framework's own detector, as close to
 torchvision's as its parts allow, its training loop and data loading, and the hook with the settings a user would write.

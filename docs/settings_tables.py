@@ -15,6 +15,7 @@ from terse_aug import config as settings
 DETECTRON2_NODES = {
     "PasteConfig": "TERSE.PASTE",
     "TransformRanges": "TERSE.PASTE.RANGES",
+    "Photometric": "TERSE.PASTE.PHOTOMETRIC",
     "Matched": "TERSE.POLICY.MATCHED",
     "BestOfN": "TERSE.POLICY.BEST_OF_N",
     "Critic": "TERSE.POLICY.CRITIC",
@@ -23,6 +24,9 @@ DETECTRON2_NODES = {
     "Robustness": "TERSE.ROBUSTNESS",
 }
 """Node of Detectron2's config that holds the settings of each class."""
+
+_SECTIONS = {"TransformRanges": "transform-ranges", "Photometric": "photometric"}
+"""Where on the configuration page the settings of a nested class are."""
 
 _MARK = re.compile(r"<!-- settings: (\w+) -->")
 
@@ -54,7 +58,7 @@ def table(name: str) -> str:
 def shown(value: Any) -> str:
     """A default value as a reader wants to see it."""
     if is_dataclass(value):
-        return f"[`{type(value).__name__}()`](#transform-ranges)"
+        return f"[`{type(value).__name__}()`](#{_SECTIONS[type(value).__name__]})"
     if isinstance(value, float) and 0 < value < 1 and not (255 * value) % 1 and value * 100 % 1:
         return f"`{255 * value:.0f}/255`"
     return f"`{value!r}`"

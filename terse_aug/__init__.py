@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from terse_aug.evaluation.probe import Probe, probe
     from terse_aug.structures.pixel_format import PixelFormat
     from terse_aug.terse import Terse
-    from terse_aug.transforms import PARAMETERS, TransformRanges
+    from terse_aug.transforms import PARAMETERS, Photometric, TransformRanges
     from terse_aug.utils.warnings import TerseWarning
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "NumberedSampler",
     "Paste",
     "PasteConfig",
+    "Photometric",
     "PixelFormat",
     "Probe",
     "Robustness",
@@ -67,7 +68,7 @@ _HOMES = {
     "evaluation.probe": ("Probe", "probe"),
     "structures.pixel_format": ("PixelFormat",),
     "terse": ("Terse",),
-    "transforms": ("PARAMETERS", "TransformRanges"),
+    "transforms": ("PARAMETERS", "Photometric", "TransformRanges"),
     "utils.warnings": ("TerseWarning",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

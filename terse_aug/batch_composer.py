@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from terse_aug.composer import ComposedBatch, CompositeRecord, composites_of
-from terse_aug.compositing.compose import Composites
+from terse_aug.compositing.compose import POISSON, Composites
 from terse_aug.compositing.layers import RenderSettings
 from terse_aug.data.planner import PastePlanner, PlannedBatch
 from terse_aug.models import ModelAdapter
@@ -130,7 +130,10 @@ class BatchComposer:
         self.last: Composites | ComposedBatch | None = None
         self._lock = _Lock()  # of what the planner caches
         policy = trainer.policy
-        self._as_float = perturber is not None or (policy.learns and policy.learns_from == "gradient")
+        differentiable = policy.learns and policy.learns_from == "gradient"
+        if differentiable and "poisson" in planner.paste.blends:
+            raise ValueError(f"policy {type(policy).__name__}, {POISSON}")
+        self._as_float = perturber is not None or differentiable
 
     def prepare(
         self,

@@ -26,7 +26,6 @@ from terse_aug.samplers import Sampler
 from terse_aug.structures.annotations import Target
 from terse_aug.structures.validation import left_out_warnings, validate_batch
 from terse_aug.training.metrics import Metrics, batch_counts
-from terse_aug.transforms import PARAMETERS
 from terse_aug.utils.distributed import rank
 from terse_aug.utils.random import derived_seed, generator_for
 from terse_aug.utils.warnings import WarnOnce
@@ -222,7 +221,7 @@ class ComposedBatches:
             counts.update(own.counts)
             self._warn.warn_all(own.warnings)
         unit = [row for own in records for row in own.unit]
-        self._metrics.add_batch(counts, torch.tensor(unit).view(-1, len(PARAMETERS)))
+        self._metrics.add_batch(counts, torch.tensor(unit).view(-1, len(self._planner.paste.columns)))
         return ComposedBatch(records, list(targets))
 
     @cached_property

@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
-from terse_aug.transforms import PARAMETERS, TransformRanges
+from terse_aug.transforms import EVERY_COLUMN, Photometric, TransformColumns, TransformRanges, checked_blends
 
 Settings = TypeVar("Settings")
 
@@ -22,7 +22,7 @@ def setting(default: Any, help_text: str) -> Any:
 
 
 @dataclass(frozen=True)
-class PasteConfig:
+class PasteConfig(TransformColumns):
     """What is pasted on an image, and how it is blended; shared by all policies.
 
     Raises:
@@ -40,16 +40,28 @@ class PasteConfig:
     )
     min_visibility: float = setting(0.25, "an object whose visible fraction is below this loses its label")
     min_side: float = setting(4.0, "a paste whose longer side would be below this many pixels is left out")
-    edge_blur_sigma: float = setting(1.0, "standard deviation of the Gaussian blur of a paste's edge, pixels")
+    blends: tuple[str, ...] = setting(
+        ("gaussian",),
+        "from which the blend of a paste, a decoy or a distractor is drawn: gaussian (its edge is blurred), alpha (it "
+        "is not), none (pixels are all paste or all background), poisson (its gradients with the background's colors)",
+    )
+    edge_blur_sigma: float = setting(
+        1.0, "standard deviation of the Gaussian blur of a paste's edge, with blend gaussian, pixels"
+    )
     ranges: TransformRanges = field(
         default=TransformRanges(), metadata={"help": "allowed range of every transform parameter"}
+    )
+    photometric: Photometric = field(
+        default=Photometric(), metadata={"help": "allowed range of every photometric parameter; none by default"}
     )
 
     def __post_init__(self) -> None:
         for name in ("objects", "decoys"):
             object.__setattr__(self, name, checked_count(name, getattr(self, name)))
-        if not isinstance(self.ranges, TransformRanges):
-            raise ValueError(f"ranges: expected TransformRanges, got {self.ranges!r}")
+        for name, kind in (("ranges", TransformRanges), ("photometric", Photometric)):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name}: expected {kind.__name__}, got {getattr(self, name)!r}")
+        object.__setattr__(self, "blends", checked_blends(self.blends))
         for name in ("paste_probability", "flip_probability", "occluded_object_probability", "min_visibility"):
             check_fraction(name, getattr(self, name))
         for name in ("edge_blur_sigma", "min_side"):
@@ -158,8 +170,8 @@ class Critic(_Trained):
         check_fraction("target_hardness", self.target_hardness)
         _check_above_zero("temperature", self.temperature)
         fixed = self.fixed_parameters
-        if isinstance(fixed, str) or not isinstance(fixed, Iterable) or not set(fixed) <= set(PARAMETERS):
-            raise ValueError(f"fixed_parameters: expected a list of some of {', '.join(PARAMETERS)}, got {fixed!r}")
+        if isinstance(fixed, str) or not isinstance(fixed, Iterable) or not set(fixed) <= set(EVERY_COLUMN):
+            raise ValueError(f"fixed_parameters: expected a list of some of {', '.join(EVERY_COLUMN)}, got {fixed!r}")
         object.__setattr__(self, "fixed_parameters", tuple(fixed))
 
 

@@ -100,7 +100,7 @@ class Terse(SelfContainedModule):
         self.bank = relabelled_bank(bank, classes, model is not None)
         # In a tuple, so that nn.Module does not register the detector.
         self._model = (None if model is None else as_model(model),)
-        chosen = make_policy(policy, seed, class_count(self.model))
+        chosen = make_policy(policy, seed, class_count(self.model), self.paste.columns)
         if chosen.needs_model and self.model is None:
             raise ValueError(f"policy {policy!r} needs forwards of the detector: give Terse(model=detector)")
         check_classes(self.bank, self.model, chosen.classes, self.paste)
@@ -110,12 +110,12 @@ class Terse(SelfContainedModule):
         self.planner = PastePlanner(self.paste, self.pixel_format, cache, several, mixed, backgrounds, distractors)
         flip_order = keypoint_flip_order(self.bank.keypoint_names, keypoint_flips)
         self._rendering = RenderSettings(self.paste, self.pixel_format, flip_order)
-        self.counters, self._warn = Metrics((*COUNTERS, *(ROBUSTNESS_COUNTERS if robustness else ()))), WarnOnce()
+        counters = (*COUNTERS, *(ROBUSTNESS_COUNTERS if robustness else ()))
+        self.counters, self._warn = Metrics(counters, self.paste.columns), WarnOnce()
         bound = bound_sampler(sampler, self.bank, seed, chosen.foreground_candidates, backgrounds)
         self.trainer = PolicyTrainer(chosen, bound, self.model, self.pixel_format, seed, self.counters, self._warn)
         self._composed = ComposedBatches(self.planner, bound, self.counters, self._warn)
-        arguments = self.pixel_format, self.model, self.counters
-        self.perturber = None if robustness is None else Perturber(robustness, *arguments)
+        self.perturber = Perturber(robustness, self.pixel_format, self.model, self.counters) if robustness else None
         composed = self.trainer, self.planner, self._rendering, self.model, self.perturber
         self._composer = BatchComposer(*composed, self.counters, self._warn)
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)
@@ -308,7 +308,7 @@ def _requested_policy(
         settings = policy_settings(policy)
         if settings == in_use or (isinstance(policy, str) and type(settings) is type(in_use)):
             return terse.policy
-    chosen = make_policy(policy, terse.seed, class_count(terse.model))
+    chosen = make_policy(policy, terse.seed, class_count(terse.model), terse.paste.columns)
     if chosen.state_dict() and not isinstance(policy, Policy):
         raise ValueError(f"policy {policy!r} has learned nothing here: pass a trained Policy, or None")
     return chosen

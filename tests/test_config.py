@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from terse_aug import PasteConfig, Robustness, Terse, TransformRanges
+from terse_aug import PasteConfig, Photometric, Robustness, Terse, TransformRanges
 from terse_aug.cli.flags import add_flags, flat_settings, with_flags
 from terse_aug.config import POLICY_SETTINGS, policy_settings, settings_from
 from terse_aug.policies import Adversarial, BestOfN, Critic, Matched, Paper, Random, RandomPolicy, make_policy
 
-SETTINGS = (PasteConfig, *POLICY_SETTINGS.values(), Robustness, TransformRanges)
+SETTINGS = (PasteConfig, *POLICY_SETTINGS.values(), Robustness, TransformRanges, Photometric)
 
 COUNTS = ([(0, 0), (2, 20), [1, 3]], [(3, 1), (-1, 2), (1, 21), 3, (1.5, 3), "13", (1, 2, 3)])
 FRACTION = ([0, 0.25, 1], [-0.1, 1.5, math.nan, "0.5", None])
@@ -25,6 +25,7 @@ WHOLE_FROM_0 = ([0, 5], [-1, 1.5, math.nan, "2"])
 DROPOUT = ([0, 0.9], [-0.1, 1, math.nan, "0"])
 RANGE = ([(-3, 4.5), (1, 1), [0, 1]], [(2, 1), (0, math.inf), (math.nan, 1), 3, (1, 2, 3), "ab", None])
 SCALE = ([(0.1, 4), (1, 1)], [(0, 1), (-1, 1), (2, 1), 1.0])
+FACTOR = ([(0, 2), (1, 1), [0.5, 3]], [(-0.1, 1), (2, 1), (0, math.inf), 1.0])
 PLACE = ([(0, 1), (0.5, 0.5)], [(-0.1, 1), (0, 1.1), (1, 0)])
 UPDATES = {"update_interval": WHOLE_FROM_1, "learning_rate": POSITIVE, "max_gradient_norm": POSITIVE}
 SYNTHESIZER = {"dropout": DROPOUT, "discriminator_weight": NOT_NEGATIVE, **UPDATES}
@@ -37,8 +38,10 @@ VALUES: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
         "occluded_object_probability": FRACTION,
         "min_visibility": FRACTION,
         "min_side": NOT_NEGATIVE,
+        "blends": ([("none",), ["alpha", "poisson"]], [(), "alpha", ("soft",), ("none", "none"), None]),
         "edge_blur_sigma": NOT_NEGATIVE,
         "ranges": ([TransformRanges(rotation=(0, 0))], [None, {"rotation": (0, 0)}]),
+        "photometric": ([Photometric(hue=(0, 9))], [None, {"hue": (0, 9)}, TransformRanges()]),
     },
     Random: {},
     BestOfN: {"candidates": WHOLE_FROM_1},
@@ -48,7 +51,7 @@ VALUES: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
         "mix_classes": ([False], [True, "no", None]),  # alone: with one foreground there is no choice
         "target_hardness": FRACTION,
         "temperature": POSITIVE,
-        "fixed_parameters": ([(), ("scale", "shear"), ["rotation"]], ["scale", ("size",)]),
+        "fixed_parameters": ([(), ("scale", "shear"), ["rotation", "hue"]], ["scale", ("size",)]),
         "replay_updates": WHOLE_FROM_1,
         **UPDATES,
     },
@@ -69,6 +72,11 @@ VALUES: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
         **dict.fromkeys(("scale", "scale_x", "scale_y"), SCALE),
         **dict.fromkeys(("translate_x", "translate_y"), PLACE),
         "keep_inside": FRACTION,
+    },
+    Photometric: {
+        **dict.fromkeys(("brightness", "contrast", "saturation"), FACTOR),
+        "hue": ([(-180, 180), [0, 20]], [(-181, 0), (0, 181), (3, 2), "hue"]),
+        **dict.fromkeys(("blur", "noise"), PLACE),
     },
 }
 ALL = [(kind, own.name) for kind in SETTINGS for own in fields(kind)]
@@ -109,11 +117,14 @@ def test_classes_are_mixed_among_several_foregrounds_only() -> None:
 
 
 def test_settings_from_a_dictionary_are_those_of_keywords() -> None:
-    values = {"objects": [2, 4], "ranges": {"scale": [0.8, 1.25], "keep_inside": 0.5}}
+    values: dict[str, Any] = {"objects": [2, 4], "ranges": {"scale": [0.8, 1.25], "keep_inside": 0.5}}
     ranges = TransformRanges(scale=(0.8, 1.25), keep_inside=0.5)
     assert settings_from(PasteConfig, values) == PasteConfig(objects=(2, 4), ranges=ranges)
+    values["photometric"] = {"hue": [-5, 5]}
+    photometric = Photometric(hue=(-5, 5))
+    assert settings_from(PasteConfig, values) == PasteConfig(objects=(2, 4), ranges=ranges, photometric=photometric)
     for wrong, message in (
-        ({"object": (1, 2)}, r"unknown settings \['object'\] of PasteConfig; expected some of \['decoys', "),
+        ({"object": (1, 2)}, r"unknown settings \['object'\] of PasteConfig; expected some of \['blends', "),
         ({"ranges": {"size": (1, 2)}}, r"unknown settings \['size'\] of TransformRanges"),
         ({"ranges": {"scale": (2, 1)}}, "scale: expected"),
     ):

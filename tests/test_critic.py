@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from terse_aug import PARAMETERS, ForegroundBank, Terse
 from terse_aug.policies import Critic, CriticPolicy, PolicyContext, Proposal, Views
-from terse_aug.policies.base import VIEW_NUMBERS, VIEW_SHAPE
+from terse_aug.policies.base import BOX_NUMBERS, VIEW_SHAPE
 from terse_aug.policies.critic import hardness_log_odds
 from terse_aug.utils.random import generator_for
 
@@ -39,7 +39,7 @@ def make_context(pastes: int) -> PolicyContext:
     """A context whose views are the candidates' own parameters."""
 
     def views(unit: Tensor) -> Views:
-        numbers = F.pad(unit, (0, VIEW_NUMBERS - unit.shape[-1]))
+        numbers = F.pad(unit, (0, len(PARAMETERS) + BOX_NUMBERS - unit.shape[-1]))
         return Views(torch.zeros(()).expand(*unit.shape[:2], *VIEW_SHAPE), numbers)
 
     return PolicyContext(torch.zeros(pastes, dtype=torch.long), 1, torch.ones(pastes, dtype=torch.long), views=views)
@@ -264,7 +264,12 @@ def replayed(labels: Tensor, levels: Tensor | None = None) -> Proposal:
     values = torch.zeros(len(labels)) if levels is None else levels
     proposal = Proposal(torch.zeros(len(labels), len(PARAMETERS)), torch.zeros(len(labels)))
     images = (values * 100).round().to(torch.uint8)[:, None, None, None, None].expand(-1, *VIEW_SHAPE)
-    proposal.replay_data = (images, values[:, None].expand(-1, VIEW_NUMBERS), torch.zeros(len(labels)), labels)
+    proposal.replay_data = (
+        images,
+        values[:, None].expand(-1, len(PARAMETERS) + BOX_NUMBERS),
+        torch.zeros(len(labels)),
+        labels,
+    )
     return proposal
 
 

@@ -28,7 +28,7 @@ from detectron2_factories import (  # noqa: F401 - fixtures
     trainer_with_hook,
 )
 
-from terse_aug import ForegroundBank, PasteConfig, Robustness, TransformRanges
+from terse_aug import ForegroundBank, PasteConfig, Photometric, Robustness, TransformRanges
 from terse_aug.config import POLICY_SETTINGS
 from terse_aug.policies import Critic, Random
 from terse_aug.samplers import HardnessSampler, RaritySampler
@@ -57,11 +57,12 @@ def test_every_setting_has_an_explained_key_and_terse_aug_is_off_by_default() ->
     assert (settings.policy, settings.paste) == (Random(), PasteConfig())
     assert settings.backgrounds is settings.distractors is settings.robustness is None
     lines = {line.split("`")[1]: line for line in describe_config().splitlines()[2:]}
-    groups = {"PASTE": PasteConfig, "PASTE.RANGES": TransformRanges, "ROBUSTNESS": Robustness}
+    groups = {"PASTE": PasteConfig, "PASTE.RANGES": TransformRanges, "PASTE.PHOTOMETRIC": Photometric}
+    groups |= {"ROBUSTNESS": Robustness}
     groups |= {f"POLICY.{name.upper().replace('-', '_')}": kind for name, kind in POLICY_SETTINGS.items()}
     for group, kind in groups.items():
         for field in dataclasses.fields(kind):
-            if field.name != "ranges":
+            if not dataclasses.is_dataclass(field.default):
                 assert field.metadata["help"].replace("|", r"\|") in lines[f"TERSE.{group}.{field.name.upper()}"]
     assert set(lines) == set(leaves("TERSE", cfg.TERSE))
 

@@ -15,7 +15,13 @@ from terse_aug.training.metrics import COUNTERS, ROBUSTNESS_COUNTERS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-SETTINGS = (config.PasteConfig, config.TransformRanges, config.Robustness, *config.POLICY_SETTINGS.values())
+SETTINGS = (
+    config.PasteConfig,
+    config.TransformRanges,
+    config.Photometric,
+    config.Robustness,
+    *config.POLICY_SETTINGS.values(),
+)
 
 
 @pytest.fixture

@@ -250,10 +250,13 @@ def test_a_short_run_is_resumed_and_reported(
     again = capsys.readouterr().out
     assert "random-baseline0-seed0 bad-masks" not in again
     assert "random-baseline0-seed0 unrelated" in again
+    looks = tuple(import_module("benchmarks._appearances").APPEARANCES)
+    finetune.main([*flags, "--arms", "random", "--settings", *looks, "--iterations", "2"])
     finetune.main([*flags, "--arms", "agree@backgrounds", "--settings", "unrelated", "--iterations", "2"])
     content = json.loads((tmp_path / "summary.json").read_text())
     rows = {(row["settings"], row["arm"]): row for row in content["summary"]}
-    assert len(rows) == 5  # "none" is in both tables
+    # "none" is in all tables.
+    assert len(rows) == 5 + 2 * len(looks)
     assert rows["unrelated", "agree@backgrounds"]["extra forwards"] > 0 == rows["unrelated", "random"]["extra forwards"]
     assert "## Settings: bad-masks" in (tmp_path / "summary.md").read_text()
     with pytest.raises(SystemExit, match="was run with"):

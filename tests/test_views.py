@@ -12,12 +12,21 @@ from factories import every_image, make_bank, make_batch, make_foreground
 from torch import Tensor
 from torch.nn import functional as F
 
-from terse_aug import PARAMETERS, Foreground, ForegroundBank, PasteConfig, PixelFormat, Terse, TransformRanges
+from terse_aug import (
+    PARAMETERS,
+    Foreground,
+    ForegroundBank,
+    PasteConfig,
+    Photometric,
+    PixelFormat,
+    Terse,
+    TransformRanges,
+)
 from terse_aug.compositing.compose import compose
 from terse_aug.compositing.layers import RenderSettings
 from terse_aug.compositing.plan import PastePlan
 from terse_aug.policies import VIEW_SIDE, CriticPolicy, Views
-from terse_aug.policies.base import VIEW_NUMBERS, VIEW_SHAPE, VIEWS
+from terse_aug.policies.base import BOX_NUMBERS, VIEW_SHAPE, VIEWS
 from terse_aug.policies.views import view_maker
 from terse_aug.structures.validation import validate_batch
 from terse_aug.utils.random import generator_for
@@ -29,15 +38,18 @@ def planned(bank: ForegroundBank, paste: PasteConfig, batch: Any) -> tuple[Paste
     return plan, RenderSettings(paste, PixelFormat(), ())
 
 
-@pytest.mark.parametrize("flip", [0.0, 1.0])
-def test_a_view_shows_what_the_composite_shows(tmp_path: Path, flip: float) -> None:
+COLORS = Photometric(brightness=(0.4, 1.4), contrast=(0.6, 1.2), saturation=(0, 2), hue=(-180, 180))
+
+
+@pytest.mark.parametrize(("flip", "photometric"), [(0.0, Photometric()), (1.0, Photometric()), (0.0, COLORS)])
+def test_a_view_shows_what_the_composite_shows(tmp_path: Path, flip: float, photometric: Photometric) -> None:
     bank = make_bank(tmp_path, [_triangle(seed) for seed in range(6)])
     ranges = TransformRanges(rotation=(-180, 180), scale=(1.0, 1.6), keep_inside=0.5)
     images, targets = make_batch(sizes=((96, 128), (128, 96)))
     images = [F.avg_pool2d(image[None], 9, 1, 4)[0] * factor for image, factor in zip(images, (1.0, 0.5), strict=True)]
-    paste = every_image(objects=(2, 2), ranges=ranges, flip_probability=flip)
+    paste = every_image(objects=(2, 2), ranges=ranges, flip_probability=flip, photometric=photometric)
     plan, settings = planned(bank, paste, (images, targets))
-    unit = torch.rand(3, 4, len(PARAMETERS), generator=generator_for(1))
+    unit = torch.rand(3, 4, len(paste.columns), generator=generator_for(1))
     views = view_maker(plan, images, targets, settings)(unit)
     assert views.images.shape == (3, 4, *VIEW_SHAPE)
     for candidate in range(3):
@@ -48,8 +60,8 @@ def test_a_view_shows_what_the_composite_shows(tmp_path: Path, flip: float) -> N
             pasted = ((composite - images[number]).abs().amax(0, keepdim=True) > 0.02).float()
             numbers = views.numbers[candidate, row]
             size = torch.tensor([composite.shape[-1], composite.shape[-2]])
-            half = 1.5 * (numbers[9:11] * size / 2).max()
-            windows = {"local": ((numbers[7:9] + 1) / 2 * size, half), "global": (size / 2, size / 2)}
+            half = 1.5 * (numbers[-2:] * size / 2).max()
+            windows = {"local": ((numbers[-4:-2] + 1) / 2 * size, half), "global": (size / 2, size / 2)}
             for view, shown in zip(VIEWS, views.images[candidate, row], strict=True):
                 inside = shown[5] > 0.99
                 assert 0.2 < float(inside.float().mean()) <= 1
@@ -95,7 +107,7 @@ def test_the_network_has_weights_of_its_own_for_every_view() -> None:
     assert isinstance(last, torch.nn.Linear)
     torch.nn.init.normal_(last.weight, generator=generator_for(0))
     images = torch.rand(1, 2, *VIEW_SHAPE, generator=generator_for(1))
-    numbers = torch.zeros(1, 2, VIEW_NUMBERS)
+    numbers = torch.zeros(1, 2, len(PARAMETERS) + BOX_NUMBERS)
     output = network(Views(images, numbers))
     for view in range(len(VIEWS)):
         without = images.clone()

@@ -123,7 +123,7 @@ def composing_terse(
     paste = with_flags(PasteConfig(), arguments)
     saved = None if arguments.state is None else SavedPolicy.read(arguments.state)
     settings = _policy_settings(arguments, saved)
-    policy = _policy(settings, saved, arguments.seed)
+    policy = _policy(settings, saved, arguments.seed, paste)
     data = open_labels(arguments)
     terse = _terse(arguments, bank, data, policy, paste)
     if policy.uses_boxes and saved is None:
@@ -148,8 +148,8 @@ def _policy_name(settings: PolicySettings) -> str:
     return next(name for name, kind in POLICY_SETTINGS.items() if type(settings) is kind)
 
 
-def _policy(settings: PolicySettings, saved: SavedPolicy | None, seed: int) -> Policy:
-    policy = make_policy(settings, seed, saved.classes if saved else None)
+def _policy(settings: PolicySettings, saved: SavedPolicy | None, seed: int, paste: PasteConfig) -> Policy:
+    policy = make_policy(settings, seed, saved.classes if saved else None, paste.columns)
     if saved is not None:
         if not policy.state_dict():
             raise ValueError(f"--policy {_policy_name(settings)} does not learn: leave out --state or --policy")

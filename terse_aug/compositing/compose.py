@@ -18,12 +18,19 @@ from terse_aug.compositing.image_labels import ImageLabels, label_image, label_o
 from terse_aug.compositing.label_correction import PastedObject
 from terse_aug.compositing.layers import Layer, RenderSettings, layers_of
 from terse_aug.compositing.patches import Patch, blend
+from terse_aug.compositing.photometric import BLUR_RADIUS, Looks, changed_patch
 from terse_aug.compositing.plan import AuxiliaryObjects, PastePlan
-from terse_aug.compositing.render import composites, render
+from terse_aug.compositing.render import Rendered, composites, render
 from terse_aug.compositing.render_cpu import render_8bit
 from terse_aug.structures.annotations import Target, repair_boxes
 from terse_aug.transforms import Placement
 from terse_aug.utils.transfer import Reading, to_cpu
+
+POISSON = (
+    "blends: poisson is computed on the CPU, and has no gradient: compose there, with terse.composer(), terse.ahead() "
+    "or images on the CPU, by a policy that does not learn from gradients; or leave poisson out"
+)
+"""Why a batch is refused."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,7 @@ def _compose(
     own_frames, ranges = [frames[image] for image in plan.image_of], settings.paste.ranges
     if placement is None and unit.requires_grad and torch.is_grad_enabled():
         placement = place_unit(unit, paste_geometry(plan.foregrounds, plan.flipped, own_frames, unit), ranges)
-    learning = placement is not None and placement.matrix.requires_grad
+    learned = None if placement is None or not placement.matrix.requires_grad else (placement, unit)
     unit, *parts = to_cpu([unit] if placement is None else [unit, *placement.parts()])
     if parts:
         known = Placement(*(own.numpy() for own in parts))
@@ -135,12 +142,12 @@ def _compose(
         known = place_unit(unit.numpy(), geometry, ranges)
     boxes = boxes or Reading([target["boxes"] for target in targets] if plan.decoys else [])
     objects = [repair_boxes({"boxes": own}, *frames[image])[0]["boxes"] for image, own in enumerate(boxes.values())]
-    layers, occludee_unit = layers_of(plan, known, frames, objects, settings, dropped)
+    layers, occludee_unit = layers_of(plan, unit.numpy(), known, frames, objects, settings, dropped)
     numbers = [[row for row, layer in enumerate(layers) if layer.image == image] for image in range(len(images))]
     largest: list[float] = []
     warnings: dict[str, str] = {}
     composed = list(images)
-    if device.type == "cpu" and not learning:
+    if device.type == "cpu" and learned is None:
         patches = _patches(layers, images, settings)
         masks = [patch.mask for patch in patches]
         labels = [
@@ -154,9 +161,7 @@ def _compose(
     else:
         rendered = None
         if layers:
-            sigma, bgr = settings.paste.edge_blur_sigma, settings.pixel_format.bgr
-            rendered = render(layers, placement if learning else None, frames, sigma, bgr, device)
-            composed = composites(images, rendered, settings.pixel_format)
+            rendered, composed = _rendered(layers, images, learned, settings)
         if device.type == "cpu":
             masks = [] if rendered is None else [own.numpy() for own in rendered.pixels.patches(rendered.mask)]
             labels = [
@@ -167,6 +172,24 @@ def _compose(
             labels, largest, warnings = label_on_device(images, targets, layers, rendered, frames, settings)
     found = _result(plan, unit, occludee_unit, images, composed, layers, labels, dropped)
     return replace(found, largest=largest, warnings=warnings)
+
+
+def _rendered(
+    layers: Sequence[Layer],
+    images: Sequence[Tensor],
+    learned: tuple[Placement, Tensor] | None,
+    settings: RenderSettings,
+) -> tuple[Rendered, list[Tensor]]:
+    """The layers on any device, and the images with them; ``learned`` are the pastes' placement and transforms."""
+    paste, pixel_format, device = settings.paste, settings.pixel_format, images[0].device
+    if any(layer.blend == "poisson" for layer in layers):
+        raise ValueError(POISSON)
+    placement, unit = learned or (None, None)
+    frames, sigma = [frame_of(image) for image in images], paste.edge_blur_sigma
+    margin = BLUR_RADIUS if "blur" in paste.columns else 0
+    rendered = render(layers, placement, frames, sigma, pixel_format.bgr, device, margin)
+    looks = Looks.of(layers, paste, unit, device) if paste.photometric.columns else None
+    return rendered, composites(images, rendered, pixel_format, looks)
 
 
 def _patches(layers: Sequence[Layer], images: Sequence[Tensor], settings: RenderSettings) -> list[Patch]:
@@ -180,11 +203,14 @@ def _patches(layers: Sequence[Layer], images: Sequence[Tensor], settings: Render
         [layer.rectangle for layer in layers],
         settings.paste.edge_blur_sigma,
         settings.pixel_format,
+        [layer.blend for layer in layers],
     )
     for row, layer in enumerate(layers):
         if layer.source is not None:
             image, place = layer.source
             patches[row] = replace(patches[row], color=place.of(images[image].detach()))
+        if layer.look is not None:
+            patches[row] = changed_patch(patches[row], layer.look, images[layer.image].detach(), settings.paste)
     return patches
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from numpy.typing import NDArray
 from torch import Tensor
 
 from terse_aug.compositing.geometry import paste_geometry, place_unit
@@ -17,8 +19,10 @@ DECOY_OBJECT_FRACTION = 0.1
 would teach that objects are background) and where it is pasted (or it would hide them)."""
 
 
-def free_placement(decoy: Decoy, frame: tuple[int, int], boxes: Tensor, paste: PasteConfig) -> Placement | None:
-    """The placement, one row, of the first of a decoy's transforms under which it hides no object.
+def free_placement(
+    decoy: Decoy, frame: tuple[int, int], boxes: Tensor, paste: PasteConfig
+) -> tuple[NDArray[Any], Placement] | None:
+    """The first of a decoy's transforms under which it hides no object, and its placement, one row each.
 
     Args:
         decoy: the decoy.
@@ -32,7 +36,7 @@ def free_placement(decoy: Decoy, frame: tuple[int, int], boxes: Tensor, paste: P
     placement = place_unit(units, geometry, paste.ranges)
     for row, rectangle in enumerate(covered_rectangles(placement, [frame] * count, paste.edge_blur_sigma)):
         if not overlaps_object(rectangle, objects):
-            return placement.rows(slice(row, row + 1))
+            return units[row : row + 1], placement.rows(slice(row, row + 1))
     return None
 
 

@@ -25,6 +25,7 @@ from terse_aug.compositing.label_correction import PastedObject
 from terse_aug.compositing.mask_extents import Mask, count_pixels
 from terse_aug.compositing.occludees import place_occludees
 from terse_aug.compositing.patches import Rectangle, covered_rectangles
+from terse_aug.compositing.photometric import Look, looks_of
 from terse_aug.compositing.plan import AuxiliaryObjects, PastePlan
 from terse_aug.config import PasteConfig
 from terse_aug.structures.pixel_format import PixelFormat
@@ -68,6 +69,8 @@ class Layer:
         reduced: the foreground at the size that is rendered, uint8 ``[h, w, 4]``.
         source: of a decoy, the image and the rectangle that its pixels come from.
         occluder: of an occludee, the paste in front of it.
+        blend: how it is blended in, one of ``BLENDS``.
+        look: its photometric values; ``None`` where none are drawn.
     """
 
     kind: Literal["decoy", "distractor", "occludee", "paste"]
@@ -81,6 +84,8 @@ class Layer:
     reduced: NDArray[np.uint8]
     source: tuple[int, Rectangle] | None = None
     occluder: int | None = None
+    blend: str = "gaussian"
+    look: Look | None = None
 
     @property
     def reduction(self) -> tuple[float, float]:
@@ -91,6 +96,7 @@ class Layer:
 
 def layers_of(
     plan: PastePlan[Foreground],
+    unit: NDArray[Any],
     pastes: Placement,
     frames: Frames,
     boxes: Sequence[Tensor],
@@ -101,6 +107,7 @@ def layers_of(
 
     Args:
         plan: M pastes.
+        unit: float ``[M, P]``, their transforms in the unit cube.
         pastes: their placement, NumPy arrays.
         frames: of the images.
         boxes: for each image those of its objects, on the CPU; used by decoys only.
@@ -117,23 +124,24 @@ def layers_of(
         own, units = [frames[image] for image in distractors.image_of], distractors.unit.numpy()
         geometry = paste_geometry(distractors.foregrounds, distractors.flipped, own, units)
         placement = place_unit(units, geometry, settings.paste.ranges)
-        layers += _layers("distractor", distractors, placement, frames, settings, ignored)
-    objects = _layers("paste", plan, pastes, frames, settings, dropped)
-    unit = plan.occludees.unit
+        layers += _layers("distractor", distractors, units, placement, frames, settings, ignored)
+    objects = _layers("paste", plan, unit, pastes, frames, settings, dropped)
+    occludee_unit = plan.occludees.unit
     if len(plan.occludees):
-        unit, placement = place_occludees(plan.occludees, pastes, frames, settings.paste.ranges)
-        behind = _layers("occludee", plan.occludees, placement, frames, settings, dropped)
+        occludee_unit, placement = place_occludees(plan.occludees, pastes, frames, settings.paste.ranges)
+        behind = _layers("occludee", plan.occludees, occludee_unit.numpy(), placement, frames, settings, dropped)
         shown = {layer.row for layer in objects}
         for layer in behind:
             if (occluder := plan.occludees.occluded_by[layer.row]) in shown:
                 layers.append(replace(layer, occluder=occluder))
     layers += objects
-    return sorted(layers, key=lambda layer: layer.image), unit
+    return sorted(layers, key=lambda layer: layer.image), occludee_unit
 
 
 def _layers(
     kind: Literal["distractor", "occludee", "paste"],
     objects: PastePlan[Foreground] | AuxiliaryObjects,
+    unit: NDArray[Any],
     placement: Placement,
     frames: Frames,
     settings: RenderSettings,
@@ -144,7 +152,7 @@ def _layers(
     rectangles = covered_rectangles(
         placement, [frames[image] for image in objects.image_of], settings.paste.edge_blur_sigma
     )
-    layers = []
+    looks, blends, layers = looks_of(unit, settings.paste), settings.paste.blends_of(unit), []
     for row, (foreground, (first, second)) in enumerate(
         zip(objects.foregrounds, placement.matrix.tolist(), strict=True)
     ):
@@ -165,6 +173,8 @@ def _layers(
                     placement.center[row],
                     rectangles[row],
                     reduced_foreground(foreground, max(scales)),
+                    blend=blends[row],
+                    look=looks[row],
                 )
             )
     return layers
@@ -176,11 +186,12 @@ def _decoys(
     """The decoys that have a free place, and free background."""
     found = []
     for row, decoy in enumerate(plan.decoys):
-        placement = free_placement(decoy, frames[decoy.image], boxes[decoy.image], settings.paste)
-        if placement is None:
+        free = free_placement(decoy, frames[decoy.image], boxes[decoy.image], settings.paste)
+        if free is None:
             continue
+        unit, placement = free
         alone = AuxiliaryObjects([decoy.image], [row], [decoy.foreground], [False], decoy.units[:1], [])
-        for layer in _layers("distractor", alone, placement, frames, settings, Counter()):
+        for layer in _layers("distractor", alone, unit, placement, frames, settings, Counter()):
             source = free_background(layer.rectangle, decoy, frames[decoy.source], boxes[decoy.source])
             if source is not None:
                 found.append(replace(layer, kind="decoy", row=row, source=(decoy.source, source)))

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from terse_aug.compositing.geometry import paste_geometry, place_unit
 from terse_aug.compositing.plan import AuxiliaryObjects
-from terse_aug.transforms import Placement, TransformRanges, center_range
+from terse_aug.transforms import PARAMETERS, Placement, TransformRanges, center_range
+
+_PLACE = slice(PARAMETERS.index("translate_x"), PARAMETERS.index("translate_y") + 1)
 
 
 def place_occludees(
@@ -36,10 +38,10 @@ def place_occludees(
     )
     half_size = place_unit(unit, geometry, ranges).half_size
     before = pastes.rows(occludees.occluded_by)
-    center = before.box_center + (2 * unit[:, 5:] - 1) * before.half_size
+    center = before.box_center + (2 * unit[:, _PLACE] - 1) * before.half_size
     lowest, free = center_range(half_size, geometry, ranges.keep_inside)
     fraction = (center - lowest) / np.maximum(free, 1e-6)
     low, high = np.array([ranges.translate_x, ranges.translate_y], unit.dtype).T
     translation = ((fraction - low) / np.maximum(high - low, 1e-6)).clip(0, 1)
-    unit = np.concatenate([unit[:, :5], translation], 1)
+    unit = np.concatenate([unit[:, : _PLACE.start], translation, unit[:, _PLACE.stop :]], 1)
     return torch.from_numpy(unit), place_unit(unit, geometry, ranges)

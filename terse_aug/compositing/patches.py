@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,6 +25,9 @@ RAMP_LOW, RAMP_HIGH = 0.25, 0.75
 """The mask clean-up maps this interval of the warped mask to [0, 1]. It is symmetric, so the area where alpha
 exceeds one half is the area where the warped mask does."""
 
+
+_FRAME = 2
+"""Pixels around a patch, so that its border is one of the background also at the border of an image."""
 
 Array = TypeVar("Array", Tensor, NDArray[Any])
 
@@ -76,12 +79,14 @@ class Patch:
         color: ``[3, h, w]``, channels in the order of the background: 8-bit levels, or float in its range.
         alpha: float ``[1, h, w]`` in [0, 1].
         pixel_format: of the background, if that is float.
+        cloned: whether its gradients are blended in instead of its colors, see :func:`cloned`.
     """
 
     rectangle: Rectangle
     color: Tensor
     alpha: Tensor
     pixel_format: PixelFormat = field(default_factory=PixelFormat)
+    cloned: bool = False
 
     @cached_property
     def mask(self) -> NDArray[np.bool_]:
@@ -137,6 +142,7 @@ def blend(background: Tensor, patches: Sequence[Patch]) -> Tensor:
     if background.dtype == torch.uint8:
         levels = background.numpy().copy()
         for patch in patches:
+            patch = seamless(patch, torch.from_numpy(levels)) if patch.cloned else patch
             region, alpha = patch.rectangle.of(levels), patch.alpha.numpy()[0]
             behind = 1 - alpha
             for plane, front in zip(region, patch.color.numpy(), strict=True):
@@ -144,9 +150,39 @@ def blend(background: Tensor, patches: Sequence[Patch]) -> Tensor:
         return torch.from_numpy(levels)
     composite = empty(background.shape, background).copy_(background)
     for patch in patches:
+        patch = seamless(patch, composite) if patch.cloned else patch
         region = patch.rectangle.of(composite)
         region.lerp_(patch.color_like(region), patch.alpha.to(region.dtype))
     return composite
+
+
+def seamless(patch: Patch, background: Tensor) -> Patch:
+    """A patch with the colors that have its gradients, and meet those of the background at its border, as 8-bit levels.
+
+    Perez et al., Poisson Image Editing (2003), by OpenCV. What is narrower than three pixels keeps its colors.
+
+    Args:
+        patch: with an alpha of 0 and 1.
+        background: ``[3, H, W]``, what it is blended into.
+    """
+    front, behind = (
+        cv2.copyMakeBorder(own, _FRAME, _FRAME, _FRAME, _FRAME, cv2.BORDER_REPLICATE)
+        for own in (_as_levels(patch.color, patch), _as_levels(patch.rectangle.of(background), patch))
+    )
+    mask = np.pad(patch.mask.astype(np.uint8) * 255, _FRAME)
+    left, top, width, height = cv2.boundingRect(mask)
+    if min(width, height) < 3:
+        return patch
+    place = (left + width // 2, top + height // 2)
+    color = np.asarray(cv2.seamlessClone(front, behind, mask, place, cv2.NORMAL_CLONE), dtype=np.uint8)
+    inner = np.ascontiguousarray(color[_FRAME:-_FRAME, _FRAME:-_FRAME].transpose(2, 0, 1))
+    return replace(patch, color=torch.from_numpy(inner))
+
+
+def _as_levels(color: Tensor, patch: Patch) -> NDArray[np.uint8]:
+    """Colors ``[3, h, w]``, 8-bit or in the format of a patch, as ``[h, w, 3]``."""
+    levels = color if color.dtype == torch.uint8 else patch.pixel_format.decode_levels(color).round().clamp(0, 255)
+    return np.ascontiguousarray(levels.byte().permute(1, 2, 0).numpy())
 
 
 def clean_up(alpha: Tensor) -> Tensor:
@@ -155,11 +191,17 @@ def clean_up(alpha: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def gaussian_weights(sigma: float) -> tuple[float, ...]:
-    """A sampled Gaussian, cut at two standard deviations: ``2 ceil(2 sigma) + 1`` weights that add up to 1."""
+def gaussian_weights(sigma: float, margin: int = 0) -> tuple[float, ...]:
+    """A sampled Gaussian, cut at two standard deviations: weights that add up to 1, for offsets to both sides.
+
+    Args:
+        sigma: standard deviation, pixels.
+        margin: to how many pixels it is filled up with zeros.
+    """
     radius = blur_radius(sigma)
     weights = [math.exp(-(offset**2) / (2 * sigma**2)) if offset else 1.0 for offset in range(-radius, radius + 1)]
-    return tuple(weight / sum(weights) for weight in weights)
+    zeros = (0.0,) * (margin - radius)
+    return (*zeros, *(weight / sum(weights) for weight in weights), *zeros)
 
 
 def blur_radius(sigma: float) -> int:

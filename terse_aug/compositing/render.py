@@ -21,12 +21,14 @@ from torch.nn import functional as F
 
 from terse_aug.compositing.layers import Frames, Layer
 from terse_aug.compositing.patches import RAMP_HIGH, RAMP_LOW, blur_radius, gaussian_weights
+from terse_aug.compositing.photometric import Looks
 from terse_aug.compositing.pixel_list import FIELDS, PixelList, SamplingLines, atlas
 from terse_aug.structures.pixel_format import PixelFormat
-from terse_aug.transforms import Placement
+from terse_aug.transforms import BLENDS, Placement
 from terse_aug.utils.transfer import to_device
 
 _SLOPE = 1 / (RAMP_HIGH - RAMP_LOW)
+_GAUSSIAN, _ALPHA = BLENDS.index("gaussian"), BLENDS.index("alpha")
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,13 @@ class Rendered:
 
 
 def render(
-    layers: Sequence[Layer], placement: Placement | None, frames: Frames, sigma: float, bgr: bool, device: torch.device
+    layers: Sequence[Layer],
+    placement: Placement | None,
+    frames: Frames,
+    sigma: float,
+    bgr: bool,
+    device: torch.device,
+    margin: int = 0,
 ) -> Rendered:
     """Warp foregrounds into their rectangles: bilinear, mask clean-up, Gaussian edge.
 
@@ -93,11 +101,12 @@ def render(
         sigma: standard deviation of the edge's Gaussian in background pixels; 0 leaves the ramp.
         bgr: whether the first channel of the images is blue.
         device: of the images.
+        margin: least pixels around each rectangle.
     """
-    pixels = PixelList.of(layers, frames, blur_radius(sigma))
+    pixels = PixelList.of(layers, frames, max(blur_radius(sigma), margin))
     image, corners = atlas([layer.reduced for layer in layers], bgr)
     sampling = SamplingLines(layers, corners, image.shape[:2], pixels.margin)
-    weights, known = gaussian_weights(sigma), sampling.known(layers)
+    weights, known = gaussian_weights(sigma, pixels.margin), sampling.known(layers)
     parts = [
         torch.from_numpy(image),
         torch.from_numpy(pixels.rows),
@@ -109,21 +118,16 @@ def render(
         *_kinds(layers),
         *(sampling.inputs(layers) if placement is not None else ()),
     ]
-    levels, rows, lines, gaussian, taps, channels, zero, parents, is_decoy, *inputs = to_device(parts, device)
+    levels, rows, lines, gaussian, taps, channels, zero, parents, is_decoy, blend, *inputs = to_device(parts, device)
     if placement is not None:
         lines = sampling.with_graph(lines, placement, inputs)
     numbers = torch.arange(-pixels.margin, pixels.count - pixels.margin, dtype=torch.int32, device=device)
     rows = rows.index_select(1, torch.repeat_interleave(rows[FIELDS.index("width")], output_size=pixels.count))
     first, widths, row, low, high, layer = rows[:6]
     column = numbers - first
-    own = lines.index_select(1, layer)
-    point = torch.addcmul(torch.addcmul(own[:2], own[2:4], column), own[4:6], row)
-    grid = point.clamp(own[6:8], own[8:]).t()[None, None]
-    planes = levels.permute(2, 0, 1)[None].to(grid.dtype)
-    warped = F.grid_sample(planes, grid, mode="bilinear", padding_mode="border", align_corners=False)[0, :, 0]
-    alpha = _cleaned(warped[3], numbers, widths, taps, gaussian)
+    warped = _warped(levels, lines.index_select(1, layer), row, column)
     inner = (column >= low) & (column < high)
-    alpha = alpha * inner
+    alpha = _cleaned(warped[3], numbers, widths, taps, gaussian, blend, layer) * inner
     mask = alpha.detach() > 0.5
     shown = _shown(mask, layer, len(layers), parents, is_decoy)
     return Rendered(
@@ -141,25 +145,43 @@ def render(
     )
 
 
-def composites(images: Sequence[Tensor], rendered: Rendered, pixel_format: PixelFormat) -> list[Tensor]:
+def _warped(levels: Tensor, lines: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """The atlas ``[height, width, 4]`` sampled for each pixel, float ``[4, N]``, by its line ``[10, N]``."""
+    point = torch.addcmul(torch.addcmul(lines[:2], lines[2:4], column), lines[4:6], row)
+    grid = point.clamp(lines[6:8], lines[8:]).t()[None, None]
+    planes = levels.permute(2, 0, 1)[None].to(grid.dtype)
+    return F.grid_sample(planes, grid, mode="bilinear", padding_mode="border", align_corners=False)[0, :, 0]
+
+
+def composites(
+    images: Sequence[Tensor], rendered: Rendered, pixel_format: PixelFormat, looks: Looks | None = None
+) -> list[Tensor]:
     """Images with their layers blended in, views of one tensor.
 
     Args:
         images: of one type and device, left untouched; uint8 only where no gradient is needed.
         rendered: their layers.
         pixel_format: of float images.
+        looks: of the layers, if photometric parameters are drawn.
     """
     # One more value at the end, where margins look: one of an image may be NaN.
     canvas = torch.cat([*(image.detach().flatten() for image in images), rendered.zero.to(images[0].dtype)])
     places = torch.addcmul(rendered.row("base") + rendered.column, rendered.channels, rendered.row("plane"))
     places = torch.where(rendered.inner, places, len(canvas) - 1).flatten()
     behind = canvas.index_select(0, places).view(3, -1)
-    color = rendered.color if canvas.dtype == torch.uint8 else pixel_format.encode_levels(rendered.color[:, None])[:, 0]
+    as_levels = canvas.dtype == torch.uint8 or looks is not None
+    color = rendered.color if as_levels else pixel_format.encode_levels(rendered.color[:, None])[:, 0]
     if rendered.has_decoys:
         plane = rendered.row("source_plane")
         source = torch.addcmul(rendered.row("source") + rendered.column, rendered.channels, plane)
         background = canvas.index_select(0, source.clamp(0, len(canvas) - 1).flatten()).view(3, -1)
+        if looks is not None and canvas.dtype != torch.uint8:
+            background = pixel_format.decode_levels(background)
         color = torch.where(plane > 0, background.to(color.dtype).nan_to_num(0.0, 0.0, 0.0), color)
+    if looks is not None:
+        levels = behind if canvas.dtype == torch.uint8 else pixel_format.decode_levels(behind)
+        color = looks.applied(rendered, color, levels.to(color.dtype).nan_to_num(0.0, 0.0, 0.0), pixel_format.bgr)
+        color = color if canvas.dtype == torch.uint8 else pixel_format.encode_levels(color[:, None])[:, 0]
     # The weights of a pixel's layers and of its background add up to 1: a sum needs no order.
     added = (color - behind) * (rendered.alpha * _passed_on(rendered))
     if canvas.dtype == torch.uint8:
@@ -176,14 +198,19 @@ def composites(images: Sequence[Tensor], rendered: Rendered, pixel_format: Pixel
     return found
 
 
-def _kinds(layers: Sequence[Layer]) -> tuple[Tensor, Tensor]:
-    """The layer that each occludee depends on, or its own number, and whether it is a decoy; empty without any."""
+def _kinds(layers: Sequence[Layer]) -> tuple[Tensor, Tensor, Tensor]:
+    """The layer that each occludee depends on, or its own number; whether it is a decoy; the number of its blend.
+
+    Each is empty without occludees, without decoys, or if all edges are blurred.
+    """
+    blends = [BLENDS.index(layer.blend) for layer in layers]
     row_of = {layer.row: number for number, layer in enumerate(layers) if layer.kind == "paste"}
     parents = [number if layer.occluder is None else row_of[layer.occluder] for number, layer in enumerate(layers)]
     is_decoy = [layer.kind == "decoy" for layer in layers]
     return (
         torch.tensor(parents if any(layer.kind == "occludee" for layer in layers) else [], dtype=torch.long),
         torch.tensor(is_decoy if any(is_decoy) else [], dtype=torch.bool),
+        torch.tensor(blends if set(blends) - {_GAUSSIAN} else [], dtype=torch.int32),
     )
 
 
@@ -208,8 +235,12 @@ def _shown(mask: Tensor, layer: Tensor, count: int, parents: Tensor, is_decoy: T
     return visible.index_select(0, layer)
 
 
-def _cleaned(alpha: Tensor, numbers: Tensor, widths: Tensor, taps: Tensor, gaussian: Tensor) -> Tensor:
+def _cleaned(
+    alpha: Tensor, numbers: Tensor, widths: Tensor, taps: Tensor, gaussian: Tensor, blend: Tensor, layer: Tensor
+) -> Tensor:
     """Ramp, and blur by a pass along rows and one along columns; not defined in margins.
+
+    With blend alpha the ramp as it is, with others a step in its middle, which has no gradient.
 
     Args:
         alpha: float ``[N]``, warped, 0 to 255.
@@ -217,6 +248,8 @@ def _cleaned(alpha: Tensor, numbers: Tensor, widths: Tensor, taps: Tensor, gauss
         widths: int32 ``[N]``, of the rows.
         taps: int32 ``[n]``, offsets of the Gaussian.
         gaussian: float ``[2, n]``, its weights, and the same over the ramp's length.
+        blend: int32 ``[L]``, see :func:`_kinds`.
+        layer: int32 ``[N]``.
 
     Returns:
         float ``[N]`` in [0, 1].
@@ -227,4 +260,9 @@ def _cleaned(alpha: Tensor, numbers: Tensor, widths: Tensor, taps: Tensor, gauss
     # The numbers of the pixels above and below; ``along`` begins half a Gaussian after the list.
     near = torch.addcmul(numbers, taps[:, None], widths).clamp(0, length - 1)
     across = along.index_select(0, near.flatten()).view(count, -1)
-    return across.t() @ gaussian[1] - RAMP_LOW * _SLOPE
+    blurred = across.t() @ gaussian[1] - RAMP_LOW * _SLOPE
+    if not len(blend):
+        return blurred
+    sharp, of_pixel = (ramp / 255 - RAMP_LOW) * _SLOPE, blend.index_select(0, layer)
+    sharp = torch.where(of_pixel == _ALPHA, sharp, (sharp > 0.5).to(sharp.dtype))
+    return torch.where(of_pixel == _GAUSSIAN, blurred, sharp)

@@ -19,6 +19,8 @@ from terse_aug.structures.pixel_format import PixelFormat
 
 _RAMP = clean_up(torch.arange(256) / 255).numpy()
 """The mask clean-up of every 8-bit alpha."""
+_STEP = (_RAMP > 0.5).astype(np.float32)
+"""The same without a soft edge."""
 
 
 def render_8bit(
@@ -28,6 +30,7 @@ def render_8bit(
     rectangles: Sequence[Rectangle],
     edge_sigma: float,
     pixel_format: PixelFormat,
+    blends: Sequence[str] | None = None,
 ) -> list[Patch]:
     """Warp foregrounds into their rectangles: bilinear, mask clean-up, Gaussian edge.
 
@@ -43,12 +46,13 @@ def render_8bit(
         rectangles: M rectangles, none of them empty.
         edge_sigma: as in :func:`~terse_aug.compositing.render.render`.
         pixel_format: of the background.
+        blends: of each, see :class:`terse_aug.PasteConfig`; by default gaussian.
 
     Returns:
         M patches, colours as levels.
     """
     weights = np.array(gaussian_weights(edge_sigma))
-    places = zip(foregrounds, matrix, center, rectangles, strict=True)
+    places = zip(foregrounds, matrix, center, rectangles, blends or ["gaussian"] * len(foregrounds), strict=True)
     return [_patch(*place, weights, pixel_format) for place in places]
 
 
@@ -57,6 +61,7 @@ def _patch(
     matrix: Sequence[Sequence[float]],
     center: Sequence[float],
     rectangle: Rectangle,
+    blend: str,
     weights: NDArray[np.float64],
     pixel_format: PixelFormat,
 ) -> Patch:
@@ -67,6 +72,7 @@ def _patch(
         matrix: 2 rows of 2.
         center: x and y.
         rectangle: of the background.
+        blend: how it is blended in.
         weights: of the blur, one for each offset from ``-margin`` to ``margin``.
         pixel_format: of the background.
     """
@@ -98,10 +104,16 @@ def _patch(
     planes = np.empty((4, *size), np.uint8)
     cv2.split(warped, [planes[channel] for channel in ((2, 1, 0, 3) if pixel_format.bgr else (0, 1, 2, 3))])
     inner = np.s_[:, margin : margin + height, margin : margin + width]
-    alpha = cv2.LUT(planes[3], _RAMP)
-    if margin:
+    alpha = cv2.LUT(planes[3], _RAMP if blend in ("gaussian", "alpha") else _STEP)
+    if margin and blend == "gaussian":
         alpha = cv2.sepFilter2D(alpha, cv2.CV_32F, weights, weights)
-    return Patch(rectangle, torch.from_numpy(planes[:3][inner]), torch.from_numpy(alpha[None][inner]), pixel_format)
+    return Patch(
+        rectangle,
+        torch.from_numpy(planes[:3][inner]),
+        torch.from_numpy(alpha[None][inner]),
+        pixel_format,
+        blend == "poisson",
+    )
 
 
 def _framed(foreground: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:

@@ -15,7 +15,6 @@ from terse_aug.compositing.plan import AuxiliaryObjects
 from terse_aug.config import PasteConfig, checked_count
 from terse_aug.data.foreground_cache import ForegroundCache
 from terse_aug.samplers import ForegroundIndex
-from terse_aug.transforms import PARAMETERS
 
 
 class Distractors:
@@ -47,18 +46,18 @@ class Distractors:
                 "be taught that it is background; leave it out with bank.select(categories=[...])"
             )
 
-    def draw(self, images: Sequence[int], flip_probability: float, generator: torch.Generator) -> AuxiliaryObjects:
+    def draw(self, images: Sequence[int], paste: PasteConfig, generator: torch.Generator) -> AuxiliaryObjects:
         """Distractors for some images.
 
         Args:
             images: numbers of the images that get pastes.
-            flip_probability: of each.
+            paste: ``flip_probability`` and ``columns``.
             generator: the only source of randomness.
         """
         counts = torch.randint(self.count[0], self.count[1] + 1, (len(images),), generator=generator)
         image_of = [image for image, count in zip(images, counts.tolist(), strict=True) for _ in range(count)]
         indices: list[int] = torch.randint(len(self._cache), (len(image_of),), generator=generator).tolist()
-        drawn = _auxiliary(self._cache, image_of, indices, [], flip_probability, generator)
+        drawn = _auxiliary(self._cache, image_of, indices, [], paste, generator)
         return replace(drawn, foregrounds=[_without_keypoints(own) for own in drawn.foregrounds])
 
 
@@ -86,7 +85,7 @@ def draw_occludees(
         image_of: the image of each paste.
         labels: for each paste the classes that it may have.
         allowed: labels that may be pasted; ``None`` for all.
-        paste: ``occluded_object_probability`` and ``flip_probability``.
+        paste: ``occluded_object_probability``, ``flip_probability`` and ``columns``.
         generator: the only source of randomness.
     """
     chosen = (torch.rand(len(image_of), generator=generator) < paste.occluded_object_probability).tolist()
@@ -103,7 +102,7 @@ def draw_occludees(
             indices.append(int(index.draw_from_classes(torch.tensor(others)[place], 1, generator)))
             occluded_by.append(number)
     images = [image_of[number] for number in occluded_by]
-    return _auxiliary(cache, images, indices, occluded_by, paste.flip_probability, generator)
+    return _auxiliary(cache, images, indices, occluded_by, paste, generator)
 
 
 def _without_keypoints(foreground: Foreground) -> Foreground:
@@ -120,10 +119,10 @@ def _auxiliary(
     image_of: list[int],
     indices: list[int],
     occluded_by: list[int],
-    flip_probability: float,
+    paste: PasteConfig,
     generator: torch.Generator,
 ) -> AuxiliaryObjects:
-    flipped = (torch.rand(len(indices), generator=generator) < flip_probability).tolist()
-    unit = torch.rand(len(indices), len(PARAMETERS), generator=generator)
+    flipped = (torch.rand(len(indices), generator=generator) < paste.flip_probability).tolist()
+    unit = torch.rand(len(indices), len(paste.columns), generator=generator)
     foregrounds = [cache.foreground(index) for index in indices]
     return AuxiliaryObjects(image_of, indices, foregrounds, flipped, unit, occluded_by)

@@ -28,7 +28,6 @@ from terse_aug.data.foreground_loader import (
 from terse_aug.samplers import DrawRequest, ForegroundIndex, Sampler, make_sampler
 from terse_aug.structures.pixel_format import PixelFormat
 from terse_aug.structures.validation import ValidatedBatch
-from terse_aug.transforms import PARAMETERS
 from terse_aug.utils.distributed import rank, rank_count
 from terse_aug.utils.transfer import Reading
 
@@ -195,7 +194,7 @@ class PastePlanner:
         foregrounds: Sequence[ForegroundLike] = [read(index) for index in indices]
         plan = PastePlan(image_of, indices, foregrounds, flipped, decoys)
         if self.distractors is not None:
-            distractors = self.distractors.draw(list(counts), self.paste.flip_probability, generator)
+            distractors = self.distractors.draw(list(counts), self.paste, generator)
             plan = replace(plan, distractors=distractors)
         if self.paste.occluded_object_probability > 0:
             groups = [foregrounds[first : first + per_paste] for first in range(0, len(foregrounds), per_paste)]
@@ -222,7 +221,7 @@ class PastePlanner:
                 else:
                     index = sampled[image].decoys[number]
                 source = sources[int(torch.randint(len(sources), (1,), generator=generator))]
-                units = torch.rand(_DECOY_TRIES, len(PARAMETERS), generator=generator)
+                units = torch.rand(_DECOY_TRIES, len(self.paste.columns), generator=generator)
                 corners = [(x, y) for x, y in torch.rand(_DECOY_TRIES, 2, generator=generator).tolist()]
                 decoys.append(Decoy(image, source, self.cache.foreground(index), units, corners))
         return decoys

@@ -6,18 +6,22 @@ Shape letters: n pastes or images, P transform parameters.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from terse_aug.training.metrics import std_ratios
+from terse_aug.transforms import PARAMETERS
 
 REDUCED_SIDE = 32
 """Side of the reduced images that are compared, pixels."""
 
 
-def std_ratios_by_class(unit: Tensor, labels: Tensor) -> dict[int, dict[str, float]]:
+def std_ratios_by_class(
+    unit: Tensor, labels: Tensor, columns: Sequence[str] = PARAMETERS
+) -> dict[int, dict[str, float]]:
     """Standard deviation of the transforms of each class, relative to uniform: 1 as diverse as random, 0 collapsed.
 
     A policy with one transform for each class looks diverse over all classes; here it does not.
@@ -25,6 +29,7 @@ def std_ratios_by_class(unit: Tensor, labels: Tensor) -> dict[int, dict[str, flo
     Args:
         unit: float ``[n, P]``, transforms in the unit cube.
         labels: int ``[n]``.
+        columns: names of the P columns.
 
     Returns:
         By label and by name of the parameter; biased low for a class with few pastes, 0 for a single one.
@@ -34,7 +39,7 @@ def std_ratios_by_class(unit: Tensor, labels: Tensor) -> dict[int, dict[str, flo
     """
     if len(unit) != len(labels):
         raise ValueError(f"labels: expected {len(unit)}, one for each transform, got {len(labels)}")
-    return {label: std_ratios(unit[labels == label]) for label in sorted(set(labels.tolist()))}
+    return {label: std_ratios(unit[labels == label], columns) for label in sorted(set(labels.tolist()))}
 
 
 def nearest_neighbour_distances(images: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -15,6 +15,7 @@ from terse_aug.models import ModelAdapter, as_model
 from terse_aug.policies import Policy
 from terse_aug.structures.annotations import Target
 from terse_aug.training.metrics import std_ratios
+from terse_aug.transforms import PARAMETERS
 
 if TYPE_CHECKING:
     from terse_aug.terse import Terse
@@ -34,12 +35,14 @@ class Probe:
         unit: float ``[n, P]``, the transforms in the unit cube.
         labels: int64 ``[n]``, the classes.
         composites: float ``[b, 3, 32, 32]``, the composites with such a paste, reduced.
+        columns: names of the P columns of a transform.
     """
 
     scores: Tensor
     unit: Tensor
     labels: Tensor
     composites: Tensor
+    columns: tuple[str, ...] = PARAMETERS
 
     @property
     def missed_fraction(self) -> float:
@@ -49,12 +52,12 @@ class Probe:
     @property
     def std_ratios(self) -> dict[str, float]:
         """Standard deviation of each transform parameter relative to uniform: 1 as diverse as random, 0 collapsed."""
-        return std_ratios(self.unit)
+        return std_ratios(self.unit, self.columns)
 
     @property
     def std_ratios_by_class(self) -> dict[int, dict[str, float]]:
         """The same by class; lower than over all classes where each class has its own transform."""
-        return std_ratios_by_class(self.unit, self.labels)
+        return std_ratios_by_class(self.unit, self.labels, self.columns)
 
     @property
     def neighbour_distance(self) -> float:
@@ -115,4 +118,5 @@ def probe(
         torch.stack(units) if units else torch.zeros(0, 0),
         torch.tensor(labels, dtype=torch.long),
         torch.stack(reduced) if reduced else torch.zeros(0, 3, REDUCED_SIDE, REDUCED_SIDE),
+        terse.paste.columns,
     )

@@ -7,6 +7,8 @@ and backpropagates both through the synthesizer. No pass through the detector is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,6 +16,7 @@ from torch.nn import functional as F
 from terse_aug.config import Adversarial, Paper
 from terse_aug.policies.base import Policy, PolicyContext, Proposal
 from terse_aug.policies.synthesizer import Synthesizer
+from terse_aug.transforms import PARAMETERS
 from terse_aug.utils.random import isolated_global_rng
 from terse_aug.utils.transfer import to_device
 
@@ -26,25 +29,30 @@ class AdversarialPolicy(Policy):
     Args:
         settings: see :class:`terse_aug.policies.Adversarial`; dropout is applied to proposals that are learned from.
         seed: of the synthesizer's initial weights.
+        columns: names of the columns of a transform, see :attr:`terse_aug.PasteConfig.columns`.
     """
 
     learns = True
     uses_thumbnails = True
+    columns: tuple[str, ...]
 
-    def __init__(self, settings: Adversarial | Paper | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, settings: Adversarial | Paper | None = None, seed: int = 0, columns: Sequence[str] = PARAMETERS
+    ) -> None:
         super().__init__()
+        self.columns = tuple(columns)
         settings = settings or Adversarial()
         self.kl_weight = settings.kl_weight if isinstance(settings, Adversarial) else 0.0
         self.discriminator_weight = settings.discriminator_weight
         self.update_interval, self.learning_rate = settings.update_interval, settings.learning_rate
         self.max_gradient_norm = settings.max_gradient_norm
         with isolated_global_rng(seed):
-            self.synthesizer = Synthesizer(settings.dropout)
+            self.synthesizer = Synthesizer(settings.dropout, columns=len(self.columns))
 
     def propose(self, context: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
         """See :meth:`Policy.propose`."""
         device = context.device
-        noise = torch.rand(len(context.image_of), self._parameter_count, generator=generator)
+        noise = torch.rand(len(context.image_of), len(self.columns), generator=generator)
         mask = self._dropout_mask(len(context.image_of), generator) if learning else None
         (noise,) = to_device([noise], device)
         with torch.set_grad_enabled(learning), torch.autocast(device.type, enabled=False):
@@ -65,10 +73,6 @@ class AdversarialPolicy(Policy):
         divergence = divergence_from_uniform(location, log_spread).sum()
         proposal.metrics["divergence"] = divergence.detach() / count
         return (self.kl_weight * divergence - ascent) / count
-
-    @property
-    def _parameter_count(self) -> int:
-        return self.synthesizer.regressor.out_features // 2
 
     def _dropout_mask(self, count: int, generator: torch.Generator) -> Tensor | None:
         """Inverted dropout from our own generator: nn.Dropout draws from the global one."""

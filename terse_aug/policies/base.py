@@ -7,7 +7,7 @@ Shape letters: B images, M pastes, C candidates for each, P transform parameters
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,7 +22,8 @@ VIEW_SIDE = 32
 VIEWS = ("local", "global")
 VIEW_CHANNELS = 6
 VIEW_SHAPE = (len(VIEWS), VIEW_CHANNELS, VIEW_SIDE, VIEW_SIDE)
-VIEW_NUMBERS = len(PARAMETERS) + 4
+BOX_NUMBERS = 4
+"""Numbers of a view beside the transform."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Views:
         images: float ``[C, M, *VIEW_SHAPE]`` in [0, 1]. Each of ``VIEWS``, a window around the paste and the whole
             image stretched to a square, has RGB with the paste on it, its alpha, a map of the objects that are there
             already, and where the image is.
-        numbers: float ``[C, M, VIEW_NUMBERS]`` on the device of the images, about [-1, 1]: the transform, and center
+        numbers: float ``[C, M, P + BOX_NUMBERS]`` on the device of the images, about [-1, 1]: the transform, and center
             and size of the object's bounding box relative to the image.
         placement: of the candidates, ``C * M`` rows, on the CPU.
     """
@@ -54,6 +55,7 @@ class PolicyContext:
         image_count: B.
         labels: int64 ``[M]``, the class of each foreground; on the CPU.
         device: of the images and of thumbnails and views.
+        columns: names of the P columns of a transform, see :attr:`terse_aug.PasteConfig.columns`.
         backgrounds: float ``[B, 4, T, T]``, RGB in [0, 1] and a map of where objects are already; only for policies
             with ``uses_thumbnails``, else ``None``.
         foregrounds: float ``[M, 4, T, T]``, RGB in [0, 1] and alpha, the longer side filling nine tenths; likewise.
@@ -72,6 +74,7 @@ class PolicyContext:
     image_count: int
     labels: Tensor
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    columns: tuple[str, ...] = PARAMETERS
     backgrounds: Tensor | None = None
     foregrounds: Tensor | None = None
     base_size: Tensor | None = None
@@ -147,6 +150,8 @@ class Policy(nn.Module):
     """Optimizer steps in an update, of a policy that learns from hardness."""
     classes: int | None = None
     """Classes whose probabilities it learns from, if it learns from hardness; ``None`` for hardness alone."""
+    columns: tuple[str, ...] | None = None
+    """The columns of the transforms that it proposes; ``None`` where it takes them from the context."""
     foreground_candidates = 1
     """Foregrounds that are drawn for each paste, from which ``propose`` chooses one."""
     mix_classes = False
@@ -214,6 +219,8 @@ class Policy(nn.Module):
         raise NotImplementedError
 
 
-def uniform_proposal(count: int, generator: torch.Generator, rows: Tensor | None = None) -> Proposal:
+def uniform_proposal(
+    count: int, generator: torch.Generator, rows: Tensor | None = None, columns: Sequence[str] = PARAMETERS
+) -> Proposal:
     """Transforms drawn uniformly from the allowed ranges, on the CPU."""
-    return Proposal(torch.rand(count, len(PARAMETERS), generator=generator), torch.zeros(count), rows=rows)
+    return Proposal(torch.rand(count, len(columns), generator=generator), torch.zeros(count), rows=rows)

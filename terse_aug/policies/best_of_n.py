@@ -29,7 +29,7 @@ class BestOfNPolicy(Policy):
         if context.detector_loss is None:
             raise ValueError("policy best-of-n needs forwards of the detector: give Terse(model=detector)")
         count = len(context.image_of)
-        units = [uniform_proposal(count, generator).unit for _ in range(self.candidates)]
+        units = [uniform_proposal(count, generator, columns=context.columns).unit for _ in range(self.candidates)]
         if self.candidates == 1 or count == 0:
             return Proposal(units[0], torch.zeros_like(units[0][:, 0]))
         losses = torch.stack([context.detector_loss(unit) for unit in units]).cpu()

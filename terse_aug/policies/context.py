@@ -51,6 +51,7 @@ def make_context(
         len(images),
         torch.from_numpy(np.array([foreground.label for foreground in plan.foregrounds], np.int64)),
         images[0].device,
+        settings.paste.columns,
     )
     if policy.uses_thumbnails:
         context = _with_thumbnails(context, plan, images, targets, settings)

@@ -19,7 +19,7 @@ Shape letters: C candidates, M pastes, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,8 @@ from torch.nn import functional as F
 
 from terse_aug.config import Critic
 from terse_aug.policies.base import (
+    BOX_NUMBERS,
     VIEW_CHANNELS,
-    VIEW_NUMBERS,
     VIEW_SHAPE,
     VIEW_SIDE,
     VIEWS,
@@ -51,15 +51,16 @@ class CriticNetwork(nn.Module):
     Args:
         outputs: 1 for the log odds, K for logits.
         width: channels of the first layer, for each view.
+        columns: P.
     """
 
-    def __init__(self, outputs: int = 1, width: int = 16) -> None:
+    def __init__(self, outputs: int = 1, width: int = 16, columns: int = len(PARAMETERS)) -> None:
         super().__init__()
         self.towers = nn.ModuleList(_tower(width) for _ in VIEWS)
         # On a CPU, channels_last saves a third of the time of layers as narrow as these.
         self.towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
         features = len(VIEWS) * 4 * width * (VIEW_SIDE // 8) ** 2
-        first, last = nn.Linear(features + VIEW_NUMBERS, 64), nn.Linear(64, outputs)
+        first, last = nn.Linear(features + columns + BOX_NUMBERS, 64), nn.Linear(64, outputs)
         self.head = nn.Sequential(first, nn.ReLU(), last)
         # At the start every candidate is as good as any other, which is the random policy.
         nn.init.zeros_(last.weight)
@@ -99,6 +100,7 @@ class CriticPolicy(Policy):
         classes: K, at least 2, for a model that gives the probabilities of all classes; every label is below it.
             ``None`` to learn from hardness alone.
         capacity: pastes in the replay buffer, at least 1.
+        columns: names of the columns of a transform, see :attr:`terse_aug.PasteConfig.columns`.
 
     Raises:
         ValueError: a number is outside its range.
@@ -108,16 +110,24 @@ class CriticPolicy(Policy):
     learns_from = "hardness"
     uses_views = True
     ahead = True
+    columns: tuple[str, ...]
 
     def __init__(
-        self, settings: Critic | None = None, seed: int = 0, classes: int | None = None, capacity: int = 1024
+        self,
+        settings: Critic | None = None,
+        seed: int = 0,
+        classes: int | None = None,
+        capacity: int = 1024,
+        columns: Sequence[str] = PARAMETERS,
     ) -> None:
         super().__init__()
         settings = settings or Critic()
         for name, value, least in (("capacity", capacity, 1), ("classes", 2 if classes is None else classes, 2)):
             if value < least:
                 raise ValueError(f"{name}: expected at least {least}, got {value}")
-        self._fixed = [PARAMETERS.index(name) for name in settings.fixed_parameters]
+        self.columns = tuple(columns)
+        fixed = [name for name in settings.fixed_parameters if name in self.columns]
+        self._fixed = [self.columns.index(name) for name in fixed]
         self.candidates, self.temperature = settings.candidates, settings.temperature
         self.target_hardness, self.replay_updates = settings.target_hardness, settings.replay_updates
         self.foreground_candidates, self.mix_classes = settings.foreground_candidates, settings.mix_classes
@@ -125,12 +135,12 @@ class CriticPolicy(Policy):
         self.max_gradient_norm = settings.max_gradient_norm
         self.classes = classes
         with isolated_global_rng(seed):
-            self.network = CriticNetwork(classes or 1)
+            self.network = CriticNetwork(classes or 1, columns=len(self.columns))
         self._register_replay_buffer(capacity)
 
     def _register_replay_buffer(self, capacity: int) -> None:
         self.register_buffer("replay_images", torch.zeros(capacity, *VIEW_SHAPE, dtype=torch.uint8))
-        self.register_buffer("replay_numbers", torch.zeros(capacity, VIEW_NUMBERS))
+        self.register_buffer("replay_numbers", torch.zeros(capacity, len(self.columns) + BOX_NUMBERS))
         self.register_buffer("replay_hardness", torch.zeros(capacity))
         self.register_buffer("replay_labels", torch.zeros(capacity, dtype=torch.long))
         if self.classes is not None:
@@ -154,7 +164,7 @@ class CriticPolicy(Policy):
         """See :meth:`Policy.propose`; the density is estimated from the candidates."""
         assert context.views is not None
         device, count = context.device, len(context.image_of) // self.foreground_candidates
-        shape = (self.candidates, count, self.foreground_candidates, len(PARAMETERS))
+        shape = (self.candidates, count, self.foreground_candidates, len(self.columns))
         units = torch.rand(shape, generator=generator)
         units[..., self._fixed] = units[:1, :, :1, self._fixed]
         draw = torch.rand(count, generator=generator)

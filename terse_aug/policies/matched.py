@@ -123,7 +123,7 @@ class MatchedPolicy(Policy):
         real, pastes = context.real, len(context.image_of)
         seen = (box_features(real.boxes), _bins(real.overlaps()), real.labels)
         if not pastes or int(self.real.count) < _FEWEST:
-            proposal = uniform_proposal(pastes, generator)
+            proposal = uniform_proposal(pastes, generator, columns=context.columns)
             proposal.replay_data = seen
             return proposal
         known = {label: self._known(label) for label in sorted(set(context.labels.tolist()))}
@@ -152,7 +152,7 @@ class MatchedPolicy(Policy):
         """Transforms float ``[C, M, P]`` and their boxes ``[C, M, 4]``, clipped; ``known`` as of :meth:`_known`."""
         assert context.boxes is not None
         pastes = len(context.labels)
-        units = torch.rand(self.candidates, pastes, len(PARAMETERS), generator=generator)
+        units = torch.rand(self.candidates, pastes, len(context.columns), generator=generator)
         places = torch.rand(self.candidates // 2, pastes, generator=generator)
         ends = torch.stack([units, units])
         ends[0][..., _POSITION], ends[1][..., _POSITION] = 0.0, 1.0

@@ -5,12 +5,15 @@ A baseline: it climbs to the corners of its range and stays there. ``adversarial
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from terse_aug.config import Paper
 from terse_aug.policies.adversarial import AdversarialPolicy
 from terse_aug.policies.base import PolicyContext, Proposal
+from terse_aug.transforms import PARAMETERS
 
 
 class PaperPolicy(AdversarialPolicy):
@@ -19,10 +22,11 @@ class PaperPolicy(AdversarialPolicy):
     Args:
         settings: see :class:`terse_aug.policies.Paper`; dropout is applied to every proposal.
         seed: of the synthesizer's initial weights.
+        columns: names of the columns of a transform, see :attr:`terse_aug.PasteConfig.columns`.
     """
 
-    def __init__(self, settings: Paper | None = None, seed: int = 0) -> None:
-        super().__init__(settings or Paper(), seed)
+    def __init__(self, settings: Paper | None = None, seed: int = 0, columns: Sequence[str] = PARAMETERS) -> None:
+        super().__init__(settings or Paper(), seed, columns)
 
     def propose(self, context: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
         """See :meth:`Policy.propose`; the density of a point is infinite."""

@@ -14,4 +14,4 @@ class RandomPolicy(Policy):
 
     def propose(self, context: PolicyContext, generator: torch.Generator, learning: bool) -> Proposal:
         """See :meth:`Policy.propose`."""
-        return uniform_proposal(len(context.image_of), generator)
+        return uniform_proposal(len(context.image_of), generator, columns=context.columns)

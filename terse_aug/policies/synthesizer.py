@@ -24,9 +24,10 @@ class Synthesizer(nn.Module):
     Args:
         dropout: fraction of the regressor's features that are dropped in learning proposals.
         width: channels of the low-level layers.
+        columns: P.
     """
 
-    def __init__(self, dropout: float = 0.1, width: int = 16) -> None:
+    def __init__(self, dropout: float = 0.1, width: int = 16, columns: int = len(PARAMETERS)) -> None:
         super().__init__()
         self.dropout = dropout
         self.low_level = nn.Sequential(_block(4, width), _block(width, 2 * width))
@@ -35,7 +36,7 @@ class Synthesizer(nn.Module):
         side = THUMBNAIL_SIDE // 8
         self.merge = nn.Sequential(nn.Conv2d(4 * width, 2 * width, 3, padding=1), nn.ReLU())
         self.hidden = nn.Linear(2 * width * side * side + 2, 128)
-        self.regressor = nn.Linear(128, 2 * len(PARAMETERS))
+        self.regressor = nn.Linear(128, 2 * columns)
         nn.init.zeros_(self.regressor.weight)
         nn.init.zeros_(self.regressor.bias)
 

@@ -1,5 +1,7 @@
 """Small images of what a paste would look like, for policies that compare candidates.
 
+Of its photometric values they show the color, and not blur and noise, which are finer than their pixels.
+
 Every image that is pasted on is reduced once; then a view costs a few thousand pixels however large the image is, so
 that many candidates can be compared where a detector forward allows one. No gradient flows through it.
 Shape letters: B images, M pastes, C candidates for each, P transform parameters, V = VIEW_SIDE.
@@ -22,6 +24,7 @@ from terse_aug.data.foreground_cache import FOREGROUND_FILL
 from terse_aug.policies.base import VIEW_SHAPE, VIEW_SIDE, Views
 from terse_aug.policies.thumbnails import background_thumbnails, foreground_thumbnails
 from terse_aug.structures.annotations import Target
+from terse_aug.transforms import color_matrix
 from terse_aug.utils.transfer import to_device
 
 _WINDOW = 1.5
@@ -62,6 +65,7 @@ def view_maker(
         rows, nth = torch.tensor([pasted.index(number) for number in plan.image_of]).long(), torch.tensor(before).long()
         steps = (torch.arange(VIEW_SIDE, dtype=unit.dtype) + 0.5) * (2 / VIEW_SIDE) - 1
         square = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).flatten(0, 1)
+        looks = settings.paste.photometric_values(unit)
         arrays = [numbers, center, half_size, frame, placement.center, to_foreground, thumbnails, rows, nth, square]
         numbers, center, half_size, frame, origin, to_foreground, thumbnails, rows, nth, square = to_device(
             arrays, device
@@ -75,7 +79,7 @@ def view_maker(
             front = F.grid_sample(thumbnails, sampled, mode="bilinear", padding_mode="zeros", align_corners=False)
             front = front.view(pastes, 4, count, VIEW_SIDE, VIEW_SIDE).permute(2, 0, 1, 3, 4)
             alpha = front[:, :, 3:]
-            view[:, :, :3] = torch.lerp(background[:, :, :3], front[:, :, :3], alpha)
+            view[:, :, :3] = torch.lerp(background[:, :, :3], _colored(front[:, :, :3], looks), alpha)
             view[:, :, 3:4] = alpha
             view[:, :, 4:] = background[:, :, 3:]
 
@@ -89,6 +93,14 @@ def view_maker(
         return Views(views, numbers.view(count, pastes, -1), placement)
 
     return make_views
+
+
+def _colored(color: Tensor, looks: Tensor | None) -> Tensor:
+    """Colors ``[C, M, 3, V, V]`` in [0, 1] with photometric values ``[C, M, k]`` on the CPU, if there are any."""
+    if looks is None:
+        return color
+    (matrix,) = to_device([color_matrix(looks)], color.device)
+    return (torch.einsum("cmij,cmjyx->cmiyx", matrix[..., :3], color) + matrix[..., 3:, None] / 255).clamp(0, 1)
 
 
 def _reduced(images: Sequence[Tensor], targets: Sequence[Target], settings: RenderSettings) -> Tensor:

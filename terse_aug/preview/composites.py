@@ -13,17 +13,18 @@ from statistics import median
 import torch
 
 from terse_aug.compositing.compose import Paste
+from terse_aug.config import PasteConfig
 from terse_aug.preview.data import Sample
 from terse_aug.structures.annotations import Target, repair_boxes
 from terse_aug.terse import Terse
-from terse_aug.transforms import PARAMETERS, TransformRanges
+from terse_aug.transforms import PARAMETERS
 from terse_aug.utils.random import derived_seed
 from terse_aug.utils.warnings import TerseWarning
 from terse_aug.viz.drawing import draw_sample
 from terse_aug.viz.images import RGBImage
 
 _BATCH = 8
-_UNITS = {"rotation": "°", "scale": "x", "scale_x": "x", "scale_y": "x"}
+_UNITS = {"rotation": "°", "scale": "x", "scale_x": "x", "scale_y": "x", "hue": "°"}
 _HIDDEN_PASTE = "no label: hidden or cut off beyond min_visibility"
 _HIDDEN_ORIGINAL = "label dropped: hidden beyond min_visibility"
 _REPLACED = "a background of the pool in place of the image and its objects"
@@ -183,7 +184,7 @@ def _pair(
         draw_sample(decode(composite.image), _NO_OBJECTS, classes),
         _class_counts(original.target, classes),
         _class_counts(composite.target, classes),
-        tuple(_note(paste, composite.target, classes, terse.paste.ranges) for paste in pastes),
+        tuple(_note(paste, composite.target, classes, terse.paste) for paste in pastes),
         (_REPLACED,) if replaced else tuple(_lost(original, composite.target, classes)),
         _sizes(original),
         tuple(_pasted_size(terse, paste) for paste in pastes),
@@ -201,18 +202,21 @@ def _pasted_size(terse: Terse, paste: Paste) -> float:
     return float(terse.bank.relative_sizes[paste.index] * float(scale))
 
 
-def _note(paste: Paste, target: Target, classes: Mapping[int, str], ranges: TransformRanges) -> PasteNote:
+def _note(paste: Paste, target: Target, classes: Mapping[int, str], config: PasteConfig) -> PasteNote:
     identity = f" {int(target['ids'][paste.row])}" if paste.row is not None and "ids" in target else ""
     title = classes.get(paste.label, str(paste.label)) + identity
     problem = _HIDDEN_PASTE if paste.row is None else ""
-    return PasteNote(title, paste.source, _transform_text(ranges.physical(paste.unit)), problem)
+    return PasteNote(title, paste.source, _transform_text(config, paste.unit), problem)
 
 
-def _transform_text(physical: torch.Tensor) -> str:
+def _transform_text(config: PasteConfig, unit: torch.Tensor) -> str:
     """For example ``rotation -3.1°, shear 0.02, scale 0.87x, ...``."""
     parts = []
-    for name, value in zip(PARAMETERS, physical.tolist(), strict=True):
-        digits = 1 if name == "rotation" else 2
+    for name, value in zip(config.columns, config.physical(unit).tolist(), strict=True):
+        if name == "blend":
+            parts.append(f"blend {config.blends[int(value)]}")
+            continue
+        digits = 1 if name in ("rotation", "hue") else 2
         parts.append(f"{name} {value:.{digits}f}{_UNITS.get(name, '')}")
     return ", ".join(parts)
 

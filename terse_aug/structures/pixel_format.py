@@ -58,6 +58,14 @@ class PixelFormat:
             return scaled
         return self._normalized(scaled)
 
+    def decode_levels(self, image: Tensor) -> Tensor:
+        """Float in this format ``[3, ...]`` to levels 0 to 255, float in the same channel order."""
+        if self.plain:
+            return image * (255 / self.scale)
+        shape = (3, *(1 for _ in image.shape[1:]))
+        mean, std = (image.new_tensor(own).view(shape) for own in (self.mean, self.std))
+        return (image * std + mean) * (255 / self.scale)
+
     def as_float(self, images: Sequence[Tensor]) -> list[Tensor]:
         """Images in this format; those that are not 8-bit are given back."""
         return [self.encode_levels(image) if image.dtype == torch.uint8 else image for image in images]

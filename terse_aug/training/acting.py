@@ -146,7 +146,7 @@ def propose(context: PolicyContext, turn: Turn, failed: Callable[[Exception], No
                 raise
             failed(error)
     first = torch.arange(0, len(context.image_of), turn.policy.foreground_candidates)
-    return uniform_proposal(len(first), turn.generator, first)
+    return uniform_proposal(len(first), turn.generator, first, context.columns)
 
 
 def _acting_state(policy: Policy) -> list[Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,12 +66,12 @@ _MOMENTS_DECAY = 0.98
 _UNIFORM_STD = 1 / math.sqrt(12)
 
 
-def std_ratios(unit: Tensor) -> dict[str, float]:
+def std_ratios(unit: Tensor, columns: Sequence[str] = PARAMETERS) -> dict[str, float]:
     """Standard deviation of each column of transforms ``[n, P]`` in the unit cube, relative to uniform."""
     if len(unit) == 0:
         return {}
     ratios = unit.double().std(0, correction=0) / _UNIFORM_STD
-    return dict(zip(PARAMETERS, ratios.tolist(), strict=True))
+    return dict(zip(columns, ratios.tolist(), strict=True))
 
 
 def batch_counts(plan: PastePlan[ForegroundLike], composites: Composites) -> Counter[str]:
@@ -94,17 +94,18 @@ class Metrics(nn.Module):
 
     Args:
         names: of the counters.
+        columns: names of the P columns of a transform.
 
     Attributes:
         counts: by name.
     """
 
-    def __init__(self, names: Iterable[str] = COUNTERS) -> None:
+    def __init__(self, names: Iterable[str] = COUNTERS, columns: Sequence[str] = PARAMETERS) -> None:
         super().__init__()
-        self._names = tuple(names)
+        self._names, self._columns = tuple(names), tuple(columns)
         self.counts: Counter[str] = Counter()
         self._averages: dict[str, float] = {}
-        self._moments = np.zeros((3, len(PARAMETERS)))
+        self._moments = np.zeros((3, len(self._columns)))
 
     def average(self, name: str, value: float) -> None:
         """Update the running average of ``name`` with a finite value."""
@@ -140,7 +141,7 @@ class Metrics(nn.Module):
         if float(weight[0]) == 0:
             return {}
         ratios = np.sqrt((second / weight - (first / weight) ** 2).clip(0)) / _UNIFORM_STD
-        return dict(zip(PARAMETERS, ratios.tolist(), strict=True))
+        return dict(zip(self._columns, ratios.tolist(), strict=True))
 
     def summary(self) -> dict[str, float]:
         """Everything, by name."""

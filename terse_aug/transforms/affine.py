@@ -1,39 +1,27 @@
-"""The transform of a paste: its parameters, their allowed ranges, and the affine map they stand for.
+"""The affine part of a paste's transform: its parameters, their allowed ranges, and the map they stand for.
 
-Everything here takes tensors, with or without a graph, or NumPy arrays, and returns the same: on small arrays a call of
-NumPy takes a fraction of the time of one of torch.
+Everything here takes tensors, with or without a graph, or NumPy arrays, and returns the same.
 
-Shape letters: M pastes, P = len(PARAMETERS).
+Shape letters: M pastes, P transform parameters, of which those of ``PARAMETERS`` come first.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from numbers import Real
-from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from terse_aug.utils.transfer import to_device
-
-Array: TypeAlias = Any
-"""A tensor or a NumPy array."""
+from terse_aug.transforms.arrays import Array, arrays_like, checked_range, library_of, value_range
 
 PARAMETERS = ("rotation", "shear", "scale", "scale_x", "scale_y", "translate_x", "translate_y")
-"""Names of the columns of a transform, in order."""
+"""Names of the first columns of a transform, in order: those of the affine map."""
 
 _LOGARITHMIC = slice(PARAMETERS.index("scale"), PARAMETERS.index("scale_y") + 1)
 """The columns whose ranges are spaced logarithmically."""
-
-
-def _range(low: float, high: float, help_text: str) -> Any:
-    return field(default=(low, high), metadata={"help": help_text})
 
 
 @dataclass(frozen=True)
@@ -46,17 +34,21 @@ class TransformRanges:
         ValueError: a range is no pair of numbers, not ordered, not finite, or outside what its unit allows.
     """
 
-    rotation: tuple[float, float] = _range(-10.0, 10.0, "degrees, positive is clockwise on the screen")
-    shear: tuple[float, float] = _range(-0.05, 0.05, "tangent of the shear angle along x")
-    scale: tuple[float, float] = _range(
+    rotation: tuple[float, float] = value_range(-10.0, 10.0, "degrees, positive is clockwise on the screen")
+    shear: tuple[float, float] = value_range(-0.05, 0.05, "tangent of the shear angle along x")
+    scale: tuple[float, float] = value_range(
         0.5, 1.5, "size relative to the fraction that the object covered of its own image; log-uniform"
     )
-    scale_x: tuple[float, float] = _range(0.9, 1.1, "additional factor along the foreground's own x axis; log-uniform")
-    scale_y: tuple[float, float] = _range(0.9, 1.1, "additional factor along the foreground's own y axis; log-uniform")
-    translate_x: tuple[float, float] = _range(
+    scale_x: tuple[float, float] = value_range(
+        0.9, 1.1, "additional factor along the foreground's own x axis; log-uniform"
+    )
+    scale_y: tuple[float, float] = value_range(
+        0.9, 1.1, "additional factor along the foreground's own y axis; log-uniform"
+    )
+    translate_x: tuple[float, float] = value_range(
         0.0, 1.0, "center of the object's bounding box, 0 leftmost, 1 rightmost within what keep_inside allows"
     )
-    translate_y: tuple[float, float] = _range(0.0, 1.0, "likewise from top to bottom")
+    translate_y: tuple[float, float] = value_range(0.0, 1.0, "likewise from top to bottom")
     keep_inside: float = field(
         default=0.75,
         metadata={
@@ -66,15 +58,8 @@ class TransformRanges:
 
     def __post_init__(self) -> None:
         for name in PARAMETERS:
-            pair = getattr(self, name)
-            if isinstance(pair, Sequence) and not isinstance(pair, str):
-                pair = tuple(pair)
-                object.__setattr__(self, name, pair)
-            if not _is_pair_of_numbers(pair):
-                raise ValueError(f"{name}: expected a pair (low, high) of numbers, got {pair!r}")
-            low, high = pair
-            if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-                raise ValueError(f"{name}: expected (low, high) with low <= high, got ({low}, {high})")
+            low, high = checked_range(name, getattr(self, name))
+            object.__setattr__(self, name, (low, high))
             if name in PARAMETERS[_LOGARITHMIC] and low <= 0:
                 raise ValueError(f"{name}: a scale has to be above 0, got ({low}, {high})")
             if name.startswith("translate") and not 0 <= low <= high <= 1:
@@ -93,33 +78,17 @@ class TransformRanges:
         """Map points of the unit cube to parameter values.
 
         Args:
-            unit: float ``[..., P]`` in [0, 1].
+            unit: float ``[..., P]`` in [0, 1]; its first columns are used.
 
         Returns:
-            float ``[..., P]`` in the units above, differentiable in ``unit``; uniform points give uniform
+            float ``[..., len(PARAMETERS)]`` in the units above, differentiable in ``unit``; uniform points give uniform
             values (uniform logarithms for the scales).
         """
         ((low, length),) = arrays_like([self._limits], unit)
-        values = low + unit * length
+        values = low + unit[..., : len(PARAMETERS)] * length
         before, after, library = slice(0, _LOGARITHMIC.start), slice(_LOGARITHMIC.stop, None), library_of(unit)
         scales = library.exp(values[..., _LOGARITHMIC])
         return library.concatenate([values[..., before], scales, values[..., after]], -1)
-
-
-def library_of(array: Array) -> Any:
-    """torch or NumPy. Only what both have under the same name is used of it."""
-    return torch if isinstance(array, Tensor) else np
-
-
-def arrays_like(arrays: Sequence[NDArray[Any]], like: Array) -> list[Array]:
-    """Arrays in the kind, type and device of another one; to a device by one copy."""
-    if isinstance(like, Tensor):
-        return to_device([torch.from_numpy(own).to(like.dtype) for own in arrays], like.device)
-    return [own.astype(like.dtype, copy=False) for own in arrays]
-
-
-def _is_pair_of_numbers(value: object) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(end, Real) for end in value)
 
 
 @dataclass(frozen=True)
@@ -178,7 +147,7 @@ def place(physical: Array, geometry: PasteGeometry, keep_inside: float) -> Place
     ``matrix = Rotation @ Shear @ diag(scale_x, scale_y) * scale * base_scale``.
 
     Args:
-        physical: float ``[M, P]`` from :meth:`TransformRanges.physical`.
+        physical: float ``[M, len(PARAMETERS)]`` from :meth:`TransformRanges.physical`.
         geometry: M rows.
         keep_inside: see :class:`TransformRanges`.
 
