@@ -27,9 +27,12 @@ from terse_aug.samplers import SAMPLERS
 SETTINGS = ("right", "wide", "unrelated", "bad-masks", "long-tail", *APPEARANCES)
 POLICY_ARMS = {"random": "random", "random-again": "random", "critic": "critic"}
 """Arms that are policies of the library; ``random-again`` differs from ``random`` in the seed of pasting alone."""
+CLOSED = "-closed"
+"""Ends the names of arms of a policy that pastes on the first three quarters of the iterations alone."""
 WITHOUT_SETTINGS = ("none", "copy-paste")
 """Arms that are the same whatever the settings."""
 _DAMAGED = 5  # one in so many
+_OPEN = 0.75
 _TAIL = 0.6  # each class has so many times the foregrounds of the one before it
 
 
@@ -84,6 +87,38 @@ class PolicyPasting:
         return int(self.terse.metrics()["extra_forwards"])
 
 
+class ClosedPasting:
+    """Pastes on the first batches alone.
+
+    Args:
+        pasting: what pastes.
+        batches: how many it pastes on.
+    """
+
+    def __init__(self, pasting: Pasting, batches: int) -> None:
+        self._pasting, self._batches = pasting, batches
+        self._calls = 0
+
+    def __call__(self, images: Sequence[Tensor], targets: Sequence[Target]) -> tuple[Any, Any]:
+        """Composites, or the batch as it is."""
+        self._calls += 1
+        return (images, targets) if self._closed else self._pasting(images, targets)
+
+    def step(self, losses: Any) -> None:
+        """Update the policy on what it pasted."""
+        if not self._closed:
+            self._pasting.step(losses)
+
+    @property
+    def extra_forwards(self) -> int:
+        """Those of what pastes."""
+        return self._pasting.extra_forwards
+
+    @property
+    def _closed(self) -> bool:
+        return self._calls > self._batches
+
+
 def split_arm(arm: str, choose: str = "transforms") -> tuple[str, str]:
     """Name and choice of an arm such as ``agree@backgrounds``; ``random.rarity`` names policy and sampler.
 
@@ -93,7 +128,7 @@ def split_arm(arm: str, choose: str = "transforms") -> tuple[str, str]:
     name, _, own = arm.partition("@")
     choice = own or choose
     oracle = measures_of(name) is not None
-    policy, dot, sampler = name.partition(".")
+    policy, dot, sampler = name.removesuffix(CLOSED).partition(".")
     known = name in WITHOUT_SETTINGS or policy in POLICY_ARMS or policy in POLICY_SETTINGS or oracle
     known &= not dot or sampler in SAMPLERS
     if not known or choice not in CHOICES or (own and not oracle):
@@ -114,8 +149,10 @@ def policy_of(name: str) -> tuple[str, str]:
         name: of the arm.
 
     Raises:
-        ValueError: it is an oracle, or ``copy-paste``.
+        ValueError: it is an oracle, ``copy-paste``, or one that stops pasting.
     """
+    if name.endswith(CLOSED):
+        raise ValueError(f"{name!r} runs in torchvision alone; take none, random or another policy")
     if name == "copy-paste":
         raise ValueError("'copy-paste' runs in torchvision alone; take none, random or another policy")
     if measures_of(name.partition("@")[0]) is not None:
@@ -139,6 +176,7 @@ def make_pasting(
     training_set: CachedDataset,
     seed: int,
     candidates: int,
+    iterations: int,
 ) -> Pasting:
     """The pasting of an arm.
 
@@ -152,6 +190,7 @@ def make_pasting(
         training_set: real images.
         seed: of all draws.
         candidates: of an oracle.
+        iterations: of the training.
     """
     name, choice = split_arm(arm)
     if name == "none":
@@ -161,7 +200,7 @@ def make_pasting(
     kind = DATA_SETS[data_set]
     pool = BackgroundPool([str(path) for path in kind.backgrounds(data)], 0.5) if settings == "unrelated" else None
     measures = measures_of(name)
-    policy, sampler = ("random", "uniform") if measures else policy_of(name)
+    policy, sampler = ("random", "uniform") if measures else policy_of(name.removesuffix(CLOSED))
     terse = Terse(
         open_bank(settings, folder, kind.classes),
         policy,
@@ -173,7 +212,8 @@ def make_pasting(
         backgrounds=pool,
     ).to(next(detector.parameters()).device)
     if measures is None:
-        return PolicyPasting(terse)
+        pasting = PolicyPasting(terse)
+        return ClosedPasting(pasting, round(_OPEN * iterations)) if name.endswith(CLOSED) else pasting
     return Oracle(terse, Judge(detector, training_set, seed), measures, candidates, choice, seed)
 
 

@@ -261,7 +261,8 @@ def _train(training: Training) -> tuple[dict[str, Any], dict[str, Any]]:
     if training.weights is not None:
         detector.load_state_dict(torch.load(training.weights, map_location=setup.device, weights_only=True))
     place = (setup.data_set, setup.folder, setup.data)
-    pasting = make_pasting(training.arm, training.settings, *place, detector, dataset, seed, setup.candidates)
+    lengths = setup.candidates, iterations
+    pasting = make_pasting(training.arm, training.settings, *place, detector, dataset, seed, *lengths)
     optimizer = torch.optim.SGD(
         [own for own in detector.parameters() if own.requires_grad], training.rate(0), momentum=0.9, weight_decay=1e-4
     )

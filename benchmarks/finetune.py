@@ -9,10 +9,10 @@ so that the command can be stopped and started again, and pairs or arms can be a
         --arms none random critic loss agree --baselines 0 1 --seeds 0 1 2 --out runs/mnist-coco
 
 Arms: ``none``, ``copy-paste`` (mmdet's), ``random``, ``random-again`` (another seed of pasting: the noise of a pair),
-any policy of the library (``matched.rarity`` with a sampler), and oracles, which compose ``--candidates`` random
-composites of each image and train on the one that a measure likes most: ``loss``, ``class-loss``, ``box-loss``,
-``ap-pasted``, ``ap-all``, ``agree``, ``agree-cosine``, ``learnable``, ``least-overlap``, ``plausible``, see
-:mod:`benchmarks._finetune_measures`; ``agree+loss`` adds ranks (``agree-hard``).
+any policy of the library (``matched.rarity`` with a sampler; ``random-closed`` pastes nothing in the last quarter), and
+oracles, which compose ``--candidates`` random composites of each image and train on the one that a measure likes most:
+``loss``, ``class-loss``, ``box-loss``, ``ap-pasted``, ``ap-all``, ``agree``, ``agree-cosine``, ``learnable``,
+``least-overlap``, ``plausible``, see :mod:`benchmarks._finetune_measures`; ``agree+loss`` adds ranks (``agree-hard``).
 The candidates differ in ``--choose``, or by arm: ``agree@backgrounds``.
 
 Settings: ``right`` fit the data set; ``wide`` has scale 0.1 to 3 and rotation of 45 degrees each way; in ``unrelated``

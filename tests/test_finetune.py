@@ -207,9 +207,26 @@ def test_names_of_arms(parts: SimpleNamespace) -> None:
         "random.sideways",
         "random.",
         "copy-paste.rarity",
+        "none-closed",
     ):
         with pytest.raises(ValueError, match="there is no arm"):
             parts.pasting.full_name(wrong, "transforms")
+    assert parts.pasting.full_name("matched-closed", "transforms") == "matched-closed"
+    with pytest.raises(ValueError, match="torchvision alone"):
+        parts.pasting.policy_of("matched-closed")
+
+
+def test_a_closed_arm_pastes_on_the_first_batches_alone(parts: SimpleNamespace, tmp_path: Path) -> None:
+    terse = Terse(make_bank(tmp_path), paste=PasteConfig(paste_probability=1))
+    pasting = parts.pasting.ClosedPasting(parts.pasting.PolicyPasting(terse), 2)
+    images, targets = (list(own) for own in zip(*(real_sample(number) for number in range(2)), strict=True))
+    pasted = []
+    for _ in range(4):
+        found, own_targets = pasting(images, targets)
+        pasting.step(torch.tensor(1.0))
+        pasted.append(not torch.equal(found[0], images[0]))
+        assert pasted[-1] == (len(own_targets[0]["boxes"]) > len(targets[0]["boxes"]))
+    assert pasted == [True, True, False, False]
 
 
 def test_the_report_pairs_runs(parts: SimpleNamespace) -> None:
