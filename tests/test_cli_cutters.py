@@ -94,25 +94,25 @@ def test_boxes_are_cut_out_by_a_learned_cutter(
     assert found.size == pytest.approx((40, 50), abs=2 * 1.3 * 54 / SIDE)
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
-def test_photographs_are_cut_out_by_a_learned_cutter(cutter: Path, tmp_path: Path, jobs: str) -> None:
+def test_photographs_are_cut_out_by_a_learned_cutter(cutter: Path, tmp_path: Path) -> None:
     images = tmp_path / "photographs"
     for number in range(9):
         photograph(images / f"{number}.png", ((30 + number, 25, 40, 50),), (96, 128))
     photograph(images / "tulip" / "a.png", ((30, 25, 40, 50),), (96, 128))
     photograph(images / "none.png", (), (96, 128))
     command = ["bank", "build", "unlabelled", "--images", str(images), "--cutter", str(cutter), "--category", "flower"]
-    torch.set_num_threads(2)
+    threads = torch.get_num_threads()
     assert main([*command, "--out", str(tmp_path / "a.bank"), "--rejected-sheet", str(tmp_path / "a.png")]) == 0
-    assert torch.get_num_threads() == 1, "of other processes as well, which round in the same way"
+    assert torch.get_num_threads() == threads
     found, built = opened(tmp_path / "a.bank")
     assert built["rejected"] == {"the cutter found nothing: no pixel has an alpha of 128 or more": 1}
     assert [one.source for one in found] == [*(f"{number}.png" for number in range(9)), "tulip/a.png"]
     for one in found:
-        assert one.size == pytest.approx((40, 50), abs=8)
-        assert one.relative_size == pytest.approx(50 / (96 * 128) ** 0.5, abs=0.08)
+        # A pixel of the network is 3 wide here.
+        assert one.size == pytest.approx((40, 50), abs=4)
+        assert one.relative_size == pytest.approx(50 / (96 * 128) ** 0.5, abs=0.04)
     assert np.asarray(Image.open(tmp_path / "a.png")).std() > 5
-    assert main([*command, "--out", str(tmp_path / "b.bank"), "--jobs", jobs]) == 0
+    assert main([*command, "--out", str(tmp_path / "b.bank"), "--jobs", "2"]) == 0
     fingerprints = [ForegroundBank.open(tmp_path / f"{name}.bank").fingerprint for name in "ab"]
     assert fingerprints[0] == fingerprints[1]
 

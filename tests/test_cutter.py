@@ -127,3 +127,23 @@ def test_files_that_are_no_cutter_are_refused(cutter: Cutter, tmp_path: Path, mo
     assert not Path("unpickled").exists()
     with pytest.raises(FileNotFoundError, match=r"missing\.pt"):
         Cutter.load("missing.pt")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_boxes_of_a_few_pixels_are_cut(cutter: Cutter, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    for _ in range(40):
+        x, y, width, height = draw.uniform((-3, -3, 0.2, 0.2), (140, 90, 9, 9))
+        assert cutter(photograph(), (x, y, width, height)).shape == (90, 140)
+
+
+def test_masks_do_not_depend_on_the_number_of_threads(cutter: Cutter, monkeypatch: pytest.MonkeyPatch) -> None:
+    used, threads = [], torch.get_num_threads()
+    forward = cutter._network.forward
+    monkeypatch.setattr(cutter._network, "forward", lambda own: (used.append(torch.get_num_threads()), forward(own))[1])
+    try:
+        torch.set_num_threads(2)
+        cutter.cut(photograph())
+        assert (used, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(threads)

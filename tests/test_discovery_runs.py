@@ -21,6 +21,7 @@ from terse_aug.discovery.learn import learn_cutter
 from terse_aug.discovery.run_folder import CHECKPOINT, CUTTER, METRICS, RunFolder
 from terse_aug.discovery.training import DiscoveryTraining
 from terse_aug.utils.random import generator_for
+from terse_aug.utils.warnings import TerseWarning
 
 pytest.importorskip("segmentation_models_pytorch")
 pytest.importorskip("tensorboard")
@@ -210,3 +211,36 @@ def test_bad_commands_get_one_line(
     assert what in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_log_that_cannot_be_written_does_not_end_a_training(photographs: Path, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir(exist_ok=True)
+    (folder.path / "tensorboard").write_text("in its place")
+    with pytest.warns(TerseWarning, match="TensorBoard"):
+        folder.add_metrics(1, {"generator": 1.0})
+    folder.add_metrics(2, {"generator": 2.0})
+    folder.close()
+    assert [line["generator"] for line in folder.metrics()] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((40, 40, 3), np.float32), np.zeros((40, 40, 4), np.uint8), np.zeros((40, 40), np.uint8)]
+)
+def test_arrays_of_another_kind_are_refused(image: np.ndarray) -> None:
+    images = [np.zeros((40, 40, 3), np.uint8)] * MIN_IMAGES
+    with pytest.raises(TypeError, match=f"image {MIN_IMAGES}"):
+        read_photographs([*images, image], 32)
+
+
+@pytest.mark.parametrize("change", [{"size": 32.0}, {"batch": 32.5}, {"rounds": True}])
+def test_counts_are_whole_numbers(change: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(change))}: expected a whole number"):
+        DiscoverySettings(**change)
+
+
+def test_samples_do_not_depend_on_the_size_of_a_batch() -> None:
+    images = torch.zeros(4, 3, 20, 20, dtype=torch.uint8)
+    small, large = (DiscoveryTraining(images, dataclasses.replace(TINY, batch=batch)) for batch in (3, 8))
+    for own, other in zip(small.sample(8, "x")[0], large.sample(8, "x")[0], strict=True):
+        torch.testing.assert_close(own, other)

@@ -7,10 +7,7 @@ from typing import Any
 
 
 def open_cutter(flag: str, path: Path) -> Any:
-    """A :class:`terse_aug.discovery.Cutter`; torch computes in one thread from here on.
-
-    A build uses all cores by processes of one thread each. With as many threads as there are cores, this process would
-    round differently, and the bank depend on the number of processes.
+    """A :class:`terse_aug.discovery.Cutter`.
 
     Raises:
         ValueError: there is no such file, it is no cutter, or a package is missing.
@@ -18,11 +15,8 @@ def open_cutter(flag: str, path: Path) -> Any:
     if not path.is_file():
         raise ValueError(f"{flag}: there is no file {path}")
     try:
-        import torch
-
         from terse_aug.discovery import Cutter
 
-        torch.set_num_threads(1)
         return Cutter.load(path)
     except ImportError as error:
         advice = "" if "pip install" in str(error) else "; pip install terse-aug[learn]"

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from terse_aug.cli.flags import add_flags, with_flags
 from terse_aug.cli.output import HTML, checked_output, progress_bar, write_whole
 from terse_aug.discovery.agreement import agreement, masked_images
@@ -40,6 +42,10 @@ def add_parsers(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def _learn(arguments: argparse.Namespace) -> int:
     settings = with_flags(PRESETS[arguments.preset], arguments)
+    try:
+        torch.empty(1, device=arguments.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {arguments.device}: {str(error).splitlines()[0]}") from error
     try:
         with progress_bar() as show:
             cutter = learn_cutter(

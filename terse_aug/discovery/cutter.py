@@ -65,14 +65,16 @@ class Cutter:
             Alpha uint8 ``[H, W]``, 0 outside the box.
         """
         x, y, width, height = box
-        side = max(round(max(width, height) * _CONTEXT), 2)
-        left, top = round(x + width / 2 - side / 2), round(y + height / 2 - side / 2)
+        x0, y0, x1, y1 = math.floor(x), math.floor(y), math.ceil(x + width), math.ceil(y + height)
+        side = max(round(max(width, height) * _CONTEXT), x1 - x0, y1 - y0, 2)
+        left = min(max(round(x + width / 2 - side / 2), x1 - side), x0)
+        top = min(max(round(y + height / 2 - side / 2), y1 - side), y0)
         rows = np.clip(np.arange(top, top + side), 0, image.shape[0] - 1)
         columns = np.clip(np.arange(left, left + side), 0, image.shape[1] - 1)
         square = self.cut(image[rows[:, None], columns[None, :]])
         alpha = np.zeros(image.shape[:2], np.uint8)
-        x0, x1 = (min(max(value, 0), image.shape[1]) for value in (math.floor(x), math.ceil(x + width)))
-        y0, y1 = (min(max(value, 0), image.shape[0]) for value in (math.floor(y), math.ceil(y + height)))
+        x0, x1 = (min(max(value, 0), image.shape[1]) for value in (x0, x1))
+        y0, y1 = (min(max(value, 0), image.shape[0]) for value in (y0, y1))
         alpha[y0:y1, x0:x1] = square[y0 - top : y1 - top, x0 - left : x1 - left]
         return alpha
 
@@ -95,8 +97,16 @@ class Cutter:
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """Logits ``[B, 1, h, w]`` of images uint8 ``[B, 3, h, w]``, sides multiples of the network's stride."""
-        result: Tensor = self._network(images.float() / 127.5 - 1)
+        """Logits ``[B, 1, h, w]`` of images uint8 ``[B, 3, h, w]``, sides multiples of the network's stride.
+
+        It is computed in one thread: more round differently, and a bank would depend on the number of processes.
+        """
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            result: Tensor = self._network(images.float() / 127.5 - 1)
+        finally:
+            torch.set_num_threads(threads)
         return result
 
     def save(self, path: str | Path) -> None:
@@ -126,7 +136,8 @@ class Cutter:
         return {"width": width, "size": self.size, "collapsed": list(self.collapsed), "source": self.source}
 
     def _digest(self) -> str:
-        digest = hashlib.blake2b(json.dumps(self._settings(), sort_keys=True).encode(), digest_size=16)
+        named = {name: value for name, value in self._settings().items() if name != "source"}
+        digest = hashlib.blake2b(json.dumps(named, sort_keys=True).encode(), digest_size=16)
         for name, value in self._network.state_dict().items():
             digest.update(name.encode())
             digest.update(value.contiguous().view(-1).view(torch.uint8).numpy())

@@ -58,6 +58,7 @@ def read_photographs(
     Raises:
         FileNotFoundError: there is no such folder.
         ValueError: fewer than :data:`MIN_IMAGES` can be used.
+        TypeError: an array is not uint8 ``[H, W, 3]``.
     """
     left_out: Counter[str] = Counter()
     squares: list[NDArray[np.uint8]] = []
@@ -72,7 +73,7 @@ def read_photographs(
             if progress is not None:
                 progress("reading photographs", number, len(files))
             try:
-                pixels = read_image(file) if isinstance(file, Path) else file
+                pixels = read_image(file) if isinstance(file, Path) else _checked(file, number)
             except ValueError:
                 left_out[_DAMAGED] += 1
                 continue
@@ -83,10 +84,16 @@ def read_photographs(
     if len(squares) < MIN_IMAGES:
         reasons = "".join(f"; {count} left out: {reason}" for reason, count in left_out.items())
         raise ValueError(
-            f"expected at least {MIN_IMAGES} photographs to learn from, got {len(squares) or len(files)}{reasons}; "
-            "annotate boxes instead and cut out with --boxes grabcut"
+            f"expected at least {MIN_IMAGES} photographs to learn from, got {len(files) - sum(left_out.values())}"
+            f"{reasons}; annotate boxes instead and cut out with --boxes grabcut"
         )
     return Photographs(torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).contiguous(), dict(left_out))
+
+
+def _checked(pixels: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise TypeError(f"image {number}: expected uint8 [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
+    return pixels
 
 
 def stored_side(size: int) -> int:

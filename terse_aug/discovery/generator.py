@@ -157,7 +157,7 @@ class FeatureStage(nn.Module):
     def __init__(self, settings: DiscoverySettings, codes: int) -> None:
         super().__init__()
         doublings = (settings.size // START).bit_length() - 1
-        widths = [max(settings.width >> level, settings.width // 16) for level in range(doublings + 1)]
+        widths = [max(settings.width >> level, settings.width // 16, 2) for level in range(doublings + 1)]
         self.start = nn.Sequential(
             nn.Linear(codes, widths[0] * START * START, bias=False),
             nn.BatchNorm1d(widths[0] * START * START),
@@ -175,7 +175,7 @@ class FeatureStage(nn.Module):
     def output_channels(settings: DiscoverySettings) -> int:
         """Number of channels at full resolution."""
         doublings = (settings.size // START).bit_length() - 1
-        return max(settings.width >> doublings, settings.width // 16)
+        return max(settings.width >> doublings, settings.width // 16, 2)
 
     def forward(self, codes: Tensor) -> Tensor:
         """See the class."""

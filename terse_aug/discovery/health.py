@@ -36,7 +36,7 @@ class Health:
         mask_share: mean fraction of the image in a mask (alpha above 0.5).
         mask_similarity: mean IoU of masks of different codes.
         mask_softness: mean of min(alpha, 1 - alpha), 0 to 0.5.
-        difference: mean absolute difference of composite and background, 0 to 2.
+        difference: mean absolute difference of composite and background within the masks, 0 to 2.
         code_accuracy: fraction of masks whose group was read; ``nan`` where no code is learned.
         code_chance: what guessing reaches on this number of masks, by three standard deviations more.
     """
@@ -85,7 +85,7 @@ def measure_health(layers: Layers, groups: Tensor, group_logits: Tensor | None) 
         mask_share=float(masks.mean()),
         mask_similarity=_mean_iou(masks),
         mask_softness=float(soft.minimum(1 - soft).mean()),
-        difference=float((layers.composite - layers.background).abs().mean()),
+        difference=float((layers.composite - layers.background).abs().mean() / layers.mask.mean().clamp(min=1e-6)),
         code_accuracy=accuracy,
         code_chance=chance,
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor
 from terse_aug.discovery.generator import Layers
 from terse_aug.discovery.weights_file import load_weights_file, save_weights_file
 from terse_aug.utils.packages import optional_module
+from terse_aug.utils.warnings import TerseWarning
 
 _KIND, _VERSION = "terse-aug cutter checkpoint", 1
 CHECKPOINT, METRICS, CUTTER, SUMMARY = "checkpoint.pt", "metrics.jsonl", "cutter.pt", "run.json"
@@ -37,6 +40,7 @@ class RunFolder:
         if self.path.is_file():
             raise ValueError(f"{self.path}: expected a folder for a run, found a file")
         self._writer: Any = None
+        self._unlogged = False
 
     def load_checkpoint(self, run: Mapping[str, Any]) -> dict[str, Any] | None:
         """State of the last checkpoint; ``None`` if there is none, and the folder is made. Later metrics are removed.
@@ -76,16 +80,15 @@ class RunFolder:
         """Append a line of metrics, here and in TensorBoard's log if that is installed."""
         with open(self.path / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **figures}) + "\n")
-        writer = self._tensorboard(step)
         for name, value in figures.items():
-            writer.add_scalar(name, value, step)
+            self._log(step, "add_scalar", name, value, step)
 
     def add_layers(self, step: int, layers: Layers) -> None:
         """Write a picture of generated layers: composites, foregrounds, masks, backgrounds, one row for each."""
         rows = (layers.composite, layers.foreground * layers.mask - (1 - layers.mask), layers.mask * 2 - 1)
         sheet = np.concatenate([_row(own) for own in (*rows, layers.background)])
         Image.fromarray(sheet).save(self.path / f"layers-{step:07d}.png")
-        self._tensorboard(step).add_image("layers", sheet, step, dataformats="HWC")
+        self._log(step, "add_image", "layers", sheet, step, dataformats="HWC")
 
     def layer_files(self) -> list[tuple[int, Path]]:
         """Number of the step and file of the pictures of layers, ascending."""
@@ -120,15 +123,23 @@ class RunFolder:
     def close(self) -> None:
         """Close TensorBoard's log."""
         if self._writer is not None:
-            self._writer.close()
+            with suppress(Exception):  # of a log that is already damaged
+                self._writer.close()
             self._writer = None
 
-    def _tensorboard(self, step: int) -> Any:
-        if self._writer is None:
-            tensorboard = optional_module("torch.utils.tensorboard", "learn")
-            # What an interrupted run logged after its checkpoint is hidden.
-            self._writer = tensorboard.SummaryWriter(str(self.path / "tensorboard"), purge_step=step)
-        return self._writer
+    def _log(self, step: int, method: str, *values: Any, **options: Any) -> None:
+        """Write to TensorBoard's log; what goes wrong there is warned about once, and the training goes on."""
+        if self._unlogged:
+            return
+        try:
+            if self._writer is None:
+                tensorboard = optional_module("torch.utils.tensorboard", "learn")
+                # What an interrupted run logged after its checkpoint is hidden.
+                self._writer = tensorboard.SummaryWriter(str(self.path / "tensorboard"), purge_step=step)
+            getattr(self._writer, method)(*values, **options)
+        except Exception as error:
+            self._unlogged = True
+            warnings.warn(f"nothing more is logged to TensorBoard: {error}", TerseWarning, stacklevel=2)
 
 
 def _row(images: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

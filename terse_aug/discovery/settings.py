@@ -50,6 +50,10 @@ class DiscoverySettings:
     segmenter_learning_rate: float = setting(1e-3, "Adam step size of the segmentation network")
 
     def __post_init__(self) -> None:
+        for own in dataclasses.fields(self):
+            value = getattr(self, own.name)
+            if own.type == "int" and (not isinstance(value, int) or isinstance(value, bool)):
+                raise ValueError(f"{own.name}: expected a whole number, got {value!r}")
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if not (isinstance(value, int | float) and math.isfinite(value) and value >= least):

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from terse_aug.discovery import losses
 from terse_aug.discovery.data import random_colors, random_crops
 from terse_aug.discovery.discriminator import Discriminator, MaskClassifier
-from terse_aug.discovery.generator import LayeredGenerator, Layers, draw_codes, draw_perturbation
+from terse_aug.discovery.generator import LayeredGenerator, Layers, Perturbation, draw_codes, draw_perturbation
 from terse_aug.discovery.segmentation import SegmentationNetwork
 from terse_aug.discovery.settings import DiscoverySettings
 from terse_aug.utils.random import derived_seed, generator_for, isolated_global_rng
@@ -91,7 +91,12 @@ class DiscoveryTraining:
         draw = generator_for(self.seed, *keys)
         z, category = self._codes(count, draw)
         perturbation = draw_perturbation(self.settings, count, draw) if perturbed else None
-        return self.average(z, category, perturbation), category
+        parts = []
+        for start in range(0, count, self.settings.batch):
+            own = slice(start, start + self.settings.batch)
+            moved = None if perturbation is None else Perturbation(*(values[own] for values in perturbation))
+            parts.append(self.average(z[own], category[own], moved))
+        return Layers(*map(torch.cat, zip(*parts, strict=True))), category
 
     def state(self) -> dict[str, Any]:
         """Tensors and plain values that :meth:`load_state` takes."""

@@ -1,4 +1,4 @@
-"""Cutters: what has learned to make masks, known by a fingerprint. Such a one may be from torch; this module is not."""
+"""Cutters: what has learned to make masks, known by a fingerprint. A cutter may need torch; this module does not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from terse_aug.bank.segmenters.operations import remove_specks
 
 SOLID = 128
 """Alpha of what belongs to an object; a mask without such a pixel shows nothing."""
-_RIM = 0.04
+_RIM = 0.01
 _MIN_RIM_PX = 2.0
 
 
@@ -57,7 +57,7 @@ def cutter_record(method: object) -> dict[str, Any]:
 def failed_checks(method: object) -> list[str]:
     """Names of the health checks that a cutter failed."""
     collapsed = getattr(method, "collapsed", ())
-    return list(map(str, collapsed)) if isinstance(collapsed, tuple | list) else [str(collapsed)] * bool(collapsed)
+    return [collapsed] * bool(collapsed) if isinstance(collapsed, str) else list(map(str, collapsed))
 
 
 def check_healthy(method: object, accept_unhealthy: bool) -> None:
@@ -80,7 +80,7 @@ def checked_alpha(mask: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
 
 
 def tidy_alpha(alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Alpha uint8 ``[H, W]`` of the solid parts, and of a rim about them of 4 % of their larger side.
+    """Alpha uint8 ``[H, W]`` of the solid parts, and of a rim about them of 1 % of their larger side.
 
     Networks give much of an image a low alpha, which would enlarge the foreground, and find specks: solid parts of less
     than a tenth of the largest are left out.
