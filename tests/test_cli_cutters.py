@@ -108,9 +108,9 @@ def test_photographs_are_cut_out_by_a_learned_cutter(cutter: Path, tmp_path: Pat
     assert built["rejected"] == {"the cutter found nothing: no pixel has an alpha of 128 or more": 1}
     assert [one.source for one in found] == [*(f"{number}.png" for number in range(9)), "tulip/a.png"]
     for one in found:
-        # A pixel of the network is 3 wide here.
-        assert one.size == pytest.approx((40, 50), abs=4)
-        assert one.relative_size == pytest.approx(50 / (96 * 128) ** 0.5, abs=0.04)
+        # Within a pixel of the network on each side, which is 3 wide here.
+        assert one.size == pytest.approx((40, 50), abs=6)
+        assert one.relative_size == pytest.approx(50 / (96 * 128) ** 0.5, abs=6 / (96 * 128) ** 0.5)
     assert np.asarray(Image.open(tmp_path / "a.png")).std() > 5
     assert main([*command, "--out", str(tmp_path / "b.bank"), "--jobs", "2"]) == 0
     fingerprints = [ForegroundBank.open(tmp_path / f"{name}.bank").fingerprint for name in "ab"]
