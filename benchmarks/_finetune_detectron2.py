@@ -196,7 +196,7 @@ def _set_model(model: CfgNode, classes: int) -> None:
 
 def _set_terse(terse: CfgNode, own: ArmSettings) -> None:
     """Settings of an arm."""
-    terse.ENABLED, terse.BANK, terse.SEED = True, own.bank, own.seed
+    terse.ENABLED, terse.BANK, terse.SEED, terse.CLOSE_FRACTION = True, own.bank, own.seed, own.close_fraction
     terse.POLICY.NAME, terse.SAMPLER.NAME, terse.BACKGROUNDS.FOLDER = own.policy, own.sampler, own.backgrounds
     _fill(terse.PASTE, asdict(own.paste))
 

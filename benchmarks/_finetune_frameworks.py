@@ -16,7 +16,14 @@ from torchvision.models import mobilenet_v2
 
 from benchmarks._finetune_data import DATA_SETS
 from benchmarks._finetune_example import freeze_batch_norm, seed_iteration
-from benchmarks._finetune_pasting import open_bank, paste_settings, policy_of, seed_of_pasting
+from benchmarks._finetune_pasting import (
+    CLOSE_FRACTION,
+    CLOSED,
+    open_bank,
+    paste_settings,
+    policy_of,
+    seed_of_pasting,
+)
 from benchmarks._finetune_training import Training
 from terse_aug import PasteConfig
 
@@ -80,6 +87,7 @@ class ArmSettings:
         seed: of all draws.
         paste: what is pasted.
         backgrounds: folder of images that replace half of the others; empty for none.
+        close_fraction: last fraction of the iterations in which nothing is pasted.
     """
 
     bank: str
@@ -88,6 +96,7 @@ class ArmSettings:
     seed: int
     paste: PasteConfig
     backgrounds: str
+    close_fraction: float
 
 
 def arm_settings(training: Training, folder: Path) -> ArmSettings | None:
@@ -115,6 +124,7 @@ def arm_settings(training: Training, folder: Path) -> ArmSettings | None:
         seed=seed_of_pasting(training.arm, training.seed),
         paste=paste_settings(training.settings, kind),
         backgrounds=backgrounds,
+        close_fraction=CLOSE_FRACTION if training.arm.endswith(CLOSED) else 0.0,
     )
 
 

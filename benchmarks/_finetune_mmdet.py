@@ -153,6 +153,7 @@ def _hook(own: ArmSettings) -> dict[str, Any]:
     """Settings of an arm."""
     backgrounds = {"source": own.backgrounds, "probability": 0.5} if own.backgrounds else None
     names = {"bank": own.bank, "policy": own.policy, "sampler": own.sampler, "seed": own.seed}
+    names["close_fraction"] = own.close_fraction
     return {"type": "TerseHook", **names, "paste": asdict(own.paste), "backgrounds": backgrounds}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,11 +29,11 @@ SETTINGS = ("right", "wide", "unrelated", "bad-masks", "long-tail", *APPEARANCES
 POLICY_ARMS = {"random": "random", "random-again": "random", "critic": "critic"}
 """Arms that are policies of the library; ``random-again`` differs from ``random`` in the seed of pasting alone."""
 CLOSED = "-closed"
-"""Ends the names of arms of a policy that pastes on the first three quarters of the iterations alone."""
+"""Ends the names of arms of a policy that pastes nothing in the last quarter of the iterations."""
+CLOSE_FRACTION = 0.25
 WITHOUT_SETTINGS = ("none", "copy-paste")
 """Arms that are the same whatever the settings."""
 _DAMAGED = 5  # one in so many
-_OPEN = 0.75
 _TAIL = 0.6  # each class has so many times the foregrounds of the one before it
 
 
@@ -87,38 +88,6 @@ class PolicyPasting:
         return int(self.terse.metrics()["extra_forwards"])
 
 
-class ClosedPasting:
-    """Pastes on the first batches alone.
-
-    Args:
-        pasting: what pastes.
-        batches: how many it pastes on.
-    """
-
-    def __init__(self, pasting: Pasting, batches: int) -> None:
-        self._pasting, self._batches = pasting, batches
-        self._calls = 0
-
-    def __call__(self, images: Sequence[Tensor], targets: Sequence[Target]) -> tuple[Any, Any]:
-        """Composites, or the batch as it is."""
-        self._calls += 1
-        return (images, targets) if self._closed else self._pasting(images, targets)
-
-    def step(self, losses: Any) -> None:
-        """Update the policy on what it pasted."""
-        if not self._closed:
-            self._pasting.step(losses)
-
-    @property
-    def extra_forwards(self) -> int:
-        """Those of what pastes."""
-        return self._pasting.extra_forwards
-
-    @property
-    def _closed(self) -> bool:
-        return self._calls > self._batches
-
-
 def split_arm(arm: str, choose: str = "transforms") -> tuple[str, str]:
     """Name and choice of an arm such as ``agree@backgrounds``; ``random.rarity`` names policy and sampler.
 
@@ -149,10 +118,9 @@ def policy_of(name: str) -> tuple[str, str]:
         name: of the arm.
 
     Raises:
-        ValueError: it is an oracle, ``copy-paste``, or one that stops pasting.
+        ValueError: it is an oracle, or ``copy-paste``.
     """
-    if name.endswith(CLOSED):
-        raise ValueError(f"{name!r} runs in torchvision alone; take none, random or another policy")
+    name = name.removesuffix(CLOSED)
     if name == "copy-paste":
         raise ValueError("'copy-paste' runs in torchvision alone; take none, random or another policy")
     if measures_of(name.partition("@")[0]) is not None:
@@ -200,7 +168,7 @@ def make_pasting(
     kind = DATA_SETS[data_set]
     pool = BackgroundPool([str(path) for path in kind.backgrounds(data)], 0.5) if settings == "unrelated" else None
     measures = measures_of(name)
-    policy, sampler = ("random", "uniform") if measures else policy_of(name.removesuffix(CLOSED))
+    policy, sampler = ("random", "uniform") if measures else policy_of(name)
     terse = Terse(
         open_bank(settings, folder, kind.classes),
         policy,
@@ -211,9 +179,10 @@ def make_pasting(
         sampler=sampler,
         backgrounds=pool,
     ).to(next(detector.parameters()).device)
+    if name.endswith(CLOSED):
+        terse.close_after(math.ceil((1 - CLOSE_FRACTION) * iterations))
     if measures is None:
-        pasting = PolicyPasting(terse)
-        return ClosedPasting(pasting, round(_OPEN * iterations)) if name.endswith(CLOSED) else pasting
+        return PolicyPasting(terse)
     return Oracle(terse, Judge(detector, training_set, seed), measures, candidates, choice, seed)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-POLICIES = ("random", "best-of-n", "critic", "adversarial")
+POLICIES = ("random", "matched", "best-of-n", "critic", "adversarial")
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,7 @@ class BatchComposer:
             batch = replace(batch, images=pixel_format.as_float(batch.images))
         with self._lock:
             with torch.no_grad():
-                planned = self._planner.plan(batch, turn.sampler, turn.generator, from_workers)
+                planned = self._planner.plan(batch, turn.sampler, turn.generator, from_workers, closed=turn.closed)
                 context = make_context(planned, self._rendering, turn.policy, self._model, self._planner.chosen)
             proposal = propose(context, turn, self._trainer.feedback.extra_forward_failed)
             composites = composites_of(planned, proposal, self._planner, self._rendering, self._warn.warn_all)

@@ -70,6 +70,7 @@ class Composer:
         rendering: of ``Terse``.
         seed: of ``Terse``.
         robust: whether ``Terse`` perturbs composites.
+        closes_at: nothing is pasted on samples from this number on, see :meth:`terse_aug.Terse.close_after`.
 
     Raises:
         ValueError: the policy or the sampler needs the training process, or composites are perturbed.
@@ -83,8 +84,10 @@ class Composer:
         rendering: RenderSettings,
         seed: int,
         robust: bool,
+        closes_at: int | None = None,
     ) -> None:
         _check(sampler, policy, robust)
+        self._closes_at = closes_at
         self._planner, self._policy, self._rendering, self._seed = planner, policy, rendering, seed
         self._sampler = copy.copy(sampler)  # a later restriction is none of samples that are composed already
         # The rank is that of the process that makes the composer: a worker may not know it.
@@ -113,7 +116,8 @@ class Composer:
         warnings: dict[str, str] = {}
         with torch.no_grad():
             batch = validate_batch([image], [target], self._planner.cache.keypoint_count)
-            planned = self._planner.plan(batch, self._sampler, generator)
+            closed = self._closes_at is not None and number >= self._closes_at
+            planned = self._planner.plan(batch, self._sampler, generator, closed=closed)
             context = make_context(planned, self._rendering, self._policy, None, self._planner.chosen)
             proposal = self._policy.propose(context, generator, learning=False)
             composites = composites_of(planned, proposal, self._planner, self._rendering, warnings.update)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from terse_aug.bank import ForegroundBank
-from terse_aug.config import PasteConfig, Robustness, policy_settings, settings_from
+from terse_aug.config import PasteConfig, Robustness, check_fraction, policy_settings, settings_from
 from terse_aug.data.auxiliary_objects import Distractors
 from terse_aug.data.background_pool import BackgroundPool
 from terse_aug.data.foreground_loader import ForegroundLoader, SampledForegrounds, check_loader_settings
@@ -122,6 +122,7 @@ class TrainingHook:
         seed: of everything drawn, the same on all ranks; ``None`` for that of the framework.
         log_period: iterations between two logs of the metrics; 0 for none.
         image_period: iterations between two images of composites; 0 for none.
+        close_fraction: last fraction of the training's iterations in which nothing is pasted, 0 to 1.
 
     Raises:
         ValueError: a value outside its range.
@@ -135,14 +136,16 @@ class TrainingHook:
         seed: int | None,
         log_period: int,
         image_period: int,
+        close_fraction: float,
     ) -> None:
+        check_fraction("close_fraction", close_fraction)
         if input_format not in (None, "BGR", "RGB"):
             raise ValueError(f"input_format: expected BGR or RGB, got {input_format!r}")
         for name, period in (("log_period", log_period), ("image_period", image_period)):
             if period < 0:
                 raise ValueError(f"{name}: expected a number of iterations, or 0 for none, got {period}")
         self.settings, self.input_format, self.seed = settings, input_format, seed
-        self.log_period, self.image_period = log_period, image_period
+        self.log_period, self.image_period, self.close_fraction = log_period, image_period, close_fraction
         self.device = torch.device("cpu")
         self.saved_state: Mapping[str, Any] | None = None
         self.losses: list[Tensor | None] = []
@@ -200,6 +203,17 @@ class TrainingHook:
         ).to(device)
         self._clock = (time.perf_counter(), 0.0)
         return self._terse
+
+    def close(self, done: int, total: int, batches: int = 1) -> None:
+        """Let pasting end in time, see ``close_fraction``; after :meth:`load`.
+
+        Args:
+            done: iterations that the model was trained for.
+            total: iterations of the whole training.
+            batches: in an iteration.
+        """
+        if self.close_fraction > 0:
+            self.terse.close_after(max(math.ceil((1 - self.close_fraction) * total) - done, 0) * batches)
 
     def paste_on(
         self,
@@ -290,33 +304,6 @@ def common_foregrounds(found: Iterable[Any]) -> list[SampledForegrounds] | None:
     """The sampled foregrounds of a batch, if every image has them."""
     sampled = list(found)
     return sampled if all(isinstance(own, SampledForegrounds) for own in sampled) else None
-
-
-def coco_content(
-    images: Sequence[tuple[str, Mapping[str, Any], Sequence[Mapping[str, Any]]]],
-    categories: Sequence[Mapping[str, Any]],
-    description: str,
-) -> tuple[dict[str, Any], Path]:
-    """A framework's data set as the content of a COCO JSON.
-
-    Args:
-        images: for each its file name, its record, whose height and width are used, and its annotations.
-        categories: in COCO's form.
-        description: of the data set, written into the bank.
-
-    Returns:
-        The content, and the folder that its file names are relative to.
-    """
-    files = [Path(name).absolute() for name, _, _ in images]
-    folder = Path(os.path.commonpath([file.parent for file in files])) if files else Path()
-    entries: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for number, ((_, record, own), file) in enumerate(zip(images, files, strict=True)):
-        size = {key: record[key] for key in ("height", "width") if record.get(key)}
-        entries.append({"id": number, "file_name": str(file.relative_to(folder)), **size})
-        annotations += [{**entry, "id": len(annotations) + row, "image_id": number} for row, entry in enumerate(own)]
-    content = {"images": entries, "annotations": annotations, "categories": list(categories)}
-    return content | {"info": {"description": description}}, folder
 
 
 def _settings(kind: type[Settings], value: Settings | Mapping[str, Any] | None) -> Settings | None:

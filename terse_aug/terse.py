@@ -94,7 +94,7 @@ class Terse(SelfContainedModule):
         keypoint_flips: Flips | None = None,
     ) -> None:
         super().__init__()
-        self.seed, self.seconds = seed, 0.0
+        self.seed, self.seconds, self._warn = seed, 0.0, WarnOnce()
         self._settings = None if isinstance(policy, Policy) else policy_settings(policy)
         self.paste, self.pixel_format = paste or PasteConfig(), pixel_format or PixelFormat()
         self.bank = relabelled_bank(bank, classes, model is not None)
@@ -110,8 +110,7 @@ class Terse(SelfContainedModule):
         self.planner = PastePlanner(self.paste, self.pixel_format, cache, several, mixed, backgrounds, distractors)
         flip_order = keypoint_flip_order(self.bank.keypoint_names, keypoint_flips)
         self._rendering = RenderSettings(self.paste, self.pixel_format, flip_order)
-        counters = (*COUNTERS, *(ROBUSTNESS_COUNTERS if robustness else ()))
-        self.counters, self._warn = Metrics(counters, self.paste.columns), WarnOnce()
+        self.counters = Metrics((*COUNTERS, *(ROBUSTNESS_COUNTERS if robustness else ())), self.paste.columns)
         bound = bound_sampler(sampler, self.bank, seed, chosen.foreground_candidates, backgrounds)
         self.trainer = PolicyTrainer(chosen, bound, self.model, self.pixel_format, seed, self.counters, self._warn)
         self._composed = ComposedBatches(self.planner, bound, self.counters, self._warn)
@@ -161,8 +160,7 @@ class Terse(SelfContainedModule):
         Args:
             images: B tensors ``[3, H, W]`` of any sizes, or one ``[B, 3, H, W]``, uint8 or float; left untouched.
             targets: B dictionaries: ``boxes`` float ``[N, 4]`` XYXY pixels, ``labels`` int ``[N]``, optionally
-                ``masks``, ``keypoints``, ``ids``, ``area``, ``iscrowd``; left untouched. With images on a device they
-                are best left on the CPU: that saves waiting for the device.
+                ``masks``, ``keypoints``, ``ids``, ``area``, ``iscrowd``; left untouched. Best left on the CPU.
             from_workers: B results of a :class:`~terse_aug.ForegroundLoader` in the data loader's workers; or B records
                 of :meth:`composer`, if the batch was composed there: it is counted and passed on as it is.
 
@@ -194,7 +192,7 @@ class Terse(SelfContainedModule):
         that is not finite skips the update, on all ranks; pastes are random until one succeeds.
 
         Args:
-            losses: the detector's losses of this iteration, summed if a mapping; or their sum; ``None`` if unknown.
+            losses: the detector's in this iteration, summed if a mapping; or their sum; ``None`` if unknown.
             loss_scale: factor of the loss before ``backward``: ``scaler.get_scale()`` of a GradScaler, taken before
                 ``scaler.update()``; ``1 / n`` where the loss is divided by the n batches that a step accumulates.
 
@@ -210,15 +208,13 @@ class Terse(SelfContainedModule):
     def observe(
         self, hardness: Sequence[Tensor] | None = None, *, class_probabilities: Sequence[Tensor] | None = None
     ) -> None:
-        """Supply the hardness of the objects of the last batch, where the training loop knows it: a source for policies
-        that learn from hardness. Call it between ``forward`` and ``step``, with one of the two arguments.
+        """Supply the hardness of the last batch's objects, between ``forward`` and ``step``, by one of two arguments.
 
         Args:
             hardness: for each image float ``[N]`` in [0, 1], one minus the model's score of each object in the
                 targets that :meth:`forward` returned; NaN where it is not known.
             class_probabilities: for each image float ``[N, K]``, rows that sum to 1: the model's probability of every
-                class, label k in column k; a row of NaN where it is not known. They teach more than hardness if the
-                model is a :class:`~terse_aug.models.GivesClassProbabilities`.
+                class, label k in column k; NaN where unknown. For a :class:`~terse_aug.models.GivesClassProbabilities`.
 
         Raises:
             ValueError: no batch was pasted on, both or neither are given, or wrong shapes or values.
@@ -228,14 +224,20 @@ class Terse(SelfContainedModule):
         outcomes = supplied_outcomes(hardness, class_probabilities, self._composer.targets(), self.policy.classes)
         self.trainer.feedback.supply(outcomes)
 
-    def composer(self) -> Composer:
+    def close_after(self, batches: int | None) -> None:
+        """Paste on so many more batches and then on none; ``None`` for all. Not a part of the state."""
+        self.trainer.close_after(batches)
+
+    def composer(self, closes_at: int | None = None) -> Composer:
         """Composes in the data loader's workers, see :class:`~terse_aug.NumberedSampler`; made after a state is loaded.
 
         Raises:
-            ValueError: another policy than ``random``, sampler ``hardness`` or ``balanced``, or robustness.
+            ValueError: another policy than ``random``, sampler ``hardness`` or ``balanced``, or robustness; or after
+                :meth:`close_after` no ``closes_at``, the number of the first sample that nothing is pasted on.
         """
-        parts = self.planner, self.sampler, self.policy, self._rendering, self.seed
-        return Composer(*parts, robust=self.perturber is not None)
+        self.trainer.check_closed(closes_at)
+        parts = self.planner, self.sampler, self.policy, self._rendering, self.seed, self.perturber is not None
+        return Composer(*parts, closes_at)
 
     def ahead(
         self, loader: Iterable[Any], split: Split = split_batch, join: Join = join_batch, on_cpu: Collection[str] = ()
@@ -283,8 +285,7 @@ class Terse(SelfContainedModule):
             ValueError: ``policy`` is the name of one that learns and is not in use: it would be untrained.
         """
         chosen = _requested_policy(self, policy, self._settings).to(self._anchor.device)
-        generator = generator_for(self.seed, "compose", seed)
-        return self._composer.inspect(images, targets, chosen, generator)
+        return self._composer.inspect(images, targets, chosen, generator_for(self.seed, "compose", seed))
 
     def metrics(self) -> dict[str, float]:
         """Counters, running averages and diversity, by name."""

@@ -9,7 +9,13 @@ from terse_aug.composer import Composer
 from terse_aug.terse import Terse
 
 
-def thread_composes(terse: Terse, enabled: bool, in_workers: Callable[[Composer], str], logger: logging.Logger) -> bool:
+def thread_composes(
+    terse: Terse,
+    enabled: bool,
+    in_workers: Callable[[Composer], str],
+    logger: logging.Logger,
+    closes_at: int | None,
+) -> bool:
     """Whether a thread is to compose, see :meth:`terse_aug.Terse.ahead`; the log says where composites are made.
 
     Args:
@@ -17,11 +23,12 @@ def thread_composes(terse: Terse, enabled: bool, in_workers: Callable[[Composer]
         enabled: without it composites are made in the training loop.
         in_workers: lets the data loader's workers compose; the reason if they cannot, else an empty text.
         logger: of the framework.
+        closes_at: see :meth:`terse_aug.Terse.composer`.
     """
     if not enabled:
         logger.info("Composites are made in the training loop: composing ahead is switched off.")
         return False
-    composer = _composer(terse)
+    composer = _composer(terse, closes_at)
     reason = "" if composer is None else in_workers(composer)
     if composer is not None and not reason:
         logger.info("Composites are made in the data loader's workers.")
@@ -35,8 +42,8 @@ def thread_composes(terse: Terse, enabled: bool, in_workers: Callable[[Composer]
     return True
 
 
-def _composer(terse: Terse) -> Composer | None:
+def _composer(terse: Terse, closes_at: int | None) -> Composer | None:
     try:
-        return terse.composer()
-    except ValueError:  # policy, sampler or robustness needs the training process
+        return terse.composer(closes_at)
+    except ValueError:  # policy, sampler or robustness needs the training process, or closes_at is unknown
         return None

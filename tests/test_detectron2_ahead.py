@@ -11,6 +11,7 @@ from factories import parameters_of
 from frameworks import QUIET_DETECTRON2, need_detectron2
 
 need_detectron2()
+from detectron2.data import get_detection_dataset_dicts
 from detectron2_factories import bank, dataset, trainer_with_hook  # noqa: F401 - fixtures
 from test_detectron2_workers import Configure, Trainer, configured, contents, train  # noqa: F401 - fixtures
 
@@ -64,3 +65,26 @@ def test_a_new_data_loader_is_composed_and_after_training_the_trainer_is_as_it_w
     trainer.train()
     assert trainer._trainer._data_loader_iter is sources[-1] is not sources[0]
     assert hook.terse.metrics()["images"] == 6
+
+
+@pytest.mark.parametrize(
+    ("terse", "workers"),
+    [
+        ({"policy": "random"}, 0),
+        ({"policy": "random"}, 2),
+        (CRITIC, 0),
+        ({"policy": "random", "compose_ahead": False}, 0),
+    ],
+)
+def test_nothing_is_pasted_in_the_last_fraction_of_a_training(
+    configured: Configure, composing_threads: set[str], terse: dict[str, Any], workers: int
+) -> None:
+    closing = configured(workers, **terse, paste={"paste_probability": 1.0}, close_fraction=0.5)
+    records = get_detection_dataset_dicts(closing.DATASETS.TRAIN, filter_empty=False)
+    annotated = {own["file_name"]: sum(not entry.get("iscrowd") for entry in own["annotations"]) for own in records}
+    _, hook, entered = train(closing, 4)
+    pasted = [len(item["instances"]) != annotated[item["file_name"]] for item in entered]
+    assert any(pasted[2:4])
+    assert not any(pasted[4:])
+    assert hook.terse.metrics()["images"] == len(pasted) == 8
+    assert ("terse_aug_0" in composing_threads) == (terse is CRITIC)

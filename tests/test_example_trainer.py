@@ -169,7 +169,8 @@ def test_perfect_and_empty_predictions(example, coco_set):
 def test_resumed_run_equals_uninterrupted(example, coco, tmp_path, monkeypatch, policy):
     main = example.main_with_terse if policy else example.main
     flags = ["--iterations", "4", "--checkpoint-every", "2", "--eval-every", "2", "--image-every", "2"]
-    flags += f"--policy {policy} --objects 2 2 --probe-images 8 --{policy}-update-interval 2".split() if policy else []
+    pasting = f"--policy {policy} --objects 2 2 --paste-probability 1 --close-fraction 0.25 --probe-images 8"
+    flags += f"{pasting} --{policy}-update-interval 2".split() if policy else []
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     resumed.mkdir()
     save = example.checkpoint.save
@@ -182,7 +183,6 @@ def test_resumed_run_equals_uninterrupted(example, coco, tmp_path, monkeypatch, 
     monkeypatch.setattr(example.checkpoint, "save", save_and_copy)
     main(samples.coco_flags(coco, whole, *flags))
     main(samples.coco_flags(coco, resumed, *flags, "--resume"))
-
     expected, actual = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (whole, resumed))
     assert set(actual["objects"]) == {"detector", "optimizer", *(["terse"] if policy else [])}
     assert expected.pop("notes")["history"] == actual.pop("notes")["history"]

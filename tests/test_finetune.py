@@ -208,25 +208,12 @@ def test_names_of_arms(parts: SimpleNamespace) -> None:
         "random.",
         "copy-paste.rarity",
         "none-closed",
+        "loss-closed",
     ):
         with pytest.raises(ValueError, match="there is no arm"):
             parts.pasting.full_name(wrong, "transforms")
     assert parts.pasting.full_name("matched-closed", "transforms") == "matched-closed"
-    with pytest.raises(ValueError, match="torchvision alone"):
-        parts.pasting.policy_of("matched-closed")
-
-
-def test_a_closed_arm_pastes_on_the_first_batches_alone(parts: SimpleNamespace, tmp_path: Path) -> None:
-    terse = Terse(make_bank(tmp_path), paste=PasteConfig(paste_probability=1))
-    pasting = parts.pasting.ClosedPasting(parts.pasting.PolicyPasting(terse), 2)
-    images, targets = (list(own) for own in zip(*(real_sample(number) for number in range(2)), strict=True))
-    pasted = []
-    for _ in range(4):
-        found, own_targets = pasting(images, targets)
-        pasting.step(torch.tensor(1.0))
-        pasted.append(not torch.equal(found[0], images[0]))
-        assert pasted[-1] == (len(own_targets[0]["boxes"]) > len(targets[0]["boxes"]))
-    assert pasted == [True, True, False, False]
+    assert parts.pasting.policy_of("matched-closed") == ("matched", "uniform")
 
 
 def test_the_report_pairs_runs(parts: SimpleNamespace) -> None:
@@ -250,6 +237,21 @@ def test_the_report_pairs_runs(parts: SimpleNamespace) -> None:
     noise = parts.report.noise(runs)
     assert noise["right"] == {"differences": [1, -1], "standard deviation": 1, "pairs for 0.5 AP": 16}
     assert "loss | 3 |" in parts.report.markdown("set", [none, random, again, loss], noise, "")
+
+
+def test_a_closed_arm_pastes_nothing_in_the_last_quarter(
+    parts: SimpleNamespace, data_root: Path, tmp_path: Path
+) -> None:
+    digits = parts.training.fasterrcnn_mobilenet_v2_small(num_classes=11, min_size=64, max_size=128)
+    folder = parts.data.prepare("mnist-coco", data_root, tmp_path, (10, 4), 64)
+    pasting = parts.pasting.make_pasting("random-closed", "right", "mnist-coco", folder, data_root, digits, [], 0, 4, 5)
+    images, targets = (list(own) for own in zip(*(real_sample(number) for number in range(4)), strict=True))
+    pasted = []
+    for _ in range(5):
+        found, _ = pasting(images, targets)
+        pasting.step(torch.tensor(1.0))
+        pasted.append(any(not torch.equal(*pair) for pair in zip(found, images, strict=True)))
+    assert pasted == [True] * 4 + [False]
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")

@@ -150,11 +150,12 @@ def test_arms_and_settings_that_cannot_be_are_refused(run: SimpleNamespace) -> N
 
 def test_the_hook_has_the_settings_of_the_core(run: SimpleNamespace, tmp_path: Path) -> None:
     kind = run.data.DATA_SETS["mnist-coco"]
-    for settings, arm, policy in (("wide", "matched", "Matched"), ("unrelated", "random-again", "Random")):
+    for settings, arm, policy in (("wide", "matched-closed", "Matched"), ("unrelated", "random-again", "Random")):
         training = run.training.Training(run.setup, 5, 3, 0.002, 0, 1, settings=settings, arm=arm)
         folder = tmp_path / settings
         folder.mkdir()
-        own, seed = settings_of(run.module._config(training, folder), run.framework)
+        own, seed, close_fraction = settings_of(run.module._config(training, folder), run.framework)
+        assert close_fraction == (0.25 if arm == "matched-closed" else 0)
         assert own.paste == run.pasting.paste_settings(settings, kind)
         assert type(own.policy).__name__ == policy
         assert seed == run.pasting.seed_of_pasting(arm, 5)
@@ -165,15 +166,15 @@ def test_the_hook_has_the_settings_of_the_core(run: SimpleNamespace, tmp_path: P
             assert own.backgrounds is None
 
 
-def settings_of(cfg: Any, framework: str) -> tuple[TerseSettings, int]:
-    """The settings in a config, as the hook reads them, and its seed."""
+def settings_of(cfg: Any, framework: str) -> tuple[TerseSettings, int, float]:
+    """The settings in a config, as the hook reads them, its seed, and the fraction without pasting."""
     if framework == "detectron2":
         from terse_aug_detectron2.config import chosen_seed, terse_settings
 
-        return terse_settings(cfg), chosen_seed(cfg) or 0
+        return terse_settings(cfg), chosen_seed(cfg) or 0, cfg.TERSE.CLOSE_FRACTION
     (hook,) = cfg.custom_hooks
-    others = {name: value for name, value in hook.items() if name not in ("type", "bank", "seed")}
-    return TerseSettings(**others), hook.seed
+    others = {name: value for name, value in hook.items() if name not in ("type", "bank", "seed", "close_fraction")}
+    return TerseSettings(**others), hook.seed, hook.close_fraction
 
 
 def test_with_the_same_weights_the_detector_finds_what_torchvisions_does(run: SimpleNamespace, tmp_path: Path) -> None:

@@ -92,3 +92,21 @@ def test_a_training_that_an_error_has_ended_is_begun_again_without_the_thread_of
     assert hook.terse is not before
     assert before.metrics()["calls"] == calls
     assert hook.terse.metrics()["calls"] > 0
+
+
+@pytest.mark.parametrize(
+    ("terse", "workers"),
+    [({"policy": "random"}, 0), ({"policy": "random"}, 2), (CRITIC, 0), ({"compose_ahead": False}, 0)],
+)
+@pytest.mark.parametrize("epochs", [False, True])
+def test_nothing_is_pasted_in_the_last_fraction_of_a_training(
+    data: Path, bank: ForegroundBank, tmp_path: Path, terse: dict[str, Any], workers: int, epochs: bool
+) -> None:
+    by: dict[str, Any] = {"pipeline": PIPELINE, "workers": workers} | (by_epochs(2) if epochs else {})
+    runner, hook, entered = train(data, tmp_path, bank, terse=terse | {"close_fraction": 0.5}, **by)
+    plain, _, alone = train(data, tmp_path, bank, terse={"enabled": False}, **by)
+    assert runner.iter == plain.iter
+    pasted = [one != other for one, other in zip(entered, alone, strict=True)]
+    half = len(pasted) // 2
+    assert pasted == [True] * half + [False] * half
+    assert hook.terse.metrics()["images"] == len(pasted)

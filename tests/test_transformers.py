@@ -222,3 +222,14 @@ def test_evaluation_is_left_alone(bank: ForegroundBank, tmp_path: Path) -> None:
     assert evaluated[1] == training.evaluate()["eval_loss"]
     assert terse.terse.metrics()["calls"] == 2
     assert "terse_aug/hardness" not in next(entry for entry in training.state.log_history if "eval_loss" in entry)
+
+
+def test_nothing_is_pasted_in_the_last_fraction_of_a_training(bank: ForegroundBank, tmp_path: Path) -> None:
+    """With gradients of two batches accumulated in each of the four steps."""
+    training, watch = trainer(tmp_path, 4, callback(bank, close_fraction=0.5), "RT-DETR", gradient_accumulation_steps=2)
+    training.train()
+    pasted = [
+        not torch.equal(before["pixel_values"], after["pixel_values"])
+        for before, after in zip(watch.loaded, watch.entered, strict=True)
+    ]
+    assert pasted == [True] * 4 + [False] * 4

@@ -79,6 +79,7 @@ def check_results(folder):
 def check_probe(folder, results, state):
     """The policy has learned, and its composites were measured."""
     assert state["counters.count/updates"] == 2
+    assert 8 < state["counters.count/objects_pasted"] <= 12  # two on each of two images, in three of four iterations
     assert results["arguments"]["policy"] == "critic"
     for kind in ("composites", "random composites"):
         found = results["evaluations"][-1][kind]

@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         saved = checkpoint.load(args.resume)
         start = report.resume(saved)
         saved.restore(state)
+    terse.close_after(pasting.open_iterations(args, start))
 
     order = TrainingOrder(len(training_set), args.batch_size, args.seed, start, args.iterations, flip=not args.no_flip)
     loader = training_batches(training_set, order, args.workers, pin_memory=device.type == "cuda")

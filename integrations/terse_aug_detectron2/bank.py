@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from terse_aug.bank import BuildReport, build_from_coco, segmentation_as_json
-from terse_aug.integration import coco_content
+from terse_aug.bank.inputs.coco_json import coco_content
 
 
 def build_from_detectron2(datasets: str | Sequence[str], out: str | Path, **options: Any) -> BuildReport:

@@ -23,6 +23,7 @@ GENERAL_KEYS: Keys = {
         True,
         "make composites before they are needed: in the loader's workers (random) or a thread (matched, critic)",
     ),
+    "CLOSE_FRACTION": (0.0, "last fraction of the iterations in which nothing is pasted, 0 to 1"),
     "DROP_UNKNOWN_CLASSES": (False, "leave out foregrounds of classes that the data set does not have; else an error"),
     "LOSS_SCALE": (1.0, "factor of each loss before backward in your own loop: 1 / n to accumulate n batches"),
     "LOG_PERIOD": (20, "iterations between two logs of the metrics under terse_aug/; 0: none"),

@@ -65,6 +65,8 @@ class TerseHook(TrainingHook, HookBase):
         image_period: iterations between two images of composites; 0 for none.
         compose_ahead: make composites before the training process needs them: in the data loader's workers
             (``random``), or by a thread (``matched``, ``critic``). Else in the training loop, on the model's device.
+        close_fraction: last fraction of the iterations in which nothing is pasted, 0 to 1. A ``run_step`` of your own
+            that takes n batches in an iteration is expected to have loss_scale 1 / n.
         settings: ``paste``, ``sampler``, ``backgrounds``, ``distractors`` and ``robustness``, see
             :class:`terse_aug.integration.TerseSettings`.
 
@@ -88,6 +90,7 @@ class TerseHook(TrainingHook, HookBase):
         log_period: int = 20,
         image_period: int = 500,
         compose_ahead: bool = True,
+        close_fraction: float = 0.0,
         **settings: Any,
     ) -> None:
         super().__init__(
@@ -96,6 +99,7 @@ class TerseHook(TrainingHook, HookBase):
             seed=seed,
             log_period=log_period,
             image_period=image_period,
+            close_fraction=close_fraction,
         )
         if not loss_scale > 0:
             raise ValueError(f"loss_scale: expected a number above 0, got {loss_scale}")
@@ -135,6 +139,7 @@ class TerseHook(TrainingHook, HookBase):
             log_period=node.LOG_PERIOD,
             image_period=node.IMAGE_PERIOD,
             compose_ahead=node.COMPOSE_AHEAD,
+            close_fraction=node.CLOSE_FRACTION,
         )
 
     def paste(self, batch: Sequence[Item]) -> list[Item]:
@@ -195,6 +200,7 @@ class TerseHook(TrainingHook, HookBase):
         if self.trainer.start_iter > 0 or self.saved_state is not None:
             self.load(self.saved_state or _state_in_checkpoint(self), _LOGGER)
             self.saved_state = None
+        self.close(self.trainer.start_iter, self.trainer.max_iter, max(round(1 / self._own_loss_scale), 1))
         self.log_feedback(_LOGGER)
         self._handle = inner.model.register_forward_hook(_LossRecorder(self._record))
         self._workers.begin(getattr(inner, "data_loader", None), vars(inner).get(iterator_name(inner)), self._needs)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from detectron2.data.common import ToIterableDataset
 
-from terse_aug import Composer, CompositeRecord, NumberedSampler
+from terse_aug import Composer, CompositeRecord, NumberedSampler, Terse
 from terse_aug.data.numbered_dataset import RECORD_KEY, NumberedDataset
 from terse_aug.integration import TrainingHook
 from terse_aug.where_to_compose import thread_composes
@@ -79,7 +79,7 @@ class WorkerComposites:
             part.sampler = NumberedSampler(part.sampler, terse.image_count)
             return ""
 
-        self.thread = thread_composes(terse, self._enabled, in_workers, _LOGGER)
+        self.thread = thread_composes(terse, self._enabled, in_workers, _LOGGER, _closes_at(terse, loader))
 
     def end(self) -> None:
         """Leave the loader as it was; an iterator of it whose workers have begun continues to compose."""
@@ -105,6 +105,17 @@ def _sampled_part(loader: Any) -> ToIterableDataset | None:
         own = getattr(part, "__dict__", {})
         part = own.get("dataset", own.get("_dataset"))
     return part
+
+
+def _closes_at(terse: Terse, loader: Any) -> int | None:
+    """Number of the first sample that nothing is pasted on; ``None`` if there is none, or its number is not known."""
+    batches, part = terse.trainer.open_batches, loader
+    while part is not None and batches is not None:
+        own = getattr(part, "__dict__", {})
+        if isinstance(size := own.get("batch_size"), int):  # of a loader, or of the part that groups by aspect ratio
+            return terse.image_count + batches * size
+        part = own.get("dataset", own.get("_dataset"))
+    return None
 
 
 def _has_begun(iterator: Any) -> bool:

@@ -13,8 +13,8 @@ from mmengine.registry import init_default_scope
 
 from terse_aug import ForegroundBank
 from terse_aug.bank import BuildReport, build_from_coco, segmentation_as_json
+from terse_aug.bank.inputs.coco_json import coco_content
 from terse_aug.data.class_mapping import relabelled_for_framework
-from terse_aug.integration import coco_content
 
 
 def open_bank(path: str | Path, classes: Sequence[str] | None, drop_unknown: bool) -> ForegroundBank:

@@ -21,7 +21,7 @@ from terse_aug_mmdet.bank import class_names, open_bank
 from terse_aug_mmdet.batch import objects_of, put_back, sampled_foregrounds_of, to_samples
 from terse_aug_mmdet.checkpoints import allow_own_checkpoints
 from terse_aug_mmdet.model import MMDetAdapter
-from terse_aug_mmdet.workers import compose_in_workers, records_of
+from terse_aug_mmdet.workers import compose_in_workers, first_closed_sample, records_of
 
 KEY = "terse_aug"
 """Key of the policy's state in a checkpoint."""
@@ -59,6 +59,7 @@ class TerseHook(TrainingHook, Hook):
         image_interval: iterations between two images of composites for the visualizer; 0 for none.
         compose_ahead: make composites before the training process needs them: in the data loader's workers
             (``random``), or by a thread (``matched``, ``critic``). Else in the training loop, on the model's device.
+        close_fraction: last fraction of the training's iterations in which nothing is pasted, 0 to 1.
         settings: ``paste``, ``sampler``, ``backgrounds``, ``distractors`` and ``robustness``, see
             :class:`terse_aug.integration.TerseSettings`.
 
@@ -80,6 +81,7 @@ class TerseHook(TrainingHook, Hook):
         interval: int = 50,
         image_interval: int = 500,
         compose_ahead: bool = True,
+        close_fraction: float = 0.0,
         **settings: Any,
     ) -> None:
         super().__init__(
@@ -88,6 +90,7 @@ class TerseHook(TrainingHook, Hook):
             seed=seed,
             log_period=interval,
             image_period=image_interval,
+            close_fraction=close_fraction,
         )
         self._bank, self._enabled, self._drop_unknown = bank, enabled, drop_unknown_classes
         self._classes = None if classes is None else tuple(classes)
@@ -129,12 +132,14 @@ class TerseHook(TrainingHook, Hook):
             )
         if runner.iter > 0:
             self.load(self.saved_state, runner.logger)
+        self.close(runner.iter, runner.max_iters)
         self.log_feedback(runner.logger)
         self.saved_state = None  # of a checkpoint that only the weights were loaded from
         if self._ahead is not None:
             self._ahead.end()  # of a training that an error has ended
         in_workers = partial(compose_in_workers, runner, terse)
-        by_thread = thread_composes(terse, self._compose_ahead, in_workers, runner.logger)
+        closes_at = first_closed_sample(runner, terse)
+        by_thread = thread_composes(terse, self._compose_ahead, in_workers, runner.logger, closes_at)
         self._ahead = LoopAhead(runner.train_loop, terse) if by_thread else None
 
     def before_train_epoch(self, runner: Any) -> None:

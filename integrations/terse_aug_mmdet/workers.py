@@ -81,6 +81,19 @@ def compose_in_workers(runner: Any, terse: Terse, composer: Composer) -> str:
     return ""
 
 
+def first_closed_sample(runner: Any, terse: Terse) -> int | None:
+    """Number of the first sample that nothing is pasted on; ``None`` if there is none, or its number is not known."""
+    sampler, batches = _plain_sampler(runner.train_dataloader), terse.trainer.open_batches
+    size: int | None = getattr(sampler, "batch_size", None)
+    if batches is None or size is None:
+        return None
+    if hasattr(runner.train_loop, "dataloader_iterator"):
+        return terse.image_count + batches * size
+    # The last batch of an epoch may be smaller.
+    epochs, rest = divmod(batches, len(sampler))
+    return terse.image_count + epochs * len(sampler.sampler) + rest * size
+
+
 def records_of(batch: Mapping[str, Any]) -> list[CompositeRecord] | None:
     """The records of a batch that was composed in the workers; they are removed from it."""
     check_batch(batch)
@@ -99,6 +112,10 @@ def _data_set(loader: DataLoader[Any]) -> Any:
 
 
 def _number(loader: DataLoader[Any], start: Any) -> None:
+    vars(loader)["batch_sampler"] = NumberedSampler(_plain_sampler(loader), start)
+
+
+def _plain_sampler(loader: DataLoader[Any]) -> Any:
+    """The batch sampler of the loader, without an earlier training's numbers."""
     sampler: Any = loader.batch_sampler
-    sampler = sampler.sampler if isinstance(sampler, NumberedSampler) else sampler
-    vars(loader)["batch_sampler"] = NumberedSampler(sampler, start)
+    return sampler.sampler if isinstance(sampler, NumberedSampler) else sampler

@@ -54,6 +54,7 @@ class TerseCallback(TrainingHook, TrainerCallback):
         enabled: without it the callback checks its settings and does nothing.
         drop_unknown_classes: leave out foregrounds of classes that the model does not have; else an error.
         resume_from: the checkpoint that training is resumed from, if it is not in ``output_dir``.
+        close_fraction: last fraction of the training's iterations in which nothing is pasted, 0 to 1.
         settings: ``paste``, ``sampler``, ``backgrounds``, ``distractors`` and ``robustness``, see
             :class:`terse_aug.integration.TerseSettings`.
 
@@ -71,6 +72,7 @@ class TerseCallback(TrainingHook, TrainerCallback):
         enabled: bool = True,
         drop_unknown_classes: bool = False,
         resume_from: str | Path | None = None,
+        close_fraction: float = 0.0,
         **settings: Any,
     ) -> None:
         super().__init__(
@@ -79,6 +81,7 @@ class TerseCallback(TrainingHook, TrainerCallback):
             seed=seed,
             log_period=0,
             image_period=0,
+            close_fraction=close_fraction,
         )
         self._bank, self._image_processor, self._enabled = bank, image_processor, enabled
         self._drop_unknown, self._resume_from = drop_unknown_classes, resume_from
@@ -132,6 +135,8 @@ class TerseCallback(TrainingHook, TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
         """A batch is about to enter the model."""
         self._expected = self.started
+        if self.started:
+            self.close(state.global_step, state.max_steps, args.gradient_accumulation_steps)
         scaler = getattr(optimizer, "scaler", None)
         self._scale = scaler.get_scale() if scaler is not None else 1.0
 

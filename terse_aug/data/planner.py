@@ -100,6 +100,8 @@ class PastePlanner:
         sampler: Sampler,
         generator: torch.Generator,
         sampled: Sequence[SampledForegrounds] | None = None,
+        *,
+        closed: bool = False,
     ) -> PlannedBatch:
         """Draw backgrounds and foregrounds.
 
@@ -108,10 +110,13 @@ class PastePlanner:
             sampler: of the foregrounds.
             generator: the only source of randomness.
             sampled: foregrounds that were drawn in the data loader's workers.
+            closed: nothing is pasted, and no image replaced.
 
         Raises:
             ValueError: sampled foregrounds of another batch, bank or setting.
         """
+        if closed:
+            return PlannedBatch(batch, PastePlan([], [], [], [], []), {}, Reading([]))
         if sampled is not None:
             self.check_sampled(sampled, len(batch.images), sampler)
             for own in sampled:

@@ -30,6 +30,7 @@ def add_flags(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     group.add_argument("--sampler", default="uniform", help="uniform, rarity, hardness, balanced, or dog=3,cat=0.5")
     group.add_argument("--backgrounds", type=Path, help="folder of images that replace some training images")
     group.add_argument("--background-probability", type=float, default=0.5, help="fraction of the images replaced")
+    group.add_argument("--close-fraction", type=float, default=0.0, help="last fraction of it without pasting, 0 to 1")
     group.add_argument("--robustness", action="store_true", help="perturb composites before the detector sees them")
     group.add_argument("--probe-images", type=int, default=64, help="composites probed at each evaluation; 0: none")
     flags.add_flags(parser.add_argument_group("pasting, all policies"), terse_aug.PasteConfig())
@@ -61,6 +62,11 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     if args.robustness:
         keywords["robustness"] = flags.with_flags(PREFIXED["robustness"], args, "robustness")
     return keywords
+
+
+def open_iterations(args: argparse.Namespace, start: int) -> int:
+    """Iterations from `start` on in which objects are pasted."""
+    return max(math.ceil((1 - args.close_fraction) * args.iterations) - start, 0)
 
 
 def open_bank(args: argparse.Namespace, training_set: DetectionDataset) -> terse_aug.ForegroundBank:

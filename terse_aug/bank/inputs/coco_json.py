@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,33 @@ class CocoAnnotations:
         if isinstance(category, int | float) and category in self.raw_categories:
             name = self.raw_categories[int(category)]["name"]
         return f"{file_name(self.images[image])}#{entry.get('id')} ({name})"
+
+
+def coco_content(
+    images: Sequence[tuple[str, Mapping[str, Any], Sequence[Mapping[str, Any]]]],
+    categories: Sequence[Mapping[str, Any]],
+    description: str,
+) -> tuple[dict[str, Any], Path]:
+    """A framework's data set as the content of a COCO JSON.
+
+    Args:
+        images: for each its file name, its record, whose height and width are used, and its annotations.
+        categories: in COCO's form.
+        description: of the data set, written into the bank.
+
+    Returns:
+        The content, and the folder that its file names are relative to.
+    """
+    files = [Path(name).absolute() for name, _, _ in images]
+    folder = Path(os.path.commonpath([file.parent for file in files])) if files else Path()
+    entries: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, ((_, record, own), file) in enumerate(zip(images, files, strict=True)):
+        size = {key: record[key] for key in ("height", "width") if record.get(key)}
+        entries.append({"id": number, "file_name": str(file.relative_to(folder)), **size})
+        annotations += [{**entry, "id": len(annotations) + row, "image_id": number} for row, entry in enumerate(own)]
+    content = {"images": entries, "annotations": annotations, "categories": list(categories)}
+    return content | {"info": {"description": description}}, folder
 
 
 def annotated_side(image: Mapping[str, Any], name: str, repairs: Repairs) -> int:
