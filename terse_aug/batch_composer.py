@@ -22,6 +22,7 @@ from terse_aug.policies.context import make_context
 from terse_aug.structures.annotations import Target
 from terse_aug.structures.validation import validate_batch
 from terse_aug.training.acting import Turn, propose
+from terse_aug.training.closing import Closing
 from terse_aug.training.metrics import Metrics, batch_counts
 from terse_aug.training.policy_trainer import PolicyTrainer
 from terse_aug.training.robustness import Perturber
@@ -109,6 +110,7 @@ class BatchComposer:
         perturber: of ``Terse``.
         metrics: of ``Terse``.
         warn: warns once.
+        closing: of ``Terse``.
 
     Attributes:
         last: the batch that the detector is being trained on.
@@ -123,10 +125,12 @@ class BatchComposer:
         perturber: Perturber | None,
         metrics: Metrics,
         warn: WarnOnce,
+        closing: Closing,
     ) -> None:
         # Not a module, so that trainer and metrics stay parts of ``Terse`` alone.
         self._trainer, self._planner, self._rendering = trainer, planner, rendering
         self._model, self._perturber, self._metrics, self._warn = model, perturber, metrics, warn
+        self._closing = closing
         self.last: Composites | ComposedBatch | None = None
         self._lock = _Lock()  # of what the planner caches
         policy = trainer.policy
@@ -157,7 +161,8 @@ class BatchComposer:
             batch = replace(batch, images=pixel_format.as_float(batch.images))
         with self._lock:
             with torch.no_grad():
-                planned = self._planner.plan(batch, turn.sampler, turn.generator, from_workers, closed=turn.closed)
+                closed = self._closing.includes(turn.call)
+                planned = self._planner.plan(batch, turn.sampler, turn.generator, from_workers, closed=closed)
                 context = make_context(planned, self._rendering, turn.policy, self._model, self._planner.chosen)
             proposal = propose(context, turn, self._trainer.feedback.extra_forward_failed)
             composites = composites_of(planned, proposal, self._planner, self._rendering, self._warn.warn_all)

@@ -11,12 +11,7 @@ from torch import Tensor, nn
 
 from terse_aug.bank import ForegroundBank
 from terse_aug.batch_composer import BatchComposer, ComposedAhead, Join, Split, join_batch, split_batch
-from terse_aug.composer import (
-    ComposedBatches,
-    Composer,
-    CompositeRecord,
-    check_ahead,
-)
+from terse_aug.composer import ComposedBatches, Composer, CompositeRecord, check_ahead
 from terse_aug.compositing.compose import Composites, Paste
 from terse_aug.compositing.layers import RenderSettings
 from terse_aug.config import PasteConfig, PolicySettings, Robustness, policy_settings
@@ -31,6 +26,7 @@ from terse_aug.samplers import Sampler
 from terse_aug.structures.annotations import Target
 from terse_aug.structures.keypoints import Flips, keypoint_flip_order
 from terse_aug.structures.pixel_format import PixelFormat
+from terse_aug.training.closing import Closing
 from terse_aug.training.hardness import supplied_outcomes
 from terse_aug.training.metrics import COUNTERS, ROBUSTNESS_COUNTERS, Metrics
 from terse_aug.training.policy_trainer import PolicyTrainer
@@ -65,8 +61,7 @@ class Terse(SelfContainedModule):
             name; without it the bank's category ids are the labels, which begin at 1 unless there is a ``model``.
         seed: what is drawn is a function of (seed, rank, number of calls); the global random state is left alone.
         paste: what is pasted and how it is blended.
-        sampler: which foregrounds are drawn: a name in ``SAMPLERS``, weights of classes as ``"dog=3,cat=0.5"``, or a
-            :class:`~terse_aug.samplers.Sampler`.
+        sampler: name in ``SAMPLERS``, class weights as ``"dog=3,cat=0.5"``, or a :class:`~terse_aug.samplers.Sampler`.
         backgrounds: images that replace some of the batch.
         distractors: foregrounds of none of the detector's classes, pasted without a label.
         robustness: composites are perturbed before the detector is trained on them.
@@ -115,8 +110,9 @@ class Terse(SelfContainedModule):
         self.trainer = PolicyTrainer(chosen, bound, self.model, self.pixel_format, seed, self.counters, self._warn)
         self._composed = ComposedBatches(self.planner, bound, self.counters, self._warn)
         self.perturber = Perturber(robustness, self.pixel_format, self.model, self.counters) if robustness else None
-        composed = self.trainer, self.planner, self._rendering, self.model, self.perturber
-        self._composer = BatchComposer(*composed, self.counters, self._warn)
+        composed = self.trainer, self.planner, self._rendering, self.model, self.perturber, self.counters
+        self.closing = Closing(self.counters)
+        self._composer = BatchComposer(*composed, self._warn, self.closing)
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)
         self.register_state_dict_pre_hook(_read_values)  # type: ignore[no-untyped-call]  # torch's own
         self._anchor: Tensor
@@ -159,8 +155,8 @@ class Terse(SelfContainedModule):
 
         Args:
             images: B tensors ``[3, H, W]`` of any sizes, or one ``[B, 3, H, W]``, uint8 or float; left untouched.
-            targets: B dictionaries: ``boxes`` float ``[N, 4]`` XYXY pixels, ``labels`` int ``[N]``, optionally
-                ``masks``, ``keypoints``, ``ids``, ``area``, ``iscrowd``; left untouched. Best left on the CPU.
+            targets: B dictionaries, best on the CPU: ``boxes`` float ``[N, 4]`` XYXY pixels, ``labels`` int ``[N]``,
+                optionally ``masks``, ``keypoints``, ``ids``, ``area``, ``iscrowd``; left untouched.
             from_workers: B results of a :class:`~terse_aug.ForegroundLoader` in the data loader's workers; or B records
                 of :meth:`composer`, if the batch was composed there: it is counted and passed on as it is.
 
@@ -226,18 +222,17 @@ class Terse(SelfContainedModule):
 
     def close_after(self, batches: int | None) -> None:
         """Paste on so many more batches and then on none; ``None`` for all. Not a part of the state."""
-        self.trainer.close_after(batches)
+        self.closing.after(batches)
 
     def composer(self, closes_at: int | None = None) -> Composer:
         """Composes in the data loader's workers, see :class:`~terse_aug.NumberedSampler`; made after a state is loaded.
 
         Raises:
-            ValueError: another policy than ``random``, sampler ``hardness`` or ``balanced``, or robustness; or after
-                :meth:`close_after` no ``closes_at``, the number of the first sample that nothing is pasted on.
+            ValueError: another policy than ``random``, sampler ``hardness`` or ``balanced``, robustness; or without
+                ``closes_at``, the first sample that nothing is pasted on, after :meth:`close_after`.
         """
-        self.trainer.check_closed(closes_at)
         parts = self.planner, self.sampler, self.policy, self._rendering, self.seed, self.perturber is not None
-        return Composer(*parts, closes_at)
+        return Composer(*parts, self.closing.checked(closes_at))
 
     def ahead(
         self, loader: Iterable[Any], split: Split = split_batch, join: Join = join_batch, on_cpu: Collection[str] = ()

@@ -38,7 +38,7 @@ class Brightness(BaseAdapter):
 
 def started(bank: ForegroundBank, model: BaseAdapter, **settings: Any) -> TrainingHook:
     own = TerseSettings(paste=EVERY_IMAGE, **settings)
-    hook = TrainingHook(own, input_format="RGB", seed=0, log_period=0, image_period=0)
+    hook = TrainingHook(own, input_format="RGB", seed=0, log_period=0, image_period=0, close_fraction=0)
     hook.start(bank, model, torch.device("cpu"), seed=0, bgr=False)
     return hook
 

@@ -219,7 +219,7 @@ class TerseHook(TrainingHook, HookBase):
         if not self.losses:
             raise RuntimeError(_NO_BATCH)
         self.update(self._loss_scale)
-        self._log()
+        _write_log(self)
 
     def after_train(self) -> None:
         """Leave model, trainer and data loader as they were."""
@@ -286,16 +286,6 @@ class TerseHook(TrainingHook, HookBase):
         if self._recording and module.training:
             self.record_loss(known_total(output))
 
-    def _log(self) -> None:
-        storage = self.trainer.storage
-        if is_due(self.trainer.iter, self.log_period):
-            storage.put_scalars(smoothing_hint=False, **_renamed(self.logged_metrics()))
-        if self._logged_image is not None:
-            # One at a time: without a writer for images they would pile up.
-            storage._vis_data = [entry for entry in storage._vis_data if entry[0] != _LOGGED_IMAGE]
-            storage.put_image(_LOGGED_IMAGE, self._logged_image)
-            self._logged_image = None
-
 
 def _check_supported(cfg: CfgNode) -> None:
     architecture = cfg.MODEL.META_ARCHITECTURE
@@ -306,6 +296,18 @@ def _check_supported(cfg: CfgNode) -> None:
         )
     if cfg.VIS_PERIOD > 0:
         raise ValueError(_NO_VISUALIZATION)
+
+
+def _write_log(hook: TerseHook) -> None:
+    """Metrics, and the image of composites if there is one."""
+    storage = hook.trainer.storage
+    if is_due(hook.trainer.iter, hook.log_period):
+        storage.put_scalars(smoothing_hint=False, **_renamed(hook.logged_metrics()))
+    if hook._logged_image is not None:
+        # One at a time: without a writer for images they would pile up.
+        storage._vis_data = [entry for entry in storage._vis_data if entry[0] != _LOGGED_IMAGE]
+        storage.put_image(_LOGGED_IMAGE, hook._logged_image)
+        hook._logged_image = None
 
 
 def _renamed(metrics: Mapping[str, float]) -> dict[str, float]:

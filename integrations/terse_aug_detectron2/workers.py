@@ -109,7 +109,7 @@ def _sampled_part(loader: Any) -> ToIterableDataset | None:
 
 def _closes_at(terse: Terse, loader: Any) -> int | None:
     """Number of the first sample that nothing is pasted on; ``None`` if there is none, or its number is not known."""
-    batches, part = terse.trainer.open_batches, loader
+    batches, part = terse.closing.open_batches, loader
     while part is not None and batches is not None:
         own = getattr(part, "__dict__", {})
         if isinstance(size := own.get("batch_size"), int):  # of a loader, or of the part that groups by aspect ratio

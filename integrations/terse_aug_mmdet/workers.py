@@ -83,7 +83,7 @@ def compose_in_workers(runner: Any, terse: Terse, composer: Composer) -> str:
 
 def first_closed_sample(runner: Any, terse: Terse) -> int | None:
     """Number of the first sample that nothing is pasted on; ``None`` if there is none, or its number is not known."""
-    sampler, batches = _plain_sampler(runner.train_dataloader), terse.trainer.open_batches
+    sampler, batches = _plain_sampler(runner.train_dataloader), terse.closing.open_batches
     size: int | None = getattr(sampler, "batch_size", None)
     if batches is None or size is None:
         return None

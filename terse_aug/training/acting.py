@@ -30,7 +30,6 @@ class Turn:
         generator: the only source of randomness.
         learning: whether the policy will learn from the batch.
         random: whether transforms are random instead, because feedback is missing or an update has failed.
-        closed: whether nothing is pasted, see :meth:`terse_aug.Terse.close_after`.
     """
 
     call: int
@@ -40,7 +39,6 @@ class Turn:
     generator: torch.Generator
     learning: bool
     random: bool
-    closed: bool
 
 
 class ActingPolicy(nn.Module):

@@ -69,7 +69,6 @@ class PolicyTrainer(nn.Module):
         self._losses: list[Tensor] = []
         self._results: list[UpdateResult] = []
         self._fallback: int | None = None
-        self._closes_at: int | None = None  # number of the first call that pastes nothing
 
     @property
     def _metrics(self) -> Metrics:
@@ -104,35 +103,10 @@ class PolicyTrainer(nn.Module):
         """A batch that was composed ahead is trained on: bring the policy that composes the next one up to date."""
         self.acting.advance(self._metrics.counts["iterations"], self._is_random())
 
-    def close_after(self, batches: int | None) -> None:
-        """See :meth:`terse_aug.Terse.close_after`.
-
-        Raises:
-            ValueError: fewer than none.
-        """
-        if batches is not None and batches < 0:
-            raise ValueError(f"batches: expected a number of at least 0, or None, got {batches}")
-        self._closes_at = None if batches is None else self._metrics.counts["calls"] + batches
-
-    @property
-    def open_batches(self) -> int | None:
-        """Batches that will be pasted on; ``None`` for all."""
-        return None if self._closes_at is None else max(self._closes_at - self._metrics.counts["calls"], 0)
-
-    def check_closed(self, closes_at: int | None) -> None:
-        """Refuse a composer that would go on where other batches are left alone, see :meth:`terse_aug.Terse.composer`.
-
-        Raises:
-            ValueError: that it needs ``closes_at``.
-        """
-        if self._closes_at is not None and closes_at is None:
-            raise ValueError("composer: expected closes_at after close_after: samples are composed by their number")
-
     def _turn(self, policy: Policy, sampler: Sampler, seed: int, random: bool) -> Turn:
         call = self._metrics.counts["calls"]
         generator = generator_for(seed, rank(), "paste", call)
-        closed = self._closes_at is not None and call >= self._closes_at
-        return Turn(call, policy, sampler, seed, generator, self.learns_from_batch(), random, closed)
+        return Turn(call, policy, sampler, seed, generator, self.learns_from_batch(), random)
 
     def _is_random(self) -> bool:
         """Where feedback is missing, and, in an iteration without an update, during the fallback."""
