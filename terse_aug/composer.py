@@ -25,6 +25,7 @@ from terse_aug.policies.context import make_context
 from terse_aug.samplers import Sampler
 from terse_aug.structures.annotations import Target
 from terse_aug.structures.validation import left_out_warnings, validate_batch
+from terse_aug.training.acting import checked
 from terse_aug.training.metrics import Metrics, batch_counts
 from terse_aug.utils.distributed import rank
 from terse_aug.utils.random import derived_seed, generator_for
@@ -115,7 +116,7 @@ class Composer:
             batch = validate_batch([image], [target], self._planner.cache.keypoint_count)
             planned = self._planner.plan(batch, self._sampler, generator)
             context = make_context(planned, self._rendering, self._policy, None, self._planner.chosen)
-            proposal = self._policy.propose(context, generator, learning=False)
+            proposal = checked(self._policy.propose(context, generator, learning=False), context, self._policy)
             composites = composites_of(planned, proposal, self._planner, self._rendering, warnings.update)
         if number == 0 and (text := self._rendering.pixel_format.mismatch(batch.images, composites.largest)):
             warnings["pixel_format"] = text
