@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from terse_aug.utils.transfer import to_device
+from terse_aug.utils.transfer import constant, to_device
 
 Array: TypeAlias = Any
 """A tensor or a NumPy array."""
@@ -32,6 +32,13 @@ def arrays_like(arrays: Sequence[NDArray[Any]], like: Array) -> list[Array]:
     if isinstance(like, Tensor):
         return to_device([torch.from_numpy(own).to(like.dtype) for own in arrays], like.device)
     return [own.astype(like.dtype, copy=False) for own in arrays]
+
+
+def constants_like(array: NDArray[Any], like: Array) -> Array:
+    """An array that never changes in the kind, type and device of another one; on a device it stays there."""
+    if isinstance(like, Tensor):
+        return constant(tuple(array.ravel().tolist()), like.device, like.dtype).view(array.shape)
+    return array.astype(like.dtype, copy=False)
 
 
 def value_range(low: float, high: float, help_text: str) -> Any:

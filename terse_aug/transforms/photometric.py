@@ -7,13 +7,13 @@ Shape letters: K photometric parameters that are drawn.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
-from terse_aug.transforms.arrays import Array, arrays_like, checked_range, library_of, value_range
+from terse_aug.transforms.arrays import Array, arrays_like, checked_range, constants_like, library_of, value_range
 
 PHOTOMETRIC = ("brightness", "contrast", "saturation", "hue", "blur", "noise")
 """Names of the photometric parameters, in order."""
@@ -109,7 +109,7 @@ def color_matrix(values: Array, bgr: bool = False) -> Array:
         float ``[..., 3, 4]``, differentiable in ``values``.
     """
     library = library_of(values)
-    one, luma, turn = arrays_like(_constants(bgr), values)
+    one, luma, turn = constants_like(_constants(bgr), values)
     brightness, contrast, saturation, hue = (values[..., column, None, None] for column in range(_COLOR))
     angle = hue * (math.pi / 180)
     cosine, sine = library.cos(angle), library.sin(angle)
@@ -120,9 +120,9 @@ def color_matrix(values: Array, bgr: bool = False) -> Array:
     return library.concatenate([brightness * contrast * (rotation @ saturated), offset], -1)
 
 
-def _constants(bgr: bool) -> Sequence[np.ndarray]:
-    """The unit matrix, the luma in three rows, and the generator of rotations about the gray axis, each ``[3, 3]``."""
+@lru_cache
+def _constants(bgr: bool) -> NDArray[np.float64]:
+    """The unit matrix, the luma in three rows, and the generator of rotations about the gray axis, ``[3, 3, 3]``."""
     turn = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
-    parts = [np.eye(3), np.array([_LUMA] * 3), turn]
     order = slice(None, None, -1 if bgr else 1)
-    return [np.ascontiguousarray(own[order, order]) for own in parts]
+    return np.ascontiguousarray(np.stack([np.eye(3), np.array([_LUMA] * 3), turn])[:, order, order])
