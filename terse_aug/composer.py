@@ -213,9 +213,9 @@ class ComposedBatches:
                 raise ValueError(f"record of image {number}: expected what a composer gives, got {type(own).__name__}")
             if own.origin != origin:
                 raise ValueError(
-                    f"record of image {number}: (bank and sampler, labels that may be pasted, seed) are {own.origin} "
-                    f"in the composer, {origin} in Terse: make the composer by terse.composer(), after loading a "
-                    "state and after restrict_labels"
+                    f"record of image {number}: (bank, sampler and columns, labels that may be pasted, seed) are "
+                    f"{own.origin} in the composer, {origin} in Terse: make the composer by terse.composer(), after "
+                    "loading a state and after restrict_labels"
                 )
         counts: Counter[str] = Counter()
         for own in records:
@@ -250,12 +250,12 @@ def composites_of(
 
 
 def drawn_from(planner: PastePlanner, sampler: Sampler) -> int:
-    """Equal for the same bank and distribution of foregrounds."""
-    return derived_seed(planner.cache.bank_identity, sampler.identity)
+    """Equal for the same bank and distribution of foregrounds, and the same columns of transforms."""
+    return derived_seed(planner.cache.bank_identity, sampler.identity, *planner.paste.columns)
 
 
 def origin_of(drawn_from: int, sampler: Sampler, seed: int) -> Origin:
-    """What composer and ``Terse`` have to agree in: bank and sampler, labels that may be pasted, seed."""
+    """What composer and ``Terse`` have to agree in: bank, sampler and columns, labels that may be pasted, seed."""
     allowed = sampler.allowed_labels
     return drawn_from, None if allowed is None else tuple(allowed), seed
 
