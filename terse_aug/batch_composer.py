@@ -21,7 +21,7 @@ from terse_aug.policies import Policy, Proposal
 from terse_aug.policies.context import make_context
 from terse_aug.structures.annotations import Target
 from terse_aug.structures.validation import validate_batch
-from terse_aug.training.acting import Turn, propose
+from terse_aug.training.acting import Turn, checked, propose
 from terse_aug.training.closing import Closing
 from terse_aug.training.metrics import Metrics, batch_counts
 from terse_aug.training.policy_trainer import PolicyTrainer
@@ -179,7 +179,7 @@ class BatchComposer:
         with self._lock, torch.no_grad():
             planned = planner.plan(batch, self._trainer.sampler.snapshot(), generator)
             context = make_context(planned, self._rendering, policy, self._model, planner.chosen)
-            proposal = policy.propose(context, generator, learning=False)
+            proposal = checked(policy.propose(context, generator, learning=False), context, policy)
             return composites_of(planned, proposal, planner, self._rendering, self._warn.warn_all)
 
     def compose(

@@ -25,6 +25,7 @@ from terse_aug.policies.context import make_context
 from terse_aug.samplers import Sampler
 from terse_aug.structures.annotations import Target
 from terse_aug.structures.validation import left_out_warnings, validate_batch
+from terse_aug.training.acting import checked
 from terse_aug.training.metrics import Metrics, batch_counts
 from terse_aug.utils.distributed import rank
 from terse_aug.utils.random import derived_seed, generator_for
@@ -119,7 +120,7 @@ class Composer:
             closed = self._closes_at is not None and number >= self._closes_at
             planned = self._planner.plan(batch, self._sampler, generator, closed=closed)
             context = make_context(planned, self._rendering, self._policy, None, self._planner.chosen)
-            proposal = self._policy.propose(context, generator, learning=False)
+            proposal = checked(self._policy.propose(context, generator, learning=False), context, self._policy)
             composites = composites_of(planned, proposal, self._planner, self._rendering, warnings.update)
         if number == 0 and (text := self._rendering.pixel_format.mismatch(batch.images, composites.largest)):
             warnings["pixel_format"] = text
@@ -216,9 +217,9 @@ class ComposedBatches:
                 raise ValueError(f"record of image {number}: expected what a composer gives, got {type(own).__name__}")
             if own.origin != origin:
                 raise ValueError(
-                    f"record of image {number}: (bank and sampler, labels that may be pasted, seed) are {own.origin} "
-                    f"in the composer, {origin} in Terse: make the composer by terse.composer(), after loading a "
-                    "state and after restrict_labels"
+                    f"record of image {number}: (bank, sampler and columns, labels that may be pasted, seed) are "
+                    f"{own.origin} in the composer, {origin} in Terse: make the composer by terse.composer(), after "
+                    "loading a state and after restrict_labels"
                 )
         counts: Counter[str] = Counter()
         for own in records:
@@ -253,12 +254,12 @@ def composites_of(
 
 
 def drawn_from(planner: PastePlanner, sampler: Sampler) -> int:
-    """Equal for the same bank and distribution of foregrounds."""
-    return derived_seed(planner.cache.bank_identity, sampler.identity)
+    """Equal for the same bank and distribution of foregrounds, and the same columns of transforms."""
+    return derived_seed(planner.cache.bank_identity, sampler.identity, *planner.paste.columns)
 
 
 def origin_of(drawn_from: int, sampler: Sampler, seed: int) -> Origin:
-    """What composer and ``Terse`` have to agree in: bank and sampler, labels that may be pasted, seed."""
+    """What composer and ``Terse`` have to agree in: bank, sampler and columns, labels that may be pasted, seed."""
     allowed = sampler.allowed_labels
     return drawn_from, None if allowed is None else tuple(allowed), seed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from factories import make_batch
 from simulated_accelerator import DEVICE, counted
 from test_accelerator import coloured_bank
 
-from terse_aug import PasteConfig, Photometric, Terse
+from terse_aug import PasteConfig, Photometric, PixelFormat, Terse
 
 PHOTOMETRIC = Photometric((0.6, 1.4), (0.6, 1.4), (0.5, 1.5), (-30, 30), (0, 1), (0, 0.1))
 SETTINGS = {"photometric": {"photometric": PHOTOMETRIC}, "blends": {"blends": ("gaussian", "alpha")}}
@@ -21,9 +22,9 @@ ERROR = 4.5 / 255
 """The CPU rounds each layer to 8 bits."""
 
 
-def composed(folder: Path, device: torch.device, name: str, pastes: int) -> tuple[Terse, list, list]:
+def composed(folder: Path, device: torch.device, name: str, pastes: int, **settings: Any) -> tuple[Terse, list, list]:
     paste = PasteConfig(objects=(pastes, pastes), paste_probability=1.0, decoys=(1, 1), **SETTINGS[name])
-    terse = Terse(coloured_bank(folder), paste=paste, seed=1).to(device)
+    terse = Terse(coloured_bank(folder), paste=paste, seed=1, **settings).to(device)
     images, targets = make_batch(0, ((128, 160), (144, 128)), 2, masks=True)
     return terse, [image.to(device) for image in images], targets
 
@@ -62,3 +63,19 @@ def test_launches_and_waits_do_not_grow_with_the_pastes(tmp_path: Path, name: st
     assert many.launches <= few.launches
     assert many.synchronisations <= few.synchronisations == 1
     assert not many.blocking_copies
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_constants_are_sent_to_the_device_once(tmp_path: Path, name: str) -> None:
+    """What a normalized format and the photometric parameters are computed with stays there."""
+    copies = []
+    for pixel_format in (PixelFormat(), PixelFormat(1.0, (0.49, 0.46, 0.41), (0.23, 0.22, 0.24))):
+        terse, images, targets = composed(tmp_path, DEVICE, name, 3, pixel_format=pixel_format)
+        images = [pixel_format.encode(image) for image in images]
+        terse(images, targets)
+        with counted() as counts:
+            terse(images, targets)
+        copies.append(counts.copies)
+        assert not counts.blocking_copies
+    # The plan, and what the pastes look like; targets go back.
+    assert copies == [3 if name == "photometric" else 2] * 2

@@ -36,6 +36,8 @@ IDS = [*EACH, "all"]
 LEVEL = 1 / 255
 ROUNDED = 2.6 * LEVEL
 """The 8-bit renderer rounds warped colors, which contrast and saturation enlarge, and alpha."""
+WARPED = 0.0 if int(cv2.__version__.split(".")[0]) >= 5 else 255 / 32
+"""Levels by which a warp of OpenCV 4 is wrong at most, which knows positions to 1/32 pixel."""
 
 
 def values_of(**values: float) -> np.ndarray:
@@ -133,6 +135,33 @@ def test_both_renderers_change_colors_alike(photometric: Photometric, kind: str)
         assert (one - before).abs().max() > 4 * ROUNDED
     for target, other in zip(exact.targets, fast.targets, strict=True):
         torch.testing.assert_close(target["boxes"], other["boxes"], rtol=0, atol=1)
+
+
+STRONG = Photometric(brightness=(0.5, 2), contrast=(0.4, 2), saturation=(0, 2), hue=(-180, 180))
+STRONGER = [Photometric(brightness=(1, 4)), STRONG, *SETS, Photometric()]
+
+
+@pytest.mark.parametrize("levels", [False, True], ids=["float", "levels"])
+@pytest.mark.parametrize("photometric", STRONGER, ids=["bright", "strong", *IDS, "none"])
+def test_renderers_differ_by_what_the_colors_are_multiplied_with(photometric: Photometric, levels: bool) -> None:
+    """The bound in docs/design.md, for each image by the gain of its paste."""
+    rendering = settings_of(WIDE, photometric=photometric, edge_blur_sigma=0.5)
+    eight = [image.mul(255).round().byte() for image in images_of(2, sigma=0.0)]
+    images = [image / 255 for image in eight]
+    plan = plan_of([textured(0, 0.0), textured(1, 0.0)], [0, 1])
+    farthest = 0.0
+    for seed in range(4):
+        unit = unit_of(rendering, 2, seed)
+        values = rendering.paste.photometric_values(unit.numpy())
+        gains = [1.0, 1.0] if values is None else abs(color_matrix(values)[:, :, :3]).sum(2).max(1).tolist()
+        exact = compose(images, [target_of()] * 2, plan, unit.clone().requires_grad_(), rendering)
+        fast = compose(eight if levels else images, [target_of()] * 2, plan, unit, rendering)
+        for one, other, gain in zip(exact.images, fast.images, gains, strict=True):
+            difference = float((one.detach() * 255 - (other if levels else other * 255)).abs().max())
+            assert difference < (0.5 + WARPED) * (gain + 2) + (1 if levels else 0) + 0.01
+            farthest = max(farthest, difference)
+    # More than for plain colors, which is why the bound has the gain in it.
+    assert farthest > 1.5 or photometric not in STRONGER[:2]
 
 
 @pytest.mark.parametrize("photometric", SETS, ids=IDS)

@@ -115,7 +115,7 @@ def _settings(node: str, default: PolicySettings | PasteConfig | Robustness) -> 
     for own in fields(default):
         key, value = f"{node}.{own.name.upper()}", getattr(default, own.name)
         if is_dataclass(value):
-            yield from _settings(key, value)  # type: ignore[arg-type]  # TransformRanges
+            yield from _settings(key, value)  # type: ignore[arg-type]  # settings within settings: ranges, photometric
         else:
             yield key, (value, own.metadata["help"])
 

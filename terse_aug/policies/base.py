@@ -9,19 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from terse_aug.policies.real_objects import RealObjects
-from terse_aug.transforms import PARAMETERS, Placement
+from terse_aug.transforms import PARAMETERS, Placement, loaded_columns, saved_columns
 
 VIEW_SIDE = 32
 """Side of a view, pixels."""
 VIEWS = ("local", "global")
 VIEW_CHANNELS = 6
 VIEW_SHAPE = (len(VIEWS), VIEW_CHANNELS, VIEW_SIDE, VIEW_SIDE)
+COLUMNS_KEY = "columns"
+"""Name in the state of a policy under which the names of its columns are saved."""
 BOX_NUMBERS = 4
 """Numbers of a view beside the transform."""
 
@@ -217,6 +219,41 @@ class Policy(nn.Module):
             generator: the only source of randomness, on the CPU.
         """
         raise NotImplementedError
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.columns is not None:
+            destination[prefix + COLUMNS_KEY] = saved_columns(self.columns)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        saved = state_dict.pop(prefix + COLUMNS_KEY, None)
+        if self.columns is not None and any(name.startswith(prefix) for name in state_dict):
+            check_columns(loaded_columns(saved), self.columns)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+def check_columns(saved: Sequence[str], own: Sequence[str]) -> None:
+    """Refuse the state of a policy whose transforms have other columns, or the same in another order.
+
+    Args:
+        saved: names of the columns that the state was saved with.
+        own: of the policy that it is for.
+
+    Raises:
+        ValueError: naming those that differ.
+    """
+    if tuple(saved) == tuple(own):
+        return
+    differences = {
+        "was saved with": [name for name in saved if name not in own],
+        "was saved without": [name for name in own if name not in saved],
+    }
+    texts = [f"{text} {', '.join(names)}" for text, names in differences.items() if names]
+    raise ValueError(
+        f"the policy's state {' and '.join(texts) or 'has the columns ' + ', '.join(saved) + ' in this order'}, but "
+        f"transforms have the columns {', '.join(own)} here: give PasteConfig the photometric ranges and blends that "
+        "the state was saved with, or leave the state out, so that the policy starts untrained"
+    )
 
 
 def uniform_proposal(

@@ -103,7 +103,7 @@ class CriticPolicy(Policy):
         columns: names of the columns of a transform, see :attr:`terse_aug.PasteConfig.columns`.
 
     Raises:
-        ValueError: a number is outside its range.
+        ValueError: a number is outside its range, or ``fixed_parameters`` has one that is no column.
     """
 
     learns = True
@@ -126,8 +126,12 @@ class CriticPolicy(Policy):
             if value < least:
                 raise ValueError(f"{name}: expected at least {least}, got {value}")
         self.columns = tuple(columns)
-        fixed = [name for name in settings.fixed_parameters if name in self.columns]
-        self._fixed = [self.columns.index(name) for name in fixed]
+        if off := [name for name in settings.fixed_parameters if name not in self.columns]:
+            raise ValueError(
+                f"fixed_parameters: {', '.join(off)}: not drawn with these settings of pasting, which have "
+                f"{', '.join(self.columns)}; leave it out, or switch it on in PasteConfig"
+            )
+        self._fixed = [self.columns.index(name) for name in settings.fixed_parameters]
         self.candidates, self.temperature = settings.candidates, settings.temperature
         self.target_hardness, self.replay_updates = settings.target_hardness, settings.replay_updates
         self.foreground_candidates, self.mix_classes = settings.foreground_candidates, settings.mix_classes

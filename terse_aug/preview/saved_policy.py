@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from terse_aug.policies import Policy
+from terse_aug.policies.base import COLUMNS_KEY, check_columns
+from terse_aug.transforms import loaded_columns
 
 STATE_KEY = "terse"
 """Name under which a checkpoint holds ``terse.state_dict()``, at its top level or in its ``objects``."""
@@ -74,11 +76,18 @@ class SavedPolicy:
         """Load it into a policy of the same kind.
 
         Raises:
-            ValueError: the policy is of another kind.
+            ValueError: the policy is of another kind, or its transforms have other columns.
         """
         expected = policy.state_dict()
-        wrong = sorted(self.state.keys() ^ expected.keys()) or [
-            name for name, value in expected.items() if getattr(self.state[name], "shape", None) != value.shape
+        names = expected.keys() - {COLUMNS_KEY}
+        wrong = sorted((self.state.keys() - {COLUMNS_KEY}) ^ names)
+        if not wrong and policy.columns is not None:
+            try:
+                check_columns(loaded_columns(self.state.get(COLUMNS_KEY)), policy.columns)
+            except ValueError as error:
+                raise ValueError(f"{self.path}: {error}") from error
+        wrong = wrong or [
+            name for name in sorted(names) if getattr(self.state[name], "shape", None) != expected[name].shape
         ]
         if wrong:
             raise ValueError(

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from terse_aug.utils.transfer import constant
+
 
 @dataclass(frozen=True)
 class PixelFormat:
@@ -63,7 +65,7 @@ class PixelFormat:
         if self.plain:
             return image * (255 / self.scale)
         shape = (3, *(1 for _ in image.shape[1:]))
-        mean, std = (image.new_tensor(own).view(shape) for own in (self.mean, self.std))
+        mean, std = (_constant(own, image).view(shape) for own in (self.mean, self.std))
         return (image * std + mean) * (255 / self.scale)
 
     def as_float(self, images: Sequence[Tensor]) -> list[Tensor]:
@@ -126,4 +128,8 @@ class PixelFormat:
 
     @staticmethod
     def _column(values: tuple[float, float, float], like: Tensor) -> Tensor:
-        return like.new_tensor(values)[:, None, None]
+        return _constant(values, like)[:, None, None]
+
+
+def _constant(values: tuple[float, float, float], like: Tensor) -> Tensor:
+    return constant(tuple(values), like.device, like.dtype)

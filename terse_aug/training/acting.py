@@ -137,16 +137,37 @@ def propose(context: PolicyContext, turn: Turn, failed: Callable[[Exception], No
         context: what is composed.
         turn: how.
         failed: called with the error of a forward.
+
+    Raises:
+        ValueError: see :func:`checked`.
     """
     if not turn.random:
         try:
-            return turn.policy.propose(context, turn.generator, turn.learning)
+            proposal = turn.policy.propose(context, turn.generator, turn.learning)
         except Exception as error:
             if not turn.policy.needs_model:
                 raise
             failed(error)
+        else:
+            return checked(proposal, context, turn.policy)
     first = torch.arange(0, len(context.image_of), turn.policy.foreground_candidates)
     return uniform_proposal(len(first), turn.generator, first, context.columns)
+
+
+def checked(proposal: Proposal, context: PolicyContext, policy: Policy) -> Proposal:
+    """A proposal of a policy for a context.
+
+    Raises:
+        ValueError: its transforms have more or fewer columns than the context has.
+    """
+    shape = list(proposal.unit.shape)
+    if len(shape) != 2 or shape[1] != len(context.columns):
+        raise ValueError(
+            f"policy: {type(policy).__name__} proposes transforms of shape {shape}, expected [pastes, "
+            f"{len(context.columns)}], a column for each of {', '.join(context.columns)}: let propose() give as many "
+            "as context.columns, or switch off the photometric ranges and the further blends of PasteConfig"
+        )
+    return proposal
 
 
 def _acting_state(policy: Policy) -> list[Tensor]:

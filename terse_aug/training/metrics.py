@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from terse_aug.compositing.compose import Composites
 from terse_aug.compositing.geometry import ForegroundLike
 from terse_aug.compositing.plan import PastePlan
-from terse_aug.transforms import PARAMETERS
+from terse_aug.transforms import PARAMETERS, loaded_columns, saved_columns
 from terse_aug.utils.warnings import TerseWarning
 
 COUNTERS = (
@@ -137,11 +137,11 @@ class Metrics(nn.Module):
 
         1 is as diverse as random pasting, 0 is collapsed.
         """
-        weight, first, second = self._moments
-        if float(weight[0]) == 0:
-            return {}
+        known = self._moments[0] > 0
+        weight, first, second = self._moments[:, known]
         ratios = np.sqrt((second / weight - (first / weight) ** 2).clip(0)) / _UNIFORM_STD
-        return dict(zip(self._columns, ratios.tolist(), strict=True))
+        names = [name for name, own in zip(self._columns, known, strict=True) if own]
+        return dict(zip(names, ratios.tolist(), strict=True))
 
     def summary(self) -> dict[str, float]:
         """Everything, by name."""
@@ -160,6 +160,7 @@ class Metrics(nn.Module):
         for name, value in self._averages.items():
             destination[f"{prefix}average/{name}"] = torch.tensor(value, dtype=torch.float64)
         destination[prefix + "transform_moments"] = torch.from_numpy(self._moments.copy())
+        destination[prefix + "columns"] = saved_columns(self._columns)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing_keys: list[str], *_: Any
@@ -170,12 +171,14 @@ class Metrics(nn.Module):
             return
         version = int(own.pop("version"))
         counts = {name: own.pop(f"count/{name}", None) for name in self._names}
-        moments = own.pop("transform_moments", None)
+        moments, columns = own.pop("transform_moments", None), loaded_columns(own.pop("columns", None))
         averages = {name: value for name, value in own.items() if name.startswith("average/")}
         missing = [name for name, value in counts.items() if value is None]
-        if moments is None or moments.shape != self._moments.shape:
+        by_name: dict[str, Any] = {}
+        if moments is None or moments.shape != (len(self._moments), len(columns)):
             missing.append("transform_moments")
-            moments = torch.zeros(self._moments.shape)
+        else:
+            by_name = dict(zip(columns, moments.cpu().double().numpy().T, strict=True))
         unknown = sorted(own.keys() - averages.keys())
         if missing or unknown:
             warnings.warn(
@@ -186,4 +189,5 @@ class Metrics(nn.Module):
             )
         self.counts = Counter({name: int(value) for name, value in counts.items() if value is not None})
         self._averages = {name.removeprefix("average/"): float(value) for name, value in averages.items()}
-        self._moments = moments.cpu().double().numpy().copy()
+        # A column that was not drawn when the state was saved has no moments yet.
+        self._moments = np.stack([by_name.get(name, np.zeros(3)) for name in self._columns], 1)

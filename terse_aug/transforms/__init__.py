@@ -10,7 +10,7 @@ from terse_aug.transforms.affine import (
 )
 from terse_aug.transforms.arrays import Array, arrays_like, library_of
 from terse_aug.transforms.blends import BLENDS, blend_number, checked_blends
-from terse_aug.transforms.columns import EVERY_COLUMN, TransformColumns
+from terse_aug.transforms.columns import EVERY_COLUMN, TransformColumns, loaded_columns, saved_columns
 from terse_aug.transforms.photometric import PHOTOMETRIC, Photometric, color_matrix
 
 __all__ = [
@@ -30,5 +30,7 @@ __all__ = [
     "checked_blends",
     "color_matrix",
     "library_of",
+    "loaded_columns",
     "place",
+    "saved_columns",
 ]

@@ -15,7 +15,7 @@ from numbers import Real
 import numpy as np
 from numpy.typing import NDArray
 
-from terse_aug.transforms.arrays import Array, arrays_like, checked_range, library_of, value_range
+from terse_aug.transforms.arrays import Array, Ranges, arrays_like, library_of, value_range
 
 PARAMETERS = ("rotation", "shear", "scale", "scale_x", "scale_y", "translate_x", "translate_y")
 """Names of the first columns of a transform, in order: those of the affine map."""
@@ -25,13 +25,13 @@ _LOGARITHMIC = slice(PARAMETERS.index("scale"), PARAMETERS.index("scale_y") + 1)
 
 
 @dataclass(frozen=True)
-class TransformRanges:
+class TransformRanges(Ranges):
     """The allowed range ``(low, high)`` of every transform parameter.
 
     A policy proposes points of the unit cube, which a range maps to units. ``low == high`` fixes a parameter.
 
     Raises:
-        ValueError: a range is no pair of numbers, not ordered, not finite, or outside what its unit allows.
+        ValueError: see :class:`terse_aug.transforms.arrays.Ranges`; or ``keep_inside`` is no fraction.
     """
 
     rotation: tuple[float, float] = value_range(-10.0, 10.0, "degrees, positive is clockwise on the screen")
@@ -46,9 +46,13 @@ class TransformRanges:
         0.9, 1.1, "additional factor along the foreground's own y axis; log-uniform"
     )
     translate_x: tuple[float, float] = value_range(
-        0.0, 1.0, "center of the object's bounding box, 0 leftmost, 1 rightmost within what keep_inside allows"
+        0.0,
+        1.0,
+        "center of the object's bounding box, 0 leftmost, 1 rightmost within what keep_inside allows",
+        0.0,
+        1.0,
     )
-    translate_y: tuple[float, float] = value_range(0.0, 1.0, "likewise from top to bottom")
+    translate_y: tuple[float, float] = value_range(0.0, 1.0, "likewise from top to bottom", 0.0, 1.0)
     keep_inside: float = field(
         default=0.75,
         metadata={
@@ -57,22 +61,20 @@ class TransformRanges:
     )
 
     def __post_init__(self) -> None:
-        for name in PARAMETERS:
-            low, high = checked_range(name, getattr(self, name))
-            object.__setattr__(self, name, (low, high))
-            if name in PARAMETERS[_LOGARITHMIC] and low <= 0:
-                raise ValueError(f"{name}: a scale has to be above 0, got ({low}, {high})")
-            if name.startswith("translate") and not 0 <= low <= high <= 1:
-                raise ValueError(f"{name}: expected fractions within [0, 1], got ({low}, {high})")
+        super().__post_init__()
+        for name in PARAMETERS[_LOGARITHMIC]:
+            if getattr(self, name)[0] <= 0:
+                raise ValueError(f"{name}: a scale has to be above 0, got {getattr(self, name)}")
         if not (isinstance(self.keep_inside, Real) and 0 <= self.keep_inside <= 1):
             raise ValueError(f"keep_inside: expected a fraction within [0, 1], got {self.keep_inside}")
 
     @cached_property
     def _limits(self) -> NDArray[np.float64]:
         """``[2, P]``: low ends and lengths of the ranges, of the logarithms for the scales."""
-        ends = np.array([getattr(self, name) for name in PARAMETERS], np.float64)
-        ends[_LOGARITHMIC] = np.log(ends[_LOGARITHMIC])
-        return np.stack([ends[:, 0], ends[:, 1] - ends[:, 0]])
+        low, high = self.limits(PARAMETERS)
+        for ends in (low, high):
+            ends[_LOGARITHMIC] = np.log(ends[_LOGARITHMIC])
+        return np.stack([low, high - low])
 
     def physical(self, unit: Array) -> Array:
         """Map points of the unit cube to parameter values.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import dataclass, field, fields
 from numbers import Real
 from typing import Any, TypeAlias
 
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from terse_aug.utils.transfer import to_device
+from terse_aug.utils.transfer import constant, to_device
 
 Array: TypeAlias = Any
 """A tensor or a NumPy array."""
@@ -34,9 +34,36 @@ def arrays_like(arrays: Sequence[NDArray[Any]], like: Array) -> list[Array]:
     return [own.astype(like.dtype, copy=False) for own in arrays]
 
 
-def value_range(low: float, high: float, help_text: str) -> Any:
-    """A dataclass field ``(low, high)`` with the ``help`` that generated documentation shows."""
-    return field(default=(low, high), metadata={"help": help_text})
+def constants_like(array: NDArray[Any], like: Array) -> Array:
+    """An array that never changes in the kind, type and device of another one; on a device it stays there."""
+    if isinstance(like, Tensor):
+        return constant(tuple(array.ravel().tolist()), like.device, like.dtype).view(array.shape)
+    return array.astype(like.dtype, copy=False)
+
+
+def value_range(low: float, high: float, help_text: str, least: float = -math.inf, most: float = math.inf) -> Any:
+    """A field ``(low, high)`` of :class:`Ranges`: its default, its help, and what values may be."""
+    return field(default=(low, high), metadata={"help": help_text, "ends": (least, most)})
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Base of the allowed ranges ``(low, high)`` of parameters, fields by :func:`value_range`.
+
+    Raises:
+        ValueError: a range is no pair of numbers, not ordered, not finite, or outside what its unit allows.
+    """
+
+    def __post_init__(self) -> None:
+        for own in fields(self):
+            if "ends" in own.metadata:
+                pair = checked_range(own.name, getattr(self, own.name), *own.metadata["ends"])
+                object.__setattr__(self, own.name, pair)
+
+    def limits(self, names: Sequence[str]) -> NDArray[np.float64]:
+        """The ends of some ranges, float ``[2, len(names)]``."""
+        ends: NDArray[np.float64] = np.array([getattr(self, name) for name in names], np.float64).reshape(-1, 2).T
+        return ends
 
 
 def checked_range(name: str, pair: Any, low: float = -math.inf, high: float = math.inf) -> tuple[float, float]:

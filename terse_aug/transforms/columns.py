@@ -5,7 +5,11 @@ Shape letters: P columns, n transforms.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
+
+import torch
+from torch import Tensor
 
 from terse_aug.transforms.affine import PARAMETERS, TransformRanges
 from terse_aug.transforms.arrays import Array, library_of
@@ -14,6 +18,16 @@ from terse_aug.transforms.photometric import PHOTOMETRIC, Photometric
 
 EVERY_COLUMN = (*PARAMETERS, *PHOTOMETRIC, "blend")
 """Names of all columns that a transform may have."""
+
+
+def saved_columns(columns: Sequence[str]) -> Tensor:
+    """Names of columns as a tensor, uint8, for a state."""
+    return torch.tensor(list(",".join(columns).encode()), dtype=torch.uint8)
+
+
+def loaded_columns(saved: Tensor | None) -> tuple[str, ...]:
+    """The names in a tensor of :func:`saved_columns`; of a state that has none, those of the affine map."""
+    return PARAMETERS if saved is None else tuple(bytes(saved.tolist()).decode().split(","))
 
 
 class TransformColumns:

@@ -7,58 +7,54 @@ Shape letters: K photometric parameters that are drawn.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
-from terse_aug.transforms.arrays import Array, arrays_like, checked_range, library_of, value_range
+from terse_aug.transforms.arrays import Array, Ranges, arrays_like, constants_like, library_of, value_range
 
 PHOTOMETRIC = ("brightness", "contrast", "saturation", "hue", "blur", "noise")
 """Names of the photometric parameters, in order."""
 
 _NEUTRAL = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0, "blur": 0.0, "noise": 0.0}
-_ENDS = {"hue": (-180.0, 180.0), "blur": (0.0, 1.0), "noise": (0.0, 1.0)}
-"""What values may be; the factors are not negative."""
 _COLOR = len(PHOTOMETRIC) - 2
 """The first so many are linear in the color."""
 _LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
-class Photometric:
+class Photometric(Ranges):
     """The allowed range ``(low, high)`` of every photometric parameter of a paste, a decoy or a distractor.
 
     A parameter whose range is its neutral value alone, as by default, is not drawn: transforms have no column for it.
 
     Raises:
-        ValueError: a range is no pair of numbers, not ordered, or outside what its unit allows.
+        ValueError: see :class:`terse_aug.transforms.arrays.Ranges`.
     """
 
-    brightness: tuple[float, float] = value_range(1.0, 1.0, "factor of the paste's colors; neutral is 1")
+    brightness: tuple[float, float] = value_range(1.0, 1.0, "factor of the paste's colors; neutral is 1", 0.0)
     contrast: tuple[float, float] = value_range(
-        1.0, 1.0, "factor of the difference of the paste's colors from mid-gray; neutral is 1"
+        1.0, 1.0, "factor of the difference of the paste's colors from mid-gray; neutral is 1", 0.0
     )
     saturation: tuple[float, float] = value_range(
-        1.0, 1.0, "factor of the difference of the paste's colors from gray of the same luma; neutral is 1"
+        1.0, 1.0, "factor of the difference of the paste's colors from gray of the same luma; neutral is 1", 0.0
     )
     hue: tuple[float, float] = value_range(
-        0.0, 0.0, "degrees by which the paste's colors are turned about the gray axis; neutral is 0"
+        0.0, 0.0, "degrees by which the paste's colors are turned about the gray axis; neutral is 0", -180.0, 180.0
     )
     blur: tuple[float, float] = value_range(
         0.0,
         0.0,
         "how far a paste that is sharper than its background is blurred towards the background's sharpness, by a "
         "Gaussian of at most 2 pixels; neutral is 0, 1 is as blurred",
+        0.0,
+        1.0,
     )
     noise: tuple[float, float] = value_range(
-        0.0, 0.0, "standard deviation of Gaussian noise on the paste, as a fraction of white; neutral is 0"
+        0.0, 0.0, "standard deviation of Gaussian noise on the paste, as a fraction of white; neutral is 0", 0.0, 1.0
     )
-
-    def __post_init__(self) -> None:
-        for name in PHOTOMETRIC:
-            object.__setattr__(self, name, checked_range(name, getattr(self, name), *_ENDS.get(name, (0.0, math.inf))))
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
@@ -79,8 +75,8 @@ class Photometric:
         Returns:
             float ``[..., K]`` in the units above, differentiable in ``unit``.
         """
-        ends = np.array([getattr(self, name) for name in self.columns], np.float64).reshape(-1, 2)
-        low, length = arrays_like([ends[:, 0], ends[:, 1] - ends[:, 0]], unit)
+        ends = self.limits(self.columns)
+        low, length = arrays_like([ends[0], ends[1] - ends[0]], unit)
         return low + unit * length
 
     def every(self, unit: Array) -> Array:
@@ -109,7 +105,7 @@ def color_matrix(values: Array, bgr: bool = False) -> Array:
         float ``[..., 3, 4]``, differentiable in ``values``.
     """
     library = library_of(values)
-    one, luma, turn = arrays_like(_constants(bgr), values)
+    one, luma, turn = constants_like(_constants(bgr), values)
     brightness, contrast, saturation, hue = (values[..., column, None, None] for column in range(_COLOR))
     angle = hue * (math.pi / 180)
     cosine, sine = library.cos(angle), library.sin(angle)
@@ -120,9 +116,9 @@ def color_matrix(values: Array, bgr: bool = False) -> Array:
     return library.concatenate([brightness * contrast * (rotation @ saturated), offset], -1)
 
 
-def _constants(bgr: bool) -> Sequence[np.ndarray]:
-    """The unit matrix, the luma in three rows, and the generator of rotations about the gray axis, each ``[3, 3]``."""
+@lru_cache
+def _constants(bgr: bool) -> NDArray[np.float64]:
+    """The unit matrix, the luma in three rows, and the generator of rotations about the gray axis, ``[3, 3, 3]``."""
     turn = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
-    parts = [np.eye(3), np.array([_LUMA] * 3), turn]
     order = slice(None, None, -1 if bgr else 1)
-    return [np.ascontiguousarray(own[order, order]) for own in parts]
+    return np.ascontiguousarray(np.stack([np.eye(3), np.array([_LUMA] * 3), turn])[:, order, order])

@@ -28,9 +28,10 @@ def to_device(arrays: Sequence[NDArray[Any] | Tensor], device: torch.device) -> 
 
 
 @lru_cache(maxsize=64)
-def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Numbers as float32 on a device, where they stay: a copy in every iteration would cost as much as their use."""
-    return to_device([torch.tensor(values, dtype=torch.float32)], device)[0]
+def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Numbers on a device, where they stay: a copy in every iteration would cost as much as their use."""
+    with torch.inference_mode(False):  # or a later gradient could not use them
+        return to_device([torch.tensor(values, dtype=dtype)], device)[0]
 
 
 class Upload:
