@@ -50,6 +50,7 @@ def test_the_layered_generator_shows_features_of_colors_and_no_others(tmp_path: 
     # Three upsampling blocks of the background, and the residual blocks of background and of the foreground's colors.
     residual = [32] * 2 * settings.residual_blocks
     assert sorted(feature.shape[2] for feature in before) == [8, 16, 32, *residual]
+    assert not [name for name in generator._recorded if name.startswith("shape.")]
     with torch.no_grad():
         for parameter in generator._model.shape.mask.parameters():
             parameter.add_(1)

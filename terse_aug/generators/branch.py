@@ -5,7 +5,7 @@ Shape letters: B samples, C channels, H and W of the image, h and w of a feature
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -17,7 +17,8 @@ from torch.nn import functional
 Variant = Literal["supplement", "release"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
-_EPSILON = 1e-5
+_CONSTANT = 1e-3
+"""Deviation of a channel that counts as constant, over the mean deviation of its feature."""
 
 
 class FeatureSize(NamedTuple):
@@ -31,6 +32,11 @@ class FeatureSize(NamedTuple):
     def area(self) -> tuple[int, int]:
         """Height and width."""
         return self.height, self.width
+
+
+def feature_sizes(features: Sequence[Tensor]) -> list[FeatureSize]:
+    """Of features ``[B, C, h, w]``."""
+    return [FeatureSize(*feature.shape[1:]) for feature in features]
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,20 @@ def feature_groups(sizes: Sequence[FeatureSize], groups: int) -> list[list[int]]
     return [[number for number, size in enumerate(sizes) if size.area in own] for own in areas]
 
 
+def feature_moments(samples: Iterable[Sequence[Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Mean and deviation of the channels of each feature over the pixels of all samples, float64 ``[C]``.
+
+    Args:
+        samples: features of one sample after the other, each ``[1, C, h, w]``.
+    """
+    each = [[torch.var_mean(own.double(), (0, 2, 3), correction=0) for own in features] for features in samples]
+    moments = []
+    for own in zip(*each, strict=True):
+        variances, means = (torch.stack(values) for values in zip(*own, strict=True))
+        moments.append((means.mean(0), (variances + (means - means.mean(0)).square()).mean(0).sqrt()))
+    return moments
+
+
 class SegmentationBranch(nn.Module):
     """Predicts a mask from the features of a frozen generator.
 
@@ -89,15 +109,17 @@ class SegmentationBranch(nn.Module):
         levels = _SupplementLevels if shape.variant == "supplement" else _ReleaseLevels
         self.levels = levels(channels, classes, shape.width)
 
-    def standardize(self, features: Sequence[Sequence[Tensor]]) -> None:
-        """Set mean and deviation of each channel from those of some samples, ``features[sample][number]``."""
-        for number in range(sum(map(len, self.groups))):
-            values = torch.stack([own[number].mean((0, 2, 3)) for own in features])
-            squares = torch.stack([own[number].square().mean((0, 2, 3)) for own in features])
-            mean = values.mean(0)
-            deviation = (squares.mean(0) - mean.square()).clamp_min(_EPSILON).sqrt()
+    def standardize(self, moments: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Set mean and deviation of the channels of each feature, see :func:`feature_moments`.
+
+        A channel that is constant in the samples has nothing to learn from, and is left out: elsewhere its values would
+        be multiplied by an arbitrary number.
+        """
+        for number, (mean, deviation) in enumerate(moments):
+            constant = deviation <= _CONSTANT * deviation.mean()
+            scale = torch.where(constant, torch.inf, deviation)
             self.get_buffer(f"mean{number}").copy_(mean[None, :, None, None])
-            self.get_buffer(f"deviation{number}").copy_(deviation[None, :, None, None])
+            self.get_buffer(f"deviation{number}").copy_(scale[None, :, None, None])
 
     def forward(self, features: Sequence[Tensor], labels: Tensor, size: tuple[int, int]) -> Tensor:
         """Logits ``[B, H, W]`` at ``size``, of features ``[B, C, h, w]`` and class numbers int64 ``[B]``."""

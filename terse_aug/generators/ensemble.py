@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from terse_aug.discovery.weights_file import load_weights_file, save_weights_file
-from terse_aug.generators.branch import BranchShape, FeatureSize, SegmentationBranch
+from terse_aug.generators.branch import BranchShape, FeatureSize, SegmentationBranch, feature_sizes
 from terse_aug.generators.protocol import FeatureGenerator, Sample, short_name, weights_digest
 
 _KIND, _VERSION = "terse-aug branch", 1
@@ -56,7 +56,14 @@ class BranchEnsemble:
 
     @torch.no_grad()
     def probabilities(self, sample: Sample, label: int) -> Tensor:
-        """Of foreground, by each head: ``[heads, H, W]`` of a rendered sample of a class."""
+        """Of foreground, by each head: ``[heads, H, W]`` of a rendered sample of a class.
+
+        Raises:
+            ValueError: the sample has other features than those that the branch was learned on.
+        """
+        if (sizes := feature_sizes(sample.features)) != self._sizes:
+            expected, got = ([tuple(size) for size in own] for own in (self._sizes, sizes))
+            raise ValueError(f"the branch was learned on features of other sizes: expected {expected}, got {got}")
         device = sample.features[0].device
         labels, size = torch.tensor([label], device=device), sample.image.shape[:2]
         logits = [head.to(device)(sample.features, labels, size) for head in self.heads]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from terse_aug.discovery.weights_file import load_weights_file, save_weights_file
-from terse_aug.generators.branch import BranchShape, FeatureSize, SegmentationBranch
+from terse_aug.generators.branch import BranchShape, SegmentationBranch, feature_moments, feature_sizes
 from terse_aug.generators.ensemble import BranchEnsemble
 from terse_aug.generators.latents import SampleKey
 from terse_aug.generators.protocol import FeatureGenerator, render_sample, short_name
@@ -144,11 +144,12 @@ class _SampleStore:
         self._generator, self._samples = generator, samples
         self._held: dict[int, tuple[Tensor, ...]] = {}
         self._bytes = 0
-        first = self.features(0)
-        self.device = first[0].device
-        self.sizes = [FeatureSize(*own.shape[1:]) for own in first]
+        key, latent, _ = samples[0]
+        first = render_sample(generator, latent, key).features
+        self.device, self.sizes = first[0].device, feature_sizes(first)
         self.masks = torch.from_numpy(np.stack([sample.mask for sample in samples])).float().to(self.device)
         self.labels = torch.tensor([sample.key.label for sample in samples], device=self.device)
+        self.moments = feature_moments(self.features(number) for number in range(len(samples)))
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -160,6 +161,8 @@ class _SampleStore:
             image, features = render_sample(self._generator, latent, key)
             if image.shape[:2] != mask.shape:
                 raise ValueError(f"{self._generator.name}: a mask of {mask.shape} for an image of {image.shape[:2]}")
+            if feature_sizes(features) != self.sizes:
+                raise ValueError(f"{self._generator.name}: the features of annotated samples are of different sizes")
             self._bytes += sum(own.nbytes for own in features)
             if self._bytes > _FEATURE_BYTES:
                 return features
@@ -175,7 +178,11 @@ class _SampleStore:
         """Of all that is learned from."""
         digest = hashlib.blake2b(self._generator.fingerprint.encode(), digest_size=16)
         for key, latent, mask in self._samples:
-            digest.update(repr(key).encode() + latent.contiguous().numpy().tobytes() + mask.tobytes())
+            digest.update(
+                repr(key).encode()
+                + latent.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+                + mask.tobytes()
+            )
         return digest.hexdigest()
 
 
@@ -234,7 +241,7 @@ class _Run:
     def _new_head(self, number: int) -> SegmentationBranch:
         with isolated_global_rng(derived_seed(self._settings.seed, "branch head", number)):
             head = SegmentationBranch(self._store.sizes, self._classes, self._settings)
-        head.standardize([self._store.features(number) for number in range(len(self._store))])
+        head.standardize(self._store.moments)
         return head.to(self._store.device)
 
     def _resume(self, path: Path) -> None:
