@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +37,7 @@ class GeneratedSamples:
 
     Attributes:
         categories: classes, by name or number; by default those of the annotated samples.
-        names: of these classes in the bank, in the order of their numbers; by default the generator's.
+        names: of these classes in the bank, in the same order; by default the generator's.
         count: samples of each class.
         first: number of the first sample of each class.
         seed: of all samples.
@@ -53,8 +54,11 @@ class GeneratedSamples:
     truncation_method: str = "scaled"
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.first < 0:
-            raise ValueError(f"expected count of at least 1 and first of at least 0, got {self.count}, {self.first}")
+        if self.count < 1 or self.first < 0 or self.seed < 0:
+            raise ValueError(
+                "expected count of at least 1, first and seed of at least 0, got "
+                f"{self.count}, {self.first}, {self.seed}"
+            )
         Truncation(self.truncation, self.truncation_method).checked()
 
     def groups(self, classes: Sequence[int]) -> list[list[SampleKey]]:
@@ -105,7 +109,8 @@ def build_from_generator(
     """Build a bank from a generator and its segmentation branch.
 
     The source of every foreground says generator, class, number, seed and truncation; :func:`remake` makes its image
-    again. Labels are 1, 2, ... in the order of the class numbers. One process renders unless ``jobs`` says otherwise.
+    again. Labels are 1, 2, ... in the order of ``samples.categories``. One process renders unless ``jobs`` says
+    otherwise.
 
     Args:
         generator: a generator, or the text that names one, see :func:`load_generator`.
@@ -135,6 +140,8 @@ def build_from_generator(
     judge = imported(classifier, "classifier") if isinstance(classifier, str) else classifier
     classes = class_numbers(made, samples.categories) if samples.categories else list(heads.record["labels"])
     names = samples.names or [made.class_names[own] for own in classes]
+    if filters.drop and len(heads.heads) == 1:
+        raise ValueError("drop: the branch has one head, which cannot disagree with others; expected 0")
     if len(names) != len(classes):
         raise ValueError(f"names: expected {len(classes)}, one for each class, got {len(names)}")
     labels = {number: label for label, number in enumerate(classes, 1)}
@@ -239,5 +246,17 @@ class _Extractor:
             sample.image,
             mode_mask(probabilities, self.filters.min_region),
             float(uncertainty(probabilities[:, None], self.filters.uncertain_pixels)),
-            1.0 if self.classifier is None else float(self.classifier(sample.image, key.label)),
+            1.0 if self.classifier is None else _probability(self.classifier, sample.image, key),
         )
+
+
+def _probability(classifier: Classifier, image: NDArray[np.uint8], key: SampleKey) -> float:
+    try:
+        probability = float(classifier(image, key.label))
+    except Exception as error:  # whatever a user's function raises
+        raise ValueError(f"classifier: {type(error).__name__}: {error}") from error
+    if not math.isfinite(probability):
+        raise ValueError(
+            f"classifier: expected a finite number, got {probability} for class {key.label}, number {key.number}"
+        )
+    return probability
