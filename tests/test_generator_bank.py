@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_generator import SIDE, TOY, ToyGenerator, draw_masks
+from toy_generator import SIDE, TOY, ToyGenerator, annotated_samples, draw_masks
 
 from terse_aug.bank import ForegroundBank
 from terse_aug.cli import main
 from terse_aug.generators import (
-    AnnotatedSample,
     BranchSettings,
     Filters,
     GeneratedSamples,
@@ -183,10 +182,8 @@ def test_what_a_build_cannot_do_is_refused(
 
 def test_one_head_cannot_disagree_with_others(branch: Path, tmp_path: Path) -> None:
     generator, out = ToyGenerator(), tmp_path / "toy.bank"
-    keys = [SampleKey(0, number) for number in range(3)]
-    annotated = [AnnotatedSample(key, generator.latent(key), generator.mask(key)) for key in keys]
-    one = learn_branch(generator, annotated, BranchSettings(width=16, heads=1, steps=30))
+    one = learn_branch(generator, annotated_samples(generator), BranchSettings(width=16, heads=1, steps=30))
     with pytest.raises(ValueError, match="drop: the branch has one head"):
         build_from_generator(generator, one, out, filters=Filters(drop=0.1))
     build_from_generator(generator, one, out, samples=GeneratedSamples(count=5), filters=Filters(0, min_region=5))
-    assert len(sources(out)) == 5
+    assert len(sources(out)) == 10

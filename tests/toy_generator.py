@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from terse_aug.generators import Rendered, SampleKey, Truncation, draw_noise
+from terse_aug.generators import AnnotatedSample, Rendered, SampleKey, Truncation, draw_noise
 from terse_aug.generators.samples import MASK_ENDING
 
 TOY = "toy_generator:make_toy"
@@ -58,6 +58,12 @@ class ToyGenerator:
 
     def _distance(self, codes: Tensor, x: Tensor, y: Tensor) -> Tensor:
         return ((x - 0.3 - 0.4 * codes[:, 1]).square() + (y - 0.3 - 0.4 * codes[:, 2]).square()).sqrt()
+
+
+def annotated_samples(generator: ToyGenerator, count: int = 5) -> list[AnnotatedSample]:
+    """Samples of both classes with their true masks."""
+    keys = [SampleKey(number % 2, number) for number in range(count)]
+    return [AnnotatedSample(key, generator.latent(key), generator.mask(key)) for key in keys]
 
 
 def make_toy() -> ToyGenerator:
