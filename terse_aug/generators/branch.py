@@ -127,12 +127,9 @@ class SegmentationBranch(nn.Module):
             (feature - self.get_buffer(f"mean{number}")) / self.get_buffer(f"deviation{number}")
             for number, feature in enumerate(features)
         ]
-        grouped = [[_resized(scaled[number], area) for number in group] for group, area in self._with_areas()]
-        logits = _resized(self.levels(grouped, labels), size)
+        grouped = [[scaled[number] for number in group] for group in self.groups]
+        logits = _resized(self.levels(grouped, labels, self.areas), size)
         return logits[:, 0]
-
-    def _with_areas(self) -> list[tuple[list[int], tuple[int, int]]]:
-        return list(zip(self.groups, self.areas, strict=True))
 
 
 class _SupplementLevels(nn.Module):
@@ -144,10 +141,10 @@ class _SupplementLevels(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
         self.heads = nn.ModuleList(nn.Conv2d(width, own, 1) for own in (width, width, 1))
 
-    def forward(self, grouped: Sequence[Sequence[Tensor]], labels: Tensor) -> Tensor:
+    def forward(self, grouped: Sequence[Sequence[Tensor]], labels: Tensor, areas: Sequence[tuple[int, int]]) -> Tensor:
         mixed: Tensor | None = None
-        for features, level in zip(grouped, self.levels, strict=True):
-            mixed = level(features, mixed)
+        for features, level, area in zip(grouped, self.levels, areas, strict=True):
+            mixed = level(features, mixed, area)
         for head, norm in zip(self.heads, self.norms, strict=False):
             mixed = functional.relu(norm(head(mixed).movedim(1, -1)).movedim(-1, 1))
         logits: Tensor = self.heads[-1](mixed)
@@ -162,8 +159,9 @@ class _SupplementLevel(nn.Module):
         self.reductions = nn.ModuleList(nn.Conv2d(own, width, 1) for own in channels)
         self.mix = nn.Conv2d((len(channels) + has_level_before) * width, width, 3, padding=1)
 
-    def forward(self, features: Sequence[Tensor], before: Tensor | None) -> Tensor:
-        parts = [reduce(feature) for reduce, feature in zip(self.reductions, features, strict=True)]
+    def forward(self, features: Sequence[Tensor], before: Tensor | None, area: tuple[int, int]) -> Tensor:
+        # Both are linear and commute; resized first, the many channels of a feature would be held at the larger size.
+        parts = [_resized(reduce(feature), area) for reduce, feature in zip(self.reductions, features, strict=True)]
         return functional.relu(self.mix(_with_level_before(parts, before)))
 
 
@@ -182,10 +180,15 @@ class _ReleaseLevels(nn.Module):
         )
         self.head = nn.Sequential(nn.BatchNorm2d(widths[-1]), nn.ReLU(), nn.Conv2d(widths[-1], 1, 3, padding=1))
 
-    def forward(self, grouped: Sequence[Sequence[Tensor]], labels: Tensor) -> Tensor:
+    def forward(self, grouped: Sequence[Sequence[Tensor]], labels: Tensor, areas: Sequence[tuple[int, int]]) -> Tensor:
         mixed: Tensor | None = None
-        for features, reduce, mix in zip(grouped, self.reductions, self.mixes, strict=True):
-            mixed = mix(_with_level_before([reduce(torch.cat(list(features), 1))], mixed), labels)
+        for features, reduction, mix, area in zip(grouped, self.reductions, self.mixes, areas, strict=True):
+            # The convolution of all, part by part: resized first, all their channels would be held at the larger size.
+            weights = torch.split(reduction.get_parameter("weight"), [feature.shape[1] for feature in features], 1)
+            parts = [
+                _resized(functional.conv2d(feature, own), area) for feature, own in zip(features, weights, strict=True)
+            ]
+            mixed = mix(_with_level_before([sum(parts[1:], start=parts[0])], mixed), labels)
         logits: Tensor = self.head(mixed)
         return logits
 

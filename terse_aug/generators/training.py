@@ -143,7 +143,7 @@ class _SampleStore:
     def __init__(self, generator: FeatureGenerator, samples: Sequence[AnnotatedSample]) -> None:
         self._generator, self._samples = generator, samples
         self._held: dict[int, tuple[Tensor, ...]] = {}
-        self._bytes = 0
+        self.held_bytes = 0
         key, latent, _ = samples[0]
         first = render_sample(generator, latent, key).features
         self.device, self.sizes = first[0].device, feature_sizes(first)
@@ -163,9 +163,10 @@ class _SampleStore:
                 raise ValueError(f"{self._generator.name}: a mask of {mask.shape} for an image of {image.shape[:2]}")
             if feature_sizes(features) != self.sizes:
                 raise ValueError(f"{self._generator.name}: the features of annotated samples are of different sizes")
-            self._bytes += sum(own.nbytes for own in features)
-            if self._bytes > _FEATURE_BYTES:
+            size = sum(own.nbytes for own in features)
+            if self.held_bytes + size > _FEATURE_BYTES:
                 return features
+            self.held_bytes += size
             self._held[number] = features
         return self._held[number]
 
