@@ -1,4 +1,4 @@
-"""Learns the heads of a segmentation branch from a few annotated samples; resumable to the bit."""
+"""Learns the heads of a segmentation branch from a few annotated samples; resumable, on a CPU to the bit."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def learn_branch(
         generator: frozen.
         samples: annotated, at least three.
         settings: of branch and training.
-        partial: file that keeps what is learned of a run that is stopped; the same call then continues to the same
-            bits. It is removed at the end.
+        partial: file that keeps what is learned of a run that is stopped; the same call then continues, on a CPU to
+            the same bits. It is removed at the end.
         progress: called after each step.
 
     Raises:
