@@ -139,16 +139,20 @@ def test_classes_have_the_names_that_are_given_in_their_order(
 
 def test_a_stopped_build_resumes_to_the_same_bank(branch: Path, tmp_path: Path) -> None:
     samples = GeneratedSamples(count=51)
-    whole = build_from_generator(ToyGenerator(), branch, tmp_path / "whole.bank", samples=samples)
+    steps: list[tuple[int, int]] = []
+    options = {"samples": samples, "progress": lambda *at: steps.append(at)}
+    whole = build_from_generator(ToyGenerator(), branch, tmp_path / "whole.bank", **options)
+    assert sorted(set(steps)) == [(26, 102), (51, 102), (77, 102), (102, 102)]
+    assert whole.images == 102
 
     def stop(done: int, total: int) -> None:
-        if done == 3:
+        if done == 77:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt, match="run the same build again"):
+    with pytest.raises(KeyboardInterrupt, match=r"2 of 4 groups of at most 50 samples .* run the same build again"):
         build_from_generator(ToyGenerator(), branch, tmp_path / "stopped.bank", samples=samples, progress=stop)
     resumed = build_from_generator(ToyGenerator(), branch, tmp_path / "stopped.bank", samples=samples)
-    assert resumed.resumed == 2
+    assert (resumed.resumed, resumed.images) == (51, 102)
     assert resumed.kept == whole.kept
     fingerprints = set()
     for name in ("whole", "stopped"):
@@ -165,6 +169,7 @@ def test_a_stopped_build_resumes_to_the_same_bank(branch: Path, tmp_path: Path) 
         ({"samples": GeneratedSamples(names=["a"])}, "names: expected 2"),
         ({"generator": ToyGenerator(fingerprint="another")}, r"branch\.pt was learned from another generator"),
         ({"image_list": ["a.png"]}, "image_list"),
+        ({"rejected_sheet": "rejected.png"}, "rejected_sheet"),
     ],
 )
 def test_what_a_build_cannot_do_is_refused(
@@ -187,3 +192,20 @@ def test_one_head_cannot_disagree_with_others(branch: Path, tmp_path: Path) -> N
         build_from_generator(generator, one, out, filters=Filters(drop=0.1))
     build_from_generator(generator, one, out, samples=GeneratedSamples(count=5), filters=Filters(0, min_region=5))
     assert len(sources(out)) == 10
+
+
+@pytest.mark.parametrize("flag", [["--max-image-pixels", "9"], ["--rejected-sheet", "a.png"], ["--image-list", "a"]])
+def test_flags_of_images_in_files_are_unknown(flag: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--generator", TOY, "--branch", "branch.pt", "--out", "toy.bank"]
+    assert main(["bank", "build", "generator", *arguments, *flag]) == 2
+    assert f"unrecognized arguments: {' '.join(flag)}" in capsys.readouterr().err
+
+
+def test_two_processes_build_the_same_bank(branch: Path, tmp_path: Path) -> None:
+    fingerprints = set()
+    for jobs in (1, 2):
+        out, samples = tmp_path / f"{jobs}.bank", GeneratedSamples(count=5)
+        build_from_generator(TOY, branch, out, samples=samples, filters=Filters(0.3, min_region=5), jobs=jobs)
+        with ForegroundBank.open(out) as bank:
+            fingerprints.add(bank.info()["fingerprint"])
+    assert len(fingerprints) == 1

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from terse_aug.bank import BuildOptions, BuildReport, ExtractionRules, Foreground
 from terse_aug.bank.build.chunks import Source
-from terse_aug.bank.build.report import BuildLog
+from terse_aug.bank.build.report import BuildLog, Progress
 from terse_aug.bank.extract import Annotation, RejectedObject, extract_from_image
 from terse_aug.bank.segmenters.operations import soft_alpha
 from terse_aug.generators.ensemble import BranchEnsemble
@@ -129,9 +130,7 @@ def build_from_generator(
             generator renders cannot be used.
         FileExistsError, ValueError, OSError: as :class:`BuildOptions`.
     """
-    settings = BuildOptions.checked(out, options)
-    if settings.image_list is not None:
-        raise ValueError("image_list is for images in files; choose a generator's samples by category, count and first")
+    settings = _checked_options(out, options)
     if (classifier is None) != (filters.keep == 1):
         raise ValueError("classifier and keep (below 1) belong together: give both or none")
     made = load_generator(generator, device) if isinstance(generator, str) else check_generator(generator, "generator")
@@ -149,9 +148,28 @@ def build_from_generator(
     # What a function of the user's depends on cannot be known, so such a build cannot be resumed.
     known = record if judge is None else None
     extractor = _Extractor(made, heads, labels, filters, judge, settings.rules)
-    source = Source(samples.groups(classes), extractor, known, object_count=len)
+    groups = samples.groups(classes)
+    source = Source(groups, extractor, known, object_count=len)
+    done = [0, *itertools.accumulate(map(len, groups))]
     categories = dict(zip(labels.values(), names, strict=True))
-    return replace(settings, jobs=settings.jobs or 1).build(out, source, record, categories)
+    report = replace(settings, jobs=settings.jobs or 1, progress=_in_samples(settings.progress, done)).build(
+        out, source, record, categories, counted=f"groups of at most {_GROUP} samples"
+    )
+    return replace(report, images=done[report.images], resumed=done[report.resumed])
+
+
+def _checked_options(out: str | Path, options: Mapping[str, Any]) -> BuildOptions:
+    settings = BuildOptions.checked(out, options)
+    if settings.image_list is not None:
+        raise ValueError("image_list is for images in files; choose a generator's samples by category, count and first")
+    if settings.rejected_sheet is not None:
+        raise ValueError("rejected_sheet is for images in files; remake renders the sample of a source again")
+    return settings
+
+
+def _in_samples(progress: Progress | None, done: Sequence[int]) -> Progress | None:
+    """Reports samples, of which ``done`` has those up to each number of groups."""
+    return progress and (lambda groups, total: progress(done[groups], done[total]))
 
 
 def _record(
