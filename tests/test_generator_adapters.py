@@ -14,6 +14,7 @@ import torch
 from terse_aug.discovery import DiscoverySettings, LayeredGenerator
 from terse_aug.discovery.weights_file import save_weights_file
 from terse_aug.generators import FeatureGenerator, SampleKey, Truncation, load_generator
+from terse_aug.generators.biggan import statistics_argument
 from terse_aug.generators.layered import LayeredFeatures
 from terse_aug.generators.protocol import render_sample, sample_latent
 
@@ -50,6 +51,7 @@ def test_the_layered_generator_shows_features_of_colors_and_no_others(tmp_path: 
     # Three upsampling blocks of the background, and the residual blocks of background and of the foreground's colors.
     residual = [32] * 2 * settings.residual_blocks
     assert sorted(feature.shape[2] for feature in before) == [8, 16, 32, *residual]
+    assert not [name for name in generator._recorded if name.startswith("shape.")]
     with torch.no_grad():
         for parameter in generator._model.shape.mask.parameters():
             parameter.add_(1)
@@ -96,6 +98,30 @@ def test_biggan_of_a_local_folder(biggan: Path) -> None:
     whole = generator.render(latent, torch.tensor([1]), Truncation(1.0, "truncated-normal")).images
     assert torch.equal(rendered["scaled"], whole)  # the statistics of whole noise
     assert not torch.equal(rendered["truncated-normal"], whole)
+
+
+@pytest.mark.parametrize("count", [11, 51, 101])
+def test_biggan_takes_the_statistics_of_its_truncation(count: int) -> None:
+    model = pytest.importorskip("pytorch_pretrained_biggan.model")
+    norm = model.BigGANBatchNorm(1, n_stats=count, eps=1e-12, conditional=False).requires_grad_(False)
+    norm.running_means[:, 0], norm.weight[:], norm.bias[:] = torch.arange(float(count)), 1, 0
+    recorded = range(1, count)
+    for place in (*recorded, 1e-9, 0.25, 6.75, 7.25, count - 1.1):
+        found = -norm(torch.zeros(1, 1, 1, 1), statistics_argument(place / (count - 1), count)).item()
+        assert found == pytest.approx(place, abs=1e-4), place
+    assert statistics_argument(1.0, count) == 1.0
+
+
+def test_biggan_renders_with_the_statistics_of_its_truncation(biggan: Path) -> None:
+    generator, key = load_generator(f"biggan:{biggan}", "cpu"), SampleKey(1, 0)
+    latent = sample_latent(generator, key)[None]
+
+    def rendered(value: float) -> torch.Tensor:
+        return generator.render(latent, torch.tensor([1]), Truncation(value, "truncated-normal")).images
+
+    for value in (0.14, 0.58):  # the package's own choice is the next one
+        assert torch.allclose(rendered(value), rendered(value + 1e-5), atol=1e-3)
+        assert not torch.allclose(rendered(value), rendered(value + 0.02), atol=1e-3)
 
 
 def test_biggan_refuses_what_is_missing_of_other_settings_or_no_weights(biggan: Path) -> None:
@@ -150,6 +176,15 @@ def test_vqgan_of_a_local_folder(vqgan: Path) -> None:
         generator.latent(SampleKey(1, 2, 0, whole))
     with pytest.raises(ValueError, match="cannot be truncated"):
         generator.latent(SampleKey(1, 0, 0, Truncation(0.9)))
+
+
+def test_vqgan_refuses_missing_weights(vqgan: Path) -> None:
+    package = pytest.importorskip("safetensors.torch")
+    path = vqgan / "diffusion_pytorch_model.safetensors"
+    state = package.load_file(path)
+    package.save_file({name: own for name, own in state.items() if "decoder.conv_out" not in name}, path)
+    with pytest.raises(ValueError, match=r"2 weights are missing, such as decoder\.conv_out\.bias"):
+        load_generator(f"vqgan:{vqgan}", "cpu")
 
 
 def test_vqgan_refuses_codes_that_are_missing_or_not_in_the_codebook(vqgan: Path) -> None:

@@ -1,40 +1,28 @@
-"""`terse-aug learn samples`, `learn branch` and `bank build generator`, from annotated samples to a bank."""
+"""`terse-aug learn branch` and `bank build generator`, from annotated samples to a bank."""
 
 from __future__ import annotations
 
-import json
-import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-from toy_generator import SIDE, ToyGenerator
+from toy_generator import SIDE, TOY, ToyGenerator, annotated_samples, draw_masks
 
 from terse_aug.bank import ForegroundBank
 from terse_aug.cli import main
-from terse_aug.generators import SampleKey, build_from_generator, read_annotated, remake
-from terse_aug.generators.build import Filters, GeneratedSamples
-from terse_aug.generators.samples import MASK_ENDING
+from terse_aug.generators import (
+    BranchSettings,
+    Filters,
+    GeneratedSamples,
+    SampleKey,
+    build_from_generator,
+    learn_branch,
+    remake,
+)
+from terse_aug.generators.build import Classifier
 
-TOY = "toy_generator:make_toy"
 LEARN = ["--width", "16", "--heads", "3", "--steps", "50", "--learning-rate", "0.003"]
-
-
-def draw_masks(folder: Path, count: int | None = None) -> list[Path]:
-    """What the user does: a mask beside each image, or beside the first ones."""
-    entries = json.loads((folder / "samples.json").read_text())["samples"]
-    images = []
-    for entry in entries[:count]:
-        key = SampleKey(entry["label"], entry["number"], entry["seed"])
-        images.append(folder / entry["file"])
-        mask = Image.fromarray(ToyGenerator().mask(key).astype(np.uint8) * 255)
-        mask.save(images[-1].with_name(images[-1].stem + MASK_ENDING))
-    return images
-
-
-def mask_of(image: Path) -> Path:
-    return image.with_name(image.stem + MASK_ENDING)
 
 
 @pytest.fixture(scope="module")
@@ -48,67 +36,9 @@ def annotated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def branch(annotated: Path) -> Path:
     out = annotated.parent / "branch.pt"
-    assert main(["learn", "branch", "--samples", str(annotated), "--out", str(out), *LEARN]) == 0
+    assert main(["learn", "branch", "--samples", str(annotated), "--generator", TOY, "--out", str(out), *LEARN]) == 0
     assert not list(annotated.parent.glob(".*"))
     return out
-
-
-def test_samples_are_rendered_with_their_latents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "samples"
-    arguments = ["--generator", TOY, "--category", "ball", "--numbers", "4", "2", "--seed", "3", "--truncation", "0.5"]
-    assert main(["learn", "samples", "--out", str(out), *arguments]) == 0
-    entries = json.loads((out / "samples.json").read_text())["samples"]
-    assert [(own["class"], own["number"], own["seed"]) for own in entries] == [("ball", 2, 3), ("ball", 4, 3)]
-    assert {own["truncation_method"] for own in entries} == {"scaled"}
-    key = SampleKey(1, 2, 3)._replace(truncation=SampleKey(0, 0).truncation._replace(value=0.5))
-    assert entries[0]["latent"] == ToyGenerator().latent(key).tolist()
-    source = key.source("toy 01234567", "ball")
-    assert (np.asarray(Image.open(out / entries[0]["file"])) == remake(ToyGenerator(), source)).all()
-    capsys.readouterr()
-    for more, message in (
-        (["--out", str(out)], "not an empty folder"),
-        (["--out", str(out / "b"), "--category", "cube"], "toy: expected one class 'cube', got 0; it has disk, ball"),
-        (["--out", str(out / "b"), "--category", "2"], "expected one class '2'"),
-        (["--out", str(out / "b"), "--truncation", "0"], "truncation"),
-    ):
-        assert main(["learn", "samples", "--generator", TOY, *more]) == 2
-        assert message in capsys.readouterr().err
-
-
-def test_annotations_that_cannot_be_used_are_named_with_the_reason(
-    annotated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "samples"
-    shutil.copytree(annotated, folder)
-    images = draw_masks(folder)
-    Image.new("L", (SIDE, SIDE + 1)).save(mask_of(images[0]))
-    Image.new("L", (SIDE, SIDE)).save(mask_of(images[1]))
-    shutil.copy(images[3], images[2])
-    mask_of(images[3]).unlink()
-    found = read_annotated(folder, ToyGenerator())
-    assert [sample.key.number for sample in found.samples] == [1, 2]
-    assert found.without_mask == 1
-    assert "another size, 32 x 33 px" in found.left_out[images[0].name]
-    assert "empty" in found.left_out[images[1].name]
-    assert "not what its latents render" in found.left_out[images[2].name]
-    assert main(["learn", "branch", "--samples", str(folder), "--out", str(tmp_path / "b.pt"), *LEARN]) == 2
-    printed = capsys.readouterr()
-    assert all(f"left out: {name}: {reason}" in printed.out for name, reason in found.left_out.items())
-    assert "at least 3 annotated samples, got 2" in printed.err
-    with pytest.raises(ValueError, match="rendered by another generator"):
-        read_annotated(folder, ToyGenerator(fingerprint="another"))
-    (folder / "samples.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"samples\.json"):
-        read_annotated(folder, ToyGenerator())
-
-
-def test_dark_objects_on_white_are_objects(annotated: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "samples"
-    shutil.copytree(annotated, folder)
-    for image in draw_masks(folder):
-        Image.fromarray(255 - np.asarray(Image.open(mask_of(image)))).save(mask_of(image))
-    for sample in read_annotated(folder, ToyGenerator()).samples:
-        assert (sample.mask == ToyGenerator().mask(sample.key)).all()
 
 
 def test_a_bank_from_a_generator(branch: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,21 +89,70 @@ def test_a_classifier_rejects_the_least_probable(branch: Path, tmp_path: Path) -
     for number in range(10):
         source = SampleKey(1, number).source("toy 01234567", "ball")
         bright[source] = remake(generator, source).mean()
-    assert set(sources(out)) == set(sorted(bright, key=lambda source: bright[source])[-4:])
+    by_brightness = sorted(bright, key=lambda source: bright[source])
+    assert set(sources(out)) == set(by_brightness[-4:])
+    few = replace(filters, keep=0.01)
+    build_from_generator(TOY, branch, out, samples=samples, filters=few, classifier=judge, overwrite=True)
+    assert sources(out) == by_brightness[-1:]  # never none
+
+
+def no_number(image: np.ndarray, label: int) -> float:
+    return float("nan")
+
+
+def broken(image: np.ndarray, label: int) -> float:
+    raise KeyError("weights")
+
+
+@pytest.mark.parametrize(
+    ("judge", "message"),
+    [
+        (no_number, "classifier: expected a finite number, got nan for class 0, number 0"),
+        (broken, "classifier: KeyError: 'weights'"),
+    ],
+)
+def test_a_classifier_without_a_number_is_refused(
+    branch: Path, tmp_path: Path, judge: Classifier, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_from_generator(TOY, branch, tmp_path / "toy.bank", filters=Filters(keep=0.5), classifier=judge)
+
+
+@pytest.mark.parametrize("class_names", [("disk", "ball"), ("1", "0")])
+def test_classes_have_the_names_that_are_given_in_their_order(
+    branch: Path, tmp_path: Path, class_names: tuple[str, str]
+) -> None:
+    generator, out = ToyGenerator(class_names), tmp_path / "toy.bank"
+    few = {"count": 4, "seed": 1}
+    for samples, expected in (
+        (GeneratedSamples(class_names[::-1], ["B", "A"], **few), {"B": 1, "A": 0}),
+        (GeneratedSamples(class_names[::-1], **few), {class_names[1]: 1, class_names[0]: 0}),
+        (GeneratedSamples(class_names[1:], **few), {class_names[1]: 1}),
+        (GeneratedSamples(**few), {class_names[0]: 0, class_names[1]: 1}),
+    ):
+        build_from_generator(generator, branch, out, samples=samples, filters=Filters(min_region=5), overwrite=True)
+        with ForegroundBank.open(out) as bank:
+            assert list(bank.categories.values()) == list(expected)
+            found = {(bank.categories[own.label], SampleKey.from_source(own.source).label) for own in bank}
+            assert found == set(expected.items())
 
 
 def test_a_stopped_build_resumes_to_the_same_bank(branch: Path, tmp_path: Path) -> None:
     samples = GeneratedSamples(count=51)
-    whole = build_from_generator(ToyGenerator(), branch, tmp_path / "whole.bank", samples=samples)
+    steps: list[tuple[int, int]] = []
+    options = {"samples": samples, "progress": lambda *at: steps.append(at)}
+    whole = build_from_generator(ToyGenerator(), branch, tmp_path / "whole.bank", **options)
+    assert sorted(set(steps)) == [(26, 102), (51, 102), (77, 102), (102, 102)]
+    assert whole.images == 102
 
     def stop(done: int, total: int) -> None:
-        if done == 3:
+        if done == 77:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt, match="run the same build again"):
+    with pytest.raises(KeyboardInterrupt, match=r"2 of 4 groups of at most 50 samples .* run the same build again"):
         build_from_generator(ToyGenerator(), branch, tmp_path / "stopped.bank", samples=samples, progress=stop)
     resumed = build_from_generator(ToyGenerator(), branch, tmp_path / "stopped.bank", samples=samples)
-    assert resumed.resumed == 2
+    assert (resumed.resumed, resumed.images) == (51, 102)
     assert resumed.kept == whole.kept
     fingerprints = set()
     for name in ("whole", "stopped"):
@@ -190,6 +169,7 @@ def test_a_stopped_build_resumes_to_the_same_bank(branch: Path, tmp_path: Path) 
         ({"samples": GeneratedSamples(names=["a"])}, "names: expected 2"),
         ({"generator": ToyGenerator(fingerprint="another")}, r"branch\.pt was learned from another generator"),
         ({"image_list": ["a.png"]}, "image_list"),
+        ({"rejected_sheet": "rejected.png"}, "rejected_sheet"),
     ],
 )
 def test_what_a_build_cannot_do_is_refused(
@@ -200,5 +180,32 @@ def test_what_a_build_cannot_do_is_refused(
         build_from_generator(out=tmp_path / "toy.bank", **arguments)
     with pytest.raises(ValueError, match="drop"):
         Filters(drop=1)
-    with pytest.raises(ValueError, match="count"):
-        GeneratedSamples(count=0)
+    for wrong in ({"count": 0}, {"first": -1}, {"seed": -1}):
+        with pytest.raises(ValueError, match="count of at least 1, first and seed of at least 0"):
+            GeneratedSamples(**wrong)
+
+
+def test_one_head_cannot_disagree_with_others(branch: Path, tmp_path: Path) -> None:
+    generator, out = ToyGenerator(), tmp_path / "toy.bank"
+    one = learn_branch(generator, annotated_samples(generator), BranchSettings(width=16, heads=1, steps=30))
+    with pytest.raises(ValueError, match="drop: the branch has one head"):
+        build_from_generator(generator, one, out, filters=Filters(drop=0.1))
+    build_from_generator(generator, one, out, samples=GeneratedSamples(count=5), filters=Filters(0, min_region=5))
+    assert len(sources(out)) == 10
+
+
+@pytest.mark.parametrize("flag", [["--max-image-pixels", "9"], ["--rejected-sheet", "a.png"], ["--image-list", "a"]])
+def test_flags_of_images_in_files_are_unknown(flag: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--generator", TOY, "--branch", "branch.pt", "--out", "toy.bank"]
+    assert main(["bank", "build", "generator", *arguments, *flag]) == 2
+    assert f"unrecognized arguments: {' '.join(flag)}" in capsys.readouterr().err
+
+
+def test_two_processes_build_the_same_bank(branch: Path, tmp_path: Path) -> None:
+    fingerprints = set()
+    for jobs in (1, 2):
+        out, samples = tmp_path / f"{jobs}.bank", GeneratedSamples(count=5)
+        build_from_generator(TOY, branch, out, samples=samples, filters=Filters(0.3, min_region=5), jobs=jobs)
+        with ForegroundBank.open(out) as bank:
+            fingerprints.add(bank.info()["fingerprint"])
+    assert len(fingerprints) == 1

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from toy_generator import ToyGenerator
+from toy_generator import ToyGenerator, annotated_samples
 
+from terse_aug.cli import main
 from terse_aug.generators import (
-    AnnotatedSample,
     BranchEnsemble,
     BranchSettings,
     Rendered,
@@ -25,14 +27,9 @@ from terse_aug.generators import (
 )
 from terse_aug.generators.branch import FeatureSize, feature_groups
 from terse_aug.generators.filtering import highest, mode_mask
-from terse_aug.generators.protocol import check_generator, render_sample
+from terse_aug.generators.protocol import check_generator, render_sample, sample_latent
 
 SMALL = BranchSettings(width=16, heads=2, steps=60, learning_rate=3e-3)
-
-
-def annotated(generator: ToyGenerator, count: int = 5) -> list[AnnotatedSample]:
-    keys = [SampleKey(number % 2, number) for number in range(count)]
-    return [AnnotatedSample(key, generator.latent(key), generator.mask(key)) for key in keys]
 
 
 def weights(branch: BranchEnsemble) -> list[torch.Tensor]:
@@ -43,7 +40,7 @@ def weights(branch: BranchEnsemble) -> list[torch.Tensor]:
 def test_the_branch_learns_masks_from_five_samples(variant: str) -> None:
     generator = ToyGenerator()
     settings = BranchSettings(variant=variant, width=16, heads=2, steps=60, learning_rate=3e-3)
-    branch = learn_branch(generator, annotated(generator), settings)
+    branch = learn_branch(generator, annotated_samples(generator), settings)
     overlaps = []
     for number in range(100, 130):
         key = SampleKey(number % 2, number)
@@ -58,16 +55,18 @@ def test_a_stopped_run_resumes_to_the_bit(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("terse_aug.generators.training._SAVE_INTERVAL", 15)
     generator, partial = ToyGenerator(), tmp_path / "partial"
     settings = BranchSettings(width=8, heads=2, steps=50)
-    whole = learn_branch(generator, annotated(generator), settings)
+    whole = learn_branch(generator, annotated_samples(generator), settings)
 
     def stop(done: int, total: int) -> None:
         if done == stop_at + 4:  # after the last save
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt, match=f"{stop_at} of 100 steps are kept"):
-        learn_branch(generator, annotated(generator), settings, partial, stop)
+        learn_branch(generator, annotated_samples(generator), settings, partial, stop)
     steps: list[int] = []
-    resumed = learn_branch(generator, annotated(generator), settings, partial, lambda done, _: steps.append(done))
+    resumed = learn_branch(
+        generator, annotated_samples(generator), settings, partial, lambda done, _: steps.append(done)
+    )
     assert steps == list(range(stop_at + 1, 101))
     assert not partial.exists()
     assert all(map(torch.equal, weights(whole), weights(resumed)))
@@ -85,35 +84,16 @@ def test_an_unfinished_run_of_other_settings_or_samples_is_refused(tmp_path: Pat
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        learn_branch(generator, annotated(generator), settings, partial, stop)
+        learn_branch(generator, annotated_samples(generator), settings, partial, stop)
     for samples, own in (
-        (annotated(generator), BranchSettings(width=8, heads=1, steps=301)),
-        (annotated(generator, 4), settings),
+        (annotated_samples(generator), BranchSettings(width=8, heads=1, steps=301)),
+        (annotated_samples(generator, 4), settings),
     ):
         with pytest.raises(ValueError, match="partial keeps an unfinished run of other"):
             learn_branch(generator, samples, own, partial)
     torch.save({"run": Path}, partial)  # a class: unpickling it would run code
     with pytest.raises(ValueError, match="partial: expected"):
-        learn_branch(generator, annotated(generator), settings, partial)
-
-
-def test_a_branch_is_saved_and_read_and_refuses_other_generators(tmp_path: Path) -> None:
-    generator = ToyGenerator()
-    branch = learn_branch(generator, annotated(generator), BranchSettings(width=8, heads=2, steps=3))
-    path = tmp_path / "branch.pt"
-    branch.save(path)
-    read = BranchEnsemble.load(path)
-    key = SampleKey(0, 7)
-    sample = render_sample(generator, generator.latent(key), key)
-    assert torch.equal(read.probabilities(sample, 0), branch.probabilities(sample, 0))
-    assert read.fingerprint == branch.fingerprint
-    assert read.record["labels"] == [0, 1]
-    read.check(generator)
-    with pytest.raises(ValueError, match="another generator"):
-        read.check(ToyGenerator(fingerprint="other weights"))
-    torch.save({"kind": "terse-aug branch", "version": 1, "heads": [Path()]}, path)
-    with pytest.raises(ValueError, match=r"branch\.pt"):
-        BranchEnsemble.load(path)
+        learn_branch(generator, annotated_samples(generator), settings, partial)
 
 
 def test_latents_are_a_function_of_the_key_and_truncated_as_named() -> None:
@@ -165,6 +145,8 @@ def test_the_highest_fraction() -> None:
     assert highest([0.1, 0.9, 0.5, 0.7], 0.5) == {1, 3}
     assert highest([0.1, 0.9], 0) == set()
     assert len(highest(range(50), 0.1)) == 5
+    assert highest([0.1, 0.9], 0.9) == {1}  # never all
+    assert highest([0.5], 0.99) == highest([], 0.5) == set()
 
 
 def test_groups_of_features_are_the_papers_for_biggan_512() -> None:
@@ -222,7 +204,66 @@ def test_a_generator_that_lacks_something_is_refused() -> None:
     assert load_generator("toy_generator:make_toy").name == "toy"
 
 
+@pytest.mark.parametrize("code", ["1 / 0", "def make(): return 1 / 0"])
+def test_code_of_the_users_that_fails_is_reported_in_one_line(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "user_code.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "user_code", raising=False)
+    assert main(["learn", "samples", "--generator", "user_code:make", "--out", str(tmp_path / "samples")]) == 2
+    assert capsys.readouterr().err == "error: generator user_code:make: ZeroDivisionError: division by zero\n"
+
+
+@pytest.mark.parametrize("key", [SampleKey(2, 0), SampleKey(-1, 0), SampleKey(0, -1), SampleKey(0, 0, -1)])
+def test_samples_that_do_not_exist_are_refused(key: SampleKey) -> None:
+    with pytest.raises(ValueError, match=r"toy: expected a (class below 2|number and a seed from 0 on)"):
+        sample_latent(ToyGenerator(), key)
+
+
+class LevelGenerator(ToyGenerator):
+    """Its first feature has a channel that hardly differs within and between samples, only by its level."""
+
+    level = 1.0
+
+    def render(self, latents: torch.Tensor, labels: torch.Tensor, truncation: Truncation) -> Rendered:
+        made = super().render(latents, labels, truncation)
+        channel = self.level + 1e-5 * made.features[0].mean(1, keepdim=True)
+        return Rendered(made.images, [torch.cat([made.features[0], channel], 1), *made.features[1:]])
+
+
+def test_a_channel_that_is_constant_in_the_annotated_samples_is_left_out() -> None:
+    generator = LevelGenerator()
+    branch = learn_branch(generator, annotated_samples(generator), SMALL)
+    key = SampleKey(1, 20)
+    before = branch.probabilities(render_sample(generator, generator.latent(key), key), 1)
+    generator.level = 2.0
+    after = branch.probabilities(render_sample(generator, generator.latent(key), key), 1)
+    assert torch.equal(before, after)
+    assert after.isfinite().all()
+
+
+def test_features_of_other_sizes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator, key = ToyGenerator(), SampleKey(0, 9)
+    samples = annotated_samples(generator)
+    branch = learn_branch(generator, samples, BranchSettings(width=8, heads=1, steps=1))
+    render = generator.render
+    for change in (lambda own: own[:2], lambda own: [*own[:2], own[2][..., :16, :16]], lambda own: own[::-1]):
+
+        def changed(*arguments: Any, change: Callable[[Any], Any] = change) -> Rendered:
+            made = render(*arguments)
+            return Rendered(made.images, change(made.features))
+
+        monkeypatch.setattr(generator, "render", changed)
+        with pytest.raises(ValueError, match="learned on features of other sizes"):
+            branch.probabilities(render_sample(generator, generator.latent(key), key), 0)
+    first = [render, *[changed] * 4]
+    monkeypatch.setattr(generator, "render", lambda *arguments: (first.pop(0) if first else changed)(*arguments))
+    with pytest.raises(ValueError, match="features of annotated samples are of different sizes"):
+        learn_branch(generator, samples, SMALL)
+
+
 def test_fewer_than_three_samples_are_too_few() -> None:
     generator = ToyGenerator()
     with pytest.raises(ValueError, match="at least 3 annotated samples, got 2"):
-        learn_branch(generator, annotated(generator, 2), SMALL)
+        learn_branch(generator, annotated_samples(generator, 2), SMALL)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from terse_aug.generators import Rendered, SampleKey, Truncation, draw_noise
+from terse_aug.generators import AnnotatedSample, Rendered, SampleKey, Truncation, draw_noise
+from terse_aug.generators.samples import MASK_ENDING
 
+TOY = "toy_generator:make_toy"
 SIDE = 32
 _SIZES = ((8, 12), (16, 10), (32, 8))
 """Side and channels of the features."""
@@ -55,6 +60,12 @@ class ToyGenerator:
         return ((x - 0.3 - 0.4 * codes[:, 1]).square() + (y - 0.3 - 0.4 * codes[:, 2]).square()).sqrt()
 
 
+def annotated_samples(generator: ToyGenerator, count: int = 5) -> list[AnnotatedSample]:
+    """Samples of both classes with their true masks."""
+    keys = [SampleKey(number % 2, number) for number in range(count)]
+    return [AnnotatedSample(key, generator.latent(key), generator.mask(key)) for key in keys]
+
+
 def make_toy() -> ToyGenerator:
     """For ``module:factory``."""
     return ToyGenerator()
@@ -63,3 +74,19 @@ def make_toy() -> ToyGenerator:
 def brightness(image: NDArray[np.uint8], label: int) -> float:
     """A classifier, for ``module:function``."""
     return float(image.mean()) / 255
+
+
+def draw_masks(folder: Path, count: int | None = None) -> list[Path]:
+    """What the user does: a mask beside each image, or beside the first ones."""
+    entries = json.loads((folder / "samples.json").read_text())["samples"]
+    images = []
+    for entry in entries[:count]:
+        key = SampleKey(entry["label"], entry["number"], entry["seed"])
+        images.append(folder / entry["file"])
+        mask = Image.fromarray(ToyGenerator().mask(key).astype(np.uint8) * 255)
+        mask.save(images[-1].with_name(images[-1].stem + MASK_ENDING))
+    return images
+
+
+def mask_of(image: Path) -> Path:
+    return image.with_name(image.stem + MASK_ENDING)

@@ -35,7 +35,7 @@ def build_from_generator(
         branch: file of terse-aug learn branch.
         out: the bank to write.
         categories: classes to render, by name or number; by default those of the annotated samples.
-        names: of these classes in the bank, in the order of their numbers; by default the generator's.
+        names: of these classes in the bank, in the same order; by default the generator's.
         count: samples to render of each class.
         first: number of the first sample of each class.
         seed: of all samples.
@@ -46,7 +46,7 @@ def build_from_generator(
         uncertain_pixels: fraction of a sample's pixels, the most uncertain, that its uncertainty is the mean of.
         min_region: connected parts of a mask with fewer px are left out.
         classifier: MODULE:FUNCTION of your own, from an image (uint8 [H, W, 3]) and a class number to how probable the
-            class is; for keep.
+            class is; needed for keep.
         keep: fraction of the samples kept, those that the classifier finds most probable.
         device: to render on, such as cuda; by default a GPU if there is one.
         options: see :class:`BuildOptions`.

@@ -18,7 +18,7 @@ from terse_aug.generators import (
     write_samples,
 )
 from terse_aug.generators.latents import TRUNCATION_METHODS
-from terse_aug.generators.load import class_numbers
+from terse_aug.generators.load import ADAPTERS, class_numbers
 from terse_aug.generators.samples import read_folder
 
 _GENERATOR = "layered:FILE, biggan:FOLDER, vqgan:FOLDER, or MODULE:FUNCTION of your own that returns one"
@@ -57,7 +57,11 @@ def _add_branch(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--samples", type=Path, required=True, metavar="DIR", help="folder of learn samples, with masks added")
     add("--out", type=Path, required=True, metavar="FILE", help="the branch to write, NAME.pt; a stopped run resumes")
-    add("--generator", metavar="NAME", help=f"{_GENERATOR} (default: as the samples say)")
+    add(
+        "--generator",
+        metavar="NAME",
+        help=f"{_GENERATOR} (default: as recorded with the samples, but for MODULE:FUNCTION)",
+    )
     add("--device", metavar="NAME", help=_DEVICE)
     add_flags(parser.add_argument_group("how it is learned"), BranchSettings())
     parser.set_defaults(run=_branch)
@@ -71,7 +75,8 @@ def _samples(arguments: argparse.Namespace) -> int:
     generator = load_generator(arguments.generator, arguments.device)
     if not arguments.category and len(generator.class_names) > 20:
         raise ValueError(f"--category: choose classes; the generator has {len(generator.class_names)}")
-    classes = class_numbers(generator, arguments.category or [str(at) for at in range(len(generator.class_names))])
+    whole = list(range(len(generator.class_names)))
+    classes = class_numbers(generator, arguments.category) if arguments.category else whole
     keys = [SampleKey(own, number, arguments.seed, truncation) for own in classes for number in numbers]
     with progress_bar() as show:
         write_samples(generator, arguments.generator, keys, arguments.out, lambda *at: show("rendering", *at))
@@ -80,10 +85,18 @@ def _samples(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _recorded_generator(folder: Path) -> str:
+    """What ``samples.json`` names, unless it is code: a folder of data decides about files alone."""
+    recorded = read_folder(folder).generator
+    if recorded.partition(":")[0] not in ADAPTERS:
+        raise ValueError(f"--generator: the samples were rendered by {recorded!r}, code of your own; name it here")
+    return recorded
+
+
 def _branch(arguments: argparse.Namespace) -> int:
     settings = with_flags(BranchSettings(), arguments)
     out = checked_output("--out", arguments.out, (".pt",))
-    generator = load_generator(arguments.generator or read_folder(arguments.samples).generator, arguments.device)
+    generator = load_generator(arguments.generator or _recorded_generator(arguments.samples), arguments.device)
     with progress_bar() as show:
         found = read_annotated(arguments.samples, generator, lambda *at: show("comparing", *at))
         for name, reason in found.left_out.items():

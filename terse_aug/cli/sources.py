@@ -52,7 +52,8 @@ def add_parsers(sources: argparse._SubParsersAction[Any]) -> None:
     mmdet = sources.add_parser("mmdet", help="the training data set of an MMDetection config")
     add_source(mmdet, _build_from_mmdet, AnnotationOptions)
     generator = sources.add_parser("generator", help="a generator of images and its segmentation branch")
-    unused = ("image_list", "min_box_agreement", "black_16bit", "white_16bit")
+    files = ("image_list", "rejected_sheet", "max_image_pixels", "black_16bit", "white_16bit")
+    unused = (*files, "min_box_agreement")
     add_source(generator, build_from_generator, BuildOptions, unused)
 
 
@@ -103,7 +104,7 @@ def add_source(
 ) -> None:
     """Add the flags of a builder, see :class:`terse_aug.bank.readers.Reader`, and set ``run`` of the parser.
 
-    ``unused_rules`` and options of that name get none.
+    ``unused_rules`` and options of that name, such as ``max_image_pixels``, get none.
     """
     parameters = dict(inspect.signature(build).parameters)
     parameters.pop("options", None)
@@ -116,8 +117,10 @@ def add_source(
         parser.add_argument("--cutter", type=Path, required=True, metavar="FILE", help=learned)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the bank to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bank")
-    pixels = "largest image in pixels; 0 for any size, which may use all memory (default: pillow's limit, 178956970)"
-    parser.add_argument("--max-image-pixels", type=int, metavar="N", help=pixels)
+    if "max_image_pixels" not in unused_rules:
+        largest = "largest image in pixels; 0 for any size, which may use all memory"
+        default = "pillow's limit, 178956970"
+        parser.add_argument("--max-image-pixels", type=int, metavar="N", help=f"{largest} (default: {default})")
     names = list(parameters)
     if options is not None:
         _add_options(parser, options, unused_rules)
@@ -186,7 +189,7 @@ def _run(build: Build, names: list[str], arguments: argparse.Namespace) -> int:
     if "background" in names:
         background = with_flags(PlainBackground(), arguments)
         values["background"] = None if background == PlainBackground() else background
-    with limited_pixels(arguments.max_image_pixels), progress_bar() as show:
+    with limited_pixels(getattr(arguments, "max_image_pixels", None)), progress_bar() as show:
         values["progress"] = lambda done, total: show("extracting", done, total)
         report = build(**values)
     print(report.summary())

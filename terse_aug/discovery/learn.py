@@ -52,7 +52,7 @@ def learn_cutter(
     progress: Progress | None = None,
     intervals: Intervals | None = None,
 ) -> Cutter:
-    """Learn to cut out foregrounds; a run that was stopped resumes and gives the same result to the bit.
+    """Learn to cut out foregrounds; a run that was stopped resumes and, on a CPU, gives the same result to the bit.
 
     Args:
         images: a folder of photographs, read at any depth, or arrays uint8 ``[H, W, 3]`` RGB. Each shows one object,

@@ -1,7 +1,7 @@
 """One step of the training of generator, discriminator and segmentation network.
 
 The state after a number of steps is a function of images, settings and seed: random numbers are drawn for the number
-of the step, so a training that resumes is equal to the bit.
+of the step, so on a CPU a training that resumes is equal to the bit.
 
 Shape letters: B images, S side of the images.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from terse_aug.utils.packages import optional_module
 
 _CONFIG, _WEIGHTS = "config.json", "pytorch_model.bin"
 _SMALLEST_FEATURE = 8
+_ROUNDING = 1e-9
+"""In steps between recorded truncations."""
 
 
 class BigGANGenerator:
@@ -54,7 +57,7 @@ class BigGANGenerator:
         if missing:
             raise ValueError(f"{root / _WEIGHTS}: {len(missing)} weights are missing, such as {missing[0]}")
         self._model.eval().requires_grad_(False).to(device)
-        self._device, self._noise = device, int(config.z_dim)
+        self._device, self._noise, self._statistics = device, int(config.z_dim), int(config.n_stats)
         self._recorded = [f"generator.layers.{number}" for number in range(len(self._model.generator.layers))]
         self.class_names: Sequence[str] = class_names_of(root, int(config.num_classes), _imagenet)
         self.fingerprint = weights_digest(self._model, config.to_json_string())
@@ -66,12 +69,31 @@ class BigGANGenerator:
     def render(self, latents: Tensor, labels: Tensor, truncation: Truncation) -> Rendered:
         """See :class:`FeatureGenerator`."""
         one_hot = torch.nn.functional.one_hot(labels, len(self.class_names)).float().to(self._device)
-        statistics = truncation.value if truncation.method == "truncated-normal" else 1.0
+        value = truncation.value if truncation.method == "truncated-normal" else 1.0
+        statistics = statistics_argument(value, self._statistics)
         noise = latents.to(self._device)
         images, features = recorded_outputs(
             self._model, self._recorded, lambda: self._model(noise, one_hot, statistics) / 2 + 0.5
         )
         return Rendered(images, last_of_each_size(features, _SMALLEST_FEATURE))
+
+
+def statistics_argument(truncation: float, count: int) -> float:
+    """What the package has to be given to take the batch statistics of a truncation.
+
+    It divides by the step between its recorded statistics. Between two of them it swaps their weights, so that for a
+    recorded truncation rounding may yield its neighbor, as for 0.14 and 0.58 of 51 statistics.
+
+    Args:
+        truncation: above 0, at most 1.
+        count: number of the statistics, of truncations from 0 to 1.
+    """
+    step = 1.0 / (count - 1)
+    place = truncation / step
+    if place == round(place):
+        return truncation
+    below = max(math.ceil(place - _ROUNDING) - 1, 0)
+    return (below + max(1 - (place - below), _ROUNDING)) * step
 
 
 def _imagenet() -> Sequence[str]:

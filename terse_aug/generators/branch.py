@@ -5,7 +5,7 @@ Shape letters: B samples, C channels, H and W of the image, h and w of a feature
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -17,7 +17,8 @@ from torch.nn import functional
 Variant = Literal["supplement", "release"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
-_EPSILON = 1e-5
+_CONSTANT = 1e-3
+"""Deviation of a channel that counts as constant, over the mean deviation of its feature."""
 
 
 class FeatureSize(NamedTuple):
@@ -31,6 +32,11 @@ class FeatureSize(NamedTuple):
     def area(self) -> tuple[int, int]:
         """Height and width."""
         return self.height, self.width
+
+
+def feature_sizes(features: Sequence[Tensor]) -> list[FeatureSize]:
+    """Of features ``[B, C, h, w]``."""
+    return [FeatureSize(*feature.shape[1:]) for feature in features]
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,20 @@ def feature_groups(sizes: Sequence[FeatureSize], groups: int) -> list[list[int]]
     return [[number for number, size in enumerate(sizes) if size.area in own] for own in areas]
 
 
+def feature_moments(samples: Iterable[Sequence[Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Mean and deviation of the channels of each feature over the pixels of all samples, float64 ``[C]``.
+
+    Args:
+        samples: features of one sample after the other, each ``[1, C, h, w]``.
+    """
+    each = [[torch.var_mean(own.double(), (0, 2, 3), correction=0) for own in features] for features in samples]
+    moments = []
+    for own in zip(*each, strict=True):
+        variances, means = (torch.stack(values) for values in zip(*own, strict=True))
+        moments.append((means.mean(0), (variances + (means - means.mean(0)).square()).mean(0).sqrt()))
+    return moments
+
+
 class SegmentationBranch(nn.Module):
     """Predicts a mask from the features of a frozen generator.
 
@@ -89,15 +109,17 @@ class SegmentationBranch(nn.Module):
         levels = _SupplementLevels if shape.variant == "supplement" else _ReleaseLevels
         self.levels = levels(channels, classes, shape.width)
 
-    def standardize(self, features: Sequence[Sequence[Tensor]]) -> None:
-        """Set mean and deviation of each channel from those of some samples, ``features[sample][number]``."""
-        for number in range(sum(map(len, self.groups))):
-            values = torch.stack([own[number].mean((0, 2, 3)) for own in features])
-            squares = torch.stack([own[number].square().mean((0, 2, 3)) for own in features])
-            mean = values.mean(0)
-            deviation = (squares.mean(0) - mean.square()).clamp_min(_EPSILON).sqrt()
+    def standardize(self, moments: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Set mean and deviation of the channels of each feature, see :func:`feature_moments`.
+
+        A channel that is constant in the samples has nothing to learn from, and is left out: elsewhere its values would
+        be multiplied by an arbitrary number.
+        """
+        for number, (mean, deviation) in enumerate(moments):
+            constant = deviation <= _CONSTANT * deviation.mean()
+            scale = torch.where(constant, torch.inf, deviation)
             self.get_buffer(f"mean{number}").copy_(mean[None, :, None, None])
-            self.get_buffer(f"deviation{number}").copy_(deviation[None, :, None, None])
+            self.get_buffer(f"deviation{number}").copy_(scale[None, :, None, None])
 
     def forward(self, features: Sequence[Tensor], labels: Tensor, size: tuple[int, int]) -> Tensor:
         """Logits ``[B, H, W]`` at ``size``, of features ``[B, C, h, w]`` and class numbers int64 ``[B]``."""
@@ -105,12 +127,9 @@ class SegmentationBranch(nn.Module):
             (feature - self.get_buffer(f"mean{number}")) / self.get_buffer(f"deviation{number}")
             for number, feature in enumerate(features)
         ]
-        grouped = [[_resized(scaled[number], area) for number in group] for group, area in self._with_areas()]
-        logits = _resized(self.levels(grouped, labels), size)
+        grouped = [[scaled[number] for number in group] for group in self.groups]
+        logits = _resized(self.levels(grouped, labels, self.areas), size)
         return logits[:, 0]
-
-    def _with_areas(self) -> list[tuple[list[int], tuple[int, int]]]:
-        return list(zip(self.groups, self.areas, strict=True))
 
 
 class _SupplementLevels(nn.Module):
@@ -122,10 +141,10 @@ class _SupplementLevels(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
         self.heads = nn.ModuleList(nn.Conv2d(width, own, 1) for own in (width, width, 1))
 
-    def forward(self, grouped: Sequence[Sequence[Tensor]], labels: Tensor) -> Tensor:
+    def forward(self, grouped: Sequence[Sequence[Tensor]], labels: Tensor, areas: Sequence[tuple[int, int]]) -> Tensor:
         mixed: Tensor | None = None
-        for features, level in zip(grouped, self.levels, strict=True):
-            mixed = level(features, mixed)
+        for features, level, area in zip(grouped, self.levels, areas, strict=True):
+            mixed = level(features, mixed, area)
         for head, norm in zip(self.heads, self.norms, strict=False):
             mixed = functional.relu(norm(head(mixed).movedim(1, -1)).movedim(-1, 1))
         logits: Tensor = self.heads[-1](mixed)
@@ -140,8 +159,9 @@ class _SupplementLevel(nn.Module):
         self.reductions = nn.ModuleList(nn.Conv2d(own, width, 1) for own in channels)
         self.mix = nn.Conv2d((len(channels) + has_level_before) * width, width, 3, padding=1)
 
-    def forward(self, features: Sequence[Tensor], before: Tensor | None) -> Tensor:
-        parts = [reduce(feature) for reduce, feature in zip(self.reductions, features, strict=True)]
+    def forward(self, features: Sequence[Tensor], before: Tensor | None, area: tuple[int, int]) -> Tensor:
+        # Both are linear and commute; resized first, the many channels of a feature would be held at the larger size.
+        parts = [_resized(reduce(feature), area) for reduce, feature in zip(self.reductions, features, strict=True)]
         return functional.relu(self.mix(_with_level_before(parts, before)))
 
 
@@ -160,10 +180,15 @@ class _ReleaseLevels(nn.Module):
         )
         self.head = nn.Sequential(nn.BatchNorm2d(widths[-1]), nn.ReLU(), nn.Conv2d(widths[-1], 1, 3, padding=1))
 
-    def forward(self, grouped: Sequence[Sequence[Tensor]], labels: Tensor) -> Tensor:
+    def forward(self, grouped: Sequence[Sequence[Tensor]], labels: Tensor, areas: Sequence[tuple[int, int]]) -> Tensor:
         mixed: Tensor | None = None
-        for features, reduce, mix in zip(grouped, self.reductions, self.mixes, strict=True):
-            mixed = mix(_with_level_before([reduce(torch.cat(list(features), 1))], mixed), labels)
+        for features, reduction, mix, area in zip(grouped, self.reductions, self.mixes, areas, strict=True):
+            # The convolution of all, part by part: resized first, all their channels would be held at the larger size.
+            weights = torch.split(reduction.get_parameter("weight"), [feature.shape[1] for feature in features], 1)
+            parts = [
+                _resized(functional.conv2d(feature, own), area) for feature, own in zip(features, weights, strict=True)
+            ]
+            mixed = mix(_with_level_before([sum(parts[1:], start=parts[0])], mixed), labels)
         logits: Tensor = self.head(mixed)
         return logits
 

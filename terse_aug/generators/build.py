@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 
 from terse_aug.bank import BuildOptions, BuildReport, ExtractionRules, Foreground
 from terse_aug.bank.build.chunks import Source
-from terse_aug.bank.build.report import BuildLog
+from terse_aug.bank.build.report import BuildLog, Progress
 from terse_aug.bank.extract import Annotation, RejectedObject, extract_from_image
 from terse_aug.bank.segmenters.operations import soft_alpha
 from terse_aug.generators.ensemble import BranchEnsemble
@@ -36,7 +38,7 @@ class GeneratedSamples:
 
     Attributes:
         categories: classes, by name or number; by default those of the annotated samples.
-        names: of these classes in the bank, in the order of their numbers; by default the generator's.
+        names: of these classes in the bank, in the same order; by default the generator's.
         count: samples of each class.
         first: number of the first sample of each class.
         seed: of all samples.
@@ -53,8 +55,11 @@ class GeneratedSamples:
     truncation_method: str = "scaled"
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.first < 0:
-            raise ValueError(f"expected count of at least 1 and first of at least 0, got {self.count}, {self.first}")
+        if self.count < 1 or self.first < 0 or self.seed < 0:
+            raise ValueError(
+                "expected count of at least 1, first and seed of at least 0, got "
+                f"{self.count}, {self.first}, {self.seed}"
+            )
         Truncation(self.truncation, self.truncation_method).checked()
 
     def groups(self, classes: Sequence[int]) -> list[list[SampleKey]]:
@@ -105,7 +110,8 @@ def build_from_generator(
     """Build a bank from a generator and its segmentation branch.
 
     The source of every foreground says generator, class, number, seed and truncation; :func:`remake` makes its image
-    again. Labels are 1, 2, ... in the order of the class numbers. One process renders unless ``jobs`` says otherwise.
+    again. Labels are 1, 2, ... in the order of ``samples.categories``. One process renders unless ``jobs`` says
+    otherwise.
 
     Args:
         generator: a generator, or the text that names one, see :func:`load_generator`.
@@ -124,9 +130,7 @@ def build_from_generator(
             generator renders cannot be used.
         FileExistsError, ValueError, OSError: as :class:`BuildOptions`.
     """
-    settings = BuildOptions.checked(out, options)
-    if settings.image_list is not None:
-        raise ValueError("image_list is for images in files; choose a generator's samples by category, count and first")
+    settings = _checked_options(out, options)
     if (classifier is None) != (filters.keep == 1):
         raise ValueError("classifier and keep (below 1) belong together: give both or none")
     made = load_generator(generator, device) if isinstance(generator, str) else check_generator(generator, "generator")
@@ -135,6 +139,8 @@ def build_from_generator(
     judge = imported(classifier, "classifier") if isinstance(classifier, str) else classifier
     classes = class_numbers(made, samples.categories) if samples.categories else list(heads.record["labels"])
     names = samples.names or [made.class_names[own] for own in classes]
+    if filters.drop and len(heads.heads) == 1:
+        raise ValueError("drop: the branch has one head, which cannot disagree with others; expected 0")
     if len(names) != len(classes):
         raise ValueError(f"names: expected {len(classes)}, one for each class, got {len(names)}")
     labels = {number: label for label, number in enumerate(classes, 1)}
@@ -142,9 +148,28 @@ def build_from_generator(
     # What a function of the user's depends on cannot be known, so such a build cannot be resumed.
     known = record if judge is None else None
     extractor = _Extractor(made, heads, labels, filters, judge, settings.rules)
-    source = Source(samples.groups(classes), extractor, known, object_count=len)
+    groups = samples.groups(classes)
+    source = Source(groups, extractor, known, object_count=len)
+    done = [0, *itertools.accumulate(map(len, groups))]
     categories = dict(zip(labels.values(), names, strict=True))
-    return replace(settings, jobs=settings.jobs or 1).build(out, source, record, categories)
+    report = replace(settings, jobs=settings.jobs or 1, progress=_in_samples(settings.progress, done)).build(
+        out, source, record, categories, counted=f"groups of at most {_GROUP} samples"
+    )
+    return replace(report, images=done[report.images], resumed=done[report.resumed])
+
+
+def _checked_options(out: str | Path, options: Mapping[str, Any]) -> BuildOptions:
+    settings = BuildOptions.checked(out, options)
+    if settings.image_list is not None:
+        raise ValueError("image_list is for images in files; choose a generator's samples by category, count and first")
+    if settings.rejected_sheet is not None:
+        raise ValueError("rejected_sheet is for images in files; remake renders the sample of a source again")
+    return settings
+
+
+def _in_samples(progress: Progress | None, done: Sequence[int]) -> Progress | None:
+    """Reports samples, of which ``done`` has those up to each number of groups."""
+    return progress and (lambda groups, total: progress(done[groups], done[total]))
 
 
 def _record(
@@ -239,5 +264,17 @@ class _Extractor:
             sample.image,
             mode_mask(probabilities, self.filters.min_region),
             float(uncertainty(probabilities[:, None], self.filters.uncertain_pixels)),
-            1.0 if self.classifier is None else float(self.classifier(sample.image, key.label)),
+            1.0 if self.classifier is None else _probability(self.classifier, sample.image, key),
         )
+
+
+def _probability(classifier: Classifier, image: NDArray[np.uint8], key: SampleKey) -> float:
+    try:
+        probability = float(classifier(image, key.label))
+    except Exception as error:  # whatever a user's function raises
+        raise ValueError(f"classifier: {type(error).__name__}: {error}") from error
+    if not math.isfinite(probability):
+        raise ValueError(
+            f"classifier: expected a finite number, got {probability} for class {key.label}, number {key.number}"
+        )
+    return probability

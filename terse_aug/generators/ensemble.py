@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from terse_aug.discovery.weights_file import load_weights_file, save_weights_file
-from terse_aug.generators.branch import BranchShape, FeatureSize, SegmentationBranch
+from terse_aug.generators.branch import BranchShape, FeatureSize, SegmentationBranch, feature_sizes
 from terse_aug.generators.protocol import FeatureGenerator, Sample, short_name, weights_digest
 
 _KIND, _VERSION = "terse-aug branch", 1
@@ -47,16 +48,24 @@ class BranchEnsemble:
         self.fingerprint = weights_digest(nn.ModuleList(self.heads), sorted(self.record.items()))
 
     def check(self, generator: FeatureGenerator, where: str = "the branch") -> None:
-        """Raise ``ValueError`` if it was learned from another generator."""
-        if generator.fingerprint != self.record["generator_fingerprint"]:
+        """Raise ``ValueError`` if it was learned from another generator, or one of another number of classes."""
+        known = (self.record["generator_fingerprint"], self._classes)
+        if (generator.fingerprint, len(generator.class_names)) != known:
             raise ValueError(
-                f"{where} was learned from another generator: expected {self.record['generator']}, got "
-                f"{short_name(generator)}"
+                f"{where} was learned from another generator: expected {self.record['generator']} of {self._classes} "
+                f"classes, got {short_name(generator)} of {len(generator.class_names)}"
             )
 
     @torch.no_grad()
     def probabilities(self, sample: Sample, label: int) -> Tensor:
-        """Of foreground, by each head: ``[heads, H, W]`` of a rendered sample of a class."""
+        """Of foreground, by each head: ``[heads, H, W]`` of a rendered sample of a class.
+
+        Raises:
+            ValueError: the sample has other features than those that the branch was learned on.
+        """
+        if (sizes := feature_sizes(sample.features)) != self._sizes:
+            expected, got = ([tuple(size) for size in own] for own in (self._sizes, sizes))
+            raise ValueError(f"the branch was learned on features of other sizes: expected {expected}, got {got}")
         device = sample.features[0].device
         labels, size = torch.tensor([label], device=device), sample.image.shape[:2]
         logits = [head.to(device)(sample.features, labels, size) for head in self.heads]
@@ -84,10 +93,42 @@ class BranchEnsemble:
         content = load_weights_file(path, _KIND, _VERSION)
         try:
             shape, sizes = BranchShape(**content["shape"]), [FeatureSize(*size) for size in content["sizes"]]
-            heads = []
-            for state in content["heads"]:
-                heads.append(SegmentationBranch(sizes, content["classes"], shape))
-                heads[-1].load_state_dict(state)
-            return cls(heads, shape, content["record"], sizes, content["classes"])
-        except (KeyError, TypeError, RuntimeError, AttributeError) as error:
-            raise ValueError(f"{path}: a damaged branch ({type(error).__name__}: {error})") from error
+            classes, record, states = content["classes"], content["record"], content["heads"]
+            _check_whole("shape", [shape.width, shape.groups])
+            _check_whole("sizes", [side for size in sizes for side in size])
+            _check_whole("classes", [classes])
+            _check_record(record, classes)
+            if not states:
+                raise ValueError("it has no heads")
+            heads = [_head_of(state, sizes, classes, shape) for state in states]
+            return cls(heads, shape, record, sizes, classes)
+        except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(f"{path}: a damaged branch ({reason})") from error
+
+
+def _check_whole(what: str, numbers: Sequence[Any]) -> None:
+    if not numbers or not all(type(number) is int and number > 0 for number in numbers):
+        raise ValueError(f"{what}: expected whole numbers above 0, got {numbers}")
+
+
+def _check_record(record: Any, classes: int) -> None:
+    json.dumps(record, allow_nan=False)
+    for name in ("generator", "generator_fingerprint"):
+        if not isinstance(record[name], str):
+            raise TypeError(f"{name}: expected text, got {record[name]!r}")
+    labels = record["labels"]
+    if not labels or not all(type(label) is int and 0 <= label < classes for label in labels):
+        raise ValueError(f"labels: expected class numbers below {classes}, got {labels}")
+
+
+def _head_of(
+    state: Mapping[str, Any], sizes: Sequence[FeatureSize], classes: int, shape: BranchShape
+) -> SegmentationBranch:
+    with torch.device("meta"):  # so that what the file says of sizes allocates nothing
+        head = SegmentationBranch(sizes, classes, shape)
+    for name, expected in head.state_dict().items():
+        if state[name].dtype != expected.dtype or state[name].isnan().any():
+            raise ValueError(f"{name}: expected numbers of {expected.dtype}, got {state[name].dtype} or NaN")
+    head.load_state_dict(state, assign=True)
+    return head

@@ -71,6 +71,6 @@ def mode_mask(probabilities: Tensor, min_region: int) -> NDArray[np.bool_]:
 
 
 def highest(values: Sequence[float], fraction: float) -> set[int]:
-    """Places of the highest values, as many as the fraction of all rounds to; of equal ones the last."""
-    count = round(fraction * len(values))
+    """Places of the highest values, as many as the fraction rounds to, but not all; of equal ones the last."""
+    count = max(min(round(fraction * len(values)), len(values) - 1), 0)
     return set(sorted(range(len(values)), key=lambda place: (values[place], place))[len(values) - count :])

@@ -60,8 +60,8 @@ class SampleKey(NamedTuple):
     def source(self, generator: str, class_name: str) -> str:
         """The sample in words, from which :meth:`from_source` makes the key again."""
         value, method = self.truncation
-        name = f"{generator} {class_name}"
-        return f"{name}: class {self.label}, number {self.number}, seed {self.seed}, {method} {value!r}"
+        name = " ".join(f"{generator} {class_name}".split())
+        return f"{name}: class {self.label}, number {self.number}, seed {self.seed}, {method} {float(value)!r}"
 
     @classmethod
     def from_source(cls, source: str) -> SampleKey:

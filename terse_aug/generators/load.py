@@ -38,7 +38,12 @@ def load_generator(spec: str, device: str | None = None) -> FeatureGenerator:
     kind, _, place = spec.partition(":")
     if kind in ADAPTERS and place:
         return ADAPTERS[kind](place, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return check_generator(imported(spec, "generator")(), spec)
+    factory = imported(spec, "generator")
+    try:
+        made = factory()
+    except Exception as error:  # whatever a user's function raises
+        raise ValueError(f"generator {spec}: {type(error).__name__}: {error}") from error
+    return check_generator(made, spec)
 
 
 def imported(spec: str, what: str) -> Callable[..., Any]:
@@ -55,8 +60,8 @@ def imported(spec: str, what: str) -> Callable[..., Any]:
         sys.path.insert(0, "")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{what} {spec}: {error}") from error
+    except Exception as error:  # whatever a user's module raises
+        raise ValueError(f"{what} {spec}: {type(error).__name__}: {error}") from error
     if not callable(found):
         raise ValueError(f"{what} {spec}: expected a function, got {type(found).__name__}")
     function: Callable[..., Any] = found
@@ -64,12 +69,12 @@ def imported(spec: str, what: str) -> Callable[..., Any]:
 
 
 def class_numbers(generator: FeatureGenerator, classes: Sequence[str]) -> list[int]:
-    """Numbers of classes that are given by name or number, in ascending order.
+    """Numbers of classes that are given by name or number, in this order, each once.
 
     Raises:
         ValueError: there is no such class, or several of its name.
     """
-    names, found = list(generator.class_names), set()
+    names, found = list(generator.class_names), dict[int, None]()
     for own in classes:
         numbers = [number for number, name in enumerate(names) if name == own]
         if not numbers and own.isdecimal() and int(own) < len(names):
@@ -78,5 +83,5 @@ def class_numbers(generator: FeatureGenerator, classes: Sequence[str]) -> list[i
             shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
             known = f"use one of its numbers {numbers}" if numbers else f"it has {shown}"
             raise ValueError(f"{generator.name}: expected one class {own!r}, got {len(numbers)}; {known}")
-        found.add(numbers[0])
-    return sorted(found)
+        found[numbers[0]] = None
+    return list(found)

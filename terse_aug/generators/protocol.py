@@ -82,13 +82,20 @@ def check_generator(generator: Any, where: str) -> FeatureGenerator:
 
 
 def sample_latent(generator: FeatureGenerator, key: SampleKey) -> Tensor:
-    """The latent of a sample, or ``ValueError`` if there is no such class, or it is not finite."""
-    if not 0 <= key.label < len(generator.class_names):
-        raise ValueError(f"{generator.name}: expected a class below {len(generator.class_names)}, got {key.label}")
+    """The latent of a sample, or ``ValueError`` if there is no such class or number, or it is not finite."""
+    check_key(generator, key)
     latent = generator.latent(key)
     if latent.is_floating_point() and not latent.isfinite().all():
         raise ValueError(f"{generator.name}: the latent of class {key.label}, number {key.number} is not finite")
     return latent
+
+
+def check_key(generator: FeatureGenerator, key: SampleKey) -> None:
+    """Raise ``ValueError`` if there is no such class, number or seed."""
+    if not 0 <= key.label < len(generator.class_names):
+        raise ValueError(f"{generator.name}: expected a class below {len(generator.class_names)}, got {key.label}")
+    if key.number < 0 or key.seed < 0:
+        raise ValueError(f"{generator.name}: expected a number and a seed from 0 on, got {key.number}, {key.seed}")
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from terse_aug.bank.inputs.images import read_image
-from terse_aug.bank.inputs.mask_files import most_are_dark, read_object_numbers
+from terse_aug.bank.inputs.mask_files import read_object_numbers
 from terse_aug.generators.latents import SampleKey, Truncation
-from terse_aug.generators.protocol import FeatureGenerator, render_sample, sample_latent, short_name
+from terse_aug.generators.protocol import FeatureGenerator, check_key, render_sample, sample_latent, short_name
 from terse_aug.generators.training import AnnotatedSample
 
 SAMPLES = "samples.json"
@@ -26,6 +27,9 @@ MASK_ENDING = "_mask.png"
 _FORMAT, _VERSION = "terse-aug samples", 1
 _MAX_DIFFERENCE = 2.0
 """Mean difference in levels of 255 between an image and what its latents render: other devices round differently."""
+_MAX_LOCAL_DIFFERENCE = 8.0
+"""The same in any square of 8 px: another sample may differ in a small object alone."""
+_SQUARE = 8
 
 
 class SampleFolder(NamedTuple):
@@ -68,25 +72,30 @@ def write_samples(
     Args:
         generator: renders them.
         spec: the text that names it, see :func:`load_generator`.
-        keys: of the samples, all different.
+        keys: of the samples, all of different classes or numbers.
         folder: is made, or is empty.
         progress: called with the number of samples done and in total.
 
     Raises:
         FileExistsError: the folder is not empty.
-        ValueError: there is nothing to render, or the generator's result cannot be used.
+        ValueError: there is nothing to render, or the generator's result cannot be used; of latents that cannot be
+            recorded, nothing is written.
     """
     root = Path(folder)
     if not keys:
         raise ValueError("expected at least one sample, got none")
+    if len({(key.label, key.number) for key in keys}) < len(keys):
+        raise ValueError(
+            "expected samples of different classes or numbers; give each seed and truncation its own folder"
+        )
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise FileExistsError(f"{root} is not an empty folder; choose another one, so that no annotation is lost")
+    latents = [_as_numbers(generator, sample_latent(generator, key)) for key in keys]
     root.mkdir(parents=True, exist_ok=True)
     entries = []
-    for done, key in enumerate(keys, 1):
-        latent = sample_latent(generator, key)
+    for done, (key, latent) in enumerate(zip(keys, latents, strict=True), 1):
         name = f"class{key.label:04d}-{key.number:06d}.png"
-        Image.fromarray(render_sample(generator, latent, key).image).save(root / name)
+        Image.fromarray(render_sample(generator, torch.from_numpy(latent), key).image).save(root / name)
         entries.append(
             {
                 "file": name,
@@ -97,6 +106,7 @@ def write_samples(
                 "truncation": key.truncation.value,
                 "truncation_method": key.truncation.method,
                 "latent": latent.tolist(),
+                "latent_type": latent.dtype.name,
             }
         )
         if progress is not None:
@@ -128,7 +138,7 @@ def read_folder(folder: str | Path) -> SampleFolder:
             raise ValueError(f"format {content['format']!r}, version {content['version']!r}")
         entries = [_entry(own) for own in content["samples"]]
         return SampleFolder(str(content["generator"]), str(content["fingerprint"]), entries)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path}: expected what `terse-aug learn samples` writes ({error!r})") from error
 
 
@@ -139,7 +149,7 @@ def read_annotated(
 ) -> AnnotatedFolder:
     """The samples that have a mask; each is rendered again from its latent, and compared with its image.
 
-    Masks are read like those of the bank's source ``masks``: black is background, or white around a dark object.
+    In masks, black is background and everything else the object, which may fill most of the image.
 
     Args:
         folder: of :func:`write_samples`, with masks added.
@@ -153,13 +163,13 @@ def read_annotated(
     if content.fingerprint != generator.fingerprint:
         raise ValueError(f"{root}: its samples were rendered by another generator than {short_name(generator)}")
     annotated = [own for own in content.entries if _mask_of(root, own[0]).is_file()]
-    dark = most_are_dark([_mask_of(root, name) for name, *_ in annotated])
     result = AnnotatedFolder([], {}, len(content.entries) - len(annotated))
     for done, (name, key, latent) in enumerate(annotated, 1):
         try:
+            check_key(generator, key)
             image = render_sample(generator, latent, key).image
             _compare(read_image(root / name), image)
-            mask = _read_mask(_mask_of(root, name), image.shape[:2], dark)
+            mask = _read_mask(_mask_of(root, name), image.shape[:2])
             result.samples.append(AnnotatedSample(key, latent, mask))
         except (ValueError, OSError) as error:
             result.left_out[name] = str(error)
@@ -168,10 +178,22 @@ def read_annotated(
     return result
 
 
+def _as_numbers(generator: FeatureGenerator, latent: Tensor) -> NDArray[Any]:
+    """A latent whose type and values JSON can hold, or ``ValueError``."""
+    try:
+        numbers: NDArray[Any] = latent.detach().cpu().numpy()
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"{generator.name}: expected latents of a type that NumPy has, got {latent.dtype}") from error
+    if numbers.dtype.kind not in "fiub":
+        raise ValueError(f"{generator.name}: expected latents of real numbers, got {latent.dtype}")
+    return numbers
+
+
 def _entry(content: dict[str, Any]) -> tuple[str, SampleKey, Tensor]:
     truncation = Truncation(float(content["truncation"]), content["truncation_method"]).checked()
     key = SampleKey(int(content["label"]), int(content["number"]), int(content["seed"]), truncation)
-    return Path(content["file"]).name, key, torch.tensor(content["latent"])
+    latent = np.array(content["latent"], content["latent_type"])
+    return Path(content["file"]).name, key, torch.from_numpy(latent)
 
 
 def _mask_of(root: Path, name: str) -> Path:
@@ -183,18 +205,24 @@ def _compare(image: NDArray[np.uint8], rendered: NDArray[np.uint8]) -> None:
         raise ValueError(
             f"the image has another size, {_size(image.shape)}, than its latents render, {_size(rendered.shape)}"
         )
-    difference = float(np.abs(image.astype(int) - rendered.astype(int)).mean())
-    if difference > _MAX_DIFFERENCE:
-        raise ValueError(f"the image is not what its latents render: {difference:.1f} levels of 255 apart in the mean")
+    levels = np.abs(image.astype(np.float32) - rendered).mean(2)
+    mean, local = float(levels.mean()), float(cv2.blur(levels, (_SQUARE, _SQUARE)).max())
+    if mean > _MAX_DIFFERENCE or local > _MAX_LOCAL_DIFFERENCE:
+        raise ValueError(
+            f"the image is not what its latents render: {mean:.1f} levels of 255 apart in the mean, {local:.1f} in one "
+            "place"
+        )
 
 
-def _read_mask(path: Path, size: tuple[int, ...], dark: bool) -> NDArray[np.bool_]:
-    numbers = read_object_numbers(path).with_object_white(dark)[0].numbers
+def _read_mask(path: Path, size: tuple[int, ...]) -> NDArray[np.bool_]:
+    numbers = read_object_numbers(path).numbers
     if numbers.shape != size:
         raise ValueError(f"the mask has another size, {_size(numbers.shape)}, than its image, {_size(size)}")
     mask: NDArray[np.bool_] = numbers > 0
     if not mask.any():
         raise ValueError("the mask is empty")
+    if mask.all():
+        raise ValueError("the mask fills the image; draw the background black")
     return mask
 
 

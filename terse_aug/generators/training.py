@@ -1,4 +1,4 @@
-"""Learns the heads of a segmentation branch from a few annotated samples; resumable to the bit."""
+"""Learns the heads of a segmentation branch from a few annotated samples; resumable, on a CPU to the bit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from terse_aug.discovery.weights_file import load_weights_file, save_weights_file
-from terse_aug.generators.branch import BranchShape, FeatureSize, SegmentationBranch
+from terse_aug.generators.branch import BranchShape, SegmentationBranch, feature_moments, feature_sizes
 from terse_aug.generators.ensemble import BranchEnsemble
 from terse_aug.generators.latents import SampleKey
 from terse_aug.generators.protocol import FeatureGenerator, render_sample, short_name
@@ -94,8 +94,8 @@ def learn_branch(
         generator: frozen.
         samples: annotated, at least three.
         settings: of branch and training.
-        partial: file that keeps what is learned of a run that is stopped; the same call then continues to the same
-            bits. It is removed at the end.
+        partial: file that keeps what is learned of a run that is stopped; the same call then continues, on a CPU to
+            the same bits. It is removed at the end.
         progress: called after each step.
 
     Raises:
@@ -143,12 +143,13 @@ class _SampleStore:
     def __init__(self, generator: FeatureGenerator, samples: Sequence[AnnotatedSample]) -> None:
         self._generator, self._samples = generator, samples
         self._held: dict[int, tuple[Tensor, ...]] = {}
-        self._bytes = 0
-        first = self.features(0)
-        self.device = first[0].device
-        self.sizes = [FeatureSize(*own.shape[1:]) for own in first]
+        self.held_bytes = 0
+        key, latent, _ = samples[0]
+        first = render_sample(generator, latent, key).features
+        self.device, self.sizes = first[0].device, feature_sizes(first)
         self.masks = torch.from_numpy(np.stack([sample.mask for sample in samples])).float().to(self.device)
         self.labels = torch.tensor([sample.key.label for sample in samples], device=self.device)
+        self.moments = feature_moments(self.features(number) for number in range(len(samples)))
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -160,9 +161,12 @@ class _SampleStore:
             image, features = render_sample(self._generator, latent, key)
             if image.shape[:2] != mask.shape:
                 raise ValueError(f"{self._generator.name}: a mask of {mask.shape} for an image of {image.shape[:2]}")
-            self._bytes += sum(own.nbytes for own in features)
-            if self._bytes > _FEATURE_BYTES:
+            if feature_sizes(features) != self.sizes:
+                raise ValueError(f"{self._generator.name}: the features of annotated samples are of different sizes")
+            size = sum(own.nbytes for own in features)
+            if self.held_bytes + size > _FEATURE_BYTES:
                 return features
+            self.held_bytes += size
             self._held[number] = features
         return self._held[number]
 
@@ -175,7 +179,11 @@ class _SampleStore:
         """Of all that is learned from."""
         digest = hashlib.blake2b(self._generator.fingerprint.encode(), digest_size=16)
         for key, latent, mask in self._samples:
-            digest.update(repr(key).encode() + latent.contiguous().numpy().tobytes() + mask.tobytes())
+            digest.update(
+                repr(key).encode()
+                + latent.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+                + mask.tobytes()
+            )
         return digest.hexdigest()
 
 
@@ -234,7 +242,7 @@ class _Run:
     def _new_head(self, number: int) -> SegmentationBranch:
         with isolated_global_rng(derived_seed(self._settings.seed, "branch head", number)):
             head = SegmentationBranch(self._store.sizes, self._classes, self._settings)
-        head.standardize([self._store.features(number) for number in range(len(self._store))])
+        head.standardize(self._store.moments)
         return head.to(self._store.device)
 
     def _resume(self, path: Path) -> None:

@@ -34,7 +34,7 @@ class VQGANGenerator:
     Raises:
         FileNotFoundError: a file is missing.
         MissingPackageError: diffusers is not installed.
-        ValueError: a file is damaged, or a code is not in the codebook.
+        ValueError: a file is damaged, weights are missing, or a code is not in the codebook.
     """
 
     name = "vqgan"
@@ -44,9 +44,13 @@ class VQGANGenerator:
         root = Path(folder)
         self._codes, self._labels = _read_codes(root / _CODES)
         try:
-            model = package.VQModel.from_pretrained(str(root), local_files_only=True, use_safetensors=True)
+            model, loaded = package.VQModel.from_pretrained(
+                str(root), local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(f"{root}: diffusers cannot read a VQModel in safetensors there ({error})") from error
+        if missing := sorted(loaded["missing_keys"]):  # diffusers leaves them as they are
+            raise ValueError(f"{root}: {len(missing)} weights are missing, such as {missing[0]}")
         codebook = model.quantize.n_e
         if self._codes.min() < 0 or self._codes.max() >= codebook:
             raise ValueError(f"{root / _CODES}: expected codes from 0 to {codebook - 1}")

@@ -79,6 +79,7 @@ class BuildOptions:
         categories: Mapping[int, str],
         keypoint_names: Sequence[str] = (),
         locate: Locate = Path,
+        counted: str = "images",
     ) -> BuildReport:
         """Build a bank, in several processes where that pays; errors as above.
 
@@ -89,6 +90,7 @@ class BuildOptions:
             categories: name of each label.
             keypoint_names: of the foregrounds.
             locate: finds the images of rejected samples.
+            counted: what the items of the source are.
 
         Raises:
             KeyboardInterrupt, ChildProcessError: interrupted, or a process died; the message says what is kept.
@@ -108,7 +110,7 @@ class BuildOptions:
             if not partial.images:
                 raise
             raise type(error)(
-                f"{str(error) or 'interrupted'}; {partial.images} of {len(source.items)} images are done and kept: "
+                f"{str(error) or 'interrupted'}; {partial.images} of {len(source.items)} {counted} are done and kept: "
                 "run the same build again to resume"
             ) from error
 
