@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,8 @@ def _center_charts(statistics: BankStatistics) -> list[Chart]:
 def _plain(value: Any) -> str:
     if value is None:
         return "none"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plain(own)}" for name, own in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(map(str, value))
+        return ("; " if any(isinstance(own, Mapping) for own in value) else ", ").join(map(_plain, value))
     return str(value)
