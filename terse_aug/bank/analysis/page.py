@@ -27,7 +27,7 @@ def render_report(statistics: BankStatistics) -> str:
         "page.html.jinja",
         statistics=statistics,
         info=statistics.info,
-        built={name: _plain(value) for name, value in built.items() if name not in _SHOWN_BY_COUNT},
+        built={name: _plain(_short(value)) for name, value in built.items() if name not in _SHOWN_BY_COUNT},
         rejected=by_count(built.get("rejected")),
         repaired=by_count(built.get("repaired")),
         mask_sources=by_count(built.get("mask_sources")),
@@ -69,6 +69,13 @@ def _center_charts(statistics: BankStatistics) -> list[Chart]:
         ),
         Chart("Density of the centers", density(centers, "number of centers by position in the image"), where),
     ]
+
+
+def _short(value: Any) -> Any:
+    """Without the records of banks that a bank was merged from."""
+    if not isinstance(value, list):
+        return value
+    return [{k: v for k, v in own.items() if k != "built"} if isinstance(own, Mapping) else own for own in value]
 
 
 def _plain(value: Any) -> str:

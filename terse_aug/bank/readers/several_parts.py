@@ -16,6 +16,7 @@ from typing import Any, ParamSpec
 from terse_aug.bank.build.parts import BuildPart, Planned, join_parts
 from terse_aug.bank.build.pipeline import BuildOptions
 from terse_aug.bank.build.report import BuildLog, BuildReport
+from terse_aug.bank.inputs.file_names import distinct_ends
 from terse_aug.bank.inputs.image_list import SharedImageList
 
 Paths = str | Path | Sequence[str | Path]
@@ -93,14 +94,10 @@ def _check_apart(part: Mapping[str, Path], other: Mapping[str, Path], naming: st
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
-    parts = [Path(os.path.abspath(path)).parts for path in paths]
-    while len({own[-1] for own in parts}) == 1 and min(map(len, parts)) > 2:  # such as "images" in all
-        parts = [own[:-1] for own in parts]
-    for length in range(1, max(map(len, parts))):
-        names = ["/".join(own[-length:]) for own in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{number}/{path.name}" for number, path in enumerate(paths, 1)]
+    absolute = [Path(os.path.abspath(path)) for path in paths]
+    while len({path.name for path in absolute}) == 1 and min(len(path.parts) for path in absolute) > 2:
+        absolute = [path.parent for path in absolute]  # without a name that all have, such as "images"
+    return distinct_ends(absolute)
 
 
 def _build_from_parts(
