@@ -9,6 +9,7 @@ from terse_aug.bank.build.report import BuildReport
 from terse_aug.bank.extract import ExtractionRules
 from terse_aug.bank.inputs.images import NoAlphaError, read_image, read_rgba
 from terse_aug.bank.inputs.masks import segmentation_as_json
+from terse_aug.bank.merge import MergeReport, merge_banks
 from terse_aug.bank.readers.annotated_images import AnnotationOptions
 from terse_aug.bank.readers.coco import build_from_coco
 from terse_aug.bank.readers.cvat import build_from_cvat
@@ -44,6 +45,7 @@ __all__ = [
     "Foreground",
     "ForegroundBank",
     "ImageCutter",
+    "MergeReport",
     "NoAlphaError",
     "PlainBackground",
     "UnknownClassesError",
@@ -62,6 +64,7 @@ __all__ = [
     "build_from_video",
     "build_from_voc",
     "build_from_yolo",
+    "merge_banks",
     "read_image",
     "read_rgba",
     "segmentation_as_json",

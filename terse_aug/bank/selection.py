@@ -121,6 +121,27 @@ def label_per_name(
     return {name: position + offset for position, name in enumerate(names) if name not in twice}
 
 
+def first_labels(categories: Iterable[Mapping[int, str]]) -> dict[str, int]:
+    """A label for each class name, without spaces around it, of several data sets.
+
+    It is the label in the first of them that has the class. Where an earlier class has that label, it is the next
+    number above all labels.
+
+    Args:
+        categories: name of each label, of each data set.
+    """
+    every = list(categories)
+    label_of: dict[str, int] = {}
+    largest = max((label for own in every for label in own), default=0)
+    for own in every:
+        for label, name in sorted(own.items()):
+            if name.strip() not in label_of:
+                is_taken = label in label_of.values()
+                largest += is_taken
+                label_of[name.strip()] = largest if is_taken else label
+    return label_of
+
+
 def relabelling(
     labels: NDArray[np.int64], categories: Mapping[int, str], known: Mapping[str, int], drop_unknown: bool
 ) -> Relabelling:

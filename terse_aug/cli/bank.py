@@ -1,19 +1,26 @@
-"""`terse-aug bank build|info|report`: build a bank of foregrounds, list or show what is in one."""
+"""`terse-aug bank build|merge|info|report`: build a bank of foregrounds, merge some, list or show what is in one."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from terse_aug.bank import ForegroundBank
+from terse_aug.bank import ForegroundBank, merge_banks
 from terse_aug.bank.analysis import BankStatistics, bank_statistics, render_comparison, render_report
 from terse_aug.bank.analysis.templates import by_count
 from terse_aug.cli import sources
 from terse_aug.cli.features import open_features
 from terse_aug.cli.output import HTML, checked_output, progress_bar, write_whole
 from terse_aug.viz.text import printable
+
+_ORIGINS = (
+    ("merged", "foregrounds", "bank", "foregrounds per bank that it was merged from"),
+    ("parts", "image_count", "name", "images per folder that it was built from"),
+)
+"""Of lists under ``built``: keys of the number and the name of an entry, and what they are."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -22,6 +29,11 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     actions = bank.add_subparsers(title="actions", dest="action", required=True, metavar="ACTION")
     build = actions.add_parser("build", help="extract foregrounds from annotated images")
     sources.add_parsers(build.add_subparsers(title="sources", dest="source", required=True, metavar="SOURCE"))
+    merge = actions.add_parser("merge", help="merge banks into one; classes are joined by name")
+    merge.add_argument("banks", type=Path, nargs="+", metavar="BANK", help="the bank files")
+    merge.add_argument("--out", type=Path, required=True, metavar="FILE", help="the bank to write")
+    merge.add_argument("--overwrite", action="store_true", help="replace an existing bank, but none of those to merge")
+    merge.set_defaults(run=_merge)
     info = actions.add_parser("info", help="print what is in a bank")
     info.add_argument("bank", type=Path, help="the bank file")
     info.add_argument("--json", action="store_true", help="print JSON")
@@ -38,6 +50,14 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     report.add_argument("--samples", type=int, default=8, metavar="N", help=samples)
     report.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     report.set_defaults(run=_report)
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    with progress_bar() as show:
+        progress = partial(show, "merging")
+        report = merge_banks(arguments.banks, arguments.out, overwrite=arguments.overwrite, progress=progress)
+    print(report.summary())
+    return 0
 
 
 def _info(arguments: argparse.Namespace) -> int:
@@ -103,6 +123,11 @@ def _info_text(info: dict[str, Any]) -> str:
         lines.append(f"keypoints     {', '.join(info['keypoint_names'])}")
     lines.append("foregrounds per category")
     lines += [f"{count:>8}  {name}" for name, count in info["foregrounds_per_category"].items()]
+    for key, number, name, title in _ORIGINS:
+        entries = info["built"].get(key)
+        if isinstance(entries, list):
+            own = [entry for entry in entries if isinstance(entry, dict)]
+            lines += [title, *(f"{entry.get(number)!s:>8}  {entry.get(name)}" for entry in own)]
     for what in ("repaired", "rejected"):
         if counts := by_count(info["built"].get(what)):
             lines.append(f"{what} when it was built")

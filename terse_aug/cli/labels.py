@@ -79,7 +79,9 @@ def _parameters(build: Any) -> dict[str, inspect.Parameter]:
 
 
 def _type_of(name: str, parameter: inspect.Parameter) -> str:
-    return "Sequence[str]" if name == "names" else str(parameter.annotation)  # a file for one source, names for others
+    if name == "names":  # a file for one source, names for others
+        return "Sequence[str]"
+    return str(parameter.annotation).replace("Paths", "Path")  # one data set is read
 
 
 def _converted(value: Any, parameter: inspect.Parameter) -> Any:

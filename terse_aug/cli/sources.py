@@ -31,7 +31,7 @@ Build = Callable[..., BuildReport]
 
 _BOXES = BoxMasks("grabcut")
 _FLAG_NAMES = {"categories": "category", "modules": "import"}
-_SHARED = {"out", "rules", "overwrite", "progress", "boxes", "only_read", "cutter"}
+_SHARED = {"out", "rules", "overwrite", "progress", "boxes", "only_read", "only_planned", "cutter"}
 """Arguments whose flags do not follow from their types."""
 
 
@@ -161,6 +161,9 @@ def add_flag(parser: argparse._ActionsContainer, name: str, annotation: str, def
     kwargs: dict[str, Any] = {"help": help_text.replace("%", "%%"), "dest": name}
     if annotation == "bool":
         kwargs["action"] = "store_true"
+    elif "Paths" in annotation:
+        kwargs |= {"type": Path, "nargs": "+", "action": "extend", "metavar": "PATH"}
+        kwargs["help"] += "; several are joined in one bank"
     elif "Path" in annotation:
         kwargs |= {"type": Path, "metavar": "PATH"}
     elif annotation.startswith(("Sequence[str]", "Collection[str]")):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ def render_report(statistics: BankStatistics) -> str:
         "page.html.jinja",
         statistics=statistics,
         info=statistics.info,
-        built={name: _plain(value) for name, value in built.items() if name not in _SHOWN_BY_COUNT},
+        built={name: _plain(_short(value)) for name, value in built.items() if name not in _SHOWN_BY_COUNT},
         rejected=by_count(built.get("rejected")),
         repaired=by_count(built.get("repaired")),
         mask_sources=by_count(built.get("mask_sources")),
@@ -71,9 +71,18 @@ def _center_charts(statistics: BankStatistics) -> list[Chart]:
     ]
 
 
+def _short(value: Any) -> Any:
+    """Without the records of banks that a bank was merged from."""
+    if not isinstance(value, list):
+        return value
+    return [{k: v for k, v in own.items() if k != "built"} if isinstance(own, Mapping) else own for own in value]
+
+
 def _plain(value: Any) -> str:
     if value is None:
         return "none"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plain(own)}" for name, own in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(map(str, value))
+        return ("; " if any(isinstance(own, Mapping) for own in value) else ", ").join(map(_plain, value))
     return str(value)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from terse_aug.bank.build.chunks import ExtractionTask, Source
 from terse_aug.bank.build.contact_sheets import Locate, check_target, write_sheets
 from terse_aug.bank.build.partial_build import PartialBuild
+from terse_aug.bank.build.parts import BuildPart, Planned
 from terse_aug.bank.build.report import BY_MASK, BuildLog, BuildReport, EvenSample, Progress
 from terse_aug.bank.build.workers import check_jobs, run_in_order
 from terse_aug.bank.extract import DEFAULT_RULES, ExtractionRules
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 class BuildOptions:
     """Keyword arguments that builders have in common (``**options``).
 
+    Folders and files that a builder reads may be lists, for several parts of a data set, see ``docs/banks.md``.
+
     A build that was stopped (Ctrl-C, a kill) leaves its part of the bank in a hidden file beside ``out``,
     and the same build continues from there, see ``docs/banks.md``.
 
@@ -42,6 +45,7 @@ class BuildOptions:
         progress: called with the number of images done and in total.
         jobs: number of processes; by default one for each core, at most 8, if the build takes long enough. The bank
             does not depend on it.
+        only_planned: end with what to build from instead of building, for a part of a data set.
 
     Raises:
         FileNotFoundError: the text file of ``image_list`` does not exist.
@@ -56,6 +60,7 @@ class BuildOptions:
     overwrite: bool = False
     progress: Progress | None = None
     jobs: int | None = None
+    only_planned: bool = False
 
     def __post_init__(self) -> None:
         check_jobs(self.jobs)
@@ -95,6 +100,8 @@ class BuildOptions:
         Raises:
             KeyboardInterrupt, ChildProcessError: interrupted, or a process died; the message says what is kept.
         """
+        if self.only_planned:
+            raise Planned(BuildPart(source, record, categories, keypoint_names, locate))
         writer = BankWriter(out, categories, keypoint_names=keypoint_names, overwrite=self.overwrite)
         partial = PartialBuild(writer.path)
         try:

@@ -89,13 +89,21 @@ class CocoAnnotations:
         """Name of each category id."""
         return {label: category["name"] for label, category in self.raw_categories.items()}
 
-    def select_categories(self, names: Collection[str] | None) -> dict[int, str]:
-        """Ids and names of the named categories, or of all; ``ValueError`` if one is unknown, or none is given."""
+    def select_categories(self, names: Collection[str] | None, may_lack: bool = False) -> dict[int, str]:
+        """Ids and names of the named categories, or of all.
+
+        Args:
+            names: of the categories; ``None`` for all.
+            may_lack: whether some of them may be unknown.
+
+        Raises:
+            ValueError: a category is unknown, or none is given.
+        """
         known = self.categories
         if names is None:
             return known
         names = [names] if isinstance(names, str) else list(names)
-        unknown = [name for name in names if name not in known.values()]
+        unknown = [] if may_lack else [name for name in names if name not in known.values()]
         if unknown or not names:
             raise ValueError(
                 f"no such categories: {listed(unknown) or '(none given)'}; "

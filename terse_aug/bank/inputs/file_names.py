@@ -6,7 +6,7 @@ import contextlib
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -59,6 +59,16 @@ def match_names(wanted: Iterable[str], existing: Iterable[str]) -> dict[str, Nam
         open_names = [name for name in open_names if name not in matches]
         free = [file for file in free if file not in claims]
     return matches
+
+
+def distinct_ends(paths: Sequence[Path]) -> list[str]:
+    """The ends of paths, as few parts as tell them apart, with slashes. Paths that are the same are numbered."""
+    parts = [Path(os.path.abspath(path)).parts for path in paths]
+    for length in range(1, max(map(len, parts), default=0) + 1):
+        ends = ["/".join(own[-length:]) for own in parts]
+        if len(set(ends)) == len(ends):
+            return ends
+    return [f"{number}/{path.name}" for number, path in enumerate(paths, 1)]
 
 
 class FileFinder:

@@ -37,6 +37,11 @@ class ImageList:
             if not self._entries:
                 raise ValueError("expected at least one image name in `image_list`, got none")
 
+    @classmethod
+    def of(cls, names: Iterable[str] | str | Path | None) -> ImageList:
+        """A list of these names, or the list that is given."""
+        return names if isinstance(names, ImageList) else cls(names)
+
     def __contains__(self, name: str) -> bool:
         if self._entries is None:
             return True
@@ -51,6 +56,29 @@ class ImageList:
         """Count the entries that matched no image."""
         for entry in sorted((self._entries or set()) - self._matched):
             log.drop("listed in `image_list`, but there is no such image", entry)
+
+
+class SharedImageList(ImageList):
+    """A list of images of several parts of a data set, which are read one after the other.
+
+    An entry may begin with the name of a part.
+
+    Attributes:
+        part: name of the part that is read.
+    """
+
+    part = ""
+
+    def __contains__(self, name: str) -> bool:
+        is_of_part = super().__contains__(f"{self.part}/{name}")
+        return super().__contains__(name) or is_of_part
+
+    def report_unmatched(self, log: BuildLog) -> None:
+        """Count nothing: an entry may be of another part."""
+
+    def report_all(self, log: BuildLog) -> None:
+        """Count the entries that matched no image of any part."""
+        super().report_unmatched(log)
 
 
 def _normalized(name: str) -> PurePosixPath:

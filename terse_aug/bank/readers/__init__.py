@@ -6,6 +6,7 @@ To add a source, write a file here and add a line to :data:`READERS`:
   (``terse-aug bank build <source>``) takes its flags and their help from the signature and the docstring.
 - Annotations go to an :class:`~terse_aug.bank.readers.annotation_collector.AnnotationCollector`, or, if they are
   similar to COCO's, to :func:`~terse_aug.bank.readers.annotated_images.build_from_annotations`.
+- Decorated with :func:`~terse_aug.bank.readers.several_parts.takes_several`, it takes several folders.
 - For anything else, write an extractor, which yields the foregrounds of one image, and call the ``build`` of
   :class:`~terse_aug.bank.BuildOptions`; ``rgba.py`` is the shortest example.
 """

@@ -112,8 +112,8 @@ def build_from_annotations(
     """
     if options.only_read:
         raise _OnlyRead(ReadAnnotations(data, folder, before or BuildLog()))
-    rules, boxes, image_list = options.rules, options.box_masks, ImageList(options.image_list)
-    selected = data.select_categories(options.categories)
+    rules, boxes, image_list = options.rules, options.box_masks, ImageList.of(options.image_list)
+    selected = data.select_categories(options.categories, may_lack=options.only_planned)
     keypoint_names = data.keypoint_names(selected)
     files = FileFinder(folder, [file_name(image) for image in data.images.values()])
     log = BuildLog()

@@ -11,11 +11,13 @@ from terse_aug.bank.inputs.coco_json import CocoAnnotations
 from terse_aug.bank.inputs.folders import check_folders
 from terse_aug.bank.readers.annotated_images import AnnotationOptions, build_from_annotations
 from terse_aug.bank.readers.other_formats import names_other_formats
+from terse_aug.bank.readers.several_parts import Paths, as_path, takes_several
 
 
+@takes_several(own_labels=True)
 @names_other_formats
 def build_from_coco(
-    annotations: str | Path | Mapping[str, Any], images: str | Path, out: str | Path, **options: Any
+    annotations: Paths | Mapping[str, Any], images: Paths, out: str | Path, **options: Any
 ) -> BuildReport:
     """Build a bank from a COCO JSON with masks (polygons or RLE), or with boxes.
 
@@ -40,7 +42,7 @@ def build_from_coco(
         name = str(info.get("description", "")) if isinstance(info, Mapping) else ""
         data = CocoAnnotations.from_memory(annotations, "the annotations")
     else:
-        data, name = CocoAnnotations.read(Path(annotations)), Path(annotations).name
-    folder = Path(images)
+        data, name = CocoAnnotations.read(as_path(annotations)), as_path(annotations).name
+    folder = as_path(images)
     check_folders(folder, content="images")
     return build_from_annotations(data, folder, out, {"from": "coco", "annotations": name}, settings)

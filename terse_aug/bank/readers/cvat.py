@@ -23,13 +23,15 @@ from terse_aug.bank.readers.annotation_collector import (
     points_to_polygon,
 )
 from terse_aug.bank.readers.other_formats import names_other_formats
+from terse_aug.bank.readers.several_parts import Paths, as_path, takes_several
 
 _TRACK = "track of a video: export it as CVAT for images"
 
 
+@takes_several()
 @names_other_formats
 def build_from_cvat(
-    file: str | Path, images: str | Path, out: str | Path, *, names: Sequence[str] | None = None, **options: Any
+    file: Paths, images: Paths, out: str | Path, *, names: Sequence[str] | None = None, **options: Any
 ) -> BuildReport:
     """Build a bank from CVAT's XML for images: polygons, ellipses and masks have masks, boxes none.
 
@@ -48,7 +50,7 @@ def build_from_cvat(
         ValueError: the file is no XML of CVAT, or no object can be read; and as :class:`AnnotationOptions`.
     """
     settings = AnnotationOptions.checked(out, options)
-    file, images = Path(file), Path(images)
+    file, images = as_path(file), as_path(images)
     if not file.is_file():
         raise FileNotFoundError(f"expected an XML file of CVAT at {file}, found none")
     check_folders(images, content="images")

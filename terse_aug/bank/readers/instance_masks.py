@@ -24,6 +24,7 @@ from terse_aug.bank.inputs.masks import segmentation_as_json
 from terse_aug.bank.inputs.repair import Repairs
 from terse_aug.bank.readers.annotation_collector import AnnotationCollector
 from terse_aug.bank.readers.other_formats import names_other_formats
+from terse_aug.bank.readers.several_parts import Paths, as_path, takes_several
 from terse_aug.structures.foreground import Foreground
 
 NO_CLASSES = (
@@ -34,16 +35,17 @@ NO_CLASSES = (
 _UNNAMED = "object"
 
 
+@takes_several()
 @names_other_formats
 def build_from_masks(
-    images: str | Path,
-    masks: str | Path,
+    images: Paths,
+    masks: Paths,
     out: str | Path,
     *,
     category: str | None = None,
     split: bool = False,
-    label_map: str | Path | None = None,
-    class_masks: str | Path | None = None,
+    label_map: Paths | None = None,
+    class_masks: Paths | None = None,
     names: Sequence[str] | None = None,
     **options: Any,
 ) -> BuildReport:
@@ -73,14 +75,14 @@ def build_from_masks(
         ValueError: label map or class masks are missing or wrong, or lack a class of `names`; as :class:`BuildOptions`.
     """
     settings = BuildOptions.checked(out, options)
-    image_folder, mask_folder = Path(images), Path(masks)
+    image_folder, mask_folder = as_path(images), as_path(masks)
     class_folder, map_path = _find_classes(mask_folder, class_masks, label_map, category)
     check_folders(image_folder, mask_folder, class_folder, content="images")
     if map_path is None and (class_folder is not None or names is not None):
         raise ValueError("expected a label map (--label-map) with class masks or names, which it gives the classes of")
     classes = None if map_path is None else LabelMap.read(map_path)
     log, rules = BuildLog(), settings.rules
-    found, all_images = find_images(image_folder, mask_folder, ImageList(settings.image_list), log)
+    found, all_images = find_images(image_folder, mask_folder, ImageList.of(settings.image_list), log)
     label_of: dict[Path, int] = {}
     if category is not None:
         label_of, categories = dict.fromkeys(all_images, 1), {1: category}
@@ -98,10 +100,10 @@ def build_from_masks(
 
 
 def _find_classes(
-    masks: Path, class_masks: str | Path | None, label_map: str | Path | None, category: str | None
+    masks: Path, class_masks: Paths | None, label_map: Paths | None, category: str | None
 ) -> tuple[Path | None, Path | None]:
     """The folder of class masks and the label map, as given or, in the layout of Pascal VOC, as found."""
-    folder, path = (None if given is None else Path(given) for given in (class_masks, label_map))
+    folder, path = (None if given is None else as_path(given) for given in (class_masks, label_map))
     if category is not None:
         if folder or path:
             raise ValueError("expected category or label_map, got both: the label map names the classes")

@@ -27,6 +27,7 @@ from terse_aug.bank.readers.annotation_collector import (
     points_to_polygon,
 )
 from terse_aug.bank.readers.other_formats import names_other_formats
+from terse_aug.bank.readers.several_parts import Paths, as_path, takes_several
 
 UPLOADED = "file name with the prefix that Label Studio gives to uploads"
 """A repair."""
@@ -36,9 +37,10 @@ _LOCAL_FILES = "data/local-files/?"
 _SOLID = 128
 
 
+@takes_several()
 @names_other_formats
 def build_from_label_studio(
-    file: str | Path, images: str | Path, out: str | Path, *, names: Sequence[str] | None = None, **options: Any
+    file: Paths, images: Paths, out: str | Path, *, names: Sequence[str] | None = None, **options: Any
 ) -> BuildReport:
     """Build a bank from Label Studio's JSON or JSON-MIN: polygons, ellipses and brushes have masks, rectangles none.
 
@@ -58,7 +60,7 @@ def build_from_label_studio(
         ValueError: the file is no export of Label Studio, or no object can be read; and as :class:`AnnotationOptions`.
     """
     settings = AnnotationOptions.checked(out, options)
-    file, images = Path(file), Path(images)
+    file, images = as_path(file), as_path(images)
     if not file.is_file():
         raise FileNotFoundError(f"expected a JSON export of Label Studio at {file}, found none")
     check_folders(images, content="images")

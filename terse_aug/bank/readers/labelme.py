@@ -32,6 +32,7 @@ from terse_aug.bank.readers.annotation_collector import (
     points_to_polygon,
 )
 from terse_aug.bank.readers.other_formats import names_other_formats
+from terse_aug.bank.readers.several_parts import Paths, as_path, takes_several
 
 _MAX_SIDE = 2**15
 _NO_CLASSES = ("__ignore__", "_background_")
@@ -40,12 +41,13 @@ _QUADRILATERALS = ("rotation", "quadrilateral", "oriented_rectangle")
 """Kinds of shapes with four corners, of LabelMe and X-AnyLabeling."""
 
 
+@takes_several()
 @names_other_formats
 def build_from_labelme(
-    folder: str | Path,
+    folder: Paths,
     out: str | Path,
     *,
-    images: str | Path | None = None,
+    images: Paths | None = None,
     names: Sequence[str] | None = None,
     **options: Any,
 ) -> BuildReport:
@@ -68,7 +70,7 @@ def build_from_labelme(
         ValueError: no object can be read; and as :class:`AnnotationOptions`.
     """
     settings = AnnotationOptions.checked(out, options)
-    folder, images = Path(folder), None if images is None else Path(images)
+    folder, images = as_path(folder), None if images is None else as_path(images)
     check_folders(folder, images)
     files_of_image: dict[str, list[tuple[int, Path]]] = defaultdict(list)
     collector = AnnotationCollector.with_names(names)

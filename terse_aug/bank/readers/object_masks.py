@@ -22,6 +22,7 @@ from terse_aug.bank.inputs.mask_files import most_are_dark, read_object_numbers
 from terse_aug.bank.inputs.masks import segmentation_as_json
 from terse_aug.bank.inputs.repair import Repairs
 from terse_aug.bank.readers.other_formats import names_other_formats
+from terse_aug.bank.readers.several_parts import Paths, as_path, takes_several
 from terse_aug.structures.foreground import Foreground
 
 _LABEL = 1
@@ -29,9 +30,10 @@ _MASK_FOLDER = "masks"
 _SEPARATORS = "_-. "
 
 
+@takes_several()
 @names_other_formats
 def build_from_object_masks(
-    images: str | Path, out: str | Path, *, masks: str | Path | None = None, category: str = "object", **options: Any
+    images: Paths, out: str | Path, *, masks: Paths | None = None, category: str = "object", **options: Any
 ) -> BuildReport:
     """Build a bank from images with a mask file for each object, as in the 2018 Data Science Bowl.
 
@@ -52,11 +54,11 @@ def build_from_object_masks(
         FileExistsError, ValueError, OSError: as :class:`BuildOptions`.
     """
     settings = BuildOptions.checked(out, options)
-    image_folder, mask_folder = Path(images), None if masks is None else Path(masks)
+    image_folder, mask_folder = as_path(images), None if masks is None else as_path(masks)
     check_folders(image_folder, mask_folder, content="images")
     log = BuildLog()
     found = _beside(image_folder, log) if mask_folder is None else _named(image_folder, mask_folder, log)
-    image_list, items = ImageList(settings.image_list), []
+    image_list, items = ImageList.of(settings.image_list), []
     for item in found:
         if item.name not in image_list:
             log.drop(NOT_LISTED, item.name)

@@ -15,11 +15,13 @@ from terse_aug.bank.inputs.masks import MaskInFile
 from terse_aug.bank.inputs.repair import Malformed, Repairs, as_whole_number, find_id
 from terse_aug.bank.readers.annotated_images import AnnotationOptions, build_from_annotations
 from terse_aug.bank.readers.other_formats import names_other_formats
+from terse_aug.bank.readers.several_parts import Paths, as_path, takes_several
 
 
+@takes_several(own_labels=True)
 @names_other_formats
 def build_from_panoptic(
-    annotations: str | Path, masks: str | Path, images: str | Path, out: str | Path, **options: Any
+    annotations: Paths, masks: Paths, images: Paths, out: str | Path, **options: Any
 ) -> BuildReport:
     """Build a bank from the things of COCO's panoptic format; stuff is rejected. Labels are the JSON's category ids.
 
@@ -35,7 +37,7 @@ def build_from_panoptic(
         ValueError: it is no panoptic JSON, or has no things; and as :class:`AnnotationOptions`.
     """
     settings = AnnotationOptions.checked(out, options)
-    annotations, masks, images = Path(annotations), Path(masks), Path(images)
+    annotations, masks, images = as_path(annotations), as_path(masks), as_path(images)
     if not annotations.is_file():
         raise FileNotFoundError(f"expected a panoptic JSON at {annotations}, found none")
     check_folders(masks, images)

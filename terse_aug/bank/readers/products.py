@@ -21,6 +21,7 @@ from terse_aug.bank.inputs.images import NoAlphaError, read_image, read_mask, re
 from terse_aug.bank.inputs.masks import segmentation_as_json
 from terse_aug.bank.inputs.repair import Repairs
 from terse_aug.bank.readers.other_formats import names_other_formats
+from terse_aug.bank.readers.several_parts import Paths, as_path, takes_several
 from terse_aug.bank.segmenters.mask_polarity import object_alpha
 from terse_aug.bank.segmenters.plain_background import PlainBackground
 from terse_aug.structures.foreground import Foreground
@@ -29,12 +30,13 @@ _BY_BACKGROUND = "plain background"
 _SETTINGS_OF_MASKS = ("refine", "split")
 
 
+@takes_several()
 @names_other_formats
 def build_from_products(
-    folder: str | Path,
+    folder: Paths,
     out: str | Path,
     *,
-    masks: str | Path | None = None,
+    masks: Paths | None = None,
     background: PlainBackground | None = None,
     category: str = "object",
     relative_size: float = 0.3,
@@ -69,10 +71,10 @@ def build_from_products(
     background = background or PlainBackground()
     if masks is not None:
         _check_settings_of_masks(background)
-    root, mask_root = Path(folder), None if masks is None else Path(masks)
+    root, mask_root = as_path(folder), None if masks is None else as_path(masks)
     check_folders(root, mask_root)
     log, rules = BuildLog(), settings.rules
-    images, all_images = find_images(root, mask_root, ImageList(settings.image_list), log)
+    images, all_images = find_images(root, mask_root, ImageList.of(settings.image_list), log)
     label_of, categories = class_labels(root, all_images, category)
     items = [(image, label_of[image.path]) for image in images]
     if mask_root is None:

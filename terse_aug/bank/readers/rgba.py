@@ -20,12 +20,14 @@ from terse_aug.bank.inputs.image_list import NOT_LISTED, ImageList
 from terse_aug.bank.inputs.images import NoAlphaError, read_rgba, why_unreadable
 from terse_aug.bank.inputs.repair import Repairs
 from terse_aug.bank.readers.other_formats import names_other_formats
+from terse_aug.bank.readers.several_parts import Paths, as_path, takes_several
 from terse_aug.structures.foreground import Foreground
 
 
+@takes_several()
 @names_other_formats
 def build_from_rgba(
-    folder: str | Path,
+    folder: Paths,
     out: str | Path,
     *,
     category: str = "object",
@@ -55,7 +57,7 @@ def build_from_rgba(
     if rules.drop_truncated:
         raise ValueError("drop_truncated needs the image an object was extracted from; RGBA files have none")
     check_relative_size(relative_size)
-    root, image_list = Path(folder), ImageList(settings.image_list)
+    root, image_list = as_path(folder), ImageList.of(settings.image_list)
     check_folders(root, content="RGBA images")
     files = visible_files(root)
     label_of, categories = class_labels(root, (p for p in files if is_image_name(p)), category)

@@ -20,6 +20,7 @@ from terse_aug.bank.inputs.images import is_file, read_image_like, why_unreadabl
 from terse_aug.bank.inputs.masks import segmentation_to_mask
 from terse_aug.bank.inputs.repair import Malformed, Repairs, as_number
 from terse_aug.bank.readers.other_formats import names_other_formats
+from terse_aug.bank.readers.several_parts import Paths, as_path, takes_several
 from terse_aug.structures.foreground import Foreground
 
 _LABEL = 1
@@ -30,12 +31,13 @@ OTHER_NAME = "image has the name of its JSON file instead of the one in it"
 """A repair."""
 
 
+@takes_several()
 @names_other_formats
 def build_from_sa1b(
-    folder: str | Path,
+    folder: Paths,
     out: str | Path,
     *,
-    images: str | Path | None = None,
+    images: Paths | None = None,
     category: str = "object",
     **options: Any,
 ) -> BuildReport:
@@ -56,10 +58,10 @@ def build_from_sa1b(
         FileExistsError, ValueError, OSError: as :class:`BuildOptions`.
     """
     settings = BuildOptions.checked(out, options)
-    root = Path(folder)
-    image_folder = root if images is None else Path(images)
+    root = as_path(folder)
+    image_folder = root if images is None else as_path(images)
     check_folders(root, image_folder, content="JSON files")
-    log, image_list = BuildLog(), ImageList(settings.image_list)
+    log, image_list = BuildLog(), ImageList.of(settings.image_list)
     names = {path: _names(path, root) for path in visible_files(root) if path.suffix.lower() == ".json"}
     if not names:
         raise FileNotFoundError(f"expected JSON files of SA-1B in {root}, found no JSON file")

@@ -19,6 +19,7 @@ from terse_aug.bank.inputs.image_list import ImageList
 from terse_aug.bank.inputs.repair import Repairs
 from terse_aug.bank.readers.other_formats import names_other_formats
 from terse_aug.bank.readers.products import read_opaque, rejected_image
+from terse_aug.bank.readers.several_parts import Paths, as_path, takes_several
 from terse_aug.bank.segmenters.cutter import (
     SOLID,
     ImageCutter,
@@ -37,9 +38,10 @@ _MOST_OF_BORDER = 0.9
 """Fraction of the image's border from which a mask is probably that of the background."""
 
 
+@takes_several()
 @names_other_formats
 def build_from_unlabelled(
-    images: str | Path,
+    images: Paths,
     out: str | Path,
     *,
     cutter: ImageCutter,
@@ -71,10 +73,10 @@ def build_from_unlabelled(
     if not callable(getattr(cutter, "cut", None)):
         raise ValueError(f"expected a cutter with a method cut(image), got {type(cutter).__name__}")
     check_healthy(cutter, accept_unhealthy)
-    root = Path(images)
+    root = as_path(images)
     check_folders(root, content="images")
     log, rules = BuildLog(), settings.rules
-    found, all_images = find_images(root, None, ImageList(settings.image_list), log)
+    found, all_images = find_images(root, None, ImageList.of(settings.image_list), log)
     label_of, categories = class_labels(root, all_images, category)
     items = [(image, label_of[image.path]) for image in found]
     record = {"from": "unlabelled", "images": root.name} | cutter_record(cutter) | vars(rules)

@@ -22,12 +22,14 @@ from terse_aug.bank.readers.annotation_collector import (
     points_to_polygon,
 )
 from terse_aug.bank.readers.other_formats import names_other_formats
+from terse_aug.bank.readers.several_parts import Paths, as_path, takes_several
 
 
+@takes_several()
 @names_other_formats
 def build_from_via(
-    file: str | Path,
-    images: str | Path,
+    file: Paths,
+    images: Paths,
     out: str | Path,
     *,
     attribute: str | None = None,
@@ -54,7 +56,7 @@ def build_from_via(
             read; and as :class:`AnnotationOptions`.
     """
     settings = AnnotationOptions.checked(out, options)
-    file, images = Path(file), Path(images)
+    file, images = as_path(file), as_path(images)
     if not file.is_file():
         raise FileNotFoundError(f"expected an export of VIA at {file}, found none")
     check_folders(images, content="images")

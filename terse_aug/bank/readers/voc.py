@@ -25,19 +25,21 @@ from terse_aug.bank.readers.annotation_collector import (
     box_to_polygon,
 )
 from terse_aug.bank.readers.other_formats import names_other_formats
+from terse_aug.bank.readers.several_parts import Paths, as_path, takes_several
 from terse_aug.bank.readers.voc_layout import VocLayout, has_own_file
 
 _LEAST_AGREEMENT = 0.5
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
+@takes_several()
 @names_other_formats
 def build_from_voc(
-    root: str | Path,
+    root: Paths,
     out: str | Path,
     *,
-    annotations: str | Path | None = None,
-    images: str | Path | None = None,
+    annotations: Paths | None = None,
+    images: Paths | None = None,
     split: str | None = None,
     difficult: bool = False,
     names: Sequence[str] | None = None,
@@ -69,8 +71,8 @@ def build_from_voc(
         ValueError: no object can be read; and as :class:`AnnotationOptions`.
     """
     settings = AnnotationOptions.checked(out, options)
-    root = Path(root)
-    layout = VocLayout.find(root, *(None if given is None else Path(given) for given in (annotations, images)))
+    root = as_path(root)
+    layout = VocLayout.find(root, *(None if given is None else as_path(given) for given in (annotations, images)))
     collector = AnnotationCollector.with_names(names)
     files_of_image: dict[str, list[tuple[int, Path]]] = defaultdict(list)
     used = set()

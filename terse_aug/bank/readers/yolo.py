@@ -20,17 +20,19 @@ from terse_aug.bank.inputs.text_files import check_encoding, read_text
 from terse_aug.bank.readers.annotated_images import AnnotationOptions
 from terse_aug.bank.readers.annotation_collector import AnnotationCollector
 from terse_aug.bank.readers.other_formats import names_other_formats
+from terse_aug.bank.readers.several_parts import Paths, as_path, takes_several
 from terse_aug.bank.readers.yolo_lines import LineLayout
 
 _NAME_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names")
 
 
+@takes_several(own_labels=True)
 @names_other_formats
 def build_from_yolo(
-    images: str | Path,
+    images: Paths,
     out: str | Path,
     *,
-    labels: str | Path | None = None,
+    labels: Paths | None = None,
     names: str | Path | Sequence[str] | Mapping[int, str] | None = None,
     encoding: str | None = None,
     extra_values: int | None = None,
@@ -66,7 +68,7 @@ def build_from_yolo(
     if extra_values is not None and extra_values < 0:
         raise ValueError(f"expected extra_values of 0 or more numbers, got {extra_values}")
     check_encoding(encoding)
-    images, labels = Path(images), None if labels is None else Path(labels)
+    images, labels = as_path(images), None if labels is None else as_path(labels)
     check_folders(images, labels)
     source = _names_beside(images, labels) if names is None else Path(names) if isinstance(names, str) else names
     content = _read_names(source, encoding) if isinstance(source, Path) else {"names": source}

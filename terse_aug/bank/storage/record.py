@@ -55,6 +55,11 @@ def record_key(index: int) -> bytes:
     return b"r" + struct.pack(">Q", index)
 
 
+def storable(name: str) -> str:
+    """A name as it is read from a bank: bytes that are no text are spelled out."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def encode_record(foreground: Foreground) -> bytes:
     """The bytes of one foreground; label, relative size and center are in the index arrays."""
     height, width = foreground.rgba.shape[:2]

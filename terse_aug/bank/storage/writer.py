@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from terse_aug.bank.storage.index import CENTERS_KEY, IndexColumns
+from terse_aug.bank.storage.fingerprint import Fingerprint
+from terse_aug.bank.storage.index import IndexColumns
 from terse_aug.bank.storage.lmdb_writer import Store
 from terse_aug.bank.storage.record import (
     DESCRIPTION_KEY,
@@ -20,6 +20,7 @@ from terse_aug.bank.storage.record import (
     encode_description,
     encode_record,
     record_key,
+    storable,
 )
 from terse_aug.structures.foreground import MAX_SIDE, Foreground
 
@@ -65,7 +66,7 @@ class BankWriter:
         self.keypoint_names = tuple(keypoint_names)
         self.overwrite = overwrite
         self._columns = IndexColumns()
-        self._hash = hashlib.blake2b(digest_size=16)
+        self._fingerprint = Fingerprint()
         self._open_store: Store | None = None
         check_place(self.path, overwrite)
 
@@ -100,7 +101,7 @@ class BankWriter:
         """Append checked foregrounds as they are stored: a record each, and their part of the index."""
         self._store.put((record_key(number), record) for number, record in enumerate(records, self.count))
         for record in records:
-            self._hash.update(record)
+            self._fingerprint.add(record)
         self._columns.extend(columns)
 
     def read(self, numbers: Iterable[int]) -> list[Foreground]:
@@ -124,13 +125,11 @@ class BankWriter:
         if not self.count:
             raise ValueError(f"no foreground was kept, so no bank is written to {self.path}")
         index = self._columns.encode()
-        for key, values in index.items():
-            if key != CENTERS_KEY:
-                self._hash.update(values)
         used = set(self._columns.labels)
-        names = {label: name for label, name in sorted(self.categories.items()) if label in used}
-        self._hash.update(repr((names, self.keypoint_names)).encode("utf-8"))
-        description = Description(self.count, names, self.keypoint_names, self._hash.hexdigest(), dict(self.built))
+        names = {label: storable(name) for label, name in sorted(self.categories.items()) if label in used}
+        keypoint_names = tuple(map(storable, self.keypoint_names))
+        fingerprint = self._fingerprint.finish(index, names, keypoint_names)
+        description = Description(self.count, names, keypoint_names, fingerprint, dict(self.built))
         self._store.put([*index.items(), (DESCRIPTION_KEY, encode_description(description))])
         # A file may have appeared there during the build.
         self._store.publish(lambda: check_place(self.path, self.overwrite))
