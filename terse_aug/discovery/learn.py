@@ -20,7 +20,8 @@ from terse_aug.discovery.data import Photographs, read_photographs
 from terse_aug.discovery.health import Health, measure_health
 from terse_aug.discovery.run_folder import CUTTER, RunFolder
 from terse_aug.discovery.settings import DiscoverySettings
-from terse_aug.discovery.training import DiscoveryTraining
+from terse_aug.discovery.training import CHUNK, DiscoveryTraining
+from terse_aug.utils.random import generator_for
 
 Progress = Callable[[str, int, int], None]
 """Called with a description, the number of steps done, and their total."""
@@ -94,9 +95,10 @@ def generator_health(training: DiscoveryTraining) -> Health:
     layers, category = training.sample(_HEALTH_SAMPLES, "health")
     logits = None
     if training.settings.gamma_mi:
+        draw = generator_for(training.seed, "health", "noise")
         training.mask_classifier.eval()
         with torch.no_grad():
-            logits = training.mask_classifier(layers.generated_mask)
+            logits = torch.cat([training.group_logits(own, draw) for own in torch.split(layers.generated_mask, CHUNK)])
         training.mask_classifier.train()
     return measure_health(layers, category // training.settings.group_size, logits)
 
