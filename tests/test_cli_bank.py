@@ -14,7 +14,7 @@ from bank_samples import CocoSample, write_bank
 from terse_aug.bank import ExtractionRules, ForegroundBank
 from terse_aug.bank.readers import READERS
 from terse_aug.cli import main
-from terse_aug.cli.output import write_whole
+from terse_aug.utils.files import write_whole
 
 
 @pytest.fixture

@@ -83,9 +83,14 @@ def test_the_average_follows_the_weights_by_its_decay() -> None:
 
 @pytest.mark.parametrize("resumed", [False, True])
 def test_batch_statistics_of_the_average_are_those_of_its_own_weights(resumed: bool) -> None:
-    training = training_of(dataclasses.replace(FAST, generator_steps=8), 8)
+    settings = dataclasses.replace(FAST, generator_steps=8)
+    training = training_of(settings, 2)
+    training.sample(1, "any")
+    for _ in range(6):
+        training.step()
     if resumed:
-        state, training = training.state(), training_of(dataclasses.replace(FAST, generator_steps=8))
+        state, training = training.state(), training_of(settings)
+        training.sample(1, "any")
         training.load_state(state)
     training.sample(1, "any")
     linear, norm = training.average.background.features.start[:2]
