@@ -168,7 +168,7 @@ def test_random_crops_are_flipped_and_in_range() -> None:
 def test_the_commands(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, page, masks = tmp_path / "run", tmp_path / "page.html", tmp_path / "masks"
     save_images(masks, [np.where(image.mean(2) > 110, 255, 0).astype(np.uint8) for image in disks(MIN_IMAGES)])
-    assert main(["learn", "cutter", "--images", str(photographs), "--out", str(run), "--preset", "cpu-32", *FLAGS]) == 0
+    assert main(["learn", "cutter", "--images", str(photographs), "--out", str(run), "--seed", "3", *FLAGS]) == 0
     cutter = Cutter.load(run / CUTTER)
     assert cutter.fingerprint in capsys.readouterr().out
     assert any((run / "tensorboard").iterdir())
@@ -180,6 +180,13 @@ def test_the_commands(photographs: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert f"{iou.pooled:.3f}" in text
     assert f"on {MIN_IMAGES} images with masks" in text
     assert "layers after 10 steps" in text
+    content = torch.load(run / CHECKPOINT, weights_only=True)
+    assert {name: content["run"][name] for name in TINY.plain()} == TINY.plain(), "every flag reaches the training"
+    assert content["run"]["seed"] == 3
+    assert content["state"]["done"] == TINY.total_steps
+    assert RunFolder(run).summary()["photographs"] == MIN_IMAGES
+    assert iou.images == MIN_IMAGES
+    assert 0 < iou.pooled < 1
     assert all(name in text for name in cutter.collapsed)
     assert "<script" not in text
     assert "://" not in text

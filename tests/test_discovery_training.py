@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from terse_aug.discovery import DiscoverySettings
 from terse_aug.discovery.generator import draw_codes, draw_perturbation
-from terse_aug.discovery.health import CODE_AT_CHANCE
+from terse_aug.discovery.health import CODE_AT_RANDOM
 from terse_aug.discovery.learn import generator_health
 from terse_aug.discovery.training import CHUNK, DiscoveryTraining
 from terse_aug.utils.random import generator_for
@@ -146,7 +146,7 @@ def test_health_and_training_read_masks_with_the_same_noise() -> None:
         health = generator_health(training)
     for seen in (in_training, in_health):
         assert 45 < float(torch.cat(seen).std()) < 55
-    assert CODE_AT_CHANCE in health.collapsed
+    assert CODE_AT_RANDOM in health.collapsed
     assert generator_health(training) == health
 
 
