@@ -5,7 +5,7 @@
     python -m benchmarks.discovery --data DATA --task digits --out RUNS --seeds 0 1 2 --json digits.json
 
 ``digits``: MNIST digits cut from one photograph over another, at 32 px. ``flowers``: photographs of flowers at 64 px;
-those with a trimap are held out. Each run has a folder in ``--out``, and resumes to the bit if it was stopped; a run
+those with a trimap are held out. Each run has a folder in ``--out``, and resumes if it was stopped; a run
 that is complete is only measured. With ``--settings NAME=VALUE`` the settings of the task's preset are changed;
 ``--without-mi`` adds runs with gamma_mi = 0. A Markdown table is printed, and written beside the JSON file.
 """

@@ -20,16 +20,17 @@ from terse_aug.bank import ForegroundBank
 from terse_aug.bank.analysis import FeatureDistance, bank_statistics, render_comparison
 from terse_aug.bank.analysis.charts import compared_histogram
 from terse_aug.bank.analysis.comparison import largest_gap
+from terse_aug.bank.analysis.distributions import MEASURES
+from terse_aug.bank.storage.writer import BankWriter
 from terse_aug.cli import main
 
 
 class Means(nn.Module):
     """Mean colors of an image: as many features as it has channels."""
 
-    num_features = 3
-
-    def __init__(self, returned: str = "features") -> None:
+    def __init__(self, returned: str = "features", count: Any = 3) -> None:
         super().__init__()
+        self.num_features = count
         self.returned = returned
         self.scale = nn.Parameter(torch.ones(()))
 
@@ -120,6 +121,28 @@ def test_banks_without_a_class_in_common_or_positions(disks: Path, tmp_path: Pat
     assert str(disks) in re.sub("<[^>]*>", "", same.partition("</h1>")[0])
 
 
+def test_two_classes_of_one_name_are_both_shown(tmp_path: Path) -> None:
+    paths = []
+    for name, sizes in (("one", (10, 20)), ("two", (30, 40))):
+        with BankWriter(tmp_path / f"{name}.bank", {1: "cat", 2: "cat"}) as writer:
+            for label, size in enumerate(sizes, 1):
+                writer.add(foreground(shaped(disk(size)), label))
+        paths.append(writer.path)
+    page = compared(*paths)
+    of_classes = page.partition('id="classes"')[2].partition('id="samples"')[0]
+    assert re.findall(r"<td>(\d+) x \d+</td>", of_classes) == ["10", "20", "30", "40"]
+    assert page.count('class="thumbnail"') == 4
+
+
+def test_charts_show_nearly_all_of_a_small_bank_beside_a_large_one() -> None:
+    few, many = np.array([40, 60, 80]), np.full(1000, 10)
+    for measure in MEASURES:
+        edges, _ = measure.scale(many, few)
+        if edges[-1] > 1:
+            assert edges[0] <= 10
+            assert edges[-1] >= np.quantile(few, 0.99), measure.title
+
+
 def test_gaps_of_distributions() -> None:
     """Kolmogorov and Smirnov's statistic."""
     assert largest_gap([1, 2, 3], [1, 2, 3]) == 0
@@ -132,6 +155,7 @@ def test_bars_and_line_are_fractions_of_their_own_bank() -> None:
     svg = compared_histogram([0.1] * 3 + [0.6], [0.7] * 50, [0.0, 0.5, 1.0], [0.0], "two")
     titles = re.findall(r'class="hover".*?<title>([^<]*)', svg)
     assert titles == ["0 to 0.5: 75.0 %, 0.0 %", "from 0.5: 25.0 %, 100.0 %"]
+    assert svg.count("<title>") == 2, "that of a bar is covered"
     tall, low = (float(height) for height in re.findall(r'class="bar".*?height="([\d.]+)"', svg))
     assert tall == pytest.approx(3 * low, rel=0.01)
     (line,) = re.findall(r'class="line" d="([^"]*)"', svg)
@@ -191,11 +215,20 @@ def test_large_banks_are_sampled(disks: Path, crosses: Path, monkeypatch: pytest
         (Means("nan"), "not finite"),
         (Means("fails"), "RuntimeError at all"),
         (nn.Identity(), "num_features"),
+        (Means(count=True), "num_features.*got True"),
+        (Means(count=3.0), "num_features.*got 3.0"),
+        (Means(count=0), "num_features.*got 0"),
     ],
 )
 def test_networks_that_give_no_features_are_refused(network: nn.Module, message: str, disks: Path) -> None:
     with pytest.raises(ValueError, match=f"means.*{message}"):
         distance_of(network, disks, disks)
+
+
+def test_progress_ends_at_the_total_and_counts_may_be_of_numpy(disks: Path, crosses: Path) -> None:
+    calls: list[tuple[str, int, int]] = []
+    distance_of(Means(count=np.int64(3)), disks, crosses, progress=lambda *call: calls.append(call))
+    assert calls == [("features", 30, 30), ("features", 31, 31)]
 
 
 def test_a_single_foreground_has_no_distance(disks: Path, tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_functions_are_sent_where_they_can_be(tmp_path: Path) -> None:
     def free(image: np.ndarray, box: Any) -> np.ndarray:
         return box_alpha(image.shape, box)
 
-    with pytest.warns(UserWarning, match=r"boxes cannot be sent to other processes .*one process does"):
+    with pytest.warns(UserWarning, match=r"makes the masks cannot be sent to other processes .*one process does"):
         alone = build_many(tmp_path, tmp_path / "a.bank", boxes=locked, jobs=2)
     assert alone.mask_sources["function locked"] > 10
     shared = build_many(tmp_path, tmp_path / "b.bank", boxes=free, jobs=2)

@@ -14,7 +14,7 @@ from bank_samples import CocoSample, write_bank
 from terse_aug.bank import ExtractionRules, ForegroundBank
 from terse_aug.bank.readers import READERS
 from terse_aug.cli import main
-from terse_aug.cli.output import write_whole
+from terse_aug.utils.files import write_whole
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_every_format_can_be_built_from(tmp_path: Path, capsys: pytest.CaptureFi
     assert "are for --boxes grabcut" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("source", [*READERS, "detectron2", "mmdet"])
+@pytest.mark.parametrize("source", [*READERS, "detectron2", "mmdet", "generator"])
 def test_every_flag_is_explained(source: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bank", "build", source, "--help"]) == 0
     text = capsys.readouterr().out
@@ -143,7 +143,7 @@ def test_every_flag_is_explained(source: str, capsys: pytest.CaptureFixture[str]
     assert "the bank to write" in text
     assert "`" not in text
     assert not re.search(r"\bfunction|\bNone\b|content of", text), "help is for the command line"
-    of_their_own = ("masks", "object-masks", "rgba", "products", "unlabelled", "video")
+    of_their_own = ("masks", "object-masks", "rgba", "products", "unlabelled", "video", "generator")
     assert ("--min-box-agreement" in text) == (source not in of_their_own)
     assert ("--drop-truncated" in text) == (source != "rgba")
 

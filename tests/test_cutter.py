@@ -129,6 +129,27 @@ def test_files_that_are_no_cutter_are_refused(cutter: Cutter, tmp_path: Path, mo
         Cutter.load("missing.pt")
 
 
+class _Seen(Cutter):
+    """Notes the sizes of what is cut."""
+
+    shapes: tuple[tuple[int, ...], ...] = ()
+
+    def cut(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        self.shapes += (image.shape,)
+        return super().cut(image)
+
+
+def test_memory_for_large_boxes_is_bounded() -> None:
+    """A square about a box 50,000 px long would have 12 GB."""
+    seen = _Seen(_BrightNetwork(4), 32)
+    assert seen(np.zeros((9, 50_000, 3), np.uint8), (0, 0, 50_000, 9)).shape == (9, 50_000)
+    image = np.zeros((4000, 4500, 3), np.uint8)
+    image[200:3800, 300:3900] = 250
+    alpha = seen(image, (200, 100, 3800, 3800))
+    assert iou(alpha, image[..., 0] > 0) > 0.9
+    assert seen.shapes == ((4096, 4096, 3),) * 2
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_boxes_of_a_few_pixels_are_cut(cutter: Cutter, seed: int) -> None:
     draw = np.random.default_rng(seed)

@@ -13,7 +13,8 @@ from terse_aug.bank.analysis import BankStatistics, bank_statistics, render_comp
 from terse_aug.bank.analysis.templates import by_count
 from terse_aug.cli import sources
 from terse_aug.cli.features import open_features
-from terse_aug.cli.output import HTML, checked_output, progress_bar, write_whole
+from terse_aug.cli.output import HTML, checked_output, progress_bar
+from terse_aug.utils.files import write_whole
 from terse_aug.viz.text import printable
 
 _ORIGINS = (

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from terse_aug.cli.flags import add_flags, with_flags
-from terse_aug.cli.output import HTML, checked_output, progress_bar, write_whole
+from terse_aug.cli.output import HTML, checked_output, progress_bar
 from terse_aug.discovery.agreement import agreement, masked_images
 from terse_aug.discovery.cutter import Cutter
 from terse_aug.discovery.learn import learn_cutter
 from terse_aug.discovery.report import render_cutter_report
 from terse_aug.discovery.run_folder import CHECKPOINT, CUTTER
 from terse_aug.discovery.settings import PRESETS
+from terse_aug.utils.files import write_whole
 from terse_aug.viz.text import printable
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,20 +24,6 @@ def checked_output(flag: str, path: Path, suffixes: Sequence[str]) -> Path:
     if not path.parent.is_dir():
         raise ValueError(f"{flag}: there is no folder {path.parent}")
     return path
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file atomically: an interrupted run leaves no partial file."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
 
 
 @contextmanager

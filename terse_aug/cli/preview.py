@@ -12,7 +12,7 @@ from terse_aug.bank import ForegroundBank
 from terse_aug.bank.selection import listed
 from terse_aug.cli.flags import add_flags, flat_settings, setting_text, with_flags
 from terse_aug.cli.labels import add_label_flags, open_labels
-from terse_aug.cli.output import HTML, checked_output, write_whole
+from terse_aug.cli.output import HTML, checked_output
 from terse_aug.config import POLICY_SETTINGS, PasteConfig, PolicySettings, policy_settings
 from terse_aug.data.auxiliary_objects import Distractors
 from terse_aug.data.background_pool import BackgroundPool
@@ -29,6 +29,7 @@ from terse_aug.preview import (
     resize_sample,
 )
 from terse_aug.terse import Terse
+from terse_aug.utils.files import write_whole
 from terse_aug.viz.text import printable
 
 _IMAGES_WITH_BOXES = 64

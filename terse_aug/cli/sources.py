@@ -143,7 +143,7 @@ def _add_options(parser: argparse.ArgumentParser, options: type[BuildOptions], u
         add("--boxes", metavar=f"{{{methods},FILE}}", help=boxes)
         quality = "least quality of GrabCut's masks, 0 to 1 (default: %(default)s)"
         add("--min-quality", type=float, default=_BOXES.min_quality, metavar="FRACTION", help=quality)
-        fallback = "make masks so where GrabCut fails or a cutter finds nothing (default: reject)"
+        fallback = "where GrabCut fails, or a cutter finds nothing in the box or more beside it (default: reject)"
         add("--fallback", choices=("ellipse", "box"), help=fallback)
         add("--accept-unhealthy", action="store_true", help="use a cutter that is marked as collapsed")
 

@@ -23,6 +23,8 @@ MaskedImage = tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.bool_]]
 class Agreement:
     """IoU of found and true masks; the two ways of averaging differ where objects differ in size.
 
+    Where both masks of an image are empty, they agree: its IoU is 1.
+
     Attributes:
         pooled: intersections of all images over their unions.
         per_image: mean over the images.
@@ -56,8 +58,9 @@ def agreement(cut: Callable[[NDArray[np.uint8]], NDArray[Any]], images: Iterable
     if not counts:
         raise ValueError("expected images with masks, found none")
     common, union = np.array(counts, np.float64).T
-    ious = common / np.maximum(union, 1)
-    return Agreement(float(common.sum() / max(union.sum(), 1)), float(ious.mean()), len(counts))
+    ious = np.where(union > 0, common / np.maximum(union, 1), 1.0)
+    pooled = common.sum() / union.sum() if union.any() else 1.0
+    return Agreement(float(pooled), float(ious.mean()), len(counts))
 
 
 def masked_images(images: Path, masks: Path, ignored_value: int | None = None) -> Iterable[MaskedImage]:

@@ -22,6 +22,8 @@ _KIND, _VERSION = "terse-aug cutter", 1
 _CONTEXT = 1.3
 """Side of the square around a box that is segmented, in larger sides of the box."""
 _MAX_ASPECT = 8
+_MAX_SIDE = 4096
+"""Of such a square in px; of a larger one, about a long box, every so many rows and columns are used."""
 
 
 class Cutter:
@@ -69,13 +71,17 @@ class Cutter:
         side = max(round(max(width, height) * _CONTEXT), x1 - x0, y1 - y0, 2)
         left = min(max(round(x + width / 2 - side / 2), x1 - side), x0)
         top = min(max(round(y + height / 2 - side / 2), y1 - side), y0)
-        rows = np.clip(np.arange(top, top + side), 0, image.shape[0] - 1)
-        columns = np.clip(np.arange(left, left + side), 0, image.shape[1] - 1)
+        used = min(side, _MAX_SIDE)
+        places = (2 * np.arange(used) + 1) * side // (2 * used)
+        rows, columns = (
+            np.clip(start + places, 0, end - 1) for start, end in zip((top, left), image.shape, strict=False)
+        )
         square = self.cut(image[rows[:, None], columns[None, :]])
         alpha = np.zeros(image.shape[:2], np.uint8)
         x0, x1 = (min(max(value, 0), image.shape[1]) for value in (x0, x1))
         y0, y1 = (min(max(value, 0), image.shape[0]) for value in (y0, y1))
-        alpha[y0:y1, x0:x1] = square[y0 - top : y1 - top, x0 - left : x1 - left]
+        down, across = (np.arange(*ends) * used // side for ends in ((y0 - top, y1 - top), (x0 - left, x1 - left)))
+        alpha[y0:y1, x0:x1] = square[down[:, None], across[None, :]]
         return alpha
 
     def cut(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from collections import defaultdict
@@ -18,9 +19,10 @@ from numpy.typing import NDArray
 from terse_aug.discovery.cutter import Cutter
 from terse_aug.discovery.data import Photographs, read_photographs
 from terse_aug.discovery.health import Health, measure_health
-from terse_aug.discovery.run_folder import CUTTER, RunFolder
+from terse_aug.discovery.run_folder import CUTTER, SHOWN, RunFolder
 from terse_aug.discovery.settings import DiscoverySettings
-from terse_aug.discovery.training import DiscoveryTraining
+from terse_aug.discovery.training import CHUNK, DiscoveryTraining
+from terse_aug.utils.random import generator_for
 
 Progress = Callable[[str, int, int], None]
 """Called with a description, the number of steps done, and their total."""
@@ -35,11 +37,21 @@ class Intervals:
         metrics: means of losses and measures.
         layers: a picture of the layers, and the health checks; a multiple of ``metrics``.
         checkpoint: what a run resumes from; a multiple of ``metrics``.
+
+    Raises:
+        ValueError: an interval is below 1, or no multiple of ``metrics``.
     """
 
     metrics: int = 50
     layers: int = 500
     checkpoint: int = 250
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}: expected a whole number of at least 1 step, got {value!r}")
+            if value % self.metrics:
+                raise ValueError(f"{name}: expected a multiple of metrics, {self.metrics} steps, got {value}")
 
 
 def learn_cutter(
@@ -52,7 +64,9 @@ def learn_cutter(
     progress: Progress | None = None,
     intervals: Intervals | None = None,
 ) -> Cutter:
-    """Learn to cut out foregrounds; a run that was stopped resumes and, on a CPU, gives the same result to the bit.
+    """Learn to cut out foregrounds; a run that was stopped resumes.
+
+    On a CPU, with the same number of threads, the result is then that of a run that was not stopped, to the bit.
 
     Args:
         images: a folder of photographs, read at any depth, or arrays uint8 ``[H, W, 3]`` RGB. Each shows one object,
@@ -70,15 +84,19 @@ def learn_cutter(
     Raises:
         FileNotFoundError: there is no folder ``images``.
         MissingPackageError: a package of ``terse-aug[learn]`` is not installed.
-        ValueError: too few photographs, or ``out`` holds another run.
+        ValueError: too few photographs, ``out`` holds another run or other files, or lies in ``images``.
     """
     settings, every = settings or DiscoverySettings(), intervals or Intervals()
+    if isinstance(images, str | Path) and Path(out).resolve().is_relative_to(Path(images).resolve()):
+        raise ValueError(f"{out} lies in {images}: pictures of the run would be learned from; give a folder outside it")
     with closing(RunFolder(out)) as folder:
         photographs = read_photographs(images, settings.size, progress)
         run = {**settings.plain(), "seed": seed, "images": _digest(photographs)}
         state = folder.load_checkpoint(run)
         training = DiscoveryTraining(photographs.images, settings, seed, device)
-        if state is not None:
+        if state is None:
+            folder.save_checkpoint(run, training.state())  # from here on, the folder is known as that of a run
+        else:
             training.load_state(state)
         _train(training, photographs, folder, run, every, progress)
         health = generator_health(training)
@@ -94,9 +112,10 @@ def generator_health(training: DiscoveryTraining) -> Health:
     layers, category = training.sample(_HEALTH_SAMPLES, "health")
     logits = None
     if training.settings.gamma_mi:
+        draw = generator_for(training.seed, "health", "noise")
         training.mask_classifier.eval()
         with torch.no_grad():
-            logits = training.mask_classifier(layers.generated_mask)
+            logits = torch.cat([training.group_logits(own, draw) for own in torch.split(layers.generated_mask, CHUNK)])
         training.mask_classifier.train()
     return measure_health(layers, category // training.settings.group_size, logits)
 
@@ -120,7 +139,7 @@ def _train(
             _check_finite(means, done)
             window.clear()
             if done % every.layers == 0 or done == total:
-                folder.add_layers(done, training.sample(16, "shown")[0])
+                folder.add_layers(done, training.sample(SHOWN, "shown")[0])
                 health = generator_health(training)
                 means |= {f"health/{name}": value for name, value in health.plain().items()}
                 folder.write_summary(_summary(training, photographs, health))

@@ -22,7 +22,7 @@ _CURVES = (
     ("discriminator", "Loss of the discriminator; near 0, it has won"),
     ("code_of_mask", "Cross-entropy of the group read from masks"),
     ("code_of_composite", "Cross-entropy of the category read from composites"),
-    ("mask_share", "Mean alpha of masks"),
+    ("mask_fraction", "Mean alpha of masks"),
     ("mask_softness", "Mean of min(alpha, 1 - alpha)"),
     ("background", "Loss of backgrounds segmented as foreground, from round 2 on"),
     ("segmenter_iou", "IoU of the segmentation network on held-out generated images"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,12 +17,15 @@ from torch import Tensor
 
 from terse_aug.discovery.generator import Layers
 from terse_aug.discovery.weights_file import load_weights_file, save_weights_file
+from terse_aug.utils.files import write_whole
 from terse_aug.utils.packages import optional_module
 from terse_aug.utils.warnings import TerseWarning
 
 _KIND, _VERSION = "terse-aug cutter checkpoint", 1
 CHECKPOINT, METRICS, CUTTER, SUMMARY = "checkpoint.pt", "metrics.jsonl", "cutter.pt", "run.json"
-_SHOWN = 10
+SHOWN = 10
+"""Columns of a picture of layers."""
+_LAYERS = re.compile(r"layers-(\d{7,})\.png")
 
 
 class RunFolder:
@@ -43,21 +48,25 @@ class RunFolder:
         self._unlogged = False
 
     def load_checkpoint(self, run: Mapping[str, Any]) -> dict[str, Any] | None:
-        """State of the last checkpoint; ``None`` if there is none, and the folder is made. Later metrics are removed.
+        """State of the last checkpoint, whose later metrics are removed; ``None`` in a new or empty folder.
+
+        A folder with a checkpoint is that of a run, and its files are replaced. The folder is made if there is none.
 
         Args:
             run: plain values that have to be those of the checkpoint: settings, seed, images.
 
         Raises:
-            ValueError: the checkpoint is damaged, or of another run; the message names the difference.
+            ValueError: the checkpoint is damaged, or of another run; the message names the difference. Or there is
+                none, and the folder holds other files.
         """
         self.path.mkdir(exist_ok=True)
         path = self.path / CHECKPOINT
         if not path.exists():
-            others = [own.name for own in self.path.iterdir() if own.name not in (METRICS, SUMMARY, "tensorboard")]
-            if any(not name.startswith(("layers-", ".")) for name in others):
-                raise ValueError(f"{self.path} holds other files and no {CHECKPOINT}; give a new or empty folder")
-            (self.path / METRICS).unlink(missing_ok=True)
+            if others := [own.name for own in self.path.iterdir() if not own.name.startswith(".")]:
+                raise ValueError(
+                    f"{self.path} holds other files, such as {min(others)}, and no {CHECKPOINT}; "
+                    "give a new or empty folder"
+                )
             return None
         content = load_weights_file(path, _KIND, _VERSION)
         changed = [name for name, value in run.items() if content["run"].get(name) != value]
@@ -69,30 +78,33 @@ class RunFolder:
             )
         state: dict[str, Any] = content["state"]
         kept = [line for line in self.metrics() if line["step"] <= state["done"]]
-        (self.path / METRICS).write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_whole(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in kept).encode())
         return state
 
     def save_checkpoint(self, run: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         """Write a checkpoint, whole or not at all."""
         save_weights_file(self.path / CHECKPOINT, _KIND, _VERSION, {"run": dict(run), "state": dict(state)})
 
-    def add_metrics(self, step: int, figures: Mapping[str, float]) -> None:
-        """Append a line of metrics, here and in TensorBoard's log if that is installed."""
+    def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append a line of metrics, here and to TensorBoard's log; where that cannot be written, it is warned about."""
         with open(self.path / METRICS, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **figures}) + "\n")
-        for name, value in figures.items():
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        for name, value in metrics.items():
             self._log(step, "add_scalar", name, value, step)
 
     def add_layers(self, step: int, layers: Layers) -> None:
         """Write a picture of generated layers: composites, foregrounds, masks, backgrounds, one row for each."""
         rows = (layers.composite, layers.foreground * layers.mask - (1 - layers.mask), layers.mask * 2 - 1)
         sheet = np.concatenate([_row(own) for own in (*rows, layers.background)])
-        Image.fromarray(sheet).save(self.path / f"layers-{step:07d}.png")
+        file = io.BytesIO()
+        Image.fromarray(sheet).save(file, "PNG")
+        write_whole(self.path / f"layers-{step:07d}.png", file.getvalue())
         self._log(step, "add_image", "layers", sheet, step, dataformats="HWC")
 
     def layer_files(self) -> list[tuple[int, Path]]:
         """Number of the step and file of the pictures of layers, ascending."""
-        return sorted((int(path.stem.partition("-")[2]), path) for path in self.path.glob("layers-*.png"))
+        found = [(_LAYERS.fullmatch(path.name), path) for path in self.path.glob("layers-*.png")]
+        return sorted((int(name[1]), path) for name, path in found if name)
 
     def metrics(self) -> list[dict[str, float]]:
         """All lines of metrics that are whole."""
@@ -106,7 +118,7 @@ class RunFolder:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write what the report shows besides metrics."""
-        (self.path / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        write_whole(self.path / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
 
     def summary(self) -> dict[str, Any]:
         """What :meth:`write_summary` wrote.
@@ -143,5 +155,5 @@ class RunFolder:
 
 
 def _row(images: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    pixels = ((images[:_SHOWN].cpu() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+    pixels = ((images[:SHOWN].cpu() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
     return np.concatenate(list(pixels.expand(-1, -1, -1, 3).numpy()), axis=1)

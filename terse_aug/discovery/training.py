@@ -1,7 +1,7 @@
 """One step of the training of generator, discriminator and segmentation network.
 
 The state after a number of steps is a function of images, settings and seed: random numbers are drawn for the number
-of the step, so on a CPU a training that resumes is equal to the bit.
+of the step, so a training that resumes is equal to the bit, on a CPU with the same number of threads.
 
 Shape letters: B images, S side of the images.
 """
@@ -28,6 +28,9 @@ from terse_aug.utils.random import derived_seed, generator_for, isolated_global_
 _BETAS = (0.5, 0.999)
 _HELD_OUT = 256
 _CHOICE_INTERVAL = 100
+CHUNK = 32
+"""Images of a forward without gradients."""
+_STATISTICS_CHUNKS = 16
 
 
 class DiscoveryTraining:
@@ -57,6 +60,7 @@ class DiscoveryTraining:
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.chosen = copy.deepcopy(self.segmenter).eval().requires_grad_(False)
         self.chosen_iou, self.done = -1.0, 0
+        self._has_own_statistics = False
         judging = chain(self.discriminator.trunk.parameters(), self.discriminator.realness.parameters())
         reading = chain(self.discriminator.category.parameters(), self.mask_classifier.parameters())
         self._optimizers = {
@@ -69,16 +73,16 @@ class DiscoveryTraining:
         """Take one step, of the generator or of the segmentation network; its losses and measures."""
         within = self.done % (self.settings.generator_steps + self.settings.segmenter_steps)
         if within < self.settings.generator_steps:
-            figures = self._generator_step()
+            metrics = self._generator_step()
             self._update_average()
         else:
             self._start_segmenting(within)
-            figures = self._segmenter_step()
+            metrics = self._segmenter_step()
             last = within + 1 == self.settings.generator_steps + self.settings.segmenter_steps
             if (within + 1) % _CHOICE_INTERVAL == 0 or last:
-                figures |= self._choose_segmenter()
+                metrics |= self._choose_segmenter()
         self.done += 1
-        return {name: float(value.detach()) for name, value in figures.items()}
+        return {name: float(value.detach()) for name, value in metrics.items()}
 
     @property
     def round(self) -> int:
@@ -88,18 +92,20 @@ class DiscoveryTraining:
     @torch.no_grad()
     def sample(self, count: int, *keys: int | str, perturbed: bool = True) -> tuple[Layers, Tensor]:
         """Layers of the averaged generator, and their categories ``[count]``; the same for the same keys."""
+        self._update_statistics()
         draw = generator_for(self.seed, *keys)
         z, category = self._codes(count, draw)
         perturbation = draw_perturbation(self.settings, count, draw) if perturbed else None
         parts = []
-        for start in range(0, count, self.settings.batch):
-            own = slice(start, start + self.settings.batch)
+        for start in range(0, count, CHUNK):
+            own = slice(start, start + CHUNK)
             moved = None if perturbation is None else Perturbation(*(values[own] for values in perturbation))
             parts.append(self.average(z[own], category[own], moved))
         return Layers(*map(torch.cat, zip(*parts, strict=True))), category
 
     def state(self) -> dict[str, Any]:
         """Tensors and plain values that :meth:`load_state` takes."""
+        self._update_statistics()
         modules = {name: module.state_dict() for name, module in self._modules().items()}
         optimizers = {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()}
         return {"modules": modules, "optimizers": optimizers, "chosen_iou": self.chosen_iou, "done": self.done}
@@ -111,6 +117,13 @@ class DiscoveryTraining:
         for name, optimizer in self._optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         self.chosen_iou, self.done = float(state["chosen_iou"]), int(state["done"])
+        self._has_own_statistics = False
+
+    def group_logits(self, masks: Tensor, draw: torch.Generator) -> Tensor:
+        """Logits of groups that are read from masks ``[B, 1, S, S]``, with the noise of the settings on them."""
+        noise = torch.randn(masks.shape, generator=draw).to(masks) * self.settings.mask_noise
+        logits: Tensor = self.mask_classifier(masks + noise)
+        return logits
 
     def _modules(self) -> dict[str, nn.Module]:
         names = ("generator", "discriminator", "mask_classifier", "segmenter", "average", "chosen")
@@ -128,12 +141,11 @@ class DiscoveryTraining:
         settings, draw = self.settings, generator_for(self.seed, self.done, "generated")
         z, category = self._codes(settings.batch, draw)
         layers: Layers = self.generator(z, category, draw_perturbation(settings, settings.batch, draw))
-        figures = self._discriminator_step(layers.composite.detach())
+        metrics = self._discriminator_step(layers.composite.detach())
         realness, category_logits = self.discriminator(layers.composite)
         group = category // settings.group_size
         mask = layers.generated_mask
-        noise = torch.randn(mask.shape, generator=draw).to(mask) * settings.mask_noise
-        group_logits = self.mask_classifier(mask + noise)
+        group_logits = self.group_logits(mask, draw)
         weighted = {
             "realism": (1.0, losses.realism_loss(realness)),
             "code_of_composite": (settings.gamma_mi, losses.code_loss(category_logits, category)),
@@ -146,12 +158,12 @@ class DiscoveryTraining:
             weighted["background"] = (settings.gamma_bg, background)
         loss = torch.stack([weight * loss for weight, loss in weighted.values()]).sum()
         self._descend("generator", loss)
-        return figures | {
+        return metrics | {
             **{name: loss for name, (_, loss) in weighted.items()},
             "generator": loss,
             "mask_code_accuracy": (group_logits.argmax(1) == group).float().mean(),
             "category_accuracy": (category_logits.argmax(1) == category).float().mean(),
-            "mask_share": mask.mean(),
+            "mask_fraction": mask.mean(),
         }
 
     def _discriminator_step(self, generated: Tensor) -> dict[str, Tensor]:
@@ -175,8 +187,23 @@ class DiscoveryTraining:
         pairs = zip(self.average.parameters(), self.generator.parameters(), strict=True)
         for average, own in pairs:
             average.lerp_(own, 1 - decay)
-        for buffer, current in zip(self.average.buffers(), self.generator.buffers(), strict=True):
-            buffer.copy_(current)
+        self._has_own_statistics = False
+
+    @torch.no_grad()
+    def _update_statistics(self) -> None:
+        """Batch statistics of the averaged weights: those of other weights, averaged or not, do not suit them."""
+        if self._has_own_statistics:
+            return
+        for module in self.average.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                module.reset_running_stats()
+                module.momentum = None  # the mean of all batches
+        draw = generator_for(self.seed, "statistics")
+        self.average.train()
+        for _ in range(_STATISTICS_CHUNKS):
+            self.average(*self._codes(CHUNK, draw))
+        self.average.eval()
+        self._has_own_statistics = True
 
     def _start_segmenting(self, within: int) -> None:
         if within == self.settings.generator_steps:
@@ -195,7 +222,7 @@ class DiscoveryTraining:
         layers, _ = self.sample(_HELD_OUT, "held out")
         self.segmenter.eval()
         with torch.no_grad():
-            found = torch.cat([self.segmenter(own) for own in torch.split(layers.composite, self.settings.batch)]) > 0
+            found = torch.cat([self.segmenter(own) for own in torch.split(layers.composite, CHUNK)]) > 0
         self.segmenter.train()
         true = layers.mask > 0.5
         iou = (found & true).sum() / (found | true).sum().clamp(min=1)

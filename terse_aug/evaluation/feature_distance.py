@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import cv2
 import numpy as np
@@ -50,9 +52,7 @@ def feature_distance(
             finite ones of this number.
     """
     metrics = optional_module("torchmetrics.image.fid", "learn")
-    count = getattr(network, "num_features", None)
-    if not isinstance(count, int) or count < 1:
-        raise ValueError(f"{name}: expected a network with num_features, the number of its features, got {count!r}")
+    count = _feature_count(network, name)
     if side < 1:
         raise ValueError(f"expected images of at least 1 px a side, got {side}")
     metric = metrics.FrechetInceptionDistance(feature=_Checked(network.eval(), name, count))
@@ -64,13 +64,23 @@ def feature_distance(
         drawn = np.arange(len(bank))
         if len(bank) > MAX_IMAGES:
             drawn = np.sort(np.random.default_rng([seed, number]).choice(len(bank), MAX_IMAGES, replace=False))
-        for done, images in enumerate(_batches(bank, drawn, side)):
-            if progress is not None:
-                progress("features", done * _BATCH, len(drawn))
+        for done, images in enumerate(_batches(bank, drawn, side), 1):
             with torch.no_grad():
                 metric.to(device).update(images.to(device), real=number == 0)
+            if progress is not None:
+                progress("features", min(done * _BATCH, len(drawn)), len(drawn))
         used.append(len(drawn))
     return FeatureDistance(float(metric.compute()), name, count, (used[0], used[1]), side)
+
+
+def _feature_count(network: nn.Module, name: str) -> int:
+    given = getattr(network, "num_features", None)
+    count = 0
+    with suppress(TypeError):  # of what is no whole number
+        count = 0 if isinstance(given, bool) else operator.index(given)  # type: ignore[arg-type]  # may be anything
+    if count < 1:
+        raise ValueError(f"{name}: expected a network with num_features, the number of its features, got {given!r}")
+    return count
 
 
 class _Checked(nn.Module):

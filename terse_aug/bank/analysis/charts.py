@@ -40,15 +40,15 @@ def compared_histogram(
     first: ArrayLike, second: ArrayLike, edges: Sequence[float], ticks: Sequence[float], name: str
 ) -> Markup:
     """Bars of one set of values and the outline of those of another, in per cent of each; as :func:`histogram`."""
-    shares = [100 * counts / counts.sum() for counts in (_counts(first, edges), _counts(second, edges))]
+    percents = [100 * counts / counts.sum() for counts in (_counts(first, edges), _counts(second, edges))]
     count = len(edges) - 1
-    marks, scale = _axes(math.ceil(max(own.max() for own in shares)), edges, ticks)
+    marks, scale = _axes(math.ceil(max(own.max() for own in percents)), edges, ticks)
     bars, steps = [], f"M{_LEFT} {_HEIGHT - _BOTTOM}"
-    for index, (one, other) in enumerate(zip(*(own.tolist() for own in shares), strict=True)):
+    for index, (one, other) in enumerate(zip(*(own.tolist() for own in percents), strict=True)):
         x, y, width, height = _bar(index, count, one * scale)
         title = f"{_range(index, edges)}: {one:.1f} %, {other:.1f} %"
         if one:
-            bars.append(_rectangle('class="bar"', (x, y, width, height), title))
+            bars.append(_rectangle('class="bar"', (x, y, width, height)))
         bars.append(_rectangle('class="hover"', _bar(index, count, _HEIGHT - _TOP - _BOTTOM), title))
         steps += f"V{_HEIGHT - _BOTTOM - other * scale:.1f}H{x + width + 0.5:.1f}"
     return _svg(_WIDTH, _HEIGHT, name, [*marks, *bars, f'<path class="line" d="{steps}V{_HEIGHT - _BOTTOM}"/>'])
@@ -108,10 +108,12 @@ def short(number: float) -> str:
     return f"{number / 1000:g}k" if number >= 10_000 else f"{number:g}"
 
 
-def _rectangle(attributes: str, place: tuple[float, float, float, float], title: str) -> str:
+def _rectangle(attributes: str, place: tuple[float, float, float, float], title: str = "") -> str:
     x, y, width, height = place
     size = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
-    return f"<rect {attributes} {size}><title>{escape(title)}</title></rect>"
+    return (
+        f"<rect {attributes} {size}><title>{escape(title)}</title></rect>" if title else f"<rect {attributes} {size}/>"
+    )
 
 
 def _svg(width: int, height: int, name: str, marks: Sequence[str]) -> Markup:

@@ -63,8 +63,11 @@ def render_comparison(first: BankStatistics, second: BankStatistics, distance: F
         second: such as those of generated ones.
         distance: of their features; shown with the name of its network.
     """
-    classes = [{one.name: one for one in bank.classes} for bank in (first, second)]
-    names = sorted({**classes[0], **classes[1]}, key=lambda name: not all(name in own for own in classes))
+    sides: list[dict[str, list[ClassStatistics]]] = [{}, {}]
+    for side, bank in zip(sides, (first, second), strict=True):
+        for one in bank.classes:  # two may have one name
+            side.setdefault(one.name, []).append(one)
+    names = sorted({**sides[0], **sides[1]}, key=lambda name: not all(name in side for side in sides))
     return render(
         "comparison.html.jinja",
         sides=_sides(first, second),
@@ -72,8 +75,10 @@ def render_comparison(first: BankStatistics, second: BankStatistics, distance: F
         rows=_rows(first, second),
         charts=[_compared(first, second, *measure) for measure in MEASURES],
         center_charts=[_center_chart(bank) for bank in (first, second)],
-        classes=[(name, [(side, own[name]) for side, own in enumerate(classes) if name in own]) for name in names],
-        in_both=len(classes[0].keys() & classes[1].keys()),
+        classes=[
+            (name, [(index, one) for index, side in enumerate(sides) for one in side.get(name, ())]) for name in names
+        ],
+        in_both=len(sides[0].keys() & sides[1].keys()),
         min_for_mean_shapes=MIN_FOR_MEAN_SHAPES,
     )
 
@@ -140,7 +145,7 @@ def _fraction(bank: BankStatistics, of_class: Callable[[ClassStatistics], float]
 
 def _compared(first: BankStatistics, second: BankStatistics, title: str, values: Any, scale: Any, note: Any) -> Chart:
     own, other = values(first), values(second)
-    edges, ticks = scale(np.concatenate([own, other]))
+    edges, ticks = scale(own, other)
     beyond = "; the last bar counts all above" if max(own.max(), other.max()) > edges[-1] else ""
     svg = compared_histogram(own, other, edges, ticks, f"{title} of both banks")
     return Chart(title, svg, f"per cent of each bank{beyond}")

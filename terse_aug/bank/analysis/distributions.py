@@ -37,13 +37,13 @@ class Measure(NamedTuple):
     Attributes:
         title: its name.
         values: float ``[n]`` of a bank.
-        scale: the scale for given values.
+        scale: the scale that shows the values of one bank or more, of each nearly all.
         note: what is said in front of the median.
     """
 
     title: str
     values: Callable[[BankStatistics], NDArray[Any]]
-    scale: Callable[[NDArray[Any]], Scale]
+    scale: Callable[..., Scale]
     note: Callable[[NDArray[Any]], str] = lambda _: ""
 
 
@@ -53,19 +53,21 @@ def spread(values: NDArray[Any]) -> str:
     return f"median {median:.3g}, 90 % from {low:.3g} to {high:.3g}"
 
 
-def _octaves(values: NDArray[Any]) -> Scale:
-    low, high = np.floor(np.log2(values.min())), np.floor(np.log2(values.max())) + 1
+def _octaves(*banks: NDArray[Any]) -> Scale:
+    low = np.floor(np.log2(min(values.min() for values in banks)))
+    high = np.floor(np.log2(max(values.max() for values in banks))) + 1
     edges = 2.0 ** (np.arange(low * _BINS_PER_OCTAVE, high * _BINS_PER_OCTAVE + 1) / _BINS_PER_OCTAVE)
     return Scale(edges.tolist(), (2.0 ** np.arange(low, high + 1, np.ceil((high - low) / 8))).tolist())
 
 
-def _unit_interval(_: NDArray[Any]) -> Scale:
+def _unit_interval(*_: NDArray[Any]) -> Scale:
     return _linear(np.arange(0, 1.01, 0.05))
 
 
-def _round(values: NDArray[Any], step: float) -> Scale:
-    """Bins of a round width up to the 99th percentile; larger values go to the last bin."""
-    low, high = float(values.min()), float(np.quantile(values, 0.99))
+def _round(step: float, *banks: NDArray[Any]) -> Scale:
+    """Bins of a round width up to the largest 99th percentile of a bank; larger values go to the last bin."""
+    low = min(float(values.min()) for values in banks)
+    high = max(float(np.quantile(values, 0.99)) for values in banks)
     width = step
     factors = [2, 2.5, 2] if step == 1 else [2, 2, 2.5]
     while (high - low) / width > _MAX_BINS:
@@ -94,11 +96,11 @@ MEASURES = (
         lambda ratios: f"{percent((ratios < 1).mean())} taller than wide; ",
     ),
     Measure("Fraction of the box that is object", lambda bank: bank.fill, _unit_interval),
-    Measure("Corners of the outline", lambda bank: bank.corners, lambda corners: _round(corners, 1.0)),
+    Measure("Corners of the outline", lambda bank: bank.corners, lambda *corners: _round(1.0, *corners)),
     Measure(
         "Length of the outline",
         lambda bank: bank.length,
-        lambda length: _round(length, 0.25),
+        lambda *lengths: _round(0.25, *lengths),
         lambda _: "in sides of the box; ",
     ),
 )

@@ -204,7 +204,7 @@ def _pickled(task: ChunkTask[Any]) -> bytes:
     try:
         return bytes(cloudpickle.dumps(task))
     except Exception as error:  # whatever a user's function raises
-        raise _CannotShareWork(f"boxes cannot be sent to other processes ({_named(error)})") from error
+        raise _CannotShareWork(f"what makes the masks cannot be sent to other processes ({_named(error)})") from error
 
 
 def _pickled_settings() -> bytes:

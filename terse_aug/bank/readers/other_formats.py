@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from terse_aug.bank.inputs.formats import Recognized, recognize
+from terse_aug.bank.segmenters.cutter import UnhealthyCutterError
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -41,6 +42,8 @@ def names_other_formats(build: Callable[Arguments, Result]) -> Callable[Argument
     def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         try:
             return build(*args, **kwargs)
+        except UnhealthyCutterError:  # whatever the files are
+            raise
         except (ValueError, FileNotFoundError) as error:
             given = signature.bind_partial(*args, **kwargs).arguments
             if isinstance(error, FileNotFoundError) and _missing(given, *inputs):

@@ -124,11 +124,11 @@ class _Extractor:
         except Exception as error:
             raise RejectedObject(f"{cutter_name(self.cutter)} failed ({type(error).__name__})") from error
         alpha = checked_alpha(made, pixels.shape)
-        solid = alpha >= SOLID
+        solid = (alpha >= SOLID).astype(np.uint8)
         if not solid.any():
-            raise RejectedObject(f"the cutter found nothing: no pixel has an alpha of {SOLID} or more", alpha)
+            raise RejectedObject(f"the cutter found nothing: no pixel has an alpha of {SOLID} or more", solid)
         if solid.mean() >= _FULL:
-            raise RejectedObject(f"the mask fills the image: {100 * _FULL:g} % or more of it", alpha)
+            raise RejectedObject(f"the mask fills the image: {100 * _FULL:g} % or more of it", solid)
         if np.concatenate([solid[0], solid[-1], solid[:, 0], solid[:, -1]]).mean() >= _MOST_OF_BORDER:
-            raise RejectedObject("the mask covers the image's border, and so is probably that of the background", alpha)
+            raise RejectedObject("the mask covers the image's border, and so is probably that of the background", solid)
         return tidy_alpha(alpha)

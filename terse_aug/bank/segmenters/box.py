@@ -55,8 +55,8 @@ class BoxMasks:
     Attributes:
         method: one of ``BOX_MASK_METHODS``, or a function of image and box, such as a cutter.
         min_quality: in [0, 1]; GrabCut's masks of a lower :func:`grabcut_quality` are not used.
-        fallback: used where GrabCut fails, or a function finds nothing in the box: ``"ellipse"``, ``"box"``, or
-            ``None`` to reject the object.
+        fallback: used where GrabCut fails, or a function finds nothing in the box, or more beside it: ``"ellipse"``,
+            ``"box"``, or ``None`` to reject the object.
         accept_unhealthy: use a cutter that is marked as collapsed.
 
     Raises:
@@ -137,16 +137,15 @@ class BoxMasks:
             alpha = checked_alpha(made, image.shape) if is_cutter else as_mask(made, image.shape).astype(np.uint8)
         except RejectedObject as reason:
             raise _FunctionFailed(str(reason)) from reason
+        alpha = tidy_alpha(alpha) if is_cutter else alpha
         left, top, right, bottom = _pixel_corners(box, image.shape)
-        solid = alpha >= (SOLID if is_cutter else 1)
+        solid = (alpha >= (SOLID if is_cutter else 1)).astype(np.uint8)
         within = np.count_nonzero(solid[top:bottom, left:right])
         if within < _MIN_WITHIN_BOX * np.count_nonzero(solid):
-            raise RejectedObject("most of the function's mask lies outside the box", alpha)
+            raise RejectedObject("most of the function's mask lies outside the box", solid)
         if not within:
-            raise RejectedObject(f"{self.name} found nothing in the box", alpha)
-        if is_cutter:
-            return tidy_alpha(alpha)
-        return alpha if alpha.max() > 1 else 255 * alpha
+            raise RejectedObject(f"{self.name} found nothing in the box", solid)
+        return alpha if is_cutter or alpha.max() > 1 else 255 * alpha
 
 
 class _FunctionFailed(RejectedObject):

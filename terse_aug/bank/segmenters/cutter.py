@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from importlib import metadata
 from typing import Any, Protocol
 
 import cv2
@@ -15,6 +17,10 @@ SOLID = 128
 """Alpha of what belongs to an object; a mask without such a pixel shows nothing."""
 _RIM = 0.01
 _MIN_RIM_PX = 2.0
+
+
+class UnhealthyCutterError(ValueError):
+    """A cutter is marked as collapsed."""
 
 
 class ImageCutter(Protocol):
@@ -49,9 +55,15 @@ def cutter_name(method: object) -> str:
 
 
 def cutter_record(method: object) -> dict[str, Any]:
-    """A cutter in a bank's record of how it was built, with the health checks that it failed."""
+    """A cutter in a bank's record of how it was built, with the health checks that it failed.
+
+    Masks of a network depend on the version of torch, which is read without importing it.
+    """
     failed = failed_checks(method)
-    return {"cutter": fingerprint_of(method)} | ({"cutter_collapsed": failed} if failed else {})
+    record = {"cutter": fingerprint_of(method)} | ({"cutter_collapsed": failed} if failed else {})
+    with suppress(metadata.PackageNotFoundError):
+        record["torch"] = metadata.version("torch")
+    return record
 
 
 def failed_checks(method: object) -> list[str]:
@@ -61,9 +73,9 @@ def failed_checks(method: object) -> list[str]:
 
 
 def check_healthy(method: object, accept_unhealthy: bool) -> None:
-    """Raise ``ValueError`` for a cutter whose training collapsed, unless such a one is accepted."""
+    """Raise :class:`UnhealthyCutterError` for a cutter whose training collapsed, unless such a one is accepted."""
     if (failed := failed_checks(method)) and not accept_unhealthy:
-        raise ValueError(
+        raise UnhealthyCutterError(
             f"this cutter is marked as collapsed ({', '.join(failed)}): train it again with other settings, or use it "
             "as it is with accept_unhealthy=True (--accept-unhealthy)"
         )
