@@ -131,7 +131,7 @@ def policy_of(name: str) -> tuple[str, str]:
 
 def seed_of_pasting(name: str, seed: int) -> int:
     """The seed of an arm's pasting, from that of the pair."""
-    return seed + (1_000_003 if name.partition(".")[0] == "random-again" else 0)
+    return seed + (1_000_003 if name.removesuffix(CLOSED).partition(".")[0] == "random-again" else 0)
 
 
 def make_pasting(

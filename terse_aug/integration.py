@@ -213,7 +213,8 @@ class TrainingHook:
             batches: in an iteration.
         """
         if self.close_fraction > 0:
-            self.terse.close_after(max(math.ceil((1 - self.close_fraction) * total) - done, 0) * batches)
+            first = math.ceil(round((1 - self.close_fraction) * total, 6))  # 0.3 of 10 are 3.0000000000000004
+            self.terse.close_after(max(first - done, 0) * batches)
 
     def paste_on(
         self,

@@ -86,6 +86,7 @@ def test_a_composer_needs_to_know_when_only_after_it(tiny_bank: ForegroundBank) 
     [
         (0.25, 0, 8, 1, 6),
         (0.25, 0, 10, 1, 8),
+        (0.7, 0, 10, 1, 3),
         (0.25, 5, 8, 1, 1),
         (0.25, 7, 8, 1, 0),
         (0.5, 1, 4, 3, 3),

@@ -214,6 +214,7 @@ def test_names_of_arms(parts: SimpleNamespace) -> None:
             parts.pasting.full_name(wrong, "transforms")
     assert parts.pasting.full_name("matched-closed", "transforms") == "matched-closed"
     assert parts.pasting.policy_of("matched-closed") == ("matched", "uniform")
+    assert parts.pasting.seed_of_pasting("random-again-closed", 3) == parts.pasting.seed_of_pasting("random-again", 3)
 
 
 def test_the_report_pairs_runs(parts: SimpleNamespace) -> None:

@@ -200,3 +200,18 @@ def test_classes_that_are_called_by_numbers_keep_their_class(tmp_path: Path, mon
         assert main(["learn", "samples", *more, *arguments]) == 0
         entries = json.loads((out / "samples.json").read_text())["samples"]
         assert [(own["class"], own["label"]) for own in entries] == expected
+
+
+@pytest.mark.parametrize("black_first", [False, True])
+def test_a_mask_with_a_palette_is_read_by_its_colors(annotated: Path, tmp_path: Path, black_first: bool) -> None:
+    folder = tmp_path / "samples"
+    shutil.copytree(annotated, folder)
+    expected = [sample.mask for sample in read_annotated(folder, ToyGenerator()).samples]
+    for path in folder.glob("*_mask.png"):
+        mask = np.asarray(Image.open(path).convert("L")) > 0
+        palette = Image.fromarray((mask == black_first).astype(np.uint8), "P")
+        palette.putpalette([0, 0, 0, 255, 255, 255] if black_first else [255, 255, 255, 0, 0, 0])
+        palette.save(path)
+    found = [sample.mask for sample in read_annotated(folder, ToyGenerator()).samples]
+    assert len(found) == len(expected) > 0
+    assert all(map(np.array_equal, found, expected))

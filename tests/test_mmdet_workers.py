@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,12 +15,15 @@ from frameworks import QUIET_MMDET, need_mmdet
 
 need_mmdet()
 from mmdet_factories import bank, by_epochs, data, made, pipeline, settings  # noqa: F401 - fixtures
+from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
+from torch.utils.data import BatchSampler
 
-from terse_aug import ForegroundBank
+from terse_aug import ForegroundBank, Terse
 from terse_aug_mmdet import TerseHook
+from terse_aug_mmdet.workers import first_closed_sample
 
 pytestmark = [*QUIET_MMDET, pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")]
 
@@ -116,3 +121,28 @@ def test_what_needs_the_iteration_before_is_composed_in_the_loop(
 def test_it_can_be_switched_off(data: Path, bank: ForegroundBank, tmp_path: Path) -> None:
     found = [train(data, tmp_path, bank, 1, terse={"compose_ahead": own})[2] for own in (True, False)]
     assert found[0] != found[1]
+
+
+@pytest.mark.parametrize(
+    ("by_iterations", "kind", "drop_last"),
+    [
+        (False, "default", False),
+        (False, "default", True),
+        (True, "default", False),
+        (True, "default", True),
+        (True, "infinite", False),
+    ],
+)
+def test_samples_are_counted_until_the_last_batch_with_pastes(
+    bank: ForegroundBank, by_iterations: bool, kind: str, drop_last: bool
+) -> None:
+    """Of a training that was resumed, without state of terse-aug, after one epoch of 17 samples."""
+    terse, done, left = Terse(bank), 4 if drop_last else 5, 7
+    own = DefaultSampler(range(17), shuffle=False) if kind == "default" else InfiniteSampler(range(17))
+    batches = BatchSampler(own, 4, drop_last)
+    terse.close_after(left)
+    loop = SimpleNamespace(**({"dataloader_iterator": None} if by_iterations else {}))
+    runner: Any = SimpleNamespace(train_dataloader=SimpleNamespace(batch_sampler=batches), train_loop=loop, iter=done)
+    endless = itertools.chain.from_iterable(itertools.repeat(batches))
+    sizes = [len(batch) for batch in itertools.islice(endless, (done if by_iterations else 0) + left)]
+    assert first_closed_sample(runner, terse) == sum(sizes)

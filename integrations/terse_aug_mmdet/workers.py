@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from mmengine.dataset import InfiniteSampler
 from torch.utils.data import DataLoader
 
 from terse_aug import Composer, CompositeRecord, NumberedSampler, Terse
@@ -85,13 +86,17 @@ def first_closed_sample(runner: Any, terse: Terse) -> int | None:
     """Number of the first sample that nothing is pasted on; ``None`` if there is none, or its number is not known."""
     sampler, batches = _plain_sampler(runner.train_dataloader), terse.closing.open_batches
     size: int | None = getattr(sampler, "batch_size", None)
-    if batches is None or size is None:
+    if batches is None or size is None or not hasattr(sampler, "sampler"):
         return None
-    if hasattr(runner.train_loop, "dataloader_iterator"):
-        return terse.image_count + batches * size
+    by_iterations = hasattr(runner.train_loop, "dataloader_iterator")
+    # Such a loop numbers from the beginning of the training, one by epochs goes on from what was composed.
+    first, before = (0, runner.iter) if by_iterations else (terse.image_count, 0)
+    if by_iterations and isinstance(sampler.sampler, InfiniteSampler):
+        return (before + batches) * size
+    epochs, rest = divmod(before + batches, len(sampler))
     # The last batch of an epoch may be smaller.
-    epochs, rest = divmod(batches, len(sampler))
-    return terse.image_count + epochs * len(sampler.sampler) + rest * size
+    images = len(sampler) * size if getattr(sampler, "drop_last", False) else len(sampler.sampler)
+    return first + epochs * images + rest * size
 
 
 def records_of(batch: Mapping[str, Any]) -> list[CompositeRecord] | None:

@@ -153,6 +153,19 @@ def flag_of(name: str) -> str:
     return "--" + _FLAG_NAMES.get(name, name).replace("_", "-")
 
 
+class _Once(argparse.Action):
+    """Stores a value, and refuses a second one, which would silently replace the first."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, flag: str | None = None
+    ) -> None:
+        given: frozenset[str] = getattr(namespace, "once", frozenset())
+        if self.dest in given:
+            parser.error(f"argument {flag}: expected once, for all folders together")
+        namespace.once = given | {self.dest}
+        setattr(namespace, self.dest, values)
+
+
 def add_flag(parser: argparse._ActionsContainer, name: str, annotation: str, default: Any, help_text: str) -> None:
     """Add the flag of an argument, by its annotation as text."""
     if annotation.startswith("PlainBackground"):
@@ -165,7 +178,7 @@ def add_flag(parser: argparse._ActionsContainer, name: str, annotation: str, def
         kwargs |= {"type": Path, "nargs": "+", "action": "extend", "metavar": "PATH"}
         kwargs["help"] += "; several are joined in one bank"
     elif "Path" in annotation:
-        kwargs |= {"type": Path, "metavar": "PATH"}
+        kwargs |= {"type": Path, "metavar": "PATH", "action": _Once}
     elif annotation.startswith(("Sequence[str]", "Collection[str]")):
         kwargs |= {"nargs": "+", "metavar": "NAME"}
     else:

@@ -215,15 +215,24 @@ def _compare(image: NDArray[np.uint8], rendered: NDArray[np.uint8]) -> None:
 
 
 def _read_mask(path: Path, size: tuple[int, ...]) -> NDArray[np.bool_]:
-    numbers = read_object_numbers(path).numbers
-    if numbers.shape != size:
-        raise ValueError(f"the mask has another size, {_size(numbers.shape)}, than its image, {_size(size)}")
-    mask: NDArray[np.bool_] = numbers > 0
+    mask = _without_black(path)
+    if mask.shape != size:
+        raise ValueError(f"the mask has another size, {_size(mask.shape)}, than its image, {_size(size)}")
     if not mask.any():
         raise ValueError("the mask is empty")
     if mask.all():
         raise ValueError("the mask fills the image; draw the background black")
     return mask
+
+
+def _without_black(path: Path) -> NDArray[np.bool_]:
+    with Image.open(path) as image:
+        if image.mode == "P":  # its numbers say nothing about its colors
+            colors = np.asarray(image.convert("RGBA"))
+            bright: NDArray[np.bool_] = (colors[..., :3].max(2) > 127) & (colors[..., 3] > 127)
+            return bright
+    found: NDArray[np.bool_] = read_object_numbers(path).numbers > 0
+    return found
 
 
 def _size(shape: Sequence[int]) -> str:

@@ -42,5 +42,8 @@ class Closing:
             ValueError: it is not given, and the workers would go on pasting.
         """
         if self._first is not None and first_sample is None:
-            raise ValueError("composer: expected closes_at after close_after: samples are composed by their number")
+            raise ValueError(
+                "composer: expected closes_at after close_after, the number of the first sample of this rank that "
+                "nothing is pasted on: terse.image_count and the images of the batches that are left"
+            )
         return first_sample

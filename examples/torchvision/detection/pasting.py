@@ -15,7 +15,7 @@ from detection.datasets import DetectionDataset
 from detection.loading import to_device
 from terse_aug.bank import build_from_coco, build_from_masks
 from terse_aug.cli import flags
-from terse_aug.config import POLICY_SETTINGS
+from terse_aug.config import POLICY_SETTINGS, check_fraction
 
 # The settings whose flags have a prefix: those of each policy, and of robustness training.
 PREFIXED = {name.replace("-", "_"): kind() for name, kind in POLICY_SETTINGS.items()}
@@ -66,7 +66,8 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def open_iterations(args: argparse.Namespace, start: int) -> int:
     """Iterations from `start` on in which objects are pasted."""
-    return max(math.ceil((1 - args.close_fraction) * args.iterations) - start, 0)
+    check_fraction("--close-fraction", args.close_fraction)
+    return max(math.ceil(round((1 - args.close_fraction) * args.iterations, 6)) - start, 0)
 
 
 def open_bank(args: argparse.Namespace, training_set: DetectionDataset) -> terse_aug.ForegroundBank:

@@ -70,7 +70,11 @@ def join_parts(parts: Mapping[str, BuildPart], own_labels: bool) -> BuildPart:
         log.merge(own.named(part.source.log))
         if not part.source.items:
             log.drop(EMPTY_PART, own.name)
-    settings = [part.source.settings for part in every]
+    # With the names, which extractors know by their labels alone.
+    settings = [
+        None if own is None else {"part": own, "names": sorted(part.categories.items())}
+        for own, part in ((part.source.settings, part) for part in every)
+    ]
     source = Source(
         [(number, item) for number, part in enumerate(every) for item in part.source.items],
         _JoinedExtractor(tuple(extractors)),
