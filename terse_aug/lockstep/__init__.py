@@ -3,6 +3,7 @@ model trains on real images and on these."""
 
 from terse_aug.lockstep.cache import HardExampleCache
 from terse_aug.lockstep.cycle import LockStep
-from terse_aug.lockstep.mining import HardExampleMiner, MiningReport, mix_batches
+from terse_aug.lockstep.mining import HardExampleMiner, MiningReport
+from terse_aug.lockstep.mixing import mix_batches
 
 __all__ = ["HardExampleCache", "HardExampleMiner", "LockStep", "MiningReport", "mix_batches"]

@@ -82,14 +82,15 @@ class HardExampleCache:
         """Add a composite.
 
         Args:
-            image: float ``[3, H, W]`` in the cache's pixel format.
+            image: ``[3, H, W]`` in the cache's pixel format, or uint8 in its channel order.
             target: its target; only per-object fields are stored.
             label: the class of the hard object.
         """
         label = int(label)
         # Cloned: torch.save stores the whole storage of a view.
         fields = {name: value.detach().cpu().clone() for name, value in target.items() if name in OBJECT_FIELDS}
-        rgb = self.pixel_format.decode(image.detach().float().cpu()).clamp(0, 1)
+        own = image.detach().cpu()
+        rgb = self.pixel_format.decode(own if own.dtype == torch.uint8 else own.float()).clamp(0, 1)
         content = io.BytesIO()
         torch.save({"image": (rgb * 255).round().to(torch.uint8), "target": fields, "label": label}, content)
         value = content.getvalue()

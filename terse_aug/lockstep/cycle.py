@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -11,10 +12,16 @@ from typing import Any, Protocol
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor
 
 from terse_aug.lockstep.mining import Batch, HardExampleMiner, MiningReport
+from terse_aug.utils.warnings import TerseWarning
 
 _FORMAT = 2
+_NOT_TRAINED = (
+    "the discriminator was not trained in round {}: it is left as it is in mining, and trained beside the model on "
+    "batches of mix_batches(..., terse=terse)"
+)
 
 
 class Stateful(Protocol):
@@ -73,8 +80,9 @@ class LockStep:
         Args:
             rounds: in total; give more to continue a finished run.
             backgrounds: from the number of a round, from 0 on, to batches to paste on; the same ones in every call.
-            train: trains the model in a round, given its number and the mining reports so far. Its draws have to be a
-                function of the number, or a resumed run ends differently. It changes nothing but the learners.
+            train: trains the model in a round, given its number and the mining reports so far. Its draws have to come
+                from torch's global generators or be a function of the number, or a resumed run ends differently. It
+                changes nothing but the learners and, by :func:`mix_batches`, the discriminator.
             show: draw progress bars.
 
         Returns:
@@ -89,8 +97,12 @@ class LockStep:
             for number in range(state["round"], rounds):
                 if state["phase"] == "mine":
                     self._mine(state, backgrounds(number), bars)
+                updater = self._miner.terse.trainer.updater
+                steps = updater.discriminator_steps
                 train(number, [MiningReport(**report) for report in state["reports"]])
-                state |= {"round": number + 1, "phase": "mine", "partial": None}
+                if updater.discriminator is not None and updater.discriminator_steps == steps:
+                    warnings.warn(_NOT_TRAINED.format(number), TerseWarning, stacklevel=2)
+                state |= {"round": number + 1, "phase": "mine", "partial": None, "generators": _global_generators()}
                 self._save_learners(state)
                 bars.advance(total)
         return [MiningReport(**report) for report in state["reports"]]
@@ -109,6 +121,7 @@ class LockStep:
         report = self._miner.run(islice(batches, partial.batches if partial else 0, None), partial, progress)
         bars.remove_task(task)
         state |= {"phase": "train", "partial": None, "reports": [*state["reports"], asdict(report)]}
+        state["generators"] = _global_generators()
         self._save(state)
 
     @property
@@ -128,6 +141,7 @@ class LockStep:
                     "run, or the folder of the run that filled it"
                 )
             state: dict[str, Any] = {"format": _FORMAT, "round": 0, "phase": "mine", "partial": None, "reports": []}
+            state["generators"] = _global_generators()
             self._save_learners(state)
             return state
         state = torch.load(self._path, map_location="cpu", weights_only=True)
@@ -143,6 +157,7 @@ class LockStep:
         for name, learner in learners.items():
             self._learners[name].load_state_dict(learner)
         self._remove_other_learners(state["round"])
+        _restore_global_generators(state.get("generators", []))
         return state
 
     def _save_learners(self, state: dict[str, Any]) -> None:
@@ -167,6 +182,18 @@ class LockStep:
         cache.sync()
         own = {"written": cache.written, "cache": cache.id, "terse": self._miner.terse.state_dict()}
         _write(state | own, self._path)
+
+
+def _global_generators() -> list[Tensor]:
+    """States of torch's global generators, the CPU's first: torchvision's detectors draw their proposals from them."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+
+
+def _restore_global_generators(states: Sequence[Tensor]) -> None:
+    if states:
+        torch.set_rng_state(states[0])
+    if torch.cuda.is_available() and len(states) == 1 + torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(list(states[1:]))
 
 
 def _write(content: dict[str, Any], path: Path) -> None:

@@ -1,28 +1,25 @@
-"""Mining hard examples, and mixing them with real images."""
+"""Mining hard examples."""
 
 from __future__ import annotations
 
-import math
+import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from terse_aug.evaluation.probe import MISSED_BELOW
+from terse_aug.compositing.compose import Paste
+from terse_aug.evaluation.probe import DETECTED_AT, MISSED_BELOW
 from terse_aug.lockstep.cache import HardExampleCache
-from terse_aug.models import GivesClassProbabilities, GivesInputGradients, ModelAdapter
+from terse_aug.models import DetectorAdapter, GivesClassProbabilities, GivesInputGradients, ModelAdapter
 from terse_aug.samplers import BalancedSampler
 from terse_aug.structures.annotations import Target
 from terse_aug.terse import Terse
 from terse_aug.training.hardness import extra_forward_outcomes
-from terse_aug.utils.random import generator_for
 
 Batch = tuple[Sequence[Tensor] | Tensor, Sequence[Target]]
-
-_ROUNDING = 1e-6
-"""A count that is short of a whole number by less than this is rounded up."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +52,12 @@ class HardExampleMiner:
     One forward of each composite gives the hardness of its pastes, from which a policy learns, too; a policy that
     learns from gradients needs a training pass of the batch besides, where it updates. An example is hard where the
     predicted probability of a pasted object is at most ``hard_below``, or, as in the paper, where that of another class
-    exceeds it by more than ``rival_margin``. Occluded objects do not count, nor do those of unknown hardness: a
-    classifier predicts the object in front only.
+    exceeds it by more than ``rival_margin``. A detector predicts an object by a box of its class that overlaps it by
+    ``iou_threshold``, whatever overlaps its adapter has. Occluded objects do not count, nor do those of unknown
+    hardness: a classifier predicts the object in front only.
+
+    An image is kept with all its corrected labels, and with ``ids``: those of pasted objects are negative. The
+    discriminator, if there is one, is trained beside the model instead, see :func:`~terse_aug.lockstep.mix_batches`.
 
     Args:
         terse: its policy updates at its own interval.
@@ -67,11 +68,15 @@ class HardExampleMiner:
         hard_below: probability in (0, 1]; with 1 everything is hard.
         rival_margin: difference of probabilities in [0, 1), for a model that gives class probabilities; replaces
             ``hard_below``.
+        iou_threshold: overlap in (0, 1], for a :class:`~terse_aug.models.DetectorAdapter`; other models have none.
+        learning_batches: the first batches of a run, from which the policy learns and nothing is kept; from then on it
+            is left as it is. By default it learns and examples are kept in all batches.
 
     Raises:
-        ValueError: a number outside its range; more wanted than the cache can hold; a label that no foreground has or
-            whose weight is 0; a cache with another pixel format; ``Terse`` with robustness, or with balanced sampling
-            of a background pool; a ``rival_margin`` for a model without class probabilities.
+        ValueError: a number outside its range; more wanted than the cache can hold; a label that no foreground has,
+            whose weight is 0 or that the model does not have; a cache with another pixel format; ``Terse`` with
+            robustness, or with balanced sampling of a background pool; a ``rival_margin`` for a model without class
+            probabilities.
     """
 
     def __init__(
@@ -83,6 +88,8 @@ class HardExampleMiner:
         budget: int,
         hard_below: float = MISSED_BELOW,
         rival_margin: float | None = None,
+        iou_threshold: float = DETECTED_AT[0],
+        learning_batches: int | None = None,
     ) -> None:
         if budget < 1:
             raise ValueError(f"budget: expected at least 1 image, got {budget}")
@@ -94,11 +101,16 @@ class HardExampleMiner:
             raise ValueError(
                 f"rival_margin: expected a model with class_probabilities, got {type(model).__name__}; give hard_below"
             )
-        _check_wanted(wanted, terse, cache)
+        if not 0 < iou_threshold <= 1:
+            raise ValueError(f"iou_threshold: expected an overlap in (0, 1], got {iou_threshold}")
+        if learning_batches is not None and learning_batches < 0:
+            raise ValueError(f"learning_batches: expected at least 0, got {learning_batches}")
+        _check_wanted(wanted, terse, model, cache)
         _check_terse(terse, cache)
-        self._terse, self._model, self._cache = terse, model, cache
+        self._terse, self._model, self._cache = terse, _at_overlap(model, iou_threshold), cache
         self._wanted, self._budget = dict(wanted), budget
         self._hard_below, self._rival_margin = hard_below, rival_margin
+        self._learning_batches = learning_batches
 
     @property
     def terse(self) -> Terse:
@@ -135,17 +147,20 @@ class HardExampleMiner:
             raise ValueError("expected Terse in training mode: terse.train()")
         report = resume_from or MiningReport()
         report = replace(report, complete=not self._lacking(report.found))
-        restriction = self._terse.sampler.allowed_labels
+        restriction, updater = self._terse.sampler.allowed_labels, self._terse.trainer.updater
+        updater.discriminator_fixed = True
         upcoming = iter(batches)
         try:
             while not report.complete and report.model_forwards < self._budget:
                 batch = next(upcoming, None)
                 if batch is None:
                     break
+                updater.policy_fixed = self._learning_batches is not None and self._keeps(report)
                 report = self._mine(batch, report)
                 if progress is not None:
                     progress(report)
         finally:
+            updater.policy_fixed = updater.discriminator_fixed = False
             self._terse.restrict_labels(restriction)
         return report
 
@@ -164,8 +179,8 @@ class HardExampleMiner:
             seen += len(rows)
             hard_labels = [int(target["labels"][row]) for row in rows if bool(own[row])]
             lacking = [label for label in hard_labels if label in self._lacking(found)]
-            if lacking:
-                self._cache.add(image, target, lacking[0])
+            if lacking and self._keeps(before):
+                self._cache.add(image, _with_ids(target, pastes), lacking[0])
                 found[lacking[0]] += 1
         forwards += before.model_forwards + extra
         return MiningReport(dict(found), seen, forwards, before.batches + 1, complete=not self._lacking(found))
@@ -180,6 +195,7 @@ class HardExampleMiner:
             images passed through the model.
         """
         policy, forwards = self._terse.policy, len(images)
+        images = self._terse.pixel_format.as_float(images)
         outcomes = extra_forward_outcomes([image.detach() for image in images], targets, self._model)
         hardness = [own for own, _ in outcomes]
         known = torch.cat([own.float() for own in hardness])
@@ -227,18 +243,46 @@ class HardExampleMiner:
         rivals = probabilities.scatter(1, column, 0).amax(1)
         return rivals - (1 - hardness) > self._rival_margin
 
+    def _keeps(self, report: MiningReport) -> bool:
+        """Whether hard examples of the batch after a report are kept."""
+        return report.batches >= (self._learning_batches or 0)
+
     def _lacking(self, found: Mapping[int, int]) -> set[int]:
         """Labels that still lack examples."""
         return {label for label, wanted in self._wanted.items() if found.get(label, 0) < wanted}
 
 
-def _check_wanted(wanted: Mapping[int, int], terse: Terse, cache: HardExampleCache) -> None:
+def _at_overlap(model: ModelAdapter, iou_threshold: float) -> ModelAdapter:
+    """The model, or for a detector a shallow copy of its adapter by which that overlap counts."""
+    if isinstance(model, DetectorAdapter):
+        model = copy.copy(model)
+        model.iou_thresholds = (iou_threshold,)
+    return model
+
+
+def _with_ids(target: Target, pastes: Sequence[Paste]) -> Target:
+    """The target of a composite with ``ids``, as Terse gives them to images that have this field."""
+    if "ids" in target:
+        return target
+    rows = [paste.row for paste in pastes if paste.row is not None]
+    ids = torch.arange(len(target["labels"]), device=target["labels"].device)
+    ids[rows] = -1 - torch.arange(len(rows), device=ids.device)
+    return target | {"ids": ids}
+
+
+def _check_wanted(wanted: Mapping[int, int], terse: Terse, model: ModelAdapter, cache: HardExampleCache) -> None:
     if not wanted or min(wanted.values()) < 0:
         raise ValueError(f"wanted: expected a number of hard examples for each label, got {dict(wanted)}")
     if sum(wanted.values()) > cache.capacity:
         raise ValueError(f"wanted: {sum(wanted.values())} examples, more than the cache's capacity {cache.capacity}")
     if unknown := sorted(set(wanted) - set(terse.bank.labels.tolist())):
         raise ValueError(f"wanted: no foreground in the bank has the label(s) {unknown}")
+    limit = max(wanted) + 1 if model.label_limit is None else model.label_limit
+    if foreign := sorted(label for label in wanted if not model.first_label <= label < limit):
+        raise ValueError(
+            f"wanted: the model's labels are {model.first_label} to {limit - 1}, got {foreign}; give Terse(model=..., "
+            "classes=...), which matches the bank's classes to the model's by name"
+        )
     drawn = terse.sampler.snapshot().possible_labels()
     if drawn is not None and (never := sorted(set(wanted) - set(drawn))):
         raise ValueError(f"wanted: the sampler never draws the label(s) {never}, whose weight is 0")
@@ -254,35 +298,3 @@ def _check_terse(terse: Terse, cache: HardExampleCache) -> None:
         )
     if cache.pixel_format != terse.pixel_format:
         raise ValueError(f"expected a cache with {terse.pixel_format}, as Terse has, got one with {cache.pixel_format}")
-
-
-def mix_batches(
-    batches: Iterable[Batch], cache: HardExampleCache, fraction: float, seed: int, epoch: int = 0
-) -> Iterator[tuple[list[Tensor], list[Target]]]:
-    """Replace a fraction of the images of real batches by hard examples.
-
-    Args:
-        batches: real images and targets.
-        cache: not empty.
-        fraction: of the images, in [0, 1]; where it is no whole number of images, the rest is carried over to the next
-            batch.
-        seed: the draws are a function of it, the epoch and the number of the batch.
-        epoch: give another one in every pass, or the same examples are drawn again.
-
-    Raises:
-        ValueError: a fraction outside [0, 1], or an empty cache.
-    """
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"fraction: expected a value within [0, 1], got {fraction}")
-    seen = replaced = 0
-    for number, (images, targets) in enumerate(batches):
-        seen += len(targets)
-        count = math.floor(fraction * seen + _ROUNDING) - replaced
-        replaced += count
-        kept = len(targets) - count
-        hard_images, hard_targets = (
-            cache.sample(count, generator_for(seed, "mixed", epoch, number)) if count else ([], [])
-        )
-        device = images[0].device
-        moved = [{name: value.to(device) for name, value in target.items()} for target in hard_targets]
-        yield [*list(images)[:kept], *(image.to(device) for image in hard_images)], [*list(targets)[:kept], *moved]

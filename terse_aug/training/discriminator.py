@@ -55,8 +55,12 @@ class PatchDiscriminator(nn.Module):
 
 
 def discriminator_loss(real: Tensor, composite: Tensor) -> Tensor:
-    """``-(E log D(x) + E log(1 - D(composite)))`` from logits (TERSE, CVPR 2019, equation of L_D)."""
-    return F.softplus(-real).mean() + F.softplus(composite).mean()
+    """``-(E log D(x) + E log(1 - D(composite)))`` from logits (TERSE, CVPR 2019, equation of L_D).
+
+    One of both may be empty, and its term is 0.
+    """
+    terms = (F.softplus(-real), F.softplus(composite))
+    return torch.stack([term.mean() for term in terms if len(term)]).sum()
 
 
 def realism_loss(composite: Tensor) -> Tensor:
@@ -75,7 +79,8 @@ def object_crops(images: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         float ``[R, 3, CROP, CROP]``, R the sum of all R_b, differentiable in the images.
     """
     crops = []
-    for image, own in zip(images, to_device(boxes, images[0].device), strict=True):
+    on_device = to_device(boxes, images[0].device) if images else []
+    for image, own in zip(images, on_device, strict=True):
         if len(own):
             crops.append(roi_align(image[None].float(), [_with_context(own.float())], CROP, aligned=True))
     return torch.cat(crops) if crops else torch.zeros(0, 3, CROP, CROP)

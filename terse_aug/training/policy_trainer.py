@@ -82,7 +82,7 @@ class PolicyTrainer(nn.Module):
     def learns_from_batch(self) -> bool:
         """Whether the policy will learn from the batch of this iteration; warns where gradients are switched off."""
         if self.policy.learns_from == "hardness":
-            return self.policy.learns
+            return self.updater.learns
         if self._policy_is_due() and not torch.is_grad_enabled():
             self._metrics.counts["dropped/graph"] += 1
             self._warn.warn("no_gradient", _NO_GRADIENT)
@@ -240,7 +240,7 @@ class PolicyTrainer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def _policy_is_due(self) -> bool:
-        return self.policy.learns and self._metrics.counts["iterations"] % self.policy.update_interval == 0
+        return self.updater.learns and self._metrics.counts["iterations"] % self.policy.update_interval == 0
 
     def _sampler_is_due(self) -> bool:
         return self.sampler.learns and self._metrics.counts["iterations"] % self.sampler.update_interval == 0

@@ -53,6 +53,11 @@ class PolicyUpdater(nn.Module):
         policy: proposes the transforms, and has the settings of its updates.
         seed: of the discriminator's initial weights.
         pixel_format: of the images.
+
+    Attributes:
+        policy_fixed: whether the policy composes without learning. Not a part of the state.
+        discriminator_fixed: whether :meth:`update` leaves the discriminator as it is. Not a part of the state.
+        discriminator_steps: made by :meth:`train_discriminator`. Not a part of the state.
     """
 
     def __init__(self, policy: Policy, seed: int, pixel_format: PixelFormat) -> None:
@@ -62,12 +67,18 @@ class PolicyUpdater(nn.Module):
         self.policy_optimizer: BufferedAdam | None = None
         self.discriminator: PatchDiscriminator | None = None
         self.discriminator_optimizer: BufferedAdam | None = None
+        self.policy_fixed, self.discriminator_fixed, self.discriminator_steps = False, False, 0
         if policy.learns:
             self.policy_optimizer = BufferedAdam(policy.parameters(), policy.learning_rate)
             if policy.discriminator_weight > 0 and policy.learns_from == "gradient":
                 self.discriminator = PatchDiscriminator(seed)
                 parameters = self.discriminator.parameters()
                 self.discriminator_optimizer = BufferedAdam(parameters, policy.learning_rate, _GAN_BETAS)
+
+    @property
+    def learns(self) -> bool:
+        """Whether the policy learns from the batches that it composes."""
+        return self.policy.learns and not self.policy_fixed
 
     def pending_batch(
         self, proposal: Proposal, composites: Composites, images: Sequence[Tensor], targets: Sequence[Target]
@@ -99,9 +110,7 @@ class PolicyUpdater(nn.Module):
             for leaf, gradient in zip(proposal.leaves, gradients, strict=True)
         )
         proposal.metrics["realism"] = -loss.detach()
-        real = [_inside(target["boxes"].detach(), image) for target, image in zip(targets, images, strict=True)]
-        crops = object_crops([self._pixel_format.decode(image.detach()) for image in images], real)
-        pending.real = crops[crops.isfinite().flatten(1).all(1)]
+        pending.real = self._real_crops(images, targets)
         pending.composite = crops_pasted.detach()
         return pending
 
@@ -174,9 +183,10 @@ class PolicyUpdater(nn.Module):
             missing = "no_gradient" if pending_batches else "nothing_pasted"
             return UpdateResult("not_finite" if ranks_failed else missing, values)
         norm = self._descend(self.policy, self.policy_optimizer, ranks_reached)
-        if self.discriminator is not None and self.discriminator_optimizer is not None:
-            networks = self.discriminator, self.discriminator_optimizer
-            self._train_discriminator(pending_batches, *networks, ~norm.isfinite(), values, device)
+        if not self.discriminator_fixed:
+            known = [(own.real, own.composite) for own in pending_batches]
+            crops = [(real, made) for real, made in known if real is not None and made is not None and len(real)]
+            values.update(self._train_discriminator(crops, ~norm.isfinite(), device))
         return UpdateResult("", values | {"gradient_norm": norm}, norm[None])
 
     def _accumulate(
@@ -220,28 +230,54 @@ class PolicyUpdater(nn.Module):
         optimizer.step(skip=failed if skip is None else failed | skip)
         return norm
 
+    def train_discriminator(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor | float]:
+        """Train the discriminator on real objects and on kept composites, beside the detector.
+
+        Args:
+            images: float or uint8; composites are those with objects of negative ``ids``, which are the pasted ones.
+            targets: theirs. The objects of an image without pastes are real ones.
+
+        Returns:
+            Values for the log.
+        """
+        pasted = [target["ids"] < 0 if "ids" in target else None for target in targets]
+        composites = [own is not None and bool(own.any()) for own in pasted]
+        real = [number for number, composite in enumerate(composites) if not composite]
+        crops_real = self._real_crops([images[number] for number in real], [targets[number] for number in real])
+        made = [number for number, composite in enumerate(composites) if composite]
+        boxes = [targets[number]["boxes"][pasted[number]] for number in made]
+        crops = object_crops([self._pixel_format.decode(images[number].detach()) for number in made], boxes)
+        device = images[0].device
+        values = self._train_discriminator([(crops_real, crops)], torch.zeros((), dtype=torch.bool), device)
+        self.discriminator_steps += bool(values)
+        return values
+
+    def _real_crops(self, images: Sequence[Tensor], targets: Sequence[Target]) -> Tensor:
+        """Crops of the annotated objects that are inside their images and have finite pixels."""
+        boxes = [_inside(target["boxes"].detach(), image) for target, image in zip(targets, images, strict=True)]
+        crops = object_crops([self._pixel_format.decode(image.detach()) for image in images], boxes)
+        return crops[crops.isfinite().flatten(1).all(1)]
+
     def _train_discriminator(
-        self,
-        pending_batches: Sequence[PendingBatch],
-        discriminator: PatchDiscriminator,
-        optimizer: BufferedAdam,
-        skip: Tensor,
-        values: dict[str, Tensor | float],
-        device: torch.device,
-    ) -> None:
-        discriminator.zero_grad(set_to_none=True)
-        seen = False
-        for pending in pending_batches:
-            if pending.real is None or pending.composite is None or len(pending.real) == 0:
+        self, crops: Sequence[tuple[Tensor, Tensor]], skip: Tensor, device: torch.device
+    ) -> dict[str, Tensor | float]:
+        """One step on crops of real and of pasted objects; the values for the log."""
+        values: dict[str, Tensor | float] = {}
+        if self.discriminator is None or self.discriminator_optimizer is None:
+            return values
+        self.discriminator.zero_grad(set_to_none=True)
+        for sides in crops:
+            if not any(map(len, sides)):
                 continue
             with torch.autocast(device.type, enabled=False):
-                loss = discriminator_loss(discriminator(pending.real), discriminator(pending.composite))
+                real, composite = (self.discriminator(own) if len(own) else own for own in sides)
+                loss = discriminator_loss(real, composite)
             torch.autograd.backward(loss)
             values["discriminator_loss"] = loss.detach()
-            seen = True
-        (ranks,) = sum_over_ranks([float(seen)], device)
+        (ranks,) = sum_over_ranks([float(bool(values))], device)
         if ranks:
-            self._descend(discriminator, optimizer, ranks, skip)
+            self._descend(self.discriminator, self.discriminator_optimizer, ranks, skip.to(device))
+        return values
 
 
 def _inside(boxes: Tensor, image: Tensor) -> Tensor:
