@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -221,7 +223,7 @@ def test_what_cannot_be_drawn_is_counted_with_its_reason(tmp_path: Path) -> None
     assert sum(report.kept.values()) == len(ForegroundBank.open(tmp_path / "out.bank"))
 
 
-@pytest.mark.parametrize("scale", [1e30, 1e-30])
+@pytest.mark.parametrize("scale", [1e200, 1e-30])
 def test_the_scale_of_a_model_does_not_matter(scale: float, tmp_path: Path) -> None:
     text = "v 0 0 0\nv {s} 0 0\nv 0 0 {s}\nf 1 2 3\n"
     (tmp_path / "one.obj").write_text(text.format(s=1))
@@ -283,3 +285,28 @@ def test_rules_apply_to_views(tmp_path: Path) -> None:
     rules = ExtractionRules(min_area=100000)
     with pytest.raises(ValueError, match="fewer than 100000 px visible"):
         build_from_mesh(tmp_path, tmp_path / "none.bank", views=settings, rules=rules, jobs=1)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have OpenGL of their own")
+def test_without_opengl_the_command_ends_in_one_line_and_not_in_a_crash(tmp_path: Path) -> None:
+    ball(tmp_path / "ball.ply")
+    script = (
+        "import sys, terse_aug.bank; assert not {'trimesh', 'vtkmodules', 'torch'} & set(sys.modules);"
+        "from terse_aug.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        "bank",
+        "build",
+        "mesh",
+        "--meshes",
+        tmp_path,
+        "--out",
+        tmp_path / "o.bank",
+    ]
+    hidden = {"__EGL_VENDOR_LIBRARY_FILENAMES": str(tmp_path / "none.json"), "VTK_DEFAULT_OPENGL_WINDOW": ""}
+    run = subprocess.run(command, env={**os.environ, **hidden}, capture_output=True, text=True, check=False)
+    assert run.returncode == 2, run.stderr
+    assert "install Mesa" in run.stderr.splitlines()[-1]
