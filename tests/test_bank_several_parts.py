@@ -25,7 +25,14 @@ from PIL import Image
 from test_bank_cutters import RedCutter
 from test_bank_resume import interrupt
 
-from terse_aug.bank import ExtractionRules, ForegroundBank, build_from_coco, build_from_rgba, build_from_voc
+from terse_aug.bank import (
+    ExtractionRules,
+    ForegroundBank,
+    ViewSettings,
+    build_from_coco,
+    build_from_rgba,
+    build_from_voc,
+)
 from terse_aug.bank.analysis import bank_statistics, render_report
 from terse_aug.bank.build.chunks import Source
 from terse_aug.bank.build.parts import EMPTY_PART, OTHER_LABEL, BuildPart, join_parts
@@ -119,12 +126,21 @@ def products(own: AnnotatedImage) -> Paths:
     return {"folder": own.images, "masks": save_mask(own.root / "masks/scene.png", 255 * true_masks()[0]).parent}
 
 
+def mesh(own: AnnotatedImage) -> Paths:
+    pytest.importorskip("vtkmodules")
+    trimesh = pytest.importorskip("trimesh")
+    (own.root / "models").mkdir()
+    trimesh.creation.icosphere().export(own.root / "models/cat.ply")
+    return {"meshes": own.root / "models", "views": ViewSettings(views=1, size=48)}
+
+
 MAKERS: dict[str, Callable[[AnnotatedImage], Paths]] = {
     "coco": coco,
     "cvat": cvat,
     "label-studio": label_studio,
     "labelme": lambda own: {"folder": as_labelme(own), "images": own.images},
     "masks": masks,
+    "mesh": mesh,
     "object-masks": object_masks,
     "panoptic": panoptic,
     "products": products,
@@ -151,8 +167,8 @@ def test_every_source_reads_two_parts_of_the_same_file_names(source: str, tmp_pa
     for number, part in enumerate(parts):
         reader.build(**part, out=tmp_path / f"{number}.bank", **options)
         single.append(content(tmp_path / f"{number}.bank"))
-    lists = {name: [part[name] for part in parts] for name in parts[0] if name != "cutter"}
-    shared = {"cutter": parts[0]["cutter"]} if "cutter" in parts[0] else {}
+    shared = {name: parts[0][name] for name in ("cutter", "views") if name in parts[0]}
+    lists = {name: [part[name] for part in parts] for name in parts[0].keys() - shared.keys()}
     report = reader.build(**lists, **shared, out=tmp_path / "both.bank", **options)
     assert report.images == 2
     with ForegroundBank.open(report.path) as bank:

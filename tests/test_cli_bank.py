@@ -143,9 +143,9 @@ def test_every_flag_is_explained(source: str, capsys: pytest.CaptureFixture[str]
     assert "the bank to write" in text
     assert "`" not in text
     assert not re.search(r"\bfunction|\bNone\b|content of", text), "help is for the command line"
-    of_their_own = ("masks", "object-masks", "rgba", "products", "unlabelled", "video", "generator")
+    of_their_own = ("masks", "object-masks", "rgba", "products", "mesh", "unlabelled", "video", "generator")
     assert ("--min-box-agreement" in text) == (source not in of_their_own)
-    assert ("--drop-truncated" in text) == (source != "rgba")
+    assert ("--drop-truncated" in text) == (source not in ("rgba", "mesh"))
 
 
 def test_a_page_is_on_disk_before_it_replaces_an_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,14 @@ from terse_aug.bank.extract import ExtractionRules
 from terse_aug.bank.inputs.images import NoAlphaError, read_image, read_rgba
 from terse_aug.bank.inputs.masks import segmentation_as_json
 from terse_aug.bank.merge import MergeReport, merge_banks
+from terse_aug.bank.meshes.views import ViewSettings
 from terse_aug.bank.readers.annotated_images import AnnotationOptions
 from terse_aug.bank.readers.coco import build_from_coco
 from terse_aug.bank.readers.cvat import build_from_cvat
 from terse_aug.bank.readers.instance_masks import build_from_masks
 from terse_aug.bank.readers.label_studio import build_from_label_studio
 from terse_aug.bank.readers.labelme import build_from_labelme
+from terse_aug.bank.readers.mesh import build_from_mesh
 from terse_aug.bank.readers.object_masks import build_from_object_masks
 from terse_aug.bank.readers.panoptic import build_from_panoptic
 from terse_aug.bank.readers.products import build_from_products
@@ -49,11 +51,13 @@ __all__ = [
     "NoAlphaError",
     "PlainBackground",
     "UnknownClassesError",
+    "ViewSettings",
     "build_from_coco",
     "build_from_cvat",
     "build_from_label_studio",
     "build_from_labelme",
     "build_from_masks",
+    "build_from_mesh",
     "build_from_object_masks",
     "build_from_panoptic",
     "build_from_products",

@@ -19,6 +19,7 @@ from terse_aug.bank import (
     BuildReport,
     ExtractionRules,
     PlainBackground,
+    ViewSettings,
 )
 from terse_aug.bank.inputs.pillow_settings import limited_pixels
 from terse_aug.bank.readers import READERS
@@ -30,6 +31,8 @@ from terse_aug.cli.output import progress_bar
 Build = Callable[..., BuildReport]
 
 _BOXES = BoxMasks("grabcut")
+_SETTINGS = {"background": PlainBackground(), "views": ViewSettings()}
+"""Arguments that are dataclasses, with their defaults; each of their fields has a flag."""
 _FLAG_NAMES = {"categories": "category", "modules": "import"}
 _SHARED = {"out", "rules", "overwrite", "progress", "boxes", "only_read", "only_planned", "cutter"}
 """Arguments whose flags do not follow from their types."""
@@ -168,8 +171,8 @@ class _Once(argparse.Action):
 
 def add_flag(parser: argparse._ActionsContainer, name: str, annotation: str, default: Any, help_text: str) -> None:
     """Add the flag of an argument, by its annotation as text."""
-    if annotation.startswith("PlainBackground"):
-        add_flags(parser, PlainBackground())
+    if name in _SETTINGS and annotation.startswith(type(_SETTINGS[name]).__name__):
+        add_flags(parser, _SETTINGS[name])
         return
     kwargs: dict[str, Any] = {"help": help_text.replace("%", "%%"), "dest": name}
     if annotation == "bool":
@@ -202,9 +205,9 @@ def _run(build: Build, names: list[str], arguments: argparse.Namespace) -> int:
         values["boxes"] = _box_masks(arguments)
     if "cutter" in names:
         values["cutter"] = open_cutter("--cutter", arguments.cutter)
-    if "background" in names:
-        background = with_flags(PlainBackground(), arguments)
-        values["background"] = None if background == PlainBackground() else background
+    for name in _SETTINGS.keys() & set(names):
+        given = with_flags(_SETTINGS[name], arguments)
+        values[name] = None if given == _SETTINGS[name] else given
     with limited_pixels(getattr(arguments, "max_image_pixels", None)), progress_bar() as show:
         values["progress"] = lambda done, total: show("extracting", done, total)
         report = build(**values)

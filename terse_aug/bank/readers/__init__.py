@@ -24,6 +24,7 @@ from terse_aug.bank.readers.cvat import build_from_cvat
 from terse_aug.bank.readers.instance_masks import build_from_masks
 from terse_aug.bank.readers.label_studio import build_from_label_studio
 from terse_aug.bank.readers.labelme import build_from_labelme
+from terse_aug.bank.readers.mesh import build_from_mesh
 from terse_aug.bank.readers.object_masks import build_from_object_masks
 from terse_aug.bank.readers.panoptic import build_from_panoptic
 from terse_aug.bank.readers.products import build_from_products
@@ -57,6 +58,7 @@ READERS = {
     "object-masks": Reader(build_from_object_masks, BuildOptions, _NO_BOXES),
     "rgba": Reader(build_from_rgba, BuildOptions, (*_NO_BOXES, "drop_truncated")),
     "products": Reader(build_from_products, BuildOptions, _NO_BOXES),
+    "mesh": Reader(build_from_mesh, BuildOptions, (*_NO_BOXES, "drop_truncated", "black_16bit", "white_16bit")),
     "unlabelled": Reader(build_from_unlabelled, BuildOptions, _NO_BOXES),
     "video": Reader(build_from_video, None, _NO_BOXES),
     "voc": Reader(build_from_voc, AnnotationOptions),
