@@ -24,6 +24,10 @@ trimesh = pytest.importorskip("trimesh")
 pytest.importorskip("vtkmodules")
 
 SIZE = 96
+try:
+    renderer_of(SIZE)
+except ValueError as error:
+    pytest.skip(str(error), allow_module_level=True)
 FLAT = {"light_intensity": (0.0, 0.0), "ambient": (1.0, 1.0)}
 FACES = {
     (0, 0): (250, 10, 20),
