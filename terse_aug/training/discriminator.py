@@ -59,8 +59,8 @@ def discriminator_loss(real: Tensor, composite: Tensor) -> Tensor:
 
     One of both may be empty, and its term is 0.
     """
-    terms = (F.softplus(-real), F.softplus(composite))
-    return torch.stack([term.mean() for term in terms if len(term)]).sum()
+    terms = [term.mean() for term in (F.softplus(-real), F.softplus(composite)) if len(term)]
+    return terms[0] if len(terms) == 1 else terms[0] + terms[1]  # sum() would launch one kernel more
 
 
 def realism_loss(composite: Tensor) -> Tensor:

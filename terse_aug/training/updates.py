@@ -183,7 +183,7 @@ class PolicyUpdater(nn.Module):
             missing = "no_gradient" if pending_batches else "nothing_pasted"
             return UpdateResult("not_finite" if ranks_failed else missing, values)
         norm = self._descend(self.policy, self.policy_optimizer, ranks_reached)
-        if not self.discriminator_fixed:
+        if self.discriminator is not None and not self.discriminator_fixed:
             known = [(own.real, own.composite) for own in pending_batches]
             crops = [(real, made) for real, made in known if real is not None and made is not None and len(real)]
             values.update(self._train_discriminator(crops, ~norm.isfinite(), device))
