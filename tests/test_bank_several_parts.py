@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,7 @@ from terse_aug.bank import (
     build_from_voc,
 )
 from terse_aug.bank.analysis import bank_statistics, render_report
-from terse_aug.bank.build.chunks import Source
-from terse_aug.bank.build.parts import EMPTY_PART, OTHER_LABEL, BuildPart, join_parts
-from terse_aug.bank.build.report import BuildLog
+from terse_aug.bank.build.parts import EMPTY_PART, OTHER_LABEL
 from terse_aug.bank.readers import READERS
 from terse_aug.bank.readers.annotated_images import AnnotationOptions, read_annotations
 from terse_aug.cli import main
@@ -279,28 +277,6 @@ def test_a_sheet_shows_the_image_of_the_right_part(tmp_path: Path) -> None:
         pixels = np.asarray(Image.open(sheet).convert("RGB"))
         colors = [(pixels == color).all(-1).sum() for color in ((250, 0, 0), (0, 0, 250))]
         assert min(colors) > 1000, "both photographs are drawn"
-
-
-def test_images_with_many_objects_are_in_chunks_of_their_own() -> None:
-    counts = {"a": [1, 1, 60], "b": [60, 2, 2]}
-    joined = join_parts(
-        {
-            name: BuildPart(Source(own, Unused(), {}, object_count=lambda item: item), {}, {1: "cat"}, (), Path)
-            for name, own in counts.items()
-        },
-        own_labels=False,
-    )
-    assert [[item for _, item in chunk] for chunk in joined.source.chunks()] == [[1, 1, 60], [60, 2, 2]]
-
-
-class Unused:
-    """An extractor of no objects."""
-
-    def objects(self, item: Any, log: BuildLog) -> Iterator[Foreground]:
-        yield from ()
-
-    def files(self, item: Any) -> tuple[Path, ...]:
-        return ()
 
 
 def test_the_report_shows_copies_between_parts(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from terse_aug.bank.inputs.images import read_image
+from terse_aug.bank.inputs.images import load_image, read_image
 from terse_aug.bank.inputs.mask_files import read_object_numbers
 from terse_aug.generators.latents import SampleKey, Truncation
 from terse_aug.generators.protocol import FeatureGenerator, check_key, render_sample, sample_latent, short_name
@@ -226,11 +226,11 @@ def _read_mask(path: Path, size: tuple[int, ...]) -> NDArray[np.bool_]:
 
 
 def _without_black(path: Path) -> NDArray[np.bool_]:
-    with Image.open(path) as image:
-        if image.mode == "P":  # its numbers say nothing about its colors
-            colors = np.asarray(image.convert("RGBA"))
-            bright: NDArray[np.bool_] = (colors[..., :3].max(2) > 127) & (colors[..., 3] > 127)
-            return bright
+    image = load_image(path)
+    if image.mode == "P":  # its numbers say nothing about its colors
+        colors = np.asarray(image.convert("RGBA"))
+        bright: NDArray[np.bool_] = (colors[..., :3].max(2) > 127) & (colors[..., 3] > 127)
+        return bright
     found: NDArray[np.bool_] = read_object_numbers(path).numbers > 0
     return found
 
